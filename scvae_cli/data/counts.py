@@ -1,0 +1,283 @@
+"""Raw counts as the rest of the house knows them, and the checks that make them trustworthy.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from scvae_cli.data.slots import Slot
+
+
+class CellStore(Protocol):
+    """A place cells live: an AnnData in memory, or an .h5ad file."""
+
+    @property
+    def title(self) -> str:
+        """What to call it in a message."""
+
+    @property
+    def cell_names(self) -> np.ndarray:
+        """obs_names, n strings."""
+
+    @property
+    def gene_names(self) -> np.ndarray:
+        """var_names, g strings."""
+
+    @property
+    def obs_keys(self) -> list[str]:
+        """Columns of obs."""
+
+    @property
+    def layer_keys(self) -> list[str]:
+        """Names of the layers (X is not one of them)."""
+
+    @property
+    def matrix_names(self) -> list[str]:
+        """All matrices that could hold counts, in the order they are tried: 'layers["counts"]', "X", "raw"."""
+
+    def obs_column(self, key: str) -> np.ndarray:
+        """One column of obs as n values; missing ones are NaN or None."""
+
+    def matrix_genes(self, name: str) -> np.ndarray:
+        """Gene names of a matrix's columns; they differ from `gene_names` only for raw."""
+
+    def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
+        """A matrix as consecutive CSR blocks of rows, so that only one need be dense at a time."""
+
+    def existing(self, group: str) -> list[str]:
+        """Keys of one AnnData mapping, for "uns" every "/"-separated path."""
+
+    def uns_text(self, key: str) -> str | None:
+        """The string at `uns[key]` ("/"-separated), or None."""
+
+    def write(self, slots: Sequence[Slot], *, force: bool) -> None:
+        """Put results into the store, all or nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Raw counts of n cells × g genes.
+
+    Parameters
+    ----------
+    matrix
+        CSR, float32, holding non-negative integers; explicit zeros removed.
+    cell_names, gene_names
+        n and g strings.
+    source
+        The matrix they were read from: "X", "raw" or 'layers["NAME"]'.
+    batch
+        n strings naming each cell's batch, or None.
+    """
+
+    matrix: sp.csr_matrix
+    cell_names: np.ndarray
+    gene_names: np.ndarray
+    source: str
+    batch: np.ndarray | None = None
+
+    @property
+    def n_cells(self) -> int:
+        """Number of cells."""
+        return int(self.matrix.shape[0])
+
+    @property
+    def n_genes(self) -> int:
+        """Number of genes."""
+        return int(self.matrix.shape[1])
+
+    @property
+    def library_n(self) -> np.ndarray:
+        """Counts per cell over these genes, shape (n,), float64."""
+        return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
+
+    def cells(self, rows: np.ndarray) -> Counts:
+        """The counts of some cells, by index or mask."""
+        return replace(
+            self,
+            matrix=self.matrix[rows],
+            cell_names=self.cell_names[rows],
+            batch=None if self.batch is None else self.batch[rows],
+        )
+
+    def genes(self, columns: np.ndarray) -> Counts:
+        """The counts of some genes, by index, in that order."""
+        return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
+
+
+def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | None = None) -> Counts:
+    """Read the raw counts of a store.
+
+    Without `layer`, the first matrix that holds non-negative integers is taken: `layers["counts"]`, X, raw (from raw
+    only genes that are in var_names).
+
+    Raises
+    ------
+    DataError
+        When there are no cells or genes, gene or cell names repeat, or no matrix holds raw counts.
+    """
+    check_shape(store)
+    duplicate = first_duplicate(store.gene_names)
+    if duplicate is not None:
+        raise DataError(f"{store.title}: gene name {duplicate!r} occurs more than once", "adata.var_names_make_unique()")
+    duplicate = first_duplicate(store.cell_names)
+    if duplicate is not None:
+        raise DataError(f"{store.title}: cell name {duplicate!r} occurs more than once", "adata.obs_names_make_unique()")
+
+    names = candidate_matrices(store, layer)
+    refusals = []
+    for name in names:
+        loaded = _load(store, name)
+        if isinstance(loaded, str):
+            refusals.append(f"{name}: {loaded}")
+            continue
+        batch = None if batch_key is None else read_batch(store, batch_key)
+        matrix, genes = loaded
+        return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch)
+    raise DataError(
+        f"{store.title}: no raw counts found ({'; '.join(refusals)})",
+        "scvae models raw counts, not normalised values: keep them in layers[\"counts\"] or name their layer with --layer",
+    )
+
+
+def candidate_matrices(store: CellStore, layer: str | None) -> list[str]:
+    """The matrices to try for raw counts, in order.
+
+    Raises
+    ------
+    DataError
+        For a layer that is not there, or when there is no matrix at all.
+    """
+    if layer is not None:
+        if layer not in store.layer_keys:
+            known = ", ".join(store.layer_keys) or "none"
+            raise DataError(f"{store.title}: no layer {layer!r}", f"layers in the file: {known}")
+        return [f'layers["{layer}"]']
+    if not store.matrix_names:
+        raise DataError(f"{store.title}: there is no X, no raw and no layer called counts", "use --layer NAME")
+    return store.matrix_names
+
+
+def check_shape(store: CellStore) -> None:
+    """Refuse a matrix in which nothing can be learned."""
+    n_cells, n_genes = len(store.cell_names), len(store.gene_names)
+    if n_cells == 0 or n_genes == 0:
+        raise DataError(f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)", "check how it was made")
+
+
+def first_duplicate(names: np.ndarray) -> str | None:
+    """The first name that occurs twice, or None."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return str(name)
+        seen.add(name)
+    return None
+
+
+def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
+    """The batch of every cell, as n strings.
+
+    Raises
+    ------
+    DataError
+        For a column that is not there or has missing values.
+    """
+    return read_labels(store, batch_key, purpose="--batch-key")
+
+
+def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
+    """A categorical column of obs as n strings, refusing missing values."""
+    column = obs_values(store, key, purpose=purpose)
+    missing = is_missing(column)
+    if missing.any():
+        cell = store.cell_names[int(np.flatnonzero(missing)[0])]
+        raise DataError(
+            f"{store.title}: obs[{key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
+            f'drop them: adata[adata.obs["{key}"].notna()], or fill them in',
+        )
+    return np.asarray([str(value) for value in column], dtype=object)
+
+
+def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
+    """A column of obs, or a DataError that names the ones there are."""
+    if key not in store.obs_keys:
+        known = ", ".join(store.obs_keys) or "none"
+        raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
+    return store.obs_column(key)
+
+
+def is_missing(values: np.ndarray) -> np.ndarray:
+    """Mask of the values that are None or NaN."""
+    if values.dtype.kind == "f":
+        return np.isnan(values)
+    if values.dtype.kind in "iubSU":
+        return np.zeros(len(values), dtype=bool)
+    return np.asarray([value is None or value != value for value in values], dtype=bool)
+
+
+def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:
+    """Say why values are not raw counts.
+
+    Returns
+    -------
+    None when they are finite non-negative integers, else the reason and the position of the first offender.
+
+    >>> what_is_wrong(np.array([0.0, 3.0]))
+    >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
+    ('a negative value (-2)', 2)
+    """
+    if values.size == 0 or values.dtype.kind in "ub":
+        return None
+    if values.dtype.kind == "i":
+        bad = values < 0
+        return (f"a negative value ({values[bad.argmax()]})", int(bad.argmax())) if bad.any() else None
+    for reason, bad in (
+        ("NaN", np.isnan(values)),
+        ("an infinite value", np.isinf(values)),
+        ("a negative value ({:.4g})", values < 0),
+        ("values that are not whole numbers ({:.4g})", values != np.rint(values)),
+    ):
+        if bad.any():
+            first = int(bad.argmax())
+            return reason.format(values[first]), first
+    return None
+
+
+def _load(store: CellStore, name: str) -> tuple[sp.csr_matrix, np.ndarray] | str:
+    """A whole matrix as CSR with its gene names, or why it holds no raw counts."""
+    genes = store.matrix_genes(name)
+    columns: np.ndarray | None = None
+    if name == "raw":
+        known = set(store.gene_names)
+        columns = np.flatnonzero([gene in known for gene in genes])
+        if len(columns) == 0:
+            return "none of its genes is in var_names"
+        genes = genes[columns]
+    blocks = []
+    row = 0
+    for block in store.row_blocks(name):
+        wrong = what_is_wrong(block.data)
+        if wrong is not None:
+            reason, position = wrong
+            cell = store.cell_names[row + int(np.searchsorted(block.indptr, position, side="right")) - 1]
+            gene = store.matrix_genes(name)[block.indices[position]]
+            return f"it has {reason}, first in cell {cell!r}, gene {gene!r}"
+        row += block.shape[0]
+        if columns is not None:
+            block = block[:, columns]
+        blocks.append(block.astype(np.float32))
+    matrix: Any = blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
+    matrix.eliminate_zeros()
+    matrix.sort_indices()
+    return sp.csr_matrix(matrix), genes

@@ -1,0 +1,103 @@
+"""Where the arithmetic runs, in which precision, and why."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from scvae_cli.errors import DeviceError
+
+if TYPE_CHECKING:
+    import torch
+
+    from scvae_cli.config import ComputeConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """A device and precision that are there.
+
+    Parameters
+    ----------
+    device
+        The torch device.
+    precision
+        "fp32", "tf32" or "bf16", of the matrix products; likelihoods are computed in float32 or better.
+    reason
+        Why these, in words, for the user.
+    """
+
+    device: torch.device
+    precision: str
+    reason: str
+
+    def matrix_products(self) -> contextlib.AbstractContextManager[object]:
+        """Context in which matrix products run in the chosen precision."""
+        import torch
+
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return contextlib.nullcontext()
+
+
+def choose_compute(config: ComputeConfig) -> Compute:
+    """Turn what was asked for into what is there.
+
+    "auto" takes CUDA when there is one and otherwise the CPU; it never takes mps, whose operators are incomplete.
+
+    Raises
+    ------
+    DeviceError
+        When a device or precision was asked for by name and is not there.
+    """
+    import torch
+
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        why = "the CUDA device torch sees" if name == "cuda" else "no CUDA device is visible to torch"
+    else:
+        why = "as asked"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"{name!r} is not a device", "use auto, cpu, cuda, cuda:N or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise DeviceError(f"{name} was asked for, but torch sees no CUDA device", "use --device cpu or auto")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise DeviceError(f"{name} is not there: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi")
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError("mps was asked for, but torch sees no such device", "use --device cpu or auto")
+    elif device.type not in ("cpu", "mps"):
+        raise DeviceError(f"{name!r} is not a device scvae runs on", "use auto, cpu, cuda, cuda:N or mps")
+
+    precision, precision_why = _choose_precision(config.precision, device)
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    if config.deterministic and device.type == "cuda":
+        import os
+
+        # cuBLAS reads this when its handle is made, which is after this point.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return Compute(device=device, precision=precision, reason=f"{device} ({why}), {precision} ({precision_why})")
+
+
+def _choose_precision(asked: str, device: torch.device) -> tuple[str, str]:
+    import torch
+
+    has_tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    if asked == "auto":
+        if has_tensor_cores:
+            return "tf32", "this GPU multiplies TF32 on its tensor cores"
+        return "fp32", "plain float32 on this device"
+    if asked == "tf32" and not has_tensor_cores:
+        raise DeviceError(f"--precision tf32 needs an NVIDIA GPU of the Ampere generation or later, not {device}",
+                          "use --precision auto")  # fmt: skip
+    if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise DeviceError(f"--precision bf16 is not supported by {device}", "use --precision auto")
+    return asked, "as asked"
