@@ -68,7 +68,9 @@ class DataConfig:
             good = self.genes == "all" or (self.genes.startswith("@") and len(self.genes) > 1)
             _require(good, "genes", self.genes, '"all", or "@FILE" with one gene name a line')
             if self.n_top_genes is not None:
-                raise ConfigError("--genes and --n-top-genes were both given", "choose the genes in one of the two ways")
+                raise ConfigError(
+                    "--genes and --n-top-genes were both given", "choose the genes in one of the two ways"
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -269,7 +271,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", "--config takes a TOML file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"') from error
+        raise ConfigError(
+            f"{path} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"'
+        ) from error
     for name, section in content.items():
         if not isinstance(section, dict):
             raise ConfigError(

@@ -69,7 +69,9 @@ def choose_compute(config: ComputeConfig) -> Compute:
         if not torch.cuda.is_available():
             raise DeviceError(f"{name} was asked for, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise DeviceError(f"{name} is not there: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi")
+            raise DeviceError(
+                f"{name} is not there: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi"
+            )
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise DeviceError("mps was asked for, but torch sees no such device", "use --device cpu or auto")
     elif device.type not in ("cpu", "mps"):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -60,7 +61,7 @@ class CellStore(Protocol):
     def uns_text(self, key: str) -> str | None:
         """The string at `uns[key]` ("/"-separated), or None."""
 
-    def write(self, slots: Sequence[Slot], *, force: bool) -> None:
+    def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Put results into the store, all or nothing."""
 
 
@@ -129,10 +130,14 @@ def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | 
     check_shape(store)
     duplicate = first_duplicate(store.gene_names)
     if duplicate is not None:
-        raise DataError(f"{store.title}: gene name {duplicate!r} occurs more than once", "adata.var_names_make_unique()")
+        raise DataError(
+            f"{store.title}: gene name {duplicate!r} occurs more than once", "adata.var_names_make_unique()"
+        )
     duplicate = first_duplicate(store.cell_names)
     if duplicate is not None:
-        raise DataError(f"{store.title}: cell name {duplicate!r} occurs more than once", "adata.obs_names_make_unique()")
+        raise DataError(
+            f"{store.title}: cell name {duplicate!r} occurs more than once", "adata.obs_names_make_unique()"
+        )
 
     names = candidate_matrices(store, layer)
     refusals = []
@@ -146,7 +151,7 @@ def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | 
         return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch)
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        "scvae models raw counts, not normalised values: keep them in layers[\"counts\"] or name their layer with --layer",
+        'scvae models raw counts, not normalised values: keep them in layers["counts"] or name their layer with --layer',
     )
 
 
@@ -172,7 +177,9 @@ def check_shape(store: CellStore) -> None:
     """Refuse a matrix in which nothing can be learned."""
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
-        raise DataError(f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)", "check how it was made")
+        raise DataError(
+            f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)", "check how it was made"
+        )
 
 
 def first_duplicate(names: np.ndarray) -> str | None:

@@ -6,11 +6,49 @@ them out. `key_added` replaces "scvae" in every name, so the results of two mode
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from scvae_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from scvae_cli.data.counts import CellStore
 
 DEFAULT_KEY = "scvae"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowBlocks:
+    """A matrix too large to hold, as blocks of rows that can be walked through once.
+
+    Parameters
+    ----------
+    shape
+        Rows × columns.
+    dtype
+        Of every block.
+    blocks
+        Consecutive blocks of rows that together are the matrix.
+    """
+
+    shape: tuple[int, int]
+    dtype: np.dtype[Any]
+    blocks: Iterator[np.ndarray]
+
+    def whole(self) -> np.ndarray:
+        """The matrix in memory, shape `shape`."""
+        matrix = np.empty(self.shape, dtype=self.dtype)
+        start = 0
+        for block in self.blocks:
+            matrix[start : start + len(block)] = block
+            start += len(block)
+        assert start == self.shape[0], "the blocks must cover every row"
+        return matrix
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +62,7 @@ class Slot:
     key
         The name inside it; for "uns" a "/"-separated path.
     value
-        A numeric array, a `pandas.Categorical`, a string, a number, or (layers only) a `RowBlocks`.
+        A numeric array, a `pandas.Categorical`, a string, a number, a dict of these, or (layers only) a `RowBlocks`.
     """
 
     group: str
@@ -104,3 +142,49 @@ def slug(name: str) -> str:
     """
     cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_")
     return cleaned or "unnamed"
+
+
+def provenance(names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
+    """The record of one command's results, which also marks its slots as ours."""
+    record = facts | {"slots": [slot.path for slot in slots]}
+    return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
+
+
+def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
+    """Every run recorded in a store under one key: run name → what `provenance` wrote."""
+    prefix = f"{key_added}/runs/"
+    runs = {}
+    for path in store.existing("uns"):
+        if not path.startswith(prefix):
+            continue
+        try:
+            record = json.loads(store.uns_text(path) or "")
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("slots"), list):
+            runs[path[len(prefix) :]] = record
+    return runs
+
+
+def refuse_foreign(store: CellStore, slots: Sequence[Slot], names: SlotNames) -> None:
+    """Refuse to overwrite what scvae did not write.
+
+    A slot is ours when a run recorded under the same key lists it.
+
+    Raises
+    ------
+    DataError
+        Naming the first element that is in the way.
+    """
+    runs = read_runs(store, names.key_added)
+    ours = {path for run in runs.values() for path in run["slots"]} | {f"uns/{names.run(run)}" for run in runs}
+    for slot in slots:
+        taken = slot.key in store.existing(slot.group) and slot.path not in ours
+        # A value of the user's own where a folder of ours should be.
+        folder = names.key_added if slot.group == "uns" and not runs else None
+        if taken or (folder is not None and folder in store.existing("uns")):
+            path = slot.path if taken else f"uns/{folder}"
+            raise DataError(
+                f"{store.title}: {path} is there already and was not written by scvae",
+                "use --force to replace it, or --key-added NAME to write under another name",
+            )

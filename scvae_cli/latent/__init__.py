@@ -1,0 +1,1 @@
+"""What one trained model says about cells: one question a file."""

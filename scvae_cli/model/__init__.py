@@ -1,0 +1,1 @@
+"""The variational autoencoder: likelihoods, networks, and the folder a model lives in."""

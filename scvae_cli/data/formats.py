@@ -1,0 +1,98 @@
+"""Any input to a place cells live: .h5ad files, 10x Genomics .h5 files and mtx folders, AnnData in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvae_cli.data.atomic import replacing
+from scvae_cli.data.h5ad import H5adFile
+from scvae_cli.data.h5ad_edit import check_new_file
+from scvae_cli.data.memory import AnnDataStore
+from scvae_cli.data.slots import Slot
+from scvae_cli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from scvae_cli.data.counts import CellStore
+
+
+class ForeignFile(AnnDataStore):
+    """Cells read from a format that cannot hold results; they are written to an .h5ad of their own."""
+
+    def __init__(self, adata: AnnData, path: Path) -> None:
+        super().__init__(adata, title=path.name)
+        self.path = path
+
+    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
+        """Write cells and results to `output`, whole or not at all."""
+        if output is None:
+            raise ConfigError(f"{self.path} is not an .h5ad, so results cannot go back into it", "use -o OUT.h5ad")
+        check_new_file(output, force=force)
+        super().write(slots)
+        with replacing(output) as sibling:
+            self.adata.write_h5ad(sibling)
+
+
+def open_store(data: AnnData | Path | str) -> CellStore:
+    """Open whatever holds cells.
+
+    Parameters
+    ----------
+    data
+        An AnnData, or the path of an .h5ad, a 10x .h5, or a 10x mtx folder.
+
+    Raises
+    ------
+    DataError
+        When there is nothing there, or nothing scvae can read.
+    """
+    if not isinstance(data, str | Path):
+        return AnnDataStore(data)
+    path = Path(data)
+    if path.is_dir():
+        return ForeignFile(_read_10x_folder(path), path)
+    if path.suffix == ".h5":
+        return ForeignFile(_read_10x_h5(path), path)
+    return H5adFile(path)
+
+
+def _read_10x_folder(path: Path) -> AnnData:
+    if path.suffix == ".scvae":
+        raise DataError(f"{path} is a model folder, not data", "the data comes first, the model with -m")
+    names = ("matrix.mtx", "matrix.mtx.gz")
+    if not any((path / name).exists() for name in names):
+        raise DataError(f"{path} is a folder without a matrix.mtx", "name an .h5ad file, a 10x .h5 or a 10x mtx folder")
+    import scanpy as sc
+
+    try:
+        return _unique_genes(sc.read_10x_mtx(path))
+    except Exception as error:  # whatever a half-written folder makes scanpy's parsers raise
+        raise DataError(f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}", _TENX_HINT) from error
+
+
+def _read_10x_h5(path: Path) -> AnnData:
+    if not path.exists():
+        raise DataError(f"{path} does not exist", "check the path")
+    import scanpy as sc
+
+    try:
+        return _unique_genes(sc.read_10x_h5(path))
+    except Exception as error:  # as above
+        raise DataError(f"{path} cannot be read as a 10x .h5: {_first_line(error)}", _TENX_HINT) from error
+
+
+_TENX_HINT = "it should be as Cell Ranger writes it"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _unique_genes(adata: Any) -> AnnData:
+    # 10x names genes by symbol, and a few symbols stand for two genes; scanpy's readers leave that to the user.
+    adata.var_names_make_unique()
+    result: AnnData = adata
+    return result

@@ -1,0 +1,139 @@
+"""Which genes are modelled, and finding a model's genes in other data.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.config import DataConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.errors import DataError
+
+# A gene seen in fewer training cells than this says nothing that could be learned.
+MIN_CELLS = 3
+# Up to this many expressed genes all are modelled; beyond it the most variable ones.
+MAX_ALL_GENES = 5000
+DEFAULT_TOP_GENES = 4000
+
+
+def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tuple[np.ndarray, str]:
+    """Choose the genes to model, looking at the training cells only.
+
+    Parameters
+    ----------
+    counts
+        All cells, all genes.
+    training
+        Indices of the training cells.
+    config
+        `genes`, `n_top_genes` and `batch_key` are read.
+
+    Returns
+    -------
+    Column indices in the order of the data, and how they were chosen, in words.
+
+    Raises
+    ------
+    DataError
+        For a gene list that cannot be read or names unknown genes, or fewer than two genes left.
+    """
+    if config.genes == "all":
+        columns, how = np.arange(counts.n_genes), "all genes"
+    elif config.genes is not None:
+        columns, how = _listed(counts, Path(config.genes[1:])), f"the genes listed in {config.genes[1:]}"
+    else:
+        matrix = counts.matrix[training]
+        n_cells_g = np.bincount(matrix.indices, minlength=counts.n_genes)
+        columns = np.flatnonzero(n_cells_g >= MIN_CELLS)
+        how = f"all genes seen in at least {MIN_CELLS} training cells"
+        n_top = config.n_top_genes
+        if n_top is None and len(columns) > MAX_ALL_GENES:
+            n_top = DEFAULT_TOP_GENES
+        if n_top is not None and n_top < len(columns):
+            batch = None if counts.batch is None else counts.batch[training]
+            columns = columns[_most_variable(matrix[:, columns], n_top, batch)]
+            how = f"the {n_top} most variable genes (seurat_v3)"
+    if len(columns) < 2:
+        raise DataError(f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes")
+    return columns, how
+
+
+def match_genes(counts: Counts, genes: Sequence[str], *, max_missing: float) -> tuple[Counts, list[str]]:
+    """Bring counts into a model's genes, by name; genes the data lacks count zero.
+
+    Parameters
+    ----------
+    genes
+        The model's genes, in its order.
+    max_missing
+        Share of them that may be missing.
+
+    Returns
+    -------
+    The counts, n cells × len(genes), and the names of the missing genes.
+
+    Raises
+    ------
+    DataError
+        When more than `max_missing` are missing.
+    """
+    position = {gene: i for i, gene in enumerate(counts.gene_names)}
+    columns = np.asarray([position.get(gene, -1) for gene in genes])
+    missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
+    if len(missing) > max_missing * len(genes):
+        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+        raise DataError(
+            f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown})",
+            "gene names must be of the same kind (symbols or Ensembl ids); --allow-missing-genes counts them as zero",
+        )
+    if not missing:
+        return counts.genes(columns), missing
+    present = np.flatnonzero(columns >= 0)
+    found = counts.matrix[:, columns[present]].tocsc()
+    # An empty column for every missing gene: repeat the column pointers where nothing was found.
+    lengths = np.zeros(len(genes), dtype=np.int64)
+    lengths[present] = np.diff(found.indptr)
+    indptr = np.concatenate([[0], np.cumsum(lengths)])
+    matrix = sp.csc_matrix((found.data, found.indices, indptr), shape=(counts.n_cells, len(genes))).tocsr()
+    aligned = Counts(
+        matrix=matrix,
+        cell_names=counts.cell_names,
+        gene_names=np.asarray(genes, dtype=object),
+        source=counts.source,
+        batch=counts.batch,
+    )
+    return aligned, missing
+
+
+def _listed(counts: Counts, path: Path) -> np.ndarray:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line") from error
+    wanted = {line.strip() for line in lines if line.strip()}
+    unknown = sorted(wanted - set(counts.gene_names))
+    if unknown:
+        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
+        raise DataError(f"{len(unknown)} gene(s) of {path} are not in the data: {shown}", "gene names are var_names")
+    return np.flatnonzero([gene in wanted for gene in counts.gene_names])
+
+
+def _most_variable(matrix: sp.csr_matrix, n_top: int, batch: np.ndarray | None) -> np.ndarray:
+    """Column indices, ascending, of scanpy's most variable genes (Stuart et al. 2019)."""
+    import anndata
+    import pandas as pd
+    import scanpy as sc
+
+    obs = pd.DataFrame(index=[str(i) for i in range(matrix.shape[0])])
+    if batch is not None:
+        obs["batch"] = pd.Categorical(batch)
+    adata = anndata.AnnData(matrix, obs=obs)
+    batch_key = None if batch is None else "batch"
+    sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=n_top, batch_key=batch_key)
+    return np.flatnonzero(adata.var["highly_variable"])

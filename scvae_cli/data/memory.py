@@ -1,0 +1,130 @@
+"""An AnnData in memory as a place where cells live: what the Python API works on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.data.slots import RowBlocks, Slot
+from scvae_cli.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+_DENSE_BLOCK_ROWS = 4096
+
+
+class AnnDataStore:
+    """The cells of an AnnData in memory (a `CellStore`).
+
+    Parameters
+    ----------
+    adata
+        Results are written into it.
+    title
+        What to call it in a message.
+    """
+
+    def __init__(self, adata: AnnData, title: str = "adata") -> None:
+        self.adata = adata
+        self.title = title
+
+    @property
+    def cell_names(self) -> np.ndarray:
+        """obs_names."""
+        return np.asarray(self.adata.obs_names.astype(str), dtype=object)
+
+    @property
+    def gene_names(self) -> np.ndarray:
+        """var_names."""
+        return np.asarray(self.adata.var_names.astype(str), dtype=object)
+
+    @property
+    def obs_keys(self) -> list[str]:
+        """Columns of obs."""
+        return [str(key) for key in self.adata.obs.columns]
+
+    @property
+    def layer_keys(self) -> list[str]:
+        """Names of the layers; anndata 0.13 keeps X among them under None, which is left out."""
+        return [str(key) for key in self.adata.layers if key is not None]
+
+    @property
+    def matrix_names(self) -> list[str]:
+        """Matrices that could hold counts, in the order they are tried."""
+        names = ['layers["counts"]'] if "counts" in self.layer_keys else []
+        names += ["X"] if self.adata.X is not None else []
+        names += ["raw"] if self.adata.raw is not None else []
+        return names
+
+    def obs_column(self, key: str) -> np.ndarray:
+        """One column of obs as n values."""
+        column = self.adata.obs[key]
+        return np.asarray(column, dtype=object) if column.dtype == "category" else np.asarray(column)
+
+    def matrix_genes(self, name: str) -> np.ndarray:
+        """Gene names of a matrix's columns."""
+        if name == "raw":
+            return np.asarray(self.adata.raw.var_names.astype(str), dtype=object)
+        return self.gene_names
+
+    def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
+        """A matrix as consecutive CSR blocks of rows."""
+        if name == "raw":
+            matrix: Any = self.adata.raw.X
+        elif name.startswith('layers["'):
+            matrix = self.adata.layers[name[8:-2]]
+        else:
+            matrix = self.adata.X
+        if sp.issparse(matrix):
+            yield sp.csr_matrix(matrix)
+            return
+        matrix = np.asarray(matrix)
+        if matrix.dtype.kind not in "fiub":
+            raise DataError(f"{self.title}: {name} does not hold numbers", "counts are integers or floats")
+        for start in range(0, matrix.shape[0], _DENSE_BLOCK_ROWS):
+            yield sp.csr_matrix(matrix[start : start + _DENSE_BLOCK_ROWS])
+
+    def existing(self, group: str) -> list[str]:
+        """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""
+        if group == "uns":
+            return list(_paths(self.adata.uns))
+        container = getattr(self.adata, group)
+        return [str(key) for key in (container.columns if group in ("obs", "var") else container) if key is not None]
+
+    def uns_text(self, key: str) -> str | None:
+        """The string at `uns[key]`, or None."""
+        value: Any = self.adata.uns
+        for part in key.split("/"):
+            if part not in value:
+                return None
+            value = value[part]
+        return value if isinstance(value, str) else None
+
+    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
+        """Put results into the AnnData; everything is computed before anything is changed."""
+        if output is not None:
+            raise ConfigError("an AnnData in memory is changed in place", "write it yourself: adata.write_h5ad(...)")
+        values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
+        for slot, value in zip(slots, values, strict=True):
+            if slot.group != "uns":
+                getattr(self.adata, slot.group)[slot.key] = value
+                continue
+            *folders, key = slot.key.split("/")
+            parent: Any = self.adata.uns
+            for folder in folders:
+                if not hasattr(parent.get(folder), "keys"):
+                    parent[folder] = {}
+                parent = parent[folder]
+            parent[key] = value
+
+
+def _paths(mapping: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in mapping.items():
+        yield f"{prefix}{key}"
+        if hasattr(value, "items"):
+            yield from _paths(value, f"{prefix}{key}/")

@@ -1,0 +1,184 @@
+"""The counts a cell would be expected to show: E_q[μ].
+
+Shapes: n cells, g modelled genes, f genes of the file, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
+from scvae_cli.errors import DataError
+from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table
+from scvae_cli.model.bundle import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingOptions:
+    """What is asked for.
+
+    Parameters
+    ----------
+    n_samples
+        Seeded posterior samples averaged; 0 decodes the posterior mean instead.
+    library
+        "observed" keeps each cell's depth, "median" takes the training median, a number is a depth for all.
+    genes
+        Modelled genes to write; None for all of them.
+    batch_as
+        Batch to decode in: a category, or "average" over all by their share of the training cells.
+    with_zero_inflation
+        Lower the expectation by the probability of a technical zero.
+    seed
+        Of the posterior samples.
+    """
+
+    n_samples: int = 10
+    library: str | float = "observed"
+    genes: tuple[str, ...] | None = None
+    batch_as: str = "average"
+    with_zero_inflation: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoised:
+    """Expected counts of n cells × f genes, NaN where a gene is not modelled.
+
+    Parameters
+    ----------
+    rows
+        Blocks of rows, computed as they are walked through.
+    modelled
+        Mask of the genes that have values, shape (f,).
+    """
+
+    rows: RowBlocks
+    modelled: np.ndarray
+
+    @property
+    def n_bytes(self) -> int:
+        """Size before compression."""
+        return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
+
+    def slots(self, names: SlotNames) -> list[Slot]:
+        """Where the result goes."""
+        return [
+            Slot(group="layers", key=names.denoised, value=self.rows),
+            Slot(group="var", key=names.modelled, value=self.modelled),
+        ]
+
+
+def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: DenoisingOptions) -> Denoised:
+    """Expected counts of every cell.
+
+    Parameters
+    ----------
+    model
+        Decodes.
+    counts
+        n cells in the model's genes.
+    file_genes
+        Genes of the result, f of them, in their order.
+
+    Raises
+    ------
+    DataError
+        For an unknown gene, batch or library size.
+    """
+    chosen = set(model.genes)
+    if options.genes is not None:
+        unknown = [gene for gene in options.genes if gene not in chosen]
+        if unknown:
+            raise DataError(f"gene {unknown[0]!r} is not in the model", f"it models {len(model.genes)} genes: scvae info")
+        chosen = set(options.genes)
+    position = {gene: i for i, gene in enumerate(model.genes)}
+    columns_f = np.asarray([position[gene] if gene in chosen and gene in position else -1 for gene in file_genes])
+    modelled = columns_f >= 0
+    table = cell_table(model, counts)
+    batch = batch_index(model, options.batch_as)
+    fixed_library = library_size(model, options.library)
+
+    def blocks() -> Iterator[np.ndarray]:
+        for rows, mean_ng in _expected_blocks(model, table, batch, fixed_library, options):
+            block = np.full((len(rows), len(file_genes)), np.nan, dtype=np.float32)
+            block[:, modelled] = mean_ng[:, columns_f[modelled]]
+            yield block
+
+    shape = (table.n_cells, len(file_genes))
+    return Denoised(rows=RowBlocks(shape=shape, dtype=np.dtype(np.float32), blocks=blocks()), modelled=modelled)
+
+
+def batch_index(model: Model, batch_as: str) -> int | None:
+    """Index of the batch to decode in; None for the average over batches (or a model without).
+
+    Raises
+    ------
+    DataError
+        For a batch the model does not know.
+    """
+    if batch_as == "average":
+        return None
+    if batch_as not in model.batches:
+        known = ", ".join(model.batches) or "none: it was trained without --batch-key"
+        raise DataError(f"the model knows no batch {batch_as!r}", f"--batch-as takes average or one of: {known}")
+    return model.batches.index(batch_as)
+
+
+def library_size(model: Model, library: str | float) -> float | None:
+    """The depth to decode at; None for each cell's own.
+
+    Raises
+    ------
+    DataError
+        For anything but "observed", "median" or a number above 0.
+    """
+    if library == "observed":
+        return None
+    if library == "median":
+        return float(model.vae.reference_library)
+    try:
+        size = float(library)
+    except ValueError:
+        size = float("nan")
+    if not (np.isfinite(size) and size > 0):
+        raise DataError(f"--library is {library!r}", "it takes observed, median, or a number of counts above 0")
+    return size
+
+
+def _expected_blocks(
+    model: Model, table: CellTable, batch: int | None, fixed_library: float | None, options: DenoisingOptions
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    # One generator over blocks of fixed size: a cell's noise depends on the seed and its row alone.
+    noise = torch.Generator().manual_seed(options.seed)
+    for rows, cells in table.in_order(BLOCK_CELLS):
+        with torch.inference_mode():
+            posterior = model.vae.encode(cells)
+            library_n = cells.library_n
+            if fixed_library is not None:
+                library_n = torch.full_like(library_n, fixed_library)
+            batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
+
+            def expected(
+                z_nk: Tensor, library_n: Tensor = library_n, batch_n: Tensor | None = batch_n
+            ) -> Tensor:
+                return model.vae.expected_counts(
+                    z_nk, library_n, batch_n, with_zero_inflation=options.with_zero_inflation
+                )
+
+            if options.n_samples == 0:
+                mean_ng = expected(posterior.mean_nk)
+            else:
+                mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
+                for _ in range(options.n_samples):
+                    noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
+                    mean_ng += expected(posterior.sample(noise_nk)) / options.n_samples
+            block = mean_ng.cpu().numpy()
+        yield rows, block

@@ -1,0 +1,224 @@
+"""A trained model and the folder it lives in.
+
+`NAME.scvae/` holds config.json, genes.txt, heldout_cells.txt, weights.safetensors and history.csv. Nothing in it is
+executable: a model from a stranger runs no code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import socket
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import scvae_cli
+from scvae_cli.config import RunConfig
+from scvae_cli.errors import ConfigError, ModelError
+from scvae_cli.model.vae import VAE
+
+FORMAT = 1
+CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A trained VAE and what must be known to use it.
+
+    Parameters
+    ----------
+    vae
+        The networks, in eval mode.
+    genes
+        The modelled genes, in order.
+    heldout_cells
+        Names of the cells the training never saw.
+    config
+        Everything the training was told, with what was chosen filled in.
+    facts
+        What the training found: held-out ELBO, epochs, counts source and so on, as plain values.
+    history
+        One row an epoch, as CSV text.
+    hash
+        Identifies the model's content; empty for one that was not saved yet.
+    """
+
+    vae: VAE
+    genes: tuple[str, ...]
+    heldout_cells: tuple[str, ...]
+    config: RunConfig
+    facts: dict[str, Any]
+    history: str = field(repr=False)
+    hash: str = ""
+
+    @property
+    def batches(self) -> tuple[str, ...]:
+        """Names of the batches the decoder knows."""
+        return self.vae.batches
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.vae.reference_library.device
+
+    def save(self, folder: Path | str, *, force: bool = False) -> None:
+        """Write the model folder, whole or not at all.
+
+        Raises
+        ------
+        ModelError
+            When the folder exists and `force` is not given, or is something else than a model.
+        """
+        folder = Path(folder)
+        check_new_model(folder, force=force)
+        sibling = folder.parent / f".{folder.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        shutil.rmtree(sibling, ignore_errors=True)
+        try:
+            sibling.mkdir()
+            for name, content in self._files().items():
+                with (sibling / name).open("wb") as file:
+                    file.write(content)
+                    file.flush()
+                    os.fsync(file.fileno())
+            _swap(sibling, folder)
+        except OSError as error:
+            raise ModelError(f"cannot write {folder}: {error.strerror or error}", "choose a place with -m") from error
+        finally:
+            shutil.rmtree(sibling, ignore_errors=True)
+
+    def _files(self) -> dict[str, bytes]:
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.vae.state_dict().items()}
+        files = {
+            GENES: _lines(self.genes),
+            HELDOUT: _lines(self.heldout_cells),
+            WEIGHTS: save_tensors(tensors),
+            HISTORY: self.history.encode(),
+        }
+        config = {
+            "format": FORMAT,
+            "scvae_version": scvae_cli.__version__,
+            "run": self.config.as_dict(),
+            "batches": list(self.batches),
+            "facts": self.facts,
+            "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+        }
+        files[CONFIG] = json.dumps(config, indent=1, sort_keys=True).encode()
+        return files
+
+
+def check_new_model(folder: Path, *, force: bool) -> None:
+    """Refuse to replace what is there.
+
+    Raises
+    ------
+    ModelError
+        For an existing model without `force`, anything that is not a model folder, or a parent that is missing or
+        read-only.
+    """
+    if not folder.parent.is_dir() or not os.access(folder.parent, os.W_OK):
+        raise ModelError(f"{folder.parent} is not a folder that can be written to", "put the model elsewhere with -m")
+    if not folder.exists():
+        return
+    if not (folder / CONFIG).exists():
+        raise ModelError(f"{folder} exists and is not a model folder", "give the model another name with -m")
+    if not force:
+        raise ModelError(f"the model {folder} exists", "use --force to replace it, or another name with -m")
+
+
+def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
+    """Read a model folder.
+
+    Raises
+    ------
+    ModelError
+        When it is missing, incomplete, damaged, changed since it was written, or of a newer format.
+    """
+    folder = Path(folder)
+    _recover(folder)
+    if not folder.is_dir():
+        raise ModelError(f"there is no model folder {folder}", "train one: scvae train DATA.h5ad, or name it with -m")
+    files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, HISTORY)}
+    config = read_config(folder)
+    for name, expected in config["sha256"].items():
+        if hashlib.sha256(files[name]).hexdigest() != expected:
+            raise ModelError(f"{folder / name} is not the file that was saved with this model", "restore it, or train again")
+    try:
+        genes = tuple(files[GENES].decode().splitlines())
+        run = RunConfig.from_dict(config["run"])
+        vae = VAE(run.model, len(genes), config["batches"])
+        vae.load_state_dict(load_tensors(files[WEIGHTS]))
+    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
+        raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
+    return Model(
+        vae=vae.to(device).eval(),
+        genes=genes,
+        heldout_cells=tuple(files[HELDOUT].decode().splitlines()),
+        config=run,
+        facts=config["facts"],
+        history=files[HISTORY].decode(),
+        hash=model_hash(files[CONFIG]),
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checked content of config.json, without reading the weights."""
+    _recover(folder)
+    try:
+        config = json.loads(_read(folder, CONFIG))
+        version = config["format"]
+        complete = all(key in config for key in ("run", "batches", "facts", "sha256", "scvae_version"))
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise ModelError(f"{folder / CONFIG} is damaged", "restore it, or train again") from error
+    if not isinstance(version, int) or version > FORMAT:
+        made_by = config.get("scvae_version", "a later version")
+        raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
+    if not complete:
+        raise ModelError(f"{folder / CONFIG} is incomplete", "restore it, or train again")
+    result: dict[str, Any] = config
+    return result
+
+
+def model_hash(config_bytes: bytes) -> str:
+    """Twelve digits that identify a model: config.json holds the hashes of all the other files."""
+    return hashlib.sha256(config_bytes).hexdigest()[:12]
+
+
+def _lines(names: tuple[str, ...]) -> bytes:
+    return "".join(f"{name}\n" for name in names).encode()
+
+
+def _read(folder: Path, name: str) -> bytes:
+    try:
+        return (folder / name).read_bytes()
+    except FileNotFoundError as error:
+        raise ModelError(f"{folder} is incomplete: it has no {name}", "restore it, or train again") from error
+    except OSError as error:
+        raise ModelError(f"cannot read {folder / name}: {error.strerror}", "check its permissions") from error
+
+
+def _previous(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.previous"
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put a finished folder in place; a crash between the two renames is mended by `_recover`."""
+    previous = _previous(folder)
+    if folder.exists():
+        shutil.rmtree(previous, ignore_errors=True)
+        folder.rename(previous)
+    new.rename(folder)
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def _recover(folder: Path) -> None:
+    previous = _previous(folder)
+    if not folder.exists() and previous.is_dir():
+        previous.rename(folder)

@@ -1,0 +1,111 @@
+"""The variational autoencoder: one encoder, one latent space, one decoder with a count likelihood.
+
+Shapes: n cells, g genes, k latent dimensions, b batches. s samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scvae_cli.config import ModelConfig
+from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.network import CountOutput, Decoder, Encoder, Posterior
+
+
+class VAE(nn.Module):
+    """q(z|x) and p(x|z, library, batch).
+
+    Parameters
+    ----------
+    config
+        Likelihood and widths.
+    n_genes
+        g.
+    batches
+        Names of the batches the decoder is conditioned on; empty for none.
+    """
+
+    reference_library: Tensor
+    batch_share_b: Tensor
+
+    def __init__(self, config: ModelConfig, n_genes: int, batches: Sequence[str] = ()) -> None:
+        super().__init__()
+        self.config = config
+        self.n_genes = n_genes
+        self.batches = tuple(batches)
+        self.encoder = Encoder(n_genes, config.n_hidden, config.n_layers, config.n_latent, config.encoder_dropout)
+        self.decoder = Decoder(
+            n_latent=config.n_latent,
+            n_hidden=config.n_hidden,
+            n_layers=config.n_layers,
+            n_genes=n_genes,
+            n_batches=len(self.batches),
+            likelihood=config.likelihood,
+            dropout=config.decoder_dropout,
+        )
+        self.register_buffer("reference_library", torch.tensor(1.0))
+        self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
+
+    @torch.no_grad()
+    def start_from_data(self, gene_sums_g: np.ndarray, library_n: np.ndarray, batch_n: np.ndarray | None) -> None:
+        """Start the decoder at the data's own gene proportions, and note what the training cells look like.
+
+        Parameters
+        ----------
+        gene_sums_g
+            Counts of each gene over the training cells.
+        library_n
+            Counts of each training cell; their median is the reference library.
+        batch_n
+            Index of each training cell's batch, or None.
+        """
+        # Half a count keeps a gene that is silent in the training cells finite.
+        proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
+        self.decoder.head.logits.bias.copy_(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
+        if self.decoder.head.zero_logit is not None:
+            # Start where nearly no zero is called technical: the counts must argue for it.
+            self.decoder.head.zero_logit.bias.fill_(-3.0)
+        self.reference_library.fill_(float(np.median(library_n)))
+        if batch_n is not None:
+            share_b = np.bincount(batch_n, minlength=len(self.batches)) / len(batch_n)
+            self.batch_share_b.copy_(torch.as_tensor(share_b))
+
+    def encode(self, cells: Minibatch) -> Posterior:
+        """q(z|x) of some cells."""
+        posterior: Posterior = self.encoder(cells, self.reference_library)
+        return posterior
+
+    def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
+        """p(x|z) of some positions, each in its batch, up to the library size."""
+        output: CountOutput = self.decoder(z_nk, batch_n)
+        return output
+
+    def nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the negative ELBO with one sample a cell: −log p(x|z) (n,) and KL (n, k), nats."""
+        posterior = self.encode(cells)
+        output = self.decode(posterior.sample(noise_nk), cells.batch_n)
+        return output.nll_n(cells), posterior.kl_nk()
+
+    def expected_counts(
+        self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False
+    ) -> Tensor:
+        """μ at given positions and library sizes, shape (n, g).
+
+        Parameters
+        ----------
+        batch_n
+            Index of the batch to decode each position in; None averages over the batches, each weighted by its
+            share of the training cells.
+        """
+        if batch_n is not None or not self.batches:
+            return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)
+        mean_ng = torch.zeros(len(z_nk), self.n_genes, device=z_nk.device)
+        for b, share in enumerate(self.batch_share_b.tolist()):
+            same_n = torch.full((len(z_nk),), b, device=z_nk.device)
+            output = self.decode(z_nk, same_n)
+            mean_ng += share * output.mean_ng(library_n, with_zero_inflation=with_zero_inflation)
+        return mean_ng
