@@ -1,0 +1,171 @@
+"""The scVI side of the held-out likelihood benchmark; `heldout.py` starts it, each step in a process of its own.
+
+    python heldout_scvi.py train TRAIN.h5ad --contender scvi --seed 0 -m MODEL_DIR
+    python heldout_scvi.py score TEST.h5ad -m MODEL_DIR --samples 100 -o scores.npz
+
+`train` fits `scvi.model.SCVI` to the raw counts in X, at scvi-tools' own defaults except for what CONTENDERS states.
+It holds out scVI's default 10% of the cells it is given, and keeps the weights scVI keeps: the last epoch's.
+
+`score` computes, for every cell x of a file that no trainer has seen, with K posterior samples z_k ~ q(z|x),
+
+    ELBO(x)  = mean_k log p(x|z_k) − KL(q(z|x) ‖ N(0, I))
+    IWAE(x)  = logsumexp_k [log p(x|z_k) + log N(z_k; 0, I) − log q(z_k|x)] − log K
+
+in nats, at the observed library size (scVI's default), in eval mode. scVI's own `get_marginal_ll` and `get_elbo`, which
+draw other samples, are printed beside them as a check. Both steps print one JSON object.
+
+Needs scvi-tools (1.4 at the time of writing) and none of this project's code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import math
+import time
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SAMPLES_PER_PASS = 20
+CELLS_PER_PASS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScviContender:
+    """One way to use scVI: what is told to the model and to its training, beyond the defaults."""
+
+    label: str
+    model: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+
+
+CONTENDERS = {
+    "scvi": ScviContender(label="scVI, defaults"),
+    "scvi-es": ScviContender(label="scVI, early stopping", train={"early_stopping": True}),
+    "scvi-2x30nb": ScviContender(
+        label="scVI, 2 layers, 30 latent, nb, early stopping",
+        model={"n_layers": 2, "n_latent": 30, "gene_likelihood": "nb"},
+        train={"early_stopping": True},
+    ),
+}
+
+
+def quiet_scvi(threads: int, seed: int) -> None:
+    """Fix seed and thread count, and keep scVI, lightning and their progress bars silent."""
+    warnings.filterwarnings("ignore")
+    import scvi
+
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "pytorch_lightning"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    scvi.settings.verbosity = logging.ERROR
+    scvi.settings.num_threads = threads
+    scvi.settings.seed = seed
+
+
+def train(data: Path, contender: str, model_dir: Path) -> dict[str, Any]:
+    """Fit one contender and save it; `seconds` is the call of `.train()` alone."""
+    import anndata
+    import scvi
+    import torch
+    from scvi.model import SCVI
+
+    chosen = CONTENDERS[contender]
+    adata = anndata.read_h5ad(data)
+    SCVI.setup_anndata(adata)
+    model = SCVI(adata, **chosen.model)
+    start = time.perf_counter()
+    model.train(**chosen.train, enable_progress_bar=False, enable_model_summary=False)
+    seconds = time.perf_counter() - start
+    model.save(str(model_dir), overwrite=True)
+    return {
+        "seconds": seconds,
+        "epochs": len(model.history["elbo_train"]),
+        "n_cells": adata.n_obs,
+        "n_genes": adata.n_vars,
+        "n_validation": len(model.validation_indices),
+        "versions": {"scvi-tools": scvi.__version__, "torch": torch.__version__, "anndata": anndata.__version__},
+    }
+
+
+def score(data: Path, model_dir: Path, samples: int, output: Path) -> dict[str, Any]:
+    """Write both bounds per cell to `output` (npz: `elbo`, `iwae`), and return their means with scVI's own figures."""
+    import anndata
+    import numpy as np
+    import torch
+    from scvi.model import SCVI
+
+    adata = anndata.read_h5ad(data)
+    model = SCVI.load(str(model_dir), adata=adata, accelerator="cpu")
+    model.module.eval()
+    elbo_n, iwae_n = [], []
+    with torch.inference_mode():
+        for batch in model._make_data_loader(adata=adata, batch_size=CELLS_PER_PASS):
+            for rows, parts in zip(_bounds(model.module, batch, samples), (elbo_n, iwae_n), strict=True):
+                parts.append(rows)
+    elbo, iwae = torch.cat(elbo_n).numpy(), torch.cat(iwae_n).numpy()
+    np.savez(output, elbo=elbo, iwae=iwae)
+    own_iwae = model.get_marginal_ll(adata, n_mc_samples=samples, return_mean=False, batch_size=CELLS_PER_PASS)
+    return {
+        "n_cells": len(iwae),
+        "mean_elbo": float(elbo.mean()),
+        "mean_iwae": float(iwae.mean()),
+        "scvi_marginal_ll": float(own_iwae.mean()),
+        "scvi_elbo": float(model.get_elbo(adata)),
+    }
+
+
+def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]:
+    """ELBO and importance bound of the cells of one minibatch, float64.
+
+    Shapes: s samples, n cells, g genes, k latent.
+    """
+    import torch
+    from torch.distributions import Normal, kl_divergence
+
+    if not module.use_observed_lib_size:
+        raise SystemExit("the bounds here hold for the observed library size only")
+    x_ng = batch["X"]
+    log_likelihood, log_weight = [], []
+    for first in range(0, samples, SAMPLES_PER_PASS):
+        n_samples = min(SAMPLES_PER_PASS, samples - first)
+        inferred = module.inference(**module._get_inference_input(batch), n_samples=n_samples)
+        generated = module.generative(**module._get_generative_input(batch, inferred))
+        posterior, z_snk = inferred["qz"], inferred["z"].reshape(n_samples, len(x_ng), -1)
+        log_p_x_sn = generated["px"].log_prob(x_ng).reshape(n_samples, *x_ng.shape).double().sum(-1)
+        prior = Normal(torch.zeros_like(posterior.loc), torch.ones_like(posterior.scale))
+        log_ratio_sn = (prior.log_prob(z_snk) - posterior.log_prob(z_snk)).double().sum(-1)
+        log_likelihood.append(log_p_x_sn)
+        log_weight.append(log_p_x_sn + log_ratio_sn)
+    kl_n = kl_divergence(posterior, prior).double().sum(-1)
+    elbo_n = torch.cat(log_likelihood).mean(0) - kl_n
+    iwae_n = torch.logsumexp(torch.cat(log_weight), dim=0) - math.log(samples)
+    return elbo_n, iwae_n
+
+
+def main() -> None:
+    """Parse the command line, run one step, print its JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("step", choices=["train", "score"])
+    parser.add_argument("data", type=Path)
+    parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the model")
+    parser.add_argument("-o", "--output", type=Path, help="score: where the bounds per cell go (.npz)")
+    parser.add_argument("--contender", choices=list(CONTENDERS), default="scvi")
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    if args.step == "score" and args.output is None:
+        parser.error("score needs -o")
+    quiet_scvi(args.threads, args.seed)
+    if args.step == "train":
+        result = train(args.data, args.contender, args.model)
+    else:
+        result = score(args.data, args.model, args.samples, args.output)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

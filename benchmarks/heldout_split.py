@@ -1,0 +1,77 @@
+"""The split of the held-out likelihood benchmark: one file for the trainers, one for the test."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+MIN_CELLS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Where the two files of one split are, and what is in them.
+
+    `fingerprint` changes with the cells, the genes, the counts, the split and the number of posterior samples, so
+    that two runs with the same one can be compared cell by cell.
+    """
+
+    dataset: str
+    seed: int
+    trainer_file: Path
+    test_file: Path
+    n_trainer: int
+    n_test: int
+    n_genes: int
+    fingerprint: str
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.n_trainer} cells to the trainers, {self.n_test} to the test, {self.n_genes} genes"
+
+    def outdates(self, run: dict[str, Any]) -> bool:
+        """Whether a recorded run of this data set and seed was made on something else."""
+        same_place = (run["dataset"], run["seed"]) == (self.dataset, self.seed)
+        return same_place and run["split"] != self.fingerprint
+
+
+def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: int) -> Split:
+    """Write the two files of one seed: counts, cell names and gene names, nothing else.
+
+    Genes expressed in fewer than `MIN_CELLS` of the trainers' cells are left out of both.
+    """
+    import anndata
+    import pandas as pd
+    import scipy.sparse as sp
+
+    adata = anndata.read_h5ad(data)
+    counts = sp.csr_matrix(adata.X, dtype=np.float32)
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    n_test = round(test_share * adata.n_obs)
+    # Sorted, so that the trainers see the file's own order.
+    cells = {"test": np.sort(order[:n_test]), "trainer": np.sort(order[n_test:])}
+    genes = np.flatnonzero(counts[cells["trainer"]].getnnz(axis=0) >= MIN_CELLS)
+
+    folder.mkdir(parents=True)
+    digest = hashlib.sha256(str(samples).encode())
+    for part, rows in cells.items():
+        x_ng = counts[rows][:, genes]
+        obs, var = pd.DataFrame(index=adata.obs_names[rows]), pd.DataFrame(index=adata.var_names[genes])
+        anndata.AnnData(x_ng, obs=obs, var=var).write_h5ad(folder / f"{part}.h5ad")
+        for piece in ("\n".join(obs.index), "\n".join(var.index)):
+            digest.update(piece.encode())
+        digest.update(x_ng.indices.astype(np.int64).tobytes() + x_ng.data.tobytes())
+    return Split(
+        dataset=data.stem,
+        seed=seed,
+        trainer_file=folder / "trainer.h5ad",
+        test_file=folder / "test.h5ad",
+        n_trainer=len(cells["trainer"]),
+        n_test=n_test,
+        n_genes=len(genes),
+        fingerprint=digest.hexdigest()[:16],
+    )

@@ -1,0 +1,398 @@
+"""Simulated counts of a branching differentiation whose truth is known.
+
+Cells differentiate along a trunk that splits into branches. Every gene follows a curve of pseudotime, every batch
+shifts the genes, every cell has a library size, and the counts are zero-inflated negative binomial:
+
+    μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n})
+    x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g)
+
+so the expected count is (1 − π_g) μ_ng. ρ is kept on a grid of pseudotimes and is linear between its points; that
+is the truth itself, not an approximation of it. Without batch effects Σ_g ρ_g = 1, so ℓ_n is the expected library
+size before zero inflation.
+
+Array names carry their shape: n cells, g genes, b batches, s grid steps.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+
+from scvae_cli.errors import ConfigError
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.integer[Any]]
+
+# Moment estimates over six public UMI sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
+# progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the sets, their range in brackets.
+# θ is by moments inside each set's largest annotated group, over genes with a mean above 0.5 counts a cell.
+LOG_LIBRARY_SD = 0.55  # [0.43, 0.74]
+LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; skewness near 0, so a log-normal
+LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
+LOG_THETA_SD = 1.0  # [1.0, 1.5] as measured, which includes the noise of each estimate
+THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
+THETA_RANGE = (0.2, 100.0)  # the tails of the moment estimates are noise
+# Zeros beyond the NB's: 0.00 in the median gene, 0.03 to 0.10 in the 95th percentile. Beta(1, 49) has 0.06 there.
+DEFAULT_ZERO_INFLATION = 0.02
+DEFAULT_DEPTH = 1500.0  # sets of 2,000 to 3,000 genes: 900 and 1,700
+
+PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
+SPLIT = 0.4  # pseudotime where the trunk ends; a grid point, so the lineages are exactly equal up to it
+GRID_STEPS = 51
+# Stage names and the pseudotime where each one ends; the later two carry their branch's number.
+STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature", 1.0))
+
+# Random streams. Counts are drawn in chunks of fixed size, each with a stream of its own, so that a result does not
+# depend on the size of the blocks it is asked for in. 256 cells × 2,000 genes in float32 stay in the cache.
+_GENES, _CELLS, _COUNTS, _BATCHES = range(4)
+_CHUNK_CELLS = 256
+# Below this mean an NB count is found by inversion, above it as a Poisson of a gamma: each where it is faster.
+_INVERSION_MEAN = 3.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig:
+    """What to simulate.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Size of the count matrix.
+    n_branches
+        Branches after the trunk; 1 gives a straight line.
+    n_batches
+        Batches, assigned at random, with equal shares.
+    depth
+        Median library size, in counts a cell, before zero inflation.
+    zero_inflation
+        Mean over genes of the probability that a count is replaced by zero; 0 gives a plain NB.
+    batch_sd
+        Standard deviation of a batch's effect on a gene, in natural-log units.
+    seed
+        Fixes everything. The genes' truth does not depend on `n_cells`.
+
+    Raises
+    ------
+    ConfigError
+        If a value is out of its range.
+    """
+
+    n_cells: int = 5000
+    n_genes: int = 2000
+    n_branches: int = 2
+    n_batches: int = 1
+    depth: float = DEFAULT_DEPTH
+    zero_inflation: float = DEFAULT_ZERO_INFLATION
+    batch_sd: float = 0.3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        # Counts of things, with the least and the most that can be meant.
+        ranges = {"n_cells": (1, 10**9), "n_genes": (10, 10**6), "n_branches": (1, 20), "n_batches": (1, 1000)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ConfigError(f"{name} is {value}", f"give a whole number from {low:,} to {high:,}")
+        if not (math.isfinite(self.depth) and self.depth > 0):
+            raise ConfigError(f"depth is {self.depth}", "give the median number of counts a cell, above 0")
+        if not 0 <= self.zero_inflation <= 0.9:
+            raise ConfigError(f"zero_inflation is {self.zero_inflation}", "give a probability from 0 to 0.9")
+        if not 0 <= self.batch_sd <= 3:
+            raise ConfigError(f"batch_sd is {self.batch_sd}", "give a standard deviation in log units, from 0 to 3")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}", "give a whole number, 0 or above")
+
+    @property
+    def branches(self) -> list[str]:
+        """Names of the branches after the trunk; each names the lineage from pseudotime 0 to its tip."""
+        return [f"branch_{k + 1}" for k in range(self.n_branches)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulation:
+    """Cells, genes and their truth; the counts are drawn when asked for.
+
+    Parameters
+    ----------
+    config
+        What was asked for.
+    obs
+        A row per cell: `cell_type`, `batch` and `true_branch` (trunk, branch_1, …) as categoricals,
+        `true_pseudotime` in [0, 1] and `true_library` (ℓ, counts before zero inflation).
+    var
+        A row per gene: `true_pattern`, `true_branch` (the branch a branch gene answers to, otherwise "all"),
+        `true_theta` (θ) and `true_zero_inflation` (π).
+    varm
+        `true_rho_<branch>` (g × s): proportions along the lineage from pseudotime 0 through the trunk to that
+        branch's tip, on the grid `uns["simulation"]["pseudotime_grid"]`, linear in between; and
+        `true_batch_log_effect` (g × b), whose columns are batch_1, batch_2, ….
+    uns
+        `simulation`: the grid and the configuration as JSON text.
+    """
+
+    config: SimulationConfig
+    obs: pd.DataFrame
+    var: pd.DataFrame
+    varm: dict[str, FloatArray]
+    uns: dict[str, Any]
+
+    def blocks(self, rows: int = 4096) -> Iterator[sp.csr_matrix]:
+        """Draw the counts, in order, as float32 CSR blocks of `rows` cells; the last may be shorter.
+
+        They are the same whatever `rows` is, and at each call; indices are sorted and no zeros are stored.
+        """
+        waiting: list[sp.csr_matrix] = []
+        n_waiting = 0
+        for chunk in self._chunks():
+            waiting.append(chunk)
+            n_waiting += chunk.shape[0]
+            if n_waiting >= rows:
+                stacked = sp.vstack(waiting, format="csr")
+                whole = n_waiting - n_waiting % rows
+                yield from (stacked[start : start + rows] for start in range(0, whole, rows))
+                waiting, n_waiting = [stacked[whole:]], n_waiting - whole
+        if n_waiting:
+            yield sp.vstack(waiting, format="csr")
+
+    def true_mean_blocks(self, rows: int = 4096) -> Iterator[FloatArray]:
+        """Give μ as dense float32 blocks, rows × g, in the order of `blocks`."""
+        curves = _Curves(self.varm)
+        for start in range(0, self.config.n_cells, rows):
+            yield curves.mean(self.obs.iloc[start : start + rows])
+
+    def _chunks(self) -> Iterator[sp.csr_matrix]:
+        theta_g, zero_inflation_g = self.var["true_theta"].to_numpy(), self.var["true_zero_inflation"].to_numpy()
+        for chunk, mu_ng in enumerate(self.true_mean_blocks(_CHUNK_CELLS)):
+            yield draw_zinb(mu_ng, theta_g, zero_inflation_g, _stream(self.config.seed, _COUNTS, chunk))
+
+
+def simulate(config: SimulationConfig) -> Simulation:
+    """Set up the cells, the genes and their truth.
+
+    The counts are drawn by `Simulation.blocks`, so memory grows with cells and with genes, never with their product.
+
+    >>> simulation = simulate(SimulationConfig(n_cells=5, n_genes=20, seed=1))
+    >>> next(simulation.blocks()).shape
+    (5, 20)
+    """
+    var, rho = _genes(config)
+    log_effect_gb = _stream(config.seed, _BATCHES).normal(0, config.batch_sd, (config.n_genes, config.n_batches))
+    # Centred per gene, so that a single batch has no effect and ρ is the mean over batches in logs.
+    log_effect_gb -= log_effect_gb.mean(1, keepdims=True)
+    varm = {f"true_rho_{branch}": rho_gs for branch, rho_gs in rho.items()}
+    varm["true_batch_log_effect"] = log_effect_gb.astype(np.float32)
+    facts = {"config": json.dumps(asdict(config), sort_keys=True), "pseudotime_grid": np.linspace(0, 1, GRID_STEPS)}
+    return Simulation(config=config, obs=_cells(config), var=var, varm=varm, uns={"simulation": facts})
+
+
+def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
+    """Give the true mean μ of cells of a simulation: the same code that the counts are drawn with.
+
+    Parameters
+    ----------
+    obs
+        Cells (all, a subset, or made up) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
+    varm
+        `true_rho_<branch>` and `true_batch_log_effect`, as in `Simulation.varm` or in the `varm` of the AnnData
+        read back from a file; a subset of the genes gives their μ unchanged.
+
+    Returns
+    -------
+    numpy.ndarray
+        n × g, float32, counts before zero inflation; times 1 − `var["true_zero_inflation"]`, the expected counts.
+    """
+    return _Curves(varm).mean(obs)
+
+
+def draw_zinb(
+    mu_ng: FloatArray, theta_g: FloatArray, zero_inflation_g: FloatArray, rng: np.random.Generator
+) -> sp.csr_matrix:
+    """Draw zero-inflated negative binomial counts, exactly, at a cost that falls with sparsity.
+
+    Dividing one uniform u by 1 − π makes the zero inflation part of the same draw: u/(1 − π) ≥ 1 is a dropout,
+    and otherwise it is uniform again. As P(x > 0) ≤ (1 − π)μ, most entries of a sparse matrix are known to be zero
+    from one comparison. The rest are inverted (x is the number of k with u/(1 − π) < P(NB > k)) or, where μ is
+    large, drawn as a Poisson of a gamma.
+
+    Takes NB means, inverse dispersions θ > 0 and zero-inflation probabilities π < 1; gives n × g float32 counts.
+    """
+    n_cells, n_genes = mu_ng.shape
+    mu_ng = np.asarray(mu_ng, np.float32)
+    keep_g = 1.0 - np.asarray(zero_inflation_g, np.float64)
+    # A touch more than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too small.
+    bound_ng = mu_ng * (keep_g * (1 + 1e-6)).astype(np.float32)
+    coarse_ng = rng.random((n_cells, n_genes), dtype=np.float32)
+    maybe = np.flatnonzero(coarse_ng < bound_ng)
+    row, gene = np.divmod(maybe.astype(np.int32) if mu_ng.size < 2**31 else maybe, n_genes)
+    mu = mu_ng.ravel()[maybe].astype(np.float64)
+    # The float32 uniform lies on a grid of 2⁻²⁴; a second one, where it matters, fills the gaps down to 2⁻⁷⁷.
+    u = (coarse_ng.ravel()[maybe] + rng.random(maybe.size) * 2.0**-24) / keep_g[gene]
+    theta = np.asarray(theta_g, np.float64)[gene]
+
+    counts = np.zeros(maybe.size, np.float32)
+    low = np.flatnonzero(mu <= _INVERSION_MEAN)
+    counts[low] = _invert_nb(u[low], mu[low], theta[low])
+    high = np.flatnonzero((mu > _INVERSION_MEAN) & (u < 1))
+    counts[high] = rng.poisson(rng.standard_gamma(theta[high]) * (mu[high] / theta[high]))
+
+    found = np.flatnonzero(counts)
+    indptr = np.zeros(n_cells + 1, np.int32 if found.size < 2**31 else np.int64)
+    np.cumsum(np.bincount(row[found], minlength=n_cells), out=indptr[1:])
+    return sp.csr_matrix((counts[found], gene[found].astype(np.int32), indptr), shape=(n_cells, n_genes))
+
+
+def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
+    """Count the k with u < P(NB(μ, θ) > k), for 1-D arrays; u ≥ 1 gives 0."""
+    log_zero = -theta * np.log1p(mu / theta)
+    counts = np.zeros(u.size, np.int64)
+    alive = np.flatnonzero(u < -np.expm1(log_zero))
+    u, mu, theta = u[alive], mu[alive], theta[alive]
+    ratio = mu / (mu + theta)
+    pmf = np.exp(log_zero[alive])
+    tail = -np.expm1(log_zero[alive])
+    k = 0
+    while alive.size:
+        counts[alive] = k + 1
+        pmf *= ratio * (k + theta) / (k + 1)
+        tail -= pmf
+        k += 1
+        # Rounding can leave a tail that never reaches u ≈ 0; it ends where the probabilities do.
+        on = np.flatnonzero((u < tail) & (pmf > 1e-18))
+        alive, u, theta, ratio, pmf, tail = alive[on], u[on], theta[on], ratio[on], pmf[on], tail[on]
+    return counts
+
+
+def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
+    """Turn "batch_3" into 2, by name: a subset of cells may have lost categories, so their codes mean nothing."""
+    values = pd.Categorical(labels)
+    # On the trunk all lineages are equal, so the first will do.
+    numbers = [0 if name == "trunk" else int(str(name).rsplit("_", 1)[1]) - 1 for name in values.categories]
+    return np.take(np.asarray(numbers, np.int64), np.asarray(values.codes))
+
+
+class _Curves:
+    """ρ · exp(batch effect) of all lineages, batches and grid steps, as rows of one table."""
+
+    def __init__(self, varm: Mapping[str, Any]) -> None:
+        factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T
+        n_lineages = sum(str(key).startswith("true_rho_branch_") for key in varm)
+        rho = np.stack([np.asarray(varm[f"true_rho_branch_{k + 1}"]).T for k in range(n_lineages)])
+        self.n_batches, self.n_steps = factor_bg.shape[0], rho.shape[1]
+        table = rho[:, None] * factor_bg[None, :, None, :]
+        self.table = np.ascontiguousarray(table.reshape(-1, rho.shape[2]), np.float32)
+
+    def mean(self, obs: pd.DataFrame) -> FloatArray:
+        """Give μ, n × g: ℓ times the linear interpolation between the grid steps on either side."""
+        place_n = obs["true_pseudotime"].to_numpy(np.float64) * (self.n_steps - 1)
+        library_n = obs["true_library"].to_numpy(np.float64)
+        step_n = np.clip(place_n.astype(np.int64), 0, self.n_steps - 2)
+        right_n = place_n - step_n
+        curve_n = _number(obs["true_branch"]) * self.n_batches + _number(obs["batch"])
+        row_n = curve_n * self.n_steps + step_n
+        mu_ng: FloatArray = self.table[row_n]
+        mu_ng *= (library_n * (1 - right_n)).astype(np.float32)[:, None]
+        after_ng = self.table[row_n + 1]
+        after_ng *= (library_n * right_n).astype(np.float32)[:, None]
+        mu_ng += after_ng
+        return mu_ng
+
+
+def _stream(seed: int, *key: int) -> np.random.Generator:
+    """Give the random stream of one part; SFC64 is numpy's fastest."""
+    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
+
+
+def _cells(config: SimulationConfig) -> pd.DataFrame:
+    """Draw the cells: evenly along pseudotime, evenly over branches and batches, log-normal library sizes."""
+    rng, n = _stream(config.seed, _CELLS), config.n_cells
+    time_n = rng.random(n)
+    branch_n, batch_n = rng.integers(config.n_branches, size=n), rng.integers(config.n_batches, size=n)
+    library_n = config.depth * np.exp(rng.normal(0, LOG_LIBRARY_SD, n))
+
+    trunk = [name for name, end in STAGES if end <= SPLIT]
+    later = [name for name, end in STAGES if end > SPLIT]
+    stage_n = np.searchsorted([end for _, end in STAGES[:-1]], time_n, side="right")
+    on_trunk_n = stage_n < len(trunk)
+    labels = trunk + [f"{name}_{k + 1}" for k in range(config.n_branches) for name in later]
+    columns = {
+        "cell_type": _categorical(np.where(on_trunk_n, stage_n, stage_n + branch_n * len(later)), labels),
+        "batch": _categorical(batch_n, [f"batch_{b + 1}" for b in range(config.n_batches)]),
+        "true_branch": _categorical(np.where(on_trunk_n, 0, branch_n + 1), ["trunk", *config.branches]),
+        "true_pseudotime": time_n,
+        "true_library": library_n,
+    }
+    return pd.DataFrame(columns, index=_names("cell", n))
+
+
+def _categorical(code: IntArray, names: list[str]) -> pd.Categorical:
+    return pd.Categorical.from_codes(code, names).remove_unused_categories()
+
+
+def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
+    """Draw the genes: a level, θ, π, and a curve per lineage (g × s proportions)."""
+    rng, g = _stream(config.seed, _GENES), config.n_genes
+    level_g = rng.standard_normal(g)
+    mixed_g = THETA_MEAN_CORRELATION * level_g + math.sqrt(1 - THETA_MEAN_CORRELATION**2) * rng.standard_normal(g)
+    theta_g = np.clip(np.exp(LOG_THETA_MEAN + LOG_THETA_SD * mixed_g), *THETA_RANGE)
+    zero_inflation_g = np.zeros(g)
+    if config.zero_inflation:
+        zero_inflation_g = rng.beta(1, 1 / config.zero_inflation - 1, g)
+
+    pattern_g = rng.permutation(np.searchsorted(np.cumsum(list(PATTERNS.values())), (np.arange(g) + 0.5) / g))
+    branch_g = np.zeros(g, np.int64)
+    of_a_branch = np.flatnonzero(pattern_g == list(PATTERNS).index("branch"))
+    branch_g[of_a_branch] = 1 + np.arange(of_a_branch.size) % config.n_branches
+
+    shape_gs, branch_shape_gs = _shapes(rng, pattern_g)
+    rho = {}
+    for number, branch in enumerate(config.branches, start=1):
+        change_gs = shape_gs + branch_shape_gs * (branch_g == number)[:, None]
+        weight_gs = np.exp(LOG_PROPORTION_SD * level_g[:, None] + change_gs)
+        rho[branch] = (weight_gs / weight_gs.sum(0)).astype(np.float32)
+    var = pd.DataFrame(
+        {
+            "true_pattern": _categorical(pattern_g, list(PATTERNS)),
+            "true_branch": _categorical(branch_g, ["all", *config.branches]),
+            "true_theta": theta_g,
+            "true_zero_inflation": zero_inflation_g,
+        },
+        index=_names("gene", g),
+    )
+    return var, rho
+
+
+def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, FloatArray]:
+    """Draw each gene's change in log expression along the grid: in all lineages, and in its own branch only."""
+    g = pattern_g.size
+    grid_s = np.linspace(0, 1, GRID_STEPS)[None, :]
+    is_a = {name: (pattern_g == number)[:, None] for number, name in enumerate(PATTERNS)}
+    # Mostly 2- to 10-fold changes.
+    size_g = np.maximum(rng.normal(1.6, 0.6, (g, 1)), 0.5)
+    centre_g = rng.uniform(0.15, 0.85, (g, 1))
+    width_g = rng.uniform(0.06, 0.15, (g, 1))
+
+    slope_gs = 1 / (1 + np.exp(-(grid_s - centre_g) / width_g))
+    step_gs = 1 / (1 + np.exp(-(grid_s - centre_g) / 0.01))
+    bump_gs = np.exp(-0.5 * ((grid_s - centre_g) / width_g) ** 2)
+    up_g = rng.choice([1, -1], (g, 1))
+    shape_gs = is_a["rise"] * slope_gs - is_a["fall"] * slope_gs + is_a["transient"] * bump_gs
+    shape_gs += is_a["switch"] * up_g * step_gs
+    # From 0 at the split or a little after it, by a cubic that is flat at both ends; mostly upwards.
+    onset_g = SPLIT + rng.uniform(0, 0.25, (g, 1))
+    part_gs = np.clip((grid_s - onset_g) / rng.uniform(0.15, 0.35, (g, 1)), 0, 1)
+    sign_g = np.where(rng.random((g, 1)) < 0.75, 1, -1)
+    branch_shape_gs = is_a["branch"] * sign_g * part_gs**2 * (3 - 2 * part_gs)
+    return size_g * shape_gs, size_g * branch_shape_gs
+
+
+def _names(kind: str, count: int) -> pd.Index:
+    width = len(str(count))
+    return pd.Index([f"{kind}_{number:0{width}d}" for number in range(1, count + 1)], dtype=object)
