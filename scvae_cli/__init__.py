@@ -1,3 +1,57 @@
-"""scvae: variational autoencoders for raw single-cell counts."""
+"""scvae: variational autoencoders for raw single-cell counts.
+
+    import scvae_cli as scvae
+
+    model = scvae.train(adata)
+    scvae.embed(adata, model)
+
+Everything is imported when it is first asked for, so that `scvae --help` is quick.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from scvae_cli.api import check, denoise, embed, interpolate, load, score, train
+    from scvae_cli.errors import ConfigError, DataError, DeviceError, ModelError, ScvaeError, ScvaeWarning
+    from scvae_cli.model.bundle import Model
+
+_HOMES = {
+    **dict.fromkeys(("check", "denoise", "embed", "interpolate", "load", "score", "train"), "scvae_cli.api"),
+    **dict.fromkeys(
+        ("ConfigError", "DataError", "DeviceError", "ModelError", "ScvaeError", "ScvaeWarning"), "scvae_cli.errors"
+    ),
+    "Model": "scvae_cli.model.bundle",
+}
+
+__all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
+    "check",
+    "train",
+    "load",
+    "embed",
+    "denoise",
+    "interpolate",
+    "score",
+    "Model",
+    "ScvaeError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "DeviceError",
+    "ScvaeWarning",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scvae_cli' has no attribute {name!r}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -219,6 +219,11 @@ class RunConfig:
             raise ConfigError(f"{config_file}: unknown section [{name}]", _closest(name, set(_SECTIONS)))
         return cls(**parts)
 
+    @staticmethod
+    def option_names() -> set[str]:
+        """Names of all fields of the four parts; no two parts share one."""
+        return {f.name for config_class in _SECTIONS.values() for f in fields(config_class)}
+
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as they stand in a model folder's config.json."""
         return dataclasses.asdict(self)

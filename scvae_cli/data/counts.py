@@ -151,7 +151,7 @@ def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | 
         return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch)
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'scvae models raw counts, not normalised values: keep them in layers["counts"] or name their layer with --layer',
+        'scvae models raw counts, not normalised values: keep them in layers["counts"], or name a --layer',
     )
 
 
@@ -227,7 +227,8 @@ def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Mask of the values that are None or NaN."""
     if values.dtype.kind == "f":
-        return np.isnan(values)
+        missing: np.ndarray = np.isnan(values)
+        return missing
     if values.dtype.kind in "iubSU":
         return np.zeros(len(values), dtype=bool)
     return np.asarray([value is None or value != value for value in values], dtype=bool)

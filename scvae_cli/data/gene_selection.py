@@ -60,7 +60,9 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
             columns = columns[_most_variable(matrix[:, columns], n_top, batch)]
             how = f"the {n_top} most variable genes (seurat_v3)"
     if len(columns) < 2:
-        raise DataError(f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes")
+        raise DataError(
+            f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes"
+        )
     return columns, how
 
 
@@ -115,7 +117,9 @@ def _listed(counts: Counts, path: Path) -> np.ndarray:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line") from error
+        raise DataError(
+            f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line"
+        ) from error
     wanted = {line.strip() for line in lines if line.strip()}
     unknown = sorted(wanted - set(counts.gene_names))
     if unknown:

@@ -105,7 +105,7 @@ class AnnDataStore:
             value = value[part]
         return value if isinstance(value, str) else None
 
-    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
+    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:  # noqa: ARG002  # a `CellStore` has it
         """Put results into the AnnData; everything is computed before anything is changed."""
         if output is not None:
             raise ConfigError("an AnnData in memory is changed in place", "write it yourself: adata.write_h5ad(...)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -188,3 +188,42 @@ def refuse_foreign(store: CellStore, slots: Sequence[Slot], names: SlotNames) ->
                 f"{store.title}: {path} is there already and was not written by scvae",
                 "use --force to replace it, or --key-added NAME to write under another name",
             )
+
+
+def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
+    """Give results for some cells a row for every cell, NaN where there is none.
+
+    Parameters
+    ----------
+    slots
+        Results whose obs, obsm and layers have a row for each True of `kept`.
+    kept
+        Mask over all cells.
+    """
+    if kept.all():
+        return list(slots)
+    return [
+        replace(slot, value=_spread(slot.value, kept)) if slot.group in ("obs", "obsm", "layers") else slot
+        for slot in slots
+    ]
+
+
+def _spread(value: Any, kept: np.ndarray) -> Any:
+    if isinstance(value, RowBlocks):
+        return replace(value, shape=(len(kept), value.shape[1]), blocks=_spread_blocks(value, kept))
+    whole = np.full((len(kept), *value.shape[1:]), np.nan, dtype=value.dtype)
+    whole[kept] = value
+    return whole
+
+
+def _spread_blocks(rows: RowBlocks, kept: np.ndarray) -> Iterator[np.ndarray]:
+    start = 0
+    for block in rows.blocks:
+        # The stretch of all cells that ends just before the next kept one.
+        end = start + int(np.searchsorted(np.cumsum(kept[start:]), len(block), side="left")) + 1
+        whole = np.full((end - start, rows.shape[1]), np.nan, dtype=rows.dtype)
+        whole[kept[start:end]] = block
+        yield whole
+        start = end
+    if start < len(kept):
+        yield np.full((len(kept) - start, rows.shape[1]), np.nan, dtype=rows.dtype)

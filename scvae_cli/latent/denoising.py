@@ -97,7 +97,9 @@ def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: Denoi
     if options.genes is not None:
         unknown = [gene for gene in options.genes if gene not in chosen]
         if unknown:
-            raise DataError(f"gene {unknown[0]!r} is not in the model", f"it models {len(model.genes)} genes: scvae info")
+            raise DataError(
+                f"gene {unknown[0]!r} is not in the model", f"it models {len(model.genes)} genes: scvae info"
+            )
         chosen = set(options.genes)
     position = {gene: i for i, gene in enumerate(model.genes)}
     columns_f = np.asarray([position[gene] if gene in chosen and gene in position else -1 for gene in file_genes])
@@ -166,9 +168,7 @@ def _expected_blocks(
                 library_n = torch.full_like(library_n, fixed_library)
             batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
 
-            def expected(
-                z_nk: Tensor, library_n: Tensor = library_n, batch_n: Tensor | None = batch_n
-            ) -> Tensor:
+            def expected(z_nk: Tensor, library_n: Tensor = library_n, batch_n: Tensor | None = batch_n) -> Tensor:
                 return model.vae.expected_counts(
                     z_nk, library_n, batch_n, with_zero_inflation=options.with_zero_inflation
                 )

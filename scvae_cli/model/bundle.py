@@ -149,7 +149,9 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     config = read_config(folder)
     for name, expected in config["sha256"].items():
         if hashlib.sha256(files[name]).hexdigest() != expected:
-            raise ModelError(f"{folder / name} is not the file that was saved with this model", "restore it, or train again")
+            raise ModelError(
+                f"{folder / name} is not the file that was saved with this model", "restore it, or train again"
+            )
     try:
         genes = tuple(files[GENES].decode().splitlines())
         run = RunConfig.from_dict(config["run"])

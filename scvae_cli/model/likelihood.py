@@ -104,7 +104,7 @@ def count_nll(
         Zero-inflation logits; None for no zero inflation.
     """
     nll_n: Tensor = _CountNLL.apply(  # type: ignore[no-untyped-call]  # torch leaves Function.apply untyped
-        logits_ng, log_library_n, log_theta_g, zero_logit_ng, nonzeros
+        logits_ng, log_library_n, log_theta_g, zero_logit_ng, nonzeros, torch.is_grad_enabled()
     )
     return nll_n
 
@@ -128,81 +128,103 @@ class _CountNLL(torch.autograd.Function):
         log_theta_g: Tensor | None,
         zero_logit_ng: Tensor | None,
         nonzeros: Nonzeros,
+        with_gradient: bool,
     ) -> Tensor:
-        flat, gene, value, log_factorial_n = nonzeros
-        n_genes = logits_ng.shape[1]
         eta_ng = torch.log_softmax(logits_ng, dim=1).add_(log_library_n.unsqueeze(1))
-        mu_ng = eta_ng.exp()
-        x, x32 = value.double(), value.to(logits_ng.dtype)
-        cell = torch.div(flat, n_genes, rounding_mode="floor")
-        eta_x = _at(eta_ng, flat)
-        mu_x = _at(mu_ng, flat)
-        d_zero_ng = None
-
-        if log_theta_g is None:  # Poisson
-            nll_n = mu_ng.sum(1, dtype=torch.float64) + log_factorial_n
-            nll_n.index_add_(0, cell, -(x * eta_x.double()))
-            d_eta_ng = -mu_ng
-            d_eta_ng.view(-1).index_add_(0, flat, x32)
+        cell = torch.div(nonzeros.flat, logits_ng.shape[1], rounding_mode="floor")
+        # What the zero formula leaves out, summed over each cell's nonzeros.
+        correction_n = -nonzeros.log_factorial_n
+        if log_theta_g is None:
+            log_zero_ng, log_x, gradients = _poisson(eta_ng, nonzeros, with_gradient)
         else:
-            theta_g = log_theta_g.exp()
-            r_ng = mu_ng / theta_g
-            log1p_ng = torch.log1p(r_ng)
-            s_ng = log1p_ng * -theta_g
-            shrink_ng = r_ng.add_(1).reciprocal_()  # 1/(1+r) = θ/(θ+μ)
-            d_eta_ng = (mu_ng * shrink_ng).neg_()
-            d_theta_ng = (1 - shrink_ng).sub_(log1p_ng)  # r/(1+r) = 1 − 1/(1+r)
-            s_x = _at(s_ng, flat)
-            shrink_x = _at(shrink_ng, flat)
-            d_theta_zero_x = _at(d_theta_ng, flat)
-
-            theta64_g = theta_g.double()
-            theta_x = theta64_g[gene]
-            # log(μ/(θ+μ)) = η − log θ + log(θ/(θ+μ))
-            log_ratio_x = (eta_x - log_theta_g[gene] + shrink_x.log()).double()
-            log_gamma_x = torch.lgamma(x + theta_x) - torch.lgamma(theta64_g)[gene]
-            digamma_x = torch.digamma(x + theta_x) - torch.digamma(theta64_g)[gene]
-            log_nb_x = s_x.double() + x * log_ratio_x + log_gamma_x  # − log x!, which log_factorial_n holds
-            d_theta_x = d_theta_zero_x.double() - x * shrink_x.double() / theta_x + digamma_x
-
-            if zero_logit_ng is None:
-                nll_n = log_factorial_n - s_ng.sum(1, dtype=torch.float64)
-                nll_n.index_add_(0, cell, s_x.double() - log_nb_x)
-            else:
-                a_ng = zero_logit_ng
-                gap_ng = s_ng - a_ng
-                at_zero_ng = softplus(gap_ng) - softplus(-a_ng)
-                weight_ng = torch.sigmoid(gap_ng)  # posterior probability that a zero came from the NB
-                a_x = _at(a_ng, flat)
-                nll_n = log_factorial_n - at_zero_ng.sum(1, dtype=torch.float64)
-                log_x = log_nb_x - softplus(a_x).double()
-                nll_n.index_add_(0, cell, _at(at_zero_ng, flat).double() - log_x)
-                d_zero_ng = torch.sigmoid(-a_ng).mul_(torch.sigmoid(-gap_ng)).mul_(torch.expm1(s_ng)).neg_()
-                d_zero_ng.view(-1).index_copy_(0, flat, -torch.sigmoid(a_x))
-                d_eta_ng.mul_(weight_ng)
-                d_theta_ng.mul_(weight_ng)
-            d_eta_ng.view(-1).index_copy_(0, flat, (x32 - mu_x) * shrink_x)
-            d_theta_ng.view(-1).index_copy_(0, flat, d_theta_x.to(d_theta_ng.dtype))
-            ctx.theta_g, ctx.d_theta_ng = theta_g, d_theta_ng
-
-        ctx.save_for_backward(eta_ng, log_library_n)
-        ctx.d_eta_ng, ctx.d_zero_ng = d_eta_ng, d_zero_ng
-        return nll_n.to(logits_ng.dtype)
+            log_zero_ng, log_x, gradients = _negative_binomial(
+                eta_ng, log_theta_g, zero_logit_ng, nonzeros, with_gradient
+            )
+        log_x -= _at(log_zero_ng, nonzeros.flat)
+        correction_n = correction_n.index_add(0, cell, log_x)
+        if with_gradient:
+            ctx.save_for_backward(eta_ng, log_library_n)
+            ctx.gradients = gradients
+        return -(log_zero_ng.sum(1, dtype=torch.float64) + correction_n).to(logits_ng.dtype)
 
     @staticmethod
     def backward(ctx: Any, grad_n: Tensor) -> tuple[Tensor | None, ...]:
         eta_ng, log_library_n = ctx.saved_tensors
+        d_eta_ng, d_log_theta_ng, d_zero_ng = ctx.gradients
         scale_n1 = -grad_n.unsqueeze(1)
+        d_library_n1 = d_eta_ng.sum(1, keepdim=True)
         rho_ng = (eta_ng - log_library_n.unsqueeze(1)).exp_()
-        d_logits_ng = ctx.d_eta_ng - rho_ng * ctx.d_eta_ng.sum(1, keepdim=True)
-        d_theta_g = None
-        if ctx.needs_input_grad[2]:
-            d_theta_g = ctx.theta_g * (scale_n1 * ctx.d_theta_ng).sum(0)
-        d_zero_ng = scale_n1 * ctx.d_zero_ng if ctx.needs_input_grad[3] else None
-        d_library_n = None
-        if ctx.needs_input_grad[1]:
-            d_library_n = scale_n1.squeeze(1) * ctx.d_eta_ng.sum(1)
-        return d_logits_ng.mul_(scale_n1), d_library_n, d_theta_g, d_zero_ng, None
+        d_logits_ng = torch.addcmul(d_eta_ng, rho_ng, d_library_n1, value=-1).mul_(scale_n1)
+        return (
+            d_logits_ng,
+            (scale_n1 * d_library_n1).squeeze(1) if ctx.needs_input_grad[1] else None,
+            scale_n1.squeeze(1) @ d_log_theta_ng if ctx.needs_input_grad[2] else None,
+            scale_n1 * d_zero_ng if ctx.needs_input_grad[3] else None,
+            None,
+            None,
+        )
+
+
+# ∂L/∂η, ∂L/∂log θ and ∂L/∂a, each of shape (n, g) or None.
+_Gradients = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _poisson(eta_ng: Tensor, nonzeros: Nonzeros, with_gradient: bool) -> tuple[Tensor, Tensor, _Gradients]:
+    """Log-probability of zero everywhere, log-probability + log x! of the nonzeros (float64), and gradients."""
+    log_zero_ng = -eta_ng.exp()
+    flat, value = nonzeros.flat, nonzeros.value
+    log_x = value.double() * _at(eta_ng, flat).double() + _at(log_zero_ng, flat).double()
+    if not with_gradient:
+        return log_zero_ng, log_x, (None, None, None)
+    d_eta_ng = log_zero_ng.clone()
+    d_eta_ng.view(-1).index_add_(0, flat, value.to(eta_ng.dtype))
+    return log_zero_ng, log_x, (d_eta_ng, None, None)
+
+
+def _negative_binomial(
+    eta_ng: Tensor, log_theta_g: Tensor, zero_logit_ng: Tensor | None, nonzeros: Nonzeros, with_gradient: bool
+) -> tuple[Tensor, Tensor, _Gradients]:
+    """As `_poisson`, with or without zero inflation."""
+    flat, gene = nonzeros.flat, nonzeros.gene
+    x = nonzeros.value.double()
+    theta_g = log_theta_g.exp()
+    mu_ng = eta_ng.exp()
+    shrink_ng = mu_ng / theta_g
+    log1p_ng = torch.log1p(shrink_ng)
+    shrink_ng = shrink_ng.add_(1).reciprocal_()  # 1/(1+r) = θ/(θ+μ)
+    s_ng = log1p_ng * -theta_g
+
+    theta64_g = theta_g.double()
+    theta_x = theta64_g.index_select(0, gene)
+    shrink_x = _at(shrink_ng, flat).double()
+    # log(μ/(θ+μ)) = η − log θ + log(θ/(θ+μ))
+    log_ratio_x = _at(eta_ng, flat).double() - log_theta_g.double().index_select(0, gene) + shrink_x.log()
+    log_gamma_x = torch.lgamma(x + theta_x) - torch.lgamma(theta64_g).index_select(0, gene)
+    log_x = _at(s_ng, flat).double() + x * log_ratio_x + log_gamma_x
+    log_zero_ng = s_ng
+    if zero_logit_ng is not None:
+        gap_ng = s_ng - zero_logit_ng
+        log_zero_ng = softplus(gap_ng).sub_(softplus(-zero_logit_ng))
+        zero_logit_x = _at(zero_logit_ng, flat)
+        log_x -= softplus(zero_logit_x).double()
+    if not with_gradient:
+        return log_zero_ng, log_x, (None, None, None)
+
+    d_eta_ng = (mu_ng * shrink_ng).neg_()
+    d_theta_ng = (1 - shrink_ng).sub_(log1p_ng)  # r/(1+r) = 1 − 1/(1+r)
+    digamma_x = torch.digamma(x + theta_x) - torch.digamma(theta64_g).index_select(0, gene)
+    d_theta_x = _at(d_theta_ng, flat).double() - x * shrink_x / theta_x + digamma_x
+    d_eta_x = (x - _at(mu_ng, flat)) * shrink_x
+    d_zero_ng = None
+    if zero_logit_ng is not None:
+        d_zero_ng = torch.sigmoid(-zero_logit_ng).mul_(torch.sigmoid(-gap_ng)).mul_(torch.expm1(s_ng)).neg_()
+        d_zero_ng.view(-1).index_copy_(0, flat, -torch.sigmoid(zero_logit_x))
+        weight_ng = torch.sigmoid(gap_ng)  # posterior probability that a zero came from the NB
+        d_eta_ng.mul_(weight_ng)
+        d_theta_ng.mul_(weight_ng)
+    d_eta_ng.view(-1).index_copy_(0, flat, d_eta_x.to(d_eta_ng.dtype))
+    d_theta_ng.view(-1).index_copy_(0, flat, d_theta_x.to(d_theta_ng.dtype))
+    return log_zero_ng, log_x, (d_eta_ng, d_theta_ng.mul_(theta_g), d_zero_ng)
 
 
 def _at(values_ng: Tensor, flat: Tensor) -> Tensor:

@@ -121,9 +121,7 @@ class CountOutput(NamedTuple):
 
     def nll_n(self, cells: Minibatch) -> Tensor:
         """Negative log-probability of the cells' counts, shape (n,), nats."""
-        return count_nll(
-            self.logits_ng, cells.library_n.log(), cells.nonzeros, self.log_theta_g, self.zero_logit_ng
-        )
+        return count_nll(self.logits_ng, cells.library_n.log(), cells.nonzeros, self.log_theta_g, self.zero_logit_ng)
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
         """Expected counts μ at given library sizes, shape (n, g); zero inflation lowers them on request."""
@@ -137,7 +135,15 @@ class Decoder(nn.Module):
     """Latent position (and batch) → distribution of the counts."""
 
     def __init__(
-        self, *, n_latent: int, n_hidden: int, n_layers: int, n_genes: int, n_batches: int, likelihood: str, dropout: float
+        self,
+        *,
+        n_latent: int,
+        n_hidden: int,
+        n_layers: int,
+        n_genes: int,
+        n_batches: int,
+        likelihood: str,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.first = nn.Linear(n_latent, n_hidden)
@@ -151,7 +157,7 @@ class Decoder(nn.Module):
         h_nh = self.first(z_nk)
         if self.batch is not None:
             h_nh = h_nh + self.batch.hidden_bh[batch_n]
-        output = self.head(self.hidden(self.first_norm(h_nh)))
+        output: CountOutput = self.head(self.hidden(self.first_norm(h_nh)))
         if self.batch is not None:
             output = output._replace(logits_ng=output.logits_ng + self.batch.gene_bg[batch_n])
         return output

@@ -88,11 +88,14 @@ class Rollback:
         The new peak rate.
     cells
         Indices (into the training cells) of those whose loss was not finite.
+    cell_names
+        Their names, filled in by who knows them.
     """
 
     epoch: int
     learning_rate: float
     cells: np.ndarray
+    cell_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +136,7 @@ class Trainer:
         compute: Compute,
     ) -> None:
         self.vae = vae
-        self._training, self._heldout = training, heldout
+        self.training, self.heldout = training, heldout
         self._config, self._batch_size, self._compute = config, batch_size, compute
         self.schedule = Schedule.plan(config, len(even_batches(np.arange(training.n_cells), batch_size)))
         self.optimizer = torch.optim.AdamW(_parameter_groups(vae, config.weight_decay), lr=0.0, betas=(0.9, 0.99))
@@ -155,7 +158,7 @@ class Trainer:
                 if not math.isfinite(loss):
                     broken = rows[~np.isfinite(loss_n.cpu().numpy())]
                     break
-                train_loss += loss * len(rows) / self._training.n_cells
+                train_loss += loss * len(rows) / self.training.n_cells
                 yield StepReport(step=schedule.step, loss=loss)
             if broken is None:
                 nll, kl = self.evaluate()
@@ -194,13 +197,13 @@ class Trainer:
         self.vae.eval()
         noise = torch.Generator().manual_seed(self._config.seed)
         nll = kl = 0.0
-        for rows, cells in self._heldout.in_order(EVALUATION_CELLS):
+        for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
             with self._compute.matrix_products():
                 nll_n, kl_nk = self.vae.nll_and_kl(cells, noise_nk)
             nll += float(nll_n.double().sum())
             kl += float(kl_nk.double().sum())
-        return nll / self._heldout.n_cells, kl / self._heldout.n_cells
+        return nll / self.heldout.n_cells, kl / self.heldout.n_cells
 
     def _epoch(self) -> Iterator[tuple[np.ndarray, Tensor]]:
         """Take an epoch's steps, yielding each one's cells and their losses (before the step)."""
@@ -208,7 +211,7 @@ class Trainer:
         self.vae.train()
         # A retried epoch draws anew, or it would meet the same accident.
         seeds = np.random.SeedSequence([self._config.seed, schedule.epoch, self.rollbacks])
-        order = np.random.default_rng(seeds).permutation(self._training.n_cells)
+        order = np.random.default_rng(seeds).permutation(self.training.n_cells)
         device = self._compute.device
         forked = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked):
@@ -216,13 +219,13 @@ class Trainer:
             for rows in even_batches(order, self._batch_size):
                 for group in self.optimizer.param_groups:
                     group["lr"] = schedule.learning_rate()
-                cells = self._training.take(rows)
+                cells = self.training.take(rows)
                 noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=device)
                 with self._compute.matrix_products():
                     nll_n, kl_nk = self.vae.nll_and_kl(cells, noise_nk)
                 loss_n = nll_n + schedule.kl_weight() * kl_nk.sum(1)
                 self.optimizer.zero_grad(set_to_none=True)
-                loss_n.mean().backward()
+                loss_n.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 torch.nn.utils.clip_grad_norm_(self.vae.parameters(), max_norm=1000.0)
                 yield rows, loss_n.detach()
                 self.optimizer.step()

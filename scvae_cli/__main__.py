@@ -1,0 +1,6 @@
+"""`python -m scvae_cli`."""
+
+from scvae_cli.cli.app import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""The Python API: each verb of the command line, on an AnnData in memory (or a path).
+
+Data comes first and results go into it, as scanpy's functions do; `inplace=False` returns the result instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.inspection import Inspection, inspect
+from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
+from scvae_cli.errors import ConfigError
+from scvae_cli.latent import denoising, embedding, interpolation, scoring
+from scvae_cli.model.bundle import Model, load
+from scvae_cli.session import Session
+from scvae_cli.training.fit import Finished, FitEvent, fit
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+__all__ = ["check", "denoise", "embed", "interpolate", "load", "score", "train"]
+
+
+def train(
+    data: AnnData | Path | str,
+    *,
+    config: Path | str | None = None,
+    on_event: Callable[[FitEvent], None] | None = None,
+    **options: Any,
+) -> Model:
+    """Train a model on raw counts.
+
+    Parameters
+    ----------
+    data
+        Cells × genes.
+    config
+        A TOML file with the sections [data], [model], [train] and [compute].
+    on_event
+        Called with everything that happens (`scvae_cli.training.fit.FitEvent`).
+    **options
+        Any field of the four configuration classes in `scvae_cli.config`: `batch_key="donor"`, `likelihood="nb"`,
+        `n_latent=10`, `beta=2.0`, `seed=1`, `device="cpu"`, ...
+
+    Returns
+    -------
+    The model; `model.save("NAME.scvae")` keeps it.
+
+    Raises
+    ------
+    ScvaeError
+        For data or options that cannot be used.
+    """
+    known = RunConfig.option_names()
+    for name in options:
+        if name not in known:
+            raise ConfigError(f"train() has no option {name!r}", "options: " + ", ".join(sorted(known)))
+    run = RunConfig.resolve(None if config is None else Path(config), options)
+    counts = read_counts(open_store(data), layer=run.data.layer, batch_key=run.data.batch_key)
+    for event in fit(counts, run):
+        if on_event is not None:
+            on_event(event)
+    assert isinstance(event, Finished), "nobody asked the training to stop"
+    return event.model
+
+
+def check(data: AnnData | Path | str, *, layer: str | None = None, batch_key: str | None = None) -> Inspection:
+    """Say what is in the data, and what training would refuse or warn about."""
+    return inspect(open_store(data), layer=layer, batch_key=batch_key)
+
+
+def embed(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    key_added: str = DEFAULT_KEY,
+    inplace: bool = True,
+    layer: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> embedding.Embedding | None:
+    """Place cells in latent space: `obsm["X_scvae"]` and `obsm["scvae_latent_var"]`.
+
+    Parameters
+    ----------
+    data, model
+        Cells × genes, and a model or its folder.
+    key_added
+        Replaces "scvae" in every slot.
+    inplace
+        Write into the data and return None; else return the result and write nothing.
+    layer, allow_missing_genes, drop_empty, device
+        As for `Session.open`.
+    output, force
+        For a path as data: write a copy there; replace what is not scvae's.
+    """
+    session = Session.open(
+        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
+    )
+    result = embedding.embed(session.model, session.counts)
+    if not inplace:
+        return result
+    names = SlotNames(key_added=key_added)
+    session.write(result.slots(names), names=names, run="embed", options={}, output=_path(output), force=force)
+    return None
+
+
+def denoise(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    n_samples: int = 10,
+    library: str | float = "observed",
+    genes: Sequence[str] | None = None,
+    batch_as: str = "average",
+    with_zero_inflation: bool = False,
+    seed: int = 0,
+    key_added: str = DEFAULT_KEY,
+    inplace: bool = True,
+    layer: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> denoising.Denoised | None:
+    """Expected counts E_q[μ] of every cell: `layers["scvae_denoised"]`, NaN for genes outside the model.
+
+    Parameters
+    ----------
+    n_samples, library, genes, batch_as, with_zero_inflation, seed
+        As for `DenoisingOptions`.
+    data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
+        As for `embed`. With `inplace=False` the result's blocks are computed as they are walked through;
+        `result.rows.whole()` is the matrix.
+    """
+    session = Session.open(
+        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
+    )
+    options = denoising.DenoisingOptions(
+        n_samples=n_samples,
+        library=library,
+        genes=None if genes is None else tuple(genes),
+        batch_as=batch_as,
+        with_zero_inflation=with_zero_inflation,
+        seed=seed,
+    )
+    result = denoising.denoise(session.model, session.counts, session.store.gene_names, options)
+    if not inplace:
+        return result
+    names = SlotNames(key_added=key_added)
+    told = dataclasses.asdict(options)
+    session.write(result.slots(names), names=names, run="denoise", options=told, output=_path(output), force=force)
+    return None
+
+
+def interpolate(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    groupby: str | None = None,
+    groups: Sequence[str] | None = None,
+    cells: Sequence[str] | None = None,
+    name: str | None = None,
+    n_steps: int = 50,
+    path: str = "straight",
+    library: str | float = "median",
+    batch_as: str = "average",
+    key_added: str = DEFAULT_KEY,
+    inplace: bool = True,
+    layer: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> interpolation.Path | None:
+    """Walk through latent space from one population or cell to another, and decode the walk.
+
+    Parameters
+    ----------
+    groupby, groups
+        A column of obs, and the groups to walk through, in order: two or more.
+    cells
+        Or the cells to walk through.
+    name
+        Of the path; by default made of its ends.
+    n_steps, path, library, batch_as
+        As for `PathOptions`.
+    data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
+        As for `embed`.
+    """
+    session = Session.open(
+        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
+    )
+    labels = list(groups or cells or ())
+    waypoints = session.waypoints(labels, groupby=groupby, cells=cells)
+    options = interpolation.PathOptions(
+        name=name or interpolation.default_name(labels),
+        n_steps=n_steps,
+        path=path,
+        library=library,
+        batch_as=batch_as,
+    )
+    result = interpolation.interpolate(session.model, session.counts, waypoints, options)
+    if not inplace:
+        return result
+    names = SlotNames(key_added=key_added)
+    slots = result.slots(names, session.store.gene_names)
+    told = dataclasses.asdict(options) | {"waypoints": labels}
+    run = f"interpolate_{options.name}"
+    session.write(slots, names=names, run=run, options=told, output=_path(output), force=force)
+    return None
+
+
+def score(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    n_samples: int = 100,
+    seed: int = 0,
+    key_added: str = DEFAULT_KEY,
+    inplace: bool = True,
+    layer: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> scoring.Scores | None:
+    """Bounds on every cell's log-likelihood, nats: `obs["scvae_elbo"]` and `obs["scvae_iwae"]`.
+
+    Parameters
+    ----------
+    n_samples, seed
+        Importance samples a cell, and their seed.
+    data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
+        As for `embed`.
+    """
+    session = Session.open(
+        data,
+        model,
+        layer=layer,
+        device=device,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+        needs_batch=True,
+    )
+    result = scoring.score(session.model, session.counts, n_samples=n_samples, seed=seed)
+    if not inplace:
+        return result
+    names = SlotNames(key_added=key_added)
+    told = {"n_samples": n_samples, "seed": seed}
+    session.write(result.slots(names), names=names, run="score", options=told, output=_path(output), force=force)
+    return None
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)

@@ -1,0 +1,86 @@
+"""The `scvae` command: its subcommands, and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from scvae_cli import __version__
+from scvae_cli.cli import check, denoise, embed, info, interpolate, score, simulate, train
+from scvae_cli.cli.console import print_error, print_warnings
+from scvae_cli.errors import ScvaeError
+
+INTERRUPTED = 130
+# Typer's usage errors: click's own class up to typer 0.2x, a vendored twin of it later.
+UsageProblem: Any = typer.BadParameter.__mro__[2]
+
+app = typer.Typer(
+    name="scvae",
+    help="Variational autoencoders for raw single-cell counts: .h5ad in, results back into the same .h5ad.",
+    epilog="Start with: scvae check DATA.h5ad",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+_COMMANDS: dict[str, Callable[..., None]] = {
+    "check": check.check,
+    "train": train.train,
+    "embed": embed.embed,
+    "denoise": denoise.denoise,
+    "interpolate": interpolate.interpolate,
+    "score": score.score,
+    "info": info.info,
+    "simulate": simulate.simulate,
+}
+for name, command in _COMMANDS.items():
+    app.command(name)(command)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"scvae {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    0 done, 1 a bug (which keeps its traceback), 2 usage, 3 data, 4 model, 5 device, 130 interrupted.
+    """
+    print_warnings()
+    try:
+        result = typer.main.get_command(app).main(args=arguments, prog_name="scvae", standalone_mode=False)
+    except ScvaeError as error:
+        print_error(error)
+        return error.exit_code
+    except UsageProblem as error:
+        error.show()
+        return int(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        typer.echo("interrupted; nothing was changed", err=True)
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe has gone (`scvae ... | head`): not an error of ours.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of the `scvae` command."""
+    sys.exit(run())

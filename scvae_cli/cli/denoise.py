@@ -1,0 +1,120 @@
+"""`scvae denoise`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scvae_cli.cli import options as o
+from scvae_cli.cli.console import Console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+
+
+def denoise(
+    data: o.Data,
+    model: o.ModelFolder = None,
+    samples: Annotated[
+        int,
+        typer.Option(min=0, help="Seeded posterior samples averaged; 0 decodes the mean.", rich_help_panel=o.DECODE),
+    ] = 10,
+    library: o.Library = "observed",
+    genes: Annotated[
+        str | None,
+        typer.Option(help="Only these genes: A,B,C or @FILE.", show_default="all modelled", rich_help_panel=o.DECODE),
+    ] = None,
+    batch_as: o.BatchAs = "average",
+    with_zero_inflation: Annotated[
+        bool, typer.Option("--with-zero-inflation", help="Count technical zeros in.", rich_help_panel=o.DECODE)
+    ] = False,
+    seed: Annotated[int, typer.Option(min=0, help="Of the posterior samples.", rich_help_panel=o.DECODE)] = 0,
+    layer: o.Layer = None,
+    allow_missing_genes: o.AllowMissingGenes = False,
+    drop_empty: o.DropEmpty = False,
+    output: o.Output = None,
+    key_added: o.KeyAdded = "scvae",
+    force: o.Force = False,
+    device: o.Device = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write the counts each cell would be expected to show, E_q[μ]: layers["scvae_denoised"].
+
+    Averaged over seeded posterior samples, so the same command gives the same numbers. Genes outside the model are
+    NaN, and var["scvae_modelled"] is False for them.
+    """
+    from scvae_cli.data.slots import SlotNames
+    from scvae_cli.latent import denoising
+    from scvae_cli.session import Session
+
+    console = Console(json=json, quiet=quiet)
+    session = Session.open(
+        data,
+        o.model_folder(model, data),
+        layer=layer,
+        device=device,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+    )
+    options = denoising.DenoisingOptions(
+        n_samples=samples,
+        library=library,
+        genes=_genes(genes),
+        batch_as=batch_as,
+        with_zero_inflation=with_zero_inflation,
+        seed=seed,
+    )
+    names = SlotNames(key_added=key_added)
+    result = denoising.denoise(session.model, session.counts, session.store.gene_names, options)
+    n_cells, n_genes = result.rows.shape
+    console.info(f"writing {n_cells:,} × {n_genes:,} values, {result.n_bytes / 2**20:,.0f} MiB before compression")
+    with console.progress("Denoising", total=n_cells) as advance:
+        told = replace(result, rows=replace(result.rows, blocks=_told(result.rows.blocks, advance)))
+        slots = session.write(
+            told.slots(names), names=names, run="denoise", options=asdict(options), output=output, force=force
+        )
+    n_modelled = int(result.modelled.sum())
+    values = {
+        "output": str(output or data),
+        "n_cells": n_cells,
+        "n_genes": n_genes,
+        "n_genes_modelled": n_modelled,
+        "n_bytes": result.n_bytes,
+        "missing_genes": len(session.missing_genes),
+        "slots": slots,
+    }
+    averaged = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
+    what = f"expected counts of {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
+    console.result(values, f"{what} → {', '.join(slots)} of {output or data}")
+    if n_modelled < n_genes:
+        console.next_step(f'adata[:, adata.var["{names.modelled}"]] leaves out the genes that are not modelled')
+    else:
+        console.next_step(f'sc.pl.dotplot(adata, genes, groupby=..., layer="{names.denoised}")')
+
+
+def _genes(text: str | None) -> tuple[str, ...] | None:
+    from scvae_cli.errors import ConfigError
+
+    if text is None:
+        return None
+    if not text.startswith("@"):
+        return tuple(gene.strip() for gene in text.split(",") if gene.strip())
+    try:
+        return tuple(line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the gene list {text[1:]}", "--genes takes A,B,C or @FILE, one gene a line"
+        ) from error
+
+
+def _told(blocks: Iterator[np.ndarray], advance: Callable[..., None]) -> Iterator[np.ndarray]:
+    """Pass blocks of rows on, telling the progress bar how many rows went by."""
+    for block in blocks:
+        yield block
+        advance(len(block))

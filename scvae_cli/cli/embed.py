@@ -1,0 +1,52 @@
+"""`scvae embed`."""
+
+from __future__ import annotations
+
+from scvae_cli.cli import options as o
+from scvae_cli.cli.console import Console
+
+
+def embed(
+    data: o.Data,
+    model: o.ModelFolder = None,
+    layer: o.Layer = None,
+    allow_missing_genes: o.AllowMissingGenes = False,
+    drop_empty: o.DropEmpty = False,
+    output: o.Output = None,
+    key_added: o.KeyAdded = "scvae",
+    force: o.Force = False,
+    device: o.Device = "auto",
+    json: o.Json = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Place every cell in latent space: obsm["X_scvae"], with variances in obsm["scvae_latent_var"].
+
+    Works on new data. The encoder does not see the batch, so cells of new batches embed too.
+    """
+    from scvae_cli.data.slots import SlotNames
+    from scvae_cli.latent import embedding
+    from scvae_cli.session import Session
+
+    console = Console(json=json, quiet=quiet)
+    session = Session.open(
+        data,
+        o.model_folder(model, data),
+        layer=layer,
+        device=device,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+    )
+    result = embedding.embed(session.model, session.counts)
+    names = SlotNames(key_added=key_added)
+    slots = session.write(result.slots(names), names=names, run="embed", options={}, output=output, force=force)
+    n_cells, n_latent = result.mean_nk.shape
+    values = {
+        "output": str(output or data),
+        "n_cells": n_cells,
+        "n_latent": n_latent,
+        "missing_genes": len(session.missing_genes),
+        "slots": slots,
+    }
+    text = f"{n_cells:,} cells in {n_latent} latent dimensions → {', '.join(slots)} of {output or data}"
+    console.result(values, text)
+    console.next_step(f'sc.pp.neighbors(adata, use_rep="{names.embedding}")')

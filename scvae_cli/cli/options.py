@@ -1,0 +1,70 @@
+"""Options that several commands share, and the panels of their help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+INPUT, OUTPUT, COMPUTE, DECODE = "Input", "Output", "Compute", "Decoding"
+
+Data = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="Cells: an .h5ad file; a 10x .h5 or mtx folder where the output goes elsewhere."
+    ),
+]
+ModelFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--model", "-m", help="Model folder.", show_default="DATA.scvae beside the data", rich_help_panel=INPUT
+    ),
+]
+Layer = Annotated[
+    str | None,
+    typer.Option(help="Layer with raw counts.", show_default="counts, else X, else raw", rich_help_panel=INPUT),
+]
+AllowMissingGenes = Annotated[
+    bool,
+    typer.Option("--allow-missing-genes", help="Count any number of missing genes as zero.", rich_help_panel=INPUT),
+]
+DropEmpty = Annotated[
+    bool,
+    typer.Option("--drop-empty", help="Accept cells without counts and leave them out.", rich_help_panel=INPUT),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", help="Write to this .h5ad.", show_default="back into DATA", rich_help_panel=OUTPUT),
+]
+KeyAdded = Annotated[str, typer.Option(help="Name used in place of scvae in every slot.", rich_help_panel=OUTPUT)]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force", help="Replace what is there: an output, or slots not written by scvae.", rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print only the result, warnings and errors.", rich_help_panel=OUTPUT)
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=COMPUTE)]
+Library = Annotated[
+    str, typer.Option(help="Depth to decode at: observed, median, or a number of counts.", rich_help_panel=DECODE)
+]
+BatchAs = Annotated[
+    str,
+    typer.Option(
+        help="Batch to decode in: a category, or average (over all, by their share of the training cells).",
+        rich_help_panel=DECODE,
+    ),
+]
+
+
+def model_folder(model: Path | None, data: Path) -> Path:
+    """The model folder meant: the one named, else DATA.scvae beside the data.
+
+    >>> model_folder(None, Path("runs/blood.h5ad")).as_posix()
+    'runs/blood.scvae'
+    """
+    return model if model is not None else data.parent / f"{data.stem}.scvae"

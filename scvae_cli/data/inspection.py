@@ -1,0 +1,214 @@
+"""What is in the data, what training would refuse, and what it would warn about."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.data.counts import CellStore, Counts, candidate_matrices, check_shape, is_missing, read_counts
+from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
+from scvae_cli.errors import DataError
+
+MIN_TRAINING_CELLS = 10
+FEW_CELLS = 500
+# Two labellings are confounded when one says nearly all about the other.
+CONFOUNDED = 0.95
+# Rough figures for the estimate, from two CPU cores: cells × genes trained a second, and passes over the data.
+_CPU_VALUES_PER_SECOND = 1.2e7
+_EPOCHS_OF_SMALL_DATA = 40
+_STEPS_BUDGET_CELLS = 4e6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something the user should know: `level` is "refuse" or "warn"."""
+
+    level: str
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a look at the data shows.
+
+    Parameters
+    ----------
+    n_cells, n_genes
+        Of the file.
+    matrices
+        Names of all matrices that could hold counts.
+    counts_source
+        The one that does, or None.
+    zero_share, median_library
+        Of the counts.
+    n_genes_modelled
+        How many genes training would model by default.
+    obs
+        Columns that could group cells: name → number of values.
+    memory_gib, cpu_minutes
+        What training would take, roughly.
+    findings
+        Refusals first.
+    """
+
+    title: str
+    n_cells: int
+    n_genes: int
+    matrices: list[str]
+    counts_source: str | None = None
+    zero_share: float | None = None
+    median_library: float | None = None
+    n_genes_modelled: int | None = None
+    memory_gib: float | None = None
+    cpu_minutes: float | None = None
+    obs: dict[str, int] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether training would start."""
+        return not any(finding.level == "refuse" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self) | {"ok": self.ok}
+
+
+def inspect(store: CellStore, *, layer: str | None = None, batch_key: str | None = None) -> Inspection:
+    """Look at data as training would, and go on where training would stop at the first refusal.
+
+    Raises
+    ------
+    DataError
+        When the file cannot be read at all.
+    """
+    findings: list[Finding] = []
+    seen: dict[str, Any] = {
+        "title": store.title,
+        "n_cells": len(store.cell_names),
+        "n_genes": len(store.gene_names),
+        "matrices": list(store.matrix_names),
+        "obs": _groupings(store),
+    }
+    counts: Counts | None = None
+    try:
+        check_shape(store)
+        candidate_matrices(store, layer)
+        counts = read_counts(store, layer=layer, batch_key=batch_key)
+    except DataError as error:
+        findings.append(Finding(level="refuse", message=error.message, hint=error.hint))
+    if counts is not None:
+        seen |= _figures(counts)
+        findings += _cell_findings(counts) + _gene_findings(counts)
+        if counts.batch is not None and batch_key is not None:
+            findings += _batch_findings(store, counts.batch, batch_key, seen["obs"])
+    findings.sort(key=lambda finding: finding.level != "refuse")
+    return Inspection(**seen, findings=findings)
+
+
+def _groupings(store: CellStore) -> dict[str, int]:
+    """Columns of obs with a handful of values."""
+    found = {}
+    for key in store.obs_keys:
+        values = store.obs_column(key)
+        if values.dtype.kind == "f":
+            continue
+        n_values = len({str(value) for value in values[~is_missing(values)]})
+        if 1 <= n_values <= max(2, min(200, len(values) // 2)):
+            found[key] = n_values
+    return found
+
+
+def _figures(counts: Counts) -> dict[str, Any]:
+    expressed = int((np.bincount(counts.matrix.indices, minlength=counts.n_genes) >= MIN_CELLS).sum())
+    modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
+    stored = counts.matrix.nnz
+    # Counts (value and column, 8 bytes), once more while genes and cells are selected; the interpreter and torch.
+    memory = 2 * 8 * stored + 0.6 * 2**30
+    passes = min(_EPOCHS_OF_SMALL_DATA, max(1.0, _STEPS_BUDGET_CELLS / counts.n_cells))
+    return {
+        "counts_source": counts.source,
+        "zero_share": 1 - stored / (counts.n_cells * counts.n_genes),
+        "median_library": float(np.median(counts.library_n)),
+        "n_genes_modelled": modelled,
+        "memory_gib": round(memory / 2**30, 2),
+        "cpu_minutes": round(passes * counts.n_cells * modelled / _CPU_VALUES_PER_SECOND / 60, 2),
+    }
+
+
+def _cell_findings(counts: Counts) -> list[Finding]:
+    findings = []
+    empty = np.flatnonzero(np.diff(counts.matrix.indptr) == 0)
+    n_left = counts.n_cells - len(empty)
+    if n_left < MIN_TRAINING_CELLS:
+        message = f"{n_left} cell(s) with counts are too few to train on"
+        findings.append(Finding(level="refuse", message=message, hint=f"at least {MIN_TRAINING_CELLS} are needed"))
+    elif counts.n_cells < FEW_CELLS:
+        message = f"{counts.n_cells} cells are few: a model this rich will remember more than it learns"
+        findings.append(Finding(level="warn", message=message, hint="consider a smaller --n-latent and --n-hidden"))
+    if len(empty):
+        message = f"{len(empty)} cell(s) have no counts, the first is {counts.cell_names[empty[0]]!r}"
+        findings.append(Finding(level="refuse", message=message, hint="--drop-empty leaves empty cells out"))
+    return findings
+
+
+def _gene_findings(counts: Counts) -> list[Finding]:
+    n_cells_g = np.bincount(counts.matrix.indices, minlength=counts.n_genes)
+    rare = int((n_cells_g < MIN_CELLS).sum())
+    if counts.n_genes - rare < 2:
+        message = f"{counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
+        return [Finding(level="refuse", message=message, hint="a model needs at least two such genes")]
+    if rare:
+        message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modelled"
+        return [Finding(level="warn", message=message, hint="--genes all models them too")]
+    return []
+
+
+def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:
+    """Batches of one cell, and columns that a batch correction would take away with the batch."""
+    findings = []
+    names, sizes = np.unique(batch.astype(str), return_counts=True)
+    small = names[sizes < 3]
+    if len(names) == 1:
+        findings.append(
+            Finding(
+                level="warn", message=f"obs[{batch_key!r}] has one value", hint="--batch-key has nothing to correct"
+            )
+        )
+    if len(small):
+        message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
+        findings.append(
+            Finding(level="warn", message=message, hint="their effect cannot be learned; merge or drop them")
+        )
+    for key in obs:
+        if key == batch_key or len(names) == 1:
+            continue
+        labels = store.obs_column(key)
+        known = ~is_missing(labels)
+        share = _explained(np.asarray([str(v) for v in labels[known]]), batch[known].astype(str))
+        if share > CONFOUNDED:
+            message = (
+                f"obs[{key!r}] is confounded with the batches: knowing the batch tells the {key} of nearly every cell"
+            )
+            hint = "a correction for the batch would remove that difference too"
+            findings.append(Finding(level="warn", message=message, hint=hint))
+    return findings
+
+
+def _explained(labels: np.ndarray, batch: np.ndarray) -> float:
+    """Share of the labels' entropy that the batch explains; 0 for labels that say nothing."""
+    _, label_code = np.unique(labels, return_inverse=True)
+    _, batch_code = np.unique(batch, return_inverse=True)
+    if len(labels) == 0 or label_code.max() == 0:
+        return 0.0
+    joint = np.zeros((batch_code.max() + 1, label_code.max() + 1))
+    np.add.at(joint, (batch_code, label_code), 1.0)
+    joint /= joint.sum()
+    p_label, p_batch = joint.sum(0), joint.sum(1)
+    entropy = -(p_label * np.log(p_label)).sum()
+    inside = joint > 0
+    conditional = -(joint[inside] * np.log((joint / p_batch[:, None])[inside])).sum()
+    return float(1 - conditional / entropy)

@@ -1,0 +1,206 @@
+"""Putting a question about cells to a model: open both, bring the counts into the model's genes, write the answer.
+
+The Python API and the command line both work through a `Session`; they differ only in what they open and print.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import scvae_cli
+from scvae_cli.config import ComputeConfig
+from scvae_cli.data.counts import CellStore, Counts, read_counts, read_labels
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_selection import match_genes
+from scvae_cli.data.slots import Slot, SlotNames, provenance, refuse_foreign, spread
+from scvae_cli.device import choose_compute
+from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.latent.interpolation import Waypoint
+from scvae_cli.model.bundle import Model, load
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Above this share of missing genes a model says more about itself than about the cells.
+MAX_MISSING_GENES = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """A model, a store of cells, and the cells' counts in the model's genes.
+
+    Parameters
+    ----------
+    store
+        Where the cells are and the results go.
+    model
+        On its device.
+    counts
+        The cells that have counts, in the model's genes.
+    kept
+        Mask over the store's cells of those in `counts`.
+    missing_genes
+        Genes of the model that the data lacks; they count zero.
+    """
+
+    store: CellStore
+    model: Model
+    counts: Counts
+    kept: np.ndarray
+    missing_genes: tuple[str, ...]
+
+    @classmethod
+    def open(
+        cls,
+        data: AnnData | Path | str,
+        model: Model | Path | str,
+        *,
+        layer: str | None = None,
+        device: str = "auto",
+        allow_missing_genes: bool = False,
+        drop_empty: bool = False,
+        needs_batch: bool = False,
+    ) -> Session:
+        """Open data for a model.
+
+        Parameters
+        ----------
+        data
+            An AnnData in memory, or a path.
+        model
+            A model in memory, or its folder.
+        layer
+            Layer with the raw counts; None takes the one the model was trained on, or finds the counts.
+        device
+            Where to compute.
+        allow_missing_genes
+            Accept any number of missing genes.
+        drop_empty
+            Accept cells without counts; their results are NaN.
+        needs_batch
+            Whether the question needs each cell's batch.
+
+        Raises
+        ------
+        DataError, ModelError, DeviceError
+            For what cannot be opened or does not fit.
+        """
+        store = open_store(data)
+        if not isinstance(model, Model):
+            model = load(model)
+        model.vae.to(choose_compute(ComputeConfig(device=device)).device)
+        key = model.config.data.batch_key
+        batch_key = key if needs_batch and model.batches else None
+        everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key)
+        if model.batches and key is not None and not needs_batch:
+            _warn_of_new_batches(store, key, model)
+        aligned, missing = match_genes(
+            everything, model.genes, max_missing=1.0 if allow_missing_genes else MAX_MISSING_GENES
+        )
+        if missing:
+            message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and count as zero"
+            warnings.warn(ScvaeWarning(message), stacklevel=2)
+        kept = np.diff(aligned.matrix.indptr) > 0
+        if not kept.all():
+            _refuse_empty(aligned, kept, drop=drop_empty)
+            aligned = aligned.cells(np.flatnonzero(kept))
+        return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing))
+
+    def waypoints(
+        self, labels: Sequence[str], *, groupby: str | None = None, cells: Sequence[str] | None = None
+    ) -> list[Waypoint]:
+        """Places for a path to go through: groups of one column, or single cells.
+
+        Raises
+        ------
+        DataError
+            For an unknown or empty group, or an unknown cell.
+        """
+        if cells is not None:
+            position = {name: i for i, name in enumerate(self.counts.cell_names)}
+            for cell in cells:
+                if cell not in position:
+                    raise DataError(f"{self.store.title}: no cell called {cell!r}", "cell names are obs_names")
+            return [Waypoint(label=cell, cells=np.asarray([position[cell]])) for cell in cells]
+        assert groupby is not None, "a path goes through groups or through cells"
+        groups = self.labels(groupby)
+        points = []
+        for label in labels:
+            members = np.flatnonzero(groups == label)
+            if len(members) == 0:
+                known = ", ".join(sorted(set(groups)))
+                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {known}")
+            points.append(Waypoint(label=label, cells=members))
+        return points
+
+    def labels(self, key: str) -> np.ndarray:
+        """A categorical column of the cells in `counts`, as strings."""
+        labels: np.ndarray = read_labels(self.store, key, purpose="--groupby")[self.kept]
+        return labels
+
+    def write(
+        self,
+        slots: Sequence[Slot],
+        *,
+        names: SlotNames,
+        run: str,
+        options: dict[str, Any],
+        output: Path | None = None,
+        force: bool = False,
+    ) -> list[str]:
+        """Write results and where they came from, all or nothing.
+
+        Returns
+        -------
+        The paths of the slots written.
+
+        Raises
+        ------
+        DataError
+            When a slot is taken by something scvae did not write and `force` is not given, or writing fails.
+        """
+        facts = {
+            "command": run,
+            "scvae_version": scvae_cli.__version__,
+            "model_hash": self.model.hash,
+            "counts_source": self.counts.source,
+            "device": str(self.model.device),
+            "missing_genes": len(self.missing_genes),
+            "options": options,
+        }
+        slots = spread(slots, self.kept)
+        record = provenance(names, run, slots, facts)
+        if not force:
+            refuse_foreign(self.store, slots, names)
+        self.store.write([*slots, record], output=output, force=force)
+        return [slot.path for slot in slots]
+
+
+def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
+    """Say when cells come from batches the model has not seen: the encoder can still place them."""
+    if key not in store.obs_keys:
+        return
+    new = sorted({str(value) for value in store.obs_column(key)} - set(model.batches))
+    if new:
+        shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+        known = f"{len(new)} batch(es) were not in the training data ({shown})"
+        message = f"{known}; the encoder does not see batches, so their cells embed all the same, without correction"
+        warnings.warn(ScvaeWarning(message), stacklevel=3)
+
+
+def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
+    n_empty = int((~kept).sum())
+    first = counts.cell_names[int(np.flatnonzero(~kept)[0])]
+    if not drop:
+        raise DataError(
+            f"{n_empty} cell(s) have no counts in the modelled genes, the first is {first!r}",
+            "--drop-empty leaves them out; their results are NaN",
+        )
+    if not kept.any():
+        raise DataError("no cell has counts in the modelled genes", "check that gene names are of the same kind")

@@ -1,0 +1,131 @@
+"""Saving a training between epochs and taking it up again, to the bit.
+
+The state lives beside the model folder to be, as safetensors and JSON, until the model takes its place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.errors import ModelError
+from scvae_cli.training.loop import Trainer
+from scvae_cli.training.schedule import Schedule
+
+_TENSORS, _NUMBERS = "state.safetensors", "state.json"
+
+
+class Checkpoint:
+    """The saved state of one training.
+
+    Parameters
+    ----------
+    model_folder
+        Where the finished model will go.
+    run_hash
+        Identifies data and configuration; a state is only accepted by the run that wrote it.
+    """
+
+    def __init__(self, model_folder: Path, run_hash: str) -> None:
+        self.folder = model_folder.parent / f".{model_folder.name}.partial"
+        self._run_hash = run_hash
+
+    def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
+        """Replace the saved state by the present one."""
+        tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
+        tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
+        for index, state in trainer.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+        content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        numbers = {
+            "run_hash": self._run_hash,
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "schedule": trainer.schedule.state(),
+            "rollbacks": trainer.rollbacks,
+            "seconds": trainer.seconds,
+            "history": history,
+        }
+        self.folder.mkdir(exist_ok=True)
+        # The numbers name the tensors they belong to, so a crash between the two renames is noticed on resuming.
+        for name, data in ((_TENSORS, content), (_NUMBERS, json.dumps(numbers).encode())):
+            temporary = self.folder / f"{name}.tmp"
+            temporary.write_bytes(data)
+            os.replace(temporary, self.folder / name)
+
+    def restore(self, trainer: Trainer) -> list[dict[str, float]]:
+        """Bring a trainer to the saved state.
+
+        Returns
+        -------
+        The history so far, one row an epoch.
+
+        Raises
+        ------
+        ModelError
+            When there is no saved state, it is damaged, or it belongs to another run.
+        """
+        try:
+            content = (self.folder / _TENSORS).read_bytes()
+            numbers: dict[str, Any] = json.loads((self.folder / _NUMBERS).read_bytes())
+        except FileNotFoundError as error:
+            raise ModelError("there is no interrupted training to resume", "train without --resume") from error
+        except (OSError, json.JSONDecodeError) as error:
+            raise ModelError(f"the saved state {self.folder} cannot be read", "train again without --resume") from error
+        if numbers.get("run_hash") != self._run_hash:
+            raise ModelError(
+                "the interrupted training had other data or other options",
+                "give the same command with --resume added, or train again without --resume",
+            )
+        if hashlib.sha256(content).hexdigest() != numbers["sha256"]:
+            raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")
+        tensors = load_tensors(content)
+        trainer.vae.load_state_dict(_part(tensors, "vae."))
+        device = trainer.vae.reference_library.device
+        trainer.best_weights = {name: t.to(device) for name, t in _part(tensors, "best.").items()}
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _part(tensors, "optimizer.").items():
+            index, key = name.split(".", 1)
+            state.setdefault(int(index), {})[key] = tensor
+        groups = trainer.optimizer.state_dict()["param_groups"]
+        trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        saved = numbers["schedule"]
+        trainer.schedule = Schedule(**{f.name: saved[f.name] for f in fields(Schedule)})
+        trainer.rollbacks, trainer.seconds = numbers["rollbacks"], numbers["seconds"]
+        history: list[dict[str, float]] = numbers["history"]
+        return history
+
+    def discard(self) -> None:
+        """Remove the saved state: the model is in place, or a new training begins."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def run_hash(counts: Counts, config: RunConfig) -> str:
+    """Identify data and configuration, as far as they decide the weights.
+
+    Where and how fast it runs is left out; the number of CPU threads is not, since sums are taken in its order.
+    """
+    told = config.as_dict()
+    told["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}
+    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    named = [counts.cell_names, counts.gene_names] + ([] if counts.batch is None else [counts.batch])
+    for names in named:
+        digest.update("\n".join(names).encode() + b"\0")
+    digest.update(counts.matrix.data.tobytes())
+    digest.update(counts.matrix.indices.tobytes())
+    return digest.hexdigest()
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

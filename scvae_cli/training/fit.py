@@ -1,0 +1,282 @@
+"""From raw counts to a trained model: split, choose genes, fit, judge.
+
+Shapes: n cells, g genes, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_selection import select_genes
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.device import choose_compute
+from scvae_cli.errors import DataError
+from scvae_cli.model.bundle import Model
+from scvae_cli.model.vae import VAE
+from scvae_cli.training.checkpoint import Checkpoint, run_hash
+from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
+
+MIN_CELLS = 10
+# More held-out cells than this make the verdict no surer and every epoch slower.
+MAX_HELDOUT_CELLS = 10_000
+CHECKPOINT_SECONDS = 30.0
+# A latent dimension is active when its posterior mean varies this much between cells (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """What will be trained on what.
+
+    Parameters
+    ----------
+    n_training, n_heldout, n_genes, n_dropped
+        Cells trained on, held out, genes modelled, empty cells left out.
+    genes_chosen
+        How the genes were chosen, in words.
+    batches
+        Names of the batches.
+    batch_size, max_epochs
+        As chosen.
+    resumed_epoch
+        Last epoch of an interrupted training that is taken up, or 0.
+    compute
+        Device and precision, and why, in words.
+    """
+
+    n_training: int
+    n_heldout: int
+    n_genes: int
+    n_dropped: int
+    genes_chosen: str
+    batches: tuple[str, ...]
+    batch_size: int
+    max_epochs: int
+    steps_per_epoch: int
+    resumed_epoch: int
+    compute: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stopped:
+    """The training was asked to stop; its state is saved for `--resume`."""
+
+    epoch: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """The training is over."""
+
+    model: Model
+
+
+FitEvent = Event | Prepared | Stopped | Finished
+
+
+def fit(
+    counts: Counts,
+    config: RunConfig,
+    *,
+    model_folder: Path | None = None,
+    resume: bool = False,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Iterator[FitEvent]:
+    """Train a model on raw counts, yielding what happens; the last event is `Finished` or `Stopped`.
+
+    Parameters
+    ----------
+    counts
+        All cells and all genes of the data.
+    config
+        What the user asked for; what was left open is chosen here and recorded in the model.
+    model_folder
+        Where the finished model will be saved; a state to resume from is kept beside it. None keeps no state.
+    resume
+        Take up the state kept beside `model_folder`.
+    stop_requested
+        Asked after every epoch.
+
+    Raises
+    ------
+    DataError
+        For cells without counts, or too few cells or genes.
+    ModelError
+        When there is nothing to resume, or training diverges again and again.
+    """
+    compute = choose_compute(config.compute)
+    n_before = counts.n_cells
+    counts = refuse_empty(counts, drop=config.data.drop_empty)
+    n_dropped = n_before - counts.n_cells
+    if counts.n_cells < MIN_CELLS:
+        raise DataError(f"{counts.n_cells} cell(s) are too few to train on", f"at least {MIN_CELLS} are needed")
+    training, heldout = split(counts, config)
+    columns, genes_chosen = select_genes(counts, training, config.data)
+    chosen = counts.genes(columns)
+    chosen = refuse_empty(chosen, drop=False)
+
+    batches, batch_n = _batch_codes(counts)
+    batch_size = config.train.batch_size or default_batch_size(len(training))
+    vae = _start(config, chosen, training, batches, batch_n).to(compute.device)
+
+    def table(rows: np.ndarray) -> CellTable:
+        return CellTable(chosen.matrix[rows], None if batch_n is None else batch_n[rows], compute.device)
+
+    trainer = Trainer(vae, table(training), table(heldout), config.train, batch_size, compute)
+    checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config))
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and resume:
+        history = checkpoint.restore(trainer)
+    elif checkpoint is not None:
+        checkpoint.discard()
+    schedule = trainer.schedule
+    yield Prepared(
+        n_training=len(training),
+        n_heldout=len(heldout),
+        n_genes=len(columns),
+        n_dropped=n_dropped,
+        genes_chosen=genes_chosen,
+        batches=batches,
+        batch_size=batch_size,
+        max_epochs=schedule.max_epochs,
+        steps_per_epoch=schedule.steps_per_epoch,
+        resumed_epoch=schedule.epoch,
+        compute=compute.reason,
+    )
+
+    saved_at = time.monotonic()
+    for event in trainer.events():
+        if isinstance(event, EpochReport):
+            history.append(asdict(event) | {"heldout_elbo": event.heldout_elbo})
+            stop = stop_requested()
+            if checkpoint is not None and (stop or time.monotonic() - saved_at > CHECKPOINT_SECONDS):
+                checkpoint.save(trainer, history)
+                saved_at = time.monotonic()
+            yield event
+            if stop:
+                yield Stopped(epoch=event.epoch)
+                return
+        elif isinstance(event, Rollback):
+            names = tuple(str(name) for name in counts.cell_names[training][event.cells])
+            yield replace(event, cell_names=names)
+        else:
+            yield event
+
+    schedule = trainer.schedule
+    recorded = replace(
+        config,
+        train=replace(
+            config.train, batch_size=batch_size, max_epochs=schedule.max_epochs, patience=schedule.patience
+        ),
+    )  # fmt: skip
+    facts = _judge(trainer, heldout_cells=len(heldout)) | {
+        "counts_source": counts.source,
+        "genes_chosen": genes_chosen,
+        "n_cells": counts.n_cells,
+        "n_training": len(training),
+        "n_genes": len(columns),
+        "compute": compute.reason,
+    }
+    yield Finished(
+        model=Model(
+            vae=vae.to("cpu"),
+            genes=tuple(str(gene) for gene in chosen.gene_names),
+            heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
+            config=recorded,
+            facts=facts,
+            history=_as_csv(history),
+        )
+    )
+
+
+def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
+    """Refuse, or leave out, cells without a single count."""
+    empty = np.diff(counts.matrix.indptr) == 0
+    if not empty.any():
+        return counts
+    if drop:
+        return counts.cells(np.flatnonzero(~empty))
+    first = counts.cell_names[int(np.flatnonzero(empty)[0])]
+    raise DataError(
+        f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered, the first is {first!r}",
+        "--drop-empty leaves empty cells out",
+    )
+
+
+def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Indices of training and held-out cells, each ascending, by the run's seed."""
+    n_heldout = round(config.train.validation_fraction * counts.n_cells)
+    n_heldout = min(max(n_heldout, 1), MAX_HELDOUT_CELLS)
+    order = np.random.default_rng(config.train.seed).permutation(counts.n_cells)
+    return np.sort(order[n_heldout:]), np.sort(order[:n_heldout])
+
+
+def default_batch_size(n_training: int) -> int:
+    """Cells in a step: small data sets need the steps, large ones the throughput."""
+    return 64 if n_training < 20_000 else 128
+
+
+def _batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
+    if counts.batch is None:
+        return (), None
+    names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
+    return tuple(str(name) for name in names), codes.astype(np.int64)
+
+
+def _start(
+    config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
+) -> VAE:
+    # The caller's random state is none of our business.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        vae = VAE(config.model, counts.n_genes, batches)
+    matrix = counts.matrix[training]
+    vae.start_from_data(
+        np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel(),
+        np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel(),
+        None if batch_n is None else batch_n[training],
+    )
+    return vae
+
+
+@torch.inference_mode()
+def _judge(trainer: Trainer, *, heldout_cells: int) -> dict[str, Any]:
+    """What the finished training amounts to, in numbers."""
+    nll, kl = trainer.evaluate()
+    mean_nk = torch.cat(
+        [trainer.vae.encode(cells).mean_nk.cpu() for _, cells in trainer.heldout.in_order(EVALUATION_CELLS)]
+    )
+    # Held-out cells alone may be a handful; training cells are as good for asking whether a dimension is used.
+    rows = np.arange(min(trainer.training.n_cells, 10 * EVALUATION_CELLS))
+    more = [trainer.vae.encode(trainer.training.take(part)).mean_nk.cpu() for part in np.array_split(rows, 10)]
+    active = torch.cat([mean_nk, *more]).var(0) > ACTIVE_VARIANCE
+    return {
+        "heldout_elbo": -(nll + kl),
+        "heldout_nll": nll,
+        "heldout_kl": kl,
+        "n_heldout": heldout_cells,
+        "epochs": trainer.schedule.epoch,
+        "best_epoch": trainer.schedule.best_epoch,
+        "seconds": round(trainer.seconds, 2),
+        "rollbacks": trainer.rollbacks,
+        "active_units": int(active.sum()),
+    }
+
+
+def _as_csv(history: list[dict[str, float]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(history[0]) if history else ["epoch"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(history)
+    return text.getvalue()
