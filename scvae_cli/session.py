@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import match_genes
 from scvae_cli.data.slots import Slot, SlotNames, provenance, refuse_foreign, spread
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.latent.interpolation import Waypoint
 from scvae_cli.model.bundle import Model, load
 
@@ -119,9 +120,16 @@ class Session:
 
         Raises
         ------
+        ConfigError
+            For fewer than two places, or one followed by itself.
         DataError
             For an unknown or empty group, or an unknown cell.
         """
+        if len(labels) < 2:
+            raise ConfigError("a walk needs two ends", "name the populations or cells to walk between")
+        for before, after in pairwise(labels):
+            if before == after:
+                raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
         if cells is not None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
             for cell in cells:

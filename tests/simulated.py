@@ -1,0 +1,39 @@
+"""Small simulated data sets that several tests share."""
+
+from __future__ import annotations
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.simulation import SimulationConfig, simulate
+
+# A network that trains in a second and still learns something.
+TINY = {"n_hidden": 32, "n_latent": 4, "n_layers": 1, "max_epochs": 12, "batch_size": 32, "device": "cpu", "threads": 1}
+
+
+def tree(n_cells: int = 400, n_genes: int = 120, **options) -> anndata.AnnData:
+    """Cells along a branching differentiation."""
+    simulation = simulate(SimulationConfig(n_cells=n_cells, n_genes=n_genes, **options))
+    matrix = sp.vstack(list(simulation.blocks()), format="csr")
+    return anndata.AnnData(
+        matrix, obs=simulation.obs, var=simulation.var, varm=dict(simulation.varm), uns=dict(simulation.uns)
+    )
+
+
+def counts_of(adata: anndata.AnnData, batch_key: str | None = None) -> Counts:
+    """The same as the rest of the house knows it."""
+    return Counts(
+        matrix=sp.csr_matrix(adata.X, dtype=np.float32),
+        cell_names=np.asarray(adata.obs_names, dtype=object),
+        gene_names=np.asarray(adata.var_names, dtype=object),
+        source="X",
+        batch=None if batch_key is None else np.asarray(adata.obs[batch_key].astype(str), dtype=object),
+    )
+
+
+def tiny_config(**options) -> RunConfig:
+    """A configuration that trains in a second."""
+    return RunConfig.resolve(None, TINY | options)

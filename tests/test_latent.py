@@ -1,0 +1,263 @@
+"""What a model says about cells, against independent computations.
+
+Shapes: n cells, g genes, k latent dimensions, t steps.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from simulated import TINY, tree
+
+import scvae_cli as scvae
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.latent.embedding import cell_table
+from scvae_cli.latent.interpolation import _changes, _project, straight
+from scvae_cli.model.likelihood import zinb_log_prob
+from scvae_cli.session import Session
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return tree(n_batches=2, n_cells=600)
+
+
+@pytest.fixture(scope="module")
+def model(adata):
+    return scvae.train(adata, **TINY, batch_key="batch", genes="all")
+
+
+@pytest.fixture(scope="module")
+def one_dimensional(adata):
+    return scvae.train(adata, **TINY | {"n_latent": 1}, genes="all")
+
+
+def plain_log_likelihood(model, x_ng, z_nk):
+    """log p(x|z) in float64 by the plain formula, shape (n,)."""
+    output = model.vae.decode(z_nk.float(), None)
+    log_mu = torch.log_softmax(output.logits_ng.double(), 1) + x_ng.sum(1).log()[:, None]
+    return zinb_log_prob(x_ng, log_mu, output.log_theta_g.double(), output.zero_logit_ng.double()).sum(1)
+
+
+@torch.no_grad()
+def test_importance_bound_tends_to_the_marginal_likelihood(adata, one_dimensional):
+    """With one latent dimension log p(x) is an integral that a fine grid gives."""
+    some = adata[:12]
+    x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
+    grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
+    expected = []
+    for x_g in x_ng:
+        log_joint = plain_log_likelihood(one_dimensional, x_g.expand(len(grid), -1), grid[:, None])
+        log_joint += -0.5 * grid.square() - 0.5 * math.log(2 * math.pi)
+        expected.append(float(torch.logsumexp(log_joint, 0) + math.log(grid[1] - grid[0])))
+    scores = scvae.score(some, one_dimensional, n_samples=4000, inplace=False)
+    np.testing.assert_allclose(scores.iwae, expected, atol=0.1)
+    assert (scores.elbo <= np.asarray(expected) + 0.05).all()
+
+
+@torch.no_grad()
+def test_elbo_equals_its_definition(adata, one_dimensional):
+    some = adata[:8]
+    x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
+    embedding = scvae.embed(some, one_dimensional, inplace=False)
+    mean, var = torch.as_tensor(embedding.mean_nk).double(), torch.as_tensor(embedding.var_nk).double()
+    # Gauss–Hermite: E_q[log p(x|z)] without sampling.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    expected = torch.zeros(len(some), dtype=torch.float64)
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        expected += weight * plain_log_likelihood(one_dimensional, x_ng, mean + var.sqrt() * node)
+    expected -= (0.5 * (mean.square() + var - 1 - var.log())).sum(1)
+    got = scvae.score(some, one_dimensional, n_samples=4000, inplace=False).elbo
+    np.testing.assert_allclose(got, expected.numpy(), atol=0.3)
+
+
+def test_more_samples_tighten_the_bound(adata, model):
+    few = scvae.score(adata, model, n_samples=2, inplace=False)
+    many = scvae.score(adata, model, n_samples=50, inplace=False)
+    assert few.elbo.mean() < few.iwae.mean() < many.iwae.mean()
+
+
+def test_embedding_does_not_depend_on_company_order_or_batch(adata, model):
+    whole = scvae.embed(adata, model, inplace=False).mean_nk
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    shuffled = scvae.embed(adata[order].copy()[:, ::-1].copy(), model, inplace=False).mean_nk
+    np.testing.assert_allclose(shuffled, whole[order], atol=1e-5)
+    single = scvae.embed(adata[3:4].copy(), model, inplace=False).mean_nk
+    np.testing.assert_allclose(single, whole[3:4], atol=1e-5)
+    elsewhere = adata[:5].copy()
+    elsewhere.obs["batch"] = "new"
+    with pytest.warns(ScvaeWarning, match="not in the training data"):
+        np.testing.assert_allclose(scvae.embed(elsewhere, model, inplace=False).mean_nk, whole[:5], atol=1e-5)
+
+
+def test_slots_in_memory(adata, model):
+    cells = adata.copy()
+    assert scvae.embed(cells, model) is None
+    scvae.denoise(cells, model)
+    scvae.score(cells, model, n_samples=2)
+    scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], name="walk")
+    names = SlotNames()
+    assert cells.obsm[names.embedding].shape == cells.obsm[names.latent_var].shape == (cells.n_obs, 4)
+    assert (cells.obsm[names.latent_var] > 0).all()
+    assert cells.layers[names.denoised].shape == cells.shape
+    assert cells.var[names.modelled].all()
+    assert {names.elbo, names.iwae, names.pseudotime("walk")} <= set(cells.obs.columns)
+    assert cells.varm[names.path_genes("walk")].shape == (cells.n_vars, 50)
+    assert set(cells.uns["scvae"]["runs"]) == {"embed", "denoise", "score", "interpolate_walk"}
+    scvae.embed(cells, model)  # its own slots it replaces
+    cells.obsm["X_other"] = np.ones((cells.n_obs, 2))
+    with pytest.raises(DataError, match="X_other"):
+        scvae.embed(cells, model, key_added="other")
+
+
+def test_denoised_counts_keep_the_library_and_repeat(adata, model):
+    first = scvae.denoise(adata, model, inplace=False).rows.whole()
+    again = scvae.denoise(adata, model, inplace=False).rows.whole()
+    assert np.array_equal(first, again)
+    np.testing.assert_allclose(first.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
+    fixed = scvae.denoise(adata, model, library=1234.0, inplace=False).rows.whole()
+    np.testing.assert_allclose(fixed.sum(1), 1234.0, rtol=1e-4)
+    median = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
+    np.testing.assert_allclose(median.sum(1), float(model.vae.reference_library), rtol=1e-4)
+    lowered = scvae.denoise(adata, model, with_zero_inflation=True, inplace=False).rows.whole()
+    assert (lowered <= first * (1 + 1e-5)).all()
+    assert lowered.sum() < first.sum()
+
+
+def test_denoising_average_is_the_average_over_batches(adata, model):
+    def mean_as(batch_as):
+        return scvae.denoise(adata, model, batch_as=batch_as, n_samples=0, inplace=False).rows.whole()
+
+    share = adata.obs["batch"].value_counts(normalize=True)
+    training = adata[~adata.obs_names.isin(model.heldout_cells)]
+    share = training.obs["batch"].value_counts(normalize=True)
+    expected = sum(share[name] * mean_as(name) for name in model.batches)
+    np.testing.assert_allclose(mean_as("average"), expected, rtol=1e-4, atol=1e-6)
+    assert not np.allclose(mean_as("batch_1"), mean_as("batch_2"), rtol=1e-3)
+    with pytest.raises(DataError, match="no batch 'batch_9'"):
+        mean_as("batch_9")
+
+
+def test_denoising_chosen_genes_leaves_the_others_nan(adata, model):
+    genes = list(adata.var_names[[4, 17]])
+    result = scvae.denoise(adata, model, genes=genes, inplace=False)
+    matrix = result.rows.whole()
+    assert list(np.flatnonzero(result.modelled)) == [4, 17]
+    assert np.isnan(np.delete(matrix, [4, 17], axis=1)).all()
+    everything = scvae.denoise(adata, model, inplace=False).rows.whole()
+    np.testing.assert_array_equal(matrix[:, [4, 17]], everything[:, [4, 17]])
+
+
+def test_denoising_comes_nearer_to_the_truth_than_the_counts():
+    from scvae_cli.data.simulation import true_mean
+
+    adata = tree(n_cells=1500, n_genes=200, zero_inflation=0.0)
+    model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64}, likelihood="nb", genes="all")
+    truth = true_mean(adata.obs, adata.varm)
+    denoised = scvae.denoise(adata, model, inplace=False).rows.whole()
+
+    def error(estimate):
+        return np.mean((np.log1p(estimate) - np.log1p(truth)) ** 2)
+
+    gene_means = np.asarray(adata.X.sum(0)) / adata.X.sum() * np.asarray(adata.X.sum(1))
+    assert error(denoised) < 0.5 * error(np.asarray(gene_means))
+    assert error(denoised) < 0.2 * error(adata.X.toarray())
+
+
+def test_missing_genes_count_as_zero_and_are_refused_in_number(adata, model):
+    most = adata[:, 10:].copy()
+    with pytest.warns(ScvaeWarning, match="10 of the model's 120 genes"):
+        got = scvae.embed(most, model, inplace=False).mean_nk
+    zeroed = adata.copy()
+    zeroed.X = zeroed.X.multiply(np.arange(120) >= 10).tocsr()
+    np.testing.assert_allclose(got, scvae.embed(zeroed, model, inplace=False).mean_nk, atol=1e-5)
+    few = adata[:, 60:].copy()
+    with pytest.raises(DataError, match="60 of the model's 120 genes"):
+        scvae.embed(few, model)
+    with pytest.warns(ScvaeWarning):
+        assert scvae.embed(few, model, inplace=False, allow_missing_genes=True) is not None
+
+
+def test_walk_starts_and_ends_at_its_populations(adata, model):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    groups = ["stem", "progenitor", "mature_1"]
+    walk = scvae.interpolate(adata, model, groupby="cell_type", groups=groups, n_steps=31, inplace=False)
+    centre = {group: z_nk[(adata.obs["cell_type"] == group).to_numpy()].mean(0) for group in groups}
+    np.testing.assert_allclose(walk.z_tk[0], centre["stem"], atol=1e-5)
+    np.testing.assert_allclose(walk.z_tk[-1], centre["mature_1"], atol=1e-5)
+    to_middle = np.linalg.norm(walk.z_tk - centre["progenitor"], axis=1)
+    spacing = np.linalg.norm(np.diff(walk.z_tk, axis=0), axis=1)
+    assert to_middle.min() <= spacing.max()
+    np.testing.assert_allclose(walk.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
+    cells = list(adata.obs_names[:2])
+    between = scvae.interpolate(adata, model, cells=cells, n_steps=2, inplace=False)
+    np.testing.assert_allclose(between.z_tk, z_nk[:2], atol=1e-5)
+
+
+def test_pseudotime_along_a_walk_follows_the_true_one():
+    adata = tree(n_cells=1500, n_genes=200, n_branches=1, depth=3000)
+    model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})
+    ends = ["stem", "mature_1"]
+    walk = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
+    near = ~np.isnan(walk.pseudotime_n)
+    assert near.mean() > 0.5
+    import scipy.stats
+
+    true = adata.obs["true_pseudotime"].to_numpy()
+    assert scipy.stats.spearmanr(walk.pseudotime_n[near], true[near]).statistic > 0.8  # half of the cells lie at the ends
+    rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
+    names = {gene: i for i, gene in enumerate(adata.var_names)}
+    top = walk.top_genes(10)
+    agree = [
+        (walk.mean_tg[-1, g] > walk.mean_tg[0, g]) == (rising[names[walk.genes[g]]] > 1) for g in top
+    ]
+    assert all(agree)
+
+
+def test_switch_step_and_change():
+    t = np.linspace(0, 1, 101)
+    late_rise = 1 + 40 / (1 + np.exp(-(t - 0.8) * 60))
+    early_fall = 41 - 40 / (1 + np.exp(-(t - 0.2) * 60))
+    flat = np.full_like(t, 5.0)
+    change, switch = _changes(np.stack([late_rise, early_fall, flat], 1), np.array([np.inf, 10.0, 1.0]))
+    assert change[0] > change[1] > 0
+    assert change[2] == pytest.approx(0)
+    assert change[0] == pytest.approx(2 * (math.sqrt(late_rise.max()) - math.sqrt(late_rise.min())))
+    assert switch[0] == pytest.approx(80, abs=3)
+    assert switch[1] == pytest.approx(20, abs=3)
+
+
+def test_projection_finds_the_nearest_point():
+    z_tk = straight(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0]]), 9)
+    position, distance = _project(np.array([[1.0, 0.5], [2.5, 1.0], [-1.0, 0.0], [2.0, 9.0]]), z_tk)
+    np.testing.assert_allclose(position, [0.25, 0.75, 0.0, 1.0])
+    np.testing.assert_allclose(distance, [0.5, 0.5, 1.0, 7.0])
+
+
+def test_paths_that_go_nowhere_are_refused(adata, model):
+    for groups in (["stem"], ["stem", "stem"]):
+        with pytest.raises(scvae.ScvaeError):
+            scvae.interpolate(adata, model, groupby="cell_type", groups=groups)
+    with pytest.raises(DataError, match="no cells with"):
+        scvae.interpolate(adata, model, groupby="cell_type", groups=["stem", "nowhere"])
+    with pytest.raises(DataError, match="no cell called"):
+        scvae.interpolate(adata, model, cells=["x", "y"])
+
+
+def test_saved_and_loaded_model_gives_the_same_answers(adata, model, tmp_path):
+    model.save(tmp_path / "m.scvae")
+    loaded = scvae.load(tmp_path / "m.scvae")
+    assert loaded.config == model.config
+    assert loaded.facts == model.facts
+    assert loaded.heldout_cells == model.heldout_cells
+    ours, theirs = (scvae.embed(adata, m, inplace=False).mean_nk for m in (model, loaded))
+    assert np.array_equal(ours, theirs)
+
+
+def test_cells_without_modelled_counts_have_no_place(adata, model):
+    session = Session.open(adata, model)
+    emptied = session.counts.genes(np.arange(3))
+    with pytest.raises(DataError, match="no counts in the modelled genes"):
+        cell_table(model, emptied)

@@ -1,0 +1,224 @@
+"""Training: repeatable, resumable, bounded, and honest about what came of it."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from simulated import TINY, counts_of, tiny_config, tree
+
+import scvae_cli as scvae
+from scvae_cli.config import TrainConfig
+from scvae_cli.errors import DataError, ModelError
+from scvae_cli.training import loop
+from scvae_cli.training.fit import Finished, Prepared, Stopped, fit, split
+from scvae_cli.training.loop import EpochReport, Rollback
+from scvae_cli.training.schedule import Schedule
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return counts_of(tree())
+
+
+def run(counts, config, **options):
+    events = list(fit(counts, config, **options))
+    assert isinstance(events[-1], Finished)
+    return events, events[-1].model
+
+
+def same_weights(a, b):
+    ours, theirs = a.vae.state_dict(), b.vae.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_same_seed_gives_the_same_weights_to_the_bit(counts):
+    _, first = run(counts, tiny_config(seed=7))
+    torch.rand(3)  # the caller's random state does not matter
+    _, second = run(counts, tiny_config(seed=7))
+    _, other = run(counts, tiny_config(seed=8))
+    assert same_weights(first, second)
+    assert not same_weights(first, other)
+
+
+def test_training_leaves_the_callers_random_state_alone(counts):
+    torch.manual_seed(1)
+    expected = torch.rand(2)
+    torch.manual_seed(1)
+    run(counts, tiny_config(max_epochs=2))
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 11])
+def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, stop_after):
+    _, whole = run(counts, tiny_config())
+    asked = iter(range(1, 100))
+    folder = tmp_path / "m.scvae"
+    events = list(
+        fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(asked) == stop_after)
+    )
+    assert events[-1] == Stopped(epoch=stop_after)
+    assert not folder.exists()
+    events, resumed = run(counts, tiny_config(), model_folder=folder, resume=True)
+    assert events[0].resumed_epoch == stop_after
+    assert same_weights(whole, resumed)
+    rows = [line.rsplit(",", 1)[0].split(",")[:7] for line in resumed.history.splitlines()]
+    assert rows == [line.rsplit(",", 1)[0].split(",")[:7] for line in whole.history.splitlines()]
+
+
+def test_resuming_another_run_is_refused(counts, tmp_path):
+    folder = tmp_path / "m.scvae"
+    with pytest.raises(ModelError, match="no interrupted training"):
+        list(fit(counts, tiny_config(), model_folder=folder, resume=True))
+    list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: True))
+    with pytest.raises(ModelError, match="other data or other options"):
+        list(fit(counts, tiny_config(seed=3), model_folder=folder, resume=True))
+    with pytest.raises(ModelError, match="other data or other options"):
+        list(fit(counts.cells(np.arange(300)), tiny_config(), model_folder=folder, resume=True))
+    state = folder.parent / f".{folder.name}.partial" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    with pytest.raises(ModelError, match="damaged"):
+        list(fit(counts, tiny_config(), model_folder=folder, resume=True))
+
+
+def test_kept_weights_are_the_best_after_the_warm_up(counts):
+    events, model = run(counts, tiny_config(max_epochs=30, patience=3))
+    reports = [event for event in events if isinstance(event, EpochReport)]
+    warm = [report for report in reports if report.kl_weight == 1.0]
+    best = min(warm, key=lambda report: report.heldout_loss)
+    assert model.facts["best_epoch"] == best.epoch
+    assert model.facts["heldout_elbo"] == pytest.approx(best.heldout_elbo, rel=1e-6)
+
+
+@pytest.mark.parametrize("n_epochs", [1, 2, 3, 10, 200])
+@pytest.mark.parametrize("steps_per_epoch", [1, 7, 500])
+def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per_epoch):
+    schedule = Schedule.plan(TrainConfig(max_epochs=n_epochs, beta=2.5), steps_per_epoch)
+    weights, rates = [], []
+    while not schedule.done:
+        for _ in range(steps_per_epoch):
+            weights.append(schedule.kl_weight())
+            rates.append(schedule.learning_rate())
+            schedule.step += 1
+        schedule.end_epoch(heldout_loss=100.0 / (schedule.epoch + 1))
+    assert schedule.epoch == n_epochs  # it keeps improving, so only the bound ends it
+    assert weights == sorted(weights)
+    if len(weights) > 3:
+        assert weights[-1] == 2.5
+    assert all(0 < rate < 1.01 * schedule.peak_rate for rate in rates)
+    if n_epochs > 3:
+        assert rates[-1] < 0.5 * schedule.peak_rate  # cooled down before the end
+
+
+def test_training_ends_after_a_plateau():
+    schedule = Schedule.plan(TrainConfig(), steps_per_epoch=50)
+    while not schedule.done:
+        schedule.step += 50
+        schedule.end_epoch(heldout_loss=max(1.0, 20.0 - schedule.epoch))
+    assert schedule.best_epoch == 20
+    assert schedule.epoch < 100
+
+
+def test_a_million_cells_do_not_take_hundreds_of_passes():
+    assert Schedule.plan(TrainConfig(), steps_per_epoch=8000).max_epochs < 20
+    assert Schedule.plan(TrainConfig(), steps_per_epoch=10).max_epochs > 100
+
+
+def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypatch):
+    victim = 5
+    calls = {"n": 0}
+    original = loop.Trainer._epoch
+
+    def broken(self):
+        for rows, loss_n in original(self):
+            calls["n"] += 1
+            if calls["n"] == 9 and victim not in rows:
+                calls["n"] -= 1
+            elif calls["n"] == 9:
+                loss_n = torch.where(torch.as_tensor(rows == victim), torch.nan, loss_n)
+            yield rows, loss_n
+
+    monkeypatch.setattr(loop.Trainer, "_epoch", broken)
+    config = tiny_config()
+    events, model = run(counts, config)
+    (rollback,) = [event for event in events if isinstance(event, Rollback)]
+    training, _ = split(counts, config)
+    assert rollback.cell_names == (counts.cell_names[training[victim]],)
+    assert rollback.learning_rate < config.train.learning_rate
+    assert model.facts["rollbacks"] == 1
+    assert all(torch.isfinite(tensor).all() for tensor in model.vae.state_dict().values())
+    assert [e.epoch for e in events if isinstance(e, EpochReport)] == list(range(1, model.facts["epochs"] + 1))
+
+
+def test_training_that_keeps_diverging_ends_in_one_line(counts, monkeypatch):
+    monkeypatch.setattr(loop.Trainer, "evaluate", lambda self: (math.nan, 0.0))
+    with pytest.raises(ModelError, match="diverged") as caught:
+        list(fit(counts, tiny_config()))
+    assert "--learning-rate" in caught.value.hint
+
+
+def test_a_huge_rate_survives(counts):
+    _, model = run(counts, tiny_config(learning_rate=5.0))
+    assert math.isfinite(model.facts["heldout_elbo"])
+
+
+def test_heldout_cells_teach_nothing(counts):
+    """Whatever stands in the held-out cells, the weights after a given number of epochs are the same."""
+    config = tiny_config(max_epochs=1, genes="all")
+    _, heldout = split(counts, config)
+    matrix = counts.matrix.tolil(copy=True)
+    matrix[heldout] = matrix[heldout[::-1]]
+    changed = dataclasses.replace(counts, matrix=matrix.tocsr())
+    last_weights = []
+    for data in (counts, changed):
+        _, model = run(data, config)
+        last_weights.append(model)
+    assert same_weights(*last_weights)
+
+
+def test_collapse_is_told(counts):
+    _, model = run(counts, tiny_config(beta=1e4))
+    assert model.facts["active_units"] == 0
+    _, model = run(counts, tiny_config(max_epochs=40, beta=0.5))
+    assert model.facts["active_units"] > 0
+
+
+def test_likelihoods_and_batches_train():
+    adata = tree(n_batches=2)
+    for likelihood in ("zinb", "nb", "poisson"):
+        _, model = run(counts_of(adata, "batch"), tiny_config(likelihood=likelihood, batch_key="batch"))
+        assert model.batches == ("batch_1", "batch_2")
+        assert model.vae.batch_share_b.sum() == pytest.approx(1.0)
+        assert (model.vae.decoder.head.log_theta_g is None) == (likelihood == "poisson")
+
+
+@pytest.mark.parametrize("n_cells", [10, 65 + 7, 130])
+def test_no_number_of_cells_leaves_a_bad_last_minibatch(n_cells):
+    counts = counts_of(tree(n_cells=n_cells))
+    _, model = run(counts, tiny_config(batch_size=64, max_epochs=2))
+    assert math.isfinite(model.facts["heldout_elbo"])
+
+
+def test_too_few_and_empty_cells_are_refused(counts):
+    with pytest.raises(DataError, match="too few"):
+        list(fit(counts.cells(np.arange(9)), tiny_config()))
+    emptied = dataclasses.replace(counts, matrix=counts.matrix.multiply(np.arange(400)[:, None] != 17).tocsr())
+    emptied.matrix.eliminate_zeros()
+    with pytest.raises(DataError, match=str(counts.cell_names[17])):
+        list(fit(emptied, tiny_config()))
+    events, _ = run(emptied, tiny_config(drop_empty=True))
+    assert isinstance(events[0], Prepared)
+    assert events[0].n_dropped == 1
+
+
+def test_learns_more_than_the_gene_means():
+    """The held-out likelihood beats the best model without a latent space by a wide margin."""
+    adata = tree(n_cells=1500, n_genes=200, depth=800)
+    model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})
+    heldout = adata[list(model.heldout_cells)]
+    flat = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64, "beta": 1e4})
+    assert flat.facts["active_units"] == 0
+    gain = scvae.score(heldout, model, inplace=False, n_samples=20).iwae
+    gain = gain - scvae.score(heldout, flat, inplace=False, n_samples=20).iwae
+    assert gain.mean() > 5 * gain.std() / np.sqrt(len(gain))
