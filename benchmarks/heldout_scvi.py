@@ -20,9 +20,11 @@ Needs scvi-tools (1.4 at the time of writing) and none of this project's code.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import math
+import sys
 import time
 import warnings
 from dataclasses import dataclass, field
@@ -160,10 +162,12 @@ def main() -> None:
     if args.step == "score" and args.output is None:
         parser.error("score needs -o")
     quiet_scvi(args.threads, args.seed)
-    if args.step == "train":
-        result = train(args.data, args.contender, args.model)
-    else:
-        result = score(args.data, args.model, args.samples, args.output)
+    # scVI announces an early stop on stdout, where only our JSON belongs.
+    with contextlib.redirect_stdout(sys.stderr):
+        if args.step == "train":
+            result = train(args.data, args.contender, args.model)
+        else:
+            result = score(args.data, args.model, args.samples, args.output)
     print(json.dumps(result))
 
 

@@ -106,10 +106,12 @@ def embed(
     session = Session.open(
         data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
     )
+    names = SlotNames(key_added=key_added)
+    if inplace:
+        session.check_destination(names.written_by("embed"), names=names, output=_path(output), force=force)
     result = embedding.embed(session.model, session.counts)
     if not inplace:
         return result
-    names = SlotNames(key_added=key_added)
     session.write(result.slots(names), names=names, run="embed", options={}, output=_path(output), force=force)
     return None
 
@@ -154,10 +156,12 @@ def denoise(
         with_zero_inflation=with_zero_inflation,
         seed=seed,
     )
+    names = SlotNames(key_added=key_added)
+    if inplace:
+        session.check_destination(names.written_by("denoise"), names=names, output=_path(output), force=force)
     result = denoising.denoise(session.model, session.counts, session.store.gene_names, options)
     if not inplace:
         return result
-    names = SlotNames(key_added=key_added)
     told = dataclasses.asdict(options)
     session.write(result.slots(names), names=names, run="denoise", options=told, output=_path(output), force=force)
     return None
@@ -203,7 +207,7 @@ def interpolate(
         data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
     )
     labels = list(groups or cells or ())
-    waypoints = session.waypoints(labels, groupby=groupby, cells=cells)
+    waypoints = session.waypoints(labels, groupby=None if cells else groupby)
     options = interpolation.PathOptions(
         name=name or interpolation.default_name(labels),
         n_steps=n_steps,
@@ -211,10 +215,13 @@ def interpolate(
         library=library,
         batch_as=batch_as,
     )
+    names = SlotNames(key_added=key_added)
+    if inplace:
+        planned = names.written_by("interpolate", options.name)
+        session.check_destination(planned, names=names, output=_path(output), force=force)
     result = interpolation.interpolate(session.model, session.counts, waypoints, options)
     if not inplace:
         return result
-    names = SlotNames(key_added=key_added)
     slots = result.slots(names, session.store.gene_names)
     told = dataclasses.asdict(options) | {"waypoints": labels}
     run = f"interpolate_{options.name}"
@@ -255,10 +262,12 @@ def score(
         drop_empty=drop_empty,
         needs_batch=True,
     )
+    names = SlotNames(key_added=key_added)
+    if inplace:
+        session.check_destination(names.written_by("score"), names=names, output=_path(output), force=force)
     result = scoring.score(session.model, session.counts, n_samples=n_samples, seed=seed)
     if not inplace:
         return result
-    names = SlotNames(key_added=key_added)
     told = {"n_samples": n_samples, "seed": seed}
     session.write(result.slots(names), names=names, run="score", options=told, output=_path(output), force=force)
     return None

@@ -116,14 +116,13 @@ class TrainConfig:
     batch_size
         Cells in a step; None chooses by the number of cells.
     learning_rate
-        Peak rate of AdamW.
+        Peak rate of AdamW, reached at the end of its warm-up.
     weight_decay
         Decoupled weight decay of the weight matrices.
     validation_fraction
         Share of the cells held out to decide when to stop and which weights to keep.
     patience
-        Epochs without a better held-out loss before the rate is cooled down and training ends; None chooses by
-        the number of cells.
+        Epochs without a noticeably lower held-out loss before training ends; None chooses by the number of cells.
     seed
         Of the split, the weights, the order of cells and the noise.
     """
@@ -131,7 +130,7 @@ class TrainConfig:
     beta: float = 1.0
     max_epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 4e-3
+    learning_rate: float = 8e-3
     weight_decay: float = 0.1
     validation_fraction: float = 0.1
     patience: int | None = None

@@ -16,7 +16,7 @@ import numpy as np
 
 import scvae_cli
 from scvae_cli.config import ComputeConfig
-from scvae_cli.data.counts import CellStore, Counts, read_counts, read_labels
+from scvae_cli.data.counts import CellStore, Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import match_genes
 from scvae_cli.data.slots import Slot, SlotNames, provenance, refuse_foreign, spread
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 # Above this share of missing genes a model says more about itself than about the cells.
 MAX_MISSING_GENES = 0.2
+_SHOWN_GROUPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,11 @@ class Session:
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key
         batch_key = key if needs_batch and model.batches else None
+        if batch_key is not None and batch_key not in store.obs_keys:
+            raise DataError(
+                f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
+                "give the cells' batches a column of that name",
+            )
         everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key)
         if model.batches and key is not None and not needs_batch:
             _warn_of_new_batches(store, key, model)
@@ -113,10 +119,15 @@ class Session:
             aligned = aligned.cells(np.flatnonzero(kept))
         return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing))
 
-    def waypoints(
-        self, labels: Sequence[str], *, groupby: str | None = None, cells: Sequence[str] | None = None
-    ) -> list[Waypoint]:
-        """Places for a path to go through: groups of one column, or single cells.
+    def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Waypoint]:
+        """Places for a path to go through.
+
+        Parameters
+        ----------
+        labels
+            Groups of one column of obs, or names of cells, in the order they are passed.
+        groupby
+            The column; None when the labels name cells.
 
         Raises
         ------
@@ -130,27 +141,50 @@ class Session:
         for before, after in pairwise(labels):
             if before == after:
                 raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
-        if cells is not None:
+        if groupby is None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
-            for cell in cells:
+            for cell in labels:
                 if cell not in position:
-                    raise DataError(f"{self.store.title}: no cell called {cell!r}", "cell names are obs_names")
-            return [Waypoint(label=cell, cells=np.asarray([position[cell]])) for cell in cells]
-        assert groupby is not None, "a path goes through groups or through cells"
+                    empty = cell in set(self.store.cell_names)
+                    why = f"cell {cell!r} has no counts in the modelled genes" if empty else f"no cell called {cell!r}"
+                    raise DataError(f"{self.store.title}: {why}", "choose another cell; their names are obs_names")
+            return [Waypoint(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
         groups = self.labels(groupby)
         points = []
         for label in labels:
             members = np.flatnonzero(groups == label)
             if len(members) == 0:
-                known = ", ".join(sorted(set(groups)))
-                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {known}")
+                known = sorted({str(group) for group in groups[~is_missing(groups)]})
+                shown = ", ".join(known[:_SHOWN_GROUPS]) + (", ..." if len(known) > _SHOWN_GROUPS else "")
+                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {shown}")
             points.append(Waypoint(label=label, cells=members))
         return points
 
     def labels(self, key: str) -> np.ndarray:
-        """A categorical column of the cells in `counts`, as strings."""
-        labels: np.ndarray = read_labels(self.store, key, purpose="--groupby")[self.kept]
-        return labels
+        """A column of obs that names groups, for the cells in `counts`: strings, None for a cell in no group."""
+        values = obs_values(self.store, key, purpose="--groupby")[self.kept]
+        missing = is_missing(values)
+        return np.asarray([None if none else str(v) for v, none in zip(values, missing, strict=True)], dtype=object)
+
+    def check_destination(
+        self, paths: Sequence[str], *, names: SlotNames, output: Path | None = None, force: bool = False
+    ) -> None:
+        """Refuse before a long computation what `write` would refuse after it.
+
+        Parameters
+        ----------
+        paths
+            Of the slots that will be written (`SlotNames.written_by`).
+
+        Raises
+        ------
+        DataError
+            When a slot is taken by something scvae did not write and `force` is not given, or the place cannot be
+            written to.
+        """
+        self.store.check_destination(paths, output=output, force=force)
+        if not force:
+            refuse_foreign(self.store, paths, names)
 
     def write(
         self,
@@ -171,7 +205,7 @@ class Session:
         Raises
         ------
         DataError
-            When a slot is taken by something scvae did not write and `force` is not given, or writing fails.
+            As for `check_destination`, or when writing fails.
         """
         facts = {
             "command": run,
@@ -184,8 +218,7 @@ class Session:
         }
         slots = spread(slots, self.kept)
         record = provenance(names, run, slots, facts)
-        if not force:
-            refuse_foreign(self.store, slots, names)
+        self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
         self.store.write([*slots, record], output=output, force=force)
         return [slot.path for slot in slots]
 
@@ -194,7 +227,8 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
     """Say when cells come from batches the model has not seen: the encoder can still place them."""
     if key not in store.obs_keys:
         return
-    new = sorted({str(value) for value in store.obs_column(key)} - set(model.batches))
+    batches = store.obs_column(key)
+    new = sorted({str(value) for value in batches[~is_missing(batches)]} - set(model.batches))
     if new:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{len(new)} batch(es) were not in the training data ({shown})"
@@ -205,10 +239,13 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
 def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
     n_empty = int((~kept).sum())
     first = counts.cell_names[int(np.flatnonzero(~kept)[0])]
+    if not kept.any():
+        raise DataError(
+            "no cell has counts in the modelled genes",
+            "gene names must be of the same kind in data and model (symbols or Ensembl ids)",
+        )
     if not drop:
         raise DataError(
             f"{n_empty} cell(s) have no counts in the modelled genes, the first is {first!r}",
             "--drop-empty leaves them out; their results are NaN",
         )
-    if not kept.any():
-        raise DataError("no cell has counts in the modelled genes", "check that gene names are of the same kind")

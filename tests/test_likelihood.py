@@ -93,8 +93,10 @@ def random_block(seed, dtype, n=7, g=23, spread=4.0):
     x = torch.poisson(torch.rand(n, g, generator=rng) * 6, generator=rng) * (torch.rand(n, g, generator=rng) < 0.3)
     x[:, 0] += 1
     x[0, 1] = 3000
-    outputs = normal(n, g, scale=spread), normal(g, scale=3.0).clamp(LOG_THETA_MIN, LOG_THETA_MAX), normal(
-        n, g, scale=2 * spread
+    outputs = (
+        normal(n, g, scale=spread),
+        normal(g, scale=3.0).clamp(LOG_THETA_MIN, LOG_THETA_MAX),
+        normal(n, g, scale=2 * spread),
     )
     return x.to(dtype), *outputs
 

@@ -55,9 +55,7 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, 
     _, whole = run(counts, tiny_config())
     asked = iter(range(1, 100))
     folder = tmp_path / "m.scvae"
-    events = list(
-        fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(asked) == stop_after)
-    )
+    events = list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: next(asked) == stop_after))
     assert events[-1] == Stopped(epoch=stop_after)
     assert not folder.exists()
     events, resumed = run(counts, tiny_config(), model_folder=folder, resume=True)
@@ -108,7 +106,7 @@ def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per
         assert weights[-1] == 2.5
     assert all(0 < rate < 1.01 * schedule.peak_rate for rate in rates)
     if n_epochs > 3:
-        assert rates[-1] < 0.5 * schedule.peak_rate  # cooled down before the end
+        assert rates[-1] < 0.5 * schedule.peak_rate  # falls towards the end
 
 
 def test_training_ends_after_a_plateau():

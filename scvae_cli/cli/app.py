@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
@@ -38,8 +39,24 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
     "simulate": simulate.simulate,
 }
+
+
+def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
+    """Say that Ctrl-C ended a command; Typer would end it without a word."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; nothing was changed", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+    return wrapper
+
+
 for name, command in _COMMANDS.items():
-    app.command(name)(command)
+    app.command(name)(_interruptible(command))
 
 
 def _show_version(asked: bool) -> None:
@@ -71,8 +88,7 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):
-        typer.echo("interrupted; nothing was changed", err=True)
+    except (KeyboardInterrupt, typer.Abort):  # while the command is still being taken apart
         return INTERRUPTED
     except BrokenPipeError:
         # The reader of a pipe has gone (`scvae ... | head`): not an error of ours.

@@ -54,6 +54,7 @@ def denoise(
     from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
+    names = SlotNames(key_added=key_added)
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -70,7 +71,7 @@ def denoise(
         with_zero_inflation=with_zero_inflation,
         seed=seed,
     )
-    names = SlotNames(key_added=key_added)
+    session.check_destination(names.written_by("denoise"), names=names, output=output, force=force)
     result = denoising.denoise(session.model, session.counts, session.store.gene_names, options)
     n_cells, n_genes = result.rows.shape
     console.info(f"writing {n_cells:,} × {n_genes:,} values, {result.n_bytes / 2**20:,.0f} MiB before compression")
@@ -103,14 +104,15 @@ def _genes(text: str | None) -> tuple[str, ...] | None:
 
     if text is None:
         return None
-    if not text.startswith("@"):
-        return tuple(gene.strip() for gene in text.split(",") if gene.strip())
+    hint = "--genes takes A,B,C or @FILE, one gene a line"
     try:
-        return tuple(line.strip() for line in Path(text[1:]).read_text(encoding="utf-8").splitlines() if line.strip())
+        named = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"cannot read the gene list {text[1:]}", "--genes takes A,B,C or @FILE, one gene a line"
-        ) from error
+        raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
+    genes = tuple(gene.strip() for gene in named if gene.strip())
+    if not genes:
+        raise ConfigError(f"--genes {text!r} names no gene", hint)
+    return genes
 
 
 def _told(blocks: Iterator[np.ndarray], advance: Callable[..., None]) -> Iterator[np.ndarray]:

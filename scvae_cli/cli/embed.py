@@ -28,6 +28,7 @@ def embed(
     from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
+    names = SlotNames(key_added=key_added)
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -36,8 +37,8 @@ def embed(
         allow_missing_genes=allow_missing_genes,
         drop_empty=drop_empty,
     )
+    session.check_destination(names.written_by("embed"), names=names, output=output, force=force)
     result = embedding.embed(session.model, session.counts)
-    names = SlotNames(key_added=key_added)
     slots = session.write(result.slots(names), names=names, run="embed", options={}, output=output, force=force)
     n_cells, n_latent = result.mean_nk.shape
     values = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
 
 if TYPE_CHECKING:
+    from scvae_cli.data.slots import SlotNames
     from scvae_cli.latent.interpolation import Path as Walk
 
 _SHOWN_GENES = 20
@@ -52,7 +54,6 @@ def interpolate(
     Writes the walk and its genes (uns and varm), and where each cell lies along it: obs["scvae_pseudotime_NAME"],
     NaN for cells far from it. Prints the genes that change most and the step at which they switch.
     """
-    from scvae_cli.data.h5ad_edit import check_new_file
     from scvae_cli.data.slots import SlotNames
     from scvae_cli.latent import interpolation
     from scvae_cli.session import Session
@@ -66,8 +67,9 @@ def interpolate(
         library=library,
         batch_as=batch_as,
     )
+    names = SlotNames(key_added=key_added)
     if path_out is not None:
-        check_new_file(path_out, force=force)
+        _check_path_out(path_out, (data, output or data), force=force)
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -76,19 +78,19 @@ def interpolate(
         allow_missing_genes=allow_missing_genes,
         drop_empty=drop_empty,
     )
-    waypoints = session.waypoints(labels, groupby=groupby, cells=labels if by_cells else None)
+    waypoints = session.waypoints(labels, groupby=None if by_cells else groupby)
+    planned = names.written_by("interpolate", options.name)
+    session.check_destination(planned, names=names, output=output, force=force)
     walk = interpolation.interpolate(session.model, session.counts, waypoints, options)
-    names = SlotNames(key_added=key_added)
-    slots = session.write(
-        walk.slots(names, session.store.gene_names),
-        names=names,
-        run=f"interpolate_{options.name}",
-        options=asdict(options) | {"groupby": groupby, "waypoints": labels},
-        output=output,
-        force=force,
-    )
-    if path_out is not None:
-        _write_steps(walk, path_out, force=force)
+    with _steps_file(walk, path_out, names, force=force):
+        slots = session.write(
+            walk.slots(names, session.store.gene_names),
+            names=names,
+            run=f"interpolate_{options.name}",
+            options=asdict(options) | {"groupby": groupby, "waypoints": labels},
+            output=output,
+            force=force,
+        )
     genes = _gene_table(walk)
     n_on_path = int((walk.pseudotime_n == walk.pseudotime_n).sum())
     values = {
@@ -98,11 +100,12 @@ def interpolate(
         "n_steps": steps,
         "n_cells": len(walk.pseudotime_n),
         "n_cells_on_path": n_on_path,
+        "missing_genes": len(session.missing_genes),
         "genes": genes,
         "path_out": None if path_out is None else str(path_out),
         "slots": slots,
     }
-    console.result(values, _text(values))
+    console.result(values, _text(values, library))
     console.next_step(f'sc.pl.umap(adata, color="{names.pseudotime(options.name)}")')
 
 
@@ -143,7 +146,8 @@ def _gene_table(walk: Walk) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(values: dict[str, Any]) -> str:
+def _text(values: dict[str, Any], library: str) -> str:
+    depth = "the median depth" if library == "median" else f"a depth of {library}"
     lines = [f"{' → '.join(values['waypoints'])}: {values['n_steps']} steps, "
              f"{values['n_cells_on_path']:,} of {values['n_cells']:,} cells near the walk",
              f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'switch step':>13}"]  # fmt: skip
@@ -151,27 +155,37 @@ def _text(values: dict[str, Any]) -> str:
         lines.append(
             f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['switch_step']:>13}"
         )
-    lines.append("(expected counts at the median depth; change in standard deviations of a count)")
+    lines.append(f"(expected counts at {depth}; change in standard deviations of a count)")
     lines.append(f"→ {', '.join(values['slots'])} of {values['output']}")
     return "\n".join(lines)
 
 
-def _write_steps(walk: Walk, path_out: Path, *, force: bool) -> None:
+def _check_path_out(path_out: Path, others: tuple[Path, ...], *, force: bool) -> None:
+    from scvae_cli.data.atomic import check_new_file, check_writable
+    from scvae_cli.errors import ConfigError
+
+    if path_out.resolve() in {other.resolve() for other in others}:
+        raise ConfigError(f"--path-out is {path_out}, which holds the cells", "give the steps a file of their own")
+    check_new_file(path_out, force=force)
+    check_writable(path_out)
+
+
+def _steps_file(
+    walk: Walk, path_out: Path | None, names: SlotNames, *, force: bool
+) -> contextlib.AbstractContextManager[None]:
+    """The steps as cells of an AnnData of their own; the file appears when the block, writing the results, is done."""
+    if path_out is None:
+        return contextlib.nullcontext()
     import anndata
     import pandas as pd
 
-    from scvae_cli.data.atomic import replacing
-    from scvae_cli.data.h5ad_edit import check_new_file
+    from scvae_cli.data.h5ad_create import new_h5ad
 
-    check_new_file(path_out, force=force)
-    steps = [f"step_{t}" for t in range(len(walk.position_t))]
-    adata = anndata.AnnData(
-        walk.mean_tg,
-        obs=pd.DataFrame({"position": walk.position_t}, index=steps),
-        var=pd.DataFrame(
-            {"change": walk.change_g, "switch_step": walk.switch_g}, index=pd.Index(walk.genes, dtype=object)
-        ),
-        obsm={"X_scvae": walk.z_tk},
+    steps = pd.DataFrame(
+        {"position": walk.position_t}, index=pd.Index([f"step_{t}" for t in range(len(walk.position_t))], dtype=object)
     )
-    with replacing(path_out) as sibling:
-        adata.write_h5ad(sibling)
+    genes = pd.DataFrame(
+        {"change": walk.change_g, "switch_step": walk.switch_g}, index=pd.Index(walk.genes, dtype=object)
+    )
+    adata = anndata.AnnData(walk.mean_tg, obs=steps, var=genes, obsm={names.embedding: walk.z_tk})
+    return new_h5ad(path_out, adata, force=force)

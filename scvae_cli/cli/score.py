@@ -31,6 +31,7 @@ def score(
     from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
+    names = SlotNames(key_added=key_added)
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -40,8 +41,8 @@ def score(
         drop_empty=drop_empty,
         needs_batch=True,
     )
+    session.check_destination(names.written_by("score"), names=names, output=output, force=force)
     result = scoring.score(session.model, session.counts, n_samples=samples, seed=seed)
-    names = SlotNames(key_added=key_added)
     told = {"n_samples": samples, "seed": seed}
     slots = session.write(result.slots(names), names=names, run="score", options=told, output=output, force=force)
     values = {

@@ -65,7 +65,7 @@ def simulate(
     facts = {"path": str(out), "n_cells": cells, "n_genes": genes, "n_branches": branches, "n_batches": batches}
     shape = f"{cells:,} cells × {genes:,} genes, branches: {branches}, batches: {batches}"
     console.result(facts | {"seed": seed, "true_mean": true_mean}, f"Wrote {out}: {shape}")
-    console.info(f"Next: scvae train {out}" + (" --batch-key batch" if batches > 1 else ""))
+    console.next_step(f"scvae train {out}" + (" --batch-key batch" if batches > 1 else ""))
 
 
 def _told(blocks: Iterable[Block], advance: Callable[[int], object]) -> Iterator[Block]:

@@ -69,7 +69,7 @@ def train(
         typer.Option(help="Cells in a step.", show_default="by number of cells", rich_help_panel=FITTING),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak rate of AdamW.", show_default="0.004", rich_help_panel=FITTING)
+        float | None, typer.Option(help="Peak rate of AdamW.", show_default="0.008", rich_help_panel=FITTING)
     ] = None,
     validation_fraction: Annotated[
         float | None,
@@ -78,7 +78,7 @@ def train(
     patience: Annotated[
         int | None,
         typer.Option(
-            help="Epochs without improvement before cooling down.",
+            help="Epochs without a noticeable improvement before training ends.",
             show_default="by number of cells",
             rich_help_panel=FITTING,
         ),
@@ -162,7 +162,8 @@ def train(
     for advice in _advice(last.model):
         console.warn(advice)
     named = "" if model is None else f" -m {folder}"
-    console.next_step(f"scvae embed {data}{named}")
+    elsewhere = "" if data.suffix == ".h5ad" else f" -o {data.stem}.h5ad"
+    console.next_step(f"scvae embed {data}{named}{elsewhere}")
 
 
 def _follow(events: Iterator[FitEvent], console: Console) -> FitEvent | None:
@@ -185,9 +186,7 @@ def _follow(events: Iterator[FitEvent], console: Console) -> FitEvent | None:
             elif isinstance(event, EpochReport):
                 note = f", held-out ELBO {event.heldout_elbo:.1f} (epoch {event.epoch})"
             elif isinstance(event, Converged):
-                per_epoch = max(1, steps_done // max(1, event.epoch))
-                advance(0, total=event.last_epoch * per_epoch)
-                console.info(f"plateau at epoch {event.epoch}: cooling down until epoch {event.last_epoch}")
+                console.info(f"plateau: the held-out loss has stopped falling after epoch {event.epoch}")
             elif isinstance(event, Rollback):
                 console.warn(_rollback_text(event))
     return event

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import socket
@@ -18,12 +19,15 @@ from pathlib import Path
 
 from scvae_cli.errors import DataError, ScvaeError
 
+# What changes when a file is edited or replaced: inode, size and time of modification.
+Fingerprint = tuple[int, int, int]
+
 # linux/fs.h: share the source's blocks instead of copying them, where the file system can.
 _FICLONE = 0x40049409
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, copy_of: Path | None = None) -> Iterator[Path]:
+def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint | None = None) -> Iterator[Path]:
     """Yield a temporary sibling of `target` that takes its place when the block ends well.
 
     Parameters
@@ -32,6 +36,8 @@ def replacing(target: Path, *, copy_of: Path | None = None) -> Iterator[Path]:
         Where the result goes; a symbolic link keeps pointing at the same place.
     copy_of
         A file the sibling starts as a copy of. If that file changes in the meantime, nothing is put in place.
+    read_as
+        What `copy_of` was when it was read, if that was before; now by default.
 
     Raises
     ------
@@ -40,21 +46,21 @@ def replacing(target: Path, *, copy_of: Path | None = None) -> Iterator[Path]:
     """
     target = target.resolve()
     check_writable(target)
-    _remove_orphans(target)
-    sibling = target.parent / f".{target.name}.scvae-{socket.gethostname()}-{os.getpid()}.tmp"
-    before = fingerprint(copy_of) if copy_of is not None else None
+    remove_orphans(target)
+    sibling = sibling_of(target)
     try:
         if copy_of is not None:
+            read_as = read_as or fingerprint(copy_of)
+            _check_unchanged(copy_of, read_as)
             _clone(copy_of, sibling)
             sibling.chmod(stat.S_IMODE(copy_of.stat().st_mode))
         yield sibling
         with sibling.open("rb") as written:
             os.fsync(written.fileno())
-        if copy_of is not None and fingerprint(copy_of) != before:
-            raise DataError(
-                f"{copy_of} was changed by another program while scvae was working on it; nothing was written",
-                "run the command again",
-            )
+        if copy_of is not None and read_as is not None:
+            _check_unchanged(copy_of, read_as)
+        if target.exists():
+            _keep_owner(sibling, of=target)
         sibling.replace(target)
         _sync_folder(target.parent)
     except OSError as error:
@@ -70,12 +76,22 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
         return DataError(
             f"no room to write {target}: the disk (or your quota) is full; nothing was changed",
-            "free some space, or write elsewhere with -o",
+            "free some space, or name an output on another disk",
         )
     reason = error.strerror or text.splitlines()[0]
     return DataError(
-        f"cannot write {target}: {reason}; nothing was changed", "check the folder, or write elsewhere with -o"
+        f"cannot write {target}: {reason}; nothing was changed", "check the folder, or name another output"
     )
+
+
+def check_new_file(target: Path, *, force: bool) -> None:
+    """Refuse an output that exists, or that is not an .h5ad by name."""
+    if target.suffix != ".h5ad":
+        raise DataError(f"{target} does not end in .h5ad", "results are written as .h5ad")
+    if target.is_dir():
+        raise DataError(f"{target} is a folder, not a file", "name a file")
+    if target.exists() and not force:
+        raise DataError(f"{target} exists", "use --force to replace it, or another name")
 
 
 def check_writable(target: Path) -> None:
@@ -86,22 +102,60 @@ def check_writable(target: Path) -> None:
     DataError
         For a missing or read-only folder, a directory in the way, or a file marked read-only.
     """
+    target = target.resolve()
     folder = target.parent
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", "make it first")
+        raise DataError(f"{folder} is not a folder", "make it first, or name an output elsewhere")
     if target.is_dir():
         raise DataError(f"{target} is a folder, not a file", "name a file")
-    if not os.access(folder, os.W_OK):
-        raise DataError(f"{folder} is not writable", "write elsewhere with -o")
-    # The superuser may write to anything; a file whose owner took the permission away is left alone all the same.
-    if target.exists() and not (target.stat().st_mode & 0o222 and os.access(target, os.W_OK)):
-        raise DataError(f"{target} is read-only", f"chmod u+w {target.name}, or write elsewhere with -o")
+    if not may_write(folder):
+        raise DataError(f"{folder} is read-only", "name an output in another folder")
+    if target.exists() and not may_write(target):
+        raise DataError(f"{target} is read-only", f"chmod u+w {target.name}, or name another output")
 
 
-def fingerprint(path: Path) -> tuple[int, int, int]:
-    """What changes when a file is edited or replaced: inode, size and time of modification."""
+def may_write(path: Path) -> bool:
+    """Whether a file or folder may be changed.
+
+    The superuser may change anything; what its owner made read-only is left alone all the same.
+    """
+    return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
+
+
+def fingerprint(path: Path) -> Fingerprint:
+    """What tells this state of a file from another."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def sibling_of(target: Path) -> Path:
+    """The temporary name beside `target` that this process writes under."""
+    return target.parent / f"{_prefix(target)}{os.getpid()}.tmp"
+
+
+def remove_orphans(target: Path) -> None:
+    """Remove what killed processes of this machine left under `sibling_of(target)`, files or folders."""
+    prefix = _prefix(target)
+    for path in target.parent.glob(f"{glob.escape(prefix)}*.tmp"):
+        pid = path.name[len(prefix) : -len(".tmp")]
+        if not pid.isdigit() or _is_alive(int(pid)):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def _prefix(target: Path) -> str:
+    return f".{target.name}.scvae-{socket.gethostname()}-"
+
+
+def _check_unchanged(path: Path, seen: Fingerprint) -> None:
+    if not path.exists() or fingerprint(path) != seen:
+        raise DataError(
+            f"{path} was changed by another program while scvae was working on it; nothing was written",
+            "run the command again",
+        )
 
 
 def _clone(source: Path, copy: Path) -> None:
@@ -114,6 +168,13 @@ def _clone(source: Path, copy: Path) -> None:
     shutil.copyfile(source, copy)
 
 
+def _keep_owner(copy: Path, of: Path) -> None:
+    """Ownership stays with who had it, where that is allowed: only the superuser may give a file away."""
+    status = of.stat()
+    with contextlib.suppress(PermissionError):
+        os.chown(copy, status.st_uid, status.st_gid)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -122,22 +183,10 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _remove_orphans(target: Path) -> None:
-    prefix = f".{target.name}.scvae-{socket.gethostname()}-"
-    for path in target.parent.glob(f"{_escape(prefix)}*.tmp"):
-        pid = path.name[len(prefix) : -len(".tmp")]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            path.unlink(missing_ok=True)
-
-
-def _escape(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
-
-
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from scvae_cli.errors import DataError
@@ -60,6 +61,9 @@ class CellStore(Protocol):
 
     def uns_text(self, key: str) -> str | None:
         """The string at `uns[key]` ("/"-separated), or None."""
+
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
+        """Refuse early what `write` would refuse late; `paths` are those of the slots."""
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Put results into the store, all or nothing."""
@@ -225,13 +229,9 @@ def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:
-    """Mask of the values that are None or NaN."""
-    if values.dtype.kind == "f":
-        missing: np.ndarray = np.isnan(values)
-        return missing
-    if values.dtype.kind in "iubSU":
-        return np.zeros(len(values), dtype=bool)
-    return np.asarray([value is None or value != value for value in values], dtype=bool)
+    """Mask of the values that are None, NaN or pandas' NA."""
+    missing: np.ndarray = pd.isna(values)
+    return missing
 
 
 def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:

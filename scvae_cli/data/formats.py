@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae_cli.data.atomic import replacing
+from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad import H5adFile
-from scvae_cli.data.h5ad_edit import check_new_file
+from scvae_cli.data.h5ad_create import new_h5ad
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
@@ -26,14 +26,20 @@ class ForeignFile(AnnDataStore):
         super().__init__(adata, title=path.name)
         self.path = path
 
-    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
-        """Write cells and results to `output`, whole or not at all."""
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # nothing of the user's is in the way
+        """Refuse early what `write` would refuse late."""
         if output is None:
             raise ConfigError(f"{self.path} is not an .h5ad, so results cannot go back into it", "use -o OUT.h5ad")
         check_new_file(output, force=force)
-        super().write(slots)
-        with replacing(output) as sibling:
-            self.adata.write_h5ad(sibling)
+        check_writable(output)
+
+    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
+        """Write cells and results to `output`, whole or not at all."""
+        self.check_destination([slot.path for slot in slots], output=output, force=force)
+        assert output is not None, "it was just checked"
+        self.put(slots)
+        with new_h5ad(output, self.adata, force=force):
+            pass
 
 
 def open_store(data: AnnData | Path | str) -> CellStore:
@@ -60,7 +66,7 @@ def open_store(data: AnnData | Path | str) -> CellStore:
 
 
 def _read_10x_folder(path: Path) -> AnnData:
-    if path.suffix == ".scvae":
+    if path.suffix == ".scvae" or (path / "weights.safetensors").exists():
         raise DataError(f"{path} is a model folder, not data", "the data comes first, the model with -m")
     names = ("matrix.mtx", "matrix.mtx.gz")
     if not any((path / name).exists() for name in names):

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
@@ -44,6 +45,7 @@ class H5adFile:
             for group in ("obs", "var"):
                 if group not in file:
                     raise DataError(f"{path} is HDF5, but not an AnnData: it has no {group}", "write it with anndata")
+        self._read_as = fingerprint(path)
 
     @property
     def title(self) -> str:
@@ -77,19 +79,18 @@ class H5adFile:
         with self._open() as file:
             names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
             names += ["X"] if "X" in file and _is_matrix(file["X"]) else []
-            names += ["raw"] if "raw" in file and "X" in file["raw"] else []
+            # An absent raw may be there as null.
+            names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
         """One column of obs as n values."""
-        from anndata.io import read_elem
-
         with self._open() as file:
             obs = file["obs"]
-            # Before anndata 0.7 the frame was one compound array, and until 0.8 categories stood in a group apart:
-            # a column alone would then be read as its codes.
-            legacy = isinstance(obs, h5py.Dataset) or "__categories" in obs
-            column = read_elem(obs)[key] if legacy else read_elem(obs[key])
+            if isinstance(obs, h5py.Dataset):
+                return _field(obs, key, file.get(f"uns/{key}_categories"))
+            # Until anndata 0.8 categories stood in a group apart: a column alone would then be read as its codes.
+            column = self._element(obs)[key] if "__categories" in obs else self._element(obs[key])
         return np.asarray(column, dtype=object) if getattr(column, "dtype", None) == "category" else np.asarray(column)
 
     def matrix_genes(self, name: str) -> np.ndarray:
@@ -99,7 +100,14 @@ class H5adFile:
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
         """A matrix as consecutive CSR blocks of rows."""
         with self._open() as file:
-            yield from _row_blocks(file[_location(name)], self.title)
+            item = file[_location(name)]
+            expected = (len(self.cell_names), len(self.matrix_genes(name)))
+            if _shape(item) != expected:
+                raise DataError(
+                    f"{self.title}: {name} has shape {_shape(item)}, but there are {expected[0]} cells and "
+                    f"{expected[1]} genes", "write the file again with anndata"
+                )  # fmt: skip
+            yield from _row_blocks(item, self.title)
 
     def existing(self, group: str) -> list[str]:
         """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""
@@ -108,6 +116,8 @@ class H5adFile:
                 return _columns(file[group])
             if group not in file:
                 return []
+            if isinstance(file[group], h5py.Dataset):
+                return list(file[group].dtype.names or ())
             if group != "uns":
                 return list(file[group])
             paths: list[str] = []
@@ -123,21 +133,47 @@ class H5adFile:
             value: str = item.asstr()[()]
             return value
 
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
+        """Refuse early what `write` would refuse late: a place that cannot be written, a format too old to add to."""
+        target = output or self.path
+        if target.resolve() != self.path.resolve():
+            check_new_file(target, force=force)
+        check_writable(target)
+        with self._open() as file:
+            for group in sorted({path.split("/")[0] for path in paths}):
+                if isinstance(file.get(group), h5py.Dataset):
+                    raise DataError(
+                        f"{self.path}: {group} is stored in the format of anndata before 0.7, which takes no additions",
+                        "convert it once: anndata.read_h5ad(FILE).write_h5ad(FILE)",
+                    )
+
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Put results into the file (or a copy of it at `output`), all or nothing."""
-        edit_h5ad(self.path, output or self.path, slots, force=force)
+        self.check_destination([slot.path for slot in slots], output=output, force=force)
+        edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+        self._read_as = fingerprint(self.path)
 
     def _index(self, location: str) -> np.ndarray:
-        from anndata.io import read_elem
-
         with self._open() as file:
             frame = file[location]
             if isinstance(frame, h5py.Dataset):
-                names = read_elem(frame).index
+                names = _field(frame, frame.dtype.names[0])
             else:
                 key = frame.attrs.get("_index", "index" if "index" in frame else "_index")
-                names = read_elem(frame[key])
+                names = self._element(frame[key])
         return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
+
+    def _element(self, item: h5py.Group | h5py.Dataset) -> Any:
+        """One element as anndata reads it."""
+        from anndata.io import read_elem
+
+        try:
+            return read_elem(item)
+        except Exception as error:  # whatever anndata raises for an encoding it does not know, or a damaged one
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(
+                f"{self.path}: {item.name} cannot be read: {reason}", "update anndata, or write the file again"
+            ) from error
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[h5py.File]:
@@ -193,6 +229,23 @@ def _is_matrix(item: Any) -> bool:
     return item.shape is not None and len(item.shape) == 2
 
 
+def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
+    """One column of a frame of before anndata 0.7, which was a compound array with its categories in uns."""
+    values: np.ndarray = frame[key]
+    if categories is not None:
+        codes, values = values, categories[()]
+        values = np.asarray([values[code] if code >= 0 else None for code in codes], dtype=object)
+    if values.dtype.kind in "OS":
+        values = np.asarray([v.decode() if isinstance(v, bytes) else v for v in values], dtype=object)
+    return values
+
+
+def _shape(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
+    if isinstance(item, h5py.Dataset):
+        return tuple(item.shape or ())
+    return tuple(int(n) for n in item.attrs.get("shape", item.attrs.get("h5sparse_shape", ())))
+
+
 def _row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
     if not _is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write it with anndata")
@@ -204,12 +257,12 @@ def _row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_
         for start in range(0, item.shape[0], step):
             yield sp.csr_matrix(_plain(item[start : start + step]))
         return
-    shape = tuple(int(n) for n in item.attrs["shape" if "shape" in item.attrs else "h5sparse_shape"])
+    shape = _shape(item)
     encoding = str(item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", "csr")))
     if encoding.startswith("csc"):
         # Columns are stored together, so rows can only be had from the whole of it.
         whole = (_plain(item["data"][:]), item["indices"][:], item["indptr"][:])
-        yield sp.csc_matrix(whole, shape=shape).tocsr()
+        yield _sound(sp.csc_matrix, whole, shape, title).tocsr()
         return
     indptr = item["indptr"][:].astype(np.int64)
     start = 0
@@ -218,8 +271,18 @@ def _row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_
         end = min(max(end, start + 1), shape[0])
         values = slice(int(indptr[start]), int(indptr[end]))
         parts = (_plain(item["data"][values]), item["indices"][values], indptr[start : end + 1] - indptr[start])
-        yield sp.csr_matrix(parts, shape=(end - start, shape[1]))
+        yield _sound(sp.csr_matrix, parts, (end - start, shape[1]), title)
         start = end
+
+
+def _sound(kind: Any, parts: tuple[np.ndarray, ...], shape: tuple[int, ...], title: str) -> Any:
+    """A sparse matrix whose indices were checked: scipy's C code trusts them."""
+    try:
+        matrix = kind(parts, shape=shape)
+        matrix.check_format()
+    except ValueError as error:
+        raise DataError(f"{title} is damaged: {error}", "copy or download it again") from error
+    return matrix
 
 
 def _plain(values: np.ndarray) -> np.ndarray:

@@ -95,4 +95,6 @@ def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     with replacing(path) as sibling:
         with open_to_write(sibling, new=True) as (file, _):
             write_elem(file, "/", adata)
+            if adata.raw is None and "raw" in file:  # a null that older readers do not expect
+                del file["raw"]
         yield

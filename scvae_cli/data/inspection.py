@@ -113,7 +113,10 @@ def _groupings(store: CellStore) -> dict[str, int]:
     """Columns of obs with a handful of values."""
     found = {}
     for key in store.obs_keys:
-        values = store.obs_column(key)
+        try:
+            values = store.obs_column(key)
+        except DataError:  # a column anndata cannot read says nothing about the counts
+            continue
         if values.dtype.kind == "f":
             continue
         n_values = len({str(value) for value in values[~is_missing(values)]})
@@ -183,18 +186,17 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
         findings.append(
             Finding(level="warn", message=message, hint="their effect cannot be learned; merge or drop them")
         )
-    for key in obs:
-        if key == batch_key or len(names) == 1:
-            continue
+    confounded = []
+    for key in obs if len(names) > 1 else ():
         labels = store.obs_column(key)
         known = ~is_missing(labels)
         share = _explained(np.asarray([str(v) for v in labels[known]]), batch[known].astype(str))
-        if share > CONFOUNDED:
-            message = (
-                f"obs[{key!r}] is confounded with the batches: knowing the batch tells the {key} of nearly every cell"
-            )
-            hint = "a correction for the batch would remove that difference too"
-            findings.append(Finding(level="warn", message=message, hint=hint))
+        if key != batch_key and share > CONFOUNDED:
+            confounded.append(key)
+    if confounded:
+        message = f"knowing the batch tells these columns of nearly every cell: {', '.join(confounded)}"
+        hint = "a correction for the batch would remove their differences too: no harm in technical columns"
+        findings.append(Finding(level="warn", message=message, hint=hint))
     return findings
 
 

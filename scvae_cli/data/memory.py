@@ -27,9 +27,16 @@ class AnnDataStore:
         Results are written into it.
     title
         What to call it in a message.
+
+    Raises
+    ------
+    DataError
+        When its matrix is not in memory.
     """
 
     def __init__(self, adata: AnnData, title: str = "adata") -> None:
+        if adata.isbacked:
+            raise DataError(f"{title} is backed by a file, not in memory", "pass the file's path, or adata.to_memory()")
         self.adata = adata
         self.title = title
 
@@ -105,10 +112,18 @@ class AnnDataStore:
             value = value[part]
         return value if isinstance(value, str) else None
 
-    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:  # noqa: ARG002  # a `CellStore` has it
-        """Put results into the AnnData; everything is computed before anything is changed."""
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has them
+        """An AnnData in memory takes everything, and goes nowhere else."""
         if output is not None:
             raise ConfigError("an AnnData in memory is changed in place", "write it yourself: adata.write_h5ad(...)")
+
+    def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
+        """Put results into the AnnData; everything is computed before anything is changed."""
+        self.check_destination([slot.path for slot in slots], output=output, force=force)
+        self.put(slots)
+
+    def put(self, slots: Sequence[Slot]) -> None:
+        """Change the AnnData itself."""
         values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
         for slot, value in zip(slots, values, strict=True):
             if slot.group != "uns":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvae_cli.errors import DataError
+from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from scvae_cli.data.counts import CellStore
@@ -87,6 +87,12 @@ class SlotNames:
 
     key_added: str = DEFAULT_KEY
 
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.key_added):
+            raise ConfigError(
+                f"--key-added is {self.key_added!r}", "it takes letters, digits, _ and -, for example: wide_model"
+            )
+
     @property
     def embedding(self) -> str:
         """`obsm`: posterior means, cells × latent dimensions."""
@@ -133,6 +139,22 @@ class SlotNames:
         """`uns`: provenance of the command that wrote a result, as JSON text."""
         return f"{self.key_added}/runs/{slug(name)}"
 
+    def written_by(self, verb: str, path: str = "") -> list[str]:
+        """Paths of all slots that a command writes, known before anything is computed.
+
+        >>> SlotNames().written_by("score")
+        ['obs/scvae_elbo', 'obs/scvae_iwae']
+        """
+        by_verb = {
+            "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
+            "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
+            "interpolate": [
+                f"uns/{self.path_latent(path)}", f"varm/{self.path_genes(path)}", f"obs/{self.pseudotime(path)}"
+            ],
+            "score": [f"obs/{self.elbo}", f"obs/{self.iwae}"],
+        }  # fmt: skip
+        return by_verb[verb]
+
 
 def slug(name: str) -> str:
     """A name that is safe inside an HDF5 key, where "/" would nest.
@@ -140,7 +162,7 @@ def slug(name: str) -> str:
     >>> slug("CD4+ T/naive")
     'CD4_T_naive'
     """
-    cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_")
+    cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.")
     return cleaned or "unnamed"
 
 
@@ -148,6 +170,10 @@ def provenance(names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[st
     """The record of one command's results, which also marks its slots as ours."""
     record = facts | {"slots": [slot.path for slot in slots]}
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
+
+
+# What a record of ours has at least; anything else in its place is the user's own.
+_RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
@@ -161,15 +187,20 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
             record = json.loads(store.uns_text(path) or "")
         except json.JSONDecodeError:
             continue
-        if isinstance(record, dict) and isinstance(record.get("slots"), list):
+        if isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in _RECORD.items()):
             runs[path[len(prefix) :]] = record
     return runs
 
 
-def refuse_foreign(store: CellStore, slots: Sequence[Slot], names: SlotNames) -> None:
+def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
     """Refuse to overwrite what scvae did not write.
 
     A slot is ours when a run recorded under the same key lists it.
+
+    Parameters
+    ----------
+    paths
+        Of the slots to be written, as `Slot.path` has them.
 
     Raises
     ------
@@ -177,17 +208,21 @@ def refuse_foreign(store: CellStore, slots: Sequence[Slot], names: SlotNames) ->
         Naming the first element that is in the way.
     """
     runs = read_runs(store, names.key_added)
-    ours = {path for run in runs.values() for path in run["slots"]} | {f"uns/{names.run(run)}" for run in runs}
-    for slot in slots:
-        taken = slot.key in store.existing(slot.group) and slot.path not in ours
-        # A value of the user's own where a folder of ours should be.
-        folder = names.key_added if slot.group == "uns" and not runs else None
-        if taken or (folder is not None and folder in store.existing("uns")):
-            path = slot.path if taken else f"uns/{folder}"
-            raise DataError(
-                f"{store.title}: {path} is there already and was not written by scvae",
-                "use --force to replace it, or --key-added NAME to write under another name",
-            )
+    ours = {path for run in runs.values() for path in run["slots"]}
+    taken = [path for path in paths if path not in ours and _is_there(store, path)]
+    # Every command leaves its record in uns: there a value of the user's own may stand in the place of our folder.
+    if not runs and names.key_added in store.existing("uns"):
+        taken.append(f"uns/{names.key_added}")
+    if taken:
+        raise DataError(
+            f"{store.title}: {taken[0]} is there already and was not written by scvae",
+            "use --force to replace it, or --key-added NAME to write under another name",
+        )
+
+
+def _is_there(store: CellStore, path: str) -> bool:
+    group, key = path.split("/", 1)
+    return key in store.existing(group)
 
 
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:

@@ -13,13 +13,13 @@ import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames, slug
-from scvae_cli.errors import DataError
+from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.denoising import batch_index, library_size
 from scvae_cli.latent.embedding import BLOCK_CELLS, Embedding, embed
 from scvae_cli.model.bundle import Model
 
 # A cell belongs to a path when it is no farther from it than this share of the cells the path was drawn through.
-NEAR_SHARE = 0.95
+NEAR_SHARE = 0.75
 # Around a single cell, this many nearest cells stand for its population.
 NEIGHBOURS = 50
 
@@ -61,6 +61,12 @@ class PathOptions:
     path: str = "straight"
     library: str | float = "median"
     batch_as: str = "average"
+
+    def __post_init__(self) -> None:
+        if self.path not in PATHS:
+            raise ConfigError(f"--path is {self.path!r}", f"it takes one of: {', '.join(PATHS)}")
+        if self.n_steps < 2:
+            raise ConfigError(f"--steps is {self.n_steps}", "it takes a whole number, 2 or more")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from safetensors.torch import save as save_tensors
 
 import scvae_cli
 from scvae_cli.config import RunConfig
+from scvae_cli.data.atomic import may_write, remove_orphans, sibling_of
 from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.model.vae import VAE
 
@@ -79,7 +79,8 @@ class Model:
         """
         folder = Path(folder)
         check_new_model(folder, force=force)
-        sibling = folder.parent / f".{folder.name}.{socket.gethostname()}-{os.getpid()}.tmp"
+        sibling = sibling_of(folder)
+        remove_orphans(folder)
         shutil.rmtree(sibling, ignore_errors=True)
         try:
             sibling.mkdir()
@@ -102,7 +103,7 @@ class Model:
             WEIGHTS: save_tensors(tensors),
             HISTORY: self.history.encode(),
         }
-        config = {
+        config: dict[str, Any] = {
             "format": FORMAT,
             "scvae_version": scvae_cli.__version__,
             "run": self.config.as_dict(),
@@ -110,6 +111,7 @@ class Model:
             "facts": self.facts,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
+        config["sha256"][CONFIG] = _own_sha256(config)
         files[CONFIG] = json.dumps(config, indent=1, sort_keys=True).encode()
         return files
 
@@ -123,7 +125,7 @@ def check_new_model(folder: Path, *, force: bool) -> None:
         For an existing model without `force`, anything that is not a model folder, or a parent that is missing or
         read-only.
     """
-    if not folder.parent.is_dir() or not os.access(folder.parent, os.W_OK):
+    if not folder.parent.is_dir() or not may_write(folder.parent):
         raise ModelError(f"{folder.parent} is not a folder that can be written to", "put the model elsewhere with -m")
     if not folder.exists():
         return
@@ -147,13 +149,15 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         raise ModelError(f"there is no model folder {folder}", "train one: scvae train DATA.h5ad, or name it with -m")
     files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, HISTORY)}
     config = read_config(folder)
-    for name, expected in config["sha256"].items():
-        if hashlib.sha256(files[name]).hexdigest() != expected:
+    found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    found[CONFIG] = _own_sha256(config)
+    for name in files:
+        if found[name] != config["sha256"].get(name):
             raise ModelError(
                 f"{folder / name} is not the file that was saved with this model", "restore it, or train again"
             )
     try:
-        genes = tuple(files[GENES].decode().splitlines())
+        genes = _names(files[GENES])
         run = RunConfig.from_dict(config["run"])
         vae = VAE(run.model, len(genes), config["batches"])
         vae.load_state_dict(load_tensors(files[WEIGHTS]))
@@ -162,7 +166,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     return Model(
         vae=vae.to(device).eval(),
         genes=genes,
-        heldout_cells=tuple(files[HELDOUT].decode().splitlines()),
+        heldout_cells=_names(files[HELDOUT]),
         config=run,
         facts=config["facts"],
         history=files[HISTORY].decode(),
@@ -182,7 +186,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT:
         made_by = config.get("scvae_version", "a later version")
         raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
-    if not complete:
+    if not complete or not isinstance(config["sha256"], dict):
         raise ModelError(f"{folder / CONFIG} is incomplete", "restore it, or train again")
     result: dict[str, Any] = config
     return result
@@ -193,8 +197,19 @@ def model_hash(config_bytes: bytes) -> str:
     return hashlib.sha256(config_bytes).hexdigest()[:12]
 
 
+def _own_sha256(config: dict[str, Any]) -> str:
+    """Hash of config.json's content, without the place where the hash itself stands."""
+    others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
+    return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
+
+
 def _lines(names: tuple[str, ...]) -> bytes:
     return "".join(f"{name}\n" for name in names).encode()
+
+
+def _names(content: bytes) -> tuple[str, ...]:
+    # Not splitlines(), which also splits at characters that a name may hold.
+    return tuple(content.decode().split("\n")[:-1])
 
 
 def _read(folder: Path, name: str) -> bytes:

@@ -3,11 +3,15 @@
 Every epoch draws its order, noise and dropout from seeds made of the run's seed and the epoch's number, so a training
 resumed at any epoch repeats to the bit what an uninterrupted one does.
 
+What is judged on the held-out cells, and kept, is a running average of the weights over about the last hundred steps.
+It is what cooling the rate down would reach, at any time and without knowing when to begin.
+
 Shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -17,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvae_cli.config import TrainConfig
 from scvae_cli.data.minibatches import CellTable, even_batches
@@ -26,6 +31,7 @@ from scvae_cli.model.vae import VAE
 from scvae_cli.training.schedule import Schedule
 
 EVALUATION_CELLS = 512
+AVERAGED_STEPS = 100
 ROLLBACK_FACTOR = 0.3
 MAX_ROLLBACKS = 4
 
@@ -47,7 +53,7 @@ class EpochReport:
     heldout_loss
         heldout_nll + β · heldout_kl, which decides.
     is_best
-        Whether these are the best weights so far.
+        Whether these averaged weights are the best so far.
     seconds
         Since the training started.
     """
@@ -100,10 +106,9 @@ class Rollback:
 
 @dataclass(frozen=True, kw_only=True)
 class Converged:
-    """The held-out loss has stopped falling; the rate is cooled down over the epochs that remain."""
+    """The held-out loss has stopped falling: the training ends here, before its bound on epochs."""
 
     epoch: int
-    last_epoch: int
 
 
 Event = EpochReport | StepReport | Rollback | Converged
@@ -139,7 +144,9 @@ class Trainer:
         self.training, self.heldout = training, heldout
         self._config, self._batch_size, self._compute = config, batch_size, compute
         self.schedule = Schedule.plan(config, len(even_batches(np.arange(training.n_cells), batch_size)))
-        self.optimizer = torch.optim.AdamW(_parameter_groups(vae, config.weight_decay), lr=0.0, betas=(0.9, 0.99))
+        groups = _parameter_groups(vae, config.weight_decay)
+        # On a CPU the fused step takes a fifth of the time, which for the plain one is a quarter of the training.
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -150,7 +157,6 @@ class Trainer:
         started = time.perf_counter() - self.seconds
         while not schedule.done:
             before = self._snapshot()
-            was_cooling = schedule.cooling
             train_loss = 0.0
             broken: np.ndarray | None = None
             for rows, loss_n in self._epoch():
@@ -161,7 +167,9 @@ class Trainer:
                 train_loss += loss * len(rows) / self.training.n_cells
                 yield StepReport(step=schedule.step, loss=loss)
             if broken is None:
-                nll, kl = self.evaluate()
+                with self._averaged():
+                    nll, kl = self.evaluate()
+                    averaged = _copy(self.vae.state_dict())
                 if not math.isfinite(nll + kl):
                     broken = np.empty(0, dtype=np.int64)
             if broken is not None:
@@ -172,7 +180,7 @@ class Trainer:
             heldout_loss = nll + self._config.beta * kl
             is_best = schedule.end_epoch(heldout_loss)
             if is_best:
-                self.best_weights = _copy(self.vae.state_dict())
+                self.best_weights = averaged
             self.seconds = time.perf_counter() - started
             yield EpochReport(
                 epoch=schedule.epoch,
@@ -185,9 +193,8 @@ class Trainer:
                 is_best=is_best,
                 seconds=self.seconds,
             )
-            if schedule.cooling and not was_cooling:
-                last = schedule.epoch + schedule.cooldown_steps // schedule.steps_per_epoch
-                yield Converged(epoch=schedule.epoch, last_epoch=last)
+            if schedule.converged:
+                yield Converged(epoch=schedule.epoch)
         self.vae.load_state_dict(self.best_weights)
         self.vae.eval()
 
@@ -229,7 +236,32 @@ class Trainer:
                 torch.nn.utils.clip_grad_norm_(self.vae.parameters(), max_norm=1000.0)
                 yield rows, loss_n.detach()
                 self.optimizer.step()
+                self._average()
                 schedule.step += 1
+
+    def _average(self) -> None:
+        """Move the running average of every parameter towards its present value."""
+        # The averages lie in the optimiser's state: they are then saved, resumed and rolled back with it.
+        states = self.optimizer.state
+        for parameter, state in states.items():
+            if "average" not in state:
+                state["average"] = parameter.detach().clone()
+        # Early on over fewer steps, or the random start would linger.
+        decay = min(1 - 1 / AVERAGED_STEPS, (1 + self.schedule.step) / (10 + self.schedule.step))
+        averages, present = [state["average"] for state in states.values()], list(states)
+        get_ema_multi_avg_fn(decay)(averages, present, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Put the running averages in place of the parameters for a while."""
+        present = _copy(self.vae.state_dict())
+        with torch.no_grad():
+            for parameter, state in self.optimizer.state.items():
+                parameter.copy_(state["average"])
+        try:
+            yield
+        finally:
+            self.vae.load_state_dict(present)
 
     def _snapshot(self) -> dict[str, Any]:
         return {

@@ -1,7 +1,8 @@
 """The course of a training: learning rate and KL weight by step, and when it ends.
 
-The rate warms up, holds while the held-out loss falls, and cools down once it has stopped falling: no length need be
-known beforehand. The KL weight rises by step, whatever the number of cells, and always reaches β.
+The rate warms up and then falls as one over the root of the step: early on it is high, late it is low, and no length
+need be known beforehand. The KL weight rises by step, whatever the number of cells, and always reaches β. The training
+ends once the held-out loss has stopped falling noticeably.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ from typing import Any
 
 from scvae_cli.config import TrainConfig
 
-# Shares and lengths in steps, so that small and large data sets are treated alike.
+# Lengths in steps, so that small and large data sets are treated alike.
 RATE_WARMUP_STEPS = 100
-KL_WARMUP_STEPS = 400
-PATIENCE_STEPS = 400
-MIN_PATIENCE_EPOCHS = 4
-COOLDOWN_SHARE = 0.6
-MIN_COOLDOWN_STEPS = 300
+# Small data sets overfit within a few hundred steps, and weights only count once the KL weight has reached β.
+KL_WARMUP_EPOCHS = 10
+MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
+PATIENCE_STEPS = 60
+MIN_PATIENCE_EPOCHS = 3
+# Share of the loss by which it must fall for the patience to begin anew.
+NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
 MAX_EPOCHS = 400
 
@@ -30,15 +33,15 @@ class Schedule:
     Parameters
     ----------
     steps_per_epoch, max_epochs, patience
-        Steps in an epoch; bound on epochs; epochs without improvement before cooling down.
+        Steps in an epoch; bound on epochs; epochs without a noticeable improvement before the training ends.
     beta, peak_rate
-        Final KL weight; learning rate between warm-up and cool-down.
+        Final KL weight; learning rate at the end of its warm-up.
     epoch, step
         Finished so far.
     best_loss, best_epoch
         Lowest held-out loss after the KL warm-up and when it was reached (0: none yet).
-    cooldown_start, cooldown_steps
-        Step at which the cool-down began (−1: not yet) and its length.
+    noticed_loss, noticed_epoch
+        The same, counting only losses noticeably below the one noticed before.
     """
 
     steps_per_epoch: int
@@ -50,8 +53,8 @@ class Schedule:
     step: int = 0
     best_loss: float = math.inf
     best_epoch: int = 0
-    cooldown_start: int = -1
-    cooldown_steps: int = 0
+    noticed_loss: float = math.inf
+    noticed_epoch: int = 0
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
@@ -72,8 +75,13 @@ class Schedule:
 
     @property
     def _kl_warmup(self) -> int:
+        wanted = max(KL_WARMUP_EPOCHS * self.steps_per_epoch, MIN_KL_WARMUP_STEPS)
         # A short training warms up over its first third.
-        return max(1, min(KL_WARMUP_STEPS, self._last_step // 3))
+        return max(1, min(wanted, MAX_KL_WARMUP_STEPS, self._last_step // 3))
+
+    @property
+    def _warmed_up(self) -> bool:
+        return self.step >= self._kl_warmup
 
     def kl_weight(self) -> float:
         """Weight of the KL term at this step."""
@@ -81,48 +89,35 @@ class Schedule:
 
     def learning_rate(self) -> float:
         """Learning rate at this step."""
-        rate = self.peak_rate * min(1.0, (self.step + 1) / min(RATE_WARMUP_STEPS, 1 + self._last_step // 3))
-        if self.cooling:
-            left = 1 - (self.step - self.cooldown_start) / self.cooldown_steps
-            rate *= max(left, 0.0) + 1e-3
-        return rate
+        # A short training warms up over its first tenth, so that the rate still falls before the end.
+        warmup = min(RATE_WARMUP_STEPS, 1 + self._last_step // 10)
+        step = self.step + 1
+        return self.peak_rate * min(step / warmup, math.sqrt(warmup / step))
 
     @property
-    def cooling(self) -> bool:
-        """Whether the rate is being cooled down."""
-        return self.cooldown_start >= 0
+    def converged(self) -> bool:
+        """Whether the held-out loss has stopped falling."""
+        return self._warmed_up and self.best_epoch > 0 and self.epoch - self.noticed_epoch >= self.patience
 
     @property
     def done(self) -> bool:
         """Whether the training is over."""
-        cooled = self.cooling and self.step >= self.cooldown_start + self.cooldown_steps
-        return cooled or self.epoch >= self.max_epochs
+        return self.converged or self.epoch >= self.max_epochs
 
     def end_epoch(self, heldout_loss: float) -> bool:
-        """Count an epoch, note its held-out loss (NLL + β·KL), start the cool-down when due.
+        """Count an epoch and note its held-out loss (NLL + β·KL).
 
         Returns
         -------
         Whether these are the best weights so far; none counts before the KL weight has reached β.
         """
         self.epoch += 1
-        warmed_up = self.step >= self._kl_warmup
-        is_best = warmed_up and heldout_loss < self.best_loss
+        is_best = self._warmed_up and heldout_loss < self.best_loss
         if is_best:
             self.best_loss, self.best_epoch = heldout_loss, self.epoch
-        if not self.cooling and warmed_up:
-            plateau = self.epoch - self.best_epoch >= self.patience
-            # A bound on the epochs must leave room for the cool-down.
-            if plateau or self.step + self._cooldown_length() >= self._last_step:
-                self.cooldown_start = self.step
-                self.cooldown_steps = max(1, min(self._cooldown_length(), self._last_step - self.step))
+            if self.noticed_epoch == 0 or heldout_loss < self.noticed_loss - NOTICEABLE * abs(self.noticed_loss):
+                self.noticed_loss, self.noticed_epoch = heldout_loss, self.epoch
         return is_best
-
-    def _cooldown_length(self) -> int:
-        wanted = max(MIN_COOLDOWN_STEPS, round(COOLDOWN_SHARE * self.step))
-        # Whole epochs, so that the training ends where an epoch does.
-        epochs = max(1, round(wanted / self.steps_per_epoch))
-        return min(epochs, max(1, self.max_epochs // 2)) * self.steps_per_epoch
 
     def state(self) -> dict[str, Any]:
         """All fields, for a checkpoint."""

@@ -1,0 +1,54 @@
+# `make demo` and `make test` are all the set-up there is; they need Python ≥ 3.11 and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PEER := .venv-scvi
+DEMO := demo
+STAMP := $(VENV)/.installed
+
+.PHONY: venv demo test lint bench clean
+
+venv: $(STAMP)
+
+# torch first and alone, so that nothing else decides which build of it is taken.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("scvae needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,demo]'
+	touch $(STAMP)
+
+demo: venv
+	mkdir -p $(DEMO)
+	cp data_samples/pbmc68k_700.h5ad $(DEMO)/pbmc68k_700.h5ad
+	$(BIN)/scvae check $(DEMO)/pbmc68k_700.h5ad
+	$(BIN)/scvae train $(DEMO)/pbmc68k_700.h5ad --force
+	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad
+	$(BIN)/scvae denoise $(DEMO)/pbmc68k_700.h5ad
+	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte"
+	$(BIN)/scvae score $(DEMO)/pbmc68k_700.h5ad
+	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
+	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png"
+
+test: venv
+	$(BIN)/python -m pytest
+
+lint: venv
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# Against scvi-tools, in an environment of its own. The data sets are named in benchmarks/README.md.
+bench: venv $(PEER)/.installed
+	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
+	$(BIN)/python benchmarks/walks.py
+
+$(PEER)/.installed: benchmarks/constraints-scvi.txt
+	$(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt torch
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt scvi-tools
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(PEER) $(DEMO)

@@ -1,0 +1,84 @@
+"""Running `scvae` inside the test process, and training options that take a second."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from scvae_cli.cli.app import run
+
+TINY = (
+    *("--max-epochs", "3", "--n-hidden", "16", "--n-latent", "4", "--n-layers", "1"),
+    *("--batch-size", "32", "--threads", "1", "--device", "cpu"),
+)
+
+
+# Ends the process, as kill -9 would, when one function is entered or left for the nth time.
+_KILLED = """
+import functools, importlib, os, signal, sys
+
+def dying(function, when, count):
+    calls = 0
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if when == "before" and calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(*args, **kwargs)
+        if when == "after" and calls == count:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapper
+
+when, place, count = sys.argv[1:4]
+module, *path, name = place.split(":")
+owner = importlib.import_module(module)
+for part in path:
+    owner = getattr(owner, part)
+setattr(owner, name, dying(getattr(owner, name), when, int(count)))
+from scvae_cli.cli.app import run
+sys.exit(run(sys.argv[4:]))
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+def run_cli(*arguments: object) -> Outcome:
+    """Run one command; an exception that is a bug escapes."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = run([str(argument) for argument in arguments])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def run_well(*arguments: object) -> Outcome:
+    """Run a command that must succeed."""
+    outcome = run_cli(*arguments)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def run_elsewhere(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, where the process itself is what matters."""
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
+
+
+def run_killed(moment: tuple[str, str, int], *arguments: object) -> None:
+    """Run a command that is killed "before" or "after" the nth call of "module:Class:function"."""
+    done = run_elsewhere(_KILLED, *moment, *arguments)
+    assert done.returncode == -signal.SIGKILL, done.stderr

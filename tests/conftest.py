@@ -1,0 +1,58 @@
+"""A data set with a model trained on it, made once; tests work on copies."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from command_line import TINY, run_well
+from simulated import tree
+
+# What made the reference values needs other packages than the tests do.
+collect_ignore_glob = ["data/*.py"]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The path of an .h5ad and of a model that was trained on it."""
+
+    data: Path
+    model: Path
+
+    def copy_to(self, folder: Path) -> Trained:
+        """Copies of both that a test may break."""
+        data, model = folder / self.data.name, folder / self.model.name
+        shutil.copyfile(self.data, data)
+        shutil.copytree(self.model, model)
+        return Trained(data, model)
+
+
+def cells(n_cells: int = 120, n_genes: int = 40) -> ad.AnnData:
+    """Few cells of a tree with two batches; every cell has counts."""
+    adata = tree(n_cells, n_genes, n_batches=2, depth=300)
+    assert (np.diff(sp.csr_matrix(adata.X).indptr) > 0).all()
+    return ad.AnnData(sp.csr_matrix(adata.X), obs=adata.obs[["cell_type", "batch"]], var=adata.var[[]])
+
+
+def _train(folder: Path, *options: str) -> Trained:
+    trained = Trained(folder / "cells.h5ad", folder / "cells.scvae")
+    cells().write_h5ad(trained.data)
+    run_well("train", trained.data, *TINY, *options)
+    return trained
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory) -> Trained:
+    """A model without batches."""
+    return _train(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="session")
+def trained_on_batches(tmp_path_factory) -> Trained:
+    """A model of the same cells that knows their batches."""
+    return _train(tmp_path_factory.mktemp("trained_on_batches"), "--batch-key", "batch")

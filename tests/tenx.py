@@ -1,0 +1,44 @@
+"""Small data sets as Cell Ranger 3 and later writes them."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import scipy.io
+import scipy.sparse as sp
+
+
+def write_10x_h5(path: Path, adata: ad.AnnData) -> None:
+    """A feature-barcode matrix in HDF5; symbols are var_names, ids are numbered."""
+    matrix = sp.csr_matrix(adata.X)
+    with h5py.File(path, "w") as file:
+        group = file.create_group("matrix")
+        group["barcodes"] = np.array(adata.obs_names, dtype="S")
+        for name in ("data", "indices", "indptr"):
+            group[name] = getattr(matrix, name).astype(np.int32)
+        group["shape"] = np.array([adata.n_vars, adata.n_obs], np.int32)
+        group["features/id"] = np.array(gene_ids(adata), dtype="S")
+        group["features/name"] = np.array(adata.var_names, dtype="S")
+        group["features/feature_type"] = np.full(adata.n_vars, b"Gene Expression")
+        group["features/genome"] = np.full(adata.n_vars, b"GRCh38")
+
+
+def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:
+    """A feature-barcode matrix as a folder of three gzipped files."""
+    folder.mkdir()
+    with gzip.open(folder / "matrix.mtx.gz", "wb") as file:
+        scipy.io.mmwrite(file, sp.coo_matrix(adata.X.T).astype(np.int32))
+    with gzip.open(folder / "barcodes.tsv.gz", "wt") as file:
+        file.writelines(f"{name}\n" for name in adata.obs_names)
+    with gzip.open(folder / "features.tsv.gz", "wt") as file:
+        names = zip(gene_ids(adata), adata.var_names, strict=True)
+        file.writelines(f"{gene}\t{symbol}\tGene Expression\n" for gene, symbol in names)
+
+
+def gene_ids(adata: ad.AnnData) -> list[str]:
+    """A made-up Ensembl id for every gene."""
+    return [f"ENSG{j:011d}" for j in range(adata.n_vars)]

@@ -1,0 +1,250 @@
+"""What pipelines depend on: options, JSON keys, exit codes, what goes to which stream, and interrupted trainings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+import typer
+from command_line import TINY, run_cli, run_elsewhere, run_killed, run_well
+from conftest import Trained
+
+from scvae_cli import __version__
+from scvae_cli.cli.app import app
+from scvae_cli.training.loop import Trainer
+
+README = Path(__file__).parents[1] / "README.md"
+
+MODEL = "DATA --model/-m"
+ASKING = "--layer --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
+PRINTING = "--json --quiet/-q"
+
+# Arguments in capitals, then options. Whatever goes from this table breaks someone's pipeline.
+OPTIONS = {
+    "check": f"DATA --layer --batch-key {PRINTING}",
+    "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-latent --n-hidden "
+    "--n-layers --beta --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config "
+    f"--resume --force --device --precision --deterministic --threads {PRINTING}",
+    "embed": f"{MODEL} {ASKING} {PRINTING}",
+    "denoise": f"{MODEL} --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} {PRINTING}",
+    "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --steps --name --path --model/-m "
+    f"--library --batch-as {ASKING} --path-out {PRINTING}",
+    "score": f"{MODEL} --samples --seed {ASKING} {PRINTING}",
+    "info": f"TARGET --key-added {PRINTING}",
+    "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
+    f"{PRINTING}",
+}
+
+KEYS = {
+    "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
+    "cpu_minutes obs findings ok",
+    "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
+    "embed": "output n_cells n_latent missing_genes slots",
+    "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
+    "interpolate": "output name waypoints n_steps n_cells n_cells_on_path missing_genes genes path_out slots",
+    "score": "output n_cells mean_elbo mean_iwae samples missing_genes slots",
+    "info MODEL": "model hash n_genes batches facts config",
+    "info DATA": "data runs",
+    "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
+}
+
+HEAVY = ("torch", "anndata", "scanpy", "pandas", "h5py", "matplotlib")
+
+
+@pytest.fixture
+def copied(tmp_path, trained) -> Trained:
+    return trained.copy_to(tmp_path)
+
+
+def commands(copied: Trained) -> dict[str, list[object]]:
+    """A run of each command that ends well."""
+    folder = copied.data.parent
+    asked = [copied.data, "-m", copied.model]
+    return {
+        "check": ["check", copied.data],
+        "train": ["train", copied.data, "-m", folder / "other.scvae", *TINY],
+        "embed": ["embed", *asked],
+        "denoise": ["denoise", *asked],
+        "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
+        "score": ["score", *asked, "--samples", "2"],
+        "info MODEL": ["info", copied.model],
+        "info DATA": ["info", copied.data],
+        "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
+    }
+
+
+# --- options and keys -------------------------------------------------------------------------------------------------
+
+
+def test_options_are_frozen():
+    found = {}
+    for name, command in typer.main.get_command(app).commands.items():
+        names = ["/".join(p.opts) if p.opts[0].startswith("-") else p.name.upper() for p in command.params]
+        found[name] = set(names)
+    assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_json_is_one_object_with_frozen_keys(copied, case):
+    outcome = run_well(*commands(copied)[case], "--json")
+    assert list(json.loads(outcome.out)) == KEYS[case].split()
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_keys_are_documented(case):
+    row = next(line for line in README.read_text().splitlines() if line.startswith(f"| `{case}` |"))
+    assert set(KEYS[case].split()) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_walk_names_its_genes(copied):
+    values = json.loads(run_well(*commands(copied)["interpolate"], "--json").out)
+    assert set(values["genes"][0]) == {"gene", "start", "end", "change", "switch_step"}
+    assert values["path_out"] is None
+
+
+def test_json_of_a_refusing_check_is_an_object_too(copied):
+    outcome = run_cli("check", copied.data, "--layer", "none", "--json")
+    assert outcome.code == 3
+    values = json.loads(outcome.out)
+    assert values["ok"] is False
+    assert set(values["findings"][0]) == {"level", "message", "hint"}
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_streams(copied, case):
+    outcome = run_well(*commands(copied)[case])
+    assert outcome.out.strip()
+    assert "next: " not in outcome.out
+    assert "Traceback" not in outcome.err
+    steps = [line for line in outcome.err.splitlines() if line.startswith("next: ")]
+    assert len(steps) == (0 if case.startswith("info") else 1)
+
+
+@pytest.mark.parametrize("case", KEYS)
+def test_quiet_says_nothing_beside_the_result(copied, case):
+    outcome = run_well(*commands(copied)[case], "--quiet")
+    assert outcome.err == ""
+    assert outcome.out.strip()
+
+
+def test_version():
+    assert run_well("--version").out == f"scvae {__version__}\n"
+
+
+def test_unknown_command():
+    assert run_cli("annotate").code == 2
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_has_help(name):
+    for parameter in typer.main.get_command(app).commands[name].params:
+        assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("name", ["", *OPTIONS])
+def test_help_imports_nothing_heavy(name):
+    script = (
+        "import sys\nfrom scvae_cli.cli.app import run\ncode = run(sys.argv[1:])\n"
+        f"print(code, *[m for m in {HEAVY} if m in sys.modules])"
+    )
+    done = run_elsewhere(script, *name.split(), "--help")
+    assert done.stdout.splitlines()[-1] == "0", done.stdout
+    assert "Usage" in done.stdout
+
+
+def test_module_runs_as_a_command():
+    done = run_elsewhere(
+        "import runpy, sys; sys.argv[0] = 'scvae'; runpy.run_module('scvae_cli', run_name='__main__')", "--version"
+    )
+    assert done.stdout == f"scvae {__version__}\n"
+
+
+# --- interrupted trainings --------------------------------------------------------------------------------------------
+
+
+def weights(folder: Path) -> bytes:
+    return (folder / "weights.safetensors").read_bytes()
+
+
+def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
+    """Send this process a signal when the held-out cells are judged at the end of an epoch."""
+    evaluate, calls = Trainer.evaluate, []
+
+    def evaluate_interrupted(self: Trainer) -> tuple[float, float]:
+        calls.append(None)
+        if len(calls) == epoch:
+            os.kill(os.getpid(), number)
+        return evaluate(self)
+
+    monkeypatch.setattr(Trainer, "evaluate", evaluate_interrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_training_goes_on_to_the_same_weights(copied, monkeypatch, number):
+    command = ["train", copied.data, *TINY, "--max-epochs", "6"]
+    whole, parts = copied.data.with_name("whole.scvae"), copied.data.with_name("parts.scvae")
+    run_well(*command, "-m", whole)
+    with monkeypatch.context() as patch:
+        interrupt_in_epoch(patch, 3, number)
+        outcome = run_cli(*command, "-m", parts)
+    assert outcome.code == 130
+    assert outcome.out == ""
+    assert "interrupted after epoch 3" in outcome.err
+    assert "--resume" in outcome.err
+    assert not parts.exists()
+    assert "resumed after epoch 3" in run_well(*command, "-m", parts, "--resume").err
+    assert weights(parts) == weights(whole)
+    assert not list(parts.parent.glob(".parts*"))
+
+
+def test_the_same_command_gives_the_same_weights(copied):
+    again = copied.data.with_name("again.scvae")
+    run_well("train", copied.data, "-m", again, *TINY)
+    assert weights(again) == weights(copied.model)
+
+
+def test_resuming_with_other_options_is_refused(copied, monkeypatch):
+    folder = copied.data.with_name("other.scvae")
+    with monkeypatch.context() as patch:
+        interrupt_in_epoch(patch, 1, signal.SIGINT)
+        assert run_cli("train", copied.data, *TINY, "-m", folder).code == 130
+    outcome = run_cli("train", copied.data, *TINY, "-m", folder, "--resume", "--n-latent", "5")
+    assert outcome.code == 4
+    assert "had other data or other options" in outcome.err
+
+
+# Moments of a training that replaces a model: while it learns, while the new folder is written, around the two renames.
+KILLED = {
+    "in an epoch": ("after", "scvae_cli.training.loop:Trainer:evaluate", 2),
+    "writing the model": ("before", "os:fsync", 3),
+    "before the swap": ("before", "pathlib:Path:rename", 1),
+    "between the renames": ("after", "pathlib:Path:rename", 1),
+    "after the swap": ("after", "pathlib:Path:rename", 2),
+}
+
+
+@pytest.mark.parametrize("moment", KILLED)
+def test_a_killed_training_leaves_the_old_model_or_the_new_one(copied, moment):
+    command = ["train", copied.data, "-m", copied.model, *TINY, "--seed", "1", "--force"]
+    old = weights(copied.model)
+    run_killed(KILLED[moment], *command)
+    run_well("embed", copied.data, "-m", copied.model)
+    assert (weights(copied.model) == old) == (moment != "after the swap")
+    run_well(*command)
+    assert weights(copied.model) != old
+    assert {path.name for path in copied.data.parent.iterdir()} == {"cells.h5ad", "cells.scvae"}
+
+
+def test_a_killed_first_training_leaves_no_model(copied):
+    folder = copied.data.with_name("new.scvae")
+    run_killed(KILLED["writing the model"], "train", copied.data, "-m", folder, *TINY)
+    assert not folder.exists()
+    assert run_cli("embed", copied.data, "-m", folder).code == 4
+    run_well("train", copied.data, "-m", folder, *TINY)

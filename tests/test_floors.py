@@ -1,0 +1,122 @@
+"""The plan of the house, read off the syntax trees: imports go down, rooms stay small, one room opens files."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "scvae_cli"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# First match wins. `__init__` and `__main__` of the package stand outside: they only hand on.
+FLOORS = {
+    "scvae_cli.config": 0.0,
+    "scvae_cli.errors": 0.0,
+    "scvae_cli.device": 0.0,
+    "scvae_cli.data": 1.0,
+    "scvae_cli.model": 2.0,
+    "scvae_cli.training": 3.0,
+    "scvae_cli.latent": 3.0,
+    "scvae_cli.session": 3.5,
+    "scvae_cli.api": 4.0,
+    "scvae_cli.report": 4.0,
+    "scvae_cli.studies": 4.0,
+    "scvae_cli.cli": 5.0,
+}
+HEAVY = {"torch", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
+BANNED = {"utils", "util", "base", "common", "helpers", "misc"}
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def floor_of(module: str) -> tuple[str, float] | None:
+    """The folder (or lone module) a module belongs to, and its floor; None for the package itself."""
+    for room, floor in FLOORS.items():
+        if module == room or module.startswith(f"{room}."):
+            return room, floor
+    return None
+
+
+def imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:
+    """Every module imported, also inside functions, unless only for type checking."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+            continue
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            continue
+        for_types = isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        later = top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        if not for_types and not later:
+            yield from imports(node, top_level_only=top_level_only)
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_go_down(path):
+    module = name_of(path)
+    if module in ("scvae_cli", "scvae_cli.__main__"):
+        return
+    here = floor_of(module)
+    assert here is not None, f"{module} stands on no floor"
+    for imported in imports(parsed(path)):
+        there = floor_of(imported)
+        if there is None or there[0] == here[0]:
+            continue
+        on_the_ground = here[1] == there[1] == 0
+        assert there[1] < here[1] or on_the_ground, f"{module} (floor {here[1]:g}) imports {imported} ({there[1]:g})"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_type_checking_imports_go_down_too(path):
+    """A type from above is knowledge of who calls."""
+    here = floor_of(name_of(path))
+    if here is None:
+        return
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            there = floor_of(node.module)
+            assert there is None or there[1] <= here[1], f"{name_of(path)} imports {node.module}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_only_one_room_opens_hdf5(path):
+    opens = any(
+        isinstance(node, ast.Call) and ast.unparse(node.func) in ("h5py.File", "File")
+        for node in ast.walk(parsed(path))
+    )
+    module = name_of(path).removeprefix("scvae_cli.")
+    assert not opens or module.startswith("data.h5ad") or module in ("data.patient_file", "data.formats")
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
+def test_commands_import_nothing_heavy_at_the_top(path):
+    assert not {name.split(".")[0] for name in imports(parsed(path), top_level_only=True)} & HEAVY
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_files_are_one_idea(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 400
+    assert not {*path.relative_to(PACKAGE).with_suffix("").parts} & BANNED
+    assert ast.get_docstring(parsed(path)), "a file says what its idea is"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_latent_questions_neither_read_nor_write_files(path):
+    if not name_of(path).startswith("scvae_cli.latent."):
+        return
+    calls = {ast.unparse(node.func) for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)}
+    assert not {call for call in calls if call.split(".")[-1] in ("open", "read_text", "write_text", "write_h5ad")}

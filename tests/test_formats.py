@@ -1,0 +1,80 @@
+"""10x Genomics files and folders: everything an .h5ad can do, with an output of its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+from command_line import TINY, run_cli, run_well
+from conftest import cells
+from tenx import write_10x_h5, write_10x_mtx
+
+WRITERS: dict[str, Callable[[Path, ad.AnnData], None]] = {"sample.h5": write_10x_h5, "sample_mtx": write_10x_mtx}
+
+
+@pytest.fixture(params=WRITERS)
+def sample(tmp_path, request) -> Path:
+    """A file or folder as Cell Ranger writes it, with a symbol that stands for two genes."""
+    adata = cells()
+    adata.var_names = ["TBCE", "TBCE", *adata.var_names[2:]]
+    WRITERS[request.param](tmp_path / request.param, adata)
+    return tmp_path / request.param
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
+
+
+def test_main_job_on_10x_data(sample):
+    seen = json.loads(run_well("check", sample, "--json").out)
+    assert (seen["n_cells"], seen["n_genes"], seen["counts_source"]) == (120, 40, "X")
+    outcome = run_well("train", sample, *TINY)
+    model = sample.with_name(f"{sample.stem}.scvae")
+    assert model.is_dir()
+    assert "TBCE-1" in (model / "genes.txt").read_text().splitlines()
+    assert f"next: scvae embed {sample} -o {sample.stem}.h5ad" in outcome.err
+    out = sample.with_name("out.h5ad")
+    run_well("embed", sample, "-o", out)
+    adata = ad.read_h5ad(out)
+    assert adata.obsm["X_scvae"].shape == (120, 4)
+    np.testing.assert_array_equal(adata.X.toarray(), cells().X.toarray())
+    assert list(adata.obs_names) == list(cells().obs_names)
+    assert adata.var_names.is_unique
+    assert "obsm/X_scvae" in run_well("info", out).out
+    # From there on it is an .h5ad like any other.
+    run_well("denoise", out, "-m", model)
+    assert ad.read_h5ad(out).layers["scvae_denoised"].shape == (120, 40)
+
+
+def test_results_are_those_of_the_same_cells_in_an_h5ad(sample):
+    run_well("train", sample, *TINY)
+    model, same = sample.with_name(f"{sample.stem}.scvae"), sample.with_name("same.h5ad")
+    adata = cells()
+    adata.var_names = ["TBCE", "TBCE-1", *adata.var_names[2:]]
+    adata.write_h5ad(same)
+    out = sample.with_name("out.h5ad")
+    run_well("embed", sample, "-m", model, "-o", out)
+    run_well("embed", same, "-m", model)
+    np.testing.assert_array_equal(ad.read_h5ad(out).obsm["X_scvae"], ad.read_h5ad(same).obsm["X_scvae"])
+
+
+def test_existing_output_needs_force(sample, trained):
+    out = sample.with_name("out.h5ad")
+    out.write_bytes(b"precious")
+    arguments = ("embed", sample, "-m", trained.model, "--allow-missing-genes", "-o", out)
+    assert run_cli(*arguments).code == 3
+    assert out.read_bytes() == b"precious"
+    run_well(*arguments, "--force")
+    assert "X_scvae" in ad.read_h5ad(out).obsm
+
+
+def test_half_a_folder_is_refused(tmp_path):
+    write_10x_mtx(tmp_path / "half", cells())
+    (tmp_path / "half" / "barcodes.tsv.gz").unlink()
+    outcome = run_cli("check", tmp_path / "half")
+    assert outcome.code == 3
+    assert "cannot be read as a 10x mtx folder" in outcome.err
+    assert len(outcome.err.splitlines()) == 2

@@ -1,0 +1,462 @@
+"""Writing into the user's file: everything else in it stays as it was, whatever happens on the way."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from command_line import run_cli, run_killed, run_well
+from conftest import Trained
+
+from scvae_cli.data import h5ad
+from scvae_cli.data.atomic import sibling_of
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.h5ad import H5adFile
+from scvae_cli.data.slots import SlotNames
+
+WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
+VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK}
+
+
+def rich(adata: ad.AnnData) -> ad.AnnData:
+    """The same cells with something in every place an AnnData has."""
+    n, g = adata.shape
+    rng = np.random.default_rng(0)
+    adata.layers["counts"] = adata.X.astype(np.int32)
+    adata.layers["spliced"] = sp.csc_matrix(adata.X.astype(np.int64))
+    adata.layers["dense"] = adata.X.toarray().astype(np.uint16)
+    adata.raw = adata.copy()
+    adata.X = sp.csr_matrix(np.log1p(adata.X.toarray()))
+    obs = adata.obs
+    obs["ordered"] = pd.Categorical(rng.choice(["low", "mid", "high"], n), ["low", "mid", "high"], ordered=True)
+    obs["holes"] = pd.Categorical(np.where(rng.random(n) < 0.3, None, "yes"))
+    obs["note"] = [f"cell {i} µ" for i in range(n)]
+    obs["age"] = pd.array(rng.integers(0, 90, n), dtype="Int64")
+    obs.loc[obs.index[3], "age"] = pd.NA
+    obs["treated"] = pd.array(rng.random(n) < 0.5, dtype="boolean")
+    obs.loc[obs.index[4], "treated"] = pd.NA
+    obs["score"] = np.where(rng.random(n) < 0.2, np.nan, rng.random(n))
+    obs["dead"] = rng.random(n) < 0.1
+    adata.var["symbol"] = [f"gene {j}" for j in range(g)]
+    adata.obsm["X_pca"] = rng.normal(size=(n, 5)).astype(np.float32)
+    adata.obsm["table"] = pd.DataFrame({"a": rng.random(n), "b": pd.Categorical(["x"] * n)}, index=adata.obs_names)
+    adata.obsm["sparse"] = sp.random(n, 7, 0.2, format="csr", random_state=0)
+    adata.varm["loadings"] = rng.normal(size=(g, 3))
+    adata.obsp["connectivities"] = sp.random(n, n, 0.05, format="csr", random_state=1)
+    adata.varp["correlation"] = rng.normal(size=(g, g))
+    adata.uns["nested"] = {
+        "params": {"resolution": 0.5, "method": "leiden", "n": 7, "flag": True},
+        "colours": np.array(["#ff0000", "#00ff00"], dtype=object),
+        "array": np.arange(6).reshape(2, 3),
+        "empty": {},
+    }
+    adata.uns["ranks"] = np.rec.fromarrays([np.array([b"A", b"B"], dtype="S4"), np.array([1.5, 2.5])], names=["t", "s"])
+    return adata
+
+
+@pytest.fixture
+def copied(tmp_path, trained) -> Trained:
+    return trained.copy_to(tmp_path)
+
+
+@pytest.fixture
+def rich_file(copied) -> Trained:
+    """Compressed in part, as files that have been through several hands are."""
+    adata = rich(ad.read_h5ad(copied.data))
+    adata.write_h5ad(copied.data, compression="gzip")
+    with h5py.File(copied.data, "r+") as file:
+        file.attrs["lab"] = "ours"
+        file["layers/counts"].attrs["note"] = "raw"
+        cache = file.create_dataset("uns/cache", data=np.arange(100), chunks=(10,), compression="lzf", shuffle=True)
+        cache.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return copied
+
+
+def walked(path: Path) -> dict[str, Any]:
+    """Every group and dataset of a file: what it holds to the byte, how it is stored, its attributes."""
+    seen: dict[str, Any] = {}
+
+    def attributes(item: Any) -> dict[str, str]:
+        return {
+            key: repr((np.asarray(value).tolist(), str(np.asarray(value).dtype), item.attrs.get_id(key).dtype.str))
+            for key, value in item.attrs.items()
+        }
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Group):
+            seen[name] = ("group", attributes(item))
+            return
+        values = item[()]
+        text = h5py.check_string_dtype(item.dtype) is not None
+        content = repr(np.asarray(values).tolist()) if text else np.asarray(values).tobytes()
+        stored = (item.shape, item.dtype.str, item.chunks, item.compression, item.compression_opts, item.shuffle)
+        seen[name] = ("dataset", attributes(item), stored, content)
+
+    with h5py.File(path) as file:
+        seen["/"] = ("group", attributes(file))
+        file.visititems(visit)
+    return seen
+
+
+def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """Elements that are new, and elements that are no longer what they were."""
+    changed = {name for name in before if after.get(name) != before[name]}
+    return set(after) - set(before), changed
+
+
+def orders(path: Path) -> dict[str, list[str]]:
+    with h5py.File(path) as file:
+        return {group: list(file[group].attrs["column-order"]) for group in ("obs", "var")}
+
+
+# --- what else is in the file -----------------------------------------------------------------------------------------
+
+
+def test_every_command_leaves_the_users_elements_alone(rich_file):
+    before, order = walked(rich_file.data), orders(rich_file.data)
+    for verb, options in VERBS.items():
+        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
+        new, changed = differences(before, walked(rich_file.data))
+        assert all("scvae" in name for name in new), new
+        assert changed <= {"obs", "var"}
+    for group, names in orders(rich_file.data).items():
+        assert names[: len(order[group])] == order[group]
+        assert all(name.startswith("scvae_") for name in names[len(order[group]) :])
+    after = walked(rich_file.data)
+    for group in ("obs", "var"):
+        kept = [{k: v for k, v in seen[group][1].items() if k != "column-order"} for seen in (before, after)]
+        assert kept[0] == kept[1]
+
+
+def test_anndata_and_scanpy_go_on_from_there(rich_file):
+    import scanpy as sc
+
+    mine = ad.read_h5ad(rich_file.data)
+    for verb, options in VERBS.items():
+        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
+    adata = ad.read_h5ad(rich_file.data)
+    pd.testing.assert_frame_equal(adata.obs[mine.obs.columns], mine.obs)
+    assert adata.obsm["X_scvae"].shape == (120, 4)
+    assert adata.obsm["scvae_latent_var"].min() > 0
+    assert adata.var["scvae_modelled"].dtype == bool
+    assert adata.layers["scvae_denoised"].shape == adata.shape
+    assert set(adata.uns["scvae"]) == {"runs", "paths"}
+    assert adata.uns["scvae"]["paths"]["batch_1_to_batch_2"]["name"] == "batch_1_to_batch_2"
+    sc.pp.neighbors(adata, use_rep="X_scvae", n_neighbors=5)
+    assert adata.obsp["distances"].nnz > 0
+    # What scanpy writes, scvae still knows as its own.
+    adata.write_h5ad(rich_file.data)
+    run_well("embed", rich_file.data, "-m", rich_file.model)
+
+
+def test_commands_write_what_they_said_they_would(copied):
+    names = SlotNames(key_added="wide")
+    for verb, options in VERBS.items():
+        before = set(walked(copied.data))
+        run_well(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
+        new = {name for name in set(walked(copied.data)) - before if not name.startswith("uns/wide/runs")}
+        planned = names.written_by(verb, "batch_1_to_batch_2")
+        assert set(planned) <= new
+        folders = {"uns/wide", "uns/wide/paths"}
+        assert all(name in folders or any(name == p or name.startswith(f"{p}/") for p in planned) for name in new), new
+
+
+@pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
+def test_reruns_take_the_place_of_the_results_before(copied):
+    adata = ad.read_h5ad(copied.data)
+    many = ad.concat([adata] * 20)
+    many.obs_names_make_unique()
+    many.write_h5ad(copied.data)
+    sizes = []
+    for _ in range(4):
+        run_well("denoise", copied.data, "-m", copied.model, "--samples", "1")
+        run_well("embed", copied.data, "-m", copied.model)
+        sizes.append(copied.data.stat().st_size)
+    # HDF5 allots a few KiB to each session; the results, some 400 KiB, reuse their own room.
+    assert sizes[3] - sizes[0] < 100_000, sizes
+
+
+def test_a_rerun_gives_the_same(copied):
+    for verb, options in VERBS.items():
+        run_well(verb, copied.data, "-m", copied.model, *options)
+        once = walked(copied.data)
+        run_well(verb, copied.data, "-m", copied.model, *options)
+        assert walked(copied.data) == once
+
+
+def test_two_models_live_in_one_file(copied):
+    run_well("embed", copied.data, "-m", copied.model)
+    first = walked(copied.data)
+    other = copied.model.with_name("other.scvae")
+    run_well("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
+    run_well("embed", copied.data, "-m", other, "--key-added", "other")
+    new, changed = differences(first, walked(copied.data))
+    assert not changed
+    assert {"obsm/X_other", "obsm/other_latent_var"} < new
+    adata = ad.read_h5ad(copied.data)
+    assert (adata.obsm["X_scvae"].shape[1], adata.obsm["X_other"].shape[1]) == (4, 3)
+    assert "obsm/X_other" in run_well("info", copied.data, "--key-added", "other").out
+
+
+def test_output_leaves_the_input_alone_and_equals_writing_in_place(rich_file):
+    out = rich_file.data.with_name("out.h5ad")
+    for verb, options in VERBS.items():
+        before = hashlib.sha256(rich_file.data.read_bytes()).digest()
+        run_well(verb, rich_file.data, "-m", rich_file.model, "-o", out, "--force", *options)
+        assert hashlib.sha256(rich_file.data.read_bytes()).digest() == before
+        run_well(verb, rich_file.data, "-m", rich_file.model, *options)
+        assert walked(out) == walked(rich_file.data)
+
+
+def test_links_and_permissions_are_kept(copied):
+    link = copied.data.with_name("link.h5ad")
+    link.symlink_to(copied.data.name)
+    copied.data.chmod(0o640)
+    run_well("embed", link, "-m", copied.model)
+    assert link.is_symlink()
+    assert copied.data.stat().st_mode & 0o777 == 0o640
+    assert "X_scvae" in ad.read_h5ad(copied.data).obsm
+
+
+# --- every way to keep a matrix ---------------------------------------------------------------------------------------
+
+
+def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
+    """The same counts, kept in another way."""
+    counts = adata.X
+    if kind == "raw":
+        # raw has genes of its own, in another order, and X no counts.
+        more = sp.hstack([counts, counts[:, :3]], format="csr")
+        names = [*adata.var_names, "extra_1", "extra_2", "extra_3"]
+        order = np.random.default_rng(0).permutation(len(names))
+        adata.raw = ad.AnnData(more[:, order], obs=adata.obs, var=pd.DataFrame(index=np.array(names)[order]))
+        adata.X = np.log1p(counts.toarray())
+    elif kind == "counts":
+        adata.layers["counts"] = counts.astype(np.int16)
+        adata.X = counts.multiply(0.5).tocsr()
+    elif kind == "no X":
+        adata.layers["counts"] = counts
+        adata.X = None
+    elif kind == "unsorted":
+        matrix = counts.copy()
+        for row in range(matrix.shape[0]):
+            part = slice(matrix.indptr[row], matrix.indptr[row + 1])
+            matrix.indices[part], matrix.data[part] = matrix.indices[part][::-1].copy(), matrix.data[part][::-1].copy()
+        matrix.has_sorted_indices = False
+        adata.X = matrix
+    else:
+        form, dtype = kind.split()
+        matrix = counts.astype(dtype)
+        adata.X = {"CSR": matrix, "CSC": sp.csc_matrix(matrix), "dense": matrix.toarray()}[form]
+    return adata
+
+
+KINDS = [
+    f"{form} {dtype}"
+    for form in ("CSR", "CSC", "dense")
+    for dtype in ("float32", "float64", "int32", "int64", "uint16")
+]
+KINDS += ["raw", "counts", "no X", "null raw", "unsorted"]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory, trained) -> np.ndarray:
+    copied = trained.copy_to(tmp_path_factory.mktemp("reference"))
+    run_well("embed", copied.data, "-m", copied.model)
+    return ad.read_h5ad(copied.data).obsm["X_scvae"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch, kind):
+    if kind == "null raw":
+        with h5py.File(copied.data, "r+") as file:
+            file["raw"] = h5py.Empty("f")
+    else:
+        stored(ad.read_h5ad(copied.data), kind).write_h5ad(copied.data)
+    whole = read_counts(H5adFile(copied.data))
+    monkeypatch.setattr(h5ad, "_BLOCK_VALUES", 100)
+    blocks = read_counts(H5adFile(copied.data))
+    assert (whole.matrix != blocks.matrix).nnz == 0
+    assert set(whole.gene_names) == set(ad.read_h5ad(copied.data).var_names)
+    run_well("embed", copied.data, "-m", copied.model)
+    np.testing.assert_array_equal(ad.read_h5ad(copied.data).obsm["X_scvae"], reference)
+
+
+@pytest.mark.parametrize("values", [1, 40, 77, 10**9])
+@pytest.mark.parametrize("kind", ["CSR float32", "dense float32"])
+def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, values):
+    adata = stored(ad.read_h5ad(copied.data), kind)
+    adata.write_h5ad(copied.data)
+    monkeypatch.setattr(h5ad, "_BLOCK_VALUES", values)
+    blocks = list(H5adFile(copied.data).row_blocks("X"))
+    assert all(block.shape[0] for block in blocks)
+    np.testing.assert_array_equal(sp.vstack(blocks).toarray(), sp.csr_matrix(adata.X).toarray())
+
+
+# --- old formats ------------------------------------------------------------------------------------------------------
+
+
+def test_frames_of_before_anndata_0_7_are_read_but_not_added_to(copied):
+    adata = ad.read_h5ad(copied.data)
+    with h5py.File(copied.data, "r+") as file:
+        for group, names in (("obs", adata.obs_names), ("var", adata.var_names)):
+            del file[group]
+            table = np.zeros(len(names), dtype=[("index", "S20"), ("depth", "f4"), ("kind", "i1")])
+            table["index"] = np.asarray(names, dtype="S20")
+            file.create_dataset(group, data=table)
+        file["uns/kind_categories"] = np.array(["T", "B"], dtype="S1")
+    before = copied.data.read_bytes()
+    outcome = run_cli("score", copied.data, "-m", copied.model)
+    assert outcome.code == 3
+    assert "format of anndata before 0.7" in outcome.err
+    assert "write_h5ad" in outcome.err
+    assert copied.data.read_bytes() == before
+    assert "depth" in H5adFile(copied.data).obs_keys
+    assert [*H5adFile(copied.data).obs_column("depth")[:2], *H5adFile(copied.data).obs_column("kind")[:2]] == [
+        *(0.0, 0.0, "T", "T")
+    ]
+    run_well("check", copied.data)
+
+
+@pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
+def test_categories_of_before_anndata_0_8_are_read(copied):
+    labels = ad.read_h5ad(copied.data).obs["batch"].astype(str).to_numpy()
+    with h5py.File(copied.data, "r+") as file:
+        obs = file["obs"]
+        codes, names = obs["batch/codes"][:], obs["batch/categories"].asstr()[:]
+        del obs["batch"]
+        obs["__categories/batch"] = np.asarray(names, dtype=object)
+        obs["batch"] = codes
+        obs["batch"].attrs["categories"] = obs["__categories/batch"].ref
+        obs.attrs["encoding-version"] = "0.1.0"
+    assert list(H5adFile(copied.data).obs_column("batch")) == list(labels)
+    run_well("interpolate", copied.data, "-m", copied.model, *WALK)
+
+
+def test_groups_without_an_encoding_get_none(copied):
+    with h5py.File(copied.data, "r+") as file:
+        for name in ("obsm", "layers"):
+            for attribute in list(file[name].attrs):
+                del file[name].attrs[attribute]
+    before = walked(copied.data)
+    run_well("embed", copied.data, "-m", copied.model)
+    assert not differences(before, walked(copied.data))[1]
+    assert ad.read_h5ad(copied.data).obsm["X_scvae"].shape == (120, 4)
+
+
+# --- accidents --------------------------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "before the copy": ("before", "scvae_cli.data.atomic:_clone", 1),
+    "after the copy": ("after", "scvae_cli.data.atomic:_clone", 1),
+    "at the first write": ("before", "scvae_cli.data.patient_file:PatientFile:write", 1),
+    "between two slots": ("after", "scvae_cli.data.h5ad_edit:_write", 1),
+    "amid the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
+    "when all is written": ("before", "os:fsync", 1),
+    "before the swap": ("before", "pathlib:Path:replace", 1),
+    "after the swap": ("after", "pathlib:Path:replace", 1),
+}
+
+
+@pytest.mark.parametrize("verb", ["embed", "denoise"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, verb, moment):
+    old = walked(copied.data)
+    run_killed(MOMENTS[moment], verb, copied.data, "-m", copied.model)
+    left = walked(copied.data)
+    orphans = list(copied.data.parent.glob(".*.tmp"))
+    assert len(orphans) == (moment not in ("before the copy", "after the swap"))
+    run_well(verb, copied.data, "-m", copied.model)
+    assert left == (walked(copied.data) if moment == "after the swap" else old)
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_what_a_living_process_is_writing_stays(copied):
+    other = sibling_of(copied.data).with_name(f"{sibling_of(copied.data).name.rpartition('-')[0]}-{os.getppid()}.tmp")
+    other.write_bytes(b"in progress")
+    run_well("embed", copied.data, "-m", copied.model)
+    assert other.exists()
+
+
+@pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
+def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where):
+    """Another program writes after the cells were read: before the copy is made, or after."""
+    from scvae_cli.data import atomic
+
+    original = getattr(atomic, where)
+
+    def meddling(*arguments: Any) -> None:
+        if where == "_clone":
+            original(*arguments)
+        with h5py.File(copied.data, "r+") as file:
+            file["uns"].attrs["edited"] = True
+        os.utime(copied.data, ns=(0, 0))
+        if where != "_clone":
+            original(*arguments)
+
+    monkeypatch.setattr(atomic, where, meddling)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 3
+    assert "was changed by another program" in outcome.err
+    with h5py.File(copied.data) as file:
+        assert file["uns"].attrs["edited"]
+        assert "X_scvae" not in file["obsm"]
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
+    from scvae_cli.latent import embedding
+
+    original = embedding.embed
+
+    def meddling(*arguments: Any) -> Any:
+        copied.data.unlink()
+        return original(*arguments)
+
+    monkeypatch.setattr(embedding, "embed", meddling)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 3
+    assert "Traceback" not in outcome.err
+
+
+def test_ctrl_c_while_writing_leaves_the_file_alone(copied, monkeypatch):
+    from scvae_cli.data import h5ad_edit
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = walked(copied.data)
+    monkeypatch.setattr(h5ad_edit, "_write", interrupt)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 130
+    assert outcome.err.startswith("interrupted")
+    assert walked(copied.data) == before
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_steps_appear_together_with_the_results(copied, monkeypatch):
+    from scvae_cli.data import h5ad as room
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    steps = copied.data.with_name("steps.h5ad")
+    before = walked(copied.data)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "edit_h5ad", fail)
+        assert run_cli("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps).code == 3
+    assert not steps.exists()
+    assert walked(copied.data) == before
+    run_well("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps, "--steps", "7")
+    walk = ad.read_h5ad(steps)
+    assert walk.shape == (7, 40)
+    assert walk.obsm["X_scvae"].shape == (7, 4)
+    np.testing.assert_array_equal(walk.X.T, ad.read_h5ad(copied.data).varm["scvae_path_batch_1_to_batch_2"])
