@@ -26,7 +26,7 @@ import scvae_cli as scvae
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "paul15_3004.h5ad"
 START = "Multipotent progenitors"
-# Rising on the way to each fate: haemoglobins, glycophorin, carbonic anhydrases and KLF1; the M-CSF receptor and myeloid
+# Rising on the way to each fate: haemoglobins, glycophorin, carbonic anhydrases, KLF1; the M-CSF receptor, myeloid
 # effectors. The stem and progenitor markers and the other lineage's factors fall.
 MARKERS = {
     "Erythrocyte": (["Klf1", "Hba-a2", "Hbb-b1", "Car1", "Car2", "Epor", "Gypa"], ["Cd34", "Flt3", "Sfpi1", "Emb"]),
