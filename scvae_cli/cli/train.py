@@ -89,7 +89,7 @@ def train(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="TOML with [data], [model], [train], [compute]; flags win.", rich_help_panel=FITTING),
+        typer.Option(help="TOML with sections data, model, train and compute; flags win.", rich_help_panel=FITTING),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Take up an interrupted training.", rich_help_panel=FITTING)
@@ -174,7 +174,7 @@ def _follow(events: Iterator[FitEvent], console: Console) -> FitEvent | None:
     event: FitEvent | None = None
     steps_done = 0
     note = ""
-    with console.progress("Training", total=None) as advance:
+    with console.progress("Training (ends at the plateau)", total=None) as advance:
         for event in events:
             if isinstance(event, Prepared):
                 console.info(_prepared_text(event))
@@ -225,10 +225,6 @@ def _advice(model: Model) -> list[str]:
         advice.append(
             "the posterior collapsed: no latent dimension says anything about the cells. Lower --beta, train longer "
             "(--max-epochs), or check that the cells differ at all"
-        )
-    if facts["best_epoch"] == 0:
-        advice.append(
-            "training ended before the KL weight had reached beta, so the last weights were kept: raise --max-epochs"
         )
     return advice
 
