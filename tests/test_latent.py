@@ -203,12 +203,9 @@ def test_pseudotime_along_a_walk_follows_the_true_one():
     walk = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
     near = ~np.isnan(walk.pseudotime_n)
     assert near.mean() > 0.25
-    import scipy.stats
-
     true = adata.obs["true_pseudotime"].to_numpy()
-    assert (
-        scipy.stats.spearmanr(walk.pseudotime_n[near], true[near]).statistic > 0.8
-    )  # half of the cells lie at the ends
+    # Not a rank correlation: half of the cells near the walk lie beyond its ends, at exactly 0 or 1.
+    assert np.corrcoef(walk.pseudotime_n[near], true[near])[0, 1] > 0.95
     rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
     names = {gene: i for i, gene in enumerate(adata.var_names)}
     top = walk.top_genes(10)
