@@ -42,6 +42,14 @@ def test_same_seed_gives_the_same_weights_to_the_bit(counts):
     assert not same_weights(first, other)
 
 
+def test_two_threads_and_batches_repeat_to_the_bit():
+    """Wide enough that torch shares the work among its threads."""
+    adata = tree(n_batches=2, n_cells=300, n_genes=2000)
+    config = tiny_config(threads=2, batch_size=128, max_epochs=3, n_hidden=128, batch_key="batch", genes="all")
+    models = [run(counts_of(adata, "batch"), config)[1] for _ in range(3)]
+    assert all(same_weights(models[0], model) for model in models[1:])
+
+
 def test_training_leaves_the_callers_random_state_alone(counts):
     torch.manual_seed(1)
     expected = torch.rand(2)

@@ -99,4 +99,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `scvae` command."""
+    # Threads of a matrix product wait for each other by spinning, by default for so long that a second busy program on
+    # the machine makes training ten times slower or worse. OpenMP reads this when torch is loaded, after this point.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     sys.exit(run())

@@ -71,6 +71,13 @@ class BatchEffect(nn.Module):
         self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden))
         self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
 
+    def forward(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
+        """The two shifts of cells in given batches, shapes (n, h) and (n, g)."""
+        # A product with indicators, not an indexing: the gradient of an indexing adds up the cells of a batch in
+        # whichever order the threads come, and two runs would differ.
+        indicator_nb = nn.functional.one_hot(batch_n, len(self.hidden_bh)).to(self.hidden_bh.dtype)
+        return indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
+
 
 class CountHead(nn.Module):
     """Hidden units → the distribution of a cell's counts.
@@ -155,9 +162,9 @@ class Decoder(nn.Module):
     def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
         """Decode positions, each in its batch."""
         h_nh = self.first(z_nk)
-        if self.batch is not None:
-            h_nh = h_nh + self.batch.hidden_bh[batch_n]
-        output: CountOutput = self.head(self.hidden(self.first_norm(h_nh)))
-        if self.batch is not None:
-            output = output._replace(logits_ng=output.logits_ng + self.batch.gene_bg[batch_n])
-        return output
+        if self.batch is None:
+            plain: CountOutput = self.head(self.hidden(self.first_norm(h_nh)))
+            return plain
+        hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
+        output: CountOutput = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
+        return output._replace(logits_ng=output.logits_ng + gene_shift_ng)
