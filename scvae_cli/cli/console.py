@@ -56,12 +56,12 @@ class Console:
             yield lambda *_, **__: None
             return
         from rich.console import Console as RichConsole
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+        # Narrow enough that the note fits into 80 columns.
         columns = (
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=12),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
         )

@@ -174,17 +174,17 @@ def _follow(events: Iterator[FitEvent], console: Console) -> FitEvent | None:
     event: FitEvent | None = None
     steps_done = 0
     note = ""
-    with console.progress("Training (ends at the plateau)", total=None) as advance:
+    with console.progress("Training", total=None) as advance:
         for event in events:
             if isinstance(event, Prepared):
                 console.info(_prepared_text(event))
                 steps_done = event.resumed_epoch * event.steps_per_epoch
                 advance(steps_done, total=event.max_epochs * event.steps_per_epoch)
             elif isinstance(event, StepReport):
-                advance(event.step - steps_done, note=f"loss {event.loss:.1f}{note}")
+                advance(event.step - steps_done, note=f"{note}loss {event.loss:.1f}")
                 steps_done = event.step
             elif isinstance(event, EpochReport):
-                note = f", held-out ELBO {event.heldout_elbo:.1f} (epoch {event.epoch})"
+                note = f"epoch {event.epoch}, held-out ELBO {event.heldout_elbo:.1f}, "
             elif isinstance(event, Converged):
                 console.info(f"plateau: the held-out loss has stopped falling after epoch {event.epoch}")
             elif isinstance(event, Rollback):
@@ -199,6 +199,7 @@ def _prepared_text(prepared: Prepared) -> str:
         + (f", {prepared.n_dropped:,} empty ones left out" if prepared.n_dropped else "")
         + (f", {len(prepared.batches)} batches" if prepared.batches else ""),
         f"device: {prepared.compute}",
+        f"length: until the held-out loss stops falling, at most {prepared.max_epochs} epochs",
     ]
     if prepared.resumed_epoch:
         lines.append(f"resumed after epoch {prepared.resumed_epoch}")
