@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 from command_line import TINY, run_well
 from simulated import tree
+from workbench import Bench
 
 # What made the reference values needs other packages than the tests do.
 collect_ignore_glob = ["data/*.py"]
@@ -56,3 +57,15 @@ def trained(tmp_path_factory) -> Trained:
 def trained_on_batches(tmp_path_factory) -> Trained:
     """A model of the same cells that knows their batches."""
     return _train(tmp_path_factory.mktemp("trained_on_batches"), "--batch-key", "batch")
+
+
+@pytest.fixture
+def bench(tmp_path, trained) -> Bench:
+    """Data and model in a folder of their own."""
+    return Bench(tmp_path, trained)
+
+
+@pytest.fixture
+def bench_with_batches(tmp_path, trained_on_batches) -> Bench:
+    """The same with a model that knows batches."""
+    return Bench(tmp_path, trained_on_batches)

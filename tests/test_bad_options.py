@@ -1,0 +1,98 @@
+"""Options that cannot be meant: one line, one hint, the right exit code, and nothing touched."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from command_line import run_cli
+from workbench import DEVICE, USAGE, refused
+
+# --- options and configuration ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "options"),
+    [
+        (USAGE, "--n-latent is 0", ["--n-latent", "0"]),
+        (USAGE, "--beta is -1", ["--beta", "-1"]),
+        (USAGE, "--learning-rate is nan", ["--learning-rate", "nan"]),
+        (USAGE, "--learning-rate is inf", ["--learning-rate", "inf"]),
+        (USAGE, "--validation-fraction is 0", ["--validation-fraction", "0"]),
+        (USAGE, "--validation-fraction is 1", ["--validation-fraction", "1"]),
+        (USAGE, "--likelihood is 'gauss'", ["--likelihood", "gauss"]),
+        (USAGE, "--genes is 'ACTB'", ["--genes", "ACTB"]),
+        (USAGE, "both given", ["--genes", "all", "--n-top-genes", "10"]),
+        (USAGE, "--batch-size is 1", ["--batch-size", "1"]),
+        (USAGE, "--max-epochs is 0", ["--max-epochs", "0"]),
+        (USAGE, "--patience is 0", ["--patience", "0"]),
+        (USAGE, "--seed is -1", ["--seed", "-1"]),
+        (USAGE, "--threads is 0", ["--threads", "0"]),
+        (USAGE, "--precision is 'fp8'", ["--precision", "fp8"]),
+        (DEVICE, "--precision tf32 needs an NVIDIA GPU", ["--precision", "tf32"]),
+        (DEVICE, "'banana' is not a device", ["--device", "banana"]),
+        (DEVICE, "not a device scvae runs on", ["--device", "meta"]),
+    ],
+)
+def test_values_that_cannot_be_meant(bench, code, fragment, options):
+    refused(bench.folder, bench.train(*options), code, fragment)
+
+
+@pytest.mark.parametrize("verb", ["train", "embed"])
+def test_devices_that_are_not_there(bench, monkeypatch, verb):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    for device in ("cuda", "cuda:3", "mps"):
+        arguments = bench.train("--device", device) if verb == "train" else bench.ask(verb, "--device", device)
+        refused(bench.folder, arguments, DEVICE, f"{device} was asked for")
+
+
+def test_second_device_that_is_not_there(bench, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    refused(bench.folder, bench.ask("embed", "--device", "cuda:3"), DEVICE, "cuda:3 is not there")
+
+
+@pytest.mark.parametrize(
+    ("fragment", "text"),
+    [
+        ("is not TOML", "[model\n"),
+        ("is not TOML", b"\xff\xfe"),
+        ("unknown key 'n_laten'", "[model]\nn_laten = 3\n"),
+        ("unknown section [modle]", "[modle]\nn_latent = 3\n"),
+        ("stands outside a section", "n_latent = 3\n"),
+        ("n_latent is 'three'", '[model]\nn_latent = "three"\n'),
+        ("n_latent is True", "[model]\nn_latent = true\n"),
+        ("n_latent is 2.5", "[model]\nn_latent = 2.5\n"),
+        ("--n-layers is 0", "[model]\nn_layers = 0\n"),
+    ],
+)
+def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
+    # Flags would win over the file.
+    arguments = ["train", bench.data, "-m", bench.folder / "other.scvae", "--config", bench.file("run.toml", text)]
+    refused(bench.folder, arguments, USAGE, fragment)
+
+
+def test_configuration_file_that_is_not_there(bench):
+    refused(bench.folder, bench.train("--config", bench.folder / "no.toml"), USAGE, "cannot read")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["train", "cells.h5ad", "--n-latent", "three"],
+        ["embed", "cells.h5ad", "--no-such-option"],
+        ["interpolate", "cells.h5ad", "--steps", "1"],
+        ["score", "cells.h5ad", "--samples", "0"],
+        ["denoise", "cells.h5ad", "--samples", "-1"],
+        ["simulate", "new.h5ad", "--cells", "many"],
+        ["annotate", "cells.h5ad"],
+    ],
+    ids=" ".join,
+)
+def test_usage_errors(arguments):
+    outcome = run_cli(*arguments)
+    assert outcome.code == USAGE
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    assert "Error" in outcome.err

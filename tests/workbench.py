@@ -1,0 +1,83 @@
+"""A bench to break things on, and what every refusal must look like."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import anndata as ad
+import h5py
+from command_line import TINY, run_cli
+
+if TYPE_CHECKING:
+    from conftest import Trained
+
+USAGE, DATA, MODEL, DEVICE = 2, 3, 4, 5
+
+
+class Bench:
+    """A folder with `cells.h5ad` and its model in `cells.scvae`, to break things on."""
+
+    def __init__(self, folder: Path, trained: Trained) -> None:
+        self.folder = folder
+        copied = trained.copy_to(folder)
+        self.data, self.model = copied.data, copied.model
+
+    def changed(self, change: Callable[[ad.AnnData], ad.AnnData | None]) -> Path:
+        """Rewrite the data after a change."""
+        adata = ad.read_h5ad(self.data)
+        result = change(adata)
+        (adata if result is None else result).write_h5ad(self.data)
+        return self.data
+
+    def with_value(self, value: float) -> Path:
+        """Rewrite the data with one value replaced."""
+        with h5py.File(self.data, "r+") as file:
+            file["X/data"][3] = value
+        return self.data
+
+    def file(self, name: str, content: bytes | str = b"") -> Path:
+        """Make a file."""
+        path = self.folder / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    def train(self, *options: object) -> list[object]:
+        """Arguments that train a model of another name."""
+        return ["train", self.data, "-m", self.folder / "other.scvae", *TINY, *options]
+
+    def ask(self, verb: str, *options: object) -> list[object]:
+        """Arguments that put a question to the model."""
+        return [verb, self.data, "-m", self.model, *options]
+
+    def walk(self, start: str, end: str, *options: object) -> list[object]:
+        """Arguments that interpolate between groups."""
+        return self.ask("interpolate", "--groupby", "cell_type", "--from", start, "--to", end, *options)
+
+    def hop(self, start: str, end: str, *options: object) -> list[object]:
+        """Arguments that interpolate between cells."""
+        return self.ask("interpolate", "--from-cell", start, "--to-cell", end, *options)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder and its hash."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
+    """Assert that a command refuses as it should; returns the hint."""
+    before = contents(folder)
+    outcome = run_cli(*arguments)
+    assert outcome.code == code, outcome
+    assert outcome.out == ""
+    assert "Traceback" not in outcome.err
+    errors = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+    hints = [line for line in outcome.err.splitlines() if line.startswith("hint: ")]
+    assert len(errors) == len(hints) == 1, outcome.err
+    assert fragment in errors[0]
+    assert outcome.err.endswith(f"{errors[0]}\n{hints[0]}\n")
+    assert contents(folder) == before
+    return hints[0]
