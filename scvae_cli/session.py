@@ -16,10 +16,12 @@ import numpy as np
 
 import scvae_cli
 from scvae_cli.config import ComputeConfig
-from scvae_cli.data.counts import CellStore, Counts, is_missing, obs_values, read_counts
+from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import match_genes
-from scvae_cli.data.slots import Slot, SlotNames, provenance, refuse_foreign, spread
+from scvae_cli.data.provenance import provenance, refuse_foreign
+from scvae_cli.data.slots import Slot, SlotNames, spread
+from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.latent.interpolation import Waypoint

@@ -19,7 +19,7 @@ def info(
 ) -> None:
     """Say what a model is, or which runs left their results in a file."""
     from scvae_cli.data.formats import open_store
-    from scvae_cli.data.slots import read_runs
+    from scvae_cli.data.provenance import read_runs
     from scvae_cli.model.bundle import CONFIG, load
 
     console = Console(json=json, quiet=quiet)

@@ -16,7 +16,7 @@ from scvae_cli.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from scvae_cli.data.counts import CellStore
+    from scvae_cli.data.store import CellStore
 
 
 class ForeignFile(AnnDataStore):

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.data.counts import CellStore, Counts, candidate_matrices, check_shape, is_missing, read_counts
+from scvae_cli.data.counts import Counts, candidate_matrices, check_shape, is_missing, read_counts
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
+from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
 MIN_TRAINING_CELLS = 10

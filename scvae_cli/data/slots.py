@@ -6,18 +6,14 @@ them out. `key_added` replaces "scvae" in every name, so the results of two mode
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from scvae_cli.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from scvae_cli.data.counts import CellStore
+from scvae_cli.errors import ConfigError
 
 DEFAULT_KEY = "scvae"
 
@@ -164,65 +160,6 @@ def slug(name: str) -> str:
     """
     cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.")
     return cleaned or "unnamed"
-
-
-def provenance(names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
-    """The record of one command's results, which also marks its slots as ours."""
-    record = facts | {"slots": [slot.path for slot in slots]}
-    return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
-
-
-# What a record of ours has at least; anything else in its place is the user's own.
-_RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
-
-
-def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Every run recorded in a store under one key: run name → what `provenance` wrote."""
-    prefix = f"{key_added}/runs/"
-    runs = {}
-    for path in store.existing("uns"):
-        if not path.startswith(prefix):
-            continue
-        try:
-            record = json.loads(store.uns_text(path) or "")
-        except json.JSONDecodeError:
-            continue
-        if isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in _RECORD.items()):
-            runs[path[len(prefix) :]] = record
-    return runs
-
-
-def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Refuse to overwrite what scvae did not write.
-
-    A slot is ours when a run recorded under the same key lists it.
-
-    Parameters
-    ----------
-    paths
-        Of the slots to be written, as `Slot.path` has them.
-
-    Raises
-    ------
-    DataError
-        Naming the first element that is in the way.
-    """
-    runs = read_runs(store, names.key_added)
-    ours = {path for run in runs.values() for path in run["slots"]}
-    taken = [path for path in paths if path not in ours and _is_there(store, path)]
-    # Every command leaves its record in uns: there a value of the user's own may stand in the place of our folder.
-    if not runs and names.key_added in store.existing("uns"):
-        taken.append(f"uns/{names.key_added}")
-    if taken:
-        raise DataError(
-            f"{store.title}: {taken[0]} is there already and was not written by scvae",
-            "use --force to replace it, or --key-added NAME to write under another name",
-        )
-
-
-def _is_there(store: CellStore, path: str) -> bool:
-    group, key = path.split("/", 1)
-    return key in store.existing(group)
 
 
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
