@@ -169,7 +169,7 @@ def test_read_only_data_can_be_written_elsewhere(bench):
     out = bench.folder / "out.h5ad"
     run_well(*bench.ask("embed", "-o", out))
     run_well("denoise", out, "-m", bench.model)
-    assert set(ad.read_h5ad(out).layers) == {"scvae_denoised"}
+    assert "scvae_denoised" in ad.read_h5ad(out).layers
 
 
 # Slots of the user's own that stand where a result would go.
