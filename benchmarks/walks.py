@@ -20,6 +20,8 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import torch
+from timed import describe_machine
 
 import scvae_cli as scvae
 
@@ -48,6 +50,7 @@ def main() -> None:
 
     facts = f"{model.facts['epochs']} epochs, held-out ELBO {model.facts['heldout_elbo']:.1f} nats a cell"
     lines = [f"Walks from {START}, seed {arguments.seed}: {facts}. Counts at the median depth.", ""]
+    lines += [f"Machine: {describe_machine(torch.get_num_threads())}; torch {torch.__version__}.", ""]
     lines += ["| to | marker | expected | start | end | real start | real end | switch step | right |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     figure, axes = plt.subplots(len(MARKERS), max(sum(map(len, m)) for m in MARKERS.values()), figsize=(24, 5))

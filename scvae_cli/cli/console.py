@@ -10,8 +10,8 @@ import contextlib
 import json as json_module
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol, TypeVar
 
 from scvae_cli.errors import ScvaeError, ScvaeWarning
 
@@ -72,6 +72,23 @@ class Console:
                 bar.update(task, advance=amount, total=total, note=note)
 
             yield advance
+
+
+class _Rows(Protocol):
+    """A matrix, dense or sparse."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Block = TypeVar("Block", bound=_Rows)
+
+
+def told(blocks: Iterable[Block], advance: Callable[..., None]) -> Iterator[Block]:
+    """Pass blocks of rows on, telling the progress bar how many rows went by."""
+    for block in blocks:
+        yield block
+        advance(block.shape[0])
 
 
 def print_error(error: ScvaeError) -> None:

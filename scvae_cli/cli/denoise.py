@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from scvae_cli.cli import options as o
-from scvae_cli.cli.console import Console
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy as np
+from scvae_cli.cli.console import Console, told
 
 
 def denoise(
@@ -76,9 +71,9 @@ def denoise(
     n_cells, n_genes = result.rows.shape
     console.info(f"writing {n_cells:,} × {n_genes:,} values, {result.n_bytes / 2**20:,.0f} MiB before compression")
     with console.progress("Denoising", total=n_cells) as advance:
-        told = replace(result, rows=replace(result.rows, blocks=_told(result.rows.blocks, advance)))
+        watched = replace(result, rows=replace(result.rows, blocks=told(result.rows.blocks, advance)))
         slots = session.write(
-            told.slots(names), names=names, run="denoise", options=asdict(options), output=output, force=force
+            watched.slots(names), names=names, run="denoise", options=asdict(options), output=output, force=force
         )
     n_modelled = int(result.modelled.sum())
     values = {
@@ -113,10 +108,3 @@ def _genes(text: str | None) -> tuple[str, ...] | None:
     if not genes:
         raise ConfigError(f"--genes {text!r} names no gene", hint)
     return genes
-
-
-def _told(blocks: Iterator[np.ndarray], advance: Callable[..., None]) -> Iterator[np.ndarray]:
-    """Pass blocks of rows on, telling the progress bar how many rows went by."""
-    for block in blocks:
-        yield block
-        advance(len(block))

@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import Annotated
 
 import typer
 
-from scvae_cli.cli.console import Console
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-
-Block = TypeVar("Block")
+from scvae_cli.cli.console import Console, told
 
 
 def simulate(
@@ -58,18 +53,11 @@ def simulate(
             var=simulation.var,
             uns=simulation.uns,
             varm=simulation.varm,
-            blocks=_told(simulation.blocks(), advance),
-            layer_blocks={"true_mean": _told(simulation.true_mean_blocks(), advance)} if true_mean else None,
+            blocks=told(simulation.blocks(), advance),
+            layer_blocks={"true_mean": told(simulation.true_mean_blocks(), advance)} if true_mean else None,
             force=force,
         )
     facts = {"path": str(out), "n_cells": cells, "n_genes": genes, "n_branches": branches, "n_batches": batches}
     shape = f"{cells:,} cells × {genes:,} genes, branches: {branches}, batches: {batches}"
     console.result(facts | {"seed": seed, "true_mean": true_mean}, f"Wrote {out}: {shape}")
     console.next_step(f"scvae train {out}" + (" --batch-key batch" if batches > 1 else ""))
-
-
-def _told(blocks: Iterable[Block], advance: Callable[[int], object]) -> Iterator[Block]:
-    """Pass blocks of rows on, telling the progress bar how many rows went by."""
-    for block in blocks:
-        yield block
-        advance(block.shape[0])  # type: ignore[attr-defined]

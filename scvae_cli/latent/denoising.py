@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable
@@ -167,18 +166,14 @@ def _expected_blocks(
             if fixed_library is not None:
                 library_n = torch.full_like(library_n, fixed_library)
             batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
-
-            def expected(z_nk: Tensor, library_n: Tensor = library_n, batch_n: Tensor | None = batch_n) -> Tensor:
-                return model.vae.expected_counts(
+            points = [posterior.mean_nk]
+            if options.n_samples:
+                draws = (torch.randn(posterior.mean_nk.shape, generator=noise) for _ in range(options.n_samples))
+                points = [posterior.sample(noise_nk.to(model.device)) for noise_nk in draws]
+            mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
+            for z_nk in points:
+                mean_ng += model.vae.expected_counts(
                     z_nk, library_n, batch_n, with_zero_inflation=options.with_zero_inflation
-                )
-
-            if options.n_samples == 0:
-                mean_ng = expected(posterior.mean_nk)
-            else:
-                mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
-                for _ in range(options.n_samples):
-                    noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
-                    mean_ng += expected(posterior.sample(noise_nk)) / options.n_samples
+                ) / len(points)
             block = mean_ng.cpu().numpy()
         yield rows, block

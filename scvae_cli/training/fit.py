@@ -47,7 +47,7 @@ class Prepared:
         How the genes were chosen, in words.
     batches
         Names of the batches.
-    batch_size, max_epochs
+    batch_size, max_epochs, steps_per_epoch
         As chosen.
     resumed_epoch
         Last epoch of an interrupted training that is taken up, or 0.
