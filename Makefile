@@ -43,6 +43,9 @@ lint: venv
 bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
 	$(BIN)/python benchmarks/walks.py
+	$(BIN)/python benchmarks/memory.py
+	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
 
 $(PEER)/.installed: benchmarks/constraints-scvi.txt
 	$(PYTHON) -m venv $(PEER)

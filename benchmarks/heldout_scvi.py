@@ -1,7 +1,8 @@
-"""The scVI side of the held-out likelihood benchmark; `heldout.py` starts it, each step in a process of its own.
+"""The scVI side of the benchmarks on held-out cells; they start it, each step in a process of its own.
 
     python heldout_scvi.py train TRAIN.h5ad --contender scvi --seed 0 -m MODEL_DIR
     python heldout_scvi.py score TEST.h5ad -m MODEL_DIR --samples 100 -o scores.npz
+    python heldout_scvi.py embed TRAIN.h5ad TEST.h5ad -m MODEL_DIR -o latent.npy
 
 `train` fits `scvi.model.SCVI` to the raw counts in X, at scvi-tools' own defaults except for what CONTENDERS states.
 It holds out scVI's default 10% of the cells it is given, and keeps the weights scVI keeps: the last epoch's.
@@ -12,7 +13,10 @@ It holds out scVI's default 10% of the cells it is given, and keeps the weights 
     IWAE(x)  = logsumexp_k [log p(x|z_k) + log N(z_k; 0, I) − log q(z_k|x)] − log K
 
 in nats, at the observed library size (scVI's default), in eval mode. scVI's own `get_marginal_ll` and `get_elbo`, which
-draw other samples, are printed beside them as a check. Both steps print one JSON object.
+draw other samples, are printed beside them as a check.
+
+`embed` writes the mean latent position of every cell of the files, in their order (.npy). Each step prints one JSON
+object.
 
 Needs scvi-tools (1.4 at the time of writing) and none of this project's code.
 """
@@ -119,6 +123,21 @@ def score(data: Path, model_dir: Path, samples: int, output: Path) -> dict[str, 
     }
 
 
+def embed(files: list[Path], model_dir: Path, output: Path) -> dict[str, Any]:
+    """Write the mean latent positions of the cells of the files, one file after the other, to `output` (npy)."""
+    import anndata
+    import numpy as np
+    from scvi.model import SCVI
+
+    parts = []
+    for file in files:
+        adata = anndata.read_h5ad(file)
+        parts.append(SCVI.load(str(model_dir), adata=adata, accelerator="cpu").get_latent_representation())
+    latent = np.concatenate(parts)
+    np.save(output, latent)
+    return {"n_cells": len(latent), "n_latent": latent.shape[1]}
+
+
 def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]:
     """ELBO and importance bound of the cells of one minibatch, float64.
 
@@ -150,24 +169,28 @@ def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]
 def main() -> None:
     """Parse the command line, run one step, print its JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["train", "score"])
-    parser.add_argument("data", type=Path)
+    parser.add_argument("step", choices=["train", "score", "embed"])
+    parser.add_argument("data", nargs="+", type=Path, help="one file; embed takes several")
     parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the model")
-    parser.add_argument("-o", "--output", type=Path, help="score: where the bounds per cell go (.npz)")
+    parser.add_argument("-o", "--output", type=Path, help="score, embed: where the cells' values go (.npz, .npy)")
     parser.add_argument("--contender", choices=list(CONTENDERS), default="scvi")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    if args.step == "score" and args.output is None:
-        parser.error("score needs -o")
+    if args.step != "train" and args.output is None:
+        parser.error(f"{args.step} needs -o")
+    if args.step != "embed" and len(args.data) > 1:
+        parser.error(f"{args.step} takes one file")
     quiet_scvi(args.threads, args.seed)
     # scVI announces an early stop on stdout, where only our JSON belongs.
     with contextlib.redirect_stdout(sys.stderr):
         if args.step == "train":
-            result = train(args.data, args.contender, args.model)
+            result = train(args.data[0], args.contender, args.model)
+        elif args.step == "score":
+            result = score(args.data[0], args.model, args.samples, args.output)
         else:
-            result = score(args.data, args.model, args.samples, args.output)
+            result = embed(args.data, args.model, args.output)
     print(json.dumps(result))
 
 

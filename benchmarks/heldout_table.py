@@ -16,6 +16,9 @@ import numpy as np
 
 Run = dict[str, Any]
 
+# Columns of words, in every table the first ones.
+WORDS = ("data set", "seed", "contender", "better scVI")
+
 INTRODUCTION = """\
 # Held-out likelihood: scvae and scVI
 
@@ -32,10 +35,10 @@ def render(runs: list[Run]) -> str:
     """The whole markdown page."""
     if not runs:
         return "No runs yet.\n"
-    parts = [INTRODUCTION.format(samples=_listed({run["samples"] for run in runs}))]
+    parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]
     for dataset in dict.fromkeys(run["dataset"] for run in runs):
         parts.append(_dataset_section([run for run in runs if run["dataset"] == dataset]))
-    parts += [_single_runs(runs), _provenance(runs)]
+    parts += [_single_runs(runs), provenance(runs)]
     return "\n".join(parts)
 
 
@@ -77,7 +80,7 @@ def _dataset_section(runs: list[Run]) -> str:
     found = [run["n_genes"] for run in runs]
     cells = f"{first['n_trainer']} cells to the trainers (each sets 10% of them aside for validation)"
     n_genes = " to ".join(str(n) for n in sorted({min(found), max(found)}))
-    return f"## {first['dataset']}\n\n{cells}, {first['n_test']} test cells, {n_genes} genes.\n\n{_table(head, rows)}"
+    return f"## {first['dataset']}\n\n{cells}, {first['n_test']} test cells, {n_genes} genes.\n\n{table(head, rows)}"
 
 
 def _single_runs(runs: list[Run]) -> str:
@@ -96,16 +99,18 @@ def _single_runs(runs: list[Run]) -> str:
         ]
         for run in runs
     ]
-    return f"## Single runs\n\n{_table(head, rows)}"
+    return f"## Single runs\n\n{table(head, rows)}"
 
 
-def _provenance(runs: list[Run]) -> str:
+def provenance(runs: list[Run]) -> str:
+    """The section on where and when the runs were made."""
+
     def versions(chosen: Callable[[Run], bool]) -> str:
-        return _listed({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs if chosen(run)})
+        return listed({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs if chosen(run)})
 
     lines = [
-        f"- machine: {_listed({run['machine'] for run in runs})}",
-        f"- date: {_listed({run['date'] for run in runs})}",
+        f"- machine: {listed({run['machine'] for run in runs})}",
+        f"- date: {listed({run['date'] for run in runs})}",
         f"- scvae: {versions(lambda run: run['contender'] == 'scvae') or 'not run'}",
         f"- scVI: {versions(lambda run: run['contender'] != 'scvae') or 'not run'}",
         '- "others": cores that anything but this benchmark kept busy during the training; its times hold for about 0',
@@ -117,13 +122,15 @@ def _middle(runs: list[Run], key: str) -> float:
     return median(run[key] for run in runs)
 
 
-def _listed(values: Iterable[Any]) -> str:
+def listed(values: Iterable[Any]) -> str:
+    """Different values, sorted, as text."""
     return "; ".join(str(value) for value in sorted(values))
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A markdown table."""
     # Words to the left, numbers to the right.
-    n_words = max(i for i, name in enumerate(head) if name in ("contender", "data set")) + 1
+    n_words = max(i for i, name in enumerate(head) if name in WORDS) + 1
     rule = ["---"] * n_words + ["---:"] * (len(head) - n_words)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"
 

@@ -115,10 +115,10 @@ class Session:
         if missing:
             message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and count as zero"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
-        kept = np.diff(aligned.matrix.indptr) > 0
+        kept = aligned.filled
         if not kept.all():
             _refuse_empty(aligned, kept, drop=drop_empty)
-            aligned = aligned.cells(np.flatnonzero(kept))
+            aligned = aligned.filled_cells()
         return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing))
 
     def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Waypoint]:

@@ -16,6 +16,7 @@ FLOORS = {
     "scvae_cli.config": 0.0,
     "scvae_cli.errors": 0.0,
     "scvae_cli.device": 0.0,
+    "scvae_cli.vector_math": 0.0,
     "scvae_cli.data": 1.0,
     "scvae_cli.model": 2.0,
     "scvae_cli.training": 3.0,
@@ -25,7 +26,7 @@ FLOORS = {
     "scvae_cli.studies": 4.0,
     "scvae_cli.cli": 5.0,
 }
-HEAVY = {"torch", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
+HEAVY = {"torch", "numba", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
 BANNED = {"utils", "util", "base", "common", "helpers", "misc"}
 
 

@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from command_line import run_cli, run_killed, run_well
 from conftest import Trained
 
-from scvae_cli.data import h5ad
+from scvae_cli.data import h5ad_rows
 from scvae_cli.data.atomic import sibling_of
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.h5ad import H5adFile
@@ -282,7 +282,7 @@ def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch,
     else:
         stored(ad.read_h5ad(copied.data), kind).write_h5ad(copied.data)
     whole = read_counts(H5adFile(copied.data))
-    monkeypatch.setattr(h5ad, "_BLOCK_VALUES", 100)
+    monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", 100)
     blocks = read_counts(H5adFile(copied.data))
     assert (whole.matrix != blocks.matrix).nnz == 0
     assert set(whole.gene_names) == set(ad.read_h5ad(copied.data).var_names)
@@ -291,11 +291,11 @@ def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch,
 
 
 @pytest.mark.parametrize("values", [1, 40, 77, 10**9])
-@pytest.mark.parametrize("kind", ["CSR float32", "dense float32"])
+@pytest.mark.parametrize("kind", ["CSR float32", "CSC float32", "dense float32"])
 def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, values):
     adata = stored(ad.read_h5ad(copied.data), kind)
     adata.write_h5ad(copied.data)
-    monkeypatch.setattr(h5ad, "_BLOCK_VALUES", values)
+    monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", values)
     blocks = list(H5adFile(copied.data).row_blocks("X"))
     assert all(block.shape[0] for block in blocks)
     np.testing.assert_array_equal(sp.vstack(blocks).toarray(), sp.csr_matrix(adata.X).toarray())

@@ -8,22 +8,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvae_cli.data.minibatches import CellTable
+from scvae_cli.model.count_nll import dense_nll, mean_nll
+from scvae_cli.model.fused_nll import fused_nll
 from scvae_cli.model.likelihood import (
     LOG_THETA_MAX,
     LOG_THETA_MIN,
-    count_nll,
     nb_log_prob,
-    nonzeros_of,
     poisson_log_prob,
     zinb_log_prob,
 )
-from scvae_cli.model.network import CountOutput, Posterior
+from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 KINDS = ("zinb", "nb", "poisson")
 COUNTS = torch.tensor([0.0, 1.0, 2.0, 7.0, 150.0, 20_000.0], dtype=torch.float64)
@@ -110,84 +111,149 @@ def plain_nll(kind, x, logits, log_library, log_theta, zero_logit):
     return -poisson_log_prob(x, log_mu).sum(1)
 
 
-def fast_nll(kind, x, logits, log_library, log_theta, zero_logit):
-    return count_nll(
-        logits,
-        log_library,
-        nonzeros_of(x),
-        None if kind == "poisson" else log_theta,
-        zero_logit if kind == "zinb" else None,
-    )
+def minibatch(x):
+    counts = sp.csr_matrix(x.float().numpy())
+    return CellTable(counts, None, torch.device("cpu")).take(np.arange(len(x)))
+
+
+def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
+    """NLL of each cell and gradients of its mean, by the compiled or the dense form."""
+    raw, bias, log_theta = outputs
+    log_theta = None if kind == "poisson" else log_theta
+    if kind != "zinb":
+        raw, bias = raw[:, : x.shape[1]], bias[: x.shape[1]]
+    if form == "dense":
+        return dense_nll(raw, bias, log_theta, library_n, x.to(raw.dtype), with_gradient=with_gradient)
+    return fused_nll(raw, bias, log_theta, library_n, minibatch(x).nonzeros, with_gradient=with_gradient)
+
+
+def reference(kind, x, library_n, outputs):
+    """The same by float64 autograd of the plain formula."""
+    leaves = [t.double().clone().requires_grad_() for t in outputs]
+    raw, bias, log_theta = leaves
+    logits, zero_logit = (raw + bias).split(x.shape[1], dim=1)
+    value_n = plain_nll(kind, x.double(), logits, library_n.double().log(), log_theta, zero_logit)
+    gradients = torch.autograd.grad(value_n.mean(), leaves, allow_unused=True)
+    return value_n.detach(), gradients
+
+
+def compare_gradients(kind, gradients, expected, *, rtol, atol):
+    raw, bias, log_theta = expected
+    if kind != "zinb":
+        n_genes = raw.shape[1] // 2
+        raw, bias = raw[:, :n_genes], bias[:n_genes]
+    for got, wanted in zip(gradients, (raw, bias, log_theta), strict=True):
+        assert (got is None) == (wanted is None)
+        if got is not None:
+            torch.testing.assert_close(got.double(), wanted, rtol=rtol, atol=atol)
+
+
+def block_and_outputs(seed, dtype, spread=4.0):
+    """Counts; raw outputs (logits and zero logits), their bias, log θ."""
+    x, logits, log_theta, zero_logit = random_block(seed, torch.float64, spread=spread)
+    raw = torch.cat([logits, zero_logit], dim=1)
+    bias = torch.linspace(-1, 1, raw.shape[1], dtype=torch.float64)
+    return x, tuple(t.to(dtype) for t in (raw, bias, log_theta))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @settings(deadline=None, max_examples=25)
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.5, 4.0, 20.0]))
-def test_zero_aware_nll_equals_autograd_of_the_plain_formula(kind, seed, spread):
-    x, logits, log_theta, zero_logit = random_block(seed, torch.float64, spread=spread)
-    # Not the row sums: the library's gradient is then not identically zero.
-    log_library = (x.sum(1) + 3).log()
-    weight_n = torch.linspace(0.1, 2.0, len(x), dtype=torch.float64)
-    results = []
-    for nll in (plain_nll, fast_nll):
-        leaves = [t.clone().requires_grad_() for t in (logits, log_library, log_theta, zero_logit)]
-        value_n = nll(kind, x, *leaves)
-        gradients = torch.autograd.grad((value_n * weight_n).sum(), leaves, allow_unused=True)
-        results.append((value_n.detach(), gradients))
-    (expected, expected_gradients), (got, gradients) = results
+def test_dense_form_equals_autograd_of_the_plain_formula(kind, seed, spread):
+    x, outputs = block_and_outputs(seed, torch.float64, spread)
+    library_n = x.sum(1) + 3  # not the row sums: the sums of the gradients are then not identically zero
+    expected, expected_gradients = reference(kind, x, library_n, outputs)
+    got, gradients = ours(kind, "dense", x, library_n, outputs)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
-    for ours, reference in zip(gradients, expected_gradients, strict=True):
-        assert (ours is None) == (reference is None)
-        if reference is not None:
-            torch.testing.assert_close(ours, reference, rtol=1e-8, atol=1e-7)
+    compare_gradients(kind, gradients, expected_gradients, rtol=1e-8, atol=1e-8)
 
 
+@pytest.mark.parametrize("n_threads", [1, 3])
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_stays_near_float64_and_finite(kind):
-    x, logits, log_theta, zero_logit = random_block(3, torch.float64)
-    log_library = x.sum(1).log()
-    expected = plain_nll(kind, x, logits, log_library, log_theta, zero_logit)
-    leaves = [t.float().requires_grad_() for t in (logits, log_library, log_theta, zero_logit)]
-    got = fast_nll(kind, x.float(), *leaves)
-    torch.testing.assert_close(got.double(), expected, rtol=2e-6, atol=1e-4)
-    got.sum().backward()
-    assert all(leaf.grad is None or bool(torch.isfinite(leaf.grad).all()) for leaf in leaves)
+@settings(deadline=None, max_examples=25)
+@given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.5, 4.0, 20.0]))
+def test_compiled_form_equals_autograd_of_the_plain_formula(kind, n_threads, seed, spread):
+    x, outputs = block_and_outputs(seed, torch.float32, spread)
+    library_n = (x.sum(1) + 3).float()
+    expected, expected_gradients = reference(kind, x, library_n, outputs)
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        got, gradients = ours(kind, "compiled", x, library_n, outputs)
+        without, nothing = ours(kind, "compiled", x, library_n, outputs, with_gradient=False)
+    finally:
+        torch.set_num_threads(before)
+    assert nothing is None
+    assert torch.equal(without, got)
+    # What logits in single precision can promise: each of the counts takes a logarithm of a mean.
+    assert ((got - expected).abs() <= 2e-6 * (expected.abs() + x.sum(1)) + 1e-4).all()
+    compare_gradients(kind, gradients, expected_gradients, rtol=2e-5, atol=5e-4)
 
 
-def test_gradients_at_certain_zeros_do_not_overflow():
-    x = torch.zeros(1, 3)
-    x[0, 2] = 1
-    logits = torch.tensor([[8.0, 0.0, 0.0]], requires_grad=True)
-    zero_logit = torch.tensor([[-120.0, 120.0, -300.0]], requires_grad=True)
-    log_theta = torch.tensor([5.0, 5.0, 5.0], requires_grad=True)
-    count_nll(logits, torch.tensor([6.0]), nonzeros_of(x), log_theta, zero_logit).sum().backward()
-    for leaf in (logits, zero_logit, log_theta):
-        assert torch.isfinite(leaf.grad).all()
+@pytest.mark.parametrize("form", ["compiled", "dense"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_outputs_stay_finite(kind, form):
+    x = torch.zeros(2, 3)
+    x[0, 2], x[1, 0], x[1, 1] = 1, 50_000, 17
+    raw = torch.tensor([[80.0, 0.0, 0.0, -120.0, 120.0, -300.0], [-90.0, 0.0, 90.0, 300.0, -300.0, 0.0]])
+    for log_theta in (LOG_THETA_MIN, 5.0, LOG_THETA_MAX):
+        outputs = (raw, torch.zeros(6), torch.full((3,), log_theta))
+        values, gradients = ours(kind, form, x, torch.tensor([400.0, 50_017.0]), outputs)
+        assert torch.isfinite(values).all()
+        assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients)
 
 
-def test_value_without_gradient_is_the_same_value():
-    x, logits, log_theta, zero_logit = random_block(5, torch.float32)
-    log_library = x.sum(1).log()
-    with_gradient = fast_nll("zinb", x, logits.requires_grad_(), log_library, log_theta, zero_logit)
-    with torch.no_grad():
-        without = fast_nll("zinb", x, logits, log_library, log_theta, zero_logit)
-    assert torch.equal(with_gradient.detach(), without)
+@pytest.mark.parametrize("log_theta", [-9.0, -1.0, 0.0, 4.0, 9.0])
+def test_compiled_counts_run_from_table_to_series(log_theta):
+    """One gene whose counts go through both, at dispersions from tiny to large."""
+    x = torch.arange(0, 400, dtype=torch.float32).unsqueeze(1)
+    x = torch.cat([x, torch.ones_like(x)], dim=1)
+    outputs = (torch.zeros(len(x), 4), torch.zeros(4), torch.full((2,), log_theta))
+    expected, (_, _, expected_slope) = reference("nb", x, x.sum(1), outputs)
+    got, (_, _, slope) = ours("nb", "compiled", x, x.sum(1), outputs)
+    torch.testing.assert_close(got, expected, rtol=5e-6, atol=1e-3)
+    torch.testing.assert_close(slope.double(), expected_slope, rtol=1e-4, atol=1e-3)
+
+
+def test_a_scaled_loss_scales_its_gradients():
+    x, outputs = block_and_outputs(3, torch.float32)
+    gradients = []
+    for factor in (1.0, 2.5):
+        leaves = [t.clone().requires_grad_() for t in outputs]
+        (factor * mean_nll(*leaves, minibatch(x))).backward()
+        gradients.append([leaf.grad for leaf in leaves])
+    for one, scaled in zip(*gradients, strict=True):
+        torch.testing.assert_close(scaled, 2.5 * one)
+
+
+def test_sample_and_kl_equals_autograd_of_the_posterior():
+    rng = torch.Generator().manual_seed(0)
+    mean, log_var, noise, weight = (torch.randn(5, 3, generator=rng) for _ in range(4))
+    log_var[0, 0] = 30.0  # above the ceiling
+    results = []
+    for by_hand in (False, True):
+        leaves = [mean.clone().requires_grad_(), log_var.clone().requires_grad_()]
+        if by_hand:
+            z, kl = sample_and_kl(*leaves, noise)
+        else:
+            posterior = Posterior.from_network(*leaves)
+            z, kl = posterior.sample(noise), posterior.kl_nk().sum(1).mean()
+        ((z * weight).sum() + 0.7 * kl).backward()
+        results.append([z.detach(), kl.detach(), *(leaf.grad for leaf in leaves)])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_elbo_equals_that_of_scvi_tools(kind):
     """Reference values: tests/data/make_scvi_elbo.py, run with scvi-tools 1.4.2."""
-    import scipy.sparse as sp
-
-    reference = json.loads(Path(__file__).with_name("data").joinpath("scvi_elbo.json").read_text())
-    counts = sp.csr_matrix(np.asarray(reference["counts"], dtype=np.float32))
-    cells = CellTable(counts, None, torch.device("cpu")).take(np.arange(counts.shape[0]))
-    output = CountOutput(
-        torch.tensor(reference["logits"]),
-        None if kind == "poisson" else torch.tensor(reference["log_theta"]),
-        torch.tensor(reference["zero_logit"]) if kind == "zinb" else None,
-    )
-    posterior = Posterior(torch.tensor(reference["mean"]), torch.tensor(reference["var"]))
-    elbo = -(output.nll_n(cells) + posterior.kl_nk().sum(1))
-    # scvi-tools adds 1e-8 inside its logarithms and sums in float32: relative to values of several thousand nats.
-    np.testing.assert_allclose(elbo.numpy(), reference["elbo"][kind], rtol=1e-4, atol=1e-4)
+    saved = json.loads(Path(__file__).with_name("data").joinpath("scvi_elbo.json").read_text())
+    x = torch.tensor(saved["counts"], dtype=torch.float32)
+    logits, zero_logit, log_theta = (torch.tensor(saved[name]) for name in ("logits", "zero_logit", "log_theta"))
+    outputs = (torch.cat([logits, zero_logit], dim=1), torch.zeros(2 * logits.shape[1]), log_theta)
+    posterior = Posterior(torch.tensor(saved["mean"]), torch.tensor(saved["var"]))
+    for form in ("compiled", "dense"):
+        nll_n, _ = ours(kind, form, x, x.sum(1), outputs)
+        elbo = -(nll_n + posterior.kl_nk().sum(1))
+        # scvi-tools adds 1e-8 inside its logarithms and sums in float32: relative to values of several thousand nats.
+        np.testing.assert_allclose(elbo.numpy(), saved["elbo"][kind], rtol=1e-4, atol=1e-4)

@@ -13,6 +13,7 @@ import typer
 from scvae_cli import __version__
 from scvae_cli.cli import check, denoise, embed, info, interpolate, score, simulate, train
 from scvae_cli.cli.console import print_error, print_warnings
+from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
 
 INTERRUPTED = 130
@@ -99,7 +100,5 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Entry point of the `scvae` command."""
-    # Threads of a matrix product wait for each other by spinning, by default for so long that a second busy program on
-    # the machine makes training ten times slower or worse. OpenMP reads this when torch is loaded, after this point.
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    bound_spinning()
     sys.exit(run())

@@ -147,6 +147,8 @@ def train(
     console.info(f"counts: {counts.source} of {store.title}, {counts.n_cells:,} cells × {counts.n_genes:,} genes")
     with _graceful_interrupt(console) as stop_requested:
         events = fit(counts, run, model_folder=folder, resume=resume, stop_requested=stop_requested)
+        # The training alone holds the counts from here on, and can let go what it does not need.
+        del store, counts
         last = _follow(events, console)
     if isinstance(last, Stopped):
         console.info(f"interrupted after epoch {last.epoch}; go on with the same command and --resume")

@@ -5,15 +5,31 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
+
+# Of a large matrix, so many cells or values are looked at together: what is needed for that stays small.
+_CELLS_AT_ONCE = 4096
+_VALUES_AT_ONCE = 1 << 20
+
+# What raw counts never are.
+_FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
+    ("NaN", np.isnan),
+    ("an infinite value", np.isinf),
+    ("a negative value ({:.4g})", lambda values: values < 0),
+    ("values that are not whole numbers ({:.4g})", lambda values: values != np.rint(values)),
+]
+_FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
+    ("a negative value ({})", lambda values: values < 0)
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +69,21 @@ class Counts:
         """Counts per cell over these genes, shape (n,), float64."""
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
 
+    @property
+    def filled(self) -> np.ndarray:
+        """Which cells have counts, shape (n,), bool."""
+        filled: np.ndarray = np.diff(self.matrix.indptr) > 0
+        return filled
+
+    def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
+        """In how many cells (or how many of some cells, by index) each gene is seen, shape (g,)."""
+        cells = np.arange(self.n_cells) if cells is None else cells
+        seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
+        for start in range(0, len(cells), _CELLS_AT_ONCE):
+            block = self.matrix[cells[start : start + _CELLS_AT_ONCE]]
+            seen_in_g += np.bincount(block.indices, minlength=self.n_genes)
+        return seen_in_g
+
     def cells(self, rows: np.ndarray) -> Counts:
         """The counts of some cells, by index or mask."""
         return replace(
@@ -62,8 +93,21 @@ class Counts:
             batch=None if self.batch is None else self.batch[rows],
         )
 
+    def filled_cells(self) -> Counts:
+        """The counts of the cells that have some; as empty cells hold no values, none is copied."""
+        filled, old = self.filled, self.matrix
+        parts = (old.data, old.indices, np.append(old.indptr[:-1][filled], old.indptr[-1]))
+        return replace(
+            self,
+            matrix=sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes)),
+            cell_names=self.cell_names[filled],
+            batch=None if self.batch is None else self.batch[filled],
+        )
+
     def genes(self, columns: np.ndarray) -> Counts:
-        """The counts of some genes, by index, in that order."""
+        """The counts of some genes, by index, in that order; all genes in the order they have are not copied."""
+        if np.array_equal(columns, np.arange(self.n_genes)):
+            return self
         return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
 
 
@@ -194,18 +238,12 @@ def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:
     """
     if values.size == 0 or values.dtype.kind in "ub":
         return None
-    if values.dtype.kind == "i":
-        bad = values < 0
-        return (f"a negative value ({values[bad.argmax()]})", int(bad.argmax())) if bad.any() else None
-    for reason, bad in (
-        ("NaN", np.isnan(values)),
-        ("an infinite value", np.isinf(values)),
-        ("a negative value ({:.4g})", values < 0),
-        ("values that are not whole numbers ({:.4g})", values != np.rint(values)),
-    ):
-        if bad.any():
-            first = int(bad.argmax())
-            return reason.format(values[first]), first
+    for reason, has_it in _FAULTS_OF_INTEGERS if values.dtype.kind == "i" else _FAULTS:
+        for start in range(0, values.size, _VALUES_AT_ONCE):
+            bad = has_it(values[start : start + _VALUES_AT_ONCE])
+            if bad.any():
+                first = start + int(bad.argmax())
+                return reason.format(values[first]), first
     return None
 
 
@@ -219,7 +257,7 @@ def _load(store: CellStore, name: str) -> tuple[sp.csr_matrix, np.ndarray] | str
         if len(columns) == 0:
             return "none of its genes is in var_names"
         genes = genes[columns]
-    blocks = []
+    stack = RowStack(len(genes))
     row = 0
     for block in store.row_blocks(name):
         wrong = what_is_wrong(block.data)
@@ -229,10 +267,19 @@ def _load(store: CellStore, name: str) -> tuple[sp.csr_matrix, np.ndarray] | str
             gene = store.matrix_genes(name)[block.indices[position]]
             return f"it has {reason}, first in cell {cell!r}, gene {gene!r}"
         row += block.shape[0]
-        if columns is not None:
-            block = block[:, columns]
-        blocks.append(block.astype(np.float32))
-    matrix: Any = blocks[0] if len(blocks) == 1 else sp.vstack(blocks, format="csr")
-    matrix.eliminate_zeros()
-    matrix.sort_indices()
-    return sp.csr_matrix(matrix), genes
+        block = _tidy(block if columns is None else block[:, columns])
+        if block.shape[0] == len(store.cell_names):
+            return block, genes
+        stack.add(block)
+    return stack.matrix(), genes
+
+
+def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
+    """The same in float32, without explicit zeros, its columns in order: a copy, unless it is all that already."""
+    no_zeros = np.count_nonzero(block.data) == len(block.data) == block.nnz
+    if block.dtype == np.float32 and no_zeros and block.has_sorted_indices:
+        return block
+    block = block.astype(np.float32)
+    block.eliminate_zeros()
+    block.sort_indices()
+    return block

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
 
 # A gene seen in fewer training cells than this says nothing that could be learned.
@@ -48,16 +49,14 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
     elif config.genes is not None:
         columns, how = _listed(counts, Path(config.genes[1:])), f"the genes listed in {config.genes[1:]}"
     else:
-        matrix = counts.matrix[training]
-        n_cells_g = np.bincount(matrix.indices, minlength=counts.n_genes)
-        columns = np.flatnonzero(n_cells_g >= MIN_CELLS)
+        columns = np.flatnonzero(counts.seen_in_g(training) >= MIN_CELLS)
         how = f"all genes seen in at least {MIN_CELLS} training cells"
         n_top = config.n_top_genes
         if n_top is None and len(columns) > MAX_ALL_GENES:
             n_top = DEFAULT_TOP_GENES
         if n_top is not None and n_top < len(columns):
             batch = None if counts.batch is None else counts.batch[training]
-            columns = columns[_most_variable(matrix[:, columns], n_top, batch)]
+            columns = most_variable(counts.matrix, training, columns, n_top, batch)
             how = f"the {n_top} most variable genes (seurat_v3)"
     if len(columns) < 2:
         raise DataError(
@@ -97,12 +96,11 @@ def match_genes(counts: Counts, genes: Sequence[str], *, max_missing: float) -> 
     if not missing:
         return counts.genes(columns), missing
     present = np.flatnonzero(columns >= 0)
-    found = counts.matrix[:, columns[present]].tocsc()
-    # An empty column for every missing gene: repeat the column pointers where nothing was found.
-    lengths = np.zeros(len(genes), dtype=np.int64)
-    lengths[present] = np.diff(found.indptr)
-    indptr = np.concatenate([[0], np.cumsum(lengths)])
-    matrix = sp.csc_matrix((found.data, found.indices, indptr), shape=(counts.n_cells, len(genes))).tocsr()
+    found = counts.matrix[:, columns[present]]
+    # A missing gene is a column that nothing is in: what was found only moves to the right.
+    parts = (found.data, present.astype(found.indices.dtype)[found.indices], found.indptr)
+    matrix = sp.csr_matrix(parts, shape=(counts.n_cells, len(genes)))
+    matrix.sort_indices()
     aligned = Counts(
         matrix=matrix,
         cell_names=counts.cell_names,
@@ -126,18 +124,3 @@ def _listed(counts: Counts, path: Path) -> np.ndarray:
         shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
         raise DataError(f"{len(unknown)} gene(s) of {path} are not in the data: {shown}", "gene names are var_names")
     return np.flatnonzero([gene in wanted for gene in counts.gene_names])
-
-
-def _most_variable(matrix: sp.csr_matrix, n_top: int, batch: np.ndarray | None) -> np.ndarray:
-    """Column indices, ascending, of scanpy's most variable genes (Stuart et al. 2019)."""
-    import anndata
-    import pandas as pd
-    import scanpy as sc
-
-    obs = pd.DataFrame(index=[str(i) for i in range(matrix.shape[0])])
-    if batch is not None:
-        obs["batch"] = pd.Categorical(batch)
-    adata = anndata.AnnData(matrix, obs=obs)
-    batch_key = None if batch is None else "batch"
-    sc.pp.highly_variable_genes(adata, flavor="seurat_v3", n_top_genes=n_top, batch_key=batch_key)
-    return np.flatnonzero(adata.var["highly_variable"])

@@ -18,11 +18,9 @@ import scipy.sparse as sp
 
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
+from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
-
-# A block of rows is about this many stored (or, in a dense matrix, all) values: 64 MiB of float32.
-_BLOCK_VALUES = 1 << 24
 
 
 class H5adFile:
@@ -78,7 +76,7 @@ class H5adFile:
         """Matrices that could hold counts, in the order they are tried."""
         with self._open() as file:
             names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
-            names += ["X"] if "X" in file and _is_matrix(file["X"]) else []
+            names += ["X"] if "X" in file and is_matrix(file["X"]) else []
             # An absent raw may be there as null.
             names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
         return names
@@ -102,12 +100,12 @@ class H5adFile:
         with self._open() as file:
             item = file[_location(name)]
             expected = (len(self.cell_names), len(self.matrix_genes(name)))
-            if _shape(item) != expected:
+            if shape_of(item) != expected:
                 raise DataError(
-                    f"{self.title}: {name} has shape {_shape(item)}, but there are {expected[0]} cells and "
+                    f"{self.title}: {name} has shape {shape_of(item)}, but there are {expected[0]} cells and "
                     f"{expected[1]} genes", "write the file again with anndata"
                 )  # fmt: skip
-            yield from _row_blocks(item, self.title)
+            yield from row_blocks(item, self.title)
 
     def existing(self, group: str) -> list[str]:
         """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""
@@ -222,13 +220,6 @@ def _location(name: str) -> str:
     return f"layers/{name[8:-2]}" if name.startswith('layers["') else name
 
 
-def _is_matrix(item: Any) -> bool:
-    """Whether an element is a matrix at all: X may be null."""
-    if isinstance(item, h5py.Group):
-        return "indptr" in item
-    return item.shape is not None and len(item.shape) == 2
-
-
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
     """One column of a frame of before anndata 0.7, which was a compound array with its categories in uns."""
     values: np.ndarray = frame[key]
@@ -238,55 +229,3 @@ def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None
     if values.dtype.kind in "OS":
         values = np.asarray([v.decode() if isinstance(v, bytes) else v for v in values], dtype=object)
     return values
-
-
-def _shape(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
-    if isinstance(item, h5py.Dataset):
-        return tuple(item.shape or ())
-    return tuple(int(n) for n in item.attrs.get("shape", item.attrs.get("h5sparse_shape", ())))
-
-
-def _row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
-    if not _is_matrix(item):
-        raise DataError(f"{title}: {item.name} is not a matrix", "write it with anndata")
-    kind = item.dtype.kind if isinstance(item, h5py.Dataset) else item["data"].dtype.kind
-    if kind not in "fiub":
-        raise DataError(f"{title}: {item.name} does not hold numbers", "counts are integers or floats")
-    if isinstance(item, h5py.Dataset):
-        step = max(1, _BLOCK_VALUES // max(1, item.shape[1]))
-        for start in range(0, item.shape[0], step):
-            yield sp.csr_matrix(_plain(item[start : start + step]))
-        return
-    shape = _shape(item)
-    encoding = str(item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", "csr")))
-    if encoding.startswith("csc"):
-        # Columns are stored together, so rows can only be had from the whole of it.
-        whole = (_plain(item["data"][:]), item["indices"][:], item["indptr"][:])
-        yield _sound(sp.csc_matrix, whole, shape, title).tocsr()
-        return
-    indptr = item["indptr"][:].astype(np.int64)
-    start = 0
-    while start < shape[0]:
-        end = int(np.searchsorted(indptr, indptr[start] + _BLOCK_VALUES, side="right")) - 1
-        end = min(max(end, start + 1), shape[0])
-        values = slice(int(indptr[start]), int(indptr[end]))
-        parts = (_plain(item["data"][values]), item["indices"][values], indptr[start : end + 1] - indptr[start])
-        yield _sound(sp.csr_matrix, parts, (end - start, shape[1]), title)
-        start = end
-
-
-def _sound(kind: Any, parts: tuple[np.ndarray, ...], shape: tuple[int, ...], title: str) -> Any:
-    """A sparse matrix whose indices were checked: scipy's C code trusts them."""
-    try:
-        matrix = kind(parts, shape=shape)
-        matrix.check_format()
-    except ValueError as error:
-        raise DataError(f"{title} is damaged: {error}", "copy or download it again") from error
-    return matrix
-
-
-def _plain(values: np.ndarray) -> np.ndarray:
-    """float16 and bool are storage formats; scipy's sparse matrices compute with neither."""
-    if values.dtype == np.float16:
-        return values.astype(np.float32)
-    return values.astype(np.uint8) if values.dtype == bool else values

@@ -127,11 +127,11 @@ def _groupings(store: CellStore) -> dict[str, int]:
 
 
 def _figures(counts: Counts) -> dict[str, Any]:
-    expressed = int((np.bincount(counts.matrix.indices, minlength=counts.n_genes) >= MIN_CELLS).sum())
+    expressed = int((counts.seen_in_g() >= MIN_CELLS).sum())
     modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
     stored = counts.matrix.nnz
-    # Counts (value and column, 8 bytes), once more while genes and cells are selected; the interpreter and torch.
-    memory = 2 * 8 * stored + 0.6 * 2**30
+    # Counts (value and column, 8 bytes); when genes are chosen, theirs once more; the interpreter and torch.
+    memory = 8 * stored * (1 if modelled == counts.n_genes else 2) + 0.6 * 2**30
     passes = min(_EPOCHS_OF_SMALL_DATA, max(1.0, _STEPS_BUDGET_CELLS / counts.n_cells))
     return {
         "counts_source": counts.source,
@@ -145,7 +145,7 @@ def _figures(counts: Counts) -> dict[str, Any]:
 
 def _cell_findings(counts: Counts) -> list[Finding]:
     findings = []
-    empty = np.flatnonzero(np.diff(counts.matrix.indptr) == 0)
+    empty = np.flatnonzero(~counts.filled)
     n_left = counts.n_cells - len(empty)
     if n_left < MIN_TRAINING_CELLS:
         message = f"{n_left} cell(s) with counts are too few to train on"
@@ -160,8 +160,7 @@ def _cell_findings(counts: Counts) -> list[Finding]:
 
 
 def _gene_findings(counts: Counts) -> list[Finding]:
-    n_cells_g = np.bincount(counts.matrix.indices, minlength=counts.n_genes)
-    rare = int((n_cells_g < MIN_CELLS).sum())
+    rare = int((counts.seen_in_g() < MIN_CELLS).sum())
     if counts.n_genes - rare < 2:
         message = f"{counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
         return [Finding(level="refuse", message=message, hint="a model needs at least two such genes")]

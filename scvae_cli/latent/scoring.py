@@ -77,7 +77,7 @@ def score(model: Model, counts: Counts, *, n_samples: int = 100, seed: int = 0) 
         for s in range(n_samples):
             noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
             z_nk = posterior.sample(noise_nk)
-            log_p_n = -model.vae.decode(z_nk, cells.batch_n).nll_n(cells).double().cpu()
+            log_p_n = -model.vae.decode(z_nk, cells.batch_n).nll_n(cells).cpu()
             # log p(z) − log q(z|x); the constants of the two Gaussians cancel.
             ratio_nk = 0.5 * (noise_nk.square() + posterior.var_nk.log() - z_nk.square())
             log_weight_ns[:, s] = log_p_n + ratio_nk.double().sum(1).cpu()

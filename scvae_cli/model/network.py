@@ -11,22 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN, count_nll
-
-
-class Posterior(NamedTuple):
-    """q(z|x), a Gaussian with diagonal covariance: mean and variance, each of shape (n, k)."""
-
-    mean_nk: Tensor
-    var_nk: Tensor
-
-    def sample(self, noise_nk: Tensor) -> Tensor:
-        """Move standard normal noise to the posterior, shape (n, k)."""
-        return self.mean_nk + self.var_nk.sqrt() * noise_nk
-
-    def kl_nk(self) -> Tensor:
-        """KL(q ‖ N(0, 1)) of each cell and dimension, shape (n, k), nats."""
-        return 0.5 * (self.mean_nk.square() + self.var_nk - 1 - self.var_nk.log())
+from scvae_cli.model.count_nll import mean_nll, nll_n
+from scvae_cli.model.encoder_input import log1p_at_depth
+from scvae_cli.model.fused_hidden import normalised_hidden
+from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
 
 
 class HiddenLayers(nn.Sequential):
@@ -39,9 +27,23 @@ class HiddenLayers(nn.Sequential):
     def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float) -> None:
         layers: list[nn.Module] = []
         for i in range(n_layers):
-            layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), nn.LayerNorm(n_hidden), nn.ReLU()]
-            layers += [nn.Dropout(dropout)]
+            layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalisedHidden(n_hidden, dropout)]
         super().__init__(*layers)
+
+
+class NormalisedHidden(nn.Module):
+    """LayerNorm → ReLU → dropout."""
+
+    def __init__(self, n_hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(n_hidden)
+        self.dropout = dropout
+
+    def forward(self, a_nh: Tensor) -> Tensor:
+        """Hidden units from their linear part."""
+        if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
+            return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
+        return nn.functional.dropout(torch.relu(self.norm(a_nh)), self.dropout, self.training)
 
 
 class Encoder(nn.Module):
@@ -53,14 +55,10 @@ class Encoder(nn.Module):
         self.mean = nn.Linear(n_hidden, n_latent)
         self.log_var = nn.Linear(n_hidden, n_latent)
 
-    def forward(self, cells: Minibatch, reference_library: Tensor) -> Posterior:
-        """Encode cells at one depth: counts are scaled to the reference library, then log1p."""
-        values = cells.nonzeros.value
-        cell = torch.div(cells.nonzeros.flat, cells.n_genes, rounding_mode="floor")
-        scale_n = reference_library / cells.library_n
-        h_nh = self.hidden(cells.scatter(torch.log1p(values * scale_n[cell])))
-        # A floor under the variance keeps the KL finite whatever the network says.
-        return Posterior(self.mean(h_nh).float(), self.log_var(h_nh).float().clamp(max=10.0).exp() + 1e-4)
+    def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log variance of q(z|x); cells are seen at one depth, scaled to the reference library, then log1p."""
+        h_nh = self.hidden(log1p_at_depth(cells, reference_library))
+        return self.mean(h_nh), self.log_var(h_nh)
 
 
 class BatchEffect(nn.Module):
@@ -92,9 +90,17 @@ class CountHead(nn.Module):
 
     def __init__(self, n_hidden: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
-        self.logits = nn.Linear(n_hidden, n_genes)
-        self.zero_logit = nn.Linear(n_hidden, n_genes) if likelihood == "zinb" else None
+        # One matrix for all outputs of a gene: one product is faster than two.
+        self.outputs = nn.Linear(n_hidden, 2 * n_genes if likelihood == "zinb" else n_genes)
         self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes)) if likelihood != "poisson" else None
+        self.n_genes = n_genes
+
+    @torch.no_grad()
+    def start(self, log_proportion_g: Tensor) -> None:
+        """Start at given log proportions of the genes, and where nearly no zero is called technical."""
+        self.outputs.bias[: self.n_genes] = log_proportion_g
+        # The counts must argue for it.
+        self.outputs.bias[self.n_genes :] = -3.0
 
     @property
     def log_theta_g(self) -> Tensor | None:
@@ -105,8 +111,9 @@ class CountHead(nn.Module):
 
     def forward(self, h_nh: Tensor) -> CountOutput:
         """Decoder output before library size and batch."""
-        zero_logit_ng = None if self.zero_logit is None else self.zero_logit(h_nh).float()
-        return CountOutput(self.logits(h_nh).float(), self.log_theta_g, zero_logit_ng)
+        # The bias is added where the outputs are used, which saves two walks over them.
+        raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
+        return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
 
 class CountOutput(NamedTuple):
@@ -114,27 +121,52 @@ class CountOutput(NamedTuple):
 
     Parameters
     ----------
-    logits_ng
-        Log proportions of the genes, up to a constant a cell.
+    raw_ng, bias_g
+        What add up to the logits of all genes and then, with zero inflation, their zero logits; shapes (n, g) or
+        (n, 2g), and (g,) or (2g,).
     log_theta_g
         Log inverse dispersion, or None.
-    zero_logit_ng
-        Zero-inflation logits, or None.
+    n_genes
+        g.
     """
 
-    logits_ng: Tensor
+    raw_ng: Tensor
+    bias_g: Tensor
     log_theta_g: Tensor | None
-    zero_logit_ng: Tensor | None
+    n_genes: int
 
+    @property
+    def logits_ng(self) -> Tensor:
+        """Log proportions of the genes, up to a constant a cell."""
+        return self.raw_ng[:, : self.n_genes] + self.bias_g[: self.n_genes]
+
+    @property
+    def zero_logit_ng(self) -> Tensor | None:
+        """Zero-inflation logits, or None."""
+        if self.raw_ng.shape[1] == self.n_genes:
+            return None
+        return self.raw_ng[:, self.n_genes :] + self.bias_g[self.n_genes :]
+
+    def shifted(self, gene_shift_ng: Tensor) -> CountOutput:
+        """The same with the logits moved."""
+        rest = self.raw_ng.shape[1] - self.n_genes
+        return self._replace(raw_ng=self.raw_ng + nn.functional.pad(gene_shift_ng, (0, rest)))
+
+    def mean_nll(self, cells: Minibatch) -> Tensor:
+        """Mean over the cells of the negative log-probability of their counts, a differentiable scalar, nats."""
+        return mean_nll(self.raw_ng, self.bias_g, self.log_theta_g, cells)
+
+    @torch.no_grad()
     def nll_n(self, cells: Minibatch) -> Tensor:
-        """Negative log-probability of the cells' counts, shape (n,), nats."""
-        return count_nll(self.logits_ng, cells.library_n.log(), cells.nonzeros, self.log_theta_g, self.zero_logit_ng)
+        """Negative log-probability of each cell's counts, shape (n,), float64, nats."""
+        return nll_n(self.raw_ng, self.bias_g, self.log_theta_g, cells)
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
         """Expected counts μ at given library sizes, shape (n, g); zero inflation lowers them on request."""
         mean_ng = torch.softmax(self.logits_ng, dim=1) * library_n.unsqueeze(1)
-        if with_zero_inflation and self.zero_logit_ng is not None:
-            mean_ng = mean_ng * torch.sigmoid(-self.zero_logit_ng)
+        zero_logit_ng = self.zero_logit_ng
+        if with_zero_inflation and zero_logit_ng is not None:
+            mean_ng = mean_ng * torch.sigmoid(-zero_logit_ng)
         return mean_ng
 
 
@@ -154,7 +186,7 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.first = nn.Linear(n_latent, n_hidden)
-        self.first_norm = nn.Sequential(nn.LayerNorm(n_hidden), nn.ReLU(), nn.Dropout(dropout))
+        self.first_norm = NormalisedHidden(n_hidden, dropout)
         self.hidden = HiddenLayers(n_hidden, n_hidden, n_layers - 1, dropout)
         self.head = CountHead(n_hidden, n_genes, likelihood)
         self.batch = BatchEffect(n_batches, n_hidden, n_genes) if n_batches else None
@@ -167,4 +199,4 @@ class Decoder(nn.Module):
             return plain
         hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
         output: CountOutput = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
-        return output._replace(logits_ng=output.logits_ng + gene_shift_ng)
+        return output.shifted(gene_shift_ng)

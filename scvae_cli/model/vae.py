@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.network import CountOutput, Decoder, Encoder, Posterior
+from scvae_cli.model.network import CountOutput, Decoder, Encoder
+from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class VAE(nn.Module):
@@ -65,10 +66,7 @@ class VAE(nn.Module):
         """
         # Half a count keeps a gene that is silent in the training cells finite.
         proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
-        self.decoder.head.logits.bias.copy_(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
-        if self.decoder.head.zero_logit is not None:
-            # Start where nearly no zero is called technical: the counts must argue for it.
-            self.decoder.head.zero_logit.bias.fill_(-3.0)
+        self.decoder.head.start(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
         self.reference_library.fill_(float(np.median(library_n)))
         if batch_n is not None:
             share_b = np.bincount(batch_n, minlength=len(self.batches)) / len(batch_n)
@@ -76,19 +74,23 @@ class VAE(nn.Module):
 
     def encode(self, cells: Minibatch) -> Posterior:
         """q(z|x) of some cells."""
-        posterior: Posterior = self.encoder(cells, self.reference_library)
-        return posterior
+        return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
     def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
         """p(x|z) of some positions, each in its batch, up to the library size."""
         output: CountOutput = self.decoder(z_nk, batch_n)
         return output
 
-    def nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the negative ELBO with one sample a cell: −log p(x|z) (n,) and KL (n, k), nats."""
-        posterior = self.encode(cells)
-        output = self.decode(posterior.sample(noise_nk), cells.batch_n)
-        return output.nll_n(cells), posterior.kl_nk()
+    def mean_nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
+        """The two terms of the negative ELBO with one sample a cell, each a mean over the cells, nats.
+
+        Returns
+        -------
+        −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
+        """
+        mean_nk, log_var_nk = self.encoder(cells, self.reference_library)
+        z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
+        return self.decode(z_nk, cells.batch_n).mean_nll(cells), kl
 
     def expected_counts(
         self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False

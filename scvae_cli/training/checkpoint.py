@@ -13,6 +13,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -122,8 +123,8 @@ def run_hash(counts: Counts, config: RunConfig) -> str:
     named = [counts.cell_names, counts.gene_names] + ([] if counts.batch is None else [counts.batch])
     for names in named:
         digest.update("\n".join(names).encode() + b"\0")
-    digest.update(counts.matrix.data.tobytes())
-    digest.update(counts.matrix.indices.tobytes())
+    for values in (counts.matrix.data, counts.matrix.indices):
+        digest.update(np.ascontiguousarray(values).data)
     return digest.hexdigest()
 
 

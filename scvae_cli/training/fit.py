@@ -98,7 +98,7 @@ def fit(
     Parameters
     ----------
     counts
-        All cells and all genes of the data.
+        All cells and all genes of the data. What the caller keeps of them stays in memory beside the chosen genes.
     config
         What the user asked for; what was left open is chosen here and recorded in the model.
     model_folder
@@ -123,18 +123,18 @@ def fit(
         raise DataError(f"{counts.n_cells} cell(s) are too few to train on", f"at least {MIN_CELLS} are needed")
     training, heldout = split(counts, config)
     columns, genes_chosen = select_genes(counts, training, config.data)
-    chosen = counts.genes(columns)
-    chosen = refuse_empty(chosen, drop=False)
+    checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config))
+    # The counts of the other genes are let go here, if nobody else holds them.
+    counts = refuse_empty(counts.genes(columns), drop=False)
 
     batches, batch_n = _batch_codes(counts)
     batch_size = config.train.batch_size or default_batch_size(len(training))
-    vae = _start(config, chosen, training, batches, batch_n).to(compute.device)
+    vae = _start(config, counts, training, batches, batch_n).to(compute.device)
 
     def table(rows: np.ndarray) -> CellTable:
-        return CellTable(chosen.matrix[rows], None if batch_n is None else batch_n[rows], compute.device)
+        return CellTable(counts.matrix, batch_n, compute.device, cells=rows)
 
     trainer = Trainer(vae, table(training), table(heldout), config.train, batch_size, compute)
-    checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config))
     history: list[dict[str, float]] = []
     if checkpoint is not None and resume:
         history = checkpoint.restore(trainer)
@@ -191,7 +191,7 @@ def fit(
     yield Finished(
         model=Model(
             vae=vae.to("cpu"),
-            genes=tuple(str(gene) for gene in chosen.gene_names),
+            genes=tuple(str(gene) for gene in counts.gene_names),
             heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
             config=recorded,
             facts=facts,
@@ -202,11 +202,11 @@ def fit(
 
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     """Refuse, or leave out, cells without a single count."""
-    empty = np.diff(counts.matrix.indptr) == 0
+    empty = ~counts.filled
     if not empty.any():
         return counts
     if drop:
-        return counts.cells(np.flatnonzero(~empty))
+        return counts.filled_cells()
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
         f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered, the first is {first!r}",
@@ -241,10 +241,12 @@ def _start(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         vae = VAE(config.model, counts.n_genes, batches)
-    matrix = counts.matrix[training]
+    # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
+    weight_n = np.zeros(counts.n_cells, dtype=np.float32)
+    weight_n[training] = 1
     vae.start_from_data(
-        np.asarray(matrix.sum(axis=0, dtype=np.float64)).ravel(),
-        np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel(),
+        (weight_n @ counts.matrix).astype(np.float64),
+        counts.library_n[training],
         None if batch_n is None else batch_n[training],
     )
     return vae

@@ -3,15 +3,13 @@
 Every epoch draws its order, noise and dropout from seeds made of the run's seed and the epoch's number, so a training
 resumed at any epoch repeats to the bit what an uninterrupted one does.
 
-What is judged on the held-out cells, and kept, is a running average of the weights over about the last hundred steps.
-It is what cooling the rate down would reach, at any time and without knowing when to begin.
+What is judged on the held-out cells, and kept, is the optimiser's running average of the weights.
 
 Shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -21,17 +19,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvae_cli.config import TrainConfig
 from scvae_cli.data.minibatches import CellTable, even_batches
 from scvae_cli.device import Compute
 from scvae_cli.errors import ModelError
 from scvae_cli.model.vae import VAE
+from scvae_cli.training.optimizer import AveragedAdamW
 from scvae_cli.training.schedule import Schedule
 
 EVALUATION_CELLS = 512
-AVERAGED_STEPS = 100
 ROLLBACK_FACTOR = 0.3
 MAX_ROLLBACKS = 4
 
@@ -144,9 +141,7 @@ class Trainer:
         self.training, self.heldout = training, heldout
         self._config, self._batch_size, self._compute = config, batch_size, compute
         self.schedule = Schedule.plan(config, len(even_batches(np.arange(training.n_cells), batch_size)))
-        groups = _parameter_groups(vae, config.weight_decay)
-        # On a CPU the fused step takes a fifth of the time, which for the plain one is a quarter of the training.
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
+        self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -159,15 +154,14 @@ class Trainer:
             before = self._snapshot()
             train_loss = 0.0
             broken: np.ndarray | None = None
-            for rows, loss_n in self._epoch():
-                loss = float(loss_n.mean())
+            for rows, loss in self._epoch():
                 if not math.isfinite(loss):
-                    broken = rows[~np.isfinite(loss_n.cpu().numpy())]
+                    broken = self._not_finite(rows)
                     break
                 train_loss += loss * len(rows) / self.training.n_cells
                 yield StepReport(step=schedule.step, loss=loss)
             if broken is None:
-                with self._averaged():
+                with self.optimizer.averaged():
                     nll, kl = self.evaluate()
                     averaged = _copy(self.vae.state_dict())
                 if not math.isfinite(nll + kl):
@@ -206,14 +200,24 @@ class Trainer:
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
-            with self._compute.matrix_products():
-                nll_n, kl_nk = self.vae.nll_and_kl(cells, noise_nk)
-            nll += float(nll_n.double().sum())
-            kl += float(kl_nk.double().sum())
-        return nll / self.heldout.n_cells, kl / self.heldout.n_cells
+            # In full precision, as the model will be used.
+            mean_nll, mean_kl = self.vae.mean_nll_and_kl(cells, noise_nk)
+            share = len(rows) / self.heldout.n_cells
+            nll += share * float(mean_nll)
+            kl += share * float(mean_kl)
+        return nll, kl
 
-    def _epoch(self) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """Take an epoch's steps, yielding each one's cells and their losses (before the step)."""
+    @torch.no_grad()
+    def _not_finite(self, rows: np.ndarray) -> np.ndarray:
+        """Those of some training cells whose likelihood at their posterior mean is not finite."""
+        self.vae.eval()
+        cells = self.training.take(rows)
+        output = self.vae.decode(self.vae.encode(cells).mean_nk, cells.batch_n)
+        broken: np.ndarray = rows[~np.isfinite(output.nll_n(cells).cpu().numpy())]
+        return broken
+
+    def _epoch(self) -> Iterator[tuple[np.ndarray, float]]:
+        """Take an epoch's steps, yielding each one's cells and their mean loss (before the step)."""
         schedule = self.schedule
         self.vae.train()
         # A retried epoch draws anew, or it would meet the same accident.
@@ -223,45 +227,16 @@ class Trainer:
         forked = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked):
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-            for rows in even_batches(order, self._batch_size):
-                for group in self.optimizer.param_groups:
-                    group["lr"] = schedule.learning_rate()
-                cells = self.training.take(rows)
+            for rows, cells in self.training.in_batches(order, self._batch_size):
                 noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=device)
                 with self._compute.matrix_products():
-                    nll_n, kl_nk = self.vae.nll_and_kl(cells, noise_nk)
-                loss_n = nll_n + schedule.kl_weight() * kl_nk.sum(1)
-                self.optimizer.zero_grad(set_to_none=True)
-                loss_n.mean().backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                torch.nn.utils.clip_grad_norm_(self.vae.parameters(), max_norm=1000.0)
-                yield rows, loss_n.detach()
-                self.optimizer.step()
-                self._average()
+                    nll, kl = self.vae.mean_nll_and_kl(cells, noise_nk)
+                    loss = nll + schedule.kl_weight() * kl
+                    self.optimizer.zero_grad(set_to_none=True)
+                    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+                yield rows, float(loss.detach())
+                self.optimizer.advance(schedule.learning_rate(), schedule.step)
                 schedule.step += 1
-
-    def _average(self) -> None:
-        """Move the running average of every parameter towards its present value."""
-        # The averages lie in the optimiser's state: they are then saved, resumed and rolled back with it.
-        states = self.optimizer.state
-        for parameter, state in states.items():
-            if "average" not in state:
-                state["average"] = parameter.detach().clone()
-        # Early on over fewer steps, or the random start would linger.
-        decay = min(1 - 1 / AVERAGED_STEPS, (1 + self.schedule.step) / (10 + self.schedule.step))
-        averages, present = [state["average"] for state in states.values()], list(states)
-        get_ema_multi_avg_fn(decay)(averages, present, None)  # type: ignore[no-untyped-call]  # torch leaves it untyped
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Put the running averages in place of the parameters for a while."""
-        present = _copy(self.vae.state_dict())
-        with torch.no_grad():
-            for parameter, state in self.optimizer.state.items():
-                parameter.copy_(state["average"])
-        try:
-            yield
-        finally:
-            self.vae.load_state_dict(present)
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -281,14 +256,6 @@ class Trainer:
         self.optimizer.load_state_dict(before["optimizer"])
         self.schedule.step = before["step"]
         self.schedule.peak_rate *= ROLLBACK_FACTOR
-
-
-def _parameter_groups(vae: VAE, weight_decay: float) -> list[dict[str, Any]]:
-    """Decay acts on weight matrices; biases, norms, dispersions and batch effects of genes are left to the data."""
-    matrices = [p for name, p in vae.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in vae.parameters() if id(p) not in chosen]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,0 +1,180 @@
+"""What the benchmarks on held-out cells share: their options, their recorded runs, and the scVI side of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from heldout_split import Split
+from heldout_table import Run, standard_error
+from timed import Timed, describe_machine, run_json
+
+HERE = Path(__file__).resolve().parent
+SHARED_DATA = HERE.parent.parent / "shared" / "data"
+
+
+def add_options(parser: argparse.ArgumentParser, *, data: list[Path], results: str) -> None:
+    """The options that every benchmark on held-out cells takes."""
+    parser.add_argument("data", nargs="*", type=Path, default=data, help="h5ad files with raw counts in X")
+    parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--samples", type=int, default=100, help="posterior samples a cell (100)")
+    parser.add_argument("--test-share", type=float, default=0.1, help="share of the cells that is tested on (0.1)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
+    parser.add_argument("--only", choices=["scvae", "scvi"], help="measure this tool anew, keep the other's runs")
+    parser.add_argument("--resume", action="store_true", help="measure only what the results file lacks")
+    parser.add_argument("--scvi-python", default=sys.executable, help="an interpreter that has scvi-tools")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / results)
+
+
+class Records:
+    """The runs of a results file: one a line, with the table made of them as .md beside it.
+
+    Parameters
+    ----------
+    args
+        The command line. What it does not ask to measure again is kept: with `--resume` every run of the file, with
+        `--only` the other tool's and those of other data sets and seeds, else none.
+    chosen
+        Contenders that will be measured.
+    labels
+        Contender → label, in the order in which runs are written.
+    render
+        Makes the table.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        chosen: list[str],
+        labels: dict[str, str],
+        render: Callable[[list[Run]], str],
+    ) -> None:
+        self._args, self._order, self._render = args, list(labels), render
+        old: list[Run] = json.loads(args.results.read_text())["runs"] if args.results.exists() else []
+        datasets = [data.stem for data in args.data]
+
+        def replaced(run: Run) -> bool:
+            return run["contender"] in chosen and run["dataset"] in datasets and run["seed"] in args.seeds
+
+        self.runs = [run for run in old if args.resume or (args.only and not replaced(run))]
+
+    def made_on(self, parts: Split) -> dict[str, Run]:
+        """Recorded runs of this data set and seed, by contender; drops those made on another split.
+
+        A run on other cells, genes or sample counts cannot stand in the same table.
+        """
+        outdated = [run for run in self.runs if parts.outdates(run)]
+        if outdated:
+            print(f"  {len(outdated)} recorded runs were made on another split: dropped", file=sys.stderr)
+        self.runs = [run for run in self.runs if run not in outdated]
+        here = (parts.dataset, parts.seed)
+        return {run["contender"]: run for run in self.runs if (run["dataset"], run["seed"]) == here}
+
+    def add(self, run: Run) -> None:
+        """Record a run, in place of an earlier one of the same contender, data set and seed, and write the file."""
+        self.runs = [old for old in self.runs if self._key(old) != self._key(run)]
+        self.runs.append(run)
+        self.save()
+
+    def save(self) -> None:
+        """Write the records, one a line, and the table made of them."""
+        results: Path = self._args.results
+        results.parent.mkdir(parents=True, exist_ok=True)
+        self.runs.sort(key=self._key)
+        head = json.dumps({name: getattr(self._args, name) for name in ("test_share", "samples", "threads")})
+        lines = ",\n".join(json.dumps(run) for run in self.runs)
+        sibling = results.with_suffix(".partial")
+        sibling.write_text(f'{{"settings": {head},\n"runs": [\n{lines}\n]}}\n')
+        sibling.replace(results)
+        results.with_suffix(".md").write_text(self._render(self.runs))
+
+    def _key(self, run: Run) -> tuple[str, int, int]:
+        return run["dataset"], run["seed"], self._order.index(run["contender"])
+
+
+def describe_run(name: str, label: str, parts: Split, args: argparse.Namespace) -> Run:
+    """What every record says first: of whom, on what, where and when."""
+    return {
+        "dataset": parts.dataset,
+        "seed": parts.seed,
+        "contender": name,
+        "label": label,
+        "split": parts.fingerprint,
+        "n_trainer": parts.n_trainer,
+        "n_test": parts.n_test,
+        "n_genes": parts.n_genes,
+        "samples": args.samples,
+        "machine": describe_machine(args.threads),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+
+
+def check_and_tell(run: Run, parts: Split) -> Run:
+    """Refuse a run on anything but the split's genes and cells, and print its line for the log."""
+    name = run["contender"]
+    if run.pop("seen_genes") != parts.n_genes or run.pop("seen_cells") != parts.n_test:
+        raise SystemExit(
+            f"{name} did not model the {parts.n_genes} genes or score the {parts.n_test} cells it was given"
+        )
+    line = f"  {run['label']}: IWAE {run['mean_iwae']:.2f}, ELBO {run['mean_elbo']:.2f}"
+    if "scvi_elbo" in run:
+        line += f" (by scVI's own functions {run['scvi_marginal_ll']:.2f}, {run['scvi_elbo']:.2f})"
+    print(f"{line}, {run['epochs']} epochs, {run['process_s']:.0f} s", file=sys.stderr)
+    return run
+
+
+def measure_scvi(name: str, parts: Split, work: Path, args: argparse.Namespace) -> Run:
+    """`heldout_scvi.py train` and `score`, in scVI's own environment; the model stays in `work`/model."""
+    scores = work / "scores.npz"
+    train = ["train", str(parts.trainer_file), "--seed", str(parts.seed), "--contender", name]
+    score = ["score", str(parts.test_file), "--seed", str(parts.seed), "--samples", str(args.samples)]
+    trained = run_scvi(train, work, args)
+    summary = run_scvi([*score, "-o", str(scores)], work, args)
+    cells = np.load(scores)
+    return {
+        **times(trained, summary),
+        "n_validation": trained.result["n_validation"],
+        "versions": trained.result["versions"],
+        "scvi_marginal_ll": summary.result["scvi_marginal_ll"],
+        "scvi_elbo": summary.result["scvi_elbo"],
+        **per_cell(cells["elbo"], cells["iwae"], summary.result),
+    }
+
+
+def run_scvi(step: list[str], work: Path, args: argparse.Namespace) -> Timed:
+    """One step of `heldout_scvi.py` on the model `work`/model, in a process of its own."""
+    script = [args.scvi_python, str(HERE / "heldout_scvi.py")]
+    return run_json([*script, *step, "-m", str(work / "model"), "--threads", str(args.threads)], args.threads)
+
+
+def times(trained: Timed, summary: Timed) -> dict[str, Any]:
+    """What is recorded alike for both tools: times, epochs, and what they saw."""
+    return {
+        "process_s": trained.seconds,
+        "training_s": trained.result["seconds"],
+        "score_s": summary.seconds,
+        "other_cores": trained.other_cores,
+        "epochs": trained.result["epochs"],
+        "seen_genes": trained.result["n_genes"],
+        "seen_cells": summary.result["n_cells"],
+    }
+
+
+def per_cell(elbo: np.ndarray, iwae: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
+    """Means and standard errors over cells; refuses cells that don't add up to the mean the tool printed."""
+    for values, said in ((elbo, summary["mean_elbo"]), (iwae, summary["mean_iwae"])):
+        if not abs(values.mean() - said) < 0.01:
+            raise SystemExit(f"the cells' mean is {values.mean():.3f}, the tool printed {said:.3f}")
+    return {
+        "mean_elbo": float(elbo.mean()),
+        "mean_iwae": float(iwae.mean()),
+        "se_elbo": standard_error(elbo),
+        "se_iwae": standard_error(iwae),
+        "iwae_per_cell": [round(float(value), 3) for value in iwae],
+    }

@@ -1,0 +1,180 @@
+"""Training speed on a CPU: cells a second, scvae beside scvi-tools, with the same network on the same counts.
+
+    python benchmarks/throughput.py --scvi-python SCVI_ENV/bin/python
+
+What is measured. `scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000
+above), at a depth of 0.18 counts a gene, where about 11% of the counts are not zero; public 10x data have about as many
+(PBMC 4k: 10%). Both tools train the same network on it (1 hidden layer of 128, 10 latent dimensions, ZINB: scvi-tools'
+defaults) with the same batch size and learn from 90% of the cells, for `--epochs` epochs, on CPU with `--threads`
+threads. Every training is a process of its own, and the tools take turns, `--rounds` times.
+
+The speed of one process is the median over its epochs but the first of: cells between the end of the first and of the
+last step of the epoch, by the seconds in between. Loading the minibatches is in it; validation and all else between
+epochs is not. scvae gathers the cells of many minibatches at once, mostly before the first step, so beside it stands
+the speed with the first step, from the beginning of each epoch ("whole epoch").
+
+The ratio is the median over the rounds of scvae's speed by that of scvi-tools'. Results go to `--results` (JSON, and a
+table as .md beside it); the table is printed too, or with `--json` the JSON object.
+
+scvi-tools may live in another environment (`--scvi-python`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from heldout_table import table
+from timed import describe_machine, run_json
+
+HERE = Path(__file__).resolve().parent
+COUNTS_PER_GENE = 0.18
+MANY_GENES = 4000
+# Cells up to MANY_GENES genes, and above.
+FEW_GENES_CELLS, MANY_GENES_CELLS = 6000, 3000
+BATCH_SIZE = 128
+TOOLS = ("scvae", "scvi")
+
+INTRODUCTION = """\
+# Training speed: scvae and scvi-tools
+
+Written by `benchmarks/throughput.py`; its docstring says what is measured. Cells a second while training on a CPU,
+higher is better: the same network (1 hidden layer of 128, 10 latent dimensions, ZINB), the same simulated counts,
+minibatches of {batch_size}. Medians over the rounds ({rounds}), which follow below one by one.
+"""
+
+
+def main() -> None:
+    """Simulate, let the tools take turns, write and print."""
+    args = parse_arguments()
+    cases = []
+    with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
+        for n_genes in args.genes:
+            cases.append(measure_case(n_genes, Path(folder) / f"{n_genes}.h5ad", args))
+    flat = {f"{key}_{case['n_genes']}": case[key] for case in cases for key in ("ratio", "density", "cells_per_s")}
+    result = flat | {
+        "cases": cases,
+        "batch_size": BATCH_SIZE,
+        "epochs": args.epochs,
+        "rounds": args.rounds,
+        "threads": args.threads,
+        "machine": describe_machine(args.threads),
+        "versions": {tool: cases[0]["runs"][i]["versions"] for i, tool in enumerate(TOOLS)},
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+    }
+    text = render(result)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    args.results.write_text(json.dumps(result, indent=1) + "\n")
+    args.results.with_suffix(".md").write_text(text)
+    print(json.dumps(result) if args.json else text)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--scvi-python", default=sys.executable, help="an interpreter that has scvi-tools")
+    parser.add_argument("--scvae-python", default=sys.executable, help="an interpreter that has scvae-cli")
+    parser.add_argument("--genes", type=lambda text: [int(n) for n in text.split(",")], default=[2000, 10000])
+    parser.add_argument("--cells", type=int, help="cells of every file (6,000 up to 4,000 genes, 3,000 above)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each tool (3)")
+    parser.add_argument("--epochs", type=int, default=8, help="epochs of a process; the first is left out (8)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "throughput.json")
+    args = parser.parse_args()
+    if args.epochs < 2:
+        parser.error("--epochs: the first is left out, so 2 or more are needed")
+    return args
+
+
+def measure_case(n_genes: int, file: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """All rounds on one file."""
+    n_cells = args.cells or (FEW_GENES_CELLS if n_genes <= MANY_GENES else MANY_GENES_CELLS)
+    depth = COUNTS_PER_GENE * n_genes
+    shape = ["--cells", str(n_cells), "--genes", str(n_genes), "--depth", str(depth)]
+    simulate = [args.scvae_python, "-m", "scvae_cli", "simulate", str(file), *shape, "--seed", "0", "--json", "--quiet"]
+    run_json(simulate, args.threads)
+    density = density_of(file)
+    print(f"{n_cells} cells x {n_genes} genes, {density:.1%} of the counts are not zero", file=sys.stderr)
+
+    runs = []
+    for round_ in range(args.rounds):
+        for tool in TOOLS:
+            run = measure(tool, file, args)
+            if run["n_genes"] != n_genes:
+                raise SystemExit(f"{tool} did not model the {n_genes} genes it was given")
+            runs.append({"tool": tool, "round": round_ + 1, **run})
+            print(f"  {tool}, round {round_ + 1}: {run['cells_per_s']:.0f} cells/s", file=sys.stderr)
+    speed = {tool: _middle(runs, tool, "cells_per_s") for tool in TOOLS}
+    whole = {tool: _middle(runs, tool, "with_first_step") for tool in TOOLS}
+    return {
+        "n_genes": n_genes,
+        "n_cells": n_cells,
+        "depth": depth,
+        "density": round(density, 4),
+        "cells_per_s": speed,
+        "ratio": round(speed["scvae"] / speed["scvi"], 3),
+        "ratio_with_first_step": round(whole["scvae"] / whole["scvi"], 3),
+        "runs": runs,
+    }
+
+
+def measure(tool: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """One training in a process of its own."""
+    python = args.scvae_python if tool == "scvae" else args.scvi_python
+    settings = {"--epochs": args.epochs, "--batch-size": BATCH_SIZE, "--threads": args.threads}
+    options = [str(word) for setting in settings.items() for word in setting]
+    timed = run_json([python, str(HERE / f"throughput_{tool}.py"), str(file), *options], args.threads)
+    return {**timed.result, "other_cores": timed.other_cores}
+
+
+def density_of(file: Path) -> float:
+    """Share of the counts that are not zero."""
+    import anndata
+
+    counts = anndata.read_h5ad(file).X
+    return float(counts.count_nonzero() / (counts.shape[0] * counts.shape[1]))
+
+
+def render(result: dict[str, Any]) -> str:
+    """The whole markdown page."""
+    head = ["data set", "not zero", "scvae", "scvi-tools", "ratio", "ratio, whole epoch"]
+    rows, singles = [], []
+    for case in result["cases"]:
+        name = f"{case['n_cells']:,} cells × {case['n_genes']:,} genes"
+        speed = [f"{case['cells_per_s'][tool]:,.0f}" for tool in TOOLS]
+        ratios = [f"{case[key]:.2f}" for key in ("ratio", "ratio_with_first_step")]
+        rows.append([name, f"{case['density']:.1%}", *speed, *ratios])
+        for run in case["runs"]:
+            others = "?" if run["other_cores"] is None else f"{run['other_cores']:.1f} cores"
+            speeds = [f"{run[key]:,.0f}" for key in ("cells_per_s", "with_first_step")]
+            singles.append([name, run["tool"], str(run["round"]), *speeds, str(run["steps_per_epoch"]), others])
+    versions = [", ".join(f"{name} {v}" for name, v in found.items()) for found in result["versions"].values()]
+    single_head = ["data set", "contender", "round", "cells/s", "whole epoch", "steps an epoch", "others"]
+    return "\n".join(
+        [
+            INTRODUCTION.format(batch_size=result["batch_size"], rounds=result["rounds"]),
+            table(head, rows),
+            f"## Single rounds\n\n{table(single_head, singles)}",
+            "## Where and when\n",
+            f"- machine: {result['machine']}",
+            f"- date: {result['date']}",
+            *(f"- {found}" for found in versions),
+            '- "others": cores that anything but this benchmark kept busy meanwhile; the speeds hold for about 0',
+            "",
+        ]
+    )
+
+
+def _middle(runs: list[dict[str, Any]], tool: str, key: str) -> float:
+    return median(run[key] for run in runs if run["tool"] == tool)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Seconds until scvae's held-out likelihood is as good as scvi-tools', and what it comes to in the end.
+
+    python benchmarks/time_to_quality.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2
+
+What is measured. Data, split, test cells, genes and bounds are those of `heldout.py`: 10% test cells that no trainer
+sees, one file for the trainers, nats per test cell (importance bound, IWAE, with `--samples` posterior samples). Of
+files with more than 4,000 genes the 2,000 most variable ones are modelled, chosen on the trainers' cells.
+
+scVI with early stopping and the larger scVI (2 layers, 30 latent dimensions, nb, early stopping) are trained first. The
+better of the two on the test cells, for each data set and seed, sets the target: its mean bound, and the wall time of
+its whole training process (start of Python, imports, reading, training, saving).
+
+scvae trains at its defaults (`--genes all`), and every epoch is timed from the start of the process. Reported is the
+first epoch whose averaged weights have at least the target's bound on the test cells (`quality_scvae.py` says how it is
+found), and the finished model's bound and time. Both tools run on CPU with `--threads` threads, one process at a time.
+
+For data with labels in obs (cell_type, cell_line or bulk_labels) the mean latent positions of all cells, the trainers'
+and the test's, are compared with the labels: `embedding_quality.py` says how.
+
+scvi-tools may live in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to
+`--results` (JSON, one run a line, and a table as .md beside it) as they finish. `--only scvae` measures scvae anew and
+keeps the scVI runs already in that file; `--resume` measures only what is missing from it, and scvae where its target
+has changed; without either the file is started afresh.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import time_to_quality_table
+from embedding_quality import embedding_quality, labels_of
+from heldout_runs import (
+    HERE,
+    SHARED_DATA,
+    Records,
+    add_options,
+    check_and_tell,
+    describe_run,
+    measure_scvi,
+    per_cell,
+    run_scvi,
+)
+from heldout_scvi import CONTENDERS as SCVI_CONTENDERS
+from heldout_split import Split, split
+from heldout_table import Run
+from time_to_quality_table import SCVI, better_scvi, same_target
+from timed import run_json
+
+SETS = ("citeseq_eccite_500", "kang_muscat_2donors", "mixology_sc", "paul15_3004", "pbmc4k_top2000", "rnamix_celseq2")
+DEFAULT_DATA = [
+    *(SHARED_DATA / f"{name}.h5ad" for name in SETS),
+    HERE.parent / "data_samples" / "pbmc68k_700.h5ad",
+]
+LABELS = {name: SCVI_CONTENDERS[name].label for name in SCVI} | {"scvae": "scvae, defaults"}
+
+
+def main() -> None:
+    """Run what is asked for, one process a step, and write the results after every run."""
+    args = parse_arguments()
+    chosen = [name for name in LABELS if args.only is None or name.startswith(args.only)]
+    records = Records(args, chosen, LABELS, time_to_quality_table.render)
+
+    with tempfile.TemporaryDirectory(prefix="time-to-quality-") as folder:
+        for seed in args.seeds:
+            for data in args.data:
+                parts = split(
+                    data,
+                    Path(folder) / f"{data.stem}-{seed}",
+                    seed=seed,
+                    test_share=args.test_share,
+                    samples=args.samples,
+                )
+                print(f"{data.stem}, seed {seed}: {parts.describe()}", file=sys.stderr)
+                run_all(chosen, data, parts, records, args)
+    records.save()
+    print(args.results.with_suffix(".md").read_text())
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line; see the module's docstring."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, data=DEFAULT_DATA, results="time_to_quality.json")
+    parser.add_argument("--scvae-python", default=sys.executable, help="an interpreter that has scvae-cli")
+    return parser.parse_args()
+
+
+def run_all(chosen: list[str], data: Path, parts: Split, records: Records, args: argparse.Namespace) -> None:
+    """Measure what is missing on one split: scVI's runs first, for they set scvae's target."""
+    for name in SCVI:
+        if name in chosen and name not in records.made_on(parts):
+            records.add(measure(name, data, parts, None, args))
+    found = records.made_on(parts)
+    target = better_scvi(found)
+    if "scvae" in chosen and not ("scvae" in found and same_target(found["scvae"], target)):
+        if target is None:
+            print("  no runs of scVI: scvae trains without a target", file=sys.stderr)
+        records.add(measure("scvae", data, parts, target, args))
+
+
+def measure(name: str, data: Path, parts: Split, target: Run | None, args: argparse.Namespace) -> Run:
+    """Train, score and embed one contender on one split; the result is one record of the results file."""
+    work = parts.trainer_file.parent / name
+    work.mkdir()
+    run = describe_run(name, LABELS[name], parts, args)
+    if name == "scvae":
+        run |= measure_scvae(parts, target, work, args)
+    else:
+        run |= measure_scvi(name, parts, work, args)
+    run = check_and_tell(run, parts)
+    if name == "scvae" and target is not None:
+        reached = "not reached" if run["reached"] is None else f"reached after {run['reached']['seconds']:.1f} s"
+        print(f"    target {run['target']:.2f} {reached}; scVI's took {target['process_s']:.0f} s", file=sys.stderr)
+    labels = labels_of(data, cells_of(parts))
+    if labels is not None:
+        latent = work / "latent.npy"
+        if name != "scvae":
+            run_scvi(["embed", str(parts.trainer_file), str(parts.test_file), "-o", str(latent)], work, args)
+        run["embedding"] = embedding_quality(np.load(latent), labels)
+        print(f"    embedding: {run['embedding']}", file=sys.stderr)
+    return run
+
+
+def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`quality_scvae.py`, timed from the moment it is started."""
+    scores = work / "scores.npz"
+    files = [str(parts.trainer_file), str(parts.test_file)]
+    outputs = ["-m", str(work / "model.scvae"), "-o", str(scores), "--latent", str(work / "latent.npy")]
+    # With "=", or argparse takes a negative number for an option.
+    asked = [] if target is None else [f"--target={target['mean_iwae']!r}"]
+    settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *asked]
+    command = [args.scvae_python, str(HERE / "quality_scvae.py"), *files, *outputs, *settings]
+    timed = run_json([*command, "--started", repr(time.time())], args.threads)
+    told = timed.result
+    cells = np.load(scores)
+    kept = ("process_s", "epochs", "best_epoch", "active_units", "target", "reached", "scored_epochs", "epoch_seconds")
+    return {
+        **{name: told[name] for name in kept},
+        "training_s": told["seconds"],
+        "other_cores": timed.other_cores,
+        "seen_genes": told["n_genes"],
+        "seen_cells": told["n_cells"],
+        "versions": told["versions"],
+        **per_cell(cells["elbo"], cells["iwae"], told),
+    }
+
+
+def cells_of(parts: Split) -> list[str]:
+    """Names of all cells, the trainers' first."""
+    import anndata
+
+    files = (parts.trainer_file, parts.test_file)
+    return [str(name) for file in files for name in anndata.read_h5ad(file, backed="r").obs_names]
+
+
+if __name__ == "__main__":
+    main()

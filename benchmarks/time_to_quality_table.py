@@ -1,0 +1,219 @@
+"""The table of the time-to-quality benchmark, made from its recorded runs alone.
+
+python benchmarks/time_to_quality_table.py benchmarks/results/time_to_quality.json > time_to_quality.md
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, median
+
+import numpy as np
+from heldout_table import Run, listed, paired_lead, provenance, standard_error, table
+
+SCVI = ("scvi-es", "scvi-2x30nb")
+# Recorded bounds repeat to this; another target is another question.
+SAME_NATS = 1e-6
+SCORES = ("knn_accuracy", "nmi", "ari", "silhouette", "bio")
+
+INTRODUCTION = """\
+# Time to quality: scvae and scVI
+
+Written by `benchmarks/time_to_quality.py`; its docstring says what is measured. Nats per test cell, higher is better:
+the importance bound on log p(x) with {samples} posterior samples. "Better scVI" is the better of scVI with early
+stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data set and
+seed. "scvae gets there" is the time from the start of scvae's process until its bound is at least that scVI's;
+"faster" is scVI's time divided by it. Times are wall times of the whole training process. "Gain" is scvae's finished
+model minus the better scVI.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """scvae and the better scVI on one split.
+
+    `faster` is scVI's seconds by scvae's until the same bound, 0 if scvae never gets there, None if it was not searched
+    for at this scVI's bound.
+    """
+
+    ours: Run
+    theirs: Run
+    gain: float
+    gain_error: float
+    faster: float | None
+
+    @property
+    def gain_percent(self) -> float:
+        """Gain in percent of scVI's bound."""
+        return 100 * self.gain / abs(self.theirs["mean_iwae"])
+
+
+def render(runs: list[Run]) -> str:
+    """The whole markdown page."""
+    if not runs:
+        return "No runs yet.\n"
+    parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]
+    comparisons = compare(runs)
+    if comparisons:
+        parts += [_by_set(comparisons), _by_seed(comparisons), _embeddings(comparisons)]
+    parts += [_single_runs(runs), provenance(runs)]
+    return "\n".join(part for part in parts if part)
+
+
+def better_scvi(found: dict[str, Run]) -> Run | None:
+    """The scVI run with the higher bound, of the runs of one split by contender; None unless both are there."""
+    if any(name not in found for name in SCVI):
+        return None
+    return max((found[name] for name in SCVI), key=lambda run: run["mean_iwae"])
+
+
+def same_target(ours: Run, target: Run | None) -> bool:
+    """Whether scvae was timed until this target, or neither has one."""
+    if target is None or ours["target"] is None:
+        return target is None and ours["target"] is None
+    return math.isclose(ours["target"], target["mean_iwae"], abs_tol=SAME_NATS)
+
+
+def compare(runs: list[Run]) -> list[Comparison]:
+    """scvae and the better scVI, wherever all three runs are there."""
+    comparisons = []
+    for place in sorted({(run["dataset"], run["seed"]) for run in runs}):
+        found = {run["contender"]: run for run in runs if (run["dataset"], run["seed"]) == place}
+        ours, theirs = found.get("scvae"), better_scvi(found)
+        if ours is None or theirs is None:
+            continue
+        gain, error = paired_lead(ours, theirs)
+        faster = None
+        if same_target(ours, theirs):
+            faster = theirs["process_s"] / ours["reached"]["seconds"] if ours["reached"] else 0.0
+        comparisons.append(Comparison(ours=ours, theirs=theirs, gain=gain, gain_error=error, faster=faster))
+    return comparisons
+
+
+def _by_set(comparisons: list[Comparison]) -> str:
+    head = ["data set", "seeds", "faster", "scvae gets there", "better scVI's time", "gain", "gain, %"]
+    rows, summary = [], []
+    for group in _grouped(comparisons):
+        gain, percent = mean(c.gain for c in group), mean(c.gain_percent for c in group)
+        faster = _middle([c.faster for c in group])
+        reached = [c.ours["reached"]["seconds"] if c.faster else math.inf for c in group]
+        summary.append((faster, gain, percent))
+        rows.append(
+            [
+                group[0].ours["dataset"],
+                str(len(group)),
+                _times(faster),
+                "" if faster is None else _seconds(median(reached)),
+                _seconds(median(c.theirs["process_s"] for c in group)),
+                f"{gain:.2f}{_over_seeds([c.gain for c in group])}",
+                f"{percent:.2f}{_over_seeds([c.gain_percent for c in group])}",
+            ]
+        )
+    faster = _times(_middle([row[0] for row in summary]))
+    gain, percent = (f"{median(row[i] for row in summary):.2f}" for i in (1, 2))
+    rows.append(["median of the sets", "", faster, "", "", gain, percent])
+    note = (
+        "Times, and how much faster, are medians over the seeds (a seed where scvae never gets there counts as 0 × "
+        "faster); gains are means over the seeds ± the standard error between seeds."
+    )
+    return f"## By data set\n\n{note}\n\n{table(head, rows)}"
+
+
+def _by_seed(comparisons: list[Comparison]) -> str:
+    head = [
+        "data set", "seed", "better scVI", "its bound", "its time", "scvae gets there", "faster",
+        "scvae's bound", "scvae's time", "gain", "gain, %",
+    ]  # fmt: skip
+    rows = []
+    for c in comparisons:
+        reached = "never" if c.faster == 0 else _seconds(c.ours["reached"]["seconds"]) if c.faster else "?"
+        rows.append(
+            [
+                c.ours["dataset"],
+                str(c.ours["seed"]),
+                c.theirs["label"],
+                f"{c.theirs['mean_iwae']:.2f}",
+                _seconds(c.theirs["process_s"]),
+                reached,
+                _times(c.faster),
+                f"{c.ours['mean_iwae']:.2f}",
+                _seconds(c.ours["process_s"]),
+                f"{c.gain:.2f} ± {c.gain_error:.2f}",
+                f"{c.gain_percent:.2f}",
+            ]
+        )
+    note = 'The gain\'s ± is the standard error over the paired test cells. "?": scvae was timed at another bound.'
+    return f"## By data set and seed\n\n{note}\n\n{table(head, rows)}"
+
+
+def _embeddings(comparisons: list[Comparison]) -> str:
+    labelled = [c for c in comparisons if "embedding" in c.ours and "embedding" in c.theirs]
+    if not labelled:
+        return ""
+    head = ["data set", "contender", "kNN accuracy", "NMI", "ARI", "silhouette", "bio", "seeds"]
+    sides: dict[str, Callable[[Comparison], Run]] = {"scvae": lambda c: c.ours, "better scVI": lambda c: c.theirs}
+    rows, means = [], {name: [] for name in sides}
+    for group in _grouped(labelled):
+        for name, side in sides.items():
+            values = [mean(side(c)["embedding"][score] for c in group) for score in SCORES]
+            means[name].append(values)
+            rows.append([group[0].ours["dataset"], name, *(f"{value:.3f}" for value in values), str(len(group))])
+    for name, values in means.items():
+        rows.append(["mean of the sets", name, *(f"{value:.3f}" for value in np.mean(values, axis=0)), ""])
+    note = "Means over the seeds; `embedding_quality.py` says what the scores are."
+    return f"## Embeddings against known labels\n\n{note}\n\n{table(head, rows)}"
+
+
+def _single_runs(runs: list[Run]) -> str:
+    head = ["data set", "seed", "contender", "IWAE", "ELBO", "process", "training", "epochs", "others", "kNN", "bio"]
+    rows = []
+    for run in runs:
+        embedding = run.get("embedding")
+        rows.append(
+            [
+                run["dataset"],
+                str(run["seed"]),
+                run["label"],
+                f"{run['mean_iwae']:.2f} ± {run['se_iwae']:.2f}",
+                f"{run['mean_elbo']:.2f} ± {run['se_elbo']:.2f}",
+                f"{run['process_s']:.1f} s",
+                f"{run['training_s']:.1f} s",
+                str(run["epochs"]),
+                "?" if run["other_cores"] is None else f"{run['other_cores']:.1f} cores",
+                *([f"{embedding[score]:.3f}" for score in ("knn_accuracy", "bio")] if embedding else ["", ""]),
+            ]
+        )
+    return f"## Single runs\n\n{table(head, rows)}"
+
+
+def _grouped(comparisons: list[Comparison]) -> list[list[Comparison]]:
+    """By data set, in order."""
+    names = dict.fromkeys(c.ours["dataset"] for c in comparisons)
+    return [[c for c in comparisons if c.ours["dataset"] == name] for name in names]
+
+
+def _over_seeds(values: list[float]) -> str:
+    return f" ± {standard_error(np.asarray(values)):.2f}" if len(values) > 1 else ""
+
+
+def _middle(values: list[float | None]) -> float | None:
+    """The median; None if one is missing."""
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
+
+
+def _times(faster: float | None) -> str:
+    return "?" if faster is None else "never" if faster == 0 else f"{faster:.1f} ×"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if math.isfinite(seconds) else "never"
+
+
+if __name__ == "__main__":
+    print(render(json.loads(Path(sys.argv[1]).read_text())["runs"]), end="")

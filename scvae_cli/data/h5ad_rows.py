@@ -1,0 +1,147 @@
+"""A matrix in an .h5ad file as blocks of rows, whichever way it is stored: as CSR, as CSC or dense.
+
+Whatever the size of the matrix, a block and what is needed to make it stay small.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import h5py
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.errors import DataError
+
+# A block of rows is about this many stored (or, in a dense matrix, all) values: 32 MiB of float32.
+_BLOCK_VALUES = 1 << 23
+# A matrix stored by columns is walked through once for every block of rows; a large one gets larger blocks instead.
+_MAX_WALKS = 16
+
+
+def is_matrix(item: Any) -> bool:
+    """Whether an element is a matrix at all: X may be null."""
+    if isinstance(item, h5py.Group):
+        return "indptr" in item
+    return item.shape is not None and len(item.shape) == 2
+
+
+def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
+    """The shape of a matrix, also of one written before anndata 0.7."""
+    if isinstance(item, h5py.Dataset):
+        return tuple(item.shape or ())
+    return tuple(int(n) for n in item.attrs.get("shape", item.attrs.get("h5sparse_shape", ())))
+
+
+def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
+    """A matrix as consecutive CSR blocks of rows.
+
+    Parameters
+    ----------
+    item
+        The matrix, in an open file.
+    title
+        What to call the file in a message.
+
+    Raises
+    ------
+    DataError
+        When it is no matrix, holds no numbers, or its indices contradict each other.
+    """
+    if not is_matrix(item):
+        raise DataError(f"{title}: {item.name} is not a matrix", "write it with anndata")
+    kind = item.dtype.kind if isinstance(item, h5py.Dataset) else item["data"].dtype.kind
+    if kind not in "fiub":
+        raise DataError(f"{title}: {item.name} does not hold numbers", "counts are integers or floats")
+    if isinstance(item, h5py.Dataset):
+        step = max(1, _BLOCK_VALUES // max(1, item.shape[1]))
+        for start in range(0, item.shape[0], step):
+            yield sp.csr_matrix(_plain(item[start : start + step]))
+        return
+    encoding = str(item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", "csr")))
+    read = _blocks_of_columns if encoding.startswith("csc") else _blocks_of_rows
+    try:
+        yield from read(item)
+    except ValueError as error:
+        raise DataError(f"{title} is damaged: {error}", "copy or download it again") from error
+
+
+def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
+    """Blocks of a CSR matrix."""
+    indptr = item["indptr"][:].astype(np.int64)
+    for start, end in _row_ranges(indptr, shape_of(item)[0], _BLOCK_VALUES):
+        yield _csr_rows(item, indptr[start : end + 1])
+
+
+def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
+    values = slice(int(indptr[0]), int(indptr[-1]))
+    parts = (_plain(item["data"][values]), item["indices"][values], indptr - indptr[0])
+    return _sound(sp.csr_matrix(parts, shape=(len(indptr) - 1, shape_of(item)[1])))
+
+
+def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
+    """Blocks of a CSC matrix: it is walked through once to measure the rows, and then once for every block."""
+    n_rows, n_columns = shape_of(item)
+    indptr = item["indptr"][:].astype(np.int64)
+    stored = min(len(item["indices"]), len(item["data"]))
+    if len(indptr) != n_columns + 1 or indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
+        raise ValueError(f"the column pointers of {item.name} do not fit its columns")
+    lengths = np.zeros(n_rows, dtype=np.int64)
+    for values in _stretches(indptr):
+        rows = item["indices"][values]
+        if rows.min() < 0 or rows.max() >= n_rows:
+            raise ValueError(f"a row index of {item.name} is out of range")
+        lengths += np.bincount(rows, minlength=n_rows)
+    row_ends = np.concatenate([[0], np.cumsum(lengths)])
+    for start, end in _row_ranges(row_ends, n_rows, max(_BLOCK_VALUES, int(indptr[-1]) // _MAX_WALKS)):
+        yield _csc_rows(item, indptr, start, end, int(row_ends[end] - row_ends[start]))
+
+
+def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored: int) -> sp.csr_matrix:
+    """The rows from `start` to `end` of a CSC matrix, which hold so many stored values."""
+    data, rows = np.empty(stored, dtype=_plain(item["data"][:0]).dtype), np.empty(stored, dtype=np.int32)
+    columns = np.arange(len(indptr) - 1, dtype=np.int32)
+    lengths = np.zeros(len(columns), dtype=np.int64)
+    filled = 0
+    for values in _stretches(indptr):
+        row = item["indices"][values]
+        inside = (row >= start) & (row < end)
+        after = filled + int(np.count_nonzero(inside))
+        data[filled:after] = item["data"][values][inside]
+        rows[filled:after] = row[inside] - start
+        # How much of each column lies in this stretch, and how much of that in these rows.
+        in_stretch = np.diff(np.clip(indptr, values.start, values.stop))
+        lengths += np.bincount(np.repeat(columns, in_stretch)[inside], minlength=len(columns))
+        filled = after
+    parts = (data, rows, np.concatenate([[0], np.cumsum(lengths)]))
+    return _sound(sp.csc_matrix(parts, shape=(end - start, len(columns)))).tocsr()
+
+
+def _stretches(indptr: np.ndarray) -> Iterator[slice]:
+    """Consecutive stretches of the stored values."""
+    stored = int(indptr[-1])
+    return (slice(start, min(start + _BLOCK_VALUES, stored)) for start in range(0, stored, _BLOCK_VALUES))
+
+
+def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
+    """Consecutive ranges of rows that hold at most so many stored values, or are one row."""
+    start = 0
+    while start < n_rows:
+        end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1
+        end = min(max(end, start + 1), n_rows)
+        yield start, end
+        start = end
+
+
+def _sound(matrix: Any) -> Any:
+    """The matrix itself, once its indices were checked: scipy's C code trusts them."""
+    matrix.check_format()
+    return matrix
+
+
+def _plain(values: np.ndarray) -> np.ndarray:
+    """float16 and bool are storage formats; scipy's sparse matrices compute with neither."""
+    if values.dtype == np.float16:
+        return values.astype(np.float32)
+    return values.astype(np.uint8) if values.dtype == bool else values

@@ -1,0 +1,150 @@
+"""The negative log-probability of counts from the decoder's raw outputs, with gradients written by hand.
+
+Shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
+
+With η = log μ, r = μ/θ, ℓ = log1p(r), h = a + θℓ, and w the probability that a count came from the negative binomial
+(σ(−h) at zeros, 1 elsewhere and without zero inflation), the log-probability of one count is
+
+    L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
+
+    ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
+
+and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) Value
+and gradients share their logarithms and exponentials, so both are taken in one pass.
+
+On a CPU, in float32, that pass is `fused_nll.py`'s. Anywhere else it is `dense_nll`'s, the same in plain torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.fused_nll import Gradients, fused_nll
+
+
+def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
+    """Mean over the cells of the negative log-probability of their counts, a differentiable scalar, nats.
+
+    Parameters
+    ----------
+    raw_ng, bias_g
+        The decoder's last matrix product and the bias still to be added: logits of all genes (μ = library · softmax),
+        then, with zero inflation, zero logits of all genes. Shapes (n, g) or (n, 2g), and (g,) or (2g,).
+    log_theta_g
+        Log inverse dispersion; None for a Poisson.
+    cells
+        The cells' counts and library sizes.
+    """
+    mean: Tensor = _MeanNLL.apply(  # type: ignore[no-untyped-call]  # torch leaves Function.apply untyped
+        raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled()
+    )
+    return mean
+
+
+@torch.no_grad()
+def nll_n(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
+    """The same of each cell, shape (n,), float64, not differentiable."""
+    return _evaluate(raw_ng, bias_g, log_theta_g, cells, with_gradient=False)[0]
+
+
+class _MeanNLL(torch.autograd.Function):
+    """Value and gradient in one forward pass; the backward pass only scales."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, with_gradient: bool
+    ) -> Tensor:
+        values_n, ctx.gradients = _evaluate(raw_ng, bias_g, log_theta_g, cells, with_gradient=with_gradient)
+        return values_n.mean().to(raw_ng.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        # Nearly always the loss is this plus something else, and the factor is 1.
+        if grad.device.type != "cpu" or float(grad) != 1.0:
+            ctx.gradients = tuple(None if g is None else g * grad for g in ctx.gradients)
+        return (*ctx.gradients, None, None)
+
+
+def _evaluate(
+    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
+) -> tuple[Tensor, Gradients | None]:
+    if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
+        nonzeros = cells.nonzeros
+        return fused_nll(raw_ng, bias_g, log_theta_g, cells.library_n, nonzeros, with_gradient=with_gradient)
+    return dense_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.x_ng, with_gradient=with_gradient)
+
+
+def dense_nll(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    x_ng: Tensor,
+    *,
+    with_gradient: bool,
+) -> tuple[Tensor, Gradients | None]:
+    """As `fused_nll`, on any device and in any precision, from dense counts."""
+    n_genes = x_ng.shape[1]
+    outputs_ng = raw_ng + bias_g
+    logits_ng = outputs_ng[:, :n_genes]
+    zero_logit_ng = outputs_ng[:, n_genes:] if outputs_ng.shape[1] > n_genes else None
+    eta_ng = torch.log_softmax(logits_ng, dim=1).add_(library_n.log().unsqueeze(1))
+    mu_ng = eta_ng.exp()
+    if log_theta_g is None:
+        log_prob_ng = x_ng * eta_ng - mu_ng - torch.lgamma(x_ng + 1)
+        d_eta_ng, d_theta_ng, d_zero_ng = x_ng - mu_ng, None, None
+    else:
+        log_prob_ng, d_eta_ng, d_theta_ng, d_zero_ng = _negative_binomial(
+            eta_ng, mu_ng, x_ng, log_theta_g, zero_logit_ng
+        )
+    nll_n = -log_prob_ng.sum(1, dtype=torch.float64)
+    if not with_gradient:
+        return nll_n, None
+    share_n1 = d_eta_ng.sum(1, keepdim=True) / library_n.unsqueeze(1)
+    d_outputs_ng = d_eta_ng - mu_ng * share_n1
+    if d_zero_ng is not None:
+        d_outputs_ng = torch.cat([d_outputs_ng, d_zero_ng], dim=1)
+    d_outputs_ng *= -1 / len(x_ng)
+    d_log_theta_g = None if d_theta_ng is None else -d_theta_ng.mean(0)
+    return nll_n, (d_outputs_ng, d_outputs_ng.sum(0), d_log_theta_g)
+
+
+def _negative_binomial(
+    eta_ng: Tensor, mu_ng: Tensor, x_ng: Tensor, log_theta_g: Tensor, zero_logit_ng: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Log-probability of each count, ∂/∂η, ∂/∂log θ and ∂/∂a."""
+    theta_g = log_theta_g.exp()
+    r_ng = mu_ng / theta_g
+    # log1p keeps the log-probability of zero exact where θ is large and μ small.
+    log1p_ng = torch.log1p(r_ng)
+    log_gamma_ng, slope_ng = _log_gamma(x_ng, theta_g)
+    log_prob_ng = x_ng * (eta_ng - log_theta_g - log1p_ng) + log_gamma_ng
+    from_nb_ng, d_zero_ng = torch.ones_like(x_ng), None
+    if zero_logit_ng is None:
+        log_prob_ng = log_prob_ng - theta_g * log1p_ng
+    else:
+        h_ng = zero_logit_ng + theta_g * log1p_ng
+        # −logsigmoid(−h) is softplus(h), which torch's own leaves to h from 20 on.
+        log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - torch.where(x_ng == 0, logsigmoid(-h_ng), 0.0)
+        from_nb_ng = torch.where(x_ng == 0, torch.sigmoid(-h_ng), 1.0)
+        d_zero_ng = torch.sigmoid(-zero_logit_ng) - from_nb_ng
+    d_eta_ng = (x_ng - from_nb_ng * mu_ng) / (1 + r_ng)
+    d_theta_ng = theta_g * (slope_ng - from_nb_ng * log1p_ng) - d_eta_ng
+    return log_prob_ng, d_eta_ng, d_theta_ng, d_zero_ng
+
+
+def _log_gamma(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
+    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ; both are exactly 0 at x = 0."""
+    # The differences cancel: they are taken in float64, of the counts that are there.
+    at = torch.nonzero(x_ng, as_tuple=True)
+    x, theta = x_ng[at].double(), theta_g.double()[at[1]]
+    value = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+    slope = torch.digamma(x + theta) - torch.digamma(theta)
+    zero_ng = torch.zeros_like(x_ng)
+    dtype = x_ng.dtype
+    return zero_ng.index_put(at, value.to(dtype)), zero_ng.index_put(at, slope.to(dtype))

@@ -1,0 +1,230 @@
+"""The likelihood of counts on a CPU: value and gradients of a cell in one walk over its genes.
+
+Shapes: n cells, g genes, m nonzeros. The formulas are those of `count_nll.py`; this is the same quantity, compiled with
+numba, with everything a gene needs held in the processor's cache between its logarithms and exponentials. The dense
+part is evaluated as if every count were zero, and the nonzeros, which come sparse, correct it.
+
+Cells are shared out among as many threads as torch uses, always alike, so that a run repeats to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy import float32, float64, int32
+from torch import Tensor
+
+from scvae_cli.data.minibatches import Nonzeros
+from scvae_cli.model.stirling import stirling, stirling_slope
+from scvae_cli.vector_math import compiled, difference, dot, exp, largest, log, log1p, total, use_threads
+
+# Counts up to this one take their lgΓ terms from a table over (count, gene).
+TABLE_COUNTS = 16
+_POISSON, _NB, _ZINB = range(3)
+_ZERO, _ONE = float32(0), float32(1)
+
+# Of the mean NLL, in raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
+Gradients = tuple[Tensor, Tensor, Tensor | None]
+
+
+def fused_nll(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    nonzeros: Nonzeros,
+    *,
+    with_gradient: bool,
+) -> tuple[Tensor, Gradients | None]:
+    """Negative log-probability of each cell's counts, and the gradients of its mean over the cells.
+
+    Parameters
+    ----------
+    raw_ng, bias_g
+        The decoder's last matrix product and the bias still to be added, float32, on the CPU: logits of all genes, then
+        (with zero inflation) zero logits of all genes.
+    log_theta_g
+        Log inverse dispersion; None for a Poisson.
+    library_n
+        Counts per cell.
+    nonzeros
+        The cells' counts.
+    with_gradient
+        Whether gradients are taken too.
+
+    Returns
+    -------
+    The NLL of each cell, shape (n,), float64, nats; and the gradients of its mean.
+    """
+    n_cells, n_outputs = raw_ng.shape
+    raw, bias = raw_ng.detach().contiguous().numpy(), bias_g.detach().numpy()
+    if log_theta_g is None:
+        kind, log_theta = _POISSON, np.zeros(n_outputs, float32)
+    else:
+        kind, log_theta = (_NB if n_outputs == len(log_theta_g) else _ZINB), log_theta_g.detach().numpy()
+    nll_n = np.empty(n_cells)
+    # Without gradients nothing is written there.
+    d_raw = np.empty_like(raw) if with_gradient else raw
+    n_parts = use_threads()
+    d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
+    row_start, gene, value = (t.numpy() for t in (nonzeros.row_start, nonzeros.gene, nonzeros.value))
+    _all_rows(
+        n_parts, kind, with_gradient, raw, bias, log_theta, library_n.numpy(), row_start, gene, value,
+        nll_n, d_raw, d_bias, d_log_theta,
+    )  # fmt: skip
+    if not with_gradient:
+        return torch.from_numpy(nll_n), None
+    d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
+    return torch.from_numpy(nll_n), (torch.from_numpy(d_raw), torch.from_numpy(d_bias.sum(0)), d_theta_g)
+
+
+@compiled(parallel=True)
+def _all_rows(
+    n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any, library_n: Any,
+    row_start: Any, gene_m: Any, value_m: Any, nll_n: Any, d_raw_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
+) -> None:  # fmt: skip
+    """All cells, in parts p, each with gradients of its own in what the cells share."""
+    n_cells, n_genes = len(raw_ng), len(log_theta_g)
+    last_row = min(TABLE_COUNTS, int(largest(value_m)))
+    table, slopes = np.zeros((last_row + 1, n_genes), float32), np.zeros((last_row + 1, n_genes), float32)
+    for p in numba.prange(n_parts):
+        _fill_tables(p * n_genes // n_parts, (p + 1) * n_genes // n_parts, kind, log_theta_g, table, slopes)
+    for p in numba.prange(n_parts):
+        _rows(
+            p * n_cells // n_parts, (p + 1) * n_cells // n_parts, kind, with_gradient, raw_ng, bias_g, log_theta_g,
+            library_n, row_start, gene_m, value_m, table, slopes, nll_n, d_raw_ng, d_bias_pg[p], d_log_theta_pg[p],
+        )  # fmt: skip
+
+
+@compiled()
+def _rows(
+    first: int, last: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any, library_n: Any,
+    row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_raw_ng: Any, d_bias_g: Any,
+    d_log_theta_g: Any,
+) -> None:  # fmt: skip
+    """The cells from `first` to before `last`; `d_bias_g` and `d_log_theta_g` are added to."""
+    n_genes, last_row = len(log_theta_g), int32(len(table) - 1)
+    weight = float32(1.0 / len(raw_ng))
+    bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
+    d_bias, d_zero_bias = d_bias_g[:n_genes], d_bias_g[n_genes:]
+    theta, inverse_theta = np.ones(n_genes, float32), np.ones(n_genes, float32)
+    if kind != _POISSON:
+        for g in range(n_genes):
+            theta[g] = exp(log_theta_g[g])
+            inverse_theta[g] = exp(-log_theta_g[g])
+    # Each is an array of its own, and no loop below writes more than two: only then does the compiler find out that
+    # they do not overlap, and takes several genes at once.
+    mu, log1p_r, d_eta = np.empty(n_genes, float32), np.zeros(n_genes, float32), np.empty(n_genes, float32)
+    logits, soft_h, soft_a = np.empty(n_genes, float32), np.empty(n_genes, float32), np.empty(n_genes, float32)
+    from_nb, kept = np.ones(n_genes, float32), np.empty(n_genes, float32)
+
+    for i in range(first, last):
+        raw, zero_raw = raw_ng[i, :n_genes], raw_ng[i, n_genes:]
+        for g in range(n_genes):
+            logits[g] = raw[g] + bias[g]
+        stored = slice(row_start[i], row_start[i + 1])
+        gene, value = gene_m[stored], value_m[stored]
+        top = largest(logits)
+        for g in range(n_genes):
+            mu[g] = exp(logits[g] - top)
+        scale = float32(library_n[i] / total(mu))
+        shift = float32(np.log(scale)) - top  # η = logit + shift
+        if kind == _POISSON:
+            for g in range(n_genes):
+                mu[g] *= scale
+            nll = total(mu)
+        else:
+            for g in range(n_genes):
+                mu[g] *= scale
+                log1p_r[g] = log1p(mu[g] * inverse_theta[g])
+            nll = dot(theta, log1p_r)
+        if kind == _ZINB:
+            for g in range(n_genes):
+                h = zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g]
+                e_h = exp(-abs(h))
+                soft_h[g] = max(h, _ZERO) + log(_ONE + e_h)
+                from_nb[g] = (e_h if h > _ZERO else _ONE) / (_ONE + e_h)  # σ(−h)
+            for g in range(n_genes):
+                a = zero_raw[g] + zero_bias[g]
+                e_a = exp(-abs(a))
+                soft_a[g] = max(a, _ZERO) + log(_ONE + e_a)
+                kept[g] = (e_a if a > _ZERO else _ONE) / (_ONE + e_a)  # σ(−a)
+            nll += difference(soft_a, soft_h)
+        for j in range(len(gene)):
+            g, x = gene[j], value[j]
+            k = min(int32(x), last_row)
+            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[k, g]
+            if x > TABLE_COUNTS:
+                nll -= _log_gamma_beyond(x, log_theta_g[g], kind)
+            if kind == _ZINB:
+                nll += soft_h[g]
+                from_nb[g] = _ONE
+        nll_n[i] = nll
+        if not with_gradient:
+            continue
+
+        if kind == _POISSON:
+            for g in range(n_genes):
+                d_eta[g] = -mu[g]
+            for j in range(len(gene)):
+                d_eta[gene[j]] += value[j]
+        else:
+            for g in range(n_genes):
+                d_eta[g] = -from_nb[g] * mu[g] / (_ONE + mu[g] * inverse_theta[g])
+            for j in range(len(gene)):
+                g = gene[j]
+                d_eta[g] += value[j] / (_ONE + mu[g] * inverse_theta[g])
+            for g in range(n_genes):
+                d_log_theta_g[g] += (d_eta[g] + from_nb[g] * theta[g] * log1p_r[g]) * weight
+            for j in range(len(gene)):
+                g, x = gene[j], value[j]
+                slope = slopes[min(int32(x), last_row), g]
+                if x > TABLE_COUNTS:
+                    slope += _slope_beyond(x, theta[g])
+                d_log_theta_g[g] -= theta[g] * slope * weight
+        total_share = float32(total(d_eta) / library_n[i])
+        d_raw, d_zero_raw = d_raw_ng[i, :n_genes], d_raw_ng[i, n_genes:]
+        for g in range(n_genes):
+            d_raw[g] = (mu[g] * total_share - d_eta[g]) * weight
+            d_bias[g] += d_raw[g]
+        if kind == _ZINB:
+            for g in range(n_genes):
+                d_zero_raw[g] = (from_nb[g] - kept[g]) * weight
+                d_zero_bias[g] += d_zero_raw[g]
+
+
+@compiled()
+def _fill_tables(first: int, last: int, kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
+    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g), for some genes."""
+    n = last - first
+    theta, sums, slope_sums = np.ones(n, float32), np.zeros(n, float32), np.zeros(n, float32)
+    if kind != _POISSON:
+        for g in range(n):
+            theta[g] = exp(log_theta_g[first + g])
+    for j in range(len(table) - 1):
+        for g in range(n):
+            theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
+            sums[g] += log(theta_j / float32(j + 1))
+            slope_sums[g] += _ONE / theta_j
+        table[j + 1, first:last] = sums
+        slopes[j + 1, first:last] = slope_sums
+
+
+@compiled()
+def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
+    """What the lgΓ terms of a count beyond the table have more than those of the table's last count."""
+    last = float64(TABLE_COUNTS)
+    more = stirling(last + 1.0) - stirling(x + 1.0)
+    if kind != _POISSON:
+        theta = np.exp(float64(log_theta))
+        more += stirling(x + theta) - stirling(last + theta)
+    return more
+
+
+@compiled()
+def _slope_beyond(x: Any, theta: Any) -> Any:
+    """The same of their derivative in θ."""
+    return stirling_slope(x + float64(theta)) - stirling_slope(float64(TABLE_COUNTS) + theta)

@@ -1,0 +1,67 @@
+"""q(z|x), a Gaussian with diagonal covariance.
+
+Shapes: n cells, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+# A floor under the variance, and a ceiling over its logarithm, keep the KL finite whatever the network says.
+MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
+
+
+class Posterior(NamedTuple):
+    """Mean and variance of q(z|x), each of shape (n, k)."""
+
+    mean_nk: Tensor
+    var_nk: Tensor
+
+    @classmethod
+    def from_network(cls, mean_nk: Tensor, log_var_nk: Tensor) -> Posterior:
+        """The posterior that an encoder's two outputs stand for."""
+        return cls(mean_nk.float(), _variance(log_var_nk.float()))
+
+    def sample(self, noise_nk: Tensor) -> Tensor:
+        """Move standard normal noise to the posterior, shape (n, k)."""
+        return self.mean_nk + self.var_nk.sqrt() * noise_nk
+
+    def kl_nk(self) -> Tensor:
+        """KL(q ‖ N(0, 1)) of each cell and dimension, shape (n, k), nats."""
+        return 0.5 * (self.mean_nk.square() + self.var_nk - 1 - self.var_nk.log())
+
+
+def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
+    """A sample of the posterior (n, k), and the mean over the cells of its KL to N(0, I), a scalar, nats.
+
+    The same as by way of `Posterior`, with the gradients written by hand: a few operations instead of thirty.
+    """
+    z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
+    return z_nk, kl
+
+
+def _variance(log_var_nk: Tensor) -> Tensor:
+    return log_var_nk.clamp(max=MAX_LOG_VARIANCE).exp() + MIN_VARIANCE
+
+
+class _SampleAndKL(torch.autograd.Function):
+    """With v the variance: z = m + √v·ε, KL = ½(m² + v − 1 − log v); v − floor = e^(log v) is its own derivative."""
+
+    @staticmethod
+    def forward(ctx: Any, mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = Posterior.from_network(mean_nk, log_var_nk)
+        sd_nk = posterior.var_nk.sqrt()
+        ctx.save_for_backward(mean_nk, log_var_nk, noise_nk, posterior.var_nk, sd_nk)
+        kl = posterior.kl_nk().sum() / len(mean_nk)
+        return torch.addcmul(posterior.mean_nk, sd_nk, noise_nk), kl
+
+    @staticmethod
+    def backward(ctx: Any, grad_z_nk: Tensor, grad_kl: Tensor) -> tuple[Tensor | None, ...]:
+        mean_nk, log_var_nk, noise_nk, var_nk, sd_nk = ctx.saved_tensors
+        share = grad_kl / len(mean_nk)
+        d_var_nk = 0.5 * (grad_z_nk * noise_nk / sd_nk + share * (1 - 1 / var_nk))
+        inside_nk = (log_var_nk <= MAX_LOG_VARIANCE).to(var_nk.dtype)
+        return grad_z_nk + share * mean_nk, d_var_nk * (var_nk - MIN_VARIANCE) * inside_nk, None
