@@ -84,6 +84,9 @@ class Minibatch:
 class CellTable:
     """Counts laid out for minibatches.
 
+    On a CPU, rows of the matrix are gathered some thousand at a time, and minibatches are stretches of these. On any
+    other device the matrix itself lies there, when it fits, and rows are gathered where they are used.
+
     Parameters
     ----------
     matrix
@@ -94,21 +97,30 @@ class CellTable:
         Where minibatches go.
     cells
         The rows of the matrix that belong to this table; None for all. What follows counts within them.
+    resident
+        Whether the matrix lies on the device; None decides by the device and its free memory.
     """
 
     def __init__(
-        self, matrix: sp.csr_matrix, batch_n: np.ndarray | None, device: torch.device, cells: np.ndarray | None = None
+        self,
+        matrix: sp.csr_matrix,
+        batch_n: np.ndarray | None,
+        device: torch.device,
+        cells: np.ndarray | None = None,
+        resident: bool | None = None,
     ) -> None:
         self._matrix, self._device = matrix, device
         self._cells = np.arange(matrix.shape[0]) if cells is None else cells
         self.n_cells, self.n_genes = len(self._cells), matrix.shape[1]
         self.library_n = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()[self._cells]
         self.batch_n = None if batch_n is None else batch_n[self._cells]
+        if resident is None:
+            resident = fits(matrix, device)
+        self._resident = self._on_device(matrix) if resident else None
 
     def take(self, rows: np.ndarray) -> Minibatch:
         """The minibatch of some cells, in the order given."""
-        block = self._matrix[self._cells[rows]]
-        return self._minibatch(block, 0, rows)
+        return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
         """All cells from first to last, with their indices, at most `size` at a time."""
@@ -122,30 +134,69 @@ class CellTable:
         at_once = max(1, GATHERED_CELLS // size)
         for first in range(0, len(batches), at_once):
             some = batches[first : first + at_once]
-            block = self._matrix[self._cells[np.concatenate(some)]]
-            first_row = 0
-            for rows in some:
-                yield rows, self._minibatch(block, first_row, rows)
-                first_row += len(rows)
+            yield from zip(some, self._minibatches(some), strict=True)
 
-    def _minibatch(self, block: sp.csr_matrix, first_row: int, rows: np.ndarray) -> Minibatch:
-        """The cells `rows`, whose counts stand in a block from some row on."""
-        row_start = block.indptr[first_row : first_row + len(rows) + 1]
-        part = slice(row_start[0], row_start[-1])
-        nonzeros = Nonzeros(
-            row_start=self._to_device(row_start - row_start[0]),
-            gene=self._to_device(block.indices[part]),
-            value=self._to_device(block.data[part]),
-        )
-        return Minibatch(
-            n_genes=self.n_genes,
-            nonzeros=nonzeros,
-            library_n=self._to_device(self.library_n[rows].astype(np.float32)),
-            batch_n=None if self.batch_n is None else self._to_device(self.batch_n[rows]),
+    def _minibatches(self, some: list[np.ndarray]) -> Iterator[Minibatch]:
+        """The minibatches of several lists of cells; what they need goes to the device in one piece."""
+        rows = np.concatenate(some)
+        index = self._cells[rows]
+        library_n = self._to_device(self.library_n[rows].astype(np.float32))
+        batch_n = None if self.batch_n is None else self._to_device(self.batch_n[rows])
+        index_n = None if self._resident is None else self._to_device(index)
+        block = self._on_device(self._matrix[index]) if self._resident is None else None
+        starts = None if block is None else block.row_start.tolist()
+        end = 0
+        for part in some:
+            first, end = end, end + len(part)
+            if block is not None and starts is not None:
+                stored = slice(starts[first], starts[end])
+                row_start = block.row_start[first : end + 1] - starts[first]
+                nonzeros = Nonzeros(row_start=row_start, gene=block.gene[stored], value=block.value[stored])
+            else:
+                assert self._resident is not None
+                assert index_n is not None
+                nonzeros = gather(self._resident, index_n[first:end])
+            yield Minibatch(
+                n_genes=self.n_genes,
+                nonzeros=nonzeros,
+                library_n=library_n[first:end],
+                batch_n=None if batch_n is None else batch_n[first:end],
+            )
+
+    def _on_device(self, matrix: sp.csr_matrix) -> Nonzeros:
+        return Nonzeros(
+            row_start=self._to_device(matrix.indptr),
+            gene=self._to_device(matrix.indices),
+            value=self._to_device(matrix.data),
         )
 
     def _to_device(self, values: np.ndarray) -> Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
+        tensor = torch.from_numpy(values)
+        if self._device.type == "cuda":
+            # From pinned memory the copy runs beside what the device is doing.
+            tensor = tensor.pin_memory()
+        return tensor.to(self._device, non_blocking=True)
+
+
+def gather(nonzeros: Nonzeros, rows: Tensor) -> Nonzeros:
+    """Some rows of sparse counts, in the order given, on the device where they lie."""
+    start = nonzeros.row_start[rows].long()
+    length = nonzeros.row_start[rows + 1] - start
+    row_start = torch.nn.functional.pad(length.cumsum(0), (1, 0))
+    n_stored = int(row_start[-1])
+    # Position of every stored value: where its row starts plus its place in the row.
+    place = torch.arange(n_stored, device=rows.device)
+    place += torch.repeat_interleave(start - row_start[:-1], length, output_size=n_stored)
+    return Nonzeros(row_start=row_start, gene=nonzeros.gene[place], value=nonzeros.value[place])
+
+
+def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
+    """Whether counts may lie on a device as a whole: not the CPU, and at most half of the device's free memory."""
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    size: int = matrix.data.nbytes + matrix.indices.nbytes + matrix.indptr.nbytes
+    return 2 * size <= free
 
 
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:

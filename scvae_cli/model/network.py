@@ -52,13 +52,13 @@ class Encoder(nn.Module):
     def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
         super().__init__()
         self.hidden = HiddenLayers(n_genes, n_hidden, n_layers, dropout)
-        self.mean = nn.Linear(n_hidden, n_latent)
-        self.log_var = nn.Linear(n_hidden, n_latent)
+        self.posterior = nn.Linear(n_hidden, 2 * n_latent)
 
     def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x); cells are seen at one depth, scaled to the reference library, then log1p."""
         h_nh = self.hidden(log1p_at_depth(cells, reference_library))
-        return self.mean(h_nh), self.log_var(h_nh)
+        mean_nk, log_var_nk = self.posterior(h_nh).chunk(2, dim=1)
+        return mean_nk, log_var_nk
 
 
 class BatchEffect(nn.Module):
