@@ -84,15 +84,15 @@ class ModelConfig:
     n_latent, n_hidden, n_layers
         Latent dimensions; units in a hidden layer; hidden layers in the encoder and in the decoder.
     encoder_dropout, decoder_dropout
-        Share of hidden units dropped while training.
+        Share of hidden units dropped while training; None chooses the decoder's by the number of cells.
     """
 
     likelihood: Likelihood = "zinb"
     n_latent: int = 20
     n_hidden: int = 256
-    n_layers: int = 2
-    encoder_dropout: float = 0.2
-    decoder_dropout: float = 0.1
+    n_layers: int = 1
+    encoder_dropout: float = 0.3
+    decoder_dropout: float | None = None
 
     def __post_init__(self) -> None:
         expected = "one of " + ", ".join(LIKELIHOODS)
@@ -100,7 +100,8 @@ class ModelConfig:
         for name in ("n_latent", "n_hidden", "n_layers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
         for name in ("encoder_dropout", "decoder_dropout"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "a share from 0 to below 1")
+            share = getattr(self, name)
+            _require(share is None or 0 <= share < 1, name, share, "a share from 0 to below 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class TrainConfig:
     batch_size
         Cells in a step; None chooses by the number of cells.
     learning_rate
-        Peak rate of AdamW, reached at the end of its warm-up.
+        Peak rate of AdamW, reached at the end of its warm-up; None chooses by the batch size.
     weight_decay
         Decoupled weight decay of the weight matrices.
     validation_fraction
@@ -130,7 +131,7 @@ class TrainConfig:
     beta: float = 1.0
     max_epochs: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 8e-3
+    learning_rate: float | None = None
     weight_decay: float = 0.1
     validation_fraction: float = 0.1
     patience: int | None = None
@@ -138,7 +139,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require_finite("beta", self.beta, "a number, 0 or more", above_zero=False)
-        _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
+        if self.learning_rate is not None:
+            _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
         _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)
         for name in ("max_epochs", "patience"):
             value = getattr(self, name)

@@ -9,12 +9,13 @@ import torch
 from simulated import TINY, counts_of, tiny_config, tree
 
 import scvae_cli as scvae
-from scvae_cli.config import TrainConfig
+from scvae_cli.config import ModelConfig, RunConfig, TrainConfig
 from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.network import CountOutput
 from scvae_cli.training import loop
 from scvae_cli.training.fit import Finished, Prepared, Stopped, fit, split
 from scvae_cli.training.loop import EpochReport, Rollback
+from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
 
@@ -101,7 +102,7 @@ def test_kept_weights_are_the_best_after_the_warm_up(counts):
 @pytest.mark.parametrize("n_epochs", [1, 2, 3, 10, 200])
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 500])
 def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per_epoch):
-    schedule = Schedule.plan(TrainConfig(max_epochs=n_epochs, beta=2.5), steps_per_epoch)
+    schedule = Schedule.plan(TrainConfig(max_epochs=n_epochs, beta=2.5, learning_rate=8e-3), steps_per_epoch)
     weights, rates = [], []
     while not schedule.done:
         for _ in range(steps_per_epoch):
@@ -119,7 +120,7 @@ def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per
 
 
 def test_training_ends_after_a_plateau():
-    schedule = Schedule.plan(TrainConfig(), steps_per_epoch=50)
+    schedule = Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=50)
     while not schedule.done:
         schedule.step += 50
         schedule.end_epoch(heldout_loss=max(1.0, 20.0 - schedule.epoch))
@@ -128,8 +129,8 @@ def test_training_ends_after_a_plateau():
 
 
 def test_a_million_cells_do_not_take_hundreds_of_passes():
-    assert Schedule.plan(TrainConfig(), steps_per_epoch=8000).max_epochs < 20
-    assert Schedule.plan(TrainConfig(), steps_per_epoch=10).max_epochs > 100
+    assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=8000).max_epochs < 20
+    assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=10).max_epochs > 100
 
 
 def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypatch):
@@ -155,7 +156,7 @@ def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypa
     (rollback,) = [event for event in events if isinstance(event, Rollback)]
     training, _ = split(counts, config)
     assert rollback.cell_names == (counts.cell_names[training[victim]],)
-    assert rollback.learning_rate < config.train.learning_rate
+    assert rollback.learning_rate < settle(config, len(training)).train.learning_rate
     assert model.facts["rollbacks"] == 1
     assert all(torch.isfinite(tensor).all() for tensor in model.vae.state_dict().values())
     assert [e.epoch for e in events if isinstance(e, EpochReport)] == list(range(1, model.facts["epochs"] + 1))
@@ -166,6 +167,16 @@ def test_training_that_keeps_diverging_ends_in_one_line(counts, monkeypatch):
     with pytest.raises(ModelError, match="diverged") as caught:
         list(fit(counts, tiny_config()))
     assert "--learning-rate" in caught.value.hint
+
+
+def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_stays():
+    few, many = (settle(RunConfig(), n) for n in (500, 5000))
+    assert few.model.decoder_dropout > many.model.decoder_dropout > 0
+    assert few.train.batch_size < many.train.batch_size
+    assert few.train.learning_rate < many.train.learning_rate
+    asked = RunConfig(model=ModelConfig(decoder_dropout=0.0), train=TrainConfig(batch_size=7, learning_rate=1e-4))
+    assert settle(asked, 500) == asked
+    assert settle(few, 500) == few
 
 
 def test_a_huge_rate_survives(counts):

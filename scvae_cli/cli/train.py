@@ -52,7 +52,7 @@ def train(
     ] = None,
     n_layers: Annotated[
         int | None,
-        typer.Option(help="Hidden layers in encoder and decoder.", show_default="2", rich_help_panel=MODEL),
+        typer.Option(help="Hidden layers in encoder and decoder.", show_default="1", rich_help_panel=MODEL),
     ] = None,
     beta: Annotated[
         float | None,
@@ -69,7 +69,7 @@ def train(
         typer.Option(help="Cells in a step.", show_default="by number of cells", rich_help_panel=FITTING),
     ] = None,
     learning_rate: Annotated[
-        float | None, typer.Option(help="Peak rate of AdamW.", show_default="0.008", rich_help_panel=FITTING)
+        float | None, typer.Option(help="Peak rate of AdamW.", show_default="by batch size", rich_help_panel=FITTING)
     ] = None,
     validation_fraction: Annotated[
         float | None,

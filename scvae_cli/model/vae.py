@@ -46,7 +46,8 @@ class VAE(nn.Module):
             n_genes=n_genes,
             n_batches=len(self.batches),
             likelihood=config.likelihood,
-            dropout=config.decoder_dropout,
+            # Left open only where nobody trains.
+            dropout=config.decoder_dropout or 0.0,
         )
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))

@@ -26,6 +26,7 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
+from scvae_cli.training.recipe import settle
 
 MIN_CELLS = 10
 # More held-out cells than this make the verdict no surer and every epoch slower.
@@ -128,7 +129,9 @@ def fit(
     counts = refuse_empty(counts.genes(columns), drop=False)
 
     batches, batch_n = _batch_codes(counts)
-    batch_size = config.train.batch_size or default_batch_size(len(training))
+    config = settle(config, len(training))
+    batch_size = config.train.batch_size
+    assert batch_size is not None
     vae = _start(config, counts, training, batches, batch_n).to(compute.device)
 
     def table(rows: np.ndarray) -> CellTable:
@@ -177,7 +180,7 @@ def fit(
     recorded = replace(
         config,
         train=replace(
-            config.train, batch_size=batch_size, max_epochs=schedule.max_epochs, patience=schedule.patience
+            config.train, max_epochs=schedule.max_epochs, patience=schedule.patience
         ),
     )  # fmt: skip
     facts = _judge(trainer, heldout_cells=len(heldout)) | {
@@ -220,11 +223,6 @@ def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     n_heldout = min(max(n_heldout, 1), MAX_HELDOUT_CELLS)
     order = np.random.default_rng(config.train.seed).permutation(counts.n_cells)
     return np.sort(order[n_heldout:]), np.sort(order[:n_heldout])
-
-
-def default_batch_size(n_training: int) -> int:
-    """Cells in a step: small data sets need the steps, large ones the throughput."""
-    return 64 if n_training < 20_000 else 128
 
 
 def _batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:

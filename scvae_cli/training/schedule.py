@@ -59,6 +59,7 @@ class Schedule:
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
         """Fill in what the configuration leaves open, from the number of steps in an epoch."""
+        assert config.learning_rate is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
         patience = config.patience or max(MIN_PATIENCE_EPOCHS, math.ceil(PATIENCE_STEPS / steps_per_epoch))
         return cls(

@@ -1,0 +1,123 @@
+"""What is compiled for the CPU does what plain torch does."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from scvae_cli import vector_math
+from scvae_cli.model.fused_hidden import normalised_hidden
+from scvae_cli.training.optimizer import AVERAGE_EVERY, MAX_GRADIENT_NORM, AveragedAdamW
+from scvae_cli.vector_math import compiled
+
+
+@compiled()
+def over(function, values, results):
+    for i in range(len(values)):
+        results[i] = function(values[i])
+
+
+@pytest.mark.parametrize(
+    ("ours", "reference", "values"),
+    [
+        (vector_math.exp, np.exp, np.linspace(-86, 87, 100_001)),
+        (vector_math.log, np.log, np.exp(np.linspace(-80, 80, 100_001))),
+        (vector_math.log1p, np.log1p, np.exp(np.linspace(-60, 60, 100_001))),
+    ],
+)
+def test_functions_are_within_two_units_in_the_last_place(ours, reference, values):
+    values = values.astype(np.float32)
+    results = np.empty_like(values)
+    over(ours, values, results)
+    expected = reference(values.astype(np.float64))
+    assert (np.abs(results - expected) <= 2 * np.spacing(np.abs(expected).astype(np.float32))).all()
+
+
+def test_exp_stays_within_its_bounds():
+    results = np.empty(4, np.float32)
+    over(vector_math.exp, np.array([-1e30, -200.0, 200.0, 1e30], np.float32), results)
+    np.testing.assert_allclose(results, np.exp([-87.0, -87.0, 88.0, 88.0]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 1001])
+def test_sums_and_maxima(n):
+    a, b = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
+    assert vector_math.total(a) == pytest.approx(a.sum(), abs=1e-4)
+    assert vector_math.dot(a, b) == pytest.approx(a @ b, abs=1e-4)
+    assert vector_math.difference(a, b) == pytest.approx((a - b).sum(), abs=1e-4)
+    assert vector_math.largest(a) == (a.max() if n else -np.inf)
+
+
+def test_as_many_threads_as_torch_and_torch_keeps_its_own():
+    before = torch.get_num_threads()
+    try:
+        for n in (1, 2, 1):
+            torch.set_num_threads(n)
+            assert vector_math.use_threads() == n
+            assert torch.get_num_threads() == n
+    finally:
+        torch.set_num_threads(before)
+
+
+def hidden_leaves():
+    rng = torch.Generator().manual_seed(0)
+    a, upstream = torch.randn(64, 48, generator=rng) * 3, torch.randn(64, 48, generator=rng)
+    weight, bias = torch.rand(48, generator=rng) + 0.5, torch.randn(48, generator=rng) * 0.3
+    return [t.requires_grad_() for t in (a, weight, bias)], upstream
+
+
+def test_hidden_units_and_gradients_equal_torchs():
+    results = []
+    for fused in (False, True):
+        (a, weight, bias), upstream = hidden_leaves()
+        if fused:
+            hidden = normalised_hidden(a, weight, bias, 0.0)
+        else:
+            hidden = torch.relu(nn.functional.layer_norm(a, (48,), weight, bias))
+        (hidden * upstream).sum().backward()
+        results.append([hidden.detach(), a.grad, weight.grad, bias.grad])
+    for expected, got in zip(*results, strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
+    (a, weight, bias), upstream = hidden_leaves()
+    torch.manual_seed(1)
+    kept = normalised_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero
+    dropped = normalised_hidden(a, weight, bias + 20.0, 0.3)
+    here = dropped > 0
+    assert here.float().mean() == pytest.approx(0.7, abs=0.03)
+    torch.testing.assert_close(dropped[here], kept[here] / 0.7)
+    # Rows and columns are hit alike, and no two rows alike.
+    assert here.float().mean(0).std() < 0.1
+    assert len({tuple(row.tolist()) for row in here}) == len(here)
+    (dropped * upstream).sum().backward()
+    torch.testing.assert_close(bias.grad, (upstream * here / 0.7).sum(0), rtol=1e-4, atol=1e-4)
+    torch.manual_seed(1)
+    assert torch.equal(normalised_hidden(a, weight, bias + 20.0, 0.0), kept)
+    assert torch.equal(normalised_hidden(a, weight, bias + 20.0, 0.3), dropped)
+
+
+@pytest.mark.parametrize("gradient_scale", [1.0, 1e5])
+def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale):
+    models = [nn.Sequential(nn.Linear(70, 90), nn.LayerNorm(90)) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    optimisers = [AveragedAdamW(model, weight_decay=0.1) for model in models]
+    optimisers[1]._compiled = False
+    rng = torch.Generator().manual_seed(0)
+    for step in range(3 * AVERAGE_EVERY):
+        for parameters in zip(*(model.parameters() for model in models), strict=True):
+            gradient = torch.randn(parameters[0].shape, generator=rng) * gradient_scale
+            for p in parameters:
+                p.grad = gradient.clone()
+        for optimiser in optimisers:
+            optimiser.advance(rate=1e-2 / (1 + step), n_before=step)
+    assert gradient_scale < 2 or gradient.norm() > MAX_GRADIENT_NORM
+    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+        states = [optimiser.state[p] for optimiser, p in zip(optimisers, (ours, theirs), strict=True)]
+        for name in ("exp_avg", "exp_avg_sq", "average", "step"):
+            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-5, atol=1e-6)
+    with optimisers[0].averaged():
+        for p in models[0].parameters():
+            assert torch.equal(p, optimisers[0].state[p]["average"])
