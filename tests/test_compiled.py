@@ -117,7 +117,7 @@ def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
         states = [optimiser.state[p] for optimiser, p in zip(optimisers, (ours, theirs), strict=True)]
         for name in ("exp_avg", "exp_avg_sq", "average", "step"):
-            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-5)
     with optimisers[0].averaged():
         for p in models[0].parameters():
             assert torch.equal(p, optimisers[0].state[p]["average"])
