@@ -47,7 +47,7 @@ class Checkpoint:
         """Replace the saved state by the present one."""
         tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
-        for index, state in trainer.optimizer.state_dict()["state"].items():
+        for index, state in trainer.optimizer.state_dict().items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
         numbers = {
@@ -99,8 +99,7 @@ class Checkpoint:
         for name, tensor in _part(tensors, "optimizer.").items():
             index, key = name.split(".", 1)
             state.setdefault(int(index), {})[key] = tensor
-        groups = trainer.optimizer.state_dict()["param_groups"]
-        trainer.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        trainer.optimizer.load_state_dict(state)
         saved = numbers["schedule"]
         trainer.schedule = Schedule(**{f.name: saved[f.name] for f in fields(Schedule)})
         trainer.rollbacks, trainer.seconds = numbers["rollbacks"], numbers["seconds"]

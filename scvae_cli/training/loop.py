@@ -232,7 +232,7 @@ class Trainer:
                 with self._compute.matrix_products():
                     nll, kl = self.vae.mean_nll_and_kl(cells, noise_nk)
                     loss = nll + schedule.kl_weight() * kl
-                    self.optimizer.zero_grad(set_to_none=True)
+                    self.optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
                 yield rows, float(loss.detach())
                 self.optimizer.advance(schedule.learning_rate(), schedule.step)
@@ -241,7 +241,7 @@ class Trainer:
     def _snapshot(self) -> dict[str, Any]:
         return {
             "weights": _copy(self.vae.state_dict()),
-            "optimizer": _copy_nested(self.optimizer.state_dict()),
+            "optimizer": {index: _copy(state) for index, state in self.optimizer.state_dict().items()},
             "step": self.schedule.step,
         }
 
@@ -260,11 +260,3 @@ class Trainer:
 
 def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in state.items()}
-
-
-def _copy_nested(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copy_nested(item) for key, item in value.items()}
-    return [_copy_nested(item) for item in value] if isinstance(value, list) else value

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy import float32
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvae_cli.vector_math import compiled, dot, use_threads
@@ -30,8 +31,10 @@ AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
 
 
-class AveragedAdamW(torch.optim.AdamW):
+class AveragedAdamW:
     """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
+
+    It is no `torch.optim.Optimizer`: making one imports torch's compiler, which takes longer than many a training.
 
     Parameters
     ----------
@@ -42,24 +45,41 @@ class AveragedAdamW(torch.optim.AdamW):
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")]
-        chosen = {id(p) for p in matrices}
-        others = [p for p in model.parameters() if id(p) not in chosen]
-        groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
-        super().__init__(groups, lr=0.0, betas=(BETA_1, BETA_2), eps=EPSILON, fused=True)
+        self._decay: dict[Tensor, float] = {
+            p: weight_decay if p.ndim == 2 and not name.startswith("decoder.batch") else 0.0
+            for name, p in model.named_parameters()
+        }
+        self.state: dict[Tensor, dict[str, Tensor]] = {
+            p: {
+                "step": torch.tensor(0.0),
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+                "average": p.detach().clone(),
+            }
+            for p in self._decay
+        }
         self._views: dict[Tensor, tuple[Any, ...]] = {}
-        self._compiled = all(p.device.type == "cpu" for p in model.parameters())
+        self._compiled = all(p.device.type == "cpu" for p in self._decay)
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def state_dict(self) -> dict[int, dict[str, Tensor]]:
+        """Number of steps, moments and average of each parameter, by its place in the model."""
+        return dict(enumerate(self.state.values()))
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
         """Take up a saved state."""
-        super().load_state_dict(state_dict)
-        self._views.clear()
+        for index, state in enumerate(self.state.values()):
+            for name, tensor in state.items():
+                tensor.copy_(state_dict[index][name])
+
+    def zero_grad(self) -> None:
+        """Let go of the gradients."""
+        for p in self._decay:
+            p.grad = None
 
     @torch.no_grad()
     def advance(self, rate: float, n_before: int) -> None:
         """Take a step along the gradients, at a rate; `n_before` steps were taken before."""
-        for group in self.param_groups:
-            group["lr"] = rate
         weight = 0.0
         if n_before % AVERAGE_EVERY == 0:
             # Early on over fewer steps, or the random start would linger.
@@ -67,7 +87,7 @@ class AveragedAdamW(torch.optim.AdamW):
         if self._compiled:
             self._advance_compiled(rate, n_before, weight)
         else:
-            self._advance_torch(weight)
+            self._advance_torch(rate, weight)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -83,39 +103,52 @@ class AveragedAdamW(torch.optim.AdamW):
                 for p, before in present.items():
                     p.copy_(before)
 
-    def _advance_torch(self, weight: float) -> None:
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
-        super().step()
-        averages = [self.state[p].setdefault("average", p.detach().clone()) for p in parameters]
+    def _advance_torch(self, rate: float, weight: float) -> None:
+        nn.utils.clip_grad_norm_(self._decay, MAX_GRADIENT_NORM)
+        for decay in set(self._decay.values()):
+            chosen = [p for p in self._decay if self._decay[p] == decay]
+            states = [self.state[p] for p in chosen]
+            adamw(
+                chosen,
+                [p.grad for p in chosen if p.grad is not None],
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                [],
+                [state["step"] for state in states],
+                amsgrad=False,
+                beta1=BETA_1,
+                beta2=BETA_2,
+                lr=rate,
+                weight_decay=decay,
+                eps=EPSILON,
+                maximize=False,
+            )
         if weight:
-            get_ema_multi_avg_fn(1 - weight)(averages, parameters, None)  # type: ignore[no-untyped-call]  # torch's
+            averages = [state["average"] for state in self.state.values()]
+            get_ema_multi_avg_fn(1 - weight)(averages, list(self.state), None)  # type: ignore[no-untyped-call]  # torch's
 
     def _advance_compiled(self, rate: float, n_before: int, weight: float) -> None:
         n_parts = use_threads()
         squares = np.zeros(n_parts)
-        moves = []
-        for group in self.param_groups:
-            decay = 1 - rate * group["weight_decay"]
-            for p in group["params"]:
-                gradient = p.grad.view(-1).numpy()
-                _add_squares(gradient, n_parts, squares)
-                moves.append((self._arrays(p), gradient, decay))
+        gradients = []
+        for p in self._decay:
+            assert p.grad is not None
+            gradients.append(p.grad.view(-1).numpy())
+            _add_squares(gradients[-1], n_parts, squares)
         norm = math.sqrt(squares.sum())
         clip = min(1.0, MAX_GRADIENT_NORM / norm) if norm > 0 else 1.0
         corrected, scale = rate / (1 - BETA_1 ** (n_before + 1)), 1 / math.sqrt(1 - BETA_2 ** (n_before + 1))
-        for (p, mean, square, average, steps), gradient, decay in moves:
+        for (p, decay), gradient in zip(self._decay.items(), gradients, strict=True):
+            values, mean, square, average, steps = self._arrays(p)
             steps[0] += 1
-            _move(p, gradient, mean, square, average, n_parts, clip, decay, corrected, scale, weight)
+            _move(
+                values, gradient, mean, square, average, n_parts, clip, 1 - rate * decay, corrected, scale, weight
+            )  # fmt: skip
 
     def _arrays(self, p: Tensor) -> tuple[Any, ...]:
         """A parameter, its moments, its average and its number of steps, as flat arrays over the same memory."""
         if p not in self._views:
             state = self.state[p]
-            if not state:
-                state["step"] = torch.tensor(0.0)
-                state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
-                state["average"] = p.detach().clone()
             held = (p.detach(), state["exp_avg"], state["exp_avg_sq"], state["average"], state["step"])
             self._views[p] = tuple(tensor.view(-1).numpy() for tensor in held)
         return self._views[p]
