@@ -209,8 +209,10 @@ def _fill_tables(first: int, last: int, kind: int, log_theta_g: Any, table: Any,
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
-        table[j + 1, first:last] = sums
-        slopes[j + 1, first:last] = slope_sums
+        # Number by number: assigning to a slice takes numba seconds to compile.
+        for g in range(n):
+            table[j + 1, first + g] = sums[g]
+            slopes[j + 1, first + g] = slope_sums[g]
 
 
 @compiled()
