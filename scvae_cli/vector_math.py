@@ -35,16 +35,23 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
         Whether it is written out where it is called.
     """
     flags: bool | set[str] = True if any_order else {"contract", "nnan", "ninf", "nsz"}
-    decorate: Any = numba.njit(
-        parallel=parallel,
-        fastmath=flags,
-        inline="always" if inline else "never",
-        nogil=True,
-        cache=True,
-        error_model="numpy",
-    )
-    typed: Callable[[F], F] = decorate
-    return typed
+    options: dict[str, Any] = {
+        "parallel": parallel,
+        "fastmath": flags,
+        "inline": "always" if inline else "never",
+        "nogil": True,
+        "error_model": "numpy",
+    }
+
+    def decorate(function: F) -> F:
+        try:
+            result: F = numba.njit(cache=True, **options)(function)
+        except RuntimeError:
+            # Nowhere to keep it: neither beside the package nor in the user's folders. It is compiled anew each time.
+            result = numba.njit(**options)(function)
+        return result
+
+    return decorate
 
 
 _LOG2_E = float32(1.4426950408889634)

@@ -39,6 +39,21 @@ def test_exp_stays_within_its_bounds():
     np.testing.assert_allclose(results, np.exp([-87.0, -87.0, 88.0, 88.0]), rtol=1e-6)
 
 
+def test_compiles_where_nothing_can_be_kept(monkeypatch):
+    from numba.core.caching import FunctionCache
+
+    def refuse(self, function):
+        raise RuntimeError("cannot cache function: no locator available")
+
+    monkeypatch.setattr(FunctionCache, "__init__", refuse)
+
+    @compiled()
+    def twice(x):
+        return 2 * x
+
+    assert twice(4) == 8
+
+
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 1001])
 def test_sums_and_maxima(n):
     a, b = np.random.default_rng(n).normal(size=(2, n)).astype(np.float32)
