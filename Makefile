@@ -26,10 +26,12 @@ demo: venv
 	$(BIN)/scvae train $(DEMO)/pbmc68k_700.h5ad --force
 	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae denoise $(DEMO)/pbmc68k_700.h5ad
-	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte"
+	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte" \
+		--plot $(DEMO)/walk.png --force
+	$(BIN)/scvae pseudotime $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --root CD34+ --to "CD14+ Monocyte" --to "CD19+ B"
 	$(BIN)/scvae score $(DEMO)/pbmc68k_700.h5ad
 	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
-	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png"
+	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/walk.png"
 
 test: venv
 	$(BIN)/python -m pytest
@@ -43,6 +45,8 @@ lint: venv
 bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
 	$(BIN)/python benchmarks/walks.py
+	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/flatness.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from scvae_cli.api import check, denoise, embed, interpolate, load, score, train
+    from scvae_cli.api import check, denoise, embed, interpolate, load, pseudotime, score, train
     from scvae_cli.errors import ConfigError, DataError, DeviceError, ModelError, ScvaeError, ScvaeWarning
     from scvae_cli.model.bundle import Model
 
 _HOMES = {
-    **dict.fromkeys(("check", "denoise", "embed", "interpolate", "load", "score", "train"), "scvae_cli.api"),
+    **dict.fromkeys(
+        ("check", "denoise", "embed", "interpolate", "load", "pseudotime", "score", "train"), "scvae_cli.api"
+    ),
     **dict.fromkeys(
         ("ConfigError", "DataError", "DeviceError", "ModelError", "ScvaeError", "ScvaeWarning"), "scvae_cli.errors"
     ),
@@ -34,6 +36,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "embed",
     "denoise",
     "interpolate",
+    "pseudotime",
     "score",
     "Model",
     "ScvaeError",

@@ -6,6 +6,7 @@ Data comes first and results go into it, as scanpy's functions do; `inplace=Fals
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +16,11 @@ from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
-from scvae_cli.errors import ConfigError
+from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.latent import denoising, embedding, interpolation, scoring
+from scvae_cli.latent import pseudotime as ordering
+from scvae_cli.latent.path_result import Path as Walk
+from scvae_cli.latent.path_result import PathOptions, default_name
 from scvae_cli.model.bundle import Model, load
 from scvae_cli.session import Session
 from scvae_cli.training.fit import Finished, FitEvent, fit
@@ -24,7 +28,7 @@ from scvae_cli.training.fit import Finished, FitEvent, fit
 if TYPE_CHECKING:
     from anndata import AnnData
 
-__all__ = ["check", "denoise", "embed", "interpolate", "load", "score", "train"]
+__all__ = ["check", "denoise", "embed", "interpolate", "load", "pseudotime", "score", "train"]
 
 
 def train(
@@ -79,6 +83,7 @@ def embed(
     data: AnnData | Path | str,
     model: Model | Path | str,
     *,
+    axes: str = "canonical",
     key_added: str = DEFAULT_KEY,
     inplace: bool = True,
     layer: str | None = None,
@@ -94,6 +99,8 @@ def embed(
     ----------
     data, model
         Cells × genes, and a model or its folder.
+    axes
+        "canonical" (those that explain most of the expression come first) or "training".
     key_added
         Replaces "scvae" in every slot.
     inplace
@@ -109,10 +116,12 @@ def embed(
     names = SlotNames(key_added=key_added)
     if inplace:
         session.check_destination(names.written_by("embed"), names=names, output=_path(output), force=force)
-    result = embedding.embed(session.model, session.counts)
+    result = embedding.embed(session.model, session.counts, axes=axes)
     if not inplace:
         return result
-    session.write(result.slots(names), names=names, run="embed", options={}, output=_path(output), force=force)
+    session.write(
+        result.slots(names), names=names, run="embed", options={"axes": axes}, output=_path(output), force=force
+    )
     return None
 
 
@@ -174,9 +183,14 @@ def interpolate(
     groupby: str | None = None,
     groups: Sequence[str] | None = None,
     cells: Sequence[str] | None = None,
+    time_key: str | None = None,
     name: str | None = None,
     n_steps: int = 50,
-    path: str = "straight",
+    path: str = "geodesic",
+    endpoint: str = "density",
+    couple: str = "none",
+    n_paths: int = 50,
+    seed: int = 0,
     library: str | float = "median",
     batch_as: str = "average",
     key_added: str = DEFAULT_KEY,
@@ -187,7 +201,7 @@ def interpolate(
     output: Path | str | None = None,
     force: bool = False,
     device: str = "auto",
-) -> interpolation.Path | None:
+) -> Walk | None:
     """Walk through latent space from one population or cell to another, and decode the walk.
 
     Parameters
@@ -195,10 +209,12 @@ def interpolate(
     groupby, groups
         A column of obs, and the groups to walk through, in order: two or more.
     cells
-        Or the cells to walk through.
+        Or the cells to walk through; `groupby` then only names the groups that are passed.
+    time_key
+        Or a column of obs with time points, all of which are walked through in order.
     name
         Of the path; by default made of its ends.
-    n_steps, path, library, batch_as
+    n_steps, path, endpoint, couple, n_paths, seed, library, batch_as
         As for `PathOptions`.
     data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
         As for `embed`.
@@ -206,12 +222,19 @@ def interpolate(
     session = Session.open(
         data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
     )
-    labels = list(groups or cells or ())
-    waypoints = session.waypoints(labels, groupby=None if cells else groupby)
-    options = interpolation.PathOptions(
-        name=name or interpolation.default_name(labels),
+    if sum(way is not None for way in (groups, cells, time_key)) > 1:
+        raise ConfigError("the way was given twice", "use one of groups, cells and time_key")
+    labels = session.time_points(time_key) if time_key is not None else list(groups or cells or ())
+    key = time_key or groupby
+    waypoints = session.waypoints(labels, groupby=None if cells else key)
+    options = PathOptions(
+        name=name or default_name(labels),
         n_steps=n_steps,
         path=path,
+        endpoint=endpoint,
+        couple=couple,
+        n_paths=n_paths,
+        seed=seed,
         library=library,
         batch_as=batch_as,
     )
@@ -219,13 +242,67 @@ def interpolate(
     if inplace:
         planned = names.written_by("interpolate", options.name)
         session.check_destination(planned, names=names, output=_path(output), force=force)
-    result = interpolation.interpolate(session.model, session.counts, waypoints, options)
+    told_groups = None if key is None else session.labels(groupby or key)
+    result = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=told_groups)
+    if (warning := result.warning()) is not None:
+        warnings.warn(ScvaeWarning(warning), stacklevel=2)
     if not inplace:
         return result
     slots = result.slots(names, session.store.gene_names)
-    told = dataclasses.asdict(options) | {"waypoints": labels}
+    told = dataclasses.asdict(options) | {"waypoints": labels, "groupby": groupby, "time_key": time_key}
     run = f"interpolate_{options.name}"
     session.write(slots, names=names, run=run, options=told, output=_path(output), force=force)
+    return None
+
+
+def pseudotime(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    root: str,
+    ends: Sequence[str] = (),
+    groupby: str | None = None,
+    name: str | None = None,
+    seed: int = 0,
+    key_added: str = DEFAULT_KEY,
+    inplace: bool = True,
+    layer: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    output: Path | str | None = None,
+    force: bool = False,
+    device: str = "auto",
+) -> ordering.Pseudotime | None:
+    """Order cells by geodesic distance from a root, and share them out among ends.
+
+    Parameters
+    ----------
+    root, ends
+        Groups of `obs[groupby]`; without `groupby`, names of cells.
+    name
+        Of the ordering; by default made of its root.
+    seed
+        Of the selections made among very many cells.
+    data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
+        As for `embed`.
+    """
+    session = Session.open(
+        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
+    )
+    chosen = name or ordering.default_name(root)
+    start, *places = session.places([root, *ends], groupby=groupby)
+    names = SlotNames(key_added=key_added)
+    if inplace:
+        planned = names.written_by("pseudotime", chosen)
+        session.check_destination(planned if ends else planned[:2], names=names, output=_path(output), force=force)
+    result = ordering.pseudotime(session.model, session.counts, start, places, name=chosen, seed=seed)
+    if (warning := result.warning()) is not None:
+        warnings.warn(ScvaeWarning(warning), stacklevel=2)
+    if not inplace:
+        return result
+    told = {"groupby": groupby, "root": root, "ends": list(ends), "seed": seed, "name": chosen}
+    run = f"pseudotime_{chosen}"
+    session.write(result.slots(names), names=names, run=run, options=told, output=_path(output), force=force)
     return None
 
 

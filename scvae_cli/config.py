@@ -112,6 +112,9 @@ class TrainConfig:
     ----------
     beta
         Weight of the KL term; always reached.
+    flat
+        How much a decoder that distorts distances is penalised: 0 not at all, 1 so that latent distances rank as
+        geodesic ones do at a small price in the bound (`scvae_cli.training.flatness`).
     max_epochs
         Upper bound on passes over the training cells; None chooses one by the number of cells.
     batch_size
@@ -129,6 +132,7 @@ class TrainConfig:
     """
 
     beta: float = 1.0
+    flat: float = 0.0
     max_epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
@@ -138,7 +142,8 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _require_finite("beta", self.beta, "a number, 0 or more", above_zero=False)
+        for name in ("beta", "flat"):
+            _require_finite(name, getattr(self, name), "a number, 0 or more", above_zero=False)
         if self.learning_rate is not None:
             _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
         _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)

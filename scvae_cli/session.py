@@ -24,7 +24,7 @@ from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
-from scvae_cli.latent.interpolation import Waypoint
+from scvae_cli.latent.way_points import Waypoint
 from scvae_cli.model.bundle import Model, load
 
 if TYPE_CHECKING:
@@ -136,13 +136,30 @@ class Session:
         ConfigError
             For fewer than two places, or one followed by itself.
         DataError
-            For an unknown or empty group, or an unknown cell.
+            As for `places`.
         """
         if len(labels) < 2:
             raise ConfigError("a walk needs two ends", "name the populations or cells to walk between")
         for before, after in pairwise(labels):
             if before == after:
                 raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
+        return self.places(labels, groupby=groupby)
+
+    def places(self, labels: Sequence[str], *, groupby: str | None) -> list[Waypoint]:
+        """Populations, or single cells, by their labels.
+
+        Parameters
+        ----------
+        labels
+            Groups of one column of obs, or names of cells.
+        groupby
+            The column; None when the labels name cells.
+
+        Raises
+        ------
+        DataError
+            For an unknown or empty group, or an unknown cell.
+        """
         if groupby is None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
             for cell in labels:
@@ -161,6 +178,28 @@ class Session:
                 raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {shown}")
             points.append(Waypoint(label=label, cells=members))
         return points
+
+    def time_points(self, key: str) -> list[str]:
+        """Time points of a column of obs, in order: of numbers by value, of an ordered categorical by its order.
+
+        Raises
+        ------
+        DataError
+            For a missing column, fewer than two time points, or values without an order.
+        """
+        present = {label for label in self.labels(key) if label is not None}
+        if len(present) < 2:
+            raise DataError(f"{self.store.title}: obs[{key!r}] has {len(present)} time point(s)", "a walk needs two")
+        order = self.store.obs_order(key)
+        if order is not None:
+            return [label for label in order if label in present]
+        try:
+            return sorted(present, key=float)
+        except ValueError:
+            raise DataError(
+                f"{self.store.title}: obs[{key!r}] has no order ({', '.join(sorted(present)[:3])}, ...)",
+                "--time-key takes numbers or an ordered categorical; or name the way: --groupby, --from, --via, --to",
+            ) from None
 
     def labels(self, key: str) -> np.ndarray:
         """A column of obs that names groups, for the cells in `counts`: strings, None for a cell in no group."""
@@ -219,7 +258,7 @@ class Session:
             "options": options,
         }
         slots = spread(slots, self.kept)
-        record = provenance(names, run, slots, facts)
+        record = provenance(self.store, names, run, slots, facts)
         self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
         self.store.write([*slots, record], output=output, force=force)
         return [slot.path for slot in slots]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import anndata
 import numpy as np
 import scipy.sparse as sp
 
+import scvae_cli as scvae
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.simulation import SimulationConfig, simulate
@@ -37,3 +41,12 @@ def counts_of(adata: anndata.AnnData, batch_key: str | None = None) -> Counts:
 def tiny_config(**options) -> RunConfig:
     """A configuration that trains in a second."""
     return RunConfig.resolve(None, TINY | options)
+
+
+@functools.cache
+def learned(n_branches: int = 2) -> tuple[anndata.AnnData, Any]:
+    """Cells of a tree, and a model that tells its branches apart; copy the cells before writing into them."""
+    adata = tree(n_cells=800, n_genes=150, n_branches=n_branches, n_batches=2, depth=3000)
+    return adata, scvae.train(
+        adata, **TINY | {"n_hidden": 64, "max_epochs": 50 if n_branches > 1 else 30}, batch_key="batch", genes="all"
+    )

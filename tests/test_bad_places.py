@@ -46,21 +46,17 @@ def config(**changes: object) -> Callable[[Bench], object]:
     return change
 
 
+HASHED = ("genes.txt", "heldout_cells.txt", "weights.safetensors", "latent.safetensors", "history.csv")
 MODELS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "missing": ("there is no model folder", lambda b: shutil.rmtree(b.model)),
-    **{
-        f"without {name}": (f"is incomplete: it has no {name}", without(name))
-        for name in ("config.json", "genes.txt", "heldout_cells.txt", "weights.safetensors", "history.csv")
-    },
-    **{
-        f"changed {name}": (f"{name} is not the file that was saved", flipped(name))
-        for name in ("genes.txt", "heldout_cells.txt", "weights.safetensors", "history.csv")
-    },
+    **{f"without {name}": (f"is incomplete: it has no {name}", without(name)) for name in ("config.json", *HASHED)},
+    **{f"changed {name}": (f"{name} is not the file that was saved", flipped(name)) for name in HASHED},
     "other batches": ("config.json is not the file that was saved", config(batches=["a", "b"])),
     "other facts": ("config.json is not the file that was saved", config(facts={})),
     "no hashes": ("is not the file that was saved", config(sha256={})),
     "hashes of another kind": ("config.json is incomplete", config(sha256=["abc"])),
-    "newer format": ("in a newer format", config(format=2, scvae_version="9.0")),
+    "newer format": ("in a newer format", config(format=3, scvae_version="9.0")),
+    "older format": ("in an older format", config(format=1)),
     "format in words": ("in a newer format", config(format="two")),
     "config that is not JSON": ("config.json is damaged", lambda b: (b.model / "config.json").write_text("{")),
     "config of another shape": ("config.json is damaged", lambda b: (b.model / "config.json").write_text("[1]")),
@@ -138,6 +134,7 @@ ASKED = {
     "denoise": (),
     "score": (),
     "interpolate": ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2"),
+    "pseudotime": ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2"),
 }
 
 
@@ -180,6 +177,10 @@ FOREIGN: dict[str, tuple[str, Callable[[ad.AnnData], object]]] = {
     "interpolate": (
         "varm/scvae_path_batch_1_to_batch_2",
         lambda a: a.varm.__setitem__("scvae_path_batch_1_to_batch_2", np.ones((40, 2))),
+    ),
+    "pseudotime": (
+        "obsm/scvae_ends_from_batch_1",
+        lambda a: a.obsm.__setitem__("scvae_ends_from_batch_1", np.ones((120, 2))),
     ),
 }
 

@@ -27,12 +27,13 @@ PRINTING = "--json --quiet/-q"
 OPTIONS = {
     "check": f"DATA --layer --batch-key {PRINTING}",
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-latent --n-hidden "
-    "--n-layers --beta --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config "
-    f"--resume --force --device --precision --deterministic --threads {PRINTING}",
-    "embed": f"{MODEL} {ASKING} {PRINTING}",
+    "--n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
+    f"--config --resume --force --device --precision --deterministic --threads {PRINTING}",
+    "embed": f"{MODEL} --axes {ASKING} {PRINTING}",
     "denoise": f"{MODEL} --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} {PRINTING}",
-    "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --steps --name --path --model/-m "
-    f"--library --batch-as {ASKING} --path-out {PRINTING}",
+    "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
+    f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
+    "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
     "score": f"{MODEL} --samples --seed {ASKING} {PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
@@ -45,7 +46,9 @@ KEYS = {
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells n_latent missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
-    "interpolate": "output name waypoints n_steps n_cells n_cells_on_path missing_genes genes path_out slots",
+    "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
+    "missing_genes genes path_out plot slots",
+    "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae samples missing_genes slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
@@ -70,6 +73,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "embed": ["embed", *asked],
         "denoise": ["denoise", *asked],
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
+        "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
@@ -102,8 +106,11 @@ def test_keys_are_documented(case):
 
 def test_json_of_a_walk_names_its_genes(copied):
     values = json.loads(run_well(*commands(copied)["interpolate"], "--json").out)
-    assert set(values["genes"][0]) == {"gene", "start", "end", "change", "switch_step"}
-    assert values["path_out"] is None
+    columns = {"gene", "start", "end", "change", "direction", "monotonicity", "switch_step"}
+    assert set(values["genes"][0]) == columns
+    assert values["path_out"] is values["plot"] is None
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `interpolate` |"))
+    assert columns <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -23,7 +23,8 @@ from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.slots import SlotNames
 
 WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
-VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK}
+ORDER = ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2")
+VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK, "pseudotime": ORDER}
 
 
 def rich(adata: ad.AnnData) -> ad.AnnData:
@@ -163,7 +164,7 @@ def test_commands_write_what_they_said_they_would(copied):
         before = set(walked(copied.data))
         run_well(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
         new = {name for name in set(walked(copied.data)) - before if not name.startswith("uns/wide/runs")}
-        planned = names.written_by(verb, "batch_1_to_batch_2")
+        planned = names.written_by(verb, "from_batch_1" if verb == "pseudotime" else "batch_1_to_batch_2")
         assert set(planned) <= new
         folders = {"uns/wide", "uns/wide/paths"}
         assert all(name in folders or any(name == p or name.startswith(f"{p}/") for p in planned) for name in new), new
@@ -417,9 +418,9 @@ def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
 
     original = embedding.embed
 
-    def meddling(*arguments: Any) -> Any:
+    def meddling(*arguments: Any, **options: Any) -> Any:
         copied.data.unlink()
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(embedding, "embed", meddling)
     outcome = run_cli("embed", copied.data, "-m", copied.model)

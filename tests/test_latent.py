@@ -1,6 +1,6 @@
 """What a model says about cells, against independent computations.
 
-Shapes: n cells, g genes, k latent dimensions, t steps.
+Shapes: n cells, g genes, k latent dimensions.
 """
 
 import math
@@ -14,7 +14,6 @@ import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent.embedding import cell_table
-from scvae_cli.latent.interpolation import _changes, _project, straight
 from scvae_cli.model.likelihood import zinb_log_prob
 from scvae_cli.session import Session
 
@@ -104,7 +103,8 @@ def test_slots_in_memory(adata, model):
     assert cells.layers[names.denoised].shape == cells.shape
     assert cells.var[names.modelled].all()
     assert {names.elbo, names.iwae, names.pseudotime("walk")} <= set(cells.obs.columns)
-    assert cells.varm[names.path_genes("walk")].shape == (cells.n_vars, 50)
+    for key in (names.path_genes("walk"), *names.path_band("walk")):
+        assert cells.varm[key].shape == (cells.n_vars, 50)
     assert set(cells.uns["scvae"]["runs"]) == {"embed", "denoise", "score", "interpolate_walk"}
     scvae.embed(cells, model)  # its own slots it replaces
     cells.obsm["X_other"] = np.ones((cells.n_obs, 2))
@@ -178,69 +178,6 @@ def test_missing_genes_count_as_zero_and_are_refused_in_number(adata, model):
         scvae.embed(few, model)
     with pytest.warns(ScvaeWarning):
         assert scvae.embed(few, model, inplace=False, allow_missing_genes=True) is not None
-
-
-def test_walk_starts_and_ends_at_its_populations(adata, model):
-    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
-    groups = ["stem", "progenitor", "mature_1"]
-    walk = scvae.interpolate(adata, model, groupby="cell_type", groups=groups, n_steps=31, inplace=False)
-    centre = {group: z_nk[(adata.obs["cell_type"] == group).to_numpy()].mean(0) for group in groups}
-    np.testing.assert_allclose(walk.z_tk[0], centre["stem"], atol=1e-5)
-    np.testing.assert_allclose(walk.z_tk[-1], centre["mature_1"], atol=1e-5)
-    to_middle = np.linalg.norm(walk.z_tk - centre["progenitor"], axis=1)
-    spacing = np.linalg.norm(np.diff(walk.z_tk, axis=0), axis=1)
-    assert to_middle.min() <= spacing.max()
-    np.testing.assert_allclose(walk.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
-    cells = list(adata.obs_names[:2])
-    between = scvae.interpolate(adata, model, cells=cells, n_steps=2, inplace=False)
-    np.testing.assert_allclose(between.z_tk, z_nk[:2], atol=1e-5)
-
-
-def test_pseudotime_along_a_walk_follows_the_true_one():
-    adata = tree(n_cells=1500, n_genes=200, n_branches=1, depth=3000)
-    model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})
-    ends = ["stem", "mature_1"]
-    walk = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
-    near = ~np.isnan(walk.pseudotime_n)
-    assert near.mean() > 0.25
-    true = adata.obs["true_pseudotime"].to_numpy()
-    # Not a rank correlation: half of the cells near the walk lie beyond its ends, at exactly 0 or 1.
-    assert np.corrcoef(walk.pseudotime_n[near], true[near])[0, 1] > 0.95
-    rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
-    names = {gene: i for i, gene in enumerate(adata.var_names)}
-    top = walk.top_genes(10)
-    agree = [(walk.mean_tg[-1, g] > walk.mean_tg[0, g]) == (rising[names[walk.genes[g]]] > 1) for g in top]
-    assert all(agree)
-
-
-def test_switch_step_and_change():
-    t = np.linspace(0, 1, 101)
-    late_rise = 1 + 40 / (1 + np.exp(-(t - 0.8) * 60))
-    early_fall = 41 - 40 / (1 + np.exp(-(t - 0.2) * 60))
-    flat = np.full_like(t, 5.0)
-    change, switch = _changes(np.stack([late_rise, early_fall, flat], 1), np.array([np.inf, 10.0, 1.0]))
-    assert change[0] > change[1] > 0
-    assert change[2] == pytest.approx(0)
-    assert change[0] == pytest.approx(2 * (math.sqrt(late_rise.max()) - math.sqrt(late_rise.min())))
-    assert switch[0] == pytest.approx(80, abs=3)
-    assert switch[1] == pytest.approx(20, abs=3)
-
-
-def test_projection_finds_the_nearest_point():
-    z_tk = straight(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0]]), 9)
-    position, distance = _project(np.array([[1.0, 0.5], [2.5, 1.0], [-1.0, 0.0], [2.0, 9.0]]), z_tk)
-    np.testing.assert_allclose(position, [0.25, 0.75, 0.0, 1.0])
-    np.testing.assert_allclose(distance, [0.5, 0.5, 1.0, 7.0])
-
-
-def test_paths_that_go_nowhere_are_refused(adata, model):
-    for groups in (["stem"], ["stem", "stem"]):
-        with pytest.raises(scvae.ScvaeError):
-            scvae.interpolate(adata, model, groupby="cell_type", groups=groups)
-    with pytest.raises(DataError, match="no cells with"):
-        scvae.interpolate(adata, model, groupby="cell_type", groups=["stem", "nowhere"])
-    with pytest.raises(DataError, match="no cell called"):
-        scvae.interpolate(adata, model, cells=["x", "y"])
 
 
 def test_saved_and_loaded_model_gives_the_same_answers(adata, model, tmp_path):

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
 
@@ -9,6 +13,13 @@ from scvae_cli.cli.console import Console
 def embed(
     data: o.Data,
     model: o.ModelFolder = None,
+    axes: Annotated[
+        str,
+        typer.Option(
+            help="canonical: axes that explain most of the expression come first, alike in two trainings; training: as "
+            "the networks have them."
+        ),
+    ] = "canonical",
     layer: o.Layer = None,
     allow_missing_genes: o.AllowMissingGenes = False,
     drop_empty: o.DropEmpty = False,
@@ -38,8 +49,10 @@ def embed(
         drop_empty=drop_empty,
     )
     session.check_destination(names.written_by("embed"), names=names, output=output, force=force)
-    result = embedding.embed(session.model, session.counts)
-    slots = session.write(result.slots(names), names=names, run="embed", options={}, output=output, force=force)
+    result = embedding.embed(session.model, session.counts, axes=axes)
+    slots = session.write(
+        result.slots(names), names=names, run="embed", options={"axes": axes}, output=output, force=force
+    )
     n_cells, n_latent = result.mean_nk.shape
     values = {
         "output": str(output or data),
@@ -50,4 +63,7 @@ def embed(
     }
     text = f"{n_cells:,} cells in {n_latent} latent dimensions → {', '.join(slots)} of {output or data}"
     console.result(values, text)
+    if axes == "canonical" and (ties := session.model.axes.near_ties()):
+        named = ", ".join(f"{axis + 1} and {axis + 2}" for axis in ties)
+        console.info(f"axes {named} are nearly as strong: they may change places, or mix, in another training")
     console.next_step(f'sc.pp.neighbors(adata, use_rep="{names.embedding}")')

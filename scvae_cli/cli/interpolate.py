@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +14,9 @@ from scvae_cli.cli.console import Console
 
 if TYPE_CHECKING:
     from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.interpolation import Path as Walk
+    from scvae_cli.latent.path_result import Path as Walk
 
+WALK = "Walk"
 _SHOWN_GENES = 20
 
 
@@ -27,9 +28,34 @@ def interpolate(
     via: Annotated[list[str] | None, typer.Option(help="Population it passes through; may be repeated.")] = None,
     from_cell: Annotated[str | None, typer.Option(metavar="ID", help="Or: the cell it starts at.")] = None,
     to_cell: Annotated[str | None, typer.Option(metavar="ID", help="The cell it ends at.")] = None,
-    steps: Annotated[int, typer.Option(min=2, help="Points on the walk, both ends included.")] = 50,
+    time_key: Annotated[
+        str | None, typer.Option(help="Or: column of obs with time points, walked through in order.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Of the path.", show_default="FROM_to_TO")] = None,
-    path: Annotated[str, typer.Option(help="Kind of path: straight.")] = "straight",
+    steps: Annotated[int, typer.Option(min=2, help="Points on the walk, both ends included.")] = 50,
+    path: Annotated[
+        str,
+        typer.Option(
+            help="geodesic (shortest in expression where there are cells), graph (from cell to cell) or straight.",
+            rich_help_panel=WALK,
+        ),
+    ] = "geodesic",
+    endpoint: Annotated[
+        str,
+        typer.Option(
+            help="Where a population stands: density (the densest place of its core) or centroid.",
+            rich_help_panel=WALK,
+        ),
+    ] = "density",
+    couple: Annotated[
+        str,
+        typer.Option(
+            help="ot: a bundle of walks between cells that optimal transport pairs; none: one walk.",
+            rich_help_panel=WALK,
+        ),
+    ] = "none",
+    paths: Annotated[int, typer.Option(help="Walks in a bundle.", rich_help_panel=WALK)] = 50,
+    seed: Annotated[int, typer.Option(help="Of bands and pairs.", rich_help_panel=WALK)] = 0,
     model: o.ModelFolder = None,
     library: Annotated[
         str, typer.Option(help="Depth to decode at: median, or a number of counts.", rich_help_panel=o.DECODE)
@@ -43,6 +69,7 @@ def interpolate(
         Path | None,
         typer.Option(help="Also write the steps as an .h5ad of their own.", rich_help_panel=o.OUTPUT),
     ] = None,
+    plot: o.Plot = None,
     key_added: o.KeyAdded = "scvae",
     force: o.Force = False,
     device: o.Device = "auto",
@@ -51,25 +78,25 @@ def interpolate(
 ) -> None:
     """Walk through latent space from one population (or cell) to another, and decode every step.
 
-    Writes the walk and its genes (uns and varm), and where each cell lies along it: obs["scvae_pseudotime_NAME"],
-    NaN for cells far from it. Prints the genes that change most and the step at which they switch.
+    Writes the walk, what lies along it, and its genes (uns and varm), and where each cell lies on it:
+    obs["scvae_pseudotime_NAME"], NaN for cells far from it. Prints the populations passed and the genes that change
+    most, and warns where no cells support the walk.
     """
     from scvae_cli.data.slots import SlotNames
     from scvae_cli.latent import interpolation
+    from scvae_cli.latent.path_result import PathOptions, default_name
     from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
-    labels, by_cells = _route(groupby, start, end, via or [], from_cell, to_cell)
-    options = interpolation.PathOptions(
-        name=name or interpolation.default_name(labels),
-        n_steps=steps,
-        path=path,
-        library=library,
-        batch_as=batch_as,
-    )
+    route = _route(groupby, start, end, via or [], from_cell, to_cell, time_key)
     names = SlotNames(key_added=key_added)
     if path_out is not None:
         _check_path_out(path_out, (data, output or data), force=force)
+    if plot is not None:
+        from scvae_cli.report.figure_file import check_figure_file
+        from scvae_cli.report.walk_plot import draw_walk
+
+        check_figure_file(plot, force=force)
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -78,57 +105,95 @@ def interpolate(
         allow_missing_genes=allow_missing_genes,
         drop_empty=drop_empty,
     )
-    waypoints = session.waypoints(labels, groupby=None if by_cells else groupby)
+    labels = session.time_points(time_key) if time_key is not None else route.labels
+    waypoints = session.waypoints(labels, groupby=None if route.by_cells else time_key or groupby)
+    options = PathOptions(
+        name=name or default_name(labels),
+        n_steps=steps,
+        path=path,
+        endpoint=endpoint,
+        couple=couple,
+        n_paths=paths,
+        seed=seed,
+        library=library,
+        batch_as=batch_as,
+    )
     planned = names.written_by("interpolate", options.name)
     session.check_destination(planned, names=names, output=output, force=force)
-    walk = interpolation.interpolate(session.model, session.counts, waypoints, options)
+    key = groupby or time_key
+    groups = None if key is None else session.labels(key)
+    walk = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=groups)
     with _steps_file(walk, path_out, names, force=force):
         slots = session.write(
             walk.slots(names, session.store.gene_names),
             names=names,
             run=f"interpolate_{options.name}",
-            options=asdict(options) | {"groupby": groupby, "waypoints": labels},
+            options=asdict(options) | {"groupby": groupby, "time_key": time_key, "waypoints": labels},
             output=output,
             force=force,
         )
-    genes = _gene_table(walk)
-    n_on_path = int((walk.pseudotime_n == walk.pseudotime_n).sum())
+    if plot is not None:
+        draw_walk(session, walk, groups, plot)
     values = {
         "output": str(output or data),
         "name": options.name,
         "waypoints": labels,
+        "kind": path,
         "n_steps": steps,
+        "length": walk.steps.length,
+        "off_manifold": float(walk.steps.off_manifold_t.max()),
+        "groups_passed": walk.steps.groups_passed(),
         "n_cells": len(walk.pseudotime_n),
-        "n_cells_on_path": n_on_path,
+        "n_cells_on_path": int((walk.pseudotime_n == walk.pseudotime_n).sum()),
         "missing_genes": len(session.missing_genes),
-        "genes": genes,
+        "genes": _gene_table(walk),
         "path_out": None if path_out is None else str(path_out),
+        "plot": None if plot is None else str(plot),
         "slots": slots,
     }
     console.result(values, _text(values, library))
+    if (warning := walk.warning()) is not None:
+        console.warn(warning)
     console.next_step(f'sc.pl.umap(adata, color="{names.pseudotime(options.name)}")')
 
 
+@dataclass(frozen=True)
+class _Route:
+    """The way-points asked for, and whether they are cells; no way-points when time points are walked through."""
+
+    labels: list[str]
+    by_cells: bool
+
+
 def _route(
-    groupby: str | None, start: str | None, end: str | None, via: list[str], from_cell: str | None, to_cell: str | None
-) -> tuple[list[str], bool]:
-    """The way-points asked for, and whether they are cells."""
+    groupby: str | None,
+    start: str | None,
+    end: str | None,
+    via: list[str],
+    from_cell: str | None,
+    to_cell: str | None,
+    time_key: str | None,
+) -> _Route:
     from scvae_cli.errors import ConfigError
 
-    if from_cell is not None or to_cell is not None:
+    by_cells = from_cell is not None or to_cell is not None
+    by_groups = start is not None or end is not None or bool(via)
+    if by_cells + by_groups + (time_key is not None) > 1:
+        raise ConfigError(
+            "the way was given twice", "use one of --from/--to/--via, --from-cell/--to-cell and --time-key"
+        )
+    if time_key is not None:
+        return _Route([], by_cells=False)
+    if by_cells:
         if from_cell is None or to_cell is None:
             raise ConfigError("a walk between cells needs both --from-cell and --to-cell", "name the other cell too")
-        if start is not None or end is not None or via:
-            raise ConfigError("cells and populations were both given", "use --from-cell/--to-cell or --from/--to/--via")
-        labels, by_cells = [from_cell, to_cell], True
-    elif start is None or end is None or groupby is None:
+        return _Route([from_cell, to_cell], by_cells=True)
+    if start is None or end is None or groupby is None:
         raise ConfigError(
-            "a walk needs --groupby KEY --from A --to B (or --from-cell ID --to-cell ID)",
+            "a walk needs --groupby KEY --from A --to B (or --from-cell ID --to-cell ID, or --time-key KEY)",
             "scvae check DATA lists the columns that group cells",
         )
-    else:
-        labels, by_cells = [start, *via, end], False
-    return labels, by_cells
+    return _Route([start, *via, end], by_cells=False)
 
 
 def _gene_table(walk: Walk) -> list[dict[str, Any]]:
@@ -139,8 +204,10 @@ def _gene_table(walk: Walk) -> list[dict[str, Any]]:
                 "gene": walk.genes[g],
                 "start": float(walk.mean_tg[0, g]),
                 "end": float(walk.mean_tg[-1, g]),
-                "change": float(walk.change_g[g]),
-                "switch_step": int(walk.switch_g[g]),
+                "change": float(walk.changes.effect_g[g]),
+                "direction": str(walk.changes.direction_g[g]),
+                "monotonicity": float(walk.changes.monotonicity_g[g]),
+                "switch_step": int(walk.changes.switch_g[g]),
             }
         )
     return rows
@@ -148,14 +215,21 @@ def _gene_table(walk: Walk) -> list[dict[str, Any]]:
 
 def _text(values: dict[str, Any], library: str) -> str:
     depth = "the median depth" if library == "median" else f"a depth of {library}"
-    lines = [f"{' → '.join(values['waypoints'])}: {values['n_steps']} steps, "
-             f"{values['n_cells_on_path']:,} of {values['n_cells']:,} cells near the walk",
-             f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'switch step':>13}"]  # fmt: skip
+    lines = [
+        f"{' → '.join(values['waypoints'])}: {values['kind']}, {values['n_steps']} steps, {values['length']:.1f} "
+        f"standard deviations of a count; {values['n_cells_on_path']:,} of {values['n_cells']:,} cells near"
+    ]
+    if values["groups_passed"]:
+        lines.append(f"passes {' → '.join(values['groups_passed'])}")
+    lines.append(f"off-manifold score at most {values['off_manifold']:.2f} (0.95 is the limit)")
+    lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
     for row in values["genes"]:
         lines.append(
-            f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['switch_step']:>13}"
+            f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['direction']:>11}"
+            f"{row['switch_step']:>13}"
         )
     lines.append(f"(expected counts at {depth}; change in standard deviations of a count)")
+    lines += [f"→ {place}" for place in (values["path_out"], values["plot"]) if place]
     lines.append(f"→ {', '.join(values['slots'])} of {values['output']}")
     return "\n".join(lines)
 
@@ -181,11 +255,23 @@ def _steps_file(
 
     from scvae_cli.data.h5ad_create import new_h5ad
 
+    told = walk.steps
     steps = pd.DataFrame(
-        {"position": walk.position_t}, index=pd.Index([f"step_{t}" for t in range(len(walk.position_t))], dtype=object)
+        {"position": told.position_t, "speed": told.speed_t, "off_manifold": told.off_manifold_t},
+        index=pd.Index([f"step_{t}" for t in range(len(told.position_t))], dtype=object),
     )
+    if told.groups_passed():
+        steps["nearest_group"] = pd.Categorical(told.group_t)
+    changes = walk.changes
     genes = pd.DataFrame(
-        {"change": walk.change_g, "switch_step": walk.switch_g}, index=pd.Index(walk.genes, dtype=object)
+        {
+            "change": changes.effect_g,
+            "net_change": changes.net_g,
+            "direction": pd.Categorical(changes.direction_g),
+            "monotonicity": changes.monotonicity_g,
+            "switch_step": changes.switch_g,
+        },
+        index=pd.Index(walk.genes, dtype=object),
     )
     adata = anndata.AnnData(walk.mean_tg, obs=steps, var=genes, obsm={names.embedding: walk.z_tk})
     return new_h5ad(path_out, adata, force=force)

@@ -44,6 +44,10 @@ Force = Annotated[
         "--force", help="Replace what is there: an output, or slots not written by scvae.", rich_help_panel=OUTPUT
     ),
 ]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE", help="Also draw it: .png, .svg or .pdf.", rich_help_panel=OUTPUT),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.", rich_help_panel=OUTPUT)]
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Print only the result, warnings and errors.", rich_help_panel=OUTPUT)

@@ -20,6 +20,7 @@ from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.slots import Slot
+from scvae_cli.data.store import category_order
 from scvae_cli.errors import DataError
 
 
@@ -83,13 +84,26 @@ class H5adFile:
 
     def obs_column(self, key: str) -> np.ndarray:
         """One column of obs as n values."""
+        column = self._obs_column(key)
+        return np.asarray(column, dtype=object) if getattr(column, "dtype", None) == "category" else np.asarray(column)
+
+    def obs_order(self, key: str) -> list[str] | None:
+        """Categories of an ordered categorical column of obs, in order; None for any other column."""
+        return category_order(self._obs_column(key))
+
+    def _obs_column(self, key: str) -> Any:
         with self._open() as file:
             obs = file["obs"]
             if isinstance(obs, h5py.Dataset):
                 return _field(obs, key, file.get(f"uns/{key}_categories"))
             # Until anndata 0.8 categories stood in a group apart: a column alone would then be read as its codes.
-            column = self._element(obs)[key] if "__categories" in obs else self._element(obs[key])
-        return np.asarray(column, dtype=object) if getattr(column, "dtype", None) == "category" else np.asarray(column)
+            return self._element(obs)[key] if "__categories" in obs else self._element(obs[key])
+
+    def obsm(self, key: str) -> np.ndarray | None:
+        """A dense element of obsm; None where there is none of that name."""
+        with self._open() as file:
+            element = file.get(f"obsm/{key}")
+            return np.asarray(element) if isinstance(element, h5py.Dataset) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
         """Gene names of a matrix's columns."""

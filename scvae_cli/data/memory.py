@@ -10,6 +10,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.slots import RowBlocks, Slot
+from scvae_cli.data.store import category_order
 from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -72,6 +73,15 @@ class AnnDataStore:
         """One column of obs as n values."""
         column = self.adata.obs[key]
         return np.asarray(column, dtype=object) if column.dtype == "category" else np.asarray(column)
+
+    def obs_order(self, key: str) -> list[str] | None:
+        """Categories of an ordered categorical column of obs, in order; None for any other column."""
+        return category_order(self.adata.obs[key])
+
+    def obsm(self, key: str) -> np.ndarray | None:
+        """A dense element of obsm; None where there is none of that name."""
+        element = self.adata.obsm.get(key)
+        return element if isinstance(element, np.ndarray) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
         """Gene names of a matrix's columns."""

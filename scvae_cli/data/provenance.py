@@ -6,14 +6,19 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
+from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames, slug
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
 
-def provenance(names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
-    """The record of one command's results, which also marks its slots as ours."""
-    record = facts | {"slots": [slot.path for slot in slots]}
+def provenance(store: CellStore, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
+    """The record of one command's results, which also marks its slots as ours.
+
+    Slots that an earlier run of this name left and this one does not replace stay ours.
+    """
+    paths = [slot.path for slot in slots]
+    before = read_runs(store, names.key_added).get(slug(run), {}).get("slots", [])
+    record = facts | {"slots": [*paths, *(path for path in before if path not in paths)]}
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
 
 

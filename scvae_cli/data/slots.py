@@ -123,12 +123,28 @@ class SlotNames:
         """`obs`: position along a path, 0 to 1, NaN for cells far from it."""
         return f"{self.key_added}_pseudotime_{slug(name)}"
 
+    def root_distance(self, name: str) -> str:
+        """`obs`: Fisher–Rao distance from the root of an ordering, standard deviations of a count."""
+        return f"{self.key_added}_distance_{slug(name)}"
+
+    def branch(self, name: str) -> str:
+        """`obs`: the end a cell of an ordering is drawn to, or "shared"."""
+        return f"{self.key_added}_branch_{slug(name)}"
+
+    def end_weights(self, name: str) -> str:
+        """`obsm`: how much each end of an ordering draws a cell, cells × ends."""
+        return f"{self.key_added}_ends_{slug(name)}"
+
     def path_genes(self, name: str) -> str:
         """`varm`: decoded expression along a path, genes × steps."""
         return f"{self.key_added}_path_{slug(name)}"
 
+    def path_band(self, name: str) -> tuple[str, str]:
+        """`varm`: 5% and 95% quantiles of expression along a path, genes × steps."""
+        return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
+
     def path_latent(self, name: str) -> str:
-        """`uns`: a path's latent points, names and settings."""
+        """`uns`: a path's latent points, what lies along it, what its genes do, and settings."""
         return f"{self.key_added}/paths/{slug(name)}"
 
     def run(self, name: str) -> str:
@@ -145,7 +161,15 @@ class SlotNames:
             "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
             "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
             "interpolate": [
-                f"uns/{self.path_latent(path)}", f"varm/{self.path_genes(path)}", f"obs/{self.pseudotime(path)}"
+                f"uns/{self.path_latent(path)}",
+                *(f"varm/{key}" for key in (self.path_genes(path), *self.path_band(path))),
+                f"obs/{self.pseudotime(path)}",
+            ],
+            "pseudotime": [
+                f"obs/{self.pseudotime(path)}",
+                f"obs/{self.root_distance(path)}",
+                f"obs/{self.branch(path)}",
+                f"obsm/{self.end_weights(path)}",
             ],
             "score": [f"obs/{self.elbo}", f"obs/{self.iwae}"],
         }  # fmt: skip
@@ -183,6 +207,11 @@ def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
 def _spread(value: Any, kept: np.ndarray) -> Any:
     if isinstance(value, RowBlocks):
         return replace(value, shape=(len(kept), value.shape[1]), blocks=_spread_blocks(value, kept))
+    if hasattr(value, "categories"):
+        # A pandas Categorical: the code of no category is -1.
+        codes = np.full(len(kept), -1, dtype=value.codes.dtype)
+        codes[kept] = value.codes
+        return type(value).from_codes(codes, dtype=value.dtype)
     whole = np.full((len(kept), *value.shape[1:]), np.nan, dtype=value.dtype)
     whole[kept] = value
     return whole

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -42,6 +42,12 @@ class CellStore(Protocol):
     def obs_column(self, key: str) -> np.ndarray:
         """One column of obs as n values; missing ones are NaN or None."""
 
+    def obs_order(self, key: str) -> list[str] | None:
+        """Categories of an ordered categorical column of obs, in order; None for any other column."""
+
+    def obsm(self, key: str) -> np.ndarray | None:
+        """A dense element of obsm; None where there is none of that name."""
+
     def matrix_genes(self, name: str) -> np.ndarray:
         """Gene names of a matrix's columns; they differ from `gene_names` only for raw."""
 
@@ -59,3 +65,11 @@ class CellStore(Protocol):
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Put results into the store, all or nothing."""
+
+
+def category_order(column: Any) -> list[str] | None:
+    """Categories of an ordered pandas categorical (or a Series of one), as strings in order; else None."""
+    categorical = getattr(column, "cat", column)
+    if not getattr(categorical, "ordered", False):
+        return None
+    return [str(category) for category in categorical.categories]

@@ -13,11 +13,13 @@ import torch
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import DataError
+from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.posterior import Posterior
 
 # Cells encoded or decoded at once; fixed, so that results do not depend on the machine.
 BLOCK_CELLS = 512
+AXES = ("canonical", "training")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +29,7 @@ class Embedding:
     Parameters
     ----------
     mean_nk, var_nk
-        Mean and variance of q(z|x), float32, shape (n, k).
+        Mean of q(z|x) and the diagonal of its covariance along the axes asked for, float32, shape (n, k).
     """
 
     mean_nk: np.ndarray
@@ -59,7 +61,16 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 
 @torch.inference_mode()
-def embed(model: Model, counts: Counts) -> Embedding:
+def posteriors(model: Model, counts: Counts) -> Posterior:
+    """q(z|x) of every cell in the frame of the training, on the CPU, each part of shape (n, k)."""
+    table = cell_table(model, counts)
+    parts = [model.vae.encode(cells) for _, cells in table.in_order(BLOCK_CELLS)]
+    return Posterior(
+        torch.cat([part.mean_nk.cpu() for part in parts]), torch.cat([part.var_nk.cpu() for part in parts])
+    )
+
+
+def embed(model: Model, counts: Counts, *, axes: str = "canonical") -> Embedding:
     """Encode cells.
 
     Parameters
@@ -68,13 +79,17 @@ def embed(model: Model, counts: Counts) -> Embedding:
         Its encoder does not see the batch.
     counts
         n cells in the model's genes.
+    axes
+        "canonical" (`scvae_cli.model.axes`), or "training" for the frame the networks work in.
+
+    Raises
+    ------
+    ConfigError
+        For axes of another name.
     """
-    table = cell_table(model, counts)
-    k = model.config.model.n_latent
-    mean_nk = np.empty((table.n_cells, k), dtype=np.float32)
-    var_nk = np.empty_like(mean_nk)
-    for rows, cells in table.in_order(BLOCK_CELLS):
-        posterior = model.vae.encode(cells)
-        mean_nk[rows] = posterior.mean_nk.cpu().numpy()
-        var_nk[rows] = posterior.var_nk.cpu().numpy()
-    return Embedding(mean_nk=mean_nk, var_nk=var_nk)
+    if axes not in AXES:
+        raise ConfigError(f"--axes is {axes!r}", f"it takes one of: {', '.join(AXES)}")
+    mean_nk, var_nk = posteriors(model, counts)
+    if axes == "canonical":
+        mean_nk, var_nk = model.axes.position(mean_nk), model.axes.variance(var_nk)
+    return Embedding(mean_nk=mean_nk.numpy(), var_nk=var_nk.numpy())

@@ -1,7 +1,8 @@
 """A trained model and the folder it lives in.
 
-`NAME.scvae/` holds config.json, genes.txt, heldout_cells.txt, weights.safetensors and history.csv. Nothing in it is
-executable: a model from a stranger runs no code.
+`NAME.scvae/` holds config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (where the cells
+lie in latent space, and along which axes) and history.csv. Nothing in it is executable: a model from a stranger runs no
+code.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,12 @@ import scvae_cli
 from scvae_cli.config import RunConfig
 from scvae_cli.data.atomic import may_write, remove_orphans, sibling_of
 from scvae_cli.errors import ConfigError, ModelError
+from scvae_cli.model.axes import CanonicalAxes
+from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.vae import VAE
 
-FORMAT = 1
-CONFIG, WEIGHTS = "config.json", "weights.safetensors"
+FORMAT = 2
+CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 
 
@@ -37,6 +40,10 @@ class Model:
     ----------
     vae
         The networks, in eval mode.
+    density
+        Where the training cells lie in latent space, in the frame of the training.
+    axes
+        The frame that users see.
     genes
         The modelled genes, in order.
     heldout_cells
@@ -52,6 +59,8 @@ class Model:
     """
 
     vae: VAE
+    density: LatentDensity
+    axes: CanonicalAxes
     genes: tuple[str, ...]
     heldout_cells: tuple[str, ...]
     config: RunConfig
@@ -101,6 +110,7 @@ class Model:
             GENES: _lines(self.genes),
             HELDOUT: _lines(self.heldout_cells),
             WEIGHTS: save_tensors(tensors),
+            LATENT: save_tensors(_fields(self.density) | _fields(self.axes)),
             HISTORY: self.history.encode(),
         }
         config: dict[str, Any] = {
@@ -147,8 +157,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     _recover(folder)
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}", "train one: scvae train DATA.h5ad, or name it with -m")
-    files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, HISTORY)}
     config = read_config(folder)
+    files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)}
     found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     found[CONFIG] = _own_sha256(config)
     for name in files:
@@ -161,10 +171,15 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         run = RunConfig.from_dict(config["run"])
         vae = VAE(run.model, len(genes), config["batches"])
         vae.load_state_dict(load_tensors(files[WEIGHTS]))
+        latent = load_tensors(files[LATENT])
+        density = LatentDensity(**{name: latent[name] for name in _names_of(LatentDensity)})
+        axes = CanonicalAxes(**{name: latent[name] for name in _names_of(CanonicalAxes)})
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
     return Model(
         vae=vae.to(device).eval(),
+        density=density,
+        axes=axes,
         genes=genes,
         heldout_cells=_names(files[HELDOUT]),
         config=run,
@@ -186,6 +201,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT:
         made_by = config.get("scvae_version", "a later version")
         raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
+    if version < FORMAT:
+        made_by = config.get("scvae_version", "an earlier version")
+        raise ModelError(
+            f"{folder} was written by scvae {made_by}, in an older format", "train again: scvae train --force"
+        )
     if not complete or not isinstance(config["sha256"], dict):
         raise ModelError(f"{folder / CONFIG} is incomplete", "restore it, or train again")
     result: dict[str, Any] = config
@@ -201,6 +221,14 @@ def _own_sha256(config: dict[str, Any]) -> str:
     """Hash of config.json's content, without the place where the hash itself stands."""
     others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
+
+
+def _names_of(part: type[LatentDensity] | type[CanonicalAxes]) -> list[str]:
+    return [f.name for f in fields(part)]
+
+
+def _fields(part: LatentDensity | CanonicalAxes) -> dict[str, torch.Tensor]:
+    return {name: getattr(part, name).detach().cpu().contiguous() for name in _names_of(type(part))}
 
 
 def _lines(names: tuple[str, ...]) -> bytes:

@@ -5,7 +5,8 @@ Shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,11 @@ class HiddenLayers(nn.Sequential):
             layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalisedHidden(n_hidden, dropout)]
         super().__init__(*layers)
 
+    def pairs(self) -> Iterator[tuple[nn.Linear, NormalisedHidden]]:
+        """Each layer's linear part and what follows it."""
+        layers: list[Any] = list(self)
+        return zip(layers[::2], layers[1::2], strict=True)
+
 
 class NormalisedHidden(nn.Module):
     """LayerNorm → ReLU → dropout."""
@@ -44,6 +50,16 @@ class NormalisedHidden(nn.Module):
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
             return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
         return nn.functional.dropout(torch.relu(self.norm(a_nh)), self.dropout, self.training)
+
+    def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden units without dropout, and tangents d at the linear part pushed through; differentiable."""
+        centred_nh = a_nh - a_nh.mean(1, keepdim=True)
+        scale_n = (centred_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
+        unit_nh = centred_nh * scale_n
+        h_nh = torch.relu(unit_nh * self.norm.weight + self.norm.bias)
+        slope_nh = (h_nh > 0) * scale_n * self.norm.weight
+        along_mn = (unit_nh * d_mnh).mean(2, keepdim=True)
+        return h_nh, (d_mnh - d_mnh.mean(2, keepdim=True) - unit_nh * along_mn) * slope_nh
 
 
 class Encoder(nn.Module):
@@ -200,3 +216,20 @@ class Decoder(nn.Module):
         hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
         output: CountOutput = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
         return output.shifted(gene_shift_ng)
+
+    def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Logits of the genes, shape (n, g), and their change along m tangents at each position, shape (m, n, g).
+
+        Without dropout, and differentiable.
+        """
+        a_nh, d_mnh = self.first(z_nk), v_mnk @ self.first.weight.T
+        shift_ng: Tensor | float = 0.0
+        if self.batch is not None:
+            hidden_shift_nh, shift_ng = self.batch(batch_n)
+            a_nh = a_nh + hidden_shift_nh
+        h_nh, d_mnh = self.first_norm.push(a_nh, d_mnh)
+        for linear, norm in self.hidden.pairs():
+            h_nh, d_mnh = norm.push(linear(h_nh), d_mnh @ linear.weight.T)
+        outputs, g = self.head.outputs, self.head.n_genes
+        logits_ng = nn.functional.linear(h_nh, outputs.weight[:g], outputs.bias[:g])
+        return logits_ng + shift_ng, d_mnh @ outputs.weight[:g].T

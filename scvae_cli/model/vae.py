@@ -6,6 +6,7 @@ Shapes: n cells, g genes, k latent dimensions, b batches. s samples.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,15 @@ from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.model.network import CountOutput, Decoder, Encoder
 from scvae_cli.model.posterior import Posterior, sample_and_kl
+
+
+class ElboTerms(NamedTuple):
+    """Mean −log p(x|z) and mean KL(q(z|x) ‖ N(0, I)) of some cells, nats; their posterior means and samples (n, k)."""
+
+    nll: Tensor
+    kl: Tensor
+    mean_nk: Tensor
+    z_nk: Tensor
 
 
 class VAE(nn.Module):
@@ -89,9 +99,14 @@ class VAE(nn.Module):
         -------
         −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
         """
+        terms = self.elbo_terms(cells, noise_nk)
+        return terms.nll, terms.kl
+
+    def elbo_terms(self, cells: Minibatch, noise_nk: Tensor) -> ElboTerms:
+        """The same, with what they were computed from."""
         mean_nk, log_var_nk = self.encoder(cells, self.reference_library)
         z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
-        return self.decode(z_nk, cells.batch_n).mean_nll(cells), kl
+        return ElboTerms(self.decode(z_nk, cells.batch_n).mean_nll(cells), kl, mean_nk, z_nk)
 
     def expected_counts(
         self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
@@ -22,7 +23,10 @@ from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError
+from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.density import MAX_FITTED, fit_density
+from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
@@ -177,13 +181,17 @@ def fit(
             yield event
 
     schedule = trainer.schedule
+    training_posterior, heldout_posterior = _posteriors(trainer)
+    density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
+    axes = canonical_axes(Geometry(vae), training_posterior[0])
     recorded = replace(
         config,
         train=replace(
             config.train, max_epochs=schedule.max_epochs, patience=schedule.patience
         ),
     )  # fmt: skip
-    facts = _judge(trainer, heldout_cells=len(heldout)) | {
+    means = torch.cat([training_posterior[0], heldout_posterior[0]])
+    facts = _judge(trainer, means, heldout_cells=len(heldout)) | {
         "counts_source": counts.source,
         "genes_chosen": genes_chosen,
         "n_cells": counts.n_cells,
@@ -194,6 +202,8 @@ def fit(
     yield Finished(
         model=Model(
             vae=vae.to("cpu"),
+            density=density,
+            axes=axes,
             genes=tuple(str(gene) for gene in counts.gene_names),
             heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
             config=recorded,
@@ -251,16 +261,24 @@ def _start(
 
 
 @torch.inference_mode()
-def _judge(trainer: Trainer, *, heldout_cells: int) -> dict[str, Any]:
-    """What the finished training amounts to, in numbers."""
+def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Posterior means and variances of training cells, an even selection of many, and of the held-out cells."""
+
+    def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        parts = [
+            trainer.vae.encode(table.take(rows[start : start + EVALUATION_CELLS]))
+            for start in range(0, len(rows), EVALUATION_CELLS)
+        ]
+        return torch.cat([part.mean_nk for part in parts]), torch.cat([part.var_nk for part in parts])
+
+    training, heldout = trainer.training, trainer.heldout
+    some = np.arange(0, training.n_cells, -(-training.n_cells // MAX_FITTED))
+    return encode(training, some), encode(heldout, np.arange(heldout.n_cells))
+
+
+def _judge(trainer: Trainer, mean_nk: Tensor, *, heldout_cells: int) -> dict[str, Any]:
+    """What the finished training amounts to, in numbers; `mean_nk` are posterior means of cells of all kinds."""
     nll, kl = trainer.evaluate()
-    mean_nk = torch.cat(
-        [trainer.vae.encode(cells).mean_nk.cpu() for _, cells in trainer.heldout.in_order(EVALUATION_CELLS)]
-    )
-    # Held-out cells alone may be a handful; training cells are as good for asking whether a dimension is used.
-    rows = np.arange(min(trainer.training.n_cells, 10 * EVALUATION_CELLS))
-    more = [trainer.vae.encode(trainer.training.take(part)).mean_nk.cpu() for part in np.array_split(rows, 10)]
-    active = torch.cat([mean_nk, *more]).var(0) > ACTIVE_VARIANCE
     return {
         "heldout_elbo": -(nll + kl),
         "heldout_nll": nll,
@@ -270,7 +288,7 @@ def _judge(trainer: Trainer, *, heldout_cells: int) -> dict[str, Any]:
         "best_epoch": trainer.schedule.best_epoch,
         "seconds": round(trainer.seconds, 2),
         "rollbacks": trainer.rollbacks,
-        "active_units": int(active.sum()),
+        "active_units": int((mean_nk.var(0) > ACTIVE_VARIANCE).sum()),
     }
 
 

@@ -25,6 +25,7 @@ from scvae_cli.data.minibatches import CellTable, even_batches
 from scvae_cli.device import Compute
 from scvae_cli.errors import ModelError
 from scvae_cli.model.vae import VAE
+from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
 from scvae_cli.training.optimizer import AveragedAdamW
 from scvae_cli.training.schedule import Schedule
 
@@ -44,7 +45,7 @@ class EpochReport:
     learning_rate, kl_weight
         At its last step.
     train_loss
-        Mean NLL + KL weight · KL over its cells, nats.
+        Mean NLL + KL weight · KL over its cells, plus what `--flat` adds, nats.
     heldout_nll, heldout_kl
         Means over the held-out cells, nats.
     heldout_loss
@@ -171,6 +172,8 @@ class Trainer:
                 yield Rollback(epoch=schedule.epoch + 1, learning_rate=schedule.peak_rate, cells=broken)
                 continue
             rate, weight = schedule.learning_rate(), schedule.kl_weight()
+            # Without what `--flat` adds: its draws would make the verdict noisy, and the bound is what it may not cost.
+            # So the end of a training, and what is kept of it, mean the same with and without.
             heldout_loss = nll + self._config.beta * kl
             is_best = schedule.end_epoch(heldout_loss)
             if is_best:
@@ -229,12 +232,20 @@ class Trainer:
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
             for rows, cells in self.training.in_batches(order, self._batch_size):
                 noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=device)
+                flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
                 with self._compute.matrix_products():
-                    nll, kl = self.vae.mean_nll_and_kl(cells, noise_nk)
-                    loss = nll + schedule.kl_weight() * kl
+                    terms = self.vae.elbo_terms(cells, noise_nk)
+                    loss = terms.nll + schedule.kl_weight() * terms.kl
                     self.optimizer.zero_grad()
                     loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                yield rows, float(loss.detach())
+                total = float(loss.detach())
+                if flat:
+                    # In full precision: log det M asks for its smallest eigenvalues.
+                    weight = self._config.flat * PRICE * PENALTY_EVERY * terms.nll.detach()
+                    penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
+                    penalty.backward()  # type: ignore[no-untyped-call]
+                    total += float(penalty.detach())
+                yield rows, total
                 self.optimizer.advance(schedule.learning_rate(), schedule.step)
                 schedule.step += 1
 

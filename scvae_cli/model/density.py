@@ -1,0 +1,168 @@
+"""Where the cells are in latent space: one density of the aggregated posterior, calibrated on cells it has not seen.
+
+A Gaussian mixture is fitted to posterior samples of training cells; its number of components is the one that gives
+samples of held-out cells the highest density. (A mixture of every cell's own posterior would make any other point look
+like a hole.) How far a point is off the manifold is then a share: that of held-out cells which lie, with their
+posterior means, in denser places than it.
+
+Fitted here, by expectation–maximisation in torch: scikit-learn's mixture takes longer to import than this to run.
+
+Shapes: n points, k latent dimensions, c components.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Numbers of components, tried in this order. Few are quick to fit, and one of them may have started badly: only from so
+# many on does the search end where the held-out cells gain less than so many nats each.
+COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
+# More training cells than this make the fit slower and no better.
+MAX_FITTED = 20_000
+_MAX_ITERATIONS = 30
+_TOLERANCE = 3e-3  # nats a point
+# Standard deviation that every component has at least, in units of the prior's.
+_LEAST_SD = 0.05
+# Each component's covariance is drawn towards the mean covariance within components, as if that had been seen on so
+# many points: clusters of few cells then keep apart instead of sharing a wide component whose middle is empty.
+_PRIOR_POINTS_PER_DIMENSION = 8.0
+
+
+@dataclass(frozen=True)
+class LatentDensity:
+    """A calibrated Gaussian mixture.
+
+    Parameters
+    ----------
+    log_weight_c
+        Log shares of the components.
+    mean_ck
+        Their means.
+    whiten_ckk
+        Upper triangular factors W of the precisions, Σ⁻¹ = W Wᵀ.
+    heldout_nll
+        −log density at held-out cells' posterior means, ascending, nats.
+    """
+
+    log_weight_c: Tensor
+    mean_ck: Tensor
+    whiten_ckk: Tensor
+    heldout_nll: Tensor
+
+    def log_prob(self, z_nk: Tensor) -> Tensor:
+        """Log density, shape (n,), nats; differentiable."""
+        return torch.logsumexp(self._log_joint(z_nk), dim=1)
+
+    def off_manifold(self, z_nk: Tensor) -> Tensor:
+        """Share of held-out cells that lie in denser places, shape (n,): 0.5 is usual, near 1 is a hole.
+
+        Half a cell is added on either side, so that the share is never quite 0 or 1.
+        """
+        rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
+        return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
+
+    def nll_at(self, share: float) -> float:
+        """The −log density that this share of held-out cells stays below, nats."""
+        return float(torch.quantile(self.heldout_nll.double(), share))
+
+    def to(self, device: torch.device) -> LatentDensity:
+        """The same on a device."""
+        return LatentDensity(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
+
+    def _log_joint(self, z_nk: Tensor) -> Tensor:
+        """log weight + log normal density of every component, shape (n, c)."""
+        k = z_nk.shape[1]
+        offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
+        unit_ncj = torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
+        log_det_c = torch.diagonal(self.whiten_ckk, dim1=1, dim2=2).log().sum(1)
+        return self.log_weight_c + log_det_c - 0.5 * (unit_ncj.square().sum(2) + k * math.log(2 * math.pi))
+
+
+def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
+    """Fit and calibrate.
+
+    Parameters
+    ----------
+    training, heldout
+        Posterior means and variances of some training cells and of the held-out cells, each of shape (n, k).
+    seed
+        Of the posterior samples and the components' first places.
+    """
+    noise = torch.Generator().manual_seed(seed)
+
+    def sample(mean_nk: Tensor, var_nk: Tensor) -> Tensor:
+        return mean_nk + var_nk.sqrt() * torch.randn(mean_nk.shape, generator=noise)
+
+    train_nk = sample(*(part.float().cpu() for part in training))[:MAX_FITTED]
+    heldout_mean_nk, heldout_var_nk = (part.float().cpu() for part in heldout)
+    heldout_nk = sample(heldout_mean_nk, heldout_var_nk)
+    best: LatentDensity | None = None
+    best_score = -math.inf
+    for n_components in COMPONENTS:
+        # A component needs cells of its own.
+        if best is not None and 10 * n_components > len(train_nk):
+            break
+        density = _expectation_maximisation(train_nk, n_components, noise)
+        score = float(density.log_prob(heldout_nk).mean())
+        gain = score - best_score
+        if best is None or gain > 0:
+            best, best_score = density, score
+        if n_components >= _FEW and gain < _GAIN:
+            break
+    assert best is not None, "one component is always tried"
+    nll_n = (-best.log_prob(heldout_mean_nk)).sort().values
+    return LatentDensity(best.log_weight_c, best.mean_ck, best.whiten_ckk, nll_n)
+
+
+def _expectation_maximisation(x_nk: Tensor, n_components: int, noise: torch.Generator) -> LatentDensity:
+    k = x_nk.shape[1]
+    overall_kk = torch.cov(x_nk.T, correction=0).reshape(k, k) + _LEAST_SD**2 * torch.eye(k, dtype=x_nk.dtype)
+    prior_points = _PRIOR_POINTS_PER_DIMENSION * k if n_components > 1 else 0.0
+    # A component begins as small as its share of the whole.
+    small_kk = overall_kk * n_components ** (-2 / k)
+    mean_ck = _spread_out(x_nk, n_components, noise)
+    density = _mixture(torch.ones(n_components, dtype=x_nk.dtype), mean_ck, small_kk.expand(n_components, k, k))
+    before = -math.inf
+    for _ in range(_MAX_ITERATIONS):
+        log_joint_nc = density._log_joint(x_nk)
+        log_prob_n = torch.logsumexp(log_joint_nc, dim=1)
+        share_nc = (log_joint_nc - log_prob_n[:, None]).exp()
+        size_c = share_nc.sum(0) + 1e-9
+        mean_ck = share_nc.T @ x_nk / size_c[:, None]
+        second_ckk = torch.stack([(x_nk * share_c[:, None]).T @ x_nk for share_c in share_nc.T])
+        scatter_ckk = second_ckk - size_c[:, None, None] * mean_ck[:, :, None] * mean_ck[:, None, :]
+        within_kk = scatter_ckk.sum(0) / len(x_nk)
+        covariance_ckk = (scatter_ckk + prior_points * within_kk) / (size_c + prior_points)[:, None, None]
+        covariance_ckk = covariance_ckk + _LEAST_SD**2 * torch.eye(k, dtype=x_nk.dtype)
+        density = _mixture(size_c, mean_ck, covariance_ckk)
+        score = float(log_prob_n.mean())
+        if score - before < _TOLERANCE:
+            break
+        before = score
+    return density
+
+
+def _mixture(size_c: Tensor, mean_ck: Tensor, covariance_ckk: Tensor) -> LatentDensity:
+    lower_ckk = torch.linalg.cholesky(covariance_ckk)
+    identity_kk = torch.eye(mean_ck.shape[1], dtype=mean_ck.dtype).expand_as(lower_ckk)
+    # Σ = L Lᵀ, so Σ⁻¹ = W Wᵀ with W = L⁻ᵀ.
+    whiten_ckk = torch.linalg.solve_triangular(lower_ckk, identity_kk, upper=False).transpose(1, 2)
+    return LatentDensity((size_c / size_c.sum()).log(), mean_ck, whiten_ckk.contiguous(), mean_ck.new_empty(0))
+
+
+def _spread_out(x_nk: Tensor, n_components: int, noise: torch.Generator) -> Tensor:
+    """Points far from each other, by k-means++ (Arthur & Vassilvitskii 2007), shape (c, k)."""
+    chosen = [int(torch.randint(len(x_nk), (1,), generator=noise))]
+    squared_n = (x_nk - x_nk[chosen[0]]).square().sum(1)
+    for _ in range(n_components - 1):
+        if not squared_n.any():
+            break
+        chosen.append(int(torch.multinomial(squared_n, 1, generator=noise)))
+        squared_n = torch.minimum(squared_n, (x_nk - x_nk[chosen[-1]]).square().sum(1))
+    while len(chosen) < n_components:
+        chosen.append(chosen[0])
+    return x_nk[chosen]

@@ -1,0 +1,342 @@
+"""Pictures of walks: what is drawn is what was computed, and files are whole, repeatable and where they belong."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from simulated import TINY, counts_of, tree
+
+import scvae_cli as scvae
+from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.latent.interpolation import interpolate
+from scvae_cli.latent.path_result import Path, PathOptions
+from scvae_cli.latent.way_points import Waypoint
+from scvae_cli.report import figure_file
+from scvae_cli.report.curves import N_CURVES, smoothed
+from scvae_cli.report.figure_file import check_figure_file, save_figure
+from scvae_cli.report.heat_map import N_GENES, heat_map_genes
+from scvae_cli.report.page import PALETTE, group_colours, legend_names
+from scvae_cli.report.path_figure import Backdrop, path_figure, steps_in_plane
+from scvae_cli.report.plane import waypoint_steps
+
+KINDS = (".png", ".svg", ".pdf")
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return tree(n_cells=200, n_genes=30)
+
+
+@pytest.fixture(scope="module")
+def model(adata):
+    return scvae.train(adata, **TINY | {"max_epochs": 4}, genes="all")
+
+
+@pytest.fixture(scope="module")
+def groups_n(adata):
+    return np.asarray(adata.obs["cell_type"].astype(str), dtype=object)
+
+
+@pytest.fixture(scope="module")
+def walk(adata, model, groups_n):
+    return walked(adata, model, groups_n)
+
+
+@pytest.fixture(scope="module")
+def bundle(adata, model, groups_n):
+    return walked(adata, model, groups_n, couple="ot", n_paths=4)
+
+
+def walked(adata, model, groups_n, labels=("stem", "mature_1"), *, told=True, **options) -> Path:
+    places = [Waypoint(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
+    asked = PathOptions(name="walk", **{"n_steps": 12, "path": "straight"} | options)
+    return interpolate(model, counts_of(adata), places, asked, groups=groups_n if told else None)
+
+
+def with_off(walk, off_t) -> Path:
+    steps = dataclasses.replace(walk.steps, off_manifold_t=np.where(off_t, 0.99, 0.2))
+    return dataclasses.replace(walk, steps=steps)
+
+
+def drawn(walk, groups_n, n_chosen=1, **backdrop) -> Figure:
+    rng = np.random.default_rng(0)
+    n_cells = len(walk.pseudotime_n)
+    plane = {"xy_n2": rng.normal(size=(n_cells, 2)), "xy_t2": walk.z_tk[:, :2], "names": ("axis 1", "axis 2")}
+    chosen = walk.top_genes(n_chosen)
+    expression_nc = rng.poisson(2.0, size=(n_cells, len(chosen))).astype(float)
+    seen = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
+    return path_figure(walk, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
+
+
+def part(figure, label):
+    return next(axes for axes in figure.axes if axes.get_label() == label)
+
+
+def lines(axes, gid):
+    return [line for line in axes.lines if line.get_gid() == gid]
+
+
+def legends(figure):
+    for axes in figure.axes:
+        found = [child for child in axes.get_children() if isinstance(child, matplotlib.legend.Legend)]
+        for legend in found:
+            yield [text.get_text() for text in legend.get_texts()]
+
+
+def assert_nothing_is_cut_off(figure):
+    page, ink = figure.get_size_inches(), figure.get_tightbbox()
+    assert min(ink.x0, ink.y0) >= 0, ink
+    assert ink.x1 <= page[0], ink
+    assert ink.y1 <= page[1], ink
+
+
+def test_walk_is_drawn_where_it_is(walk, groups_n):
+    plane = part(drawn(walk, groups_n), "plane")
+    (line,) = lines(plane, "walk")
+    np.testing.assert_array_equal(line.get_xydata(), walk.z_tk[:, :2].astype(np.float64))
+    assert [plane.get_xlabel(), plane.get_ylabel()] == ["axis 1", "axis 2"]
+    assert {"stem", "mature_1"} <= {text.get_text() for text in plane.texts}
+
+
+def test_every_cell_is_drawn_in_its_colour(walk, groups_n):
+    some = groups_n.copy()
+    some[:7] = None
+    cells = part(drawn(walk, some), "plane").collections[0]
+    assert len(cells.get_offsets()) == len(some)
+    colours = {tuple(np.round(colour[:3], 3)) for colour in cells.get_facecolors()}
+    assert len(colours) == len(set(groups_n)) + 1
+
+
+@pytest.mark.parametrize("off", [[], [0], [2, 7, 8, 11]])
+def test_off_manifold_stretches_are_marked_where_they_are(walk, groups_n, off):
+    off_t = np.isin(np.arange(12), off)
+    figure = drawn(with_off(walk, off_t), groups_n)
+    marked = lines(part(figure, "plane"), "off")
+    n_stretches = int((np.diff(np.concatenate([[0], off_t.astype(int)])) == 1).sum())
+    assert len(marked) == n_stretches
+    points = {tuple(point) for line in marked for point in line.get_xydata()}
+    for xy in walk.z_tk[off_t, :2].astype(np.float64):
+        assert tuple(xy) in points
+    told = [text for texts in legends(figure) for text in texts if "off the manifold" in text]
+    assert len(told) == bool(off)
+    for label in ("heat map", "groups", f"gene {walk.genes[walk.top_genes(1)[0]]}"):
+        hatched = [patch for patch in part(figure, label).patches if patch.get_gid() == "hatched"]
+        assert bool(hatched) == bool(off)
+
+
+def test_heat_map_rows_are_sorted_and_scaled(walk, groups_n):
+    rows = heat_map_genes(walk)
+    assert len(rows) == min(N_GENES, len(walk.genes))
+    assert set(rows) == set(walk.top_genes(N_GENES))
+    kinds = [kind for kind, _ in itertools.groupby(walk.changes.direction_g[rows])]
+    assert kinds == [kind for kind in ("down", "peak", "up", "dip") if kind in kinds]
+    for kind in kinds:
+        assert (np.diff(walk.changes.switch_g[rows][walk.changes.direction_g[rows] == kind]) >= 0).all()
+    axes = part(drawn(walk, groups_n), "heat map")
+    values_rt = np.asarray(axes.images[0].get_array())
+    np.testing.assert_allclose(values_rt.min(1), 0)
+    np.testing.assert_allclose(values_rt.max(1), 1)
+    np.testing.assert_array_equal(values_rt.argmax(1), walk.mean_tg[:, rows].argmax(0))
+    assert [text.get_text() for text in axes.get_yticklabels()] == [walk.genes[g] for g in rows]
+
+
+def test_strip_shows_the_nearest_groups(walk, groups_n):
+    colours = group_colours(groups_n, walk.steps.groups_passed())
+    shown = part(drawn(walk, groups_n), "groups").images[0].get_array()[0]
+    expected = [matplotlib.colors.to_rgb(colours[group]) for group in walk.steps.group_t]
+    np.testing.assert_allclose(shown, expected)
+
+
+def test_curves_are_the_decoded_means(walk, groups_n):
+    figure = drawn(walk, groups_n, n_chosen=20)
+    panels = [axes for axes in figure.axes if axes.get_label().startswith("gene ")]
+    assert len(panels) == N_CURVES
+    for axes, gene in zip(panels, walk.top_genes(20), strict=False):
+        (line,) = lines(axes, "decoded")
+        np.testing.assert_allclose(line.get_ydata(), walk.mean_tg[:, gene])
+        assert axes.get_ylim()[0] == 0
+        assert axes.get_ylim()[1] >= walk.high_tg[:, gene].max()
+
+
+def test_smoothing_against_the_plain_formula():
+    rng = np.random.default_rng(1)
+    position_n, at_q = rng.uniform(size=500), np.linspace(0, 1, 21)
+    value_n = 3 + 2 * position_n + rng.normal(size=500)
+    mean_q, error_q = smoothed(position_n, value_n, at_q, 0.08)
+    weight_qn = np.maximum(1 - ((at_q[:, None] - position_n) / 0.16) ** 2, 0)
+    np.testing.assert_allclose(mean_q, weight_qn @ value_n / weight_qn.sum(1), atol=0.02)
+    assert (np.abs(mean_q - 3 - 2 * at_q) < 5 * error_q + 0.16).all()
+    assert (error_q < 0.4).all()
+    few = smoothed(position_n[:3], value_n[:3], at_q, 0.08)[0]
+    assert np.isnan(few).all()
+    across_a_gap = smoothed(np.repeat([0.1, 0.9], 50), np.ones(100), np.asarray([0.1, 0.5, 0.9]), 0.08)[0]
+    np.testing.assert_allclose(across_a_gap, [1, np.nan, 1])
+    from_afar = smoothed(np.full(50, 0.5), np.ones(50), np.asarray([0.39, 0.45, 0.55, 0.61]), 0.08)[0]
+    np.testing.assert_allclose(from_afar, [np.nan, 1, 1, np.nan])
+
+
+def test_legend_tells_each_group_once_and_those_passed_first(walk, groups_n):
+    names = [text for texts in legends(drawn(walk, groups_n)) for text in texts]
+    assert len(set(names)) == len(names)
+    assert set(groups_n) <= set(names)
+    passed = list(dict.fromkeys(walk.steps.groups_passed()))
+    among_groups = [name for name in names if name in set(groups_n)]
+    assert among_groups[: len(passed)] == passed
+
+
+def test_a_group_has_one_colour_whatever_the_walk(groups_n):
+    assert group_colours(groups_n, ["stem"]) == group_colours(groups_n, ["mature_2", "mature_1"])
+    many_n = np.asarray([f"g{i % 50}" for i in range(500)], dtype=object)
+    colours = group_colours(many_n, ["g49"])
+    assert len(colours) == len(set(colours.values())) == len(PALETTE) == 30
+    assert "g49" in colours
+
+
+@pytest.mark.parametrize("n_groups", [30, 41])
+def test_many_groups_with_long_and_strange_names(walk, n_groups):
+    strange = ["$x^2$ & _y", "_hidden", "%d {} \\n", "Ünïcode"]
+    names = [f"a very long description of the cell type with number {i} in it" for i in range(n_groups)]
+    names = (strange + names)[:n_groups]
+    groups_n = np.asarray([names[i % n_groups] for i in range(len(walk.pseudotime_n))], dtype=object)
+    long = tuple(f"ENSG00000000000{i:05d}.17 with a tail" for i in range(len(walk.genes)))
+    steps = dataclasses.replace(walk.steps, group_t=groups_n[walk.steps.nearest_tj[:, 0]])
+    named = dataclasses.replace(walk, genes=long, steps=steps, labels=("$from$ " * 20, "to " * 40))
+    figure = drawn(named, groups_n)
+    assert_nothing_is_cut_off(figure)
+    told = [text for texts in legends(figure) for text in texts]
+    assert len(set(told)) == len(told)
+    assert (f"{n_groups - 30} other groups" in told) == (n_groups > 30)
+    assert len(set(legend_names(names, 12))) == len(names)
+
+
+@pytest.mark.parametrize("n_chosen", [0, 1, 5, 12])
+def test_any_number_of_curves_fits(walk, groups_n, n_chosen):
+    assert_nothing_is_cut_off(drawn(walk, groups_n, n_chosen=n_chosen))
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_two_steps(adata, model, groups_n, told):
+    short = walked(adata, model, groups_n, n_steps=2, told=told)
+    figure = drawn(with_off(short, [False, True]), groups_n if told else None)
+    assert len(lines(part(figure, "plane"), "walk")[0].get_xdata()) == 2
+    assert_nothing_is_cut_off(figure)
+    assert steps_in_plane(short, np.random.default_rng(0).normal(size=(adata.n_obs, 2))).shape == (2, 2)
+
+
+@pytest.mark.parametrize("n_near", [0, 4, 40])
+def test_few_cells_near(walk, groups_n, n_near):
+    position_n = np.full(len(groups_n), np.nan)
+    position_n[:n_near] = np.linspace(0.3, 0.6, n_near)
+    figure = drawn(dataclasses.replace(walk, pseudotime_n=position_n), groups_n)
+    assert_nothing_is_cut_off(figure)
+    names = [text for texts in legends(figure) for text in texts]
+    assert ("cells' mean ± s.e." in names) == (n_near == 40)
+    assert ("cells" in names) == (n_near > 0)
+
+
+def test_a_walk_that_changes_nothing(walk, groups_n):
+    still = dataclasses.replace(walk.changes, effect_g=np.zeros(len(walk.genes)))
+    flat = dataclasses.replace(walk, changes=still)
+    assert len(heat_map_genes(flat)) == 0
+    assert_nothing_is_cut_off(drawn(flat, groups_n))
+
+
+def test_bundle(bundle, groups_n):
+    assert_nothing_is_cut_off(drawn(bundle, groups_n))
+    figure = drawn(bundle, groups_n, xy_bundle_pt2=bundle.bundle_ptk[:, :, :2])
+    thin = [
+        found for found in part(figure, "plane").collections if isinstance(found, matplotlib.collections.LineCollection)
+    ]
+    np.testing.assert_allclose(thin[0].get_segments(), bundle.bundle_ptk[:, :, :2])
+    assert "4 coupled walks" in [text for texts in legends(figure) for text in texts]
+
+
+def test_way_points_between_are_marked(adata, model, groups_n):
+    through = walked(adata, model, groups_n, ("stem", "progenitor", "mature_1"))
+    ((label, step),) = waypoint_steps(through, groups_n)
+    assert label == "progenitor"
+    assert 0 < step < 11
+    figure = drawn(through, groups_n)
+    assert "way-point" in [text for texts in legends(figure) for text in texts]
+    assert "progenitor" in {text.get_text() for text in part(figure, "plane").texts}
+    assert waypoint_steps(through, None) == []
+    thrice_pt2 = np.stack([through.z_tk[:, :2]] * 3)
+    everything = drawn(with_off(through, np.arange(12) > 8), groups_n, xy_bundle_pt2=thrice_pt2)
+    frame = part(everything, "plane").get_window_extent()
+    below = [legend for legend in everything.findobj(matplotlib.legend.Legend) if len(legend.get_texts()) != 1]
+    for legend in below[:3]:
+        assert legend.get_window_extent().x1 <= frame.x1
+
+
+def test_steps_lie_among_their_cells_and_ends_stay(walk, adata):
+    xy_n2 = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    xy_t2 = steps_in_plane(walk, xy_n2)
+    assert xy_t2.shape == (12, 2)
+    weight_j = np.arange(walk.steps.nearest_tj.shape[1], 0, -1)
+    for end in (0, -1):
+        np.testing.assert_allclose(xy_t2[end], np.average(xy_n2[walk.steps.nearest_tj[end]], axis=0, weights=weight_j))
+    raw_t2 = np.stack([np.average(xy_n2[cells], axis=0, weights=weight_j) for cells in walk.steps.nearest_tj])
+    assert np.abs(np.diff(xy_t2, 2, axis=0)).sum() < np.abs(np.diff(raw_t2, 2, axis=0)).sum()
+    np.testing.assert_allclose(steps_in_plane(walk, np.ones((adata.n_obs, 2))), 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_repeat_to_the_byte(tmp_path, walk, groups_n, kind):
+    off_t = np.arange(12) > 8
+    for name in ("first", "second"):
+        save_figure(drawn(with_off(walk, off_t), groups_n), tmp_path / f"{name}{kind}")
+    first, second = ((tmp_path / f"{name}{kind}").read_bytes() for name in ("first", "second"))
+    assert first == second
+    assert first.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[kind])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_callers_settings_neither_matter_nor_change(tmp_path, walk, groups_n):
+    save_figure(drawn(walk, groups_n), tmp_path / "plain.svg")
+    with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.hashsalt": "mine"}):
+        before = dict(matplotlib.rcParams)
+        save_figure(drawn(walk, groups_n), tmp_path / "styled.svg")
+        assert dict(matplotlib.rcParams) == before
+    assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, kind):
+    target = tmp_path / f"plot{kind}"
+    target.write_text("before")
+
+    def fail(self, file, **options):
+        file.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(DataError, match="no room"):
+        save_figure(Figure(), target)
+    assert target.read_text() == "before"
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_refused_files(tmp_path):
+    for name in ("plot.jpg", "plot", "plot.h5ad"):
+        with pytest.raises(ConfigError, match=r"\.png, \.pdf, \.svg|no picture") as caught:
+            check_figure_file(tmp_path / name, force=True)
+        assert ".svg" in caught.value.hint
+        with pytest.raises(ConfigError):
+            save_figure(Figure(), tmp_path / name)
+    for kind in (*KINDS, ".PNG"):
+        check_figure_file(tmp_path / f"plot{kind}", force=False)
+    (tmp_path / "there.png").touch()
+    check_figure_file(tmp_path / "there.png", force=True)
+    with pytest.raises(DataError, match="exists"):
+        check_figure_file(tmp_path / "there.png", force=False)
+    with pytest.raises(DataError, match="not a folder"):
+        check_figure_file(tmp_path / "nowhere" / "plot.png", force=False)
+    (tmp_path / "folder.png").mkdir()
+    with pytest.raises(DataError, match="is a folder"):
+        check_figure_file(tmp_path / "folder.png", force=True)
+    assert set(figure_file._DPI) == set(KINDS)

@@ -1,0 +1,276 @@
+"""Order of the cells from a root, and their shares in the ends, where both are known.
+
+Shapes: n cells, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+import anndata as ad
+import networkx as nx
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from handmade import clusters, points
+from scipy.stats import spearmanr
+from simulated import counts_of, learned
+
+import scvae_cli as scvae
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.latent import cell_graph as graph_room
+from scvae_cli.latent import pseudotime as room
+from scvae_cli.latent.cell_graph import cell_graph
+from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.pseudotime import Pseudotime, default_name
+from scvae_cli.latent.way_points import Waypoint, core
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.posterior import Posterior
+
+MATURE = ["mature_1", "mature_2"]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return learned()[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return learned()[1]
+
+
+@pytest.fixture(scope="module")
+def branches(adata, model) -> Pseudotime:
+    return ordered(adata, model, root="stem", ends=MATURE)
+
+
+def ordered(adata, model, **options) -> Pseudotime:
+    """An ordering that writes nothing."""
+    result = scvae.pseudotime(adata, model, inplace=False, **{"groupby": "cell_type"} | options)
+    assert result is not None
+    return result
+
+
+@pytest.fixture
+def planted(adata, model, monkeypatch):
+    """Order points of one's own: an ordering of latent positions under the model's decoder."""
+
+    def order(z_nk: np.ndarray, root: Waypoint, ends: tuple[Waypoint, ...] = ()) -> Pseudotime:
+        z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
+        monkeypatch.setattr(room, "posteriors", lambda *_: Posterior(z, torch.full_like(z, 1e-3)))
+        cells = counts_of(adata[: len(z)])
+        return room.pseudotime(model, cells, root, ends, name="x")
+
+    return order
+
+
+# --- order ------------------------------------------------------------------------------------------------------------
+
+
+def test_order_on_a_line_is_the_true_one():
+    adata, model = learned(n_branches=1)
+    true = adata.obs["true_pseudotime"]
+    result = ordered(adata, model, root="stem")
+    for value_n in (result.pseudotime_n, result.distance_n):
+        assert spearmanr(value_n, true).statistic > 0.9
+    assert result.pseudotime_n.min() == 0
+    assert result.pseudotime_n.max() == 1
+    backwards = ordered(adata, model, root="mature_1")
+    assert spearmanr(backwards.pseudotime_n, true).statistic < -0.9
+    # The root's cells are those at the outer end.
+    assert true[list(result.root_cells)].mean() < true.quantile(0.15)
+    assert true[list(backwards.root_cells)].mean() > true.quantile(0.85)
+    assert result.bridges == 0
+    assert result.warning() is None
+
+
+def test_distances_are_shortest_paths_from_the_root(adata, model):
+    root = adata.obs_names[7]
+    result = ordered(adata, model, groupby=None, root=root)
+    mean_nk = posteriors(model, counts_of(adata)).mean_nk
+    graph = cell_graph(Geometry(model.vae), mean_nk, always=np.empty(0, dtype=np.int64))
+    reference = nx.single_source_dijkstra_path_length(nx.from_scipy_sparse_array(graph.lengths), 7)
+    np.testing.assert_allclose(result.distance_n, [reference[n] for n in range(adata.n_obs)], rtol=1e-4, atol=1e-4)
+    assert result.root_cells == (root,)
+    assert result.pseudotime_n[7] == 0
+    assert result.ends == ()
+    assert result.branch_sizes() == {}
+
+
+def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monkeypatch):
+    monkeypatch.setattr(graph_room, "_MAX_NODES", 300)
+    fewer = ordered(adata, model, root="stem", ends=MATURE)
+    assert len(fewer.pseudotime_n) == adata.n_obs
+    assert spearmanr(fewer.pseudotime_n, branches.pseudotime_n).statistic > 0.9
+    np.testing.assert_allclose(fewer.weight_ne.sum(1), 1, rtol=1e-5)
+    assert (fewer.branch_n == branches.branch_n).mean() > 0.7
+
+
+# --- branches ---------------------------------------------------------------------------------------------------------
+
+
+def test_branches_towards_named_ends(adata, branches):
+    types, branch = adata.obs["cell_type"].to_numpy(), branches.branch_n
+    for end, middle in zip(MATURE, ("intermediate_1", "intermediate_2"), strict=True):
+        assert (branch[types == end] == end).mean() > 0.85
+        assert (branch[types == middle] == end).mean() > 0.5
+    assert (branch[types == "stem"] == "shared").mean() > 0.7
+    assert sum(branches.branch_sizes().values()) == adata.n_obs
+    assert list(branches.branch_sizes()) == ["shared", *MATURE]
+    for end, cells in zip(MATURE, branches.end_cells, strict=True):
+        assert set(adata.obs.loc[list(cells), "cell_type"]) == {end}
+    assert set(adata.obs.loc[list(branches.root_cells), "cell_type"]) == {"stem"}
+
+
+def test_weights_are_shares_and_decide(branches):
+    np.testing.assert_allclose(branches.weight_ne.sum(1), 1)
+    decided = branches.weight_ne.max(1) >= 0.8
+    np.testing.assert_array_equal(decided, branches.branch_n != "shared")
+    winner = np.asarray(MATURE, dtype=object)[branches.weight_ne.argmax(1)]
+    np.testing.assert_array_equal(branches.branch_n[decided], winner[decided])
+
+
+def test_order_of_the_ends_does_not_matter(adata, model, branches):
+    other = ordered(adata, model, root="stem", ends=MATURE[::-1])
+    np.testing.assert_allclose(other.weight_ne[:, ::-1], branches.weight_ne, atol=0.2)
+    assert (other.branch_n == branches.branch_n).mean() > 0.9
+
+
+def test_a_planted_fork(planted):
+    """A stem along the first axis that forks at 4 into two arms."""
+    random = np.random.default_rng(0)
+    along_n = np.linspace(0, 8, 600)
+    arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
+    z_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
+    cells = np.arange(600)
+    result = planted(
+        z_nk,
+        Waypoint(label="root", cells=cells[:60]),
+        (
+            Waypoint(label="up", cells=cells[540:][arm_n[540:] > 0]),
+            Waypoint(label="down", cells=cells[540:][arm_n[540:] < 0]),
+        ),
+    )
+    far = along_n > 5.5
+    assert (result.branch_n[far & (arm_n > 0)] == "up").mean() > 0.95
+    assert (result.branch_n[far & (arm_n < 0)] == "down").mean() > 0.95
+    assert (result.branch_n[along_n < 3.5] == "shared").mean() > 0.6
+    assert spearmanr(result.pseudotime_n, along_n).statistic > 0.95
+
+
+def test_one_end_gets_everything(adata, model):
+    result = ordered(adata, model, root="stem", ends=["mature_1"])
+    assert set(result.branch_n) == {"mature_1"}
+    assert (result.weight_ne == 1).all()
+
+
+def test_core_of_the_root_and_not_its_stragglers(adata, model, branches):
+    mean_nk = posteriors(model, counts_of(adata)).mean_nk
+    graph = cell_graph(Geometry(model.vae), mean_nk, always=np.empty(0, dtype=np.int64))
+    stem = np.flatnonzero(adata.obs["cell_type"] == "stem")
+    assert set(branches.root_cells) <= set(adata.obs_names[core(graph, stem)])
+    assert len(branches.root_cells) == max(1, len(core(graph, stem)) // 10)
+
+
+# --- what to doubt and what to refuse ---------------------------------------------------------------------------------
+
+
+def test_islands_are_told(planted):
+    z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
+    result = planted(z_nk, Waypoint(label="root", cells=np.arange(40)))
+    assert result.bridges >= 2
+    assert "islands" in result.warning()
+    assert np.isfinite(result.pseudotime_n).all()
+    assert result.pseudotime_n[:40].max() < result.pseudotime_n[40:80].min()
+
+
+def test_the_python_api_warns(adata, model, monkeypatch):
+    z = points(np.pad(clusters([[-3.0, 0], [3, 0]], 400, 0.1), ((0, 0), (0, 2))))
+    monkeypatch.setattr(room, "posteriors", lambda *_: Posterior(z, torch.full_like(z, 1e-3)))
+    with pytest.warns(ScvaeWarning, match="the cells lie on 2 islands"):
+        ordered(adata, model, groupby=None, root=adata.obs_names[0])
+
+
+def test_an_end_at_the_root_is_refused(adata, model):
+    root = adata.obs_names[3]
+    with pytest.raises(DataError, match="is at the root"):
+        ordered(adata, model, groupby=None, root=root, ends=[root])
+    with pytest.raises(DataError, match="no cells with"):
+        ordered(adata, model, root="stem", ends=["nowhere"])
+    with pytest.raises(DataError, match="no cell called"):
+        ordered(adata, model, groupby=None, root="nobody")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 12])
+def test_few_cells(adata, model, n):
+    result = ordered(adata[:n].copy(), model, groupby=None, root=adata.obs_names[0])
+    assert len(result.pseudotime_n) == n
+    assert np.isfinite(result.pseudotime_n).all()
+    assert result.distance_n[0] == 0
+
+
+def test_identical_cells(model, adata):
+    same = adata[np.zeros(40, dtype=int)].copy()
+    same.obs_names_make_unique()
+    result = ordered(same, model, groupby=None, root=same.obs_names[0])
+    assert np.isfinite(result.pseudotime_n).all()
+    assert result.distance_n.max() < 1e-3
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+
+def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
+    """The cells after an ordering was written into them, having been through a file."""
+    cells, path = adata.copy(), tmp_path / "cells.h5ad"
+    if file:
+        cells.write_h5ad(path)
+        scvae.pseudotime(path, model, **{"groupby": "cell_type"} | options)
+    else:
+        scvae.pseudotime(cells, model, **{"groupby": "cell_type"} | options)
+        cells.write_h5ad(path)
+    return ad.read_h5ad(path)
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
+def test_slots_hold_the_order(adata, model, branches, tmp_path, file):
+    cells = written(adata, model, tmp_path, file=file, root="stem", ends=MATURE)
+    np.testing.assert_allclose(cells.obs["scvae_pseudotime_from_stem"], branches.pseudotime_n, atol=1e-6)
+    np.testing.assert_allclose(cells.obs["scvae_distance_from_stem"], branches.distance_n, rtol=1e-5, atol=1e-5)
+    column = cells.obs["scvae_branch_from_stem"]
+    assert column.dtype == "category"
+    assert set(column.cat.categories) == {"shared", *MATURE}
+    np.testing.assert_array_equal(column.astype(str), branches.branch_n)
+    np.testing.assert_allclose(cells.obsm["scvae_ends_from_stem"], branches.weight_ne, atol=1e-5)
+    assert list(cells.uns["scvae"]["runs"]) == ["pseudotime_from_stem"]
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
+def test_without_ends_there_are_no_branches(adata, model, tmp_path, file):
+    cells = written(adata, model, tmp_path, file=file, root="stem", name="order", key_added="wide")
+    assert {"wide_pseudotime_order", "wide_distance_order"} <= set(cells.obs)
+    assert not any("branch" in key for key in cells.obs if key.startswith("wide"))
+    assert not list(cells.obsm)
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
+def test_cells_left_out_have_no_place_and_no_branch(adata, model, tmp_path, file):
+    emptied = adata.copy()
+    emptied.X = sp.csr_matrix(emptied.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
+    cells = written(emptied, model, tmp_path, file=file, root="stem", ends=MATURE, drop_empty=True)
+    assert cells.obs["scvae_pseudotime_from_stem"].isna().sum() == 2
+    assert cells.obs["scvae_branch_from_stem"].isna().to_numpy().nonzero()[0].tolist() == [0, 1]
+    assert set(cells.obs["scvae_branch_from_stem"].cat.categories) == {"shared", *MATURE}
+    assert np.isnan(cells.obsm["scvae_ends_from_stem"]).all(1).nonzero()[0].tolist() == [0, 1]
+
+
+def test_an_ordering_can_be_repeated_with_and_without_ends(adata, model):
+    cells = adata.copy()
+    for ends in (MATURE, [], MATURE):
+        scvae.pseudotime(cells, model, root="stem", ends=ends, groupby="cell_type")
+    assert SlotNames().branch("from_stem") in cells.obs
+
+
+def test_default_name():
+    assert default_name("a/b") == "from_a_b"
