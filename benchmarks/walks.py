@@ -1,6 +1,6 @@
 """Do decoded walks show what is known? Progenitors to red cells and to monocytes (Paul et al. 2015).
 
-Trains with the defaults, walks from "Multipotent progenitors" to Erythrocyte and to Monocytes in a straight line, and
+Trains with the defaults, walks from "Multipotent progenitors" to Erythrocyte and to Monocytes along geodesics, and
 checks that known markers rise and fall the right way round. Beside each decoded curve stand the means of the real
 cells, binned by their place on the walk, at the same depth; beside each end, the mean of the real population.
 
@@ -68,9 +68,9 @@ def main() -> None:
             n_right, n_all = n_right + right, n_all + 1
             lines.append(
                 f"| {fate} | {gene} | {'up' if gene in rising else 'down'} | {curve[0]:.3g} | {curve[-1]:.3g} "
-                f"| {real[0]:.3g} | {real[1]:.3g} | {walk.switch_g[g]} | {'yes' if right else '**no**'} |"
+                f"| {real[0]:.3g} | {real[1]:.3g} | {walk.changes.switch_g[g]} | {'yes' if right else '**no**'} |"
             )
-            axis.plot(walk.position_t, curve, color="C3" if gene in rising else "C0")
+            axis.plot(walk.steps.position_t, curve, color="C3" if gene in rising else "C0")
             axis.plot(*binned(walk.pseudotime_n, observed), "k.", ms=4)
             axis.set_title(gene, fontsize=9)
             axis.set_ylim(bottom=0)

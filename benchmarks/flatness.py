@@ -1,0 +1,208 @@
+"""What `--flat` buys and costs: condition number and distances against the held-out bound, over its weight.
+
+For every data set and weight a model is trained with the defaults and judged by
+
+- the held-out ELBO, against that without `--flat`;
+- the condition number of the decoder's metric M at the posterior means of the held-out cells, its mean over them;
+- Spearman's correlation over pairs of cells between their latent distance and the length of the geodesic: the way of
+  least Fisher–Rao length among the straight line and the splines of least energy started from it. Beside it stand the
+  lengths of the straight line and of the shortest path along the cells' neighbours' graph.
+
+    python benchmarks/flatness.py [DATA.h5ad ...] [--weights 0 0.3 1 3] [--seed 0] [--threads 1] [--results FILE.md]
+
+Without data it takes simulated trees and the data sets in shared/data. Writes results/flatness.md and
+results/flatness.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+from timed import describe_machine
+from torch import Tensor
+
+import scvae_cli as scvae
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.formats import open_store
+from scvae_cli.latent.cell_graph import cell_graph
+from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.paths import geodesics, step_lengths, straight
+from scvae_cli.model.bundle import Model
+from scvae_cli.model.geometry import Geometry
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE.parent / "tests"))
+DATA = [
+    HERE.parents[1] / "shared" / "data" / name
+    for name in ("paul15_3004.h5ad", "pbmc4k_top2000.h5ad", "kang_muscat_2donors.h5ad")
+]
+WEIGHTS = [0.0, 0.3, 1.0, 3.0]
+# Pairs of cells: so many cells, and from each to so many others; geodesics, which take long, for every other pair.
+SOURCES, TARGETS, SOLVED_EVERY = 40, 10, 2
+MAX_HELDOUT = 400
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One model. Correlations are between latent distance and length; seconds are those of the training."""
+
+    data: str
+    weight: float
+    elbo: float
+    kl: float
+    condition: float
+    median_condition: float
+    geodesic: float
+    line: float
+    graph: float
+    epochs: int
+    seconds: float
+
+
+class Everywhere:
+    """The density of a space without holes: geodesics in it are those of the metric alone."""
+
+    def to(self, _device: torch.device) -> Everywhere:
+        return self
+
+    def nll_at(self, _quantile: float) -> float:
+        return 0.0
+
+    def log_prob(self, z_nk: Tensor) -> Tensor:
+        return torch.zeros(len(z_nk), device=z_nk.device)
+
+
+def main() -> None:
+    """Train, judge, draw and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", type=Path)
+    parser.add_argument("--weights", nargs="+", type=float, default=WEIGHTS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "flatness.md", help="the picture beside it")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for name, adata in data_sets(arguments.data):
+        for weight in sorted({0.0, *arguments.weights}):
+            model = scvae.train(adata, flat=weight, seed=arguments.seed, threads=arguments.threads)
+            rows.append(judged(name, weight, adata, model))
+            print(rows[-1], flush=True)
+    arguments.results.parent.mkdir(exist_ok=True)
+    text = told(rows, arguments.seed, arguments.threads)
+    arguments.results.write_text(text)
+    draw(rows, arguments.results.with_suffix(".png"))
+    print(text)
+
+
+def data_sets(paths: list[Path]) -> list[tuple[str, anndata.AnnData]]:
+    """The files given; else the simulated trees and those of DATA that are there."""
+    if paths:
+        return [(path.stem, anndata.read_h5ad(path)) for path in paths]
+    from simulated import tree
+
+    trees = [("tree", tree(n_cells=3000, n_genes=2000, n_branches=2, seed=0))]
+    return trees + [(path.stem, anndata.read_h5ad(path)) for path in DATA if path.exists()]
+
+
+def judged(name: str, weight: float, adata: anndata.AnnData, model: Model) -> Row:
+    geometry = Geometry(model.vae)
+    counts = read_counts(open_store(adata[:, list(model.genes)]))
+    z_nk = posteriors(model, counts).mean_nk
+    heldout = np.flatnonzero(np.isin(adata.obs_names, model.heldout_cells))[:MAX_HELDOUT]
+    value_nk = torch.linalg.eigvalsh(geometry.metric(z_nk[heldout]).double())
+    # A metric is known to float32's digits.
+    condition_n = value_nk[:, -1] / value_nk[:, 0].clamp_min(1e-7 * value_nk[:, -1])
+
+    rng = np.random.default_rng(0)
+    sources = rng.choice(len(z_nk), min(SOURCES, len(z_nk)), replace=False)
+    pairs = [(a, b) for a in sources for b in rng.choice(len(z_nk), TARGETS, replace=False) if a != b]
+    distance = [float((z_nk[a] - z_nk[b]).norm()) for a, b in pairs]
+    legs = [straight(z_nk[[a, b]].numpy(), 64) for a, b in pairs]
+    line = np.array([step_lengths(geometry, leg).sum() for leg in legs])
+    # Where the splines have not come as far down, the straight line is the best way known.
+    solved = geodesics(geometry, Everywhere(), legs[::SOLVED_EVERY])
+    shortest = np.minimum(line[::SOLVED_EVERY], [step_lengths(geometry, way).sum() for way in solved])
+    graph = cell_graph(geometry, z_nk, always=np.unique(pairs))
+    at = {cell: node for node, cell in enumerate(graph.cells)}
+    pairs_of_nodes = [(at[a], at[b]) for a, b in pairs]
+    along = graph.distances(sorted({a for a, _ in pairs_of_nodes}))
+    row_of = {a: i for i, a in enumerate(sorted({a for a, _ in pairs_of_nodes}))}
+    along_cells = [along[row_of[a], b] for a, b in pairs_of_nodes]
+    return Row(
+        data=name,
+        weight=weight,
+        elbo=model.facts["heldout_elbo"],
+        kl=model.facts["heldout_kl"],
+        condition=float(condition_n.mean()),
+        median_condition=float(condition_n.median()),
+        geodesic=spearmanr(distance[::SOLVED_EVERY], shortest)[0],
+        line=spearmanr(distance, line)[0],
+        graph=spearmanr(distance, along_cells)[0],
+        epochs=model.facts["epochs"],
+        seconds=model.facts["seconds"],
+    )
+
+
+def loss(row: Row, rows: list[Row]) -> float:
+    """What the held-out ELBO lost against the same data without `--flat`, percent."""
+    plain = next(other for other in rows if other.data == row.data and other.weight == 0)
+    return 100 * (plain.elbo - row.elbo) / abs(plain.elbo)
+
+
+def told(rows: list[Row], seed: int, threads: int) -> str:
+    lines = [
+        f"`scvae train --flat W`, otherwise the defaults, seed {seed}. Loss: of the held-out ELBO against W = 0. "
+        "Condition number of M at the held-out cells' posterior means: mean and median over them. ρ: Spearman's "
+        f"correlation of latent distance with length: of the geodesic over {SOURCES * TARGETS // SOLVED_EVERY} pairs "
+        f"of cells, of the straight line and of the shortest path from cell to cell over {SOURCES * TARGETS}.",
+        "",
+        f"Machine: {describe_machine(threads)}; torch {torch.__version__}. Other work ran beside it: times are rough.",
+        "",
+        "| data | W | held-out ELBO | loss, % | KL | condition | median | ρ geodesic | ρ line | ρ cells | epochs "
+        "| s/epoch |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r.data} | {r.weight:g} | {r.elbo:.2f} | {loss(r, rows):+.2f} | {r.kl:.1f} | {r.condition:,.0f} "
+        f"| {r.median_condition:,.0f} | {r.geodesic:.3f} | {r.line:.3f} | {r.graph:.3f} | {r.epochs} "
+        f"| {r.seconds / r.epochs:.2f} |"
+        for r in rows
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[Row], path: Path) -> None:
+    """The trade-off: each data set a curve from W = 0 on, points labelled with W."""
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
+    for name in dict.fromkeys(row.data for row in rows):
+        mine = [row for row in rows if row.data == name]
+        cost = [loss(row, rows) for row in mine]
+        for axis, value in zip(axes, ([np.log10(r.condition) for r in mine], [r.geodesic for r in mine]), strict=True):
+            axis.plot(cost, value, "o-", ms=4, label=name)
+            for row, x, y in zip(mine, cost, value, strict=True):
+                axis.annotate(f"{row.weight:g}", (x, y), textcoords="offset points", xytext=(4, 3), fontsize=7)
+    axes[0].set_ylabel("log10 mean condition number of M")
+    axes[1].set_ylabel("Spearman, latent distance and geodesic length")
+    axes[1].axhline(0.95, color="0.7", lw=0.8)
+    for axis in axes:
+        axis.set_xlabel("loss of held-out ELBO, %")
+        axis.axvline(0.5, color="0.7", lw=0.8)
+    axes[0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+
+
+if __name__ == "__main__":
+    main()

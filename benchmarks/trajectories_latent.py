@@ -1,0 +1,133 @@
+"""Is the density honest, and do two trainings agree on the canonical axes?
+
+Density: a fifth of the cells is kept from the training altogether; where the model puts them, their off-manifold scores
+should be uniform, as those of the held-out cells it was calibrated on are. Holes: between cell lines that share no
+state, the middle of the straight way from one to the other is a place without cells.
+
+Axes: models of two seeds place the same cells. Each axis of one is matched with one of the other (by the assignment of
+largest sum of absolute correlations), before and after the rotation to canonical axes. The second figures are of the
+strong axes alone, which explain at least a hundredth of what the first does; of the plain axes, as many as vary most.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import combinations
+from typing import Any
+
+import anndata
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from scipy.stats import ks_2samp, kstest
+
+import scvae_cli as scvae
+from scvae_cli.latent.embedding import posteriors
+from scvae_cli.session import Session
+
+TEST_SHARE = 0.2
+
+
+def density_row(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores of cells that had no part in the training."""
+    test = np.random.default_rng(seed).random(adata.n_obs) < TEST_SHARE
+    model = scvae.train(adata[~test].copy(), seed=seed, threads=arguments.threads, device="cpu")
+    mean_nk = posteriors(model, Session.open(adata[test].copy(), model, drop_empty=True).counts).mean_nk
+    score_n = model.density.off_manifold(mean_nk).numpy()
+    ks = kstest(score_n, "uniform")
+    # The scores are shares of a finite number of held-out cells: this test knows it, the other takes them for exact.
+    both = ks_2samp(-model.density.log_prob(mean_nk).numpy(), model.density.heldout_nll.numpy())
+    return {
+        "data": name,
+        "seed": seed,
+        "n_test": int(test.sum()),
+        "n_heldout": len(model.heldout_cells),
+        "components": len(model.density.log_weight_c),
+        "ks": float(ks.statistic),
+        "p": float(ks.pvalue),
+        "p_two_samples": float(both.pvalue),
+        "above_95": float((score_n > 0.95).mean()),
+    }
+
+
+def hole_row(name: str, adata: anndata.AnnData, key: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Scores in the middle between every two groups that share no state."""
+    model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
+    labels = adata.obs[key].astype(str).to_numpy()
+    mean_nk = posteriors(model, Session.open(adata, model).counts).mean_nk
+    # Medians: a few mislabelled cells do not move them.
+    centres = {group: mean_nk[torch.as_tensor(labels == group)].median(0).values for group in np.unique(labels)}
+    middle = torch.stack([(centres[a] + centres[b]) / 2 for a, b in combinations(centres, 2)])
+    score = model.density.off_manifold(middle).numpy()
+    return {
+        "data": name,
+        "seed": seed,
+        "holes": len(score),
+        "least": float(score.min()),
+        "median": float(np.median(score)),
+    }
+
+
+def axes_row(name: str, adata: anndata.AnnData, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Agreement of two seeds, axis by axis."""
+    found = {}
+    strong = None
+    for seed in (0, 1):
+        model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
+        found[seed] = {
+            axes: scvae.embed(adata, model, axes=axes, inplace=False).mean_nk for axes in ("training", "canonical")
+        }
+        kept = model.axes.strength_k > 0.01 * model.axes.strength_k[0]
+        strong = int(kept.sum()) if strong is None else min(strong, int(kept.sum()))
+    row: dict[str, Any] = {"data": name, "strong": strong}
+    for axes in ("training", "canonical"):
+        row[axes] = matched(found[0][axes], found[1][axes])
+    first = [found[seed]["canonical"][:, :strong] for seed in (0, 1)]
+    row["canonical_strong"] = matched(*first)
+    by_variance = [z[:, np.argsort(-z.var(0))[:strong]] for z in (found[0]["training"], found[1]["training"])]
+    row["training_strong"] = matched(*by_variance)
+    return row
+
+
+def matched(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
+    """Mean absolute correlation of axes matched one to one."""
+    k = a_nk.shape[1]
+    correlation_kk = np.abs(np.corrcoef(a_nk.T, b_nk.T)[:k, k:])
+    rows, columns = linear_sum_assignment(-correlation_kk)
+    return float(correlation_kk[rows, columns].mean())
+
+
+def density_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    lines = [
+        "| data | seed | cells never seen | calibrated on | components | KS distance from uniform | p | p, two samples "
+        "| above 0.95 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['data']} | {r['seed']} | {r['n_test']} | {r['n_heldout']} | {r['components']} | {r['ks']:.3f} "
+        f"| {r['p']:.3f} | {r['p_two_samples']:.3f} | {r['above_95']:.3f} |"
+        for r in rows
+    ]
+    return lines
+
+
+def hole_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    lines = ["| data | seed | middles between two groups | least score | median |", "|---|---|---|---|---|"]
+    lines += [f"| {r['data']} | {r['seed']} | {r['holes']} | {r['least']:.3f} | {r['median']:.3f} |" for r in rows]
+    return lines
+
+
+def axes_table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown."""
+    lines = [
+        "| data | all axes: training | canonical | strong axes | training | canonical |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['data']} | {r['training']:.3f} | {r['canonical']:.3f} | {r['strong']} | {r['training_strong']:.3f} "
+        f"| {r['canonical_strong']:.3f} |"
+        for r in rows
+    ]
+    return lines
