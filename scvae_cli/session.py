@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -248,6 +248,14 @@ class Session:
         DataError
             As for `check_destination`, or when writing fails.
         """
+        slots = spread(slots, self.kept)
+        record = self.record(slots, names=names, run=run, options=options)
+        self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
+        self.store.write([*slots, record], output=output, force=force)
+        return [slot.path for slot in slots]
+
+    def record(self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any]) -> Slot:
+        """Where results came from: what stands beside them in the file."""
         facts = {
             "command": run,
             "scvae_version": scvae_cli.__version__,
@@ -257,11 +265,15 @@ class Session:
             "missing_genes": len(self.missing_genes),
             "options": options,
         }
-        slots = spread(slots, self.kept)
-        record = provenance(self.store, names, run, slots, facts)
-        self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
-        self.store.write([*slots, record], output=output, force=force)
-        return [slot.path for slot in slots]
+        return provenance(self.store, names, run, slots, facts)
+
+    def counts_and_batches(self) -> Counts:
+        """The counts, and with them each cell's batch where the model knows batches and the data names them all."""
+        key = self.model.config.data.batch_key
+        if not self.model.batches or key is None or key not in self.store.obs_keys:
+            return self.counts
+        batch = self.labels(key)
+        return self.counts if is_missing(batch).any() else replace(self.counts, batch=batch)
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:

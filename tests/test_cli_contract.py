@@ -35,6 +35,9 @@ OPTIONS = {
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
     "score": f"{MODEL} --samples --seed {ASKING} {PRINTING}",
+    "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
+    "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
+    f"{PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -50,6 +53,8 @@ KEYS = {
     "missing_genes genes path_out plot slots",
     "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae samples missing_genes slots",
+    "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
+    "group batch_as mean agreement missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -75,6 +80,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
+        "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
         "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
@@ -111,6 +117,19 @@ def test_json_of_a_walk_names_its_genes(copied):
     assert values["path_out"] is values["plot"] is None
     row = next(line for line in README.read_text().splitlines() if line.startswith("| `interpolate` |"))
     assert columns <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_sampled_cells_names_its_parts(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `sample` |"))
+    values = json.loads(run_well(*commands(copied)["sample"], "--json").out)
+    assert values["genes"] is None
+    assert set(values["agreement"]) == {"samples", "real", "n_cells", "n_real"}
+    columns = set(values["agreement"]) | set(values["agreement"]["real"])
+    only = [*commands(copied)["sample"][:4], "--prototype", "-o", copied.data.parent / "prototype.h5ad"]
+    values = json.loads(run_well(*only, "--json").out)
+    assert list(values) == KEYS["sample"].split()
+    assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
+    assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scvae_cli import __version__
-from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, score, simulate, train
+from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, sample, score, simulate, train
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
@@ -38,6 +38,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate.interpolate,
     "pseudotime": pseudotime.pseudotime,
     "score": score.score,
+    "sample": sample.sample,
     "info": info.info,
     "simulate": simulate.simulate,
 }

@@ -27,10 +27,12 @@ def create_h5ad(
     *,
     obs: pd.DataFrame,
     var: pd.DataFrame,
-    blocks: Iterable[sp.csr_matrix],
+    blocks: Iterable[sp.csr_matrix] | Iterable[np.ndarray],
+    obsm: Mapping[str, Any] | None = None,
     uns: Mapping[str, Any] | None = None,
     varm: Mapping[str, Any] | None = None,
     layer_blocks: Mapping[str, Iterable[np.ndarray]] | None = None,
+    dense: bool = False,
     force: bool = False,
 ) -> None:
     """Write a new .h5ad from blocks of rows.
@@ -43,11 +45,14 @@ def create_h5ad(
     obs, var
         A row per cell, a row per gene.
     blocks
-        Consecutive CSR blocks of rows, which together are X, n cells × g genes; each is walked through once.
-    uns, varm
+        Consecutive CSR blocks of rows, which together are X, n cells × g genes; each is walked through once. Dense
+        ones with `dense`.
+    obsm, uns, varm
         As in an AnnData: numeric arrays, categoricals, strings and dictionaries of them.
     layer_blocks
         Name → consecutive dense blocks of rows, n × g together, walked through after X.
+    dense
+        Whether X is a dense matrix.
     force
         Replace an existing file.
 
@@ -68,10 +73,14 @@ def create_h5ad(
         write_elem(file, "var", var, dataset_kwargs=small)
         write_elem(file, "uns", dict(uns or {}))
         write_elem(file, "varm", dict(varm or {}), dataset_kwargs=small)
-        for group in ("obsm", "obsp", "varp", "layers"):
+        write_elem(file, "obsm", dict(obsm or {}), dataset_kwargs=small)
+        for group in ("obsp", "varp", "layers"):
             write_elem(file, group, {})
         shape = (len(obs), len(var))
-        write_sparse(file, "X", patient.watch(blocks), shape)
+        if dense:
+            write_dense(file, "X", patient.watch(blocks), shape, compress=False)
+        else:
+            write_sparse(file, "X", patient.watch(blocks), shape)
         for name, dense_blocks in (layer_blocks or {}).items():
             write_dense(file["layers"], name, patient.watch(dense_blocks), shape, compress=False)
 

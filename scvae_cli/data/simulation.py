@@ -26,10 +26,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
 from scvae_cli.errors import ConfigError
-
-FloatArray = npt.NDArray[np.floating[Any]]
-IntArray = npt.NDArray[np.integer[Any]]
 
 # Moment estimates over six public UMI sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
 # progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the sets, their range in brackets.
@@ -54,8 +52,6 @@ STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature"
 # depend on the size of the blocks it is asked for in. 256 cells × 2,000 genes in float32 stay in the cache.
 _GENES, _CELLS, _COUNTS, _BATCHES = range(4)
 _CHUNK_CELLS = 256
-# Below this mean an NB count is found by inversion, above it as a Poisson of a gamma: each where it is faster.
-_INVERSION_MEAN = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,64 +206,6 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
         n × g, float32, counts before zero inflation; times 1 − `var["true_zero_inflation"]`, the expected counts.
     """
     return _Curves(varm).mean(obs)
-
-
-def draw_zinb(
-    mu_ng: FloatArray, theta_g: FloatArray, zero_inflation_g: FloatArray, rng: np.random.Generator
-) -> sp.csr_matrix:
-    """Draw zero-inflated negative binomial counts, exactly, at a cost that falls with sparsity.
-
-    Dividing one uniform u by 1 − π makes the zero inflation part of the same draw: u/(1 − π) ≥ 1 is a dropout,
-    and otherwise it is uniform again. As P(x > 0) ≤ (1 − π)μ, most entries of a sparse matrix are known to be zero
-    from one comparison. The rest are inverted (x is the number of k with u/(1 − π) < P(NB > k)) or, where μ is
-    large, drawn as a Poisson of a gamma.
-
-    Takes NB means, inverse dispersions θ > 0 and zero-inflation probabilities π < 1; gives n × g float32 counts.
-    """
-    n_cells, n_genes = mu_ng.shape
-    mu_ng = np.asarray(mu_ng, np.float32)
-    keep_g = 1.0 - np.asarray(zero_inflation_g, np.float64)
-    # A touch more than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too small.
-    bound_ng = mu_ng * (keep_g * (1 + 1e-6)).astype(np.float32)
-    coarse_ng = rng.random((n_cells, n_genes), dtype=np.float32)
-    maybe = np.flatnonzero(coarse_ng < bound_ng)
-    row, gene = np.divmod(maybe.astype(np.int32) if mu_ng.size < 2**31 else maybe, n_genes)
-    mu = mu_ng.ravel()[maybe].astype(np.float64)
-    # The float32 uniform lies on a grid of 2⁻²⁴; a second one, where it matters, fills the gaps down to 2⁻⁷⁷.
-    u = (coarse_ng.ravel()[maybe] + rng.random(maybe.size) * 2.0**-24) / keep_g[gene]
-    theta = np.asarray(theta_g, np.float64)[gene]
-
-    counts = np.zeros(maybe.size, np.float32)
-    low = np.flatnonzero(mu <= _INVERSION_MEAN)
-    counts[low] = _invert_nb(u[low], mu[low], theta[low])
-    high = np.flatnonzero((mu > _INVERSION_MEAN) & (u < 1))
-    counts[high] = rng.poisson(rng.standard_gamma(theta[high]) * (mu[high] / theta[high]))
-
-    found = np.flatnonzero(counts)
-    indptr = np.zeros(n_cells + 1, np.int32 if found.size < 2**31 else np.int64)
-    np.cumsum(np.bincount(row[found], minlength=n_cells), out=indptr[1:])
-    return sp.csr_matrix((counts[found], gene[found].astype(np.int32), indptr), shape=(n_cells, n_genes))
-
-
-def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
-    """Count the k with u < P(NB(μ, θ) > k), for 1-D arrays; u ≥ 1 gives 0."""
-    log_zero = -theta * np.log1p(mu / theta)
-    counts = np.zeros(u.size, np.int64)
-    alive = np.flatnonzero(u < -np.expm1(log_zero))
-    u, mu, theta = u[alive], mu[alive], theta[alive]
-    ratio = mu / (mu + theta)
-    pmf = np.exp(log_zero[alive])
-    tail = -np.expm1(log_zero[alive])
-    k = 0
-    while alive.size:
-        counts[alive] = k + 1
-        pmf *= ratio * (k + theta) / (k + 1)
-        tail -= pmf
-        k += 1
-        # Rounding can leave a tail that never reaches u ≈ 0; it ends where the probabilities do.
-        on = np.flatnonzero((u < tail) & (pmf > 1e-18))
-        alive, u, theta, ratio, pmf, tail = alive[on], u[on], theta[on], ratio[on], pmf[on], tail[on]
-    return counts
 
 
 def _number(labels: pd.Series) -> npt.NDArray[np.int64]:

@@ -119,6 +119,16 @@ class SlotNames:
         """`obs`: importance-weighted bound, nats."""
         return f"{self.key_added}_iwae"
 
+    @property
+    def off_manifold(self) -> str:
+        """`obs`: off-manifold score of sampled cells, 0 to 1."""
+        return f"{self.key_added}_off_manifold"
+
+    @property
+    def library(self) -> str:
+        """`obs`: the depth that sampled cells were decoded at."""
+        return f"{self.key_added}_library"
+
     def pseudotime(self, name: str) -> str:
         """`obs`: position along a path, 0 to 1, NaN for cells far from it."""
         return f"{self.key_added}_pseudotime_{slug(name)}"

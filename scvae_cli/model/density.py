@@ -57,6 +57,17 @@ class LatentDensity:
         """Log density, shape (n,), nats; differentiable."""
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
+    def sample(self, n: int, generator: torch.Generator) -> Tensor:
+        """Draw points, shape (n, k), on the CPU."""
+        component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
+        z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
+        for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):
+            of_it = component_n == c
+            # Σ⁻¹ = W Wᵀ, so white noise ε becomes z = mean + W⁻ᵀ ε.
+            noise_kn = torch.linalg.solve_triangular(whiten_kk.T, z_nk[of_it].T, upper=False)
+            z_nk[of_it] = mean_k + noise_kn.T
+        return z_nk
+
     def off_manifold(self, z_nk: Tensor) -> Tensor:
         """Share of held-out cells that lie in denser places, shape (n,): 0.5 is usual, near 1 is a hole.
 

@@ -1,0 +1,139 @@
+"""Do sampled cells pass for real ones? Beside real cells, and beside scvi-tools' decoder fed from the prior.
+
+    python benchmarks/generation.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
+
+Half of the cells train the models and make the principal components; the other half is cut in two, and one part stands
+for the real. With it are compared, as many cells each: the other part (the floor: real against real), cells sampled by
+scvae from the cells' density and from the prior, and cells that scVI decodes from the prior, with zero inflation, at
+library sizes of training cells. No cell that is compared was seen by a model or by the components.
+`generation_scores.py` says what is measured. Figures are means over seeds, which also choose the cells.
+
+Simulated cells come in two kinds: a tree (`scvae simulate`), whose counts are ZINB but whose states no model of this
+class has as its own; and the class itself, cells sampled from a model trained on the tree, which then stand for real.
+
+Results go to results/generation.json and .md; data sets that are not asked for keep the results they have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+import torch
+import trajectories_simulated
+from generation_scores import Judge
+from timed import describe_machine, run_json
+
+import scvae_cli as scvae
+
+HERE = Path(__file__).parent
+SHARED_DATA = HERE.parents[1] / "shared" / "data"
+REAL = ("paul15_3004", "pbmc4k_top2000", "kang_muscat_2donors")
+TREE, CLASS = "simulated tree", "simulated, of the model class"
+FLOOR = "real cells (floor)"
+FIGURES = {"boosting": "AUC, boosting", "logistic": "AUC, logistic", "energy": "energy distance"}
+
+
+def data_sets(asked: list[str]) -> dict[str, anndata.AnnData]:
+    """The data sets asked for: paths, or the names of simulated ones."""
+    sets = {}
+    for name in asked or [TREE, CLASS, *(str(SHARED_DATA / f"{name}.h5ad") for name in REAL)]:
+        if name in (TREE, CLASS):
+            sets[name] = trajectories_simulated.tree(2, 10, 1500.0)
+        else:
+            sets[Path(name).stem] = anndata.read_h5ad(name)
+    if CLASS in sets:
+        model = scvae.train(sets[CLASS], threads=1, device="cpu", seed=100)
+        made = scvae.sample(sets[CLASS], model, 2 * sets[CLASS].n_obs, source="density", seed=100, device="cpu")
+        made.obs_names = [f"cell_{i}" for i in range(made.n_obs)]
+        sets[CLASS] = anndata.AnnData(made.X, obs=made.obs[[]], var=made.var)
+    return sets
+
+
+def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for every source of cells."""
+    adata = adata[:, np.asarray((adata.X > 0).sum(0)).ravel() >= 3].copy()
+    order = np.random.default_rng(seed).permutation(adata.n_obs)
+    training, test_a, test_b = np.split(order, [adata.n_obs // 2, adata.n_obs // 2 + adata.n_obs // 4])
+    n = len(test_a)
+    known = adata[np.sort(training)].copy()
+    model = scvae.train(known, seed=seed, threads=arguments.threads, device="cpu", genes="all", drop_empty=True)
+    judge = Judge(counts(known), counts(adata[test_b[:n]]), seed)
+    cells = {FLOOR: counts(adata[test_a])}
+    for source in ("density", "prior"):
+        made = scvae.sample(known, model, n, source=source, seed=seed, device="cpu", drop_empty=True)
+        cells[f"scvae, {source}"] = counts(made[:, adata.var_names])
+    if arguments.scvi_python is not None:
+        cells["scVI, prior"] = from_scvi(known, n, seed, arguments)
+    return [{"data": name, "seed": seed, "n": n, "cells": of} | judge.scores(x) for of, x in cells.items()]
+
+
+def counts(adata: anndata.AnnData) -> sp.csr_matrix:
+    return sp.csr_matrix(adata.X, dtype=np.float32)
+
+
+def from_scvi(known: anndata.AnnData, n: int, seed: int, arguments: argparse.Namespace) -> sp.csr_matrix:
+    """Cells that scVI, trained with early stopping, draws from the prior."""
+    with tempfile.TemporaryDirectory() as folder:
+        cells, out = Path(folder) / "cells.h5ad", Path(folder) / "made.npz"
+        anndata.AnnData(counts(known), obs=known.obs[[]], var=known.var[[]]).write_h5ad(cells)
+        side = [str(arguments.scvi_python), str(HERE / "generation_scvi.py"), str(cells), "-n", str(n)]
+        options = ["--seed", str(seed), "--threads", str(arguments.threads), "-o", str(out)]
+        run_json([*side, *options], arguments.threads)
+        return sp.load_npz(out)
+
+
+def text(known: dict[str, Any]) -> str:
+    """The results as markdown."""
+    lines = ["# Sampled cells", "", "Written by `benchmarks/generation.py`; its docstring says what is measured.", ""]
+    lines += [f"| data | cells | n | {' | '.join(FIGURES.values())} |", f"|---|---|---|{'---|' * len(FIGURES)}"]
+    for name, part in known.items():
+        for of in dict.fromkeys(row["cells"] for row in part["rows"]):
+            mine = [row for row in part["rows"] if row["cells"] == of]
+            told = " | ".join(f"{np.mean([row[figure] for row in mine]):.3f}" for figure in FIGURES)
+            lines.append(f"| {name} | {of} | {len(mine)} × {mine[0]['n']} | {told} |")
+    lines.append("")
+    for name, part in known.items():
+        lines.append(f"{name}: {part['machine']}; torch {part['torch']}; {part['date']}.  ")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure the data sets asked for and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", help=f"files, {TREE!r} or {CLASS!r}; by default both and three real sets")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "generation.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+    for name, adata in data_sets(arguments.data).items():
+        rows = []
+        for seed in arguments.seeds:
+            rows += measure(name, adata, seed, arguments)
+            print(f"  {name}, seed {seed}", file=sys.stderr)
+        machine = describe_machine(arguments.threads)
+        known[name] = {
+            "rows": rows,
+            "machine": machine,
+            "torch": torch.__version__,
+            "date": date.today().isoformat(),
+        }
+        arguments.results.parent.mkdir(exist_ok=True)
+        arguments.results.write_text(json.dumps(known, indent=1) + "\n")
+        arguments.results.with_suffix(".md").write_text(text(known))
+    print(text(known))
+
+
+if __name__ == "__main__":
+    main()

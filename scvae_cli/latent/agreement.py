@@ -1,0 +1,160 @@
+"""Do sampled cells have the genes' means, variances and zeros of real ones? Beside real cells among themselves.
+
+Real cells are cut in two at random. One half is the measure; with it are compared as many sampled cells as the other
+half has, and, the baseline, the other half itself. What is beyond the baseline is the model's fault.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+# With fewer cells on a side nothing can be said.
+MIN_CELLS = 20
+# More real cells than this make it no surer.
+MAX_CELLS = 20_000
+
+
+class GeneMoments:
+    """Mean, variance and share of zeros of every gene, from blocks of cells that come by.
+
+    Parameters
+    ----------
+    n_genes
+        g.
+    """
+
+    def __init__(self, n_genes: int) -> None:
+        self.n_cells = 0
+        self._sum_g, self._squares_g, self._seen_g = (np.zeros(n_genes) for _ in range(3))
+
+    def add(self, block: sp.csr_matrix) -> GeneMoments:
+        """Count some cells in."""
+        self.n_cells += block.shape[0]
+        value = block.data.astype(np.float64)
+        n_genes = len(self._sum_g)
+        self._sum_g += np.bincount(block.indices, weights=value, minlength=n_genes)
+        self._squares_g += np.bincount(block.indices, weights=value**2, minlength=n_genes)
+        self._seen_g += np.bincount(block.indices, weights=value > 0, minlength=n_genes)
+        return self
+
+    @property
+    def mean_g(self) -> np.ndarray:
+        """Mean counts."""
+        return self._sum_g / max(self.n_cells, 1)
+
+    @property
+    def variance_g(self) -> np.ndarray:
+        """Variance of the counts, without bias; of a single cell 0."""
+        spread_g = self._squares_g - self.n_cells * np.square(self.mean_g)
+        variance_g: np.ndarray = np.maximum(spread_g, 0) / max(self.n_cells - 1, 1)
+        return variance_g
+
+    @property
+    def zero_g(self) -> np.ndarray:
+        """Share of cells without a count."""
+        return 1 - self._seen_g / max(self.n_cells, 1)
+
+    def differences(self, other: GeneMoments) -> Differences:
+        """How far these are from those of as many or more other cells."""
+        least = 1 / min(self.n_cells, other.n_cells)
+
+        def apart(a_g: np.ndarray, b_g: np.ndarray) -> float:
+            return float(np.sqrt(np.mean(np.log2((a_g + least) / (b_g + least)) ** 2)))
+
+        return Differences(
+            mean=apart(self.mean_g, other.mean_g),
+            variance=apart(self.variance_g, other.variance_g),
+            zero_fraction=float(np.sqrt(np.mean((self.zero_g - other.zero_g) ** 2))),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """Root mean squares over the genes.
+
+    Parameters
+    ----------
+    mean, variance
+        Of log2 ratios, one count in n cells added to both sides.
+    zero_fraction
+        Of differences.
+    """
+
+    mean: float
+    variance: float
+    zero_fraction: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """How far samples and, beside them, real cells are from the same real cells.
+
+    Parameters
+    ----------
+    samples, real
+        Of the sampled cells, and of the other half of the real ones.
+    n_cells
+        Cells that were compared, of either.
+    n_real
+        Cells they were compared with.
+    """
+
+    samples: Differences
+    real: Differences
+    n_cells: int
+    n_real: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+class Comparison:
+    """Compares sampled counts with real ones while they pass by.
+
+    Parameters
+    ----------
+    real
+        Counts of real cells, CSR (n, g).
+    n_samples
+        Number of cells that will pass.
+    seed
+        Of the halves.
+    """
+
+    def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int) -> None:
+        order = np.random.default_rng(seed).permutation(real.shape[0])[:MAX_CELLS]
+        half = len(order) // 2
+        self._n = min(half, n_samples)
+        n_genes = real.shape[1]
+        self._measure = GeneMoments(n_genes).add(real[order[half : 2 * half]])
+        self._other = GeneMoments(n_genes).add(real[order[: self._n]])
+        self._some = GeneMoments(n_genes)
+        self.real = GeneMoments(n_genes).add(real[order])
+        self.samples = GeneMoments(n_genes)
+
+    def watch(self, blocks: Iterable[sp.csr_matrix]) -> Iterator[sp.csr_matrix]:
+        """Pass blocks on, counting them in."""
+        for block in blocks:
+            self.samples.add(block)
+            if self._some.n_cells < self._n:
+                self._some.add(block[: self._n - self._some.n_cells])
+            yield block
+
+    def agreement(self) -> Agreement | None:
+        """The verdict, when all have passed; None where the cells are too few for one."""
+        if self._n < MIN_CELLS:
+            return None
+        return Agreement(
+            samples=self._some.differences(self._measure),
+            real=self._other.differences(self._measure),
+            n_cells=self._n,
+            n_real=self._measure.n_cells,
+        )

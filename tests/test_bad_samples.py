@@ -1,0 +1,53 @@
+"""Samples that cannot be meant: one line, one hint, the right exit code, and nothing touched."""
+
+from __future__ import annotations
+
+import pytest
+from workbench import DATA, USAGE, refused
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "options"),
+    [
+        (USAGE, "no number of cells", []),
+        (USAGE, "-n is 0", ["-n", "0"]),
+        (USAGE, "-n is -3", ["-n", "-3"]),
+        (USAGE, "--from is 'nowhere'", ["-n", "5", "--from", "nowhere"]),
+        (USAGE, "--seed is -1", ["-n", "5", "--seed", "-1"]),
+        (USAGE, "--prototype and -n", ["-n", "5", "--prototype"]),
+        (USAGE, "--prototype and --group", ["--prototype", "--groupby", "cell_type", "--group", "stem"]),
+        (USAGE, "--prototype and --mean", ["--prototype", "--mean"]),
+        (USAGE, "--prototype and --avoid-holes", ["--prototype", "--avoid-holes"]),
+        (USAGE, "--group VALUE is missing", ["-n", "5", "--groupby", "cell_type"]),
+        (USAGE, "--groupby KEY is missing", ["-n", "5", "--group", "stem"]),
+        (
+            USAGE,
+            "--from prior and --group",
+            ["-n", "5", "--from", "prior", "--groupby", "cell_type", "--group", "stem"],
+        ),
+        (USAGE, "--plot compares drawn counts", ["-n", "5", "--mean", "--plot", "new.png"]),
+        (USAGE, "no picture by its name", ["-n", "5", "--plot", "new.doc"]),
+        (
+            DATA,
+            "no cells with obs['cell_type'] == 'nobody'",
+            ["-n", "5", "--groupby", "cell_type", "--group", "nobody"],
+        ),
+        (DATA, "no column 'kind'", ["-n", "5", "--groupby", "kind", "--group", "stem"]),
+        (DATA, "--library is '-4'", ["-n", "5", "--library", "-4"]),
+        (DATA, "--library is 'deep'", ["-n", "5", "--library", "deep"]),
+        (DATA, "a prototype has no observed library size", ["--prototype", "--library", "observed"]),
+        (DATA, "knows no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
+    ],
+)
+def test_samples_that_cannot_be_meant(bench, code, fragment, options):
+    refused(bench.folder, bench.ask("sample", "-o", bench.folder / "new.h5ad", *options), code, fragment)
+
+
+def test_a_file_of_their_own(bench):
+    asked = bench.ask("sample", "-n", "5")
+    refused(bench.folder, asked, USAGE, "need a file of their own")
+    refused(bench.folder, [*asked, "-o", bench.data, "--force"], USAGE, "which holds the cells")
+    there = bench.file("there.h5ad", "mine")
+    assert "--force" in refused(bench.folder, [*asked, "-o", there], DATA, "exists")
+    refused(bench.folder, [*asked, "-o", bench.folder / "new.txt"], DATA, "does not end in .h5ad")
+    refused(bench.folder, [*asked, "-o", bench.folder / "none" / "new.h5ad"], DATA, "is not a folder")
