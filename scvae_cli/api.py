@@ -311,6 +311,7 @@ def score(
     model: Model | Path | str,
     *,
     n_samples: int = 100,
+    n_simulated: int = scoring.N_SIMULATED,
     seed: int = 0,
     key_added: str = DEFAULT_KEY,
     inplace: bool = True,
@@ -321,12 +322,15 @@ def score(
     force: bool = False,
     device: str = "auto",
 ) -> scoring.Scores | None:
-    """Bounds on every cell's log-likelihood, nats: `obs["scvae_elbo"]` and `obs["scvae_iwae"]`.
+    """How likely each cell is, in nats, and whether it is unlike the model's own cells.
+
+    `obs["scvae_elbo"]`, its parts `obs["scvae_reconstruction"]` and `obs["scvae_kl"]`, the tighter `obs["scvae_iwae"]`;
+    and `obs["scvae_anomaly_score"]`, `obs["scvae_anomaly_p"]`, `obs["scvae_anomaly_p_adjusted"]`.
 
     Parameters
     ----------
-    n_samples, seed
-        Importance samples a cell, and their seed.
+    n_samples, n_simulated, seed
+        Importance samples a cell, cells drawn from the model to compare with, and the seed of both.
     data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
         As for `embed`.
     """
@@ -342,10 +346,10 @@ def score(
     names = SlotNames(key_added=key_added)
     if inplace:
         session.check_destination(names.written_by("score"), names=names, output=_path(output), force=force)
-    result = scoring.score(session.model, session.counts, n_samples=n_samples, seed=seed)
+    result = scoring.score(session.model, session.counts, n_samples=n_samples, n_simulated=n_simulated, seed=seed)
     if not inplace:
         return result
-    told = {"n_samples": n_samples, "seed": seed}
+    told = {"n_samples": n_samples, "n_simulated": n_simulated, "seed": seed}
     session.write(result.slots(names), names=names, run="score", options=told, output=_path(output), force=force)
     return None
 

@@ -37,6 +37,11 @@ def test_values_that_cannot_be_meant(bench, code, fragment, options):
     refused(bench.folder, bench.train(*options), code, fragment)
 
 
+@pytest.mark.parametrize("fdr", ["nan", "0", "1.5"])
+def test_false_discovery_rates_that_cannot_be_meant(bench, fdr):
+    refused(bench.folder, bench.ask("score", "--fdr", fdr), USAGE, "--fdr is")
+
+
 @pytest.mark.parametrize("verb", ["train", "embed"])
 def test_devices_that_are_not_there(bench, monkeypatch, verb):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -84,6 +89,7 @@ def test_configuration_file_that_is_not_there(bench):
         ["embed", "cells.h5ad", "--no-such-option"],
         ["interpolate", "cells.h5ad", "--steps", "1"],
         ["score", "cells.h5ad", "--samples", "0"],
+        ["score", "cells.h5ad", "--simulated", "99"],
         ["denoise", "cells.h5ad", "--samples", "-1"],
         ["simulate", "new.h5ad", "--cells", "many"],
         ["annotate", "cells.h5ad"],

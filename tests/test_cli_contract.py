@@ -34,7 +34,7 @@ OPTIONS = {
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
-    "score": f"{MODEL} --samples --seed {ASKING} {PRINTING}",
+    "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
@@ -52,7 +52,8 @@ KEYS = {
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "missing_genes genes path_out plot slots",
     "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
-    "score": "output n_cells mean_elbo mean_iwae samples missing_genes slots",
+    "score": "output n_cells mean_elbo mean_iwae mean_reconstruction mean_kl anomalies fdr heldout_below_05 n_heldout "
+    "samples simulated missing_genes plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",

@@ -120,6 +120,31 @@ class SlotNames:
         return f"{self.key_added}_iwae"
 
     @property
+    def reconstruction(self) -> str:
+        """`obs`: expected log-likelihood E_q[log p(x|z)], nats."""
+        return f"{self.key_added}_reconstruction"
+
+    @property
+    def kl(self) -> str:
+        """`obs`: KL of a cell's posterior to the prior, nats."""
+        return f"{self.key_added}_kl"
+
+    @property
+    def anomaly_score(self) -> str:
+        """`obs`: how much worse a cell is explained than expected of its like, standard deviations."""
+        return f"{self.key_added}_anomaly_score"
+
+    @property
+    def anomaly_p(self) -> str:
+        """`obs`: share of cells simulated from the model that are explained as badly or worse."""
+        return f"{self.key_added}_anomaly_p"
+
+    @property
+    def anomaly_p_adjusted(self) -> str:
+        """`obs`: the same, adjusted for the number of cells after Benjamini and Hochberg."""
+        return f"{self.key_added}_anomaly_p_adjusted"
+
+    @property
     def off_manifold(self) -> str:
         """`obs`: off-manifold score of sampled cells, 0 to 1."""
         return f"{self.key_added}_off_manifold"
@@ -164,8 +189,8 @@ class SlotNames:
     def written_by(self, verb: str, path: str = "") -> list[str]:
         """Paths of all slots that a command writes, known before anything is computed.
 
-        >>> SlotNames().written_by("score")
-        ['obs/scvae_elbo', 'obs/scvae_iwae']
+        >>> SlotNames().written_by("denoise")
+        ['layers/scvae_denoised', 'var/scvae_modelled']
         """
         by_verb = {
             "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
@@ -181,7 +206,10 @@ class SlotNames:
                 f"obs/{self.branch(path)}",
                 f"obsm/{self.end_weights(path)}",
             ],
-            "score": [f"obs/{self.elbo}", f"obs/{self.iwae}"],
+            "score": [
+                *(f"obs/{key}" for key in (self.elbo, self.iwae, self.reconstruction, self.kl)),
+                *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
+            ],
         }  # fmt: skip
         return by_verb[verb]
 

@@ -1,4 +1,4 @@
-"""How likely each cell is under the model.
+"""How likely each cell is under the model, and how rare a fit as bad would be among cells of the model itself.
 
 Shapes: n cells, k latent dimensions, s samples.
 """
@@ -7,23 +7,34 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import DataError
+from scvae_cli.latent.anomalies import Calibration, CellFit, adjusted
 from scvae_cli.latent.embedding import cell_table
+from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.posterior import Posterior
 
 # Decoding dominates, and its blocks are fastest when they stay in the processor's cache.
 _BLOCK_CELLS = 128
+# Samples that tell how well a cell is explained when it is compared with simulated cells: what more would add is little
+# beside the spread between cells, and simulated cells need no more than these.
+_FIT_SAMPLES = 25
+N_SIMULATED = 4000
+# Held-out real cells with p-values up to this are counted: so large a share is expected if the model were the truth.
+USUAL_SHARE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Bounds on log p(x) of every cell, nats.
+    """What the model says of every cell: bounds on log p(x) and their parts, nats, and whether it is unlike the model.
 
     Parameters
     ----------
@@ -31,24 +42,72 @@ class Scores:
         Evidence lower bound: the expected log-likelihood over the samples minus the exact KL; shape (n,).
     iwae
         Importance-weighted bound (Burda et al. 2016), which is tighter; shape (n,).
+    reconstruction
+        E_q[log p(x|z)] over the samples; shape (n,).
+    kl
+        KL(q(z|x) ‖ N(0, I)), exact; shape (n,).
+    anomaly_score
+        How many standard deviations worse the cell is explained than expected of its depth, batch and place; (n,).
+    anomaly_p
+        Share of simulated cells with such a score or a higher one; shape (n,).
+    anomaly_p_adjusted
+        The same after Benjamini and Hochberg over the n cells.
+    heldout
+        Mask of the cells that the model's training did not learn from, by their names; shape (n,).
+    library
+        Counts of each cell in the modelled genes; shape (n,).
+    simulated_library, simulated_score
+        The same of the simulated cells, and their anomaly scores.
     """
 
     elbo: np.ndarray
     iwae: np.ndarray
+    reconstruction: np.ndarray
+    kl: np.ndarray
+    anomaly_score: np.ndarray
+    anomaly_p: np.ndarray
+    anomaly_p_adjusted: np.ndarray
+    heldout: np.ndarray
+    library: np.ndarray
+    simulated_library: np.ndarray
+    simulated_score: np.ndarray
+
+    def anomalies(self, fdr: float) -> np.ndarray:
+        """Mask of the cells called anomalous at a false discovery rate, shape (n,)."""
+        called: np.ndarray = self.anomaly_p_adjusted <= fdr
+        return called
+
+    @property
+    def heldout_below_05(self) -> float | None:
+        """Share of held-out cells with p ≤ 0.05, which real cells need not keep to; None where none is in the data."""
+        if not self.heldout.any():
+            return None
+        return float((self.anomaly_p[self.heldout] <= USUAL_SHARE).mean())
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """Where the result goes."""
-        return [
-            Slot(group="obs", key=names.elbo, value=self.elbo),
-            Slot(group="obs", key=names.iwae, value=self.iwae),
-        ]
+        columns = {
+            names.elbo: self.elbo,
+            names.iwae: self.iwae,
+            names.reconstruction: self.reconstruction,
+            names.kl: self.kl,
+            names.anomaly_score: self.anomaly_score,
+            names.anomaly_p: self.anomaly_p,
+            names.anomaly_p_adjusted: self.anomaly_p_adjusted,
+        }
+        return [Slot(group="obs", key=key, value=value) for key, value in columns.items()]
 
 
 @torch.inference_mode()
-def score(model: Model, counts: Counts, *, n_samples: int = 100, seed: int = 0) -> Scores:
+def score(
+    model: Model, counts: Counts, *, n_samples: int = 100, n_simulated: int = N_SIMULATED, seed: int = 0
+) -> Scores:
     """Score cells.
 
     log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
+
+    How badly a cell fits is told by E_q[log p(x|z)] + log density(E_q[z]): how well the decoder explains its counts,
+    and how usual its place is. `scvae_cli.latent.anomalies` compares that with simulated cells.
 
     Parameters
     ----------
@@ -58,33 +117,103 @@ def score(model: Model, counts: Counts, *, n_samples: int = 100, seed: int = 0) 
         n cells in the model's genes, with the batches of a model that has them.
     n_samples
         S.
+    n_simulated
+        Cells drawn from the model, as many in each batch, at depths of that batch's cells.
     seed
-        Of the samples.
+        Of the samples and the simulated cells.
 
     Raises
     ------
     DataError
         For cells of a batch the model does not know: their likelihood is not defined.
     """
-    table = cell_table(model, counts, batch_n=known_batches(model, counts))
+    batch_n = known_batches(model, counts)
+    table = cell_table(model, counts, batch_n=batch_n)
+    n_fit = min(n_samples, _FIT_SAMPLES)
+    simulated = _simulated_fit(model, table, n_simulated, n_fit, seed)
+    calibration = Calibration(simulated, len(model.batches))
     noise = torch.Generator().manual_seed(seed)
-    elbo = np.empty(table.n_cells)
-    iwae = np.empty(table.n_cells)
+    parts = {name: np.empty(table.n_cells) for name in ("elbo", "iwae", "reconstruction", "kl", "anomaly_score")}
     for rows, cells in table.in_order(_BLOCK_CELLS):
-        posterior = model.vae.encode(cells)
-        log_weight_ns = torch.empty(len(rows), n_samples, dtype=torch.float64)
-        log_likelihood_n = torch.zeros(len(rows), dtype=torch.float64)
-        for s in range(n_samples):
-            noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
-            z_nk = posterior.sample(noise_nk)
-            log_p_n = -model.vae.decode(z_nk, cells.batch_n).nll_n(cells).cpu()
-            # log p(z) − log q(z|x); the constants of the two Gaussians cancel.
-            ratio_nk = 0.5 * (noise_nk.square() + posterior.var_nk.log() - z_nk.square())
-            log_weight_ns[:, s] = log_p_n + ratio_nk.double().sum(1).cpu()
-            log_likelihood_n += log_p_n / n_samples
-        elbo[rows] = (log_likelihood_n - posterior.kl_nk().double().sum(1).cpu()).numpy()
-        iwae[rows] = (torch.logsumexp(log_weight_ns, dim=1) - math.log(n_samples)).numpy()
-    return Scores(elbo=elbo, iwae=iwae)
+        judged = _judge(model, cells, n_samples, n_fit, noise)
+        for name in ("elbo", "iwae", "reconstruction", "kl"):
+            parts[name][rows] = getattr(judged, name)
+        fit = CellFit(judged.fit, table.library_n[rows], judged.mean_nk, None if batch_n is None else batch_n[rows])
+        parts["anomaly_score"][rows] = calibration.score(fit)
+    p_n = calibration.p_value(parts["anomaly_score"])
+    heldout = set(model.heldout_cells)
+    return Scores(
+        **parts,
+        anomaly_p=p_n,
+        anomaly_p_adjusted=adjusted(p_n),
+        heldout=np.fromiter((name in heldout for name in counts.cell_names), dtype=bool, count=table.n_cells),
+        library=table.library_n,
+        simulated_library=simulated.library_n,
+        simulated_score=calibration.score_n,
+    )
+
+
+class _Judged(NamedTuple):
+    """Of some cells, each of shape (n,), and their posterior means (n, k)."""
+
+    elbo: np.ndarray
+    iwae: np.ndarray
+    reconstruction: np.ndarray
+    kl: np.ndarray
+    fit: np.ndarray
+    mean_nk: np.ndarray
+
+
+def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: torch.Generator) -> _Judged:
+    posterior: Posterior = model.vae.encode(cells)
+    log_weight_ns = torch.empty(cells.n_cells, n_samples, dtype=torch.float64)
+    log_likelihood_n = torch.zeros(cells.n_cells, dtype=torch.float64)
+    fit_n = model.density.to(model.device).log_prob(posterior.mean_nk).double().cpu()
+    for s in range(n_samples):
+        noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
+        z_nk = posterior.sample(noise_nk)
+        log_p_n = -model.vae.decode(z_nk, cells.batch_n).nll_n(cells).cpu()
+        # log p(z) − log q(z|x); the constants of the two Gaussians cancel.
+        ratio_nk = 0.5 * (noise_nk.square() + posterior.var_nk.log() - z_nk.square())
+        log_weight_ns[:, s] = log_p_n + ratio_nk.double().sum(1).cpu()
+        log_likelihood_n += log_p_n / n_samples
+        if s < n_fit:
+            fit_n += log_p_n / n_fit
+    kl_n = posterior.kl_nk().double().sum(1).cpu()
+    return _Judged(
+        elbo=(log_likelihood_n - kl_n).numpy(),
+        iwae=(torch.logsumexp(log_weight_ns, dim=1) - math.log(n_samples)).numpy(),
+        reconstruction=log_likelihood_n.numpy(),
+        kl=kl_n.numpy(),
+        fit=fit_n.numpy(),
+        mean_nk=posterior.mean_nk.cpu().numpy(),
+    )
+
+
+def _simulated_fit(model: Model, table: CellTable, n_simulated: int, n_fit: int, seed: int) -> CellFit:
+    """The fit of cells drawn from the model at the depths and in the batches of a table's cells."""
+    drawing, of_cells, of_samples = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
+    like_n = _evenly_over_batches(table.batch_n, table.n_cells, n_simulated, np.random.default_rng(drawing))
+    batch_n = None if table.batch_n is None else table.batch_n[like_n]
+    matrix = simulate_cells(model, table.library_n[like_n], batch_n, seed=of_cells)
+    filled = np.diff(matrix.indptr) > 0
+    batch_n = None if batch_n is None else batch_n[filled]
+    drawn = CellTable(matrix[filled], batch_n, model.device)
+    noise = torch.Generator().manual_seed(of_samples)
+    judged = [_judge(model, cells, n_fit, n_fit, noise) for _, cells in drawn.in_order(_BLOCK_CELLS)]
+    fit_n, mean_nk = (np.concatenate([getattr(part, name) for part in judged]) for name in ("fit", "mean_nk"))
+    return CellFit(fit_n, drawn.library_n, mean_nk, batch_n)
+
+
+def _evenly_over_batches(
+    batch_n: np.ndarray | None, n_cells: int, n_simulated: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Indices of cells drawn at random, as many of each batch: few cells of a batch are no reason to know it less."""
+    if batch_n is None:
+        return rng.integers(n_cells, size=n_simulated)
+    of_batch = [np.flatnonzero(batch_n == b) for b in np.unique(batch_n)]
+    parts = np.array_split(np.arange(n_simulated), len(of_batch))
+    return np.concatenate([rng.choice(cells, len(part)) for cells, part in zip(of_batch, parts, strict=True)])
 
 
 def known_batches(model: Model, counts: Counts) -> np.ndarray | None:

@@ -1,0 +1,212 @@
+"""Does `scvae score` find cells that do not belong, and are its p-values what they say?
+
+    python benchmarks/anomalies.py [--data-folder FOLDER] [--seeds 0,1] [--threads 2]
+
+In each data set 1% of the cells are replaced by each of these, the model is trained on what comes out, and the average
+precision of finding them among the cells left alone is told (picking cells at random gives about 0.01):
+
+- doublets: the sum of two random cells, and the same thinned to the depth of the cell it replaces;
+- foreign cells: of a population (paul15: basophils; pbmc4k: cluster type5), of another batch (kang: stimulated among
+  unstimulated cells) or of another tissue (simulated: a tree of other genes), which the data else has none of;
+- noise of the replaced cell's depth: its counts given to other genes at random, and a draw from the mean of all cells,
+  as an empty droplet would show.
+
+"anomaly p" is what `score` writes. Beside it: the same calibration of the ELBO and of the importance bound, the bound
+as it is, the sum of counts (high first), and the squared error of 20 principal components of log-normalised counts.
+
+Uniformity: Kolmogorov–Smirnov on 1,000 cells simulated from the model with another seed, in all and for the shallower
+and deeper half; for real held-out cells that were left alone, the share with p ≤ 0.05. At last how many of the replaced
+and of the other cells are called at a false discovery rate of 0.05.
+"""
+
+from __future__ import annotations
+
+import argparse
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.stats import kstest
+from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.latent.anomalies import Calibration, CellFit
+from scvae_cli.latent.scoring import N_SIMULATED, Scores
+from scvae_cli.latent.simulated_cells import simulate_cells
+from scvae_cli.model.bundle import Model
+
+HERE = Path(__file__).parent
+SHARE, FDR, SAMPLES, FRESH = 0.01, 0.05, 25, 1000
+KINDS = ("doublets, summed", "doublets, thinned", "foreign", "shuffled", "ambient")
+# Column and value of the cells that are taken out and come back as foreign.
+FOREIGN = {
+    "paul15_3004": ("cell_type", "Basophils"),
+    "pbmc4k_top2000": ("cell_type", "type5"),
+    "kang_muscat_2donors": ("condition", "stim"),
+}
+
+
+def cells_and_foreign(name: str, folder: Path) -> tuple[sp.csr_matrix, sp.csr_matrix]:
+    """Counts of the cells that belong, and of some that do not."""
+    if name == "simulated":
+        return tree(10), tree(99)
+    adata = anndata.read_h5ad(folder / f"{name}.h5ad")
+    key, value = FOREIGN[name]
+    foreign = (adata.obs[key].astype(str) == value).to_numpy()
+    matrix = sp.csr_matrix(adata.X)
+    return matrix[~foreign], matrix[foreign]
+
+
+def tree(seed: int) -> sp.csr_matrix:
+    """Counts of 3,000 cells of a simulated tree."""
+    return sp.vstack(list(simulate(SimulationConfig(n_cells=3000, seed=seed, depth=1500.0)).blocks()), format="csr")
+
+
+def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Cells of which 1% are replaced by each kind, and the kind of every cell, "" for one left alone."""
+    rng = np.random.default_rng(seed)
+    n, result, kind_n = len(x_ng), x_ng.copy(), np.full(len(x_ng), "", dtype=object)
+    depth_n, mean_g = x_ng.sum(1), x_ng.sum(0, dtype=np.float64) / x_ng.sum(dtype=np.float64)
+    chosen = rng.permutation(n)[: len(KINDS) * round(SHARE * n)]
+    for kind, rows in zip(KINDS, np.array_split(chosen, len(KINDS)), strict=True):
+        kind_n[rows] = kind
+        for row in rows:
+            a, b = rng.choice(n, 2, replace=False)
+            depth = int(depth_n[row])
+            if kind == "doublets, summed":
+                result[row] = x_ng[a] + x_ng[b]
+            elif kind == "doublets, thinned":
+                both = (x_ng[a] + x_ng[b]).astype(np.int64)
+                result[row] = rng.multivariate_hypergeometric(both, min(depth, both.sum()))
+            elif kind == "foreign":
+                result[row] = foreign[rng.integers(foreign.shape[0])].toarray().ravel()
+            elif kind == "shuffled":
+                result[row] = rng.permutation(x_ng[row])
+            else:
+                result[row] = rng.multinomial(depth, mean_g)
+    return result, kind_n
+
+
+def measure(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train on one contaminated set; everything that is told of it."""
+    matrix, foreign = cells_and_foreign(name, arguments.data_folder)
+    x_ng, kind_n = contaminated(matrix.toarray().astype(np.float32), foreign, seed)
+    adata = as_anndata(sp.csr_matrix(x_ng))
+    model = scvae.train(adata, genes="all", seed=seed, threads=arguments.threads, device="cpu")
+    scores = scvae.score(adata, model, n_samples=SAMPLES, seed=seed, inplace=False)
+    assert scores is not None
+    rng = np.random.default_rng(seed + 1000)
+    drawn = simulate_cells(model, rng.choice(scores.library, N_SIMULATED), None, seed=seed + 1000)
+    simulated = as_anndata(drawn[np.diff(drawn.indptr) > 0])
+    fresh = scvae.score(simulated, model, n_samples=SAMPLES, seed=seed, inplace=False)
+    assert fresh is not None
+    badness = {"anomaly p": -np.log(scores.anomaly_p), **alternatives(adata, model, scores, simulated, fresh)}
+    alone_n = kind_n == ""
+    precision = {
+        method: {
+            kind: average_precision_score(kind_n[alone_n | (kind_n == kind)] == kind, bad_n[alone_n | (kind_n == kind)])
+            for kind in KINDS
+        }
+        for method, bad_n in badness.items()
+    }
+    called_n, left_n = scores.anomalies(FDR), scores.heldout & alone_n
+    # As deep as the cells are, but fewer than there are to compare with, whose own noise the test does not know.
+    p_n, deep_n = fresh.anomaly_p[:FRESH], fresh.library[:FRESH] > np.median(fresh.library[:FRESH])
+    tests = {"all": p_n, "shallower": p_n[~deep_n], "deeper": p_n[deep_n]}
+    return {
+        "set": name,
+        "seed": seed,
+        "n_cells": len(kind_n),
+        "precision": precision,
+        "ks": {part: tuple(map(float, kstest(p, "uniform"))) for part, p in tests.items()},
+        "simulated_below": float((p_n <= 0.05).mean()),
+        "heldout_below": float((scores.anomaly_p[left_n] <= 0.05).mean()),
+        "other_below": float((scores.anomaly_p[alone_n & ~scores.heldout] <= 0.05).mean()),
+        "called": {kind: float(called_n[kind_n == kind].mean()) for kind in KINDS},
+        "false_calls": int(called_n[alone_n].sum()),
+    }
+
+
+def as_anndata(matrix: sp.csr_matrix) -> anndata.AnnData:
+    """Counts with names."""
+    adata = anndata.AnnData(matrix)
+    adata.obs_names, adata.var_names = ([f"{c}{i}" for i in range(m)] for c, m in zip("cg", matrix.shape, strict=True))
+    return adata
+
+
+def alternatives(
+    adata: anndata.AnnData, model: Model, scores: Scores, simulated: anndata.AnnData, fresh: Scores
+) -> dict[str, np.ndarray]:
+    """Other ways to tell how odd each cell is, higher is odder."""
+    embedded = [scvae.embed(data, model, axes="training", inplace=False) for data in (simulated, adata)]
+    result = {}
+    for name, key in (("ELBO, calibrated", "elbo"), ("importance bound, calibrated", "iwae")):
+        reference, cells = (
+            CellFit(getattr(of, key), of.library, place.mean_nk, None)
+            for of, place in zip((fresh, scores), embedded, strict=True)
+        )
+        result[name] = Calibration(reference, 0).score(cells)
+    log_ng = np.log1p(adata.X.multiply(1e4 / scores.library[:, None]).toarray())
+    pca = PCA(20, random_state=0).fit(log_ng)
+    error_n = np.square(log_ng - pca.inverse_transform(pca.transform(log_ng))).sum(1)
+    return {**result, "importance bound": -scores.iwae, "sum of counts": scores.library, "PCA error": error_n}
+
+
+def text(rows: list[dict[str, Any]], threads: int) -> str:
+    """The results as markdown, means over seeds."""
+    sets: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], []).append(row)
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    lines = ["# Anomalies", "", "Written by `benchmarks/anomalies.py`; its docstring says what is measured."]
+    lines += [f"Means over seeds: {seeds}.", "", "## Average precision", ""]
+    lines += [f"| cells | score | {' | '.join(KINDS)} |", "|---|---|" + "---|" * len(KINDS)]
+    for name, runs in sets.items():
+        for method in runs[0]["precision"]:
+            means = (np.mean([run["precision"][method][kind] for run in runs]) for kind in KINDS)
+            lines.append(f"| {name} ({runs[0]['n_cells']:,}) | {method} | {' | '.join(f'{m:.3f}' for m in means)} |")
+    lines += ["", "## p-values of simulated and of real cells", ""]
+    lines += [f"KS distance (p) on {FRESH:,} simulated cells; shares with p ≤ 0.05; one line a seed.", ""]
+    lines += ["| cells | all | shallower half | deeper half | simulated | held-out real | other real |"]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for row in rows:
+        tests = " | ".join(f"{distance:.3f} ({p:.2f})" for distance, p in row["ks"].values())
+        shares = " | ".join(f"{row[f'{part}_below']:.1%}" for part in ("simulated", "heldout", "other"))
+        lines.append(f"| {row['set']} | {tests} | {shares} |")
+    lines += ["", f"## Called at a false discovery rate of {FDR:g}", ""]
+    lines += [f"| cells | {' | '.join(KINDS)} | cells left alone |", "|---|" + "---|" * (len(KINDS) + 1)]
+    for name, runs in sets.items():
+        shares = " | ".join(f"{np.mean([run['called'][kind] for run in runs]):.0%}" for kind in KINDS)
+        lines.append(f"| {name} | {shares} | {np.mean([run['false_calls'] for run in runs]):.1f} |")
+    machine = f"({describe_machine(threads)}; torch {torch.__version__}; {date.today().isoformat()})"
+    return "\n".join([*lines, "", machine, ""])
+
+
+def main() -> None:
+    """Measure all sets and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--sets", default=",".join(["simulated", *FOREIGN]), help="comma-separated; all by default")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "anomalies.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    rows = []
+    for name in arguments.sets.split(","):
+        for seed in arguments.seeds:
+            rows.append(measure(name, seed, arguments))
+            arguments.results.write_text(text(rows, arguments.threads))
+            print(name, seed, flush=True)
+    print(text(rows, arguments.threads))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,306 @@
+"""Scores beyond the bounds: their parts, p-values of the model's own cells and of planted ones, and what is written.
+
+Shapes: n cells, g genes, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from command_line import run_well
+from scipy import stats
+from simulated import TINY, learned, tree
+from workbench import USAGE, refused
+
+import scvae_cli as scvae
+from scvae_cli.cli.score import score as command
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.latent.anomalies import Calibration, CellFit, ParetoTail, adjusted
+from scvae_cli.latent.scoring import N_SIMULATED
+from scvae_cli.latent.simulated_cells import simulate_cells
+from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.likelihood import zinb_log_prob
+from scvae_cli.report.score_figure import depth_quantiles, score_figure
+
+FEW = {"n_samples": 5, "inplace": False}
+
+
+def as_cells(matrix: sp.csr_matrix, model, batch=None) -> anndata.AnnData:
+    adata = anndata.AnnData(matrix)
+    adata.obs_names = [f"made_up_{i}" for i in range(matrix.shape[0])]
+    adata.var_names = list(model.genes)
+    if batch is not None:
+        adata.obs["batch"] = [model.batches[b] for b in batch]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Cells of a tree in two batches, their model, and their scores."""
+    adata, model = learned()
+    return adata, model, scvae.score(adata, model, **FEW)
+
+
+@pytest.fixture(scope="module")
+def made_up(scored):
+    """Cells of the model itself, at the depths of the real ones, and their scores."""
+    _, model, scores = scored
+    rng = np.random.default_rng(5)
+    batch_n = rng.integers(2, size=500)
+    drawn = simulate_cells(model, rng.choice(scores.library, 500), batch_n, seed=77)
+    cells = as_cells(drawn, model, batch_n)
+    return cells, scvae.score(cells, model, **FEW | {"seed": 3})
+
+
+# --- parts of the bound -----------------------------------------------------------------------------------------------
+
+
+def test_parts_of_the_elbo_equal_their_definitions():
+    adata = tree(n_cells=300)
+    model = scvae.train(adata, **TINY | {"n_latent": 1}, genes="all")
+    some = adata[:8]
+    x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
+    place = scvae.embed(some, model, axes="training", inplace=False)
+    mean, var = (torch.as_tensor(part).double() for part in (place.mean_nk, place.var_nk))
+    # Gauss–Hermite: E_q[log p(x|z)] without sampling.
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    expected = torch.zeros(len(some), dtype=torch.float64)
+    for node, weight in zip(nodes, weights / weights.sum(), strict=True):
+        with torch.no_grad():
+            output = model.vae.decode((mean + var.sqrt() * node).float(), None)
+        log_mu = torch.log_softmax(output.logits_ng.double(), 1) + x_ng.sum(1).log()[:, None]
+        log_p_ng = zinb_log_prob(x_ng, log_mu, output.log_theta_g.double(), output.zero_logit_ng.double())
+        expected += weight * log_p_ng.detach().sum(1)
+    scores = scvae.score(some, model, n_samples=4_000, inplace=False, n_simulated=100)
+    np.testing.assert_allclose(scores.reconstruction, expected.numpy(), atol=0.3)
+    normal = torch.distributions.Normal
+    kl_nk = torch.distributions.kl_divergence(normal(mean, var.sqrt()), normal(torch.zeros(()).double(), 1.0))
+    np.testing.assert_allclose(scores.kl, kl_nk.sum(1).numpy(), rtol=1e-4)
+    np.testing.assert_allclose(scores.elbo, scores.reconstruction - scores.kl, rtol=1e-12)
+
+
+def test_bounds_do_not_depend_on_the_simulated_cells(scored):
+    adata, model, scores = scored
+    again = scvae.score(adata, model, **FEW, n_simulated=100)
+    for name in ("elbo", "iwae", "reconstruction", "kl"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(scores, name))
+
+
+# --- simulated cells --------------------------------------------------------------------------------------------------
+
+
+def test_places_are_drawn_from_the_density():
+    lower = torch.tensor([[2.0, 0.0], [1.5, 0.5]])
+    whiten = torch.linalg.inv(lower).T.contiguous()
+    other = torch.diag(torch.tensor([4.0, 4.0]))
+    density = LatentDensity(
+        torch.tensor([0.8, 0.2]).log(),
+        torch.tensor([[1.0, -2.0], [50.0, 50.0]]),
+        torch.stack([whiten, other]),
+        torch.empty(0),
+    )
+    z_nk = density.sample(20_000, torch.Generator().manual_seed(0))
+    near = z_nk[:, 0] < 30
+    assert float(near.float().mean()) == pytest.approx(0.8, abs=0.01)
+    np.testing.assert_allclose(z_nk[near].mean(0), [1, -2], atol=0.05)
+    np.testing.assert_allclose(torch.cov(z_nk[near].T), lower @ lower.T, atol=0.12)
+    np.testing.assert_allclose(z_nk[~near].std(0), 0.25, atol=0.01)
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_simulated_cells_have_the_model_s_mean_and_the_depth_asked_for(likelihood):
+    adata = tree(n_cells=200, n_genes=60, zero_inflation=0.3)
+    model = scvae.train(adata, **TINY | {"max_epochs": 4}, likelihood=likelihood, genes="all")
+    library_n = np.full(4000, 500.0)
+    matrix = simulate_cells(model, library_n, None, seed=1)
+    assert matrix.dtype == np.float32
+    assert (matrix.data > 0).all()
+    z_nk = model.density.sample(4000, torch.Generator().manual_seed(1))
+    mean_ng = model.vae.expected_counts(z_nk, torch.full((4000,), 500.0), None, with_zero_inflation=True)
+    mean_ng = mean_ng * (500 / mean_ng.sum(1, keepdim=True))
+    ours_g, theirs_g = np.asarray(matrix.mean(0)).ravel(), mean_ng.detach().mean(0).numpy()
+    error_g = matrix.toarray().std(0) / np.sqrt(4000) + 1e-3
+    assert (np.abs(ours_g - theirs_g) < 5 * error_g).all()
+    assert matrix.sum(1).mean() == pytest.approx(500, rel=0.03)
+    assert (matrix != simulate_cells(model, library_n, None, seed=1)).nnz == 0
+
+
+# --- p-values ---------------------------------------------------------------------------------------------------------
+
+
+def test_p_values_of_the_model_s_own_cells_are_uniform(made_up):
+    cells, scores = made_up
+    deep = scores.library > np.median(scores.library)
+    first = (cells.obs["batch"] == "batch_1").to_numpy()
+    for part in (np.ones(len(deep), dtype=bool), deep, ~deep, first, ~first):
+        assert stats.kstest(scores.anomaly_p[part], "uniform").pvalue > 0.001
+    assert (scores.anomaly_p <= 0.05).mean() == pytest.approx(0.05, abs=0.035)
+    assert scores.anomalies(0.05).sum() <= 2
+    assert scores.heldout_below_05 is None
+
+
+def test_planted_noise_has_the_smallest_p_values(scored):
+    adata, model, scores = scored
+    planted = adata.copy()
+    rows = np.arange(0, 800, 100)
+    rng = np.random.default_rng(0)
+    dense = planted.X.toarray()
+    dense[rows] = [rng.permutation(dense[row]) for row in rows]
+    planted.X = sp.csr_matrix(dense)
+    found = scvae.score(planted, model, **FEW)
+    assert set(np.argsort(found.anomaly_p)[: len(rows)]) == set(rows)
+    assert found.anomalies(0.05)[rows].all()
+    # What the others are told hardly depends on the company they are in.
+    others = np.delete(np.arange(adata.n_obs), rows)
+    assert np.abs(found.anomaly_p - scores.anomaly_p)[others].mean() < 0.03
+
+
+def test_expectations_follow_depth_and_batch():
+    """A fit whose mean and spread depend on depth and batch gives scores that depend on neither."""
+    rng = np.random.default_rng(0)
+
+    def fit(n):
+        library_n, batch_n, mean_nk = np.exp(rng.normal(7, 0.6, n)), rng.integers(3, size=n), rng.normal(size=(n, 4))
+        unit = np.log(library_n) - 7
+        value_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
+        return CellFit(value_n + np.exp(2 + unit) * rng.normal(size=n), library_n, mean_nk, batch_n), unit
+
+    (simulated, _), (cells, unit) = fit(4000), fit(2000)
+    calibration = Calibration(simulated, 3)
+    score_n = calibration.score(cells)
+    p_n = calibration.p_value(score_n)
+    assert stats.kstest(p_n, "uniform").pvalue > 0.01
+    for part in (unit < -0.5, unit > 0.5, cells.batch_n == 0, cells.batch_n == 2):
+        assert stats.kstest(p_n[part], "uniform").pvalue > 0.001
+    order = np.argsort(score_n)
+    assert (np.diff(p_n[order]) <= 0).all()
+    worst = calibration.p_value(np.asarray([1e6, -1e6]))
+    assert 0 < worst[0] < 1e-6
+    assert worst[1] == 1
+
+
+def test_a_cell_far_out_is_not_excused_by_extrapolation():
+    rng = np.random.default_rng(1)
+    mean_nk = rng.normal(size=(2000, 2))
+    value_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
+    calibration = Calibration(CellFit(value_n, np.full(2000, 1000.0), mean_nk, None), 0)
+    far = CellFit(np.asarray([-5000.0]), np.asarray([1000.0]), np.asarray([[-45.0, 0.0]]), None)
+    assert calibration.p_value(calibration.score(far))[0] < 1e-6
+
+
+@pytest.mark.parametrize("shape", [0.0, 0.25])
+def test_tail_is_found_again(shape):
+    sample = np.sort(stats.genpareto(shape, scale=2.0).rvs(20_000, random_state=0))
+    tail = ParetoTail.fitted(sample)
+    assert tail.shape == pytest.approx(shape, abs=0.05)
+    assert tail.scale == pytest.approx(2.0, rel=0.06)
+    reference = stats.genpareto(tail.shape, scale=tail.scale)
+    np.testing.assert_allclose(tail.survival(sample[::500]), reference.sf(sample[::500]), rtol=1e-6)
+
+
+def test_a_tail_that_ends_is_not_trusted():
+    tail = ParetoTail.fitted(np.linspace(0, 1, 200))
+    assert tail.shape == 0
+    assert tail.survival(np.asarray([5.0]))[0] > 0
+    assert ParetoTail.fitted(np.zeros(5)).survival(np.asarray([1.0]))[0] == 0
+
+
+def test_adjustment_equals_scipy_s():
+    rng = np.random.default_rng(0)
+    for p_n in (rng.random(200), rng.random(50) ** 4, np.full(7, 0.02), np.asarray([0.3]), np.round(rng.random(99), 1)):
+        p_n = np.maximum(p_n, 1e-9)
+        np.testing.assert_allclose(adjusted(p_n), stats.false_discovery_control(p_n), rtol=1e-12)
+
+
+def test_scores_repeat_and_depend_on_the_seed(scored):
+    adata, model, scores = scored
+    again, other = (scvae.score(adata, model, **FEW | {"seed": seed}) for seed in (0, 1))
+    np.testing.assert_array_equal(again.anomaly_p, scores.anomaly_p)
+    assert not np.array_equal(other.anomaly_p, scores.anomaly_p)
+    assert stats.spearmanr(other.anomaly_score, scores.anomaly_score)[0] > 0.9
+
+
+def test_heldout_cells_are_counted_apart(scored):
+    _, model, scores = scored
+    assert scores.heldout.sum() == len(model.heldout_cells)
+    assert scores.heldout_below_05 == (scores.anomaly_p[scores.heldout] <= 0.05).mean()
+
+
+@pytest.mark.parametrize("n_cells", [1, 3])
+def test_few_cells_and_one_latent_dimension(n_cells):
+    adata = tree(n_cells=200, n_genes=40)
+    model = scvae.train(adata, **TINY | {"n_latent": 1, "max_epochs": 3}, genes="all")
+    scores = scvae.score(adata[:n_cells].copy(), model, **FEW, n_simulated=100)
+    assert ((scores.anomaly_p > 0) & (scores.anomaly_p <= 1)).all()
+
+
+# --- what is written and drawn ----------------------------------------------------------------------------------------
+
+
+def test_slots_of_scores(scored):
+    adata, model, scores = scored
+    cells = adata.copy()
+    scvae.score(cells, model, n_samples=5)
+    names = SlotNames()
+    for key, name in {
+        names.reconstruction: "reconstruction",
+        names.kl: "kl",
+        names.anomaly_score: "anomaly_score",
+        names.anomaly_p: "anomaly_p",
+        names.anomaly_p_adjusted: "anomaly_p_adjusted",
+    }.items():
+        np.testing.assert_array_equal(cells.obs[key], getattr(scores, name))
+    assert [slot.path for slot in scores.slots(names)] == names.written_by("score")
+
+
+def test_command_counts_anomalies_and_draws_them(bench):
+    picture = bench.folder / "scores.png"
+    asked = bench.ask("score", "--samples", "2", "--simulated", "500", "--fdr", "0.5", "--plot", picture)
+    values = json.loads(run_well(*asked, "--json").out)
+    cells = anndata.read_h5ad(bench.data).obs
+    assert values["anomalies"] == (cells["scvae_anomaly_p_adjusted"] <= 0.5).sum()
+    assert values["fdr"] == 0.5
+    assert 0 <= values["heldout_below_05"] <= 1
+    assert values["mean_elbo"] == pytest.approx(values["mean_reconstruction"] - values["mean_kl"])
+    assert values["simulated"] == 500
+    assert values["plot"] == str(picture)
+    first = picture.read_bytes()
+    told = run_well(*asked, "--force").out
+    assert picture.read_bytes() == first
+    assert "anomalies: " in told
+    assert "held-out cells" in told
+
+
+def test_command_and_python_simulate_as_many_cells():
+    assert inspect.signature(command).parameters["simulated"].default == N_SIMULATED
+
+
+def test_figure_shows_every_anomaly(scored):
+    _, _, scores = scored
+    xy_n2 = np.random.default_rng(0).normal(size=(len(scores.elbo), 2))
+    figure = score_figure(scores, xy_n2, ("a", "b"), 0.9)
+    called = scores.anomalies(0.9).sum()
+    for axes in figure.axes[1:]:
+        assert len(axes.collections[1].get_offsets()) == called
+    assert f"{called:,} at FDR 0.9" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    bars = figure.axes[0].patches
+    assert [float(np.mean(bar.get_data().values)) for bar in bars] == pytest.approx([1, 1])
+
+
+def test_depth_quantiles_are_those_of_the_cells_at_that_depth():
+    library_m = np.repeat([100.0, 1000.0], 200)
+    score_m = np.concatenate([np.linspace(0, 1, 200), np.linspace(5, 7, 200)])
+    depth_d, quantile_ds = depth_quantiles(library_m, score_m, (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(depth_d, [100, 1000])
+    np.testing.assert_allclose(quantile_ds, [[0, 0.5, 1], [5, 6, 7]])
+    assert len(depth_quantiles(library_m[:3], score_m[:3], (0.5,))[0]) == 1
+
+
+def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
+    refused(bench.folder, bench.ask("score", "--plot", bench.folder / "scores.doc"), USAGE, "no picture by its name")
