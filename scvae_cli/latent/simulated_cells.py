@@ -11,11 +11,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 import torch
-from torch import Tensor
 
-from scvae_cli.data.zinb_draws import draw_zinb
+from scvae_cli.latent.count_draws import draw
 from scvae_cli.model.bundle import Model
-from scvae_cli.model.network import CountOutput
 
 _BLOCK_CELLS = 256
 
@@ -46,28 +44,8 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
         rows = slice(start, start + _BLOCK_CELLS)
         same_n = None if batch_n is None else torch.as_tensor(batch_n[rows], device=model.device)
         output = model.vae.decode(z_nk[rows].to(model.device), same_n)
-        blocks.append(draw_counts(output, library_n[rows], rng))
+        library = torch.as_tensor(library_n[rows], dtype=torch.float32).to(model.device)
+        # Zero inflation takes counts away; the cells the model was fitted to have their depth after that.
+        left_n = output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
+        blocks.append(draw(output, library / left_n, rng))
     return sp.vstack(blocks, format="csr")
-
-
-def draw_counts(output: CountOutput, library_n: np.ndarray, rng: np.random.Generator) -> sp.csr_matrix:
-    """Counts from decoded distributions, scaled so that the expected sum is the library size; shape (n, g)."""
-    proportion_ng = torch.softmax(output.logits_ng, dim=1)
-    zero_logit_ng = output.zero_logit_ng
-    keep_ng = None if zero_logit_ng is None else torch.sigmoid(-zero_logit_ng)
-    # Zero inflation takes counts away; the cells the model was fitted to have their depth after that.
-    left_n = proportion_ng.sum(1) if keep_ng is None else (proportion_ng * keep_ng).sum(1)
-    mean_ng = _numpy(proportion_ng / left_n[:, None]) * library_n[:, None].astype(np.float32)
-    if output.log_theta_g is None:
-        return sp.csr_matrix(rng.poisson(mean_ng).astype(np.float32))
-    counts = draw_zinb(mean_ng, _numpy(output.log_theta_g.exp()), np.zeros(mean_ng.shape[1]), rng)
-    if keep_ng is not None:
-        keep = _numpy(keep_ng)[np.repeat(np.arange(len(mean_ng)), np.diff(counts.indptr)), counts.indices]
-        counts.data *= rng.random(counts.nnz) < keep
-        counts.eliminate_zeros()
-    return counts
-
-
-def _numpy(values: Tensor) -> np.ndarray:
-    array: np.ndarray = values.float().cpu().numpy()
-    return array

@@ -243,7 +243,7 @@ class Trainer:
                     # In full precision: log det M asks for its smallest eigenvalues.
                     weight = self._config.flat * PRICE * PENALTY_EVERY * terms.nll.detach()
                     penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
-                    penalty.backward()  # type: ignore[no-untyped-call]
+                    penalty.backward()  # type: ignore[no-untyped-call]  # as above
                     total += float(penalty.detach())
                 yield rows, total
                 self.optimizer.advance(schedule.learning_rate(), schedule.step)
