@@ -23,7 +23,7 @@ from scvae_cli.latent.path_result import Path as Walk
 from scvae_cli.latent.path_result import PathOptions, default_name
 from scvae_cli.model.bundle import Model, load
 from scvae_cli.session import Session
-from scvae_cli.training.fit import Finished, FitEvent, fit
+from scvae_cli.training.fit import FitEvent, fit_to_end
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -67,11 +67,7 @@ def train(
             raise ConfigError(f"train() has no option {name!r}", "options: " + ", ".join(sorted(known)))
     run = RunConfig.resolve(None if config is None else Path(config), options)
     counts = read_counts(open_store(data), layer=run.data.layer, batch_key=run.data.batch_key)
-    for event in fit(counts, run):
-        if on_event is not None:
-            on_event(event)
-    assert isinstance(event, Finished), "nobody asked the training to stop"
-    return event.model
+    return fit_to_end(counts, run, on_event=on_event)
 
 
 def check(data: AnnData | Path | str, *, layer: str | None = None, batch_key: str | None = None) -> Inspection:

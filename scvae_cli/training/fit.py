@@ -213,6 +213,16 @@ def fit(
     )
 
 
+def fit_to_end(counts: Counts, config: RunConfig, *, on_event: Callable[[FitEvent], None] | None = None) -> Model:
+    """As `fit`, for whom only the model counts."""
+    event: FitEvent | None = None
+    for event in fit(counts, config):
+        if on_event is not None:
+            on_event(event)
+    assert isinstance(event, Finished), "nobody asked the training to stop"
+    return event.model
+
+
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     """Refuse, or leave out, cells without a single count."""
     empty = ~counts.filled
