@@ -125,6 +125,7 @@ def denoise(
     data: AnnData | Path | str,
     model: Model | Path | str,
     *,
+    estimate: str = "state",
     n_samples: int = 10,
     library: str | float = "observed",
     genes: Sequence[str] | None = None,
@@ -140,26 +141,33 @@ def denoise(
     force: bool = False,
     device: str = "auto",
 ) -> denoising.Denoised | None:
-    """Expected counts E_q[μ] of every cell: `layers["scvae_denoised"]`, NaN for genes outside the model.
+    """Expected counts of every cell: `layers["scvae_denoised"]`, NaN for genes outside the model.
 
     Parameters
     ----------
-    n_samples, library, genes, batch_as, with_zero_inflation, seed
+    estimate, n_samples, library, genes, batch_as, with_zero_inflation, seed
         As for `DenoisingOptions`.
     data, model, key_added, inplace, layer, allow_missing_genes, drop_empty, output, force, device
         As for `embed`. With `inplace=False` the result's blocks are computed as they are walked through;
         `result.rows.whole()` is the matrix.
     """
-    session = Session.open(
-        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
-    )
     options = denoising.DenoisingOptions(
+        estimate=estimate,
         n_samples=n_samples,
         library=library,
         genes=None if genes is None else tuple(genes),
         batch_as=batch_as,
         with_zero_inflation=with_zero_inflation,
         seed=seed,
+    )
+    session = Session.open(
+        data,
+        model,
+        layer=layer,
+        device=device,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+        needs_batch=options.needs_batch,
     )
     names = SlotNames(key_added=key_added)
     if inplace:

@@ -30,7 +30,8 @@ OPTIONS = {
     "--n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     f"--config --resume --force --device --precision --deterministic --threads {PRINTING}",
     "embed": f"{MODEL} --axes {ASKING} {PRINTING}",
-    "denoise": f"{MODEL} --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} {PRINTING}",
+    "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
+    f"{PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",

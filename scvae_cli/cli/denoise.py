@@ -15,6 +15,13 @@ from scvae_cli.cli.console import Console, told
 def denoise(
     data: o.Data,
     model: o.ModelFolder = None,
+    estimate: Annotated[
+        str,
+        typer.Option(
+            help="state: what cells in this state show on average; cell: this cell's own rate, its counts weighed in.",
+            rich_help_panel=o.DECODE,
+        ),
+    ] = "state",
     samples: Annotated[
         int,
         typer.Option(min=0, help="Seeded posterior samples averaged; 0 decodes the mean.", rich_help_panel=o.DECODE),
@@ -24,7 +31,13 @@ def denoise(
         str | None,
         typer.Option(help="Only these genes: A,B,C or @FILE.", show_default="all modelled", rich_help_panel=o.DECODE),
     ] = None,
-    batch_as: o.BatchAs = "average",
+    batch_as: Annotated[
+        str,
+        typer.Option(
+            help="Batch to decode in: a category, average (over all, by their share of the training), or observed.",
+            rich_help_panel=o.DECODE,
+        ),
+    ] = "average",
     with_zero_inflation: Annotated[
         bool, typer.Option("--with-zero-inflation", help="Count technical zeros in.", rich_help_panel=o.DECODE)
     ] = False,
@@ -39,7 +52,7 @@ def denoise(
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write the counts each cell would be expected to show, E_q[μ]: layers["scvae_denoised"].
+    """Write the counts each cell would be expected to show: layers["scvae_denoised"].
 
     Averaged over seeded posterior samples, so the same command gives the same numbers. Genes outside the model are
     NaN, and var["scvae_modelled"] is False for them.
@@ -50,6 +63,15 @@ def denoise(
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)
+    options = denoising.DenoisingOptions(
+        estimate=estimate,
+        n_samples=samples,
+        library=library,
+        genes=_genes(genes),
+        batch_as=batch_as,
+        with_zero_inflation=with_zero_inflation,
+        seed=seed,
+    )
     session = Session.open(
         data,
         o.model_folder(model, data),
@@ -57,14 +79,7 @@ def denoise(
         device=device,
         allow_missing_genes=allow_missing_genes,
         drop_empty=drop_empty,
-    )
-    options = denoising.DenoisingOptions(
-        n_samples=samples,
-        library=library,
-        genes=_genes(genes),
-        batch_as=batch_as,
-        with_zero_inflation=with_zero_inflation,
-        seed=seed,
+        needs_batch=options.needs_batch,
     )
     session.check_destination(names.written_by("denoise"), names=names, output=output, force=force)
     result = denoising.denoise(session.model, session.counts, session.store.gene_names, options)
@@ -86,7 +101,8 @@ def denoise(
         "slots": slots,
     }
     averaged = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
-    what = f"expected counts of {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
+    whose = "rates of the cells themselves" if estimate == "cell" else "expected counts"
+    what = f"{whose}, {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
     console.result(values, f"{what} → {', '.join(slots)} of {output or data}")
     if n_modelled < n_genes:
         console.next_step(f'adata[:, adata.var["{names.modelled}"]] leaves out the genes that are not modelled')

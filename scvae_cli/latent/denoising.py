@@ -1,4 +1,8 @@
-"""The counts a cell would be expected to show: E_q[μ].
+"""The counts a cell would be expected to show: by its place in latent space, or by that and its own counts.
+
+A negative binomial is a Poisson whose rate varies from cell to cell around μ. E_q[μ] is what cells in a cell's state
+show on average; E_q[E[λ | x]] is the rate of the cell itself, for which its own count is a second witness (as in SAVER,
+Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first says more about the state, the second more about the cell.
 
 Shapes: n cells, g modelled genes, f genes of the file, k latent dimensions.
 """
@@ -10,13 +14,18 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
-from scvae_cli.errors import DataError
+from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table
+from scvae_cli.latent.scoring import known_batches
 from scvae_cli.model.bundle import Model
+
+ESTIMATES = ("state", "cell")
+OBSERVED = "observed"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +34,8 @@ class DenoisingOptions:
 
     Parameters
     ----------
+    estimate
+        "state" for E_q[μ], "cell" for E_q[E[λ | x]], which needs the cells' batches if the model has batches.
     n_samples
         Seeded posterior samples averaged; 0 decodes the posterior mean instead.
     library
@@ -32,19 +43,30 @@ class DenoisingOptions:
     genes
         Modelled genes to write; None for all of them.
     batch_as
-        Batch to decode in: a category, or "average" over all by their share of the training cells.
+        Batch to decode in: a category, "average" over all by their share of the training cells, or "observed" for
+        each cell's own.
     with_zero_inflation
         Lower the expectation by the probability of a technical zero.
     seed
         Of the posterior samples.
     """
 
+    estimate: str = "state"
     n_samples: int = 10
     library: str | float = "observed"
     genes: tuple[str, ...] | None = None
     batch_as: str = "average"
     with_zero_inflation: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.estimate not in ESTIMATES:
+            raise ConfigError(f"--estimate is {self.estimate!r}", f"it takes one of: {', '.join(ESTIMATES)}")
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether each cell's batch must be known, if the model has batches."""
+        return self.estimate == "cell" or self.batch_as == OBSERVED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +112,7 @@ def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: Denoi
     Raises
     ------
     DataError
-        For an unknown gene, batch or library size.
+        For an unknown gene, batch or library size, or cells of an unknown batch where theirs is needed.
     """
     chosen = set(model.genes)
     if options.genes is not None:
@@ -103,8 +125,9 @@ def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: Denoi
     position = {gene: i for i, gene in enumerate(model.genes)}
     columns_f = np.asarray([position[gene] if gene in chosen and gene in position else -1 for gene in file_genes])
     modelled = columns_f >= 0
-    table = cell_table(model, counts)
-    batch = batch_index(model, options.batch_as)
+    own_batch_n = known_batches(model, counts) if options.needs_batch else None
+    table = cell_table(model, counts, batch_n=own_batch_n)
+    batch = None if options.batch_as == OBSERVED else batch_index(model, options.batch_as)
     fixed_library = library_size(model, options.library)
 
     def blocks() -> Iterator[np.ndarray]:
@@ -166,14 +189,32 @@ def _expected_blocks(
             if fixed_library is not None:
                 library_n = torch.full_like(library_n, fixed_library)
             batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
+            if options.batch_as == OBSERVED:
+                batch_n = cells.batch_n
             points = [posterior.mean_nk]
             if options.n_samples:
                 draws = (torch.randn(posterior.mean_nk.shape, generator=noise) for _ in range(options.n_samples))
                 points = [posterior.sample(noise_nk.to(model.device)) for noise_nk in draws]
             mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
             for z_nk in points:
-                mean_ng += model.vae.expected_counts(
-                    z_nk, library_n, batch_n, with_zero_inflation=options.with_zero_inflation
-                ) / len(points)
+                mean_ng += _expected(model, z_nk, library_n, batch_n, cells, options) / len(points)
             block = mean_ng.cpu().numpy()
         yield rows, block
+
+
+def _expected(
+    model: Model,
+    z_nk: Tensor,
+    library_n: Tensor,
+    batch_n: Tensor | None,
+    cells: Minibatch,
+    options: DenoisingOptions,
+) -> Tensor:
+    """Expected counts of some cells at given positions, depths and batches, shape (n, g)."""
+    of_state = options.estimate == "state"
+    technical = options.with_zero_inflation
+    mean_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical and of_state)
+    if of_state:
+        return mean_ng
+    # A count is weighed against what its own depth and batch let expect.
+    return mean_ng * model.vae.decode(z_nk, cells.batch_n).own_factor_ng(cells, with_zero_inflation=technical)

@@ -185,6 +185,23 @@ class CountOutput(NamedTuple):
             mean_ng = mean_ng * torch.sigmoid(-zero_logit_ng)
         return mean_ng
 
+    def own_factor_ng(self, cells: Minibatch, *, with_zero_inflation: bool = False) -> Tensor:
+        """E[λ | x] / μ: how far each cell's own count moves the rate it was drawn with, shape (n, g).
+
+        A negative binomial count is a Poisson one whose rate is λ = μ·m, m ~ Gamma(θ, θ): given the count, m is
+        Gamma(θ + x, θ + μ). A zero that is technical says nothing about m; with zero inflation it makes λ zero.
+        """
+        if self.log_theta_g is None:
+            return torch.ones_like(self.logits_ng)
+        x_ng, mu_ng, theta_g = cells.x_ng, self.mean_ng(cells.library_n), self.log_theta_g.exp()
+        factor_ng = (x_ng + theta_g) / (mu_ng + theta_g)
+        zero_logit_ng = self.zero_logit_ng
+        if zero_logit_ng is None:
+            return factor_ng
+        technical_ng = torch.sigmoid(zero_logit_ng + theta_g * torch.log1p(mu_ng / theta_g)) * (x_ng == 0)
+        factor_ng = factor_ng * (1 - technical_ng)
+        return factor_ng if with_zero_inflation else factor_ng + technical_ng
+
 
 class Decoder(nn.Module):
     """Latent position (and batch) → distribution of the counts."""

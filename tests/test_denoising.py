@@ -1,0 +1,107 @@
+"""A cell's own rate: what its count adds to what its state lets expect."""
+
+from __future__ import annotations
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from command_line import run_well
+from handmade import wild_vae
+from scipy import sparse as sp
+from scipy.integrate import quad
+from scipy.stats import gamma, poisson
+from simulated import counts_of, learned, tree
+from workbench import USAGE, refused
+
+import scvae_cli as scvae
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.simulation import true_mean
+
+
+def rate_by_quadrature(x: float, mu: float, theta: float, zero: float, *, dropouts_are_zero: bool) -> float:
+    """E[λ | x] of a count that is Poisson(λ), λ = μ·m, m ~ Gamma(θ, θ), unless it dropped out."""
+
+    def joint(m: float, power: int, dropped: float) -> float:
+        seen = (1 - zero) * poisson.pmf(x, mu * m) + dropped * zero * (x == 0)
+        return (mu * m) ** power * seen * gamma.pdf(m, theta, scale=1 / theta)
+
+    top = gamma.isf(1e-13, theta, scale=1 / theta) + 10 * (x + 1) / mu
+    places = {"points": [0.01, 0.1, 1.0, (x + theta) / (mu + theta)], "limit": 400}
+    above = quad(joint, 0, top, args=(1, 0.0 if dropouts_are_zero else 1.0), **places)[0]
+    return above / quad(joint, 0, top, args=(0, 1.0), **places)[0]
+
+
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+@pytest.mark.parametrize("technical", [False, True])
+def test_own_rate_is_the_posterior_mean(likelihood, technical):
+    vae = wild_vae(likelihood, g=5)
+    x_ng = np.array([[0, 1, 7, 0, 40], [3, 0, 0, 0, 1]], dtype=np.float32)
+    cells = CellTable(sp.csr_matrix(x_ng), None, torch.device("cpu")).take(np.arange(2))
+    with torch.no_grad():
+        output = vae.decode(torch.tensor([[0.3, -1.0, 0.5], [1.0, 0.2, -0.4]]).double(), None)
+        mu_ng = output.mean_ng(cells.library_n).numpy()
+        rate_ng = mu_ng * output.own_factor_ng(cells, with_zero_inflation=technical).numpy()
+    if likelihood == "poisson":
+        assert np.array_equal(rate_ng, mu_ng)
+        return
+    theta_g = output.log_theta_g.exp().detach().numpy()
+    zero_ng = torch.sigmoid(output.zero_logit_ng).detach().numpy() if likelihood == "zinb" else np.zeros_like(mu_ng)
+    expected = [
+        [
+            rate_by_quadrature(x_ng[n, g], mu_ng[n, g], theta_g[g], zero_ng[n, g], dropouts_are_zero=technical)
+            for g in range(5)
+        ]
+        for n in range(2)
+    ]
+    np.testing.assert_allclose(rate_ng, expected, rtol=1e-4)
+
+
+def test_estimates_of_cells_and_states_differ_by_what_the_counts_say():
+    adata, model = learned()
+    asked = {"batch_as": "observed", "n_samples": 0, "inplace": False}
+    state = scvae.denoise(adata, model, **asked).rows.whole()
+    cell = scvae.denoise(adata, model, estimate="cell", **asked).rows.whole()
+    x = adata.X.toarray()
+    low, high = np.minimum(state, x), np.maximum(state, x)
+    assert ((cell >= low * 0.999) & (cell <= high * 1.001)).all(), "it lies between the two witnesses"
+    # At twice the depth it is twice the rate.
+    library = np.asarray(adata.X.sum(1)).ravel()
+    one = adata[:1].copy()
+    wide = scvae.denoise(one, model, estimate="cell", library=2 * library[0], **asked).rows.whole()
+    np.testing.assert_allclose(wide, 2 * cell[:1], rtol=1e-4)
+
+
+def test_observed_batches_are_the_cells_own():
+    adata, model = learned()
+    asked = {"n_samples": 0, "inplace": False}
+    own = scvae.denoise(adata, model, batch_as="observed", **asked).rows.whole()
+    for name in model.batches:
+        of_it = (adata.obs["batch"] == name).to_numpy()
+        expected = scvae.denoise(adata, model, batch_as=name, **asked).rows.whole()[of_it]
+        np.testing.assert_allclose(own[of_it], expected, rtol=1e-5)
+
+
+def test_each_estimate_is_nearest_to_what_it_estimates():
+    """Counts set aside share the cell's own rate; the simulation's mean is that of the state."""
+    from scvae_cli.studies.thinning import thin
+
+    adata = tree(n_cells=800, n_genes=150, zero_inflation=0.0, depth=3000)
+    thinned = thin(counts_of(adata), seed=1)
+    kept = ad.AnnData(thinned.kept.matrix, var=adata.var[[]])
+    model = scvae.train(kept, n_hidden=64, n_latent=5, max_epochs=40, likelihood="nb", genes="all", threads=1)
+    truth = 0.9 * true_mean(adata.obs, adata.varm)
+    loss, error = {}, {}
+    for estimate in ("state", "cell"):
+        mean_ng = scvae.denoise(kept, model, estimate=estimate, inplace=False).rows.whole()
+        loss[estimate] = thinned.poisson_loss([mean_ng]).mean()
+        error[estimate] = np.mean((mean_ng - truth) ** 2)
+    assert loss["cell"] < loss["state"]
+    assert error["state"] < error["cell"]
+
+
+def test_from_the_command_line(tmp_path, trained):
+    copied = trained.copy_to(tmp_path)
+    run_well("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
+    assert np.isfinite(ad.read_h5ad(copied.data).layers["scvae_denoised"]).all()
+    refused(tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'")
