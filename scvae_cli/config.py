@@ -17,9 +17,11 @@ from typing import Any, Literal, get_args
 from scvae_cli.errors import ConfigError
 
 Likelihood = Literal["zinb", "nb", "poisson"]
+DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
+DECODERS: tuple[str, ...] = get_args(DecoderKind)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
@@ -81,13 +83,19 @@ class ModelConfig:
     ----------
     likelihood
         Distribution of a count: "zinb", "nb" or "poisson".
+    decoder
+        "mlp", a network with hidden layers, or "linear", without: every gene's output is then an affine function of
+        the latent position, and its weights are loadings, as in a factor analysis (Svensson et al. 2020,
+        doi:10.1093/bioinformatics/btaa169).
     n_latent, n_hidden, n_layers
-        Latent dimensions; units in a hidden layer; hidden layers in the encoder and in the decoder.
+        Latent dimensions; units in a hidden layer; hidden layers in the encoder and, unless it is linear, in the
+        decoder.
     encoder_dropout, decoder_dropout
         Share of hidden units dropped while training; None chooses the decoder's by the number of cells.
     """
 
     likelihood: Likelihood = "zinb"
+    decoder: DecoderKind = "mlp"
     n_latent: int = 20
     n_hidden: int = 256
     n_layers: int = 1
@@ -95,8 +103,8 @@ class ModelConfig:
     decoder_dropout: float | None = None
 
     def __post_init__(self) -> None:
-        expected = "one of " + ", ".join(LIKELIHOODS)
-        _require(self.likelihood in LIKELIHOODS, "likelihood", self.likelihood, expected)
+        for name, known in (("likelihood", LIKELIHOODS), ("decoder", DECODERS)):
+            _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
         for name in ("n_latent", "n_hidden", "n_layers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
         for name in ("encoder_dropout", "decoder_dropout"):

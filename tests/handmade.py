@@ -41,18 +41,31 @@ def flat(k: int = 2, scale: float = 10.0) -> FlatGeometry:
 
 
 def wild_vae(
-    likelihood: str = "nb", *, n_layers: int = 1, batches: tuple[str, ...] = (), k: int = 3, g: int = 6, seed: int = 0
+    likelihood: str = "nb",
+    *,
+    n_layers: int = 1,
+    batches: tuple[str, ...] = (),
+    k: int = 3,
+    g: int = 6,
+    seed: int = 0,
+    decoder: str = "mlp",
 ) -> VAE:
     """An untrained network in float64, in eval mode, whose dispersions and batches are of many sizes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = ModelConfig(
-            likelihood=likelihood, n_latent=k, n_hidden=24, n_layers=n_layers, encoder_dropout=0.5, decoder_dropout=0.5
+            likelihood=likelihood,
+            decoder=decoder,
+            n_latent=k,
+            n_hidden=24,
+            n_layers=n_layers,
+            encoder_dropout=0.5,
+            decoder_dropout=0.5,
         )
         vae = VAE(config, g, batches)
         some = [vae.decoder.head.raw_log_theta_g] if likelihood != "poisson" else []
         if batches:
-            some += [vae.decoder.batch.gene_bg, vae.decoder.batch.hidden_bh]
+            some += [p for _, p in sorted(vae.decoder.batch.named_parameters())]
             vae.batch_share_b.copy_(torch.arange(1.0, len(batches) + 1) / sum(range(1, len(batches) + 1)))
         for parameter in some:
             torch.nn.init.normal_(parameter)

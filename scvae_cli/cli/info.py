@@ -43,6 +43,7 @@ def _model_text(values: dict[str, Any]) -> str:
     facts, run = values["facts"], values["config"]
     shape = run["model"]
     widths = f"{shape['n_latent']} latent dimensions, {shape['n_layers']} × {shape['n_hidden']} hidden"
+    widths += ", linear decoder" if shape["decoder"] == "linear" else ""
     parts = f"NLL {facts['heldout_nll']:.2f}, KL {facts['heldout_kl']:.2f}"
     active = f"{facts['active_units']} of {shape['n_latent']} dimensions active"
     length = f"{facts['epochs']} epochs (best: {facts['best_epoch']}) in {facts['seconds']:.0f} s"

@@ -44,6 +44,14 @@ def train(
         str | None,
         typer.Option(help="zinb, nb or poisson.", show_default="zinb", rich_help_panel=MODEL),
     ] = None,
+    decoder: Annotated[
+        str | None,
+        typer.Option(
+            help="mlp, or linear: no hidden layer, so that a gene's weights are its loadings on the latent axes.",
+            show_default="mlp",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     n_latent: Annotated[
         int | None, typer.Option(help="Latent dimensions.", show_default="20", rich_help_panel=MODEL)
     ] = None,
@@ -134,10 +142,11 @@ def train(
     """
     flags = {
         "layer": layer, "batch_key": batch_key, "n_top_genes": n_top_genes, "genes": genes,
-        "drop_empty": drop_empty or None, "likelihood": likelihood, "n_latent": n_latent, "n_hidden": n_hidden,
-        "n_layers": n_layers, "beta": beta, "flat": flat, "max_epochs": max_epochs, "batch_size": batch_size,
-        "learning_rate": learning_rate, "validation_fraction": validation_fraction, "patience": patience,
-        "seed": seed, "device": device, "precision": precision, "deterministic": deterministic, "threads": threads,
+        "drop_empty": drop_empty or None, "likelihood": likelihood, "decoder": decoder, "n_latent": n_latent,
+        "n_hidden": n_hidden, "n_layers": n_layers, "beta": beta, "flat": flat, "max_epochs": max_epochs,
+        "batch_size": batch_size, "learning_rate": learning_rate, "validation_fraction": validation_fraction,
+        "patience": patience, "seed": seed, "device": device, "precision": precision, "deterministic": deterministic,
+        "threads": threads,
     }  # fmt: skip
     from scvae_cli.config import RunConfig
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.model.count_nll import mean_nll, nll_n
 from scvae_cli.model.encoder_input import log1p_at_depth
@@ -87,10 +88,26 @@ class BatchEffect(nn.Module):
 
     def forward(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
         """The two shifts of cells in given batches, shapes (n, h) and (n, g)."""
-        # A product with indicators, not an indexing: the gradient of an indexing adds up the cells of a batch in
-        # whichever order the threads come, and two runs would differ.
-        indicator_nb = nn.functional.one_hot(batch_n, len(self.hidden_bh)).to(self.hidden_bh.dtype)
+        indicator_nb = _indicator(batch_n, self.gene_bg)
         return indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
+
+
+class GeneShift(nn.Module):
+    """What a batch changes where there is no hidden layer: a shift of every gene's log proportion."""
+
+    def __init__(self, n_batches: int, n_genes: int) -> None:
+        super().__init__()
+        self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
+
+    def forward(self, batch_n: Tensor) -> Tensor:
+        """The shift of cells in given batches, shape (n, g)."""
+        return _indicator(batch_n, self.gene_bg) @ self.gene_bg
+
+
+def _indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
+    # A product with indicators, not an indexing: the gradient of an indexing adds up the cells of a batch in whichever
+    # order the threads come, and two runs would differ.
+    return nn.functional.one_hot(batch_n, len(like_bg)).to(like_bg.dtype)
 
 
 class CountHead(nn.Module):
@@ -130,6 +147,11 @@ class CountHead(nn.Module):
         # The bias is added where the outputs are used, which saves two walks over them.
         raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
+
+    def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the genes, shape (n, g), and tangents d at the hidden units pushed through, (m, n, g)."""
+        weight_gh, bias_g = self.outputs.weight[: self.n_genes], self.outputs.bias[: self.n_genes]
+        return nn.functional.linear(h_nh, weight_gh, bias_g), d_mnh @ weight_gh.T
 
 
 class CountOutput(NamedTuple):
@@ -247,6 +269,45 @@ class Decoder(nn.Module):
         h_nh, d_mnh = self.first_norm.push(a_nh, d_mnh)
         for linear, norm in self.hidden.pairs():
             h_nh, d_mnh = norm.push(linear(h_nh), d_mnh @ linear.weight.T)
-        outputs, g = self.head.outputs, self.head.n_genes
-        logits_ng = nn.functional.linear(h_nh, outputs.weight[:g], outputs.bias[:g])
-        return logits_ng + shift_ng, d_mnh @ outputs.weight[:g].T
+        logits_ng, d_mng = self.head.push(h_nh, d_mnh)
+        return logits_ng + shift_ng, d_mng
+
+
+class LinearDecoder(nn.Module):
+    """The same without a hidden layer: the head acts on the latent position, and a batch shifts genes alone.
+
+    Its weights are loadings: of gene g on latent axis k, in log proportion a latent unit.
+    """
+
+    def __init__(self, *, n_latent: int, n_genes: int, n_batches: int, likelihood: str) -> None:
+        super().__init__()
+        self.head = CountHead(n_latent, n_genes, likelihood)
+        self.batch = GeneShift(n_batches, n_genes) if n_batches else None
+
+    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
+        """Decode positions, each in its batch."""
+        output: CountOutput = self.head(z_nk)
+        return output if self.batch is None else output.shifted(self.batch(batch_n))
+
+    def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As that of `Decoder`."""
+        logits_ng, d_mng = self.head.push(z_nk, v_mnk)
+        return logits_ng if self.batch is None else logits_ng + self.batch(batch_n), d_mng
+
+
+def decoder_for(config: ModelConfig, n_genes: int, n_batches: int) -> Decoder | LinearDecoder:
+    """The decoder that a configuration asks for."""
+    if config.decoder == "linear":
+        return LinearDecoder(
+            n_latent=config.n_latent, n_genes=n_genes, n_batches=n_batches, likelihood=config.likelihood
+        )
+    return Decoder(
+        n_latent=config.n_latent,
+        n_hidden=config.n_hidden,
+        n_layers=config.n_layers,
+        n_genes=n_genes,
+        n_batches=n_batches,
+        likelihood=config.likelihood,
+        # Left open only where nobody trains.
+        dropout=config.decoder_dropout or 0.0,
+    )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.network import CountOutput, Decoder, Encoder
+from scvae_cli.model.network import CountOutput, Encoder, decoder_for
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
@@ -49,16 +49,7 @@ class VAE(nn.Module):
         self.n_genes = n_genes
         self.batches = tuple(batches)
         self.encoder = Encoder(n_genes, config.n_hidden, config.n_layers, config.n_latent, config.encoder_dropout)
-        self.decoder = Decoder(
-            n_latent=config.n_latent,
-            n_hidden=config.n_hidden,
-            n_layers=config.n_layers,
-            n_genes=n_genes,
-            n_batches=len(self.batches),
-            likelihood=config.likelihood,
-            # Left open only where nobody trains.
-            dropout=config.decoder_dropout or 0.0,
-        )
+        self.decoder = decoder_for(config, n_genes, len(self.batches))
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 

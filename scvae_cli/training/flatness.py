@@ -112,7 +112,10 @@ def unevenness(metric_pkk: Tensor) -> Tensor:
 def sleepiness(vae: VAE) -> Tensor:
     """Mean square of those biases before the decoder's ReLUs that are negative; a scalar.
 
-    What layer normalisation hands on is centred: with a bias of zero a unit is awake in about half of all places.
+    What layer normalisation hands on is centred: with a bias of zero a unit is awake in about half of all places. A
+    linear decoder has none that could sleep.
     """
     biases = [module.norm.bias for module in vae.decoder.modules() if isinstance(module, NormalisedHidden)]
+    if not biases:
+        return vae.reference_library.new_zeros(())
     return torch.stack([torch.relu(-bias_h).square().mean() for bias_h in biases]).sum()

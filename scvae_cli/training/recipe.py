@@ -29,7 +29,10 @@ def settle(config: RunConfig, n_training: int) -> RunConfig:
         Cells that are trained on.
     """
     model, train = config.model, config.train
-    if model.decoder_dropout is None:
+    if model.decoder == "linear" and model.decoder_dropout is None:
+        # It has no hidden unit that could be dropped.
+        model = replace(model, decoder_dropout=0.0)
+    elif model.decoder_dropout is None:
         model = replace(model, decoder_dropout=DROPOUT_OF_FEW if n_training < FEW_CELLS else DROPOUT)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < CELLS_FOR_LARGE_BATCH else LARGE_BATCH)
     rate = RATE * math.sqrt(batch_size / SMALL_BATCH) if train.learning_rate is None else train.learning_rate

@@ -1,0 +1,162 @@
+"""`--decoder linear`: logits are affine in the latent position, and everything that asks a decoder works with it.
+
+Shapes: n points, m tangents, k latent dimensions, g genes, b batches.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from command_line import run_well
+from handmade import wild_vae
+from simulated import counts_of, tiny_config, tree
+from workbench import USAGE, refused
+
+from scvae_cli.config import ModelConfig, RunConfig
+from scvae_cli.model.bundle import load
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.network import Decoder
+from scvae_cli.training.fit import Finished, Stopped, fit
+from scvae_cli.training.flatness import flatness_penalty, sleepiness
+from scvae_cli.training.recipe import settle
+
+BATCHES = ("a", "b", "c")
+with_and_without_batches = pytest.mark.parametrize("batches", [(), BATCHES])
+
+
+def some(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def batch_of(vae, n: int) -> torch.Tensor | None:
+    return torch.arange(n) % len(vae.batches) if vae.batches else None
+
+
+@torch.no_grad()
+@with_and_without_batches
+@pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
+def test_logits_are_affine_in_the_position(likelihood, batches):
+    vae = wild_vae(likelihood, batches=batches, decoder="linear")
+    z_nk, batch_n = some(7, 3), batch_of(vae, 7)
+    head, g = vae.decoder.head, vae.n_genes
+    output = vae.decoder(z_nk, batch_n)
+    expected_ng = z_nk @ head.outputs.weight[:g].T + head.outputs.bias[:g]
+    if batches:
+        expected_ng = expected_ng + vae.decoder.batch.gene_bg[batch_n]
+    # The head hands on float32.
+    torch.testing.assert_close(output.logits_ng.double(), expected_ng, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(vae.decoder.push_logits(z_nk, some(1, 7, 3), batch_n)[0], expected_ng)
+    assert (output.zero_logit_ng is not None) == (likelihood == "zinb")
+    # No curvature: between two positions lies the mean of their logits.
+    middle = vae.decoder.push_logits((z_nk + z_nk.flip(0)) / 2, some(1, 7, 3), None if batch_n is None else 0 * batch_n)
+    ends = vae.decoder.push_logits(z_nk, some(1, 7, 3), None if batch_n is None else 0 * batch_n)
+    torch.testing.assert_close(middle[0], (ends[0] + ends[0].flip(0)) / 2)
+
+
+def test_head_hangs_on_the_latent_space():
+    vae = wild_vae(decoder="linear", k=3, g=6)
+    assert not isinstance(vae.decoder, Decoder)
+    shapes = {name: tuple(p.shape) for name, p in vae.decoder.named_parameters()}
+    assert shapes == {"head.outputs.weight": (6, 3), "head.outputs.bias": (6,), "head.raw_log_theta_g": (6,)}
+
+
+@with_and_without_batches
+@pytest.mark.parametrize("likelihood", ["zinb", "poisson"])
+def test_push_is_the_derivative_of_the_coordinates(likelihood, batches):
+    vae = wild_vae(likelihood, batches=batches, decoder="linear")
+    head, g = vae.decoder.head, vae.n_genes
+
+    def coordinates(z_nk: torch.Tensor) -> torch.Tensor:
+        shares = vae.batch_share_b.tolist() if batches else [1.0]
+        mean_ng = 0.0
+        for b, share in enumerate(shares):
+            logits_ng = z_nk @ head.outputs.weight[:g].T + head.outputs.bias[:g]
+            if batches:
+                logits_ng = logits_ng + vae.decoder.batch.gene_bg[b]
+            mean_ng = mean_ng + share * vae.reference_library * torch.softmax(logits_ng, dim=1)
+        if head.log_theta_g is None:
+            return 2 * mean_ng.sqrt()
+        theta_g = head.log_theta_g.exp()
+        return 2 * theta_g.sqrt() * torch.asinh((mean_ng / theta_g).sqrt())
+
+    z_nk, v_mnk = some(5, 3), some(2, 5, 3, seed=1)
+    y_ng, pushed_mng = Geometry(vae).push(z_nk, v_mnk)
+    for v_nk, pushed_ng in zip(v_mnk, pushed_mng, strict=True):
+        expected, derivative = torch.func.jvp(coordinates, (z_nk,), (v_nk,))
+        torch.testing.assert_close(y_ng, expected)
+        torch.testing.assert_close(pushed_ng, derivative)
+
+
+def test_flatness_has_no_units_to_wake():
+    vae = wild_vae(decoder="linear").float().train()
+    assert sleepiness(vae) == 0
+    penalty = flatness_penalty(vae, some(10, 3).float(), some(10, 3, seed=1).float())
+    penalty.backward()
+    assert torch.isfinite(penalty)
+    assert torch.isfinite(vae.decoder.head.outputs.weight.grad).all()
+
+
+def test_nothing_is_dropped_where_nothing_is_hidden():
+    linear = settle(RunConfig(model=ModelConfig(decoder="linear")), 100)
+    assert linear.model.decoder_dropout == 0
+    assert settle(RunConfig(), 100).model.decoder_dropout > 0
+
+
+def test_training_saves_loads_and_resumes_to_the_bit(tmp_path):
+    counts = counts_of(tree(n_cells=200, n_batches=2), "batch")
+    config = tiny_config(decoder="linear", batch_key="batch", max_epochs=4, flat=1.0)
+    last = list(fit(counts, config))[-1]
+    assert isinstance(last, Finished)
+    folder = tmp_path / "m.scvae"
+    asked = iter(range(1, 100))
+    assert list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))[-1] == Stopped(
+        epoch=2
+    )
+    resumed = list(fit(counts, config, model_folder=folder, resume=True))[-1].model
+    resumed.save(folder)
+    found, expected = load(folder).vae.state_dict(), last.model.vae.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert load(folder).config.model.decoder == "linear"
+
+
+def test_it_learns_what_cells_share():
+    """The bound ends well above that of a decoder that cannot tell cells apart."""
+    counts = counts_of(tree(n_cells=400, depth=3000))
+    config = tiny_config(decoder="linear", max_epochs=25)
+    told, mute = (
+        list(fit(counts, c))[-1].model.facts["heldout_elbo"] for c in (config, tiny_config(decoder="linear", beta=1e4))
+    )
+    assert told > mute + 5
+
+
+def test_a_model_whose_configuration_names_no_decoder_has_hidden_layers():
+    values = RunConfig().as_dict()
+    del values["model"]["decoder"]
+    assert RunConfig.from_dict(values) == RunConfig()
+    assert RunConfig().model.decoder == "mlp"
+
+
+def test_every_question_can_be_put_to_it(bench):
+    folder = bench.folder / "linear.scvae"
+    run_well("train", bench.data, "-m", folder, "--decoder", "linear", "--max-epochs", "3", "--device", "cpu")
+    assert "linear decoder" in run_well("info", folder).out
+    groups = ["--groupby", "batch"]
+    for verb, *options in (
+        ["embed"],
+        ["denoise"],
+        ["interpolate", *groups, "--from", "batch_1", "--to", "batch_2"],
+        ["pseudotime", *groups, "--root", "batch_1", "--to", "batch_2"],
+        ["score", "--samples", "2"],
+        ["sample", "-n", "20", "-o", bench.folder / "new.h5ad"],
+    ):
+        values = json.loads(run_well(verb, bench.data, "-m", folder, *options, "--json").out)
+        assert np.isfinite([value for value in values.values() if isinstance(value, float)]).all()
+
+
+def test_unknown_decoder_is_refused(bench):
+    hint = refused(bench.folder, bench.train("--decoder", "quadratic"), USAGE, "--decoder is 'quadratic'")
+    assert "mlp, linear" in hint
