@@ -153,6 +153,21 @@ def score(
     )
 
 
+@torch.inference_mode()
+def importance_bound(model: Model, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
+    """The importance-weighted bound of `score` alone, shape (n,), nats.
+
+    Raises
+    ------
+    DataError
+        For cells of a batch the model does not know.
+    """
+    table = cell_table(model, counts, batch_n=known_batches(model, counts))
+    noise = torch.Generator().manual_seed(seed)
+    blocks = table.in_order(_BLOCK_CELLS)
+    return np.concatenate([_judge(model, cells, n_samples, 0, noise).iwae for _, cells in blocks])
+
+
 class _Judged(NamedTuple):
     """Of some cells, each of shape (n,), and their posterior means (n, k)."""
 

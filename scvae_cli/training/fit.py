@@ -132,11 +132,11 @@ def fit(
     # The counts of the other genes are let go here, if nobody else holds them.
     counts = refuse_empty(counts.genes(columns), drop=False)
 
-    batches, batch_n = _batch_codes(counts)
+    batches, batch_n = batch_codes(counts)
     config = settle(config, len(training))
     batch_size = config.train.batch_size
     assert batch_size is not None
-    vae = _start(config, counts, training, batches, batch_n).to(compute.device)
+    vae = started(config, counts, training, batches, batch_n).to(compute.device)
 
     def table(rows: np.ndarray) -> CellTable:
         return CellTable(counts.matrix, batch_n, compute.device, cells=rows)
@@ -245,16 +245,21 @@ def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
     return np.sort(order[n_heldout:]), np.sort(order[:n_heldout])
 
 
-def _batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
+def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """Names of the batches in order, and the index of each cell's batch; None without batches."""
     if counts.batch is None:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
     return tuple(str(name) for name in names), codes.astype(np.int64)
 
 
-def _start(
+def started(
     config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
 ) -> VAE:
+    """An untrained network that starts at the averages of the training cells, given by index.
+
+    `batch_n` holds the index of each cell's batch in `batches`, or is None.
+    """
     # The caller's random state is none of our business.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)

@@ -1,0 +1,193 @@
+"""Is the VAE worth it here? Beside a mean model, principal components and a linear decoder, on the same cells.
+
+Two questions. How probable are cells that nobody learned from? The mean model and the two decoders give a probability
+(a bound, for these); principal components give none. And, counts being thinned, who predicts the molecules set aside?
+There each predictor is asked twice: as it is, and with the cell's own counts weighed in as far as the gene's dispersion
+says (`latent.denoising`); a latent space is worth what it adds to that.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.latent.denoising import DenoisingOptions, denoise
+from scvae_cli.latent.scoring import importance_bound
+from scvae_cli.model.bundle import Model
+from scvae_cli.studies.mean_model import MeanModel
+from scvae_cli.studies.pca_model import PcaModel
+from scvae_cli.studies.thinning import Thinned, thin
+from scvae_cli.training.fit import fit_to_end
+
+VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
+# Held-out cells judged at most, and importance samples for each.
+MAX_HELDOUT, N_SAMPLES = 1000, 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """One way to model the cells.
+
+    Parameters
+    ----------
+    name
+        Which.
+    heldout, heldout_behind
+        Mean log-probability of a held-out cell, nats (a bound where there is a latent space); how much less than the
+        VAE's, with its standard error over cells. None for one that gives no probability.
+    thinned_state, thinned_cell
+        Poisson loss of the counts set aside, nats a cell up to a constant, as predicted and with the cell's own counts
+        weighed in; None where there is no such thing.
+    thinned_behind
+        How much higher the better of its two losses is than the VAE's better one, with the standard error over cells.
+    """
+
+    name: str
+    heldout: float | None
+    heldout_behind: tuple[float, float] | None
+    thinned_state: float | None
+    thinned_cell: float | None
+    thinned_behind: tuple[float, float] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Worth:
+    """Contenders, the VAE first.
+
+    Parameters
+    ----------
+    contenders
+        Each with its figures.
+    n_heldout, n_thinned
+        Cells judged.
+    n_components
+        Principal components that served the prediction best, of those tried: chosen on the counts set aside, which
+        favours them.
+    """
+
+    contenders: tuple[Contender, ...]
+    n_heldout: int
+    n_thinned: int
+    n_components: int
+
+
+def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _: None) -> Worth:
+    """Compare.
+
+    Parameters
+    ----------
+    model
+        Its configuration is what the other trainings are told. When its held-out cells are not those that a training on
+        these cells would hold out, it stands back for one trained on them.
+    counts
+        n cells in the model's genes, with batches if the model has them.
+    say
+        Told what is being done.
+
+    Raises
+    ------
+    ScvaeError
+        As for a training.
+    """
+    config = replace(model.config, data=replace(model.config.data, genes="all", n_top_genes=None))
+    linear_config = replace(config, model=replace(config.model, decoder="linear"))
+    say("training a linear decoder")
+    linear = fit_to_end(counts, linear_config)
+    if set(linear.heldout_cells) != set(model.heldout_cells):
+        say("training a VAE on these cells")
+        model = fit_to_end(counts, config)
+    heldout, n_heldout = _heldout(model, linear, counts, config)
+    say("training on thinned counts")
+    thinned = thin(counts, seed=config.train.seed)
+    losses, n_components = _thinned_losses(thinned, config, linear_config, model)
+    best_of_vae = _best(losses[VAE])
+    contenders = []
+    for name in (VAE, LINEAR, PCA, MEAN, NOTHING):
+        log_prob_n = heldout.get(name)
+        state_n, cell_n = losses[name]
+        contenders.append(
+            Contender(
+                name=name,
+                heldout=None if log_prob_n is None else float(log_prob_n.mean()),
+                heldout_behind=None if log_prob_n is None else _mean_and_error(heldout[VAE] - log_prob_n),
+                thinned_state=float(state_n.mean()),
+                thinned_cell=None if cell_n is None else float(cell_n.mean()),
+                thinned_behind=_mean_and_error(_best(losses[name]) - best_of_vae),
+            )
+        )
+    return Worth(
+        contenders=tuple(contenders),
+        n_heldout=n_heldout,
+        n_thinned=thinned.kept.n_cells,
+        n_components=n_components,
+    )
+
+
+Losses = tuple[np.ndarray, np.ndarray | None]
+
+
+def _heldout(model: Model, linear: Model, counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
+    """Log-probability of held-out cells under each that gives one."""
+    names = set(model.heldout_cells)
+    out = np.fromiter((name in names for name in counts.cell_names), dtype=bool, count=counts.n_cells)
+    rows = np.flatnonzero(out)[:MAX_HELDOUT]
+    mean = MeanModel(counts, np.flatnonzero(~out), config, model.device)
+    linear.vae.to(model.device)
+    judged = counts.cells(rows)
+    bounds = {
+        VAE: importance_bound(model, judged, n_samples=N_SAMPLES, seed=config.train.seed),
+        LINEAR: importance_bound(linear, judged, n_samples=N_SAMPLES, seed=config.train.seed),
+        MEAN: mean.log_prob_n(counts, rows),
+    }
+    return bounds, len(rows)
+
+
+def _thinned_losses(
+    thinned: Thinned, config: RunConfig, linear_config: RunConfig, model: Model
+) -> tuple[dict[str, Losses], int]:
+    """Poisson losses of every contender, each cell's, and the number of principal components that served best."""
+    kept = thinned.kept
+    mean = MeanModel(kept, None, config, model.device)
+    losses: dict[str, Losses] = {NOTHING: (thinned.poisson_loss(_rows(kept)), None)}
+    losses[MEAN] = (
+        thinned.poisson_loss(mean.expected(kept, of_cell=False)),
+        thinned.poisson_loss(mean.expected(kept, of_cell=True)),
+    )
+    pca = PcaModel(kept)
+    of_pca = {c: thinned.poisson_loss(pca.expected(c)) for c in pca.components}
+    own_of_pca = {c: thinned.poisson_loss(pca.expected_of_cells(c)) for c in pca.components}
+    n_components = min(own_of_pca, key=lambda c: min(own_of_pca[c].mean(), of_pca[c].mean()))
+    losses[PCA] = (min(of_pca.values(), key=np.mean), min(own_of_pca.values(), key=np.mean))
+    for name, run in ((VAE, config), (LINEAR, linear_config)):
+        trained = fit_to_end(kept, run)
+        trained.vae.to(model.device)
+        losses[name] = (
+            thinned.poisson_loss(predicted(trained, kept, "state")),
+            thinned.poisson_loss(predicted(trained, kept, "cell")),
+        )
+    return losses, n_components
+
+
+def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
+    """What a model expects to be set aside, at the depth of the kept counts: technical zeros and batches counted in."""
+    options = DenoisingOptions(estimate=estimate, with_zero_inflation=True, batch_as="observed")
+    return denoise(model, kept, kept.gene_names, options).rows.blocks
+
+
+def _rows(counts: Counts, size: int = 512) -> Iterator[np.ndarray]:
+    return (counts.matrix[start : start + size].toarray() for start in range(0, counts.n_cells, size))
+
+
+def _best(losses: Losses) -> np.ndarray:
+    given: Iterable[np.ndarray] = (loss_n for loss_n in losses if loss_n is not None)
+    return min(given, key=np.mean)
+
+
+def _mean_and_error(difference_n: np.ndarray) -> tuple[float, float]:
+    return float(difference_n.mean()), float(difference_n.std() / np.sqrt(len(difference_n)))

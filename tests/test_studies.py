@@ -1,0 +1,187 @@
+"""Baselines against what they claim to be; the worth of a VAE and its stability where the answer is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from scipy.optimize import minimize_scalar
+from scipy.stats import nbinom, ortho_group, poisson
+from simulated import TINY, counts_of, learned, tiny_config, tree
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.studies.mean_model import MeanModel
+from scvae_cli.studies.pca_model import PcaModel
+from scvae_cli.studies.stability import disparity, neighbours, same_axes, shared, stability
+from scvae_cli.studies.thinning import thin
+from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
+
+CPU = torch.device("cpu")
+
+
+def drawn(mean_ng: np.ndarray, theta: float | None, seed: int = 0) -> Counts:
+    """Counts of given means, Poisson or negative binomial."""
+    random = np.random.default_rng(seed)
+    rate_ng = mean_ng if theta is None else mean_ng * random.gamma(theta, 1 / theta, mean_ng.shape)
+    matrix = sp.csr_matrix(random.poisson(rate_ng).astype(np.float32))
+    n, g = mean_ng.shape
+    return Counts(
+        matrix=matrix,
+        cell_names=np.asarray([f"c{i}" for i in range(n)], dtype=object),
+        gene_names=np.asarray([f"g{i}" for i in range(g)], dtype=object),
+        source="X",
+    )
+
+
+def of_one_kind(n: int = 500, g: int = 30, theta: float | None = None, seed: int = 0) -> Counts:
+    """Cells that differ in depth alone."""
+    random = np.random.default_rng(seed)
+    proportion_g = random.dirichlet(np.ones(g))
+    return drawn(random.uniform(200, 800, n)[:, None] * proportion_g, theta, seed)
+
+
+# --- mean model -------------------------------------------------------------------------------------------------------
+
+
+def test_mean_model_of_poisson_counts_is_their_proportions():
+    counts = of_one_kind()
+    model = MeanModel(counts, None, tiny_config(likelihood="poisson"), CPU)
+    x_ng, library_n = counts.matrix.toarray(), counts.library_n
+    expected_ng = library_n[:, None] * x_ng.sum(0) / x_ng.sum()
+    found_ng = np.concatenate(list(model.expected(counts, of_cell=False)))
+    np.testing.assert_allclose(found_ng, expected_ng, rtol=0.05)
+    exact = poisson.logpmf(x_ng, expected_ng).sum(1).mean()
+    assert model.log_prob_n(counts, np.arange(500)).mean() == pytest.approx(exact, abs=0.02)
+
+
+def test_mean_model_finds_the_most_likely_dispersions():
+    counts = of_one_kind(theta=2.0)
+    model = MeanModel(counts, None, tiny_config(likelihood="nb"), CPU)
+    x_ng, library_n = counts.matrix.toarray(), counts.library_n
+    mean_ng = library_n[:, None] * x_ng.sum(0) / x_ng.sum()
+
+    def most(g: int) -> float:
+        """Log-probability of a gene at its best dispersion."""
+
+        def negative(log_theta: float) -> float:
+            theta = np.exp(log_theta)
+            return -nbinom.logpmf(x_ng[:, g], theta, theta / (theta + mean_ng[:, g])).sum()
+
+        return -minimize_scalar(negative, bounds=(-4, 8), method="bounded").fun
+
+    best = sum(most(g) for g in range(counts.n_genes)) / counts.n_cells
+    found = model.log_prob_n(counts, np.arange(counts.n_cells)).mean()
+    # It may gain a little on proportions, never lose.
+    assert best - 0.05 < found < best + 0.5
+
+
+def test_mean_model_learns_from_the_training_cells_alone():
+    counts = of_one_kind()
+    other = replace(counts, matrix=counts.matrix.copy())
+    other.matrix.data[other.matrix.indptr[400] :] += 50
+    training = np.arange(400)
+    config = tiny_config(likelihood="nb")
+    first, second = (MeanModel(c, training, config, CPU).log_prob_n(counts, training) for c in (counts, other))
+    assert np.array_equal(first, second)
+
+
+# --- principal components ---------------------------------------------------------------------------------------------
+
+
+def test_all_components_give_the_counts_back():
+    counts = of_one_kind(n=120, g=12)
+    pca = PcaModel(counts)
+    x_ng = counts.matrix.toarray()
+    least_ng = counts.library_n[:, None] * x_ng.sum(0) / x_ng.sum() * 0.1
+    found_ng = np.concatenate(list(pca.expected(12)))
+    clearly = x_ng > 2 * least_ng
+    np.testing.assert_allclose(found_ng[clearly], x_ng[clearly], rtol=0.25)
+    np.testing.assert_allclose(found_ng.sum(1), counts.library_n, rtol=1e-6)
+
+
+def test_components_beat_averages_where_there_are_two_kinds():
+    random = np.random.default_rng(1)
+    kinds_kg = random.dirichlet(np.ones(40), size=2)
+    counts = drawn(600 * kinds_kg[random.integers(2, size=600)], 5.0)
+    thinned = thin(counts, seed=0)
+    pca, mean = PcaModel(thinned.kept), MeanModel(thinned.kept, None, tiny_config(likelihood="nb"), CPU)
+    loss = {
+        "pca": thinned.poisson_loss(pca.expected(5)).mean(),
+        "own": thinned.poisson_loss(pca.expected_of_cells(5)).mean(),
+        "mean": thinned.poisson_loss(mean.expected(thinned.kept, of_cell=False)).mean(),
+    }
+    assert loss["own"] < loss["pca"] < loss["mean"]
+
+
+# --- worth ------------------------------------------------------------------------------------------------------------
+
+
+def test_worth_puts_the_contenders_in_the_order_of_the_truth():
+    adata = tree(n_cells=600, n_genes=120, depth=4000)
+    counts = counts_of(adata)
+    from scvae_cli.training.fit import fit_to_end
+
+    model = fit_to_end(counts, tiny_config(n_hidden=64, max_epochs=40, genes="all"))
+    told: list[str] = []
+    found = worth(model, counts, say=told.append)
+    by_name = {one.name: one for one in found.contenders}
+    assert list(by_name) == [VAE, LINEAR, PCA, MEAN, NOTHING]
+    assert by_name[VAE].heldout_behind == by_name[VAE].thinned_behind == (0.0, 0.0)
+    assert by_name[PCA].heldout is by_name[NOTHING].heldout is by_name[NOTHING].thinned_cell is None
+    behind, error = by_name[MEAN].heldout_behind
+    assert behind > 5 * error > 0, "cells of a tree differ"
+    losses = [by_name[name].thinned_behind[0] for name in (VAE, MEAN, NOTHING)]
+    assert losses == sorted(losses)
+    assert found.n_heldout == len(model.heldout_cells)
+    assert "training a VAE on these cells" not in told
+
+
+def test_worth_of_a_latent_space_is_nothing_where_cells_are_of_one_kind():
+    counts = of_one_kind(n=400, theta=3.0)
+    from scvae_cli.training.fit import fit_to_end
+
+    model = fit_to_end(counts, tiny_config(likelihood="nb", genes="all"))
+    mean = next(one for one in worth(model, counts).contenders if one.name == MEAN)
+    assert mean.heldout_behind[0] < 3 * mean.heldout_behind[1] + 0.3
+    assert abs(mean.thinned_behind[0]) < 0.2
+
+
+def test_worth_trains_anew_where_the_model_held_out_other_cells():
+    adata, model = learned()
+    some = counts_of(adata, "batch").cells(np.arange(300))
+    told: list[str] = []
+    worth(model, some, say=told.append)
+    assert "training a VAE on these cells" in told
+
+
+# --- stability --------------------------------------------------------------------------------------------------------
+
+
+def test_a_rotated_embedding_is_the_same_but_for_its_axes():
+    random = np.random.default_rng(0)
+    z_nk = random.standard_normal((300, 4)) * [4, 3, 2, 1]
+    turned_nk = 2.5 * z_nk @ ortho_group.rvs(4, random_state=0) + 1
+    assert disparity(z_nk, turned_nk) < 1e-12
+    assert shared(neighbours(z_nk), neighbours(turned_nk)) == 1.0
+    assert same_axes(z_nk, -z_nk) == pytest.approx(1)
+    assert same_axes(z_nk, turned_nk) < 0.9
+
+
+def test_unrelated_embeddings_share_what_chance_gives():
+    random = np.random.default_rng(0)
+    a_nk, b_nk = random.standard_normal((2, 600, 5))
+    assert disparity(a_nk, b_nk) > 0.95
+    assert shared(neighbours(a_nk), neighbours(b_nk)) == pytest.approx(15 / 599, abs=0.01)
+
+
+def test_trainings_on_a_tree_agree_better_than_chance():
+    adata, model = learned()
+    found = stability(model, counts_of(adata, "batch"), n_trainings=2)
+    assert found.n_trainings == len(found.heldout_elbo) == 2
+    assert found.heldout_elbo[0] == model.facts["heldout_elbo"]
+    assert found.procrustes < 0.5 < 0.9 < found.procrustes_by_chance
+    assert found.neighbours_shared > 5 * 15 / 800
+    assert TINY["n_latent"] == 4
