@@ -83,6 +83,7 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 
 
 def _with_values(matrix: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
-    same_places = sp.csr_matrix((values, matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
+    # Removing zeros moves the values in place.
+    same_places = sp.csr_matrix((values.copy(), matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
     same_places.eliminate_zeros()
     return same_places
