@@ -63,6 +63,9 @@ def test_collapse_is_not_suggested(swept):
     assert swept.suggested < 1000
     assert collapsed.excess > 4 * collapsed.excess_se
     assert swept.suggested_run.active_units > 0
+    # It knows no more than the proportions of all cells.
+    assert abs(collapsed.gain) < 0.2
+    assert swept.column("gain").max() == 1
 
 
 def test_rows_say_what_the_models_say(swept, kept_models, counts):
@@ -101,6 +104,7 @@ def test_held_out_cells_judge_where_nothing_can_be_set_aside(counts):
     assert found.kept == 1
     assert found.suggested == 1
     np.testing.assert_allclose(found.column("loss"), -found.column("bound"))
+    assert np.isnan(found.column("gain")).all()
 
 
 def test_batches_and_few_counts():

@@ -140,6 +140,8 @@ def sweep(
     console.next_step(f"scvae train {data} {flag} {result.suggested:g}{_as_told(flags)}")
 
 
+# Share of the gain that is worth the name "nearly all".
+_NEARLY = 0.98
 _NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 
@@ -172,23 +174,38 @@ def _as_told(flags: dict[str, Any]) -> str:
 
 def _text(result: Sweep) -> str:
     judged = "thinning loss" if result.judge == "thinning" else "−bound"
-    heads = (_NAMES[result.varied], "rate", "distortion", "ELBO", "bound", "active", judged, "epochs", "seconds")
+    heads = (
+        _NAMES[result.varied],
+        "rate",
+        "distortion",
+        "ELBO",
+        "bound",
+        "active",
+        judged,
+        "gain",
+        "epochs",
+        "seconds",
+    )
     rows = []
     for value, run in zip(result.values, result.runs, strict=True):
         excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "least"
+        gain = f"{run.gain:.1%}" if run.gain == run.gain else "-"
         marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
         figures = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
-        rows.append((marked, *figures, str(run.active_units), excess, str(run.epochs), f"{run.seconds:.1f}"))
+        rows.append((marked, *figures, str(run.active_units), excess, gain, str(run.epochs), f"{run.seconds:.1f}"))
     heads = (heads[0] + "  ", *heads[1:])
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
     if result.judge == "thinning":
-        lines.append(
-            f"trained on {result.kept:.0%} of the molecules of {result.n_cells:,} cells; the loss is of predicting the "
-            f"rest. Rate, distortion and bounds: nats a cell, {result.n_heldout:,} held-out cells"
-        )
+        lines += [
+            f"rate, distortion, ELBO, bound: nats a cell, {result.n_heldout:,} held-out cells; trained on "
+            f"{result.kept:.0%} of the molecules of {result.n_cells:,} cells",
+            "thinning loss: of predicting the other molecules, nats a cell more than the best ± standard error; gain: "
+            "what is left of the best's over",
+            "  giving every cell the same proportions",
+        ]
     else:
-        lines.append(f"nats a cell over {result.n_heldout:,} held-out cells, which judge")
+        lines.append(f"nats a cell, {result.n_heldout:,} held-out cells, which judge")
     return "\n".join([*lines, *_suggestion(result)])
 
 
@@ -200,6 +217,10 @@ def _suggestion(result: Sweep) -> list[str]:
         which = "the largest β" if result.varied == "beta" else "the fewest"
         told = f"{name} = {result.suggested:g}: {which} within one standard error of the best ({result.best:g})"
     lines = [f"* suggested: {told}"]
+    thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
+    if result.varied == "beta" and thrifty:
+        beta, gain = thrifty[-1].beta, thrifty[-1].gain
+        lines.append(f"  β = {beta:g} keeps {gain:.1%} of its gain, in a simpler latent space")
     edge = result.at_the_edge()
     if edge is not None:
         lines.append(f"  the best is the {'least' if edge == 'lower' else 'greatest'} tried: {edge} may be better yet")

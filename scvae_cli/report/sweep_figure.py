@@ -17,7 +17,7 @@ from scvae_cli.studies.sweep_result import Sweep
 _HEIGHT, _TOP, _TALL = 2.75, 0.3, 2.0
 _LEFTS, _WIDE = (0.55, 3.3, 5.75), (2.1, 1.75, 1.65)
 _LINE, _ISO = "#0072B2", "#D9D9D9"
-_N_ISO = 7
+_N_ISO = 14
 _NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 

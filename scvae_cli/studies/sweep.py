@@ -104,7 +104,8 @@ def sweep(
         recorded = replace(model.config, data=config.data)
         on_model(value, replace(model, config=recorded, facts=model.facts | facts))
     assert model is not None, "there are two values or more"
-    return _put_together([judged[value] for value in options.values], options, judge, trained_on, model)
+    baseline = float("nan") if thinned is None else float(thinned.baseline_loss().mean())
+    return _put_together([judged[value] for value in options.values], options, judge, baseline, trained_on, model)
 
 
 class _Judged(NamedTuple):
@@ -156,11 +157,16 @@ def _predictions(model: Model, counts: Counts, seed: int) -> Iterator[np.ndarray
         yield mean_ng
 
 
-def _put_together(judged: list[_Judged], options: SweepOptions, judge: str, counts: Counts, model: Model) -> Sweep:
+def _put_together(
+    judged: list[_Judged], options: SweepOptions, judge: str, baseline: float, counts: Counts, model: Model
+) -> Sweep:
     over_beta = options.varied == "beta"
     loss_rn = np.stack([run.loss_n for run in judged])
     excess_r, error_r, best, suggested = compare(loss_rn, prefer_last=over_beta)
     rate_rn = np.stack([run.bounds.kl for run in judged])
+    # Where not even the best predicts better than proportions do there is nothing to have a share of.
+    possible = baseline - float(loss_rn[best].mean())
+    gain_r = (baseline - loss_rn.mean(1)) / possible if possible > 0 else np.full(len(judged), np.nan)
     distortion_rn = -np.stack([run.bounds.reconstruction for run in judged])
     runs = tuple(
         Run(
@@ -172,6 +178,7 @@ def _put_together(judged: list[_Judged], options: SweepOptions, judge: str, coun
             bound=float(run.bounds.iwae.mean()),
             active_units=int(run.facts["active_units"]),
             loss=float(loss_rn[r].mean()),
+            gain=float(gain_r[r]),
             excess=float(excess_r[r]),
             excess_se=float(error_r[r]),
             epochs=int(run.facts["epochs"]),

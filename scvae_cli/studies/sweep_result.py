@@ -102,6 +102,9 @@ class Run:
         Latent dimensions that say something about the cells.
     loss
         Mean of what judges: Poisson loss of the molecules set aside, or −bound; nats a cell, up to a constant.
+    gain
+        Share of what the best run predicts better than the same proportions for every cell does; NaN when held-out
+        cells judge.
     excess, excess_se
         Mean of what it is more than the best run's, and the standard error of that over the cells, paired.
     epochs, seconds
@@ -116,6 +119,7 @@ class Run:
     bound: float
     active_units: int
     loss: float
+    gain: float
     excess: float
     excess_se: float
     epochs: int
