@@ -142,6 +142,8 @@ def sweep(
 
 # Share of the gain that is worth the name "nearly all".
 _NEARLY = 0.98
+# Nats by which another run must be likelier to be named beside the suggested one.
+_MUCH = 1.0
 _NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 
@@ -198,11 +200,10 @@ def _text(result: Sweep) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
     if result.judge == "thinning":
         lines += [
-            f"rate, distortion, ELBO, bound: nats a cell, {result.n_heldout:,} held-out cells; trained on "
-            f"{result.kept:.0%} of the molecules of {result.n_cells:,} cells",
-            "thinning loss: of predicting the other molecules, nats a cell more than the best ± standard error; gain: "
-            "what is left of the best's over",
-            "  giving every cell the same proportions",
+            f"trained on {result.kept:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, ELBO and "
+            f"bound of {result.n_heldout:,} held-out cells",
+            "thinning loss: of predicting the other molecules, above the best ± its standard error; all in nats a cell",
+            "gain: share of the best run's advantage over giving every cell the same proportions",
         ]
     else:
         lines.append(f"nats a cell, {result.n_heldout:,} held-out cells, which judge")
@@ -210,18 +211,28 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    name = _NAMES[result.varied]
-    judged = "predicts molecules set aside" if result.judge == "thinning" else "explains held-out cells"
-    told = f"{name} = {result.suggested:g} {judged} best"
+    judged = "predicting molecules set aside" if result.judge == "thinning" else "explaining held-out cells"
+    told = f"{_called(result, result.suggested)}, best at {judged}"
     if result.suggested != result.best:
-        which = "the largest β" if result.varied == "beta" else "the fewest"
-        told = f"{name} = {result.suggested:g}: {which} within one standard error of the best ({result.best:g})"
+        which = "the largest" if result.varied == "beta" else "the fewest"
+        told = f"{_called(result, result.suggested)}, {which} within one standard error of the best ({result.best:g})"
     lines = [f"* suggested: {told}"]
     thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
     if result.varied == "beta" and thrifty:
         beta, gain = thrifty[-1].beta, thrifty[-1].gain
         lines.append(f"  β = {beta:g} keeps {gain:.1%} of its gain, in a simpler latent space")
+    likeliest = max(result.runs, key=lambda run: run.bound)
+    more = likeliest.bound - result.suggested_run.bound
+    if result.judge == "thinning" and more >= _MUCH:
+        value = getattr(likeliest, result.varied)
+        lines.append(
+            f"  to score cells or sample new ones: {_called(result, value)}, whose bound is {more:.1f} nats higher"
+        )
     edge = result.at_the_edge()
     if edge is not None:
         lines.append(f"  the best is the {'least' if edge == 'lower' else 'greatest'} tried: {edge} may be better yet")
     return lines
+
+
+def _called(result: Sweep, value: float) -> str:
+    return f"β = {value:g}" if result.varied == "beta" else f"{value:g} latent dimension{'s' if value > 1 else ''}"

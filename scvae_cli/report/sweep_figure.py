@@ -118,7 +118,7 @@ def _value_axis(axes: Axes, sweep: Sweep) -> None:
 
 
 def _around(value_r: np.ndarray) -> tuple[float, float]:
-    """Limits with room below and above the values."""
+    """Limits with room below the values, and above them for a legend."""
     low, high = float(value_r.min()), float(value_r.max())
     room = 0.12 * (high - low) or 1.0
-    return low - room, high + 2 * room
+    return low - room, high + 4 * room
