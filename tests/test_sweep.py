@@ -15,6 +15,7 @@ from simulated import TINY, counts_of, tiny_config, tree
 from workbench import DATA, MODEL, USAGE, refused
 
 import scvae_cli as scvae
+from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, ModelError, ScvaeWarning
 from scvae_cli.report.figure_file import save_figure
 from scvae_cli.report.sweep_figure import sweep_figure
@@ -88,14 +89,24 @@ def test_genes_are_those_of_a_training(kept_models, counts):
     assert all(kept.genes == model.genes for kept in kept_models.values())
 
 
-def test_numbers_of_latent_dimensions(counts):
-    found = sweep(counts, tiny_config(max_epochs=20), SweepOptions(n_latent=(6, 1, 3)))
+def linear_counts(n_dimensions: int, n_cells: int = 240, n_genes: int = 80, depth: float = 2000) -> Counts:
+    """Counts whose log proportions lie in a space of so many dimensions."""
+    random = np.random.default_rng(0)
+    logit_ng = random.standard_normal((n_cells, n_dimensions)) @ random.normal(0, 0.6, (n_dimensions, n_genes))
+    share_ng = np.exp(logit_ng) / np.exp(logit_ng).sum(1, keepdims=True)
+    return counts_of(ad.AnnData(random.poisson(depth * share_ng).astype(np.float32)))
+
+
+def test_numbers_of_latent_dimensions():
+    found = sweep(linear_counts(3), tiny_config(max_epochs=40), SweepOptions(n_latent=(8, 1, 3)))
     assert found.varied == "n_latent"
-    assert [run.n_latent for run in found.runs] == list(found.values) == [1, 3, 6]
+    assert [run.n_latent for run in found.runs] == list(found.values) == [1, 3, 8]
     assert all(run.beta == 1 and run.active_units <= run.n_latent for run in found.runs)
-    # Two branches and a stem do not lie on a line.
-    assert found.suggested > 1
-    assert found.runs[0].excess > found.runs[1].excess
+    assert found.suggested >= 3
+    assert found.runs[0].excess > 4 * found.runs[0].excess_se
+    # Five dimensions too many are worth less than half of the two that are missing.
+    one, three, eight = found.column("loss")
+    assert three - eight < 0.5 * (one - three)
 
 
 def test_held_out_cells_judge_where_nothing_can_be_set_aside(counts):
