@@ -39,6 +39,9 @@ OPTIONS = {
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
+    "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-hidden "
+    "--n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config --models "
+    f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -57,6 +60,7 @@ KEYS = {
     "samples simulated missing_genes plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
+    "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -83,6 +87,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
+        "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
         "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
@@ -132,6 +137,13 @@ def test_json_of_sampled_cells_names_its_parts(copied):
     assert list(values) == KEYS["sample"].split()
     assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
     assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_sweep_names_its_columns(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `sweep` |"))
+    runs = json.loads(run_well(*commands(copied)["sweep"], "--json").out)["runs"]
+    assert [run["beta"] for run in runs] == [0.1, 100]
+    assert set(runs[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -22,10 +22,11 @@ FLOORS = {
     "scvae_cli.training": 3.0,
     "scvae_cli.latent": 3.0,
     "scvae_cli.session": 3.5,
+    "scvae_cli.studies": 3.75,
     "scvae_cli.api": 4.0,
     "scvae_cli.api_sample": 4.0,
+    "scvae_cli.api_sweep": 4.0,
     "scvae_cli.report": 4.0,
-    "scvae_cli.studies": 4.0,
     "scvae_cli.cli": 5.0,
 }
 HEAVY = {"torch", "numba", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from scvae_cli import __version__
-from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, sample, score, simulate, train
+from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, sample, score, simulate, sweep, train
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
@@ -33,6 +33,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "check": check.check,
     "train": train.train,
+    "sweep": sweep.sweep,
     "embed": embed.embed,
     "denoise": denoise.denoise,
     "interpolate": interpolate.interpolate,

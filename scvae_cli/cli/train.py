@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from scvae_cli.cli import options as o
+from scvae_cli.cli import train_options as t
 from scvae_cli.cli.console import Console
+from scvae_cli.cli.training_progress import follow
 
 if TYPE_CHECKING:
     from scvae_cli.model.bundle import Model
-    from scvae_cli.training.fit import FitEvent, Prepared
 
-MODEL, FITTING = "Model", "Fitting"
 INTERRUPTED = 130
 
 
@@ -25,46 +25,22 @@ def train(
     data: o.Data,
     model: o.ModelFolder = None,
     layer: o.Layer = None,
-    batch_key: Annotated[
-        str | None, typer.Option(help="Column of obs the decoder is conditioned on.", rich_help_panel=o.INPUT)
-    ] = None,
-    n_top_genes: Annotated[
-        int | None,
-        typer.Option(
-            help="Most variable genes to model (seurat_v3).",
-            show_default="all up to 5,000 expressed genes, else 4,000",
-            rich_help_panel=o.INPUT,
-        ),
-    ] = None,
-    genes: Annotated[
-        str | None, typer.Option(help='Genes to model: "all", or @FILE with one a line.', rich_help_panel=o.INPUT)
-    ] = None,
+    batch_key: t.BatchKey = None,
+    n_top_genes: t.NTopGenes = None,
+    genes: t.Genes = None,
     drop_empty: o.DropEmpty = False,
-    likelihood: Annotated[
-        str | None,
-        typer.Option(help="zinb, nb or poisson.", show_default="zinb", rich_help_panel=MODEL),
-    ] = None,
-    decoder: Annotated[
-        str | None,
-        typer.Option(
-            help="mlp, or linear: no hidden layer, so that a gene's weights are its loadings on the latent axes.",
-            show_default="mlp",
-            rich_help_panel=MODEL,
-        ),
-    ] = None,
+    likelihood: t.Likelihood = None,
+    decoder: t.DecoderKind = None,
     n_latent: Annotated[
-        int | None, typer.Option(help="Latent dimensions.", show_default="20", rich_help_panel=MODEL)
+        int | None, typer.Option(help="Latent dimensions.", show_default="20", rich_help_panel=t.MODEL)
     ] = None,
-    n_hidden: Annotated[
-        int | None, typer.Option(help="Units in a hidden layer.", show_default="256", rich_help_panel=MODEL)
-    ] = None,
-    n_layers: Annotated[
-        int | None,
-        typer.Option(help="Hidden layers in encoder and decoder.", show_default="1", rich_help_panel=MODEL),
-    ] = None,
+    n_hidden: t.NHidden = None,
+    n_layers: t.NLayers = None,
     beta: Annotated[
         float | None,
-        typer.Option(help="Weight of the KL term: the price of information.", show_default="1", rich_help_panel=MODEL),
+        typer.Option(
+            help="Weight of the KL term: the price of information.", show_default="1", rich_help_panel=t.MODEL
+        ),
     ] = None,
     flat: Annotated[
         float | None,
@@ -72,66 +48,29 @@ def train(
             help="Weight of the flatness penalty: latent distances then follow expression, as geodesics measure it. 1 "
             "is a good value; it costs up to 0.5% of the bound and half as much time again.",
             show_default="0, off",
-            rich_help_panel=MODEL,
+            rich_help_panel=t.MODEL,
         ),
     ] = None,
-    max_epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Bound on passes over the cells.", show_default="by number of cells", rich_help_panel=FITTING
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(help="Cells in a step.", show_default="by number of cells", rich_help_panel=FITTING),
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak rate of AdamW.", show_default="by batch size", rich_help_panel=FITTING)
-    ] = None,
-    validation_fraction: Annotated[
-        float | None,
-        typer.Option(help="Share of the cells held out.", show_default="0.1", rich_help_panel=FITTING),
-    ] = None,
-    patience: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs without a noticeable improvement before training ends.",
-            show_default="by number of cells",
-            rich_help_panel=FITTING,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(help="Of split, weights, order and noise.", show_default="0", rich_help_panel=FITTING),
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="TOML with sections data, model, train and compute; flags win.", rich_help_panel=FITTING),
-    ] = None,
+    max_epochs: t.MaxEpochs = None,
+    batch_size: t.BatchSize = None,
+    learning_rate: t.LearningRate = None,
+    validation_fraction: t.ValidationFraction = None,
+    patience: t.Patience = None,
+    seed: t.Seed = None,
+    config: t.Config = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Take up an interrupted training.", rich_help_panel=FITTING)
+        bool, typer.Option("--resume", help="Take up an interrupted training.", rich_help_panel=t.FITTING)
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an existing model.", rich_help_panel=o.OUTPUT)
     ] = False,
-    device: Annotated[
-        str | None,
-        typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto", rich_help_panel=o.COMPUTE),
-    ] = None,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            help="Of matrix products: auto, fp32, tf32 or bf16.", show_default="auto", rich_help_panel=o.COMPUTE
-        ),
-    ] = None,
+    device: t.Device = None,
+    precision: t.Precision = None,
     deterministic: Annotated[
         bool | None,
         typer.Option("--deterministic", help="Repeat to the bit on a GPU too.", rich_help_panel=o.COMPUTE),
     ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(help="CPU threads.", show_default="torch's choice", rich_help_panel=o.COMPUTE),
-    ] = None,
+    threads: t.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -167,7 +106,7 @@ def train(
         events = fit(counts, run, model_folder=folder, resume=resume, stop_requested=stop_requested)
         # The training alone holds the counts from here on, and can let go what it does not need.
         del store, counts
-        last = _follow(events, console)
+        last = follow(events, console)
     if isinstance(last, Stopped):
         console.info(f"interrupted after epoch {last.epoch}; go on with the same command and --resume")
         raise typer.Exit(INTERRUPTED)
@@ -184,53 +123,6 @@ def train(
     named = "" if model is None else f" -m {folder}"
     elsewhere = "" if data.suffix == ".h5ad" else f" -o {data.stem}.h5ad"
     console.next_step(f"scvae embed {data}{named}{elsewhere}")
-
-
-def _follow(events: Iterator[FitEvent], console: Console) -> FitEvent | None:
-    """Show a training while it runs; returns its last event."""
-    from scvae_cli.training.fit import Prepared
-    from scvae_cli.training.loop import Converged, EpochReport, Rollback, StepReport
-
-    event: FitEvent | None = None
-    steps_done = 0
-    note = ""
-    with console.progress("Training", total=None) as advance:
-        for event in events:
-            if isinstance(event, Prepared):
-                console.info(_prepared_text(event))
-                steps_done = event.resumed_epoch * event.steps_per_epoch
-                advance(steps_done, total=event.max_epochs * event.steps_per_epoch)
-            elif isinstance(event, StepReport):
-                advance(event.step - steps_done, note=f"{note}loss {event.loss:.1f}")
-                steps_done = event.step
-            elif isinstance(event, EpochReport):
-                note = f"epoch {event.epoch}, held-out ELBO {event.heldout_elbo:.1f}, "
-            elif isinstance(event, Converged):
-                console.info(f"plateau: the held-out loss has stopped falling after epoch {event.epoch}")
-            elif isinstance(event, Rollback):
-                console.warn(_rollback_text(event))
-    return event
-
-
-def _prepared_text(prepared: Prepared) -> str:
-    lines = [
-        f"genes: {prepared.n_genes:,} ({prepared.genes_chosen})",
-        f"cells: {prepared.n_training:,} to train on, {prepared.n_heldout:,} held out"
-        + (f", {prepared.n_dropped:,} empty ones left out" if prepared.n_dropped else "")
-        + (f", {len(prepared.batches)} batches" if prepared.batches else ""),
-        f"device: {prepared.compute}",
-        f"length: until the held-out loss stops falling, at most {prepared.max_epochs} epochs",
-    ]
-    if prepared.resumed_epoch:
-        lines.append(f"resumed after epoch {prepared.resumed_epoch}")
-    return "\n".join(lines)
-
-
-def _rollback_text(event: Any) -> str:
-    named = f"; cells: {', '.join(event.cell_names[:5])}" if event.cell_names else ""
-    return (
-        f"loss not finite in epoch {event.epoch}: back to the last good weights, rate {event.learning_rate:.2g}{named}"
-    )
 
 
 def _text(values: dict[str, Any], model: Model) -> str:

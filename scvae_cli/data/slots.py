@@ -182,12 +182,18 @@ class SlotNames:
         """`uns`: a path's latent points, what lies along it, what its genes do, and settings."""
         return f"{self.key_added}/paths/{slug(name)}"
 
+    def sweep(self, varied: str) -> str:
+        """`uns`: what a sweep over an option of the training found, a column an array."""
+        return f"{self.key_added}/sweep/{slug(varied)}"
+
     def run(self, name: str) -> str:
         """`uns`: provenance of the command that wrote a result, as JSON text."""
         return f"{self.key_added}/runs/{slug(name)}"
 
     def written_by(self, verb: str, path: str = "") -> list[str]:
         """Paths of all slots that a command writes, known before anything is computed.
+
+        `path` names the walk or ordering, or what a sweep varies.
 
         >>> SlotNames().written_by("denoise")
         ['layers/scvae_denoised', 'var/scvae_modelled']
@@ -210,6 +216,7 @@ class SlotNames:
                 *(f"obs/{key}" for key in (self.elbo, self.iwae, self.reconstruction, self.kl)),
                 *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
             ],
+            "sweep": [f"uns/{self.sweep(path)}"],
         }  # fmt: skip
         return by_verb[verb]
 

@@ -153,9 +153,19 @@ def score(
     )
 
 
+class Bounds(NamedTuple):
+    """Of n cells, nats, each of shape (n,): E_q[log p(x|z)], the exact KL, and the importance-weighted bound."""
+
+    reconstruction: np.ndarray
+    kl: np.ndarray
+    iwae: np.ndarray
+
+
 @torch.inference_mode()
-def importance_bound(model: Model, counts: Counts, *, n_samples: int, seed: int) -> np.ndarray:
-    """The importance-weighted bound of `score` alone, shape (n,), nats.
+def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0) -> Bounds:
+    """The bounds of `score` alone, without asking what is usual.
+
+    Two models with as many latent dimensions meet the same noise.
 
     Raises
     ------
@@ -164,8 +174,8 @@ def importance_bound(model: Model, counts: Counts, *, n_samples: int, seed: int)
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
     noise = torch.Generator().manual_seed(seed)
-    blocks = table.in_order(_BLOCK_CELLS)
-    return np.concatenate([_judge(model, cells, n_samples, 0, noise).iwae for _, cells in blocks])
+    judged = [_judge(model, cells, n_samples, 0, noise) for _, cells in table.in_order(_BLOCK_CELLS)]
+    return Bounds(*(np.concatenate([getattr(part, name) for part in judged]) for name in Bounds._fields))
 
 
 class _Judged(NamedTuple):

@@ -22,6 +22,7 @@ KEPT = 0.9
 # A gene's prediction never sinks below this share of a count: one molecule where none was expected at all would
 # otherwise cost without bound. Not doing anything about noise predicts zero for every zero.
 LEAST_MEAN = 1e-8
+_BLOCK_CELLS = 512
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,13 @@ class Thinned:
             start += len(block)
         assert start == self.aside.shape[0], "the blocks must cover every cell"
         return np.concatenate(losses)
+
+    def baseline_loss(self) -> np.ndarray:
+        """The loss of expecting the same proportions of every cell, at its own depth, shape (n,)."""
+        library_n = self.kept.library_n
+        share_g = np.asarray(self.kept.matrix.sum(axis=0, dtype=np.float64)).ravel() / library_n.sum()
+        starts = range(0, len(library_n), _BLOCK_CELLS)
+        return self.poisson_loss(np.outer(library_n[start : start + _BLOCK_CELLS], share_g) for start in starts)
 
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:

@@ -18,7 +18,7 @@ import numpy as np
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.latent.denoising import DenoisingOptions, denoise
-from scvae_cli.latent.scoring import importance_bound
+from scvae_cli.latent.scoring import bounds
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
@@ -140,12 +140,12 @@ def _heldout(model: Model, linear: Model, counts: Counts, config: RunConfig) -> 
     mean = MeanModel(counts, np.flatnonzero(~out), config, model.device)
     linear.vae.to(model.device)
     judged = counts.cells(rows)
-    bounds = {
-        VAE: importance_bound(model, judged, n_samples=N_SAMPLES, seed=config.train.seed),
-        LINEAR: importance_bound(linear, judged, n_samples=N_SAMPLES, seed=config.train.seed),
+    log_prob = {
+        VAE: bounds(model, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
+        LINEAR: bounds(linear, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
         MEAN: mean.log_prob_n(counts, rows),
     }
-    return bounds, len(rows)
+    return log_prob, len(rows)
 
 
 def _thinned_losses(

@@ -22,6 +22,7 @@ from torch import Tensor
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ModelError
+from scvae_cli.model.bundle import Model
 from scvae_cli.training.loop import Trainer
 from scvae_cli.training.schedule import Schedule
 
@@ -101,7 +102,7 @@ class Checkpoint:
             state.setdefault(int(index), {})[key] = tensor
         trainer.optimizer.load_state_dict(state)
         saved = numbers["schedule"]
-        trainer.schedule = Schedule(**{f.name: saved[f.name] for f in fields(Schedule)})
+        trainer.schedule = Schedule(**{f.name: saved[f.name] for f in fields(Schedule) if f.name in saved})
         trainer.rollbacks, trainer.seconds = numbers["rollbacks"], numbers["seconds"]
         history: list[dict[str, float]] = numbers["history"]
         return history
@@ -111,8 +112,8 @@ class Checkpoint:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def run_hash(counts: Counts, config: RunConfig) -> str:
-    """Identify data and configuration, as far as they decide the weights.
+def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
+    """Identify data, configuration and the model to start from, as far as they decide the weights.
 
     Where and how fast it runs is left out; the number of CPU threads is not, since sums are taken in its order.
     """
@@ -124,6 +125,9 @@ def run_hash(counts: Counts, config: RunConfig) -> str:
         digest.update("\n".join(names).encode() + b"\0")
     for values in (counts.matrix.data, counts.matrix.indices):
         digest.update(np.ascontiguousarray(values).data)
+    if start_from is not None:
+        digest.update(str(start_from.config.train.beta).encode())
+        digest.update(save_tensors({name: t.cpu().contiguous() for name, t in start_from.vae.state_dict().items()}))
     return digest.hexdigest()
 
 

@@ -127,6 +127,8 @@ class Trainer:
         Cells in a step.
     compute
         Device and precision.
+    kl_warmup_share
+        As `Schedule` has it.
     """
 
     def __init__(
@@ -137,11 +139,14 @@ class Trainer:
         config: TrainConfig,
         batch_size: int,
         compute: Compute,
+        *,
+        kl_warmup_share: float = 1.0,
     ) -> None:
         self.vae = vae
         self.training, self.heldout = training, heldout
         self._config, self._batch_size, self._compute = config, batch_size, compute
-        self.schedule = Schedule.plan(config, len(even_batches(np.arange(training.n_cells), batch_size)))
+        steps_per_epoch = len(even_batches(np.arange(training.n_cells), batch_size))
+        self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0

@@ -42,6 +42,8 @@ class Schedule:
         Lowest held-out loss after the KL warm-up and when it was reached (0: none yet).
     noticed_loss, noticed_epoch
         The same, counting only losses noticeably below the one noticed before.
+    kl_warmup_share
+        How much of the usual KL warm-up there is: 1 for a training that starts from nothing, 0 for none.
     """
 
     steps_per_epoch: int
@@ -55,9 +57,10 @@ class Schedule:
     best_epoch: int = 0
     noticed_loss: float = math.inf
     noticed_epoch: int = 0
+    kl_warmup_share: float = 1.0
 
     @classmethod
-    def plan(cls, config: TrainConfig, steps_per_epoch: int) -> Schedule:
+    def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
         """Fill in what the configuration leaves open, from the number of steps in an epoch."""
         assert config.learning_rate is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
@@ -68,6 +71,7 @@ class Schedule:
             patience=patience,
             beta=config.beta,
             peak_rate=config.learning_rate,
+            kl_warmup_share=kl_warmup_share,
         )
 
     @property
@@ -78,7 +82,8 @@ class Schedule:
     def _kl_warmup(self) -> int:
         wanted = max(KL_WARMUP_EPOCHS * self.steps_per_epoch, MIN_KL_WARMUP_STEPS)
         # A short training warms up over its first third.
-        return max(1, min(wanted, MAX_KL_WARMUP_STEPS, self._last_step // 3))
+        steps = max(1, min(wanted, MAX_KL_WARMUP_STEPS, self._last_step // 3))
+        return math.ceil(self.kl_warmup_share * steps)
 
     @property
     def _warmed_up(self) -> bool:
@@ -86,7 +91,7 @@ class Schedule:
 
     def kl_weight(self) -> float:
         """Weight of the KL term at this step."""
-        return self.beta * min(1.0, self.step / self._kl_warmup)
+        return self.beta if self._warmed_up else self.beta * self.step / self._kl_warmup
 
     def learning_rate(self) -> float:
         """Learning rate at this step."""

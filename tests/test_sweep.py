@@ -1,0 +1,313 @@
+"""Sweeps: a curve that falls as it should, a suggestion that makes sense, and trainings that start from others."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from command_line import TINY as TINY_FLAGS
+from command_line import run_cli, run_well
+from simulated import TINY, counts_of, tiny_config, tree
+from workbench import DATA, MODEL, USAGE, refused
+
+import scvae_cli as scvae
+from scvae_cli.data.counts import Counts
+from scvae_cli.errors import ConfigError, ModelError, ScvaeWarning
+from scvae_cli.report.figure_file import save_figure
+from scvae_cli.report.sweep_figure import sweep_figure
+from scvae_cli.studies.sweep import sweep
+from scvae_cli.studies.sweep_result import SweepOptions, compare, find_breaks
+from scvae_cli.training.fit import fit, fit_to_end
+from scvae_cli.training.loop import EpochReport
+
+WITHOUT_LATENT = {name: value for name, value in TINY.items() if name != "n_latent"}
+BETAS = (0.1, 1.0, 10.0, 1000.0)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return counts_of(tree(n_cells=240, n_genes=80, depth=2000))
+
+
+@pytest.fixture(scope="module")
+def kept_models():
+    return {}
+
+
+@pytest.fixture(scope="module")
+def swept(counts, kept_models):
+    config = tiny_config(max_epochs=40)
+    return sweep(counts, config, SweepOptions(beta=BETAS[::-1]), on_model=kept_models.__setitem__)
+
+
+# --- the curve --------------------------------------------------------------------------------------------------------
+
+
+def test_the_rate_falls_and_the_distortion_rises_with_beta(swept):
+    assert swept.values == BETAS
+    assert (np.diff(swept.column("rate")) < 0).all()
+    assert (np.diff(swept.column("distortion")) > 0).all()
+    assert swept.breaks == ()
+    assert swept.warnings() == []
+    np.testing.assert_allclose(swept.column("elbo"), -swept.column("rate") - swept.column("distortion"))
+    assert (swept.column("bound") >= swept.column("elbo")).all()
+
+
+def test_collapse_is_not_suggested(swept):
+    collapsed = swept.runs[-1]
+    assert collapsed.rate < 0.01
+    assert collapsed.active_units == 0
+    assert swept.suggested < 1000
+    assert collapsed.excess > 4 * collapsed.excess_se
+    assert swept.suggested_run.active_units > 0
+    # It knows no more than the proportions of all cells.
+    assert abs(collapsed.gain) < 0.2
+    assert swept.column("gain").max() == 1
+
+
+def test_rows_say_what_the_models_say(swept, kept_models, counts):
+    for value, run in zip(swept.values, swept.runs, strict=True):
+        model = kept_models[value]
+        assert run.beta == model.config.train.beta == value
+        assert run.n_latent == model.config.model.n_latent == TINY["n_latent"]
+        assert run.epochs == model.facts["epochs"]
+        assert model.facts["kept_molecules"] == 0.9
+        # One sample a cell there, 25 here, of the same cells.
+        assert run.rate == pytest.approx(model.facts["heldout_kl"], rel=1e-3, abs=1e-4)
+        assert run.distortion == pytest.approx(model.facts["heldout_nll"], rel=0.02)
+        assert model.config.data.genes is None
+    assert swept.n_cells == counts.n_cells
+    assert swept.n_heldout == 24
+
+
+def test_genes_are_those_of_a_training(kept_models, counts):
+    model = fit_to_end(counts, tiny_config(max_epochs=1))
+    assert all(kept.genes == model.genes for kept in kept_models.values())
+
+
+def linear_counts(n_dimensions: int, n_cells: int = 240, n_genes: int = 80, depth: float = 2000) -> Counts:
+    """Counts whose log proportions lie in a space of so many dimensions."""
+    random = np.random.default_rng(0)
+    logit_ng = random.standard_normal((n_cells, n_dimensions)) @ random.normal(0, 0.6, (n_dimensions, n_genes))
+    share_ng = np.exp(logit_ng) / np.exp(logit_ng).sum(1, keepdims=True)
+    return counts_of(ad.AnnData(random.poisson(depth * share_ng).astype(np.float32)))
+
+
+def test_numbers_of_latent_dimensions():
+    found = sweep(linear_counts(3), tiny_config(max_epochs=40), SweepOptions(n_latent=(8, 1, 3)))
+    assert found.varied == "n_latent"
+    assert [run.n_latent for run in found.runs] == list(found.values) == [1, 3, 8]
+    assert all(run.beta == 1 and run.active_units <= run.n_latent for run in found.runs)
+    assert found.suggested >= 3
+    assert found.runs[0].excess > 4 * found.runs[0].excess_se
+    # Five dimensions too many are worth less than half of the two that are missing.
+    one, three, eight = found.column("loss")
+    assert three - eight < 0.5 * (one - three)
+
+
+def test_held_out_cells_judge_where_nothing_can_be_set_aside(counts):
+    found = sweep(counts, tiny_config(max_epochs=12), SweepOptions(beta=(1, 100), judge="bound"))
+    assert found.judge == "bound"
+    assert found.kept == 1
+    assert found.suggested == 1
+    np.testing.assert_allclose(found.column("loss"), -found.column("bound"))
+    assert np.isnan(found.column("gain")).all()
+
+
+def test_batches_and_few_counts():
+    """Cells that lose all their molecules leave; the others are predicted in their own batch."""
+    adata = tree(n_cells=200, n_genes=60, n_batches=2, depth=40)
+    some = counts_of(adata, "batch")
+    some = some.cells(some.library_n > 0)
+    found = sweep(some, tiny_config(max_epochs=3, batch_key="batch", genes="all"), SweepOptions(beta=(1, 10)))
+    assert found.n_cells <= some.n_cells
+    assert np.isfinite(found.column("loss")).all()
+
+
+# --- the suggestion ---------------------------------------------------------------------------------------------------
+
+
+def test_the_one_standard_error_rule():
+    random = np.random.default_rng(0)
+    cells_n = 100 * random.standard_normal(400)  # what all runs share must not matter
+    more_r = np.array([1.0, 0.0, 0.0, 0.5])
+    own_rn = random.standard_normal((4, 400))
+    # Equal but for half a standard error of the difference of two.
+    own_rn -= own_rn.mean(1, keepdims=True)
+    own_rn[2] += 0.5 * (own_rn[2] - own_rn[1]).std() / 20
+    loss_rn = cells_n + more_r[:, None] + own_rn
+    excess_r, error_r, best, last = compare(loss_rn, prefer_last=True)
+    assert best == 1
+    assert last == 2
+    assert compare(loss_rn, prefer_last=False)[3] == 1
+    assert excess_r[best] == error_r[best] == 0
+    # The paired error, not that of the losses themselves.
+    assert (error_r[[0, 3]] < 0.1).all()
+    assert error_r[0] == pytest.approx(np.std(loss_rn[0] - loss_rn[best], ddof=1) / 20)
+
+
+def test_breaks_are_told_when_they_are_sure():
+    random = np.random.default_rng(0)
+    noise_rn = 0.1 * random.standard_normal((3, 100))
+    rate_rn = np.array([[5.0], [7.0], [1.0]]) + noise_rn
+    distortion_rn = np.array([[10.0], [9.0], [20.0]]) + noise_rn
+    found = find_breaks((0.1, 1, 10), rate_rn, distortion_rn)
+    assert [(broken.lower, broken.upper, broken.what) for broken in found] == [(0.1, 1, "rate"), (0.1, 1, "distortion")]
+    assert found[0].by == pytest.approx(2, abs=0.1)
+    unsure_rn = np.array([[5.0], [5.05], [1.0]]) + 3 * random.standard_normal((3, 100))
+    assert find_breaks((0.1, 1, 10), unsure_rn, -unsure_rn) == ()
+
+
+def test_breaks_become_warnings(swept):
+    broken = find_breaks((0.1, 1), np.array([[1.0, 1.1], [2, 2]]), np.array([[1.0, 1.1], [2, 2]]))
+    (told,) = replace(swept, breaks=broken).warnings()
+    assert "from β = 0.1 to 1 the rate rises by 0.95 nats" in told
+
+
+# --- starting from a finished model -----------------------------------------------------------------------------------
+
+
+def heldout_losses(counts, config, model):
+    events = [event for event in fit(counts, config, start_from=model) if isinstance(event, EpochReport)]
+    return [event.heldout_loss for event in events]
+
+
+def test_a_training_starts_where_another_ended(counts):
+    config = tiny_config(max_epochs=40)
+    *events, finished = fit(counts, config)
+    cold = [event.heldout_loss for event in events if isinstance(event, EpochReport)]
+    model = finished.model
+    before = {name: tensor.clone() for name, tensor in model.vae.state_dict().items()}
+    warm = heldout_losses(counts, config, model)
+    reached = model.facts["heldout_nll"] + model.facts["heldout_kl"]
+    assert abs(warm[0] - reached) < 0.1 * (cold[0] - reached)
+    assert min(warm) < reached + 0.02 * (cold[0] - reached)
+    # The model it started from is as it was.
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.vae.state_dict().items())
+
+
+def test_other_models_are_no_start(counts):
+    model = fit_to_end(counts, tiny_config(max_epochs=1))
+    for other, config, fragment in (
+        (counts.genes(np.arange(50)), tiny_config(), "other genes"),
+        (counts, tiny_config(n_latent=5), "another network"),
+        (counts, tiny_config(seed=1), "other held-out cells"),
+        (replace(counts, batch=np.resize(["a", "b"], counts.n_cells)), tiny_config(), "other batches"),
+    ):
+        with pytest.raises(ModelError, match=fragment):
+            list(fit(other, config, start_from=model))
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_slots_come_back_from_the_file(bench):
+    figure = bench.folder / "sweep.png"
+    asked = ["sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--plot", figure, "--models", bench.folder / "kept"]
+    values = json.loads(run_well(*asked, "--beta", "10,0.1", "--json").out)
+    read = ad.read_h5ad(bench.data).uns["scvae"]
+    table = read["sweep"]["beta"]
+    assert list(table["beta"]) == [0.1, 10]
+    for name in ("rate", "distortion", "elbo", "bound", "active_units", "loss", "excess", "excess_se", "epochs"):
+        np.testing.assert_allclose(table[name], [run[name] for run in values["runs"]])
+    assert table["suggested"] == values["suggested"]
+    assert table["judge"] == "thinning"
+    assert values["slots"] == ["uns/scvae/sweep/beta"]
+    record = json.loads(read["runs"]["sweep_beta"])
+    assert record["slots"] == values["slots"]
+    assert figure.stat().st_size > 10_000
+    kept = scvae.load(bench.folder / "kept" / "beta_0.1.scvae")
+    assert kept.config.train.beta == 0.1
+    assert "sweep_beta" in run_well("info", bench.data).out
+    # What it wrote it may write again; models need --force.
+    run_well("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
+    kept = ["--models", bench.folder / "kept"]
+    assert "the model" in run_cli("sweep", bench.data, *kept, "--beta", "10,0.1").err
+
+
+def test_text_tells_the_suggestion_and_what_to_run_next(bench):
+    done = run_well("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
+    assert "latent dimensions, " in done.out.split("* suggested: ")[1]
+    assert "90% of the molecules" in done.out
+    assert f"next: scvae train {bench.data} --n-latent " in done.err
+    assert "--likelihood nb" in done.err
+    assert "--max-epochs 3" in done.err
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "options"),
+    [
+        (USAGE, "nothing to sweep", []),
+        (USAGE, "both given", ["--beta", "1,2", "--n-latent", "2,3"]),
+        (USAGE, "--beta is '0.1,x'", ["--beta", "0.1,x"]),
+        (USAGE, "--beta is ''", ["--beta", ""]),
+        (USAGE, "--beta is '1,'", ["--beta", "1,"]),
+        (USAGE, "--beta is -1 in", ["--beta", "-1,1"]),
+        (USAGE, "--beta is 0 in", ["--beta", "0,1"]),
+        (USAGE, "--beta is nan in", ["--beta", "nan,1"]),
+        (USAGE, "--beta is inf in", ["--beta", "1,inf"]),
+        (USAGE, "--beta is '1,0.5,1'", ["--beta", "1,0.5,1.0"]),
+        (USAGE, "--beta is '1'", ["--beta", "1"]),
+        (USAGE, "--n-latent is 2.5 in", ["--n-latent", "2.5,3"]),
+        (USAGE, "--n-latent is 0 in", ["--n-latent", "0,3"]),
+        (USAGE, "--max-epochs is 0", ["--beta", "1,2", "--max-epochs", "0"]),
+        (USAGE, "no picture by its name", ["--beta", "1,2", "--plot", "new.doc"]),
+        (MODEL, "exists and is not a model folder", ["--beta", "1,2", "--models", "FILE"]),
+        (MODEL, "is not a folder that can be written to", ["--beta", "1,2", "--models", "FOLDER/none/kept"]),
+        (DATA, "no layer", ["--beta", "1,2", "--layer", "none"]),
+    ],
+)
+def test_sweeps_that_cannot_be_meant(bench, code, fragment, options):
+    there = bench.file("mine.txt", "mine")
+    places = {"FILE": there, "FOLDER/none/kept": bench.folder / "none" / "kept"}
+    refused(bench.folder, ["sweep", bench.data, *[places.get(option, option) for option in options]], code, fragment)
+
+
+def test_a_slot_of_the_users_own_is_left(bench):
+    def put(adata):
+        adata.uns["scvae"] = {"sweep": {"beta": 3}}
+
+    bench.changed(put)
+    assert "--force" in refused(bench.folder, ["sweep", bench.data, "--beta", "1,2"], DATA, "not written by scvae")
+
+
+# --- in Python --------------------------------------------------------------------------------------------------------
+
+
+def test_in_python():
+    adata = tree(n_cells=120, n_genes=40, depth=300)
+    options = WITHOUT_LATENT | {"max_epochs": 3}
+    before = set(adata.uns)
+    found = scvae.sweep(adata, n_latent=[2, 3], inplace=False, **options)
+    assert set(adata.uns) == before
+    assert scvae.sweep(adata, n_latent=[2, 3], **options) is None
+    assert adata.uns["scvae"]["sweep"]["n_latent"]["suggested"] == found.suggested
+    with pytest.raises(ConfigError, match="no option 'gamma'"):
+        scvae.sweep(adata, beta=[1, 2], gamma=3)
+    with pytest.raises(ConfigError, match="both given"):
+        scvae.sweep(adata, beta=[1, 2], n_latent=[2, 3])
+
+
+def test_cells_without_structure_are_told_of():
+    random = np.random.default_rng(0)
+    adata = ad.AnnData(random.poisson(2.0, (150, 30)).astype(np.float32))
+    with pytest.warns(ScvaeWarning, match="knows nothing about the cells"):
+        scvae.sweep(adata, beta=[30, 300], **WITHOUT_LATENT | {"max_epochs": 6})
+
+
+# --- the picture ------------------------------------------------------------------------------------------------------
+
+
+def test_the_picture_shows_every_run(swept, tmp_path):
+    figure = sweep_figure(swept)
+    curve, loss, active = figure.axes
+    drawn = curve.lines[0].get_xydata()
+    np.testing.assert_allclose(drawn, np.column_stack([swept.column("rate"), swept.column("distortion")]))
+    assert {text.get_text() for text in curve.texts} == {"0.1", "1", "10", "1000"}
+    assert loss.get_xscale() == active.get_xscale() == "log"
+    save_figure(figure, tmp_path / "sweep.svg")
+    assert (tmp_path / "sweep.svg").stat().st_size > 10_000

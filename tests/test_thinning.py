@@ -1,0 +1,126 @@
+"""Thinning: two parts that are the counts, of the right sizes, and a loss that is least at the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from scipy.special import gammaln
+from scipy.stats import binom, binomtest, chisquare, poisson
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.studies.thinning import KEPT, thin
+
+
+def as_counts(matrix: np.ndarray) -> Counts:
+    n, g = matrix.shape
+    return Counts(
+        matrix=sp.csr_matrix(matrix.astype(np.float32)),
+        cell_names=np.asarray([f"cell_{i}" for i in range(n)], dtype=object),
+        gene_names=np.asarray([f"gene_{i}" for i in range(g)], dtype=object),
+        source="X",
+        batch=np.asarray([f"batch_{i % 2}" for i in range(n)], dtype=object),
+    )
+
+
+@pytest.fixture(scope="module")
+def mean_ng():
+    """Expected counts of cells in three states that differ in a third of their genes, at two depths."""
+    random = np.random.default_rng(1)
+    state_cg = np.exp(random.normal(0, 1.2, (3, 200)))
+    state_cg /= state_cg.sum(1, keepdims=True)
+    return state_cg[random.integers(0, 3, 400)] * random.choice([300.0, 900.0], 400)[:, None]
+
+
+@pytest.fixture(scope="module")
+def counts(mean_ng):
+    return as_counts(np.random.default_rng(2).poisson(mean_ng))
+
+
+def test_the_parts_are_the_counts(counts):
+    before = counts.matrix.copy()
+    thinned = thin(counts)
+    assert (thinned.kept.matrix + thinned.aside != counts.matrix).nnz == 0
+    for part in (thinned.kept.matrix, thinned.aside):
+        assert part.dtype == np.float32
+        assert (part.data > 0).all()
+        assert (part.data == np.rint(part.data)).all()
+    # What was given is not touched, explicit values and order alike.
+    assert np.array_equal(counts.matrix.data, before.data)
+    assert np.array_equal(counts.matrix.indices, before.indices)
+
+
+@pytest.mark.parametrize("share", [KEPT, 0.5])
+def test_each_molecule_is_kept_with_the_same_probability(counts, share):
+    thinned = thin(counts, share=share, seed=3)
+    kept, total = int(thinned.kept.matrix.sum()), int(counts.matrix.sum())
+    assert binomtest(kept, total, share).pvalue > 1e-3
+    # Not only in all: of counts of three, 0 to 3 are kept as often as a binomial says.
+    of_three = np.asarray(counts.matrix.todense()) == 3
+    kept_of_three = np.asarray(thinned.kept.matrix.todense())[of_three].astype(int)
+    expected = binom.pmf(np.arange(4), 3, share) * of_three.sum()
+    assert chisquare(np.bincount(kept_of_three, minlength=4), expected).pvalue > 1e-3
+
+
+def test_draws_follow_the_seed(counts):
+    first, again, other = (thin(counts, seed=seed).kept.matrix for seed in (5, 5, 6))
+    assert (first != again).nnz == 0
+    assert (first != other).nnz > 0
+
+
+def test_the_loss_is_that_of_a_poisson(counts, mean_ng):
+    thinned = thin(counts)
+    predicted_ng = KEPT * mean_ng
+    losses = thinned.poisson_loss(np.array_split(predicted_ng, 7))
+    x_ng = np.asarray(thinned.aside.todense())
+    expected_ng = (1 - KEPT) * mean_ng
+    reference = -(poisson.logpmf(x_ng, expected_ng) + gammaln(x_ng + 1)).sum(1)
+    np.testing.assert_allclose(losses, reference, rtol=1e-6)
+
+
+def test_a_gene_that_was_not_expected_costs_much_but_not_without_bound():
+    thinned = thin(as_counts(np.full((3, 4), 50)))
+    losses = thinned.poisson_loss([np.zeros((3, 4))])
+    assert np.isfinite(losses).all()
+    assert (losses > 10).all()
+
+
+def test_the_true_mean_predicts_best(counts, mean_ng):
+    """Against means that blur cells together, and means that repeat the noise of what was kept."""
+    thinned = thin(counts)
+    kept_ng = np.asarray(thinned.kept.matrix.todense())
+    truth = KEPT * mean_ng
+    average = mean_ng.mean(0) / mean_ng.sum() * len(mean_ng) * KEPT * mean_ng.sum(1, keepdims=True)
+    losses = {
+        "truth": truth,
+        "blurred": 0.7 * truth + 0.3 * average,
+        "sharpened": 0.7 * truth + 0.3 * kept_ng,
+        "counts themselves": kept_ng,
+    }
+    losses = {name: thinned.poisson_loss([values]) for name, values in losses.items()}
+    for name in ("blurred", "sharpened", "counts themselves"):
+        more = losses[name] - losses["truth"]
+        assert more.mean() > 4 * more.std() / np.sqrt(len(more)), name
+
+
+def test_the_baseline_gives_every_cell_the_same_proportions(counts, mean_ng):
+    thinned = thin(counts)
+    kept_ng = np.asarray(thinned.kept.matrix.todense(), dtype=float)
+    same_ng = kept_ng.sum(1, keepdims=True) * kept_ng.sum(0) / kept_ng.sum()
+    np.testing.assert_allclose(thinned.baseline_loss(), thinned.poisson_loss([same_ng]), rtol=1e-9)
+    assert thinned.baseline_loss().mean() > thinned.poisson_loss([KEPT * mean_ng]).mean()
+
+
+def test_cells_that_lose_everything_leave_both_parts():
+    matrix = np.zeros((300, 5))
+    matrix[:, 1] = 1
+    matrix[::3, 2] = 40
+    counts = as_counts(matrix)
+    thinned = thin(counts, share=0.5)
+    assert 150 < thinned.kept.n_cells < 300
+    assert thinned.kept.filled.all()
+    assert thinned.aside.shape == thinned.kept.matrix.shape
+    # The rows of the two parts are still those of the same cells.
+    position = [int(name.removeprefix("cell_")) for name in thinned.kept.cell_names]
+    assert np.array_equal(np.asarray((thinned.kept.matrix + thinned.aside).todense()), matrix[position])
+    assert [f"batch_{i % 2}" for i in position] == list(thinned.kept.batch)
