@@ -86,7 +86,8 @@ def denoise(
         "slots": slots,
     }
     averaged = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
-    what = f"expected counts of {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
+    unit = "counts" if session.model.of_counts else "values"
+    what = f"expected {unit} of {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
     console.result(values, f"{what} → {', '.join(slots)} of {output or data}")
     if n_modelled < n_genes:
         console.next_step(f'adata[:, adata.var["{names.modelled}"]] leaves out the genes that are not modelled')

@@ -1,4 +1,4 @@
-"""The counts a cell would be expected to show: E_q[μ].
+"""The counts (or real numbers) a cell would be expected to show: E_q[μ].
 
 Shapes: n cells, g modelled genes, f genes of the file, k latent dimensions.
 """
@@ -14,7 +14,7 @@ import torch
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
-from scvae_cli.errors import DataError
+from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table
 from scvae_cli.model.bundle import Model
 
@@ -91,7 +91,11 @@ def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: Denoi
     ------
     DataError
         For an unknown gene, batch or library size.
+    ConfigError
+        For a depth or zero inflation asked of a model of real numbers.
     """
+    if options.with_zero_inflation and not model.of_counts:
+        raise ConfigError("a model of real numbers has no zero inflation", "leave out --with-zero-inflation")
     chosen = set(model.genes)
     if options.genes is not None:
         unknown = [gene for gene in options.genes if gene not in chosen]
@@ -133,14 +137,25 @@ def batch_index(model: Model, batch_as: str) -> int | None:
     return model.batches.index(batch_as)
 
 
-def library_size(model: Model, library: str | float) -> float | None:
+def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """The depth to decode at; None for each cell's own.
+
+    Parameters
+    ----------
+    usual
+        What is decoded at when nothing is asked for; the only answer for a model of real numbers.
 
     Raises
     ------
+    ConfigError
+        For a depth asked of a model of real numbers.
     DataError
         For anything but "observed", "median" or a number above 0.
     """
+    if not model.of_counts and library != usual:
+        raise ConfigError(
+            f"--library is {library!r}, but a model of real numbers knows no depth", "leave out --library"
+        )
     if library == "observed":
         return None
     if library == "median":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from scvae_cli.config import RunConfig
-from scvae_cli.data.counts import Counts
+from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.moments import moments
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError
+from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
@@ -98,7 +100,7 @@ def fit(
     resume: bool = False,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[FitEvent]:
-    """Train a model on raw counts, yielding what happens; the last event is `Finished` or `Stopped`.
+    """Train a model on raw counts or real numbers, yielding what happens; the last event is `Finished` or `Stopped`.
 
     Parameters
     ----------
@@ -116,11 +118,12 @@ def fit(
     Raises
     ------
     DataError
-        For cells without counts, or too few cells or genes.
+        For cells without counts, too few cells or genes, or real numbers where the likelihood is one of counts.
     ModelError
         When there is nothing to resume, or training diverges again and again.
     """
     compute = choose_compute(config.compute)
+    counts = _as_modelled(counts, config)
     n_before = counts.n_cells
     counts = refuse_empty(counts, drop=config.data.drop_empty)
     n_dropped = n_before - counts.n_cells
@@ -133,13 +136,13 @@ def fit(
     counts = refuse_empty(counts.genes(columns), drop=False)
 
     batches, batch_n = _batch_codes(counts)
-    config = settle(config, len(training))
+    config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size
     assert batch_size is not None
     vae = _start(config, counts, training, batches, batch_n).to(compute.device)
 
     def table(rows: np.ndarray) -> CellTable:
-        return CellTable(counts.matrix, batch_n, compute.device, cells=rows)
+        return CellTable(counts.matrix, batch_n, compute.device, cells=rows, real=counts.real)
 
     trainer = Trainer(vae, table(training), table(heldout), config.train, batch_size, compute)
     history: list[dict[str, float]] = []
@@ -223,6 +226,21 @@ def fit_to_end(counts: Counts, config: RunConfig, *, on_event: Callable[[FitEven
     return event.model
 
 
+def _as_modelled(counts: Counts, config: RunConfig) -> Counts:
+    """The data as the likelihood sees it: counts, or real numbers, which counts are too."""
+    if config.model.of_counts:
+        if counts.real:
+            raise DataError(
+                f"{counts.source} was read as real numbers, and {config.model.likelihood} is a likelihood of counts",
+                "--likelihood normal models real numbers",
+            )
+        return counts
+    if counts.n_cells and what_is_wrong(counts.matrix.data) is None:
+        message = f"{counts.source} holds raw counts, which a count likelihood (--likelihood zinb or nb) fits better"
+        warnings.warn(ScvaeWarning(message), stacklevel=3)
+    return replace(counts, real=True)
+
+
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     """Refuse, or leave out, cells without a single count."""
     empty = ~counts.filled
@@ -259,13 +277,17 @@ def _start(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         vae = VAE(config.model, counts.n_genes, batches)
+    batch_of_training = None if batch_n is None else batch_n[training]
+    if counts.real:
+        vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
+        return vae
     # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
     vae.start_from_data(
         (weight_n @ counts.matrix).astype(np.float64),
         counts.library_n[training],
-        None if batch_n is None else batch_n[training],
+        batch_of_training,
     )
     return vae
 
