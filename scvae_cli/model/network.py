@@ -184,8 +184,8 @@ class CountHead(nn.Module):
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the genes, shape (n, g), and tangents d at the hidden units pushed through, (m, n, g)."""
-        weight_gh, bias_g = self.outputs.weight[: self.n_genes], self.outputs.bias[: self.n_genes]
-        return nn.functional.linear(h_nh, weight_gh, bias_g), d_mnh @ weight_gh.T
+        weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
+        return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
