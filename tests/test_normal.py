@@ -23,11 +23,11 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.moments import moments
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.model.axes import CanonicalAxes
-from scvae_cli.model.bundle import Model
+from scvae_cli.model.bundle import Model, load
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.network import NormalHead
 from scvae_cli.model.vae import VAE
-from scvae_cli.training.fit import fit_to_end
+from scvae_cli.training.fit import Stopped, fit, fit_to_end
 from scvae_cli.training.flatness import flatness_penalty
 from scvae_cli.training.recipe import settle
 
@@ -262,6 +262,22 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
     assert scores.iwae.mean() < log_true_n.mean() + 3 * (scores.iwae - log_true_n).std() / 1000**0.5
     assert scores.iwae.mean() <= marginal(model).logpdf(new_ng.astype(np.float32)).mean() + 1e-3
     assert float(model.vae.decoder.head.log_sd_g.exp().detach().median()) == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("variance", [None, 0.5])
+def test_training_saves_loads_and_resumes_to_the_bit(tmp_path, variance):
+    counts = real(np.random.default_rng(0).standard_normal((120, 6)) @ np.diag(np.logspace(-2, 2, 6)))
+    told = {"likelihood": "normal", "variance": variance, "max_epochs": 4, "n_hidden": 16, "n_latent": 2, "flat": 1.0}
+    config = RunConfig.resolve(None, told | {"device": "cpu", "threads": 1})
+    whole, folder, asked = fit_to_end(counts, config), tmp_path / "m.scvae", iter(range(1, 100))
+    stopped = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))
+    assert stopped[-1] == Stopped(epoch=2)
+    list(fit(counts, config, model_folder=folder, resume=True))[-1].model.save(folder)
+    found, expected = load(folder).vae.state_dict(), whole.vae.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert load(folder).config.model.variance == variance
+    assert ("decoder.head.raw_log_sd_g" in found) == (variance is None)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
