@@ -37,17 +37,16 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import select_genes
+from scvae_cli.latent.denoising import CELL, STATE
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
-from scvae_cli.studies.thinning import Thinned, thin
-from scvae_cli.studies.worth import predicted
+from scvae_cli.studies.thinning import Thinned, predicted, thin
 from scvae_cli.training.fit import fit_to_end
 
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"
 REAL = ("pbmc4k_top2000", "paul15_3004", "mixology_sc", "kang_muscat_2donors")
 TREES = {"simulated tree": (2, 10, 1500.0), "simulated line": (1, 11, 5000.0)}
-STATE, CELL = "state", "cell"
 
 
 def load(name: str) -> tuple[str, anndata.AnnData]:

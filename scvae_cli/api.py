@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scvae_cli.config import RunConfig
+from scvae_cli.config import Likelihood, ModelConfig, RunConfig
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
@@ -38,7 +38,7 @@ def train(
     on_event: Callable[[FitEvent], None] | None = None,
     **options: Any,
 ) -> Model:
-    """Train a model on raw counts.
+    """Train a model on raw counts or, with a normal likelihood, on real numbers.
 
     Parameters
     ----------
@@ -66,13 +66,22 @@ def train(
         if name not in known:
             raise ConfigError(f"train() has no option {name!r}", "options: " + ", ".join(sorted(known)))
     run = RunConfig.resolve(None if config is None else Path(config), options)
-    counts = read_counts(open_store(data), layer=run.data.layer, batch_key=run.data.batch_key)
+    counts = read_counts(
+        open_store(data), layer=run.data.layer, batch_key=run.data.batch_key, real=not run.model.of_counts
+    )
     return fit_to_end(counts, run, on_event=on_event)
 
 
-def check(data: AnnData | Path | str, *, layer: str | None = None, batch_key: str | None = None) -> Inspection:
-    """Say what is in the data, and what training would refuse or warn about."""
-    return inspect(open_store(data), layer=layer, batch_key=batch_key)
+def check(
+    data: AnnData | Path | str,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    likelihood: Likelihood = "zinb",
+) -> Inspection:
+    """Say what is in the data, and what training with a likelihood would refuse or warn about."""
+    real = not ModelConfig(likelihood=likelihood).of_counts
+    return inspect(open_store(data), layer=layer, batch_key=batch_key, real=real)
 
 
 def embed(

@@ -86,8 +86,9 @@ class SweepRequest:
             check_new_model(self._model_folder(value), force=self.force)
 
     def counts(self) -> Counts:
-        """The raw counts; whoever asks holds them alone."""
-        return read_counts(self.store, layer=self.config.data.layer, batch_key=self.config.data.batch_key)
+        """The raw counts, or real numbers; whoever asks holds them alone."""
+        data, real = self.config.data, not self.config.model.of_counts
+        return read_counts(self.store, layer=data.layer, batch_key=data.batch_key, real=real)
 
     def answer(
         self, counts: Counts, *, follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 from scvae_cli.errors import ConfigError
 
-Likelihood = Literal["zinb", "nb", "poisson"]
+Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
@@ -46,11 +46,13 @@ class DataConfig:
     Parameters
     ----------
     layer
-        Layer that holds raw counts; None takes `layers["counts"]`, else X, else raw.
+        Layer to model; None takes the first of `layers["counts"]`, X and raw that holds raw counts, and for a normal
+        likelihood X.
     batch_key
         Column of obs whose categories the decoder is conditioned on.
     n_top_genes
-        Number of most variable genes to model (seurat_v3); None decides by the number of expressed genes.
+        Number of most variable genes to model (seurat_v3; of real numbers, by their variance); None decides by the
+        number of genes there are.
     genes
         "all", or "@FILE" with one gene name a line; None decides by `n_top_genes`.
     drop_empty
@@ -82,7 +84,9 @@ class ModelConfig:
     Parameters
     ----------
     likelihood
-        Distribution of a count: "zinb", "nb" or "poisson".
+        Distribution of a count: "zinb", "nb" or "poisson"; or, of any real number, "normal".
+    variance
+        Of the normal likelihood, the same for all features; None learns one for each.
     decoder
         "mlp", a network with hidden layers, or "linear", without: every gene's output is then an affine function of
         the latent position, and its weights are loadings, as in a factor analysis (Svensson et al. 2020,
@@ -91,25 +95,38 @@ class ModelConfig:
         Latent dimensions; units in a hidden layer; hidden layers in the encoder and, unless it is linear, in the
         decoder.
     encoder_dropout, decoder_dropout
-        Share of hidden units dropped while training; None chooses the decoder's by the number of cells.
+        Share of hidden units dropped while training; None chooses by the number of cells and of genes.
     """
 
     likelihood: Likelihood = "zinb"
+    variance: float | None = None
     decoder: DecoderKind = "mlp"
     n_latent: int = 20
     n_hidden: int = 256
     n_layers: int = 1
-    encoder_dropout: float = 0.3
+    encoder_dropout: float | None = None
     decoder_dropout: float | None = None
 
     def __post_init__(self) -> None:
         for name, known in (("likelihood", LIKELIHOODS), ("decoder", DECODERS)):
             _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
+        if self.variance is not None:
+            _require_finite("variance", self.variance, "a number above 0", above_zero=True)
+            if self.of_counts:
+                raise ConfigError(
+                    f"--variance was given with --likelihood {self.likelihood}",
+                    "a count's variance follows from its mean; it is an option of --likelihood normal",
+                )
         for name in ("n_latent", "n_hidden", "n_layers"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
         for name in ("encoder_dropout", "decoder_dropout"):
             share = getattr(self, name)
             _require(share is None or 0 <= share < 1, name, share, "a share from 0 to below 1")
+
+    @property
+    def of_counts(self) -> bool:
+        """Whether it models counts, which have a depth, and not real numbers."""
+        return self.likelihood != "normal"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -50,7 +50,7 @@ class Session:
     kept
         Mask over the store's cells of those in `counts`.
     missing_genes
-        Genes of the model that the data lacks; they count zero.
+        Genes of the model that the data lacks; they count zero (of real numbers, their training mean).
     """
 
     store: CellStore
@@ -80,7 +80,7 @@ class Session:
         model
             A model in memory, or its folder.
         layer
-            Layer with the raw counts; None takes the one the model was trained on, or finds the counts.
+            Layer with what the model models; None takes the one it was trained on, or finds the counts.
         device
             Where to compute.
         allow_missing_genes
@@ -106,14 +106,19 @@ class Session:
                 f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
                 "give the cells' batches a column of that name",
             )
-        everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key)
+        real = not model.of_counts
+        everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
         if model.batches and key is not None and not needs_batch:
             _warn_of_new_batches(store, key, model)
         aligned, missing = match_genes(
-            everything, model.genes, max_missing=1.0 if allow_missing_genes else MAX_MISSING_GENES
+            everything,
+            model.genes,
+            max_missing=1.0 if allow_missing_genes else MAX_MISSING_GENES,
+            absent_g=model.vae.encoder.absent_g(),
         )
         if missing:
-            message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and count as zero"
+            fate = "are given their training mean" if real else "count as zero"
+            message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and {fate}"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
         kept = aligned.filled
         if not kept.all():

@@ -25,10 +25,10 @@ PRINTING = "--json --quiet/-q"
 
 # Arguments in capitals, then options. Whatever goes from this table breaks someone's pipeline.
 OPTIONS = {
-    "check": f"DATA --layer --batch-key {PRINTING}",
-    "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --decoder --n-latent "
-    "--n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction --patience "
-    f"--seed --config --resume --force --device --precision --deterministic --threads {PRINTING}",
+    "check": f"DATA --layer --batch-key --likelihood {PRINTING}",
+    "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance --decoder "
+    "--n-latent --n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction "
+    f"--patience --seed --config --resume --force --device --precision --deterministic --threads {PRINTING}",
     "embed": f"{MODEL} --axes {ASKING} {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
     f"{PRINTING}",

@@ -103,14 +103,6 @@ def test_the_true_mean_predicts_best(counts, mean_ng):
         assert more.mean() > 4 * more.std() / np.sqrt(len(more)), name
 
 
-def test_the_baseline_gives_every_cell_the_same_proportions(counts, mean_ng):
-    thinned = thin(counts)
-    kept_ng = np.asarray(thinned.kept.matrix.todense(), dtype=float)
-    same_ng = kept_ng.sum(1, keepdims=True) * kept_ng.sum(0) / kept_ng.sum()
-    np.testing.assert_allclose(thinned.baseline_loss(), thinned.poisson_loss([same_ng]), rtol=1e-9)
-    assert thinned.baseline_loss().mean() > thinned.poisson_loss([KEPT * mean_ng]).mean()
-
-
 def test_cells_that_lose_everything_leave_both_parts():
     matrix = np.zeros((300, 5))
     matrix[:, 1] = 1

@@ -101,7 +101,8 @@ def denoise(
         "slots": slots,
     }
     averaged = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
-    whose = "rates of the cells themselves" if estimate == "cell" else "expected counts"
+    unit = "counts" if session.model.of_counts else "values"
+    whose = "rates of the cells themselves" if estimate == "cell" else f"expected {unit}"
     what = f"{whose}, {n_cells:,} cells × {n_modelled:,} genes ({averaged})"
     console.result(values, f"{what} → {', '.join(slots)} of {output or data}")
     if n_modelled < n_genes:

@@ -44,12 +44,13 @@ def _model_text(values: dict[str, Any]) -> str:
     shape = run["model"]
     widths = f"{shape['n_latent']} latent dimensions, {shape['n_layers']} × {shape['n_hidden']} hidden"
     widths += ", linear decoder" if shape["decoder"] == "linear" else ""
+    likelihood = shape["likelihood"] + ("" if shape["variance"] is None else f" (variance {shape['variance']:g})")
     parts = f"NLL {facts['heldout_nll']:.2f}, KL {facts['heldout_kl']:.2f}"
     active = f"{facts['active_units']} of {shape['n_latent']} dimensions active"
     length = f"{facts['epochs']} epochs (best: {facts['best_epoch']}) in {facts['seconds']:.0f} s"
     lines = [
         f"{values['model']} ({values['hash']})",
-        f"{shape['likelihood']}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
+        f"{likelihood}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
         f"{facts['n_genes']:,} genes ({facts['genes_chosen']})",
         f"{facts['n_cells']:,} cells from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
         f"batches: {', '.join(values['batches']) or 'none'}",

@@ -151,7 +151,7 @@ def interpolate(
         "plot": None if plot is None else str(plot),
         "slots": slots,
     }
-    console.result(values, _text(values, library))
+    console.result(values, _text(values, library, of_counts=walk.of_counts))
     if (warning := walk.warning()) is not None:
         console.warn(warning)
     console.next_step(f'sc.pl.umap(adata, color="{names.pseudotime(options.name)}")')
@@ -213,11 +213,12 @@ def _gene_table(walk: Walk) -> list[dict[str, Any]]:
     return rows
 
 
-def _text(values: dict[str, Any], library: str) -> str:
+def _text(values: dict[str, Any], library: str, *, of_counts: bool) -> str:
+    unit = o.noise_unit(of_counts=of_counts)
     depth = "the median depth" if library == "median" else f"a depth of {library}"
     lines = [
         f"{' → '.join(values['waypoints'])}: {values['kind']}, {values['n_steps']} steps, {values['length']:.1f} "
-        f"standard deviations of a count; {values['n_cells_on_path']:,} of {values['n_cells']:,} cells near"
+        f"{unit}; {values['n_cells_on_path']:,} of {values['n_cells']:,} cells near"
     ]
     if values["groups_passed"]:
         lines.append(f"passes {' → '.join(values['groups_passed'])}")
@@ -228,7 +229,8 @@ def _text(values: dict[str, Any], library: str) -> str:
             f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['direction']:>11}"
             f"{row['switch_step']:>13}"
         )
-    lines.append(f"(expected counts at {depth}; change in standard deviations of a count)")
+    expected = f"expected counts at {depth}" if of_counts else "expected values"
+    lines.append(f"({expected}; change in {unit})")
     lines += [f"→ {place}" for place in (values["path_out"], values["plot"]) if place]
     lines.append(f"→ {', '.join(values['slots'])} of {values['output']}")
     return "\n".join(lines)

@@ -23,7 +23,9 @@ ModelFolder = Annotated[
 ]
 Layer = Annotated[
     str | None,
-    typer.Option(help="Layer with raw counts.", show_default="counts, else X, else raw", rich_help_panel=INPUT),
+    typer.Option(
+        help="Layer to model.", show_default="counts, else X, else raw; X for real numbers", rich_help_panel=INPUT
+    ),
 ]
 AllowMissingGenes = Annotated[
     bool,
@@ -63,6 +65,11 @@ BatchAs = Annotated[
         rich_help_panel=DECODE,
     ),
 ]
+
+
+def noise_unit(*, of_counts: bool) -> str:
+    """What Fisher–Rao distances are told in."""
+    return f"standard deviations of {'a count' if of_counts else 'the noise'}"
 
 
 def model_folder(model: Path | None, data: Path) -> Path:

@@ -79,7 +79,7 @@ def pseudotime(
         "missing_genes": len(session.missing_genes),
         "slots": slots,
     }
-    console.result(values, _text(values, result))
+    console.result(values, _text(values, result, o.noise_unit(of_counts=session.model.of_counts)))
     if (warning := result.warning()) is not None:
         console.warn(warning)
     console.next_step(f'sc.pl.umap(adata, color="{names.pseudotime(chosen)}")')
@@ -103,10 +103,10 @@ def _root(groupby: str | None, root: str | None, root_cell: str | None, ends: li
     return (root_cell, True) if root_cell is not None else (str(root), False)
 
 
-def _text(values: dict[str, Any], result: Pseudotime) -> str:
+def _text(values: dict[str, Any], result: Pseudotime, unit: str) -> str:
     lines = [
         f"{values['n_cells']:,} cells in order from {values['root']}; the farthest is "
-        f"{result.distance_n.max():.1f} standard deviations of a count away"
+        f"{result.distance_n.max():.1f} {unit} away"
     ]
     lines += [f"{branch:<30}{size:>10,} cells" for branch, size in values["branches"].items()]
     lines.append(f"→ {', '.join(values['slots'])} of {values['output']}")

@@ -118,7 +118,7 @@ def sample(
     comparison = None
     if isinstance(result, Sampled) and not mean:
         real = request.real_cells(session)
-        comparison = Comparison(real.matrix, result.options.n, seed=seed)
+        comparison = Comparison(real.matrix, result.options.n, seed=seed, of_counts=session.model.of_counts)
         made = replace(made, blocks=comparison.watch(made.blocks))
     with console.progress("Sampling", total=len(made.cell_names)) as advance:
         replace(made, blocks=told(made.blocks, advance)).write(target, force=force)
@@ -214,11 +214,14 @@ def _text(result: Sampled | Prototype, values: dict[str, Any]) -> list[str]:
     from scvae_cli.latent.sample_result import Sampled
 
     if not isinstance(result, Sampled):
-        lines = [f"the prototype, z = 0, at {result.library:,.0f} counts; off-manifold score {result.off_manifold:.2f}"]
+        of_counts = result.library is not None
+        depth = f", at {result.library:,.0f} counts" if of_counts else ""
+        lines = [f"the prototype, z = 0{depth}; off-manifold score {result.off_manifold:.2f}"]
         lines.append(f"{'gene':<16}{'prototype':>11}{'average':>10}{'change':>9}")
         for row in values["genes"]:
             lines.append(f"{row['gene']:<16}{row['prototype']:>11.3g}{row['average']:>10.3g}{row['change']:>+9.2f}")
-        return [*lines, "(expected counts, beside the average training cell; change in standard deviations of a count)"]
+        expected, unit = "counts" if of_counts else "values", o.noise_unit(of_counts=of_counts)
+        return [*lines, f"(expected {expected}, beside the average training cell; change in {unit})"]
     what = {"prior": "the prior", "density": "the cells' density", "group": f"the cells of {values['group']}"}
     lines = [f"{values['n_cells']:,} cells × {values['n_genes']:,} genes drawn from {what[result.source]}"]
     if (scores := result.scores) is not None:
@@ -235,11 +238,14 @@ def _verdict(agreement: Agreement | None) -> list[str]:
     if agreement is None:
         return []
     lines = [f"{f'against {agreement.n_real:,} real cells':<34}{'sampled':>10}{'real':>10}"]
+    real_numbers = agreement.real.zero_fraction is None
     for field, label in (
-        ("mean", "gene means, log2 ratio"),
+        ("mean", "gene means, standard deviations" if real_numbers else "gene means, log2 ratio"),
         ("variance", "gene variances, log2 ratio"),
         ("zero_fraction", "zero fractions, difference"),
     ):
+        if field == "zero_fraction" and real_numbers:
+            continue
         both = (getattr(part, field) for part in (agreement.samples, agreement.real))
         lines.append(f"{label:<34}" + "".join(f"{value:>10.3f}" for value in both))
     return [*lines, f"(root mean squares over the genes, {agreement.n_cells:,} cells each)"]

@@ -202,8 +202,9 @@ def _text(result: Sweep) -> str:
         lines += [
             f"trained on {result.kept:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, ELBO and "
             f"bound of {result.n_heldout:,} held-out cells",
-            "thinning loss: of predicting the other molecules, above the best ± its standard error; all in nats a cell",
-            "gain: share of the best run's advantage over giving every cell the same proportions",
+            "thinning loss: of predicting the other molecules, the cell's own counts weighed in, above the best ± its "
+            "standard error; all in nats a cell",
+            "gain: share of the best run's advantage over a mean model, which gives every cell the same proportions",
         ]
     else:
         lines.append(f"nats a cell, {result.n_heldout:,} held-out cells, which judge")

@@ -30,6 +30,7 @@ def train(
     genes: t.Genes = None,
     drop_empty: o.DropEmpty = False,
     likelihood: t.Likelihood = None,
+    variance: t.Variance = None,
     decoder: t.DecoderKind = None,
     n_latent: Annotated[
         int | None, typer.Option(help="Latent dimensions.", show_default="20", rich_help_panel=t.MODEL)
@@ -76,16 +77,17 @@ def train(
 ) -> None:
     """Train a model on raw counts and write the model folder; DATA itself is only read.
 
-    Holds cells out, keeps the weights that are best on them, and stops when they no longer improve. Ctrl-C ends the
-    training after the epoch in progress; --resume takes it up again.
+    With --likelihood normal the values may be any real numbers. Holds cells out, keeps the weights that are best on
+    them, and stops when they no longer improve. Ctrl-C ends the training after the epoch in progress; --resume takes it
+    up again.
     """
     flags = {
         "layer": layer, "batch_key": batch_key, "n_top_genes": n_top_genes, "genes": genes,
-        "drop_empty": drop_empty or None, "likelihood": likelihood, "decoder": decoder, "n_latent": n_latent,
-        "n_hidden": n_hidden, "n_layers": n_layers, "beta": beta, "flat": flat, "max_epochs": max_epochs,
-        "batch_size": batch_size, "learning_rate": learning_rate, "validation_fraction": validation_fraction,
-        "patience": patience, "seed": seed, "device": device, "precision": precision, "deterministic": deterministic,
-        "threads": threads,
+        "drop_empty": drop_empty or None, "likelihood": likelihood, "variance": variance, "decoder": decoder,
+        "n_latent": n_latent, "n_hidden": n_hidden, "n_layers": n_layers, "beta": beta, "flat": flat,
+        "max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate,
+        "validation_fraction": validation_fraction, "patience": patience, "seed": seed, "device": device,
+        "precision": precision, "deterministic": deterministic, "threads": threads,
     }  # fmt: skip
     from scvae_cli.config import RunConfig
 
@@ -100,8 +102,10 @@ def train(
 
     store = open_store(data)
     check_new_model(folder, force=force)
-    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key)
-    console.info(f"counts: {counts.source} of {store.title}, {counts.n_cells:,} cells × {counts.n_genes:,} genes")
+    real = not run.model.of_counts
+    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
+    size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+    console.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
     with _graceful_interrupt(console) as stop_requested:
         events = fit(counts, run, model_folder=folder, resume=resume, stop_requested=stop_requested)
         # The training alone holds the counts from here on, and can let go what it does not need.

@@ -27,7 +27,15 @@ Genes = Annotated[
 ]
 Likelihood = Annotated[
     str | None,
-    typer.Option(help="zinb, nb or poisson.", show_default="zinb", rich_help_panel=MODEL),
+    typer.Option(
+        help="Of counts: zinb, nb or poisson; of any real numbers: normal.", show_default="zinb", rich_help_panel=MODEL
+    ),
+]
+Variance = Annotated[
+    float | None,
+    typer.Option(
+        help="Of --likelihood normal, for all features.", show_default="learned for each", rich_help_panel=MODEL
+    ),
 ]
 DecoderKind = Annotated[
     str | None,

@@ -1,5 +1,7 @@
 """Raw counts as the rest of the house knows them, and the checks that make them trustworthy.
 
+Real numbers, for a model with a normal likelihood, travel in the same carrier and say so (`real`).
+
 Shapes: n cells, g genes.
 """
 
@@ -30,22 +32,30 @@ _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("a negative value ({})", lambda values: values < 0)
 ]
+# What no real number may be: the house computes in float32.
+_LARGEST = float(np.finfo(np.float32).max)
+_FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
+    *_FAULTS[:2],
+    ("a value too large for float32 ({:.4g})", lambda values: np.abs(values) > _LARGEST),
+]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """Raw counts of n cells × g genes.
+    """Raw counts of n cells × g genes, or real numbers.
 
     Parameters
     ----------
     matrix
-        CSR, float32, holding non-negative integers; explicit zeros removed.
+        CSR, float32, holding non-negative integers (real numbers: any that are finite); explicit zeros removed.
     cell_names, gene_names
         n and g strings.
     source
         The matrix they were read from: "X", "raw" or 'layers["NAME"]'.
     batch
         n strings naming each cell's batch, or None.
+    real
+        Whether the values are real numbers, whatever they look like: these have no depth, and no cell is empty.
     """
 
     matrix: sp.csr_matrix
@@ -53,6 +63,7 @@ class Counts:
     gene_names: np.ndarray
     source: str
     batch: np.ndarray | None = None
+    real: bool = False
 
     @property
     def n_cells(self) -> int:
@@ -66,12 +77,16 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Counts per cell over these genes, shape (n,), float64."""
+        """Counts per cell over these genes, shape (n,), float64; of real numbers 1."""
+        if self.real:
+            return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
 
     @property
     def filled(self) -> np.ndarray:
-        """Which cells have counts, shape (n,), bool."""
+        """Which cells have counts, shape (n,), bool; of real numbers all."""
+        if self.real:
+            return np.ones(self.n_cells, dtype=bool)
         filled: np.ndarray = np.diff(self.matrix.indptr) > 0
         return filled
 
@@ -111,16 +126,18 @@ class Counts:
         return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
 
 
-def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | None = None) -> Counts:
-    """Read the raw counts of a store.
+def read_counts(
+    store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
+) -> Counts:
+    """Read the raw counts of a store, or real numbers.
 
     Without `layer`, the first matrix that holds non-negative integers is taken: `layers["counts"]`, X, raw (from raw
-    only genes that are in var_names).
+    only genes that are in var_names). Of real numbers it is X, whatever else there is.
 
     Raises
     ------
     DataError
-        When there are no cells or genes, gene or cell names repeat, or no matrix holds raw counts.
+        When there are no cells or genes, gene or cell names repeat, or no matrix holds such values.
     """
     check_shape(store)
     duplicate = first_duplicate(store.gene_names)
@@ -134,24 +151,30 @@ def read_counts(store: CellStore, *, layer: str | None = None, batch_key: str | 
             f"{store.title}: cell name {duplicate!r} occurs more than once", "adata.obs_names_make_unique()"
         )
 
-    names = candidate_matrices(store, layer)
+    names = candidate_matrices(store, layer, real=real)
     refusals = []
     for name in names:
-        loaded = _load(store, name)
+        loaded = _load(store, name, real=real)
         if isinstance(loaded, str):
             refusals.append(f"{name}: {loaded}")
             continue
         batch = None if batch_key is None else read_batch(store, batch_key)
         matrix, genes = loaded
-        return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch)
+        return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch, real=real)
+    if real:
+        raise DataError(
+            f"{store.title}: not every value is a finite number ({'; '.join(refusals)})",
+            "drop or fill in what is missing, or name another --layer",
+        )
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'scvae models raw counts, not normalised values: keep them in layers["counts"], or name a --layer',
+        'raw counts belong in layers["counts"], or name a --layer; values that are no counts are modelled with '
+        "--likelihood normal",
     )
 
 
-def candidate_matrices(store: CellStore, layer: str | None) -> list[str]:
-    """The matrices to try for raw counts, in order.
+def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
+    """The matrices to try for raw counts, in order; of real numbers only X.
 
     Raises
     ------
@@ -163,6 +186,10 @@ def candidate_matrices(store: CellStore, layer: str | None) -> list[str]:
             known = ", ".join(store.layer_keys) or "none"
             raise DataError(f"{store.title}: no layer {layer!r}", f"layers in the file: {known}")
         return [f'layers["{layer}"]']
+    if real:
+        if "X" not in store.matrix_names:
+            raise DataError(f"{store.title}: there is no X", "use --layer NAME")
+        return ["X"]
     if not store.matrix_names:
         raise DataError(f"{store.title}: there is no X, no raw and no layer called counts", "use --layer NAME")
     return store.matrix_names
@@ -225,12 +252,13 @@ def is_missing(values: np.ndarray) -> np.ndarray:
     return missing
 
 
-def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:
-    """Say why values are not raw counts.
+def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
+    """Say why values are not raw counts, or not even real numbers.
 
     Returns
     -------
-    None when they are finite non-negative integers, else the reason and the position of the first offender.
+    None when they are finite non-negative integers (real: finite), else the reason and the position of the first
+    offender.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -238,7 +266,10 @@ def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:
     """
     if values.size == 0 or values.dtype.kind in "ub":
         return None
-    for reason, has_it in _FAULTS_OF_INTEGERS if values.dtype.kind == "i" else _FAULTS:
+    faults = _FAULTS_OF_INTEGERS if values.dtype.kind == "i" else _FAULTS
+    if real:
+        faults = [] if values.dtype.kind == "i" else _FAULTS_OF_REAL
+    for reason, has_it in faults:
         for start in range(0, values.size, _VALUES_AT_ONCE):
             bad = has_it(values[start : start + _VALUES_AT_ONCE])
             if bad.any():
@@ -247,8 +278,8 @@ def what_is_wrong(values: np.ndarray) -> tuple[str, int] | None:
     return None
 
 
-def _load(store: CellStore, name: str) -> tuple[sp.csr_matrix, np.ndarray] | str:
-    """A whole matrix as CSR with its gene names, or why it holds no raw counts."""
+def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np.ndarray] | str:
+    """A whole matrix as CSR with its gene names, or why it holds no raw counts (or no real numbers)."""
     genes = store.matrix_genes(name)
     columns: np.ndarray | None = None
     if name == "raw":
@@ -260,7 +291,7 @@ def _load(store: CellStore, name: str) -> tuple[sp.csr_matrix, np.ndarray] | str
     stack = RowStack(len(genes))
     row = 0
     for block in store.row_blocks(name):
-        wrong = what_is_wrong(block.data)
+        wrong = what_is_wrong(block.data, real=real)
         if wrong is not None:
             reason, position = wrong
             cell = store.cell_names[row + int(np.searchsorted(block.indptr, position, side="right")) - 1]

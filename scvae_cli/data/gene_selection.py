@@ -6,6 +6,7 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import scipy.sparse as sp
 
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
 
@@ -48,6 +50,8 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
         columns, how = np.arange(counts.n_genes), "all genes"
     elif config.genes is not None:
         columns, how = _listed(counts, Path(config.genes[1:])), f"the genes listed in {config.genes[1:]}"
+    elif counts.real:
+        columns, how = _varying(counts, training, config.n_top_genes)
     else:
         columns = np.flatnonzero(counts.seen_in_g(training) >= MIN_CELLS)
         how = f"all genes seen in at least {MIN_CELLS} training cells"
@@ -65,7 +69,9 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
     return columns, how
 
 
-def match_genes(counts: Counts, genes: Sequence[str], *, max_missing: float) -> tuple[Counts, list[str]]:
+def match_genes(
+    counts: Counts, genes: Sequence[str], *, max_missing: float, absent_g: np.ndarray | None = None
+) -> tuple[Counts, list[str]]:
     """Bring counts into a model's genes, by name; genes the data lacks count zero.
 
     Parameters
@@ -74,6 +80,8 @@ def match_genes(counts: Counts, genes: Sequence[str], *, max_missing: float) -> 
         The model's genes, in its order.
     max_missing
         Share of them that may be missing.
+    absent_g
+        What each gene is given where the data lacks it, instead of zero.
 
     Returns
     -------
@@ -100,15 +108,23 @@ def match_genes(counts: Counts, genes: Sequence[str], *, max_missing: float) -> 
     # A missing gene is a column that nothing is in: what was found only moves to the right.
     parts = (found.data, present.astype(found.indices.dtype)[found.indices], found.indptr)
     matrix = sp.csr_matrix(parts, shape=(counts.n_cells, len(genes)))
+    if absent_g is not None:
+        row_g = sp.csr_matrix(np.where(columns < 0, absent_g, 0.0).astype(np.float32))
+        matrix = matrix + sp.csr_matrix(np.ones((counts.n_cells, 1), dtype=np.float32)) @ row_g
     matrix.sort_indices()
-    aligned = Counts(
-        matrix=matrix,
-        cell_names=counts.cell_names,
-        gene_names=np.asarray(genes, dtype=object),
-        source=counts.source,
-        batch=counts.batch,
-    )
-    return aligned, missing
+    return replace(counts, matrix=matrix, gene_names=np.asarray(genes, dtype=object)), missing
+
+
+def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
+    """Features of real numbers that differ between the training cells, or those that differ most, in words."""
+    _, variance_g = moments(counts.matrix, training)
+    columns = np.flatnonzero(variance_g > 0)
+    if n_top is None and len(columns) > MAX_ALL_GENES:
+        n_top = DEFAULT_TOP_GENES
+    if n_top is None or n_top >= len(columns):
+        return columns, "all features that vary between training cells"
+    most = columns[np.argsort(-variance_g[columns], kind="stable")[:n_top]]
+    return np.sort(most), f"the {n_top} features of highest variance"
 
 
 def _listed(counts: Counts, path: Path) -> np.ndarray:

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.data.counts import Counts, candidate_matrices, check_shape, is_missing, read_counts
+from scvae_cli.data.counts import Counts, candidate_matrices, check_shape, is_missing, read_counts, what_is_wrong
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
+from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
@@ -44,7 +45,7 @@ class Inspection:
     counts_source
         The one that does, or None.
     zero_share, median_library
-        Of the counts.
+        Of the counts; real numbers have no library.
     n_genes_modelled
         How many genes training would model by default.
     obs
@@ -78,8 +79,15 @@ class Inspection:
         return asdict(self) | {"ok": self.ok}
 
 
-def inspect(store: CellStore, *, layer: str | None = None, batch_key: str | None = None) -> Inspection:
+def inspect(
+    store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
+) -> Inspection:
     """Look at data as training would, and go on where training would stop at the first refusal.
+
+    Parameters
+    ----------
+    layer, batch_key, real
+        As for `read_counts`.
 
     Raises
     ------
@@ -97,13 +105,13 @@ def inspect(store: CellStore, *, layer: str | None = None, batch_key: str | None
     counts: Counts | None = None
     try:
         check_shape(store)
-        candidate_matrices(store, layer)
-        counts = read_counts(store, layer=layer, batch_key=batch_key)
+        candidate_matrices(store, layer, real=real)
+        counts = read_counts(store, layer=layer, batch_key=batch_key, real=real)
     except DataError as error:
         findings.append(Finding(level="refuse", message=error.message, hint=error.hint))
     if counts is not None:
         seen |= _figures(counts)
-        findings += _cell_findings(counts) + _gene_findings(counts)
+        findings += _cell_findings(counts) + (_feature_findings(counts) if real else _gene_findings(counts))
         if counts.batch is not None and batch_key is not None:
             findings += _batch_findings(store, counts.batch, batch_key, seen["obs"])
     findings.sort(key=lambda finding: finding.level != "refuse")
@@ -127,7 +135,10 @@ def _groupings(store: CellStore) -> dict[str, int]:
 
 
 def _figures(counts: Counts) -> dict[str, Any]:
-    expressed = int((counts.seen_in_g() >= MIN_CELLS).sum())
+    if counts.real:
+        expressed = int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
+    else:
+        expressed = int((counts.seen_in_g() >= MIN_CELLS).sum())
     modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
     stored = counts.matrix.nnz
     # Counts (value and column, 8 bytes); when genes are chosen, theirs once more; the interpreter and torch.
@@ -136,7 +147,7 @@ def _figures(counts: Counts) -> dict[str, Any]:
     return {
         "counts_source": counts.source,
         "zero_share": 1 - stored / (counts.n_cells * counts.n_genes),
-        "median_library": float(np.median(counts.library_n)),
+        "median_library": None if counts.real else float(np.median(counts.library_n)),
         "n_genes_modelled": modelled,
         "memory_gib": round(memory / 2**30, 2),
         "cpu_minutes": round(passes * counts.n_cells * modelled / _CPU_VALUES_PER_SECOND / 60, 2),
@@ -168,6 +179,21 @@ def _gene_findings(counts: Counts) -> list[Finding]:
         message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modelled"
         return [Finding(level="warn", message=message, hint="--genes all models them too")]
     return []
+
+
+def _feature_findings(counts: Counts) -> list[Finding]:
+    findings = []
+    varying = int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
+    if varying < 2:
+        message = f"{varying} feature(s) vary between cells"
+        findings.append(Finding(level="refuse", message=message, hint="a model needs at least two"))
+    elif varying < counts.n_genes:
+        message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modelled"
+        findings.append(Finding(level="warn", message=message, hint="--genes all models them too"))
+    if what_is_wrong(counts.matrix.data) is None:
+        message = f"{counts.source} holds raw counts"
+        findings.append(Finding(level="warn", message=message, hint="a count likelihood, zinb or nb, fits them better"))
+    return findings
 
 
 def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:

@@ -99,6 +99,8 @@ class CellTable:
         The rows of the matrix that belong to this table; None for all. What follows counts within them.
     resident
         Whether the matrix lies on the device; None decides by the device and its free memory.
+    real
+        Whether the values are real numbers, which have no depth: every cell's is 1.
     """
 
     def __init__(
@@ -108,11 +110,15 @@ class CellTable:
         device: torch.device,
         cells: np.ndarray | None = None,
         resident: bool | None = None,
+        real: bool = False,
     ) -> None:
         self._matrix, self._device = matrix, device
         self._cells = np.arange(matrix.shape[0]) if cells is None else cells
         self.n_cells, self.n_genes = len(self._cells), matrix.shape[1]
-        self.library_n = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()[self._cells]
+        if real:
+            self.library_n = np.ones(self.n_cells)
+        else:
+            self.library_n = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()[self._cells]
         self.batch_n = None if batch_n is None else batch_n[self._cells]
         if resident is None:
             resident = fits(matrix, device)

@@ -34,8 +34,9 @@ class GeneMoments:
         self.n_cells = 0
         self._sum_g, self._squares_g, self._seen_g = (np.zeros(n_genes) for _ in range(3))
 
-    def add(self, block: sp.csr_matrix) -> GeneMoments:
+    def add(self, block: sp.csr_matrix | np.ndarray) -> GeneMoments:
         """Count some cells in."""
+        block = sp.csr_matrix(block)
         self.n_cells += block.shape[0]
         value = block.data.astype(np.float64)
         n_genes = len(self._sum_g)
@@ -61,8 +62,22 @@ class GeneMoments:
         """Share of cells without a count."""
         return 1 - self._seen_g / max(self.n_cells, 1)
 
-    def differences(self, other: GeneMoments) -> Differences:
-        """How far these are from those of as many or more other cells."""
+    def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
+        """How far these are from those of as many or more other cells.
+
+        Real numbers may have any sign and unit: their means are compared in standard deviations of the other cells, and
+        nothing is made of zeros.
+        """
+        if real:
+            varies = other.variance_g > 0
+            least_g = 1e-6 * other.variance_g[varies]
+            apart_g = (self.mean_g - other.mean_g)[varies] / np.sqrt(other.variance_g[varies])
+            ratio_g = (self.variance_g[varies] + least_g) / (other.variance_g[varies] + least_g)
+            return Differences(
+                mean=float(np.sqrt(np.mean(apart_g**2))),
+                variance=float(np.sqrt(np.mean(np.log2(ratio_g) ** 2))),
+                zero_fraction=None,
+            )
         least = 1 / min(self.n_cells, other.n_cells)
 
         def apart(a_g: np.ndarray, b_g: np.ndarray) -> float:
@@ -82,14 +97,15 @@ class Differences:
     Parameters
     ----------
     mean, variance
-        Of log2 ratios, one count in n cells added to both sides.
+        Of log2 ratios, one count in n cells added to both sides; for means of real numbers, of differences in
+        standard deviations.
     zero_fraction
-        Of differences.
+        Of differences; None for real numbers.
     """
 
     mean: float
     variance: float
-    zero_fraction: float
+    zero_fraction: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,9 +143,12 @@ class Comparison:
         Number of cells that will pass.
     seed
         Of the halves.
+    of_counts
+        Whether the values are counts, and not real numbers.
     """
 
-    def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int) -> None:
+    def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int, of_counts: bool = True) -> None:
+        self._of_counts = of_counts
         order = np.random.default_rng(seed).permutation(real.shape[0])[:MAX_CELLS]
         half = len(order) // 2
         self._n = min(half, n_samples)
@@ -140,7 +159,7 @@ class Comparison:
         self.real = GeneMoments(n_genes).add(real[order])
         self.samples = GeneMoments(n_genes)
 
-    def watch(self, blocks: Iterable[sp.csr_matrix]) -> Iterator[sp.csr_matrix]:
+    def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
         """Pass blocks on, counting them in."""
         for block in blocks:
             self.samples.add(block)
@@ -153,8 +172,8 @@ class Comparison:
         if self._n < MIN_CELLS:
             return None
         return Agreement(
-            samples=self._some.differences(self._measure),
-            real=self._other.differences(self._measure),
+            samples=self._some.differences(self._measure, real=not self._of_counts),
+            real=self._other.differences(self._measure, real=not self._of_counts),
             n_cells=self._n,
             n_real=self._measure.n_cells,
         )

@@ -12,16 +12,15 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.latent.embedding import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
-from scvae_cli.model.network import CountOutput
+from scvae_cli.model.network import Output
 
 
 def drawn_counts(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None, seeds: np.random.SeedSequence
-) -> Iterator[sp.csr_matrix]:
-    """Counts drawn from p(x|z), as CSR blocks, float32.
+) -> Iterator[sp.csr_matrix] | Iterator[np.ndarray]:
+    """Counts drawn from p(x|z), as CSR blocks, float32; real numbers as dense ones.
 
     Parameters
     ----------
@@ -47,20 +46,14 @@ def expected_blocks(
 
 
 @torch.inference_mode()
-def draw(output: CountOutput, library_n: Tensor, random: np.random.Generator) -> sp.csr_matrix:
-    """One draw of every count of some decoded cells, CSR (n, g), float32."""
-    mu_ng = output.mean_ng(library_n).cpu().numpy()
-    if output.log_theta_g is None:
-        return sp.csr_matrix(random.poisson(mu_ng).astype(np.float32))
-    zero_inflation = np.zeros(mu_ng.shape[1])
-    if output.zero_logit_ng is not None:
-        zero_inflation = torch.sigmoid(output.zero_logit_ng.double()).cpu().numpy()
-    return draw_zinb(mu_ng, output.log_theta_g.double().exp().cpu().numpy(), zero_inflation, random)
+def draw(output: Output, library_n: Tensor, random: np.random.Generator) -> sp.csr_matrix | np.ndarray:
+    """One draw of every count of some decoded cells, CSR (n, g), float32; of real numbers dense."""
+    return output.draw(library_n, random)
 
 
 def _decoded(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None, seeds: np.random.SeedSequence
-) -> Iterator[tuple[CountOutput, Tensor, np.random.SeedSequence]]:
+) -> Iterator[tuple[Output, Tensor, np.random.SeedSequence]]:
     starts = range(0, len(z_nk), BLOCK_CELLS)
     for start, seed in zip(starts, seeds.spawn(len(starts)), strict=True):
         rows = slice(start, start + BLOCK_CELLS)

@@ -31,7 +31,7 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
     DataError
         For an unknown batch or library size.
     """
-    size = library_size(model, library)
+    size = library_size(model, library, usual="median")
     if size is None:
         raise DataError("a walk has no observed library size", "--library takes median or a number")
     batch = batch_index(model, batch_as)

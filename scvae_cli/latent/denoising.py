@@ -1,4 +1,4 @@
-"""The counts a cell would be expected to show: by its place in latent space, or by that and its own counts.
+"""What a cell would be expected to show: by its place in latent space, or by that and its own counts.
 
 A negative binomial is a Poisson whose rate varies from cell to cell around μ. E_q[μ] is what cells in a cell's state
 show on average; E_q[E[λ | x]] is the rate of the cell itself, for which its own count is a second witness (as in SAVER,
@@ -23,8 +23,9 @@ from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table
 from scvae_cli.latent.scoring import known_batches
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.network import CountOutput
 
-ESTIMATES = ("state", "cell")
+STATE, CELL = ESTIMATES = ("state", "cell")
 OBSERVED = "observed"
 
 
@@ -66,7 +67,7 @@ class DenoisingOptions:
     @property
     def needs_batch(self) -> bool:
         """Whether each cell's batch must be known, if the model has batches."""
-        return self.estimate == "cell" or self.batch_as == OBSERVED
+        return self.estimate == CELL or self.batch_as == OBSERVED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,13 @@ def denoise(model: Model, counts: Counts, file_genes: np.ndarray, options: Denoi
     ------
     DataError
         For an unknown gene, batch or library size, or cells of an unknown batch where theirs is needed.
+    ConfigError
+        For a depth, zero inflation or a cell's own rate asked of a model of real numbers.
     """
+    if options.with_zero_inflation and not model.of_counts:
+        raise ConfigError("a model of real numbers has no zero inflation", "leave out --with-zero-inflation")
+    if options.estimate == CELL and not model.of_counts:
+        raise ConfigError("a model of real numbers has no rates of single cells", "leave out --estimate cell")
     chosen = set(model.genes)
     if options.genes is not None:
         unknown = [gene for gene in options.genes if gene not in chosen]
@@ -156,14 +163,25 @@ def batch_index(model: Model, batch_as: str) -> int | None:
     return model.batches.index(batch_as)
 
 
-def library_size(model: Model, library: str | float) -> float | None:
+def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """The depth to decode at; None for each cell's own.
+
+    Parameters
+    ----------
+    usual
+        What is decoded at when nothing is asked for; the only answer for a model of real numbers.
 
     Raises
     ------
+    ConfigError
+        For a depth asked of a model of real numbers.
     DataError
         For anything but "observed", "median" or a number above 0.
     """
+    if not model.of_counts and library != usual:
+        raise ConfigError(
+            f"--library is {library!r}, but a model of real numbers knows no depth", "leave out --library"
+        )
     if library == "observed":
         return None
     if library == "median":
@@ -211,10 +229,12 @@ def _expected(
     options: DenoisingOptions,
 ) -> Tensor:
     """Expected counts of some cells at given positions, depths and batches, shape (n, g)."""
-    of_state = options.estimate == "state"
+    of_state = options.estimate == STATE
     technical = options.with_zero_inflation
     mean_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical and of_state)
     if of_state:
         return mean_ng
     # A count is weighed against what its own depth and batch let expect.
-    return mean_ng * model.vae.decode(z_nk, cells.batch_n).own_factor_ng(cells, with_zero_inflation=technical)
+    output = model.vae.decode(z_nk, cells.batch_n)
+    assert isinstance(output, CountOutput), "refused before"
+    return mean_ng * output.own_factor_ng(cells, with_zero_inflation=technical)

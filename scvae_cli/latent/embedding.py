@@ -51,13 +51,13 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     DataError
         When a cell has no counts in these genes: it says nothing about where it lies.
     """
-    empty = np.flatnonzero(np.diff(counts.matrix.indptr) == 0)
+    empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
             f"{len(empty)} cell(s) have no counts in the modelled genes, the first is {counts.cell_names[empty[0]]!r}",
             "filter them out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
-    return CellTable(counts.matrix, batch_n, model.device)
+    return CellTable(counts.matrix, batch_n, model.device, real=counts.real)
 
 
 @torch.inference_mode()

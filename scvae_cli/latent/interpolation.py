@@ -25,7 +25,7 @@ from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, st
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places, Waypoint, coupled, places
 from scvae_cli.model.bundle import Model
-from scvae_cli.model.geometry import Geometry, isometric
+from scvae_cli.model.geometry import Geometry
 
 # A cell belongs to a path when it is no farther from it than this share of the cells the path was drawn through.
 NEAR_SHARE = 0.9
@@ -101,6 +101,7 @@ def interpolate(
         bundle_ptk=None
         if bundle_ptk is None
         else model.axes.position(torch.as_tensor(bundle_ptk, dtype=torch.float32)).numpy(),
+        of_counts=model.of_counts,
     )
 
 
@@ -142,9 +143,8 @@ def project(z_nk: np.ndarray, z_tk: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 def _coordinates(model: Model, mean_tg: np.ndarray) -> np.ndarray:
     """Fisher–Rao coordinates of decoded means."""
-    log_theta_g = model.vae.decoder.head.log_theta_g
-    theta_g = None if log_theta_g is None else log_theta_g.detach().double().exp().cpu()
-    return isometric(torch.as_tensor(mean_tg).double(), theta_g).numpy()
+    y_tg: np.ndarray = model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()
+    return y_tg
 
 
 def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:

@@ -95,6 +95,8 @@ class Path:
         Where each cell lies along the walk, 0 to 1; NaN for cells far from it.
     bundle_ptk
         Latent points of all coupled paths, of which this is the most central one; None for a single path.
+    of_counts
+        Whether the model is one of counts, and not of real numbers.
     """
 
     options: PathOptions
@@ -109,6 +111,7 @@ class Path:
     changes: GeneChanges
     pseudotime_n: np.ndarray
     bundle_ptk: np.ndarray | None
+    of_counts: bool = True
 
     def top_genes(self, n: int) -> np.ndarray:
         """Indices of the n genes that change most, most first."""

@@ -18,7 +18,6 @@ from scvae_cli.errors import DataError
 from scvae_cli.latent.denoising import batch_index, library_size
 from scvae_cli.latent.sampling import even, for_draws, reference_draws
 from scvae_cli.model.bundle import Model
-from scvae_cli.model.geometry import isometric
 
 _BLOCK = 4096
 _MAX_CELLS = 100_000
@@ -39,7 +38,8 @@ class Prototype:
     change_g
         Fisher–Rao coordinate of the one less that of the other, standard deviations of a count.
     z_k, library, off_manifold
-        Where it is, the depth, and the share of held-out cells' posterior samples that lie in denser places.
+        Where it is, the depth (None for real numbers), and the share of held-out cells' posterior samples that lie in
+        denser places.
     batch, batch_key
         Batch it was decoded in, "average" for the average over batches; None for a model without.
     """
@@ -49,7 +49,7 @@ class Prototype:
     average_g: np.ndarray
     change_g: np.ndarray
     z_k: np.ndarray
-    library: float
+    library: float | None
     off_manifold: float
     batch: str | None
     batch_key: str | None
@@ -71,8 +71,9 @@ class Prototype:
         """Where the result goes."""
         slots = [
             Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32)),
-            Slot(group="obs", key=names.library, value=np.asarray([self.library])),
         ]
+        if self.library is not None:
+            slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
         if self.batch is not None and self.batch_key is not None:
             slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch])))
         return [*slots, Slot(group="obsm", key=names.embedding, value=self.z_k[None])]
@@ -100,7 +101,7 @@ def prototype(
     DataError
         For an unknown batch or library size.
     """
-    size = library_size(model, library)
+    size = library_size(model, library, usual="median")
     if size is None:
         raise DataError("a prototype has no observed library size", "--library takes median or a number")
     z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
@@ -109,9 +110,8 @@ def prototype(
     library_1 = torch.full((1,), size, device=model.device)
     mean_g = model.vae.expected_counts(z_1k.to(model.device), library_1, batch_1, with_zero_inflation=True)[0].cpu()
     average_g = torch.as_tensor(_average(model, counts) * size)
-    log_theta_g = model.vae.decoder.head.log_theta_g
-    theta_g = None if log_theta_g is None else log_theta_g.double().exp().cpu()
-    change_g = isometric(mean_g.double(), theta_g) - isometric(average_g.double(), theta_g)
+    head = model.vae.decoder.head
+    change_g = head.isometric(mean_g.double()) - head.isometric(average_g.double())
     density = for_draws(model.density.to(torch.device("cpu")), reference_draws(model, counts, seed=seed)[0])
     return Prototype(
         genes=model.genes,
@@ -119,7 +119,7 @@ def prototype(
         average_g=average_g.float().numpy(),
         change_g=change_g.numpy(),
         z_k=np.zeros(z_1k.shape[1], dtype=np.float32),
-        library=size,
+        library=size if model.of_counts else None,
         off_manifold=float(density.off_manifold(z_1k)),
         batch=batch_as if model.batches else None,
         batch_key=model.config.data.batch_key if model.batches else None,
@@ -127,7 +127,7 @@ def prototype(
 
 
 def _average(model: Model, counts: Counts) -> np.ndarray:
-    """Mean over training cells of the genes' shares of the counts, shape (g,)."""
+    """Mean over training cells of the genes' shares of the counts, or of real numbers, shape (g,)."""
     heldout = set(model.heldout_cells)
     rows = np.flatnonzero([name not in heldout for name in counts.cell_names])
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)

@@ -110,7 +110,7 @@ class Sampled:
     z_nk
         Latent positions along the canonical axes, float32.
     library_n
-        Depth each cell was decoded at.
+        Depth each cell was decoded at; None for real numbers, which have none.
     batch_n, batch_key
         Name of the batch it was decoded in, and the column of obs that names batches; None for a model without.
     off_manifold_n
@@ -118,7 +118,8 @@ class Sampled:
     n_proposed
         Draws made, those rejected among them.
     blocks
-        The counts, float32, as consecutive blocks of rows that can be walked through once: CSR, or dense for means.
+        The counts, float32, as consecutive blocks of rows that can be walked through once: CSR, or dense for means and
+        for real numbers.
     """
 
     options: SamplingOptions
@@ -127,7 +128,7 @@ class Sampled:
     scores: SourceScores | None
     group: tuple[str, str] | None
     z_nk: np.ndarray
-    library_n: np.ndarray
+    library_n: np.ndarray | None
     batch_n: np.ndarray | None
     batch_key: str | None
     off_manifold_n: np.ndarray
@@ -150,10 +151,9 @@ class Sampled:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """Where the result goes."""
-        slots = [
-            Slot(group="obs", key=names.off_manifold, value=self.off_manifold_n),
-            Slot(group="obs", key=names.library, value=self.library_n),
-        ]
+        slots = [Slot(group="obs", key=names.off_manifold, value=self.off_manifold_n)]
+        if self.library_n is not None:
+            slots.append(Slot(group="obs", key=names.library, value=self.library_n))
         if self.batch_n is not None and self.batch_key is not None:
             slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical(self.batch_n)))
         if self.group is not None and self.group[0] != self.batch_key:

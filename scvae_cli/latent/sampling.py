@@ -92,6 +92,8 @@ def sample(
     batch_n = _batches(model, options, None if cell_n is None else batch_of_c[cell_n])
     if fixed_library is not None:
         library_n = np.full(len(z_nk), fixed_library)
+    elif not model.of_counts:
+        library_n = np.ones(len(z_nk))
     elif cell_n is not None:
         library_n = counts.library_n[cell_n]
     else:
@@ -107,7 +109,7 @@ def sample(
         scores=scores,
         group=None if group is None or groupby is None else (groupby, group.label),
         z_nk=model.axes.position(z_nk).numpy(),
-        library_n=library_n,
+        library_n=library_n if model.of_counts else None,
         batch_n=None if batch_n is None else np.asarray(model.batches, dtype=object)[batch_n],
         batch_key=model.config.data.batch_key if model.batches else None,
         off_manifold_n=score_n,

@@ -55,7 +55,7 @@ class Scores:
     heldout
         Mask of the cells that the model's training did not learn from, by their names; shape (n,).
     library
-        Counts of each cell in the modelled genes; shape (n,).
+        Counts of each cell in the modelled genes; of real numbers 1; shape (n,).
     simulated_library, simulated_score
         The same of the simulated cells, and their anomaly scores.
     """
@@ -223,7 +223,7 @@ def _simulated_fit(model: Model, table: CellTable, n_simulated: int, n_fit: int,
     matrix = simulate_cells(model, table.library_n[like_n], batch_n, seed=of_cells)
     filled = np.diff(matrix.indptr) > 0
     batch_n = None if batch_n is None else batch_n[filled]
-    drawn = CellTable(matrix[filled], batch_n, model.device)
+    drawn = CellTable(matrix[filled], batch_n, model.device, real=not model.of_counts)
     noise = torch.Generator().manual_seed(of_samples)
     judged = [_judge(model, cells, n_fit, n_fit, noise) for _, cells in drawn.in_order(_BLOCK_CELLS)]
     fit_n, mean_nk = (np.concatenate([getattr(part, name) for part in judged]) for name in ("fit", "mean_nk"))

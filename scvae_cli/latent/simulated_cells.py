@@ -35,7 +35,7 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
 
     Returns
     -------
-    Counts, CSR float32, shape (n, g). A cell drawn at very low depth may be empty.
+    Counts (or real numbers), CSR float32, shape (n, g). A cell drawn at very low depth may be empty.
     """
     noise, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     z_nk = model.density.sample(len(library_n), noise)
@@ -45,7 +45,8 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
         same_n = None if batch_n is None else torch.as_tensor(batch_n[rows], device=model.device)
         output = model.vae.decode(z_nk[rows].to(model.device), same_n)
         library = torch.as_tensor(library_n[rows], dtype=torch.float32).to(model.device)
-        # Zero inflation takes counts away; the cells the model was fitted to have their depth after that.
-        left_n = output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
-        blocks.append(draw(output, library / left_n, rng))
+        if model.of_counts:
+            # Zero inflation takes counts away; the cells the model was fitted to have their depth after that.
+            library = library / output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
+        blocks.append(sp.csr_matrix(draw(output, library, rng)))
     return sp.vstack(blocks, format="csr")

@@ -74,6 +74,11 @@ class Model:
         return self.vae.batches
 
     @property
+    def of_counts(self) -> bool:
+        """Whether it models counts, and not real numbers."""
+        return self.config.model.of_counts
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vae.reference_library.device

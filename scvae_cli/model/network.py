@@ -8,15 +8,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.model.count_nll import mean_nll, nll_n
 from scvae_cli.model.encoder_input import log1p_at_depth
 from scvae_cli.model.fused_hidden import normalised_hidden
+from scvae_cli.model.isometric import isometric, slope
 from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
+from scvae_cli.model.normal import NormalHead, NormalOutput
 
 
 class HiddenLayers(nn.Sequential):
@@ -64,7 +69,7 @@ class NormalisedHidden(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Counts → posterior. It sees neither the batch nor anything beyond the counts, so new batches embed."""
+    """Cells → posterior. It sees neither the batch nor anything beyond the counts, so new batches embed."""
 
     def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
         super().__init__()
@@ -73,9 +78,38 @@ class Encoder(nn.Module):
 
     def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log variance of q(z|x); cells are seen at one depth, scaled to the reference library, then log1p."""
-        h_nh = self.hidden(log1p_at_depth(cells, reference_library))
+        h_nh = self.hidden(self.seen(cells, reference_library))
         mean_nk, log_var_nk = self.posterior(h_nh).chunk(2, dim=1)
         return mean_nk, log_var_nk
+
+    def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
+        """What goes into the network, shape (n, g)."""
+        return log1p_at_depth(cells, reference_library)
+
+    def absent_g(self) -> np.ndarray | None:
+        """What a gene is given in data that lacks it, shape (g,); None for zero."""
+        return None
+
+
+class RealEncoder(Encoder):
+    """The same of real numbers, which are seen as standard deviations from the training cells' mean."""
+
+    centre_g: Tensor
+    scale_g: Tensor
+
+    def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
+        super().__init__(n_genes, n_hidden, n_layers, n_latent, dropout)
+        self.register_buffer("centre_g", torch.zeros(n_genes))
+        self.register_buffer("scale_g", torch.ones(n_genes))
+
+    def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # as all encoders
+        """As that of `Encoder`; real numbers have no depth."""
+        return (cells.x_ng - self.centre_g) / self.scale_g
+
+    def absent_g(self) -> np.ndarray:
+        """The training cells' mean: zero may be far from all cells."""
+        mean_g: np.ndarray = self.centre_g.cpu().numpy()
+        return mean_g
 
 
 class BatchEffect(nn.Module):
@@ -150,8 +184,32 @@ class CountHead(nn.Module):
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the genes, shape (n, g), and tangents d at the hidden units pushed through, (m, n, g)."""
-        weight_gh, bias_g = self.outputs.weight[: self.n_genes], self.outputs.bias[: self.n_genes]
-        return nn.functional.linear(h_nh, weight_gh, bias_g), d_mnh @ weight_gh.T
+        weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
+        return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
+
+    def push_mean(
+        self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """A share of the means that logits stand for, shape (n, g), and of their change along tangents, (m, n, g)."""
+        proportion_ng = torch.softmax(logits_ng, dim=1)
+        part_ng = share * library * proportion_ng
+        # The derivative of the softmax, in logs.
+        return part_ng, part_ng * (d_logits_mng - (proportion_ng * d_logits_mng).sum(2, keepdim=True))
+
+    def isometric(self, mean_ng: Tensor) -> Tensor:
+        """The isometric coordinate of some means, shape (n, g), standard deviations of a count."""
+        return isometric(mean_ng, self._theta_g(mean_ng))
+
+    def isometric_slope(self, mean_ng: Tensor) -> Tensor:
+        """Its derivative there, shape (n, g)."""
+        return slope(mean_ng, self._theta_g(mean_ng))
+
+    def _theta_g(self, like: Tensor) -> Tensor | None:
+        return None if self.log_theta_g is None else self.log_theta_g.to(like).exp()
+
+    def typical_loss(self, nll: Tensor) -> Tensor:
+        """What a reconstruction loss −log p(x|z) is measured by: itself, of counts."""
+        return nll
 
 
 class CountOutput(NamedTuple):
@@ -224,36 +282,49 @@ class CountOutput(NamedTuple):
         factor_ng = factor_ng * (1 - technical_ng)
         return factor_ng if with_zero_inflation else factor_ng + technical_ng
 
+    def draw(self, library_n: Tensor, random: np.random.Generator) -> sp.csr_matrix:
+        """One draw of every count, CSR (n, g), float32."""
+        mu_ng = self.mean_ng(library_n).cpu().numpy()
+        if self.log_theta_g is None:
+            return sp.csr_matrix(random.poisson(mu_ng).astype(np.float32))
+        zero_inflation = np.zeros(mu_ng.shape[1])
+        if self.zero_logit_ng is not None:
+            zero_inflation = torch.sigmoid(self.zero_logit_ng.double()).cpu().numpy()
+        return draw_zinb(mu_ng, self.log_theta_g.double().exp().cpu().numpy(), zero_inflation, random)
+
+
+Output = CountOutput | NormalOutput
+
+
+def head_for(config: ModelConfig, n_hidden: int, n_genes: int) -> CountHead | NormalHead:
+    """The likelihood head that a configuration asks for."""
+    if config.of_counts:
+        return CountHead(n_hidden, n_genes, config.likelihood)
+    return NormalHead(n_hidden, n_genes, config.variance)
+
 
 class Decoder(nn.Module):
-    """Latent position (and batch) → distribution of the counts."""
+    """Latent position (and batch) → distribution of what a cell shows."""
 
-    def __init__(
-        self,
-        *,
-        n_latent: int,
-        n_hidden: int,
-        n_layers: int,
-        n_genes: int,
-        n_batches: int,
-        likelihood: str,
-        dropout: float,
-    ) -> None:
+    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
         super().__init__()
-        self.first = nn.Linear(n_latent, n_hidden)
+        n_hidden = config.n_hidden
+        # Left open only where nobody trains.
+        dropout = config.decoder_dropout or 0.0
+        self.first = nn.Linear(config.n_latent, n_hidden)
         self.first_norm = NormalisedHidden(n_hidden, dropout)
-        self.hidden = HiddenLayers(n_hidden, n_hidden, n_layers - 1, dropout)
-        self.head = CountHead(n_hidden, n_genes, likelihood)
+        self.hidden = HiddenLayers(n_hidden, n_hidden, config.n_layers - 1, dropout)
+        self.head = head_for(config, n_hidden, n_genes)
         self.batch = BatchEffect(n_batches, n_hidden, n_genes) if n_batches else None
 
-    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
+    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode positions, each in its batch."""
         h_nh = self.first(z_nk)
         if self.batch is None:
-            plain: CountOutput = self.head(self.hidden(self.first_norm(h_nh)))
+            plain: Output = self.head(self.hidden(self.first_norm(h_nh)))
             return plain
         hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
-        output: CountOutput = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
+        output: Output = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
         return output.shifted(gene_shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -276,17 +347,18 @@ class Decoder(nn.Module):
 class LinearDecoder(nn.Module):
     """The same without a hidden layer: the head acts on the latent position, and a batch shifts genes alone.
 
-    Its weights are loadings: of gene g on latent axis k, in log proportion a latent unit.
+    Its weights are loadings: of gene g on latent axis k, in log proportion a latent unit (of real numbers, standard
+    deviations of the feature).
     """
 
-    def __init__(self, *, n_latent: int, n_genes: int, n_batches: int, likelihood: str) -> None:
+    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
         super().__init__()
-        self.head = CountHead(n_latent, n_genes, likelihood)
+        self.head = head_for(config, config.n_latent, n_genes)
         self.batch = GeneShift(n_batches, n_genes) if n_batches else None
 
-    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
+    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode positions, each in its batch."""
-        output: CountOutput = self.head(z_nk)
+        output: Output = self.head(z_nk)
         return output if self.batch is None else output.shifted(self.batch(batch_n))
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -297,17 +369,12 @@ class LinearDecoder(nn.Module):
 
 def decoder_for(config: ModelConfig, n_genes: int, n_batches: int) -> Decoder | LinearDecoder:
     """The decoder that a configuration asks for."""
-    if config.decoder == "linear":
-        return LinearDecoder(
-            n_latent=config.n_latent, n_genes=n_genes, n_batches=n_batches, likelihood=config.likelihood
-        )
-    return Decoder(
-        n_latent=config.n_latent,
-        n_hidden=config.n_hidden,
-        n_layers=config.n_layers,
-        n_genes=n_genes,
-        n_batches=n_batches,
-        likelihood=config.likelihood,
-        # Left open only where nobody trains.
-        dropout=config.decoder_dropout or 0.0,
-    )
+    return (LinearDecoder if config.decoder == "linear" else Decoder)(config, n_genes, n_batches)
+
+
+def encoder_for(config: ModelConfig, n_genes: int) -> Encoder:
+    """The encoder that a configuration asks for."""
+    kind = Encoder if config.of_counts else RealEncoder
+    # Left open only where nobody trains.
+    dropout = config.encoder_dropout or 0.0
+    return kind(n_genes, config.n_hidden, config.n_layers, config.n_latent, dropout)

@@ -1,4 +1,4 @@
-"""The variational autoencoder: one encoder, one latent space, one decoder with a count likelihood.
+"""The variational autoencoder: one encoder, one latent space, one decoder with a likelihood.
 
 Shapes: n cells, g genes, k latent dimensions, b batches. s samples.
 """
@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.network import CountOutput, Encoder, decoder_for
+from scvae_cli.model.network import CountHead, Output, RealEncoder, decoder_for, encoder_for
+from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
@@ -48,7 +49,7 @@ class VAE(nn.Module):
         self.config = config
         self.n_genes = n_genes
         self.batches = tuple(batches)
-        self.encoder = Encoder(n_genes, config.n_hidden, config.n_layers, config.n_latent, config.encoder_dropout)
+        self.encoder = encoder_for(config, n_genes)
         self.decoder = decoder_for(config, n_genes, len(self.batches))
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
@@ -66,10 +67,34 @@ class VAE(nn.Module):
         batch_n
             Index of each training cell's batch, or None.
         """
+        assert isinstance(self.decoder.head, CountHead), "counts have proportions"
         # Half a count keeps a gene that is silent in the training cells finite.
         proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
         self.decoder.head.start(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
         self.reference_library.fill_(float(np.median(library_n)))
+        self._note_batches(batch_n)
+
+    @torch.no_grad()
+    def start_from_moments(self, mean_g: np.ndarray, variance_g: np.ndarray, batch_n: np.ndarray | None) -> None:
+        """The same of a model of real numbers.
+
+        Parameters
+        ----------
+        mean_g, variance_g
+            Of each feature over the training cells; one that never varies is told in units of 1.
+        batch_n
+            Index of each training cell's batch, or None.
+        """
+        assert isinstance(self.decoder.head, NormalHead), "real numbers have moments"
+        assert isinstance(self.encoder, RealEncoder), "as the head, so the encoder"
+        mean = torch.as_tensor(mean_g, dtype=torch.float32)
+        sd = torch.as_tensor(np.sqrt(np.where(variance_g > 0, variance_g, 1.0)), dtype=torch.float32)
+        self.decoder.head.start(mean, sd)
+        self.encoder.centre_g.copy_(mean)
+        self.encoder.scale_g.copy_(sd)
+        self._note_batches(batch_n)
+
+    def _note_batches(self, batch_n: np.ndarray | None) -> None:
         if batch_n is not None:
             share_b = np.bincount(batch_n, minlength=len(self.batches)) / len(batch_n)
             self.batch_share_b.copy_(torch.as_tensor(share_b))
@@ -78,9 +103,9 @@ class VAE(nn.Module):
         """q(z|x) of some cells."""
         return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
-    def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> CountOutput:
+    def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """p(x|z) of some positions, each in its batch, up to the library size."""
-        output: CountOutput = self.decoder(z_nk, batch_n)
+        output: Output = self.decoder(z_nk, batch_n)
         return output
 
     def mean_nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ def draw_curves(figure: Figure, path: Path, chosen: np.ndarray, expression_nc: n
         return
     near = np.flatnonzero(np.isfinite(path.pseudotime_n))
     cells = f"the {len(near):,} cells near the walk" if len(near) else "no cells near the walk"
-    head(figure, 0.1, top, "c", f"Decoded counts and {cells}")
+    head(figure, 0.1, top, "c", f"Decoded {'counts' if path.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))
     full = (WIDTH - _LEFT - _RIGHT) / columns
@@ -99,7 +99,7 @@ def draw_curves(figure: Figure, path: Path, chosen: np.ndarray, expression_nc: n
         figure,
         0.13,
         top + (_TITLE + down - _AXIS) / 2,
-        "counts at the walk's depth",
+        "counts at the walk's depth" if path.of_counts else "values",
         rotation=90,
         ha="center",
         va="center",
@@ -151,7 +151,11 @@ def _draw_gene(axes: Axes, path: Path, gene: int, near: np.ndarray, value_n: np.
     axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(at_t, path.mean_tg[:, gene], color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
     hatch_off(axes, path.steps.off, above=False)
-    axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
+    if path.of_counts:
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
+    else:
+        # Real numbers have no zero to stand on.
+        axes.set(xlim=(-0.02, 1.02))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(pad=1.5)
     axes.set_title(shortened(path.genes[gene], 24), style="italic", pad=3)

@@ -98,10 +98,12 @@ def _draw_strip(axes: Axes, path: Path, colours: dict[str, str]) -> None:
 
 
 def _draw_scaled(axes: Axes, path: Path, rows: np.ndarray) -> None:
-    # The square root of a count has about the same noise everywhere.
-    root_rt = np.sqrt(np.maximum(path.mean_tg[:, rows].T, 0)).astype(np.float64)
-    low_r1, high_r1 = root_rt.min(1, keepdims=True), root_rt.max(1, keepdims=True)
-    scaled_rt = (root_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
+    even_rt = path.mean_tg[:, rows].T.astype(np.float64)
+    if path.of_counts:
+        # The square root of a count has about the same noise everywhere.
+        even_rt = np.sqrt(np.maximum(path.mean_tg[:, rows].T, 0)).astype(np.float64)
+    low_r1, high_r1 = even_rt.min(1, keepdims=True), even_rt.max(1, keepdims=True)
+    scaled_rt = (even_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
     extent = (*_edges(path), len(rows) - 0.5, -0.5)
     axes.imshow(scaled_rt, aspect="auto", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, interpolation="none")
 

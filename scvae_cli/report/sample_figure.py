@@ -85,13 +85,15 @@ def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: G
         right = _PANEL_LEFT + _PANEL + _BETWEEN_PANELS
         lower = _TOP + _TITLE + _PANEL + _BETWEEN_ROWS
         head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"The genes ({len(real.mean_g):,}), a dot each")
-        for left, top, name, of in (
-            (_PANEL_LEFT, _TOP + _TITLE, "mean", "mean_g"),
-            (right, _TOP + _TITLE, "variance", "variance_g"),
-            (_PANEL_LEFT, lower, "zero fraction", "zero_g"),
-        ):
-            axes = place(figure, left, top, _PANEL, _PANEL)
-            _draw_genes(axes, name, getattr(real, of), getattr(sampled, of), logged=of != "zero_g")
+        # Real numbers, which have no depth, may be negative and are hardly ever zero.
+        of_counts = result.library_n is not None
+        axes = place(figure, _PANEL_LEFT, _TOP + _TITLE, _PANEL, _PANEL)
+        _draw_genes(axes, "mean", real.mean_g, sampled.mean_g, limits=None if of_counts else _around(real, sampled))
+        axes = place(figure, right, _TOP + _TITLE, _PANEL, _PANEL)
+        _draw_genes(axes, "variance", real.variance_g, sampled.variance_g)
+        if of_counts:
+            axes = place(figure, _PANEL_LEFT, lower, _PANEL, _PANEL)
+            _draw_genes(axes, "zero fraction", real.zero_g, sampled.zero_g, limits=(-0.02, 1.02))
         axes = place(figure, right, lower, _PANEL, _PANEL)
         _draw_scores(axes, result)
     return figure
@@ -126,12 +128,22 @@ def _draw_plane(figure: Figure, points: Points, result: Sampled, n_real: int) ->
     axes.legend(signs, names, handletextpad=0.2, columnspacing=1.0, handlelength=1.0, borderpad=0, **below)
 
 
-def _draw_genes(axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, *, logged: bool) -> None:
+def _around(real: GeneMoments, sampled: GeneMoments) -> tuple[float, float]:
+    """Limits that hold all means."""
+    both = np.concatenate([real.mean_g, sampled.mean_g])
+    margin = 0.05 * float(np.ptp(both)) + 1e-6
+    return float(both.min()) - margin, float(both.max()) + margin
+
+
+def _draw_genes(
+    axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, *, limits: tuple[float, float] | None = None
+) -> None:
+    """A dot a gene; without limits on logarithmic axes."""
     axes.set_label(name)
     axes.set_title(name, pad=3)
     axes.set(xlabel="real cells", ylabel="sampled cells")
     axes.xaxis.labelpad = axes.yaxis.labelpad = 1
-    if logged:
+    if limits is None:
         # A gene that one side never shows has no logarithm; it is drawn at the edge.
         shown = np.concatenate([real_g[real_g > 0], sampled_g[sampled_g > 0], [1e-3]])
         low, high = float(shown.min()) / 1.5, max(float(shown.max()) * 1.5, 1e-2)
@@ -142,7 +154,7 @@ def _draw_genes(axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray
             axis.set_minor_locator(NullLocator())
         real_g, sampled_g = np.maximum(real_g, low), np.maximum(sampled_g, low)
     else:
-        low, high = -0.02, 1.02
+        low, high = limits
     axes.plot([low, high], [low, high], color="black", linewidth=0.6, zorder=3)
     axes.scatter(real_g, sampled_g, s=2, c=_SAMPLED, alpha=0.4, linewidths=0, rasterized=True, gid="genes")
     axes.set(xlim=(low, high), ylim=(low, high))

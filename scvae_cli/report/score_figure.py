@@ -44,14 +44,21 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
         lefts = (0.42, 3.0, 5.45)
-        titles = ("p-values", "Score by depth", "Anomalies among the cells")
+        # Real numbers have no depth: all are 1.
+        has_depth = bool((scores.library != 1).any())
+        by = "Score by depth" if has_depth else "Score by reconstruction"
+        titles = ("p-values", by, "Anomalies among the cells")
         parts = []
         for letter, left, title in zip("abc", lefts, titles, strict=True):
             head(figure, left - 0.32, 0.14, letter, title)
             parts.append(place(figure, left, _TOP, _WIDE, _TALL))
             parts[-1].set_label(title)
         _draw_p_values(parts[0], scores)
-        _draw_depth(parts[1], scores, called_n)
+        if has_depth:
+            _draw_depth(parts[1], scores, called_n)
+        else:
+            _dots(parts[1], np.column_stack([scores.reconstruction, scores.anomaly_score]), called_n)
+            parts[1].set(xlabel="E[log p(x|z)], nats", ylabel="standard deviations worse than expected")
         _draw_plane(parts[2], xy_n2, names, called_n, fdr)
     return figure
 

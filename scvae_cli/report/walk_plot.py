@@ -30,7 +30,7 @@ def draw_walk(session: Session, walk: Walk, groups_n: np.ndarray | None, file: P
         Written whole or not at all.
     """
     chosen = walk.top_genes(_CURVES)
-    depth = library_size(session.model, walk.options.library)
+    depth = library_size(session.model, walk.options.library, usual="median")
     assert depth is not None, "a walk is decoded at one depth"
     counts = session.counts
     expression_nc = counts.matrix[:, chosen].toarray() / counts.library_n[:, None] * depth

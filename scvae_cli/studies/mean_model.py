@@ -17,7 +17,7 @@ import torch
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
-from scvae_cli.model.network import CountOutput
+from scvae_cli.model.network import CountOutput, Output
 from scvae_cli.training.fit import batch_codes, started
 
 _BATCH_CELLS, _STEPS, _RATE = 256, 300, 0.05
@@ -49,7 +49,7 @@ class MeanModel:
         optimizer = torch.optim.Adam(learned, lr=_RATE)
         # The rate falls to nothing, so that what is left at the end is the optimum and not the last minibatches.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / _STEPS)
-        table = CellTable(counts.matrix, self._batch_n, device, cells=training)
+        table = CellTable(counts.matrix, self._batch_n, device, cells=training, real=counts.real)
         random = np.random.default_rng(config.train.seed)
         for _ in range(_STEPS):
             cells = table.take(random.choice(table.n_cells, min(_BATCH_CELLS, table.n_cells), replace=False))
@@ -61,7 +61,7 @@ class MeanModel:
     @torch.no_grad()
     def log_prob_n(self, counts: Counts, cells: np.ndarray) -> np.ndarray:
         """Log-probability of some of the cells, by index, shape (len(cells),), nats."""
-        table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells)
+        table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells, real=counts.real)
         parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(_BLOCK_CELLS)]
         return -np.concatenate(parts)
 
@@ -70,10 +70,11 @@ class MeanModel:
         """Expected counts of all cells in blocks, technical zeros counted in; `of_cell` weighs in their own counts."""
         for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(_BLOCK_CELLS):
             output = self._decode(cells)
+            assert isinstance(output, CountOutput), "only counts can be set aside"
             mean_ng = output.mean_ng(cells.library_n, with_zero_inflation=not of_cell)
             if of_cell:
                 mean_ng = mean_ng * output.own_factor_ng(cells, with_zero_inflation=True)
             yield mean_ng.cpu().numpy()
 
-    def _decode(self, cells: Minibatch) -> CountOutput:
+    def _decode(self, cells: Minibatch) -> Output:
         return self._vae.decode(cells.library_n.new_zeros(cells.n_cells, 1), cells.batch_n)

@@ -4,7 +4,8 @@ A β is a price: as it rises, the rate (what the latent space tells about a cell
 badly the cell is explained, −E_q[log p(x|z)]) rises; together they trace the rate–distortion curve of the data (Alemi
 et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464). Neither says which price is right. Molecules set aside do: a
 model that tells too much about a cell repeats the noise of the molecules it saw, one that tells too little blurs cells
-together, and both predict the others worse (`scvae_cli.studies.thinning`).
+together, and both predict the others worse (`scvae_cli.studies.thinning`). The cell's own counts are weighed in with
+every prediction: without, a latent space that remembers each cell's own deviations, whatever the price, looks best.
 
 So that one chain of trainings serves both, the curve too is traced on the molecules that were not set aside.
 
@@ -18,24 +19,21 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
-from scvae_cli.latent.count_draws import expected_blocks
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.scoring import Bounds, bounds, known_batches
+from scvae_cli.latent.denoising import CELL
+from scvae_cli.latent.scoring import Bounds, bounds
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.sweep_result import Run, Sweep, SweepOptions, compare, find_breaks
-from scvae_cli.studies.thinning import KEPT, Thinned, thin
+from scvae_cli.studies.thinning import KEPT, Thinned, predicted, thin
 from scvae_cli.training.fit import Finished, FitEvent, fit, refuse_empty, refuse_few, split
 
 # Importance samples, and held-out cells that take part: more would cost more than the trainings of small data.
 N_SAMPLES, MAX_HELDOUT = 25, 1000
-# Posterior samples over which a prediction of the molecules set aside is averaged.
-N_PREDICTIONS = 10
 
 
 class Training(NamedTuple):
@@ -85,7 +83,7 @@ def sweep(
         As `fit`.
     """
     counts, genes_chosen = _modelled(counts, config)
-    judge = options.judge_of(config.model.likelihood)
+    judge = options.judge_of(config.model)
     thinned = thin(counts, seed=config.train.seed) if judge == "thinning" else None
     trained_on = counts if thinned is None else thinned.kept
     values = options.values[::-1] if options.varied == "beta" else options.values
@@ -104,7 +102,10 @@ def sweep(
         recorded = replace(model.config, data=config.data)
         on_model(value, replace(model, config=recorded, facts=model.facts | facts))
     assert model is not None, "there are two values or more"
-    baseline = float("nan") if thinned is None else float(thinned.baseline_loss().mean())
+    baseline = float("nan")
+    if thinned is not None:
+        mean = MeanModel(thinned.kept, None, config, device)
+        baseline = float(thinned.poisson_loss(mean.expected(thinned.kept, of_cell=True)).mean())
     return _put_together([judged[value] for value in options.values], options, judge, baseline, trained_on, model)
 
 
@@ -136,25 +137,8 @@ def _judge(model: Model, trained_on: Counts, thinned: Thinned | None, *, seed: i
     heldout = np.flatnonzero([name in names for name in trained_on.cell_names])
     some = heldout[:: -(-len(heldout) // MAX_HELDOUT)]
     found = bounds(model, trained_on.cells(some), n_samples=N_SAMPLES, seed=seed)
-    loss_n = -found.iwae if thinned is None else thinned.poisson_loss(_predictions(model, thinned.kept, seed))
+    loss_n = -found.iwae if thinned is None else thinned.poisson_loss(predicted(model, thinned.kept, CELL))
     return _Judged(model.config, model.facts, found, loss_n)
-
-
-def _predictions(model: Model, counts: Counts, seed: int) -> Iterator[np.ndarray]:
-    """Counts that cells are expected to show at their own depth in their own batch, blocks of (n, g)."""
-    posterior = posteriors(model, counts)
-    noise = torch.Generator().manual_seed(seed)
-    batch_n = known_batches(model, counts)
-    library_n = counts.library_n
-    samples = []
-    for _ in range(N_PREDICTIONS):
-        noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise)
-        samples.append(expected_blocks(model, posterior.sample(noise_nk), library_n, batch_n))
-    for blocks in zip(*samples, strict=True):
-        mean_ng = np.zeros_like(blocks[0])
-        for block in blocks:
-            mean_ng += block / len(blocks)
-        yield mean_ng
 
 
 def _put_together(

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from scvae_cli.config import LIKELIHOODS
+from scvae_cli.config import ModelConfig
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError
 
@@ -81,9 +81,9 @@ class SweepOptions:
         """Its values, ascending."""
         return tuple(self.beta or self.n_latent or ())
 
-    def judge_of(self, likelihood: str) -> str:
-        """What judges runs with a likelihood: only counts can be thinned."""
-        return self.judge or ("thinning" if likelihood in LIKELIHOODS else "bound")
+    def judge_of(self, model: ModelConfig) -> str:
+        """What judges runs of a kind of model: only counts can be thinned."""
+        return self.judge or ("thinning" if model.of_counts else "bound")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,8 +103,7 @@ class Run:
     loss
         Mean of what judges: Poisson loss of the molecules set aside, or −bound; nats a cell, up to a constant.
     gain
-        Share of what the best run predicts better than the same proportions for every cell does; NaN when held-out
-        cells judge.
+        Share of what the best run predicts better than a mean model does; NaN when held-out cells judge.
     excess, excess_se
         Mean of what it is more than the best run's, and the standard error of that over the cells, paired.
     epochs, seconds

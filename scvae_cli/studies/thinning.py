@@ -10,13 +10,15 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.latent.denoising import DenoisingOptions, denoise
+from scvae_cli.model.bundle import Model
 
 KEPT = 0.9
 # A gene's prediction never sinks below this share of a count: one molecule where none was expected at all would
@@ -62,13 +64,6 @@ class Thinned:
         assert start == self.aside.shape[0], "the blocks must cover every cell"
         return np.concatenate(losses)
 
-    def baseline_loss(self) -> np.ndarray:
-        """The loss of expecting the same proportions of every cell, at its own depth, shape (n,)."""
-        library_n = self.kept.library_n
-        share_g = np.asarray(self.kept.matrix.sum(axis=0, dtype=np.float64)).ravel() / library_n.sum()
-        starts = range(0, len(library_n), _BLOCK_CELLS)
-        return self.poisson_loss(np.outer(library_n[start : start + _BLOCK_CELLS], share_g) for start in starts)
-
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
     """Set some of every cell's molecules aside.
@@ -88,6 +83,15 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
     aside = _with_values(matrix, matrix.data - kept_values)
     left = replace(counts, matrix=kept)
     return Thinned(kept=left.filled_cells(), aside=aside[left.filled], share=share)
+
+
+def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
+    """What a model expects of kept counts, in blocks: technical zeros counted in, each cell in its batch.
+
+    `estimate` is as for `latent.denoising.DenoisingOptions`.
+    """
+    options = DenoisingOptions(estimate=estimate, with_zero_inflation=True, batch_as="observed")
+    return denoise(model, kept, kept.gene_names, options).rows.blocks
 
 
 def _with_values(matrix: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:

@@ -17,12 +17,12 @@ import numpy as np
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
-from scvae_cli.latent.denoising import DenoisingOptions, denoise
+from scvae_cli.latent.denoising import CELL, STATE
 from scvae_cli.latent.scoring import bounds
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
-from scvae_cli.studies.thinning import Thinned, thin
+from scvae_cli.studies.thinning import Thinned, predicted, thin
 from scvae_cli.training.fit import fit_to_end
 
 VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
@@ -168,16 +168,10 @@ def _thinned_losses(
         trained = fit_to_end(kept, run)
         trained.vae.to(model.device)
         losses[name] = (
-            thinned.poisson_loss(predicted(trained, kept, "state")),
-            thinned.poisson_loss(predicted(trained, kept, "cell")),
+            thinned.poisson_loss(predicted(trained, kept, STATE)),
+            thinned.poisson_loss(predicted(trained, kept, CELL)),
         )
     return losses, n_components
-
-
-def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """What a model expects to be set aside, at the depth of the kept counts: technical zeros and batches counted in."""
-    options = DenoisingOptions(estimate=estimate, with_zero_inflation=True, batch_as="observed")
-    return denoise(model, kept, kept.gene_names, options).rows.blocks
 
 
 def _rows(counts: Counts, size: int = 512) -> Iterator[np.ndarray]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,11 +19,12 @@ import torch
 from torch import Tensor
 
 from scvae_cli.config import RunConfig
-from scvae_cli.data.counts import Counts
+from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.moments import moments
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError, ModelError
+from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
@@ -31,15 +33,12 @@ from scvae_cli.model.vae import VAE
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
 from scvae_cli.training.recipe import settle
+from scvae_cli.training.warm_start import refuse_unlike, take_over
 
 MIN_CELLS = 10
 # More held-out cells than this make the verdict no surer and every epoch slower.
 MAX_HELDOUT_CELLS = 10_000
 CHECKPOINT_SECONDS = 30.0
-# A training at another β that keeps all it has learned ends worse than one from nothing: it learns the cells by heart,
-# and latent dimensions stay given up, or taken. One that forgets most of its weight matrices, as Ash & Adams (2020,
-# arXiv:1910.08475) have it, ends as low in half the epochs; its KL weight rises anew, in half the usual time.
-REMEMBERED, WARM_KL_WARMUP = 0.3, 0.5
 # A latent dimension is active when its posterior mean varies this much between cells (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
@@ -103,7 +102,7 @@ def fit(
     start_from: Model | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[FitEvent]:
-    """Train a model on raw counts, yielding what happens; the last event is `Finished` or `Stopped`.
+    """Train a model on raw counts or real numbers, yielding what happens; the last event is `Finished` or `Stopped`.
 
     Parameters
     ----------
@@ -124,12 +123,13 @@ def fit(
     Raises
     ------
     DataError
-        For cells without counts, or too few cells or genes.
+        For cells without counts, too few cells or genes, or real numbers where the likelihood is one of counts.
     ModelError
         When there is nothing to resume, `start_from` has other genes, batches, networks or held-out cells, or training
         diverges again and again.
     """
     compute = choose_compute(config.compute)
+    counts = _as_modelled(counts, config)
     n_before = counts.n_cells
     counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
     n_dropped = n_before - counts.n_cells
@@ -140,19 +140,17 @@ def fit(
     counts = refuse_empty(counts.genes(columns), drop=False)
 
     batches, batch_n = batch_codes(counts)
-    config = settle(config, len(training))
+    config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size
     assert batch_size is not None
     vae, kl_warmup_share = started(config, counts, training, batches, batch_n), 1.0
     if start_from is not None:
         refuse_unlike(start_from, config, counts, heldout, batches)
-        goes_on = start_from.config.train.beta == config.train.beta
-        kl_warmup_share = 0.0 if goes_on else WARM_KL_WARMUP
-        _take_over(vae, start_from, 1.0 if goes_on else REMEMBERED)
+        kl_warmup_share = take_over(vae, start_from, config.train.beta)
     vae = vae.to(compute.device)
 
     def table(rows: np.ndarray) -> CellTable:
-        return CellTable(counts.matrix, batch_n, compute.device, cells=rows)
+        return CellTable(counts.matrix, batch_n, compute.device, cells=rows, real=counts.real)
 
     trainer = Trainer(
         vae, table(training), table(heldout), config.train, batch_size, compute, kl_warmup_share=kl_warmup_share
@@ -244,6 +242,21 @@ def fit_to_end(
     return event.model
 
 
+def _as_modelled(counts: Counts, config: RunConfig) -> Counts:
+    """The data as the likelihood sees it: counts, or real numbers, which counts are too."""
+    if config.model.of_counts:
+        if counts.real:
+            raise DataError(
+                f"{counts.source} was read as real numbers, and {config.model.likelihood} is a likelihood of counts",
+                "--likelihood normal models real numbers",
+            )
+        return counts
+    if counts.n_cells and what_is_wrong(counts.matrix.data) is None:
+        message = f"{counts.source} holds raw counts, which a count likelihood (--likelihood zinb or nb) fits better"
+        warnings.warn(ScvaeWarning(message), stacklevel=3)
+    return replace(counts, real=True)
+
+
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     """Refuse, or leave out, cells without a single count."""
     empty = ~counts.filled
@@ -292,44 +305,19 @@ def started(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
         vae = VAE(config.model, counts.n_genes, batches)
+    batch_of_training = None if batch_n is None else batch_n[training]
+    if counts.real:
+        vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
+        return vae
     # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
     vae.start_from_data(
         (weight_n @ counts.matrix).astype(np.float64),
         counts.library_n[training],
-        None if batch_n is None else batch_n[training],
+        batch_of_training,
     )
     return vae
-
-
-def refuse_unlike(
-    model: Model, config: RunConfig, counts: Counts, heldout: np.ndarray, batches: tuple[str, ...]
-) -> None:
-    """Refuse to start from a model of other genes, batches, networks or held-out cells."""
-    alike = {
-        "other genes": model.genes == tuple(str(gene) for gene in counts.gene_names),
-        "other batches": model.batches == batches,
-        "another network": model.config.model == config.model,
-        # Otherwise cells that the model learned from would judge what comes of it.
-        "other held-out cells": model.heldout_cells == tuple(str(cell) for cell in counts.cell_names[heldout]),
-    }
-    for what, same in alike.items():
-        if not same:
-            raise ModelError(
-                f"training cannot start from a model with {what}",
-                "give it the same data, genes, seed and network, or start from nothing",
-            )
-
-
-@torch.no_grad()
-def _take_over(vae: VAE, model: Model, remembered: float) -> None:
-    """Give a freshly started VAE a finished model's weights; of its weight matrices, only a share is remembered."""
-    fresh = {name: p.clone() for name, p in vae.named_parameters()}
-    vae.load_state_dict(model.vae.state_dict())
-    for name, p in vae.named_parameters():
-        if p.ndim == 2 and not name.startswith("decoder.batch"):
-            p.lerp_(fresh[name], 1 - remembered)
 
 
 @torch.inference_mode()

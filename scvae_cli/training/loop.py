@@ -246,7 +246,12 @@ class Trainer:
                 total = float(loss.detach())
                 if flat:
                     # In full precision: log det M asks for its smallest eigenvalues.
-                    weight = self._config.flat * PRICE * PENALTY_EVERY * terms.nll.detach()
+                    weight = (
+                        self._config.flat
+                        * PRICE
+                        * PENALTY_EVERY
+                        * self.vae.decoder.head.typical_loss(terms.nll.detach())
+                    )
                     penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
                     penalty.backward()  # type: ignore[no-untyped-call]  # as above
                     total += float(penalty.detach())

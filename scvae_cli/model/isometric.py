@@ -1,0 +1,46 @@
+"""The coordinate in which a negative binomial gene of fixed inverse dispersion has unit variance everywhere.
+
+Shapes: n points, g genes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
+    """y of some means, shape (n, g); θ is None for a Poisson, and no gradient reaches it.
+
+    >>> isometric(torch.tensor([[4.0]]), None)
+    tensor([[4.]])
+    """
+    theta_g = None if theta_g is None else theta_g.detach()
+    y_ng: Tensor = _Isometric.apply(mean_ng, theta_g)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+    return y_ng
+
+
+class _Isometric(torch.autograd.Function):
+    """In place and with its derivative written down: a third of the time of the plain formula's."""
+
+    @staticmethod
+    def forward(ctx: Any, mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
+        ctx.save_for_backward(mean_ng, theta_g)
+        if theta_g is None:
+            return mean_ng.sqrt().mul_(2)
+        return mean_ng.div(theta_g).sqrt_().asinh_().mul_(2 * theta_g.sqrt())
+
+    @staticmethod
+    def backward(ctx: Any, grad_ng: Tensor) -> tuple[Tensor, None]:
+        return slope(*ctx.saved_tensors).mul(grad_ng), None
+
+
+def slope(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
+    """dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
+    # A gene that is all but silent has no length to speak of; the floor keeps its slope finite.
+    floored_ng = mean_ng.clamp_min(1e-12)
+    if theta_g is None:
+        return floored_ng.rsqrt()
+    return (floored_ng * (1 + floored_ng / theta_g)).rsqrt()

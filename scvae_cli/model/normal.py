@@ -1,0 +1,160 @@
+"""The likelihood of real numbers: every feature is normal around a mean that the decoder gives.
+
+    p(x_g|z) = N(μ_g(z), σ_g²)
+
+σ_g is learned, one for each feature, or fixed to one value for all. Means are told in the units of the training cells:
+μ = mean + sd · u with u what the network gives, so one learning rate does for features of any size. The Fisher
+information of a normal's mean is 1/σ², so y = μ/σ is its isometric coordinate.
+
+Real numbers have neither a depth nor zero inflation; what asks for them, as all heads are asked, is not looked at.
+
+Shapes: n cells, m tangents, g features, h hidden units.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scvae_cli.data.minibatches import Minibatch
+
+_HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
+# σ is kept between these multiples of a feature's standard deviation: one that others determine exactly would have a
+# density without bound.
+_LEAST, _MOST = 1e-3, 10.0
+
+
+class NormalHead(nn.Module):
+    """Hidden units → the distribution of a cell's features.
+
+    Parameters
+    ----------
+    n_hidden, n_genes
+        h and g.
+    variance
+        σ² of all features; None learns one for each.
+    """
+
+    centre_g: Tensor
+    scale_g: Tensor
+
+    def __init__(self, n_hidden: int, n_genes: int, variance: float | None = None) -> None:
+        super().__init__()
+        self.outputs = nn.Linear(n_hidden, n_genes)
+        self.variance = variance
+        self.raw_log_sd_g = nn.Parameter(torch.zeros(n_genes)) if variance is None else None
+        self.register_buffer("centre_g", torch.zeros(n_genes))
+        self.register_buffer("scale_g", torch.ones(n_genes))
+
+    @torch.no_grad()
+    def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
+        """Start at the mean of each feature, and with a σ as large as its standard deviation."""
+        self.centre_g.copy_(mean_g)
+        self.scale_g.copy_(sd_g)
+        self.outputs.bias.zero_()
+
+    @property
+    def log_sd_g(self) -> Tensor:
+        """log σ, shape (g,)."""
+        if self.raw_log_sd_g is None:
+            assert self.variance is not None, "fixed or learned"
+            return torch.full_like(self.scale_g, 0.5 * math.log(self.variance))
+        return self.scale_g.log() + self.raw_log_sd_g.clamp(math.log(_LEAST), math.log(_MOST))
+
+    def forward(self, h_nh: Tensor) -> NormalOutput:
+        """Decoder output before batch."""
+        # In full precision, whatever the other products are in: σ may be small beside the mean's range.
+        with torch.autocast(h_nh.device.type, enabled=False):
+            unit_ng = self.outputs(h_nh.to(self.outputs.weight.dtype))
+        return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
+
+    def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
+        """u of the features, shape (n, g), and tangents d at the hidden units pushed through, (m, n, g)."""
+        unit_ng: Tensor = self.outputs(h_nh)
+        return unit_ng, d_mnh @ self.outputs.weight.T
+
+    def push_mean(
+        self,
+        unit_ng: Tensor,
+        d_unit_mng: Tensor,
+        *,
+        share: float,
+        library: Tensor | float,  # noqa: ARG002  # as all heads
+    ) -> tuple[Tensor, Tensor]:
+        """A share of the means that u stand for, shape (n, g), and of their change along tangents, (m, n, g)."""
+        return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
+
+    def isometric(self, mean_ng: Tensor) -> Tensor:
+        """μ/σ, shape (n, g)."""
+        return mean_ng * self.isometric_slope(mean_ng)
+
+    def isometric_slope(self, mean_ng: Tensor) -> Tensor:
+        """1/σ, shape (g,); no gradient reaches it."""
+        return (-self.log_sd_g.detach().to(mean_ng)).exp()
+
+    def typical_loss(self, nll: Tensor) -> Tensor:
+        """What a reconstruction loss −log p(x|z) is measured by: that of as many standard normal features.
+
+        The loss itself depends on the features' units, and may be below 0.
+        """
+        return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
+
+
+class NormalOutput(NamedTuple):
+    """The distribution of the features of n cells.
+
+    Parameters
+    ----------
+    unit_ng
+        u, shape (n, g).
+    centre_g, scale_g
+        What make a mean of it.
+    log_sd_g
+        log σ.
+    """
+
+    unit_ng: Tensor
+    centre_g: Tensor
+    scale_g: Tensor
+    log_sd_g: Tensor
+
+    def shifted(self, gene_shift_ng: Tensor) -> NormalOutput:
+        """The same with the means moved, in standard deviations of the features."""
+        return self._replace(unit_ng=self.unit_ng + gene_shift_ng)
+
+    def mean_nll(self, cells: Minibatch) -> Tensor:
+        """Mean over the cells of the negative log density of their features, a differentiable scalar, nats."""
+        return normal_nll(cells.x_ng, self._mean_ng, self.log_sd_g).sum(1).mean()
+
+    @torch.no_grad()
+    def nll_n(self, cells: Minibatch) -> Tensor:
+        """Negative log density of each cell's features, shape (n,), float64, nats."""
+        mean_ng = self.centre_g.double() + self.scale_g.double() * self.unit_ng.double()
+        return normal_nll(cells.x_ng.double(), mean_ng, self.log_sd_g.double()).sum(1)
+
+    @property
+    def _mean_ng(self) -> Tensor:
+        return self.centre_g + self.scale_g * self.unit_ng
+
+    def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:  # noqa: ARG002  # as all heads
+        """μ, shape (n, g)."""
+        return self._mean_ng
+
+    def draw(self, library_n: Tensor, random: np.random.Generator) -> np.ndarray:  # noqa: ARG002  # as all heads
+        """One draw of every feature, shape (n, g), float32."""
+        mean_ng, sd_g = self._mean_ng.double().cpu().numpy(), self.log_sd_g.double().exp().cpu().numpy()
+        drawn_ng: np.ndarray = (mean_ng + sd_g * random.standard_normal(mean_ng.shape)).astype(np.float32)
+        return drawn_ng
+
+
+def normal_nll(x_ng: Tensor, mean_ng: Tensor, log_sd_g: Tensor) -> Tensor:
+    """Negative log density of numbers under a normal, shape (n, g), nats.
+
+    >>> normal_nll(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
+    tensor([[0.9189]])
+    """
+    return 0.5 * ((x_ng - mean_ng) * torch.exp(-log_sd_g)).square() + log_sd_g + _HALF_LOG_2_PI

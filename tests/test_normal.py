@@ -1,0 +1,367 @@
+"""`--likelihood normal`: real numbers, against scipy's normal and closed-form marginals.
+
+Shapes: n cells, g features, k latent dimensions, m tangents, b batches.
+"""
+
+from __future__ import annotations
+
+import math
+
+import anndata as ad
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from handmade import density_of
+from scipy import stats
+
+import scvae_cli as scvae
+from scvae_cli.config import LIKELIHOODS, DataConfig, ModelConfig, RunConfig
+from scvae_cli.data.counts import Counts, what_is_wrong
+from scvae_cli.data.gene_selection import match_genes, select_genes
+from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.data.moments import moments
+from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
+from scvae_cli.model.axes import CanonicalAxes
+from scvae_cli.model.bundle import Model, load
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.network import NormalHead
+from scvae_cli.model.vae import VAE
+from scvae_cli.training.fit import Stopped, fit, fit_to_end
+from scvae_cli.training.flatness import flatness_penalty
+from scvae_cli.training.recipe import settle
+
+CPU = torch.device("cpu")
+
+
+def some(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def real(x_ng: np.ndarray, **more) -> Counts:
+    x_ng = np.asarray(x_ng)
+    names = [
+        np.asarray([f"{kind}{i}" for i in range(size)], dtype=object)
+        for kind, size in zip("cg", x_ng.shape, strict=True)
+    ]
+    matrix = sp.csr_matrix(x_ng.astype(np.float32))
+    return Counts(matrix=matrix, cell_names=names[0], gene_names=names[1], source="X", real=True, **more)
+
+
+def minibatch(x_ng: np.ndarray, batch_n: np.ndarray | None = None) -> Minibatch:
+    return CellTable(sp.csr_matrix(x_ng.astype(np.float32)), batch_n, CPU, real=True).take(np.arange(len(x_ng)))
+
+
+def wild(*, decoder: str = "mlp", batches: tuple[str, ...] = (), variance: float | None = None, g: int = 6) -> VAE:
+    """An untrained network in float64 whose features are of many sizes."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = ModelConfig(likelihood="normal", variance=variance, decoder=decoder, n_latent=3, n_hidden=24)
+        vae = VAE(config, g, batches)
+        size_g = np.logspace(-2, 2, g)
+        vae.start_from_moments(5 * size_g, size_g**2, np.arange(60) % 3 if batches else None)
+        for name, parameter in vae.decoder.named_parameters():
+            if "log_sd" in name or "batch" in name:
+                torch.nn.init.normal_(parameter)
+    return vae.double().eval()
+
+
+# --- the likelihood ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("variance", [None, 0.06])
+def test_nll_is_scipys(variance):
+    vae, x_ng = wild(variance=variance), 10 * some(5, 6).numpy()
+    x_ng[2] = 0
+    cells = minibatch(x_ng)
+    output = vae.decode(some(5, 3, seed=1), None)
+    mean_ng, sd_g = output.mean_ng(cells.library_n).detach().numpy(), vae.decoder.head.log_sd_g.exp().detach().numpy()
+    expected_n = -stats.norm.logpdf(x_ng.astype(np.float32), mean_ng, sd_g).sum(1)
+    np.testing.assert_allclose(output.nll_n(cells), expected_n, rtol=1e-6)
+    assert float(output.mean_nll(cells).detach()) == pytest.approx(expected_n.mean(), rel=1e-6)
+    if variance is not None:
+        np.testing.assert_allclose(sd_g, math.sqrt(variance), rtol=1e-6)
+        assert vae.decoder.head.raw_log_sd_g is None
+
+
+def test_model_starts_at_the_data():
+    vae = wild()
+    fresh = NormalHead(24, 6)
+    mean_g, sd_g = torch.linspace(-3, 9, 6), torch.logspace(-3, 3, 6)
+    fresh.start(mean_g, sd_g)
+    torch.testing.assert_close(fresh.log_sd_g.exp(), sd_g)
+    torch.testing.assert_close(fresh(torch.zeros(1, 24)).mean_ng(torch.ones(1))[0], mean_g)
+    x_ng = 5 * np.logspace(-2, 2, 6) + np.logspace(-2, 2, 6) * some(4, 6).numpy()
+    seen_ng = vae.encoder.seen(minibatch(x_ng), vae.reference_library)
+    np.testing.assert_allclose(seen_ng, some(4, 6).numpy(), atol=1e-5)
+    assert float(vae.reference_library) == 1
+
+
+def test_depth_has_no_effect():
+    vae = wild()
+    cells = minibatch(some(4, 6).numpy())
+    deep = Minibatch(n_genes=6, nonzeros=cells.nonzeros, library_n=7 * cells.library_n, batch_n=None)
+    assert torch.equal(vae.encode(cells).mean_nk, vae.encode(deep).mean_nk)
+    z_nk = some(4, 3)
+    output = vae.decode(z_nk, None)
+    assert torch.equal(output.nll_n(cells), output.nll_n(deep))
+    assert torch.equal(
+        vae.expected_counts(z_nk, cells.library_n, None), vae.expected_counts(z_nk, deep.library_n, None)
+    )
+    assert torch.equal(Geometry(vae).metric(z_nk), Geometry(vae, library=50.0).metric(z_nk))
+
+
+def test_draws_have_the_moments_of_the_distribution():
+    vae = wild()
+    output = vae.decode(some(1, 3).expand(20_000, 3), None)
+    mean_g, sd_g = output.mean_ng(torch.ones(1))[0].detach().numpy(), vae.decoder.head.log_sd_g.exp().detach().numpy()
+    with torch.no_grad():
+        drawn_ng = output.draw(torch.ones(20_000), np.random.default_rng(0))
+    assert drawn_ng.dtype == np.float32
+    assert (np.abs(drawn_ng.mean(0) - mean_g) < 4.5 * sd_g / 20_000**0.5).all()
+    np.testing.assert_allclose(drawn_ng.std(0), sd_g, rtol=0.03)
+
+
+# --- geometry ---------------------------------------------------------------------------------------------------------
+
+
+def plain_mean(vae: VAE, z_nk: torch.Tensor) -> torch.Tensor:
+    """μ in the average batch."""
+    means = []
+    for b in range(max(1, len(vae.batches))):
+        batch_n = torch.full((len(z_nk),), b) if vae.batches else None
+        means.append(vae.decode(z_nk, batch_n).mean_ng(torch.ones(len(z_nk))))
+    share_b = vae.batch_share_b if vae.batches else torch.ones(1).double()
+    return sum(share * mean for share, mean in zip(share_b, means, strict=True))
+
+
+every_decoder = pytest.mark.parametrize(
+    ("decoder", "batches"), [(d, b) for d in ("mlp", "linear") for b in ((), ("a", "b", "c"))]
+)
+
+
+@torch.no_grad()
+@every_decoder
+def test_metric_is_the_curvature_of_the_divergence(decoder, batches):
+    """KL(N(μ, σ²) ‖ N(μ', σ²)) = ½Σ((μ − μ')/σ)² → ½ε² vᵀMv."""
+    vae = wild(decoder=decoder, batches=batches)
+    z_1k, step = some(1, 3, seed=1), 1e-4
+    metric_kk, sd_g = Geometry(vae).metric(z_1k)[0], vae.decoder.head.log_sd_g.exp()
+    for v_k in some(4, 3, seed=2):
+        both = [
+            0.5 * float(((plain_mean(vae, z_1k) - plain_mean(vae, z_1k + s * step * v_k)) / sd_g).square().sum())
+            for s in (1, -1)
+        ]
+        assert sum(both) / step**2 == pytest.approx(float(v_k @ metric_kk @ v_k), rel=1e-4)
+
+
+@every_decoder
+def test_push_is_the_derivative_of_the_coordinates(decoder, batches):
+    vae = wild(decoder=decoder, batches=batches)
+    sd_g, z_nk, v_mnk = vae.decoder.head.log_sd_g.exp().detach(), some(5, 3), some(2, 5, 3, seed=1)
+    y_ng, pushed_mng = Geometry(vae).push(z_nk, v_mnk)
+    for v_nk, pushed_ng in zip(v_mnk, pushed_mng, strict=True):
+        # The derivative by autograd, one feature at a time: ∂(y·w)/∂z · v.
+        expected_ng = torch.stack(
+            [
+                (torch.autograd.grad((plain_mean(vae, at) / sd_g)[:, g].sum(), at)[0] * v_nk).sum(1)
+                for g in range(6)
+                for at in [z_nk.clone().requires_grad_(True)]
+            ],
+            dim=1,
+        )
+        torch.testing.assert_close(pushed_ng, expected_ng)
+    torch.testing.assert_close(y_ng, plain_mean(vae, z_nk) / sd_g)
+    torch.testing.assert_close(Geometry(vae).coordinates(z_nk), y_ng)
+
+
+def test_flatness_asks_nothing_of_the_noise():
+    vae = wild().float().train()
+    flatness_penalty(vae, some(10, 3).float(), some(10, 3, seed=1).float()).backward()
+    assert vae.decoder.head.raw_log_sd_g.grad is None
+    assert vae.decoder.head.outputs.weight.grad.any()
+    # And what it costs does not turn into a gain where the density is above 1.
+    assert vae.decoder.head.typical_loss(torch.tensor(-50.0)) > 0
+
+
+# --- bounds against closed forms --------------------------------------------------------------------------------------
+
+
+def linear_model(k: int = 2, g: int = 7) -> Model:
+    """A handmade linear-Gaussian model whose encoder says nothing but a rough place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        shape = ModelConfig(likelihood="normal", decoder="linear", n_latent=k, n_hidden=16)
+        vae = VAE(shape, g)
+        vae.start_from_moments(np.linspace(-2, 2, g), np.linspace(0.5, 2, g) ** 2, None)
+        torch.nn.init.normal_(vae.decoder.head.outputs.weight, std=0.5)
+        torch.nn.init.normal_(vae.decoder.head.raw_log_sd_g, mean=-0.3, std=0.1)
+        # A posterior broad enough for the importance weights: that of the prior.
+        torch.nn.init.zeros_(vae.encoder.posterior.weight)
+        torch.nn.init.zeros_(vae.encoder.posterior.bias)
+    density = density_of(np.random.default_rng(0).standard_normal((300, k)))
+    axes = CanonicalAxes(torch.eye(k), torch.ones(k))
+    genes = tuple(f"g{i}" for i in range(g))
+    return Model(
+        vae=vae.eval(), density=density, axes=axes, genes=genes, heldout_cells=(), config=RunConfig(model=shape),
+        facts={}, history="",
+    )  # fmt: skip
+
+
+def marginal(model: Model) -> stats._multivariate.multivariate_normal_frozen:
+    """N(b, WWᵀ + Σ) of a linear-Gaussian model."""
+    head = model.vae.decoder.head
+    scale_g, sd_g = head.scale_g.numpy().astype(float), head.log_sd_g.exp().detach().numpy().astype(float)
+    w_gk = scale_g[:, None] * head.outputs.weight.detach().numpy()
+    mean_g = head.centre_g.numpy() + scale_g * head.outputs.bias.detach().numpy()
+    return stats.multivariate_normal(mean_g, w_gk @ w_gk.T + np.diag(sd_g**2))
+
+
+def test_bounds_close_in_on_the_models_own_marginal():
+    """ELBO ≤ importance bound ≤ log p(x) = log N(x; b, WWᵀ + Σ), and many samples all but reach it."""
+    model = linear_model()
+    truth = marginal(model)
+    x_ng = truth.rvs(60, random_state=1)
+    few, many = (scvae.score(ad_of(x_ng), model, n_samples=s, n_simulated=50, inplace=False) for s in (20, 3000))
+    log_p_n = truth.logpdf(x_ng.astype(np.float32))
+    assert (many.elbo < log_p_n).all()
+    assert few.elbo.mean() < few.iwae.mean() < log_p_n.mean()
+    assert many.iwae.mean() == pytest.approx(log_p_n.mean(), abs=0.02)
+    assert np.abs(many.iwae - log_p_n).max() < 0.5
+
+
+def ad_of(x_ng: np.ndarray) -> ad.AnnData:
+    adata = ad.AnnData(np.asarray(x_ng, dtype=np.float32))
+    adata.obs_names = [f"c{i}" for i in range(adata.n_obs)]
+    adata.var_names = [f"g{i}" for i in range(adata.n_vars)]
+    return adata
+
+
+def test_trained_linear_model_is_nearly_probabilistic_pca():
+    """On cells it never saw, beside the maximum-likelihood solution in closed form (Tipping & Bishop 1999)."""
+    random, g, k = np.random.default_rng(0), 10, 2
+    w_gk, b_g = random.standard_normal((g, k)), 3 * random.standard_normal(g)
+
+    def cells(n: int) -> np.ndarray:
+        return random.standard_normal((n, k)) @ w_gk.T + b_g + 0.5 * random.standard_normal((n, g))
+
+    x_ng, new_ng = cells(1500), cells(1000)
+    model = scvae.train(
+        ad_of(x_ng), likelihood="normal", decoder="linear", n_latent=k, n_hidden=64, device="cpu", threads=1
+    )
+    assert model.facts["active_units"] == k
+    value_g, vector_gg = np.linalg.eigh(np.cov(x_ng.T, bias=True))
+    noise = value_g[:-k].mean()
+    loading_gk = vector_gg[:, -k:] * np.sqrt(value_g[-k:] - noise)
+    pca = stats.multivariate_normal(x_ng.mean(0), loading_gk @ loading_gk.T + noise * np.eye(g))
+    truth = stats.multivariate_normal(b_g, w_gk @ w_gk.T + 0.25 * np.eye(g))
+    scores = scvae.score(ad_of(new_ng), model, n_samples=100, n_simulated=50, inplace=False)
+    best, log_true_n = pca.logpdf(new_ng).mean(), truth.logpdf(new_ng)
+    assert scores.iwae.mean() > best - 0.02 * abs(best)
+    # No model beats the truth by more than the noise of a mean over so many cells.
+    assert scores.iwae.mean() < log_true_n.mean() + 3 * (scores.iwae - log_true_n).std() / 1000**0.5
+    assert scores.iwae.mean() <= marginal(model).logpdf(new_ng.astype(np.float32)).mean() + 1e-3
+    assert float(model.vae.decoder.head.log_sd_g.exp().detach().median()) == pytest.approx(0.5, rel=0.1)
+
+
+@pytest.mark.parametrize("variance", [None, 0.5])
+def test_training_saves_loads_and_resumes_to_the_bit(tmp_path, variance):
+    counts = real(np.random.default_rng(0).standard_normal((120, 6)) @ np.diag(np.logspace(-2, 2, 6)))
+    told = {"likelihood": "normal", "variance": variance, "max_epochs": 4, "n_hidden": 16, "n_latent": 2, "flat": 1.0}
+    config = RunConfig.resolve(None, told | {"device": "cpu", "threads": 1})
+    whole, folder, asked = fit_to_end(counts, config), tmp_path / "m.scvae", iter(range(1, 100))
+    stopped = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))
+    assert stopped[-1] == Stopped(epoch=2)
+    list(fit(counts, config, model_folder=folder, resume=True))[-1].model.save(folder)
+    found, expected = load(folder).vae.state_dict(), whole.vae.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert load(folder).config.model.variance == variance
+    assert ("decoder.head.raw_log_sd_g" in found) == (variance is None)
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def test_moments_are_numpys_and_constants_are_constant():
+    random = np.random.default_rng(0)
+    x_ng = np.where(random.random((5000, 5)) < 0.4, 0, random.standard_normal((5000, 5)) - 1).astype(np.float32)
+    x_ng[:, 3], x_ng[:, 4] = 0.1, 1e4 + x_ng[:, 4]
+    rows = np.flatnonzero(random.random(5000) < 0.9)
+    mean_g, variance_g = moments(sp.csr_matrix(x_ng), rows)
+    np.testing.assert_allclose(mean_g, x_ng[rows].mean(0, dtype=float), rtol=1e-9)
+    np.testing.assert_allclose(variance_g[[0, 1, 2, 4]], x_ng[rows].astype(float).var(0)[[0, 1, 2, 4]], rtol=1e-7)
+    assert variance_g[3] == 0
+
+
+def test_features_that_vary_are_modelled_or_those_that_vary_most():
+    x_ng = np.random.default_rng(0).standard_normal((50, 5)) * [1, 0, 3, 2, 0.1] - 4
+    counts, rows = real(x_ng), np.arange(40)
+    assert select_genes(counts, rows, DataConfig())[0].tolist() == [0, 2, 3, 4]
+    assert select_genes(counts, rows, DataConfig(n_top_genes=2))[0].tolist() == [2, 3]
+    assert select_genes(counts, rows, DataConfig(genes="all"))[0].tolist() == [0, 1, 2, 3, 4]
+    with pytest.raises(DataError, match="1 gene"):
+        select_genes(real(x_ng[:, [0, 1]]), rows, DataConfig())
+
+
+def test_every_cell_is_one_deep_and_none_is_empty():
+    counts = real(np.array([[0.0, 0.0], [-1.0, 1.0], [2.0, 3.0]]))
+    assert counts.library_n.tolist() == [1, 1, 1]
+    assert counts.filled.all()
+    assert counts.cells(np.array([0, 2])).real
+    assert CellTable(counts.matrix, None, CPU, real=True).library_n.tolist() == [1, 1, 1]
+
+
+def test_missing_features_stand_at_their_training_mean():
+    counts = real(np.array([[1.0, 0.0], [-1.0, 2.0]]))
+    found, missing = match_genes(
+        counts, ["g1", "new", "g0"], max_missing=1.0, absent_g=np.array([5.0, -3.0, 7.0], dtype=np.float32)
+    )
+    assert missing == ["new"]
+    assert found.real
+    np.testing.assert_array_equal(found.matrix.toarray(), [[0, -3, 1], [2, -3, -1]])
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"), [(math.nan, "NaN"), (-math.inf, "infinite"), (1e39, "too large"), (-1e300, "too large")]
+)
+def test_what_is_no_real_number(value, reason):
+    said, where = what_is_wrong(np.array([0.5, -2.0, value]), real=True)
+    assert reason in said
+    assert where == 2
+    assert what_is_wrong(np.array([0.5, -2.0, 1e38]), real=True) is None
+    assert what_is_wrong(np.array([-3, 7]), real=True) is None
+
+
+def test_options_that_cannot_be_meant():
+    assert "normal" in LIKELIHOODS
+    with pytest.raises(ConfigError, match="--variance"):
+        ModelConfig(likelihood="nb", variance=0.1)
+    for value in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ConfigError, match="--variance"):
+            ModelConfig(likelihood="normal", variance=value)
+    values = RunConfig().as_dict()
+    del values["model"]["variance"]
+    assert RunConfig.from_dict(values) == RunConfig()
+
+
+def test_real_numbers_are_no_counts_but_counts_are_real_numbers():
+    counts = real(np.random.default_rng(0).poisson(2.0, (40, 5)))
+    with pytest.raises(DataError, match="likelihood of counts"):
+        fit_to_end(counts, RunConfig())
+    short = RunConfig.resolve(None, {"likelihood": "normal", "max_epochs": 1, "n_hidden": 8, "device": "cpu"})
+    with pytest.warns(ScvaeWarning, match="holds raw counts"):
+        model = fit_to_end(counts, short)
+    assert np.isfinite(model.facts["heldout_elbo"])
+
+
+# --- the recipe -------------------------------------------------------------------------------------------------------
+
+
+def test_few_features_are_not_dropped():
+    few, many = (settle(RunConfig(model=ModelConfig(likelihood="normal")), 2000, n_genes=g) for g in (24, 2000))
+    assert few.model.encoder_dropout == few.model.decoder_dropout == 0
+    assert many.model.decoder_dropout > 0
+    assert many.model.encoder_dropout > 0
+    asked = RunConfig(model=ModelConfig(likelihood="normal", encoder_dropout=0.2, decoder_dropout=0.1))
+    assert settle(asked, 2000, n_genes=24) == settle(asked, 2000, n_genes=2000)

@@ -1,0 +1,148 @@
+"""Every command on real numbers: a model with a normal likelihood answers, and refuses what it cannot.
+
+Shapes: n cells, g features.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+import anndata as ad
+import numpy as np
+import pytest
+from command_line import TINY, run_cli, run_well
+from conftest import Trained
+from workbench import DATA, USAGE, Bench, refused
+
+from scvae_cli.errors import ScvaeWarning
+from scvae_cli.latent.prototype import prototype
+from scvae_cli.session import Session
+
+
+def line(n: int = 150, g: int = 12, seed: int = 0) -> ad.AnnData:
+    """Real numbers, many of them negative, along a line with three stations; the first cell is all zero."""
+    random = np.random.default_rng(seed)
+    t_n = np.linspace(-2, 2, n)
+    x_ng = np.outer(t_n, random.standard_normal(g)) + np.outer(t_n**2, random.standard_normal(g)) + 1
+    x_ng = (x_ng + 0.3 * random.standard_normal(x_ng.shape)) * np.logspace(-1, 1, g)
+    x_ng[0] = 0
+    adata = ad.AnnData(x_ng.astype(np.float32))
+    adata.obs["station"] = np.asarray(["a", "b", "c"])[np.digitize(t_n, (-0.7, 0.7))]
+    adata.obs["batch"] = [f"batch_{i % 2}" for i in range(n)]
+    adata.obs_names, adata.var_names = [f"c{i}" for i in range(n)], [f"g{i}" for i in range(g)]
+    return adata
+
+
+@pytest.fixture(scope="module")
+def trained_on_line(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("normal")
+    line().write_h5ad(folder / "line.h5ad")
+    options = [*TINY, "--max-epochs", "40", "--likelihood", "normal", "--batch-key", "batch", "--flat", "1"]
+    values = json.loads(run_well("train", folder / "line.h5ad", *options, "--json").out)
+    assert np.isfinite(values["heldout_elbo"])
+    return folder
+
+
+@pytest.fixture
+def on_line(trained_on_line, tmp_path):
+    return Bench(tmp_path, Trained(trained_on_line / "line.h5ad", trained_on_line / "line.scvae"))
+
+
+def test_every_question_is_answered(on_line):
+    new, folder = on_line.folder / "new.h5ad", on_line.folder
+    for verb, *options in (
+        ["embed"],
+        ["denoise"],
+        ["interpolate", "--groupby", "station", "--from", "a", "--to", "c", "--plot", folder / "walk.png"],
+        ["pseudotime", "--groupby", "station", "--root", "a", "--to", "c"],
+        ["score", "--samples", "5", "--simulated", "100", "--plot", folder / "score.png"],
+        ["sample", "-n", "80", "-o", new, "--plot", folder / "sample.png"],
+        ["sample", "-n", "20", "--mean", "-o", folder / "mean.h5ad"],
+        ["sample", "--prototype", "-o", folder / "prototype.h5ad"],
+        ["sample", "-n", "20", "--groupby", "station", "--group", "b", "-o", folder / "b.h5ad"],
+    ):
+        outcome = run_well(*on_line.ask(verb, *options))
+        assert "of a count" not in outcome.out
+        assert "zero fraction" not in outcome.out
+    found = ad.read_h5ad(on_line.data)
+    denoised = found.layers["scvae_denoised"]
+    assert np.isfinite(denoised).all()
+    assert (denoised < 0).any()
+    # Decoded values follow the data, in its own units.
+    rest = ((denoised - found.X) ** 2).mean(0) / found.X.var(0)
+    assert rest.max() < 0.6
+    for key in ("scvae_elbo", "scvae_iwae", "scvae_anomaly_score", "scvae_anomaly_p"):
+        assert np.isfinite(found.obs[key]).all()
+    made = ad.read_h5ad(new)
+    assert isinstance(made.X, np.ndarray)
+    assert made.X.dtype == np.float32
+    assert (made.X < 0).any()
+    assert "scvae_library" not in made.obs
+    assert np.isfinite(ad.read_h5ad(folder / "prototype.h5ad").X).all()
+    assert "normal" in run_well("info", on_line.model).out
+    assert "real numbers: X" in run_well("check", on_line.data, "--likelihood", "normal").out
+
+
+def test_prototype_is_compared_with_the_mean_cell(on_line):
+    session = Session.open(on_line.data, on_line.model)
+    kept = ~np.isin(session.counts.cell_names, session.model.heldout_cells)
+    found = prototype(session.model, session.counts)
+    np.testing.assert_allclose(found.average_g, session.counts.matrix[kept].toarray().mean(0), rtol=1e-4)
+    assert found.library is None
+
+
+def test_x_is_read_whatever_else_there_is(on_line):
+    adata = ad.read_h5ad(on_line.data)
+    adata.layers["counts"] = np.ones(adata.shape, dtype=np.float32)
+    adata.layers["other"] = -adata.X
+    assert Session.open(adata, on_line.model).counts.source == "X"
+    np.testing.assert_allclose(Session.open(adata, on_line.model).counts.matrix.toarray(), adata.X)
+    assert Session.open(adata, on_line.model, layer="other").counts.source == 'layers["other"]'
+
+
+def test_missing_features_are_told_and_filled(on_line):
+    adata = ad.read_h5ad(on_line.data)[:, 1:].copy()
+    with pytest.warns(ScvaeWarning, match="training mean"):
+        session = Session.open(adata, on_line.model)
+    filled_n = session.counts.matrix.toarray()[:, 0]
+    np.testing.assert_allclose(filled_n, session.model.vae.encoder.centre_g[0], rtol=1e-6)
+
+
+def test_refusals(on_line):
+    for verb in ("denoise", "interpolate"):
+        walk = ["--groupby", "station", "--from", "a", "--to", "c"] if verb == "interpolate" else []
+        asked = on_line.ask(verb, *walk, "--library", "1000")
+        refused(on_line.folder, asked, USAGE, "knows no depth")
+    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "knows no depth")
+    refused(on_line.folder, on_line.ask("denoise", "--with-zero-inflation"), USAGE, "no zero inflation")
+    for options in (["-n", "5"], ["--prototype"]):
+        asked = on_line.ask("sample", *options, "--library", "9", "-o", on_line.folder / "new.h5ad")
+        refused(on_line.folder, asked, USAGE, "knows no depth")
+    refused(on_line.folder, on_line.train("--likelihood", "nb", "--variance", "1"), USAGE, "--variance was given with")
+    refused(on_line.folder, on_line.train("--likelihood", "normal", "--variance", "0"), USAGE, "--variance is 0")
+    refused(on_line.folder, ["check", on_line.data, "--likelihood", "cauchy"], USAGE, "--likelihood is 'cauchy'")
+
+
+def test_real_numbers_given_to_a_count_likelihood_name_the_other(on_line):
+    hint = refused(on_line.folder, on_line.train(), DATA, "no raw counts found")
+    assert "--likelihood normal" in hint
+    outcome = run_cli("check", on_line.data)
+    assert outcome.code == DATA
+    assert "--likelihood normal" in outcome.out
+
+
+@pytest.mark.parametrize(("value", "reason"), [(math.nan, "NaN"), (math.inf, "an infinite value")])
+@pytest.mark.parametrize("verb", ["train", "embed", "check"])
+def test_values_that_are_not_finite_are_named(on_line, verb, value, reason):
+    def spoil(adata: ad.AnnData) -> None:
+        adata.X[3, 5] = value
+
+    on_line.changed(spoil)
+    if verb == "check":
+        outcome = run_cli("check", on_line.data, "--likelihood", "normal")
+        assert outcome.code == DATA
+        assert f"it has {reason}, first in cell 'c3', gene 'g5'" in outcome.out
+        return
+    asked = on_line.train("--likelihood", "normal") if verb == "train" else on_line.ask("embed")
+    refused(on_line.folder, asked, DATA, f"it has {reason}, first in cell 'c3', gene 'g5'")
