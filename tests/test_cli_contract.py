@@ -29,7 +29,7 @@ OPTIONS = {
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-latent --n-hidden "
     "--n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     f"--config --resume --force --device --precision --deterministic --threads {PRINTING}",
-    "embed": f"{MODEL} --axes {ASKING} {PRINTING}",
+    "embed": f"{MODEL} --axes --refine {ASKING} {PRINTING}",
     "denoise": f"{MODEL} --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} {PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
@@ -47,7 +47,7 @@ KEYS = {
     "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
     "cpu_minutes obs findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
-    "embed": "output n_cells n_latent missing_genes slots",
+    "embed": "output n_cells n_latent refined_gain missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "missing_genes genes path_out plot slots",
