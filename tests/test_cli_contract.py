@@ -38,6 +38,7 @@ OPTIONS = {
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
+    "diagnose": f"{MODEL} --samples --refine --cells --seed {ASKING} --plot {PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -56,6 +57,9 @@ KEYS = {
     "samples simulated missing_genes plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
+    "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
+    "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
+    "active_condition rank_correlation missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -82,6 +86,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
+        "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2"],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
         "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
@@ -131,6 +136,15 @@ def test_json_of_sampled_cells_names_its_parts(copied):
     assert list(values) == KEYS["sample"].split()
     assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
     assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_diagnosis_names_its_parts(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `diagnose` |"))
+    values = json.loads(run_well(*commands(copied)["diagnose"], "--json").out)
+    columns = set(values["verdicts"][0]) | set(values["gaps"]) | set(values["gaps"]["amortization"])
+    columns |= set(values["zeros"]) | set(values["variances"]["worst"][0])
+    assert columns <= set(re.findall(r"`(\w+)`", row))
+    assert values["zeros"].keys() == values["variances"].keys()
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -24,6 +24,7 @@ FLOORS = {
     "scvae_cli.session": 3.5,
     "scvae_cli.api": 4.0,
     "scvae_cli.api_sample": 4.0,
+    "scvae_cli.api_diagnose": 4.0,
     "scvae_cli.report": 4.0,
     "scvae_cli.studies": 4.0,
     "scvae_cli.cli": 5.0,

@@ -182,6 +182,11 @@ class SlotNames:
         """`uns`: a path's latent points, what lies along it, what its genes do, and settings."""
         return f"{self.key_added}/paths/{slug(name)}"
 
+    @property
+    def diagnosis(self) -> str:
+        """`uns`: what a diagnosis found, its sections and verdicts."""
+        return f"{self.key_added}/diagnosis"
+
     def run(self, name: str) -> str:
         """`uns`: provenance of the command that wrote a result, as JSON text."""
         return f"{self.key_added}/runs/{slug(name)}"
@@ -210,6 +215,7 @@ class SlotNames:
                 *(f"obs/{key}" for key in (self.elbo, self.iwae, self.reconstruction, self.kl)),
                 *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
             ],
+            "diagnose": [f"uns/{self.diagnosis}"],
         }  # fmt: skip
         return by_verb[verb]
 
