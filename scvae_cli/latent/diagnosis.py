@@ -12,7 +12,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
@@ -35,7 +34,6 @@ from scvae_cli.latent.verdicts import (
 )
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
-from scvae_cli.model.posterior import Posterior
 
 # More cells than these make covariances no surer.
 _MAX_EVERYONE = 20_000
@@ -228,7 +226,7 @@ def diagnose(model: Model, counts: Counts, options: DiagnosisOptions) -> Diagnos
         usage=used,
         shape=shape(of_everyone, of_unseen, model.density, seed=options.seed),
         gaps=gaps(model, some, n_steps=options.n_steps, n_samples=options.n_samples, seed=options.seed),
-        check=predictive_check(model, some, _on_cpu(of_some), seed=options.seed),
+        check=predictive_check(model, some, of_some, seed=options.seed),
         distortion=distortion(Geometry(model.vae), of_some.mean_nk, used.active_k, seed=options.seed),
         n_cells=counts.n_cells,
         n_judged=some.n_cells,
@@ -236,7 +234,3 @@ def diagnose(model: Model, counts: Counts, options: DiagnosisOptions) -> Diagnos
         beta=model.config.train.beta,
         likelihood=model.config.model.likelihood,
     )
-
-
-def _on_cpu(posterior: Posterior) -> Posterior:
-    return Posterior(*(torch.as_tensor(part).cpu() for part in posterior))
