@@ -89,6 +89,7 @@ def embed(
     model: Model | Path | str,
     *,
     axes: str = "canonical",
+    refine: int = 0,
     key_added: str = DEFAULT_KEY,
     inplace: bool = True,
     layer: str | None = None,
@@ -106,6 +107,9 @@ def embed(
         Cells × genes, and a model or its folder.
     axes
         "canonical" (those that explain most of the expression come first) or "training".
+    refine
+        Steps by gradient from the encoder's posterior towards the best one of each cell; needs the batches that the
+        model knows.
     key_added
         Replaces "scvae" in every slot.
     inplace
@@ -116,17 +120,22 @@ def embed(
         For a path as data: write a copy there; replace what is not scvae's.
     """
     session = Session.open(
-        data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
+        data,
+        model,
+        layer=layer,
+        device=device,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+        needs_batch=refine > 0,
     )
     names = SlotNames(key_added=key_added)
     if inplace:
         session.check_destination(names.written_by("embed"), names=names, output=_path(output), force=force)
-    result = embedding.embed(session.model, session.counts, axes=axes)
+    result = embedding.embed(session.model, session.counts, axes=axes, refine=refine)
     if not inplace:
         return result
-    session.write(
-        result.slots(names), names=names, run="embed", options={"axes": axes}, output=_path(output), force=force
-    )
+    told = {"axes": axes, "refine": refine}
+    session.write(result.slots(names), names=names, run="embed", options=told, output=_path(output), force=force)
     return None
 
 

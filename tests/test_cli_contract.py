@@ -29,7 +29,7 @@ OPTIONS = {
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance --decoder "
     "--n-latent --n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction "
     f"--patience --seed --config --resume --force --device --precision --deterministic --threads {PRINTING}",
-    "embed": f"{MODEL} --axes {ASKING} {PRINTING}",
+    "embed": f"{MODEL} --axes --refine {ASKING} {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
     f"{PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
@@ -42,6 +42,7 @@ OPTIONS = {
     "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-hidden "
     "--n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config --models "
     f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
+    "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --seed {ASKING} --plot {PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -51,7 +52,7 @@ KEYS = {
     "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
     "cpu_minutes obs findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
-    "embed": "output n_cells n_latent missing_genes slots",
+    "embed": "output n_cells n_latent refined_gain missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "missing_genes genes path_out plot slots",
@@ -61,6 +62,9 @@ KEYS = {
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
     "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
+    "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
+    "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
+    "active_condition rank_correlation worth stability missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -88,6 +92,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "score": ["score", *asked, "--samples", "2"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
+        "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
         "info MODEL": ["info", copied.model],
         "info DATA": ["info", copied.data],
         "simulate": ["simulate", folder / "simulated.h5ad", "--cells", "20", "--genes", "10"],
@@ -144,6 +149,15 @@ def test_json_of_a_sweep_names_its_columns(copied):
     runs = json.loads(run_well(*commands(copied)["sweep"], "--json").out)["runs"]
     assert [run["beta"] for run in runs] == [0.1, 100]
     assert set(runs[0]) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_diagnosis_names_its_parts(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `diagnose` |"))
+    values = json.loads(run_well(*commands(copied)["diagnose"], "--json").out)
+    columns = set(values["verdicts"][0]) | set(values["gaps"]) | set(values["gaps"]["amortization"])
+    columns |= set(values["zeros"]) | set(values["variances"]["worst"][0])
+    assert columns <= set(re.findall(r"`(\w+)`", row))
+    assert values["zeros"].keys() == values["variances"].keys()
 
 
 def test_json_of_a_refusing_check_is_an_object_too(copied):

@@ -186,6 +186,11 @@ class SlotNames:
         """`uns`: what a sweep over an option of the training found, a column an array."""
         return f"{self.key_added}/sweep/{slug(varied)}"
 
+    @property
+    def diagnosis(self) -> str:
+        """`uns`: what a diagnosis found, its sections and verdicts."""
+        return f"{self.key_added}/diagnosis"
+
     def run(self, name: str) -> str:
         """`uns`: provenance of the command that wrote a result, as JSON text."""
         return f"{self.key_added}/runs/{slug(name)}"
@@ -217,6 +222,7 @@ class SlotNames:
                 *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
             ],
             "sweep": [f"uns/{self.sweep(path)}"],
+            "diagnose": [f"uns/{self.diagnosis}"],
         }  # fmt: skip
         return by_verb[verb]
 

@@ -20,8 +20,7 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table
-from scvae_cli.latent.scoring import known_batches
+from scvae_cli.latent.embedding import BLOCK_CELLS, cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 

@@ -15,9 +15,8 @@ import torch
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import DataError
 from scvae_cli.latent.anomalies import Calibration, CellFit, adjusted
-from scvae_cli.latent.embedding import cell_table
+from scvae_cli.latent.embedding import cell_table, known_batches
 from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
@@ -239,26 +238,3 @@ def _evenly_over_batches(
     of_batch = [np.flatnonzero(batch_n == b) for b in np.unique(batch_n)]
     parts = np.array_split(np.arange(n_simulated), len(of_batch))
     return np.concatenate([rng.choice(cells, len(part)) for cells, part in zip(of_batch, parts, strict=True)])
-
-
-def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
-    """Index of each cell's batch in the model; None for a model without batches.
-
-    Raises
-    ------
-    DataError
-        When batches are needed and missing, or unknown to the model.
-    """
-    if not model.batches:
-        return None
-    key = model.config.data.batch_key
-    if counts.batch is None:
-        raise DataError(f"the model was trained with --batch-key {key}", f"the data needs that column: obs[{key!r}]")
-    index = {name: b for b, name in enumerate(model.batches)}
-    unknown = sorted(set(counts.batch) - set(index))
-    if unknown:
-        raise DataError(
-            f"batch {unknown[0]!r} is not one the model was trained on, so its cells have no likelihood",
-            f"known batches: {', '.join(model.batches)}",
-        )
-    return np.asarray([index[name] for name in counts.batch], dtype=np.int64)

@@ -16,7 +16,9 @@ from itertools import combinations
 import numpy as np
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.errors import ConfigError
 from scvae_cli.latent.embedding import embed
+from scvae_cli.latent.sampling import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.training.fit import fit_to_end
 
@@ -69,14 +71,21 @@ def stability(
         Trainings to compare, 2 or more.
     say
         Told what is being done.
+
+    Raises
+    ------
+    ConfigError
+        For fewer than two trainings.
     """
+    if n_trainings < 2:
+        raise ConfigError(f"--trainings is {n_trainings}", "it takes 2 or more, the model itself among them")
     config = replace(model.config, data=replace(model.config.data, genes="all", n_top_genes=None))
     models = [model]
     for more in range(1, n_trainings):
         say(f"training again, {more} of {n_trainings - 1}")
         seed = (config.train.seed + more) % 2**32
         models.append(fit_to_end(counts, replace(config, train=replace(config.train, seed=seed))))
-    some = counts.cells(np.arange(0, counts.n_cells, -(-counts.n_cells // MAX_CELLS)))
+    some = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     placed = [embed(one, some).mean_nk.astype(np.float64) for one in models]
     n_strong = min(int((one.axes.strength_k > 0.01 * one.axes.strength_k[0]).sum()) for one in models)
     random = np.random.default_rng(config.train.seed)

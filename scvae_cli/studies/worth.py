@@ -10,7 +10,7 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.latent.denoising import CELL, STATE
+from scvae_cli.latent.sampling import even
 from scvae_cli.latent.scoring import bounds
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.mean_model import MeanModel
@@ -26,6 +27,8 @@ from scvae_cli.studies.thinning import Thinned, predicted, thin
 from scvae_cli.training.fit import fit_to_end
 
 VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
+# Of more cells than this, an even selection takes part in the trainings.
+MAX_CELLS = 20_000
 # Held-out cells judged at most, and importance samples for each.
 MAX_HELDOUT, N_SAMPLES = 1000, 50
 
@@ -45,7 +48,8 @@ class Contender:
         Poisson loss of the counts set aside, nats a cell up to a constant, as predicted and with the cell's own counts
         weighed in; None where there is no such thing.
     thinned_behind
-        How much higher the better of its two losses is than the VAE's better one, with the standard error over cells.
+        How much higher the better of its two losses is than the VAE's better one, with the standard error over cells;
+        None where nothing could be set aside.
     """
 
     name: str
@@ -65,7 +69,7 @@ class Worth:
     contenders
         Each with its figures.
     n_heldout, n_thinned
-        Cells judged.
+        Cells judged; real numbers cannot be thinned, and 0 were.
     n_components
         Principal components that served the prediction best, of those tried: chosen on the counts set aside, which
         favours them.
@@ -95,6 +99,7 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     ScvaeError
         As for a training.
     """
+    counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = replace(model.config, data=replace(model.config.data, genes="all", n_top_genes=None))
     linear_config = replace(config, model=replace(config.model, decoder="linear"))
     say("training a linear decoder")
@@ -103,28 +108,21 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
         say("training a VAE on these cells")
         model = fit_to_end(counts, config)
     heldout, n_heldout = _heldout(model, linear, counts, config)
-    say("training on thinned counts")
-    thinned = thin(counts, seed=config.train.seed)
-    losses, n_components = _thinned_losses(thinned, config, linear_config, model)
-    best_of_vae = _best(losses[VAE])
-    contenders = []
-    for name in (VAE, LINEAR, PCA, MEAN, NOTHING):
-        log_prob_n = heldout.get(name)
-        state_n, cell_n = losses[name]
-        contenders.append(
-            Contender(
-                name=name,
-                heldout=None if log_prob_n is None else float(log_prob_n.mean()),
-                heldout_behind=None if log_prob_n is None else _mean_and_error(heldout[VAE] - log_prob_n),
-                thinned_state=float(state_n.mean()),
-                thinned_cell=None if cell_n is None else float(cell_n.mean()),
-                thinned_behind=_mean_and_error(_best(losses[name]) - best_of_vae),
-            )
-        )
+    losses: dict[str, Losses] = {}
+    n_thinned = n_components = 0
+    if model.of_counts:
+        say("training on thinned counts")
+        thinned = thin(counts, seed=config.train.seed)
+        losses, n_components = _thinned_losses(thinned, config, linear_config, model)
+        n_thinned = thinned.kept.n_cells
     return Worth(
-        contenders=tuple(contenders),
+        contenders=tuple(
+            _contender(name, heldout, losses)
+            for name in (VAE, LINEAR, PCA, MEAN, NOTHING)
+            if name in heldout or name in losses
+        ),
         n_heldout=n_heldout,
-        n_thinned=thinned.kept.n_cells,
+        n_thinned=n_thinned,
         n_components=n_components,
     )
 
@@ -174,13 +172,26 @@ def _thinned_losses(
     return losses, n_components
 
 
+def _contender(name: str, heldout: dict[str, np.ndarray], losses: dict[str, Losses]) -> Contender:
+    log_prob_n = heldout.get(name)
+    state_n, cell_n = losses.get(name, (None, None))
+    return Contender(
+        name=name,
+        heldout=None if log_prob_n is None else float(log_prob_n.mean()),
+        heldout_behind=None if log_prob_n is None else _mean_and_error(heldout[VAE] - log_prob_n),
+        thinned_state=None if state_n is None else float(state_n.mean()),
+        thinned_cell=None if cell_n is None else float(cell_n.mean()),
+        thinned_behind=_mean_and_error(_best(losses[name]) - _best(losses[VAE])) if name in losses else None,
+    )
+
+
 def _rows(counts: Counts, size: int = 512) -> Iterator[np.ndarray]:
     return (counts.matrix[start : start + size].toarray() for start in range(0, counts.n_cells, size))
 
 
 def _best(losses: Losses) -> np.ndarray:
-    given: Iterable[np.ndarray] = (loss_n for loss_n in losses if loss_n is not None)
-    return min(given, key=np.mean)
+    state_n, cell_n = losses
+    return state_n if cell_n is None else min(state_n, cell_n, key=np.mean)
 
 
 def _mean_and_error(difference_n: np.ndarray) -> tuple[float, float]:

@@ -1,0 +1,431 @@
+"""Diagnoses where the truth is known: planted collapse, rotation, holes and zeros; closed forms, quadrature.
+
+Shapes: n cells, g genes, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import anndata
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from command_line import run_well
+from handmade import wild_vae
+from scipy.stats import ncx2
+from simulated import TINY, counts_of, learned, tree
+from test_refinement import Exact, some_cells
+from workbench import DATA, USAGE, refused
+
+import scvae_cli as scvae
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.latent.agreement import GeneMoments
+from scvae_cli.latent.count_draws import drawn_counts
+from scvae_cli.latent.diagnosis import Section
+from scvae_cli.latent.distortion import condition_numbers
+from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.gaps import Gaps, bounds
+from scvae_cli.latent.health import shape, usage
+from scvae_cli.latent.predictive import compare, predictive_check
+from scvae_cli.latent.refinement import refine
+from scvae_cli.latent.verdicts import Verdict, of_axes, of_counts, of_gaps, of_prior, of_use, page, worst_level
+from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.posterior import Posterior
+from scvae_cli.report.diagnosis_figure import diagnosis_figure, draw_diagnosis
+
+
+def mixture(shares, means, covariances) -> LatentDensity:
+    """A Gaussian mixture that is known exactly."""
+    lower_ckk = torch.linalg.cholesky(torch.as_tensor(np.asarray(covariances)).double())
+    whiten_ckk = torch.linalg.inv(lower_ckk).transpose(1, 2).contiguous()
+    log_c = torch.as_tensor(np.asarray(shares)).double().log()
+    return LatentDensity(log_c, torch.as_tensor(np.asarray(means)).double(), whiten_ckk, torch.empty(0))
+
+
+def normal_cells(n: int, between_kk, within_k, seed: int = 0) -> Posterior:
+    """Posteriors whose means are normal; they aggregate to N(0, between + within)."""
+    lower = np.linalg.cholesky(np.asarray(between_kk) + 1e-12 * np.eye(len(within_k)))
+    mean_nk = np.random.default_rng(seed).standard_normal((n, len(within_k))) @ lower.T
+    return Posterior(torch.as_tensor(mean_nk), torch.as_tensor(np.asarray(within_k)).double().expand(n, -1))
+
+
+def no_gaps(kl: float) -> Gaps:
+    n = 4
+    return Gaps(
+        encoder_n=np.full(n, -10.0),
+        refined_n=np.full(n, -10.0),
+        bound_n=np.full(n, -10.0),
+        kl_n=np.full(n, kl),
+        effective_n=np.full(n, 2.0),
+        n_samples=2,
+    )
+
+
+# --- use and shape of the latent space --------------------------------------------------------------------------------
+
+
+def test_an_encoder_that_ignores_its_cells_has_collapsed():
+    nothing = Posterior(torch.zeros(500, 3), torch.ones(500, 3))
+    used = usage(nothing)
+    assert used.collapse == "all"
+    assert used.n_active == 0
+    np.testing.assert_allclose(used.kl_k, 0, atol=1e-6)
+    found = shape(nothing, nothing, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
+    assert found.mutual_information == pytest.approx(0, abs=1e-6)
+    assert found.total_correlation == pytest.approx(0, abs=1e-6)
+    assert found.most_correlated is None
+    assert of_axes(found).level == "good"
+    verdict = of_use(used, no_gaps(0.0), beta=20)
+    assert verdict.level == "poor"
+    assert "collapsed" in verdict.sentence
+    assert "--beta (now 20)" in verdict.remedy
+
+
+def test_axes_that_say_nothing_are_told_from_those_that_do():
+    posterior = normal_cells(4000, np.diag([0.7, 0.0, 0.5]), [0.3, 1.0, 0.5])
+    used = usage(posterior)
+    assert used.collapse == "some"
+    np.testing.assert_array_equal(used.active_k, [True, False, True])
+    between_k, within_k = np.array([0.7, 0, 0.5]), np.array([0.3, 1, 0.5])
+    expected_k = 0.5 * (between_k + within_k - 1 - np.log(within_k))
+    np.testing.assert_allclose(used.kl_k, expected_k, atol=0.05)
+    assert of_use(used, no_gaps(1.0), beta=1).level == "good"
+    one = usage(normal_cells(4000, np.diag([0.7, 0.0, 0.0]), [0.3, 1.0, 1.0]))
+    assert of_use(one, no_gaps(1.0), beta=1).level == "watch"
+
+
+def test_rotated_axes_are_told_and_straight_ones_are_not():
+    between, within = np.diag([0.95, 0.3]), np.array([0.05, 0.05])
+    straight = normal_cells(20_000, between, within)
+    turn = np.array([[1, -1], [1, 1]]) / math.sqrt(2)
+    turned = Posterior(straight.mean_nk @ torch.as_tensor(turn).T, straight.var_nk)
+    even = mixture([1.0], np.zeros((1, 2)), [between + np.diag(within)])
+    tilted = mixture([1.0], np.zeros((1, 2)), [turn @ (between + np.diag(within)) @ turn.T])
+    found = shape(straight, straight, even)
+    assert abs(found.correlation) < 0.03
+    assert of_axes(found).level == "good"
+    assert found.total_correlation == pytest.approx(0, abs=0.02)
+    found = shape(turned, turned, tilted)
+    expected = (1.0 - 0.35) / (1.0 + 0.35)
+    assert found.correlation == pytest.approx(expected, abs=0.02)
+    assert found.most_correlated == (0, 1)
+    assert of_axes(found).level == "watch"
+    assert "axes 1 and 2" in of_axes(found).sentence
+    assert found.total_correlation == pytest.approx(-0.5 * math.log(1 - expected**2), abs=0.02)
+
+
+def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
+    between, within = np.array([[0.8, 0.3], [0.3, 0.6]]), np.array([0.2, 0.5])
+    covariance_kk = between + np.diag(within)
+    posterior = normal_cells(20_000, between, within, seed=2)
+    found = shape(posterior, posterior, mixture([1.0], np.zeros((1, 2)), [covariance_kk]))
+    np.testing.assert_allclose(found.covariance_kk, covariance_kk, atol=0.03)
+    # Linear and Gaussian: I(x; z) = ½ log det(aggregate)/det(within).
+    information = 0.5 * (np.linalg.slogdet(covariance_kk)[1] - np.log(within).sum())
+    assert found.mutual_information == pytest.approx(information, abs=0.03)
+    to_prior = 0.5 * (np.trace(covariance_kk) - 2 - np.linalg.slogdet(covariance_kk)[1])
+    assert found.kl_to_prior == pytest.approx(to_prior, abs=0.02)
+    backwards = 0.5 * (np.trace(np.linalg.inv(covariance_kk)) - 2 + np.linalg.slogdet(covariance_kk)[1])
+    assert found.prior_kl == pytest.approx(backwards, abs=0.03)
+
+
+def test_a_prior_without_holes_has_one_percent():
+    posterior = normal_cells(5000, 0.6 * np.eye(3), [0.4] * 3)
+    found = shape(posterior, posterior, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
+    assert found.holes == pytest.approx(0.01, abs=0.004)
+    assert of_prior(found).level == "good"
+    np.testing.assert_allclose(found.prior_ranks_b, 0.05, atol=0.012)
+    assert found.prior_ranks_b.sum() == pytest.approx(1)
+
+
+def test_planted_holes_have_the_mass_the_prior_gives_them():
+    centre, sd = 1.5, 0.5
+    side_n = np.where(np.arange(6000) % 2 == 0, -centre, centre)
+    mean_nk = np.stack([side_n, np.zeros(6000)], 1) + 0.4 * np.random.default_rng(1).standard_normal((6000, 2))
+    posterior = Posterior(torch.as_tensor(mean_nk), torch.full((6000, 2), sd**2 - 0.4**2).double())
+    clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
+    # Where 99% of a cluster's samples lie is, but for the other's tail, a disc; so much of the prior is in the two.
+    inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
+    found = shape(posterior, posterior, clusters)
+    # The discs overlap a little in the middle.
+    assert found.holes == pytest.approx(1 - inside, abs=0.03)
+    assert of_prior(found).level != "good"
+    assert "--from density" in of_prior(found).remedy
+    far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
+    away = Posterior(posterior.mean_nk * torch.tensor([4.0, 0.1]).double(), torch.full((6000, 2), 0.05).double())
+    assert of_prior(shape(away, away, far)).level == "poor"
+
+
+# --- gaps -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_gaps_equal_those_by_quadrature(k):
+    vae, n = wild_vae("nb", k=k, seed=1), 3
+    table = some_cells(vae, n, False)
+    cells = table.take(np.arange(n))
+    start = Posterior(0.8 * torch.ones(n, k).double(), torch.full((n, k), 0.3).double())
+    found = refine(vae, cells, start, n_steps=100).posterior
+    noise = torch.Generator().manual_seed(4)
+    encoder_n, refined_n, bound_n, kl_n, effective_n = bounds(vae, cells, (start, found), n_samples=4000, noise=noise)
+    exact = Exact(vae, table, k)
+    for i in range(n):
+        for elbo, q in ((encoder_n[i], start), (refined_n[i], found)):
+            assert elbo == pytest.approx(exact.elbo(i, q.mean_nk[i].numpy(), q.var_nk[i].numpy()), abs=0.06)
+        evidence = exact.evidence(i, found.mean_nk[i].numpy(), found.var_nk[i].numpy())
+        assert bound_n[i] == pytest.approx(evidence, abs=0.05)
+        assert encoder_n[i] - 0.01 <= refined_n[i] <= bound_n[i] + 0.01
+        assert kl_n[i] == pytest.approx(k * 0.5 * (0.64 + 0.3 - 1 - math.log(0.3)), rel=1e-5)
+        assert 100 < effective_n[i] <= 4000
+
+
+def test_gaps_add_up_and_have_errors():
+    rng = np.random.default_rng(0)
+    encoder_n = rng.normal(-100, 20, 400)
+    refined_n = encoder_n + rng.normal(3, 1, 400)
+    told = Gaps(
+        encoder_n=encoder_n,
+        refined_n=refined_n,
+        bound_n=refined_n + 0.1,
+        kl_n=np.full(400, 7.0),
+        effective_n=np.full(400, 30.0),
+        n_samples=200,
+    )
+    assert told.amortization.mean + told.variational.mean == pytest.approx(told.inference.mean)
+    assert told.amortization.error == pytest.approx(1 / 20, rel=0.15)
+    assert told.amortization.percent == pytest.approx(100 * told.amortization.mean / -told.bound_n.mean())
+    assert told.distortion + told.rate == pytest.approx(-encoder_n.mean())
+    encoder, family = of_gaps(told)
+    assert (encoder.level, family.level) == ("poor", "good")
+    assert "--refine" in encoder.remedy
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def model_and_own():
+    """A model, and counts that it made of posterior samples of its own cells."""
+    model = scvae.train(tree(n_cells=400, n_genes=300, depth=3000), **TINY, likelihood="nb", genes="all")
+    counts = counts_of(tree(n_cells=400, n_genes=300, depth=3000))
+    q = posteriors(model, counts)
+    library_n = np.full(400, 3000.0)
+    z_nk = q.sample(torch.randn(q.mean_nk.shape, generator=torch.Generator().manual_seed(8)))
+    own = sp.vstack(list(drawn_counts(model, z_nk, library_n, None, np.random.SeedSequence(9))), format="csr")
+    return model, counts, own, q, library_n
+
+
+def moments(matrix) -> GeneMoments:
+    return GeneMoments(matrix.shape[1]).add(sp.csr_matrix(matrix))
+
+
+def replicates(model, q, library_n, n: int = 25) -> list[GeneMoments]:
+    noise = torch.Generator().manual_seed(5)
+    return [
+        moments(sp.vstack(list(drawn_counts(model, q.sample(torch.randn(q.mean_nk.shape, generator=noise)), library_n,
+                                            None, seed)), format="csr"))
+        for seed in np.random.SeedSequence(6).spawn(n)
+    ]  # fmt: skip
+
+
+def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
+    model, _, own, q, library_n = model_and_own
+    made = replicates(model, q, library_n)
+    check = compare(moments(own), made, model.genes)
+    assert check.zeros.judged_g.sum() > 200
+    assert check.zeros.outside < 0.035
+    assert check.variances.outside < 0.035
+    assert check.variances.median_ratio == pytest.approx(1, abs=0.1)
+    assert check.zeros.error == pytest.approx(check.zeros.error_expected, rel=0.25)
+    assert [verdict.level for verdict in of_counts(check, "nb")] == ["good", "good"]
+    # Not for being wide: half the standard errors away they would be noticed.
+    assert np.std(check.zeros.score_g[check.zeros.judged_g]) == pytest.approx(1, abs=0.25)
+
+
+def test_planted_zeros_are_found_by_name(model_and_own):
+    model, _, own, q, library_n = model_and_own
+    planted = own.toarray()
+    often = np.flatnonzero((planted > 0).mean(0) > 0.5)[:5]
+    rng = np.random.default_rng(1)
+    for g in often:
+        planted[rng.random(len(planted)) < 0.3, g] = 0
+    made = replicates(model, q, library_n)
+    check = compare(moments(planted), made, model.genes)
+    assert set(often) <= set(check.zeros.worst(8))
+    assert (check.zeros.score_g[often] > check.zeros.limit).all()
+    everywhere = own.toarray() * (rng.random(own.shape) < 0.7)
+    zeros, variances = of_counts(compare(moments(everywhere), made, model.genes), "nb")
+    assert zeros.level == "poor"
+    assert "--likelihood zinb" in zeros.remedy
+    assert model.genes[compare(moments(everywhere), made, model.genes).zeros.worst(1)[0]] in zeros.sentence
+    assert variances.topic == "variances"
+
+
+def test_what_has_no_zeros_leaves_them_out(model_and_own):
+    model, _, own, q, library_n = model_and_own
+    check = compare(moments(own), replicates(model, q, library_n, 3), model.genes, zeros_are_counts=False)
+    assert check.zeros is None
+    assert [verdict.topic for verdict in of_counts(check, "normal")] == ["variances"]
+    assert "zeros" not in check.values()
+
+
+def test_a_check_draws_the_same_twice(model_and_own):
+    model, counts, _, q, _ = model_and_own
+    first, again, other = (predictive_check(model, counts, q, n_replicates=2, seed=seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(first.variances.predicted_g, again.variances.predicted_g)
+    assert (first.variances.predicted_g != other.variances.predicted_g).any()
+    np.testing.assert_allclose(first.zeros.observed_g, (counts.matrix.toarray() == 0).mean(0), atol=1e-12)
+
+
+# --- distances and verdicts -------------------------------------------------------------------------------------------
+
+
+def test_condition_numbers_are_ratios_of_eigenvalues():
+    metric = torch.stack([torch.diag(torch.tensor([4.0, 1.0])), torch.tensor([[2.0, 1.0], [1.0, 2.0]]), torch.eye(2)])
+    np.testing.assert_allclose(condition_numbers(metric.double()), [4, 3, 1])
+    blind = torch.diag(torch.tensor([1.0, 0.0])).double()[None]
+    assert condition_numbers(blind)[0] == pytest.approx(1e7)
+
+
+def test_a_page_has_every_verdict_and_its_remedy():
+    verdicts = [
+        Verdict(topic="one", level="good", sentence="all is well"),
+        Verdict(topic="another", level="poor", sentence="long " * 40, remedy="mend it"),
+    ]
+    text = page(verdicts, width=60)
+    assert max(len(line) for line in text.splitlines()) <= 60
+    assert "good   one      all is well" in text
+    assert "→ mend it" in text
+    assert worst_level(verdicts) == "poor"
+    with pytest.raises(scvae.ConfigError, match="level"):
+        Verdict(topic="a", level="bad", sentence="b")
+
+
+# --- of trained models ------------------------------------------------------------------------------------------------
+
+QUICK = {"n_samples": 10, "refine": 5, "quick": True, "inplace": False}
+
+
+@pytest.fixture(scope="module")
+def diagnosed():
+    adata, model = learned()
+    return adata, model, scvae.diagnose(adata, model, **QUICK)
+
+
+def test_a_diagnosis_agrees_with_what_training_and_scores_say(diagnosed):
+    adata, model, found = diagnosed
+    assert found.heldout
+    assert found.n_judged == len(model.heldout_cells)
+    assert -found.gaps.encoder_n.mean() == pytest.approx(-model.facts["heldout_elbo"], rel=0.01)
+    assert found.gaps.rate == pytest.approx(model.facts["heldout_kl"], rel=0.01)
+    assert found.usage.n_active == model.facts["active_units"]
+    heldout = adata[adata.obs_names.isin(model.heldout_cells)]
+    scores = scvae.score(heldout, model, n_samples=20, n_simulated=100, inplace=False)
+    assert found.gaps.encoder_n.mean() == pytest.approx(scores.elbo.mean(), abs=1.0)
+    assert found.gaps.bound_n.mean() >= scores.elbo.mean()
+    some = scvae.diagnose(adata, model, **QUICK, max_cells=20)
+    assert 10 <= some.n_judged <= 20
+    everywhere = scvae.diagnose(adata[~adata.obs_names.isin(model.heldout_cells)][:40].copy(), model, **QUICK)
+    assert not everywhere.heldout
+    assert everywhere.n_judged == 40
+
+
+def test_a_dear_model_uses_less_and_is_told_so(diagnosed):
+    adata, _, found = diagnosed
+    dear = scvae.train(adata, **TINY, beta=20, batch_key="batch", genes="all")
+    other = scvae.diagnose(adata, dear, **QUICK)
+    assert other.gaps.rate < 0.1 * found.gaps.rate
+    verdict = other.verdicts[0]
+    assert verdict.level == "poor"
+    assert "--beta (now 20)" in verdict.remedy
+    assert other.shape.mutual_information == pytest.approx(0, abs=0.1)
+    assert found.shape.mutual_information > 0.5
+
+
+def test_studies_hand_in_sections_of_their_own(diagnosed):
+    _, _, found = diagnosed
+    study = Section(
+        name="seeds", values={"spread": 0.2}, verdicts=(Verdict(topic="seeds", level="poor", sentence="0.2 apart"),)
+    )
+    longer = found.with_section(study)
+    assert longer.verdicts[-1].topic == "seeds"
+    assert longer.level == "poor"
+    slot = longer.slots(SlotNames())[0]
+    assert slot.value["seeds"] == {"spread": 0.2}
+    assert slot.value["verdicts"]["topic"][-1] == "seeds"
+    with pytest.raises(scvae.ConfigError, match="already"):
+        longer.with_section(study)
+
+
+def test_a_diagnosis_is_written_and_read_back(bench_with_batches):
+    bench = bench_with_batches
+    file = bench.folder / "health.png"
+    asked = bench.ask("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
+    text = run_well(*asked).out
+    assert "held-out cells" in text
+    assert file.stat().st_size > 10_000
+    stored = anndata.read_h5ad(bench.data).uns["scvae"]["diagnosis"]
+    assert set(stored["verdicts"]["level"]) <= {"good", "watch", "poor"}
+    assert list(stored["verdicts"]["topic"])[:2] == ["latent use", "axes"]
+    assert stored["usage"]["kl"].shape == (4,)
+    assert stored["predictive"]["zeros"]["observed"].shape == (40,)
+    assert stored["gaps"]["amortization"]["percent"] == pytest.approx(
+        100 * stored["gaps"]["amortization"]["mean"] / abs(stored["gaps"]["bound"])
+    )
+    again = json.loads(run_well(*asked, "--force", "--json").out)
+    assert again["gaps"]["bound"] == stored["gaps"]["bound"]
+    assert [v["sentence"] for v in again["verdicts"]] == list(stored["verdicts"]["sentence"])
+
+
+def test_the_picture_shows_what_was_found(diagnosed):
+    _, _, found = diagnosed
+    figure = diagnosis_figure(found)
+    parts = {axes.get_label(): axes for axes in figure.axes}
+    heights = sorted(bar.get_height() for bar in parts["Use of the axes"].patches)
+    np.testing.assert_allclose(heights, np.sort(found.usage.kl_k), rtol=1e-6)
+    bars = [bar.get_height() for bar in parts["Gaps"].patches]
+    assert bars == pytest.approx([found.gaps.amortization.mean, found.gaps.variational.mean])
+    dots = sum(len(part.get_offsets()) for part in parts["Zeros of genes"].collections)
+    assert dots == found.check.zeros.judged_g.sum()
+
+
+def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
+    _, _, found = diagnosed
+    nothing = Posterior(torch.zeros(50, 1), torch.ones(50, 1))
+    collapsed = dataclasses.replace(
+        found,
+        usage=usage(nothing),
+        shape=shape(nothing, nothing, mixture([1.0], np.zeros((1, 1)), [np.eye(1)])),
+        check=dataclasses.replace(found.check, zeros=None),
+        gaps=no_gaps(0.0),
+    )
+    draw_diagnosis(collapsed, tmp_path / "health.svg")
+    assert collapsed.level == "poor"
+    assert "zeros" not in [verdict.topic for verdict in collapsed.verdicts]
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "options"),
+    [
+        (USAGE, "--samples is 1", ["--samples", "1"]),
+        (USAGE, "--refine is 0", ["--refine", "0"]),
+        (USAGE, "--cells is 5", ["--cells", "5"]),
+        (USAGE, "--seed is -1", ["--seed", "-1"]),
+        (USAGE, "--trainings is 1", ["--trainings", "1"]),
+        (USAGE, "no picture by its name", ["--plot", "health.doc"]),
+    ],
+)
+def test_diagnoses_that_cannot_be_meant(bench, code, fragment, options):
+    refused(bench.folder, bench.ask("diagnose", *options), code, fragment)
+
+
+def test_a_diagnosis_needs_known_batches(bench_with_batches):
+    def renamed(adata):
+        adata.obs["batch"] = ["elsewhere"] * adata.n_obs
+
+    bench_with_batches.changed(renamed)
+    refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "batch 'elsewhere' is not one")

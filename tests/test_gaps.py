@@ -1,0 +1,96 @@
+"""Gaps of inference where the marginal likelihood is known: a linear-Gaussian model.
+
+With p(x|z) = N(b + W z, σ²) the posterior is N(m, Λ⁻¹), Λ = I + WᵀW/σ², and the marginal N(b, WWᵀ + σ²). The best
+diagonal Gaussian has mean m and variances 1/Λ_kk, and is ½(Σ log Λ_kk − log det Λ) nats from the posterior: that is the
+variational gap. Whatever else an encoder loses is its own.
+
+Shapes: n cells, g features, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from linear_gaussian import ad_of, linear_model, marginal, real
+from scipy.stats import multivariate_normal
+from simulated import TINY
+
+import scvae_cli as scvae
+from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.gaps import gaps
+from scvae_cli.latent.health import shape, usage
+
+
+def truth(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """W over σ (g, k), and the precision Λ (k, k); the noise's σ (g,)."""
+    head = model.vae.decoder.head
+    sd_g = head.log_sd_g.detach().exp().numpy()
+    w_gk = (head.scale_g[:, None] * head.outputs.weight).detach().numpy() / sd_g[:, None]
+    return w_gk, np.eye(w_gk.shape[1]) + w_gk.T @ w_gk, sd_g
+
+
+def expected_gaps(model, x_ng: np.ndarray) -> tuple[float, float]:
+    """Amortization and variational gap in closed form, means over the cells, nats."""
+    w_gk, precision_kk, sd_g = truth(model)
+    q = posteriors(model, real(x_ng))
+    centre_g = marginal(model).mean
+    mean_nk = np.linalg.solve(precision_kk, w_gk.T @ ((x_ng - centre_g) / sd_g).T).T
+    diagonal_k = np.diag(precision_kk)
+    variational = 0.5 * (np.log(diagonal_k).sum() - np.linalg.slogdet(precision_kk)[1])
+    # KL(q ‖ posterior) of the encoder's Gaussians, which both gaps make up.
+    off_nk, var_nk = q.mean_nk.double().numpy() - mean_nk, q.var_nk.double().numpy()
+    whole_n = 0.5 * (
+        var_nk @ diagonal_k
+        + np.einsum("nk,kj,nj->n", off_nk, precision_kk, off_nk)
+        - len(diagonal_k)
+        - np.log(var_nk).sum(1)
+        - np.linalg.slogdet(precision_kk)[1]
+    )
+    return float(whole_n.mean() - variational), float(variational)
+
+
+@pytest.mark.parametrize("orthogonal", [True, False])
+def test_gaps_are_those_of_the_closed_form(orthogonal):
+    model = linear_model()
+    head = model.vae.decoder.head
+    if orthogonal:
+        w_gk, _, sd_g = truth(model)
+        columns_gk = np.linalg.qr(w_gk)[0] * np.linalg.norm(w_gk, axis=0)
+        weight_gk = columns_gk * sd_g[:, None] / head.scale_g[:, None].numpy()
+        with torch.no_grad():
+            head.outputs.weight.copy_(torch.as_tensor(weight_gk))
+    own = marginal(model)
+    x_ng = own.rvs(60, random_state=1)
+    amortization, variational = expected_gaps(model, x_ng)
+    found = gaps(model, real(x_ng), n_steps=300, n_samples=400, seed=0)
+    log_p_n = multivariate_normal(own.mean, own.cov).logpdf(x_ng)
+    assert found.bound_n.mean() == pytest.approx(log_p_n.mean(), abs=0.02)
+    assert found.amortization.mean == pytest.approx(amortization, rel=0.03, abs=0.03)
+    assert found.variational.mean == pytest.approx(variational, abs=0.05)
+    assert (variational < 1e-6) == orthogonal
+    assert (found.encoder_n <= log_p_n + 0.5).all()
+
+
+def test_a_diagnosis_of_real_numbers_leaves_zeros_and_thinning_out():
+    random = np.random.default_rng(0)
+    z_nk, w_kg = random.standard_normal((300, 2)), random.standard_normal((2, 9))
+    adata = ad_of(z_nk @ w_kg + 0.3 * random.standard_normal((300, 9)) - 1)
+    model = scvae.train(adata, **TINY | {"max_epochs": 40}, likelihood="normal", genes="all")
+    found = scvae.diagnose(adata, model, n_samples=20, refine=10, n_trainings=2, inplace=False)
+    topics = [verdict.topic for verdict in found.verdicts]
+    assert "zeros" not in topics
+    assert "variances" in topics
+    assert topics[-2:] == ["worth: likelihood", "stability"]
+    worth = next(section for section in found.sections if section.name == "worth").values
+    assert list(worth["contender"]) == ["VAE", "linear decoder", "mean model"]
+    assert np.isnan(worth["thinned_behind"]).all()
+    # Two dimensions make the cells: knowing none of a cell costs more than the noise of the estimate.
+    behind, error = (worth[key][2] for key in ("heldout_behind", "heldout_error"))
+    assert behind > 3 * error > 0
+    mean = multivariate_normal(adata.X.mean(0), np.diag(adata.X.var(0)))
+    out = adata[list(model.heldout_cells)].X
+    assert worth["heldout"][2] == pytest.approx(mean.logpdf(out).mean(), abs=0.5)
+    q = posteriors(model, real(np.asarray(adata.X)))
+    assert usage(q).n_active >= 2
+    assert shape(q, q, model.density, seed=0).mutual_information > 0.5
