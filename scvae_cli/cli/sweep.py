@@ -68,7 +68,7 @@ def sweep(
     """Train once for every β, or number of latent dimensions, and say which to take.
 
     A tenth of every cell's molecules is set aside. Each run learns from the rest and predicts them; the suggestion is
-    the largest β (the fewest dimensions) that predicts as well as the best, within one standard error. Rate and
+    the largest β (the fewest dimensions) that predicts as well as the best, but for noise. Rate and
     distortion of held-out cells trace the rate–distortion curve of the data. All go to uns["scvae"]["sweep"].
     """
     flags = {
@@ -216,7 +216,7 @@ def _suggestion(result: Sweep) -> list[str]:
     told = f"{_called(result, result.suggested)}, best at {judged}"
     if result.suggested != result.best:
         which = "the largest" if result.varied == "beta" else "the fewest"
-        told = f"{_called(result, result.suggested)}, {which} within one standard error of the best ({result.best:g})"
+        told = f"{_called(result, result.suggested)}, {which} as good as the best ({result.best:g}), but for noise"
     lines = [f"* suggested: {told}"]
     thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
     if result.varied == "beta" and thrifty:

@@ -156,8 +156,8 @@ class Sweep:
     runs
         By ascending value, r of them.
     best, suggested
-        Value of the run with the least loss; and the value to take: of the runs within one standard error of the best
-        the one with the largest β, or the fewest dimensions.
+        Value of the run with the least loss; and the value to take: of the runs within one standard error of the best,
+        or within what another seed would change, the one with the largest β, or the fewest dimensions.
     judge
         "thinning" or "bound".
     kept
@@ -235,7 +235,7 @@ class Sweep:
         return [asdict(run) for run in self.runs]
 
 
-def compare(loss_rn: np.ndarray, *, prefer_last: bool) -> tuple[np.ndarray, np.ndarray, int, int]:
+def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Compare runs cell by cell.
 
     Parameters
@@ -243,7 +243,10 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool) -> tuple[np.ndarray, np.n
     loss_rn
         Losses of r runs on the same n cells.
     prefer_last
-        Which run to take among those no worse than the best by more than one standard error: the last, or the first.
+        Which run to take among those no worse than the best by more than one standard error, or by more than the
+        noise: the last, or the first.
+    noise
+        What another seed would change.
 
     Returns
     -------
@@ -253,7 +256,7 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool) -> tuple[np.ndarray, np.n
     more_rn = loss_rn - loss_rn[best]
     excess_r = more_rn.mean(1)
     error_r = more_rn.std(1, ddof=1) / np.sqrt(loss_rn.shape[1])
-    as_good = np.flatnonzero(excess_r <= error_r)
+    as_good = np.flatnonzero(excess_r <= np.maximum(error_r, noise))
     return excess_r, error_r, best, int(as_good[-1 if prefer_last else 0])
 
 
