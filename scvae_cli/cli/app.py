@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from scvae_cli import __version__
-from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, sample, score, simulate, sweep, train
+from scvae_cli.cli import (
+    check,
+    de,
+    denoise,
+    embed,
+    info,
+    interpolate,
+    pseudotime,
+    sample,
+    score,
+    simulate,
+    sweep,
+    train,
+)
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
@@ -39,6 +52,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate.interpolate,
     "pseudotime": pseudotime.pseudotime,
     "score": score.score,
+    "de": de.de,
     "sample": sample.sample,
     "info": info.info,
     "simulate": simulate.simulate,
