@@ -232,4 +232,5 @@ def _log_interval(low: float, high: float, mean_gc: np.ndarray, sd_gc: np.ndarra
         away_gc = np.abs(mean_gc)
         upper_gc, lower_gc = log_ndtr((high - away_gc) / sd_gc), log_ndtr((low - away_gc) / sd_gc)
         inside_gc = upper_gc + np.log1p(-np.exp(np.minimum(lower_gc - upper_gc, 0)))
-    return np.where(sd_gc == 0, 0.0, inside_gc)
+    log_inside_gc: np.ndarray = np.where(sd_gc == 0, 0.0, inside_gc)
+    return log_inside_gc

@@ -86,8 +86,10 @@ def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None
         if any(abs(y - row) < high and begin < until and since < end for row, since, until in placed):
             continue
         placed.append((y, begin, end))
-        font = {"size": 6, "ha": "left" if side > 0 else "right", "va": "center_baseline"}
-        axes.text(start, y, name, transform=axes.transAxes, zorder=4, **font)
+        axes.text(
+            start, y, name, transform=axes.transAxes, size=6, ha="left" if side > 0 else "right", va="center_baseline",
+            zorder=4,
+        )  # fmt: skip
 
 
 def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
