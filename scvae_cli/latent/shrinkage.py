@@ -213,7 +213,7 @@ def _relative(log_fit_gc: np.ndarray) -> np.ndarray:
 
 
 def _shares(fit_gc: np.ndarray, weight_c: np.ndarray) -> np.ndarray:
-    share_gc = fit_gc * weight_c
+    share_gc: np.ndarray = fit_gc * weight_c
     share_gc /= share_gc.sum(1, keepdims=True)
     return share_gc
 
