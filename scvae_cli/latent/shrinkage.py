@@ -153,7 +153,8 @@ def bulk_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
     for _ in range(_MAX_SHIFTS):
         log_fit_gc = _log_fit(estimate_g - shift, variance_gc)
         weight_c = _fitted(log_fit_gc, _ROUNDS_A_SHIFT, weight_c)
-        share_gc = _shares(_relative(log_fit_gc), weight_c) / variance_gc
+        share_gc = _relative(log_fit_gc) * weight_c
+        share_gc /= share_gc.sum(1, keepdims=True) * variance_gc
         before, shift = shift, float((share_gc.sum(1) * estimate_g).sum() / share_gc.sum())
         if abs(shift - before) < _STILL:
             break
@@ -195,7 +196,8 @@ def _fitted(log_fit_gc: np.ndarray, n_rounds: int, weight_c: np.ndarray | None =
     if weight_c is None:
         weight_c = np.full(fit_gc.shape[1], 1 / fit_gc.shape[1])
     for _ in range(n_rounds):
-        total_c = _shares(fit_gc, weight_c).sum(0) + counts_c
+        # Each effect's shares of the components, summed over the effects.
+        total_c = weight_c * ((1 / (fit_gc @ weight_c)) @ fit_gc) + counts_c
         before_c, weight_c = weight_c, total_c / total_c.sum()
         if np.abs(weight_c - before_c).max() < _TOLERANCE:
             break
@@ -210,12 +212,6 @@ def _log_fit(estimate_g: np.ndarray, variance_gc: np.ndarray) -> np.ndarray:
 def _relative(log_fit_gc: np.ndarray) -> np.ndarray:
     fit_gc: np.ndarray = np.exp(log_fit_gc - log_fit_gc.max(1, keepdims=True))
     return fit_gc
-
-
-def _shares(fit_gc: np.ndarray, weight_c: np.ndarray) -> np.ndarray:
-    share_gc: np.ndarray = fit_gc * weight_c
-    share_gc /= share_gc.sum(1, keepdims=True)
-    return share_gc
 
 
 def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
