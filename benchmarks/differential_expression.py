@@ -45,7 +45,7 @@ import torch
 from timed import describe_machine
 
 import scvae_cli as scvae
-from scvae_cli.latent.differential_expression import DifferentialExpression
+from scvae_cli.latent.comparison import DifferentialExpression
 from scvae_cli.latent.shrinkage import expected_fdr, shrink
 from scvae_cli.model.bundle import Model
 

@@ -11,14 +11,8 @@ import numpy as np
 
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.differential_expression import (
-    REST,
-    ComparisonOptions,
-    Contrast,
-    DifferentialExpression,
-    differential_expression,
-    refuse_real,
-)
+from scvae_cli.latent.comparison import REST, ComparisonOptions, Contrast, DifferentialExpression
+from scvae_cli.latent.differential_expression import differential_expression, refuse_real
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
 

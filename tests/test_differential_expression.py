@@ -23,12 +23,8 @@ from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
-from scvae_cli.latent.differential_expression import (
-    ComparisonOptions,
-    Contrast,
-    DifferentialExpression,
-    differential_expression,
-)
+from scvae_cli.latent.comparison import ComparisonOptions, Contrast, DifferentialExpression
+from scvae_cli.latent.differential_expression import differential_expression
 from scvae_cli.latent.embedding import cell_table
 from scvae_cli.latent.group_means import group_mean
 from scvae_cli.latent.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
@@ -271,7 +267,25 @@ def test_what_rises_does_not_make_the_rest_fall():
     share = x_ng[in_a][:, 5:].sum() / x_ng[in_a].sum()
     assert found.shift == pytest.approx(np.log2(share), abs=0.15)
     assert found.called[N_CHANGED:].mean() < 0.05
-    assert compared(cells, model, centre="none").called[N_CHANGED:].mean() > 0.3
+    assert found.centre == "bulk"
+    shares = compared(cells, model, centre="none")
+    assert shares.called[N_CHANGED:].mean() > 0.3
+    assert shares.shift == found.shift
+
+
+def test_where_no_genes_agree_there_is_no_bulk():
+    adata, model = learned()
+    cells = adata.copy()
+    x_ng, in_a = cells.X.toarray().astype(int), (cells.obs["group"] == "A").to_numpy()
+    rng = np.random.default_rng(0)
+    x_ng[in_a] = rng.poisson(x_ng[in_a] * 2 ** rng.normal(0.5, 2, N_GENES))
+    cells.X = sp.csr_matrix(x_ng.astype(np.float32))
+    found = compared(cells, model)
+    assert found.agreeing < 0.5
+    assert found.centre == "none"
+    same = compared(cells, model, centre="none")
+    np.testing.assert_array_equal(found.change_g, same.change_g)
+    assert compared(cells, model, centre="bulk").centre == "bulk"
 
 
 def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():

@@ -13,7 +13,7 @@ from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.differential_expression import DifferentialExpression
+    from scvae_cli.latent.comparison import DifferentialExpression
 
 _SHOWN_GENES = 20
 # Rates below it hang on the far tails of normals.
@@ -38,8 +38,12 @@ def de(
     threshold: Annotated[float, typer.Option(help="A gene has changed beyond this log2 ratio; 0: at all.")] = 0.25,
     fdr: Annotated[float, typer.Option(help="Expected false discovery rate at which genes are called.")] = 0.05,
     centre: Annotated[
-        str, typer.Option(help="bulk: tell changes relative to what most genes do; none: shares of all counts.")
-    ] = "bulk",
+        str,
+        typer.Option(
+            help="bulk: tell changes relative to what the genes have in common; none: of shares of all counts; auto: "
+            "bulk where most genes agree."
+        ),
+    ] = "auto",
     cells: Annotated[int, typer.Option(help="Most cells of a group looked at, drawn at random.")] = 5000,
     samples: Annotated[int, typer.Option(help="Posterior samples a cell.")] = 10,
     seed: Annotated[int, typer.Option(help="Of the samples and the cells drawn.")] = 0,
@@ -67,7 +71,7 @@ def de(
     """
     from scvae_cli.api_de import ComparisonRequest
     from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.differential_expression import ComparisonOptions
+    from scvae_cli.latent.comparison import ComparisonOptions
     from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
@@ -124,8 +128,9 @@ def de(
         "n_left_out": result.n_left_out,
         "threshold": threshold,
         "fdr": fdr,
-        "centre": centre,
+        "centre": result.centre,
         "shift": result.shift,
+        "agreeing": result.agreeing,
         "null_share": result.null_share,
         "n_tested": int(result.tested.sum()),
         "n_genes": len(session.store.gene_names),
@@ -167,8 +172,11 @@ def _text(values: dict[str, Any]) -> str:
     ]
     if values["n_left_out"]:
         lines.append(f"left out: {values['n_left_out']:,} cells of batches that hold only one of the groups")
-    relative = "taken off" if values["centre"] == "bulk" else "not taken off: --centre none"
-    lines.append(f"most genes' share of the counts changed by {values['shift']:+.2f} (log2; {relative})")
+    taken = "taken off" if values["centre"] == "bulk" else "not taken off: these are changes of shares of the counts"
+    lines.append(
+        f"in common the genes changed by {values['shift']:+.2f} (log2), {values['agreeing']:.0%} of them within 0.25 "
+        f"of it; {taken}"
+    )
     if not_tested := values["n_genes"] - values["n_tested"]:
         lines.append(f"not tested: {not_tested:,} genes that are outside the model or have no counts in these cells")
     lines.append(

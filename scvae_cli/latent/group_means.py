@@ -37,6 +37,7 @@ from scvae_cli.model.network import CountOutput
 _BLOCK_CELLS = 128
 # κ: one count, so that a gene not seen in a group still has a mean, and hardly any gene follows the decoder alone.
 _TRUST = 1.0
+_LEAST = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +93,8 @@ def group_mean(
         for start in range(0, len(rows), _BLOCK_CELLS):
             cells = table.take(rows[start : start + _BLOCK_CELLS])
             expected_ng, excess_ng = _expected(model, cells, n_samples, noise)
-            x_ng = cells.x_ng.double().cpu().numpy()
-            library_n1 = cells.library_n.double().cpu().numpy()[:, None]
+            x_ng = cells.x_ng.cpu().double().numpy()
+            library_n1 = cells.library_n.cpu().double().numpy()[:, None]
             a_ng = v / (1 + expected_ng * excess_ng)
             part_3ng = np.stack([v * expected_ng / library_n1, a_ng * x_ng, a_ng * expected_ng])
             sum_3g += part_3ng.sum(1)
@@ -139,4 +140,5 @@ def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
         if output.log_theta_g is not None:
             dispersion_g = (-output.log_theta_g).exp()
     excess_ng = (dispersion_g + inflation_ng) / (1 - inflation_ng).clamp(min=1e-6)
-    return expected_ng.double().cpu().numpy(), excess_ng.double().cpu().numpy()
+    # What float32 rounds to zero is expected all the same.
+    return expected_ng.clamp(min=_LEAST).cpu().double().numpy(), excess_ng.cpu().double().numpy()

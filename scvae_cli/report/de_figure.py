@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from scvae_cli.latent.differential_expression import DifferentialExpression
+from scvae_cli.latent.comparison import DifferentialExpression
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import OFF, WIDTH, head, place, shortened
 
@@ -128,4 +128,4 @@ def _draw_calls(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _relative(result: DifferentialExpression) -> str:
-    return ", relative to most genes" if result.options.centre == "bulk" else ""
+    return ", relative to most genes" if result.centre == "bulk" else ", of the share of counts"
