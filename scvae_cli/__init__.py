@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scvae_cli.api import check, denoise, embed, interpolate, load, pseudotime, score, train
+    from scvae_cli.api_de import de
     from scvae_cli.api_diagnose import diagnose
     from scvae_cli.api_sample import sample
     from scvae_cli.api_sweep import sweep
@@ -30,6 +31,7 @@ _HOMES = {
         ("ConfigError", "DataError", "DeviceError", "ModelError", "ScvaeError", "ScvaeWarning"), "scvae_cli.errors"
     ),
     "diagnose": "scvae_cli.api_diagnose",
+    "de": "scvae_cli.api_de",
     "sample": "scvae_cli.api_sample",
     "sweep": "scvae_cli.api_sweep",
     "Model": "scvae_cli.model.bundle",
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "interpolate",
     "pseudotime",
     "score",
+    "de",
     "sample",
     "sweep",
     "diagnose",

@@ -36,6 +36,8 @@ OPTIONS = {
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
+    "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
+    f"--plot {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
@@ -59,6 +61,8 @@ KEYS = {
     "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae mean_reconstruction mean_kl anomalies fdr heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
+    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre shift agreeing "
+    "null_share n_tested n_genes called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
     "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
@@ -90,6 +94,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
+        "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
@@ -129,6 +134,13 @@ def test_json_of_a_walk_names_its_genes(copied):
     assert values["path_out"] is values["plot"] is None
     row = next(line for line in README.read_text().splitlines() if line.startswith("| `interpolate` |"))
     assert columns <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_comparison_names_its_columns(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `de` |"))
+    genes = json.loads(run_well(*commands(copied)["de"], "--json").out)["genes"]
+    assert len(genes) == 20
+    assert set(genes[0]) <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_sampled_cells_names_its_parts(copied):

@@ -13,6 +13,7 @@ import typer
 from scvae_cli import __version__
 from scvae_cli.cli import (
     check,
+    de,
     denoise,
     diagnose,
     embed,
@@ -52,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "interpolate": interpolate.interpolate,
     "pseudotime": pseudotime.pseudotime,
     "score": score.score,
+    "de": de.de,
     "sample": sample.sample,
     "diagnose": diagnose.diagnose,
     "info": info.info,

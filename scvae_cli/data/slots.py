@@ -154,6 +154,11 @@ class SlotNames:
         """`obs`: the depth that sampled cells were decoded at."""
         return f"{self.key_added}_library"
 
+    @property
+    def rank_genes_groups(self) -> str:
+        """`uns`: what genes do between two groups, as scanpy keeps it."""
+        return f"rank_genes_groups_{self.key_added}"
+
     def pseudotime(self, name: str) -> str:
         """`obs`: position along a path, 0 to 1, NaN for cells far from it."""
         return f"{self.key_added}_pseudotime_{slug(name)}"
@@ -223,6 +228,7 @@ class SlotNames:
             ],
             "sweep": [f"uns/{self.sweep(path)}"],
             "diagnose": [f"uns/{self.diagnosis}"],
+            "de": [f"uns/{self.rank_genes_groups}"],
         }  # fmt: skip
         return by_verb[verb]
 

@@ -1,0 +1,340 @@
+"""Does `scvae de` keep its false discovery rate, and does it find as much as a Wilcoxon test?
+
+    python benchmarks/differential_expression.py [--data-folder FOLDER] [--seeds 0,1,2,3,4] [--threads 2]
+
+Simulated cells: two groups of one population, which differ in known genes by known factors (log2 normal, sd 1), among
+600 cells of two other populations; 1,000 genes, negative binomial counts of varied depth (median 1,500), 2% further
+zeros, two continuous programmes that all populations share. A model is trained on all cells. The changed genes keep
+their share of the counts in all (but for "unbalanced", where they don't, and every other gene's share moves).
+
+- usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60; unequal: 30 against 500; many: 30% of the
+  genes changed; shallow: 400 counts a cell; null: nothing changed;
+- batches: two batches, four in five cells of one group in the first, of the other in the second; the model knows them;
+- unbalanced: 20% changed, which rise by 1 on average and take up more of the counts: the others' share falls.
+
+Methods, each at expected (for Wilcoxon: Benjamini–Hochberg) false discovery rates of 5%, 10% and 20%:
+
+- `de`: genes changed beyond 0.25 (log2); its truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
+- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalised to 10,000, which tests for no change at all and
+  knows of no batches; against both truths. "and 0.25": only its genes whose log2 fold change is beyond 0.25.
+- decoded means, cells' rates: what `scvae denoise` gives (`--estimate state` and `cell`), means over the groups' cells
+  within batches and their standard errors, shrunk as `de` does: what the decoder alone would say.
+
+Real cells (kang_muscat_2donors): interferon β against control within three populations: how many of the surest rising
+genes are known to follow interferon. And control cells of one population split in two at random, ten times: how often
+is any gene called, of a comparison in which nothing is to be found?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import warnings
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scanpy as sc
+import scipy.sparse as sp
+import torch
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.latent.comparison import DifferentialExpression
+from scvae_cli.latent.shrinkage import expected_fdr, shrink
+from scvae_cli.model.bundle import Model
+
+HERE = Path(__file__).parent
+RATES, THRESHOLD = (0.05, 0.1, 0.2), 0.25
+SCENES: dict[str, dict[str, Any]] = {
+    "usual": {},
+    "few": {"n_a": 60, "n_b": 60},
+    "unequal": {"n_a": 30, "n_b": 500},
+    "many": {"share": 0.3},
+    "shallow": {"depth": 400.0},
+    "batches": {"n_batches": 2},
+    "unbalanced": {"share": 0.2, "rise": 1.0, "balanced": False},
+    "null": {"share": 0.0},
+}
+BINS = (0.0, 0.05, 0.2, 0.5, 0.8, 0.95, 1.0)
+POPULATIONS = ("CD14+ Monocytes", "B cells", "CD4 T cells")
+N_TOP, N_SPLITS = 20, 10
+# Genes well known to be induced by interferons, nearly all of them in MSigDB's hallmark responses.
+INTERFERON = """
+    ADAR B2M BATF2 BST2 CASP1 CCL2 CCL8 CMPK2 CXCL10 CXCL11 DDX58 DDX60 DHX58 EIF2AK2 EPSTI1 GBP1
+    GBP2 GBP4 GBP5 HERC5 HERC6 HLA-A HLA-B HLA-C HLA-E HLA-F IDO1 IFI16 IFI27 IFI30 IFI35 IFI44 IFI44L IFI6 IFIH1 IFIT1
+    IFIT2 IFIT3 IFIT5 IFITM1 IFITM2 IFITM3 IRF1 IRF7 IRF8 IRF9 ISG15 ISG20 LAP3 LGALS3BP LY6E MT2A MX1 MX2
+    NAMPT NMI OAS1 OAS2 OAS3 OASL PARP12 PARP14 PARP9 PLSCR1 PNPT1 PSMA2 PSMB8 PSMB9 PSME1 PSME2 RSAD2 RTP4
+    SAMD9 SAMD9L SOCS1 SP100 SP110 STAT1 STAT2 TAP1 TDRD7 TNFSF10 TNFSF13B TRIM22 UBE2L6 USP18 WARS XAF1 ZBP1
+"""
+
+
+def simulate(
+    seed: int,
+    *,
+    n_a: int = 300,
+    n_b: int = 300,
+    n_other: int = 600,
+    n_genes: int = 1000,
+    share: float = 0.1,
+    rise: float = 0.0,
+    balanced: bool = True,
+    depth: float = 1500.0,
+    n_batches: int = 1,
+) -> anndata.AnnData:
+    """Cells with obs["group"], obs["batch"] and the true log2 changes from B to A, var["change"]."""
+    rng = np.random.default_rng(1000 + seed)
+    n, n_ab, g = n_a + n_b + n_other, n_a + n_b, n_genes
+    kind_n = np.repeat([0, 1, 2], [n_ab, n_other // 2, n_other - n_other // 2])
+    kind_3g = np.vstack([np.zeros(g), rng.normal(0, 1, (2, g)) * (rng.random((2, g)) < 0.3)])
+    programme_2g = rng.normal(0, 0.35, (2, g)) * (rng.random((2, g)) < 0.3)
+    rate_ng = np.exp(rng.normal(0, 1.6, g) + kind_3g[kind_n] + rng.normal(size=(n, 2)) @ programme_2g)
+    rate_ng /= rate_ng.sum(1, keepdims=True)
+    changed_g = rng.random(g) < share
+    change_g = np.where(changed_g, rng.normal(rise, 1.0, g), 0.0)
+    mean_g = rate_ng[:n_ab].mean(0)
+    if balanced and changed_g.any():
+        change_g[changed_g] -= np.log2((mean_g * 2**change_g)[changed_g].sum() / mean_g[changed_g].sum())
+    rate_ng[:n_a] *= 2**change_g
+    batch_n = np.zeros(n, dtype=np.int64)
+    if n_batches > 1:
+        batch_n = rng.integers(0, n_batches, n)
+        batch_n[:n_a], batch_n[n_a:n_ab] = rng.random(n_a) < 0.2, rng.random(n_b) < 0.8
+        rate_ng *= np.exp(rng.normal(0, 0.3, (n_batches, g)))[batch_n]
+    if not balanced:
+        # A cell's depth is given by the sequencing, not by what it expresses.
+        rate_ng /= rate_ng.sum(1, keepdims=True)
+    log_mean_g = (np.log(mean_g) - np.log(mean_g).mean()) / np.log(mean_g).std()
+    theta_g = np.exp(1.5 + 0.33 * log_mean_g + math.sqrt(1 - 0.33**2) * rng.normal(size=g)).clip(0.2, 100)
+    library_n = depth * np.exp(rng.normal(0, 0.55, n))
+    x_ng = rng.poisson(rate_ng * library_n[:, None] * rng.gamma(theta_g, 1 / theta_g, (n, g)))
+    x_ng[rng.random((n, g)) < 0.04 * rng.random(g)] = 0
+    adata = anndata.AnnData(sp.csr_matrix(x_ng.astype(np.float32)))
+    adata.obs_names, adata.var_names = [f"c{i}" for i in range(n)], [f"g{i}" for i in range(g)]
+    adata.obs["group"] = pd.Categorical(np.repeat(["A", "B", "other"], [n_a, n_b, n_other]))
+    adata.obs["batch"] = pd.Categorical([f"batch_{b}" for b in batch_n])
+    adata.var["change"] = change_g
+    return adata[:, np.asarray((adata.X > 0).sum(0)).ravel() >= 10].copy()
+
+
+def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
+    """One simulation: of every method, rate and truth, the genes called, the false ones among them, and the power."""
+    adata = simulate(seed, **SCENES[scene])
+    batch_key = "batch" if scene == "batches" else None
+    model = scvae.train(adata, genes="all", seed=seed, threads=threads, device="cpu", batch_key=batch_key)
+    asked = {"groupby": "group", "group": "A", "reference": "B", "seed": seed, "inplace": False}
+    beyond, at_all = (scvae.de(adata, model, threshold=t, **asked) for t in (THRESHOLD, 0.0))
+    assert beyond is not None
+    assert at_all is not None
+    change_g = adata.var["change"].to_numpy()
+    truths = {"beyond 0.25": np.abs(change_g) > THRESHOLD, "at all": change_g != 0}
+    wilcoxon = tested_by_wilcoxon(adata)
+    large_g = np.abs(wilcoxon["logfoldchanges"].to_numpy()) > THRESHOLD
+    p_g = wilcoxon["pvals_adj"].to_numpy()
+    rates = {
+        ("de", "beyond 0.25"): np.nan_to_num(beyond.expected_fdr_g, nan=1),
+        ("de --threshold 0", "at all"): np.nan_to_num(at_all.expected_fdr_g, nan=1),
+        ("Wilcoxon", "beyond 0.25"): p_g,
+        ("Wilcoxon", "at all"): p_g,
+        ("Wilcoxon, and 0.25", "beyond 0.25"): np.where(large_g, p_g, 1),
+    }
+    for name, estimate in (("decoded means", "state"), ("cells' rates", "cell")):
+        rates[name, "beyond 0.25"] = decoded_alone(adata, model, estimate)
+    rows = []
+    for (method, truth), rate_g in rates.items():
+        for rate in RATES:
+            called_g, true_g = rate_g <= rate, truths[truth]
+            n_false = int((called_g & ~true_g).sum())
+            row = {"method": method, "truth": truth, "rate": rate, "called": int(called_g.sum()), "false": n_false}
+            rows.append(row | {"power": float(called_g[true_g].mean()) if true_g.any() else None})
+    error_g = (beyond.change_g - change_g)[beyond.tested]
+    return {
+        "scene": scene,
+        "seed": seed,
+        "rows": rows,
+        "calibration": calibration(beyond, truths["beyond 0.25"]),
+        "inside": float(((change_g >= beyond.low_g) & (change_g <= beyond.high_g))[beyond.tested].mean()),
+        "rmse": {"de": rms(error_g), "raw": rms((beyond.raw_g - change_g)[np.isfinite(beyond.raw_g)])},
+        "shift": beyond.shift,
+    }
+
+
+def rms(value: np.ndarray) -> float:
+    """Root mean square."""
+    return float(np.sqrt(np.mean(value**2)))
+
+
+def calibration(result: DifferentialExpression, true_g: np.ndarray) -> list[list[float]]:
+    """By bins of the probability: genes, the sum of their probabilities, and how many have changed."""
+    p, true = result.probability_g[result.tested], true_g[result.tested]
+    bin_t = np.clip(np.searchsorted(BINS, p, side="right") - 1, 0, len(BINS) - 2)
+    return [[float(f) for f in (len(p[bin_t == b]), p[bin_t == b].sum(), true[bin_t == b].sum())] for b in range(6)]
+
+
+def tested_by_wilcoxon(adata: anndata.AnnData) -> pd.DataFrame:
+    """scanpy's test of A against B, a row a gene in their order."""
+    both = adata[adata.obs["group"].isin(["A", "B"])].copy()
+    sc.pp.normalize_total(both, target_sum=1e4)
+    sc.pp.log1p(both)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        sc.tl.rank_genes_groups(both, "group", groups=["A"], reference="B", method="wilcoxon")
+    return sc.get.rank_genes_groups_df(both, "A").set_index("names").loc[adata.var_names]
+
+
+def decoded_alone(adata: anndata.AnnData, model: Model, estimate: str) -> np.ndarray:
+    """Expected false discovery rates by means of denoised cells, shape (g,)."""
+    denoised = scvae.denoise(adata, model, estimate=estimate, library="median", inplace=False)
+    assert denoised is not None
+    rate_ng = denoised.rows.whole().astype(np.float64)
+    group_n, batch_n = adata.obs["group"].to_numpy(), adata.obs["batch"].to_numpy()
+    pairs = [[rate_ng[(group_n == group) & (batch_n == b)] for group in "AB"] for b in np.unique(batch_n)]
+    share_s = np.asarray([len(a) * len(b) / (len(a) + len(b)) for a, b in pairs])
+    share_s /= share_s.sum()
+    log_mean, variance_g = [], np.zeros(adata.n_vars)
+    for side in (0, 1):
+        mean_g = sum(share * pair[side].mean(0) for share, pair in zip(share_s, pairs, strict=True))
+        of_mean = (share**2 * pair[side].var(0) / len(pair[side]) for share, pair in zip(share_s, pairs, strict=True))
+        variance_g = variance_g + sum(of_mean) / mean_g**2
+        log_mean.append(np.log2(mean_g))
+    error_g = np.maximum(np.sqrt(variance_g) / math.log(2), 1e-6)
+    return expected_fdr(shrink(log_mean[0] - log_mean[1], error_g).log_within(THRESHOLD))
+
+
+def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The real cells: surest rising genes of three populations, and calls among split control cells."""
+    adata = anndata.read_h5ad(arguments.data_folder / "kang_muscat_2donors.h5ad")
+    model = scvae.train(adata, genes="all", seed=0, threads=arguments.threads, device="cpu", batch_key="donor")
+    told: dict[str, Any] = {"populations": {}, "splits": []}
+    for population in POPULATIONS:
+        found = scvae.de(
+            adata, model, groupby="condition", group="stim", reference="ctrl", within={"cell_type": population},
+            inplace=False,
+        )  # fmt: skip
+        assert found is not None
+        rising = [found.genes[g] for g in found.order if found.change_g[g] > 0]
+        known = [gene.split("_ENSG")[0] in INTERFERON.split() for gene in rising]
+        told["populations"][population] = {
+            "cells": [found.n_group, found.n_reference],
+            "called": int(found.called.sum()),
+            "shift": found.shift,
+            "top": rising[:N_TOP],
+            "known_of_top": int(sum(known[:N_TOP])),
+            "known_in_data": int(sum(gene.split("_ENSG")[0] in INTERFERON.split() for gene in found.genes)),
+            "known_called": int(
+                sum(k and found.called[found.genes.index(g)] for g, k in zip(rising, known, strict=True))
+            ),
+        }
+    for population, called, wilcoxon in split_controls(adata, model):
+        told["splits"].append({"population": population, "de": called, "Wilcoxon": wilcoxon})
+    return told
+
+
+def split_controls(adata: anndata.AnnData, model: Model) -> Iterator[tuple[str, int, int]]:
+    """Control cells of a population in two random halves: how many genes are called at 5%, and by Wilcoxon."""
+    rng = np.random.default_rng(0)
+    for split in range(N_SPLITS):
+        population = POPULATIONS[split % len(POPULATIONS)]
+        inside = (adata.obs["cell_type"] == population) & (adata.obs["condition"] == "ctrl")
+        half = adata[inside.to_numpy()].copy()
+        half.obs["group"] = pd.Categorical(rng.permutation(np.resize(["A", "B"], half.n_obs)))
+        found = scvae.de(half, model, groupby="group", group="A", reference="B", inplace=False)
+        assert found is not None
+        p_g = tested_by_wilcoxon(half)["pvals_adj"].to_numpy()
+        yield population, int(found.called.sum()), int((p_g <= found.options.fdr).sum())
+
+
+def text(results: dict[str, Any], threads: int) -> str:
+    """The results as markdown."""
+    runs = results["runs"]
+    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
+    lines = ["# Differential expression", "", "Written by `benchmarks/differential_expression.py`; its docstring says"]
+    lines += [f"what is measured. Means over seeds: {seeds}.", "", "## False discovery proportion and power", ""]
+    asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
+    lines += [f"| cells | truth | method | {asked} |", "|---|---|---|" + "---|" * (2 * len(RATES))]
+    scenes = list(dict.fromkeys(run["scene"] for run in runs))
+    for scene in scenes:
+        rows = [row for run in runs if run["scene"] == scene for row in run["rows"]]
+        kinds = sorted(
+            {(row["truth"], row["method"]) for row in rows}, key=lambda kind: (kind[0] != "beyond 0.25", kind[1])
+        )
+        for truth, method in kinds:
+            cells = []
+            for rate in RATES:
+                same = [r for r in rows if (r["truth"], r["method"], r["rate"]) == (truth, method, rate)]
+                cells.append(f"{np.mean([r['false'] / max(r['called'], 1) for r in same]):.1%}")
+                powers = [r["power"] for r in same if r["power"] is not None]
+                cells.append(f"{np.mean(powers):.1%}" if powers else "–")
+            lines.append(f"| {scene} | {truth} | {method} | {' | '.join(cells)} |")
+    lines += [
+        "",
+        "## Probabilities",
+        "",
+        f"Of `de`, over all cells and seeds: how many genes have changed beyond {THRESHOLD}.",
+    ]
+    lines += ["", "| P(changed) | genes | mean of P | changed |", "|---|---|---|---|"]
+    for b, (n, p, true) in enumerate(np.sum([run["calibration"] for run in runs], axis=0)):
+        shares = f"{p / n:.1%} | {true / n:.1%}" if n else "– | –"
+        lines.append(f"| {BINS[b]:g} to {BINS[b + 1]:g} | {n:,.0f} | {shares} |")
+    lines += [
+        "",
+        "| cells | true changes inside the 90% interval | error of `de` (log2, rms) | of the raw ratio | shift |",
+    ]
+    lines += ["|---|---|---|---|---|"]
+    for scene in scenes:
+        same = [run for run in runs if run["scene"] == scene]
+        errors = " | ".join(f"{np.mean([run['rmse'][kind] for run in same]):.3f}" for kind in ("de", "raw"))
+        inside, shift = (np.mean([run[key] for run in same]) for key in ("inside", "shift"))
+        lines.append(f"| {scene} | {inside:.1%} | {errors} | {shift:+.3f} |")
+    lines += text_of_kang(results["kang"]) if results.get("kang") else []
+    machine = f"({describe_machine(threads)}; torch {torch.__version__}; {date.today().isoformat()})"
+    return "\n".join([*lines, "", machine, ""])
+
+
+def text_of_kang(kang: dict[str, Any]) -> list[str]:
+    """The real cells' part."""
+    lines = ["", "## Interferon β against control (kang_muscat_2donors)", ""]
+    lines += [
+        f"| population | cells | called at 5% | shift | known of the {N_TOP} surest rising | known, called | these |"
+    ]
+    lines += ["|---|---|---|---|---|---|---|"]
+    for name, told in kang["populations"].items():
+        cells = " + ".join(str(n) for n in told["cells"])
+        lines.append(
+            f"| {name} | {cells} | {told['called']} | {told['shift']:+.2f} | {told['known_of_top']} | "
+            f"{told['known_called']} of {told['known_in_data']} | {', '.join(told['top'])} |"
+        )
+    lines += ["", f"Control cells of a population split at random ({len(kang['splits'])} splits), genes called at 5%: "]
+    lines[-1] += "; ".join(f"{kind} {', '.join(str(s[kind]) for s in kang['splits'])}" for kind in ("de", "Wilcoxon"))
+    return [*lines[:-1], lines[-1] + "."]
+
+
+def main() -> None:
+    """Measure everything and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--scenes", default=",".join(SCENES), help="comma-separated; all by default")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2, 3, 4])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "differential_expression.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    results: dict[str, Any] = {"runs": [], "kang": None}
+    for scene in arguments.scenes.split(","):
+        for seed in arguments.seeds:
+            results["runs"].append(measure(scene, seed, arguments.threads))
+            print(scene, seed, flush=True)
+    if (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
+        results["kang"] = measure_kang(arguments)
+    arguments.results.write_text(text(results, arguments.threads))
+    arguments.results.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    print(text(results, arguments.threads))
+
+
+if __name__ == "__main__":
+    main()
