@@ -1,9 +1,9 @@
 """Do climbs towards a lineage's markers end among that lineage's cells, and stay where cells are? (Paul et al. 2015)
 
-Trains with the defaults and climbs from "Multipotent progenitors" towards the markers of five lineages, held where cells
-are and unconstrained. Where a climb should end is asked of the raw counts: the group of cells in which the markers,
-standardised and averaged, are highest. The groups' names are those of the file; its "Basophils" are where the monocyte
-markers are highest, and the true basophil markers belong to 22 cells that it counts to the "Neutrophils".
+Trains with the defaults and climbs from "Multipotent progenitors" towards the markers of five lineages, held where
+cells are and unconstrained. Where a climb should end is asked of the raw counts: the group of cells in which the
+markers, standardised and averaged, are highest. The groups' names are those of the file; its "Basophils" are where the
+monocyte markers are highest, and basophil markers are high in 22 cells that it counts to the "Neutrophils".
 
     python benchmarks/optimization.py [paul15_3004.h5ad] [--seeds 3]
 
@@ -79,8 +79,8 @@ def main() -> None:
             print(lines[-1], flush=True)
     lines += [
         "",
-        f"{right} of {total} end among the cells they should. Held: {kept} of {total} keep off-manifold scores of 0.95 or "
-        f"less throughout; unconstrained: {left} of {total} exceed it.",
+        f"{right} of {total} end among the cells they should. Held: {kept} of {total} keep off-manifold scores of 0.95 "
+        f"or less throughout; unconstrained: {left} of {total} exceed it.",
     ]
     text = "\n".join(lines) + "\n"
     (HERE / "results" / "optimization.md").write_text(text)

@@ -114,7 +114,7 @@ def main() -> None:
         )
         tell("  its bonds", bonds(last))
     if len(sys.argv) > 1:
-        draw(adata, model, z_nk, real, kept, free).savefig(sys.argv[1], dpi=80)
+        draw(model, z_nk, real, kept, free).savefig(sys.argv[1], dpi=80)
 
 
 def tell(what: str, lengths: torch.Tensor) -> None:
@@ -123,7 +123,7 @@ def tell(what: str, lengths: torch.Tensor) -> None:
     print(f"{what}: {low:.2f} to {high:.2f}, median {middle:.2f}")
 
 
-def draw(adata, model, z_nk, real, kept, free) -> Figure:
+def draw(model, z_nk, real, kept, free) -> Figure:
     """The latent plane by radius with both climbs, shapes decoded over it, and the steps of the free climb."""
     figure = Figure((11, 6.6), layout="constrained")
     plane, grid, steps = figure.subplot_mosaic("AB;CC", height_ratios=(3, 1)).values()
@@ -148,7 +148,8 @@ def draw(adata, model, z_nk, real, kept, free) -> Figure:
     for t in range(0, len(free.walk.mean_tg), 7):
         shape = free.walk.mean_tg[t].reshape(BEADS, 2)
         off = free.walk.steps.off_manifold_t[t] > 0.95
-        steps.plot(*(shape + [1.35 * t, 0]).T, "-o", color="red" if off else "black", markersize=3, linewidth=1)
+        x, y = shape.T
+        steps.plot(x + 1.35 * t, y, "-o", color="red" if off else "black", markersize=3, linewidth=1)
         steps.text(1.35 * t, -3.4, f"{float(size(shape)):.2f}", ha="center", fontsize=8)
     steps.set_aspect("equal")
     steps.set_axis_off()
