@@ -44,7 +44,7 @@ def main() -> None:
     adata = anndata.read_h5ad(arguments.data)
     groups = adata.obs["cell_type"].astype(str).to_numpy()
     lines = [
-        f"Climbs from {START} towards markers, three ways to look at where they end.",
+        f"Climbs from {START} towards markers of lineages, by the defaults of `scvae optimize`.",
         "",
         f"Machine: {describe_machine(torch.get_num_threads())}; torch {torch.__version__}.",
         "",

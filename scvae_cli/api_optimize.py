@@ -179,7 +179,7 @@ def optimize(
         planned = names.written_by("optimize", options.name)
         session.check_destination(planned, names=names, output=to, force=force)
     result = optimization.optimize(session.model, session.counts, start, request.programme(), options, groups=groups)
-    for warning in result.warnings():
+    for warning in (*result.warnings(), *result.advice()):
         warnings.warn(ScvaeWarning(warning), stacklevel=2)
     if not inplace:
         return result

@@ -88,7 +88,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "embed": ["embed", *asked],
         "denoise": ["denoise", *asked],
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
-        "optimize": ["optimize", *asked, "--toward", "gene_01", "--groupby", "batch", "--group", "batch_1"],
+        "optimize": ["optimize", *asked, "--toward", "gene_01", "--from-cell", "cell_003", "--max-length", "0.1"],
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],

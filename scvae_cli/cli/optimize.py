@@ -162,6 +162,8 @@ def optimize(
     console.result(values, _text(result, values, library))
     for warning in result.warnings():
         console.warn(warning)
+    for advice in result.advice():
+        console.info(advice)
     console.next_step(f'sc.pl.umap(adata, color="{names.pseudotime(options.name)}")')
 
 

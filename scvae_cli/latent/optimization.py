@@ -133,25 +133,29 @@ class Optimized:
         return first if first < len(self.score_t) else None
 
     def warnings(self) -> list[str]:
-        """What not to take the walk for, and what to try."""
+        """What not to take the walk for."""
         said = []
-        last = len(self.score_t) - 1
         if self.beyond is not None:
             said.append(
-                f"extrapolated: from step {self.beyond} of 0 to {last} on, the score is higher than in every cell "
-                f"(at the end {self.score_t[-1]:.3g}, in the best cell {self.best_score:.3g}): no cell shows what is "
-                "decoded there"
+                f"extrapolated: from step {self.beyond} of 0 to {len(self.score_t) - 1} on, the score is higher than "
+                f"in every cell (at the end {self.score_t[-1]:.3g}, in the best cell {self.best_score:.3g}): no cell "
+                "shows what is decoded there"
             )
-        elif self.stopped == TOP and self.below < _HIGH:
-            said.append(
-                f"the walk ends on a lower top: {1 - self.below:.1%} of the cells score higher ({self.best_cell!r} "
-                f"highest, {self.best_score:.3g}; the walk {self.score_t[-1]:.3g}): begin elsewhere, or take "
-                f"scvae interpolate --to-cell {self.best_cell}"
-            )
-        elif self.stopped == LENGTH:
-            said.append("the walk ends at the length it was allowed, still rising: --max-length lets it go on")
         if (off := self.walk.warning()) is not None:
             said.append(off)
+        return said
+
+    def advice(self) -> list[str]:
+        """What would lead higher."""
+        said = []
+        if self.stopped == TOP and self.below < _HIGH:
+            said.append(
+                f"the walk ends on a lower top: {1 - self.below:.1%} of the cells score higher ({self.best_cell!r} "
+                f"highest, {self.best_score:.3g}; the walk {self.score_t[-1]:.3g}): begin elsewhere, or walk there "
+                f"with scvae interpolate --to-cell {self.best_cell}"
+            )
+        if self.stopped == LENGTH:
+            said.append("the walk ends at the length it was allowed, still rising: --max-length lets it go on")
         return said
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
