@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from scvae_cli.api import check, denoise, embed, interpolate, load, pseudotime, score, train
     from scvae_cli.api_de import de
     from scvae_cli.api_diagnose import diagnose
+    from scvae_cli.api_optimize import optimize
     from scvae_cli.api_sample import sample
     from scvae_cli.api_sweep import sweep
     from scvae_cli.errors import ConfigError, DataError, DeviceError, ModelError, ScvaeError, ScvaeWarning
@@ -32,6 +33,7 @@ _HOMES = {
     ),
     "diagnose": "scvae_cli.api_diagnose",
     "de": "scvae_cli.api_de",
+    "optimize": "scvae_cli.api_optimize",
     "sample": "scvae_cli.api_sample",
     "sweep": "scvae_cli.api_sweep",
     "Model": "scvae_cli.model.bundle",
@@ -44,6 +46,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "embed",
     "denoise",
     "interpolate",
+    "optimize",
     "pseudotime",
     "score",
     "de",

@@ -34,6 +34,8 @@ OPTIONS = {
     f"{PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
     f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
+    "optimize": "DATA --toward --away --groupby --group --from-cell --name --steps --within --unconstrained "
+    f"--max-length --starts --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
@@ -58,6 +60,8 @@ KEYS = {
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "missing_genes genes path_out plot slots",
+    "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
+    "beyond_step stopped off_manifold groups_passed n_cells n_cells_on_path missing_genes genes path_out plot slots",
     "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae mean_reconstruction mean_kl anomalies fdr heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
@@ -92,6 +96,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "embed": ["embed", *asked],
         "denoise": ["denoise", *asked],
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
+        "optimize": ["optimize", *asked, "--toward", "gene_01", "--from-cell", "cell_003", "--max-length", "0.1"],
         "pseudotime": ["pseudotime", *asked, "--groupby", "batch", "--root", "batch_1", "--to", "batch_2"],
         "score": ["score", *asked, "--samples", "2"],
         "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],

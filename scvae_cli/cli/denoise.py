@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -67,7 +66,7 @@ def denoise(
         estimate=estimate,
         n_samples=samples,
         library=library,
-        genes=_genes(genes),
+        genes=None if genes is None else o.gene_list("--genes", genes),
         batch_as=batch_as,
         with_zero_inflation=with_zero_inflation,
         seed=seed,
@@ -109,19 +108,3 @@ def denoise(
         console.next_step(f'adata[:, adata.var["{names.modelled}"]] leaves out the genes that are not modelled')
     else:
         console.next_step(f'sc.pl.dotplot(adata, genes, groupby=..., layer="{names.denoised}")')
-
-
-def _genes(text: str | None) -> tuple[str, ...] | None:
-    from scvae_cli.errors import ConfigError
-
-    if text is None:
-        return None
-    hint = "--genes takes A,B,C or @FILE, one gene a line"
-    try:
-        named = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
-    genes = tuple(gene.strip() for gene in named if gene.strip())
-    if not genes:
-        raise ConfigError(f"--genes {text!r} names no gene", hint)
-    return genes

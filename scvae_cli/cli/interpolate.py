@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
-
-if TYPE_CHECKING:
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.path_result import Path as Walk
-
-WALK = "Walk"
-_SHOWN_GENES = 20
+from scvae_cli.cli.walk_output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
 
 
 def interpolate(
@@ -91,7 +84,7 @@ def interpolate(
     route = _route(groupby, start, end, via or [], from_cell, to_cell, time_key)
     names = SlotNames(key_added=key_added)
     if path_out is not None:
-        _check_path_out(path_out, (data, output or data), force=force)
+        check_path_out(path_out, (data, output or data), force=force)
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
         from scvae_cli.report.walk_plot import draw_walk
@@ -123,7 +116,7 @@ def interpolate(
     key = groupby or time_key
     groups = None if key is None else session.labels(key)
     walk = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=groups)
-    with _steps_file(walk, path_out, names, force=force):
+    with steps_file(walk, path_out, names, force=force):
         slots = session.write(
             walk.slots(names, session.store.gene_names),
             names=names,
@@ -146,7 +139,7 @@ def interpolate(
         "n_cells": len(walk.pseudotime_n),
         "n_cells_on_path": int((walk.pseudotime_n == walk.pseudotime_n).sum()),
         "missing_genes": len(session.missing_genes),
-        "genes": _gene_table(walk),
+        "genes": gene_table(walk),
         "path_out": None if path_out is None else str(path_out),
         "plot": None if plot is None else str(plot),
         "slots": slots,
@@ -196,26 +189,8 @@ def _route(
     return _Route([start, *via, end], by_cells=False)
 
 
-def _gene_table(walk: Walk) -> list[dict[str, Any]]:
-    rows = []
-    for g in walk.top_genes(_SHOWN_GENES):
-        rows.append(
-            {
-                "gene": walk.genes[g],
-                "start": float(walk.mean_tg[0, g]),
-                "end": float(walk.mean_tg[-1, g]),
-                "change": float(walk.changes.effect_g[g]),
-                "direction": str(walk.changes.direction_g[g]),
-                "monotonicity": float(walk.changes.monotonicity_g[g]),
-                "switch_step": int(walk.changes.switch_g[g]),
-            }
-        )
-    return rows
-
-
 def _text(values: dict[str, Any], library: str, *, of_counts: bool) -> str:
     unit = o.noise_unit(of_counts=of_counts)
-    depth = "the median depth" if library == "median" else f"a depth of {library}"
     lines = [
         f"{' → '.join(values['waypoints'])}: {values['kind']}, {values['n_steps']} steps, {values['length']:.1f} "
         f"{unit}; {values['n_cells_on_path']:,} of {values['n_cells']:,} cells near"
@@ -223,57 +198,4 @@ def _text(values: dict[str, Any], library: str, *, of_counts: bool) -> str:
     if values["groups_passed"]:
         lines.append(f"passes {' → '.join(values['groups_passed'])}")
     lines.append(f"off-manifold score at most {values['off_manifold']:.2f} (0.95 is the limit)")
-    lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
-    for row in values["genes"]:
-        lines.append(
-            f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['direction']:>11}"
-            f"{row['switch_step']:>13}"
-        )
-    expected = f"expected counts at {depth}" if of_counts else "expected values"
-    lines.append(f"({expected}; change in {unit})")
-    lines += [f"→ {place}" for place in (values["path_out"], values["plot"]) if place]
-    lines.append(f"→ {', '.join(values['slots'])} of {values['output']}")
-    return "\n".join(lines)
-
-
-def _check_path_out(path_out: Path, others: tuple[Path, ...], *, force: bool) -> None:
-    from scvae_cli.data.atomic import check_new_file, check_writable
-    from scvae_cli.errors import ConfigError
-
-    if path_out.resolve() in {other.resolve() for other in others}:
-        raise ConfigError(f"--path-out is {path_out}, which holds the cells", "give the steps a file of their own")
-    check_new_file(path_out, force=force)
-    check_writable(path_out)
-
-
-def _steps_file(
-    walk: Walk, path_out: Path | None, names: SlotNames, *, force: bool
-) -> contextlib.AbstractContextManager[None]:
-    """The steps as cells of an AnnData of their own; the file appears when the block, writing the results, is done."""
-    if path_out is None:
-        return contextlib.nullcontext()
-    import anndata
-    import pandas as pd
-
-    from scvae_cli.data.h5ad_create import new_h5ad
-
-    told = walk.steps
-    steps = pd.DataFrame(
-        {"position": told.position_t, "speed": told.speed_t, "off_manifold": told.off_manifold_t},
-        index=pd.Index([f"step_{t}" for t in range(len(told.position_t))], dtype=object),
-    )
-    if told.groups_passed():
-        steps["nearest_group"] = pd.Categorical(told.group_t)
-    changes = walk.changes
-    genes = pd.DataFrame(
-        {
-            "change": changes.effect_g,
-            "net_change": changes.net_g,
-            "direction": pd.Categorical(changes.direction_g),
-            "monotonicity": changes.monotonicity_g,
-            "switch_step": changes.switch_g,
-        },
-        index=pd.Index(walk.genes, dtype=object),
-    )
-    adata = anndata.AnnData(walk.mean_tg, obs=steps, var=genes, obsm={names.embedding: walk.z_tk})
-    return new_h5ad(path_out, adata, force=force)
+    return "\n".join([*lines, *gene_lines(values["genes"], library, of_counts=of_counts), *places(values)])

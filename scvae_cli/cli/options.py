@@ -79,3 +79,27 @@ def model_folder(model: Path | None, data: Path) -> Path:
     'runs/blood.scvae'
     """
     return model if model is not None else data.parent / f"{data.stem}.scvae"
+
+
+def gene_list(option: str, text: str) -> tuple[str, ...]:
+    """The genes named by A,B,C or @FILE, one gene a line; each once.
+
+    Raises
+    ------
+    ConfigError
+        For a file that cannot be read, or no gene.
+
+    >>> gene_list("--genes", "Klf1, Car1,Klf1")
+    ('Klf1', 'Car1')
+    """
+    from scvae_cli.errors import ConfigError
+
+    hint = f"{option} takes A,B,C or @FILE, one gene a line"
+    try:
+        named = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
+    genes = tuple(dict.fromkeys(gene.strip() for gene in named if gene.strip()))
+    if not genes:
+        raise ConfigError(f"{option} {text!r} names no gene", hint)
+    return genes

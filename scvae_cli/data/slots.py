@@ -208,14 +208,16 @@ class SlotNames:
         >>> SlotNames().written_by("denoise")
         ['layers/scvae_denoised', 'var/scvae_modelled']
         """
+        walk = [
+            f"uns/{self.path_latent(path)}",
+            *(f"varm/{key}" for key in (self.path_genes(path), *self.path_band(path))),
+            f"obs/{self.pseudotime(path)}",
+        ]
         by_verb = {
             "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
             "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
-            "interpolate": [
-                f"uns/{self.path_latent(path)}",
-                *(f"varm/{key}" for key in (self.path_genes(path), *self.path_band(path))),
-                f"obs/{self.pseudotime(path)}",
-            ],
+            "interpolate": walk,
+            "optimize": walk,
             "pseudotime": [
                 f"obs/{self.pseudotime(path)}",
                 f"obs/{self.root_distance(path)}",

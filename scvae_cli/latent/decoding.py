@@ -5,14 +5,43 @@ Shapes: t places, k latent dimensions, g genes, s samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from scvae_cli.errors import DataError
 from scvae_cli.latent.denoising import batch_index, library_size
 from scvae_cli.model.bundle import Model
 
 _SAMPLES = 100
+
+
+def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
+    """What turns places, on the model's device, into their expected counts, (t, k) → (t, g); differentiable.
+
+    Parameters
+    ----------
+    library, batch_as
+        Depth and batch, as for denoising; there is no "observed" depth.
+
+    Raises
+    ------
+    DataError
+        For an unknown batch or library size.
+    """
+    size = library_size(model, library, usual="median")
+    if size is None:
+        raise DataError("a walk has no observed library size", "--library takes median or a number")
+    batch = batch_index(model, batch_as)
+
+    def decoded(z_tk: Tensor) -> Tensor:
+        library_t = torch.full((len(z_tk),), size, device=z_tk.device)
+        batch_t = None if batch is None else torch.full((len(z_tk),), batch, device=z_tk.device)
+        return model.vae.expected_counts(z_tk, library_t, batch_t)
+
+    return decoded
 
 
 @torch.inference_mode()
@@ -24,21 +53,10 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
     z_tk
         In the frame of the training.
     library, batch_as
-        As for denoising; there is no "observed" depth.
-
-    Raises
-    ------
-    DataError
-        For an unknown batch or library size.
+        As for `decoder_at`, which also says what is refused.
     """
-    size = library_size(model, library, usual="median")
-    if size is None:
-        raise DataError("a walk has no observed library size", "--library takes median or a number")
-    batch = batch_index(model, batch_as)
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
-    library_t = torch.full((len(z),), size, device=model.device)
-    batch_t = None if batch is None else torch.full((len(z),), batch, device=model.device)
-    result: np.ndarray = model.vae.expected_counts(z, library_t, batch_t).cpu().numpy()
+    result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
     return result
 
 

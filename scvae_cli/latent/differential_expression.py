@@ -19,9 +19,8 @@ import numpy as np
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.comparison import AUTO, BULK, NONE, ComparisonOptions, Contrast, DifferentialExpression
-from scvae_cli.latent.embedding import cell_table
+from scvae_cli.latent.embedding import cell_table, known_batches
 from scvae_cli.latent.group_means import group_mean
-from scvae_cli.latent.scoring import known_batches
 from scvae_cli.latent.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
 from scvae_cli.model.bundle import Model
 

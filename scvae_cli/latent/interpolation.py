@@ -20,12 +20,13 @@ from scvae_cli.latent.cell_graph import CellGraph, cell_graph, nearest
 from scvae_cli.latent.decoding import decode, posterior_band
 from scvae_cli.latent.embedding import BLOCK_CELLS, posteriors
 from scvae_cli.latent.gene_changes import gene_changes
-from scvae_cli.latent.path_result import Path, PathOptions
+from scvae_cli.latent.path_result import Path, PathOptions, WalkOptions
 from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, straight
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places, Waypoint, coupled, places
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.posterior import Posterior
 
 # A cell belongs to a path when it is no farther from it than this share of the cells the path was drawn through.
 NEAR_SHARE = 0.9
@@ -76,6 +77,50 @@ def interpolate(
     else:
         z_tk = solve(model, graph, where, options)[0]
 
+    return described(
+        model,
+        counts,
+        Posterior(mean_nk, var_nk),
+        z_tk,
+        options,
+        labels=tuple(point.label for point in waypoints),
+        population=_population(mean_nk, waypoints),
+        groups=groups,
+        bundle_ptk=bundle_ptk,
+    )
+
+
+def described(
+    model: Model,
+    counts: Counts,
+    cells: Posterior,
+    z_tk: np.ndarray,
+    options: WalkOptions,
+    *,
+    labels: tuple[str, ...],
+    population: np.ndarray,
+    groups: np.ndarray | None = None,
+    bundle_ptk: np.ndarray | None = None,
+) -> Path:
+    """Decode every step of a walk and say what lies along it.
+
+    Parameters
+    ----------
+    model, counts
+        As for `interpolate`.
+    cells
+        q(z|x) of the n cells.
+    z_tk, bundle_ptk
+        The walk, and others like it if there are any, in the frame of the training.
+    labels
+        Of the places it goes through.
+    population
+        Indices of the cells it was drawn through: as near as most of these, others lie on it too.
+    groups
+        Group of each cell, None for a cell in none.
+    """
+    geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
+    mean_nk, var_nk = cells
     steps = along(geometry, density, mean_nk, z_tk, groups)
     mean_tg = decode(model, z_tk, options.library, options.batch_as)
     if bundle_ptk is None:
@@ -85,10 +130,10 @@ def interpolate(
         each_ptg = np.stack([decode(model, path_tk, options.library, options.batch_as) for path_tk in bundle_ptk])
         low_tg, high_tg = np.quantile(each_ptg, (0.05, 0.95), axis=0).astype(np.float32)
     position_n, distance_n = project(mean_nk.numpy(), z_tk)
-    limit = np.quantile(distance_n[_population(mean_nk, waypoints)], NEAR_SHARE)
+    limit = np.quantile(distance_n[population], NEAR_SHARE)
     return Path(
         options=options,
-        labels=tuple(point.label for point in waypoints),
+        labels=labels,
         genes=model.genes,
         z_tk=model.axes.position(torch.as_tensor(z_tk, dtype=torch.float32)).numpy(),
         steps=steps,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,6 +19,40 @@ from scvae_cli.latent.steps import Steps
 from scvae_cli.latent.way_points import COUPLINGS, ENDPOINTS
 
 MAX_PATHS = 1000
+# The kind of a walk that goes uphill; it is no way between two places.
+ASCENT = "ascent"
+
+
+class WalkOptions(Protocol):
+    """What a walk must know of how it was asked for."""
+
+    @property
+    def name(self) -> str:
+        """Of the walk, in slots."""
+
+    @property
+    def path(self) -> str:
+        """Its kind."""
+
+    @property
+    def endpoint(self) -> str:
+        """Where a population stands."""
+
+    @property
+    def couple(self) -> str:
+        """How cells of two populations were paired."""
+
+    @property
+    def library(self) -> str | float:
+        """Depth it is decoded at."""
+
+    @property
+    def batch_as(self) -> str:
+        """Batch it is decoded in."""
+
+    @property
+    def seed(self) -> int:
+        """Of its bands."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +133,7 @@ class Path:
         Whether the model is one of counts, and not of real numbers.
     """
 
-    options: PathOptions
+    options: WalkOptions
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     z_tk: np.ndarray
@@ -126,7 +160,10 @@ class Path:
         named = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in stretches)
         score = float(self.steps.off_manifold_t[off_t].max())
         share = float(np.mean(off_t % (len(self.steps.position_t) - 1) == 0))
-        if self.options.path != "geodesic":
+        if self.options.path == ASCENT:
+            unusual = "the start is an unusual place: begin at a population, or another cell"
+            remedy = unusual if off_t[0] == 0 else "leave out --unconstrained, which lets it"
+        elif self.options.path != "geodesic":
             remedy = "try --path geodesic, which keeps to the cells"
         elif share > 0.5:
             remedy = "an end of the walk is an unusual place: try --endpoint density, or another cell"
