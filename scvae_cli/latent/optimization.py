@@ -235,8 +235,7 @@ def optimize(
     with torch.no_grad():
         score_t = score(points_tk).double().cpu().numpy()
     points_tk = points_tk.cpu()
-    around_end = nearest(points_tk[-1:], mean_nk, NEIGHBOURS)[0][0]
-    around_start = start.cells if len(start.cells) > 1 else nearest(points_tk[:1], mean_nk, NEIGHBOURS)[0][0]
+    around_ends = nearest(points_tk[[0, -1]], mean_nk, NEIGHBOURS)[0]
     walk = described(
         model,
         counts,
@@ -244,7 +243,7 @@ def optimize(
         points_tk.numpy(),
         options,
         labels=(start.label, programme.label()),
-        population=np.union1d(around_start, around_end),
+        population=np.unique(around_ends),
         groups=groups,
     )
     best = int(cell_score_n.argmax())
