@@ -336,7 +336,7 @@ def main() -> None:
     if (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
         results["kang"] = measure_kang(arguments)
     arguments.results.write_text(text(results, arguments.threads))
-    arguments.results.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    arguments.results.with_suffix(".json").write_text(json.dumps(results) + "\n")
     print(text(results, arguments.threads))
 
 
