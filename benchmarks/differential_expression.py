@@ -161,6 +161,7 @@ def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
         "inside": float(((change_g >= beyond.low_g) & (change_g <= beyond.high_g))[beyond.tested].mean()),
         "rmse": {"de": rms(error_g), "raw": rms((beyond.raw_g - change_g)[np.isfinite(beyond.raw_g)])},
         "shift": beyond.shift,
+        "centre": beyond.centre,
     }
 
 
@@ -223,6 +224,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             "cells": [found.n_group, found.n_reference],
             "called": int(found.called.sum()),
             "shift": found.shift,
+            "centre": found.centre,
             "top": rising[:N_TOP],
             "known_of_top": int(sum(known[:N_TOP])),
             "known_in_data": int(sum(gene.split("_ENSG")[0] in INTERFERON.split() for gene in found.genes)),
@@ -303,11 +305,13 @@ def text_of_kang(kang: dict[str, Any]) -> list[str]:
         f"| population | cells | called at 5% | shift | known of the {N_TOP} surest rising | known, called | these |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
+    fate = {"bulk": "taken off", "none": "not taken off"}
     for name, told in kang["populations"].items():
         cells = " + ".join(str(n) for n in told["cells"])
+        shift = f"{told['shift']:+.2f}, {fate[told['centre']]}"
         lines.append(
-            f"| {name} | {cells} | {told['called']} | {told['shift']:+.2f} | {told['known_of_top']} | "
-            f"{told['known_called']} of {told['known_in_data']} | {', '.join(told['top'])} |"
+            f"| {name} | {cells} | {told['called']} | {shift} | {told['known_of_top']} | {told['known_called']} "
+            f"of {told['known_in_data']} | {', '.join(told['top'])} |"
         )
     lines += ["", f"Control cells of a population split at random ({len(kang['splits'])} splits), genes called at 5%: "]
     lines[-1] += "; ".join(f"{kind} {', '.join(str(s[kind]) for s in kang['splits'])}" for kind in ("de", "Wilcoxon"))
@@ -332,7 +336,7 @@ def main() -> None:
     if (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
         results["kang"] = measure_kang(arguments)
     arguments.results.write_text(text(results, arguments.threads))
-    arguments.results.with_suffix(".json").write_text(json.dumps(results, indent=1) + "\n")
+    arguments.results.with_suffix(".json").write_text(json.dumps(results) + "\n")
     print(text(results, arguments.threads))
 
 

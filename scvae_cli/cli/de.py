@@ -179,15 +179,16 @@ def _text(values: dict[str, Any]) -> str:
     )
     if not_tested := values["n_genes"] - values["n_tested"]:
         lines.append(f"not tested: {not_tested:,} genes that are outside the model or have no counts in these cells")
+    wide = max(len(row["gene"]) for row in values["genes"][:_SHOWN_GENES]) + 2
     lines.append(
-        f"{'gene':<18}{'change':>8}{'90% interval':>17}{'P(changed)':>12}{'exp. FDR':>10}{'raw':>8}{'mean':>9}"
+        f"{'gene':<{wide}}{'change':>8}{'90% interval':>17}{'P(changed)':>12}{'exp. FDR':>10}{'raw':>8}{'mean':>9}"
         f"{'reference':>11}"
     )
     for row in values["genes"][:_SHOWN_GENES]:
         doubt = f"{row['expected_fdr']:.2g}" if row["expected_fdr"] >= _LEAST_TOLD else f"<{_LEAST_TOLD:g}"
         interval = f"{row['low']:.2f} to {row['high']:.2f}"
         lines.append(
-            f"{row['gene']:<18}{row['change']:>8.2f}{interval:>17}{row['probability']:>12.4f}"
+            f"{row['gene']:<{wide}}{row['change']:>8.2f}{interval:>17}{row['probability']:>12.4f}"
             f"{doubt:>10}{row['raw']:>8.2f}{row['mean']:>9.3g}{row['reference_mean']:>11.3g}"
         )
     lines.append(

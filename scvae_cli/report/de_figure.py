@@ -64,8 +64,10 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     axes.set_ylim(0, top * 1.12)
     ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    reach = 1.45 * max(float(np.abs(change_t).max(initial=0)), 2 * result.options.threshold, 0.5)
-    axes.set_xlim(-reach, reach)
+    # Room for names on either side.
+    least = max(2 * result.options.threshold, 0.5)
+    left, right = (1.3 * max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
+    axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
     for side in (-1, 1) if result.options.threshold else ():
         axes.axvline(side * result.options.threshold, color=_LINE, linewidth=0.8, zorder=1)
     _label(axes, result, [g for g in order if result.called[g]][:_MOST_LABELS])
