@@ -16,6 +16,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from scvae_cli.api import check, denoise, embed, interpolate, load, pseudotime, score, train
+    from scvae_cli.api_perturb import perturb
     from scvae_cli.api_sample import sample
     from scvae_cli.api_sweep import sweep
     from scvae_cli.errors import ConfigError, DataError, DeviceError, ModelError, ScvaeError, ScvaeWarning
@@ -28,6 +29,7 @@ _HOMES = {
     **dict.fromkeys(
         ("ConfigError", "DataError", "DeviceError", "ModelError", "ScvaeError", "ScvaeWarning"), "scvae_cli.errors"
     ),
+    "perturb": "scvae_cli.api_perturb",
     "sample": "scvae_cli.api_sample",
     "sweep": "scvae_cli.api_sweep",
     "Model": "scvae_cli.model.bundle",
@@ -43,6 +45,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "pseudotime",
     "score",
     "sample",
+    "perturb",
     "sweep",
     "Model",
     "ScvaeError",

@@ -145,9 +145,9 @@ def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
         For one that exists, when not forced, or that cannot be written.
     """
     if output is None:
-        raise ConfigError("sampled cells need a file of their own", "name it with -o NEW.h5ad")
+        raise ConfigError("new cells need a file of their own", "name it with -o NEW.h5ad")
     if isinstance(data, Path) and output.resolve() == data.resolve():
-        raise ConfigError(f"-o is {output}, which holds the cells", "give the sampled cells a file of their own")
+        raise ConfigError(f"-o is {output}, which holds the cells", "give the new cells a file of their own")
     check_new_file(output, force=force)
     check_writable(output)
     return output

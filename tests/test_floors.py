@@ -24,6 +24,7 @@ FLOORS = {
     "scvae_cli.session": 3.5,
     "scvae_cli.studies": 3.75,
     "scvae_cli.api": 4.0,
+    "scvae_cli.api_perturb": 4.0,
     "scvae_cli.api_sample": 4.0,
     "scvae_cli.api_sweep": 4.0,
     "scvae_cli.report": 4.0,

@@ -11,7 +11,20 @@ from typing import Annotated, Any
 import typer
 
 from scvae_cli import __version__
-from scvae_cli.cli import check, denoise, embed, info, interpolate, pseudotime, sample, score, simulate, sweep, train
+from scvae_cli.cli import (
+    check,
+    denoise,
+    embed,
+    info,
+    interpolate,
+    perturb,
+    pseudotime,
+    sample,
+    score,
+    simulate,
+    sweep,
+    train,
+)
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
@@ -40,6 +53,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "pseudotime": pseudotime.pseudotime,
     "score": score.score,
     "sample": sample.sample,
+    "perturb": perturb.perturb,
     "info": info.info,
     "simulate": simulate.simulate,
 }

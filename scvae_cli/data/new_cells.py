@@ -32,7 +32,7 @@ class NewCells:
     dense
         Which.
     slots
-        What else is known of them, in obs, obsm and uns.
+        What else is known of them, in obs, var, obsm and uns.
     """
 
     cell_names: np.ndarray
@@ -59,7 +59,7 @@ class NewCells:
         create_h5ad(
             path,
             obs=pd.DataFrame({slot.key: slot.value for slot in self._of("obs")}, index=_names(self.cell_names)),
-            var=pd.DataFrame(index=_names(self.gene_names)),
+            var=pd.DataFrame({slot.key: slot.value for slot in self._of("var")}, index=_names(self.gene_names)),
             obsm={slot.key: slot.value for slot in self._of("obsm")},
             uns=uns,
             blocks=self.blocks,
