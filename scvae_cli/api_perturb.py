@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,7 +15,7 @@ from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
 from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.latent.perturbation import Predictor, predict
-from scvae_cli.latent.perturbation_check import AUTO, attempt, candidates, choose
+from scvae_cli.latent.perturbation_check import AUTO, CARRIED, attempt, candidates, carried_over, choose
 from scvae_cli.latent.perturbation_design import Design, design, refuse_explained_away
 from scvae_cli.latent.perturbation_result import Perturbation
 from scvae_cli.model.bundle import Model
@@ -136,6 +136,10 @@ class PerturbRequest:
         else:
             trials = [attempt(predictor, known, recipes, unseen=False) for known in designs]
         recipe = choose(trials[: len(others)], recipes)
+        carried = None
+        if not self.retrain:
+            carried = carried_over(predictor, asked, others, recipe.method)
+            recipe = recipe if carried >= CARRIED else replace(recipe, plain=1.0)
         checks = [trial.checks[recipe] for trial in trials]
         result = predict(
             predictor,
@@ -143,6 +147,7 @@ class PerturbRequest:
             recipe,
             checks=checks[: len(others)],
             own=checks[-1] if asked.observed else None,
+            carried=carried,
             drawn=self.counts,
             seed=self.seed,
         )

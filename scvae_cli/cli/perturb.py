@@ -210,7 +210,12 @@ def _checks(result: Perturbation) -> list[str]:
 
 def _warn(console: Console, result: Perturbation) -> None:
     expected = result.expected()
-    if result.checks and not result.checks[0].unseen:
+    if result.carried is not None and result.recipe.plain == 1 and result.carried < 1:
+        console.warn(
+            f"the model does not carry the change over to {result.group} (its agreement with the plain mean change is "
+            f"{max(result.carried, 0):.2f} of that in the other groups), so the prediction is that change, in logs"
+        )
+    elif result.checks and not result.checks[0].unseen:
         console.warn(
             "the model was trained on the cells that it is tested on here, so a group without treated cells will be "
             "predicted less well: --retrain tells how well"

@@ -34,7 +34,9 @@ class Observed:
 
     def change(self, design: Design) -> np.ndarray:
         """Of the target's own treated cells beside its control cells, shape (g,)."""
-        return self.mean(design, design.group, design.treated) - self.mean(design, design.group, design.control)
+        treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
+        change_g: np.ndarray = treated_g - control_g
+        return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
         """Of the other groups, all alike; None where none was under the treatment."""
@@ -83,13 +85,13 @@ class Observed:
 def fit(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Fit:
     """How a predicted change agrees with the true one; `top` are the genes that differ most surely."""
     explained = 1 - np.square(predicted_g - true_g).sum() / max(np.square(true_g).sum(), np.finfo(float).tiny)
-    return Fit(_pearson(predicted_g, true_g), _pearson(predicted_g[top], true_g[top]), float(explained))
+    return Fit(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
 
 
-def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
     """Correlation, 0 where one side never varies, as "no change" does not.
 
-    >>> _pearson(np.zeros(3), np.arange(3.0))
+    >>> pearson(np.zeros(3), np.arange(3.0))
     0.0
     """
     a, b = a - a.mean(), b - b.mean()

@@ -2,8 +2,8 @@
 
 A control cell moves in latent space (`scvae_cli.latent.latent_shift`), and what counts is by how much the decoded
 expression rates change on the way, gene by gene. As a decoder smooths, this ratio is mixed with a plain one, the mean
-log ratio of the source groups' expression: a quarter of it, unless leaving groups out says otherwise. Of real numbers,
-differences take the place of ratios.
+log ratio of the source groups' expression; how much of it, leaving groups out says. Of real numbers, differences take
+the place of ratios.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions.
 """
@@ -24,7 +24,7 @@ from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.latent.embedding import BLOCK_CELLS, posteriors
 from scvae_cli.latent.expected_log import TARGET, mean_log1p
 from scvae_cli.latent.latent_shift import Moves
-from scvae_cli.latent.observed_change import Observed
+from scvae_cli.latent.observed_change import Observed, pearson
 from scvae_cli.latent.perturbation_design import Design
 from scvae_cli.latent.perturbation_result import Changes, Check, Perturbation, Recipe
 from scvae_cli.latent.sampling import even
@@ -108,6 +108,10 @@ class Predictor:
         start_g = self._mean_log(*moved.before, moved.library_m)
         means = (moved.mixed(plain, of_counts=self.model.of_counts) for plain in shares)
         return [self._mean_log(mean_mg, moved.after.keep_mg, moved.library_m) - start_g for mean_mg in means]
+
+    def agreement(self, design: Design, method: str) -> float:
+        """Correlation of the change that the model alone predicts with the plain one."""
+        return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
         """log2 of the predicted rates' ratio to what they were, shape (g,); None for real numbers."""
@@ -236,6 +240,7 @@ def predict(
     *,
     checks: Sequence[Check] = (),
     own: Check | None = None,
+    carried: float | None = None,
     drawn: bool = False,
     seed: int = 0,
 ) -> Perturbation:
@@ -249,8 +254,9 @@ def predict(
         What is done to which group, and what it is learned from.
     recipe
         How.
-    checks, own
-        How well that does where the answer is known (`scvae_cli.latent.perturbation_check`).
+    checks, own, carried
+        How well that does where the answer is known, and how far the model carries it over
+        (`scvae_cli.latent.perturbation_check`).
     drawn, seed
         Draw the counts instead of telling what they average to.
     """
@@ -278,5 +284,6 @@ def predict(
         off_manifold_m=off_m.numpy(),
         checks=tuple(checks),
         own=own,
+        carried=carried,
         blocks=predictor.blocks(design, recipe, drawn=drawn, seed=seed),
     )

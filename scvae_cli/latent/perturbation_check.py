@@ -20,9 +20,12 @@ from scvae_cli.latent.perturbation_design import Design
 from scvae_cli.latent.perturbation_result import Check, Fit, Recipe
 
 AUTO = "auto"
-# Shares of the plain change to choose from where the models have not seen what they predict; and the one that is taken
-# where they have, since the best would then always be the one that trusts the model most.
-SHARES, USUAL_SHARE = (0.0, 0.25, 0.5, 0.75, 1.0), 0.25
+# A model carries a change over to a group when what it says there agrees with the plain change at least so much, as a
+# share of how much it does in the groups that are checked.
+CARRIED = 0.75
+# Shares of the plain change to choose from. A model that has seen what it predicts looks better than it is: then some
+# of the plain change is always mixed in.
+SHARES, LEAST_IF_SEEN = (0.25, 0.0, 0.5, 0.75, 1.0), 0.25
 
 
 def candidates(method: str, *, unseen: bool) -> tuple[Recipe, ...]:
@@ -36,8 +39,7 @@ def candidates(method: str, *, unseen: bool) -> tuple[Recipe, ...]:
     if method != AUTO and method not in METHODS:
         raise ConfigError(f"--method is {method!r}", f"it takes one of: {', '.join((AUTO, *METHODS))}")
     methods = METHODS if method == AUTO else (method,)
-    # The usual share first: of equals the first is taken.
-    shares = sorted(SHARES, key=lambda share: abs(share - USUAL_SHARE)) if unseen else [USUAL_SHARE]
+    shares = [share for share in SHARES if unseen or share >= LEAST_IF_SEEN]
     return tuple(Recipe(method=name, plain=share) for share in shares for name in methods)
 
 
@@ -103,3 +105,15 @@ def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
         return recipes[0]
     marks = [float(np.mean([trial.checks[recipe].predicted.mark for trial in trials])) for recipe in recipes]
     return recipes[int(np.argmax(np.round(marks, 6)))]
+
+
+def carried_over(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
+    """How far the model knows the change in a group whose treated cells it has never seen: 1 as in those it has.
+
+    A model may lay each group's treated cells where it likes, and moved cells of another group then decode to nothing
+    in particular, which no test on cells it has seen can tell. So what it says of the target is compared with the plain
+    change, by correlation, and that with the same of the checked groups.
+    """
+    known = [predictor.agreement(check, method) for check in checks]
+    usual = max(float(np.mean(known)), np.finfo(float).tiny) if known else 1.0
+    return predictor.agreement(design, method) / usual

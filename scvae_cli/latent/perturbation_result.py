@@ -35,8 +35,8 @@ class Fit(NamedTuple):
 
     @property
     def mark(self) -> float:
-        """One number to choose by: the mean of the two correlations."""
-        return (self.correlation + self.top_correlation) / 2
+        """One number to choose by, the mean of the three: direction counts, and size too."""
+        return (self.correlation + self.top_correlation + self.explained) / 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +151,9 @@ class Perturbation:
         The same question of groups whose answer is known; empty where there is none.
     own
         How well the prediction of the group itself did, where it has treated cells.
+    carried
+        How far the model carries the change over to the group, 1 as in the checked groups; None where models that had
+        not seen them were asked. Far below 1, the prediction is the plain change.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be walked through once.
     """
@@ -167,6 +170,7 @@ class Perturbation:
     off_manifold_m: np.ndarray
     checks: tuple[Check, ...]
     own: Check | None
+    carried: float | None
     blocks: Iterator[sp.csr_matrix] | Iterator[np.ndarray]
 
     @property
@@ -208,6 +212,7 @@ class Perturbation:
             "n_cells": len(self.cells),
             "n_genes": len(self.genes),
             "off_manifold": self.in_holes,
+            "carried": self.carried,
             "expected": {what: None if fit is None else fit._asdict() for what, fit in expected.items()},
             "checks": [check.as_dict() for check in self.checks],
             "own": None if self.own is None else self.own.as_dict(),

@@ -164,17 +164,8 @@ def _draw_places(figure: Figure, result: Perturbation, places: Places) -> None:
     shown = [part for part in shown if len(part[0])]
     for xy_n2, colour, name in shown:
         size = float(np.clip(150 / np.sqrt(len(xy_n2)), 2.5, 10))
-        axes.scatter(
-            xy_n2[:, 0],
-            xy_n2[:, 1],
-            s=size,
-            c=colour,
-            marker=marker,
-            alpha=0.7,
-            linewidths=0,
-            rasterized=True,
-            gid=name,
-        )
+        look: dict[str, Any] = {"s": size, "c": colour, "alpha": 0.7, "linewidths": 0, "rasterized": True}
+        axes.scatter(xy_n2[:, 0], xy_n2[:, 1], gid=name, **look)
     dot: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgewidth": 0}
     signs = [Line2D([], [], color=colour, **dot) for _, colour, _ in shown]
     below = {"loc": "upper left", "bbox_to_anchor": (0, -0.06), "ncols": 2, "frameon": False, "borderaxespad": 0}
