@@ -2,8 +2,9 @@
 
 A control cell moves in latent space (`scvae_cli.latent.latent_shift`), and what counts is by how much the decoded
 expression rates change on the way, gene by gene. As a decoder smooths, this ratio is mixed with a plain one, the mean
-log ratio of the source groups' expression; how much of it, leaving groups out says. Of real numbers, differences take
-the place of ratios.
+log ratio of the source groups' expression; how much of it, leaving groups out says. What is changed is the target's own
+profile: decoded rates are scaled, gene by gene, so that control cells show on average what they were observed to show.
+Of real numbers, differences take the place of ratios.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions.
 """
@@ -70,7 +71,7 @@ class Moved:
         if not of_counts:
             return before_mg + (1 - plain) * (after_mg - before_mg) + plain * self.plain_g
         mixed_mg = before_mg * torch.exp((1 - plain) * torch.log(after_mg / before_mg) + plain * self.plain_g)
-        return mixed_mg * (self.library_m / mixed_mg.sum(1))[:, None]
+        return _at_depth(mixed_mg, self.after.keep_mg, self.library_m)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,17 +143,36 @@ class Predictor:
         shift_mk = self.moves.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
-        library_n, plain_g = self.observed.counts.library_n, self._plain(design)
+        library_n, plain_g, profile_g = self.observed.counts.library_n, self._plain(design), self._profile(design)
         for start in range(0, len(some), at_once):
             part = some[start : start + at_once]
             z_mk = self.moves.mean_nk[torch.as_tensor(rows[part])]
             library_m = torch.as_tensor(library_n[rows[part]])
             batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows[part]])
+            moved_mk = z_mk + shift_mk[torch.as_tensor(part)]
             before, after = (
-                self._decoded(where_mk, library_m, batch_m)
-                for where_mk in (z_mk, z_mk + shift_mk[torch.as_tensor(part)])
+                self._of_target(self._decoded(where_mk, library_m, batch_m), profile_g, library_m)
+                for where_mk in (z_mk, moved_mk)
             )
             yield Moved(before=before, after=after, plain_g=plain_g, library_m=library_m)
+
+    def _profile(self, design: Design) -> Tensor:
+        """What brings decoded control cells to the mean observed, shape (g,): log ratios; of real numbers, shifts."""
+        rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
+        library_m = torch.as_tensor(self.observed.counts.library_n[rows])
+        batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
+        decoded = self._decoded(self.moves.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
+        decoded_g = (decoded.mean_mg * decoded.keep_mg / library_m[:, None]).mean(0)
+        observed_g = torch.as_tensor(self.observed.proportions(design, design.group, design.control))
+        if not self.model.of_counts:
+            return observed_g - decoded_g
+        return torch.log((observed_g + self._pseudo) / (decoded_g + self._pseudo))
+
+    def _of_target(self, decoded: Decoded, profile_g: Tensor, library_m: Tensor) -> Decoded:
+        if not self.model.of_counts:
+            return decoded._replace(mean_mg=decoded.mean_mg + profile_g)
+        own_mg = decoded.mean_mg * torch.exp(profile_g)
+        return decoded._replace(mean_mg=_at_depth(own_mg, decoded.keep_mg, library_m))
 
     @torch.inference_mode()
     def _decoded(self, z_mk: Tensor, library_m: Tensor, batch_m: Tensor | None) -> Decoded:
@@ -171,17 +191,17 @@ class Predictor:
                 in_batches = [(1.0, None)]
             mean: Tensor | float = 0.0
             kept: Tensor | float = 0.0
+            inflated = False
             for share, batch in in_batches:
                 output = vae.decode(z, batch)
                 inflated = isinstance(output, CountOutput) and output.zero_logit_ng is not None
                 mean_mg = output.mean_ng(library)
                 mean = mean + share * mean_mg
-                # Batches differ little in zero inflation; what is averaged is what a cell is expected to show.
                 kept = kept + share * (output.mean_ng(library, with_zero_inflation=True) if inflated else mean_mg)
             assert isinstance(mean, Tensor)
             assert isinstance(kept, Tensor)
             means.append(mean.cpu().double())
-            keeps.append(torch.ones_like(means[-1]) if kept is mean else _ratio(kept.cpu().double(), means[-1]))
+            keeps.append(_ratio(kept.cpu().double(), means[-1]) if inflated else torch.ones_like(means[-1]))
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _plain(self, design: Design) -> Tensor:
@@ -227,6 +247,11 @@ class Predictor:
     def _theta_g(self) -> Tensor | None:
         log_theta_g = self._head.log_theta_g
         return None if log_theta_g is None else log_theta_g.detach().cpu().double().exp()
+
+
+def _at_depth(mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> Tensor:
+    """Scaled so that what is shown, zero inflation counted in, adds up to the depth."""
+    return mean_mg * (library_m / (mean_mg * keep_mg).sum(1))[:, None]
 
 
 def _ratio(kept_mg: Tensor, mean_mg: Tensor) -> Tensor:
