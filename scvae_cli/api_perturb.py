@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from scvae_cli.api_sample import check_output
-from scvae_cli.data.new_cells import NewCells
+from scvae_cli.data.new_cells import NewCells, check_output
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
 from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.latent.perturbation import Predictor, predict

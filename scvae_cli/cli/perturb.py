@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 ASKED = "Which perturbation of which cells"
 _SHOWN_GENES = 20
-_HOLES = 0.5
 
 
 def perturb(
@@ -75,7 +74,7 @@ def perturb(
     combinations, the sum of their parts. Genes' changes are of the mean of log(1 + 10⁴·count/library).
     """
     from scvae_cli.api_perturb import PerturbRequest
-    from scvae_cli.api_sample import check_output
+    from scvae_cli.data.new_cells import check_output
     from scvae_cli.data.slots import SlotNames
     from scvae_cli.session import Session
 
@@ -203,25 +202,22 @@ def _checks(result: Perturbation) -> list[str]:
     if len(result.checks) > 1:
         title = ("mean, to be expected" if unseen else "mean, at best") if result.tested else "mean, of single ones"
         lines.append(row(title, [result.expected(name) for name, _ in columns]))
+    expected, mean_change = result.expected(), result.expected("mean_change")
+    if expected is not None and mean_change is not None and mean_change.mark > expected.mark:
+        lines.append("there the mean change of the other groups predicts better than this")
     if not result.tested and result.checks:
         lines.append(f"no cell was under {result.treated}: how well its parts add up cannot be tested on these data")
     return lines
 
 
 def _warn(console: Console, result: Perturbation) -> None:
-    expected = result.expected()
     if result.carried is not None and result.recipe.plain == 1 and result.carried < 1:
         console.warn(
             f"the model does not carry the change over to {result.group} (its agreement with the plain mean change is "
             f"{max(result.carried, 0):.2f} of that in the other groups), so the prediction is that change, in logs"
         )
     elif result.checks and not result.checks[0].unseen:
-        console.warn(
+        console.info(
             "the model was trained on the cells that it is tested on here, so a group without treated cells will be "
             "predicted less well: --retrain tells how well"
         )
-    mean_change = result.expected("mean_change")
-    if expected is not None and mean_change is not None and mean_change.mark > expected.mark:
-        console.warn("where the answer is known, the mean change of the other groups predicts better than the model")
-    if result.in_holes > _HOLES:
-        console.warn(f"{result.in_holes:.0%} of the predicted cells lie in holes, where the decoder is guessing")
