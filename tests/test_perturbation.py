@@ -263,9 +263,9 @@ def test_the_surest_genes_are_those_of_welch(everything, model):
 
 def test_the_better_recipe_is_chosen():
     recipes = candidates("auto", unseen=True)
-    assert recipes[0] == Recipe(method="centroid", plain=0.25)
+    assert recipes[0] == Recipe(method="centroid", plain=0.5)
     assert len(recipes) == 10
-    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.25, 0.5, 0.75, 1.0}
+    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
     best = recipes[7]
     rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
     rest |= {"mean_change": None, "additive": None}

@@ -48,7 +48,7 @@ class Moves:
         from_mk = self.mean_nk[design.rows(design.group, design.control)]
         shift_mk = torch.zeros_like(from_mk)
         for term in design.terms:
-            shift_mk += term.sign * (self._centroid if method == CENTROID else self._matched)(design, term, from_mk)
+            shift_mk += term.weight * (self._centroid if method == CENTROID else self._matched)(design, term, from_mk)
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:

@@ -209,13 +209,13 @@ class Predictor:
         total_g = np.zeros(len(self.model.genes))
         for term in design.terms:
             weights_s = self.moves.weights(design, term.groups)
-            for weight, group in zip(weights_s, term.groups, strict=True):
+            for say, group in zip(weights_s, term.groups, strict=True):
                 after_g, before_g = (
                     self.observed.proportions(design, group, label) for label in (term.label, design.control)
                 )
                 if self.model.of_counts:
                     after_g, before_g = np.log(after_g + self._pseudo), np.log(before_g + self._pseudo)
-                total_g += term.sign * weight * (after_g - before_g)
+                total_g += term.weight * say * (after_g - before_g)
         return torch.as_tensor(total_g)
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
@@ -295,7 +295,7 @@ def predict(
         control=design.control,
         treated=design.treated,
         recipe=recipe,
-        sources={term.label: term.groups for term in design.terms if term.sign > 0},
+        sources={term.label: term.groups for term in design.terms if term.weight > 0},
         genes=model.genes,
         changes=Changes(
             change_g=predictor.changes(design, recipe.method, (recipe.plain,))[0],

@@ -2,9 +2,10 @@
 
 A group's cells under a label are compared with its control cells. The change a target group would make is put together
 from terms, each the change that a label made in some groups: of a single perturbation one term, in the other groups. Of
-a combination, B+C, which the other groups have been under, it is the group's own change under B and under C, and the
-interaction (what B+C does beyond the two) of the others; where the group was under neither, their change under B+C. A
-combination that nobody has been under is the sum of its parts.
+a combination, B+C, which the other groups have been under, it is half their change under B+C, half the group's own
+change under B and under C with the interaction (what B+C does beyond the two) of the others: the first is surer, the
+second the group's own. Where the group was not under both parts it is the first alone. A combination that nobody has
+been under is the sum of its parts.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """A change that is added (or, with sign −1, taken off): that of a label in some groups."""
+    """A change that is added with a weight, or taken off: that of a label in some groups."""
 
-    sign: float
+    weight: float
     label: str
     groups: tuple[str, ...]
 
@@ -81,16 +82,14 @@ class Design:
     @property
     def terms(self) -> tuple[Term, ...]:
         """What adds up to the change."""
-        if self.sources and not self.own_parts:
-            return (Term(1, self.treated, self.sources),)
-        whole = self.others(self.treated, *self.parts)
-        if self.sources and not whole:
-            return (Term(1, self.treated, self.sources),)
-        parts = self.additive_terms
         if not self.sources:
-            return parts
-        interaction = [Term(1, self.treated, whole), *(Term(-1, part, whole) for part in self.parts)]
-        return (*parts, *interaction)
+            return self.additive_terms
+        whole = self.others(self.treated, *self.parts)
+        if not self.own_parts or not whole:
+            return (Term(1, self.treated, self.sources),)
+        own = [Term(0.5, part, (self.group,)) for part in self.parts]
+        interaction = [Term(0.5, self.treated, whole), *(Term(-0.5, part, whole) for part in self.parts)]
+        return (Term(0.5, self.treated, self.sources), *own, *interaction)
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:

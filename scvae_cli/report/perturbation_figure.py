@@ -113,7 +113,7 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
     axes = place(figure, _LEFT, _TOP + _TITLE, _PANEL + 0.35, _PANEL)
     axes.set_label("genes")
     both = np.concatenate([beside, changes.change_g])
-    margin = 0.06 * float(np.ptp(both)) + 1e-6
+    margin = 0.1 * float(np.ptp(both)) + 1e-6
     limits = (float(both.min()) - margin, float(both.max()) + margin)
     axes.axhline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
     axes.axvline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
