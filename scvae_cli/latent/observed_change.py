@@ -5,7 +5,8 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import functools
+from dataclasses import dataclass, field
 
 import numpy as np
 import scipy.sparse as sp
@@ -27,6 +28,12 @@ class Observed:
     """
 
     counts: Counts
+    _known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def library_n(self) -> np.ndarray:
+        """Depth of each cell."""
+        return self.counts.library_n
 
     def mean(self, design: Design, group: str, label: str) -> np.ndarray:
         """Of a group's cells under a label, shape (g,), float64."""
@@ -62,7 +69,7 @@ class Observed:
     def proportions(self, design: Design, group: str, label: str) -> np.ndarray:
         """Mean share of the counts of a group's cells, of real numbers their mean, shape (g,)."""
         rows = design.rows(group, label)
-        scaled = sp.diags(1 / self.counts.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64)
+        scaled = sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64)
         mean_g: np.ndarray = np.asarray(scaled.mean(0)).ravel()
         return mean_g
 
@@ -72,10 +79,15 @@ class Observed:
         return mean_g
 
     def _moments(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        rows = design.rows(group, label)
+        """Mean and variance, computed once."""
+        if (group, label) not in self._known:
+            self._known[group, label] = self._moments_of(design.rows(group, label))
+        return self._known[group, label]
+
+    def _moments_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
         if not self.counts.real:
-            x_ng = sp.csr_matrix(sp.diags(TARGET / self.counts.library_n[rows]) @ x_ng)
+            x_ng = sp.csr_matrix(sp.diags(TARGET / self.library_n[rows]) @ x_ng)
             x_ng.data = np.log1p(x_ng.data)
         mean_g: np.ndarray = np.asarray(x_ng.mean(0)).ravel()
         second_g = np.asarray(x_ng.multiply(x_ng).mean(0)).ravel()

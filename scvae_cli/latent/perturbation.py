@@ -143,7 +143,7 @@ class Predictor:
         shift_mk = self.moves.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
-        library_n, plain_g, profile_g = self.observed.counts.library_n, self._plain(design), self._profile(design)
+        library_n, plain_g, profile_g = self.observed.library_n, self._plain(design), self._profile(design)
         for start in range(0, len(some), at_once):
             part = some[start : start + at_once]
             z_mk = self.moves.mean_nk[torch.as_tensor(rows[part])]
@@ -159,7 +159,7 @@ class Predictor:
     def _profile(self, design: Design) -> Tensor:
         """What brings decoded control cells to the mean observed, shape (g,): log ratios; of real numbers, shifts."""
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
-        library_m = torch.as_tensor(self.observed.counts.library_n[rows])
+        library_m = torch.as_tensor(self.observed.library_n[rows])
         batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
         decoded = self._decoded(self.moves.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
         decoded_g = (decoded.mean_mg * decoded.keep_mg / library_m[:, None]).mean(0)

@@ -10,6 +10,7 @@ been under is the sum of its parts.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -40,20 +41,19 @@ class Design:
         The target, and the labels of its cells before and after.
     parts
         Of a combination, the labels of its single perturbations; else empty.
-    group_n, label_n
-        Group and label of every cell, strings or None.
+    members
+        Indices of the cells of every group under every label, ascending.
     """
 
     group: str
     control: str
     treated: str
     parts: tuple[str, ...]
-    group_n: np.ndarray
-    label_n: np.ndarray
+    members: Mapping[tuple[str, str], np.ndarray]
 
     def rows(self, group: str, label: str) -> np.ndarray:
         """Indices of a group's cells under a label."""
-        return np.flatnonzero((self.group_n == group) & (self.label_n == label))
+        return self.members.get((group, label), np.empty(0, dtype=np.int64))
 
     def has(self, group: str, *labels: str) -> bool:
         """Whether a group has cells enough under some labels, and control cells."""
@@ -61,8 +61,7 @@ class Design:
 
     def others(self, *labels: str) -> tuple[str, ...]:
         """The other groups that have been under all of some labels, by name."""
-        names = sorted({group for group in self.group_n if group is not None} - {self.group})
-        return tuple(group for group in names if self.has(group, *labels))
+        return tuple(group for group in self._groups if group != self.group and self.has(group, *labels))
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -98,6 +97,10 @@ class Design:
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
 
+    @property
+    def _groups(self) -> list[str]:
+        return sorted({group for group, _ in self.members})
+
     def of(self, group: str, treated: str | None = None) -> Design:
         """The same question of another group, or of a part of the combination."""
         if treated is None or treated == self.treated:
@@ -109,9 +112,8 @@ class Design:
 
         Of a combination that nobody has been under, the question of its parts.
         """
-        groups = sorted({group for group in self.group_n if group is not None})
         labels = (self.treated,) if self.sources else self.parts
-        asked = [self.of(group, label) for label in labels for group in groups]
+        asked = [self.of(group, label) for label in labels for group in self._groups]
         return tuple(
             design
             for design in asked
@@ -129,7 +131,7 @@ def design(
     group, control, treated
         As for `Design`; a treated label that no cell has is taken apart at its plus signs.
     group_n, label_n
-        Group and label of every cell.
+        Group and label of every cell, strings or None.
     perturbation_key
         Column that the labels are from, for messages.
 
@@ -151,7 +153,8 @@ def design(
             raise DataError(f"no cells with obs[{perturbation_key!r}] == {label!r}", f"labels: {listed}")
     if parts and (control in parts or len(set(parts)) < len(parts)):
         raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations, none the control")
-    result = Design(group=group, control=control, treated=treated, parts=parts, group_n=group_n, label_n=label_n)
+    members = _members(group_n, label_n)
+    result = Design(group=group, control=control, treated=treated, parts=parts, members=members)
     n_control = len(result.rows(group, control))
     if n_control < MIN_CELLS:
         raise DataError(
@@ -179,9 +182,21 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
     if batch_n is None:
         return
     for label in (design.treated,) if design.sources else design.parts:
-        if not set(batch_n[design.label_n == design.control]) & set(batch_n[design.label_n == label]):
+        if not _of_label(batch_n, design, design.control) & _of_label(batch_n, design, label):
             raise ModelError(
                 f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so to this model "
                 "the perturbation is a batch effect",
                 "train without --batch-key, or with one whose batches hold both",
             )
+
+
+def _of_label(batch_n: np.ndarray, design: Design, label: str) -> set[str]:
+    return {str(batch) for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
+
+
+def _members(group_n: np.ndarray, label_n: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+    members: dict[tuple[str, str], list[int]] = {}
+    for cell, (group, label) in enumerate(zip(group_n, label_n, strict=True)):
+        if group is not None and label is not None:
+            members.setdefault((group, label), []).append(cell)
+    return {key: np.asarray(cells) for key, cells in members.items()}
