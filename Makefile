@@ -52,6 +52,7 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/anomalies.py
 	$(BIN)/python benchmarks/differential_expression.py
+	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
 

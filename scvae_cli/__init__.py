@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from scvae_cli.api_de import de
     from scvae_cli.api_diagnose import diagnose
     from scvae_cli.api_optimize import optimize
+    from scvae_cli.api_perturb import perturb
     from scvae_cli.api_sample import sample
     from scvae_cli.api_sweep import sweep
     from scvae_cli.errors import ConfigError, DataError, DeviceError, ModelError, ScvaeError, ScvaeWarning
@@ -34,6 +35,7 @@ _HOMES = {
     "diagnose": "scvae_cli.api_diagnose",
     "de": "scvae_cli.api_de",
     "optimize": "scvae_cli.api_optimize",
+    "perturb": "scvae_cli.api_perturb",
     "sample": "scvae_cli.api_sample",
     "sweep": "scvae_cli.api_sweep",
     "Model": "scvae_cli.model.bundle",
@@ -51,6 +53,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "score",
     "de",
     "sample",
+    "perturb",
     "sweep",
     "diagnose",
     "Model",

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.new_cells import NewCells
+from scvae_cli.data.new_cells import NewCells, check_output
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError
 from scvae_cli.latent.prototype import Prototype
@@ -132,25 +131,6 @@ class SampleRequest:
             dense=self.prototype or self.mean or not session.model.of_counts,
             slots=[*slots, session.record(slots, names=names, run="sample", options=told)],
         )
-
-
-def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
-    """The file to write, if there may be one of that name.
-
-    Raises
-    ------
-    ConfigError
-        For none, or the one that holds the cells.
-    DataError
-        For one that exists, when not forced, or that cannot be written.
-    """
-    if output is None:
-        raise ConfigError("sampled cells need a file of their own", "name it with -o NEW.h5ad")
-    if isinstance(data, Path) and output.resolve() == data.resolve():
-        raise ConfigError(f"-o is {output}, which holds the cells", "give the sampled cells a file of their own")
-    check_new_file(output, force=force)
-    check_writable(output)
-    return output
 
 
 def sample(

@@ -43,6 +43,9 @@ OPTIONS = {
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
+    "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
+    "--output/-o --model/-m --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
+    f"{PRINTING}",
     "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-hidden "
     "--n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config --models "
     f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
@@ -69,6 +72,8 @@ KEYS = {
     "null_share n_tested n_genes called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
+    "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
+    "expected checks own genes missing_genes plot slots",
     "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
     "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
@@ -101,6 +106,11 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "score": ["score", *asked, "--samples", "2"],
         "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
+        # Batches stand for what was done; branches and stem cells are the groups.
+        "perturb": [
+            *("perturb", *asked, "--perturbation-key", "batch", "--control", "batch_1", "--treated", "batch_2"),
+            *("--groupby", "cell_type", "--group", "stem", "--retrain", "-o", folder / "treated.h5ad"),
+        ],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
         "info MODEL": ["info", copied.model],
@@ -159,6 +169,14 @@ def test_json_of_sampled_cells_names_its_parts(copied):
     assert list(values) == KEYS["sample"].split()
     assert set(values["genes"][0]) == {"gene", "prototype", "average", "change"}
     assert columns | set(values["genes"][0]) <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_json_of_a_perturbation_names_its_parts(copied):
+    row = next(line for line in README.read_text().splitlines() if line.startswith("| `perturb` |"))
+    values = json.loads(run_well(*commands(copied)["perturb"], "--json").out)
+    check = values["checks"][0]
+    named = {*values["expected"], *values["genes"][0], *check, *check["predicted"]}
+    assert named <= set(re.findall(r"`(\w+)`", row))
 
 
 def test_json_of_a_sweep_names_its_columns(copied):

@@ -25,6 +25,7 @@ FLOORS = {
     "scvae_cli.studies": 3.75,
     "scvae_cli.api": 4.0,
     "scvae_cli.api_optimize": 4.0,
+    "scvae_cli.api_perturb": 4.0,
     "scvae_cli.api_sample": 4.0,
     "scvae_cli.api_de": 4.0,
     "scvae_cli.api_sweep": 4.0,

@@ -83,7 +83,8 @@ def sample(
     obs["scvae_library"], and prints how the genes' means, variances and zeros agree with real cells, beside real cells
     among themselves.
     """
-    from scvae_cli.api_sample import SampleRequest, check_output
+    from scvae_cli.api_sample import SampleRequest
+    from scvae_cli.data.new_cells import check_output
     from scvae_cli.data.slots import SlotNames
     from scvae_cli.latent.agreement import Comparison
     from scvae_cli.latent.sample_result import Sampled

@@ -11,9 +11,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad_create import create_h5ad
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
+from scvae_cli.errors import ConfigError
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,7 +34,7 @@ class NewCells:
     dense
         Which.
     slots
-        What else is known of them, in obs, obsm and uns.
+        What else is known of them, in obs, var, obsm and uns.
     """
 
     cell_names: np.ndarray
@@ -59,7 +61,7 @@ class NewCells:
         create_h5ad(
             path,
             obs=pd.DataFrame({slot.key: slot.value for slot in self._of("obs")}, index=_names(self.cell_names)),
-            var=pd.DataFrame(index=_names(self.gene_names)),
+            var=pd.DataFrame({slot.key: slot.value for slot in self._of("var")}, index=_names(self.gene_names)),
             obsm={slot.key: slot.value for slot in self._of("obsm")},
             uns=uns,
             blocks=self.blocks,
@@ -81,6 +83,25 @@ class NewCells:
 
     def _of(self, group: str) -> Iterator[Slot]:
         return (slot for slot in self.slots if slot.group == group)
+
+
+def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
+    """The file to write, if there may be one of that name.
+
+    Raises
+    ------
+    ConfigError
+        For none, or the one that holds the cells.
+    DataError
+        For one that exists, when not forced, or that cannot be written.
+    """
+    if output is None:
+        raise ConfigError("new cells need a file of their own", "name it with -o NEW.h5ad")
+    if isinstance(data, Path) and output.resolve() == data.resolve():
+        raise ConfigError(f"-o is {output}, which holds the cells", "give the new cells a file of their own")
+    check_new_file(output, force=force)
+    check_writable(output)
+    return output
 
 
 def _names(names: Iterable[str]) -> pd.Index:

@@ -196,6 +196,14 @@ class SlotNames:
         """`uns`: what a diagnosis found, its sections and verdicts."""
         return f"{self.key_added}/diagnosis"
 
+    def perturbation(self, name: str) -> str:
+        """`uns`: how a perturbation was predicted, and how well that does where the answer is known."""
+        return f"{self.key_added}/perturbations/{slug(name)}"
+
+    def perturbation_gene(self, column: str) -> str:
+        """`var`: what a perturbation does to every gene."""
+        return f"{self.key_added}_{column}"
+
     def run(self, name: str) -> str:
         """`uns`: provenance of the command that wrote a result, as JSON text."""
         return f"{self.key_added}/runs/{slug(name)}"

@@ -1,0 +1,270 @@
+"""Does `scvae perturb` predict what cells do that were never seen to do it, and does it know how well it will?
+
+    python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1] [--threads 2] [--parts kang,simulated]
+
+Kang et al. 2018, PBMC with and without interferon β: the stimulated cells of each cell type are taken out of the data,
+a model is trained on what is left, and `perturb` predicts them. Told is the correlation (Pearson) of predicted and true
+change (difference of mean log(1 + 10⁴·count/library), stimulated − control), over all genes and over the 50 that differ
+most surely (Welch's t). Beside it: no change (0), the mean change of the other types in the same units, that change
+weighted by likeness (`--method centroid`'s weights), and plain latent arithmetic (the decoded change alone, groups
+alike or not). What the command promises, the mean over the other types, is told with `--retrain` (models that have not
+seen what is left out) and without.
+
+Simulated combinations: six groups under B, C, both and neither; two groups' cells under both are taken out. Effects are
+programmes in log expression that the groups share but for a fifth. Both together are their sum in logs, their sum in
+expression, a sum that saturates, or a sum with a third programme that neither turns on alone. Either the other groups
+have been under both, or nobody has ("unseen"). Additive is the sum of the two changes that the group itself shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.api_perturb import PerturbRequest
+from scvae_cli.latent.observed_change import Observed, fit
+from scvae_cli.session import Session
+
+HERE = Path(__file__).parent
+N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0
+KINDS = ("sum in logs", "sum in expression", "saturating", "third programme")
+
+
+# --- cell types left out ----------------------------------------------------------------------------------------------
+
+
+def left_out_types(folder: Path, seeds: list[int], threads: int) -> Iterator[dict[str, Any]]:
+    """A row for every cell type and seed."""
+    adata = anndata.read_h5ad(folder / "kang_muscat_2donors.h5ad")
+    type_n, condition_n = (adata.obs[key].astype(str).to_numpy() for key in ("cell_type", "condition"))
+    for seed in seeds:
+        for group in sorted(set(type_n)):
+            kept = ~((type_n == group) & (condition_n == "stim"))
+            # A session on all cells, with a model that has not seen those, is used for the truth alone.
+            model = scvae.train(adata[kept].copy(), seed=seed, threads=threads, device="cpu")
+            asked = {"perturbation_key": "condition", "control": "ctrl", "treated": "stim"}
+            asked |= {"groupby": "cell_type", "group": group}
+            session = Session.open(adata[kept].copy(), model, device="cpu")
+            whole = Session.open(adata, model, device="cpu")
+            design = PerturbRequest(**asked).design(whole)
+            truth = Observed(whole.counts)
+            true_g, top = truth.change(design), truth.surest(design)
+            row: dict[str, Any] = {"group": group, "seed": seed, "fits": {}, "promised": {}, "recipe": {}}
+            for name, retrain in (("perturb", False), ("perturb --retrain", True)):
+                answer = PerturbRequest(**asked, retrain=retrain).answer(session)
+                row["fits"][name] = fit(answer.result.changes.change_g, true_g, top)._asdict()
+                expected = answer.result.expected()
+                assert expected is not None
+                row["promised"][name] = expected._asdict()
+                row["recipe"][name] = f"{answer.result.recipe.method}, {answer.result.recipe.plain:g}"
+                row["checks"] = [check.as_dict() for check in answer.result.checks]
+            for method in ("centroid", "ot"):
+                change_g = answer.predictor.changes(answer.design, method, (0.0,))[0]
+                row["fits"][f"latent arithmetic, {method}"] = fit(change_g, true_g, top)._asdict()
+            sources = answer.design.sources
+            changes = np.stack([truth.change(design.of(other)) for other in sources])
+            weights_s = answer.predictor.moves.weights(answer.design, sources)
+            row["fits"]["mean change of the others"] = fit(changes.mean(0), true_g, top)._asdict()
+            row["fits"]["that, weighted by likeness"] = fit(weights_s @ changes, true_g, top)._asdict()
+            row["fits"]["no change"] = fit(np.zeros_like(true_g), true_g, top)._asdict()
+            yield row
+
+
+# --- simulated combinations -------------------------------------------------------------------------------------------
+
+
+def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Expression proportions of every group under every label, each of shape (groups, genes)."""
+    base_sg = rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.6, (N_GROUPS, N_GENES))
+
+    def programme(n_genes: int) -> np.ndarray:
+        effect_g = np.zeros(N_GENES)
+        effect_g[rng.choice(N_GENES, n_genes, replace=False)] = rng.normal(0.1, 0.8, n_genes)
+        return effect_g * rng.normal(1, 0.2, (N_GROUPS, N_GENES))
+
+    b_sg, c_sg, third_sg = programme(80), programme(80), programme(60)
+    # Half of what C does is done to genes of B, so that there is something to saturate.
+    shared = rng.permutation(np.flatnonzero(b_sg[0]))[:40]
+    c_sg[:, shared] = b_sg[:, shared] * rng.uniform(0.6, 1.4, 40)
+
+    def saturated(effect_sg: np.ndarray) -> np.ndarray:
+        return np.tanh(effect_sg) if kind == "saturating" else effect_sg
+
+    def proportions(log_sg: np.ndarray) -> np.ndarray:
+        return np.exp(log_sg) / np.exp(log_sg).sum(1, keepdims=True)
+
+    result = {"ctrl": proportions(base_sg)}
+    result["B"], result["C"] = (proportions(base_sg + saturated(effect)) for effect in (b_sg, c_sg))
+    both_sg = base_sg + saturated(b_sg + c_sg) + (third_sg if kind == "third programme" else 0)
+    result["B+C"] = proportions(both_sg)
+    if kind == "sum in expression":
+        sum_sg = np.maximum(result["B"] + result["C"] - result["ctrl"], 0.05 * result["ctrl"])
+        result["B+C"] = sum_sg / sum_sg.sum(1, keepdims=True)
+    return result
+
+
+def simulated_cells(kind: str, seed: int) -> anndata.AnnData:
+    """Cells of every group under every label; those under both of the first two groups are many, to tell the truth."""
+    rng = np.random.default_rng(seed)
+    blocks, groups, labels = [], [], []
+    theta_g = rng.gamma(4, 1, N_GENES) + 0.5
+    for label, rate_sg in rates(kind, rng).items():
+        for s in range(N_GROUPS):
+            n = N_TRUE if label == "B+C" and s < 2 else N_CELLS
+            depth_n1 = DEPTH * rng.lognormal(0, 0.3, (n, 1))
+            blocks.append(
+                sp.csr_matrix(rng.poisson(depth_n1 * rate_sg[s] * rng.gamma(theta_g, 1 / theta_g, (n, N_GENES))))
+            )
+            groups += [f"group {s + 1}"] * n
+            labels += [label] * n
+    matrix = sp.vstack(blocks, format="csr").astype(np.float32)
+    obs = pd.DataFrame({"group": groups, "label": labels}, index=[f"c{i}" for i in range(len(groups))])
+    return anndata.AnnData(matrix, obs=obs, var=pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
+
+
+def combinations(seeds: list[int], threads: int) -> Iterator[dict[str, Any]]:
+    """A row for every kind of combination, seen or not, group and seed."""
+    for kind in KINDS:
+        for seed in seeds:
+            adata = simulated_cells(kind, seed)
+            both_n = (adata.obs["label"] == "B+C").to_numpy()
+            target_n = adata.obs["group"].isin(["group 1", "group 2"]).to_numpy()
+            for seen in (True, False):
+                known = adata[~(both_n & (target_n if seen else True))].copy()
+                model = scvae.train(known, seed=seed, threads=threads, device="cpu", genes="all")
+                session, whole = (Session.open(cells, model, device="cpu") for cells in (known, adata))
+                for group in ("group 1", "group 2"):
+                    yield combination(kind, seed, group, seen, session, whole)
+
+
+def combination(kind: str, seed: int, group: str, seen: bool, session: Session, whole: Session) -> dict[str, Any]:
+    """One group's prediction beside the truth."""
+    asked: dict[str, Any] = {"perturbation_key": "label", "control": "ctrl", "treated": "B+C"}
+    request = PerturbRequest(**asked, groupby="group", group=group)
+    design, truth = request.design(whole), Observed(whole.counts)
+    true_g, top = truth.change(design), truth.surest(design)
+    answer = request.answer(session)
+    fits = {"perturb": answer.result.changes.change_g, "additive": answer.result.changes.additive_g}
+    if seen:
+        fits["mean change of the others"] = answer.result.changes.mean_change_g
+    for method in ("centroid", "ot"):
+        for plain in (0.0, 0.25, 1.0):
+            fits[f"{method}, {plain:g}"] = answer.predictor.changes(answer.design, method, (plain,))[0]
+    return {
+        "kind": kind,
+        "seed": seed,
+        "group": group,
+        "seen": seen,
+        "recipe": f"{answer.result.recipe.method}, {answer.result.recipe.plain:g}",
+        "fits": {name: fit(change_g, true_g, top)._asdict() for name, change_g in fits.items()},
+    }
+
+
+# --- tables -----------------------------------------------------------------------------------------------------------
+
+
+def mean_of(rows: list[dict[str, Any]], name: str, part: str, where: str = "fits") -> float:
+    return float(np.mean([row[where][name][part] for row in rows]))
+
+
+def kang_text(rows: list[dict[str, Any]]) -> list[str]:
+    groups = sorted({row["group"] for row in rows})
+    seeds = ", ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    lines = ["## Cell types left out", "", f"Correlation, all genes / top 50; means over seeds {seeds}.", ""]
+    lines += [f"| prediction | {' | '.join(groups)} | mean |", "|---|" + "---|" * (len(groups) + 1)]
+    order = ["perturb --retrain", "perturb", "mean change of the others", "that, weighted by likeness"]
+    order += ["latent arithmetic, centroid", "latent arithmetic, ot", "no change"]
+
+    def cells(name: str, where: str) -> str:
+        parts = [[row for row in rows if row["group"] == group] for group in groups] + [rows]
+        pairs = ((mean_of(p, name, "correlation", where), mean_of(p, name, "top_correlation", where)) for p in parts)
+        return " | ".join(f"{a:.3f} / {b:.3f}" for a, b in pairs)
+
+    lines += [f"| {name} | {cells(name, 'fits')} |" for name in order]
+    lines += [f"| promised by {name} | {cells(name, 'promised')} |" for name in ("perturb --retrain", "perturb")]
+
+    def miss(name: str) -> float:
+        pairs = [[row[where][name]["correlation"] for where in ("promised", "fits")] for row in rows]
+        return float(np.abs(np.diff(pairs)).mean())
+
+    told = f"Promise and truth differ by {miss('perturb --retrain'):.3f} on average with `--retrain`, by "
+    lines += ["", f"{told}{miss('perturb'):.3f} without (correlation over all genes)."]
+    chosen = sorted({row["recipe"]["perturb --retrain"] for row in rows})
+    return [*lines, f"Chosen with `--retrain` (method, share of the plain change): {'; '.join(chosen)}.", ""]
+
+
+def combination_text(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["## Simulated combinations", ""]
+    lines += ["Correlation, all genes / top 50, and the squared change explained; means over seeds and groups.", ""]
+    names = ["perturb", "additive", "mean change of the others", "centroid, 0", "ot, 0", "ot, 1"]
+    lines += [f"| both together | the others | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
+    for seen in (True, False):
+        for kind in dict.fromkeys(row["kind"] for row in rows):
+            some = [row for row in rows if row["kind"] == kind and row["seen"] == seen]
+            cells = []
+            for name in names:
+                if name not in some[0]["fits"]:
+                    cells.append("–")
+                    continue
+                parts = [mean_of(some, name, part) for part in ("correlation", "top_correlation", "explained")]
+                cells.append(f"{parts[0]:.3f} / {parts[1]:.3f}, {parts[2]:.2f}")
+            lines.append(f"| {kind} | {'under both' if seen else 'unseen'} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def text(rows: dict[str, list[dict[str, Any]]], threads: int) -> str:
+    """The results as markdown."""
+    lines = ["# Perturbations", "", "Written by `benchmarks/perturbation.py`; its docstring says what is measured.", ""]
+    lines += kang_text(rows["kang"]) if rows.get("kang") else []
+    lines += combination_text(rows["simulated"]) if rows.get("simulated") else []
+    return "\n".join(
+        [*lines, f"({describe_machine(threads)}; torch {torch.__version__}; {date.today().isoformat()})", ""]
+    )
+
+
+def main() -> None:
+    """Measure and write the results; a part that is not asked for keeps the rows it had."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parts", default="kang,simulated", help="comma-separated; all by default")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "perturbation.md")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    warnings.simplefilter("ignore", scvae.ScvaeWarning)
+    recorded = arguments.results.with_suffix(".json")
+    rows = json.loads(recorded.read_text()) if recorded.exists() else {}
+    for part in arguments.parts.split(","):
+        rows[part] = []
+        found = (
+            left_out_types(arguments.data_folder, arguments.seeds, arguments.threads)
+            if part == "kang"
+            else combinations(arguments.seeds, arguments.threads)
+        )
+        for row in found:
+            rows[part].append(row)
+            print(
+                {name: value for name, value in row.items() if name in ("group", "seed", "kind", "seen", "recipe")},
+                flush=True,
+            )
+    recorded.write_text(json.dumps(rows, indent=1))
+    arguments.results.write_text(text(rows, arguments.threads))
+    print(text(rows, arguments.threads))
+
+
+if __name__ == "__main__":
+    main()

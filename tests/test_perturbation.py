@@ -1,0 +1,451 @@
+"""Perturbations whose truth is known: one change in logs for all groups, moves made by hand, sums over counts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import torch
+from command_line import run_cli, run_well
+from scipy.stats import nbinom, poisson, ttest_ind
+from simulated import TINY
+from workbench import DATA, USAGE
+
+import scvae_cli as scvae
+from scvae_cli.api_perturb import PerturbRequest
+from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.latent.expected_log import mean_log1p
+from scvae_cli.latent.latent_shift import Moves
+from scvae_cli.latent.observed_change import Observed, fit
+from scvae_cli.latent.perturbation import Predictor
+from scvae_cli.latent.perturbation_check import Trial, candidates, carried_over, choose
+from scvae_cli.latent.perturbation_design import design
+from scvae_cli.latent.perturbation_result import Check, Fit, Recipe
+from scvae_cli.report.perturbation_figure import Places, perturbation_figure
+from scvae_cli.session import Session
+
+LABELS = ("ctrl", "B", "C", "B+C")
+GROUPS = ("ape", "bee", "cat", "dog", "elk")
+ASKED = {"perturbation_key": "label", "control": "ctrl", "groupby": "kind"}
+FLAGS = ("--perturbation-key", "label", "--control", "ctrl", "--groupby", "kind")
+N_GENES, EACH = 60, 40
+
+
+def world() -> anndata.AnnData:
+    """Four groups under four labels; what B and C do to the logs of the genes is the same for all, and adds up."""
+    rng = np.random.default_rng(0)
+    base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
+    effects = np.zeros((2, N_GENES))
+    effects[0, :30], effects[1, 20:50] = rng.normal(0, 1, 30), rng.normal(0, 1, 30)
+    of_label = dict(zip(LABELS, (0 * effects[0], effects[0], effects[1], effects.sum(0)), strict=True))
+    blocks, obs = [], []
+    for label in LABELS:
+        for s, group in enumerate(GROUPS):
+            rate_g = np.exp(base_sg[s] + of_label[label])
+            blocks.append(rng.poisson(3000 * rate_g / rate_g.sum() * rng.gamma(8, 1 / 8, (EACH, N_GENES))))
+            obs += [(group, label)] * EACH
+    frame = pd.DataFrame(obs, columns=["kind", "label"], index=[f"c{i}" for i in range(len(obs))])
+    frame["depth"] = np.concatenate([block.sum(1) for block in blocks]).astype(float)
+    matrix = sp.csr_matrix(np.concatenate(blocks), dtype=np.float32)
+    return anndata.AnnData(matrix, obs=frame, var=pd.DataFrame(index=[f"g{i}" for i in range(N_GENES)]))
+
+
+def without(adata: anndata.AnnData, *pairs: tuple[str, str]) -> anndata.AnnData:
+    """Cells but for those of some groups under some labels."""
+    gone = np.zeros(len(adata), dtype=bool)
+    for group, label in pairs:
+        gone |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
+    return adata[~gone].copy()
+
+
+@pytest.fixture(scope="module")
+def everything() -> anndata.AnnData:
+    return world()
+
+
+@pytest.fixture(scope="module")
+def known(everything) -> anndata.AnnData:
+    """Without apes under B and under both, and cats under both."""
+    return without(everything, ("ape", "B"), ("ape", "B+C"), ("cat", "B+C"))
+
+
+@pytest.fixture(scope="module")
+def model(known):
+    """One whose decoder cannot but carry a change over, as all groups' logs change alike along a direction."""
+    return scvae.train(known, **TINY | {"max_epochs": 40, "n_latent": 6}, decoder="linear", genes="all")
+
+
+def truth(everything: anndata.AnnData, model, group: str, treated: str):
+    """True change of a group, and the surest genes."""
+    session = Session.open(everything, model, device="cpu")
+    asked = PerturbRequest(**ASKED, treated=treated, group=group).design(session)
+    observed = Observed(session.counts)
+    return observed.change(asked), observed.surest(asked)
+
+
+def answered(cells: anndata.AnnData, model, group: str, treated: str, **options):
+    request = PerturbRequest(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
+    return request.answer(Session.open(cells, model, device="cpu"))
+
+
+# --- recovered --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["centroid", "ot"])
+def test_a_change_that_all_groups_share_is_recovered(everything, known, model, method):
+    true_g, top = truth(everything, model, "ape", "B")
+    asked = answered(known, model, "ape", "B", method=method)
+    result = asked.result
+    for plain in (0.0, result.recipe.plain, 1.0):
+        found = fit(asked.predictor.changes(asked.design, method, (plain,))[0], true_g, top)
+        assert found.correlation > 0.9
+        assert found.explained > 0.8  # "no change" explains nothing
+    assert fit(0 * true_g, true_g, top) == (0, 0, 0)
+    assert result.recipe.method == method
+    assert result.carried == pytest.approx(1, abs=0.05)
+    assert result.sources == {"B": ("bee", "cat", "dog", "elk")}
+    assert result.own is None
+    assert result.changes.observed_g is None
+
+
+def test_what_is_promised_is_what_comes(everything, known, model):
+    true_g, top = truth(everything, model, "ape", "B")
+    result = answered(known, model, "ape", "B").result
+    assert [check.group for check in result.checks] == ["bee", "cat", "dog", "elk"]
+    assert not any(check.unseen for check in result.checks)
+    found = fit(result.changes.change_g, true_g, top)
+    assert result.expected().correlation == pytest.approx(found.correlation, abs=0.08)
+    assert result.expected("mean_change") is not None
+    assert result.expected("additive") is None
+
+
+def test_fold_changes_are_those_of_the_simulation(everything, known, model):
+    result = answered(known, model, "ape", "B").result
+    rng = np.random.default_rng(0)
+    rng.normal(0, 1, N_GENES), rng.normal(0, 0.7, (len(GROUPS), N_GENES))
+    true_g = np.zeros(N_GENES)
+    true_g[:30] = rng.normal(0, 1, 30) / np.log(2)
+    # The proportions of all genes shift with the sum; correlation does not mind.
+    assert np.corrcoef(result.changes.log2_fold_g, true_g)[0, 1] > 0.9
+
+
+def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_own_parts(everything, known, model):
+    true_g, top = truth(everything, model, "cat", "B+C")
+    result = answered(known, model, "cat", "B+C").result
+    assert result.sources == {"B": ("cat",), "C": ("cat",), "B+C": ("bee", "dog", "elk")}
+    assert result.tested
+    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+    assert result.changes.additive_g is not None
+    assert result.expected("additive") is not None
+    # The apes were under one part alone: they do as the others did under both.
+    assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
+
+
+def test_a_combination_nobody_was_under_is_the_sum_of_its_parts(everything, known, model):
+    never = without(known, *((group, "B+C") for group in GROUPS))
+    asked = answered(never, model, "cat", "B+C")
+    true_g, top = truth(everything, model, "cat", "B+C")
+    assert fit(asked.result.changes.change_g, true_g, top).correlation > 0.9
+    assert asked.result.sources == {"B": ("cat",), "C": ("cat",)}
+    assert not asked.result.tested
+    assert {check.treated for check in asked.result.checks} == {"B", "C"}
+    assert asked.result.changes.mean_change_g is None
+    shift_mk = asked.predictor.moves.shift(asked.design, "centroid")
+    parts = [
+        asked.predictor.moves.mean_nk[asked.design.rows("cat", label)].mean(0)
+        - asked.predictor.moves.mean_nk[asked.design.rows("cat", "ctrl")].mean(0)
+        for label in ("B", "C")
+    ]
+    torch.testing.assert_close(shift_mk[0], parts[0] + parts[1])
+
+
+def test_the_order_of_cells_does_not_matter(known, model):
+    first = answered(known, model, "ape", "B").result
+    order = np.random.default_rng(1).permutation(len(known))
+    second = answered(known[order].copy(), model, "ape", "B").result
+    assert [check.group for check in first.checks] == [check.group for check in second.checks]
+    np.testing.assert_allclose(first.changes.change_g, second.changes.change_g, atol=1e-3)
+
+
+def test_the_groups_own_treated_cells_are_not_looked_at(everything, known, model):
+    """But they judge, where there are any."""
+    hidden, seen = (answered(cells, model, "ape", "B", method="ot") for cells in (known, everything))
+    change_g, again_g = (asked.predictor.changes(asked.design, "ot", (0.25,))[0] for asked in (hidden, seen))
+    np.testing.assert_allclose(again_g, change_g, rtol=1e-6)
+    assert hidden.result.own is None
+    assert seen.result.own.group == "ape"
+    np.testing.assert_allclose(seen.result.changes.observed_g, truth(everything, model, "ape", "B")[0])
+
+
+def test_retrained_models_have_not_seen_what_they_predict(known, model):
+    two = without(known, ("dog", "B"), ("elk", "B"), *((group, label) for group in GROUPS for label in ("C", "B+C")))
+    named = []
+
+    def follow(title, events):
+        named.append(title)
+        return list(events)[-1]
+
+    quick = dataclasses.replace(model.config, train=dataclasses.replace(model.config.train, max_epochs=4))
+    request = PerturbRequest(**ASKED, treated="B", group="ape", retrain=True)
+    session = Session.open(two, dataclasses.replace(model, config=quick), device="cpu")
+    result = request.answer(session, follow=follow).result
+    assert named == ["without B bee", "without B cat"]
+    assert all(check.unseen for check in result.checks)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and labels of some cells."""
+    groups = np.concatenate([[group] * n for group, _, n in sizes]).astype(object)
+    return groups, np.concatenate([[label] * n for _, label, n in sizes]).astype(object)
+
+
+def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
+    group_n, label_n = toy(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
+    rng = np.random.default_rng(0)
+    z_nk = rng.normal(size=(160, 3))
+    step_k = np.array([1.0, -2.0, 0.5])
+    for group in "bc":
+        start = z_nk[(group_n == group) & (label_n == "0")]
+        z_nk[(group_n == group) & (label_n == "1")] = rng.permutation(start + step_k)
+    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    moves = Moves(torch.as_tensor(z_nk, dtype=torch.float32))
+    for method in ("centroid", "ot"):
+        np.testing.assert_allclose(moves.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
+
+
+def test_near_groups_say_more():
+    group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
+    x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
+    moves = Moves(torch.as_tensor(x_n, dtype=torch.float32))
+    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    near, far = moves.weights(asked, ("b", "c"))
+    squared = np.array([1.0, 64.0])
+    expected = np.exp(-2 * squared / squared.mean())
+    np.testing.assert_allclose([near, far], expected / expected.sum())
+    np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
+
+
+def test_expected_logs_are_sums_over_counts():
+    mean = np.array([1e-3, 0.3, 4.0, 30.0, 300.0])
+    theta, keep, scale = np.array([0.5, 3.0, 0.2, 8.0, 20.0]), np.array([1.0, 0.7, 1.0, 0.5, 1.0]), 5.0
+    x = np.arange(20_000)
+    tensors = [torch.as_tensor(values)[None] for values in (mean, keep)]
+    one = torch.tensor([scale], dtype=torch.float64)
+    found = mean_log1p(tensors[0], torch.as_tensor(theta), tensors[1], one)[0]
+    for g in range(5):
+        pmf = nbinom.pmf(x, theta[g], theta[g] / (theta[g] + mean[g]))
+        assert float(found[g]) == pytest.approx(keep[g] * (pmf @ np.log1p(scale * x)), rel=0.01)
+    found = mean_log1p(tensors[0], None, torch.ones(1, 5), one)[0]
+    for g in range(5):
+        assert float(found[g]) == pytest.approx(poisson.pmf(x, mean[g]) @ np.log1p(scale * x), rel=0.003)
+
+
+def test_the_surest_genes_are_those_of_welch(everything, model):
+    session = Session.open(everything, model, device="cpu")
+    asked = PerturbRequest(**ASKED, treated="B", group="ape").design(session)
+    log_ng = np.log1p(1e4 * everything.X.toarray() / everything.X.sum(1).A1[:, None])
+    rows = [asked.rows("ape", label) for label in ("B", "ctrl")]
+    t_g = np.abs(ttest_ind(log_ng[rows[0]], log_ng[rows[1]], equal_var=False).statistic)
+    assert set(Observed(session.counts).surest(asked)[:10]) == set(np.argsort(-t_g)[:10])
+    np.testing.assert_allclose(
+        Observed(session.counts).change(asked), log_ng[rows[0]].mean(0) - log_ng[rows[1]].mean(0), atol=1e-4
+    )
+
+
+def test_the_better_recipe_is_chosen():
+    recipes = candidates("auto", unseen=True)
+    assert recipes[0] == Recipe(method="centroid", plain=0.5)
+    assert len(recipes) == 10
+    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
+    best = recipes[7]
+    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
+    rest |= {"mean_change": None, "additive": None}
+    marks = {recipe: Fit(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
+    trial = Trial(checks={recipe: Check(predicted=mark, **rest) for recipe, mark in marks.items()})
+    assert choose([trial], recipes) == best
+    assert choose([], recipes) == recipes[0]
+
+
+def test_what_the_model_does_not_carry_over_is_left_to_the_plain_change(everything, known, model, monkeypatch):
+    true_g, top = truth(everything, model, "ape", "B")
+    session = Session.open(known, model, device="cpu")
+    asked = PerturbRequest(**ASKED, treated="B", group="ape").design(session)
+    agrees = {"ape": 0.2, "bee": 0.9, "cat": 1.0, "dog": 0.8, "elk": 0.9}
+    monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: agrees[design.group])
+    predictor = Predictor.of(model, session.counts)
+    assert carried_over(predictor, asked, asked.checks(), "ot") == pytest.approx(0.2 / 0.9)
+    assert carried_over(predictor, asked, (), "ot") == pytest.approx(0.2)
+    result = answered(known, model, "ape", "B").result
+    assert result.recipe.plain == 1
+    assert result.carried == pytest.approx(0.2 / 0.9)
+    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+def test_predicted_cells_are_an_anndata(known, model):
+    new = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
+    control = known[(known.obs["kind"] == "ape") & (known.obs["label"] == "ctrl")]
+    assert list(new.obs_names) == [f"{name}_B" for name in control.obs_names]
+    assert set(new.obs["label"]) == {"B"}
+    assert set(new.obs["kind"]) == {"ape"}
+    np.testing.assert_array_equal(new.obs["depth"], control.obs["depth"])
+    assert new.obsm["X_scvae"].shape == (EACH, 6)
+    assert new.obs["scvae_off_manifold"].between(0, 1).all()
+    told = new.uns["scvae"]["perturbations"]["ape_B"]
+    assert list(told["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
+    # What the cells show is what the genes are said to do.
+    before = np.asarray(control.X.mean(0)).ravel()
+    often_g = before > 10
+    rise_g = np.log2(np.asarray(new.X.mean(0)).ravel() / np.maximum(before, 1e-3))
+    assert np.corrcoef(rise_g[often_g], new.var["scvae_log2_fold_change"][often_g])[0, 1] > 0.95
+
+
+def test_drawn_cells_average_to_the_expected_ones(known, model):
+    asked = answered(known, model, "ape", "B")
+
+    def blocks(drawn: bool, seed: int = 0):
+        return next(asked.predictor.blocks(asked.design, asked.result.recipe, drawn=drawn, seed=seed))
+
+    drawn = [blocks(True, seed) for seed in range(20)]
+    assert all((part.data == np.rint(part.data)).all() for part in drawn)
+    assert (drawn[0] != drawn[1]).nnz
+    assert (drawn[0] != blocks(True, 0)).nnz == 0
+    mean_g = np.mean([np.asarray(part.mean(0)).ravel() for part in drawn], axis=0)
+    np.testing.assert_allclose(mean_g, blocks(False).mean(0), rtol=0.1, atol=0.2)
+
+
+def test_real_numbers_move_by_differences(everything, known):
+    def logged(cells):
+        return anndata.AnnData(np.log1p(1e4 * cells.X.toarray() / cells.X.sum(1).A1[:, None]), cells.obs, cells.var)
+
+    real = scvae.train(logged(known), **TINY | {"max_epochs": 30}, likelihood="normal", decoder="linear")
+    true_g, top = truth(logged(everything), real, "ape", "B")
+    result = answered(logged(known), real, "ape", "B").result
+    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+    assert result.changes.log2_fold_g is None
+    new = scvae.perturb(logged(known), real, **ASKED, treated="B", group="ape", device="cpu")
+    assert new.X.shape == (EACH, N_GENES)
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path, known, model) -> tuple[Path, Path]:
+    known.write_h5ad(tmp_path / "cells.h5ad")
+    model.save(tmp_path / "cells.scvae")
+    return tmp_path / "cells.h5ad", tmp_path / "cells.scvae"
+
+
+def test_the_command_writes_a_file_and_a_picture(files, known, model):
+    data, _ = files
+    output, plot = data.with_name("new.h5ad"), data.with_name("new.svg")
+    asked = ("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "-o", output, "--plot", plot, "--json")
+    outcome = run_well(*asked)
+    values = json.loads(outcome.out)
+    assert values["genes"][0]["observed"] is None
+    assert values["expected"]["additive"] is None
+    assert "--retrain tells how well" in outcome.err
+    new = anndata.read_h5ad(output)
+    memory = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
+    np.testing.assert_allclose(new.X, memory.X, rtol=1e-5)
+    assert set(new.var.columns) == set(memory.var.columns)
+    assert "perturb_ape_B" in new.uns["scvae"]["runs"]
+    assert plot.read_text().startswith("<?xml")
+
+
+def test_the_picture_shows_what_there_is(known, everything, model):
+    result = answered(everything, model, "ape", "B").result
+    some_n2 = np.zeros((3, 2))
+    cells = Places(control=some_n2, predicted=some_n2, treated=some_n2, others_control=some_n2, others_treated=some_n2)
+    figure = perturbation_figure(result, cells)
+    axes = {part.get_label(): part for part in figure.axes}
+    assert list(axes) == ["genes", "plane", "correlation", "top_correlation"]
+    dots = next(part for part in axes["genes"].collections if part.get_gid() == "genes").get_offsets()
+    np.testing.assert_allclose(dots, np.stack([result.changes.observed_g, result.changes.change_g], 1))
+    bars = [bar.get_width() for bar in axes["correlation"].patches if bar.get_gid() == "predicted"]
+    fits = [check.predicted for check in (*result.checks, result.own)] + [result.expected()]
+    np.testing.assert_allclose(bars, [found.correlation for found in fits])
+    names = {text.get_text() for text in axes["genes"].texts}
+    assert names == {result.genes[g] for g in result.top_genes(12)}
+
+
+def test_a_single_other_group_leaves_the_accuracy_unknown(files, known):
+    data, _ = files
+    without(known, *((group, "B") for group in ("cat", "dog", "elk"))).write_h5ad(data)
+    outcome = run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
+    assert "accuracy: unknown" in outcome.out
+    values = json.loads(run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
+    assert values["checks"] == []
+    assert values["expected"]["predicted"] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "fragment", "options"),
+    [
+        (USAGE, "are both 'ctrl'", {"treated": "ctrl"}),
+        (USAGE, "--method is 'magic'", {"method": "magic"}),
+        (USAGE, "--seed is -1", {"seed": "-1"}),
+        (USAGE, "are both 'label'", {"groupby": "label"}),
+        (USAGE, "different perturbations", {"treated": "B+B"}),
+        (USAGE, "no picture by its name", {"plot": "new.doc"}),
+        (DATA, "no cells with obs['label'] == 'D'", {"treated": "D"}),
+        (DATA, "no cells with obs['label'] == 'D+B'", {"treated": "D+B"}),
+        (DATA, "no cells with obs['label'] == 'none'", {"control": "none"}),
+        (DATA, "no cells with obs['kind'] == 'eel'", {"group": "eel"}),
+        (DATA, "no column 'what'", {"perturbation-key": "what"}),
+    ],
+)
+def test_perturbations_that_cannot_be_meant(files, code, fragment, options):
+    asked = {"perturbation-key": "label", "control": "ctrl", "groupby": "kind", "treated": "B", "group": "ape"}
+    flags = [part for name, value in (asked | options).items() for part in (f"--{name}", value)]
+    outcome = run_cli("perturb", files[0], *flags)
+    assert outcome.code == code, outcome
+    assert fragment in outcome.err
+    assert "hint: " in outcome.err
+    assert outcome.out == ""
+
+
+def test_cells_to_learn_from_are_needed(known, model):
+    nobody = without(known, *((group, "B") for group in GROUPS), ("dog", "ctrl"))
+    with pytest.raises(DataError, match="no cells with"):
+        answered(nobody, model, "ape", "B")
+    with pytest.raises(DataError, match="'dog' has 0 cell"):
+        answered(nobody, model, "dog", "C")
+    alone = without(known, *((group, "B") for group in ("cat", "dog", "elk")))
+    with pytest.raises(DataError, match="no other group has 5 cells"):
+        answered(alone, model, "bee", "B")
+
+
+def test_a_model_that_takes_the_perturbation_for_a_batch_is_refused(known):
+    quick = TINY | {"max_epochs": 1}
+    with pytest.raises(ModelError, match="--batch-key label"):
+        answered(known, scvae.train(known, **quick, batch_key="label"), "ape", "B")
+    known = known.copy()
+    known.obs["chip"] = "chip of " + known.obs["label"].astype(str)
+    with pytest.raises(ModelError, match="no batch"):
+        answered(known, scvae.train(known, **quick, batch_key="chip"), "ape", "B")
+    known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
+    mixed = scvae.train(known, **quick, batch_key="chip")
+    assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+    # Cells of a batch that the model does not know are decoded in the average of those it does.
+    known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
+    with pytest.warns(ScvaeWarning, match="batch"):
+        assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
+
+
+def test_an_output_of_its_own(files):
+    data, _ = files
+    with pytest.raises(ConfigError, match="holds the cells"):
+        scvae.perturb(data, data.with_name("cells.scvae"), **ASKED, treated="B", group="ape", output=data, force=True)
