@@ -208,7 +208,11 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
 
 def combination_text(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["## Simulated combinations", ""]
-    lines += ["Correlation, all genes / top 50, and the squared change explained; means over seeds and groups.", ""]
+    lines += ["Correlation, all genes / top 50, and the squared change explained; means over seeds and groups."]
+    lines += [
+        "`ot, 0`: a method and its share of the plain change, 0 for latent arithmetic, 1 for log ratios alone.",
+        "",
+    ]
     names = ["perturb", "additive", "mean change of the others", "centroid, 0", "ot, 0", "ot, 1"]
     lines += [f"| both together | the others | {' | '.join(names)} |", "|---|---|" + "---|" * len(names)]
     for seen in (True, False):
