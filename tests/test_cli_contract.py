@@ -46,8 +46,9 @@ OPTIONS = {
     "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
     "--output/-o --model/-m --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
-    "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --n-hidden "
-    "--n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed --config --models "
+    "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance "
+    "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
+    "--config --models "
     f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
     "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --seed {ASKING} --plot {PRINTING}",
     "info": f"TARGET --key-added {PRINTING}",

@@ -73,7 +73,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("interrupted; nothing was changed", err=True)
+            typer.echo("interrupted; the data is as it was", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapper

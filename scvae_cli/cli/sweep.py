@@ -38,6 +38,8 @@ def sweep(
     genes: t.Genes = None,
     drop_empty: o.DropEmpty = False,
     likelihood: t.Likelihood = None,
+    variance: t.Variance = None,
+    decoder: t.DecoderKind = None,
     n_hidden: t.NHidden = None,
     n_layers: t.NLayers = None,
     max_epochs: t.MaxEpochs = None,
@@ -68,12 +70,14 @@ def sweep(
     """Train once for every β, or number of latent dimensions, and say which to take.
 
     A tenth of every cell's molecules is set aside. Each run learns from the rest and predicts them; the suggestion is
-    the largest β (the fewest dimensions) that predicts as well as the best, but for noise. Rate and
-    distortion of held-out cells trace the rate–distortion curve of the data. All go to uns["scvae"]["sweep"].
+    the largest β (the fewest dimensions) that predicts as well as the best, but for noise. Rate and distortion of
+    held-out cells trace the rate–distortion curve of the data. All go to uns["scvae"]["sweep"]. Real numbers
+    (--likelihood normal) cannot be set aside in part: the bound of held-out cells judges them.
     """
     flags = {
         "layer": layer, "batch_key": batch_key, "n_top_genes": n_top_genes, "genes": genes,
-        "drop_empty": drop_empty or None, "likelihood": likelihood, "n_hidden": n_hidden, "n_layers": n_layers,
+        "drop_empty": drop_empty or None, "likelihood": likelihood, "variance": variance, "decoder": decoder,
+        "n_hidden": n_hidden, "n_layers": n_layers,
         "max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "validation_fraction": validation_fraction, "patience": patience, "seed": seed,
     }  # fmt: skip

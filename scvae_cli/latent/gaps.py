@@ -45,7 +45,7 @@ class Estimate:
     mean, error
         And its standard error; nats a cell.
     percent
-        The mean, of the size of the importance bound.
+        The mean, of the yardstick of `Gaps`.
     """
 
     mean: float
@@ -73,6 +73,9 @@ class Gaps:
         Effective number of importance samples, of `n_samples`.
     n_samples
         s.
+    yardstick
+        What percentages are of, nats; None for the size of the mean importance bound. A bound on densities of real
+        numbers may be 0; there it is what as many standard normal features cost.
     """
 
     encoder_n: np.ndarray
@@ -81,6 +84,7 @@ class Gaps:
     kl_n: np.ndarray
     effective_n: np.ndarray
     n_samples: int
+    yardstick: float | None = None
 
     @property
     def amortization(self) -> Estimate:
@@ -110,7 +114,8 @@ class Gaps:
     def _estimate(self, gap_n: np.ndarray) -> Estimate:
         error = float(gap_n.std(ddof=1) / math.sqrt(len(gap_n))) if len(gap_n) > 1 else math.inf
         mean = float(gap_n.mean())
-        return Estimate(mean=mean, error=error, percent=100 * mean / abs(float(self.bound_n.mean())))
+        yardstick = abs(float(self.bound_n.mean())) if self.yardstick is None else self.yardstick
+        return Estimate(mean=mean, error=error, percent=100 * mean / yardstick)
 
     def values(self) -> dict[str, Any]:
         """Plain numbers."""
@@ -159,7 +164,11 @@ def gaps(model: Model, counts: Counts, *, n_steps: int, n_samples: int, seed: in
         parts.append(bounds(model.vae, cells, (start, found), n_samples=n_samples, noise=noise))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     names = ("encoder_n", "refined_n", "bound_n", "kl_n", "effective_n")
-    return Gaps(**dict(zip(names, columns, strict=True)), n_samples=2 * _n_each(n_samples))
+    return Gaps(
+        **dict(zip(names, columns, strict=True)),
+        n_samples=2 * _n_each(n_samples),
+        yardstick=None if model.of_counts else float(model.vae.decoder.head.typical_loss(torch.zeros(()))),
+    )
 
 
 @torch.no_grad()

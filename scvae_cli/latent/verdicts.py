@@ -153,12 +153,13 @@ def of_gaps(gaps: Gaps) -> list[Verdict]:
     by_encoder = _level(amortization.percent, AMORTIZATION)
     by_family = _level(variational.percent, VARIATIONAL)
     few = float(gaps.values()["effective_samples"])
+    of_it = "of the bound" if gaps.yardstick is None else "of what as many standard normal features cost"
     return [
         Verdict(
             topic="encoder",
             level=by_encoder,
             sentence=f"amortization gap {amortization.mean:.2f} ± {amortization.error:.2f} nats a cell "
-            f"({amortization.percent:.2f}% of the bound)",
+            f"({amortization.percent:.2f}% {of_it})",
             remedy=""
             if by_encoder == "good"
             else "place cells with scvae embed --refine 100; train with more cells, or a wider encoder (--n-hidden)",
@@ -167,7 +168,7 @@ def of_gaps(gaps: Gaps) -> list[Verdict]:
             topic="posterior",
             level=by_family,
             sentence=f"variational gap at least {variational.mean:.2f} ± {variational.error:.2f} nats a cell "
-            f"({variational.percent:.2f}% of the bound; {few:.0f} of {gaps.n_samples} importance samples carry it)",
+            f"({variational.percent:.2f}% {of_it}; {few:.0f} of {gaps.n_samples} importance samples carry it)",
             remedy=""
             if by_family == "good"
             else "compare models by the importance bound of scvae score, which does not pay for it",
