@@ -46,6 +46,7 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
 	$(BIN)/python benchmarks/walks.py
 	$(BIN)/python benchmarks/optimization.py
+	$(BIN)/python benchmarks/denoising.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/generation.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/flatness.py
