@@ -20,7 +20,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from scipy.special import gammaincinv
 from torch import Tensor
 
 from scvae_cli.config import ComputeConfig
@@ -102,6 +101,9 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     Each is a fair draw, but they come in sets: directions in orthogonal frames turned at random, lengths one from each
     stretch of their distribution. Averages over a set are nearly exact for quadratic functions, and a set takes turns.
     """
+    # Whoever embeds imports this file; few refine.
+    from scipy.special import gammaincinv
+
     n_frames = _set_size(k) // k
     while True:
         frames = [torch.randn(k, k, generator=generator, dtype=torch.float64) for _ in range(n_frames)]
