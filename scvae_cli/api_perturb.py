@@ -19,8 +19,8 @@ from scvae_cli.latent.perturbation_design import Design, design, refuse_explaine
 from scvae_cli.latent.perturbation_result import Perturbation
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
-from scvae_cli.studies.left_out import last_event, left_out
-from scvae_cli.training.fit import FitEvent
+from scvae_cli.studies.left_out import left_out
+from scvae_cli.training.fit import FitEvent, last_event
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -17,10 +17,10 @@ from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.model.bundle import Model, check_new_model
-from scvae_cli.studies.sweep import Training, last_event
+from scvae_cli.studies.sweep import Training
 from scvae_cli.studies.sweep import sweep as run_sweep
 from scvae_cli.studies.sweep_result import Sweep, SweepOptions
-from scvae_cli.training.fit import FitEvent
+from scvae_cli.training.fit import FitEvent, last_event
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -255,6 +255,10 @@ class RunConfig:
         """Names of all fields of the four parts; no two parts share one."""
         return {f.name for config_class in _SECTIONS.values() for f in fields(config_class)}
 
+    def of_all_genes(self) -> RunConfig:
+        """The same for counts whose genes have been chosen already."""
+        return dataclasses.replace(self, data=dataclasses.replace(self.data, genes="all", n_top_genes=None))
+
     def as_dict(self) -> dict[str, Any]:
         """Nested plain values, as they stand in a model folder's config.json."""
         return dataclasses.asdict(self)

@@ -212,8 +212,7 @@ def diagnose(model: Model, counts: Counts, options: DiagnosisOptions) -> Diagnos
     known_batches(model, counts)
     everyone = counts.cells(even(np.arange(counts.n_cells), _MAX_EVERYONE))
     of_everyone = posteriors(model, everyone)
-    names = set(model.heldout_cells)
-    rows = np.flatnonzero([name in names for name in counts.cell_names])
+    rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= _MIN_HELDOUT
     rows = rows if heldout else np.arange(counts.n_cells)
     # Densities cost little: they are taken at more cells than are decoded.

@@ -128,8 +128,7 @@ def prototype(
 
 def _average(model: Model, counts: Counts) -> np.ndarray:
     """Mean over training cells of the genes' shares of the counts, or of real numbers, shape (g,)."""
-    heldout = set(model.heldout_cells)
-    rows = np.flatnonzero([name not in heldout for name in counts.cell_names])
+    rows = np.flatnonzero(~model.held_out(counts.cell_names))
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)
     library_n = counts.library_n
     total_g = np.zeros(counts.n_genes)

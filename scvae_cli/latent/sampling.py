@@ -127,8 +127,7 @@ def reference_draws(model: Model, counts: Counts, *, seed: int) -> tuple[Tensor,
     -------
     Samples in the frame of the training, shape (c × samples, k), and whether the cells were held out.
     """
-    known = set(model.heldout_cells)
-    rows = np.flatnonzero([name in known for name in counts.cell_names])
+    rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= _MIN_HELDOUT
     rows = even(rows if heldout else np.arange(counts.n_cells), _MAX_SCORED)
     posterior = posteriors(model, counts.cells(rows))

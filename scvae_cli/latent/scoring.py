@@ -140,12 +140,11 @@ def score(
         fit = CellFit(judged.fit, table.library_n[rows], judged.mean_nk, None if batch_n is None else batch_n[rows])
         parts["anomaly_score"][rows] = calibration.score(fit)
     p_n = calibration.p_value(parts["anomaly_score"])
-    heldout = set(model.heldout_cells)
     return Scores(
         **parts,
         anomaly_p=p_n,
         anomaly_p_adjusted=adjusted(p_n),
-        heldout=np.fromiter((name in heldout for name in counts.cell_names), dtype=bool, count=table.n_cells),
+        heldout=model.held_out(counts.cell_names),
         library=table.library_n,
         simulated_library=simulated.library_n,
         simulated_score=calibration.score_n,

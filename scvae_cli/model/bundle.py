@@ -11,10 +11,12 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -82,6 +84,11 @@ class Model:
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.vae.reference_library.device
+
+    def held_out(self, cell_names: Iterable[str]) -> np.ndarray:
+        """Mask of the cells that the training did not learn from, by their names."""
+        known = set(self.heldout_cells)
+        return np.asarray([name in known for name in cell_names], dtype=bool)
 
     def save(self, folder: Path | str, *, force: bool = False) -> None:
         """Write the model folder, whole or not at all.

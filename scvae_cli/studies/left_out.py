@@ -18,15 +18,7 @@ from scvae_cli.latent.perturbation_check import Trial, attempt
 from scvae_cli.latent.perturbation_design import Design
 from scvae_cli.latent.perturbation_result import Recipe
 from scvae_cli.model.bundle import Model
-from scvae_cli.training.fit import Finished, FitEvent, fit
-
-
-def last_event(_: str, events: Iterator[FitEvent]) -> FitEvent | None:
-    """Follow a training without showing anything."""
-    last = None
-    for event in events:
-        last = event
-    return last
+from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
 
 def left_out(
@@ -72,5 +64,6 @@ def left_out(
 
 
 def _config(model: Model) -> RunConfig:
-    data = replace(model.config.data, genes="all", n_top_genes=None, drop_empty=True)
-    return replace(model.config, data=data, compute=replace(model.config.compute, device=str(model.device)))
+    config = model.config.of_all_genes()
+    data = replace(config.data, drop_empty=True)
+    return replace(config, data=data, compute=replace(model.config.compute, device=str(model.device)))

@@ -17,11 +17,11 @@ import torch
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.latent.embedding import BLOCK_CELLS
 from scvae_cli.model.network import CountOutput, Output
 from scvae_cli.training.fit import batch_codes, started
 
 _BATCH_CELLS, _STEPS, _RATE = 256, 300, 0.05
-_BLOCK_CELLS = 512
 
 
 class MeanModel:
@@ -62,13 +62,13 @@ class MeanModel:
     def log_prob_n(self, counts: Counts, cells: np.ndarray) -> np.ndarray:
         """Log-probability of some of the cells, by index, shape (len(cells),), nats."""
         table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells, real=counts.real)
-        parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(_BLOCK_CELLS)]
+        parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(BLOCK_CELLS)]
         return -np.concatenate(parts)
 
     @torch.no_grad()
     def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
         """Expected counts of all cells in blocks, technical zeros counted in; `of_cell` weighs in their own counts."""
-        for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(_BLOCK_CELLS):
+        for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(BLOCK_CELLS):
             output = self._decode(cells)
             assert isinstance(output, CountOutput), "only counts can be set aside"
             mean_ng = output.mean_ng(cells.library_n, with_zero_inflation=not of_cell)

@@ -15,10 +15,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.latent.embedding import BLOCK_CELLS
 
 COMPONENTS = (5, 10, 20, 30, 50)
 _LEAST_SHARE = 0.1
-_BLOCK_CELLS = 512
 # Inverse dispersions are kept where moments can tell them.
 _THETA_RANGE = (1e-2, 1e4)
 
@@ -54,8 +54,8 @@ class PcaModel:
     def expected(self, n_components: int) -> Iterator[np.ndarray]:
         """Expected counts of all cells at their depths, in blocks."""
         library_n = self._counts.library_n
-        for start in range(0, len(library_n), _BLOCK_CELLS):
-            rows = slice(start, start + _BLOCK_CELLS)
+        for start in range(0, len(library_n), BLOCK_CELLS):
+            rows = slice(start, start + BLOCK_CELLS)
             logged_ng = self._scores_nc[rows, :n_components] @ self._pca.components_[:n_components] + self._pca.mean_
             mean_ng = np.maximum(np.expm1(logged_ng), self._least_g)
             yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]

@@ -79,7 +79,7 @@ def stability(
     """
     if n_trainings < 2:
         raise ConfigError(f"--trainings is {n_trainings}", "it takes 2 or more, the model itself among them")
-    config = replace(model.config, data=replace(model.config.data, genes="all", n_top_genes=None))
+    config = model.config.of_all_genes()
     models = [model]
     for more in range(1, n_trainings):
         say(f"training again, {more} of {n_trainings - 1}")

@@ -25,12 +25,13 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
 from scvae_cli.latent.denoising import CELL
+from scvae_cli.latent.sampling import even
 from scvae_cli.latent.scoring import Bounds, bounds
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.sweep_result import Run, Sweep, SweepOptions, compare, find_breaks
 from scvae_cli.studies.thinning import KEPT, Thinned, predicted, thin
-from scvae_cli.training.fit import Finished, FitEvent, fit, refuse_empty, refuse_few, split
+from scvae_cli.training.fit import Finished, FitEvent, fit, last_event, refuse_empty, refuse_few, split
 
 # Importance samples, and held-out cells that take part: more would cost more than the trainings of small data.
 N_SAMPLES, MAX_HELDOUT = 25, 1000
@@ -45,14 +46,6 @@ class Training(NamedTuple):
     value: float
     number: int
     of: int
-
-
-def last_event(_: Training, events: Iterator[FitEvent]) -> FitEvent | None:
-    """Follow a training without showing anything."""
-    last = None
-    for event in events:
-        last = event
-    return last
 
 
 def sweep(
@@ -129,16 +122,14 @@ def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
 
 
 def _config_of(config: RunConfig, options: SweepOptions, value: float) -> RunConfig:
-    data = replace(config.data, genes="all", n_top_genes=None)
+    config = config.of_all_genes()
     if options.varied == "beta":
-        return replace(config, data=data, train=replace(config.train, beta=value))
-    return replace(config, data=data, model=replace(config.model, n_latent=int(value)))
+        return replace(config, train=replace(config.train, beta=value))
+    return replace(config, model=replace(config.model, n_latent=int(value)))
 
 
 def _judge(model: Model, trained_on: Counts, thinned: Thinned | None, *, seed: int) -> _Judged:
-    names = set(model.heldout_cells)
-    heldout = np.flatnonzero([name in names for name in trained_on.cell_names])
-    some = heldout[:: -(-len(heldout) // MAX_HELDOUT)]
+    some = even(np.flatnonzero(model.held_out(trained_on.cell_names)), MAX_HELDOUT)
     found = bounds(model, trained_on.cells(some), n_samples=N_SAMPLES, seed=seed)
     loss_n = -found.iwae if thinned is None else thinned.poisson_loss(predicted(model, thinned.kept, CELL))
     return _Judged(model.config, model.facts, found, loss_n)

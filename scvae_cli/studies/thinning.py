@@ -24,7 +24,6 @@ KEPT = 0.9
 # A gene's prediction never sinks below this share of a count: one molecule where none was expected at all would
 # otherwise cost without bound. Not doing anything about noise predicts zero for every zero.
 LEAST_MEAN = 1e-8
-_BLOCK_CELLS = 512
 
 
 @dataclass(frozen=True, kw_only=True)

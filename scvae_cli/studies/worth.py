@@ -100,7 +100,7 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
         As for a training.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    config = replace(model.config, data=replace(model.config.data, genes="all", n_top_genes=None))
+    config = model.config.of_all_genes()
     linear_config = replace(config, model=replace(config.model, decoder="linear"))
     say("training a linear decoder")
     linear = fit_to_end(counts, linear_config)
@@ -132,9 +132,8 @@ Losses = tuple[np.ndarray, np.ndarray | None]
 
 def _heldout(model: Model, linear: Model, counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
     """Log-probability of held-out cells under each that gives one."""
-    names = set(model.heldout_cells)
-    out = np.fromiter((name in names for name in counts.cell_names), dtype=bool, count=counts.n_cells)
-    rows = np.flatnonzero(out)[:MAX_HELDOUT]
+    out = model.held_out(counts.cell_names)
+    rows = even(np.flatnonzero(out), MAX_HELDOUT)
     mean = MeanModel(counts, np.flatnonzero(~out), config, model.device)
     linear.vae.to(model.device)
     judged = counts.cells(rows)
