@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.count_nll import dense_nll, mean_nll
-from scvae_cli.model.fused_nll import fused_nll
+from scvae_cli.model.fused_nll import fused_nll, fused_nll_and_gradients
 from scvae_cli.model.likelihood import (
     LOG_THETA_MAX,
     LOG_THETA_MIN,
@@ -124,7 +124,8 @@ def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
         raw, bias = raw[:, : x.shape[1]], bias[: x.shape[1]]
     if form == "dense":
         return dense_nll(raw, bias, log_theta, library_n, x.to(raw.dtype), with_gradient=with_gradient)
-    return fused_nll(raw, bias, log_theta, library_n, minibatch(x).nonzeros, with_gradient=with_gradient)
+    of = (raw, bias, log_theta, library_n, minibatch(x).nonzeros)
+    return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)
 
 
 def reference(kind, x, library_n, outputs):

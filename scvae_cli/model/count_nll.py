@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.fused_nll import Gradients, fused_nll
+from scvae_cli.model.fused_nll import Gradients, fused_nll, fused_nll_and_gradients
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
@@ -74,8 +74,8 @@ def _evaluate(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
-        nonzeros = cells.nonzeros
-        return fused_nll(raw_ng, bias_g, log_theta_g, cells.library_n, nonzeros, with_gradient=with_gradient)
+        of = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
+        return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)
     return dense_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.x_ng, with_gradient=with_gradient)
 
 
@@ -88,7 +88,7 @@ def dense_nll(
     *,
     with_gradient: bool,
 ) -> tuple[Tensor, Gradients | None]:
-    """As `fused_nll`, on any device and in any precision, from dense counts."""
+    """The same as the compiled form, on any device and in any precision, from dense counts."""
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g
     logits_ng = outputs_ng[:, :n_genes]

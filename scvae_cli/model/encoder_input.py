@@ -16,6 +16,8 @@ from torch import Tensor
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.vector_math import compiled, log1p, use_threads
 
+_ONE = float32(1)
+
 
 def log1p_at_depth(cells: Minibatch, depth: Tensor) -> Tensor:
     """log(1 + x · depth / library), shape (n, g), float32."""
@@ -43,7 +45,8 @@ def _scatter_row(gene: Any, value: Any, scale: float, row: Any) -> None:
     # First all logarithms, several at a time, and then to their places.
     logged = np.empty(len(value), float32)
     for j in range(len(value)):
-        logged[j] = log1p(value[j] * scale)
+        x = value[j] * scale
+        logged[j] = log1p(x, _ONE / (_ONE + x))
     row[:] = 0
     for j in range(len(value)):
         row[gene[j]] = logged[j]

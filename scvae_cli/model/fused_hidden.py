@@ -7,7 +7,7 @@ instructions a unit where torch's generator costs a hundred.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,40 +20,55 @@ _ZERO, _ONE = float32(0), float32(1)
 _EPSILON = float32(1e-5)  # of torch's LayerNorm
 
 
+class Hidden(NamedTuple):
+    """Hidden units (n, h), and what their gradients need: the normalised linear part (n, h) and its scale (n,)."""
+
+    hidden_nh: Tensor
+    normal_nh: Tensor
+    inverse_sd_n: Tensor
+
+
 def normalised_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
     """dropout(ReLU(LayerNorm(a))), differentiable, for float32 on the CPU; the seed comes from torch's generator."""
-    seed = int(torch.randint(2**31, ())) if dropout else 0
-    hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout, seed)  # type: ignore[no-untyped-call]
+    hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]
     return hidden
+
+
+def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Hidden:
+    """The same, with what `hidden_gradients` needs."""
+    seed = int(torch.randint(2**31, ())) if dropout else 0
+    a_nh = a_nh.contiguous()
+    made = Hidden(torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty(len(a_nh)))
+    weights = (weight_h.detach().numpy(), bias_h.detach().numpy())
+    _forward(a_nh.numpy(), *weights, dropout, uint32(seed), *(t.numpy() for t in made))
+    return made
+
+
+def hidden_gradients(
+    d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor, dropout: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients at the linear part (n, h), the weight and the bias (h,) from those at the hidden units."""
+    gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
+    hidden, normal, inverse_sd = (t.numpy() for t in made)
+    _backward(
+        d_hidden_nh.contiguous().numpy(), hidden, normal, inverse_sd, weight_h.detach().numpy(), dropout,
+        *(t.numpy() for t in gradients),
+    )  # fmt: skip
+    return gradients
 
 
 class _NormalisedHidden(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float, seed: int) -> Tensor:
-        a_nh = a_nh.contiguous()
-        hidden_nh, normal_nh = torch.empty_like(a_nh), torch.empty_like(a_nh)
-        inverse_sd_n = torch.empty(len(a_nh))
-        _forward(
-            a_nh.numpy(), weight_h.numpy(), bias_h.numpy(), dropout, uint32(seed),
-            hidden_nh.numpy(), normal_nh.numpy(), inverse_sd_n.numpy(),
-        )  # fmt: skip
-        ctx.save_for_backward(hidden_nh, normal_nh, inverse_sd_n, weight_h)
+    def forward(ctx: Any, a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
+        made = hidden_units(a_nh, weight_h, bias_h, dropout)
+        ctx.save_for_backward(*made, weight_h)
         ctx.dropout = dropout
-        return hidden_nh
+        return made.hidden_nh
 
     @staticmethod
     def backward(ctx: Any, grad_nh: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_nh, normal_nh, inverse_sd_n, weight_h = ctx.saved_tensors
-        d_a_nh, d_weight_h, d_bias_h = (
-            torch.empty_like(hidden_nh),
-            torch.zeros_like(weight_h),
-            torch.zeros_like(weight_h),
-        )
-        _backward(
-            grad_nh.contiguous().numpy(), hidden_nh.numpy(), normal_nh.numpy(), inverse_sd_n.numpy(),
-            weight_h.numpy(), ctx.dropout, d_a_nh.numpy(), d_weight_h.numpy(), d_bias_h.numpy(),
-        )  # fmt: skip
-        return d_a_nh, d_weight_h, d_bias_h, None, None
+        *made, weight_h = ctx.saved_tensors
+        return (*hidden_gradients(grad_nh, Hidden(*made), weight_h, ctx.dropout), None)
 
 
 @compiled()

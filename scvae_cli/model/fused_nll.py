@@ -14,12 +14,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy import float32, float64, int32
+from numpy import float32, float64, int32, uint16, uint32
 from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
 from scvae_cli.model.stirling import stirling, stirling_slope
-from scvae_cli.vector_math import compiled, difference, dot, exp, largest, log, log1p, total, use_threads
+from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p, sum_of_logs, total, use_threads
 
 # Counts up to this one take their lgΓ terms from a table over (count, gene).
 TABLE_COUNTS = 16
@@ -31,15 +31,9 @@ Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 def fused_nll(
-    raw_ng: Tensor,
-    bias_g: Tensor,
-    log_theta_g: Tensor | None,
-    library_n: Tensor,
-    nonzeros: Nonzeros,
-    *,
-    with_gradient: bool,
-) -> tuple[Tensor, Gradients | None]:
-    """Negative log-probability of each cell's counts, and the gradients of its mean over the cells.
+    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros
+) -> Tensor:
+    """Negative log-probability of each cell's counts, shape (n,), float64, nats.
 
     Parameters
     ----------
@@ -52,13 +46,42 @@ def fused_nll(
         Counts per cell.
     nonzeros
         The cells' counts.
-    with_gradient
-        Whether gradients are taken too.
-
-    Returns
-    -------
-    The NLL of each cell, shape (n,), float64, nats; and the gradients of its mean.
     """
+    return _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, None)[0]
+
+
+def fused_nll_and_gradients(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    nonzeros: Nonzeros,
+    *,
+    narrow: bool = False,
+) -> tuple[Tensor, Gradients]:
+    """The same, and the gradients of its mean over the cells.
+
+    Parameters
+    ----------
+    narrow
+        Whether those in the raw outputs are rounded to bfloat16, for matrix products that would do so anyway.
+    """
+    # Numba knows no bfloat16: it writes their bits.
+    d_raw = np.empty(raw_ng.shape, np.uint16 if narrow else float32)
+    nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw)
+    d_raw_ng = torch.from_numpy(d_raw)
+    return nll_n, (d_raw_ng.view(torch.bfloat16) if narrow else d_raw_ng, d_bias_g, d_log_theta_g)
+
+
+def _evaluate(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    nonzeros: Nonzeros,
+    d_raw_ng: np.ndarray | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The NLL of each cell, and of its mean the gradients in bias and log θ; those in raw outputs go where they may."""
     n_cells, n_outputs = raw_ng.shape
     raw, bias = raw_ng.detach().contiguous().numpy(), bias_g.detach().numpy()
     if log_theta_g is None:
@@ -66,19 +89,17 @@ def fused_nll(
     else:
         kind, log_theta = (_NB if n_outputs == len(log_theta_g) else _ZINB), log_theta_g.detach().numpy()
     nll_n = np.empty(n_cells)
-    # Without gradients nothing is written there.
-    d_raw = np.empty_like(raw) if with_gradient else raw
     n_parts = use_threads()
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
     row_start, gene, value = (t.numpy() for t in (nonzeros.row_start, nonzeros.gene, nonzeros.value))
+    # Without gradients nothing is written there.
+    d_raw = np.empty((n_cells, 0), float32) if d_raw_ng is None else d_raw_ng
     _all_rows(
-        n_parts, kind, with_gradient, raw, bias, log_theta, library_n.numpy(), row_start, gene, value,
+        n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, library_n.numpy(), row_start, gene, value,
         nll_n, d_raw, d_bias, d_log_theta,
     )  # fmt: skip
-    if not with_gradient:
-        return torch.from_numpy(nll_n), None
     d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
-    return torch.from_numpy(nll_n), (torch.from_numpy(d_raw), torch.from_numpy(d_bias.sum(0)), d_theta_g)
+    return torch.from_numpy(nll_n), torch.from_numpy(d_bias.sum(0)), d_theta_g
 
 
 @compiled(parallel=True)
@@ -117,9 +138,10 @@ def _rows(
             inverse_theta[g] = exp(-log_theta_g[g])
     # Each is an array of its own, and no loop below writes more than two: only then does the compiler find out that
     # they do not overlap, and takes several genes at once.
-    mu, log1p_r, d_eta = np.empty(n_genes, float32), np.zeros(n_genes, float32), np.empty(n_genes, float32)
-    logits, soft_h, soft_a = np.empty(n_genes, float32), np.empty(n_genes, float32), np.empty(n_genes, float32)
-    from_nb, kept = np.ones(n_genes, float32), np.empty(n_genes, float32)
+    logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), np.zeros(n_genes, float32)
+    per_1r, d_eta = np.ones(n_genes, float32), np.empty(n_genes, float32)
+    from_nb, kept, per_1h = np.ones(n_genes, float32), np.empty(n_genes, float32), np.empty(n_genes, float32)
+    ratio = np.ones(-(-n_genes // LANES) * LANES, float32)
 
     for i in range(first, last):
         raw, zero_raw = raw_ng[i, :n_genes], raw_ng[i, n_genes:]
@@ -132,36 +154,44 @@ def _rows(
             mu[g] = exp(logits[g] - top)
         scale = float32(library_n[i] / total(mu))
         shift = float32(np.log(scale)) - top  # η = logit + shift
+        for g in range(n_genes):
+            mu[g] *= scale
         if kind == _POISSON:
-            for g in range(n_genes):
-                mu[g] *= scale
-            nll = total(mu)
+            nll = float64(total(mu))
         else:
             for g in range(n_genes):
-                mu[g] *= scale
-                log1p_r[g] = log1p(mu[g] * inverse_theta[g])
-            nll = dot(theta, log1p_r)
+                per_1r[g] = _ONE / (_ONE + mu[g] * inverse_theta[g])
+            for g in range(n_genes):
+                log1p_r[g] = log1p(mu[g] * inverse_theta[g], per_1r[g])
+            nll = float64(dot(theta, log1p_r))
         if kind == _ZINB:
+            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) and the logarithm of a ratio; of all genes' ratios'
+            # product that takes hardly any logarithms.
             for g in range(n_genes):
                 h = zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g]
                 e_h = exp(-abs(h))
-                soft_h[g] = max(h, _ZERO) + log(_ONE + e_h)
-                from_nb[g] = (e_h if h > _ZERO else _ONE) / (_ONE + e_h)  # σ(−h)
+                per_1h[g] = _ONE / (_ONE + e_h)
+                from_nb[g] = (e_h if h > _ZERO else _ONE) * per_1h[g]  # σ(−h)
             for g in range(n_genes):
                 a = zero_raw[g] + zero_bias[g]
                 e_a = exp(-abs(a))
-                soft_a[g] = max(a, _ZERO) + log(_ONE + e_a)
+                ratio[g] = (_ONE + e_a) * per_1h[g]
                 kept[g] = (e_a if a > _ZERO else _ONE) / (_ONE + e_a)  # σ(−a)
-            nll += difference(soft_a, soft_h)
+            nll += _positive_parts(zero_raw, zero_bias, theta, log1p_r)
+            for j in range(len(gene)):
+                g = gene[j]
+                nll += max(zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g], _ZERO)
+                ratio[g] /= per_1h[g]
+                from_nb[g] = _ONE
+            nll += sum_of_logs(ratio)
         for j in range(len(gene)):
             g, x = gene[j], value[j]
-            k = min(int32(x), last_row)
-            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[k, g]
-            if x > TABLE_COUNTS:
-                nll -= _log_gamma_beyond(x, log_theta_g[g], kind)
-            if kind == _ZINB:
-                nll += soft_h[g]
-                from_nb[g] = _ONE
+            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[min(int32(x), last_row), g]
+        has_large = len(value) > 0 and largest(value) > TABLE_COUNTS
+        if has_large:
+            for j in range(len(gene)):
+                if value[j] > TABLE_COUNTS:
+                    nll -= _log_gamma_beyond(value[j], log_theta_g[gene[j]], kind)
         nll_n[i] = nll
         if not with_gradient:
             continue
@@ -173,27 +203,60 @@ def _rows(
                 d_eta[gene[j]] += value[j]
         else:
             for g in range(n_genes):
-                d_eta[g] = -from_nb[g] * mu[g] / (_ONE + mu[g] * inverse_theta[g])
+                d_eta[g] = -from_nb[g] * mu[g] * per_1r[g]
             for j in range(len(gene)):
                 g = gene[j]
-                d_eta[g] += value[j] / (_ONE + mu[g] * inverse_theta[g])
+                d_eta[g] += value[j] * per_1r[g]
             for g in range(n_genes):
                 d_log_theta_g[g] += (d_eta[g] + from_nb[g] * theta[g] * log1p_r[g]) * weight
             for j in range(len(gene)):
-                g, x = gene[j], value[j]
-                slope = slopes[min(int32(x), last_row), g]
-                if x > TABLE_COUNTS:
-                    slope += _slope_beyond(x, theta[g])
-                d_log_theta_g[g] -= theta[g] * slope * weight
+                g = gene[j]
+                d_log_theta_g[g] -= theta[g] * slopes[min(int32(value[j]), last_row), g] * weight
+            if has_large:
+                for j in range(len(gene)):
+                    if value[j] > TABLE_COUNTS:
+                        g = gene[j]
+                        d_log_theta_g[g] -= theta[g] * _slope_beyond(value[j], theta[g]) * weight
         total_share = float32(total(d_eta) / library_n[i])
         d_raw, d_zero_raw = d_raw_ng[i, :n_genes], d_raw_ng[i, n_genes:]
         for g in range(n_genes):
-            d_raw[g] = (mu[g] * total_share - d_eta[g]) * weight
-            d_bias[g] += d_raw[g]
+            d_eta[g] = (mu[g] * total_share - d_eta[g]) * weight
+            d_bias[g] += d_eta[g]
+        _store(d_eta, d_raw)
         if kind == _ZINB:
             for g in range(n_genes):
-                d_zero_raw[g] = (from_nb[g] - kept[g]) * weight
-                d_zero_bias[g] += d_zero_raw[g]
+                kept[g] = (from_nb[g] - kept[g]) * weight
+                d_zero_bias[g] += kept[g]
+            _store(kept, d_zero_raw)
+
+
+@compiled()
+def _store(values: Any, row: Any) -> None:
+    """Write a row of numbers, or the bits of their bfloat16."""
+    if row.itemsize == 2:
+        for i in range(len(values)):
+            row[i] = _bfloat16(values[i])
+    else:
+        for i in range(len(values)):
+            row[i] = values[i]
+
+
+@compiled(inline=True)
+def _bfloat16(x: Any) -> Any:
+    # To the nearest, to the even one of two.
+    bits = float32(x).view(uint32)
+    odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
+    return uint16(uint32(bits + uint32(uint32(0x7FFF) + odd)) >> uint32(16))
+
+
+@compiled(any_order=True)
+def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> Any:
+    """Sum of max(a, 0) − max(h, 0)."""
+    result = _ZERO
+    for g in range(len(theta)):
+        a = zero_raw[g] + zero_bias[g]
+        result += max(a, _ZERO) - max(a + theta[g] * log1p_r[g], _ZERO)
+    return result
 
 
 @compiled()

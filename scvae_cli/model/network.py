@@ -122,7 +122,7 @@ class BatchEffect(nn.Module):
 
     def forward(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
         """The two shifts of cells in given batches, shapes (n, h) and (n, g)."""
-        indicator_nb = _indicator(batch_n, self.gene_bg)
+        indicator_nb = indicator(batch_n, self.gene_bg)
         return indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
 
 
@@ -135,10 +135,11 @@ class GeneShift(nn.Module):
 
     def forward(self, batch_n: Tensor) -> Tensor:
         """The shift of cells in given batches, shape (n, g)."""
-        return _indicator(batch_n, self.gene_bg) @ self.gene_bg
+        return indicator(batch_n, self.gene_bg) @ self.gene_bg
 
 
-def _indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
+def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
+    """1 where a cell is of a batch, shape (n, b)."""
     # A product with indicators, not an indexing: the gradient of an indexing adds up the cells of a batch in whichever
     # order the threads come, and two runs would differ.
     return nn.functional.one_hot(batch_n, len(like_bg)).to(like_bg.dtype)
@@ -159,7 +160,9 @@ class CountHead(nn.Module):
         super().__init__()
         # One matrix for all outputs of a gene: one product is faster than two.
         self.outputs = nn.Linear(n_hidden, 2 * n_genes if likelihood == "zinb" else n_genes)
-        self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes)) if likelihood != "poisson" else None
+        self.raw_log_theta_g: nn.Parameter | None = None
+        if likelihood != "poisson":
+            self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes))
         self.n_genes = n_genes
 
     @torch.no_grad()

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from scvae_cli.config import TrainConfig
-from scvae_cli.data.minibatches import CellTable, even_batches
+from scvae_cli.data.minibatches import CellTable, Minibatch, even_batches
 from scvae_cli.device import Compute
 from scvae_cli.errors import ModelError
+from scvae_cli.model.by_hand import ElboGradients, can_train
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
 from scvae_cli.training.optimizer import AveragedAdamW
@@ -148,6 +149,7 @@ class Trainer:
         steps_per_epoch = len(even_batches(np.arange(training.n_cells), batch_size))
         self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
+        self._by_hand = can_train(vae)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -238,26 +240,33 @@ class Trainer:
             for rows, cells in self.training.in_batches(order, self._batch_size):
                 noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=device)
                 flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
-                with self._compute.matrix_products():
-                    terms = self.vae.elbo_terms(cells, noise_nk)
-                    loss = terms.nll + schedule.kl_weight() * terms.kl
-                    self.optimizer.zero_grad()
-                    loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-                total = float(loss.detach())
-                if flat:
-                    # In full precision: log det M asks for its smallest eigenvalues.
-                    weight = (
-                        self._config.flat
-                        * PRICE
-                        * PENALTY_EVERY
-                        * self.vae.decoder.head.typical_loss(terms.nll.detach())
-                    )
-                    penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
-                    penalty.backward()  # type: ignore[no-untyped-call]  # as above
-                    total += float(penalty.detach())
+                kl_weight = schedule.kl_weight()
+                if self._by_hand and not flat:
+                    terms = ElboGradients(self.vae, cells, noise_nk, kl_weight, self._compute)
+                    total, gradients = terms.nll + kl_weight * terms.kl, terms.of
+                else:
+                    total, gradients = self._by_autograd(cells, noise_nk, kl_weight, flat=flat)
                 yield rows, total
-                self.optimizer.advance(schedule.learning_rate(), schedule.step)
+                self.optimizer.advance(gradients, schedule.learning_rate(), schedule.step)
                 schedule.step += 1
+
+    def _by_autograd(
+        self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool
+    ) -> tuple[float, dict[Tensor, Tensor]]:
+        """The loss of some cells, with or without what `--flat` adds, and its gradients."""
+        parameters = list(self.vae.parameters())
+        with self._compute.matrix_products():
+            terms = self.vae.elbo_terms(cells, noise_nk)
+            loss = terms.nll + kl_weight * terms.kl
+            found = torch.autograd.grad(loss, parameters, retain_graph=flat)
+        if not flat:
+            return loss.item(), dict(zip(parameters, found, strict=True))
+        # In full precision: log det M asks for its smallest eigenvalues.
+        weight = self._config.flat * PRICE * PENALTY_EVERY * self.vae.decoder.head.typical_loss(terms.nll.detach())
+        penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
+        added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
+        both = (a + b for a, b in zip(found, added, strict=True))
+        return (loss + penalty).item(), dict(zip(parameters, both, strict=True))
 
     def _snapshot(self) -> dict[str, Any]:
         return {
