@@ -126,7 +126,7 @@ class PerturbRequest:
         asked = self.design(session)
         counts = session.counts_and_batches()
         predictor = Predictor.of(session.model, counts)
-        recipes = candidates(self.method, unseen=self.retrain)
+        recipes = candidates(self.method, unseen=self.retrain, own=asked.own)
         others = asked.checks()
         # The answer for the group itself is told where it is known, but has no part in the choice.
         designs = [*others, *([asked] if asked.observed else [])]
@@ -136,7 +136,7 @@ class PerturbRequest:
             trials = [attempt(predictor, known, recipes, unseen=False) for known in designs]
         recipe = choose(trials[: len(others)], recipes)
         carried = None
-        if not self.retrain:
+        if not self.retrain and not asked.own:
             carried = carried_over(predictor, asked, others, recipe.method)
             recipe = recipe if carried >= CARRIED else replace(recipe, plain=1.0)
         checks = [trial.checks[recipe] for trial in trials]

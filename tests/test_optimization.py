@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import run_well
-from handmade import density_of, points
+from handmade import density_of, flat, points
 from simulated import learned
 from test_normal_commands import line
 from workbench import DATA, USAGE, refused
@@ -20,7 +20,9 @@ from workbench import DATA, USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError
 from scvae_cli.latent.ascent import LENGTH, TOP, Region, ascend, kept_inside
+from scvae_cli.latent.cell_graph import cell_graph
 from scvae_cli.latent.decoding import decoder_at
+from scvae_cli.latent.passes import over_the_pass
 from scvae_cli.latent.programme import Programme, scorer
 
 pytestmark = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
@@ -119,6 +121,33 @@ def test_places_between_are_brought_back():
     assert 0 < int(inside_t.sum()) < 20
     torch.testing.assert_close(kept_tk[inside_t], z_tk[inside_t])
     assert (-gaussian(kept_tk) <= region.limit + 2e-4).all()
+
+
+# --- over a pass ------------------------------------------------------------------------------------------------------
+
+
+def two_hills(z_nk: torch.Tensor) -> torch.Tensor:
+    """Log density of two unit normals at (±2.5, 0), half each: the lowest pass between them is at 0."""
+    squared = [(z_nk - torch.tensor([x, 0.0])).square().sum(1) for x in (-2.5, 2.5)]
+    return torch.logsumexp(-torch.stack(squared) / 2, 0) - math.log(4 * math.pi)
+
+
+@pytest.mark.parametrize(("room", "found"), [(0.05, True), (-0.05, False)])
+def test_a_way_leads_over_the_lowest_pass_where_that_is_within_the_limit(room, found):
+    rng = np.random.default_rng(0)
+    cells_nk = points(rng.standard_normal((600, 2)) + 2.5 * rng.choice([-1, 1], (600, 1)) * [1, 0])
+    graph = cell_graph(flat(), cells_nk, always=np.arange(1))
+    start_k, end_k = torch.tensor([-2.6, 1.5]), torch.tensor([2.0, 1.5])
+    limit = -float(two_hills(torch.zeros(1, 2))) + room
+    way_tk = over_the_pass(graph, two_hills, start_k, end_k, limit=limit)
+    assert (way_tk is not None) == found
+    if way_tk is not None:
+        assert float((-two_hills(way_tk)).max()) <= limit
+        assert (way_tk[1:] - way_tk[:-1]).norm(dim=1).max() < 0.15
+        torch.testing.assert_close(way_tk[[0, -1]], torch.stack([start_k, end_k]))
+        # On the straight line between the two it would be emptier.
+        line_tk = torch.lerp(start_k, end_k, torch.linspace(0, 1, 50)[:, None])
+        assert float((-two_hills(line_tk)).max()) > limit
 
 
 # --- the score --------------------------------------------------------------------------------------------------------
@@ -225,14 +254,31 @@ def test_scores_are_those_of_the_decoded_steps(adata, model):
     assert one.walk.labels == ("stem", "more first_genes")
 
 
-def test_a_lower_top_is_told(adata, model, markers):
-    result = climbed(adata, model, toward=markers["mature_1"], n_starts=2)
-    assert result.stopped == TOP
-    assert result.below < 0.99
-    said = " ".join(result.advice())
-    assert f"{1 - result.below:.1%} of the cells score higher ({result.best_cell!r} highest" in said
-    again = climbed(adata, model, toward=markers["mature_1"], n_starts=1)
-    assert result.score_t[-1] > again.score_t[-1] - 0.2
+@pytest.fixture(scope="module")
+def uphill_only(adata, model, markers):
+    """A climb that ends on a lower top."""
+    return climbed(adata, model, toward=markers["mature_1"], n_starts=1)
+
+
+def test_a_lower_top_is_told(uphill_only):
+    assert uphill_only.stopped == TOP
+    assert uphill_only.below < 0.99
+    said = " ".join(uphill_only.advice())
+    assert f"{1 - uphill_only.below:.1%} of the cells score higher ({uphill_only.best_cell!r} highest" in said
+    assert "over a pass" not in said
+
+
+def test_a_top_that_no_climb_leads_to_is_reached_over_a_pass(adata, model, markers, uphill_only):
+    at_its_start = str(adata.obs_names[uphill_only.walk.steps.nearest_tj[0, 0]])
+    for options in ({"group": None, "from_cell": at_its_start}, {"group": "stem"}):
+        result = climbed(adata, model, toward=markers["mature_1"], **options)
+        assert result.score_t[-1] > uphill_only.score_t[-1] + 0.5
+        assert result.walk.steps.groups_passed()[0] == "stem"
+        assert result.walk.steps.groups_passed()[-1] == "mature_1"
+        assert result.walk.steps.off_manifold_t.max() <= 0.91
+        assert result.fall == pytest.approx((np.maximum.accumulate(result.score_t) - result.score_t).max())
+    short = climbed(adata, model, toward=markers["mature_1"], max_length=0.2 * result.walk.steps.length)
+    assert short.score_t[-1] < result.score_t[-1] - 0.2
 
 
 def test_functions_that_give_no_score_are_refused(adata, model):

@@ -19,14 +19,17 @@ from workbench import DATA, USAGE
 
 import scvae_cli as scvae
 from scvae_cli.api_perturb import PerturbRequest
+from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.latent.combined import combined
 from scvae_cli.latent.expected_log import mean_log1p
 from scvae_cli.latent.latent_shift import Moves
 from scvae_cli.latent.observed_change import Observed, fit
 from scvae_cli.latent.perturbation import Predictor
 from scvae_cli.latent.perturbation_check import Trial, candidates, carried_over, choose
-from scvae_cli.latent.perturbation_design import design
+from scvae_cli.latent.perturbation_design import Design, design
 from scvae_cli.latent.perturbation_result import Check, Fit, Recipe
+from scvae_cli.latent.pooling import between, pooled
 from scvae_cli.report.perturbation_figure import Places, perturbation_figure
 from scvae_cli.session import Session
 
@@ -138,7 +141,8 @@ def test_fold_changes_are_those_of_the_simulation(everything, known, model):
 def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_own_parts(everything, known, model):
     true_g, top = truth(everything, model, "cat", "B+C")
     result = answered(known, model, "cat", "B+C").result
-    assert result.sources == {"B": ("cat",), "C": ("cat",), "B+C": ("bee", "dog", "elk")}
+    singles = {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
+    assert result.sources == singles | {"B+C": ("bee", "dog", "elk")}
     assert result.tested
     assert fit(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.additive_g is not None
@@ -147,12 +151,17 @@ def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_ow
     assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
-def test_a_combination_nobody_was_under_is_the_sum_of_its_parts(everything, known, model):
+def test_a_combination_nobody_was_under_is_put_together_of_its_parts(everything, known, model):
     never = without(known, *((group, "B+C") for group in GROUPS))
     asked = answered(never, model, "cat", "B+C")
     true_g, top = truth(everything, model, "cat", "B+C")
     assert fit(asked.result.changes.change_g, true_g, top).correlation > 0.9
-    assert asked.result.sources == {"B": ("cat",), "C": ("cat",)}
+    assert asked.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
+    # All of it is the group's own: nothing is left for the model to carry over.
+    assert asked.result.recipe.plain == 1
+    assert asked.result.carried is None
+    # The apes have not been under B: that is carried over.
+    assert answered(never, model, "ape", "B+C").result.carried is not None
     assert not asked.result.tested
     assert {check.treated for check in asked.result.checks} == {"B", "C"}
     assert asked.result.changes.mean_change_g is None
@@ -234,6 +243,66 @@ def test_near_groups_say_more():
     np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
+def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
+    """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
+    rng = np.random.default_rng(0)
+    n_groups, n_genes = 12, 4000
+    spread_g = np.repeat([0.0, 0.5], n_genes // 2)
+    error_sg = rng.uniform(0.05, 0.4, (n_groups, n_genes))
+    true_sg = rng.normal(0, 1, n_genes) + spread_g * rng.standard_normal((n_groups, n_genes))
+    seen_sg = true_sg + np.sqrt(error_sg) * rng.standard_normal((n_groups, n_genes))
+    wide = spread_g > 0
+    found_g = between(seen_sg, error_sg)
+    assert found_g[wide].mean() == pytest.approx(0.25, rel=0.03)
+    assert found_g[~wide].mean() < 0.05
+    fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
+    least = min(np.square(guess_g - true_sg[0]).mean() for guess_g in fixed)
+    assert np.square(pooled(seen_sg, error_sg) - true_sg[0]).mean() < 0.9 * least
+    # With a spread that is known, this is the textbook posterior mean.
+    known = pooled(seen_sg[:, wide], error_sg[:, wide])
+    prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
+    others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
+    ideal_g = (prior_g * seen_sg[0, wide] + error_sg[0, wide] * others_g) / (prior_g + error_sg[0, wide])
+    ideal, came = (np.square(guess_g - true_sg[0, wide]).mean() for guess_g in (ideal_g, known))
+    assert came < 1.15 * ideal
+    np.testing.assert_array_equal(pooled(seen_sg[:1], error_sg[:1]), seen_sg[0])
+    sure = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_allclose(pooled(sure, np.zeros((3, 2))), sure[0])
+
+
+def test_errors_of_effects_are_those_of_repeated_samples():
+    """Also where no cell shows a gene: that is no certainty."""
+    rng = np.random.default_rng(0)
+    n_genes, n_cells, again = 5, 60, 400
+    members = {("a", "0"): np.arange(n_cells), ("a", "1"): np.arange(n_cells, 2 * n_cells)}
+    asked = Design(group="a", control="0", treated="1", parts=(), members=members)
+
+    def effect(shown: np.ndarray, pseudo: float):
+        names = [np.asarray([f"{i}" for i in range(n)]) for n in shown.shape]
+        matrix = sp.csr_matrix(shown, dtype=np.float32)
+        counts = Counts(matrix=matrix, cell_names=names[0], gene_names=names[1], source="X")
+        return Observed(counts).effect(asked, "a", "1", pseudo=pseudo)
+
+    effects = []
+    for _ in range(again):
+        shown = rng.poisson(np.array([4.0, 40.0, 200.0, 9.0, 900.0]) * rng.gamma(5, 1 / 5, (2 * n_cells, n_genes)))
+        effects.append(effect(shown, 1e-6))
+    change, error = (np.stack(parts) for parts in zip(*effects, strict=True))
+    np.testing.assert_allclose(error.mean(0), change.var(0), rtol=0.25)
+    shown[:, 0] = 0
+    change_g, error_g = effect(shown, 1e-4)
+    assert change_g[0] == 0
+    # Both rates are the one added; sixty cells of about 1150 counts show 1e-4 · 60 · 1150 = 6.9 molecules of it.
+    assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
+
+
+def test_changes_that_may_be_one_and_the_same_count_half():
+    alone = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
+    np.testing.assert_array_equal(combined(alone), [2.5, 1.0, -3.5, 4.0])
+    np.testing.assert_array_equal(combined(alone[:1]), alone[0])
+    np.testing.assert_array_equal(combined(np.array([[1.0], [1.0], [-2.0], [1.0]])), [0.0])
+
+
 def test_expected_logs_are_sums_over_counts():
     mean = np.array([1e-3, 0.3, 4.0, 30.0, 300.0])
     theta, keep, scale = np.array([0.5, 3.0, 0.2, 8.0, 20.0]), np.array([1.0, 0.7, 1.0, 0.5, 1.0]), 5.0
@@ -266,6 +335,7 @@ def test_the_better_recipe_is_chosen():
     assert recipes[0] == Recipe(method="centroid", plain=0.5)
     assert len(recipes) == 10
     assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
+    assert candidates("ot", unseen=True, own=True) == (Recipe(method="ot", plain=1.0),)
     best = recipes[7]
     rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
     rest |= {"mean_change": None, "additive": None}

@@ -52,7 +52,8 @@ def optimize(
     starts: Annotated[
         int,
         typer.Option(
-            help="Places of the population to try where the first leads no higher than cells.", rich_help_panel=WALK
+            help="Places of the population to try where the first leads no higher than cells; 1: uphill only.",
+            rich_help_panel=WALK,
         ),
     ] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of bands.", rich_help_panel=WALK)] = 0,

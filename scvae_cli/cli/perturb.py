@@ -151,7 +151,12 @@ def _text(result: Perturbation, values: dict[str, Any]) -> list[str]:
         f"genes, {how} (--method {result.recipe.method})"
     ]
     lines += [f"learned from {label} in {', '.join(groups)}" for label, groups in result.sources.items()]
-    if result.recipe.plain:
+    if not result.sources.keys() >= {result.treated} and result.recipe.plain == 1:
+        lines.append(
+            "the prediction is what the parts come to, in logs: their sum, or where they move a gene the same way, the "
+            "mean of that and the stronger change"
+        )
+    elif result.recipe.plain:
         lines.append(f"the prediction mixes in {result.recipe.plain:.0%} of the plain mean change, in logs")
     lines.append(f"in holes (off-manifold score above 0.95): {result.in_holes:.1%} of the cells, usually 5%")
     columns = result.changes.columns()
@@ -216,7 +221,7 @@ def _warn(console: Console, result: Perturbation) -> None:
             f"the model does not carry the change over to {result.group} (its agreement with the plain mean change is "
             f"{max(result.carried, 0):.2f} of that in the other groups), so the prediction is that change, in logs"
         )
-    elif result.checks and not result.checks[0].unseen:
+    elif result.checks and not result.checks[0].unseen and (result.tested or result.recipe.plain < 1):
         console.info(
             "the model was trained on the cells that it is tested on here, so a group without treated cells will be "
             "predicted less well: --retrain tells how well"

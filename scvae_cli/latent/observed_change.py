@@ -29,6 +29,7 @@ class Observed:
 
     counts: Counts
     _known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _shares: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @functools.cached_property
     def library_n(self) -> np.ndarray:
@@ -68,10 +69,26 @@ class Observed:
 
     def proportions(self, design: Design, group: str, label: str) -> np.ndarray:
         """Mean share of the counts of a group's cells, of real numbers their mean, shape (g,)."""
-        rows = design.rows(group, label)
-        scaled = sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64)
-        mean_g: np.ndarray = np.asarray(scaled.mean(0)).ravel()
-        return mean_g
+        return self._shares_of(design, group, label)[0]
+
+    def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
+        """What a label does to a group, and the squared standard error of that, each of shape (g,).
+
+        Log ratios of mean shares of the counts, to each of which `pseudo` is added; of real numbers, differences.
+        """
+        (after_g, after_error_g), (before_g, before_error_g) = (
+            self._shares_of(design, group, of) for of in (label, design.control)
+        )
+        if self.counts.real:
+            return after_g - before_g, after_error_g + before_error_g
+        after_g, before_g = after_g + pseudo, before_g + pseudo
+        sides = []
+        for mean_g, error_g, of in ((after_g, after_error_g, label), (before_g, before_error_g, design.control)):
+            # Of few cells with few counts the variance may be zero: no share is surer than molecules drawn by chance.
+            library_m = self.library_n[design.rows(group, of)]
+            chance_g = mean_g * (1 / library_m).mean() / len(library_m)
+            sides.append(np.maximum(error_g, chance_g) / mean_g**2)
+        return np.log(after_g) - np.log(before_g), sides[0] + sides[1]
 
     def _mean_of(self, design: Design, term: Term) -> np.ndarray:
         changes = [self.mean(design, g, term.label) - self.mean(design, g, design.control) for g in term.groups]
@@ -84,14 +101,28 @@ class Observed:
             self._known[group, label] = self._moments_of(design.rows(group, label))
         return self._known[group, label]
 
+    def _shares_of(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean share of the counts and its squared standard error, computed once."""
+        if (group, label) not in self._shares:
+            rows = design.rows(group, label)
+            share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
+            mean_g, variance_g = _mean_and_variance(share_ng)
+            self._shares[group, label] = mean_g, variance_g / len(rows)
+        return self._shares[group, label]
+
     def _moments_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
         if not self.counts.real:
             x_ng = sp.csr_matrix(sp.diags(TARGET / self.library_n[rows]) @ x_ng)
             x_ng.data = np.log1p(x_ng.data)
-        mean_g: np.ndarray = np.asarray(x_ng.mean(0)).ravel()
-        second_g = np.asarray(x_ng.multiply(x_ng).mean(0)).ravel()
-        return mean_g, np.maximum(second_g - mean_g**2, 0) * len(rows) / max(len(rows) - 1, 1)
+        return _mean_and_variance(x_ng)
+
+
+def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    n = x_ng.shape[0]
+    mean_g: np.ndarray = np.asarray(x_ng.mean(0)).ravel()
+    second_g = np.asarray(x_ng.multiply(x_ng).mean(0)).ravel()
+    return mean_g, np.maximum(second_g - mean_g**2, 0) * n / max(n - 1, 1)
 
 
 def fit(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Fit:

@@ -1,11 +1,16 @@
 """A walk up a programme's score, held where cells are: which state would show more of it, and is there such a cell?
 
+It climbs from where it starts. Where that leads to a lower top than climbing from the cell that scores highest does, a
+way to that top is looked for, over the lowest pass between the two; there the score need not rise all the way.
+
 Shapes: n cells, k latent dimensions, t steps.
 """
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,12 +20,13 @@ from torch import Tensor
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.ascent import LENGTH, TOP, Region, ascend, kept_inside
-from scvae_cli.latent.cell_graph import cell_graph, coordinates, nearest
+from scvae_cli.latent.ascent import LENGTH, TOP, Ascent, Region, Score, ascend, kept_inside
+from scvae_cli.latent.cell_graph import CellGraph, cell_graph, coordinates, nearest
 from scvae_cli.latent.embedding import BLOCK_CELLS, posteriors
 from scvae_cli.latent.interpolation import NEIGHBOURS, described
+from scvae_cli.latent.passes import over_the_pass
 from scvae_cli.latent.path_result import ASCENT, Path
-from scvae_cli.latent.paths import at_constant_speed
+from scvae_cli.latent.paths import at_constant_speed, step_lengths
 from scvae_cli.latent.programme import Programme, scorer
 from scvae_cli.latent.steps import OFF_MANIFOLD
 from scvae_cli.latent.way_points import Waypoint, places
@@ -33,6 +39,10 @@ _LONGER_THAN_THE_CELLS = 5.0
 _USUAL = 0.9
 # Walks get equally high when their ends differ by so many standard deviations of the cells' scores, or less.
 _ALIKE = 0.1
+# A top on the border may lie outside by what is lost in rounding, nats.
+_ROUNDING = 1e-3
+# A walk that falls by more than this share of its rise goes over a pass.
+_FALLS = 0.05
 # A top below so large a share of the cells' scores is worth a word: it is not the highest there is.
 _HIGH = 0.99
 
@@ -51,7 +61,8 @@ class AscentOptions:
         The walk stays where it is as dense as around the densest so many of the held-out cells; None: anywhere.
     n_starts
         Where a population's densest place leads no higher than the best cell, so many places of it are tried, the
-        others cells far from there and from each other; of walks that get about as high as any the first is kept.
+        others cells far from there and from each other, and last the top above the best cell; of walks that get about
+        as high as any the first is kept.
     max_length
         Fisher–Rao length after which it ends; None for five times the distance of the cell farthest from its start.
     library, batch_as
@@ -132,6 +143,11 @@ class Optimized:
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
 
+    @property
+    def fall(self) -> float:
+        """By how much the score is below a higher one that it had before, at most."""
+        return float((np.maximum.accumulate(self.score_t) - self.score_t).max())
+
     def warnings(self) -> list[str]:
         """What not to take the walk for."""
         said = []
@@ -148,6 +164,11 @@ class Optimized:
     def advice(self) -> list[str]:
         """What would lead higher."""
         said = []
+        if self.fall > _FALLS * (self.score_t[-1] - self.score_t[0]):
+            said.append(
+                f"the walk goes over a pass: on the way the score falls by up to {self.fall:.3g}; uphill all the way "
+                "(--starts 1) it ends on a lower top"
+            )
         if self.stopped == TOP and self.below < _HIGH:
             said.append(
                 f"the walk ends on a lower top: {1 - self.below:.1%} of the cells score higher ({self.best_cell!r} "
@@ -207,7 +228,12 @@ def optimize(
     cells = posteriors(model, counts)
     mean_nk = cells.mean_nk
     score, cell_score_n = scorer(model, programme, mean_nk, library=options.library, batch_as=options.batch_as)
-    starts_sk = _starts(model, geometry, mean_nk, start, options)
+
+    @functools.cache
+    def graph() -> CellGraph:
+        return cell_graph(geometry, mean_nk, always=start.candidates(), seed=options.seed)
+
+    starts_sk = _starts(model, graph, mean_nk, start, options)
     density = model.density.to(model.device)
     region = None if options.within is None else Region(log_prob=density.log_prob, limit=density.nll_at(options.within))
 
@@ -221,7 +247,13 @@ def optimize(
     ways = [ascend(score, first, region=region, length=length, max_length=farthest)]
     if ways[0].score_t[-1] < cell_score_n.max():
         ways += [ascend(score, each, region=region, length=length, max_length=farthest) for each in others]
-    enough = max(each.score_t[-1] for each in ways) - _ALIKE * cell_score_n.std()
+    alike = _ALIKE * cell_score_n.std()
+    if region is not None and options.n_starts > 1:
+        highest = max(each.score_t[-1] for each in ways)
+        way = _to_the_best(graph, score, cell_score_n, mean_nk, first, region, above=highest + alike)
+        if way is not None and step_lengths(geometry, way.z_tk).sum() <= farthest:
+            ways.append(way)
+    enough = max(each.score_t[-1] for each in ways) - alike
     way = next(each for each in ways if each.score_t[-1] >= enough)
     if len(way.z_tk) < 2:
         raise DataError(
@@ -258,13 +290,14 @@ def optimize(
     )
 
 
-def _starts(model: Model, geometry: Geometry, mean_nk: Tensor, start: Waypoint, options: AscentOptions) -> Tensor:
+def _starts(
+    model: Model, graph: Callable[[], CellGraph], mean_nk: Tensor, start: Waypoint, options: AscentOptions
+) -> Tensor:
     """Where walks start, shape (s, k): at the cell, or at the densest place of a population and far from it."""
     if len(start.cells) == 1:
         return mean_nk[torch.as_tensor(start.cells)]
     density = model.density.to(torch.device("cpu"))
-    graph = cell_graph(geometry, mean_nk, always=start.candidates(), seed=options.seed)
-    starts = [torch.as_tensor(places(graph, density, mean_nk, [start], options.endpoint).ends_pwk[0, 0])]
+    starts = [torch.as_tensor(places(graph(), density, mean_nk, [start], options.endpoint).ends_pwk[0, 0])]
     usual_mk = mean_nk[torch.as_tensor(start.cells)]
     usual_mk = usual_mk[-density.log_prob(usual_mk) <= density.nll_at(options.within or _USUAL)]
     distance_m = (usual_mk - starts[0]).norm(dim=1)
@@ -272,6 +305,37 @@ def _starts(model: Model, geometry: Geometry, mean_nk: Tensor, start: Waypoint, 
         starts.append(usual_mk[distance_m.argmax()])
         distance_m = torch.minimum(distance_m, (usual_mk - starts[-1]).norm(dim=1))
     return torch.stack(starts)
+
+
+def _to_the_best(
+    graph: Callable[[], CellGraph],
+    score: Score,
+    cell_score_n: np.ndarray,
+    mean_nk: Tensor,
+    start_k: Tensor,
+    region: Region,
+    *,
+    above: float,
+) -> Ascent | None:
+    """A way to the top that lies above the best of the region's cells; None if that is no higher, or out of reach."""
+    with torch.no_grad():
+        blocks = torch.split(mean_nk, BLOCK_CELLS)
+        nll_n = torch.cat([-region.log_prob(block_nk.to(start_k)).cpu() for block_nk in blocks])
+        limit = max(region.limit, float(-region.log_prob(start_k[None])))
+    inside = np.flatnonzero(nll_n.numpy() <= region.limit)
+    if not len(inside):
+        return None
+    best_k = mean_nk[int(inside[cell_score_n[inside].argmax()])].to(start_k)
+    top = ascend(score, best_k, region=region, length=lambda *_: 0.0, max_length=math.inf)
+    if top.score_t[-1] <= above:
+        return None
+    end_k = torch.as_tensor(top.z_tk[-1]).to(start_k)
+    z_tk = over_the_pass(graph(), region.log_prob, start_k, end_k, limit=limit + _ROUNDING)
+    if z_tk is None:
+        return None
+    with torch.no_grad():
+        score_t = score(z_tk).double().cpu().numpy()
+    return Ascent(z_tk=z_tk.cpu().numpy(), score_t=score_t, stopped=top.stopped)
 
 
 def _farthest(geometry: Geometry, start_k: Tensor, mean_nk: Tensor) -> float:

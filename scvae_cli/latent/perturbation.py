@@ -22,12 +22,14 @@ from torch import Tensor
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.zinb_draws import draw_zinb
+from scvae_cli.latent.combined import combined
 from scvae_cli.latent.embedding import BLOCK_CELLS, known_batches, posteriors
 from scvae_cli.latent.expected_log import TARGET, mean_log1p
 from scvae_cli.latent.latent_shift import Moves
 from scvae_cli.latent.observed_change import Observed, pearson
-from scvae_cli.latent.perturbation_design import Design
+from scvae_cli.latent.perturbation_design import Design, Term
 from scvae_cli.latent.perturbation_result import Changes, Check, Perturbation, Recipe
+from scvae_cli.latent.pooling import pooled
 from scvae_cli.latent.sampling import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
@@ -54,7 +56,7 @@ class Moved:
     before, after
         As decoded where they lie, and moved.
     plain_g
-        Mean log ratio of the source groups' expression; of real numbers, mean difference.
+        Log ratio of expression, as the groups themselves show it; of real numbers, a difference.
     library_m
         Depth of each cell.
     """
@@ -204,18 +206,26 @@ class Predictor:
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _plain(self, design: Design) -> Tensor:
-        """What the source groups' expression itself says, shape (g,): log ratios, or differences of real numbers."""
-        total_g = np.zeros(len(self.model.genes))
-        for term in design.terms:
-            weights_s = self.moves.weights(design, term.groups)
-            for say, group in zip(weights_s, term.groups, strict=True):
-                after_g, before_g = (
-                    self.observed.proportions(design, group, label) for label in (term.label, design.control)
-                )
-                if self.model.of_counts:
-                    after_g, before_g = np.log(after_g + self._pseudo), np.log(before_g + self._pseudo)
-                total_g += term.weight * say * (after_g - before_g)
-        return torch.as_tensor(total_g)
+        """What the groups' expression itself says, shape (g,): log ratios, or differences of real numbers."""
+        changes = [(self._own if term.groups == (design.group,) else self._of)(design, term) for term in design.terms]
+        if not design.sources:
+            return torch.as_tensor(combined(np.stack(changes)))
+        return torch.as_tensor(
+            sum(term.weight * change_g for term, change_g in zip(design.terms, changes, strict=True))
+        )
+
+    def _of(self, design: Design, term: Term) -> np.ndarray:
+        """A term's change, the mean over the groups that it is learned from, near ones first, shape (g,)."""
+        weights_s = self.moves.weights(design, term.groups)
+        effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo)[0] for group in term.groups]
+        change_g: np.ndarray = weights_s @ np.stack(effects)
+        return change_g
+
+    def _own(self, design: Design, term: Term) -> np.ndarray:
+        """A change that the group itself shows, given what the others show of it, shape (g,)."""
+        groups = design.heard(term)
+        effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]
+        return pooled(*(np.stack(parts) for parts in zip(*effects, strict=True)))
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
         """Mean over cells of what their log-normalised counts average to, shape (g,)."""
@@ -294,7 +304,7 @@ def predict(
         control=design.control,
         treated=design.treated,
         recipe=recipe,
-        sources={term.label: term.groups for term in design.terms if term.weight > 0},
+        sources={term.label: design.heard(term) for term in design.terms if term.weight > 0},
         genes=model.genes,
         changes=Changes(
             change_g=predictor.changes(design, recipe.method, (recipe.plain,))[0],

@@ -28,8 +28,18 @@ CARRIED = 0.75
 SHARES, LEAST_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
-def candidates(method: str, *, unseen: bool) -> tuple[Recipe, ...]:
+def candidates(method: str, *, unseen: bool, own: bool = False) -> tuple[Recipe, ...]:
     """The recipes to choose from.
+
+    Parameters
+    ----------
+    method
+        One of the methods, or "auto" for all.
+    unseen
+        Whether the models that are judged have not seen what they predict.
+    own
+        Whether all that the change is made of is the group's own: there is nothing for a model to carry over to it, and
+        no group by which to judge what it makes of a sum of moves, so the plain change is the prediction.
 
     Raises
     ------
@@ -39,7 +49,8 @@ def candidates(method: str, *, unseen: bool) -> tuple[Recipe, ...]:
     if method != AUTO and method not in METHODS:
         raise ConfigError(f"--method is {method!r}", f"it takes one of: {', '.join((AUTO, *METHODS))}")
     methods = METHODS if method == AUTO else (method,)
-    shares = [share for share in SHARES if unseen or share >= LEAST_IF_SEEN]
+    least = 1 if own else 0 if unseen else LEAST_IF_SEEN
+    shares = [share for share in SHARES if share >= least]
     return tuple(Recipe(method=name, plain=share) for share in shares for name in methods)
 
 

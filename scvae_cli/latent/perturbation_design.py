@@ -5,7 +5,7 @@ from terms, each the change that a label made in some groups: of a single pertur
 a combination, B+C, which the other groups have been under, it is half their change under B+C, half the group's own
 change under B and under C with the interaction (what B+C does beyond the two) of the others: the first is surer, the
 second the group's own. Where the group was not under both parts it is the first alone. A combination that nobody has
-been under is the sum of its parts.
+been under is put together of its parts, each as the group itself shows it, where it does.
 """
 
 from __future__ import annotations
@@ -79,6 +79,11 @@ class Design:
         return bool(self.parts) and self.has(self.group, *self.parts)
 
     @property
+    def own(self) -> bool:
+        """Whether all that adds up to the change is the group's own: of a combination that no other has been under."""
+        return not self.sources and self.own_parts
+
+    @property
     def terms(self) -> tuple[Term, ...]:
         """What adds up to the change."""
         if not self.sources:
@@ -96,6 +101,10 @@ class Design:
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
+
+    def heard(self, term: Term) -> tuple[str, ...]:
+        """Groups that have a say in a term: where it is the group's own change, first it, then the others under it."""
+        return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
     def _groups(self) -> list[str]:
