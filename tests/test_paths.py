@@ -127,7 +127,7 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
     together = walked(curved, ends_pwk, kind)
     single = np.concatenate([walked(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
     np.testing.assert_allclose(together, single, atol=2e-3)
-    monkeypatch.setattr(room, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(room, "_CPU_VALUES", 1)
     np.testing.assert_allclose(walked(curved, ends_pwk, kind), single, atol=2e-3)
 
 
