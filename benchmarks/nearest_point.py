@@ -1,9 +1,10 @@
-"""How near a way through expression space comes to given states, and the straight line in PCA it is compared with."""
+"""How near a way through expression space comes to given states, and the straight lines it is compared with."""
 
 from __future__ import annotations
 
 import anndata
 import numpy as np
+import scipy.sparse as sp
 
 
 def log_normalised(mean_tg: np.ndarray) -> np.ndarray:
@@ -44,3 +45,10 @@ def pca_line(
     centre_g = np.asarray(cells.X.mean(0)).ravel()
     a, b = (cells.obsm["X_pca"][mask].mean(0) for mask in (start, end))
     return centre_g + (a + np.linspace(0, 1, steps)[:, None] * (b - a)) @ cells.varm["PCs"].T
+
+
+def means_line(adata: anndata.AnnData, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """The straight line between two populations' mean proportions, log-normalised afterwards."""
+    proportion = sp.diags(1 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
+    a, b = (np.asarray(proportion[mask].mean(0)).ravel() for mask in (start, end))
+    return log_normalised(a + np.linspace(0, 1, 50)[:, None] * (b - a))

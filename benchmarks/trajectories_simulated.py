@@ -8,7 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import scipy.sparse as sp
-from nearest_point import log_normalised, pca_line, to_polyline
+from nearest_point import log_normalised, means_line, pca_line, to_polyline
 from scipy.stats import spearmanr
 
 import scvae_cli as scvae
@@ -67,13 +67,6 @@ def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float)
     rho_gs = np.asarray(adata.varm[f"true_rho_branch_{branch}"])
     times = np.linspace(start, end, POINTS)
     return log_normalised(np.stack([np.interp(times, grid, rho_s) for rho_s in rho_gs], axis=1))
-
-
-def means_line(adata: anndata.AnnData, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The straight line between two populations' mean proportions, log-normalised afterwards."""
-    proportion = sp.diags(1 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
-    a, b = (np.asarray(proportion[mask].mean(0)).ravel() for mask in (start, end))
-    return log_normalised(a + np.linspace(0, 1, 50)[:, None] * (b - a))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

@@ -104,8 +104,14 @@ def log(x: Any) -> Any:
 
 
 @compiled(inline=True)
-def log1p(x: Any, per_1x: Any) -> Any:
-    """log(1 + x) of a number that is not negative, exact near zero too, given 1 / (1 + x)."""
+def log1p(x: Any) -> Any:
+    """log(1 + x) of a number that is not negative, exact near zero too."""
+    return log1p_given(x, _ONE / (_ONE + x))
+
+
+@compiled(inline=True)
+def log1p_given(x: Any, per_1x: Any) -> Any:
+    """The same where 1 / (1 + x) is at hand."""
     u = _ONE + x
     # What rounding 1 + x lost.
     return _log(u, (x - (u - _ONE)) * per_1x)

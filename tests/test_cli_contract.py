@@ -249,6 +249,16 @@ def test_help_imports_nothing_heavy(name):
     assert "Usage" in done.stdout
 
 
+def test_what_only_encodes_and_decodes_starts_no_compiler(copied):
+    script = (
+        "import json, sys\nfrom scvae_cli.cli.app import run\ncodes = [run(a) for a in json.loads(sys.argv[1])]\n"
+        "print(codes, [m for m in ('numba', 'torch._dynamo', 'scipy.optimize') if m in sys.modules])"
+    )
+    asked = [commands(copied)[name] for name in ("embed", "denoise", "interpolate", "pseudotime")]
+    done = run_elsewhere(script, json.dumps([[str(word) for word in words] for words in asked]))
+    assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] []", done.stdout + done.stderr
+
+
 def test_module_runs_as_a_command():
     done = run_elsewhere(
         "import runpy, sys; sys.argv[0] = 'scvae'; runpy.run_module('scvae_cli', run_name='__main__')", "--version"

@@ -12,11 +12,6 @@ from scvae_cli.vector_math import compiled
 
 
 @compiled()
-def log1p(x):
-    return vector_math.log1p(x, np.float32(1) / (np.float32(1) + x))
-
-
-@compiled()
 def over(function, values, results):
     for i in range(len(values)):
         results[i] = function(values[i])
@@ -27,7 +22,7 @@ def over(function, values, results):
     [
         (vector_math.exp, np.exp, np.linspace(-86, 87, 100_001)),
         (vector_math.log, np.log, np.exp(np.linspace(-80, 80, 100_001))),
-        (log1p, np.log1p, np.exp(np.linspace(-60, 60, 100_001))),
+        (vector_math.log1p, np.log1p, np.exp(np.linspace(-60, 60, 100_001))),
     ],
 )
 def test_functions_are_within_two_units_in_the_last_place(ours, reference, values):

@@ -47,10 +47,11 @@ def test_taken_and_in_order(table, matrix):
     np.testing.assert_array_equal(np.concatenate(blocks), matrix[10:290].toarray())
 
 
-def test_encoder_input_is_the_logarithm_at_one_depth(table):
+@pytest.mark.parametrize("fused", [False, True])
+def test_encoder_input_is_the_logarithm_at_one_depth(table, fused):
     cells = table.take(np.arange(40))
     expected = np.log1p(cells.x_ng.double().numpy() * (1000 / cells.library_n.double().numpy())[:, None])
-    np.testing.assert_allclose(log1p_at_depth(cells, torch.tensor(1000.0)).numpy(), expected, rtol=1e-6)
+    np.testing.assert_allclose(log1p_at_depth(cells, torch.tensor(1000.0), fused=fused).numpy(), expected, rtol=1e-6)
 
 
 def test_a_cell_without_counts_has_none(matrix):

@@ -12,6 +12,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from handmade import FlatGeometry, clusters, density_of, flat, graph_of, points, ring, wild_vae
+from scipy.interpolate import BSpline
 from scipy.sparse.csgraph import dijkstra
 from scipy.spatial.distance import cdist
 
@@ -126,7 +127,7 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
     together = walked(curved, ends_pwk, kind)
     single = np.concatenate([walked(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
     np.testing.assert_allclose(together, single, atol=2e-3)
-    monkeypatch.setattr(room, "_BLOCK_VALUES", 1)
+    monkeypatch.setattr(room, "_CPU_VALUES", 1)
     np.testing.assert_allclose(walked(curved, ends_pwk, kind), single, atol=2e-3)
 
 
@@ -269,3 +270,11 @@ def test_a_density_without_spread_is_no_obstacle():
     same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))
     (solved,) = geodesics(flat(), same, [x_nk[[0, 1]]])
     assert np.isfinite(solved).all()
+
+
+@pytest.mark.parametrize("n_points", [2, 10, 24, 96])
+def test_splines_are_those_of_scipy(n_points):
+    c = room._CONTROLS
+    knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
+    expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
+    np.testing.assert_allclose(room._basis(n_points).numpy(), expected_tc, atol=1e-7)

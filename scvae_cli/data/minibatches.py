@@ -76,9 +76,13 @@ class Minibatch:
     @property
     def x_ng(self) -> Tensor:
         """The counts, dense, float32, shape (n, g)."""
+        return self.dense(self.nonzeros.value)
+
+    def dense(self, value_m: Tensor) -> Tensor:
+        """Values that stand where the nonzero counts do, dense, shape (n, g)."""
         flat = self.nonzeros.cell * self.n_genes + self.nonzeros.gene
-        zero = torch.zeros(self.n_cells * self.n_genes, device=flat.device)
-        return zero.index_copy_(0, flat, self.nonzeros.value).view(self.n_cells, self.n_genes)
+        zero = torch.zeros(self.n_cells * self.n_genes, dtype=value_m.dtype, device=flat.device)
+        return zero.index_copy_(0, flat, value_m).view(self.n_cells, self.n_genes)
 
 
 class CellTable:

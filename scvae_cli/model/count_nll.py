@@ -17,14 +17,16 @@ On a CPU, in float32, that pass is `fused_nll.py`'s. Anywhere else it is `dense_
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.fused_nll import Gradients, fused_nll, fused_nll_and_gradients
+
+if TYPE_CHECKING:
+    from scvae_cli.model.fused_nll import Gradients
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
@@ -74,6 +76,9 @@ def _evaluate(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
+        # Here, not above: compiled code takes time to import, and walks need no likelihood.
+        from scvae_cli.model.fused_nll import fused_nll, fused_nll_and_gradients
+
         of = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
         return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)
     return dense_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.x_ng, with_gradient=with_gradient)

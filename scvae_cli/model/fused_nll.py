@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
 from scvae_cli.model.stirling import stirling, stirling_slope
-from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p, sum_of_logs, total, use_threads
+from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p_given, sum_of_logs, total, use_threads
 
 # Counts up to this one take their lgΓ terms from a table over (count, gene).
 TABLE_COUNTS = 16
@@ -162,7 +162,7 @@ def _rows(
             for g in range(n_genes):
                 per_1r[g] = _ONE / (_ONE + mu[g] * inverse_theta[g])
             for g in range(n_genes):
-                log1p_r[g] = log1p(mu[g] * inverse_theta[g], per_1r[g])
+                log1p_r[g] = log1p_given(mu[g] * inverse_theta[g], per_1r[g])
             nll = float64(dot(theta, log1p_r))
         if kind == _ZINB:
             # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) and the logarithm of a ratio; of all genes' ratios'

@@ -18,7 +18,6 @@ from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.model.count_nll import mean_nll, nll_n
 from scvae_cli.model.encoder_input import log1p_at_depth
-from scvae_cli.model.fused_hidden import normalised_hidden
 from scvae_cli.model.isometric import isometric, slope
 from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
 from scvae_cli.model.normal import NormalHead, NormalOutput
@@ -54,6 +53,9 @@ class NormalisedHidden(nn.Module):
     def forward(self, a_nh: Tensor) -> Tensor:
         """Hidden units from their linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
+            # Compiled code takes half a second to start, which is nothing to a training and much to one question.
+            from scvae_cli.model.fused_hidden import normalised_hidden
+
             return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
         return nn.functional.dropout(torch.relu(self.norm(a_nh)), self.dropout, self.training)
 
@@ -84,7 +86,7 @@ class Encoder(nn.Module):
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
         """What goes into the network, shape (n, g)."""
-        return log1p_at_depth(cells, reference_library)
+        return log1p_at_depth(cells, reference_library, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
         """What a gene is given in data that lacks it, shape (g,); None for zero."""
