@@ -138,6 +138,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
         "n_cells": len(final.iwae),
         "mean_elbo": float(final.elbo.mean()),
         "mean_iwae": float(final.iwae.mean()),
+        "mean_iwae_density": float(final.iwae_density.mean()),
         "target": args.target,
         "reached": None if reached is None else scored[reached.number],
         "scored_epochs": [scored[number] for number in sorted(scored)],

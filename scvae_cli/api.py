@@ -346,8 +346,9 @@ def score(
 ) -> scoring.Scores | None:
     """How likely each cell is, in nats, and whether it is unlike the model's own cells.
 
-    `obs["scvae_elbo"]`, its parts `obs["scvae_reconstruction"]` and `obs["scvae_kl"]`, the tighter `obs["scvae_iwae"]`;
-    and `obs["scvae_anomaly_score"]`, `obs["scvae_anomaly_p"]`, `obs["scvae_anomaly_p_adjusted"]`.
+    `obs["scvae_elbo"]`, its parts `obs["scvae_reconstruction"]` and `obs["scvae_kl"]`, the tighter `obs["scvae_iwae"]`,
+    `obs["scvae_iwae_density"]` (with the density of where cells are in place of the prior); and
+    `obs["scvae_anomaly_score"]`, `obs["scvae_anomaly_p"]`, `obs["scvae_anomaly_p_adjusted"]`.
 
     Parameters
     ----------

@@ -67,7 +67,8 @@ KEYS = {
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
     "beyond_step stopped off_manifold groups_passed n_cells n_cells_on_path missing_genes genes path_out plot slots",
     "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
-    "score": "output n_cells mean_elbo mean_iwae mean_reconstruction mean_kl anomalies fdr heldout_below_05 n_heldout "
+    "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
+    "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
     "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre shift agreeing "
     "null_share n_tested n_genes called up down genes missing_genes table plot slots",

@@ -88,8 +88,31 @@ def test_parts_of_the_elbo_equal_their_definitions():
 def test_bounds_do_not_depend_on_the_simulated_cells(scored):
     adata, model, scores = scored
     again = scvae.score(adata, model, **FEW, n_simulated=100)
-    for name in ("elbo", "iwae", "reconstruction", "kl"):
+    for name in ("elbo", "iwae", "iwae_density", "reconstruction", "kl"):
         np.testing.assert_array_equal(getattr(again, name), getattr(scores, name))
+
+
+def test_importance_bounds_equal_log_p_by_quadrature():
+    """Under the prior and under the density, in one latent dimension."""
+    adata = tree(n_cells=300)
+    model = scvae.train(adata, **TINY | {"n_latent": 1}, genes="all")
+    some = adata[:8]
+    x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
+    z_m = torch.linspace(-7, 7, 2801)
+    with torch.no_grad():
+        output = model.vae.decode(z_m[:, None], None)
+        log_weight_m = {
+            "iwae": torch.distributions.Normal(0.0, 1.0).log_prob(z_m),
+            "iwae_density": model.density.log_prob(z_m[:, None]),
+        }
+    share_mg = torch.log_softmax(output.logits_ng.double(), 1)
+    of_model = (output.log_theta_g.double(), output.zero_logit_ng.double())
+    log_p_nm = torch.stack([zinb_log_prob(x_g, share_mg + x_g.sum().log(), *of_model).sum(1) for x_g in x_ng])
+    scores = scvae.score(some, model, n_samples=4_000, inplace=False, n_simulated=100)
+    for name, weight_m in log_weight_m.items():
+        expected = torch.logsumexp(log_p_nm + weight_m, 1) + (z_m[1] - z_m[0]).log()
+        np.testing.assert_allclose(getattr(scores, name), expected.detach().numpy(), atol=0.05, err_msg=name)
+    assert abs(scores.iwae - scores.iwae_density).max() > 0.1
 
 
 # --- simulated cells --------------------------------------------------------------------------------------------------

@@ -216,7 +216,9 @@ def _checks(result: Perturbation) -> list[str]:
 
 
 def _warn(console: Console, result: Perturbation) -> None:
-    if result.carried is not None and result.recipe.plain == 1 and result.carried < 1:
+    from scvae_cli.latent.perturbation_check import CARRIED
+
+    if result.carried is not None and result.carried < CARRIED:
         console.warn(
             f"the model does not carry the change over to {result.group} (its agreement with the plain mean change is "
             f"{max(result.carried, 0):.2f} of that in the other groups), so the prediction is that change, in logs"

@@ -30,8 +30,9 @@ def score(
 ) -> None:
     """Write how likely each cell is, and whether it is unlike what the model would make.
 
-    In nats: obs["scvae_elbo"], its parts obs["scvae_reconstruction"] and obs["scvae_kl"], and the tighter
-    obs["scvae_iwae"]. obs["scvae_anomaly_p"] is the share of cells simulated from the model that are explained as badly
+    In nats: obs["scvae_elbo"], its parts obs["scvae_reconstruction"] and obs["scvae_kl"], the tighter
+    obs["scvae_iwae"], and obs["scvae_iwae_density"], with cells where training cells are instead of where the prior has
+    them. obs["scvae_anomaly_p"] is the share of cells simulated from the model that are explained as badly
     or worse at that depth, batch and place; obs["scvae_anomaly_p_adjusted"] bounds the false discovery rate.
     """
     from scvae_cli.data.slots import SlotNames
@@ -68,6 +69,7 @@ def score(
         "n_cells": len(result.elbo),
         "mean_elbo": float(result.elbo.mean()),
         "mean_iwae": float(result.iwae.mean()),
+        "mean_iwae_density": float(result.iwae_density.mean()),
         "mean_reconstruction": float(result.reconstruction.mean()),
         "mean_kl": float(result.kl.mean()),
         "anomalies": int(result.anomalies(fdr).sum()),
@@ -87,8 +89,8 @@ def score(
 def _text(values: dict[str, Any]) -> str:
     lines = [
         f"mean ELBO {values['mean_elbo']:.2f} (reconstruction {values['mean_reconstruction']:.2f}, KL "
-        f"{values['mean_kl']:.2f}), importance bound {values['mean_iwae']:.2f} nats a cell over {values['n_cells']:,}"
-        " cells",
+        f"{values['mean_kl']:.2f}), importance bound {values['mean_iwae']:.2f}, with places drawn from where cells are "
+        f"{values['mean_iwae_density']:.2f} nats a cell over {values['n_cells']:,} cells",
         f"anomalies: {values['anomalies']:,} cells at a false discovery rate of {values['fdr']:g}, beside "
         f"{values['simulated']:,} simulated cells",
     ]

@@ -120,6 +120,11 @@ class SlotNames:
         return f"{self.key_added}_iwae"
 
     @property
+    def iwae_density(self) -> str:
+        """`obs`: the same with the density of where cells are in place of the prior, nats."""
+        return f"{self.key_added}_iwae_density"
+
+    @property
     def reconstruction(self) -> str:
         """`obs`: expected log-likelihood E_q[log p(x|z)], nats."""
         return f"{self.key_added}_reconstruction"
@@ -233,7 +238,7 @@ class SlotNames:
                 f"obsm/{self.end_weights(path)}",
             ],
             "score": [
-                *(f"obs/{key}" for key in (self.elbo, self.iwae, self.reconstruction, self.kl)),
+                *(f"obs/{key}" for key in (self.elbo, self.iwae, self.iwae_density, self.reconstruction, self.kl)),
                 *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
             ],
             "sweep": [f"uns/{self.sweep(path)}"],

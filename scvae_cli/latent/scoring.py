@@ -41,6 +41,9 @@ class Scores:
         Evidence lower bound: the expected log-likelihood over the samples minus the exact KL; shape (n,).
     iwae
         Importance-weighted bound (Burda et al. 2016), which is tighter; shape (n,).
+    iwae_density
+        The same bound where cells lie as the model's density has it, not as the prior does: log p(x) of cells drawn as
+        `sample` draws them; shape (n,).
     reconstruction
         E_q[log p(x|z)] over the samples; shape (n,).
     kl
@@ -61,6 +64,7 @@ class Scores:
 
     elbo: np.ndarray
     iwae: np.ndarray
+    iwae_density: np.ndarray
     reconstruction: np.ndarray
     kl: np.ndarray
     anomaly_score: np.ndarray
@@ -88,6 +92,7 @@ class Scores:
         columns = {
             names.elbo: self.elbo,
             names.iwae: self.iwae,
+            names.iwae_density: self.iwae_density,
             names.reconstruction: self.reconstruction,
             names.kl: self.kl,
             names.anomaly_score: self.anomaly_score,
@@ -103,7 +108,7 @@ def score(
 ) -> Scores:
     """Score cells.
 
-    log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
+    log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S, with p(z) the prior or the density.
 
     How badly a cell fits is told by E_q[log p(x|z)] + log density(E_q[z]): how well the decoder explains its counts,
     and how usual its place is. `scvae_cli.latent.anomalies` compares that with simulated cells.
@@ -132,10 +137,11 @@ def score(
     simulated = _simulated_fit(model, table, n_simulated, n_fit, seed)
     calibration = Calibration(simulated, len(model.batches))
     noise = torch.Generator().manual_seed(seed)
-    parts = {name: np.empty(table.n_cells) for name in ("elbo", "iwae", "reconstruction", "kl", "anomaly_score")}
+    bounds_and_parts = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
+    parts = {name: np.empty(table.n_cells) for name in (*bounds_and_parts, "anomaly_score")}
     for rows, cells in table.in_order(_BLOCK_CELLS):
         judged = _judge(model, cells, n_samples, n_fit, noise)
-        for name in ("elbo", "iwae", "reconstruction", "kl"):
+        for name in bounds_and_parts:
             parts[name][rows] = getattr(judged, name)
         fit = CellFit(judged.fit, table.library_n[rows], judged.mean_nk, None if batch_n is None else batch_n[rows])
         parts["anomaly_score"][rows] = calibration.score(fit)
@@ -181,6 +187,7 @@ class _Judged(NamedTuple):
 
     elbo: np.ndarray
     iwae: np.ndarray
+    iwae_density: np.ndarray
     reconstruction: np.ndarray
     kl: np.ndarray
     fit: np.ndarray
@@ -189,9 +196,10 @@ class _Judged(NamedTuple):
 
 def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: torch.Generator) -> _Judged:
     posterior: Posterior = model.vae.encode(cells)
-    log_weight_ns = torch.empty(cells.n_cells, n_samples, dtype=torch.float64)
+    log_weight_ns, density_ratio_ns = torch.empty(2, cells.n_cells, n_samples, dtype=torch.float64)
+    density = model.density.to(model.device)
     log_likelihood_n = torch.zeros(cells.n_cells, dtype=torch.float64)
-    fit_n = model.density.to(model.device).log_prob(posterior.mean_nk).double().cpu()
+    fit_n = density.log_prob(posterior.mean_nk).double().cpu()
     for s in range(n_samples):
         noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
         z_nk = posterior.sample(noise_nk)
@@ -199,18 +207,27 @@ def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: to
         # log p(z) − log q(z|x); the constants of the two Gaussians cancel.
         ratio_nk = 0.5 * (noise_nk.square() + posterior.var_nk.log() - z_nk.square())
         log_weight_ns[:, s] = log_p_n + ratio_nk.double().sum(1).cpu()
+        log_prior_n = -0.5 * (z_nk.double().square() + math.log(2 * math.pi)).sum(1)
+        density_ratio_ns[:, s] = (density.log_prob(z_nk).double() - log_prior_n).cpu()
         log_likelihood_n += log_p_n / n_samples
         if s < n_fit:
             fit_n += log_p_n / n_fit
     kl_n = posterior.kl_nk().double().sum(1).cpu()
     return _Judged(
         elbo=(log_likelihood_n - kl_n).numpy(),
-        iwae=(torch.logsumexp(log_weight_ns, dim=1) - math.log(n_samples)).numpy(),
+        iwae=_log_mean(log_weight_ns),
+        iwae_density=_log_mean(log_weight_ns + density_ratio_ns),
         reconstruction=log_likelihood_n.numpy(),
         kl=kl_n.numpy(),
         fit=fit_n.numpy(),
         mean_nk=posterior.mean_nk.cpu().numpy(),
     )
+
+
+def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
+    """Log of the mean over the samples of weights given by their logs, shape (n,)."""
+    result: np.ndarray = torch.logsumexp(log_weight_ns, dim=1).numpy() - math.log(log_weight_ns.shape[1])
+    return result
 
 
 def _simulated_fit(model: Model, table: CellTable, n_simulated: int, n_fit: int, seed: int) -> CellFit:
