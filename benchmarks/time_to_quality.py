@@ -140,7 +140,7 @@ def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.N
     cells = np.load(scores)
     kept = ("process_s", "epochs", "best_epoch", "active_units", "target", "reached", "scored_epochs", "epoch_seconds")
     return {
-        **{name: told[name] for name in kept},
+        **{name: told[name] for name in (*kept, "mean_iwae_density")},
         "training_s": told["seconds"],
         "other_cores": timed.other_cores,
         "seen_genes": told["n_genes"],

@@ -29,8 +29,8 @@ the importance bound on log p(x) with {samples} posterior samples. "Better scVI"
 stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data set and
 seed. "scvae gets there" is the time from the start of scvae's process until its bound is at least that scVI's;
 "faster" is scVI's time divided by it. Times are wall times of the whole training process. "Gain" is scvae's finished
-model minus the better scVI, both with cells where the prior N(0, I) has them. "Density" is the gain when scvae's cells lie
-where its model's own density of the training cells has them, as `scvae sample` draws them; scVI fits no such density.
+model minus the better scVI, both with cells where the prior N(0, I) has them. "Density" is the gain when scvae's cells
+lie where its model's own density of the training cells has them, as `scvae sample` draws them; scVI fits no density.
 """
 
 
@@ -55,8 +55,8 @@ class Comparison:
 
     @property
     def density_percent(self) -> float:
-        """The same of the bound with cells where scvae's density has them."""
-        return 100 * (1 - self.ours["mean_iwae_density"] / self.theirs["mean_iwae"])
+        """The same of the bound with cells where scvae's density has them; NaN for a run that did not note it."""
+        return 100 * (1 - self.ours.get("mean_iwae_density", math.nan) / self.theirs["mean_iwae"])
 
 
 def render(runs: list[Run]) -> str:
