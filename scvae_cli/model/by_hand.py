@@ -65,13 +65,13 @@ class ElboGradients:
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, nats.
     of
-        The gradient of nll + kl_weight · kl at every parameter; in bfloat16 where the head's products are.
+        The gradient of nll + kl_weight · kl at every parameter; in bfloat16 where that is the precision.
     """
 
     @torch.no_grad()
     def __init__(self, vae: VAE, cells: Minibatch, noise_nk: Tensor, kl_weight: float, compute: Compute) -> None:
         self.of: dict[Tensor, Tensor] = {}
-        self._compute = compute
+        self._compute, self._narrow = compute, compute.precision == "bf16"
         encoder, decoder = vae.encoder, vae.decoder
         h_nh, encoder_layers = self._through(
             encoder.hidden.pairs(), encoder.seen(cells, vae.reference_library), of_genes=True
@@ -124,13 +124,13 @@ class ElboGradients:
             linear, norm, x_ni, made = layers[place]
             weight_h, last = norm.norm.weight, of_genes and place == 0
             d_a_nh, self.of[weight_h], self.of[norm.norm.bias] = hidden_gradients(d_nh, made, weight_h, norm.dropout)
-            with self._products(of_genes=last):
-                self._of_linear(linear, x_ni, d_a_nh)
+            self._of_linear(linear, x_ni, d_a_nh, of_genes=last)
             d_nh = d_a_nh if last else d_a_nh @ linear.weight
         return d_a_nh, d_nh
 
-    def _of_linear(self, linear: nn.Linear, x_ni: Tensor, d_nh: Tensor) -> None:
-        self.of[linear.weight] = d_nh.T @ x_ni
+    def _of_linear(self, linear: nn.Linear, x_ni: Tensor, d_nh: Tensor, *, of_genes: bool = False) -> None:
+        dtype = torch.bfloat16 if of_genes and self._narrow else torch.float32
+        self.of[linear.weight] = d_nh.to(dtype).T @ x_ni.to(dtype)
         self.of[linear.bias] = d_nh.sum(0)
 
     def _head(self, head: CountHead | NormalHead, h_nh: Tensor, batches: Batches | None, cells: Minibatch) -> Tensor:
@@ -147,7 +147,7 @@ class ElboGradients:
                 head.log_theta_g,
                 cells.library_n,
                 cells.nonzeros,
-                narrow=self._compute.precision == "bf16",
+                narrow=self._narrow,
             )
             if batches is not None:
                 self.of[batches.effect.gene_bg] = batches.indicator_nb.T @ d_raw_ng[:, :n_genes].float()

@@ -66,11 +66,9 @@ def fused_nll_and_gradients(
     narrow
         Whether those in the raw outputs are rounded to bfloat16, for matrix products that would do so anyway.
     """
-    # Numba knows no bfloat16: it writes their bits.
-    d_raw = np.empty(raw_ng.shape, np.uint16 if narrow else float32)
-    nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw)
-    d_raw_ng = torch.from_numpy(d_raw)
-    return nll_n, (d_raw_ng.view(torch.bfloat16) if narrow else d_raw_ng, d_bias_g, d_log_theta_g)
+    d_raw_ng = torch.empty(raw_ng.shape, dtype=torch.bfloat16 if narrow else torch.float32)
+    nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw_ng)
+    return nll_n, (d_raw_ng, d_bias_g, d_log_theta_g)
 
 
 def _evaluate(
@@ -79,7 +77,7 @@ def _evaluate(
     log_theta_g: Tensor | None,
     library_n: Tensor,
     nonzeros: Nonzeros,
-    d_raw_ng: np.ndarray | None,
+    d_raw_ng: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The NLL of each cell, and of its mean the gradients in bias and log θ; those in raw outputs go where they may."""
     n_cells, n_outputs = raw_ng.shape
@@ -92,11 +90,11 @@ def _evaluate(
     n_parts = use_threads()
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
     row_start, gene, value = (t.numpy() for t in (nonzeros.row_start, nonzeros.gene, nonzeros.value))
-    # Without gradients nothing is written there.
-    d_raw = np.empty((n_cells, 0), float32) if d_raw_ng is None else d_raw_ng
+    # Numba knows no bfloat16, and compiles anew for every type: to it gradients of either precision are half words.
+    halves = np.empty((n_cells, 0), np.uint16) if d_raw_ng is None else d_raw_ng.view(torch.uint16).numpy()
     _all_rows(
         n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, library_n.numpy(), row_start, gene, value,
-        nll_n, d_raw, d_bias, d_log_theta,
+        nll_n, halves, d_bias, d_log_theta,
     )  # fmt: skip
     d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
     return torch.from_numpy(nll_n), torch.from_numpy(d_bias.sum(0)), d_theta_g
@@ -128,7 +126,7 @@ def _rows(
 ) -> None:  # fmt: skip
     """The cells from `first` to before `last`; `d_bias_g` and `d_log_theta_g` are added to."""
     n_genes, last_row = len(log_theta_g), int32(len(table) - 1)
-    weight = float32(1.0 / len(raw_ng))
+    weight, narrow = float32(1.0 / len(raw_ng)), d_raw_ng.shape[1] == raw_ng.shape[1]
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
     d_bias, d_zero_bias = d_bias_g[:n_genes], d_bias_g[n_genes:]
     theta, inverse_theta = np.ones(n_genes, float32), np.ones(n_genes, float32)
@@ -218,27 +216,33 @@ def _rows(
                         g = gene[j]
                         d_log_theta_g[g] -= theta[g] * _slope_beyond(value[j], theta[g]) * weight
         total_share = float32(total(d_eta) / library_n[i])
-        d_raw, d_zero_raw = d_raw_ng[i, :n_genes], d_raw_ng[i, n_genes:]
         for g in range(n_genes):
             d_eta[g] = (mu[g] * total_share - d_eta[g]) * weight
             d_bias[g] += d_eta[g]
-        _store(d_eta, d_raw)
         if kind == _ZINB:
             for g in range(n_genes):
                 kept[g] = (from_nb[g] - kept[g]) * weight
                 d_zero_bias[g] += kept[g]
-            _store(kept, d_zero_raw)
+        _store(d_eta, kept, d_raw_ng[i], narrow)
 
 
 @compiled()
-def _store(values: Any, row: Any) -> None:
-    """Write a row of numbers, or the bits of their bfloat16."""
-    if row.itemsize == 2:
-        for i in range(len(values)):
+def _store(values: Any, others: Any, row: Any, narrow: bool) -> None:
+    """Write numbers and, behind them, as many others as there is room for into half words, as bfloat16 or float32."""
+    n = len(values)
+    if narrow:
+        for i in range(n):
             row[i] = _bfloat16(values[i])
+        rest = row[n:]
+        for i in range(len(rest)):
+            rest[i] = _bfloat16(others[i])
     else:
-        for i in range(len(values)):
-            row[i] = values[i]
+        words = row.view(float32)
+        for i in range(n):
+            words[i] = values[i]
+        rest_words = words[n:]
+        for i in range(len(rest_words)):
+            rest_words[i] = others[i]
 
 
 @compiled(inline=True)
