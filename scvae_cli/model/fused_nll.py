@@ -109,8 +109,7 @@ def _all_rows(
     n_cells, n_genes = len(raw_ng), len(log_theta_g)
     last_row = min(TABLE_COUNTS, int(largest(value_m)))
     table, slopes = np.zeros((last_row + 1, n_genes), float32), np.zeros((last_row + 1, n_genes), float32)
-    for p in numba.prange(n_parts):
-        _fill_tables(p * n_genes // n_parts, (p + 1) * n_genes // n_parts, kind, log_theta_g, table, slopes)
+    _fill_tables(kind, log_theta_g, table, slopes)
     for p in numba.prange(n_parts):
         _rows(
             p * n_cells // n_parts, (p + 1) * n_cells // n_parts, kind, with_gradient, raw_ng, bias_g, log_theta_g,
@@ -264,22 +263,22 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 
 
 @compiled()
-def _fill_tables(first: int, last: int, kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
-    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g), for some genes."""
-    n = last - first
-    theta, sums, slope_sums = np.ones(n, float32), np.zeros(n, float32), np.zeros(n, float32)
+def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
+    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g)."""
+    n_genes = len(log_theta_g)
+    theta, sums, slope_sums = np.ones(n_genes, float32), np.zeros(n_genes, float32), np.zeros(n_genes, float32)
     if kind != _POISSON:
-        for g in range(n):
-            theta[g] = exp(log_theta_g[first + g])
+        for g in range(n_genes):
+            theta[g] = exp(log_theta_g[g])
     for j in range(len(table) - 1):
-        for g in range(n):
+        for g in range(n_genes):
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
         # Number by number: assigning to a slice takes numba seconds to compile.
-        for g in range(n):
-            table[j + 1, first + g] = sums[g]
-            slopes[j + 1, first + g] = slope_sums[g]
+        for g in range(n_genes):
+            table[j + 1, g] = sums[g]
+            slopes[j + 1, g] = slope_sums[g]
 
 
 @compiled()
