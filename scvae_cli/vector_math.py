@@ -10,27 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import llvmlite.binding as llvm  # type: ignore[import-untyped]  # no stubs
 import numba
 import numpy as np
 import torch
 from numpy import float32, int32, uint32
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def _use_wide_registers() -> None:
-    """Have numba use registers of 512 bits where they cost nothing.
-
-    Left to itself the compiler halves them, for processors that lowered their clock for them. Those with VBMI2 (Intel's
-    since Ice Lake, AMD's since Zen 4) don't. It takes effect if nothing has been compiled before.
-    """
-    features = llvm.get_host_cpu_features()
-    if numba.config.CPU_FEATURES is None and features.get("avx512vbmi2"):  # type: ignore[attr-defined]  # set at run time
-        numba.config.CPU_FEATURES = f"{features.flatten()},-prefer-256-bit"  # type: ignore[attr-defined]  # as above
-
-
-_use_wide_registers()
 
 
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
