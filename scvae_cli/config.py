@@ -147,7 +147,7 @@ class TrainConfig:
     learning_rate
         Peak rate of AdamW, reached at the end of its warm-up; None chooses by the batch size.
     weight_decay
-        Decoupled weight decay of the weight matrices.
+        Decoupled weight decay of the weight matrices; None chooses by the number of cells and of genes.
     validation_fraction
         Share of the cells held out to decide when to stop and which weights to keep.
     patience
@@ -161,7 +161,7 @@ class TrainConfig:
     max_epochs: int | None = None
     batch_size: int | None = None
     learning_rate: float | None = None
-    weight_decay: float = 0.1
+    weight_decay: float | None = None
     validation_fraction: float = 0.1
     patience: int | None = None
     seed: int = 0
@@ -171,7 +171,8 @@ class TrainConfig:
             _require_finite(name, getattr(self, name), "a number, 0 or more", above_zero=False)
         if self.learning_rate is not None:
             _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
-        _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)
+        if self.weight_decay is not None:
+            _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)
         for name in ("max_epochs", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "a whole number, 1 or more")

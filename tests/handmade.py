@@ -86,7 +86,9 @@ def plain_mean(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
                 h_nh = h_nh + decoder.batch.hidden_bh[b]
             centred_nh = h_nh - h_nh.mean(-1, keepdim=True)
             variance_n = centred_nh.square().mean(-1, keepdim=True)
-            h_nh = torch.relu(centred_nh / (variance_n + norm.norm.eps).sqrt() * norm.norm.weight + norm.norm.bias)
+            u_nh = centred_nh / (variance_n + norm.norm.eps).sqrt() * norm.norm.weight + norm.norm.bias
+            h_nh = u_nh / (1 + (-u_nh).exp())
+        h_nh = torch.cat([h_nh, z_nk], dim=-1)
         logits_ng = h_nh @ decoder.head.outputs.weight[:g].T + decoder.head.outputs.bias[:g]
         if vae.batches:
             logits_ng = logits_ng + decoder.batch.gene_bg[b]

@@ -120,7 +120,8 @@ def test_a_rotated_model_has_the_same_canonical_axes(trained, tmp_path, seed):
         posterior = turned.vae.encoder.posterior
         posterior.weight[:4] = turned_kk @ plain.vae.encoder.posterior.weight[:4]
         posterior.bias[:4] = turned_kk @ plain.vae.encoder.posterior.bias[:4]
-        turned.vae.decoder.first.weight.copy_(plain.vae.decoder.first.weight @ turned_kk.T)
+        for weight in (turned.vae.decoder.first.weight, turned.vae.decoder.head.outputs.weight[:, -4:]):
+            weight.copy_(weight @ turned_kk.T)
     found = []
     for model in (plain, turned):
         session = Session.open(data, model, device="cpu")

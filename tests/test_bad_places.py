@@ -55,7 +55,7 @@ MODELS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "other facts": ("config.json is not the file that was saved", config(facts={})),
     "no hashes": ("is not the file that was saved", config(sha256={})),
     "hashes of another kind": ("config.json is incomplete", config(sha256=["abc"])),
-    "newer format": ("in a newer format", config(format=3, scvae_version="9.0")),
+    "newer format": ("in a newer format", config(format=99, scvae_version="9.0")),
     "older format": ("in an older format", config(format=1)),
     "format in words": ("in a newer format", config(format="two")),
     "config that is not JSON": ("config.json is damaged", lambda b: (b.model / "config.json").write_text("{")),

@@ -97,7 +97,7 @@ def test_hidden_units_and_gradients_equal_torchs():
         if fused:
             hidden = normalised_hidden(a, weight, bias, 0.0)
         else:
-            hidden = torch.relu(nn.functional.layer_norm(a, (48,), weight, bias))
+            hidden = nn.functional.silu(nn.functional.layer_norm(a, (48,), weight, bias))
         (hidden * upstream).sum().backward()
         results.append([hidden.detach(), a.grad, weight.grad, bias.grad])
     for expected, got in zip(*results, strict=True):
@@ -107,7 +107,7 @@ def test_hidden_units_and_gradients_equal_torchs():
 def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
     (a, weight, bias), upstream = hidden_leaves()
     torch.manual_seed(1)
-    kept = normalised_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero
+    kept = normalised_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero, where the slope is 1
     dropped = normalised_hidden(a, weight, bias + 20.0, 0.3)
     here = dropped > 0
     assert here.float().mean() == pytest.approx(0.7, abs=0.03)

@@ -13,11 +13,19 @@ from workbench import USAGE, refused
 
 from scvae_cli.config import ModelConfig, TrainConfig
 from scvae_cli.errors import ConfigError
+from scvae_cli.latent.embedding import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.vae import VAE
 from scvae_cli.training import flatness
 from scvae_cli.training.fit import Finished, Stopped, fit
-from scvae_cli.training.flatness import flatness_penalty, pulled_back, sleepiness, unevenness, unflatness
+from scvae_cli.training.flatness import (
+    flatness_penalty,
+    lengths_between,
+    pulled_back,
+    stress,
+    unevenness,
+    unflatness,
+)
 
 K, G, LIBRARY = 3, 15, 1500.0
 
@@ -133,6 +141,34 @@ def test_unevenness_of_a_blind_direction_is_finite_and_pulls_hardest_there():
     assert slope_k[3] < 100 * slope_k[2] < 0
 
 
+def test_stress_is_what_the_best_common_scale_leaves():
+    rng = np.random.default_rng(0)
+    length, distance = rng.uniform(1, 9, (2, 30))
+    best = np.linalg.lstsq(length[:, None], distance, rcond=None)
+    expected = best[1][0] / (distance**2).sum()
+    assert float(stress(torch.tensor(length), torch.tensor(distance))) == pytest.approx(expected, rel=1e-10)
+    assert float(stress(torch.tensor(5 * length), torch.tensor(distance))) == pytest.approx(expected, rel=1e-10)
+    assert abs(stress(torch.tensor(7 * distance), torch.tensor(distance))) < 1e-12
+
+
+def test_lengths_are_those_of_chords_along_straight_lines(vae):
+    """Of as many lines as there are cells, each cell the end of two."""
+    mean_nk = torch.randn(5, K, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    length_p, distance_p = lengths_between(vae, mean_nk)
+    vae.eval()
+    torch.manual_seed(0)
+    tour = torch.randperm(5).tolist()
+    pairs = list(zip(tour, tour[1:] + tour[:1], strict=True))
+    expected = {}
+    for a, b in pairs:
+        line_tk = torch.stack([(1 - t / 3) * mean_nk[a] + t / 3 * mean_nk[b] for t in range(4)])
+        y_tg = Geometry(vae).coordinates(line_tk).detach()
+        expected[a, b] = float((y_tg[1:] - y_tg[:-1]).norm(dim=1).sum())
+    assert length_p.tolist() == pytest.approx([expected[pair] for pair in pairs], rel=1e-5)
+    assert distance_p.tolist() == pytest.approx([float((mean_nk[a] - mean_nk[b]).norm()) for a, b in pairs])
+
+
 def test_penalty_teaches_the_decoder_alone(vae):
     vae.float().train()
     torch.manual_seed(0)
@@ -154,16 +190,6 @@ def test_penalty_of_a_collapsed_posterior_is_finite(vae):
     assert torch.isfinite(vae.decoder.first.weight.grad).all()
 
 
-def test_only_silent_units_are_woken(vae):
-    biases = [vae.decoder.first_norm.norm.bias, vae.decoder.hidden[1].norm.bias]
-    with torch.no_grad():
-        for bias_h in biases:
-            bias_h.fill_(0.5)
-        assert sleepiness(vae) == 0
-        biases[1].fill_(-0.5)
-        assert sleepiness(vae) == pytest.approx(0.25)
-
-
 # --- training with it -------------------------------------------------------------------------------------------------
 
 
@@ -180,6 +206,20 @@ def test_flat_lowers_the_condition_number(counts):
     plain, flat = (run(counts, tiny_config(max_epochs=25, flat=W)) for W in (0.0, 3.0))
     before, after = (np.log(condition_numbers(model, counts)).mean() for model in (plain, flat))
     assert after < before - np.log(2)
+
+
+def test_stress_alone_makes_lengths_grow_with_distances(counts, monkeypatch):
+    for other in ("_FLATNESS", "_EVENNESS"):
+        monkeypatch.setattr(flatness, other, 0.0)
+    left = []
+    for weight in (0.0, 3.0):
+        model = run(counts, tiny_config(max_epochs=25, flat=weight))
+        kept = np.flatnonzero(np.isin(counts.gene_names, model.genes))
+        mean_nk = posteriors(model, counts.genes(kept)).mean_nk
+        torch.manual_seed(0)
+        drawn = [lengths_between(model.vae, mean_nk) for _ in range(25)]
+        left.append(float(stress(torch.cat([one[0] for one in drawn]), torch.cat([one[1] for one in drawn]))))
+    assert left[1] < 0.5 * left[0]
 
 
 def test_flat_repeats_and_resumes_to_the_bit(counts, tmp_path):

@@ -211,7 +211,9 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
     assert scores.iwae.mean() > best - 0.02 * abs(best)
     # No model beats the truth by more than the noise of a mean over so many cells.
     assert scores.iwae.mean() < log_true_n.mean() + 3 * (scores.iwae - log_true_n).std() / 1000**0.5
-    assert scores.iwae.mean() <= marginal(model).logpdf(new_ng.astype(np.float32)).mean() + 1e-3
+    # Of its own marginal it is a bound, up to the noise of its samples.
+    above_n = scores.iwae - marginal(model).logpdf(new_ng.astype(np.float32))
+    assert above_n.mean() <= 3 * above_n.std() / 1000**0.5
     assert float(model.vae.decoder.head.log_sd_g.exp().detach().median()) == pytest.approx(0.5, rel=0.1)
 
 
@@ -315,4 +317,5 @@ def test_few_features_are_not_dropped():
     assert many.model.decoder_dropout > 0
     assert many.model.encoder_dropout > 0
     asked = RunConfig(model=ModelConfig(likelihood="normal", encoder_dropout=0.2, decoder_dropout=0.1))
-    assert settle(asked, 2000, n_genes=24) == settle(asked, 2000, n_genes=2000)
+    assert settle(asked, 2000, n_genes=24).model == settle(asked, 2000, n_genes=2000).model
+    assert few.train.weight_decay < many.train.weight_decay

@@ -137,12 +137,14 @@ def test_order_of_the_ends_does_not_matter(adata, model, branches):
     assert (other.branch_n == branches.branch_n).mean() > 0.9
 
 
-def test_a_planted_fork(planted):
-    """A stem along the first axis that forks at 4 into two arms."""
+def test_a_planted_fork(model, planted):
+    """A stem that forks at 4 into two arms, laid out where both directions change what is decoded alike."""
     random = np.random.default_rng(0)
     along_n = np.linspace(0, 8, 600)
     arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
-    z_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
+    way_nk = 0.25 * np.column_stack([along_n, arm_n]) + 0.03 * random.standard_normal((600, 2))
+    value_k, axis_kk = np.linalg.eigh(Geometry(model.vae).metric(points(np.zeros((1, 4))))[0].numpy())
+    z_nk = 4 * way_nk @ (axis_kk[:, 2:] / np.sqrt(value_k[2:])).T
     cells = np.arange(600)
     result = planted(
         z_nk,

@@ -87,11 +87,11 @@ def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
         origins += [np.concatenate([m * np.ones(k), np.zeros(k)]) for m in ([-1.0, 1.0] if k == 1 else [0.0])]
         best = exact.best_elbo(i, origins)
         assert before <= after + 1e-9
-        # A decoder of ReLUs may have two summits; the one climbed is that of the start.
+        # There may be two summits; the one climbed is that of the start.
         climbed = exact.best_elbo(i, origins[:1])
         assert after == pytest.approx(climbed, abs=0.02)
         assert climbed == pytest.approx(best, abs=0.15)
-        # Up to the quadrature's error: ReLUs have kinks.
+        # Up to the quadrature's error.
         assert best <= exact.evidence(i, mean_k, var_k) + 0.01
         assert float(gain_n[i]) == pytest.approx(after - before, abs=0.15 + 0.1 * (after - before))
 

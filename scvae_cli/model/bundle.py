@@ -29,7 +29,7 @@ from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.vae import VAE
 
-FORMAT = 2
+FORMAT = 3
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 

@@ -88,8 +88,14 @@ class ElboGradients:
             shift_nh = batches.indicator_nb @ batches.effect.hidden_bh
         last_nh, decoder_layers = self._through(pairs, z_nk, shift_nh)
 
-        d_last_nh = self._head(decoder.head, last_nh, batches, cells)
-        d_first_nh, d_z_nk = self._back(decoder_layers, d_last_nh)
+        # The head of a decoder with hidden layers sees the latent position beside the last of them.
+        seen_ni = torch.cat([last_nh, z_nk], dim=1) if pairs else z_nk
+        d_seen_ni = self._head(decoder.head, seen_ni, batches, cells)
+        d_first_nh, d_z_nk = d_seen_ni, d_seen_ni
+        if pairs:
+            n_hidden = last_nh.shape[1]
+            d_first_nh, d_z_nk = self._back(decoder_layers, d_seen_ni[:, :n_hidden])
+            d_z_nk += d_seen_ni[:, n_hidden:]
         if batches is not None and isinstance(batches.effect, BatchEffect):
             self.of[batches.effect.hidden_bh] = batches.indicator_nb.T @ d_first_nh
 
@@ -123,7 +129,7 @@ class ElboGradients:
         for place in reversed(range(len(layers))):
             linear, norm, x_ni, made = layers[place]
             weight_h, last = norm.norm.weight, of_genes and place == 0
-            d_a_nh, self.of[weight_h], self.of[norm.norm.bias] = hidden_gradients(d_nh, made, weight_h, norm.dropout)
+            d_a_nh, self.of[weight_h], self.of[norm.norm.bias] = hidden_gradients(d_nh, made, weight_h)
             self._of_linear(linear, x_ni, d_a_nh, of_genes=last)
             d_nh = d_a_nh if last else d_a_nh @ linear.weight
         return d_a_nh, d_nh

@@ -1,4 +1,4 @@
-"""LayerNorm → ReLU → dropout on a CPU, in one walk over each cell's hidden units.
+"""LayerNorm → SiLU → dropout on a CPU, in one walk over each cell's hidden units.
 
 Shapes: n cells, h hidden units. In plain torch these are a dozen operations on small blocks, whose overhead is larger
 than their arithmetic. Dropout draws from a counter hashed with a seed (the finaliser of MurmurHash3), which costs a few
@@ -14,22 +14,27 @@ import torch
 from numpy import float32, uint32
 from torch import Tensor
 
-from scvae_cli.vector_math import compiled, dot, total
+from scvae_cli.vector_math import compiled, dot, exp, total
 
 _ZERO, _ONE = float32(0), float32(1)
 _EPSILON = float32(1e-5)  # of torch's LayerNorm
 
 
 class Hidden(NamedTuple):
-    """Hidden units (n, h), and what their gradients need: the normalised linear part (n, h) and its scale (n,)."""
+    """Hidden units (n, h), and what their gradients need.
+
+    That is their slope in what the activation saw, zero where they were dropped, and the normalised linear part, both
+    (n, h), and its scale (n,).
+    """
 
     hidden_nh: Tensor
+    slope_nh: Tensor
     normal_nh: Tensor
     inverse_sd_n: Tensor
 
 
 def normalised_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
-    """dropout(ReLU(LayerNorm(a))), differentiable, for float32 on the CPU; the seed comes from torch's generator."""
+    """dropout(SiLU(LayerNorm(a))), differentiable, for float32 on the CPU; the seed comes from torch's generator."""
     hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]
     return hidden
 
@@ -38,22 +43,18 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
     """The same, with what `hidden_gradients` needs."""
     seed = int(torch.randint(2**31, ())) if dropout else 0
     a_nh = a_nh.contiguous()
-    made = Hidden(torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty(len(a_nh)))
+    made = Hidden(torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty(len(a_nh)))
     weights = (weight_h.detach().numpy(), bias_h.detach().numpy())
     _forward(a_nh.numpy(), *weights, dropout, uint32(seed), *(t.numpy() for t in made))
     return made
 
 
-def hidden_gradients(
-    d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor, dropout: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients at the linear part (n, h), the weight and the bias (h,) from those at the hidden units."""
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
-    hidden, normal, inverse_sd = (t.numpy() for t in made)
-    _backward(
-        d_hidden_nh.contiguous().numpy(), hidden, normal, inverse_sd, weight_h.detach().numpy(), dropout,
-        *(t.numpy() for t in gradients),
-    )  # fmt: skip
+    slope, normal, inverse_sd = (t.numpy() for t in made[1:])
+    upstream, weight = d_hidden_nh.contiguous().numpy(), weight_h.detach().numpy()
+    _backward(upstream, slope, normal, inverse_sd, weight, *(t.numpy() for t in gradients))
     return gradients
 
 
@@ -62,13 +63,12 @@ class _NormalisedHidden(torch.autograd.Function):
     def forward(ctx: Any, a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
         made = hidden_units(a_nh, weight_h, bias_h, dropout)
         ctx.save_for_backward(*made, weight_h)
-        ctx.dropout = dropout
         return made.hidden_nh
 
     @staticmethod
     def backward(ctx: Any, grad_nh: Tensor) -> tuple[Tensor | None, ...]:
         *made, weight_h = ctx.saved_tensors
-        return (*hidden_gradients(grad_nh, Hidden(*made), weight_h, ctx.dropout), None)
+        return (*hidden_gradients(grad_nh, Hidden(*made), weight_h), None)
 
 
 @compiled()
@@ -79,13 +79,14 @@ def _forward(
     dropout: float,
     seed: Any,
     hidden_nh: Any,
+    slope_nh: Any,
     normal_nh: Any,
     inverse_sd_n: Any,
 ) -> None:
     n_cells, n_hidden = a_nh.shape
     scale, threshold = float32(1 / (1 - dropout)), uint32(dropout * 2**32)
     for i in range(n_cells):
-        a, normal, hidden = a_nh[i], normal_nh[i], hidden_nh[i]
+        a, normal, hidden, slope = a_nh[i], normal_nh[i], hidden_nh[i], slope_nh[i]
         mean = float32(total(a) / n_hidden)
         for j in range(n_hidden):
             normal[j] = a[j] - mean
@@ -93,41 +94,42 @@ def _forward(
         inverse_sd_n[i] = inverse_sd
         for j in range(n_hidden):
             normal[j] *= inverse_sd
-            hidden[j] = max(normal[j] * weight_h[j] + bias_h[j], _ZERO) * scale
+            u = normal[j] * weight_h[j] + bias_h[j]
+            sigmoid = _ONE / (_ONE + exp(-u))
+            hidden[j] = u * sigmoid * scale
+            slope[j] = sigmoid * (_ONE + u * (_ONE - sigmoid)) * scale
         if dropout > 0:
             first = uint32(seed + i * n_hidden)
             for j in range(n_hidden):
-                hidden[j] = hidden[j] if _hash(uint32(first + uint32(j))) >= threshold else _ZERO
+                kept = _ONE if _hash(uint32(first + uint32(j))) >= threshold else _ZERO
+                hidden[j] *= kept
+                slope[j] *= kept
 
 
 @compiled()
 def _backward(
     grad_nh: Any,
-    hidden_nh: Any,
+    slope_nh: Any,
     normal_nh: Any,
     inverse_sd_n: Any,
     weight_h: Any,
-    dropout: float,
     d_a_nh: Any,
     d_weight_h: Any,
     d_bias_h: Any,
 ) -> None:
-    n_cells, n_hidden = hidden_nh.shape
-    scale = float32(1 / (1 - dropout))
+    n_cells, n_hidden = slope_nh.shape
     d_normal = np.empty(n_hidden, float32)
     for i in range(n_cells):
-        grad, hidden, normal, d_a = grad_nh[i], hidden_nh[i], normal_nh[i], d_a_nh[i]
+        grad, slope, normal, d_a = grad_nh[i], slope_nh[i], normal_nh[i], d_a_nh[i]
         for j in range(n_hidden):
-            # What the ReLU or the dropout set to zero passes nothing on.
-            d_normal[j] = grad[j] * scale if hidden[j] > _ZERO else _ZERO
-        for j in range(n_hidden):
+            d_normal[j] = grad[j] * slope[j]
             d_weight_h[j] += d_normal[j] * normal[j]
             d_bias_h[j] += d_normal[j]
         for j in range(n_hidden):
             d_normal[j] *= weight_h[j]
-        mean, slope = float32(total(d_normal) / n_hidden), float32(dot(d_normal, normal) / n_hidden)
+        mean, along = float32(total(d_normal) / n_hidden), float32(dot(d_normal, normal) / n_hidden)
         for j in range(n_hidden):
-            d_a[j] = inverse_sd_n[i] * (d_normal[j] - mean - normal[j] * slope)
+            d_a[j] = inverse_sd_n[i] * (d_normal[j] - mean - normal[j] * along)
 
 
 @compiled(inline=True)

@@ -24,7 +24,7 @@ from scvae_cli.model.normal import NormalHead, NormalOutput
 
 
 class HiddenLayers(nn.Sequential):
-    """Linear → LayerNorm → ReLU → dropout, repeated.
+    """Linear → LayerNorm → SiLU → dropout, repeated.
 
     Layers are normalised within each cell, not across the minibatch: a cell's embedding then does not depend on
     which cells it was trained or read with, and a minibatch of one cell is no special case.
@@ -43,7 +43,7 @@ class HiddenLayers(nn.Sequential):
 
 
 class NormalisedHidden(nn.Module):
-    """LayerNorm → ReLU → dropout."""
+    """LayerNorm → SiLU → dropout."""
 
     def __init__(self, n_hidden: int, dropout: float) -> None:
         super().__init__()
@@ -57,36 +57,45 @@ class NormalisedHidden(nn.Module):
             from scvae_cli.model.fused_hidden import normalised_hidden
 
             return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
-        return nn.functional.dropout(torch.relu(self.norm(a_nh)), self.dropout, self.training)
+        return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden units without dropout, and tangents d at the linear part pushed through; differentiable."""
         centred_nh = a_nh - a_nh.mean(1, keepdim=True)
         scale_n = (centred_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
         unit_nh = centred_nh * scale_n
-        h_nh = torch.relu(unit_nh * self.norm.weight + self.norm.bias)
-        slope_nh = (h_nh > 0) * scale_n * self.norm.weight
+        u_nh = unit_nh * self.norm.weight + self.norm.bias
+        sigmoid_nh = torch.sigmoid(u_nh)
+        h_nh = u_nh * sigmoid_nh
+        slope_nh = (sigmoid_nh + h_nh * (1 - sigmoid_nh)) * scale_n * self.norm.weight
         along_mn = (unit_nh * d_mnh).mean(2, keepdim=True)
         return h_nh, (d_mnh - d_mnh.mean(2, keepdim=True) - unit_nh * along_mn) * slope_nh
 
 
 class Encoder(nn.Module):
-    """Cells → posterior. It sees neither the batch nor anything beyond the counts, so new batches embed."""
+    """Cells → posterior. It sees neither the batch nor anything beyond the counts, so new batches embed.
+
+    Cells are seen at one depth, scaled to the reference library, then log1p, and as differences from the training
+    cells' mean: what all cells share would otherwise be most of what the first layer's normalisation is taken over.
+    """
+
+    centre_g: Tensor
 
     def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
         super().__init__()
         self.hidden = HiddenLayers(n_genes, n_hidden, n_layers, dropout)
         self.posterior = nn.Linear(n_hidden, 2 * n_latent)
+        self.register_buffer("centre_g", torch.zeros(n_genes))
 
     def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log variance of q(z|x); cells are seen at one depth, scaled to the reference library, then log1p."""
+        """Mean and log variance of q(z|x)."""
         h_nh = self.hidden(self.seen(cells, reference_library))
         mean_nk, log_var_nk = self.posterior(h_nh).chunk(2, dim=1)
         return mean_nk, log_var_nk
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
         """What goes into the network, shape (n, g)."""
-        return log1p_at_depth(cells, reference_library, fused=self.training)
+        return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
         """What a gene is given in data that lacks it, shape (g,); None for zero."""
@@ -96,12 +105,10 @@ class Encoder(nn.Module):
 class RealEncoder(Encoder):
     """The same of real numbers, which are seen as standard deviations from the training cells' mean."""
 
-    centre_g: Tensor
     scale_g: Tensor
 
     def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
         super().__init__(n_genes, n_hidden, n_layers, n_latent, dropout)
-        self.register_buffer("centre_g", torch.zeros(n_genes))
         self.register_buffer("scale_g", torch.ones(n_genes))
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # as all encoders
@@ -309,7 +316,10 @@ def head_for(config: ModelConfig, n_hidden: int, n_genes: int) -> CountHead | No
 
 
 class Decoder(nn.Module):
-    """Latent position (and batch) → distribution of what a cell shows."""
+    """Latent position (and batch) → distribution of what a cell shows.
+
+    The head sees the hidden units and the latent position itself: what is linear needs no hidden layer.
+    """
 
     def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
         super().__init__()
@@ -319,18 +329,17 @@ class Decoder(nn.Module):
         self.first = nn.Linear(config.n_latent, n_hidden)
         self.first_norm = NormalisedHidden(n_hidden, dropout)
         self.hidden = HiddenLayers(n_hidden, n_hidden, config.n_layers - 1, dropout)
-        self.head = head_for(config, n_hidden, n_genes)
+        self.head = head_for(config, n_hidden + config.n_latent, n_genes)
         self.batch = BatchEffect(n_batches, n_hidden, n_genes) if n_batches else None
 
     def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode positions, each in its batch."""
-        h_nh = self.first(z_nk)
-        if self.batch is None:
-            plain: Output = self.head(self.hidden(self.first_norm(h_nh)))
-            return plain
-        hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
-        output: Output = self.head(self.hidden(self.first_norm(h_nh + hidden_shift_nh)))
-        return output.shifted(gene_shift_ng)
+        a_nh, gene_shift_ng = self.first(z_nk), None
+        if self.batch is not None:
+            hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
+            a_nh = a_nh + hidden_shift_nh
+        output: Output = self.head(torch.cat([self.hidden(self.first_norm(a_nh)), z_nk], dim=1))
+        return output if gene_shift_ng is None else output.shifted(gene_shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
         """Logits of the genes, shape (n, g), and their change along m tangents at each position, shape (m, n, g).
@@ -345,7 +354,7 @@ class Decoder(nn.Module):
         h_nh, d_mnh = self.first_norm.push(a_nh, d_mnh)
         for linear, norm in self.hidden.pairs():
             h_nh, d_mnh = norm.push(linear(h_nh), d_mnh @ linear.weight.T)
-        logits_ng, d_mng = self.head.push(h_nh, d_mnh)
+        logits_ng, d_mng = self.head.push(torch.cat([h_nh, z_nk], dim=1), torch.cat([d_mnh, v_mnk], dim=2))
         return logits_ng + shift_ng, d_mng
 
 

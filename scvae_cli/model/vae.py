@@ -55,13 +55,17 @@ class VAE(nn.Module):
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 
     @torch.no_grad()
-    def start_from_data(self, gene_sums_g: np.ndarray, library_n: np.ndarray, batch_n: np.ndarray | None) -> None:
+    def start_from_data(
+        self, gene_sums_g: np.ndarray, mean_log_g: np.ndarray, library_n: np.ndarray, batch_n: np.ndarray | None
+    ) -> None:
         """Start the decoder at the data's own gene proportions, and note what the training cells look like.
 
         Parameters
         ----------
         gene_sums_g
             Counts of each gene over the training cells.
+        mean_log_g
+            Mean of what the encoder sees of each gene, before it is centred.
         library_n
             Counts of each training cell; their median is the reference library.
         batch_n
@@ -71,6 +75,7 @@ class VAE(nn.Module):
         # Half a count keeps a gene that is silent in the training cells finite.
         proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
         self.decoder.head.start(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
+        self.encoder.centre_g.copy_(torch.as_tensor(mean_log_g))
         self.reference_library.fill_(float(np.median(library_n)))
         self._note_batches(batch_n)
 

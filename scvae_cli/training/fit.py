@@ -22,7 +22,7 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.moments import moments
+from scvae_cli.data.moments import mean_log1p, moments
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
@@ -320,9 +320,11 @@ def started(
     # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
+    library_n = counts.library_n[training]
     vae.start_from_data(
         (weight_n @ counts.matrix).astype(np.float64),
-        counts.library_n[training],
+        mean_log1p(counts.matrix, training, float(np.median(library_n))),
+        library_n,
         batch_of_training,
     )
     return vae

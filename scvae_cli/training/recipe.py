@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
-from scvae_cli.config import RunConfig
+from scvae_cli.config import ModelConfig, RunConfig
 
 # Small data sets need the steps, larger ones the throughput.
 SMALL_BATCH, LARGE_BATCH, CELLS_FOR_LARGE_BATCH = 64, 128, 2000
-# Below so many cells the decoder learns them by heart unless half of it is missing at any time.
-FEW_CELLS, DROPOUT_OF_FEW, DROPOUT = 1000, 0.5, 0.3
-ENCODER_DROPOUT = 0.3
+# Below so many cells the network learns them by heart unless most of it is missing at any time; of so many it hardly
+# can.
+FEW_CELLS, VERY_MANY_CELLS = 1000, 20_000
 # Real numbers of so few features, such as coordinates, determine each other: there is no unit to spare, and little to
 # learn by heart.
 FEW_FEATURES = 200
@@ -22,8 +23,16 @@ FEW_FEATURES = 200
 RATE = 8e-3
 
 
+class Regularisation(NamedTuple):
+    """Dropout of the encoder and of the decoder, and weight decay."""
+
+    encoder_dropout: float
+    decoder_dropout: float
+    weight_decay: float
+
+
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Fill in batch size, learning rate and dropout.
+    """Fill in batch size, learning rate, dropout and weight decay.
 
     Parameters
     ----------
@@ -35,13 +44,26 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
         Genes modelled; None for many.
     """
     model, train = config.model, config.train
-    few_features = not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES
+    usual = _regularisation(model, n_training, n_genes)
     if model.encoder_dropout is None:
-        model = replace(model, encoder_dropout=0.0 if few_features else ENCODER_DROPOUT)
+        model = replace(model, encoder_dropout=usual.encoder_dropout)
     if model.decoder_dropout is None:
-        dropout = DROPOUT_OF_FEW if n_training < FEW_CELLS else DROPOUT
-        # A linear decoder has no hidden unit that could be dropped.
-        model = replace(model, decoder_dropout=0.0 if few_features or model.decoder == "linear" else dropout)
+        model = replace(model, decoder_dropout=usual.decoder_dropout)
+    if train.weight_decay is None:
+        train = replace(train, weight_decay=usual.weight_decay)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < CELLS_FOR_LARGE_BATCH else LARGE_BATCH)
     rate = RATE * math.sqrt(batch_size / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
+
+
+def _regularisation(model: ModelConfig, n_training: int, n_genes: int | None) -> Regularisation:
+    if not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES:
+        return Regularisation(0.0, 0.0, 0.1)
+    if model.decoder == "linear":
+        # It has no hidden unit that could be dropped, and its loadings are all it has.
+        return Regularisation(0.3, 0.0, 0.1)
+    if n_training < FEW_CELLS:
+        return Regularisation(0.7, 0.7, 3.0)
+    if n_training < VERY_MANY_CELLS:
+        return Regularisation(0.4, 0.2, 2.0)
+    return Regularisation(0.1, 0.1, 0.3)

@@ -18,7 +18,7 @@ RATE_WARMUP_STEPS = 100
 # Small data sets overfit within a few hundred steps, and weights only count once the KL weight has reached β.
 KL_WARMUP_EPOCHS = 10
 MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
-PATIENCE_STEPS = 60
+PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
 # Share of the loss by which it must fall for the patience to begin anew.
 NOTICEABLE = 2e-4
