@@ -1,11 +1,12 @@
 """What is compiled for the CPU does what plain torch does."""
 
+import numba
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scvae_cli import vector_math
+from scvae_cli import shared_work, vector_math
 from scvae_cli.model.fused_hidden import normalised_hidden
 from scvae_cli.training.optimizer import AVERAGE_EVERY, MAX_GRADIENT_NORM, AveragedAdamW
 from scvae_cli.vector_math import compiled
@@ -77,10 +78,40 @@ def test_as_many_threads_as_torch_and_torch_keeps_its_own():
     try:
         for n in (1, 2, 1):
             torch.set_num_threads(n)
-            assert vector_math.use_threads() == n
+            assert shared_work.use_threads() == n
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(before)
+
+
+@compiled()
+def add_to_part(part, n_parts, values, sums):
+    for i in range(part * len(values) // n_parts, (part + 1) * len(values) // n_parts):
+        sums[part] += values[i]
+
+
+add_to_part_at, call_add_to_part = shared_work.by_address(
+    add_to_part,
+    *((numba.int64, numba.int64, number[::1], numba.float64[::1]) for number in (numba.float32, numba.float64)),
+)
+
+
+@compiled(parallel=True)
+def add_up(part_at, n_parts, values, sums):
+    for part in numba.prange(n_parts):
+        call_add_to_part(part_at, np.int64(part), n_parts, values, sums)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_work_called_by_its_address(dtype):
+    values, sums = np.arange(1000, dtype=dtype), np.zeros(3)
+    add_up(add_to_part_at(dtype == np.float64), 3, values, sums)
+    np.testing.assert_array_equal(sums, [part.sum() for part in (values[:333], values[333:666], values[666:])])
+
+
+def test_other_arguments_than_those_at_the_address_are_refused():
+    with pytest.raises(numba.TypingError, match="add_to_part takes"):
+        add_up(add_to_part_at(), 2, np.arange(4), np.zeros(2))
 
 
 def hidden_leaves():
