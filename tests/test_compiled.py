@@ -1,13 +1,19 @@
 """What is compiled for the CPU does what plain torch does."""
 
+from dataclasses import replace
+
 import numba
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch import nn
 
 from scvae_cli import shared_work, vector_math
+from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.fused_hidden import normalised_hidden
+from scvae_cli.model.fused_input import fused_log1p
+from scvae_cli.model.fused_nll import fused_nll
 from scvae_cli.training.optimizer import AVERAGE_EVERY, MAX_GRADIENT_NORM, AveragedAdamW
 from scvae_cli.vector_math import compiled
 
@@ -112,6 +118,22 @@ def test_work_called_by_its_address(dtype):
 def test_other_arguments_than_those_at_the_address_are_refused():
     with pytest.raises(numba.TypingError, match="add_to_part takes"):
         add_up(add_to_part_at(), 2, np.arange(4), np.zeros(2))
+
+
+def test_indices_of_either_width_mean_the_same():
+    counts = sp.random_array((6, 40), density=0.4, format="csr", rng=np.random.default_rng(0), dtype=np.float32)
+    counts.data = np.ceil(9 * counts.data)
+    cells = CellTable(sp.csr_matrix(counts), None, torch.device("cpu")).take(np.arange(6))
+    few = cells.nonzeros
+    wide = replace(few, row_start=few.row_start.long(), gene=few.gene.long())
+    raw, bias, log_theta = torch.randn(6, 80), torch.randn(80), torch.randn(40)
+    results = [
+        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6)),
+         fused_nll(raw, bias, log_theta, cells.library_n, nonzeros))
+        for nonzeros in (few, wide)
+    ]  # fmt: skip
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(results[0][0], cells.x_ng.log1p())
 
 
 def hidden_leaves():
