@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import numba
 import numpy as np
-import torch
 from numpy import float32, int32, uint32
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -115,19 +114,6 @@ def _log(x: Any, correction: Any) -> Any:
     series = z * (_L1 + w * _L3) + w * (_L2 + w * _L4)
     half_square = _HALF * f * f
     return s * (half_square + series) + (k * _LN2_LOW + correction) - half_square + f + k * _LN2_HIGH
-
-
-def use_threads() -> int:
-    """Have numba use as many threads as torch does; returns their number.
-
-    Work is shared out by that number alone, so that sums are taken in the same order run after run.
-    """
-    n_threads = torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
-    # Where both share one OpenMP, numba's first start sets torch's number of threads to its own.
-    if torch.get_num_threads() != n_threads:
-        torch.set_num_threads(n_threads)
-    return n_threads
 
 
 # The order of the terms of these does not matter, and left free they run on all lanes.

@@ -260,6 +260,15 @@ def test_what_only_encodes_and_decodes_starts_no_compiler(copied):
     assert done.stdout.splitlines()[-1] == "[0, 0, 0, 0] []", done.stdout + done.stderr
 
 
+def test_a_training_reads_a_file_without_pandas_and_anndata(copied):
+    script = (
+        "import sys\nfrom scvae_cli.cli.app import run\ncode = run(sys.argv[1:])\n"
+        "print(code, [m for m in ('pandas', 'anndata') if m in sys.modules])"
+    )
+    done = run_elsewhere(script, "train", copied.data, "-m", copied.data.parent / "m.scvae", "--max-epochs", "1")
+    assert done.stdout.splitlines()[-1] == "0 []", done.stdout + done.stderr
+
+
 def test_module_runs_as_a_command():
     done = run_elsewhere(
         "import runpy, sys; sys.argv[0] = 'scvae'; runpy.run_module('scvae_cli', run_name='__main__')", "--version"

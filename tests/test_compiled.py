@@ -1,12 +1,19 @@
 """What is compiled for the CPU does what plain torch does."""
 
+from dataclasses import replace
+
+import numba
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 from torch import nn
 
-from scvae_cli import vector_math
+from scvae_cli import shared_work, vector_math
+from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.fused_hidden import normalised_hidden
+from scvae_cli.model.fused_input import fused_log1p
+from scvae_cli.model.fused_nll import fused_nll
 from scvae_cli.training.optimizer import AVERAGE_EVERY, MAX_GRADIENT_NORM, AveragedAdamW
 from scvae_cli.vector_math import compiled
 
@@ -77,10 +84,56 @@ def test_as_many_threads_as_torch_and_torch_keeps_its_own():
     try:
         for n in (1, 2, 1):
             torch.set_num_threads(n)
-            assert vector_math.use_threads() == n
+            assert shared_work.use_threads() == n
             assert torch.get_num_threads() == n
     finally:
         torch.set_num_threads(before)
+
+
+@compiled()
+def add_to_part(part, n_parts, values, sums):
+    for i in range(part * len(values) // n_parts, (part + 1) * len(values) // n_parts):
+        sums[part] += values[i]
+
+
+add_to_part_at, call_add_to_part = shared_work.by_address(
+    add_to_part,
+    *((numba.int64, numba.int64, number[::1], numba.float64[::1]) for number in (numba.float32, numba.float64)),
+)
+
+
+@compiled(parallel=True)
+def add_up(part_at, n_parts, values, sums):
+    for part in numba.prange(n_parts):
+        call_add_to_part(part_at, np.int64(part), n_parts, values, sums)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_work_called_by_its_address(dtype):
+    values, sums = np.arange(1000, dtype=dtype), np.zeros(3)
+    add_up(add_to_part_at(dtype == np.float64), 3, values, sums)
+    np.testing.assert_array_equal(sums, [part.sum() for part in (values[:333], values[333:666], values[666:])])
+
+
+def test_other_arguments_than_those_at_the_address_are_refused():
+    with pytest.raises(numba.TypingError, match="add_to_part takes"):
+        add_up(add_to_part_at(), 2, np.arange(4), np.zeros(2))
+
+
+def test_indices_of_either_width_mean_the_same():
+    counts = sp.random_array((6, 40), density=0.4, format="csr", rng=np.random.default_rng(0), dtype=np.float32)
+    counts.data = np.ceil(9 * counts.data)
+    cells = CellTable(sp.csr_matrix(counts), None, torch.device("cpu")).take(np.arange(6))
+    few = cells.nonzeros
+    wide = replace(few, row_start=few.row_start.long(), gene=few.gene.long())
+    raw, bias, log_theta, centre = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)
+    results = [
+        (fused_log1p(replace(cells, nonzeros=nonzeros), torch.ones(6), centre),
+         fused_nll(raw, bias, log_theta, cells.library_n, nonzeros))
+        for nonzeros in (few, wide)
+    ]  # fmt: skip
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    torch.testing.assert_close(results[0][0], cells.x_ng.log1p())
 
 
 def hidden_leaves():

@@ -291,6 +291,17 @@ def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch,
     np.testing.assert_array_equal(ad.read_h5ad(copied.data).obsm["X_scvae"], reference)
 
 
+@pytest.mark.parametrize("kind", ["str", "string", "category"])
+def test_names_are_those_anndata_reads(tmp_path, kind):
+    names = pd.Index(["Fcγr1", "", "a b", "☃"], dtype=kind)
+    frame = pd.DataFrame(index=names)
+    with ad.settings.override(allow_write_nullable_strings=True):
+        ad.AnnData(np.eye(4), obs=frame).write_h5ad(tmp_path / "x.h5ad")
+    read = H5adFile(tmp_path / "x.h5ad").cell_names
+    assert read.tolist() == ad.read_h5ad(tmp_path / "x.h5ad").obs_names.tolist() == names.tolist()
+    assert read.dtype == object
+
+
 @pytest.mark.parametrize("values", [1, 40, 77, 10**9])
 @pytest.mark.parametrize("kind", ["CSR float32", "CSC float32", "dense float32"])
 def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, values):

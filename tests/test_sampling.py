@@ -93,7 +93,9 @@ def test_scores_of_posterior_samples_are_even(adata, model):
     session = Session.open(adata, model)
     density = for_draws(model.density, reference_draws(model, session.counts, seed=0)[0])
     again_nk, _ = reference_draws(model, session.counts, seed=1)
-    assert stats.kstest(density.off_manifold(again_nk).numpy(), "uniform").statistic < 0.1
+    # Two draws of so many: what 1% of pairs exceed.
+    usual = 1.63 * (2 / len(again_nk)) ** 0.5
+    assert stats.kstest(density.off_manifold(again_nk).numpy(), "uniform").statistic < usual
 
 
 @pytest.mark.parametrize("source", ["prior", "density"])

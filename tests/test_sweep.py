@@ -296,7 +296,7 @@ def test_cells_without_structure_are_told_of():
     random = np.random.default_rng(0)
     adata = ad.AnnData(random.poisson(2.0, (150, 30)).astype(np.float32))
     with pytest.warns(ScvaeWarning, match="knows nothing about the cells"):
-        scvae.sweep(adata, beta=[30, 300], **WITHOUT_LATENT | {"max_epochs": 6})
+        scvae.sweep(adata, beta=[30, 300], **WITHOUT_LATENT | {"max_epochs": 12})
 
 
 # --- the picture ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scvae_cli.data.row_stack import RowStack
@@ -248,6 +247,9 @@ def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Mask of the values that are None, NaN or pandas' NA."""
+    # Here, not above: pandas takes time to import, and a training without batches does without.
+    import pandas as pd
+
     missing: np.ndarray = pd.isna(values)
     return missing
 

@@ -172,8 +172,17 @@ class H5adFile:
                 names = _field(frame, frame.dtype.names[0])
             else:
                 key = frame.attrs.get("_index", "index" if "index" in frame else "_index")
-                names = self._element(frame[key])
+                names = self._strings(frame[key])
         return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
+
+    def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
+        """Names, the usual way of storing which is read without anndata, whose import takes longer than the reading."""
+        if isinstance(item, h5py.Dataset) and item.attrs.get("encoding-type") == "string-array":
+            kind = h5py.check_string_dtype(item.dtype)
+            if kind is not None and kind.length is None:
+                with contextlib.suppress(UnicodeDecodeError):  # anndata says what is wrong
+                    return item.asstr()[()]
+        return self._element(item)
 
     def _element(self, item: h5py.Group | h5py.Dataset) -> Any:
         """One element as anndata reads it."""

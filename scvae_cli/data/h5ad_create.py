@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 from scvae_cli.data.atomic import check_new_file, replacing
@@ -19,6 +18,7 @@ from scvae_cli.data.h5ad_blocks import FILTERS, write_dense, write_sparse
 from scvae_cli.data.patient_file import open_to_write
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
 

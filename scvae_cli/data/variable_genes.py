@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
 # Share of the genes that the fit of variance on mean looks at around each gene.
@@ -44,14 +43,10 @@ def most_variable(
     rank_bg = np.argsort(np.argsort(-spread_bg, axis=1), axis=1).astype(np.float32)
     rank_bg[rank_bg >= n_top] = np.nan
     median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy leaves it untyped
-    ranks = pd.DataFrame(
-        {
-            "median": median_g.filled(np.nan),
-            "n_batches": (~np.isnan(rank_bg)).sum(0),
-        }
-    )
-    ranks = ranks.sort_values(["median", "n_batches"], ascending=[True, False], na_position="last")
-    chosen: np.ndarray = columns[np.sort(ranks.index[:n_top])]
+    n_batches_g = (~np.isnan(rank_bg)).sum(0)
+    # By median rank, those of no batch last; among equals first those of most batches.
+    order = np.lexsort((-n_batches_g, median_g.filled(np.nan)))
+    chosen: np.ndarray = columns[np.sort(order[:n_top])]
     return chosen
 
 

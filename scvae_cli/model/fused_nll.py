@@ -14,12 +14,13 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy import float32, float64, int32, uint16, uint32
+from numpy import float32, float64, int32, int64, uint16, uint32
 from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
 from scvae_cli.model.stirling import stirling, stirling_slope
-from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p_given, sum_of_logs, total, use_threads
+from scvae_cli.shared_work import array, by_address, use_threads
+from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p_given, sum_of_logs, total
 
 # Counts up to this one take their lgΓ terms from a table over (count, gene).
 TABLE_COUNTS = 16
@@ -81,66 +82,58 @@ def _evaluate(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """The NLL of each cell, and of its mean the gradients in bias and log θ; those in raw outputs go where they may."""
     n_cells, n_outputs = raw_ng.shape
-    raw, bias = raw_ng.detach().contiguous().numpy(), bias_g.detach().numpy()
+    raw, bias = array(raw_ng), array(bias_g)
     if log_theta_g is None:
         kind, log_theta = _POISSON, np.zeros(n_outputs, float32)
     else:
-        kind, log_theta = (_NB if n_outputs == len(log_theta_g) else _ZINB), log_theta_g.detach().numpy()
+        kind, log_theta = (_NB if n_outputs == len(log_theta_g) else _ZINB), array(log_theta_g)
     nll_n = np.empty(n_cells)
     n_parts = use_threads()
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
-    row_start, gene, value = (t.numpy() for t in (nonzeros.row_start, nonzeros.gene, nonzeros.value))
-    # Numba knows no bfloat16, and compiles anew for every type: to it gradients of either precision are half words.
-    halves = np.empty((n_cells, 0), np.uint16) if d_raw_ng is None else d_raw_ng.view(torch.uint16).numpy()
+    row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
+    value = array(nonzeros.value)
+    # Numba knows no bfloat16, and compiles anew for every type: either precision has a place of its own.
+    d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
+    if d_raw_ng is not None and d_raw_ng.dtype == torch.bfloat16:
+        d_narrow = d_raw_ng.view(torch.uint16).numpy()
+    elif d_raw_ng is not None:
+        d_wide = d_raw_ng.numpy()
+    n_counts = min(TABLE_COUNTS, int(value.max(initial=0))) + 1
+    table, slopes = np.zeros((2, n_counts, len(log_theta)), float32)
+    _fill_tables(kind, log_theta, table, slopes)
     _all_rows(
-        n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, library_n.numpy(), row_start, gene, value,
-        nll_n, halves, d_bias, d_log_theta,
+        _rows_at(), n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, array(library_n), row_start, gene,
+        value, table, slopes, nll_n, d_wide, d_narrow, d_bias, d_log_theta,
     )  # fmt: skip
     d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
     return torch.from_numpy(nll_n), torch.from_numpy(d_bias.sum(0)), d_theta_g
 
 
-@compiled(parallel=True)
-def _all_rows(
-    n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any, library_n: Any,
-    row_start: Any, gene_m: Any, value_m: Any, nll_n: Any, d_raw_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
-) -> None:  # fmt: skip
-    """All cells, in parts p, each with gradients of its own in what the cells share."""
-    n_cells, n_genes = len(raw_ng), len(log_theta_g)
-    last_row = min(TABLE_COUNTS, int(largest(value_m)))
-    table, slopes = np.zeros((last_row + 1, n_genes), float32), np.zeros((last_row + 1, n_genes), float32)
-    _fill_tables(kind, log_theta_g, table, slopes)
-    for p in numba.prange(n_parts):
-        _rows(
-            p * n_cells // n_parts, (p + 1) * n_cells // n_parts, kind, with_gradient, raw_ng, bias_g, log_theta_g,
-            library_n, row_start, gene_m, value_m, table, slopes, nll_n, d_raw_ng, d_bias_pg[p], d_log_theta_pg[p],
-        )  # fmt: skip
-
-
 @compiled()
 def _rows(
-    first: int, last: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any, library_n: Any,
-    row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_raw_ng: Any, d_bias_g: Any,
-    d_log_theta_g: Any,
+    part: int, n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any,
+    library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
+    d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
-    """The cells from `first` to before `last`; `d_bias_g` and `d_log_theta_g` are added to."""
-    n_genes, last_row = len(log_theta_g), int32(len(table) - 1)
-    weight, narrow = float32(1.0 / len(raw_ng)), d_raw_ng.shape[1] == raw_ng.shape[1]
+    """One part p of the cells; its rows of `d_bias_pg` and `d_log_theta_pg` are added to."""
+    n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), int32(len(table) - 1)
+    weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
-    d_bias, d_zero_bias = d_bias_g[:n_genes], d_bias_g[n_genes:]
-    theta, inverse_theta = np.ones(n_genes, float32), np.ones(n_genes, float32)
+    d_bias, d_zero_bias = d_bias_pg[part, :n_genes], d_bias_pg[part, n_genes:]
+    d_log_theta_g = d_log_theta_pg[part]
+    theta, inverse_theta = _filled(n_genes, _ONE), _filled(n_genes, _ONE)
     if kind != _POISSON:
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])
             inverse_theta[g] = exp(-log_theta_g[g])
     # Each is an array of its own, and no loop below writes more than two: only then does the compiler find out that
     # they do not overlap, and takes several genes at once.
-    logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), np.zeros(n_genes, float32)
-    per_1r, d_eta = np.ones(n_genes, float32), np.empty(n_genes, float32)
-    from_nb, kept, per_1h = np.ones(n_genes, float32), np.empty(n_genes, float32), np.empty(n_genes, float32)
-    ratio = np.ones(-(-n_genes // LANES) * LANES, float32)
+    logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
+    per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
+    from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
+    ratio = _filled(-(-n_genes // LANES) * LANES, _ONE)
 
-    for i in range(first, last):
+    for i in range(part * n_cells // n_parts, (part + 1) * n_cells // n_parts):
         raw, zero_raw = raw_ng[i, :n_genes], raw_ng[i, n_genes:]
         for g in range(n_genes):
             logits[g] = raw[g] + bias[g]
@@ -222,26 +215,58 @@ def _rows(
             for g in range(n_genes):
                 kept[g] = (from_nb[g] - kept[g]) * weight
                 d_zero_bias[g] += kept[g]
-        _store(d_eta, kept, d_raw_ng[i], narrow)
+        _store(d_eta, kept, d_wide_ng[i], d_narrow_ng[i])
+
+
+_N, _NG = numba.float32[::1], numba.float32[:, ::1]
+_rows_at, _call_rows = by_address(
+    _rows,
+    (
+        numba.int64, numba.int64, numba.int64, numba.boolean, _NG, _N, _N, _N, numba.int32[::1], numba.int32[::1], _N,
+        _NG, _NG, numba.float64[::1], _NG, numba.uint16[:, ::1], _NG, _NG,
+    ),
+)  # fmt: skip
+
+
+@compiled(parallel=True)
+def _all_rows(
+    rows_at: int, n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any,
+    library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
+    d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
+) -> None:  # fmt: skip
+    for p in numba.prange(n_parts):
+        _call_rows(
+            rows_at, int64(p), n_parts, kind, with_gradient, raw_ng, bias_g, log_theta_g, library_n, row_start, gene_m,
+            value_m, table, slopes, nll_n, d_wide_ng, d_narrow_ng, d_bias_pg, d_log_theta_pg,
+        )  # fmt: skip
 
 
 @compiled()
-def _store(values: Any, others: Any, row: Any, narrow: bool) -> None:
-    """Write numbers and, behind them, as many others as there is room for into half words, as bfloat16 or float32."""
+def _filled(n: int, value: Any) -> Any:
+    """An array of one number; numpy's ways to make one take longer to compile."""
+    made = np.empty(n, float32)
+    for i in range(n):
+        made[i] = value
+    return made
+
+
+@compiled()
+def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
+    """Write numbers and, behind them, as many others as there is room for into two rows, float32 and bits of bfloat16.
+
+    Only one of the rows has room.
+    """
     n = len(values)
-    if narrow:
-        for i in range(n):
-            row[i] = _bfloat16(values[i])
-        rest = row[n:]
-        for i in range(len(rest)):
-            rest[i] = _bfloat16(others[i])
-    else:
-        words = row.view(float32)
-        for i in range(n):
-            words[i] = values[i]
-        rest_words = words[n:]
-        for i in range(len(rest_words)):
-            rest_words[i] = others[i]
+    for i in range(min(n, len(narrow))):
+        narrow[i] = _bfloat16(values[i])
+    rest = narrow[n:]
+    for i in range(len(rest)):
+        rest[i] = _bfloat16(others[i])
+    for i in range(min(n, len(wide))):
+        wide[i] = values[i]
+    rest_wide = wide[n:]
+    for i in range(len(rest_wide)):
+        rest_wide[i] = others[i]
 
 
 @compiled(inline=True)
@@ -266,7 +291,7 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
     """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g)."""
     n_genes = len(log_theta_g)
-    theta, sums, slope_sums = np.ones(n_genes, float32), np.zeros(n_genes, float32), np.zeros(n_genes, float32)
+    theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
     if kind != _POISSON:
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])

@@ -17,12 +17,13 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from numpy import float32, uint32
+from numpy import float32, int64, uint32
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scvae_cli.vector_math import compiled, use_threads
+from scvae_cli.shared_work import by_address, use_threads
+from scvae_cli.vector_math import compiled
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 100
@@ -138,23 +139,25 @@ class AveragedAdamW:
     def _advance_compiled(self, gradients: dict[Tensor, Tensor], rate: float, n_before: int, weight: float) -> None:
         n_parts = use_threads()
         arrays = {p: _as_array(gradients[p]) for p in self._decay}
-        squares, parts = 0.0, np.zeros(n_parts)
-        for gradient in arrays.values():
+        squares, parts, no_factors = 0.0, np.zeros(n_parts), (float32(0),) * 5
+        for p, gradient in arrays.items():
             if len(gradient) < SMALL:
                 squares += _squares(gradient)
             else:
-                _add_squares(n_parts, gradient, parts)
+                arguments: tuple[Any, ...] = (gradient, *self._arrays(p)[:-1], False, *no_factors, parts)
+                _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
         norm = math.sqrt(squares + parts.sum())
         clip = min(1.0, MAX_GRADIENT_NORM / norm) if norm > 0 else 1.0
         corrected, scale = rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1))
         for p, decay in self._decay.items():
-            *values, steps = self._arrays(p)
-            steps[0] += 1
+            gradient, values = arrays[p], self._arrays(p)
+            values[-1][0] += 1
             factors = (float32(f) for f in (clip, 1 - rate * decay, corrected, scale, weight))
-            if len(arrays[p]) < SMALL:
-                _move(arrays[p], *values, *factors)
+            arguments = (gradient, *values[:-1], True, *factors, parts)
+            if len(gradient) < SMALL:
+                _walk(0, 1, *arguments)
             else:
-                _move_in_parts(n_parts, arrays[p], *values, *factors)
+                _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
 
     def _arrays(self, p: Tensor) -> tuple[Any, ...]:
         """A parameter, its moments, its average and its number of steps, as flat arrays over the same memory."""
@@ -186,24 +189,6 @@ def _squares(gradient: Any) -> Any:
     return result
 
 
-@compiled(parallel=True)
-def _add_squares(n_parts: int, gradient: Any, squares: Any) -> None:
-    n = len(gradient)
-    for part in numba.prange(n_parts):
-        squares[part] += _squares(gradient[part * n // n_parts : (part + 1) * n // n_parts])
-
-
-@compiled(parallel=True)
-def _move_in_parts(
-    n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any,
-    clip: Any, decay: Any, rate: Any, scale: Any, weight: Any,
-) -> None:  # fmt: skip
-    n = len(p)
-    for part in numba.prange(n_parts):
-        i, j = part * n // n_parts, (part + 1) * n // n_parts
-        _move(gradient[i:j], p[i:j], mean[i:j], square[i:j], average[i:j], clip, decay, rate, scale, weight)
-
-
 @compiled(inline=True)
 def _inverse_root(x: Any) -> Any:
     """1/√x of a positive number, to 5 parts in a million: a root and a division take three times as long."""
@@ -215,12 +200,18 @@ def _inverse_root(x: Any) -> Any:
 
 
 @compiled()
-def _move(
-    gradient: Any, p: Any, mean: Any, square: Any, average: Any,
-    clip: Any, decay: Any, rate: Any, scale: Any, weight: Any,
+def _walk(
+    part: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
+    clip: Any, decay: Any, rate: Any, scale: Any, weight: Any, squares: Any,
 ) -> None:  # fmt: skip
+    """Move a part of a parameter, or add up the squares of its gradient: one loop for both compiles sooner than two."""
     beta_1, beta_2, one, tiny = float32(BETA_1), float32(BETA_2), float32(1), float32(EPSILON**2)
-    is_bits = gradient.itemsize == 2
+    n, is_bits = len(p), gradient.itemsize == 2
+    here = slice(part * n // n_parts, (part + 1) * n // n_parts)
+    gradient, p, mean, square, average = gradient[here], p[here], mean[here], square[here], average[here]
+    if not moves:
+        squares[part] += _squares(gradient)
+        return
     for i in range(len(p)):
         g = _number(gradient[i], is_bits) * clip
         mean[i] = beta_1 * mean[i] + (one - beta_1) * g
@@ -229,3 +220,21 @@ def _move(
     if weight > 0:
         for i in range(len(p)):
             average[i] += weight * (p[i] - average[i])
+
+
+_OTHERS = (*(numba.float32[::1],) * 4, numba.boolean, *(numba.float32,) * 5, numba.float64[::1])
+_walk_at, _call_walk = by_address(
+    _walk, *((numba.int64, numba.int64, gradient[::1], *_OTHERS) for gradient in (numba.float32, numba.uint16))
+)
+
+
+@compiled(parallel=True)
+def _walk_in_parts(
+    walk_at: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
+    clip: Any, decay: Any, rate: Any, scale: Any, weight: Any, squares: Any,
+) -> None:  # fmt: skip
+    for part in numba.prange(n_parts):
+        _call_walk(
+            walk_at, int64(part), n_parts, gradient, p, mean, square, average, moves, clip, decay, rate, scale, weight,
+            squares,
+        )  # fmt: skip
