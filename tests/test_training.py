@@ -10,10 +10,11 @@ from simulated import TINY, counts_of, tiny_config, tree
 
 import scvae_cli as scvae
 from scvae_cli.config import ModelConfig, RunConfig, TrainConfig
+from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.network import CountOutput
 from scvae_cli.training import loop
-from scvae_cli.training.fit import Finished, Prepared, Stopped, fit, split
+from scvae_cli.training.fit import Finished, Prepared, Stopped, fit, split, started
 from scvae_cli.training.loop import EpochReport, Rollback
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
@@ -178,6 +179,31 @@ def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_sta
     asked = RunConfig(model=shape, train=TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0))
     assert settle(asked, 500) == asked
     assert settle(few, 500) == few
+
+
+def test_dropout_and_decay_grow_as_cells_grow_fewer():
+    shapes = [settle(RunConfig(), n) for n in (300, 3000, 300_000)]
+    for part in ("encoder_dropout", "decoder_dropout"):
+        assert [getattr(shape.model, part) for shape in shapes] == sorted(
+            (getattr(shape.model, part) for shape in shapes), reverse=True
+        )
+    assert shapes[0].train.weight_decay > shapes[1].train.weight_decay > shapes[2].train.weight_decay > 0
+    linear = settle(RunConfig(model=ModelConfig(decoder="linear")), 300)
+    assert linear.model.decoder_dropout == 0
+    assert linear.train.weight_decay < shapes[0].train.weight_decay
+
+
+def test_the_encoder_sees_differences_from_the_training_cells_mean(counts):
+    config = tiny_config()
+    training, _ = split(counts, config)
+    vae = started(config, counts, training, (), None)
+    x_ng = counts.matrix[training].toarray().astype(np.float64)
+    library_n = x_ng.sum(1, keepdims=True)
+    logged_ng = np.log1p(x_ng * np.median(library_n) / library_n)
+    np.testing.assert_allclose(vae.encoder.centre_g.numpy(), logged_ng.mean(0), rtol=1e-5, atol=1e-7)
+    cells = CellTable(counts.matrix, None, torch.device("cpu"), cells=training).take(np.arange(len(training)))
+    seen_ng = vae.eval().encoder.seen(cells, vae.reference_library)
+    np.testing.assert_allclose(seen_ng.numpy(), logged_ng - logged_ng.mean(0), atol=1e-4)
 
 
 def test_a_huge_rate_survives(counts):
