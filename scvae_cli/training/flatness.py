@@ -19,8 +19,8 @@ scale of y, so they neither stretch nor shrink the latent space:
 
 M is evaluated exactly, by k tangents, at a few posterior samples of the minibatch and at mixtures of them, and so also
 between cells. Two random tangents at many more points cost as much, and say nothing of det M. Lengths need no tangents,
-and so there are many pairs: few make the held-out loss stop falling early. Every third step bears the penalty, three
-times over: a third of the cost, for models as good. It needs no warm-up of its own.
+so there can be many pairs. Every third step bears the penalty, three times over: a third of the cost, for models about
+as good. It needs no warm-up of its own.
 
 Shapes: n cells, p points or pairs, t places along a line, k latent dimensions, g genes, h hidden units.
 """
