@@ -151,7 +151,8 @@ class TrainConfig:
     validation_fraction
         Share of the cells held out to decide when to stop and which weights to keep.
     patience
-        Epochs without a noticeably lower held-out loss before training ends; None chooses by the number of cells.
+        Epochs without a noticeably lower held-out loss before training ends; None chooses by the number of cells, and
+        more of them where `flat` is not 0.
     seed
         Of the split, the weights, the order of cells and the noise.
     """

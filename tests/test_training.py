@@ -129,6 +129,16 @@ def test_training_ends_after_a_plateau():
     assert schedule.epoch < 100
 
 
+def test_training_for_a_flat_space_is_waited_for_longer():
+    """Unless the user says how long."""
+
+    def patience(**options):
+        return Schedule.plan(TrainConfig(learning_rate=8e-3, **options), steps_per_epoch=20).patience
+
+    assert patience(flat=1.0) > patience()
+    assert patience(flat=1.0, patience=4) == patience(patience=4) == 4
+
+
 def test_a_million_cells_do_not_take_hundreds_of_passes():
     assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=8000).max_epochs < 20
     assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=10).max_epochs > 100

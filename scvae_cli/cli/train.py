@@ -47,7 +47,7 @@ def train(
         float | None,
         typer.Option(
             help="Weight of the flatness penalty: latent distances then follow expression, as geodesics measure it. 1 "
-            "is a good value; it costs up to 0.5% of the bound and half as much time again.",
+            "is a good value; it costs about 0.5% of the bound and twice the time.",
             show_default="0, off",
             rich_help_panel=t.MODEL,
         ),

@@ -20,6 +20,8 @@ KL_WARMUP_EPOCHS = 10
 MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
 PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
+# With the penalty of `--flat` a training would often end early, some tenth of a percent above what it can reach.
+PATIENCE_IF_FLAT = 2
 # Share of the loss by which it must fall for the patience to begin anew.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
@@ -64,7 +66,8 @@ class Schedule:
         """Fill in what the configuration leaves open, from the number of steps in an epoch."""
         assert config.learning_rate is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
-        patience = config.patience or max(MIN_PATIENCE_EPOCHS, math.ceil(PATIENCE_STEPS / steps_per_epoch))
+        steps = PATIENCE_STEPS * (PATIENCE_IF_FLAT if config.flat else 1)
+        patience = config.patience or max(MIN_PATIENCE_EPOCHS, math.ceil(steps / steps_per_epoch))
         return cls(
             steps_per_epoch=steps_per_epoch,
             max_epochs=max_epochs,
