@@ -10,7 +10,9 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-_CELLS_AT_ONCE, _FEWER_AT_ONCE = 4096, 256
+_CELLS_AT_ONCE = 4096
+# Where their values are transformed in float64 as well.
+_TRANSFORMED_AT_ONCE = 256
 # A mean over so many cells is known to a hundredth of its standard deviation.
 _ENOUGH_CELLS = 10_000
 # A standard deviation below this share of the values' size is what rounding to float32 leaves of a constant.
@@ -42,7 +44,7 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
     """
     some = cells[:: -(-len(cells) // _ENOUGH_CELLS)]
     sum_g = np.zeros(matrix.shape[1])
-    for block in _blocks(matrix, some, size=_FEWER_AT_ONCE):
+    for block in _blocks(matrix, some, size=_TRANSFORMED_AT_ONCE):
         library_n = block.sum(axis=1, dtype=np.float64).A1
         scale_m = np.repeat(depth / library_n, np.diff(block.indptr))
         sum_g += np.bincount(block.indices, np.log1p(block.data * scale_m), matrix.shape[1])

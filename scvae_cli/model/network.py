@@ -155,20 +155,20 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
 
 
 class CountHead(nn.Module):
-    """Hidden units → the distribution of a cell's counts.
+    """What the decoder makes of a latent position → the distribution of a cell's counts.
 
     Parameters
     ----------
-    n_hidden, n_genes
-        h and g.
+    n_inputs, n_genes
+        Hidden units and latent dimensions that it sees, and g.
     likelihood
         "zinb", "nb" or "poisson".
     """
 
-    def __init__(self, n_hidden: int, n_genes: int, likelihood: str) -> None:
+    def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
         # One matrix for all outputs of a gene: one product is faster than two.
-        self.outputs = nn.Linear(n_hidden, 2 * n_genes if likelihood == "zinb" else n_genes)
+        self.outputs = nn.Linear(n_inputs, 2 * n_genes if likelihood == "zinb" else n_genes)
         self.raw_log_theta_g: nn.Parameter | None = None
         if likelihood != "poisson":
             self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes))
@@ -308,11 +308,11 @@ class CountOutput(NamedTuple):
 Output = CountOutput | NormalOutput
 
 
-def head_for(config: ModelConfig, n_hidden: int, n_genes: int) -> CountHead | NormalHead:
+def head_for(config: ModelConfig, n_inputs: int, n_genes: int) -> CountHead | NormalHead:
     """The likelihood head that a configuration asks for."""
     if config.of_counts:
-        return CountHead(n_hidden, n_genes, config.likelihood)
-    return NormalHead(n_hidden, n_genes, config.variance)
+        return CountHead(n_inputs, n_genes, config.likelihood)
+    return NormalHead(n_inputs, n_genes, config.variance)
 
 
 class Decoder(nn.Module):

@@ -29,12 +29,12 @@ _LEAST, _MOST = 1e-3, 10.0
 
 
 class NormalHead(nn.Module):
-    """Hidden units → the distribution of a cell's features.
+    """What the decoder makes of a latent position → the distribution of a cell's features.
 
     Parameters
     ----------
-    n_hidden, n_genes
-        h and g.
+    n_inputs, n_genes
+        Hidden units and latent dimensions that it sees, and g.
     variance
         σ² of all features; None learns one for each.
     """
@@ -42,9 +42,9 @@ class NormalHead(nn.Module):
     centre_g: Tensor
     scale_g: Tensor
 
-    def __init__(self, n_hidden: int, n_genes: int, variance: float | None = None) -> None:
+    def __init__(self, n_inputs: int, n_genes: int, variance: float | None = None) -> None:
         super().__init__()
-        self.outputs = nn.Linear(n_hidden, n_genes)
+        self.outputs = nn.Linear(n_inputs, n_genes)
         self.variance = variance
         self.raw_log_sd_g = nn.Parameter(torch.zeros(n_genes)) if variance is None else None
         self.register_buffer("centre_g", torch.zeros(n_genes))

@@ -56,7 +56,7 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from_data(
-        self, gene_sums_g: np.ndarray, mean_log_g: np.ndarray, library_n: np.ndarray, batch_n: np.ndarray | None
+        self, gene_sums_g: np.ndarray, mean_log_g: np.ndarray, depth: float, batch_n: np.ndarray | None
     ) -> None:
         """Start the decoder at the data's own gene proportions, and note what the training cells look like.
 
@@ -66,8 +66,8 @@ class VAE(nn.Module):
             Counts of each gene over the training cells.
         mean_log_g
             Mean of what the encoder sees of each gene, before it is centred.
-        library_n
-            Counts of each training cell; their median is the reference library.
+        depth
+            The reference library: the median number of counts of a training cell.
         batch_n
             Index of each training cell's batch, or None.
         """
@@ -76,7 +76,7 @@ class VAE(nn.Module):
         proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
         self.decoder.head.start(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
         self.encoder.centre_g.copy_(torch.as_tensor(mean_log_g))
-        self.reference_library.fill_(float(np.median(library_n)))
+        self.reference_library.fill_(depth)
         self._note_batches(batch_n)
 
     @torch.no_grad()

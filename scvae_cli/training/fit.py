@@ -320,11 +320,11 @@ def started(
     # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
-    library_n = counts.library_n[training]
+    depth = float(np.median(counts.library_n[training]))
     vae.start_from_data(
         (weight_n @ counts.matrix).astype(np.float64),
-        mean_log1p(counts.matrix, training, float(np.median(library_n))),
-        library_n,
+        mean_log1p(counts.matrix, training, depth),
+        depth,
         batch_of_training,
     )
     return vae

@@ -148,7 +148,8 @@ class Trainer:
         self._config, self._batch_size, self._compute = config, batch_size, compute
         steps_per_epoch = len(even_batches(np.arange(training.n_cells), batch_size))
         self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
-        self.optimizer = AveragedAdamW(vae, config.weight_decay or 0.0)
+        assert config.weight_decay is not None, "settled before the training starts"
+        self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._by_hand = can_train(vae)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
