@@ -104,10 +104,16 @@ def choose_compute(config: ComputeConfig) -> Compute:
     return Compute(device=device, precision=precision, reason=f"{device} ({why}), {precision} ({precision_why})")
 
 
-def _multiplies_bf16() -> bool:
-    """Whether the CPU has matrix units for bfloat16 (Intel's AMX); torch tells nobody."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and " amx_bf16" in cpuinfo.read_text()
+def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU multiplies bfloat16; torch does not tell.
+
+    Intel's AMX does, and AVX-512's dot products, which AMD has from Zen 4 on. Either is four times as fast as
+    float32 at the products of a training.
+    """
+    if not cpuinfo.exists():
+        return False
+    flags = next((line.split() for line in cpuinfo.read_text().splitlines() if line.startswith("flags")), [])
+    return not {"amx_bf16", "avx512_bf16"}.isdisjoint(flags)
 
 
 def bound_spinning() -> None:
