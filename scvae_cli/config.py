@@ -198,12 +198,16 @@ class ComputeConfig:
         Only algorithms that repeat to the bit (on CPU this is always so).
     threads
         CPU threads; None leaves torch's choice.
+    compile
+        Whether torch compiles the training steps; None: on a CUDA device that has Triton, where there are enough cells
+        to make up for the time that it takes.
     """
 
     device: str = "auto"
     precision: Precision = "auto"
     deterministic: bool = False
     threads: int | None = None
+    compile: bool | None = None
 
     def __post_init__(self) -> None:
         expected = "one of " + ", ".join(PRECISIONS)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
+import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,10 @@ if TYPE_CHECKING:
     import torch
 
     from scvae_cli.config import ComputeConfig
+
+
+# Compiling takes about as long as a training on so many cells.
+CELLS_WORTH_COMPILING = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +35,14 @@ class Compute:
         "fp32", "tf32" or "bf16", of the matrix products; likelihoods are computed in float32 or better.
     reason
         Why these, in words, for the user.
+    compiles
+        Whether training steps are compiled by torch.
     """
 
     device: torch.device
     precision: str
     reason: str
+    compiles: bool = False
 
     def matrix_products(self) -> contextlib.AbstractContextManager[object]:
         """Context in which matrix products run in the chosen precision."""
@@ -102,6 +111,30 @@ def choose_compute(config: ComputeConfig) -> Compute:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     return Compute(device=device, precision=precision, reason=f"{device} ({why}), {precision} ({precision_why})")
+
+
+def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> Compute:
+    """Decide whether torch compiles the steps of a training on so many cells.
+
+    Raises
+    ------
+    DeviceError
+        When it was asked for and there is nothing to compile with.
+    """
+    on_gpu = compute.device.type == "cuda"
+    tool = "Triton" if on_gpu else "a C++ compiler"
+    there = importlib.util.find_spec("triton") is not None if on_gpu else shutil.which("c++") is not None
+    if config.compile and not there:
+        raise DeviceError(f"--compile needs {tool}, which is not there", "install it, or train without --compile")
+    if config.compile is None:
+        compiles = on_gpu and there and n_cells >= CELLS_WORTH_COMPILING
+        why = f"{n_cells:,} cells" if there else f"without {tool}"
+    else:
+        compiles, why = config.compile, "as asked"
+    if not (compiles or on_gpu):
+        return compute
+    how = "compiled" if compiles else "recorded" if on_gpu else ""
+    return replace(compute, compiles=compiles, reason=f"{compute.reason}, steps {how} ({why})")
 
 
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -9,15 +9,16 @@ import torch
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.device import Compute
 from scvae_cli.model.by_hand import ElboGradients, can_train
+from scvae_cli.model.by_hand_compiled import CompiledOperations
+from scvae_cli.model.by_hand_torch import TorchOperations
 from scvae_cli.model.likelihood import LOG_THETA_MAX
 from scvae_cli.model.vae import VAE
 
 CPU = torch.device("cpu")
-FULL = Compute(device=CPU, precision="fp32", reason="")
-NARROW = Compute(device=CPU, precision="bf16", reason="")
 GENES, LATENT, KL_WEIGHT = 70, 4, 0.6
+# For the CPU, and for any device.
+FORMS = ["compiled", "torch"]
 
 
 def scene(dropout=0.0, n_batches=0, n_cells=24, **config):
@@ -48,10 +49,19 @@ def by_autograd(vae, cells, noise_nk):
     return terms.nll.item(), terms.kl.item(), dict(zip(dict(vae.named_parameters()), found, strict=True))
 
 
-def by_hand(vae, cells, noise_nk, compute=FULL):
-    found = ElboGradients(vae, cells, noise_nk, KL_WEIGHT, compute)
+@torch.no_grad()
+def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0):
+    """The step's terms and gradients; the last cells may only fill up the minibatch."""
+    if form == "compiled":
+        operations = CompiledOperations(cells)
+    else:
+        seed_l = torch.stack([torch.randint(2**31, ()) for _ in range(2 * vae.config.n_layers)])
+        share_n = torch.full_like(cells.library_n, 1 / (cells.n_cells - n_filling))
+        share_n[cells.n_cells - n_filling :] = 0
+        operations = TorchOperations(cells.x_ng, cells.library_n, share_n, seed_l)
+    found = ElboGradients(vae, cells.batch_n, noise_nk, KL_WEIGHT, operations, narrow=narrow)
     assert set(found.of) == set(vae.parameters())
-    return found.nll, found.kl, {name: found.of[p] for name, p in vae.named_parameters()}
+    return float(found.nll), float(found.kl), {name: found.of[p] for name, p in vae.named_parameters()}
 
 
 def distance(got, expected):
@@ -59,6 +69,7 @@ def distance(got, expected):
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize(
     "config",
     [
@@ -71,7 +82,7 @@ def distance(got, expected):
     ],
     ids=str,
 )
-def test_equals_float64_autograd(config):
+def test_equals_float64_autograd(config, form):
     vae, cells, noise_nk = scene(**config)
     assert can_train(vae)
     exact = copy.deepcopy(vae).double()
@@ -79,35 +90,48 @@ def test_equals_float64_autograd(config):
     exact.encoder.seen = lambda cells, depth: torch.log1p(cells.x_ng.double() * depth / library_n1)
     assert not can_train(exact)
     nll, kl, expected = by_autograd(exact, cells, noise_nk)
-    got = by_hand(vae, cells, noise_nk)
+    got = by_hand(vae, cells, noise_nk, form)
     assert got[:2] == pytest.approx((nll, kl), rel=1e-5)
     for name, gradient in got[2].items():
         assert distance(gradient, expected[name]) < 2e-4, name
 
 
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("n_layers", [1, 2])
-def test_dropout_draws_what_autograd_draws(n_layers):
+def test_dropout_draws_what_autograd_draws(n_layers, form):
     vae, cells, noise_nk = scene(likelihood="zinb", dropout=0.4, n_layers=n_layers)
     torch.manual_seed(5)
     nll, kl, expected = by_autograd(vae, cells, noise_nk)
     torch.manual_seed(5)
-    got = by_hand(vae, cells, noise_nk)
+    got = by_hand(vae, cells, noise_nk, form)
     assert got[:2] == pytest.approx((nll, kl), rel=1e-6)
     for name, gradient in got[2].items():
         assert distance(gradient, expected[name]) < 1e-5, name
 
 
+def test_cells_that_fill_up_a_minibatch_weigh_nothing():
+    vae, cells, noise_nk = scene(likelihood="zinb", n_batches=2)
+    rows = np.arange(20)
+    table = CellTable(sp.csr_matrix(cells.x_ng.numpy()), cells.batch_n.numpy(), CPU)
+    expected = by_hand(vae, table.take(rows), noise_nk[:20], "torch")
+    filled = table.take(np.concatenate([rows, [0, 0, 0]]))
+    got = by_hand(vae, filled, noise_nk[:23], "torch", n_filling=3)
+    assert got[:2] == pytest.approx(expected[:2], rel=1e-6)
+    for name, gradient in got[2].items():
+        assert distance(gradient, expected[2][name]) < 1e-5, name
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("likelihood", ["zinb", "nb", "poisson"])
-def test_bfloat16_products_cost_their_rounding_only(likelihood):
+def test_bfloat16_products_cost_their_rounding_only(likelihood, form):
     vae, cells, noise_nk = scene(likelihood=likelihood, n_batches=2, n_cells=96)
     nll, kl, expected = by_hand(vae, cells, noise_nk)
-    got = by_hand(vae, cells, noise_nk, NARROW)
+    got = by_hand(vae, cells, noise_nk, form, narrow=True)
     assert got[:2] == pytest.approx((nll, kl), rel=5e-3)
     assert got[2]["decoder.head.outputs.weight"].dtype == torch.bfloat16
     for name, gradient in got[2].items():
         # A product's terms are rounded to 8 bits.
         assert distance(gradient, expected[name]) < 0.06, name
-    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_a_model_of_real_numbers_is_left_to_autograd():

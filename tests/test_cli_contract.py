@@ -28,7 +28,8 @@ OPTIONS = {
     "check": f"DATA --layer --batch-key --likelihood {PRINTING}",
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance --decoder "
     "--n-latent --n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction "
-    f"--patience --seed --config --resume --force --device --precision --deterministic --threads {PRINTING}",
+    f"--patience --seed --config --resume --force --device --precision --deterministic "
+    f"--compile --threads {PRINTING}",
     "embed": f"{MODEL} --axes --refine {ASKING} {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
     f"{PRINTING}",

@@ -8,13 +8,21 @@ import pytest
 import scipy.sparse as sp
 import torch
 from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvae_cli import shared_work, vector_math
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.fused_hidden import normalised_hidden
 from scvae_cli.model.fused_input import fused_log1p
 from scvae_cli.model.fused_nll import fused_nll
-from scvae_cli.training.optimizer import AVERAGE_EVERY, MAX_GRADIENT_NORM, AveragedAdamW
+from scvae_cli.training.optimizer import (
+    AVERAGE_EVERY,
+    AVERAGED_STEPS,
+    BETA_1,
+    BETA_2,
+    MAX_GRADIENT_NORM,
+    AveragedAdamW,
+)
 from scvae_cli.vector_math import compiled
 
 
@@ -175,30 +183,42 @@ def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
     assert torch.equal(normalised_hidden(a, weight, bias + 20.0, 0.3), dropped)
 
 
+@pytest.mark.parametrize("compiled_walk", [True, False])
 @pytest.mark.parametrize("gradient_scale", [1.0, 1e5])
-def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale):
-    models = [nn.Sequential(nn.Linear(70, 90), nn.LayerNorm(90)) for _ in range(2)]
-    models[1].load_state_dict(models[0].state_dict())
-    optimisers = [AveragedAdamW(model, weight_decay=0.1) for model in models]
-    optimisers[1]._compiled = False
+def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale, compiled_walk):
+    ours, theirs = (nn.Sequential(nn.Linear(70, 90), nn.LayerNorm(90)) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    optimiser = AveragedAdamW(ours, weight_decay=0.1)
+    optimiser._compiled = compiled_walk
+    matrices = [p for p in theirs.parameters() if p.ndim == 2]
+    rest = [p for p in theirs.parameters() if p.ndim != 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
+    reference = torch.optim.AdamW(groups, betas=(BETA_1, BETA_2))
+    averages = [p.detach().clone() for p in theirs.parameters()]
     rng = torch.Generator().manual_seed(0)
     for step in range(3 * AVERAGE_EVERY):
-        gradients: list[dict] = [{}, {}]
-        for parameters in zip(*(model.parameters() for model in models), strict=True):
-            gradient = torch.randn(parameters[0].shape, generator=rng) * gradient_scale
-            for found, p in zip(gradients, parameters, strict=True):
-                found[p] = gradient
-        for optimiser, found in zip(optimisers, gradients, strict=True):
-            optimiser.advance(found, rate=1e-2 / (1 + step), n_before=step)
-    assert gradient_scale < 2 or gradient.norm() > MAX_GRADIENT_NORM
-    for ours, theirs in zip(*(model.parameters() for model in models), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
-        states = [optimiser.state[p] for optimiser, p in zip(optimisers, (ours, theirs), strict=True)]
-        for name in ("exp_avg", "exp_avg_sq", "average", "step"):
-            torch.testing.assert_close(states[0][name], states[1][name], rtol=1e-4, atol=1e-5)
-    with optimisers[0].averaged():
-        for p in models[0].parameters():
-            assert torch.equal(p, optimisers[0].state[p]["average"])
+        gradients = {}
+        for mine, p in zip(ours.parameters(), theirs.parameters(), strict=True):
+            gradients[mine] = p.grad = torch.randn(p.shape, generator=rng) * gradient_scale
+            gradients[mine] = gradients[mine].clone()
+        rate = 1e-2 / (1 + step)
+        optimiser.advance(gradients, rate=rate, n_before=step)
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), MAX_GRADIENT_NORM)
+        for group in reference.param_groups:
+            group["lr"] = rate
+        reference.step()
+        if step % AVERAGE_EVERY == 0:
+            decay = min(1 - 1 / AVERAGED_STEPS, (1 + step) / (10 + step)) ** AVERAGE_EVERY
+            get_ema_multi_avg_fn(decay)(averages, list(theirs.parameters()), None)
+    assert (norm > MAX_GRADIENT_NORM) == (gradient_scale > 1)
+    for mine, p, average in zip(ours.parameters(), theirs.parameters(), averages, strict=True):
+        torch.testing.assert_close(mine, p, rtol=1e-5, atol=1e-6)
+        expected = reference.state[p] | {"average": average}
+        for name in ("exp_avg", "exp_avg_sq", "average"):
+            torch.testing.assert_close(optimiser.state[mine][name], expected[name], rtol=1e-4, atol=1e-5)
+    with optimiser.averaged():
+        for mine in ours.parameters():
+            assert torch.equal(mine, optimiser.state[mine]["average"])
 
 
 def test_optimiser_takes_bfloat16_gradients_at_their_value():

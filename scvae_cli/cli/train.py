@@ -71,6 +71,7 @@ def train(
         bool | None,
         typer.Option("--deterministic", help="Repeat to the bit on a GPU too.", rich_help_panel=o.COMPUTE),
     ] = None,
+    compile: t.Compile = None,
     threads: t.Threads = None,
     json: o.Json = False,
     quiet: o.Quiet = False,
@@ -87,7 +88,7 @@ def train(
         "n_latent": n_latent, "n_hidden": n_hidden, "n_layers": n_layers, "beta": beta, "flat": flat,
         "max_epochs": max_epochs, "batch_size": batch_size, "learning_rate": learning_rate,
         "validation_fraction": validation_fraction, "patience": patience, "seed": seed, "device": device,
-        "precision": precision, "deterministic": deterministic, "threads": threads,
+        "precision": precision, "deterministic": deterministic, "compile": compile, "threads": threads,
     }  # fmt: skip
     from scvae_cli.config import RunConfig
 

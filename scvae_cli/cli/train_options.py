@@ -91,6 +91,15 @@ Precision = Annotated[
     str | None,
     typer.Option(help="Of matrix products: auto, fp32, tf32 or bf16.", show_default="auto", rich_help_panel=COMPUTE),
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Have torch compile the training steps.",
+        show_default="on a GPU with Triton, for many cells",
+        rich_help_panel=COMPUTE,
+    ),
+]
 Threads = Annotated[
     int | None,
     typer.Option(help="CPU threads.", show_default="torch's choice", rich_help_panel=COMPUTE),

@@ -105,6 +105,13 @@ class CellTable:
         Whether the matrix lies on the device; None decides by the device and its free memory.
     real
         Whether the values are real numbers, which have no depth: every cell's is 1.
+
+    Attributes
+    ----------
+    n_cells, n_genes, library_n, batch_n, device
+        n, g, counts per cell (float64), index of each cell's batch or None, and where minibatches go.
+    resident
+        The whole matrix on the device, or None.
     """
 
     def __init__(
@@ -116,7 +123,7 @@ class CellTable:
         resident: bool | None = None,
         real: bool = False,
     ) -> None:
-        self._matrix, self._device = matrix, device
+        self._matrix, self.device = matrix, device
         self._cells = np.arange(matrix.shape[0]) if cells is None else cells
         self.n_cells, self.n_genes = len(self._cells), matrix.shape[1]
         if real:
@@ -126,7 +133,21 @@ class CellTable:
         self.batch_n = None if batch_n is None else batch_n[self._cells]
         if resident is None:
             resident = fits(matrix, device)
-        self._resident = self._on_device(matrix) if resident else None
+        self.resident = self._on_device(matrix) if resident else None
+
+    def rows_of(self, cells: np.ndarray) -> np.ndarray:
+        """Where cells of the table lie in the matrix, in any shape."""
+        rows: np.ndarray = self._cells[cells]
+        return rows
+
+    def counts_of(self, cells: np.ndarray) -> sp.csr_matrix:
+        """Their counts, in the order given."""
+        return self._matrix[self._cells[cells]]
+
+    def stored_counts(self) -> np.ndarray:
+        """How many counts of each cell are stored."""
+        stored: np.ndarray = np.diff(self._matrix.indptr)[self._cells]
+        return stored
 
     def take(self, rows: np.ndarray) -> Minibatch:
         """The minibatch of some cells, in the order given."""
@@ -152,9 +173,11 @@ class CellTable:
         index = self._cells[rows]
         library_n = self._to_device(self.library_n[rows].astype(np.float32))
         batch_n = None if self.batch_n is None else self._to_device(self.batch_n[rows])
-        index_n = None if self._resident is None else self._to_device(index)
-        block = self._on_device(self._matrix[index]) if self._resident is None else None
-        starts = None if block is None else block.row_start.tolist()
+        index_n = None if self.resident is None else self._to_device(index)
+        counts = self._matrix[index] if self.resident is None else None
+        block = None if counts is None else self._on_device(counts)
+        # From the host's copy: the device may still be busy.
+        starts = None if counts is None else counts.indptr.tolist()
         end = 0
         for part in some:
             first, end = end, end + len(part)
@@ -163,9 +186,9 @@ class CellTable:
                 row_start = block.row_start[first : end + 1] - starts[first]
                 nonzeros = Nonzeros(row_start=row_start, gene=block.gene[stored], value=block.value[stored])
             else:
-                assert self._resident is not None
+                assert self.resident is not None
                 assert index_n is not None
-                nonzeros = gather(self._resident, index_n[first:end])
+                nonzeros = gather(self.resident, index_n[first:end])
             yield Minibatch(
                 n_genes=self.n_genes,
                 nonzeros=nonzeros,
@@ -182,10 +205,10 @@ class CellTable:
 
     def _to_device(self, values: np.ndarray) -> Tensor:
         tensor = torch.from_numpy(values)
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             # From pinned memory the copy runs beside what the device is doing.
             tensor = tensor.pin_memory()
-        return tensor.to(self._device, non_blocking=True)
+        return tensor.to(self.device, non_blocking=True)
 
 
 def gather(nonzeros: Nonzeros, rows: Tensor) -> Nonzeros:

@@ -17,16 +17,17 @@ On a CPU, in float32, that pass is `fused_nll.py`'s. Anywhere else it is `dense_
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.log_gamma import log_gamma_terms
 
-if TYPE_CHECKING:
-    from scvae_cli.model.fused_nll import Gradients
+# Of the mean NLL, in raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
+Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
@@ -92,8 +93,18 @@ def dense_nll(
     x_ng: Tensor,
     *,
     with_gradient: bool,
+    share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:
-    """The same as the compiled form, on any device and in any precision, from dense counts."""
+    """The same as the compiled form, on any device and in any precision, from dense counts.
+
+    Nothing in it waits for the device, and no shape depends on the counts, so that steps made of it can be recorded.
+    (`torch.where` with a plain number would send that number, and wait.)
+
+    Parameters
+    ----------
+    share_n
+        What each cell weighs in the mean whose gradients are asked for; None for all alike.
+    """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g
     logits_ng = outputs_ng[:, :n_genes]
@@ -110,12 +121,14 @@ def dense_nll(
     nll_n = -log_prob_ng.sum(1, dtype=torch.float64)
     if not with_gradient:
         return nll_n, None
-    share_n1 = d_eta_ng.sum(1, keepdim=True) / library_n.unsqueeze(1)
-    d_outputs_ng = d_eta_ng - mu_ng * share_n1
+    weight_n1 = torch.full_like(library_n, 1 / len(x_ng)) if share_n is None else share_n
+    weight_n1 = -weight_n1.to(raw_ng.dtype).unsqueeze(1)
+    total_share_n1 = d_eta_ng.sum(1, keepdim=True) / library_n.unsqueeze(1)
+    d_outputs_ng = d_eta_ng - mu_ng * total_share_n1
     if d_zero_ng is not None:
         d_outputs_ng = torch.cat([d_outputs_ng, d_zero_ng], dim=1)
-    d_outputs_ng *= -1 / len(x_ng)
-    d_log_theta_g = None if d_theta_ng is None else -d_theta_ng.mean(0)
+    d_outputs_ng = d_outputs_ng * weight_n1
+    d_log_theta_g = None if d_theta_ng is None else (d_theta_ng * weight_n1).sum(0)
     return nll_n, (d_outputs_ng, d_outputs_ng.sum(0), d_log_theta_g)
 
 
@@ -127,7 +140,7 @@ def _negative_binomial(
     r_ng = mu_ng / theta_g
     # log1p keeps the log-probability of zero exact where θ is large and μ small.
     log1p_ng = torch.log1p(r_ng)
-    log_gamma_ng, slope_ng = _log_gamma(x_ng, theta_g)
+    log_gamma_ng, slope_ng = log_gamma_terms(x_ng, theta_g)
     log_prob_ng = x_ng * (eta_ng - log_theta_g - log1p_ng) + log_gamma_ng
     from_nb_ng, d_zero_ng = torch.ones_like(x_ng), None
     if zero_logit_ng is None:
@@ -135,21 +148,10 @@ def _negative_binomial(
     else:
         h_ng = zero_logit_ng + theta_g * log1p_ng
         # −logsigmoid(−h) is softplus(h), which torch's own leaves to h from 20 on.
-        log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - torch.where(x_ng == 0, logsigmoid(-h_ng), 0.0)
-        from_nb_ng = torch.where(x_ng == 0, torch.sigmoid(-h_ng), 1.0)
+        seen_ng = x_ng != 0
+        log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - logsigmoid(-h_ng).masked_fill(seen_ng, 0.0)
+        from_nb_ng = torch.sigmoid(-h_ng).masked_fill(seen_ng, 1.0)
         d_zero_ng = torch.sigmoid(-zero_logit_ng) - from_nb_ng
     d_eta_ng = (x_ng - from_nb_ng * mu_ng) / (1 + r_ng)
     d_theta_ng = theta_g * (slope_ng - from_nb_ng * log1p_ng) - d_eta_ng
     return log_prob_ng, d_eta_ng, d_theta_ng, d_zero_ng
-
-
-def _log_gamma(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
-    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ; both are exactly 0 at x = 0."""
-    # The differences cancel: they are taken in float64, of the counts that are there.
-    at = torch.nonzero(x_ng, as_tuple=True)
-    x, theta = x_ng[at].double(), theta_g.double()[at[1]]
-    value = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
-    slope = torch.digamma(x + theta) - torch.digamma(theta)
-    zero_ng = torch.zeros_like(x_ng)
-    dtype = x_ng.dtype
-    return zero_ng.index_put(at, value.to(dtype)), zero_ng.index_put(at, slope.to(dtype))

@@ -7,30 +7,18 @@ instructions a unit where torch's generator costs a hundred.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy import float32, uint32
 from torch import Tensor
 
+from scvae_cli.model.hidden import Hidden
 from scvae_cli.vector_math import compiled, dot, exp, total
 
 _ZERO, _ONE = float32(0), float32(1)
 _EPSILON = float32(1e-5)  # of torch's LayerNorm
-
-
-class Hidden(NamedTuple):
-    """Hidden units (n, h), and what their gradients need.
-
-    That is their slope in what the activation saw, zero where they were dropped, and the normalised linear part, both
-    (n, h), and its scale (n,).
-    """
-
-    hidden_nh: Tensor
-    slope_nh: Tensor
-    normal_nh: Tensor
-    inverse_sd_n: Tensor
 
 
 def normalised_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:

@@ -18,6 +18,7 @@ from numpy import float32, float64, int32, int64, uint16, uint32
 from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
+from scvae_cli.model.count_nll import Gradients
 from scvae_cli.model.stirling import stirling, stirling_slope
 from scvae_cli.shared_work import array, by_address, use_threads
 from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p_given, sum_of_logs, total
@@ -26,9 +27,6 @@ from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p
 TABLE_COUNTS = 16
 _POISSON, _NB, _ZINB = range(3)
 _ZERO, _ONE = float32(0), float32(1)
-
-# Of the mean NLL, in raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
-Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 def fused_nll(

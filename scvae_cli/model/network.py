@@ -5,8 +5,7 @@ Shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,58 +17,10 @@ from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.model.count_nll import mean_nll, nll_n
 from scvae_cli.model.encoder_input import log1p_at_depth
+from scvae_cli.model.hidden import HiddenLayers, NormalisedHidden
 from scvae_cli.model.isometric import isometric, slope
 from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
 from scvae_cli.model.normal import NormalHead, NormalOutput
-
-
-class HiddenLayers(nn.Sequential):
-    """Linear → LayerNorm → SiLU → dropout, repeated.
-
-    Layers are normalised within each cell, not across the minibatch: a cell's embedding then does not depend on
-    which cells it was trained or read with, and a minibatch of one cell is no special case.
-    """
-
-    def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float) -> None:
-        layers: list[nn.Module] = []
-        for i in range(n_layers):
-            layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalisedHidden(n_hidden, dropout)]
-        super().__init__(*layers)
-
-    def pairs(self) -> Iterator[tuple[nn.Linear, NormalisedHidden]]:
-        """Each layer's linear part and what follows it."""
-        layers: list[Any] = list(self)
-        return zip(layers[::2], layers[1::2], strict=True)
-
-
-class NormalisedHidden(nn.Module):
-    """LayerNorm → SiLU → dropout."""
-
-    def __init__(self, n_hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(n_hidden)
-        self.dropout = dropout
-
-    def forward(self, a_nh: Tensor) -> Tensor:
-        """Hidden units from their linear part."""
-        if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
-            # Compiled code takes half a second to start, which is nothing to a training and much to one question.
-            from scvae_cli.model.fused_hidden import normalised_hidden
-
-            return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
-        return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
-
-    def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden units without dropout, and tangents d at the linear part pushed through; differentiable."""
-        centred_nh = a_nh - a_nh.mean(1, keepdim=True)
-        scale_n = (centred_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
-        unit_nh = centred_nh * scale_n
-        u_nh = unit_nh * self.norm.weight + self.norm.bias
-        sigmoid_nh = torch.sigmoid(u_nh)
-        h_nh = u_nh * sigmoid_nh
-        slope_nh = (sigmoid_nh + h_nh * (1 - sigmoid_nh)) * scale_n * self.norm.weight
-        along_mn = (unit_nh * d_mnh).mean(2, keepdim=True)
-        return h_nh, (d_mnh - d_mnh.mean(2, keepdim=True) - unit_nh * along_mn) * slope_nh
 
 
 class Encoder(nn.Module):
@@ -151,7 +102,8 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
     """1 where a cell is of a batch, shape (n, b)."""
     # A product with indicators, not an indexing: the gradient of an indexing adds up the cells of a batch in whichever
     # order the threads come, and two runs would differ.
-    return nn.functional.one_hot(batch_n, len(like_bg)).to(like_bg.dtype)
+    batches_b = torch.arange(len(like_bg), device=batch_n.device)
+    return (batch_n.unsqueeze(1) == batches_b).to(like_bg.dtype)
 
 
 class CountHead(nn.Module):

@@ -23,7 +23,7 @@ from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.moments import mean_log1p, moments
-from scvae_cli.device import choose_compute
+from scvae_cli.device import choose_compute, decide_compiling
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
@@ -139,6 +139,10 @@ def fit(
     # The counts of the other genes are let go here, if nobody else holds them.
     counts = refuse_empty(counts.genes(columns), drop=False)
 
+    if config.model.of_counts and config.train.flat == 0:
+        compute = decide_compiling(compute, config.compute, len(training))
+    elif config.compute.compile:
+        warnings.warn(ScvaeWarning("--compile has no effect on real numbers, nor with --flat"), stacklevel=2)
     batches, batch_n = batch_codes(counts)
     config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size

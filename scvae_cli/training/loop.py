@@ -26,8 +26,9 @@ from scvae_cli.device import Compute
 from scvae_cli.errors import ModelError
 from scvae_cli.model.by_hand import ElboGradients, can_train
 from scvae_cli.model.vae import VAE
+from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
-from scvae_cli.training.optimizer import AveragedAdamW
+from scvae_cli.training.optimizer import AveragedAdamW, Factors
 from scvae_cli.training.schedule import Schedule
 
 EVALUATION_CELLS = 512
@@ -151,6 +152,10 @@ class Trainer:
         assert config.weight_decay is not None, "settled before the training starts"
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._by_hand = can_train(vae)
+        self._device_steps: DeviceSteps | None = None
+        if self._by_hand and config.flat == 0 and (compute.device.type != "cpu" or compute.compiles):
+            largest = -(-training.n_cells // steps_per_epoch)
+            self._device_steps = DeviceSteps(vae, self.optimizer, training, largest, compute)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -163,12 +168,12 @@ class Trainer:
             before = self._snapshot()
             train_loss = 0.0
             broken: np.ndarray | None = None
-            for rows, loss in self._epoch():
+            for step, (rows, loss) in enumerate(self._epoch(), schedule.step):
                 if not math.isfinite(loss):
                     broken = self._not_finite(rows)
                     break
                 train_loss += loss * len(rows) / self.training.n_cells
-                yield StepReport(step=schedule.step, loss=loss)
+                yield StepReport(step=step, loss=loss)
             if broken is None:
                 with self.optimizer.averaged():
                     nll, kl = self.evaluate()
@@ -238,18 +243,52 @@ class Trainer:
         forked = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(devices=forked):
             torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
-            for rows, cells in self.training.in_batches(order, self._batch_size):
-                noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=device)
-                flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
-                kl_weight = schedule.kl_weight()
-                if self._by_hand and not flat:
-                    terms = ElboGradients(self.vae, cells, noise_nk, kl_weight, self._compute)
-                    total, gradients = terms.nll + kl_weight * terms.kl, terms.of
-                else:
-                    total, gradients = self._by_autograd(cells, noise_nk, kl_weight, flat=flat)
-                yield rows, total
-                self.optimizer.advance(gradients, schedule.learning_rate(), schedule.step)
+            if self._device_steps is not None:
+                yield from self._on_device(self._device_steps, even_batches(order, self._batch_size))
+            else:
+                yield from self._one_by_one(order)
+
+    def _one_by_one(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
+        """An epoch's steps, each told before the next."""
+        schedule = self.schedule
+        for rows, cells in self.training.in_batches(order, self._batch_size):
+            noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=self._compute.device)
+            flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
+            kl_weight = schedule.kl_weight()
+            if self._by_hand and self._compute.device.type == "cpu" and not flat:
+                total, gradients = self._compiled(cells, noise_nk, kl_weight)
+            else:
+                total, gradients = self._by_autograd(cells, noise_nk, kl_weight, flat=flat)
+            yield rows, total
+            self.optimizer.advance(gradients, schedule.learning_rate(), schedule.step)
+            schedule.step += 1
+
+    def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
+        """An epoch's steps, told a stretch after they were queued."""
+        schedule = self.schedule
+        queued: list[tuple[list[np.ndarray], Losses]] = []
+        for first in range(0, len(batches), STRETCH_STEPS):
+            stretch, plans = batches[first : first + STRETCH_STEPS], []
+            for rows in stretch:
+                factors = Factors.of_step(schedule.learning_rate(), schedule.step)
+                plans.append(Plan(cells=rows, kl_weight=schedule.kl_weight(), factors=factors))
                 schedule.step += 1
+            queued.append((stretch, steps.take(plans)))
+            if len(queued) > 1:
+                told, losses = queued.pop(0)
+                yield from zip(told, losses.read(), strict=True)
+        for told, losses in queued:
+            yield from zip(told, losses.read(), strict=True)
+
+    @torch.no_grad()
+    def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
+        """The loss of some cells on the CPU and its gradients."""
+        # Here, not above: a GPU needs no compiler for the CPU.
+        from scvae_cli.model.by_hand_compiled import CompiledOperations
+
+        narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
+        terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
+        return float(terms.nll) + kl_weight * float(terms.kl), terms.of
 
     def _by_autograd(
         self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool

@@ -4,7 +4,7 @@ What is judged on the held-out cells, and kept, is the average over about the la
 rate down would reach, at any time and without knowing when to begin.
 
 On a CPU one compiled walk over the parameters does what takes torch a dozen: clip, decay, moments, step and average.
-Elsewhere it is torch's own fused AdamW.
+Elsewhere it is plain torch, whose step can be recorded with its factors as tensors.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
 import torch
 from numpy import float32, int64, uint32
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from scvae_cli.shared_work import by_address, use_threads
 from scvae_cli.vector_math import compiled
@@ -32,6 +30,34 @@ AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
 # Waking a second thread takes as long as this many numbers do.
 SMALL = 20_000
+
+
+class Factors(NamedTuple):
+    """What a step depends on beside the gradients; numbers, or scalars on the device.
+
+    Parameters
+    ----------
+    rate
+        Of learning.
+    corrected, scale
+        The rate by the correction of the first moment, and the correction of the second, for their start at zero.
+    weight
+        Of the weights as they are now in the running average, which moves every few steps only.
+    """
+
+    rate: Any
+    corrected: Any
+    scale: Any
+    weight: Any
+
+    @classmethod
+    def of_step(cls, rate: float, n_before: int) -> Factors:
+        """Those of a step that `n_before` others went before."""
+        weight = 0.0
+        if n_before % AVERAGE_EVERY == 0:
+            # Early on over fewer steps, or the random start would linger.
+            weight = 1 - min(1 - 1 / AVERAGED_STEPS, (1 + n_before) / (10 + n_before)) ** AVERAGE_EVERY
+        return cls(rate, rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1)), weight)
 
 
 class AveragedAdamW:
@@ -54,7 +80,6 @@ class AveragedAdamW:
         }
         self.state: dict[Tensor, dict[str, Tensor]] = {
             p: {
-                "step": torch.tensor(0.0),
                 "exp_avg": torch.zeros_like(p),
                 "exp_avg_sq": torch.zeros_like(p),
                 "average": p.detach().clone(),
@@ -65,7 +90,7 @@ class AveragedAdamW:
         self._compiled = all(p.device.type == "cpu" for p in self._decay)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
-        """Number of steps, moments and average of each parameter, by its place in the model."""
+        """Moments and average of each parameter, by its place in the model."""
         return dict(enumerate(self.state.values()))
 
     @torch.no_grad()
@@ -88,14 +113,11 @@ class AveragedAdamW:
         n_before
             Steps taken before.
         """
-        weight = 0.0
-        if n_before % AVERAGE_EVERY == 0:
-            # Early on over fewer steps, or the random start would linger.
-            weight = 1 - min(1 - 1 / AVERAGED_STEPS, (1 + n_before) / (10 + n_before)) ** AVERAGE_EVERY
+        factors = Factors.of_step(rate, n_before)
         if self._compiled:
-            self._advance_compiled(gradients, rate, n_before, weight)
+            self._advance_compiled(gradients, factors)
         else:
-            self._advance_torch(gradients, rate, weight)
+            self.advance_torch(gradients, factors)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
@@ -111,32 +133,22 @@ class AveragedAdamW:
                 for p, before in present.items():
                     p.copy_(before)
 
-    def _advance_torch(self, gradients: dict[Tensor, Tensor], rate: float, weight: float) -> None:
-        norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients.values()]))
+    def advance_torch(self, gradients: dict[Tensor, Tensor], factors: Factors) -> None:
+        """Take a step in plain torch, without waiting for the device."""
+        norm = torch.stack([torch.linalg.vector_norm(gradients[p].float()) for p in self._decay]).norm()
         clip = (MAX_GRADIENT_NORM / norm).clamp(max=1.0)
-        for decay in set(self._decay.values()):
-            chosen = [p for p in self._decay if self._decay[p] == decay]
-            states = [self.state[p] for p in chosen]
-            adamw(
-                chosen,
-                [gradients[p] * clip for p in chosen],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [],
-                [state["step"] for state in states],
-                amsgrad=False,
-                beta1=BETA_1,
-                beta2=BETA_2,
-                lr=rate,
-                weight_decay=decay,
-                eps=EPSILON,
-                maximize=False,
+        for p, decay in self._decay.items():
+            state, g = self.state[p], gradients[p].float() * clip
+            mean, square = state["exp_avg"], state["exp_avg_sq"]
+            mean.mul_(BETA_1).add_((1 - BETA_1) * g)
+            square.mul_(BETA_2).add_((1 - BETA_2) * g * g)
+            p.mul_(1 - factors.rate * decay).sub_(
+                factors.corrected * mean * (square * factors.scale + EPSILON**2).rsqrt()
             )
-        if weight:
-            averages = [state["average"] for state in self.state.values()]
-            get_ema_multi_avg_fn(1 - weight)(averages, list(self.state), None)  # type: ignore[no-untyped-call]  # torch's
+            average = state["average"]
+            average.add_(factors.weight * (p - average))
 
-    def _advance_compiled(self, gradients: dict[Tensor, Tensor], rate: float, n_before: int, weight: float) -> None:
+    def _advance_compiled(self, gradients: dict[Tensor, Tensor], factors: Factors) -> None:
         n_parts = use_threads()
         arrays = {p: _as_array(gradients[p]) for p in self._decay}
         squares, parts, no_factors = 0.0, np.zeros(n_parts), (float32(0),) * 5
@@ -144,26 +156,24 @@ class AveragedAdamW:
             if len(gradient) < SMALL:
                 squares += _squares(gradient)
             else:
-                arguments: tuple[Any, ...] = (gradient, *self._arrays(p)[:-1], False, *no_factors, parts)
+                arguments: tuple[Any, ...] = (gradient, *self._arrays(p), False, *no_factors, parts)
                 _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
         norm = math.sqrt(squares + parts.sum())
         clip = min(1.0, MAX_GRADIENT_NORM / norm) if norm > 0 else 1.0
-        corrected, scale = rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1))
         for p, decay in self._decay.items():
-            gradient, values = arrays[p], self._arrays(p)
-            values[-1][0] += 1
-            factors = (float32(f) for f in (clip, 1 - rate * decay, corrected, scale, weight))
-            arguments = (gradient, *values[:-1], True, *factors, parts)
+            gradient = arrays[p]
+            numbers = (clip, 1 - factors.rate * decay, factors.corrected, factors.scale, factors.weight)
+            arguments = (gradient, *self._arrays(p), True, *(float32(number) for number in numbers), parts)
             if len(gradient) < SMALL:
                 _walk(0, 1, *arguments)
             else:
                 _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
 
     def _arrays(self, p: Tensor) -> tuple[Any, ...]:
-        """A parameter, its moments, its average and its number of steps, as flat arrays over the same memory."""
+        """A parameter, its moments and its average, as flat arrays over the same memory."""
         if p not in self._views:
             state = self.state[p]
-            held = (p.detach(), state["exp_avg"], state["exp_avg_sq"], state["average"], state["step"])
+            held = (p.detach(), state["exp_avg"], state["exp_avg_sq"], state["average"])
             self._views[p] = tuple(tensor.view(-1).numpy() for tensor in held)
         return self._views[p]
 

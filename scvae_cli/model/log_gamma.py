@@ -1,0 +1,61 @@
+"""The lgΓ terms of counts in plain torch, in shapes that do not depend on the counts: nobody waits for a device.
+
+Small counts, which nearly all are, take them from a table, where differences of lgΓ itself would cancel. What large
+counts have more than the last of the table comes of Stirling's series, in float64.
+
+Shapes: n cells, g genes, c counts of the table, j factors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Stirling's series are exact to 1e-12 from 16 on.
+TABLE_COUNTS = 16
+
+
+def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
+    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ, each of shape (n, g); both are exactly 0 at x = 0.
+
+    Parameters
+    ----------
+    x_ng
+        Whole numbers.
+    theta_g
+        Inverse dispersions, in the same precision.
+    """
+    j_j1 = torch.arange(TABLE_COUNTS, dtype=x_ng.dtype, device=x_ng.device).unsqueeze(1)
+    theta_jg = theta_g + j_j1
+    small_ng = x_ng.clamp(max=TABLE_COUNTS).long()
+    value_ng = _running_sums((theta_jg / (j_j1 + 1)).log()).gather(0, small_ng)
+    slope_ng = _running_sums(1 / theta_jg).gather(0, small_ng)
+
+    # Of small counts these differences are between equal numbers.
+    large_ng, wide_g = x_ng.clamp(min=TABLE_COUNTS).double(), theta_g.double()
+    first_ng = torch.full_like(large_ng, TABLE_COUNTS)
+    more_ng = _stirling(large_ng + wide_g) - _stirling(first_ng + wide_g)
+    more_ng -= _stirling(large_ng + 1) - _stirling(first_ng + 1)
+    steeper_ng = _stirling_slope(large_ng + wide_g) - _stirling_slope(first_ng + wide_g)
+    return value_ng + more_ng.to(x_ng.dtype), slope_ng + steeper_ng.to(x_ng.dtype)
+
+
+def _running_sums(term_jg: Tensor) -> Tensor:
+    """Sums of the first 0, 1, … rows, shape (c, g)."""
+    # As a masked sum: the order of a cumulative one is not settled on GPUs.
+    n = len(term_jg)
+    before_cj = torch.ones(n + 1, n, dtype=term_jg.dtype, device=term_jg.device).tril(-1)
+    return (before_cj.unsqueeze(2) * term_jg).sum(1)
+
+
+def _stirling(y: Tensor) -> Tensor:
+    """lgΓ(y) up to a constant, for y ≥ 16 (Abramowitz & Stegun 6.1.41)."""
+    square = 1 / (y * y)
+    series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / y
+    return (y - 0.5) * y.log() - y + series
+
+
+def _stirling_slope(y: Tensor) -> Tensor:
+    """ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    square = 1 / (y * y)
+    return y.log() - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

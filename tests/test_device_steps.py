@@ -1,0 +1,212 @@
+"""Steps for GPUs, on the CPU: they do what plain steps do, wait for nothing, and compile in one piece."""
+
+import copy
+import shutil
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from simulated import counts_of, tiny_config, tree
+
+from scvae_cli.config import ComputeConfig, ModelConfig
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.stretches import Stretch
+from scvae_cli.device import Compute, choose_compute, decide_compiling
+from scvae_cli.errors import DeviceError, ScvaeWarning
+from scvae_cli.model.vae import VAE
+from scvae_cli.training import device_steps, loop
+from scvae_cli.training.device_steps import DeviceSteps, Plan
+from scvae_cli.training.fit import fit_to_end
+from scvae_cli.training.optimizer import AVERAGE_EVERY, AveragedAdamW, Factors
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+CELLS, GENES, LATENT, BATCH = 90, 40, 3, 16
+NETWORK = ModelConfig(n_hidden=12, n_latent=LATENT, n_layers=1, encoder_dropout=0.0, decoder_dropout=0.0)
+
+
+def matrix():
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(rng.gamma(0.4, 3.0, size=(CELLS, GENES))).astype(np.float32)
+    counts[:, 0] += 1
+    return sp.csr_matrix(counts)
+
+
+def table(device=CPU, **options):
+    return CellTable(matrix(), np.arange(CELLS) % 2, device, cells=np.arange(5, 85), **options)
+
+
+def vae_of(config=NETWORK, device=CPU):
+    torch.manual_seed(1)
+    vae = VAE(config, GENES, ("a", "b"))
+    vae.reference_library.fill_(50.0)
+    return vae.to(device).train()
+
+
+def steps_of(vae, cells, precision="fp32", *, compiles=False):
+    compute = Compute(device=cells.device, precision=precision, reason="", compiles=compiles)
+    return DeviceSteps(vae, AveragedAdamW(vae, 0.5), cells, BATCH, compute)
+
+
+def plans(n, first_step=0):
+    rng = np.random.default_rng(first_step)
+    # Every other minibatch is short.
+    cells = [rng.choice(80, BATCH - i % 2, replace=False) for i in range(n)]
+    return [
+        Plan(cells=some, kl_weight=0.1 * i, factors=Factors.of_step(0.01, first_step + i))
+        for i, some in enumerate(cells)
+    ]
+
+
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_stretch_holds_the_counts_of_its_minibatches(resident):
+    cells, dense = table(resident=resident), matrix().toarray()[5:85]
+    stretch = Stretch(cells, 4, BATCH)
+    for n in (4, 2):
+        batches = [plan.cells for plan in plans(n, first_step=n)]
+        stretch.fill(batches)
+        for i, some in enumerate(batches):
+            x_ng, library_n, share_n, batch_n = stretch.cells(torch.tensor([i]))
+            real = len(some)
+            np.testing.assert_array_equal(x_ng[:real].numpy(), dense[some])
+            np.testing.assert_allclose(library_n[:real].numpy(), dense[some].sum(1))
+            np.testing.assert_array_equal(batch_n[:real].numpy(), (some + 5) % 2)
+            np.testing.assert_allclose(share_n.numpy(), [1 / real] * real + [0] * (BATCH - real), rtol=1e-6)
+            # What fills it up is some cell, whose numbers are finite.
+            np.testing.assert_array_equal(x_ng[real:].numpy(), dense[some[:1]].repeat(BATCH - real, 0))
+
+
+def test_equal_steps_by_autograd_and_torchs_optimiser():
+    cells, vae = table(), vae_of()
+    twin = copy.deepcopy(vae)
+    torch.manual_seed(3)
+    losses = steps_of(vae, cells).take(some := plans(AVERAGE_EVERY + 2)).read()
+    torch.manual_seed(3)
+    torch.randint(2**31, (device_steps.STRETCH_STEPS, 2))  # seeds of dropout, of which there is none
+    noise_snk = torch.randn(device_steps.STRETCH_STEPS, BATCH, LATENT)
+    decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
+    parameters = list(twin.parameters())
+    optimiser = torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p in decaying], "weight_decay": 0.5},
+            {"params": [p for p in parameters if p not in decaying], "weight_decay": 0.0},
+        ],
+        lr=0.01,
+        betas=(0.9, 0.99),
+    )
+    for i, plan in enumerate(some):
+        terms = twin.elbo_terms(cells.take(plan.cells), noise_snk[i, : len(plan.cells)])
+        loss = terms.nll + plan.kl_weight * terms.kl
+        assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("config", [{}, {"likelihood": "poisson"}, {"likelihood": "nb", "decoder": "linear"}], ids=str)
+@pytest.mark.parametrize("resident", [False, True])
+def test_a_step_depends_on_no_value(resident, config, precision):
+    """On a device without values, whatever would wait for one raises."""
+    network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
+    vae, cells = vae_of(network, META), table(META, resident=resident)
+    steps = steps_of(vae, cells, precision)
+    steps._stretch.fill([plan.cells for plan in plans(2)])
+    with torch.no_grad():
+        steps._step()
+    assert all(p.device == META for p in vae.parameters())
+
+
+def test_steps_compile_in_one_piece():
+    vae, cells = vae_of(), table()
+    twin = copy.deepcopy(vae)
+    plain, compiled = steps_of(vae, cells), steps_of(twin, cells)
+    torch._dynamo.utils.counters.clear()
+    compiled._play = torch.compile(compiled._step, dynamic=False, fullgraph=True, backend="aot_eager")
+    for steps in (plain, compiled):
+        torch.manual_seed(5)
+        for first in (0, 3):  # short stretches and full ones are compiled once
+            steps.take(plans(3, first_step=first))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return counts_of(tree(n_batches=2), batch_key="batch")
+
+
+@pytest.fixture
+def on_device(monkeypatch):
+    """As on a GPU, though neither compiled nor recorded."""
+    monkeypatch.setattr(torch, "compile", lambda step, **_: step)
+    monkeypatch.setattr(device_steps, "STRETCH_STEPS", 8)
+    monkeypatch.setattr(loop, "STRETCH_STEPS", 8)
+
+
+def test_a_training_is_as_good_as_the_one_on_a_cpu(counts, on_device):
+    options = {"max_epochs": 40, "batch_key": "batch"}
+    theirs, ours = (fit_to_end(counts, tiny_config(**options, compile=compiles)) for compiles in (False, True))
+    assert "steps compiled" in ours.facts["compute"]
+    assert ours.facts["heldout_elbo"] == pytest.approx(theirs.facts["heldout_elbo"], rel=5e-3)
+    again = fit_to_end(counts, tiny_config(**options, compile=True))
+    assert all(torch.equal(a, b) for a, b in zip(ours.vae.parameters(), again.vae.parameters(), strict=True))
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch compiles with a C++ compiler, and there is none")
+def test_compiled_steps_equal_plain_ones():
+    vae, cells = vae_of(), table()
+    twin = copy.deepcopy(vae)
+    for steps in (steps_of(vae, cells), steps_of(twin, cells, compiles=True)):
+        torch.manual_seed(5)
+        steps.take(plans(4))
+    for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_a_loss_that_is_not_finite_rolls_back(counts, on_device, monkeypatch):
+    config = tiny_config(max_epochs=3, batch_key="batch", compile=True)
+    read, broken = device_steps.Losses.read, iter([True])
+    monkeypatch.setattr(
+        device_steps.Losses, "read", lambda self: [float("nan") if next(broken, False) else x for x in read(self)]
+    )
+    seen = []
+    model = fit_to_end(counts, config, on_event=seen.append)
+    assert model.facts["rollbacks"] == 1
+    assert [event.learning_rate < 0.01 for event in seen if isinstance(event, loop.Rollback)] == [True]
+
+
+def test_compiling_is_decided_and_told(monkeypatch):
+    asked = ComputeConfig(device="cpu", compile=True)
+    compute = choose_compute(asked)
+    assert not decide_compiling(compute, ComputeConfig(), 10**6).compiles  # a CPU has its own
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
+        decide_compiling(compute, asked, 1000)
+
+
+def test_compiling_what_it_does_not_serve_is_told(counts):
+    with pytest.warns(ScvaeWarning, match="no effect"):
+        fit_to_end(counts, tiny_config(max_epochs=1, flat=1.0, compile=True))
+
+
+def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
+    def broken(step, **_):
+        def fail():
+            vae.decoder.head.outputs.bias.data.zero_()  # it had begun
+            raise RuntimeError("no such compiler\nand much else")
+
+        return fail
+
+    vae, cells = vae_of(), table()
+    twin = copy.deepcopy(vae)
+    torch.manual_seed(5)
+    steps_of(twin, cells).take(plans(4))
+    monkeypatch.setattr(torch, "compile", broken)
+    torch.manual_seed(5)
+    with pytest.warns(ScvaeWarning, match="could not be compiled, and take longer: no such compiler$"):
+        steps_of(vae, cells, compiles=True).take(plans(4))
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), twin.parameters(), strict=True))
