@@ -96,8 +96,8 @@ def measure_scvae(parts: Split, work: Path, args: argparse.Namespace) -> dict[st
     train = ["train", str(parts.trainer_file), "-m", str(model), "--genes", "all", "--seed", str(parts.seed), "--json"]
     score = ["score", str(parts.test_file), "-m", str(model), "--samples", str(args.samples), "--json"]
     scvae = shlex.split(args.scvae)
-    trained = run_json([*scvae, *train], args.threads)
-    summary = run_json([*scvae, *score, "-o", str(scored)], args.threads)
+    trained = run_json([*scvae, *train], args.threads, gpu=args.gpu)
+    summary = run_json([*scvae, *score, "-o", str(scored)], args.threads, gpu=args.gpu)
     return {
         **times(trained, summary),
         "active_units": trained.result["active_units"],

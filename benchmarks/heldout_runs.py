@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser, *, data: list[Path], results: s
     parser.add_argument("--samples", type=int, default=100, help="posterior samples a cell (100)")
     parser.add_argument("--test-share", type=float, default=0.1, help="share of the cells that is tested on (0.1)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
+    parser.add_argument("--gpu", action="store_true", help="let both tools train on the GPU that torch finds")
     parser.add_argument("--only", choices=["scvae", "scvi"], help="measure this tool anew, keep the other's runs")
     parser.add_argument("--resume", action="store_true", help="measure only what the results file lacks")
     parser.add_argument("--scvi-python", default=sys.executable, help="an interpreter that has scvi-tools")
@@ -110,7 +111,7 @@ def describe_run(name: str, label: str, parts: Split, args: argparse.Namespace) 
         "n_test": parts.n_test,
         "n_genes": parts.n_genes,
         "samples": args.samples,
-        "machine": describe_machine(args.threads),
+        "machine": describe_machine(args.threads, gpu=args.gpu),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
 
@@ -150,7 +151,9 @@ def measure_scvi(name: str, parts: Split, work: Path, args: argparse.Namespace) 
 def run_scvi(step: list[str], work: Path, args: argparse.Namespace) -> Timed:
     """One step of `heldout_scvi.py` on the model `work`/model, in a process of its own."""
     script = [args.scvi_python, str(HERE / "heldout_scvi.py")]
-    return run_json([*script, *step, "-m", str(work / "model"), "--threads", str(args.threads)], args.threads)
+    return run_json(
+        [*script, *step, "-m", str(work / "model"), "--threads", str(args.threads)], args.threads, gpu=args.gpu
+    )
 
 
 def times(trained: Timed, summary: Timed) -> dict[str, Any]:

@@ -72,7 +72,6 @@ def main() -> None:
         max_epochs=args.epochs,
         patience=args.epochs,
         seed=args.seed,
-        device="cpu",
         threads=args.threads,
         on_event=clock,
         **NETWORK,

@@ -63,7 +63,6 @@ def train(data: Path, epochs: int, batch_size: int) -> dict[str, Any]:
     model.train(
         max_epochs=epochs,
         batch_size=batch_size,
-        accelerator="cpu",
         early_stopping=False,
         callbacks=[clock],
         enable_progress_bar=False,

@@ -12,7 +12,8 @@ its whole training process (start of Python, imports, reading, training, saving)
 
 scvae trains at its defaults (`--genes all`), and every epoch is timed from the start of the process. Reported is the
 first epoch whose averaged weights have at least the target's bound on the test cells (`quality_scvae.py` says how it is
-found), and the finished model's bound and time. Both tools run on CPU with `--threads` threads, one process at a time.
+found), and the finished model's bound and time. Both tools run on CPU with `--threads` threads, or with `--gpu` on the
+GPU that torch finds, one process at a time.
 
 For data with labels in obs (cell_type, cell_line or bulk_labels) the mean latent positions of all cells, the trainers'
 and the test's, are compared with the labels: `embedding_quality.py` says how.
@@ -135,7 +136,7 @@ def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.N
     asked = [] if target is None else [f"--target={target['mean_iwae']!r}"]
     settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *asked]
     command = [args.scvae_python, str(HERE / "quality_scvae.py"), *files, *outputs, *settings]
-    timed = run_json([*command, "--started", repr(time.time())], args.threads)
+    timed = run_json([*command, "--started", repr(time.time())], args.threads, gpu=args.gpu)
     told = timed.result
     cells = np.load(scores)
     kept = ("process_s", "epochs", "best_epoch", "active_units", "target", "reached", "scored_epochs", "epoch_seconds")

@@ -26,10 +26,10 @@ class Timed:
     other_cores: float | None
 
 
-def run_json(command: list[str], threads: int) -> Timed:
-    """Run one command on CPU with so many threads; it must end well and print one JSON object."""
+def run_json(command: list[str], threads: int, *, gpu: bool = False) -> Timed:
+    """Run one command with so many CPU threads, which sees GPUs or none; it must end well and print one JSON object."""
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    environment = os.environ | limits | {"CUDA_VISIBLE_DEVICES": ""}
+    environment = os.environ | limits | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     others_before, start = _cpu_seconds_of_others(), time.perf_counter()
     finished = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     seconds, others_after = time.perf_counter() - start, _cpu_seconds_of_others()
@@ -40,14 +40,20 @@ def run_json(command: list[str], threads: int) -> Timed:
     return Timed(result=json.loads(finished.stdout), seconds=seconds, other_cores=other_cores)
 
 
-def describe_machine(threads: int) -> str:
-    """CPU model, cores, and the threads used."""
+def describe_machine(threads: int, *, gpu: bool = False) -> str:
+    """CPU model, cores, the threads used, and the GPU, where one is."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         model = names[0] if names else model
-    return f"{model}, {os.cpu_count()} cores, {threads} threads used, no GPU, Python {platform.python_version()}"
+    cores = f"{os.cpu_count()} cores, {threads} threads used"
+    return f"{model}, {cores}, {_gpu_name() if gpu else 'no GPU'}, Python {platform.python_version()}"
+
+
+def _gpu_name() -> str:
+    told = subprocess.run(["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True)
+    return told.stdout.strip().splitlines()[0]
 
 
 def _cpu_seconds_of_others() -> float | None:

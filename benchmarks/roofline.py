@@ -1,0 +1,172 @@
+"""How near does a training step on a GPU come to what the card can do?
+
+    python benchmarks/roofline.py [--device cuda] [--genes 2000] [--batch-size 128 512] [--precision auto] [--json]
+
+One step is timed over many, as `scvae train` takes them: recorded as a CUDA graph, and, where Triton is there, compiled
+as well; on a CPU, where this runs too, one operation after the other. Beside it stands the least time that the card
+could take: the larger of the step's arithmetic at the card's rate of matrix products, and of its memory traffic at the
+card's rate of copying. Both rates are measured here, by one large product in the precision used and one large copy.
+
+Counted are the matrix products (2·m·n·k each) and the traffic without which the step cannot be done if nothing stays in
+a cache: every parameter and its gradient, moments and average as often as they are read and written; the dense input;
+the outputs over genes and their gradients. Writes results/roofline.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from throughput import COUNTS_PER_GENE
+from timed import describe_machine
+
+from scvae_cli.config import ComputeConfig, ModelConfig
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.device import Compute, choose_compute
+from scvae_cli.model.vae import VAE
+from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Plan
+from scvae_cli.training.optimizer import AveragedAdamW, Factors
+
+HERE = Path(__file__).parent
+CELLS = 8_000
+FLOAT = 4
+
+
+def main() -> None:
+    """Measure and tell."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 512, 2048])
+    parser.add_argument("--stretches", type=int, default=20, help=f"of {STRETCH_STEPS} steps, that are timed (20)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    args = parser.parse_args()
+    compute = choose_compute(ComputeConfig(device=args.device, precision=args.precision))
+    dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
+    flops, bandwidth = matmul_rate(compute.device, dtype), copy_rate(compute.device)
+    rows = []
+    for batch_size in args.batch_size:
+        for compiles in (False, True):
+            rows.append(measured(args, compute, batch_size, compiles, flops, bandwidth))
+    gpu = compute.device.type == "cuda"
+    result = {
+        "compute": compute.reason,
+        "matmul_tflops": flops / 1e12,
+        "copy_gb_s": bandwidth / 1e9,
+        "genes": args.genes,
+        "steps": rows,
+        "machine": describe_machine(torch.get_num_threads(), gpu=gpu),
+        "torch": torch.__version__,
+    }
+    (HERE / "results" / "roofline.md").write_text(text := as_text(result))
+    print(json.dumps(result) if args.json else text)
+
+
+def measured(
+    args: argparse.Namespace, compute: Compute, batch_size: int, compiles: bool, flops: float, bandwidth: float
+) -> dict[str, Any]:
+    """One way of taking steps."""
+    compute = Compute(device=compute.device, precision=compute.precision, reason="", compiles=compiles)
+    simulation = simulate(SimulationConfig(n_cells=CELLS, n_genes=args.genes, depth=COUNTS_PER_GENE * args.genes))
+    counts = sp.vstack(list(simulation.blocks()), format="csr")
+    vae = VAE(ModelConfig(encoder_dropout=0.1, decoder_dropout=0.1), args.genes).to(compute.device).train()
+    table = CellTable(counts, None, compute.device)
+    steps = DeviceSteps(vae, AveragedAdamW(vae, 0.1), table, batch_size, compute)
+    random = np.random.default_rng(0)
+
+    def stretch() -> None:
+        batches = random.integers(CELLS, size=(STRETCH_STEPS, batch_size))
+        steps.take([Plan(cells=cells, kl_weight=1.0, factors=Factors.of_step(1e-3, 1)) for cells in batches])
+
+    stretch()
+    seconds = timed(stretch, compute.device, args.stretches) / STRETCH_STEPS
+    work = counted(vae, batch_size, args.genes)
+    least = max(work["flops"] / flops, work["bytes"] / bandwidth)
+    return {
+        "batch_size": batch_size,
+        "compiled": compiles,
+        "step_us": seconds * 1e6,
+        "cells_per_s": batch_size / seconds,
+        "gflop": work["flops"] / 1e9,
+        "mb": work["bytes"] / 1e6,
+        "least_us": least * 1e6,
+        "bound_by": "arithmetic" if work["flops"] / flops > work["bytes"] / bandwidth else "memory",
+        "share": least / seconds,
+    }
+
+
+def counted(vae: VAE, n: int, g: int) -> dict[str, float]:
+    """Arithmetic and memory traffic of one step on n cells."""
+    matrices = [p for p in vae.parameters() if p.ndim == 2]
+    first, head = vae.encoder.hidden[0].weight, vae.decoder.head.outputs.weight
+    # Forwards, and backwards to the weights and to the inputs; the encoder's input needs no gradient.
+    products = sum(3 * 2 * n * p.numel() for p in matrices) - 2 * n * first.numel()
+    n_parameters = sum(p.numel() for p in vae.parameters())
+    # Weights: read forwards and backwards. Gradient: written, read. Weight, moments, average: read and written.
+    of_parameters = n_parameters * (2 + 2 + 8)
+    # Input: written, read twice. Outputs: written, read. Their gradients: written, read twice.
+    of_cells = 3 * n * g + 5 * n * len(head)
+    return {"flops": products, "bytes": FLOAT * (of_parameters + of_cells)}
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating point operations a second in a large product."""
+    m = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(m, m, device=device).to(dtype) for _ in range(2))
+    return 2 * m**3 / timed(lambda: torch.mm(a, b), device, 10)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes read and written a second by a large copy."""
+    values = torch.zeros(1 << (28 if device.type == "cuda" else 25), device=device)
+    other = torch.empty_like(values)
+    return 2 * values.nbytes / timed(lambda: other.copy_(values), device, 10)
+
+
+def timed(do: Callable[[], object], device: torch.device, times: int) -> float:
+    """Seconds a time."""
+    do()
+    _wait(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        do()
+    _wait(device)
+    return (time.perf_counter() - start) / times
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """The result for people."""
+    lines = [
+        f"Written by `benchmarks/roofline.py`. {result['compute']}; {result['genes']:,} genes, the default network. "
+        f"Ceilings as measured: {result['matmul_tflops']:,.1f} TFLOP/s, {result['copy_gb_s']:,.0f} GB/s.",
+        "",
+        f"Machine: {result['machine']}; torch {result['torch']}.",
+        "",
+        "| batch | steps | step | cells/s | arithmetic | traffic | least time | share reached |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in result["steps"]:
+        lines.append(
+            f"| {row['batch_size']:,} | {'compiled' if row['compiled'] else 'as they are'} | {row['step_us']:,.0f} µs "
+            f"| {row['cells_per_s']:,.0f} | {row['gflop']:.2f} GFLOP | {row['mb']:.1f} MB "
+            f"| {row['least_us']:,.1f} µs ({row['bound_by']}) | {row['share']:.0%} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
