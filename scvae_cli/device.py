@@ -105,6 +105,9 @@ def choose_compute(config: ComputeConfig) -> Compute:
 
     precision, precision_why = _choose_precision(config.precision, device)
     if device.type == "cuda":
+        if device.index is not None:
+            # What is recorded is recorded on the current one.
+            torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     if config.deterministic and device.type == "cuda":
         # cuBLAS reads this when its handle is made, which is after this point.

@@ -64,3 +64,13 @@ def test_a_cell_without_counts_has_none(matrix):
         cells = CellTable(empty, None, CPU, resident=resident).take(np.array([6, 7, 8]))
         assert not cells.x_ng[1].any()
         assert cells.batch_n is None
+
+
+def test_other_cells_of_the_same_matrix(table, matrix):
+    other = table.of_cells(np.array([3, 1]))
+    assert other.resident is table.resident
+    assert (other.n_cells, table.n_cells) == (2, 280)
+    cells = other.take(np.array([1, 0]))
+    np.testing.assert_array_equal(cells.x_ng.numpy(), matrix[[1, 3]].toarray())
+    np.testing.assert_allclose(cells.library_n.numpy(), matrix[[1, 3]].toarray().sum(1))
+    np.testing.assert_array_equal(cells.batch_n.numpy(), [1, 0])

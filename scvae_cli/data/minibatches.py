@@ -5,6 +5,7 @@ Shapes: n cells of a minibatch, g genes, m of its counts are not zero.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -124,16 +125,24 @@ class CellTable:
         real: bool = False,
     ) -> None:
         self._matrix, self.device = matrix, device
-        self._cells = np.arange(matrix.shape[0]) if cells is None else cells
-        self.n_cells, self.n_genes = len(self._cells), matrix.shape[1]
-        if real:
-            self.library_n = np.ones(self.n_cells)
-        else:
-            self.library_n = np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()[self._cells]
-        self.batch_n = None if batch_n is None else batch_n[self._cells]
+        self.n_genes = matrix.shape[1]
+        n_rows, self._batch_of_rows = matrix.shape[0], batch_n
+        self._library_of_rows = np.ones(n_rows) if real else np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
+        self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
         self.resident = self._on_device(matrix) if resident else None
+
+    def of_cells(self, cells: np.ndarray) -> CellTable:
+        """Other rows of the same matrix; where that lies on the device, it lies there once."""
+        other = copy.copy(self)
+        other._choose(cells)
+        return other
+
+    def _choose(self, cells: np.ndarray) -> None:
+        self._cells, self.n_cells = cells, len(cells)
+        self.library_n = self._library_of_rows[cells]
+        self.batch_n = None if self._batch_of_rows is None else self._batch_of_rows[cells]
 
     def rows_of(self, cells: np.ndarray) -> np.ndarray:
         """Where cells of the table lie in the matrix, in any shape."""

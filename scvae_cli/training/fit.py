@@ -153,11 +153,9 @@ def fit(
         kl_warmup_share = take_over(vae, start_from, config.train.beta)
     vae = vae.to(compute.device)
 
-    def table(rows: np.ndarray) -> CellTable:
-        return CellTable(counts.matrix, batch_n, compute.device, cells=rows, real=counts.real)
-
+    cells = CellTable(counts.matrix, batch_n, compute.device, cells=training, real=counts.real)
     trainer = Trainer(
-        vae, table(training), table(heldout), config.train, batch_size, compute, kl_warmup_share=kl_warmup_share
+        vae, cells, cells.of_cells(heldout), config.train, batch_size, compute, kl_warmup_share=kl_warmup_share
     )
     history: list[dict[str, float]] = []
     if checkpoint is not None and resume:
