@@ -171,9 +171,13 @@ def _embeddings(comparisons: list[Comparison]) -> str:
             values = [mean(side(c)["embedding"][score] for c in group) for score in SCORES]
             means[name].append(values)
             rows.append([group[0].ours["dataset"], name, *(f"{value:.3f}" for value in values), str(len(group))])
+        leads = [[c.ours["embedding"][score] - c.theirs["embedding"][score] for c in group] for score in SCORES]
+        rows.append(
+            [group[0].ours["dataset"], "lead", *(f"{mean(lead):+.3f}{_over_seeds(lead, 3)}" for lead in leads), ""]
+        )
     for name, values in means.items():
         rows.append(["mean of the sets", name, *(f"{value:.3f}" for value in np.mean(values, axis=0)), ""])
-    note = "Means over the seeds; `embedding_quality.py` says what the scores are."
+    note = "Means over the seeds ± the standard error between them; `embedding_quality.py` says what the scores are."
     return f"## Embeddings against known labels\n\n{note}\n\n{table(head, rows)}"
 
 
@@ -205,8 +209,8 @@ def _grouped(comparisons: list[Comparison]) -> list[list[Comparison]]:
     return [[c for c in comparisons if c.ours["dataset"] == name] for name in names]
 
 
-def _over_seeds(values: list[float]) -> str:
-    return f" ± {standard_error(np.asarray(values)):.2f}" if len(values) > 1 else ""
+def _over_seeds(values: list[float], digits: int = 2) -> str:
+    return f" ± {standard_error(np.asarray(values)):.{digits}f}" if len(values) > 1 else ""
 
 
 def _middle(values: list[float | None]) -> float | None:
