@@ -20,7 +20,7 @@ from scvae_cli.latent import paths as room
 from scvae_cli.latent.cell_graph import cell_graph
 from scvae_cli.latent.interpolation import solve
 from scvae_cli.latent.path_result import PathOptions
-from scvae_cli.latent.paths import PATHS, along_cells, at_constant_speed, geodesics, step_lengths, straight
+from scvae_cli.latent.paths import PATHS, along_cells, at_constant_speed, geodesics, slowed, step_lengths, straight
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places
 from scvae_cli.model.density import LatentDensity
@@ -70,14 +70,20 @@ def unevenness(geometry, z_tk: np.ndarray) -> float:
 
 
 @torch.no_grad()
-def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
-    """Σ (w·‖Δy‖)² over 24 points at constant speed, by the definition in the words of the code."""
-    z = torch.as_tensor(at_constant_speed(geometry, z_tk, 24)).double()
-    y = geometry.coordinates(z.float()).double()
-    nll = -density.log_prob(((z[1:] + z[:-1]) / 2).float()).double()
+def penalty(density, z_nk: np.ndarray) -> np.ndarray:
+    """How much slower a walk is at some places, by the definition in the words of the code."""
+    nll_n = -density.log_prob(points(z_nk)).double().numpy()
     usual, rare = (np.quantile(density.heldout_nll.numpy(), q) for q in (0.5, 0.95))
-    slowness = 1 + 10 * torch.relu((nll - usual) / (rare - usual))
-    return float((slowness.square() * (y[1:] - y[:-1]).square().sum(1)).sum())
+    return 1 + 10 * np.maximum((nll_n - usual) / (rare - usual), 0)
+
+
+@torch.no_grad()
+def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
+    """Σ (w·‖Δy‖)² over 24 points at constant speed."""
+    z = at_constant_speed(geometry, z_tk, 24)
+    y = geometry.coordinates(points(z)).double().numpy()
+    squared = (np.diff(y, axis=0) ** 2).sum(1)
+    return float((penalty(density, (z[1:] + z[:-1]) / 2) ** 2 * squared).sum())
 
 
 # --- every kind -------------------------------------------------------------------------------------------------------
@@ -243,6 +249,32 @@ def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     assert beside.length > through.length
 
 
+def test_slowed_edges_are_as_long_as_geodesics_are_measured(curved):
+    model, graph, x_nk = curved
+    edges, plain = slowed(graph, model.density).lengths.tocoo(), graph.lengths.tocsr()
+    assert edges.nnz == plain.nnz
+    expected = penalty(model.density, (x_nk[edges.row] + x_nk[edges.col]) / 2) * plain[edges.row, edges.col].A1
+    np.testing.assert_allclose(edges.data, expected, rtol=1e-3)
+    assert (edges.data / plain[edges.row, edges.col].A1 > 2).any()
+
+
+def test_a_geodesic_takes_no_short_cut_over_lone_cells():
+    """Single cells in the hole of a ring are on the shortest path, but not where cells usually are."""
+    x_nk = ring(1200)
+    stones_nk = np.column_stack([np.linspace(-1.5, 1.5, 9), np.full(9, 0.1)])
+    with_nk = np.concatenate([x_nk, stones_nk])
+    graph, density = graph_of(with_nk), density_of(x_nk)
+    start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
+    assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
+    assert (slowed(graph, density).shortest_paths([(start, end)])[0] < len(x_nk)).all()
+    place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
+    crossing = geodesics(flat(), density, along_cells(graph, place.ends_pwk, place.nodes_pw)[0])[0]
+    beside = geodesics(flat(), density, along_cells(slowed(graph, density), place.ends_pwk, place.nodes_pw)[0])[0]
+    before, after = (penalised_energy(flat(), density, way) for way in (crossing, beside))
+    assert after < 0.8 * before
+    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), beside, 50), None).off.any()
+
+
 def test_speed_at_a_step_is_the_mean_of_before_and_after():
     z_tk = np.array([[0.0, 0], [1, 0], [1, 3], [1, 5]])
     steps = along(flat(), density_of(ring(100)), points(ring(100)), z_tk, None)
@@ -268,6 +300,7 @@ def test_a_density_without_spread_is_no_obstacle():
     x_nk = np.random.default_rng(0).normal(size=(100, 2))
     density = density_of(x_nk)
     same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))
+    assert np.isfinite(slowed(graph_of(x_nk), same).lengths.data).all()
     (solved,) = geodesics(flat(), same, [x_nk[[0, 1]]])
     assert np.isfinite(solved).all()
 

@@ -3,15 +3,18 @@
 A path goes from way-point to way-point; each stretch between two of them is a leg. All legs of all paths are solved
 together.
 
-Shapes: p paths, w way-points, l legs, t points along a path or leg, c control points, k latent dimensions, g genes.
+Shapes: n places, p paths, w way-points, l legs, t points along a path or leg, c control points, k latent dimensions,
+g genes, m nodes of the cells' graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -28,6 +31,8 @@ _SLOWDOWN = 10.0
 # Values handled at once (points × genes). On a CPU 2 MB in float32: larger blocks leave the cache, and a bundle takes
 # nearly twice as long. Elsewhere 160 MB: small ones would not keep a device busy.
 _CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
+# Edges whose middles are looked up in the density at once.
+_BLOCK_EDGES = 8192
 
 
 def straight(corners_wk: np.ndarray, n_steps: int) -> np.ndarray:
@@ -73,12 +78,41 @@ def along_cells(graph: CellGraph, ends_pwk: np.ndarray, nodes_pw: np.ndarray) ->
     return legs
 
 
+def slowness(density: LatentDensity, z_nk: Tensor) -> Tensor:
+    """How much slower a walk is at some places, shape (n,).
+
+    1 where at least half of the held-out cells lie in thinner places, and from there growing linearly with −log
+    density, to 1 + 10 where 95% of them lie in denser places.
+    """
+    usual = density.nll_at(0.5)
+    scale = max(density.nll_at(0.95) - usual, 1e-6)
+    return 1 + _SLOWDOWN * torch.relu((-density.log_prob(z_nk) - usual) / scale)
+
+
+@torch.no_grad()
+def slowed(graph: CellGraph, density: LatentDensity) -> CellGraph:
+    """The graph with edges as long as geodesics are measured: the Fisher–Rao length times the slowness at the middle.
+
+    Without it the shortest path takes short cuts over single outlying cells, and the geodesic that starts from one
+    stays in the valley it starts in.
+    """
+    density = density.to(graph.mean_mk.device)
+    edges = sp.triu(graph.lengths).tocoo()
+    ends = torch.as_tensor(np.stack([edges.row, edges.col], axis=1), dtype=torch.int64)
+    parts = [
+        slowness(density, (graph.mean_mk[part[:, 0]] + graph.mean_mk[part[:, 1]]) / 2)
+        for part in torch.split(ends, _BLOCK_EDGES)
+    ]
+    length = edges.data * torch.cat(parts).numpy()
+    half = sp.csr_matrix((length, (edges.row, edges.col)), shape=edges.shape)
+    return replace(graph, lengths=(half + half.T).tocsr())
+
+
 def geodesics(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Ways of least energy between the ends of legs, in a metric that makes walking off the manifold slow.
 
-    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends, started from the legs. w is 1
-    where at least half of the held-out cells lie in thinner places than z, and grows linearly with −log density, to
-    1 + 10 where 95% of them lie in denser places.
+    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends, started from the legs; w is
+    the slowness.
 
     Parameters
     ----------
@@ -106,8 +140,6 @@ def geodesics(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndar
 @torch.enable_grad()
 def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor) -> Tensor:
     basis_tc = _basis(_SOLVED).to(guess_ltk)
-    usual = density.nll_at(0.5)
-    scale = max(density.nll_at(0.95) - usual, 1e-6)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk)[:, 1:-1].clone().requires_grad_(True)
     optimizer = _Adam(inner_lck)
@@ -116,8 +148,7 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor)
         points_ltk = basis_tc @ torch.cat([first_l1k, inner_lck, last_l1k], dim=1)
         y_ltg = geometry.coordinates(points_ltk.reshape(-1, k)).reshape(n_legs, _SOLVED, -1)
         middle_ltk = (points_ltk[:, 1:] + points_ltk[:, :-1]) / 2
-        nll_lt = -density.log_prob(middle_ltk.reshape(-1, k)).reshape(n_legs, -1)
-        slowness_lt = 1 + _SLOWDOWN * torch.relu((nll_lt - usual) / scale)
+        slowness_lt = slowness(density, middle_ltk.reshape(-1, k)).reshape(n_legs, -1)
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
         energy = (slowness_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)
