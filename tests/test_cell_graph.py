@@ -9,16 +9,21 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from handmade import FlatGeometry, clusters, flat, graph_of, points, ring
+from handmade import FlatGeometry, clusters, flat, graph_of, points, ring, wild_vae
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
 from scvae_cli.latent import cell_graph as room
-from scvae_cli.latent.cell_graph import cell_graph, nearest
+from scvae_cli.latent.cell_graph import CellGraph, cell_graph, nearest
+from scvae_cli.model.geometry import Geometry
 
 
 def cloud(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, k))
+
+
+def graph_by_state(x_nk: np.ndarray, geometry: FlatGeometry | Geometry) -> CellGraph:
+    return cell_graph(geometry, points(x_nk), always=np.empty(0, dtype=np.int64), by_state=True)
 
 
 # --- the edges --------------------------------------------------------------------------------------------------------
@@ -43,6 +48,28 @@ def test_edges_are_as_long_as_the_decoder_says():
     joined = set(zip(lengths.row, lengths.col, strict=True))
     pairs = {(i, int(j)) for i, row in enumerate(graph.neighbours_mj) for j in row}
     assert joined == pairs | {(j, i) for i, j in pairs}
+
+
+def test_neighbours_by_state_are_the_nearest_decoded_ones(monkeypatch):
+    """More genes than directions are looked along, and more cells than show which these are."""
+    monkeypatch.setattr(room, "_SHOWING", 40)
+    x_nk = cloud(200, 5)
+    decoder = FlatGeometry(torch.as_tensor(np.random.default_rng(1).normal(size=(90, 5)) * [9, 3, 1, 0.3, 0.1]).float())
+    graph = graph_by_state(x_nk, decoder)
+    y_ng = x_nk @ decoder.map_gk.numpy().T
+    expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(200, np.inf)), axis=1)[:, :15]
+    assert (graph.neighbours_mj == expected).mean() > 0.99
+    lengths = graph.lengths.tocoo()
+    np.testing.assert_allclose(lengths.data, cdist(y_ng, y_ng)[lengths.row, lengths.col], rtol=1e-3)
+    assert (graph_of(x_nk, decoder).neighbours_mj == expected).mean() < 0.5
+
+
+def test_neighbours_by_state_of_a_curved_decoder():
+    geometry, x_nk = Geometry(wild_vae(k=3, g=150).float()), cloud(300)
+    y_ng = geometry.coordinates(points(x_nk)).detach().numpy()
+    expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(300, np.inf)), axis=1)[:, :15]
+    found = graph_by_state(x_nk, geometry).neighbours_mj
+    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 14.9
 
 
 def test_shortest_paths_are_networkx_s():
@@ -88,6 +115,9 @@ def test_few_cells(n):
     smooth_m = graph.smooth_distances([np.array([0])])[0]
     assert np.isfinite(smooth_m).all()
     assert smooth_m[0] == 0
+    np.testing.assert_array_equal(
+        np.sort(graph_by_state(cloud(n), flat(3)).neighbours_mj), np.sort(graph.neighbours_mj)
+    )
 
 
 # --- islands ----------------------------------------------------------------------------------------------------------
@@ -140,6 +170,16 @@ def test_smooth_distances_go_round_a_ring():
     assert graph.distances([start])[0].max() > 1.4 * 10 * straight_n.max()
 
 
+def test_smooth_distances_by_state_do_not_see_what_changes_nothing():
+    """A second dimension is as wide in latent space as the first, and hardly a gene answers to it."""
+    x_nk = np.random.default_rng(0).uniform(0, 10, size=(500, 2))
+    decoder = FlatGeometry(torch.tensor([[5.0, 0.0], [0.0, 0.05]]))
+    start = x_nk[:, 0].argsort()[:1]
+    by_state, latent = (make(x_nk, decoder).smooth_distances([start])[0] for make in (graph_by_state, graph_of))
+    assert spearmanr(by_state, x_nk[:, 0]).statistic > 0.999
+    assert spearmanr(latent, x_nk[:, 0]).statistic < spearmanr(by_state, x_nk[:, 0]).statistic
+
+
 def test_smooth_distances_do_not_depend_on_the_unit():
     x_nk = cloud(200)
     small, large = (graph_of(x_nk, flat(3, scale)).smooth_distances([np.array([0])])[0] for scale in (1.0, 50.0))
@@ -162,8 +202,9 @@ def test_some_cells_are_always_nodes(few_nodes):
     assert (np.diff(graph.cells) > 0).all()
     assert [graph.cells[graph.node_of(cell)] for cell in always] == always.tolist()
     np.testing.assert_array_equal(graph.cells[graph.nodes_of(always)], np.sort(always))
-    again = cell_graph(flat(), points(cloud(2000, 2)), always=always, seed=3)
-    np.testing.assert_array_equal(again.cells, graph.cells)
+    for by_state in (False, True):
+        again = cell_graph(flat(), points(cloud(2000, 2)), always=always, by_state=by_state, seed=3)
+        np.testing.assert_array_equal(again.cells, graph.cells)
     with pytest.raises(AssertionError, match="only nodes"):
         graph.node_of(int(np.setdiff1d(np.arange(2000), graph.cells)[0]))
 

@@ -1,9 +1,14 @@
 """The neighbours' graph of the cells, with edges as long as they are on the manifold the decoder draws.
 
-Nodes are cells, at their posterior means; each is joined to its nearest cells in latent space, and an edge is as long
-as the Fisher–Rao distance between the decoded states. Of very many cells an even selection becomes nodes.
+Nodes are cells, at their posterior means; each is joined to its nearest cells, in latent space or by what is decoded,
+and an edge is as long as the Fisher–Rao distance between the decoded states. Of very many cells an even selection
+becomes nodes.
 
-Shapes: n cells, k latent dimensions, g genes, m nodes, j neighbours.
+Which cells are nearest is not the same in both: the prior makes all latent dimensions in use equally wide, whether many
+genes change along them or few. Latent neighbours lead from cell to cell through latent space, and part two fates where
+few genes do; neighbours by state are cells that express the same.
+
+Shapes: n cells, k latent dimensions, g genes, m nodes, j neighbours, d directions, s of a selection.
 """
 
 from __future__ import annotations
@@ -22,8 +27,11 @@ from scvae_cli.model.geometry import Geometry
 NEIGHBOURS = 15
 # More nodes make a path no smoother; their decoded states (float32) may take half a GB.
 _MAX_NODES, _MAX_VALUES = 20_000, 128_000_000
+# Decoded states differ in as many directions as there are latent dimensions in use, bent into a few more: so many keep
+# all but a hundredth of a percent of their variance. So many cells show which directions they are.
+_DIRECTIONS, _SHOWING = 64, 1000
 # Steps of a typical random walker for which heat spreads: enough to average over ways, too few to forget the way.
-_HEAT_TIME = 300.0
+_HEAT_TIME = 50.0
 # Values handled at once, 8 MB in float32: larger blocks leave the cache, and every temporary is fetched page by page.
 _BLOCK_VALUES = 2_000_000
 
@@ -115,7 +123,9 @@ class CellGraph:
         return value_n
 
 
-def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed: int = 0) -> CellGraph:
+def cell_graph(
+    geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, by_state: bool = False, seed: int = 0
+) -> CellGraph:
     """Build the graph.
 
     Parameters
@@ -126,6 +136,8 @@ def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed:
         Posterior means of all cells, in the frame of the training.
     always
         Cells that must be nodes.
+    by_state
+        Join cells that are nearest by Fisher–Rao distance, not in latent space; the nodes are the same.
     seed
         Of the selection of nodes, where there are too many cells.
     """
@@ -137,10 +149,11 @@ def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed:
     mean_mk = mean_nk[torch.as_tensor(cells)]
     y_mg = coordinates(geometry, mean_mk)
     j = min(NEIGHBOURS, len(cells) - 1)
-    neighbours_mj = _without_itself(nearest(mean_mk, mean_mk, j + 1)[0])
+    place_md = _flattened(y_mg) if by_state else mean_mk
+    neighbours_mj = _without_itself(nearest(place_md, place_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
     edges = np.stack([source, neighbours_mj.ravel()], axis=1)
-    bridges = _bridges(mean_mk, edges)
+    bridges = _bridges(place_md, edges)
     edges = np.concatenate([edges, bridges])
     # A length of exactly zero would be no edge at all.
     length = np.maximum(_lengths(y_mg, edges), 1e-6)
@@ -163,7 +176,7 @@ def coordinates(geometry: Geometry, z_nk: Tensor) -> Tensor:
 
 
 def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """The j nearest of some points to each of others: positions and latent distances, each of shape (n, j)."""
+    """The j nearest of some points to each of others: positions and Euclidean distances, each of shape (n, j)."""
     size = max(1, _BLOCK_VALUES // len(among_mk))
     # Not by way of a matrix product, which would lose the digits that tell near points apart.
     exact = "donot_use_mm_for_euclid_dist"
@@ -174,6 +187,15 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
     return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).numpy()
 
 
+def _flattened(y_mg: Tensor) -> Tensor:
+    """Fisher–Rao coordinates along the directions in which nodes differ most: distances all but kept, shape (m, d)."""
+    showing_sg = y_mg[:: -(-len(y_mg) // _SHOWING)]
+    centre_g = showing_sg.mean(0)
+    axes_dg = torch.linalg.svd(showing_sg - centre_g, full_matrices=False).Vh[:_DIRECTIONS]
+    size = max(1, _BLOCK_VALUES // y_mg.shape[1])
+    return torch.cat([(block_ng - centre_g) @ axes_dg.T for block_ng in torch.split(y_mg, size)])
+
+
 def _without_itself(neighbours: np.ndarray) -> np.ndarray:
     """Drop each node from its own neighbours; where a twin crowded it out, drop the farthest."""
     itself = neighbours == np.arange(len(neighbours))[:, None]
@@ -182,9 +204,9 @@ def _without_itself(neighbours: np.ndarray) -> np.ndarray:
     return others
 
 
-def _bridges(mean_mk: Tensor, edges: np.ndarray) -> np.ndarray:
+def _bridges(place_md: Tensor, edges: np.ndarray) -> np.ndarray:
     """Edges from every island to the nearest cell elsewhere, until all hang together, shape (bridges, 2)."""
-    m = len(mean_mk)
+    m = len(place_md)
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:
         every = np.concatenate([edges, bridges])
@@ -197,7 +219,7 @@ def _bridges(mean_mk: Tensor, edges: np.ndarray) -> np.ndarray:
             if island == largest:
                 continue
             inside, outside = np.flatnonzero(island_m == island), np.flatnonzero(island_m != island)
-            to, distance = nearest(mean_mk[torch.as_tensor(inside)], mean_mk[torch.as_tensor(outside)], 1)
+            to, distance = nearest(place_md[torch.as_tensor(inside)], place_md[torch.as_tensor(outside)], 1)
             at = int(distance[:, 0].argmin())
             bridges = np.concatenate([bridges, [[inside[at], outside[to[at, 0]]]]])
 

@@ -1,7 +1,8 @@
 """Cells in order: how far each has gone from a root, and towards which of several ends.
 
 Distances are geodesic, through the cells' graph, whose edges are as long as they are on the manifold the decoder draws:
-along shortest paths where their length matters, and smoothed over all short ways where their order does.
+along shortest paths between latent neighbours where their length matters, or the fate they lead to; where the order
+does, smoothed over all short ways between cells that express the same.
 
 Shapes: n cells, m nodes of the graph, e ends, k latent dimensions.
 """
@@ -130,7 +131,8 @@ def pseudotime(
     for point, nodes in zip(ends, end_nodes, strict=True):
         if np.isin(nodes, start).any():
             raise DataError(f"the end {point.label!r} is at the root", "choose an end apart from the root")
-    smooth_m = graph.smooth_distances([start])[0]
+    alike = cell_graph(geometry, mean_nk, always=always, by_state=True, seed=seed)
+    smooth_m = alike.smooth_distances([start])[0]
     weight_ne = np.empty((len(mean_nk), 0))
     branch_n = np.full(len(mean_nk), "", dtype=object)
     if ends:
