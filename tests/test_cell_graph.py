@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from handmade import FlatGeometry, clusters, flat, graph_of, points, ring, wild_vae
+from scipy.sparse.csgraph import laplacian
 from scipy.spatial.distance import cdist
 from scipy.stats import spearmanr
 
@@ -148,6 +149,21 @@ def test_a_lone_cell_has_neighbours_of_its_own():
 
 
 # --- smooth distances -------------------------------------------------------------------------------------------------
+
+
+def test_smooth_distances_are_those_of_the_regularised_laplacian():
+    graph = graph_of(cloud(50))
+    conductance = graph.lengths.toarray()
+    conductance[conductance > 0] **= -2
+    kernel = np.linalg.inv(np.eye(50) + room._HEAT_TIME * laplacian(conductance, normed=True))
+    fallen_m = -np.log(kernel[[3, 7]].mean(0))
+    np.testing.assert_allclose(graph.smooth_distances([np.array([3, 7])])[0], fallen_m - fallen_m.min(), atol=1e-6)
+
+
+def test_smooth_distances_are_not_stopped_by_twins():
+    position_n = np.repeat(np.sort(np.random.default_rng(0).uniform(0, 10, 200)), 3)
+    graph = graph_of(np.column_stack([position_n, np.repeat(0.1 * cloud(200, 2), 3, axis=0)]))
+    assert spearmanr(graph.smooth_distances([np.arange(3)])[0], position_n).statistic > 0.995
 
 
 def test_smooth_distances_order_cells_along_a_line():

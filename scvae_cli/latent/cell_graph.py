@@ -31,7 +31,9 @@ _MAX_NODES, _MAX_VALUES = 20_000, 128_000_000
 # all but a hundredth of a percent of their variance. So many cells show which directions they are.
 _DIRECTIONS, _SHOWING = 64, 1000
 # Steps of a typical random walker for which heat spreads: enough to average over ways, too few to forget the way.
-_HEAT_TIME = 50.0
+_HEAT_TIME = 30.0
+# No edge is shorter than this share of the median edge where heat spreads.
+_LEAST_LENGTH = 0.1
 # Values handled at once, 8 MB in float32: larger blocks leave the cache, and every temporary is fetched page by page.
 _BLOCK_VALUES = 2_000_000
 
@@ -93,16 +95,22 @@ class CellGraph:
 
         Heat that starts in a set and spreads for a while has fallen, after Varadhan, as exp(−distance) far away: −log
         of it, less its smallest value, is a distance that counts all short ways, where the shortest path trusts one
-        (Crane, Weischedel & Wardetzky 2013, doi:10.1145/2516971.2516977). Its unit is arbitrary.
+        (Crane, Weischedel & Wardetzky 2013, doi:10.1145/2516971.2516977). It spreads by the normalised Laplacian L of
+        the edges' conductances 1/length², as diffusion maps do: the kernel is (1 + tL)⁻¹ (Smola & Kondor 2003,
+        doi:10.1007/978-3-540-45167-9_12). The distance's unit is arbitrary.
         """
         from scipy.sparse.linalg import splu
 
+        if len(self.cells) == 1:
+            return np.zeros((len(sets), 1))
+        # Twins would otherwise pass heat to each other alone.
+        least = _LEAST_LENGTH * float(np.median(self.lengths.data))
         conductance = self.lengths.copy()
-        conductance.data = 1 / conductance.data**2
-        degree_m = np.asarray(conductance.sum(1)).ravel()
-        m = len(degree_m)
-        time = _HEAT_TIME / max(float(np.median(degree_m)), 1e-12)
-        system = sp.identity(m) + time * (sp.diags(degree_m) - conductance)
+        conductance.data = 1 / np.maximum(conductance.data, least) ** 2
+        root_m = np.sqrt(np.asarray(conductance.sum(1)).ravel())
+        m = len(root_m)
+        passed_on = sp.diags(1 / root_m) @ conductance @ sp.diags(1 / root_m)
+        system = sp.identity(m) + _HEAT_TIME * (sp.identity(m) - passed_on)
         solver = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
         heat_sm = np.zeros((len(sets), m))
         for start_m, nodes in zip(heat_sm, sets, strict=True):
