@@ -12,9 +12,8 @@ For every data set and weight a model is trained with the defaults and judged by
     python benchmarks/flatness.py [DATA.h5ad ...] [--weights 0 0.3 1 3] [--seed 0] [--threads 1] [--results FILE.md]
         [--every 2]
 
-Without data it takes simulated trees and the data sets in shared/data. Writes results/flatness.md and
-results/flatness.png. results/flatness_pbmc4k.md is one data set with --every 1: over 80 pairs, as in flatness.md, its
-correlations were too uncertain to tell 0.92 from 0.95.
+Without data it takes a simulated tree and the data sets in shared/data. Writes results/flatness.md and
+results/flatness.png.
 """
 
 from __future__ import annotations

@@ -169,13 +169,21 @@ def test_lengths_are_those_of_chords_along_straight_lines(vae):
     assert distance_p.tolist() == pytest.approx([float((mean_nk[a] - mean_nk[b]).norm()) for a, b in pairs])
 
 
-def test_penalty_teaches_the_decoder_alone(vae):
+def test_cells_move_for_the_distances_between_them_and_not_to_where_the_decoder_is_flat(vae, monkeypatch):
     vae.float().train()
+    mean_nk, z_nk = (torch.randn(10, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
     torch.manual_seed(0)
-    mean_nk = torch.randn(10, K, requires_grad=True)
-    flatness_penalty(vae, mean_nk, 0.9 * mean_nk).backward()
+    together = torch.autograd.grad(flatness_penalty(vae, mean_nk, z_nk), mean_nk)[0]
+    # The tour is drawn after the points where M is taken.
+    torch.manual_seed(0)
+    torch.randint(10, (flatness._SAMPLES,))
+    of_stress = torch.autograd.grad(stress(*lengths_between(vae, mean_nk)), mean_nk)[0]
+    assert together.any()
+    assert torch.equal(together, of_stress)
+    monkeypatch.setattr(flatness, "stress", lambda *_: torch.zeros(()))
+    flatness_penalty(vae, mean_nk, z_nk).backward()
     assert mean_nk.grad is None
-    assert all(p.grad is None for p in vae.encoder.parameters())
+    assert z_nk.grad is None
     for p in (vae.decoder.first.weight, vae.decoder.head.outputs.weight):
         assert p.grad is not None
         assert torch.isfinite(p.grad).all()
@@ -184,9 +192,11 @@ def test_penalty_teaches_the_decoder_alone(vae):
 
 def test_penalty_of_a_collapsed_posterior_is_finite(vae):
     vae.float()
-    penalty = flatness_penalty(vae, torch.zeros(10, K), torch.zeros(10, K))
+    mean_nk = torch.zeros(10, K, requires_grad=True)
+    penalty = flatness_penalty(vae, mean_nk, torch.zeros(10, K))
     penalty.backward()
     assert torch.isfinite(penalty)
+    assert torch.isfinite(mean_nk.grad).all()
     assert torch.isfinite(vae.decoder.first.weight.grad).all()
 
 
@@ -197,7 +207,7 @@ def test_off_means_off_to_the_bit(counts, monkeypatch):
     """Not a number is drawn, not a term added: the same weights even where the penalty cannot be computed at all."""
     plain = run(counts, tiny_config(max_epochs=3))
     monkeypatch.setattr(flatness, "pulled_back", None)
-    monkeypatch.setattr(flatness, "points_between", None)
+    monkeypatch.setattr(flatness, "lengths_between", None)
     assert same_weights(plain, run(counts, tiny_config(max_epochs=3, flat=0.0)))
     assert TrainConfig().flat == 0
 

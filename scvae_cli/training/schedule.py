@@ -21,7 +21,7 @@ MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
 PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
 # With the penalty of `--flat` a training would often end early, some tenth of a percent above what it can reach.
-PATIENCE_IF_FLAT = 2
+PATIENCE_IF_FLAT = 3
 # Share of the loss by which it must fall for the patience to begin anew.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
