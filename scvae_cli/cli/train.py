@@ -47,7 +47,7 @@ def train(
         float | None,
         typer.Option(
             help="Weight of the flatness penalty: latent distances then follow expression, as geodesics measure it. 1 "
-            "is a good value; it costs about 0.35% of the bound and two to four times the time.",
+            "is a good value; it costs about 0.35% of the bound and two to three times the time.",
             show_default="0, off",
             rich_help_panel=t.MODEL,
         ),
