@@ -112,10 +112,8 @@ class DeviceSteps:
         at = self._at
         cells = self._stretch.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()
-        operations = TorchOperations(
-            cells.x_ng, cells.library_n, cells.share_n, self._seed_sl.index_select(0, at)[0]
-        )  # fmt: skip
-        noise_nk = self._noise_snk.index_select(0, at)[0]
+        seed_l, noise_nk = self._seed_sl.index_select(0, at)[0], self._noise_snk.index_select(0, at)[0]
+        operations = TorchOperations(cells.x_ng, cells.library_n, cells.share_n, seed_l)
         narrow = self._compute.precision == "bf16"
         terms = ElboGradients(self._vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
         self._optimizer.advance_torch(terms.of, Factors(*factors))
@@ -159,6 +157,8 @@ class DeviceSteps:
                 step()
             return graph.replay
         finally:
+            if record:
+                torch.cuda.synchronize(self._compute.device)
             for tensor, value in zip(moving, before, strict=True):
                 tensor.copy_(value)
 
