@@ -136,7 +136,7 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
         compiles, why = config.compile, "as asked"
     if not (compiles or on_gpu):
         return compute
-    how = "compiled" if compiles else "recorded" if on_gpu else ""
+    how = "compiled" if compiles else "recorded"
     return replace(compute, compiles=compiles, reason=f"{compute.reason}, steps {how} ({why})")
 
 

@@ -19,12 +19,11 @@ from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
 from scvae_cli.model.count_nll import Gradients
+from scvae_cli.model.log_gamma import TABLE_COUNTS
 from scvae_cli.model.stirling import stirling, stirling_slope
 from scvae_cli.shared_work import array, by_address, use_threads
 from scvae_cli.vector_math import LANES, compiled, dot, exp, largest, log, log1p_given, sum_of_logs, total
 
-# Counts up to this one take their lgΓ terms from a table over (count, gene).
-TABLE_COUNTS = 16
 _POISSON, _NB, _ZINB = range(3)
 _ZERO, _ONE = float32(0), float32(1)
 

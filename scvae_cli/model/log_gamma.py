@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+# Counts up to this one take their terms from a table over (count, gene).
 # Stirling's series are exact to 1e-12 from 16 on.
 TABLE_COUNTS = 16
 
