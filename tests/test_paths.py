@@ -5,6 +5,7 @@ Shapes: n cells, k latent dimensions, p paths, w way-points, t steps.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,7 +21,15 @@ from scvae_cli.latent import paths as room
 from scvae_cli.latent.cell_graph import cell_graph
 from scvae_cli.latent.interpolation import solve
 from scvae_cli.latent.path_result import PathOptions
-from scvae_cli.latent.paths import PATHS, along_cells, at_constant_speed, geodesics, slowed, step_lengths, straight
+from scvae_cli.latent.paths import (
+    PATHS,
+    along_cells,
+    at_constant_speed,
+    geodesics,
+    in_short_steps,
+    step_lengths,
+    straight,
+)
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places
 from scvae_cli.model.density import LatentDensity
@@ -249,13 +258,11 @@ def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     assert beside.length > through.length
 
 
-def test_slowed_edges_are_as_long_as_geodesics_are_measured(curved):
-    model, graph, x_nk = curved
-    edges, plain = slowed(graph, model.density).lengths.tocoo(), graph.lengths.tocsr()
-    assert edges.nnz == plain.nnz
-    expected = penalty(model.density, (x_nk[edges.row] + x_nk[edges.col]) / 2) * plain[edges.row, edges.col].A1
-    np.testing.assert_allclose(edges.data, expected, rtol=1e-3)
-    assert (edges.data / plain[edges.row, edges.col].A1 > 2).any()
+def test_short_steps_cost_their_squares(curved):
+    _, graph, _ = curved
+    squared = in_short_steps(graph)
+    np.testing.assert_allclose(squared.lengths.toarray(), graph.lengths.toarray() ** 2, rtol=1e-12)
+    assert squared.shortest_paths([(0, 1)])[0].size >= graph.shortest_paths([(0, 1)])[0].size
 
 
 def test_a_geodesic_takes_no_short_cut_over_lone_cells():
@@ -266,13 +273,46 @@ def test_a_geodesic_takes_no_short_cut_over_lone_cells():
     graph, density = graph_of(with_nk), density_of(x_nk)
     start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
     assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
-    assert (slowed(graph, density).shortest_paths([(start, end)])[0] < len(x_nk)).all()
+    assert (in_short_steps(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
     place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
-    crossing = geodesics(flat(), density, along_cells(graph, place.ends_pwk, place.nodes_pw)[0])[0]
-    beside = geodesics(flat(), density, along_cells(slowed(graph, density), place.ends_pwk, place.nodes_pw)[0])[0]
-    before, after = (penalised_energy(flat(), density, way) for way in (crossing, beside))
-    assert after < 0.8 * before
-    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), beside, 50), None).off.any()
+    starts = [along_cells(of, place.ends_pwk, place.nodes_pw)[0] for of in (graph, in_short_steps(graph))]
+    (bent,) = geodesics(flat(), density, *starts)
+    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_several_starts_the_shortest_way_is_kept_leg_by_leg(around, first):
+    """Both ways round a ring, from points above its middle and from points below it."""
+    _, density, _ = around
+    legs = []
+    for height in (0.5, -0.5):
+        angle = np.arcsin(height / 2)
+        over, under = np.linspace(angle, np.pi - angle, 60), np.linspace(angle, -np.pi - angle, 60)
+        legs.append([2 * np.column_stack([np.cos(a), np.sin(a)]) for a in (over, under)])
+    # The first leg is shorter over the top, the second below.
+    starts = list(zip(*legs, strict=True))
+    kept = geodesics(flat(), density, starts[first], starts[1 - first])
+    assert (kept[0][:, 1] > 0).all()
+    assert (kept[1][:, 1] < 0).all()
+
+
+def test_a_rotated_latent_space_changes_no_geodesic(around):
+    """Latent axes are not identified, so nothing may depend on where they point."""
+    _, density, _ = around
+    angle = 0.7
+    turn_kk = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=torch.float32)
+    covariance_ckk = torch.linalg.inv(density.whiten_ckk @ density.whiten_ckk.mT)
+    turned = replace(
+        density,
+        mean_ck=density.mean_ck @ turn_kk,
+        whiten_ckk=torch.linalg.inv(torch.linalg.cholesky(turn_kk.T @ covariance_ckk @ turn_kk)).mT,
+    )
+    uneven_gk = torch.tensor([[10.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
+    line = straight(np.array([[1.9, 0.6], [-1.9, 0.6]]), 30)
+    (plain,) = geodesics(FlatGeometry(uneven_gk), density, [line])
+    (found,) = geodesics(FlatGeometry(uneven_gk @ turn_kk), turned, [line @ turn_kk.numpy()])
+    np.testing.assert_allclose(found, plain @ turn_kk.numpy(), atol=0.01)
+    assert np.abs(plain - line[0]).max() > 1
 
 
 def test_speed_at_a_step_is_the_mean_of_before_and_after():
@@ -300,7 +340,6 @@ def test_a_density_without_spread_is_no_obstacle():
     x_nk = np.random.default_rng(0).normal(size=(100, 2))
     density = density_of(x_nk)
     same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))
-    assert np.isfinite(slowed(graph_of(x_nk), same).lengths.data).all()
     (solved,) = geodesics(flat(), same, [x_nk[[0, 1]]])
     assert np.isfinite(solved).all()
 

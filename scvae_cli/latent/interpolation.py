@@ -8,7 +8,7 @@ Shapes: n cells, k latent dimensions, g genes, t steps, w way-points, p paths of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from scvae_cli.latent.decoding import decode, posterior_band
 from scvae_cli.latent.embedding import BLOCK_CELLS, posteriors
 from scvae_cli.latent.gene_changes import gene_changes
 from scvae_cli.latent.path_result import Path, PathOptions, WalkOptions
-from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, slowed, straight
+from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, in_short_steps, straight
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places, Waypoint, coupled, places
 from scvae_cli.model.bundle import Model
@@ -156,11 +156,12 @@ def solve(model: Model, graph: CellGraph, where: Places, options: PathOptions) -
     if options.path == "straight":
         return np.stack([straight(ends_wk, options.n_steps) for ends_wk in ends_pwk])
     geometry = Geometry(model.vae)
-    guide = slowed(graph, model.density) if options.path == "geodesic" else graph
-    legs = along_cells(guide, ends_pwk, where.nodes_pw)
+    legs = along_cells(graph, ends_pwk, where.nodes_pw)
     if options.path == "geodesic":
         n_legs = ends_pwk.shape[1] - 1
-        flat = geodesics(geometry, model.density, [leg for path in legs for leg in path])
+        dense_legs = along_cells(in_short_steps(graph), ends_pwk, where.nodes_pw)
+        starts = [list(chain.from_iterable(guesses)) for guesses in (legs, dense_legs)]
+        flat = geodesics(geometry, model.density, *starts)
         legs = [flat[start : start + n_legs] for start in range(0, len(flat), n_legs)]
     joined = [np.concatenate([legs_of[0], *(leg[1:] for leg in legs_of[1:])]) for legs_of in legs]
     # The splines' ends are float32; the ends asked for are exact.

@@ -14,7 +14,6 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -25,14 +24,13 @@ from scvae_cli.model.geometry import Geometry
 PATHS = ("straight", "graph", "geodesic")
 # A leg is a clamped cubic B-spline with so many control points, solved at so many points.
 _CONTROLS, _SOLVED = 12, 24
-_ITERATIONS, _STEP = 120, 0.1
+# Iterations, and the latent length of the first step, of rough solutions and of going on from the best of them.
+_ITERATIONS, _ROUGH_STEP, _FINE_STEP = 40, 0.1, 0.05
 # How much slower a walk is where 95% of the held-out cells lie in denser places, than where half of them do.
 _SLOWDOWN = 10.0
 # Values handled at once (points × genes). On a CPU 2 MB in float32: larger blocks leave the cache, and a bundle takes
 # nearly twice as long. Elsewhere 160 MB: small ones would not keep a device busy.
 _CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
-# Edges whose middles are looked up in the density at once.
-_BLOCK_EDGES = 8192
 
 
 def straight(corners_wk: np.ndarray, n_steps: int) -> np.ndarray:
@@ -89,59 +87,67 @@ def slowness(density: LatentDensity, z_nk: Tensor) -> Tensor:
     return 1 + _SLOWDOWN * torch.relu((-density.log_prob(z_nk) - usual) / scale)
 
 
-@torch.no_grad()
-def slowed(graph: CellGraph, density: LatentDensity) -> CellGraph:
-    """The graph with edges as long as geodesics are measured: the Fisher–Rao length times the slowness at the middle.
+def in_short_steps(graph: CellGraph) -> CellGraph:
+    """The graph with edges as long as the square of their length, which is the energy of walking each in unit time.
 
-    Without it the shortest path takes short cuts over single outlying cells, and the geodesic that starts from one
-    stays in the valley it starts in.
+    One long step then costs more than many short ones, so shortest paths keep to where cells are many (the Fermat
+    distance of Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
     """
-    density = density.to(graph.mean_mk.device)
-    edges = sp.triu(graph.lengths).tocoo()
-    ends = torch.as_tensor(np.stack([edges.row, edges.col], axis=1), dtype=torch.int64)
-    parts = [
-        slowness(density, (graph.mean_mk[part[:, 0]] + graph.mean_mk[part[:, 1]]) / 2)
-        for part in torch.split(ends, _BLOCK_EDGES)
-    ]
-    length = edges.data * torch.cat(parts).numpy()
-    half = sp.csr_matrix((length, (edges.row, edges.col)), shape=edges.shape)
-    return replace(graph, lengths=(half + half.T).tocsr())
+    return replace(graph, lengths=graph.lengths.power(2))
 
 
-def geodesics(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def geodesics(
+    geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray], *others: Sequence[np.ndarray]
+) -> list[np.ndarray]:
     """Ways of least energy between the ends of legs, in a metric that makes walking off the manifold slow.
 
-    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends, started from the legs; w is
-    the slowness.
+    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends; w is the slowness. A way
+    rarely leaves the valley that it starts in: it is solved roughly from every first guess, and on from the shortest
+    that comes of them.
 
     Parameters
     ----------
     geometry, density
         Of the model.
-    legs
-        First guesses, each of shape (t, k), any t ≥ 2.
+    legs, others
+        First guesses, each of shape (t, k), any t ≥ 2, and further guesses of the same legs.
 
     Returns
     -------
     The solved legs, each of shape (t', k), in order.
     """
+    density = density.to(geometry.vae.reference_library.device)
+    rough = [_solved(geometry, density, guesses, _ROUGH_STEP) for guesses in (legs, *others)]
+    shortest = [min(ways, key=lambda way: _slow_length(geometry, density, way)) for ways in zip(*rough, strict=True)]
+    return _solved(geometry, density, shortest, _FINE_STEP)
+
+
+def _solved(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray], step: float) -> list[np.ndarray]:
     device = geometry.vae.reference_library.device
-    density = density.to(device)
     values = _CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
     at_once = max(1, values // (_SOLVED * geometry.vae.n_genes))
     solved: list[np.ndarray] = []
     for first in range(0, len(legs), at_once):
         some = [at_constant_speed(geometry, leg, _SOLVED) for leg in legs[first : first + at_once]]
         guess_ltk = torch.as_tensor(np.stack(some), dtype=torch.float32, device=device)
-        solved += list(_least_energy(geometry, density, guess_ltk).cpu().numpy())
+        solved += list(_least_energy(geometry, density, guess_ltk, step).cpu().numpy())
     return solved
 
 
+@torch.no_grad()
+def _slow_length(geometry: Geometry, density: LatentDensity, points_tk: np.ndarray) -> float:
+    """Σ w(z)·‖y(z_{t+1}) − y(z_t)‖: whatever the speed it is walked at, the length that geodesics make small."""
+    z_tk = torch.as_tensor(points_tk, dtype=torch.float32, device=geometry.vae.reference_library.device)
+    y_tg = geometry.coordinates(z_tk)
+    slowness_t = slowness(density, (z_tk[1:] + z_tk[:-1]) / 2)
+    return float((slowness_t * (y_tg[1:] - y_tg[:-1]).norm(dim=1)).sum())
+
+
 @torch.enable_grad()
-def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor) -> Tensor:
+def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, step: float) -> Tensor:
     basis_tc = _basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
-    inner_lck = _fitted(basis_tc, guess_ltk)[:, 1:-1].clone().requires_grad_(True)
+    inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
     optimizer = _Adam(inner_lck)
     n_legs, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):
@@ -152,18 +158,21 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor)
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
         energy = (slowness_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)
-        optimizer.step(gradient_lck, _STEP * (1 - iteration / _ITERATIONS))
+        optimizer.step(gradient_lck, step * (1 - iteration / _ITERATIONS))
     dense_tc = _basis(4 * _SOLVED).to(guess_ltk)
     result: Tensor = dense_tc @ torch.cat([first_l1k, inner_lck.detach(), last_l1k], dim=1)
     return result
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) on one tensor; torch's would import its compiler, for most of a second."""
+    """Adam (Kingma & Ba 2015) on points whose steps are as long in all directions: a rotation changes nothing.
+
+    (torch's would import its compiler, for most of a second.)
+    """
 
     def __init__(self, parameter: Tensor) -> None:
         self.parameter = parameter
-        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter[..., :1])
         self.steps = 0
 
     @torch.no_grad()
@@ -171,7 +180,7 @@ class _Adam:
         """Take one step."""
         self.steps += 1
         self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient.square(), 0.001)
+        self.square.lerp_(gradient.square().mean(-1, keepdim=True), 0.001)
         mean = self.mean / (1 - 0.9**self.steps)
         scale = (self.square / (1 - 0.999**self.steps)).sqrt()
         self.parameter -= rate * mean / (scale + 1e-12)
@@ -197,9 +206,10 @@ def _basis(n_points: int) -> Tensor:
 
 
 def _fitted(basis_tc: Tensor, points_ltk: Tensor) -> Tensor:
-    """Control points of the splines nearest to some points, shape (l, c, k)."""
-    inverse_ct: Tensor = torch.linalg.pinv(basis_tc)
-    return inverse_ct @ points_ltk
+    """Inner control points of the splines nearest to some points, with the same ends, shape (l, c - 2, k)."""
+    ends_lck = points_ltk[:, [0, -1]]
+    inverse_ct: Tensor = torch.linalg.pinv(basis_tc[:, 1:-1])
+    return inverse_ct @ (points_ltk - basis_tc[:, [0, -1]] @ ends_lck)
 
 
 def _walk(points_tk: np.ndarray, length_s: np.ndarray, n_steps: int) -> np.ndarray:
