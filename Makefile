@@ -26,7 +26,7 @@ demo: venv
 	$(BIN)/scvae train $(DEMO)/pbmc68k_700.h5ad --force
 	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae denoise $(DEMO)/pbmc68k_700.h5ad
-	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --via Dendritic --to "CD14+ Monocyte" \
+	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte" \
 		--plot $(DEMO)/walk.png --force
 	$(BIN)/scvae pseudotime $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --root CD34+ --to "CD14+ Monocyte" --to "CD19+ B"
 	$(BIN)/scvae score $(DEMO)/pbmc68k_700.h5ad
