@@ -275,25 +275,8 @@ def test_a_geodesic_takes_no_short_cut_over_lone_cells():
     assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
     assert (in_short_steps(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
     place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
-    starts = [along_cells(of, place.ends_pwk, place.nodes_pw)[0] for of in (graph, in_short_steps(graph))]
-    (bent,) = geodesics(flat(), density, *starts)
+    (bent,) = geodesics(flat(), density, along_cells(in_short_steps(graph), place.ends_pwk, place.nodes_pw)[0])
     assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
-
-
-@pytest.mark.parametrize("first", [0, 1])
-def test_of_several_starts_the_shortest_way_is_kept_leg_by_leg(around, first):
-    """Both ways round a ring, from points above its middle and from points below it."""
-    _, density, _ = around
-    legs = []
-    for height in (0.5, -0.5):
-        angle = np.arcsin(height / 2)
-        over, under = np.linspace(angle, np.pi - angle, 60), np.linspace(angle, -np.pi - angle, 60)
-        legs.append([2 * np.column_stack([np.cos(a), np.sin(a)]) for a in (over, under)])
-    # The first leg is shorter over the top, the second below.
-    starts = list(zip(*legs, strict=True))
-    kept = geodesics(flat(), density, starts[first], starts[1 - first])
-    assert (kept[0][:, 1] > 0).all()
-    assert (kept[1][:, 1] < 0).all()
 
 
 def test_a_rotated_latent_space_changes_no_geodesic(around):

@@ -8,7 +8,7 @@ Shapes: n cells, k latent dimensions, g genes, t steps, w way-points, p paths of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import chain, pairwise
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -156,12 +156,11 @@ def solve(model: Model, graph: CellGraph, where: Places, options: PathOptions) -
     if options.path == "straight":
         return np.stack([straight(ends_wk, options.n_steps) for ends_wk in ends_pwk])
     geometry = Geometry(model.vae)
-    legs = along_cells(graph, ends_pwk, where.nodes_pw)
+    guide = in_short_steps(graph) if options.path == "geodesic" else graph
+    legs = along_cells(guide, ends_pwk, where.nodes_pw)
     if options.path == "geodesic":
         n_legs = ends_pwk.shape[1] - 1
-        dense_legs = along_cells(in_short_steps(graph), ends_pwk, where.nodes_pw)
-        starts = [list(chain.from_iterable(guesses)) for guesses in (legs, dense_legs)]
-        flat = geodesics(geometry, model.density, *starts)
+        flat = geodesics(geometry, model.density, [leg for path in legs for leg in path])
         legs = [flat[start : start + n_legs] for start in range(0, len(flat), n_legs)]
     joined = [np.concatenate([legs_of[0], *(leg[1:] for leg in legs_of[1:])]) for legs_of in legs]
     # The splines' ends are float32; the ends asked for are exact.

@@ -24,8 +24,8 @@ from scvae_cli.model.geometry import Geometry
 PATHS = ("straight", "graph", "geodesic")
 # A leg is a clamped cubic B-spline with so many control points, solved at so many points.
 _CONTROLS, _SOLVED = 12, 24
-# Iterations, and the latent length of the first step, of rough solutions and of going on from the best of them.
-_ITERATIONS, _ROUGH_STEP, _FINE_STEP = 40, 0.1, 0.05
+# Each is solved twice; latent length of a control point's first step. Steps become shorter, down to none.
+_ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
 # How much slower a walk is where 95% of the held-out cells lie in denser places, than where half of them do.
 _SLOWDOWN = 10.0
 # Values handled at once (points × genes). On a CPU 2 MB in float32: larger blocks leave the cache, and a bundle takes
@@ -96,55 +96,41 @@ def in_short_steps(graph: CellGraph) -> CellGraph:
     return replace(graph, lengths=graph.lengths.power(2))
 
 
-def geodesics(
-    geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray], *others: Sequence[np.ndarray]
-) -> list[np.ndarray]:
+def geodesics(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Ways of least energy between the ends of legs, in a metric that makes walking off the manifold slow.
 
-    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends; w is the slowness. A way
-    rarely leaves the valley that it starts in: it is solved roughly from every first guess, and on from the shortest
-    that comes of them.
+    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends, started from the legs; w is
+    the slowness. The solution is spread out at constant speed, which shows what lay between its points, and solved once
+    more.
 
     Parameters
     ----------
     geometry, density
         Of the model.
-    legs, others
-        First guesses, each of shape (t, k), any t ≥ 2, and further guesses of the same legs.
+    legs
+        First guesses, each of shape (t, k), any t ≥ 2.
 
     Returns
     -------
     The solved legs, each of shape (t', k), in order.
     """
-    density = density.to(geometry.vae.reference_library.device)
-    rough = [_solved(geometry, density, guesses, _ROUGH_STEP) for guesses in (legs, *others)]
-    shortest = [min(ways, key=lambda way: _slow_length(geometry, density, way)) for ways in zip(*rough, strict=True)]
-    return _solved(geometry, density, shortest, _FINE_STEP)
-
-
-def _solved(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray], step: float) -> list[np.ndarray]:
     device = geometry.vae.reference_library.device
+    density = density.to(device)
     values = _CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
     at_once = max(1, values // (_SOLVED * geometry.vae.n_genes))
     solved: list[np.ndarray] = []
     for first in range(0, len(legs), at_once):
-        some = [at_constant_speed(geometry, leg, _SOLVED) for leg in legs[first : first + at_once]]
-        guess_ltk = torch.as_tensor(np.stack(some), dtype=torch.float32, device=device)
-        solved += list(_least_energy(geometry, density, guess_ltk, step).cpu().numpy())
+        some = list(legs[first : first + at_once])
+        for first_step in _FIRST_STEPS:
+            spread = np.stack([at_constant_speed(geometry, leg, _SOLVED) for leg in some])
+            guess_ltk = torch.as_tensor(spread, dtype=torch.float32, device=device)
+            some = list(_least_energy(geometry, density, guess_ltk, first_step).cpu().numpy())
+        solved += some
     return solved
 
 
-@torch.no_grad()
-def _slow_length(geometry: Geometry, density: LatentDensity, points_tk: np.ndarray) -> float:
-    """Σ w(z)·‖y(z_{t+1}) − y(z_t)‖: whatever the speed it is walked at, the length that geodesics make small."""
-    z_tk = torch.as_tensor(points_tk, dtype=torch.float32, device=geometry.vae.reference_library.device)
-    y_tg = geometry.coordinates(z_tk)
-    slowness_t = slowness(density, (z_tk[1:] + z_tk[:-1]) / 2)
-    return float((slowness_t * (y_tg[1:] - y_tg[:-1]).norm(dim=1)).sum())
-
-
 @torch.enable_grad()
-def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, step: float) -> Tensor:
+def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, first_step: float) -> Tensor:
     basis_tc = _basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
@@ -158,7 +144,7 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
         energy = (slowness_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)
-        optimizer.step(gradient_lck, step * (1 - iteration / _ITERATIONS))
+        optimizer.step(gradient_lck, first_step * (1 - iteration / _ITERATIONS))
     dense_tc = _basis(4 * _SOLVED).to(guess_ltk)
     result: Tensor = dense_tc @ torch.cat([first_l1k, inner_lck.detach(), last_l1k], dim=1)
     return result
