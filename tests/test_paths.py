@@ -262,7 +262,11 @@ def test_short_steps_cost_their_squares(curved):
     _, graph, _ = curved
     squared = in_short_steps(graph)
     np.testing.assert_allclose(squared.lengths.toarray(), graph.lengths.toarray() ** 2, rtol=1e-12)
-    assert squared.shortest_paths([(0, 1)])[0].size >= graph.shortest_paths([(0, 1)])[0].size
+    pairs = [(0, 100), (1, 200), (2, 300)]
+    for direct, stepwise in zip(graph.shortest_paths(pairs), squared.shortest_paths(pairs), strict=True):
+        direct_s, stepwise_s = (graph.lengths[path[:-1], path[1:]].A1 for path in (direct, stepwise))
+        assert (stepwise_s**2).sum() <= (direct_s**2).sum()
+        assert stepwise_s.sum() >= direct_s.sum()
 
 
 def test_a_geodesic_takes_no_short_cut_over_lone_cells():

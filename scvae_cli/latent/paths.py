@@ -151,9 +151,9 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) on points whose steps are as long in all directions: a rotation changes nothing.
+    """Adam (Kingma & Ba 2015) with one step size for all directions of a point, so that no rotation changes a way.
 
-    (torch's would import its compiler, for most of a second.)
+    torch's would import its compiler, for most of a second.
     """
 
     def __init__(self, parameter: Tensor) -> None:
