@@ -53,6 +53,12 @@ def trained(tmp_path_factory) -> Trained:
     return _train(tmp_path_factory.mktemp("trained"))
 
 
+@pytest.fixture
+def copied(tmp_path, trained) -> Trained:
+    """Copies of the cells and of that model, to write into."""
+    return trained.copy_to(tmp_path)
+
+
 @pytest.fixture(scope="session")
 def trained_on_batches(tmp_path_factory) -> Trained:
     """A model of the same cells that knows their batches."""

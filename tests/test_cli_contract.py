@@ -89,11 +89,6 @@ KEYS = {
 HEAVY = ("torch", "anndata", "scanpy", "pandas", "h5py", "matplotlib")
 
 
-@pytest.fixture
-def copied(tmp_path, trained) -> Trained:
-    return trained.copy_to(tmp_path)
-
-
 def commands(copied: Trained) -> dict[str, list[object]]:
     """A run of each command that ends well."""
     folder = copied.data.parent

@@ -17,7 +17,6 @@ import scanpy as sc
 import scipy.sparse as sp
 from command_line import run_well
 from matplotlib.figure import Figure
-from scipy.stats import norm
 from simulated import TINY, counts_of
 from workbench import DATA, USAGE, refused
 
@@ -27,111 +26,11 @@ from scvae_cli.latent.comparison import ComparisonOptions, Contrast, Differentia
 from scvae_cli.latent.differential_expression import differential_expression
 from scvae_cli.latent.embedding import cell_table
 from scvae_cli.latent.group_means import group_mean
-from scvae_cli.latent.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
 from scvae_cli.model.bundle import Model
 from scvae_cli.report.de_figure import de_figure
 
 N_GENES, N_CHANGED = 200, 20
 KEY = "rank_genes_groups_scvae"
-
-
-# --- shrinkage --------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def mixture(g: int = 4000, null: float = 0.8) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Effects of which most are zero, their estimates, and errors of all sizes."""
-    rng = np.random.default_rng(3)
-    effect_g = np.where(rng.random(g) < null, 0.0, rng.normal(0, 1, g))
-    error_g = np.exp(rng.uniform(np.log(0.05), np.log(1.0), g))
-    return effect_g, effect_g + error_g * rng.standard_normal(g), error_g
-
-
-@functools.cache
-def fitted() -> Shrunk:
-    """Their posterior."""
-    return shrink(*mixture()[1:])
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.25])
-def test_probabilities_are_calibrated(threshold):
-    effect_g = mixture()[0]
-    p_g = fitted().beyond(threshold)
-    true_g = np.abs(effect_g) > threshold
-    for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.01)):
-        inside = (p_g >= low) & (p_g < high)
-        assert abs(true_g[inside].mean() - p_g[inside].mean()) < 0.08, (low, high)
-    fdr_g = expected_fdr(np.log1p(-np.minimum(p_g, 1 - 1e-16)))
-    for rate in (0.05, 0.1, 0.2):
-        called = fdr_g <= rate
-        assert abs((~true_g[called]).mean() - rate) < 0.03
-
-
-def test_the_prior_is_found():
-    effect_g, estimate_g, _ = mixture()
-    found = fitted()
-    assert abs(found.null_share - 0.8) < 0.06
-    spread = np.sqrt((found.weight_c * found.sd_c**2).sum())
-    assert spread == pytest.approx(effect_g.std(), rel=0.1)
-    assert np.mean((found.mean_g - effect_g) ** 2) < 0.35 * np.mean((estimate_g - effect_g) ** 2)
-
-
-def test_posterior_against_quadrature():
-    _, estimate_g, error_g = mixture()
-    found = fitted()
-    # Fine around zero, where narrow components lie, and a half step off it.
-    positive_b = np.sinh(np.linspace(0, np.arcsinh(15 / 1e-3), 8001)) * 1e-3
-    b = np.concatenate([-positive_b[:0:-1], positive_b])
-    middle_b, width_b = (b[1:] + b[:-1]) / 2, np.diff(b)
-    prior_b = (found.weight_c[1:] * norm.pdf(middle_b[:, None], 0, found.sd_c[1:])).sum(1)
-    for g in range(12):
-        mass_b = prior_b * norm.pdf(estimate_g[g], middle_b, error_g[g]) * width_b
-        spike = found.weight_c[0] * norm.pdf(estimate_g[g], 0, error_g[g])
-        total = spike + mass_b.sum()
-        far, below = mass_b[np.abs(middle_b) > 0.25].sum(), mass_b[middle_b < 0].sum()
-        assert found.beyond(0.25)[g] == pytest.approx(far / total, rel=0.01, abs=1e-6)
-        assert found.below(0.0)[g] == pytest.approx(below / total, rel=0.01, abs=1e-6)
-        wrong = spike + min(below, mass_b.sum() - below)
-        assert found.false_sign()[g] == pytest.approx(wrong / total, rel=0.01, abs=1e-6)
-        mean = (mass_b * middle_b).sum() / total
-        assert found.mean_g[g] == pytest.approx(mean, rel=0.01, abs=1e-6)
-        second = (mass_b * middle_b**2).sum() / total
-        assert found.sd_g[g] == pytest.approx(np.sqrt(second - mean**2), rel=0.01, abs=1e-6)
-    for share in (0.05, 0.5, 0.95):
-        at_g = found.quantile(share)
-        assert (found.below(at_g - 1e-5) <= share + 1e-3).all()
-        assert (found.below(at_g + 1e-5) >= share - 1e-3).all()
-
-
-def test_shrinkage_is_odd():
-    _, estimate_g, error_g = mixture(500)
-    one, other = shrink(estimate_g, error_g), shrink(-estimate_g, error_g)
-    np.testing.assert_allclose(one.mean_g, -other.mean_g)
-    np.testing.assert_allclose(one.beyond(0.25), other.beyond(0.25))
-    np.testing.assert_allclose(one.quantile(0.05), -other.quantile(0.95), atol=1e-6)
-    assert bulk_shift(estimate_g, error_g) == pytest.approx(-bulk_shift(-estimate_g, error_g), abs=1e-9)
-
-
-def test_what_all_have_in_common_is_found():
-    rng = np.random.default_rng(1)
-    effect_g, estimate_g, error_g = mixture()
-    assert abs(bulk_shift(estimate_g, error_g)) < 0.01
-    # Also where the effects are on one side.
-    lifted_g = np.abs(effect_g) + error_g * rng.standard_normal(len(effect_g)) - 0.4
-    assert bulk_shift(lifted_g, error_g) == pytest.approx(-0.4, abs=0.02)
-
-
-def test_nothing_but_noise_is_drawn_to_zero():
-    rng = np.random.default_rng(2)
-    error_g = np.exp(rng.normal(-1, 1, 1000))
-    found = shrink(error_g * rng.standard_normal(1000), error_g)
-    assert found.null_share > 0.95
-    assert found.beyond(0.0).max() < 0.6
-
-
-def test_expected_fdr_is_the_mean_error_of_what_is_surer():
-    p_g = np.asarray([0.5, 0.01, 0.2, 0.01])
-    np.testing.assert_allclose(expected_fdr(np.log(p_g)), [0.18, 0.01, 0.22 / 3, 0.01])
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------

@@ -1,9 +1,8 @@
-"""Writing into the user's file: everything else in it stays as it was, whatever happens on the way."""
+"""Writing into the user's file: everything else in it stays as it was."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from command_line import run_cli, run_killed, run_well
+from command_line import run_cli, run_well
 from conftest import Trained
+from workbench import elements_of
 
 from scvae_cli.data import h5ad_rows
-from scvae_cli.data.atomic import sibling_of
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.slots import SlotNames
@@ -64,11 +63,6 @@ def rich(adata: ad.AnnData) -> ad.AnnData:
 
 
 @pytest.fixture
-def copied(tmp_path, trained) -> Trained:
-    return trained.copy_to(tmp_path)
-
-
-@pytest.fixture
 def rich_file(copied) -> Trained:
     """Compressed in part, as files that have been through several hands are."""
     adata = rich(ad.read_h5ad(copied.data))
@@ -79,32 +73,6 @@ def rich_file(copied) -> Trained:
         cache = file.create_dataset("uns/cache", data=np.arange(100), chunks=(10,), compression="lzf", shuffle=True)
         cache.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
     return copied
-
-
-def walked(path: Path) -> dict[str, Any]:
-    """Every group and dataset of a file: what it holds to the byte, how it is stored, its attributes."""
-    seen: dict[str, Any] = {}
-
-    def attributes(item: Any) -> dict[str, str]:
-        return {
-            key: repr((np.asarray(value).tolist(), str(np.asarray(value).dtype), item.attrs.get_id(key).dtype.str))
-            for key, value in item.attrs.items()
-        }
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Group):
-            seen[name] = ("group", attributes(item))
-            return
-        values = item[()]
-        text = h5py.check_string_dtype(item.dtype) is not None
-        content = repr(np.asarray(values).tolist()) if text else np.asarray(values).tobytes()
-        stored = (item.shape, item.dtype.str, item.chunks, item.compression, item.compression_opts, item.shuffle)
-        seen[name] = ("dataset", attributes(item), stored, content)
-
-    with h5py.File(path) as file:
-        seen["/"] = ("group", attributes(file))
-        file.visititems(visit)
-    return seen
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[set[str], set[str]]:
@@ -122,16 +90,16 @@ def orders(path: Path) -> dict[str, list[str]]:
 
 
 def test_every_command_leaves_the_users_elements_alone(rich_file):
-    before, order = walked(rich_file.data), orders(rich_file.data)
+    before, order = elements_of(rich_file.data), orders(rich_file.data)
     for verb, options in VERBS.items():
         run_well(verb, rich_file.data, "-m", rich_file.model, *options)
-        new, changed = differences(before, walked(rich_file.data))
+        new, changed = differences(before, elements_of(rich_file.data))
         assert all("scvae" in name for name in new), new
         assert changed <= {"obs", "var"}
     for group, names in orders(rich_file.data).items():
         assert names[: len(order[group])] == order[group]
         assert all(name.startswith("scvae_") for name in names[len(order[group]) :])
-    after = walked(rich_file.data)
+    after = elements_of(rich_file.data)
     for group in ("obs", "var"):
         kept = [{k: v for k, v in seen[group][1].items() if k != "column-order"} for seen in (before, after)]
         assert kept[0] == kept[1]
@@ -161,9 +129,9 @@ def test_anndata_and_scanpy_go_on_from_there(rich_file):
 def test_commands_write_what_they_said_they_would(copied):
     names = SlotNames(key_added="wide")
     for verb, options in VERBS.items():
-        before = set(walked(copied.data))
+        before = set(elements_of(copied.data))
         run_well(verb, copied.data, "-m", copied.model, *options, "--key-added", "wide")
-        new = {name for name in set(walked(copied.data)) - before if not name.startswith("uns/wide/runs")}
+        new = {name for name in set(elements_of(copied.data)) - before if not name.startswith("uns/wide/runs")}
         planned = names.written_by(verb, "from_batch_1" if verb == "pseudotime" else "batch_1_to_batch_2")
         assert set(planned) <= new
         folders = {"uns/wide", "uns/wide/paths"}
@@ -188,18 +156,18 @@ def test_reruns_take_the_place_of_the_results_before(copied):
 def test_a_rerun_gives_the_same(copied):
     for verb, options in VERBS.items():
         run_well(verb, copied.data, "-m", copied.model, *options)
-        once = walked(copied.data)
+        once = elements_of(copied.data)
         run_well(verb, copied.data, "-m", copied.model, *options)
-        assert walked(copied.data) == once
+        assert elements_of(copied.data) == once
 
 
 def test_two_models_live_in_one_file(copied):
     run_well("embed", copied.data, "-m", copied.model)
-    first = walked(copied.data)
+    first = elements_of(copied.data)
     other = copied.model.with_name("other.scvae")
     run_well("train", copied.data, "-m", other, "--max-epochs", "2", "--n-latent", "3", "--n-hidden", "8")
     run_well("embed", copied.data, "-m", other, "--key-added", "other")
-    new, changed = differences(first, walked(copied.data))
+    new, changed = differences(first, elements_of(copied.data))
     assert not changed
     assert {"obsm/X_other", "obsm/other_latent_var"} < new
     adata = ad.read_h5ad(copied.data)
@@ -214,7 +182,7 @@ def test_output_leaves_the_input_alone_and_equals_writing_in_place(rich_file):
         run_well(verb, rich_file.data, "-m", rich_file.model, "-o", out, "--force", *options)
         assert hashlib.sha256(rich_file.data.read_bytes()).digest() == before
         run_well(verb, rich_file.data, "-m", rich_file.model, *options)
-        assert walked(out) == walked(rich_file.data)
+        assert elements_of(out) == elements_of(rich_file.data)
 
 
 def test_links_and_permissions_are_kept(copied):
@@ -358,117 +326,7 @@ def test_groups_without_an_encoding_get_none(copied):
         for name in ("obsm", "layers"):
             for attribute in list(file[name].attrs):
                 del file[name].attrs[attribute]
-    before = walked(copied.data)
+    before = elements_of(copied.data)
     run_well("embed", copied.data, "-m", copied.model)
-    assert not differences(before, walked(copied.data))[1]
+    assert not differences(before, elements_of(copied.data))[1]
     assert ad.read_h5ad(copied.data).obsm["X_scvae"].shape == (120, 4)
-
-
-# --- accidents --------------------------------------------------------------------------------------------------------
-
-MOMENTS = {
-    "before the copy": ("before", "scvae_cli.data.atomic:_clone", 1),
-    "after the copy": ("after", "scvae_cli.data.atomic:_clone", 1),
-    "at the first write": ("before", "scvae_cli.data.patient_file:PatientFile:write", 1),
-    "between two slots": ("after", "scvae_cli.data.h5ad_edit:_write", 1),
-    "amid the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
-    "when all is written": ("before", "os:fsync", 1),
-    "before the swap": ("before", "pathlib:Path:replace", 1),
-    "after the swap": ("after", "pathlib:Path:replace", 1),
-}
-
-
-@pytest.mark.parametrize("verb", ["embed", "denoise"])
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, verb, moment):
-    old = walked(copied.data)
-    run_killed(MOMENTS[moment], verb, copied.data, "-m", copied.model)
-    left = walked(copied.data)
-    orphans = list(copied.data.parent.glob(".*.tmp"))
-    assert len(orphans) == (moment not in ("before the copy", "after the swap"))
-    run_well(verb, copied.data, "-m", copied.model)
-    assert left == (walked(copied.data) if moment == "after the swap" else old)
-    assert not list(copied.data.parent.glob(".*.tmp"))
-
-
-def test_what_a_living_process_is_writing_stays(copied):
-    other = sibling_of(copied.data).with_name(f"{sibling_of(copied.data).name.rpartition('-')[0]}-{os.getppid()}.tmp")
-    other.write_bytes(b"in progress")
-    run_well("embed", copied.data, "-m", copied.model)
-    assert other.exists()
-
-
-@pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
-def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where):
-    """Another program writes after the cells were read: before the copy is made, or after."""
-    from scvae_cli.data import atomic
-
-    original = getattr(atomic, where)
-
-    def meddling(*arguments: Any) -> None:
-        if where == "_clone":
-            original(*arguments)
-        with h5py.File(copied.data, "r+") as file:
-            file["uns"].attrs["edited"] = True
-        os.utime(copied.data, ns=(0, 0))
-        if where != "_clone":
-            original(*arguments)
-
-    monkeypatch.setattr(atomic, where, meddling)
-    outcome = run_cli("embed", copied.data, "-m", copied.model)
-    assert outcome.code == 3
-    assert "was changed by another program" in outcome.err
-    with h5py.File(copied.data) as file:
-        assert file["uns"].attrs["edited"]
-        assert "X_scvae" not in file["obsm"]
-    assert not list(copied.data.parent.glob(".*.tmp"))
-
-
-def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
-    from scvae_cli.latent import embedding
-
-    original = embedding.embed
-
-    def meddling(*arguments: Any, **options: Any) -> Any:
-        copied.data.unlink()
-        return original(*arguments, **options)
-
-    monkeypatch.setattr(embedding, "embed", meddling)
-    outcome = run_cli("embed", copied.data, "-m", copied.model)
-    assert outcome.code == 3
-    assert "Traceback" not in outcome.err
-
-
-def test_ctrl_c_while_writing_leaves_the_file_alone(copied, monkeypatch):
-    from scvae_cli.data import h5ad_edit
-
-    def interrupt(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = walked(copied.data)
-    monkeypatch.setattr(h5ad_edit, "_write", interrupt)
-    outcome = run_cli("embed", copied.data, "-m", copied.model)
-    assert outcome.code == 130
-    assert outcome.err.startswith("interrupted")
-    assert walked(copied.data) == before
-    assert not list(copied.data.parent.glob(".*.tmp"))
-
-
-def test_steps_appear_together_with_the_results(copied, monkeypatch):
-    from scvae_cli.data import h5ad as room
-
-    def fail(*_: Any, **__: Any) -> None:
-        raise OSError(5, "Input/output error")
-
-    steps = copied.data.with_name("steps.h5ad")
-    before = walked(copied.data)
-    with monkeypatch.context() as patch:
-        patch.setattr(room, "edit_h5ad", fail)
-        assert run_cli("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps).code == 3
-    assert not steps.exists()
-    assert walked(copied.data) == before
-    run_well("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps, "--steps", "7")
-    walk = ad.read_h5ad(steps)
-    assert walk.shape == (7, 40)
-    assert walk.obsm["X_scvae"].shape == (7, 4)
-    np.testing.assert_array_equal(walk.X.T, ad.read_h5ad(copied.data).varm["scvae_path_batch_1_to_batch_2"])

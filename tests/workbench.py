@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import anndata as ad
 import h5py
+import numpy as np
 from command_line import TINY, run_cli
 
 if TYPE_CHECKING:
@@ -81,3 +82,29 @@ def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> 
     assert outcome.err.endswith(f"{errors[0]}\n{hints[0]}\n")
     assert contents(folder) == before
     return hints[0]
+
+
+def elements_of(path: Path) -> dict[str, Any]:
+    """Every group and dataset of a file: what it holds to the byte, how it is stored, its attributes."""
+    seen: dict[str, Any] = {}
+
+    def attributes(item: Any) -> dict[str, str]:
+        return {
+            key: repr((np.asarray(value).tolist(), str(np.asarray(value).dtype), item.attrs.get_id(key).dtype.str))
+            for key, value in item.attrs.items()
+        }
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Group):
+            seen[name] = ("group", attributes(item))
+            return
+        values = item[()]
+        text = h5py.check_string_dtype(item.dtype) is not None
+        content = repr(np.asarray(values).tolist()) if text else np.asarray(values).tobytes()
+        stored = (item.shape, item.dtype.str, item.chunks, item.compression, item.compression_opts, item.shuffle)
+        seen[name] = ("dataset", attributes(item), stored, content)
+
+    with h5py.File(path) as file:
+        seen["/"] = ("group", attributes(file))
+        file.visititems(visit)
+    return seen

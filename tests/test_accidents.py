@@ -1,0 +1,125 @@
+"""A command that is killed, or whose file changes or goes meanwhile: the file is as it was, or complete."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import anndata as ad
+import h5py
+import numpy as np
+import pytest
+from command_line import run_cli, run_killed, run_well
+from workbench import elements_of
+
+from scvae_cli.data.atomic import sibling_of
+
+WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
+
+
+MOMENTS = {
+    "before the copy": ("before", "scvae_cli.data.atomic:_clone", 1),
+    "after the copy": ("after", "scvae_cli.data.atomic:_clone", 1),
+    "at the first write": ("before", "scvae_cli.data.patient_file:PatientFile:write", 1),
+    "between two slots": ("after", "scvae_cli.data.h5ad_edit:_write", 1),
+    "amid the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
+    "when all is written": ("before", "os:fsync", 1),
+    "before the swap": ("before", "pathlib:Path:replace", 1),
+    "after the swap": ("after", "pathlib:Path:replace", 1),
+}
+
+
+@pytest.mark.parametrize("verb", ["embed", "denoise"])
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, verb, moment):
+    old = elements_of(copied.data)
+    run_killed(MOMENTS[moment], verb, copied.data, "-m", copied.model)
+    left = elements_of(copied.data)
+    orphans = list(copied.data.parent.glob(".*.tmp"))
+    assert len(orphans) == (moment not in ("before the copy", "after the swap"))
+    run_well(verb, copied.data, "-m", copied.model)
+    assert left == (elements_of(copied.data) if moment == "after the swap" else old)
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_what_a_living_process_is_writing_stays(copied):
+    other = sibling_of(copied.data).with_name(f"{sibling_of(copied.data).name.rpartition('-')[0]}-{os.getppid()}.tmp")
+    other.write_bytes(b"in progress")
+    run_well("embed", copied.data, "-m", copied.model)
+    assert other.exists()
+
+
+@pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
+def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where):
+    """Another program writes after the cells were read: before the copy is made, or after."""
+    from scvae_cli.data import atomic
+
+    original = getattr(atomic, where)
+
+    def meddling(*arguments: Any) -> None:
+        if where == "_clone":
+            original(*arguments)
+        with h5py.File(copied.data, "r+") as file:
+            file["uns"].attrs["edited"] = True
+        os.utime(copied.data, ns=(0, 0))
+        if where != "_clone":
+            original(*arguments)
+
+    monkeypatch.setattr(atomic, where, meddling)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 3
+    assert "was changed by another program" in outcome.err
+    with h5py.File(copied.data) as file:
+        assert file["uns"].attrs["edited"]
+        assert "X_scvae" not in file["obsm"]
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
+    from scvae_cli.latent import embedding
+
+    original = embedding.embed
+
+    def meddling(*arguments: Any, **options: Any) -> Any:
+        copied.data.unlink()
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(embedding, "embed", meddling)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 3
+    assert "Traceback" not in outcome.err
+
+
+def test_ctrl_c_while_writing_leaves_the_file_alone(copied, monkeypatch):
+    from scvae_cli.data import h5ad_edit
+
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = elements_of(copied.data)
+    monkeypatch.setattr(h5ad_edit, "_write", interrupt)
+    outcome = run_cli("embed", copied.data, "-m", copied.model)
+    assert outcome.code == 130
+    assert outcome.err.startswith("interrupted")
+    assert elements_of(copied.data) == before
+    assert not list(copied.data.parent.glob(".*.tmp"))
+
+
+def test_steps_appear_together_with_the_results(copied, monkeypatch):
+    from scvae_cli.data import h5ad as room
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    steps = copied.data.with_name("steps.h5ad")
+    before = elements_of(copied.data)
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "edit_h5ad", fail)
+        assert run_cli("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps).code == 3
+    assert not steps.exists()
+    assert elements_of(copied.data) == before
+    run_well("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps, "--steps", "7")
+    walk = ad.read_h5ad(steps)
+    assert walk.shape == (7, 40)
+    assert walk.obsm["X_scvae"].shape == (7, 4)
+    np.testing.assert_array_equal(walk.X.T, ad.read_h5ad(copied.data).varm["scvae_path_batch_1_to_batch_2"])

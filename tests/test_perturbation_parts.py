@@ -1,0 +1,141 @@
+"""What a prediction of a perturbation is made of, part by part, against what is known of each."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from scipy.stats import nbinom, poisson
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.latent.combined import combined
+from scvae_cli.latent.expected_log import mean_log1p
+from scvae_cli.latent.latent_shift import Moves
+from scvae_cli.latent.observed_change import Observed
+from scvae_cli.latent.perturbation_check import Trial, candidates, choose
+from scvae_cli.latent.perturbation_design import Design, design
+from scvae_cli.latent.perturbation_result import Check, Fit, Recipe
+from scvae_cli.latent.pooling import between, pooled
+
+
+def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Groups and labels of some cells."""
+    groups = np.concatenate([[group] * n for group, _, n in sizes]).astype(object)
+    return groups, np.concatenate([[label] * n for _, label, n in sizes]).astype(object)
+
+
+def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
+    group_n, label_n = toy(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
+    rng = np.random.default_rng(0)
+    z_nk = rng.normal(size=(160, 3))
+    step_k = np.array([1.0, -2.0, 0.5])
+    for group in "bc":
+        start = z_nk[(group_n == group) & (label_n == "0")]
+        z_nk[(group_n == group) & (label_n == "1")] = rng.permutation(start + step_k)
+    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    moves = Moves(torch.as_tensor(z_nk, dtype=torch.float32))
+    for method in ("centroid", "ot"):
+        np.testing.assert_allclose(moves.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
+
+
+def test_near_groups_say_more():
+    group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
+    x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
+    moves = Moves(torch.as_tensor(x_n, dtype=torch.float32))
+    asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
+    near, far = moves.weights(asked, ("b", "c"))
+    squared = np.array([1.0, 64.0])
+    expected = np.exp(-2 * squared / squared.mean())
+    np.testing.assert_allclose([near, far], expected / expected.sum())
+    np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
+
+
+def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
+    """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
+    rng = np.random.default_rng(0)
+    n_groups, n_genes = 12, 4000
+    spread_g = np.repeat([0.0, 0.5], n_genes // 2)
+    error_sg = rng.uniform(0.05, 0.4, (n_groups, n_genes))
+    true_sg = rng.normal(0, 1, n_genes) + spread_g * rng.standard_normal((n_groups, n_genes))
+    seen_sg = true_sg + np.sqrt(error_sg) * rng.standard_normal((n_groups, n_genes))
+    wide = spread_g > 0
+    found_g = between(seen_sg, error_sg)
+    assert found_g[wide].mean() == pytest.approx(0.25, rel=0.03)
+    assert found_g[~wide].mean() < 0.05
+    fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
+    least = min(np.square(guess_g - true_sg[0]).mean() for guess_g in fixed)
+    assert np.square(pooled(seen_sg, error_sg) - true_sg[0]).mean() < 0.9 * least
+    # With a spread that is known, this is the textbook posterior mean.
+    known = pooled(seen_sg[:, wide], error_sg[:, wide])
+    prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
+    others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
+    ideal_g = (prior_g * seen_sg[0, wide] + error_sg[0, wide] * others_g) / (prior_g + error_sg[0, wide])
+    ideal, came = (np.square(guess_g - true_sg[0, wide]).mean() for guess_g in (ideal_g, known))
+    assert came < 1.15 * ideal
+    np.testing.assert_array_equal(pooled(seen_sg[:1], error_sg[:1]), seen_sg[0])
+    sure = np.array([[2.0, 1.0], [1.0, 1.0], [0.0, 1.0]])
+    np.testing.assert_allclose(pooled(sure, np.zeros((3, 2))), sure[0])
+
+
+def test_errors_of_effects_are_those_of_repeated_samples():
+    """Also where no cell shows a gene: that is no certainty."""
+    rng = np.random.default_rng(0)
+    n_genes, n_cells, again = 5, 60, 400
+    members = {("a", "0"): np.arange(n_cells), ("a", "1"): np.arange(n_cells, 2 * n_cells)}
+    asked = Design(group="a", control="0", treated="1", parts=(), members=members)
+
+    def effect(shown: np.ndarray, pseudo: float):
+        names = [np.asarray([f"{i}" for i in range(n)]) for n in shown.shape]
+        matrix = sp.csr_matrix(shown, dtype=np.float32)
+        counts = Counts(matrix=matrix, cell_names=names[0], gene_names=names[1], source="X")
+        return Observed(counts).effect(asked, "a", "1", pseudo=pseudo)
+
+    effects = []
+    for _ in range(again):
+        shown = rng.poisson(np.array([4.0, 40.0, 200.0, 9.0, 900.0]) * rng.gamma(5, 1 / 5, (2 * n_cells, n_genes)))
+        effects.append(effect(shown, 1e-6))
+    change, error = (np.stack(parts) for parts in zip(*effects, strict=True))
+    np.testing.assert_allclose(error.mean(0), change.var(0), rtol=0.25)
+    shown[:, 0] = 0
+    change_g, error_g = effect(shown, 1e-4)
+    assert change_g[0] == 0
+    # Both rates are the one added; sixty cells of about 1150 counts show 1e-4 · 60 · 1150 = 6.9 molecules of it.
+    assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
+
+
+def test_changes_that_may_be_one_and_the_same_count_half():
+    alone = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
+    np.testing.assert_array_equal(combined(alone), [2.5, 1.0, -3.5, 4.0])
+    np.testing.assert_array_equal(combined(alone[:1]), alone[0])
+    np.testing.assert_array_equal(combined(np.array([[1.0], [1.0], [-2.0], [1.0]])), [0.0])
+
+
+def test_expected_logs_are_sums_over_counts():
+    mean = np.array([1e-3, 0.3, 4.0, 30.0, 300.0])
+    theta, keep, scale = np.array([0.5, 3.0, 0.2, 8.0, 20.0]), np.array([1.0, 0.7, 1.0, 0.5, 1.0]), 5.0
+    x = np.arange(20_000)
+    tensors = [torch.as_tensor(values)[None] for values in (mean, keep)]
+    one = torch.tensor([scale], dtype=torch.float64)
+    found = mean_log1p(tensors[0], torch.as_tensor(theta), tensors[1], one)[0]
+    for g in range(5):
+        pmf = nbinom.pmf(x, theta[g], theta[g] / (theta[g] + mean[g]))
+        assert float(found[g]) == pytest.approx(keep[g] * (pmf @ np.log1p(scale * x)), rel=0.01)
+    found = mean_log1p(tensors[0], None, torch.ones(1, 5), one)[0]
+    for g in range(5):
+        assert float(found[g]) == pytest.approx(poisson.pmf(x, mean[g]) @ np.log1p(scale * x), rel=0.003)
+
+
+def test_the_better_recipe_is_chosen():
+    recipes = candidates("auto", unseen=True)
+    assert recipes[0] == Recipe(method="centroid", plain=0.5)
+    assert len(recipes) == 10
+    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
+    assert candidates("ot", unseen=True, own=True) == (Recipe(method="ot", plain=1.0),)
+    best = recipes[7]
+    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
+    rest |= {"mean_change": None, "additive": None}
+    marks = {recipe: Fit(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
+    trial = Trial(checks={recipe: Check(predicted=mark, **rest) for recipe, mark in marks.items()})
+    assert choose([trial], recipes) == best
+    assert choose([], recipes) == recipes[0]
