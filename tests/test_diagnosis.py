@@ -1,4 +1,4 @@
-"""Diagnoses where the truth is known: planted collapse, rotation, holes and zeros; closed forms, quadrature.
+"""Diagnoses where the truth is known: planted collapse, rotation and holes; closed forms, quadrature.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -12,27 +12,22 @@ import math
 import anndata
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 from command_line import run_well
 from handmade import wild_vae
 from scipy.stats import ncx2
-from simulated import TINY, counts_of, learned, tree
+from simulated import TINY, learned
 from test_refinement import Exact, some_cells
 from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.latent.agreement import GeneMoments
-from scvae_cli.latent.count_draws import drawn_counts
 from scvae_cli.latent.diagnosis import Section
 from scvae_cli.latent.distortion import condition_numbers
-from scvae_cli.latent.embedding import posteriors
 from scvae_cli.latent.gaps import Gaps, bounds
 from scvae_cli.latent.health import shape, usage
-from scvae_cli.latent.predictive import compare, predictive_check
 from scvae_cli.latent.refinement import refine
-from scvae_cli.latent.verdicts import Verdict, of_axes, of_counts, of_gaps, of_prior, of_use, page, worst_level
+from scvae_cli.latent.verdicts import Verdict, of_axes, of_gaps, of_prior, of_use, page, worst_level
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.report.diagnosis_figure import diagnosis_figure, draw_diagnosis
@@ -202,83 +197,6 @@ def test_gaps_add_up_and_have_errors():
     encoder, family = of_gaps(told)
     assert (encoder.level, family.level) == ("poor", "good")
     assert "--refine" in encoder.remedy
-
-
-# --- calibration ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def model_and_own():
-    """A model, and counts that it made of posterior samples of its own cells."""
-    model = scvae.train(tree(n_cells=400, n_genes=300, depth=3000), **TINY, likelihood="nb", genes="all")
-    counts = counts_of(tree(n_cells=400, n_genes=300, depth=3000))
-    q = posteriors(model, counts)
-    library_n = np.full(400, 3000.0)
-    z_nk = q.sample(torch.randn(q.mean_nk.shape, generator=torch.Generator().manual_seed(8)))
-    own = sp.vstack(list(drawn_counts(model, z_nk, library_n, None, np.random.SeedSequence(9))), format="csr")
-    return model, counts, own, q, library_n
-
-
-def moments(matrix) -> GeneMoments:
-    return GeneMoments(matrix.shape[1]).add(sp.csr_matrix(matrix))
-
-
-def replicates(model, q, library_n, n: int = 25) -> list[GeneMoments]:
-    noise = torch.Generator().manual_seed(5)
-    return [
-        moments(sp.vstack(list(drawn_counts(model, q.sample(torch.randn(q.mean_nk.shape, generator=noise)), library_n,
-                                            None, seed)), format="csr"))
-        for seed in np.random.SeedSequence(6).spawn(n)
-    ]  # fmt: skip
-
-
-def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
-    model, _, own, q, library_n = model_and_own
-    made = replicates(model, q, library_n)
-    check = compare(moments(own), made, model.genes)
-    assert check.zeros.judged_g.sum() > 200
-    assert check.zeros.outside < 0.035
-    assert check.variances.outside < 0.035
-    assert check.variances.median_ratio == pytest.approx(1, abs=0.1)
-    assert check.zeros.error == pytest.approx(check.zeros.error_expected, rel=0.25)
-    assert [verdict.level for verdict in of_counts(check, "nb")] == ["good", "good"]
-    # Not for being wide: half the standard errors away they would be noticed.
-    assert np.std(check.zeros.score_g[check.zeros.judged_g]) == pytest.approx(1, abs=0.25)
-
-
-def test_planted_zeros_are_found_by_name(model_and_own):
-    model, _, own, q, library_n = model_and_own
-    planted = own.toarray()
-    often = np.flatnonzero((planted > 0).mean(0) > 0.5)[:5]
-    rng = np.random.default_rng(1)
-    for g in often:
-        planted[rng.random(len(planted)) < 0.3, g] = 0
-    made = replicates(model, q, library_n)
-    check = compare(moments(planted), made, model.genes)
-    assert set(often) <= set(check.zeros.worst(8))
-    assert (check.zeros.score_g[often] > check.zeros.limit).all()
-    everywhere = own.toarray() * (rng.random(own.shape) < 0.7)
-    zeros, variances = of_counts(compare(moments(everywhere), made, model.genes), "nb")
-    assert zeros.level == "poor"
-    assert "--likelihood zinb" in zeros.remedy
-    assert model.genes[compare(moments(everywhere), made, model.genes).zeros.worst(1)[0]] in zeros.sentence
-    assert variances.topic == "variances"
-
-
-def test_what_has_no_zeros_leaves_them_out(model_and_own):
-    model, _, own, q, library_n = model_and_own
-    check = compare(moments(own), replicates(model, q, library_n, 3), model.genes, zeros_are_counts=False)
-    assert check.zeros is None
-    assert [verdict.topic for verdict in of_counts(check, "normal")] == ["variances"]
-    assert "zeros" not in check.values()
-
-
-def test_a_check_draws_the_same_twice(model_and_own):
-    model, counts, _, q, _ = model_and_own
-    first, again, other = (predictive_check(model, counts, q, n_replicates=2, seed=seed) for seed in (1, 1, 2))
-    np.testing.assert_array_equal(first.variances.predicted_g, again.variances.predicted_g)
-    assert (first.variances.predicted_g != other.variances.predicted_g).any()
-    np.testing.assert_allclose(first.zeros.observed_g, (counts.matrix.toarray() == 0).mean(0), atol=1e-12)
 
 
 # --- distances and verdicts -------------------------------------------------------------------------------------------
