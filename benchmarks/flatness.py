@@ -220,9 +220,8 @@ def draw(rows: list[Row], path: Path) -> None:
     """The trade-off: each data set a curve from W = 0 on, points labelled with W."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
     for name in dict.fromkeys(row.data for row in rows):
-        mine = [row for row in rows if row.data == name]
-        # From the better W = 0 on.
-        mine = [max((row for row in mine if row.weight == 0), key=lambda row: row.elbo), *(r for r in mine if r.weight)]
+        plain, flat = ([row for row in rows if row.data == name and (row.weight > 0) == on] for on in (False, True))
+        mine = [max(plain, key=lambda row: row.elbo), *flat]
         cost = [loss(row, rows) for row in mine]
         for axis, value in zip(axes, ([np.log10(r.condition) for r in mine], [r.geodesic for r in mine]), strict=True):
             axis.plot(cost, value, "o-", ms=4, label=name)

@@ -10,12 +10,9 @@ import h5py
 import numpy as np
 import pytest
 from command_line import run_cli, run_killed, run_well
-from workbench import elements_of
+from workbench import WALK, elements_of
 
 from scvae_cli.data.atomic import sibling_of
-
-WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
-
 
 MOMENTS = {
     "before the copy": ("before", "scvae_cli.data.atomic:_clone", 1),

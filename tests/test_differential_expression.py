@@ -1,4 +1,4 @@
-"""Differential expression: probabilities that can be counted with, changes of the right size, and no calls of nothing.
+"""Differential expression: changes of the right size, and no calls of nothing.
 
 Shapes: n cells, g genes.
 """

@@ -14,14 +14,13 @@ import pytest
 import scipy.sparse as sp
 from command_line import run_cli, run_well
 from conftest import Trained
-from workbench import elements_of
+from workbench import WALK, elements_of
 
 from scvae_cli.data import h5ad_rows
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.slots import SlotNames
 
-WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 ORDER = ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2")
 VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK, "pseudotime": ORDER}
 

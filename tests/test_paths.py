@@ -26,9 +26,9 @@ from scvae_cli.latent.paths import (
     along_cells,
     at_constant_speed,
     geodesics,
-    in_short_steps,
     step_lengths,
     straight,
+    with_squared_lengths,
 )
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places
@@ -258,9 +258,9 @@ def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     assert beside.length > through.length
 
 
-def test_short_steps_cost_their_squares(curved):
+def test_ways_of_squared_steps_have_shorter_steps_and_are_longer(curved):
     _, graph, _ = curved
-    squared = in_short_steps(graph)
+    squared = with_squared_lengths(graph)
     np.testing.assert_allclose(squared.lengths.toarray(), graph.lengths.toarray() ** 2, rtol=1e-12)
     pairs = [(0, 100), (1, 200), (2, 300)]
     for direct, stepwise in zip(graph.shortest_paths(pairs), squared.shortest_paths(pairs), strict=True):
@@ -277,9 +277,9 @@ def test_a_geodesic_takes_no_short_cut_over_lone_cells():
     graph, density = graph_of(with_nk), density_of(x_nk)
     start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
     assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
-    assert (in_short_steps(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
+    assert (with_squared_lengths(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
     place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
-    (bent,) = geodesics(flat(), density, along_cells(in_short_steps(graph), place.ends_pwk, place.nodes_pw)[0])
+    (bent,) = geodesics(flat(), density, along_cells(with_squared_lengths(graph), place.ends_pwk, place.nodes_pw)[0])
     assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
 
 

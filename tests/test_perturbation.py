@@ -1,4 +1,4 @@
-"""Perturbations whose truth is known: one change in logs for all groups, moves made by hand, sums over counts."""
+"""Perturbations whose truth is known: one change in logs for all groups."""
 
 from __future__ import annotations
 

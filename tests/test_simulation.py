@@ -14,15 +14,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from scvae_cli.data.h5ad_create import create_h5ad
-from scvae_cli.data.simulation import (
-    GRID_STEPS,
-    SPLIT,
-    Simulation,
-    SimulationConfig,
-    draw_zinb,
-    simulate,
-    true_mean,
-)
+from scvae_cli.data.simulation import GRID_STEPS, SPLIT, Simulation, SimulationConfig, draw_zinb, simulate, true_mean
 from scvae_cli.errors import ConfigError, DataError
 
 

@@ -1,4 +1,4 @@
-"""A bench to break things on, and what every refusal must look like."""
+"""A bench to break things on, what every refusal must look like, and all that a file holds."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from conftest import Trained
 
 USAGE, DATA, MODEL, DEVICE = 2, 3, 4, 5
+# From one batch of the cells to the other.
+WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 
 
 class Bench:

@@ -21,7 +21,7 @@ from scvae_cli.latent.decoding import decode, posterior_band
 from scvae_cli.latent.embedding import BLOCK_CELLS, posteriors
 from scvae_cli.latent.gene_changes import gene_changes
 from scvae_cli.latent.path_result import Path, PathOptions, WalkOptions
-from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, in_short_steps, straight
+from scvae_cli.latent.paths import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
 from scvae_cli.latent.steps import along
 from scvae_cli.latent.way_points import Places, Waypoint, coupled, places
 from scvae_cli.model.bundle import Model
@@ -156,7 +156,7 @@ def solve(model: Model, graph: CellGraph, where: Places, options: PathOptions) -
     if options.path == "straight":
         return np.stack([straight(ends_wk, options.n_steps) for ends_wk in ends_pwk])
     geometry = Geometry(model.vae)
-    guide = in_short_steps(graph) if options.path == "geodesic" else graph
+    guide = with_squared_lengths(graph) if options.path == "geodesic" else graph
     legs = along_cells(guide, ends_pwk, where.nodes_pw)
     if options.path == "geodesic":
         n_legs = ends_pwk.shape[1] - 1

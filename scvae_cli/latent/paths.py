@@ -24,7 +24,7 @@ from scvae_cli.model.geometry import Geometry
 PATHS = ("straight", "graph", "geodesic")
 # A leg is a clamped cubic B-spline with so many control points, solved at so many points.
 _CONTROLS, _SOLVED = 12, 24
-# Each is solved twice; latent length of a control point's first step. Steps become shorter, down to none.
+# It is solved twice, in so many steps; a control point's begin with these latent lengths and shrink to nothing.
 _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
 # How much slower a walk is where 95% of the held-out cells lie in denser places, than where half of them do.
 _SLOWDOWN = 10.0
@@ -87,8 +87,8 @@ def slowness(density: LatentDensity, z_nk: Tensor) -> Tensor:
     return 1 + _SLOWDOWN * torch.relu((-density.log_prob(z_nk) - usual) / scale)
 
 
-def in_short_steps(graph: CellGraph) -> CellGraph:
-    """The graph with edges as long as the square of their length, which is the energy of walking each in unit time.
+def with_squared_lengths(graph: CellGraph) -> CellGraph:
+    """The graph with edges as long as the energy of walking each in unit time.
 
     One long step then costs more than many short ones, so shortest paths keep to where cells are many (the Fermat
     distance of Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
