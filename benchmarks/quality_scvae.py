@@ -30,15 +30,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 import scvae_cli
-import scvae_cli.training.fit as fitting
-from scvae_cli.latent import scoring
-from scvae_cli.model.bundle import Model
-from scvae_cli.session import Session
-from scvae_cli.training.loop import EpochReport, Trainer
+from scvae_cli.device import bound_spinning
+from scvae_cli.importing import importing
+
+bound_spinning()  # as the command's own start does
+with importing():
+    import numpy as np
+    import torch
+
+    import scvae_cli.training.fit as fitting
+    from scvae_cli.model.bundle import Model
+    from scvae_cli.training.loop import EpochReport, Trainer
 
 Weights = dict[str, torch.Tensor]
 
@@ -101,6 +104,9 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     model = scvae_cli.train(args.trainer_file, genes="all", seed=args.seed, on_event=keep)
     model.save(args.model, force=True)
     process_s = time.time() - args.started
+
+    from scvae_cli.latent import scoring
+    from scvae_cli.session import Session
 
     best = epochs[model.facts["best_epoch"] - 1] if model.facts["best_epoch"] else None
     if best is not None:

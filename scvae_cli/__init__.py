@@ -71,7 +71,11 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'scvae_cli' has no attribute {name!r}")
     import importlib
 
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    from scvae_cli.importing import importing
+
+    with importing():
+        home = importlib.import_module(_HOMES[name])
+    return getattr(home, name)
 
 
 def __dir__() -> list[str]:

@@ -18,6 +18,7 @@ FLOORS = {
     "scvae_cli.device": 0.0,
     "scvae_cli.vector_math": 0.0,
     "scvae_cli.shared_work": 0.0,
+    "scvae_cli.importing": 0.0,
     "scvae_cli.data": 1.0,
     "scvae_cli.model": 2.0,
     "scvae_cli.training": 3.0,

@@ -127,7 +127,7 @@ def run(arguments: list[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `scvae` command."""
     bound_spinning()
-    # Importing makes a million objects that stay: looking through them for garbage would take a fifth of a short run.
+    # Much of what a short run makes stays to its end, compiled functions first: little garbage is worth looking for.
     gc.set_threshold(_GARBAGE)
     code = run()
     gc.freeze()  # and once more on the way out

@@ -8,6 +8,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.config import Likelihood
@@ -28,7 +29,8 @@ def check(
     quiet: o.Quiet = False,
 ) -> None:
     """Say what is in a file, and what training would refuse (exit code 3) or warn about."""
-    from scvae_cli import api
+    with importing():
+        from scvae_cli import api
 
     console = Console(json=json, quiet=quiet)
     # A word that is no likelihood is refused by the configuration.

@@ -11,6 +11,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.comparison import DifferentialExpression
@@ -69,10 +70,11 @@ def de(
     key: posterior probabilities of a change beyond the threshold and expected false discovery rates, no p-values.
     Cells are taken for independent: donors are not modelled.
     """
-    from scvae_cli.api_de import ComparisonRequest
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.comparison import ComparisonOptions
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.api_de import ComparisonRequest
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent.comparison import ComparisonOptions
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

@@ -9,6 +9,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console, told
+from scvae_cli.importing import importing
 
 
 def denoise(
@@ -56,9 +57,10 @@ def denoise(
     Averaged over seeded posterior samples, so the same command gives the same numbers. Genes outside the model are
     NaN, and var["scvae_modelled"] is False for them.
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent import denoising
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent import denoising
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

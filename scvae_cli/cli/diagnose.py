@@ -9,6 +9,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.diagnosis import Diagnosis
@@ -46,11 +47,12 @@ def diagnose(
     beside that, PCA and a mean model, and with other seeds, to see what they agree on. Numbers go to
     uns["scvae"]["diagnosis"].
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.errors import ConfigError
-    from scvae_cli.latent.diagnosis import DiagnosisOptions
-    from scvae_cli.latent.diagnosis import diagnose as judge
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.errors import ConfigError
+        from scvae_cli.latent.diagnosis import DiagnosisOptions
+        from scvae_cli.latent.diagnosis import diagnose as judge
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     if not quick and trainings < 2:

@@ -8,6 +8,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 
 def embed(
@@ -42,10 +43,11 @@ def embed(
     Works on new data. The encoder does not see the batch, so cells of new batches embed too. --refine improves on the
     encoder cell by cell.
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.errors import ConfigError
-    from scvae_cli.latent import embedding
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.errors import ConfigError
+        from scvae_cli.latent import embedding
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

@@ -9,6 +9,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 
 def info(
@@ -18,9 +19,10 @@ def info(
     quiet: o.Quiet = False,
 ) -> None:
     """Say what a model is, or which runs left their results in a file."""
-    from scvae_cli.data.formats import open_store
-    from scvae_cli.data.provenance import read_runs
-    from scvae_cli.model.bundle import CONFIG, load
+    with importing():
+        from scvae_cli.data.formats import open_store
+        from scvae_cli.data.provenance import read_runs
+        from scvae_cli.model.bundle import CONFIG, load
 
     console = Console(json=json, quiet=quiet)
     if (target / CONFIG).exists() or target.suffix == ".scvae":

@@ -11,6 +11,7 @@ import typer
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
 from scvae_cli.cli.walk_output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
+from scvae_cli.importing import importing
 
 
 def interpolate(
@@ -75,10 +76,11 @@ def interpolate(
     obs["scvae_pseudotime_NAME"], NaN for cells far from it. Prints the populations passed and the genes that change
     most, and warns where no cells support the walk.
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent import interpolation
-    from scvae_cli.latent.path_result import PathOptions, default_name
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent import interpolation
+        from scvae_cli.latent.path_result import PathOptions, default_name
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     route = _route(groupby, start, end, via or [], from_cell, to_cell, time_key)

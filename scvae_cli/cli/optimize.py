@@ -11,6 +11,7 @@ import typer
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
 from scvae_cli.cli.walk_output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.optimization import Optimized
@@ -82,10 +83,11 @@ def optimize(
     Writes the walk as interpolate does, with the score of every step. Prints how high it got beside the cells, and
     warns where it goes beyond all of them, ends on a lower top, or leaves the places where cells are.
     """
-    from scvae_cli.api_optimize import AscentRequest
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent import optimization
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.api_optimize import AscentRequest
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent import optimization
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     request = AscentRequest(

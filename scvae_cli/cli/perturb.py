@@ -12,6 +12,7 @@ import typer
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console, told
 from scvae_cli.cli.training_progress import follow
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.perturbation_result import Perturbation
@@ -73,10 +74,11 @@ def perturb(
     prediction is made for every group whose answer is known, beside the mean change of the other groups and, for
     combinations, the sum of their parts. Genes' changes are of the mean of log(1 + 10⁴·count/library).
     """
-    from scvae_cli.api_perturb import PerturbRequest
-    from scvae_cli.data.new_cells import check_output
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.api_perturb import PerturbRequest
+        from scvae_cli.data.new_cells import check_output
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

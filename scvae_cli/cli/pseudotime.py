@@ -8,6 +8,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.pseudotime import Pseudotime
@@ -37,10 +38,11 @@ def pseudotime(
     Writes obs["scvae_pseudotime_NAME"] (0 to 1) and obs["scvae_distance_NAME"]; with ends also obs["scvae_branch_NAME"]
     ("shared" for cells that have not decided) and obsm["scvae_ends_NAME"].
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.pseudotime import default_name
-    from scvae_cli.latent.pseudotime import pseudotime as order
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent.pseudotime import default_name
+        from scvae_cli.latent.pseudotime import pseudotime as order
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     start, by_cell = _root(groupby, root, root_cell, end or [])

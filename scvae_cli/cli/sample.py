@@ -10,6 +10,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console, told
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.latent.agreement import Agreement
@@ -83,12 +84,13 @@ def sample(
     obs["scvae_library"], and prints how the genes' means, variances and zeros agree with real cells, beside real cells
     among themselves.
     """
-    from scvae_cli.api_sample import SampleRequest
-    from scvae_cli.data.new_cells import check_output
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.latent.agreement import Comparison
-    from scvae_cli.latent.sample_result import Sampled
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.api_sample import SampleRequest
+        from scvae_cli.data.new_cells import check_output
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.latent.agreement import Comparison
+        from scvae_cli.latent.sample_result import Sampled
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

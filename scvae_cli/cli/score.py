@@ -8,6 +8,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.importing import importing
 
 
 def score(
@@ -35,10 +36,11 @@ def score(
     them. obs["scvae_anomaly_p"] is the share of cells simulated from the model that are explained as badly
     or worse at that depth, batch and place; obs["scvae_anomaly_p_adjusted"] bounds the false discovery rate.
     """
-    from scvae_cli.data.slots import SlotNames
-    from scvae_cli.errors import ConfigError
-    from scvae_cli.latent import scoring
-    from scvae_cli.session import Session
+    with importing():
+        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.errors import ConfigError
+        from scvae_cli.latent import scoring
+        from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

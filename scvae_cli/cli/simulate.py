@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from scvae_cli.cli.console import Console, told
+from scvae_cli.importing import importing
 
 
 def simulate(
@@ -31,9 +32,10 @@ def simulate(
     The truth is in obs true_*, var true_* and varm true_rho_BRANCH (expression along a branch).
     Cells are grouped by obs cell_type and obs batch.
     """
-    from scvae_cli.data.h5ad_create import create_h5ad
-    from scvae_cli.data.simulation import SimulationConfig
-    from scvae_cli.data.simulation import simulate as set_up
+    with importing():
+        from scvae_cli.data.h5ad_create import create_h5ad
+        from scvae_cli.data.simulation import SimulationConfig
+        from scvae_cli.data.simulation import simulate as set_up
 
     console = Console(json=json, quiet=quiet)
     config = SimulationConfig(

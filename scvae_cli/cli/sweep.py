@@ -13,6 +13,7 @@ from scvae_cli.cli import options as o
 from scvae_cli.cli import train_options as t
 from scvae_cli.cli.console import Console
 from scvae_cli.cli.training_progress import follow
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.studies.sweep import Training
@@ -88,9 +89,10 @@ def sweep(
     names = SlotNames(key_added=key_added)
     console = Console(json=json, quiet=quiet)
 
-    from scvae_cli.api_sweep import SweepRequest
-    from scvae_cli.data.formats import open_store
-    from scvae_cli.studies.sweep_result import SweepOptions
+    with importing():
+        from scvae_cli.api_sweep import SweepRequest
+        from scvae_cli.data.formats import open_store
+        from scvae_cli.studies.sweep_result import SweepOptions
 
     options = SweepOptions(beta=_numbers("--beta", beta), n_latent=_numbers("--n-latent", n_latent))
     if plot is not None:

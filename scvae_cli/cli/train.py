@@ -14,6 +14,7 @@ from scvae_cli.cli import options as o
 from scvae_cli.cli import train_options as t
 from scvae_cli.cli.console import Console
 from scvae_cli.cli.training_progress import follow
+from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
     from scvae_cli.model.bundle import Model
@@ -96,10 +97,11 @@ def train(
     folder = o.model_folder(model, data)
     console = Console(json=json, quiet=quiet)
 
-    from scvae_cli.data.counts import read_counts
-    from scvae_cli.data.formats import open_store
-    from scvae_cli.model.bundle import check_new_model
-    from scvae_cli.training.fit import Finished, Stopped, fit
+    with importing():
+        from scvae_cli.data.counts import read_counts
+        from scvae_cli.data.formats import open_store
+        from scvae_cli.model.bundle import check_new_model
+        from scvae_cli.training.fit import Finished, Stopped, fit
 
     store = open_store(data)
     check_new_model(folder, force=force)

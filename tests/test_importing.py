@@ -1,0 +1,73 @@
+"""Imports look for no garbage, and leave the collector as they found it."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from scvae_cli.importing import importing
+
+
+@pytest.fixture(autouse=True)
+def _collector():
+    """The collector as it was, whatever a test does to it."""
+    was_enabled = gc.isenabled()
+    yield
+    gc.enable() if was_enabled else gc.disable()
+
+
+def test_nothing_is_collected_meanwhile_and_afterwards_it_is_again():
+    gc.enable()
+    with importing():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+
+
+def test_who_collects_nothing_goes_on_so():
+    gc.disable()
+    with importing():
+        pass
+    assert not gc.isenabled()
+
+
+def test_a_failed_import_leaves_the_collector_on():
+    gc.enable()
+    with pytest.raises(ModuleNotFoundError), importing():
+        import scvae_cli.no_such_module  # type: ignore[import-not-found]  # noqa: F401
+    assert gc.isenabled()
+
+
+def test_what_was_made_meanwhile_counts_as_old_and_can_still_be_collected():
+    gc.enable()
+    with importing():
+        cycle = [object() for _ in range(3)] + [[]]
+        cycle[-1].append(cycle)
+        assert any(thing is cycle for thing in gc.get_objects(generation=0))
+    assert any(thing is cycle for thing in gc.get_objects(generation=2))
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_the_user_froze_stays_frozen():
+    gc.enable()
+    gc.freeze()
+    try:
+        frozen = gc.get_freeze_count()
+        with importing():
+            pass
+        assert gc.get_freeze_count() >= frozen > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_the_first_use_of_the_package_collects_nothing_while_it_imports():
+    program = """
+import gc
+import scvae_cli
+searches = []
+gc.callbacks.append(lambda phase, info: searches.append(phase))
+scvae_cli.train
+print(len(searches))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == 0, "searches for garbage"
