@@ -311,6 +311,18 @@ def test_what_there_is_is_named(bench):
     )
 
 
+def test_measurements_are_offered_as_time_points_but_not_as_groups(bench):
+    bench.changed(column("hours", lambda a: np.arange(a.n_obs) / 2))
+    walk = bench.ask("interpolate", "--groupby", "leiden", "--from", "0", "--to", "1")
+    hint = refused(bench.folder, walk, DATA, "no column 'leiden' in obs")
+    assert "--groupby takes one of" in hint
+    assert "cell_type" in hint
+    assert "hours" not in hint
+    hint = refused(bench.folder, bench.ask("interpolate", "--time-key", "day"), DATA, "no column 'day' in obs")
+    assert "--time-key takes one of" in hint
+    assert "hours" in hint
+
+
 def test_a_category_without_cells(bench):
     bench.changed(column("cell_type", lambda a: a.obs["cell_type"].cat.add_categories("Neuron")))
     start = ad.read_h5ad(bench.data).obs["cell_type"].iloc[0]

@@ -238,9 +238,12 @@ def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
 
 
 def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
-    """A column of obs, or a DataError that names the ones there are."""
+    """A column of obs, or a DataError that names those that fit: any as time points, but measurements are no groups."""
     if key not in store.obs_keys:
-        known = ", ".join(store.obs_keys) or "none"
+        names = store.obs_keys
+        if purpose != "--time-key":
+            names = [name for name in names if store.obs_column(name).dtype.kind != "f"]
+        known = ", ".join(names) or "none"
         raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
     return store.obs_column(key)
 
