@@ -191,7 +191,7 @@ class ComputeConfig:
     Parameters
     ----------
     device
-        "auto" (cuda where there is one, else cpu), or a torch device: "cpu", "cuda", "cuda:1", "mps".
+        "auto" (cuda where there is one, else cpu), or a torch device: "cpu", "cuda", "cuda:1".
     precision
         Of the matrix products; the likelihood is always at least float32.
     deterministic

@@ -69,7 +69,7 @@ def _bf16_products() -> Iterator[None]:
 def choose_compute(config: ComputeConfig) -> Compute:
     """Turn what was asked for into what is there.
 
-    "auto" takes CUDA when there is one and otherwise the CPU; it never takes mps, whose operators are incomplete.
+    "auto" takes CUDA when there is one and otherwise the CPU.
 
     Raises
     ------
@@ -90,7 +90,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise DeviceError(f"{name!r} is not a device", "use auto, cpu, cuda, cuda:N or mps") from error
+        raise DeviceError(f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise DeviceError(f"{name} was asked for, but torch sees no CUDA device", "use --device cpu or auto")
@@ -98,10 +98,10 @@ def choose_compute(config: ComputeConfig) -> Compute:
             raise DeviceError(
                 f"{name} is not there: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi"
             )
-    elif device.type == "mps" and not torch.backends.mps.is_available():
-        raise DeviceError("mps was asked for, but torch sees no such device", "use --device cpu or auto")
-    elif device.type not in ("cpu", "mps"):
-        raise DeviceError(f"{name!r} is not a device scvae runs on", "use auto, cpu, cuda, cuda:N or mps")
+    elif device.type == "mps":
+        raise DeviceError("mps has no float64, in which likelihoods are summed", "use --device cpu or auto")
+    elif device.type != "cpu":
+        raise DeviceError(f"{name!r} is not a device scvae runs on", "use auto, cpu, cuda or cuda:N")
 
     precision, precision_why = _choose_precision(config.precision, device)
     if device.type == "cuda":

@@ -45,10 +45,15 @@ def test_false_discovery_rates_that_cannot_be_meant(bench, fdr):
 @pytest.mark.parametrize("verb", ["train", "embed"])
 def test_devices_that_are_not_there(bench, monkeypatch, verb):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    for device in ("cuda", "cuda:3", "mps"):
+    for device in ("cuda", "cuda:3"):
         arguments = bench.train("--device", device) if verb == "train" else bench.ask(verb, "--device", device)
         refused(bench.folder, arguments, DEVICE, f"{device} was asked for")
+
+
+@pytest.mark.parametrize("verb", ["train", "embed"])
+def test_a_device_without_float64(bench, verb):
+    arguments = bench.train("--device", "mps") if verb == "train" else bench.ask(verb, "--device", "mps")
+    assert "--device cpu" in refused(bench.folder, arguments, DEVICE, "mps has no float64")
 
 
 def test_second_device_that_is_not_there(bench, monkeypatch):

@@ -85,7 +85,7 @@ Config = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option(help="auto, cpu, cuda, cuda:N or mps.", show_default="auto", rich_help_panel=COMPUTE),
+    typer.Option(help="auto, cpu, cuda or cuda:N.", show_default="auto", rich_help_panel=COMPUTE),
 ]
 Precision = Annotated[
     str | None,
