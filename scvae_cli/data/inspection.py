@@ -17,10 +17,12 @@ MIN_TRAINING_CELLS = 10
 FEW_CELLS = 500
 # Two labellings are confounded when one says nearly all about the other.
 CONFOUNDED = 0.95
-# Rough figures for the estimate, from two CPU cores: cells × genes trained a second, and passes over the data.
-_CPU_VALUES_PER_SECOND = 1.2e7
-_EPOCHS_OF_SMALL_DATA = 40
-_STEPS_BUDGET_CELLS = 4e6
+# Rough figures for the estimate, from two CPU cores: cells × genes trained a second, and cells seen in all steps. A
+# small data set takes a thousand steps; from some number of cells on it is 40 passes, until these are too many.
+_CPU_VALUES_PER_SECOND = 2e7
+_CELLS_AT_LEAST = 70_000
+_PASSES = 40
+_CELLS_AT_MOST = 4_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,14 +145,14 @@ def _figures(counts: Counts) -> dict[str, Any]:
     stored = counts.matrix.nnz
     # Counts (value and column, 8 bytes); when genes are chosen, theirs once more; the interpreter and torch.
     memory = 8 * stored * (1 if modelled == counts.n_genes else 2) + 0.6 * 2**30
-    passes = min(_EPOCHS_OF_SMALL_DATA, max(1.0, _STEPS_BUDGET_CELLS / counts.n_cells))
+    cells = max(min(max(_PASSES * counts.n_cells, _CELLS_AT_LEAST), _CELLS_AT_MOST), counts.n_cells)
     return {
         "counts_source": counts.source,
         "zero_share": 1 - stored / (counts.n_cells * counts.n_genes),
         "median_library": None if counts.real else float(np.median(counts.library_n)),
         "n_genes_modelled": modelled,
         "memory_gib": round(memory / 2**30, 2),
-        "cpu_minutes": round(passes * counts.n_cells * modelled / _CPU_VALUES_PER_SECOND / 60, 2),
+        "cpu_minutes": round(cells * modelled / _CPU_VALUES_PER_SECOND / 60, 2),
     }
 
 
