@@ -71,3 +71,14 @@ print(len(searches))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert int(done.stdout) == 0, "searches for garbage"
+
+
+def test_a_training_from_python_does_without_what_takes_long_to_import():
+    program = """
+import sys
+import scvae_cli
+scvae_cli.train
+print(*sorted({"anndata", "matplotlib", "pandas", "scanpy", "sklearn"} & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

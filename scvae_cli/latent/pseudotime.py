@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames, slug
@@ -87,6 +86,9 @@ class Pseudotime:
             Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),
         ]
         if self.ends:
+            # Here, not above: a training from Python imports this file too, and does without pandas.
+            import pandas as pd
+
             branches = pd.Categorical(self.branch_n, categories=[SHARED, *dict.fromkeys(self.ends)])
             slots += [
                 Slot(group="obs", key=names.branch(self.name), value=branches),
