@@ -105,6 +105,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     model.save(args.model, force=True)
     process_s = time.time() - args.started
 
+    # Here, not above: a training needs neither, and its time has ended.
     from scvae_cli.latent import scoring
     from scvae_cli.session import Session
 

@@ -13,6 +13,7 @@ Both are raw counts of molecules without labels. pip fetches the first from the 
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,9 @@ writeMM(counts, "counts.mtx"); writeLines(rownames(counts), "genes.txt"); writeL
 
 def main() -> None:
     """Make both files."""
-    folder = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
     folder.mkdir(parents=True, exist_ok=True)
     for name, make in (("celltypist_sample", celltypist_sample), ("sctransform_pbmc", sctransform_pbmc)):
         with tempfile.TemporaryDirectory() as scratch:

@@ -192,7 +192,7 @@ class Session:
         DataError
             For a missing column, fewer than two time points, or values without an order.
         """
-        present = {label for label in self.labels(key, purpose="--time-key") if label is not None}
+        present = {label for label in self.labels(key, of_times=True) if label is not None}
         if len(present) < 2:
             raise DataError(f"{self.store.title}: obs[{key!r}] has {len(present)} time point(s)", "a walk needs two")
         order = self.store.obs_order(key)
@@ -206,9 +206,10 @@ class Session:
                 "--time-key takes numbers or an ordered categorical; or name the way: --groupby, --from, --via, --to",
             ) from None
 
-    def labels(self, key: str, *, purpose: str = "--groupby") -> np.ndarray:
+    def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
         """A column of obs that names groups, for the cells in `counts`: strings, None for a cell in no group."""
-        values = obs_values(self.store, key, purpose=purpose)[self.kept]
+        purpose = "--time-key" if of_times else "--groupby"
+        values = obs_values(self.store, key, purpose=purpose, measured=of_times)[self.kept]
         missing = is_missing(values)
         return np.asarray([None if none else str(v) for v, none in zip(values, missing, strict=True)], dtype=object)
 

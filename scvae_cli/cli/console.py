@@ -34,11 +34,11 @@ class Console:
     def info(self, text: str) -> None:
         """Something worth knowing on the way."""
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)  # noqa: T201  # this is the sink
+            print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
         """Something that may need a change; said even when quiet."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"warning: {text}", file=sys.stderr, flush=True)
 
     def next_step(self, text: str) -> None:
         """What to run next."""
@@ -47,7 +47,7 @@ class Console:
     def result(self, values: dict[str, Any], text: str) -> None:
         """The answer: an object for pipelines, or text for people."""
         shown = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
-        print(shown, flush=True)  # noqa: T201
+        print(shown, flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, *, total: float | None) -> Iterator[Callable[..., None]]:
@@ -93,9 +93,9 @@ def told(blocks: Iterable[Block], advance: Callable[..., None]) -> Iterator[Bloc
 
 def print_error(error: ScvaeError) -> None:
     """One line for what is wrong, one for what mends it."""
-    print(f"error: {error.message}", file=sys.stderr)  # noqa: T201
+    print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
-        print(f"hint: {error.hint}", file=sys.stderr)  # noqa: T201
+        print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def print_warnings() -> None:
@@ -103,7 +103,7 @@ def print_warnings() -> None:
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, ScvaeWarning):
-            print(f"warning: {message}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"warning: {message}", file=sys.stderr, flush=True)
 
     warnings.simplefilter("always", ScvaeWarning)
     warnings.showwarning = show

@@ -237,12 +237,10 @@ def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
     return np.asarray([str(value) for value in column], dtype=object)
 
 
-def obs_values(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
-    """A column of obs, or a DataError that names those that fit: any as time points, but measurements are no groups."""
+def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
+    """A column of obs, or a DataError that names those that fit; measurements only where they would do."""
     if key not in store.obs_keys:
-        names = store.obs_keys
-        if purpose != "--time-key":
-            names = [name for name in names if store.obs_column(name).dtype.kind != "f"]
+        names = [name for name in store.obs_keys if measured or store.obs_column(name).dtype.kind != "f"]
         known = ", ".join(names) or "none"
         raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
     return store.obs_column(key)

@@ -23,7 +23,7 @@ _EPSILON = float32(1e-5)  # of torch's LayerNorm
 
 def normalised_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
     """dropout(SiLU(LayerNorm(a))), differentiable, for float32 on the CPU; the seed comes from torch's generator."""
-    hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]
+    hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
     return hidden
 
 
