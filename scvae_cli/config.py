@@ -148,6 +148,10 @@ class TrainConfig:
         Peak rate of AdamW, reached at the end of its warm-up; None chooses by the batch size.
     weight_decay
         Decoupled weight decay of the weight matrices; None chooses by the number of cells and of genes.
+    eased_dropout
+        Share of the dropout that is left once the held-out loss has stopped falling: the training then goes on from
+        the best weights, at a lower rate, until it stops falling again. 1 ends it the first time; None chooses by the
+        number of cells.
     validation_fraction
         Share of the cells held out to decide when to stop and which weights to keep.
     patience
@@ -163,6 +167,7 @@ class TrainConfig:
     batch_size: int | None = None
     learning_rate: float | None = None
     weight_decay: float | None = None
+    eased_dropout: float | None = None
     validation_fraction: float = 0.1
     patience: int | None = None
     seed: int = 0
@@ -174,6 +179,8 @@ class TrainConfig:
             _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
         if self.weight_decay is not None:
             _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)
+        eased = self.eased_dropout
+        _require(eased is None or 0 <= eased <= 1, "eased_dropout", eased, "a share from 0 to 1")
         for name in ("max_epochs", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, value, "a whole number, 1 or more")

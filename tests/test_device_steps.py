@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
-from simulated import counts_of, tiny_config, tree
+from simulated import TINY, counts_of, tiny_config, tree
 
 from scvae_cli.config import ComputeConfig, ModelConfig
 from scvae_cli.data.minibatches import CellTable
@@ -165,6 +165,19 @@ def test_compiled_steps_equal_plain_ones():
         steps.take(plans(4))
     for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_steps_are_prepared_anew_when_dropout_is_eased(counts, on_device, monkeypatch):
+    """What was recorded before drops as much as ever."""
+    prepared, usual = [], device_steps.DeviceSteps._prepared
+
+    def prepare(steps):
+        prepared.append(steps._vae.decoder.first_norm.dropout)
+        return usual(steps)
+
+    monkeypatch.setattr(device_steps.DeviceSteps, "_prepared", prepare)
+    fit_to_end(counts, tiny_config(max_epochs=200, patience=1, batch_key="batch", compile=True, eased_dropout=0.5))
+    assert prepared == [TINY["decoder_dropout"], TINY["decoder_dropout"] / 2]
 
 
 def test_a_loss_that_is_not_finite_rolls_back(counts, on_device, monkeypatch):

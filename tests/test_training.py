@@ -76,6 +76,46 @@ def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, 
     assert rows == [line.rsplit(",", 1)[0].split(",")[:7] for line in whole.history.splitlines()]
 
 
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_the_bit(counts, tmp_path, later):
+    config = tiny_config(max_epochs=200, patience=1)
+    events, whole = run(counts, config)
+    stop_after = eased_after(events) + later
+    folder = tmp_path / "m.scvae"
+    reports = iter(range(1, 100))
+    list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(reports) == stop_after))
+    assert same_weights(whole, run(counts, config, model_folder=folder, resume=True)[1])
+
+
+def eased_after(events):
+    """The last epoch before the rate fell at once to less than half."""
+    rates = [event.learning_rate for event in events if isinstance(event, EpochReport)]
+    (place,) = (i for i in range(1, len(rates)) if rates[i] < rates[i - 1] / 2)
+    return place
+
+
+def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
+    seen = []
+
+    def ease(trainer):
+        usual(trainer)
+        best = all(torch.equal(t, trainer.best_weights[name]) for name, t in trainer.vae.state_dict().items())
+        seen.append((best, trainer.vae.encoder, trainer.vae.decoder))
+
+    usual = loop.Trainer._ease
+    monkeypatch.setattr(loop.Trainer, "_ease", ease)
+    _, model = run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=0.5))
+    ((on_best_weights, encoder, decoder),) = seen
+    assert on_best_weights
+    assert [norm.dropout for _, norm in encoder.hidden.pairs()] == [TINY["encoder_dropout"] / 2]
+    assert decoder.first_norm.dropout == TINY["decoder_dropout"] / 2
+    # What is recorded is what was asked for.
+    assert model.config.model.encoder_dropout == TINY["encoder_dropout"]
+    seen.clear()
+    run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=1.0))
+    assert not seen
+
+
 def test_resuming_another_run_is_refused(counts, tmp_path):
     folder = tmp_path / "m.scvae"
     with pytest.raises(ModelError, match="no interrupted training"):
@@ -100,10 +140,15 @@ def test_kept_weights_are_the_best_after_the_warm_up(counts):
     assert model.facts["heldout_elbo"] == pytest.approx(best.heldout_elbo, rel=1e-6)
 
 
+def planned(steps_per_epoch, **options):
+    options = {"learning_rate": 8e-3, "eased_dropout": 1.0} | options
+    return Schedule.plan(TrainConfig(**options), steps_per_epoch)
+
+
 @pytest.mark.parametrize("n_epochs", [1, 2, 3, 10, 200])
 @pytest.mark.parametrize("steps_per_epoch", [1, 7, 500])
 def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per_epoch):
-    schedule = Schedule.plan(TrainConfig(max_epochs=n_epochs, beta=2.5, learning_rate=8e-3), steps_per_epoch)
+    schedule = planned(steps_per_epoch, max_epochs=n_epochs, beta=2.5)
     weights, rates = [], []
     while not schedule.done:
         for _ in range(steps_per_epoch):
@@ -121,7 +166,7 @@ def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per
 
 
 def test_training_ends_after_a_plateau():
-    schedule = Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=50)
+    schedule = planned(50)
     while not schedule.done:
         schedule.step += 50
         schedule.end_epoch(heldout_loss=max(1.0, 20.0 - schedule.epoch))
@@ -129,19 +174,35 @@ def test_training_ends_after_a_plateau():
     assert schedule.epoch < 100
 
 
+def test_dropout_is_eased_once_and_waited_for_as_long():
+    schedule = planned(50, eased_dropout=0.7, patience=5)
+    eased = []
+    while not schedule.done:
+        before = schedule.learning_rate()
+        if schedule.due_to_ease:
+            schedule.ease()
+            eased.append((schedule.epoch, schedule.learning_rate() / before))
+        schedule.step += 50
+        schedule.end_epoch(heldout_loss=max(1.0, 20.0 - schedule.epoch))
+    ((epoch, share),) = eased
+    assert epoch == schedule.noticed_epoch + 5
+    assert schedule.epoch == epoch + 5
+    assert 0 < share < 1
+
+
 def test_training_for_a_flat_space_is_waited_for_longer():
     """Unless the user says how long."""
 
     def patience(**options):
-        return Schedule.plan(TrainConfig(learning_rate=8e-3, **options), steps_per_epoch=20).patience
+        return planned(20, **options).patience
 
     assert patience(flat=1.0) > patience()
     assert patience(flat=1.0, patience=4) == patience(patience=4) == 4
 
 
 def test_a_million_cells_do_not_take_hundreds_of_passes():
-    assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=8000).max_epochs < 20
-    assert Schedule.plan(TrainConfig(learning_rate=8e-3), steps_per_epoch=10).max_epochs > 100
+    assert planned(8000).max_epochs < 20
+    assert planned(10).max_epochs > 100
 
 
 def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypatch):
@@ -186,7 +247,8 @@ def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_sta
     assert few.train.batch_size < many.train.batch_size
     assert few.train.learning_rate < many.train.learning_rate
     shape = ModelConfig(encoder_dropout=0.2, decoder_dropout=0.0)
-    asked = RunConfig(model=shape, train=TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0))
+    train = TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0, eased_dropout=0.5)
+    asked = RunConfig(model=shape, train=train)
     assert settle(asked, 500) == asked
     assert settle(few, 500) == few
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.hidden import NormalisedHidden
 from scvae_cli.model.network import CountHead, Output, RealEncoder, decoder_for, encoder_for
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
@@ -103,6 +104,14 @@ class VAE(nn.Module):
         if batch_n is not None:
             share_b = np.bincount(batch_n, minlength=len(self.batches)) / len(batch_n)
             self.batch_share_b.copy_(torch.as_tensor(share_b))
+
+    def scale_dropout(self, share: float) -> None:
+        """Drop this share of what the configuration says while training."""
+        config = self.config
+        for part, dropout in ((self.encoder, config.encoder_dropout), (self.decoder, config.decoder_dropout)):
+            for module in part.modules():
+                if isinstance(module, NormalisedHidden):
+                    module.dropout = share * (dropout or 0.0)
 
     def encode(self, cells: Minibatch) -> Posterior:
         """q(z|x) of some cells."""

@@ -107,6 +107,10 @@ class DeviceSteps:
             self._play()
         return Losses(self._loss_s[: len(plans)])
 
+    def forget(self) -> None:
+        """Forget what was compiled or recorded: dropout is no longer what it was."""
+        self._play = None
+
     def _step(self) -> None:
         """The step that the counter stands at. Nothing in it depends on a value that the host would have to know."""
         at = self._at

@@ -150,6 +150,8 @@ class Trainer:
         steps_per_epoch = len(even_batches(np.arange(training.n_cells), batch_size))
         self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
         assert config.weight_decay is not None, "settled before the training starts"
+        assert config.eased_dropout is not None, "settled before the training starts"
+        self._eased_dropout = config.eased_dropout
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._by_hand = can_train(vae)
         self._device_steps: DeviceSteps | None = None
@@ -165,6 +167,8 @@ class Trainer:
         schedule = self.schedule
         started = time.perf_counter() - self.seconds
         while not schedule.done:
+            if schedule.due_to_ease:
+                self._ease()
             before = self._snapshot()
             train_loss = 0.0
             broken: np.ndarray | None = None
@@ -208,6 +212,13 @@ class Trainer:
         self.vae.load_state_dict(self.best_weights)
         self.vae.eval()
 
+    def _ease(self) -> None:
+        """Go on from the best weights, with less dropout."""
+        self.schedule.ease()
+        self.vae.load_state_dict(self.best_weights)
+        if self._device_steps is not None:
+            self._device_steps.forget()
+
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
         """Mean NLL and KL of the held-out cells, one sample a cell with the same noise every time, nats."""
@@ -236,6 +247,7 @@ class Trainer:
         """Take an epoch's steps, yielding each one's cells and their mean loss (before the step)."""
         schedule = self.schedule
         self.vae.train()
+        self.vae.scale_dropout(self._eased_dropout if schedule.eased else 1.0)
         # A retried epoch draws anew, or it would meet the same accident.
         seeds = np.random.SeedSequence([self._config.seed, schedule.epoch, self.rollbacks])
         order = np.random.default_rng(seeds).permutation(self.training.n_cells)
