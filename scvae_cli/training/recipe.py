@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from scvae_cli.config import ModelConfig, RunConfig
 
+# The fewer cells, the sooner the network learns them by heart unless much of it is missing at any time; of very many it
+# hardly can.
+FEW_CELLS, MANY_CELLS, VERY_MANY_CELLS = 1000, 2000, 20_000
 # Small data sets need the steps, larger ones the throughput.
-SMALL_BATCH, LARGE_BATCH, CELLS_FOR_LARGE_BATCH = 64, 128, 2000
-# Below so many cells the network learns them by heart unless most of it is missing at any time; of so many it hardly
-# can.
-FEW_CELLS, VERY_MANY_CELLS = 1000, 20_000
+SMALL_BATCH, LARGE_BATCH = 64, 128
 # Real numbers of so few features, such as coordinates, determine each other: there is no unit to spare, and little to
 # learn by heart.
 FEW_FEATURES = 200
@@ -56,7 +56,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
         train = replace(train, weight_decay=usual.weight_decay)
     if train.eased_dropout is None:
         train = replace(train, eased_dropout=usual.eased_dropout)
-    batch_size = train.batch_size or (SMALL_BATCH if n_training < CELLS_FOR_LARGE_BATCH else LARGE_BATCH)
+    batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     rate = RATE * math.sqrt(batch_size / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
 
@@ -69,6 +69,8 @@ def _regularisation(model: ModelConfig, n_training: int, n_genes: int | None) ->
         return Regularisation(0.3, 0.0, 0.1, 1.0)
     if n_training < FEW_CELLS:
         return Regularisation(0.7, 0.7, 3.0, EASED_DROPOUT)
-    if n_training < VERY_MANY_CELLS:
+    if n_training < MANY_CELLS:
         return Regularisation(0.5, 0.3, 2.5, EASED_DROPOUT)
+    if n_training < VERY_MANY_CELLS:
+        return Regularisation(0.4, 0.2, 2.0, EASED_DROPOUT)
     return Regularisation(0.1, 0.1, 0.3, 1.0)
