@@ -18,9 +18,9 @@ FEW_CELLS = 500
 # Two labellings are confounded when one says nearly all about the other.
 CONFOUNDED = 0.95
 # Rough figures for the estimate, from two CPU cores: cells × genes trained a second, and cells seen in all steps. A
-# small data set takes a thousand steps; from some number of cells on it is 40 passes, until these are too many.
+# small data set takes some 1,400 steps; from some number of cells on it is 40 passes, until these are too many.
 _CPU_VALUES_PER_SECOND = 2e7
-_CELLS_AT_LEAST = 70_000
+_CELLS_AT_LEAST = 90_000
 _PASSES = 40
 _CELLS_AT_MOST = 4_000_000
 
