@@ -117,7 +117,7 @@ def noise_of_difference(
     for _ in range(BOOTSTRAPS):
         rows = random.integers(adata.n_obs, size=adata.n_obs)
         # Only obs is looked at.
-        drawn = anndata.AnnData(obs=adata.obs.iloc[rows].reset_index(drop=True))
+        drawn = anndata.AnnData(obs=adata.obs.iloc[rows].set_axis(np.arange(len(rows)).astype(str)))
         ours, dpt = (agreement(drawn, groups[rows], time_n[rows]) for time_n in (ours_n, dpt_n))
         differences.append({name: ours[name] - dpt[name] for name in ours})
     return {name: float(np.std([one[name] for one in differences])) for name in differences[0]}
