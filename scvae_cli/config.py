@@ -25,13 +25,17 @@ DECODERS: tuple[str, ...] = get_args(DecoderKind)
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 
 
-def _option(name: str) -> str:
-    return "--" + name.replace("_", "-")
+# Fields that a --config file sets and no option does.
+WITHOUT_OPTION = frozenset({"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"})
+
+
+def _as_written(name: str) -> str:
+    return name if name in WITHOUT_OPTION else "--" + name.replace("_", "-")
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
     if not condition:
-        raise ConfigError(f"{_option(name)} is {value!r}", f"it takes {expected}")
+        raise ConfigError(f"{_as_written(name)} is {value!r}", f"it takes {expected}")
 
 
 def _require_finite(name: str, value: float, expected: str, *, above_zero: bool) -> None:

@@ -15,6 +15,7 @@ from conftest import Trained
 
 from scvae_cli import __version__
 from scvae_cli.cli.app import app
+from scvae_cli.config import WITHOUT_OPTION, RunConfig
 from scvae_cli.training.loop import Trainer
 
 README = Path(__file__).parents[1] / "README.md"
@@ -126,6 +127,11 @@ def test_options_are_frozen():
         names = ["/".join(p.opts) if p.opts[0].startswith("-") else p.name.upper() for p in command.params]
         found[name] = set(names)
     assert found == {name: set(options.split()) for name, options in OPTIONS.items()}
+
+
+def test_every_other_setting_has_an_option():
+    options = {option.removeprefix("--").replace("-", "_") for option in OPTIONS["train"].split()}
+    assert RunConfig.option_names() - options == WITHOUT_OPTION
 
 
 @pytest.mark.parametrize("case", KEYS)
