@@ -37,7 +37,7 @@ from timed import describe_machine
 
 import scvae_cli as scvae
 from scvae_cli.data.simulation import SimulationConfig, simulate
-from scvae_cli.latent.anomalies import Calibration, CellFit
+from scvae_cli.latent.anomalies import Circumstances, Gauge
 from scvae_cli.latent.scoring import N_SIMULATED, Scores
 from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.bundle import Model
@@ -71,7 +71,8 @@ def tree(seed: int) -> sp.csr_matrix:
 
 def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Cells of which 1% are replaced by each kind, and the kind of every cell, "" for one left alone."""
-    rng = np.random.default_rng(seed)
+    # Not the training's own sequence, or the cells it holds out would be the ones replaced.
+    rng = np.random.default_rng([seed, 1])
     n, result, kind_n = len(x_ng), x_ng.copy(), np.full(len(x_ng), "", dtype=object)
     depth_n, mean_g = x_ng.sum(1), x_ng.sum(0, dtype=np.float64) / x_ng.sum(dtype=np.float64)
     chosen = rng.permutation(n)[: len(KINDS) * round(SHARE * n)]
@@ -149,10 +150,10 @@ def alternatives(
     result = {}
     for name, key in (("ELBO, calibrated", "elbo"), ("importance bound, calibrated", "iwae")):
         reference, cells = (
-            CellFit(getattr(of, key), of.library, place.mean_nk, None)
+            (getattr(of, key), Circumstances(of.library, None, place.mean_nk))
             for of, place in zip((fresh, scores), embedded, strict=True)
         )
-        result[name] = Calibration(reference, 0).score(cells)
+        result[name] = Gauge(*reference, 0).distance(*cells)
     log_ng = np.log1p(adata.X.multiply(1e4 / scores.library[:, None]).toarray())
     pca = PCA(20, random_state=0).fit(log_ng)
     error_n = np.square(log_ng - pca.inverse_transform(pca.transform(log_ng))).sum(1)

@@ -191,8 +191,10 @@ def test_expectations_follow_depth_and_batch():
     def fit(n):
         library_n, batch_n, mean_nk = np.exp(rng.normal(7, 0.6, n)), rng.integers(3, size=n), rng.normal(size=(n, 4))
         unit = np.log(library_n) - 7
-        value_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
-        return CellFit(value_n + np.exp(2 + unit) * rng.normal(size=n), library_n, mean_nk, batch_n), unit
+        explained_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
+        explained_n += np.exp(2 + unit) * rng.normal(size=n)
+        usual_n = 5 * unit + batch_n + rng.normal(size=n)
+        return CellFit(explained_n, usual_n, library_n, batch_n, mean_nk), unit
 
     (simulated, _), (cells, unit) = fit(4000), fit(2000)
     calibration = Calibration(simulated, 3)
@@ -211,10 +213,26 @@ def test_expectations_follow_depth_and_batch():
 def test_a_cell_far_out_is_not_excused_by_extrapolation():
     rng = np.random.default_rng(1)
     mean_nk = rng.normal(size=(2000, 2))
-    value_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
-    calibration = Calibration(CellFit(value_n, np.full(2000, 1000.0), mean_nk, None), 0)
-    far = CellFit(np.asarray([-5000.0]), np.asarray([1000.0]), np.asarray([[-45.0, 0.0]]), None)
+    explained_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
+    calibration = Calibration(CellFit(explained_n, rng.normal(size=2000), np.full(2000, 1000.0), None, mean_nk), 0)
+    far = CellFit(np.asarray([-5000.0]), np.zeros(1), np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
     assert calibration.p_value(calibration.score(far))[0] < 1e-6
+
+
+def test_a_place_without_cells_tells_however_much_counts_vary():
+    """A value that hardly varies, as the density's, is not drowned by one that does, nor left to the place."""
+    rng = np.random.default_rng(2)
+
+    def fit(mean_nk):
+        n = len(mean_nk)
+        usual_n = -0.5 * np.square(mean_nk).sum(1)
+        return CellFit(-500 + 100 * rng.normal(size=n), usual_n, np.full(n, 1000.0), None, mean_nk)
+
+    calibration = Calibration(fit(rng.normal(size=(4000, 2))), 0)
+    between = calibration.p_value(calibration.score(fit(np.full((200, 2), 4.0))))
+    usual = calibration.p_value(calibration.score(fit(rng.normal(size=(200, 2)))))
+    assert np.median(between) < 1e-3
+    assert np.median(usual) > 0.3
 
 
 @pytest.mark.parametrize("shape", [0.0, 0.25])

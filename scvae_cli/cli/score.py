@@ -33,8 +33,8 @@ def score(
 
     In nats: obs["scvae_elbo"], its parts obs["scvae_reconstruction"] and obs["scvae_kl"], the tighter
     obs["scvae_iwae"], and obs["scvae_iwae_density"], with cells where training cells are instead of where the prior has
-    them. obs["scvae_anomaly_p"] is the share of cells simulated from the model that are explained as badly
-    or worse at that depth, batch and place; obs["scvae_anomaly_p_adjusted"] bounds the false discovery rate.
+    them. obs["scvae_anomaly_p"] is the share of cells simulated from the model, at that depth and in that batch, whose
+    counts and place are together as odd or odder; obs["scvae_anomaly_p_adjusted"] bounds the false discovery rate.
     """
     with importing():
         from scvae_cli.data.slots import SlotNames

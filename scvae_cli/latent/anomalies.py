@@ -1,17 +1,23 @@
 """What a cell's fit to the model should be, learned from cells the model made up, and how rare a fit as bad is.
 
-How well a cell is explained depends on its depth, and on where it lies: a shallow cell, or one of a kind that shows few
-genes, is easier to tell. So a cell is not compared with all simulated cells as they stand: the mean and the spread of
-the fit are learned from them as functions of depth, batch and place, and what is ranked is the distance from that mean
-in spreads. All simulated cells then speak about every depth, and the p-value is a share of them. Shares too small to be
-counted are read off a tail fitted to the worst of them, as is done where permutations are few (Knijnenburg et al. 2009,
-doi:10.1093/bioinformatics/btp211): without it no cell among many could ever be told from chance.
+A cell can be unlike the model in two ways: its counts are badly explained by its place, or its place is one where the
+model has few cells. They are the two halves of a bound, E_q[log p(x|z)] and −KL(q ‖ density), and each is judged by
+itself: what the counts of one cell add or take by chance, tens of nats, would drown what a place tells.
+
+How well counts are explained depends on their number, and on where the cell lies: a shallow cell, or one of a kind that
+shows few genes, is easier to tell. So a cell is not compared with all simulated cells as they stand: the mean and the
+spread of both halves are learned from them as functions of depth and batch, that of the counts as one of the place too,
+and what is ranked is the distance from the mean in spreads, the two together. All simulated cells then speak about
+every depth, and the p-value is a share of them. Shares too small to be counted are read off a tail fitted to the worst
+of them, as is done where permutations are few (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211): without it
+no cell among many could ever be told from chance.
 
 Shapes: n cells, k latent dimensions, b batches, f features.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,52 +34,78 @@ _TAIL = 0.05
 
 
 @dataclass(frozen=True)
-class CellFit:
-    """How well some cells are explained, and what that may depend on.
+class Circumstances:
+    """What a value is allowed to depend on.
 
     Parameters
     ----------
-    value_n
-        The fit: E_q[log p(x|z)] plus the log density of the cell's place, nats, shape (n,).
     library_n
         Counts of each cell, shape (n,).
-    mean_nk
-        Posterior means, shape (n, k).
     batch_n
         Index of each cell's batch, or None.
+    mean_nk
+        Posterior means, shape (n, k); None for a value that should be the same wherever a cell lies.
     """
 
-    value_n: np.ndarray
     library_n: np.ndarray
-    mean_nk: np.ndarray
     batch_n: np.ndarray | None
+    mean_nk: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class CellFit:
+    """How well some cells are explained, and how usual their places are.
+
+    Parameters
+    ----------
+    explained_n
+        E_q[log p(x|z)], nats, shape (n,).
+    usual_n
+        −KL(q ‖ density), nats up to a constant, shape (n,).
+    library_n, batch_n, mean_nk
+        As in `Circumstances`.
+    """
+
+    explained_n: np.ndarray
+    usual_n: np.ndarray
+    library_n: np.ndarray
+    batch_n: np.ndarray | None
+    mean_nk: np.ndarray
+
+    @property
+    def halves(self) -> list[tuple[np.ndarray, Circumstances]]:
+        """Both values, each with what it may depend on: whether a place is usual cannot be left to the place."""
+        at_place = Circumstances(self.library_n, self.batch_n, self.mean_nk)
+        anywhere = Circumstances(self.library_n, self.batch_n, None)
+        return [(self.explained_n, at_place), (self.usual_n, anywhere)]
 
 
 @dataclass(frozen=True)
 class _Features:
-    """What the fit is expected to depend on, scaled to the simulated cells."""
+    """Circumstances as numbers, scaled to the simulated cells."""
 
     centre: np.ndarray
     scale: np.ndarray
     n_batches: int
 
     @classmethod
-    def of(cls, cells: CellFit, n_batches: int) -> _Features:
-        raw = cls._raw(cells)
+    def of(cls, circumstances: Circumstances, n_batches: int) -> _Features:
+        raw = cls._raw(circumstances)
         spread = raw.std(0)
         return cls(raw.mean(0), np.where(spread > 1e-6, spread, 1.0), n_batches)
 
     @staticmethod
-    def _raw(cells: CellFit) -> np.ndarray:
-        return np.column_stack([np.log(cells.library_n), cells.mean_nk.astype(np.float64)])
+    def _raw(circumstances: Circumstances) -> np.ndarray:
+        depth_n, mean_nk = np.log(circumstances.library_n), circumstances.mean_nk
+        return np.column_stack([depth_n] if mean_nk is None else [depth_n, mean_nk.astype(np.float64)])
 
-    def __call__(self, cells: CellFit) -> np.ndarray:
+    def __call__(self, circumstances: Circumstances) -> np.ndarray:
         """Depth up to its cube, place, their product, and batch; shape (n, f)."""
-        unit = np.clip((self._raw(cells) - self.centre) / self.scale, -_FARTHEST, _FARTHEST)
+        unit = np.clip((self._raw(circumstances) - self.centre) / self.scale, -_FARTHEST, _FARTHEST)
         depth_n1, place_nk = unit[:, :1], unit[:, 1:]
         parts = [np.ones_like(depth_n1), depth_n1, depth_n1**2, depth_n1**3, place_nk, place_nk * depth_n1]
-        if self.n_batches > 1 and cells.batch_n is not None:
-            parts.append(np.eye(self.n_batches)[cells.batch_n])
+        if self.n_batches > 1 and circumstances.batch_n is not None:
+            parts.append(np.eye(self.n_batches)[circumstances.batch_n])
         return np.column_stack(parts)
 
 
@@ -99,6 +131,36 @@ class _Expectation:
         return distance_n
 
 
+class Gauge:
+    """Tells how far below what is to be expected a value is.
+
+    Parameters
+    ----------
+    value_n
+        Of simulated cells, high where all is well, shape (n,).
+    circumstances
+        Of the same cells.
+    n_batches
+        Batches of the model; 0 or 1 for none.
+    """
+
+    def __init__(self, value_n: np.ndarray, circumstances: Circumstances, n_batches: int) -> None:
+        self._features = _Features.of(circumstances, n_batches)
+        features_nf = self._features(circumstances)
+        self._expectation = _Expectation.learned(features_nf, value_n)
+        # A simulated cell is judged by an expectation learned without it, as every other cell is.
+        self.distance_n = np.empty(len(value_n))
+        fold_n = np.arange(len(value_n)) % _FOLDS
+        for fold in range(_FOLDS):
+            out = fold_n == fold
+            learned = _Expectation.learned(features_nf[~out], value_n[~out])
+            self.distance_n[out] = learned.distance(features_nf[out], value_n[out])
+
+    def distance(self, value_n: np.ndarray, circumstances: Circumstances) -> np.ndarray:
+        """How many standard deviations each value lies below those of its like, shape (n,)."""
+        return self._expectation.distance(self._features(circumstances), value_n)
+
+
 class Calibration:
     """Compares cells with simulated ones.
 
@@ -111,21 +173,13 @@ class Calibration:
     """
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
-        self._features = _Features.of(simulated, n_batches)
-        features_nf, value_n = self._features(simulated), simulated.value_n
-        self._expectation = _Expectation.learned(features_nf, value_n)
-        # A simulated cell is judged by an expectation learned without it, as every other cell is.
-        self.score_n = np.empty(len(value_n))
-        fold_n = np.arange(len(value_n)) % _FOLDS
-        for fold in range(_FOLDS):
-            out = fold_n == fold
-            learned = _Expectation.learned(features_nf[~out], value_n[~out])
-            self.score_n[out] = learned.distance(features_nf[out], value_n[out])
+        self._gauges = [Gauge(value_n, circumstances, n_batches) for value_n, circumstances in simulated.halves]
+        self.score_n = _together([gauge.distance_n for gauge in self._gauges])
         self._ascending = np.sort(self.score_n)
 
     def score(self, cells: CellFit) -> np.ndarray:
-        """How many standard deviations worse each cell is explained than expected of its like, shape (n,)."""
-        return self._expectation.distance(self._features(cells), cells.value_n)
+        """How many standard deviations worse than expected of its like each cell is, in both halves; shape (n,)."""
+        return _together([gauge.distance(*half) for gauge, half in zip(self._gauges, cells.halves, strict=True)])
 
     def p_value(self, score_n: np.ndarray) -> np.ndarray:
         """Share of the model's own cells that score as high or higher, shape (n,).
@@ -200,6 +254,12 @@ def adjusted(p_n: np.ndarray) -> np.ndarray:
     adjusted_n = np.empty(len(p_n))
     adjusted_n[order] = np.minimum.accumulate(np.minimum(ranked_n, 1.0))
     return adjusted_n
+
+
+def _together(distances_n: list[np.ndarray]) -> np.ndarray:
+    """Distances as one, which has the spread of each if they have nothing to do with each other (Stouffer); (n,)."""
+    together_n: np.ndarray = np.sum(distances_n, axis=0) / math.sqrt(len(distances_n))
+    return together_n
 
 
 def _ridge(features_nf: np.ndarray, value_n: np.ndarray, weight: float) -> np.ndarray:

@@ -49,7 +49,8 @@ class Scores:
     kl
         KL(q(z|x) ‖ N(0, I)), exact; shape (n,).
     anomaly_score
-        How many standard deviations worse the cell is explained than expected of its depth, batch and place; (n,).
+        How many standard deviations worse a cell is than expected, in how its counts are explained (by cells of its
+        depth, batch and place) and how usual its place is, the two together; shape (n,).
     anomaly_p
         Share of simulated cells with such a score or a higher one; shape (n,).
     anomaly_p_adjusted
@@ -110,8 +111,8 @@ def score(
 
     log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S, with p(z) the prior or the density.
 
-    How badly a cell fits is told by E_q[log p(x|z)] + log density(E_q[z]): how well the decoder explains its counts,
-    and how usual its place is. `scvae_cli.latent.anomalies` compares that with simulated cells.
+    How badly a cell fits is told by E_q[log p(x|z)], how well the decoder explains its counts, and by
+    −KL(q ‖ density), how usual its place is. `scvae_cli.latent.anomalies` compares both with simulated cells.
 
     Parameters
     ----------
@@ -143,7 +144,7 @@ def score(
         judged = _judge(model, cells, n_samples, n_fit, noise)
         for name in bounds_and_parts:
             parts[name][rows] = getattr(judged, name)
-        fit = CellFit(judged.fit, table.library_n[rows], judged.mean_nk, None if batch_n is None else batch_n[rows])
+        fit = judged.fit(table.library_n[rows], None if batch_n is None else batch_n[rows])
         parts["anomaly_score"][rows] = calibration.score(fit)
     p_n = calibration.p_value(parts["anomaly_score"])
     return Scores(
@@ -190,16 +191,23 @@ class _Judged(NamedTuple):
     iwae_density: np.ndarray
     reconstruction: np.ndarray
     kl: np.ndarray
-    fit: np.ndarray
+    explained: np.ndarray
+    usual: np.ndarray
     mean_nk: np.ndarray
+
+    def fit(self, library_n: np.ndarray, batch_n: np.ndarray | None) -> CellFit:
+        """What anomalies are told by, for these cells at their depths and in their batches."""
+        return CellFit(self.explained, self.usual, library_n, batch_n, self.mean_nk)
 
 
 def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: torch.Generator) -> _Judged:
     posterior: Posterior = model.vae.encode(cells)
     log_weight_ns, density_ratio_ns = torch.empty(2, cells.n_cells, n_samples, dtype=torch.float64)
     density = model.density.to(model.device)
-    log_likelihood_n = torch.zeros(cells.n_cells, dtype=torch.float64)
-    fit_n = density.log_prob(posterior.mean_nk).double().cpu()
+    log_likelihood_n, explained_n = torch.zeros(2, cells.n_cells, dtype=torch.float64)
+    kl_n = posterior.kl_nk().double().sum(1).cpu()
+    # −KL(q ‖ density): against the prior it is exact, and only what the density says beyond the prior is sampled.
+    usual_n = -kl_n
     for s in range(n_samples):
         noise_nk = torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device)
         z_nk = posterior.sample(noise_nk)
@@ -211,15 +219,16 @@ def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: to
         density_ratio_ns[:, s] = (density.log_prob(z_nk).double() - log_prior_n).cpu()
         log_likelihood_n += log_p_n / n_samples
         if s < n_fit:
-            fit_n += log_p_n / n_fit
-    kl_n = posterior.kl_nk().double().sum(1).cpu()
+            explained_n += log_p_n / n_fit
+            usual_n += density_ratio_ns[:, s] / n_fit
     return _Judged(
         elbo=(log_likelihood_n - kl_n).numpy(),
         iwae=_log_mean(log_weight_ns),
         iwae_density=_log_mean(log_weight_ns + density_ratio_ns),
         reconstruction=log_likelihood_n.numpy(),
         kl=kl_n.numpy(),
-        fit=fit_n.numpy(),
+        explained=explained_n.numpy(),
+        usual=usual_n.numpy(),
         mean_nk=posterior.mean_nk.cpu().numpy(),
     )
 
@@ -241,8 +250,10 @@ def _simulated_fit(model: Model, table: CellTable, n_simulated: int, n_fit: int,
     drawn = CellTable(matrix[filled], batch_n, model.device, real=not model.of_counts)
     noise = torch.Generator().manual_seed(of_samples)
     judged = [_judge(model, cells, n_fit, n_fit, noise) for _, cells in drawn.in_order(_BLOCK_CELLS)]
-    fit_n, mean_nk = (np.concatenate([getattr(part, name) for part in judged]) for name in ("fit", "mean_nk"))
-    return CellFit(fit_n, drawn.library_n, mean_nk, batch_n)
+    explained_n, usual_n, mean_nk = (
+        np.concatenate([getattr(part, name) for part in judged]) for name in ("explained", "usual", "mean_nk")
+    )
+    return CellFit(explained_n, usual_n, drawn.library_n, batch_n, mean_nk)
 
 
 def _evenly_over_batches(
