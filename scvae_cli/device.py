@@ -37,12 +37,15 @@ class Compute:
         Why these, in words, for the user.
     compiles
         Whether training steps are compiled by torch.
+    deterministic
+        Whether a GPU takes only algorithms that repeat to the bit; a CPU always does.
     """
 
     device: torch.device
     precision: str
     reason: str
     compiles: bool = False
+    deterministic: bool = False
 
     def matrix_products(self) -> contextlib.AbstractContextManager[object]:
         """Context in which matrix products run in the chosen precision."""
@@ -51,6 +54,18 @@ class Compute:
         if self.precision != "bf16":
             return contextlib.nullcontext()
         return _bf16_products() if self.device.type == "cpu" else torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+    @contextlib.contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Context in which torch takes algorithms that repeat to the bit, where that was asked for."""
+        import torch
+
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(before or self.deterministic)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(before)
 
 
 @contextlib.contextmanager
@@ -64,6 +79,20 @@ def _bf16_products() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """Context in which torch draws from a seed, on the CPU and perhaps a GPU; all generators are then as they were."""
+    import torch
+
+    on_gpu = device is not None and device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        # Not `torch.manual_seed`, which seeds every GPU there is.
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            torch.cuda.manual_seed(seed)
+        yield
 
 
 def choose_compute(config: ComputeConfig) -> Compute:
@@ -109,11 +138,14 @@ def choose_compute(config: ComputeConfig) -> Compute:
             # What is recorded is recorded on the current one.
             torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    if config.deterministic and device.type == "cuda":
-        # cuBLAS reads this when its handle is made, which is after this point.
+        # Without it nothing repeats; and it is read once, at a process's first product, whatever that is for.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-    return Compute(device=device, precision=precision, reason=f"{device} ({why}), {precision} ({precision_why})")
+    return Compute(
+        device=device,
+        precision=precision,
+        reason=f"{device} ({why}), {precision} ({precision_why})",
+        deterministic=config.deterministic and device.type == "cuda",
+    )
 
 
 def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> Compute:

@@ -223,6 +223,22 @@ def test_training_drops_empty_cells_when_told(bench):
     assert json.loads(outcome.out)["n_cells"] == 118
 
 
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_cells_with_counts_of_other_genes_only_are_dropped_when_told(bench, verb):
+    def only_one_gene(adata):
+        dense = adata.X.toarray()
+        dense[:2] = 0
+        dense[:2, 7] = 3
+        adata.X = sp.csr_matrix(dense)
+
+    names = ad.read_h5ad(bench.changed(only_one_gene)).var_names
+    genes = bench.file("genes.txt", "\n".join(names.delete(7)))
+    asked = {"train": bench.train(), "sweep": ["sweep", bench.data, "--beta", "1,2", "--max-epochs", 2]}
+    arguments = [*asked[verb], "--genes", f"@{genes}"]
+    assert "--drop-empty" in refused(bench.folder, arguments, DATA, "2 cell(s) have no counts")
+    assert json.loads(run_well(*arguments, "--drop-empty", "--json").out)["n_cells"] == 118
+
+
 def test_a_cell_without_counts_is_no_end_of_a_walk(bench):
     first = bench.changed(dropped_rows) and ad.read_h5ad(bench.data).obs_names
     arguments = bench.ask("interpolate", "--from-cell", first[0], "--to-cell", first[5], "--drop-empty")

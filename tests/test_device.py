@@ -1,12 +1,13 @@
-"""Which precision is chosen, and why."""
+"""Which precision is chosen, and why; and that torch is afterwards as it was."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
-from scvae_cli.device import _multiplies_bf16
+from scvae_cli.device import Compute, _multiplies_bf16, seeded
 
 
 @pytest.mark.parametrize(
@@ -28,3 +29,24 @@ def test_units_for_bfloat16_are_read_off_the_flags(tmp_path: Path, cpuinfo: str,
 
 def test_without_a_list_of_flags_there_are_none(tmp_path: Path) -> None:
     assert not _multiplies_bf16(tmp_path / "absent")
+
+
+def test_what_is_drawn_from_a_seed_leaves_the_generator_as_it_was() -> None:
+    before = torch.random.get_rng_state()
+    with seeded(3):
+        drawn = torch.rand(4)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(drawn, torch.rand(4, generator=torch.Generator().manual_seed(3)))
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_algorithms_repeat_for_as_long_as_asked(asked: bool, before: bool) -> None:
+    compute = Compute(device=torch.device("cpu"), precision="fp32", reason="", deterministic=asked)
+    try:
+        torch.use_deterministic_algorithms(before)
+        with compute.repeating():
+            assert torch.are_deterministic_algorithms_enabled() == (asked or before)
+        assert torch.are_deterministic_algorithms_enabled() == before
+    finally:
+        torch.use_deterministic_algorithms(False)

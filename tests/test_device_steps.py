@@ -192,6 +192,22 @@ def test_a_loss_that_is_not_finite_rolls_back(counts, on_device, monkeypatch):
     assert [event.learning_rate < 0.01 for event in seen if isinstance(event, loop.Rollback)] == [True]
 
 
+def test_cells_are_not_blamed_for_weights_that_later_steps_have_spoilt(counts, on_device, monkeypatch):
+    take, first = device_steps.DeviceSteps.take, iter([True])
+
+    def spoiling(self, plans):
+        losses = take(self, plans)
+        if next(first, False):
+            next(self._vae.parameters()).data.fill_(float("nan"))
+            losses._loss_s.fill_(float("nan"))
+        return losses
+
+    monkeypatch.setattr(device_steps.DeviceSteps, "take", spoiling)
+    seen = []
+    fit_to_end(counts, tiny_config(max_epochs=3, batch_key="batch", compile=True), on_event=seen.append)
+    assert [len(event.cells) for event in seen if isinstance(event, loop.Rollback)] == [0]
+
+
 def test_compiling_is_decided_and_told(monkeypatch):
     asked = ComputeConfig(device="cpu", compile=True)
     compute = choose_compute(asked)

@@ -220,6 +220,14 @@ def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
             matrix.indices[part], matrix.data[part] = matrix.indices[part][::-1].copy(), matrix.data[part][::-1].copy()
         matrix.has_sorted_indices = False
         adata.X = matrix
+    elif kind == "stored twice":
+        # The first count of each cell in two parts, of which one may be nothing.
+        filled = np.flatnonzero(np.diff(counts.indptr))
+        at = counts.indptr[filled]
+        data = np.insert(counts.data, at, 1.0)
+        data[at + np.arange(len(at)) + 1] -= 1
+        indptr = counts.indptr + np.searchsorted(filled, np.arange(len(counts.indptr)))
+        adata.X = sp.csr_matrix((data, np.insert(counts.indices, at, counts.indices[at]), indptr), counts.shape)
     else:
         form, dtype = kind.split()
         matrix = counts.astype(dtype)
@@ -232,7 +240,7 @@ KINDS = [
     for form in ("CSR", "CSC", "dense")
     for dtype in ("float32", "float64", "int32", "int64", "uint16")
 ]
-KINDS += ["raw", "counts", "no X", "null raw", "unsorted"]
+KINDS += ["raw", "counts", "no X", "null raw", "unsorted", "stored twice"]
 
 
 @pytest.fixture(scope="module")

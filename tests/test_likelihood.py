@@ -204,6 +204,16 @@ def test_extreme_outputs_stay_finite(kind, form):
         assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_count_beyond_all_integers_of_32_bits_is_a_number_like_any_other(kind):
+    x = torch.tensor([[3e9, 2.0], [1.0, 1e12]])
+    outputs = (torch.zeros(2, 4), torch.zeros(4), torch.zeros(2))
+    expected, _ = reference(kind, x, x.sum(1), outputs)
+    got, gradients = ours(kind, "compiled", x, x.sum(1), outputs)
+    assert ((got - expected).abs() <= 2e-6 * (expected.abs() + x.sum(1))).all()
+    assert all(gradient is None or torch.isfinite(gradient).all() for gradient in gradients)
+
+
 @pytest.mark.parametrize("log_theta", [-9.0, -1.0, 0.0, 4.0, 9.0])
 def test_compiled_counts_run_from_table_to_series(log_theta):
     """One gene whose counts go through both, at dispersions from tiny to large."""

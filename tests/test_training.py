@@ -253,6 +253,13 @@ def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_sta
     assert settle(few, 500) == few
 
 
+def test_a_rate_is_that_of_the_cells_a_step_averages_over():
+    beyond, whole = (settle(RunConfig(train=TrainConfig(batch_size=size)), 630).train for size in (4096, 630))
+    assert beyond.learning_rate == whole.learning_rate
+    few = settle(RunConfig(), 20).train
+    assert few.learning_rate == settle(RunConfig(), 500).train.learning_rate
+
+
 def test_dropout_and_decay_grow_as_cells_grow_fewer():
     shapes = [settle(RunConfig(), n) for n in (300, 3000, 300_000)]
     for part in ("encoder_dropout", "decoder_dropout"):

@@ -309,11 +309,14 @@ def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
-    """The same in float32, without explicit zeros, its columns in order: a copy, unless it is all that already."""
+    """The same in float32, every place stored once and in order, without zeros: a copy, unless it is all that already.
+
+    Places that a file stores twice are added up, as scipy and anndata read them.
+    """
     no_zeros = np.count_nonzero(block.data) == len(block.data) == block.nnz
-    if block.dtype == np.float32 and no_zeros and block.has_sorted_indices:
+    if block.dtype == np.float32 and no_zeros and block.has_canonical_format:
         return block
     block = block.astype(np.float32)
+    block.sum_duplicates()
     block.eliminate_zeros()
-    block.sort_indices()
     return block

@@ -131,7 +131,8 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        self.resident = self._on_device(matrix) if resident else None
+        # Pinned, it would take its memory on the host twice.
+        self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
         """Other rows of the same matrix; where that lies on the device, it lies there once."""
@@ -205,16 +206,16 @@ class CellTable:
                 batch_n=None if batch_n is None else batch_n[first:end],
             )
 
-    def _on_device(self, matrix: sp.csr_matrix) -> Nonzeros:
+    def _on_device(self, matrix: sp.csr_matrix, *, pinned: bool = True) -> Nonzeros:
         return Nonzeros(
-            row_start=self._to_device(matrix.indptr),
-            gene=self._to_device(matrix.indices),
-            value=self._to_device(matrix.data),
+            row_start=self._to_device(matrix.indptr, pinned=pinned),
+            gene=self._to_device(matrix.indices, pinned=pinned),
+            value=self._to_device(matrix.data, pinned=pinned),
         )
 
-    def _to_device(self, values: np.ndarray) -> Tensor:
+    def _to_device(self, values: np.ndarray, *, pinned: bool = True) -> Tensor:
         tensor = torch.from_numpy(values)
-        if self.device.type == "cuda":
+        if pinned and self.device.type == "cuda":
             # From pinned memory the copy runs beside what the device is doing.
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)

@@ -129,5 +129,9 @@ def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) ->
     place_nj = (start_n1 + j_j).masked_fill(~stored_nj, 0)
     # Places without a count have columns of their own, behind the genes: nothing is written to twice.
     column_nj = torch.where(stored_nj, nonzeros.gene[place_nj].long(), n_genes + j_j)
-    x_nc = torch.zeros(len(row_n), n_genes + longest, dtype=nonzeros.value.dtype, device=row_n.device)
-    return x_nc.scatter(1, column_nj, nonzeros.value[place_nj])[:, :n_genes]
+    n_columns = n_genes + longest
+    # As one long row: where results must repeat to the bit, torch scatters along several only by way of the host.
+    flat_nj = column_nj + n_columns * torch.arange(len(row_n), device=row_n.device).unsqueeze(1)
+    x_c = torch.zeros(len(row_n) * n_columns, dtype=nonzeros.value.dtype, device=row_n.device)
+    x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[place_nj].view(-1)).view(-1, n_columns)
+    return x_nc[:, :n_genes]

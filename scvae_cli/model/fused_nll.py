@@ -113,7 +113,7 @@ def _rows(
     d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
     """One part p of the cells; its rows of `d_bias_pg` and `d_log_theta_pg` are added to."""
-    n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), int32(len(table) - 1)
+    n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
     weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
     d_bias, d_zero_bias = d_bias_pg[part, :n_genes], d_bias_pg[part, n_genes:]
@@ -173,7 +173,7 @@ def _rows(
             nll += sum_of_logs(ratio)
         for j in range(len(gene)):
             g, x = gene[j], value[j]
-            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[min(int32(x), last_row), g]
+            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[int32(min(x, last_row)), g]
         has_large = len(value) > 0 and largest(value) > TABLE_COUNTS
         if has_large:
             for j in range(len(gene)):
@@ -198,7 +198,7 @@ def _rows(
                 d_log_theta_g[g] += (d_eta[g] + from_nb[g] * theta[g] * log1p_r[g]) * weight
             for j in range(len(gene)):
                 g = gene[j]
-                d_log_theta_g[g] -= theta[g] * slopes[min(int32(value[j]), last_row), g] * weight
+                d_log_theta_g[g] -= theta[g] * slopes[int32(min(value[j], last_row)), g] * weight
             if has_large:
                 for j in range(len(gene)):
                     if value[j] > TABLE_COUNTS:

@@ -116,9 +116,10 @@ class _Judged(NamedTuple):
 
 def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
     """The cells and genes that `fit` would take, chosen once and before thinning, and how they were chosen."""
-    counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
+    drop = config.data.drop_empty
+    counts = refuse_few(refuse_empty(counts, drop=drop))
     columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data)
-    return refuse_empty(counts.genes(columns), drop=False), genes_chosen
+    return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
 
 
 def _config_of(config: RunConfig, options: SweepOptions, value: float) -> RunConfig:

@@ -157,11 +157,14 @@ class DeviceSteps:
                     step()
             now.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            # By itself torch records on a stream it made for the first device that ever recorded.
+            with torch.cuda.graph(graph, stream=side):
                 step()
             return graph.replay
         finally:
             if record:
+                # A recording that fails leaves its stream the current one.
+                torch.cuda.set_stream(now)
                 torch.cuda.synchronize(self._compute.device)
             for tensor, value in zip(moving, before, strict=True):
                 tensor.copy_(value)

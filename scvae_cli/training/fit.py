@@ -23,7 +23,7 @@ from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.moments import mean_log1p, moments
-from scvae_cli.device import choose_compute, decide_compiling
+from scvae_cli.device import choose_compute, decide_compiling, seeded
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
@@ -130,14 +130,16 @@ def fit(
     """
     compute = choose_compute(config.compute)
     counts = _as_modelled(counts, config)
-    n_before = counts.n_cells
-    counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
-    n_dropped = n_before - counts.n_cells
+    n_given, drop = counts.n_cells, config.data.drop_empty
+    counts = refuse_few(refuse_empty(counts, drop=drop))
     training, heldout = split(counts, config)
     columns, genes_chosen = select_genes(counts, training, config.data)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
     # The counts of the other genes are let go here, if nobody else holds them.
-    counts = refuse_empty(counts.genes(columns), drop=False)
+    counts = refuse_empty(counts.genes(columns), drop=drop)
+    if counts.n_cells < len(training) + len(heldout):
+        # Some had counts of other genes only.
+        training, heldout = split(refuse_few(counts), config)
 
     if config.model.of_counts and config.train.flat == 0:
         compute = decide_compiling(compute, config.compute, len(training))
@@ -167,7 +169,7 @@ def fit(
         n_training=len(training),
         n_heldout=len(heldout),
         n_genes=len(columns),
-        n_dropped=n_dropped,
+        n_dropped=n_given - counts.n_cells,
         genes_chosen=genes_chosen,
         batches=batches,
         batch_size=batch_size,
@@ -312,8 +314,7 @@ def started(
     `batch_n` holds the index of each cell's batch in `batches`, or is None.
     """
     # The caller's random state is none of our business.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.train.seed)
+    with seeded(config.train.seed):
         vae = VAE(config.model, counts.n_genes, batches)
     batch_of_training = None if batch_n is None else batch_n[training]
     if counts.real:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from scvae_cli.config import TrainConfig
 from scvae_cli.data.minibatches import CellTable, Minibatch, even_batches
-from scvae_cli.device import Compute
+from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
 from scvae_cli.model.by_hand import ElboGradients, can_train
 from scvae_cli.model.vae import VAE
@@ -164,6 +164,10 @@ class Trainer:
 
     def events(self) -> Iterator[Event]:
         """Train to the end, yielding what happens. The VAE then holds the best weights, in eval mode."""
+        with self._compute.repeating():
+            yield from self._events()
+
+    def _events(self) -> Iterator[Event]:
         schedule = self.schedule
         started = time.perf_counter() - self.seconds
         while not schedule.done:
@@ -174,7 +178,7 @@ class Trainer:
             broken: np.ndarray | None = None
             for step, (rows, loss) in enumerate(self._epoch(), schedule.step):
                 if not math.isfinite(loss):
-                    broken = self._not_finite(rows)
+                    broken = self._not_finite(rows, before)
                     break
                 train_loss += loss * len(rows) / self.training.n_cells
                 yield StepReport(step=step, loss=loss)
@@ -235,8 +239,11 @@ class Trainer:
         return nll, kl
 
     @torch.no_grad()
-    def _not_finite(self, rows: np.ndarray) -> np.ndarray:
+    def _not_finite(self, rows: np.ndarray, before: dict[str, Any]) -> np.ndarray:
         """Those of some training cells whose likelihood at their posterior mean is not finite."""
+        if self._device_steps is not None:
+            # Steps that were queued behind the broken one have spoilt the weights for every cell.
+            self.vae.load_state_dict(before["weights"])
         self.vae.eval()
         cells = self.training.take(rows)
         output = self.vae.decode(self.vae.encode(cells).mean_nk, cells.batch_n)
@@ -251,10 +258,7 @@ class Trainer:
         # A retried epoch draws anew, or it would meet the same accident.
         seeds = np.random.SeedSequence([self._config.seed, schedule.epoch, self.rollbacks])
         order = np.random.default_rng(seeds).permutation(self.training.n_cells)
-        device = self._compute.device
-        forked = [device] if device.type == "cuda" else []
-        with torch.random.fork_rng(devices=forked):
-            torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0]))
+        with seeded(int(seeds.generate_state(1, np.uint64)[0]), self._compute.device):
             if self._device_steps is not None:
                 yield from self._on_device(self._device_steps, even_batches(order, self._batch_size))
             else:

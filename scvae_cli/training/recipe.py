@@ -57,7 +57,9 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     if train.eased_dropout is None:
         train = replace(train, eased_dropout=usual.eased_dropout)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
-    rate = RATE * math.sqrt(batch_size / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
+    # No step averages over more cells than there are.
+    averaged = min(batch_size, max(n_training, SMALL_BATCH))
+    rate = RATE * math.sqrt(averaged / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
 
 
