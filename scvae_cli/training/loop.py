@@ -231,7 +231,7 @@ class Trainer:
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
-            # In full precision, as the model will be used.
+            # Never in bfloat16: as the model will be used.
             mean_nll, mean_kl = self.vae.mean_nll_and_kl(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
             nll += share * float(mean_nll)
@@ -317,7 +317,7 @@ class Trainer:
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
-        # In full precision: log det M asks for its smallest eigenvalues.
+        # Never in bfloat16: log det M asks for its smallest eigenvalues.
         weight = self._config.flat * PRICE * PENALTY_EVERY * self.vae.decoder.head.typical_loss(terms.nll.detach())
         penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
         added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
