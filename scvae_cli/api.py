@@ -311,7 +311,7 @@ def pseudotime(
     session = Session.open(
         data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
     )
-    chosen = name or ordering.default_name(root)
+    chosen = name or ordering.default_name(str(root))
     start, *places = session.places([root, *ends], groupby=groupby)
     names = SlotNames(key_added=key_added)
     if inplace:

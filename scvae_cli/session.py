@@ -175,7 +175,8 @@ class Session:
             return [Waypoint(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
         groups = self.labels(groupby)
         points = []
-        for label in labels:
+        # Python's callers may give the numbers that a column holds.
+        for label in map(str, labels):
             members = np.flatnonzero(groups == label)
             if len(members) == 0:
                 known = sorted({str(group) for group in groups[~is_missing(groups)]})

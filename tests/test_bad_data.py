@@ -173,6 +173,25 @@ def test_too_little_to_train_on(bench, fragment, keep):
     assert run_cli("check", bench.data).code == DATA
 
 
+def test_a_check_finds_counts_whatever_else_is_wrong(bench):
+    outcome = run_cli("check", bench.data, "--batch-key", "donor")
+    assert outcome.code == DATA
+    assert "raw counts: X" in outcome.out
+    assert "refuse: " in outcome.out
+    assert "no column 'donor'" in outcome.out
+
+
+def test_genes_that_repeat_in_raw_are_refused_as_others_are(bench):
+    def normalised(adata):
+        names = adata.var_names.tolist()
+        raw = ad.AnnData(adata.X.copy(), obs=adata.obs, var=pd.DataFrame(index=[names[1], *names[1:]]))
+        adata.raw = raw
+        adata.X = adata.X.multiply(0.5).tocsr()
+
+    bench.changed(normalised)
+    refused(bench.folder, bench.train(), DATA, "occurs more than once")
+
+
 def test_one_cell_is_enough_to_ask_about(bench):
     bench.changed(lambda a: a[:1].copy())
     for verb in ("embed", "denoise", "score"):

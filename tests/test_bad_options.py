@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
+import anndata as ad
 import pytest
 import torch
-from command_line import run_cli
+from command_line import run_cli, run_well
 from workbench import DEVICE, USAGE, refused
+
+from scvae_cli.cli.options import gene_list
 
 # --- options and configuration ----------------------------------------------------------------------------------------
 
@@ -83,6 +88,15 @@ def test_configuration_files_that_cannot_be_meant(bench, fragment, text):
     refused(bench.folder, arguments, USAGE, fragment)
 
 
+def test_a_mark_that_windows_puts_before_a_text_belongs_to_no_name(bench):
+    config = bench.file("run.toml", b"\xef\xbb\xbf[train]\nmax_epochs = 2\n")
+    names = ad.read_h5ad(bench.data).var_names[:30]
+    genes = bench.file("genes.txt", b"\xef\xbb\xbf" + "\r\n".join(names).encode())
+    arguments = bench.train("--config", config, "--genes", f"@{genes}", "--json")
+    assert json.loads(run_well(*arguments).out)["n_genes"] == 30
+    assert gene_list("--genes", f"@{genes}") == tuple(names)
+
+
 def test_configuration_file_that_is_not_there(bench):
     refused(bench.folder, bench.train("--config", bench.folder / "no.toml"), USAGE, "cannot read")
 
@@ -97,6 +111,8 @@ def test_configuration_file_that_is_not_there(bench):
         ["score", "cells.h5ad", "--samples", "0"],
         ["score", "cells.h5ad", "--simulated", "99"],
         ["denoise", "cells.h5ad", "--samples", "-1"],
+        ["interpolate", "cells.h5ad", "--seed", "-1"],
+        ["pseudotime", "cells.h5ad", "--seed", "-1"],
         ["simulate", "new.h5ad", "--cells", "many"],
         ["annotate", "cells.h5ad"],
     ],

@@ -246,6 +246,37 @@ def test_slots_in_memory_that_are_not_ours(bench):
     assert adata.obsm["X_scvae"].shape == (120, 4)
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["first", "after its parent"])
+def test_results_of_a_view_are_its_own(bench, before):
+    parent = ad.read_h5ad(bench.data)
+    if before:
+        scvae.embed(parent, bench.model)
+    known = json.dumps(parent.uns, default=str, sort_keys=True)
+    part = parent[:60]
+    groups = list(dict.fromkeys(part.obs["cell_type"].astype(str)))[:2]
+    scvae.interpolate(part, bench.model, groupby="cell_type", groups=groups, name="walk")
+    scvae.embed(part, bench.model)
+    assert not part.is_view
+    assert set(part.uns["scvae"]["paths"]) == {"walk"}
+    assert json.dumps(parent.uns, default=str, sort_keys=True) == known
+    assert (parent.n_obs, part.n_obs) == (120, 60)
+
+
+def test_options_of_numpy_s_kinds_are_recorded(bench):
+    adata = ad.read_h5ad(bench.data)
+    scvae.denoise(adata, bench.model, library=np.float32(500))
+    options = json.loads(adata.uns["scvae"]["runs"]["denoise"])["options"]
+    assert options["library"] == 500
+
+
+def test_groups_may_be_asked_for_by_their_numbers(bench):
+    adata = ad.read_h5ad(bench.data)
+    adata.obs["day"] = np.arange(120) % 3
+    found = scvae.pseudotime(adata, bench.model, groupby="day", root=0, ends=[2], inplace=False)
+    same = scvae.pseudotime(adata, bench.model, groupby="day", root="0", ends=["2"], inplace=False)
+    np.testing.assert_array_equal(found.pseudotime_n, same.pseudotime_n)
+
+
 def test_data_in_memory_has_no_output(bench):
     with pytest.raises(ConfigError, match="changed in place"):
         scvae.embed(ad.read_h5ad(bench.data), bench.model, output=bench.folder / "out.h5ad")

@@ -207,6 +207,25 @@ def test_variable_genes_are_those_of_scanpy(small_blocks, batch_key):
     assert list(counts.gene_names[columns]) == list(theirs.var_names[theirs.var["highly_variable"]])
 
 
+def test_a_batch_of_a_few_cells_has_no_say_in_which_genes_vary():
+    adata = tree(300, 300, depth=1000)
+    config = tiny_config(n_top_genes=60, batch_key="batch").data
+    chosen = []
+    for n_alone in (1, 2):
+        adata.obs["batch"] = np.where(np.arange(300) < n_alone, "few", "most")
+        counts = counts_of(adata, "batch")
+        chosen.append(set(select_genes(counts, np.arange(300), config)[0]))
+    assert len(chosen[0]) == 60
+    assert len(chosen[0] & chosen[1]) > 50
+
+
+def test_genes_are_not_ranked_by_next_to_nothing():
+    adata = tree(20, 300, depth=30)
+    with pytest.raises(DataError, match="cannot be told") as caught:
+        select_genes(counts_of(adata), np.arange(20), tiny_config(n_top_genes=10).data)
+    assert "--genes all" in caught.value.hint
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 

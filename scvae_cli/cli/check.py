@@ -55,7 +55,7 @@ def _text(seen: Inspection, *, of_counts: bool) -> str:
         lines.append(f"genes modelled by default: {seen.n_genes_modelled:,}")
         lines.append(f"training on a CPU: roughly {seen.memory_gib} GiB of memory, {_duration(seen.cpu_minutes or 0)}")
     else:
-        lines.append("raw counts: none found" if of_counts else "real numbers: none that are all finite")
+        lines.append("raw counts: none read" if of_counts else "real numbers: none read")
     if seen.obs:
         lines.append("columns that group cells: " + ", ".join(f"{key} ({n})" for key, n in seen.obs.items()))
     lines += [f"{finding.level}: {finding.message} ({finding.hint})" for finding in seen.findings]

@@ -49,7 +49,7 @@ def interpolate(
         ),
     ] = "none",
     paths: Annotated[int, typer.Option(help="Walks in a bundle.", rich_help_panel=WALK)] = 50,
-    seed: Annotated[int, typer.Option(help="Of bands and pairs.", rich_help_panel=WALK)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of bands and pairs.", rich_help_panel=WALK)] = 0,
     model: o.ModelFolder = None,
     library: Annotated[
         str, typer.Option(help="Depth to decode at: median, or a number of counts.", rich_help_panel=o.DECODE)

@@ -96,7 +96,8 @@ def gene_list(option: str, text: str) -> tuple[str, ...]:
 
     hint = f"{option} takes A,B,C or @FILE, one gene a line"
     try:
-        named = Path(text[1:]).read_text(encoding="utf-8").splitlines() if text.startswith("@") else text.split(",")
+        in_file = text.startswith("@")
+        named = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if in_file else text.split(",")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
     genes = tuple(dict.fromkeys(gene.strip() for gene in named if gene.strip()))

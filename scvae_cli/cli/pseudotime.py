@@ -21,7 +21,7 @@ def pseudotime(
     end: Annotated[list[str] | None, typer.Option("--to", help="Population they may end in; may be repeated.")] = None,
     root_cell: Annotated[str | None, typer.Option(metavar="ID", help="Or: the cell they start from.")] = None,
     name: Annotated[str | None, typer.Option(help="Of the ordering.", show_default="from_ROOT")] = None,
-    seed: Annotated[int, typer.Option(help="Of the selections made among very many cells.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the selections made among very many cells.")] = 0,
     model: o.ModelFolder = None,
     layer: o.Layer = None,
     allow_missing_genes: o.AllowMissingGenes = False,

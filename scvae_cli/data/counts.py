@@ -291,6 +291,9 @@ def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np
         if len(columns) == 0:
             return "none of its genes is in var_names"
         genes = genes[columns]
+        repeated = first_duplicate(genes)
+        if repeated is not None:
+            return f"its gene name {repeated!r} occurs more than once"
     stack = RowStack(len(genes))
     row = 0
     for block in store.row_blocks(name):

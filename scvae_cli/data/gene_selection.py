@@ -129,7 +129,7 @@ def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[n
 
 def _listed(counts: Counts, path: Path) -> np.ndarray:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line"

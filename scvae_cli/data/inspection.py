@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.data.counts import Counts, candidate_matrices, check_shape, is_missing, read_counts, what_is_wrong
+from scvae_cli.data.counts import (
+    Counts,
+    candidate_matrices,
+    check_shape,
+    is_missing,
+    read_batch,
+    read_counts,
+    what_is_wrong,
+)
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
@@ -108,16 +116,23 @@ def inspect(
     try:
         check_shape(store)
         candidate_matrices(store, layer, real=real)
-        counts = read_counts(store, layer=layer, batch_key=batch_key, real=real)
+        counts = read_counts(store, layer=layer, real=real)
     except DataError as error:
-        findings.append(Finding(level="refuse", message=error.message, hint=error.hint))
+        findings.append(_refusal(error))
     if counts is not None:
         seen |= _figures(counts)
         findings += _cell_findings(counts) + (_feature_findings(counts) if real else _gene_findings(counts))
-        if counts.batch is not None and batch_key is not None:
-            findings += _batch_findings(store, counts.batch, batch_key, seen["obs"])
+    if batch_key is not None:
+        try:
+            findings += _batch_findings(store, read_batch(store, batch_key), batch_key, seen["obs"])
+        except DataError as error:
+            findings.append(_refusal(error))
     findings.sort(key=lambda finding: finding.level != "refuse")
     return Inspection(**seen, findings=findings)
+
+
+def _refusal(error: DataError) -> Finding:
+    return Finding(level="refuse", message=error.message, hint=error.hint)
 
 
 def _groupings(store: CellStore) -> dict[str, int]:

@@ -135,6 +135,9 @@ class AnnDataStore:
     def put(self, slots: Sequence[Slot]) -> None:
         """Change the AnnData itself."""
         values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
+        if self.adata.is_view:
+            # This makes it an AnnData of its own: what is put into a view's uns would be lost, or its parent's.
+            self.adata.obs = self.adata.obs.copy()
         for slot, value in zip(slots, values, strict=True):
             if slot.group != "uns":
                 getattr(self.adata, slot.group)[slot.key] = value

@@ -6,6 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames, slug
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -19,7 +21,14 @@ def provenance(store: CellStore, names: SlotNames, run: str, slots: Sequence[Slo
     paths = [slot.path for slot in slots]
     before = read_runs(store, names.key_added).get(slug(run), {}).get("slots", [])
     record = facts | {"slots": [*paths, *(path for path in before if path not in paths)]}
-    return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
+    return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True, default=_plain))
+
+
+def _plain(value: object) -> object:
+    """numpy's numbers, which Python's callers may give as options."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a record holds no {type(value).__name__}")
 
 
 # What a record of ours has at least; anything else in its place is the user's own.

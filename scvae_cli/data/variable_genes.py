@@ -12,6 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.errors import DataError
+
 # Share of the genes that the fit of variance on mean looks at around each gene.
 _SPAN = 0.3
 _CELLS_AT_ONCE = 4096
@@ -36,9 +38,24 @@ def most_variable(
     Returns
     -------
     Some of the columns, in their order.
+
+    Raises
+    ------
+    DataError
+        Where the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
-    spread_bg = np.stack([_standardised_variance(matrix, group, columns) for group in groups])
+    found = [_standardised_variance(matrix, group, columns) for group in groups]
+    # Of few cells, or sparse ones, what varies cannot be told: such a batch has no say, and if all are, there is one.
+    told = [spread_g for spread_g in found if spread_g is not None]
+    if not told and len(groups) > 1:
+        told = [spread_g for spread_g in [_standardised_variance(matrix, cells, columns)] if spread_g is not None]
+    if not told:
+        raise DataError(
+            "the most variable genes cannot be told: too few different means and variances to fit a line through",
+            "--genes all, or --genes @FILE with a list of your own",
+        )
+    spread_bg = np.stack(told)
     # A gene's place among the genes, 0 for the most variable.
     rank_bg = np.argsort(np.argsort(-spread_bg, axis=1), axis=1).astype(np.float32)
     rank_bg[rank_bg >= n_top] = np.nan
@@ -50,8 +67,8 @@ def most_variable(
     return chosen
 
 
-def _standardised_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Variance of each gene over what its mean lets expect, extreme counts clipped, shape (g,)."""
+def _standardised_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+    """Variance of each gene over what its mean lets expect, extreme counts clipped, shape (g,); None for too few."""
     from skmisc.loess import loess
 
     n, n_genes = len(cells), matrix.shape[1]
@@ -65,9 +82,14 @@ def _standardised_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     if n != 1:
         var_g *= n / (n - 1)
     varies = var_g > 0
+    if not varies.any():
+        return None
     log_var_g = np.zeros(len(columns))
     fit = loess(np.log10(mean_g[varies]), np.log10(var_g[varies]), span=_SPAN, degree=2)
-    fit.fit()
+    try:
+        fit.fit()
+    except ValueError:  # too few different means
+        return None
     log_var_g[varies] = fit.outputs.fitted_values
     sd_g = np.sqrt(10**log_var_g)
 
