@@ -94,6 +94,14 @@ class Stretch:
         self.send(self._nonzeros.gene, block.indices.astype(np.int32))
         self.send(self._nonzeros.value, block.data)
 
+    def send_in_turn(self) -> None:
+        """Send from now on between steps, not beside them.
+
+        After a recording that failed torch may take it to be still under way, and then frees nothing that two streams
+        have used.
+        """
+        self._side = None
+
     def send(self, room: Tensor, values: np.ndarray) -> None:
         """Write values into the first rows of some room on the device, after what it has been told to do before."""
         arriving = torch.from_numpy(np.ascontiguousarray(values))

@@ -131,13 +131,19 @@ class DeviceSteps:
             try:
                 return self._tried(torch.compile(self._step, dynamic=False), record=on_gpu)
             except RuntimeError as error:
-                _warn("compiled", error)
+                self._without("compiled", error)
         if on_gpu:
             try:
                 return self._tried(self._step, record=True)
             except RuntimeError as error:
-                _warn("recorded", error)
+                self._without("recorded", error)
         return self._step
+
+    def _without(self, what: str, error: RuntimeError) -> None:
+        """Go on without steps that are compiled or recorded, and say so."""
+        self._stretch.send_in_turn()
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        warnings.warn(ScvaeWarning(f"training steps could not be {what}, and take longer: {reason}"), stacklevel=4)
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
         """A step that has run, and perhaps its recording; the model is as it was before."""
@@ -168,8 +174,3 @@ class DeviceSteps:
                 torch.cuda.synchronize(self._compute.device)
             for tensor, value in zip(moving, before, strict=True):
                 tensor.copy_(value)
-
-
-def _warn(what: str, error: RuntimeError) -> None:
-    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    warnings.warn(ScvaeWarning(f"training steps could not be {what}, and take longer: {reason}"), stacklevel=4)
