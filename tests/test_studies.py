@@ -12,7 +12,9 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import nbinom, ortho_group, poisson
 from simulated import TINY, counts_of, learned, tiny_config, tree
 
+from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.studies.again import as_asked, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.stability import disparity, neighbours, same_axes, shared, stability
@@ -147,6 +149,41 @@ def test_worth_of_a_latent_space_is_nothing_where_cells_are_of_one_kind():
     mean = next(one for one in worth(model, counts).contenders if one.name == MEAN)
     assert mean.heldout_behind[0] < 3 * mean.heldout_behind[1] + 0.3
     assert abs(mean.thinned_behind[0]) < 0.2
+
+
+def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
+    counts = counts_of(tree(n_cells=150, n_genes=40, depth=800))
+    defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16}
+    from scvae_cli.training.fit import fit_to_end
+
+    model = fit_to_end(counts, RunConfig.resolve(None, defaults))
+    trained = []
+
+    def noting(counts, config, **_):
+        trained.append(fit_to_end(counts, config))
+        return trained[-1]
+
+    monkeypatch.setattr("scvae_cli.studies.worth.fit_to_end", noting)
+    worth(model, counts)
+    expected = fit_to_end(counts, RunConfig.resolve(None, defaults | {"decoder": "linear"})).config
+    assert expected.train.weight_decay < model.config.train.weight_decay
+    linear = [one.config for one in trained if one.config.model.decoder == "linear"]
+    assert len(linear) == 2
+    assert linear == [expected, expected]
+
+
+def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
+    counts = counts_of(tree(n_cells=120, n_genes=40, depth=800))
+    from scvae_cli.training.fit import fit_to_end
+
+    own = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "batch_size": 32, "patience": 2, "beta": 2.0}
+    own["decoder_dropout"] = 0.1
+    model = fit_to_end(counts, RunConfig.resolve(None, own))
+    assert as_asked(model) == RunConfig.resolve(None, own)
+    assert model.config.train.learning_rate is not None
+    with_loadings = with_linear_decoder(as_asked(model))
+    assert with_loadings.train == as_asked(model).train
+    assert with_loadings.model == ModelConfig(decoder="linear", n_hidden=16)
 
 
 def test_worth_trains_anew_where_the_model_held_out_other_cells():

@@ -11,7 +11,7 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from scvae_cli.latent.denoising import CELL, STATE
 from scvae_cli.latent.sampling import even
 from scvae_cli.latent.scoring import bounds
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.again import as_asked, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.thinning import Thinned, predicted, thin
@@ -87,7 +88,8 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     Parameters
     ----------
     model
-        Its configuration is what the other trainings are told. When its held-out cells are not those that a training on
+        What was asked of it is what the other trainings are told, the linear decoder's as `--decoder linear` would
+        have it. When its held-out cells are not those that a training on
         these cells would hold out, it stands back for one trained on them.
     counts
         n cells in the model's genes, with batches if the model has them.
@@ -100,8 +102,8 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
         As for a training.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    config = model.config.of_all_genes()
-    linear_config = replace(config, model=replace(config.model, decoder="linear"))
+    config = as_asked(model)
+    linear_config = with_linear_decoder(config)
     say("training a linear decoder")
     linear = fit_to_end(counts, linear_config)
     if set(linear.heldout_cells) != set(model.heldout_cells):
