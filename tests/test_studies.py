@@ -19,6 +19,7 @@ from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.stability import disparity, neighbours, same_axes, shared, stability
 from scvae_cli.studies.thinning import thin
+from scvae_cli.studies.verdicts import worth_verdicts
 from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
 
 CPU = torch.device("cpu")
@@ -184,6 +185,20 @@ def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
     with_loadings = with_linear_decoder(as_asked(model))
     assert with_loadings.train == as_asked(model).train
     assert with_loadings.model == ModelConfig(decoder="linear", n_hidden=16)
+
+
+def test_a_linear_decoder_is_not_compared_with_itself():
+    counts = counts_of(tree(n_cells=200, n_genes=60, depth=1500))
+    from scvae_cli.training.fit import fit_to_end
+
+    told: list[str] = []
+    model = fit_to_end(counts, tiny_config(decoder="linear", genes="all"))
+    found = worth(model, counts, say=told.append)
+    assert [one.name for one in found.contenders] == [VAE, PCA, MEAN, NOTHING]
+    assert "training a linear decoder" not in told
+    verdicts = worth_verdicts(found)
+    assert len(verdicts) == 2
+    assert not [verdict for verdict in verdicts if "linear" in verdict.sentence + verdict.remedy]
 
 
 def test_worth_trains_anew_where_the_model_held_out_other_cells():

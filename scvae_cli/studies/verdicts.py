@@ -94,14 +94,14 @@ def stability_verdict(stability: Stability) -> Verdict:
 
 
 def _likelihood(by_name: dict[str, Contender]) -> Verdict:
-    vae, linear, mean = by_name[VAE], by_name[LINEAR], by_name[MEAN]
+    vae, mean = by_name[VAE], by_name[MEAN]
+    # A VAE that is linear itself has no linear decoder beside it.
+    linear_behind = by_name[LINEAR].heldout_behind if LINEAR in by_name else None
     assert vae.heldout is not None
-    assert linear.heldout_behind is not None
     assert mean.heldout_behind is not None
-    told = (
-        f"held-out cells: {vae.heldout:.1f} nats a cell; {_against(mean.heldout_behind, MEAN)}, "
-        f"{_against(linear.heldout_behind, LINEAR)}"
-    )
+    told = f"held-out cells: {vae.heldout:.1f} nats a cell; {_against(mean.heldout_behind, MEAN)}"
+    if linear_behind is not None:
+        told += f", {_against(linear_behind, LINEAR)}"
     if not _ahead(mean.heldout_behind):
         return Verdict(
             topic="worth: likelihood",
@@ -109,7 +109,7 @@ def _likelihood(by_name: dict[str, Contender]) -> Verdict:
             sentence=f"{told}: no latent space is needed to explain these cells",
             remedy="check that the cells differ and are deep enough; lower --beta; other genes (--n-top-genes)",
         )
-    if _ahead(linear.heldout_behind):
+    if linear_behind is None or _ahead(linear_behind):
         return Verdict(topic="worth: likelihood", level="good", sentence=told)
     return Verdict(
         topic="worth: likelihood",

@@ -25,7 +25,7 @@ from scvae_cli.studies.again import as_asked, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.thinning import Thinned, predicted, thin
-from scvae_cli.training.fit import fit_to_end
+from scvae_cli.training.fit import fit_to_end, split
 
 VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
 # Of more cells than this, an even selection takes part in the trainings.
@@ -68,7 +68,7 @@ class Worth:
     Parameters
     ----------
     contenders
-        Each with its figures.
+        Each with its figures; no linear decoder beside a VAE that has one itself.
     n_heldout, n_thinned
         Cells judged; real numbers cannot be thinned, and 0 were.
     n_components
@@ -103,19 +103,24 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = as_asked(model)
-    linear_config = with_linear_decoder(config)
-    say("training a linear decoder")
-    linear = fit_to_end(counts, linear_config)
-    if set(linear.heldout_cells) != set(model.heldout_cells):
+    runs = {VAE: config}
+    # A model that is linear itself would be trained, and beaten or not, by itself.
+    if config.model.decoder != "linear":
+        runs[LINEAR] = with_linear_decoder(config)
+    if set(counts.cell_names[split(counts, config)[1]]) != set(model.heldout_cells):
         say("training a VAE on these cells")
         model = fit_to_end(counts, config)
-    heldout, n_heldout = _heldout(model, linear, counts, config)
+    models = {VAE: model}
+    if LINEAR in runs:
+        say("training a linear decoder")
+        models[LINEAR] = fit_to_end(counts, runs[LINEAR])
+    heldout, n_heldout = _heldout(models, counts, config)
     losses: dict[str, Losses] = {}
     n_thinned = n_components = 0
     if model.of_counts:
         say("training on thinned counts")
         thinned = thin(counts, seed=config.train.seed)
-        losses, n_components = _thinned_losses(thinned, config, linear_config, model)
+        losses, n_components = _thinned_losses(thinned, runs, model)
         n_thinned = thinned.kept.n_cells
     return Worth(
         contenders=tuple(
@@ -132,27 +137,24 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
 Losses = tuple[np.ndarray, np.ndarray | None]
 
 
-def _heldout(model: Model, linear: Model, counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
+def _heldout(models: dict[str, Model], counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
     """Log-probability of held-out cells under each that gives one."""
-    out = model.held_out(counts.cell_names)
+    device = models[VAE].device
+    out = models[VAE].held_out(counts.cell_names)
     rows = even(np.flatnonzero(out), MAX_HELDOUT)
-    mean = MeanModel(counts, np.flatnonzero(~out), config, model.device)
-    linear.vae.to(model.device)
     judged = counts.cells(rows)
-    log_prob = {
-        VAE: bounds(model, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
-        LINEAR: bounds(linear, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
-        MEAN: mean.log_prob_n(counts, rows),
-    }
+    log_prob = {}
+    for name, model in models.items():
+        model.vae.to(device)
+        log_prob[name] = bounds(model, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae
+    log_prob[MEAN] = MeanModel(counts, np.flatnonzero(~out), config, device).log_prob_n(counts, rows)
     return log_prob, len(rows)
 
 
-def _thinned_losses(
-    thinned: Thinned, config: RunConfig, linear_config: RunConfig, model: Model
-) -> tuple[dict[str, Losses], int]:
+def _thinned_losses(thinned: Thinned, runs: dict[str, RunConfig], model: Model) -> tuple[dict[str, Losses], int]:
     """Poisson losses of every contender, each cell's, and the number of principal components that served best."""
     kept = thinned.kept
-    mean = MeanModel(kept, None, config, model.device)
+    mean = MeanModel(kept, None, runs[VAE], model.device)
     losses: dict[str, Losses] = {NOTHING: (thinned.poisson_loss(_rows(kept)), None)}
     losses[MEAN] = (
         thinned.poisson_loss(mean.expected(kept, of_cell=False)),
@@ -163,7 +165,7 @@ def _thinned_losses(
     own_of_pca = {c: thinned.poisson_loss(pca.expected_of_cells(c)) for c in pca.components}
     n_components = min(own_of_pca, key=lambda c: min(own_of_pca[c].mean(), of_pca[c].mean()))
     losses[PCA] = (min(of_pca.values(), key=np.mean), min(own_of_pca.values(), key=np.mean))
-    for name, run in ((VAE, config), (LINEAR, linear_config)):
+    for name, run in runs.items():
         trained = fit_to_end(kept, run)
         trained.vae.to(model.device)
         losses[name] = (
