@@ -201,6 +201,22 @@ def test_a_linear_decoder_is_not_compared_with_itself():
     assert not [verdict for verdict in verdicts if "linear" in verdict.sentence + verdict.remedy]
 
 
+@pytest.mark.parametrize(("n_cells", "n_heldout"), [(12, 1), (60, 6)])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
+    counts = counts_of(tree(n_cells=n_cells, n_genes=40, depth=1500))
+    from scvae_cli.training.fit import fit_to_end
+
+    found = worth(fit_to_end(counts, tiny_config(max_epochs=2, genes="all")), counts)
+    assert found.n_heldout == n_heldout
+    mean = next(one for one in found.contenders if one.name == MEAN)
+    assert np.isnan(mean.heldout_behind[1]) == (n_heldout == 1)
+    likelihood, _ = worth_verdicts(found)
+    assert likelihood.level == "watch"
+    assert f"with {n_heldout} held out none of this is sure" in likelihood.sentence
+    assert "nan" not in likelihood.sentence
+
+
 def test_worth_trains_anew_where_the_model_held_out_other_cells():
     adata, model = learned()
     some = counts_of(adata, "batch").cells(np.arange(300))

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.latent.diagnosis import Diagnosis, Section
+from scvae_cli.latent.diagnosis import MIN_HELDOUT, Diagnosis, Section
 from scvae_cli.latent.verdicts import Verdict
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.stability import Stability, stability
@@ -54,8 +54,7 @@ def with_studies(
 
 def worth_verdicts(worth: Worth) -> list[Verdict]:
     """Is the VAE worth it here?"""
-    by_name = {one.name: one for one in worth.contenders}
-    likelihood = _likelihood(by_name)
+    likelihood = _likelihood(worth)
     return [likelihood, _denoising(worth)] if worth.n_thinned else [likelihood]
 
 
@@ -93,7 +92,8 @@ def stability_verdict(stability: Stability) -> Verdict:
     return Verdict(topic="stability", level=level, sentence=told, remedy=remedy)
 
 
-def _likelihood(by_name: dict[str, Contender]) -> Verdict:
+def _likelihood(worth: Worth) -> Verdict:
+    by_name = {one.name: one for one in worth.contenders}
     vae, mean = by_name[VAE], by_name[MEAN]
     # A VAE that is linear itself has no linear decoder beside it.
     linear_behind = by_name[LINEAR].heldout_behind if LINEAR in by_name else None
@@ -102,6 +102,13 @@ def _likelihood(by_name: dict[str, Contender]) -> Verdict:
     told = f"held-out cells: {vae.heldout:.1f} nats a cell; {_against(mean.heldout_behind, MEAN)}"
     if linear_behind is not None:
         told += f", {_against(linear_behind, LINEAR)}"
+    if worth.n_heldout < MIN_HELDOUT:
+        return Verdict(
+            topic="worth: likelihood",
+            level="watch",
+            sentence=f"{told}: with {worth.n_heldout} held out none of this is sure",
+            remedy="train with more cells, or hold out more of them (--validation-fraction)",
+        )
     if not _ahead(mean.heldout_behind):
         return Verdict(
             topic="worth: likelihood",
@@ -139,7 +146,8 @@ def _against(behind: tuple[float, float] | None, name: str) -> str:
         return f"{name} gives none"
     difference, error = behind
     word = "ahead of" if difference >= 0 else "behind"
-    return f"{abs(difference):.2f} ± {error:.2f} nats {word} the {name}".replace("the PCA", "PCA")
+    known = "" if np.isnan(error) else f" ± {error:.2f}"
+    return f"{abs(difference):.2f}{known} nats {word} the {name}".replace("the PCA", "PCA")
 
 
 def _ahead(behind: tuple[float, float]) -> bool:

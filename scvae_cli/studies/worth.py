@@ -44,7 +44,7 @@ class Contender:
         Which.
     heldout, heldout_behind
         Mean log-probability of a held-out cell, nats (a bound where there is a latent space); how much less than the
-        VAE's, with its standard error over cells. None for one that gives no probability.
+        VAE's, with its standard error over cells, NaN of a single one. None for one that gives no probability.
     thinned_state, thinned_cell
         Poisson loss of the counts set aside, nats a cell up to a constant, as predicted and with the cell's own counts
         weighed in; None where there is no such thing.
@@ -198,4 +198,5 @@ def _best(losses: Losses) -> np.ndarray:
 
 
 def _mean_and_error(difference_n: np.ndarray) -> tuple[float, float]:
-    return float(difference_n.mean()), float(difference_n.std() / np.sqrt(len(difference_n)))
+    n = len(difference_n)
+    return float(difference_n.mean()), float(difference_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
