@@ -6,18 +6,23 @@ to it, or might as well have been, and the recipe chooses anew for what is train
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 
 from scvae_cli.config import ModelConfig, RunConfig, TrainConfig
+from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import even_batches
+from scvae_cli.latent.sampling import even
 from scvae_cli.model.bundle import Model
+from scvae_cli.training.fit import fit_to_end, split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
+# Of more cells than this, an even selection takes part in the trainings.
+MAX_CELLS = 20_000
 # What the kind of decoder decides.
 _REGULARISATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"}
 # What a training chooses where it is left open.
@@ -40,6 +45,35 @@ def as_asked(model: Model) -> RunConfig:
     }
     recorded = _values(config)
     return _left_open(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
+
+
+def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _: None) -> tuple[Model, Counts]:
+    """Cells that further trainings are to learn from, and the model that such a training makes of them.
+
+    Parameters
+    ----------
+    model
+        When its held-out cells are not those that a training on these cells would hold out, it stands back for one
+        trained on them.
+    counts
+        n cells in the model's genes, with batches if the model has them; of more than 20,000, an even selection is
+        taken.
+    say
+        Told what is being done.
+
+    Raises
+    ------
+    ScvaeError
+        As for a training.
+    """
+    counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
+    config = as_asked(model)
+    if set(counts.cell_names[split(counts, config)[1]]) == set(model.heldout_cells):
+        return model, counts
+    say("training a VAE on these cells")
+    trained = fit_to_end(counts, config)
+    trained.vae.to(model.device)
+    return trained, counts
 
 
 def with_linear_decoder(config: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.latent.diagnosis import MIN_HELDOUT, Diagnosis, Section
 from scvae_cli.latent.verdicts import Verdict
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.again import on_some
 from scvae_cli.studies.stability import Stability, stability
 from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, VAE, Contender, Worth, worth
 
@@ -36,12 +37,14 @@ def with_studies(
     diagnosis
         Of the one model.
     model, counts
-        The model, and cells in its genes with the batches of a model that has them.
+        The model, and cells in its genes with the batches of a model that has them; where they are others than it was
+        trained on, one trained on them stands in for it.
     n_trainings
         Trainings to compare, the model itself among them, 2 or more.
     say
         Told what is being done.
     """
+    model, counts = on_some(model, counts, say=say)
     worthy = worth(model, counts, say=say)
     stable = stability(model, counts, n_trainings=n_trainings, say=say)
     values = asdict(stable) | {"heldout_elbo": np.asarray(stable.heldout_elbo)}

@@ -25,11 +25,9 @@ from scvae_cli.studies.again import as_asked, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.thinning import Thinned, predicted, thin
-from scvae_cli.training.fit import fit_to_end, split
+from scvae_cli.training.fit import fit_to_end
 
 VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
-# Of more cells than this, an even selection takes part in the trainings.
-MAX_CELLS = 20_000
 # Held-out cells judged at most, and importance samples for each.
 MAX_HELDOUT, N_SAMPLES = 1000, 50
 
@@ -88,9 +86,8 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     Parameters
     ----------
     model
-        What was asked of it is what the other trainings are told, the linear decoder's as `--decoder linear` would
-        have it. When its held-out cells are not those that a training on
-        these cells would hold out, it stands back for one trained on them.
+        From a training on these cells (`again.on_some`). What was asked of it is what the other trainings are told, the
+        linear decoder's as `--decoder linear` would have it.
     counts
         n cells in the model's genes, with batches if the model has them.
     say
@@ -101,15 +98,11 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     ScvaeError
         As for a training.
     """
-    counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = as_asked(model)
     runs = {VAE: config}
     # A model that is linear itself would be trained, and beaten or not, by itself.
     if config.model.decoder != "linear":
         runs[LINEAR] = with_linear_decoder(config)
-    if set(counts.cell_names[split(counts, config)[1]]) != set(model.heldout_cells):
-        say("training a VAE on these cells")
-        model = fit_to_end(counts, config)
     models = {VAE: model}
     if LINEAR in runs:
         say("training a linear decoder")
