@@ -48,7 +48,7 @@ class GeneStatistic:
     score_g
         How far the observed one is from the replicates' mean, in standard errors of a replicate.
     judged_g
-        Genes that are seen often enough to be judged.
+        Genes that are seen often enough to be judged; of real numbers, those that vary.
     limit
         Score of the border of the 99% band.
     error_expected
@@ -174,14 +174,15 @@ def compare(
 ) -> PredictiveCheck:
     """Where the moments of some cells' genes stand among those of replicates of them."""
     n = observed.n_cells
-    seen_rg = np.stack([1 - moments.zero_g for moments in replicates])
-    judged_g = n * (seen_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_SEEN
-    zeros = None
+    variance_rg = np.stack([moments.variance_g for moments in replicates])
     if zeros_are_counts:
+        seen_rg = np.stack([1 - moments.zero_g for moments in replicates])
+        judged_g = n * (seen_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_SEEN
         # Half a cell keeps the score of a gene finite that every replicate shows in every cell.
         zeros = _statistic(observed.zero_g, 1 - seen_rg, judged_g, least_sd=0.5 / n, scale=lambda value: value)
+    else:
+        zeros, judged_g = None, observed.varies_g
     # In logarithms, one count in n cells added: variances of few large counts spread over orders of magnitude.
-    variance_rg = np.stack([moments.variance_g for moments in replicates])
     variances = _statistic(
         observed.variance_g, variance_rg, judged_g, least_sd=1e-6, scale=lambda value: np.log(value + 1 / n)
     )
