@@ -111,6 +111,18 @@ def test_features_below_zero_are_judged():
     assert check.variances.median_ratio == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.parametrize("unit", [1e-9, 1e-5, 1.0, 1e6])
+@pytest.mark.parametrize("sd", [1.0, 3.0])
+def test_a_wrong_variance_is_one_in_any_unit(unit, sd):
+    observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
+    check = of_real_numbers(observed_ng, sd=sd, unit=unit)
+    np.testing.assert_allclose(
+        check.variances.score_g, of_real_numbers(observed_ng, sd=sd).variances.score_g, rtol=1e-6
+    )
+    (verdict,) = of_counts(check, "normal")
+    assert verdict.level == ("good" if sd == 1 else "poor")
+
+
 def test_where_nothing_is_judged_nothing_is_good():
     (verdict,) = of_counts(of_real_numbers(np.full((300, 4), -4.0)), "normal")
     assert verdict.level == "watch"
