@@ -322,6 +322,18 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         gaps=no_gaps(0.0),
     )
     draw_diagnosis(collapsed, tmp_path / "health.svg")
+    # Variances of small real numbers fill their axes too.
+    small = dataclasses.replace(
+        found.check.variances,
+        observed_g=1e-20 * found.check.variances.observed_g,
+        predicted_g=1e-20 * found.check.variances.predicted_g,
+    )
+    figure = diagnosis_figure(
+        dataclasses.replace(found, check=dataclasses.replace(found.check, zeros=None, variances=small))
+    )
+    assert next(axes for axes in figure.axes if axes.get_label() == "Variances of genes").get_xlim()[1] < 1e-4
+    unjudged = dataclasses.replace(small, judged_g=np.zeros_like(small.judged_g))
+    diagnosis_figure(dataclasses.replace(found, check=dataclasses.replace(found.check, variances=unjudged)))
     assert collapsed.level == "poor"
     assert "zeros" not in [verdict.topic for verdict in collapsed.verdicts]
 

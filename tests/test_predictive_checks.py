@@ -88,3 +88,47 @@ def test_a_check_draws_the_same_twice(model_and_own):
     np.testing.assert_array_equal(first.variances.predicted_g, again.variances.predicted_g)
     assert (first.variances.predicted_g != other.variances.predicted_g).any()
     np.testing.assert_allclose(first.zeros.observed_g, (counts.matrix.toarray() == 0).mean(0), atol=1e-12)
+
+
+# --- real numbers -----------------------------------------------------------------------------------------------------
+
+
+def of_real_numbers(observed_ng, sd: float = 1.0, unit: float = 1.0):
+    """A check of features beside replicates around −4 with a standard deviation of their own."""
+    rng = np.random.default_rng(3)
+    n, g = observed_ng.shape
+    made = [moments(unit * (sd * rng.standard_normal((n, g)) - 4)) for _ in range(25)]
+    return compare(moments(unit * observed_ng), made, tuple(f"f{i}" for i in range(g)), zeros_are_counts=False)
+
+
+def test_features_below_zero_are_judged():
+    observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
+    observed_ng[:, 7] = -4
+    check = of_real_numbers(observed_ng)
+    np.testing.assert_array_equal(np.flatnonzero(~check.variances.judged_g), [7])
+    assert np.isfinite(check.variances.score_g).all()
+    assert of_counts(check, "normal")[0].level == "good"
+    assert check.variances.median_ratio == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-5, 1.0, 1e6])
+@pytest.mark.parametrize("sd", [1.0, 3.0])
+def test_a_wrong_variance_is_one_in_any_unit(unit, sd):
+    observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
+    check = of_real_numbers(observed_ng, sd=sd, unit=unit)
+    np.testing.assert_allclose(
+        check.variances.score_g, of_real_numbers(observed_ng, sd=sd).variances.score_g, rtol=1e-6
+    )
+    (verdict,) = of_counts(check, "normal")
+    assert verdict.level == ("good" if sd == 1 else "poor")
+
+
+def test_where_nothing_is_judged_nothing_is_good():
+    (verdict,) = of_counts(of_real_numbers(np.full((300, 4), -4.0)), "normal")
+    assert verdict.level == "watch"
+    assert "none of 4 genes varies enough" in verdict.sentence
+    rare = np.zeros((300, 4))
+    rare[0] = 1
+    verdicts = of_counts(compare(moments(rare), [moments(rare)] * 3, tuple("abcd")), "nb")
+    assert [verdict.level for verdict in verdicts] == ["watch", "watch"]
+    assert all("none of 4 genes is seen in enough cells" in verdict.sentence for verdict in verdicts)

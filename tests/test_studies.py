@@ -12,11 +12,15 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import nbinom, ortho_group, poisson
 from simulated import TINY, counts_of, learned, tiny_config, tree
 
+import scvae_cli as scvae
+from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.studies.again import as_asked, on_some, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.stability import disparity, neighbours, same_axes, shared, stability
 from scvae_cli.studies.thinning import thin
+from scvae_cli.studies.verdicts import with_studies, worth_verdicts
 from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
 
 CPU = torch.device("cpu")
@@ -125,8 +129,7 @@ def test_worth_puts_the_contenders_in_the_order_of_the_truth():
     from scvae_cli.training.fit import fit_to_end
 
     model = fit_to_end(counts, tiny_config(n_hidden=64, max_epochs=40, genes="all"))
-    told: list[str] = []
-    found = worth(model, counts, say=told.append)
+    found = worth(model, counts)
     by_name = {one.name: one for one in found.contenders}
     assert list(by_name) == [VAE, LINEAR, PCA, MEAN, NOTHING]
     assert by_name[VAE].heldout_behind == by_name[VAE].thinned_behind == (0.0, 0.0)
@@ -136,7 +139,6 @@ def test_worth_puts_the_contenders_in_the_order_of_the_truth():
     losses = [by_name[name].thinned_behind[0] for name in (VAE, MEAN, NOTHING)]
     assert losses == sorted(losses)
     assert found.n_heldout == len(model.heldout_cells)
-    assert "training a VAE on these cells" not in told
 
 
 def test_worth_of_a_latent_space_is_nothing_where_cells_are_of_one_kind():
@@ -149,12 +151,69 @@ def test_worth_of_a_latent_space_is_nothing_where_cells_are_of_one_kind():
     assert abs(mean.thinned_behind[0]) < 0.2
 
 
-def test_worth_trains_anew_where_the_model_held_out_other_cells():
-    adata, model = learned()
-    some = counts_of(adata, "batch").cells(np.arange(300))
+def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
+    counts = counts_of(tree(n_cells=150, n_genes=40, depth=800))
+    defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16}
+    from scvae_cli.training.fit import fit_to_end
+
+    model = fit_to_end(counts, RunConfig.resolve(None, defaults))
+    trained = []
+
+    def noting(counts, config, **_):
+        trained.append(fit_to_end(counts, config))
+        return trained[-1]
+
+    monkeypatch.setattr("scvae_cli.studies.worth.fit_to_end", noting)
+    worth(model, counts)
+    expected = fit_to_end(counts, RunConfig.resolve(None, defaults | {"decoder": "linear"})).config
+    assert expected.train.weight_decay < model.config.train.weight_decay
+    linear = [one.config for one in trained if one.config.model.decoder == "linear"]
+    assert len(linear) == 2
+    assert linear == [expected, expected]
+
+
+def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
+    counts = counts_of(tree(n_cells=120, n_genes=40, depth=800))
+    from scvae_cli.training.fit import fit_to_end
+
+    own = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "batch_size": 32, "patience": 2, "beta": 2.0}
+    own["decoder_dropout"] = 0.1
+    model = fit_to_end(counts, RunConfig.resolve(None, own))
+    assert as_asked(model) == RunConfig.resolve(None, own)
+    assert model.config.train.learning_rate is not None
+    with_loadings = with_linear_decoder(as_asked(model))
+    assert with_loadings.train == as_asked(model).train
+    assert with_loadings.model == ModelConfig(decoder="linear", n_hidden=16)
+
+
+def test_a_linear_decoder_is_not_compared_with_itself():
+    counts = counts_of(tree(n_cells=200, n_genes=60, depth=1500))
+    from scvae_cli.training.fit import fit_to_end
+
     told: list[str] = []
-    worth(model, some, say=told.append)
-    assert "training a VAE on these cells" in told
+    model = fit_to_end(counts, tiny_config(decoder="linear", genes="all"))
+    found = worth(model, counts, say=told.append)
+    assert [one.name for one in found.contenders] == [VAE, PCA, MEAN, NOTHING]
+    assert "training a linear decoder" not in told
+    verdicts = worth_verdicts(found)
+    assert len(verdicts) == 2
+    assert not [verdict for verdict in verdicts if "linear" in verdict.sentence + verdict.remedy]
+
+
+@pytest.mark.parametrize(("n_cells", "n_heldout"), [(12, 1), (60, 6)])
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
+    counts = counts_of(tree(n_cells=n_cells, n_genes=40, depth=1500))
+    from scvae_cli.training.fit import fit_to_end
+
+    found = worth(fit_to_end(counts, tiny_config(max_epochs=2, genes="all")), counts)
+    assert found.n_heldout == n_heldout
+    mean = next(one for one in found.contenders if one.name == MEAN)
+    assert np.isnan(mean.heldout_behind[1]) == (n_heldout == 1)
+    likelihood, _ = worth_verdicts(found)
+    assert likelihood.level == "watch"
+    assert f"with {n_heldout} held out none of this is sure" in likelihood.sentence
+    assert "nan" not in likelihood.sentence
 
 
 # --- stability --------------------------------------------------------------------------------------------------------
@@ -185,3 +244,29 @@ def test_trainings_on_a_tree_agree_better_than_chance():
     assert found.procrustes < 0.5 < 0.9 < found.procrustes_by_chance
     assert found.neighbours_shared > 5 * 15 / 800
     assert TINY["n_latent"] == 4
+
+
+# --- cells that the model was not trained on --------------------------------------------------------------------------
+
+
+def test_cells_of_the_training_need_no_other_model(monkeypatch):
+    adata, model = learned()
+    counts = counts_of(adata, "batch")
+    assert on_some(model, counts)[0] is model
+    monkeypatch.setattr("scvae_cli.studies.again.MAX_CELLS", 400)
+    other, some = on_some(model, counts)
+    assert some.n_cells == other.facts["n_cells"] == 400
+    assert set(other.heldout_cells) <= set(some.cell_names)
+
+
+def test_other_cells_are_judged_by_a_model_trained_on_them():
+    adata, model = learned()
+    some = adata[:200].copy()
+    counts = counts_of(some, "batch")
+    told: list[str] = []
+    diagnosis = scvae.diagnose(some, model, n_samples=2, refine=1, quick=True, inplace=False)
+    _, worthy, stable = with_studies(diagnosis, model, counts, n_trainings=2, say=told.append)
+    assert told.count("training a VAE on these cells") == 1
+    assert worthy.n_heldout == 20
+    own, _ = on_some(model, counts)
+    assert stable.heldout_elbo[0] == own.facts["heldout_elbo"] != model.facts["heldout_elbo"]

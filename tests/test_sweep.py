@@ -16,7 +16,7 @@ from workbench import DATA, MODEL, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.data.counts import Counts
-from scvae_cli.errors import ConfigError, ModelError, ScvaeWarning
+from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.report.figure_file import save_figure
 from scvae_cli.report.sweep_figure import sweep_figure
 from scvae_cli.studies.sweep import sweep
@@ -166,6 +166,26 @@ def test_breaks_become_warnings(swept):
     broken = find_breaks((0.1, 1), np.array([[1.0, 1.1], [2, 2]]), np.array([[1.0, 1.1], [2, 2]]))
     (told,) = replace(swept, breaks=broken).warnings()
     assert "from β = 0.1 to 1 the rate rises by 0.95 nats" in told
+
+
+def test_one_held_out_cell_judges_nothing():
+    random = np.random.default_rng(0)
+    adata = ad.AnnData(random.standard_normal((12, 5)).astype(np.float32))
+    options = WITHOUT_LATENT | {"max_epochs": 2, "likelihood": "normal"}
+    with pytest.raises(DataError, match="of 12 cells one is held out") as refusal:
+        scvae.sweep(adata, beta=[1, 2], **options)
+    assert "--validation-fraction" in refusal.value.hint
+    found = scvae.sweep(adata, beta=[1, 2], inplace=False, **options, validation_fraction=0.3)
+    assert found.n_heldout == 4
+    assert np.isfinite(found.column("excess_se")).all()
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_one_held_out_cell_shows_no_break():
+    assert find_breaks((0.1, 1), np.array([[1.0], [5.0]]), np.array([[5.0], [1.0]])) == ()
+    adata = tree(n_cells=12, n_genes=30, depth=300)
+    found = scvae.sweep(adata, beta=[1, 2], inplace=False, **WITHOUT_LATENT | {"max_epochs": 2})
+    assert (found.n_heldout, found.judge, found.breaks) == (1, "thinning", ())
 
 
 # --- starting from a finished model -----------------------------------------------------------------------------------

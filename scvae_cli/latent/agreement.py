@@ -19,6 +19,8 @@ import scipy.sparse as sp
 MIN_CELLS = 20
 # More real cells than this make it no surer.
 MAX_CELLS = 20_000
+# A standard deviation below this share of the values' size is what rounding leaves of a constant.
+_ROUNDING = 1e-6
 
 
 class GeneMoments:
@@ -58,6 +60,12 @@ class GeneMoments:
         return variance_g
 
     @property
+    def varies_g(self) -> np.ndarray:
+        """Mask of those whose values differ by more than rounding makes them."""
+        varies_g: np.ndarray = self.variance_g > np.square(_ROUNDING * self.mean_g)
+        return varies_g
+
+    @property
     def zero_g(self) -> np.ndarray:
         """Share of cells without a count."""
         return 1 - self._seen_g / max(self.n_cells, 1)
@@ -69,7 +77,7 @@ class GeneMoments:
         nothing is made of zeros.
         """
         if real:
-            varies = other.variance_g > 0
+            varies = other.varies_g
             least_g = 1e-6 * other.variance_g[varies]
             apart_g = (self.mean_g - other.mean_g)[varies] / np.sqrt(other.variance_g[varies])
             ratio_g = (self.variance_g[varies] + least_g) / (other.variance_g[varies] + least_g)

@@ -38,7 +38,7 @@ from scvae_cli.model.geometry import Geometry
 # More cells than these make covariances no surer.
 _MAX_EVERYONE = 20_000
 # Fewer held-out cells than this say nothing; all cells then stand in.
-_MIN_HELDOUT = 10
+MIN_HELDOUT = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ class DiagnosisOptions:
         for name, value, least in (
             ("--samples", self.n_samples, 2),
             ("--refine", self.n_steps, 1),
-            ("--cells", self.max_cells, _MIN_HELDOUT),
+            ("--cells", self.max_cells, MIN_HELDOUT),
             ("--seed", self.seed, 0),
         ):
             if value < least:
@@ -213,7 +213,7 @@ def diagnose(model: Model, counts: Counts, options: DiagnosisOptions) -> Diagnos
     everyone = counts.cells(even(np.arange(counts.n_cells), _MAX_EVERYONE))
     of_everyone = posteriors(model, everyone)
     rows = np.flatnonzero(model.held_out(counts.cell_names))
-    heldout = len(rows) >= _MIN_HELDOUT
+    heldout = len(rows) >= MIN_HELDOUT
     rows = rows if heldout else np.arange(counts.n_cells)
     # Densities cost little: they are taken at more cells than are decoded.
     of_unseen = posteriors(model, counts.cells(even(rows, _MAX_EVERYONE)))

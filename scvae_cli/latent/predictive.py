@@ -32,6 +32,8 @@ N_REPLICATES = 25
 BAND = 0.99
 # A gene seen in fewer cells, on the average of cells and replicates, has no variance to speak of.
 _MIN_SEEN = 5
+# What is added to variances of real numbers, which may have any unit, as a share of the observed one.
+_LEAST_VARIANCE = 1e-6
 # Likelihoods under which a zero is a count of zero.
 _OF_COUNTS = ("zinb", "nb", "poisson")
 _WORST = 10
@@ -48,7 +50,7 @@ class GeneStatistic:
     score_g
         How far the observed one is from the replicates' mean, in standard errors of a replicate.
     judged_g
-        Genes that are seen often enough to be judged.
+        Genes that are seen often enough to be judged; of real numbers, those that vary.
     limit
         Score of the border of the 99% band.
     error_expected
@@ -174,16 +176,20 @@ def compare(
 ) -> PredictiveCheck:
     """Where the moments of some cells' genes stand among those of replicates of them."""
     n = observed.n_cells
-    seen_rg = np.stack([1 - moments.zero_g for moments in replicates])
-    judged_g = n * (seen_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_SEEN
-    zeros = None
+    variance_rg = np.stack([moments.variance_g for moments in replicates])
     if zeros_are_counts:
+        seen_rg = np.stack([1 - moments.zero_g for moments in replicates])
+        judged_g = n * (seen_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_SEEN
         # Half a cell keeps the score of a gene finite that every replicate shows in every cell.
         zeros = _statistic(observed.zero_g, 1 - seen_rg, judged_g, least_sd=0.5 / n, scale=lambda value: value)
-    # In logarithms, one count in n cells added: variances of few large counts spread over orders of magnitude.
-    variance_rg = np.stack([moments.variance_g for moments in replicates])
+        # One count in n cells: variances of few large counts spread over orders of magnitude.
+        least_g = np.full(len(judged_g), 1 / n)
+    else:
+        zeros, judged_g = None, observed.varies_g
+        # Whatever stands in for the variance of what is not judged, its logarithm is to be finite.
+        least_g = np.where(judged_g, _LEAST_VARIANCE * observed.variance_g, 1.0)
     variances = _statistic(
-        observed.variance_g, variance_rg, judged_g, least_sd=1e-6, scale=lambda value: np.log(value + 1 / n)
+        observed.variance_g, variance_rg, judged_g, least_sd=1e-6, scale=lambda value: np.log(value + least_g)
     )
     return PredictiveCheck(genes=genes, mean_g=observed.mean_g, zeros=zeros, variances=variances)
 

@@ -180,30 +180,19 @@ def of_counts(check: PredictiveCheck, likelihood: str) -> list[Verdict]:
     """Is the likelihood calibrated?"""
     verdicts = []
     if (zeros := check.zeros) is not None:
-        level = _level(zeros.outside, OUTSIDE)
         more = bool((zeros.score_g[zeros.outside_g] > 0).mean() > 0.5) if zeros.outside_g.any() else False
-        verdicts.append(
-            Verdict(
-                topic="zeros",
-                level=level,
-                sentence=f"{zeros.outside:.1%} of {int(zeros.judged_g.sum()):,} genes have more or fewer zeros than "
-                f"99% of replicates; mean error {zeros.error:.4f}, of replicates {zeros.error_expected:.4f}"
-                + _worst(check, zeros),
-                remedy="" if level == "good" else _other_likelihood(likelihood, more),
-            )
+        told = (
+            f"{zeros.outside:.1%} of {int(zeros.judged_g.sum()):,} genes have more or fewer zeros than 99% of "
+            f"replicates; mean error {zeros.error:.4f}, of replicates {zeros.error_expected:.4f}"
         )
+        verdicts.append(_of_genes("zeros", check, zeros, told, _other_likelihood(likelihood, more)))
     variances = check.variances
-    level = _level(variances.outside, OUTSIDE)
-    verdicts.append(
-        Verdict(
-            topic="variances",
-            level=level,
-            sentence=f"{variances.outside:.1%} of {int(variances.judged_g.sum()):,} genes vary more or less than 99% "
-            f"of replicates; median ratio {variances.median_ratio:.2f} to what was predicted"
-            + _worst(check, variances),
-            remedy="" if level == "good" else _other_likelihood(likelihood, variances.median_ratio > 1),
-        )
+    told = (
+        f"{variances.outside:.1%} of {int(variances.judged_g.sum()):,} genes vary more or less than 99% of replicates; "
+        f"median ratio {variances.median_ratio:.2f} to what was predicted"
     )
+    remedy = _other_likelihood(likelihood, variances.median_ratio > 1)
+    verdicts.append(_of_genes("variances", check, variances, told, remedy))
     return verdicts
 
 
@@ -226,6 +215,26 @@ def of_distances(distortion: Distortion) -> Verdict:
 
 def _level(value: float, limits: tuple[float, float]) -> str:
     return LEVELS[sum(value > limit for limit in limits)]
+
+
+def _of_genes(topic: str, check: PredictiveCheck, statistic: GeneStatistic, told: str, remedy: str) -> Verdict:
+    """How many genes are outside their band; where none can be judged, nothing is known to be good."""
+    if not statistic.judged_g.any():
+        of_counts = check.zeros is not None
+        which = "is seen in enough cells" if of_counts else "varies enough"
+        return Verdict(
+            topic=topic,
+            level="watch",
+            sentence=f"none of {len(statistic.judged_g):,} genes {which} to be judged by its {topic}",
+            remedy="diagnose more cells (--cells), or deeper ones" if of_counts else "diagnose cells that differ",
+        )
+    level = _level(statistic.outside, OUTSIDE)
+    return Verdict(
+        topic=topic,
+        level=level,
+        sentence=told + _worst(check, statistic),
+        remedy="" if level == "good" else remedy,
+    )
 
 
 def _worst(check: PredictiveCheck, statistic: GeneStatistic) -> str:

@@ -149,7 +149,9 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
     observed_g, predicted_g = statistic.observed_g, statistic.predicted_g
     if logged:
         # A gene without variance has no logarithm; it is drawn at the edge.
-        shown = np.concatenate([part[judged_g & (part > 0)] for part in (observed_g, predicted_g)] + [np.array([1e-2])])
+        shown = np.concatenate([part[judged_g & (part > 0)] for part in (observed_g, predicted_g)])
+        # Real numbers have variances of any size; where there is none to show, the axes are there all the same.
+        shown = shown if len(shown) else np.ones(1)
         low, high = float(shown.min()) / 1.5, float(shown.max()) * 1.5
         axes.set(xscale="log", yscale="log")
         for axis in (axes.xaxis, axes.yaxis):

@@ -20,6 +20,7 @@ from scvae_cli.errors import ConfigError
 from scvae_cli.latent.embedding import embed
 from scvae_cli.latent.sampling import even
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.again import as_asked
 from scvae_cli.training.fit import fit_to_end
 
 MAX_CELLS = 5000
@@ -63,10 +64,10 @@ def stability(
     Parameters
     ----------
     model
-        Counts as the first training.
+        Counts as the first training, which was on these cells (`again.on_some`).
     counts
-        n cells in the model's genes, with batches if the model has them; of more than 5,000, an even selection is
-        placed.
+        n cells in the model's genes, with batches if the model has them; all are trained on, and of more than 5,000 an
+        even selection is placed.
     n_trainings
         Trainings to compare, 2 or more.
     say
@@ -79,7 +80,7 @@ def stability(
     """
     if n_trainings < 2:
         raise ConfigError(f"--trainings is {n_trainings}", "it takes 2 or more, the model itself among them")
-    config = model.config.of_all_genes()
+    config = as_asked(model)
     models = [model]
     for more in range(1, n_trainings):
         say(f"training again, {more} of {n_trainings - 1}")

@@ -24,12 +24,13 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
+from scvae_cli.errors import DataError
 from scvae_cli.latent.denoising import CELL
 from scvae_cli.latent.sampling import even
 from scvae_cli.latent.scoring import Bounds, bounds
 from scvae_cli.model.bundle import Model
 from scvae_cli.studies.mean_model import MeanModel
-from scvae_cli.studies.sweep_result import Run, Sweep, SweepOptions, compare, find_breaks
+from scvae_cli.studies.sweep_result import MIN_JUDGES, Run, Sweep, SweepOptions, compare, find_breaks
 from scvae_cli.studies.thinning import KEPT, Thinned, predicted, thin
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event, refuse_empty, refuse_few, split
 
@@ -76,10 +77,12 @@ def sweep(
     Raises
     ------
     DataError, ModelError
-        As `fit`.
+        As `fit`; and for a single held-out cell where held-out cells judge.
     """
     counts, genes_chosen = _modelled(counts, config)
     judge = options.judge_of(config.model)
+    if judge == "bound":
+        _refuse_one_judge(counts, config)
     thinned = thin(counts, seed=config.train.seed) if judge == "thinning" else None
     trained_on = counts if thinned is None else thinned.kept
     values = options.values[::-1] if options.varied == "beta" else options.values
@@ -120,6 +123,15 @@ def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
     counts = refuse_few(refuse_empty(counts, drop=drop))
     columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data)
     return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
+
+
+def _refuse_one_judge(counts: Counts, config: RunConfig) -> None:
+    """One cell cannot say how sure a difference is, and says so before the trainings rather than after them."""
+    if len(split(counts, config)[1]) < MIN_JUDGES:
+        raise DataError(
+            f"of {counts.n_cells} cells one is held out, which cannot judge a sweep by itself",
+            "hold out more of them: --validation-fraction 0.3",
+        )
 
 
 def _config_of(config: RunConfig, options: SweepOptions, value: float) -> RunConfig:

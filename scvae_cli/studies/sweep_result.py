@@ -19,6 +19,8 @@ JUDGES = ("thinning", "bound")
 _FLAGS = {"beta": "--beta", "n_latent": "--n-latent"}
 # Standard errors, and nats, by which a curve must go wrong before it is told.
 _SURE, _VISIBLE = 2.0, 0.05
+# A standard error takes two cells.
+MIN_JUDGES = 2
 _EXAMPLES = {"beta": "0.1,0.3,1,3,10", "n_latent": "2,5,10,20,40"}
 
 
@@ -241,7 +243,7 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
     Parameters
     ----------
     loss_rn
-        Losses of r runs on the same n cells.
+        Losses of r runs on the same n cells, two or more.
     prefer_last
         Which run to take among those no worse than the best by more than one standard error, or by more than the
         noise: the last, or the first.
@@ -268,9 +270,11 @@ def find_breaks(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.
     beta_r
         Ascending.
     rate_rn, distortion_rn
-        Of n held-out cells under each run.
+        Of n held-out cells under each run; a single one can show nothing that is sure.
     """
-    found = []
+    found: list[Break] = []
+    if rate_rn.shape[1] < MIN_JUDGES:
+        return ()
     for i in range(len(beta_r) - 1):
         for what, wrong_n in (
             ("rate", rate_rn[i + 1] - rate_rn[i]),

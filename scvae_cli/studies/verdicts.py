@@ -8,9 +8,10 @@ from dataclasses import asdict
 import numpy as np
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.latent.diagnosis import Diagnosis, Section
+from scvae_cli.latent.diagnosis import MIN_HELDOUT, Diagnosis, Section
 from scvae_cli.latent.verdicts import Verdict
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.again import on_some
 from scvae_cli.studies.stability import Stability, stability
 from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, VAE, Contender, Worth, worth
 
@@ -36,12 +37,14 @@ def with_studies(
     diagnosis
         Of the one model.
     model, counts
-        The model, and cells in its genes with the batches of a model that has them.
+        The model, and cells in its genes with the batches of a model that has them; where they are others than it was
+        trained on, one trained on them stands in for it.
     n_trainings
         Trainings to compare, the model itself among them, 2 or more.
     say
         Told what is being done.
     """
+    model, counts = on_some(model, counts, say=say)
     worthy = worth(model, counts, say=say)
     stable = stability(model, counts, n_trainings=n_trainings, say=say)
     values = asdict(stable) | {"heldout_elbo": np.asarray(stable.heldout_elbo)}
@@ -54,8 +57,7 @@ def with_studies(
 
 def worth_verdicts(worth: Worth) -> list[Verdict]:
     """Is the VAE worth it here?"""
-    by_name = {one.name: one for one in worth.contenders}
-    likelihood = _likelihood(by_name)
+    likelihood = _likelihood(worth)
     return [likelihood, _denoising(worth)] if worth.n_thinned else [likelihood]
 
 
@@ -93,15 +95,23 @@ def stability_verdict(stability: Stability) -> Verdict:
     return Verdict(topic="stability", level=level, sentence=told, remedy=remedy)
 
 
-def _likelihood(by_name: dict[str, Contender]) -> Verdict:
-    vae, linear, mean = by_name[VAE], by_name[LINEAR], by_name[MEAN]
+def _likelihood(worth: Worth) -> Verdict:
+    by_name = {one.name: one for one in worth.contenders}
+    vae, mean = by_name[VAE], by_name[MEAN]
+    # A VAE that is linear itself has no linear decoder beside it.
+    linear_behind = by_name[LINEAR].heldout_behind if LINEAR in by_name else None
     assert vae.heldout is not None
-    assert linear.heldout_behind is not None
     assert mean.heldout_behind is not None
-    told = (
-        f"held-out cells: {vae.heldout:.1f} nats a cell; {_against(mean.heldout_behind, MEAN)}, "
-        f"{_against(linear.heldout_behind, LINEAR)}"
-    )
+    told = f"held-out cells: {vae.heldout:.1f} nats a cell; {_against(mean.heldout_behind, MEAN)}"
+    if linear_behind is not None:
+        told += f", {_against(linear_behind, LINEAR)}"
+    if worth.n_heldout < MIN_HELDOUT:
+        return Verdict(
+            topic="worth: likelihood",
+            level="watch",
+            sentence=f"{told}: with {worth.n_heldout} held out none of this is sure",
+            remedy="train with more cells, or hold out more of them (--validation-fraction)",
+        )
     if not _ahead(mean.heldout_behind):
         return Verdict(
             topic="worth: likelihood",
@@ -109,7 +119,7 @@ def _likelihood(by_name: dict[str, Contender]) -> Verdict:
             sentence=f"{told}: no latent space is needed to explain these cells",
             remedy="check that the cells differ and are deep enough; lower --beta; other genes (--n-top-genes)",
         )
-    if _ahead(linear.heldout_behind):
+    if linear_behind is None or _ahead(linear_behind):
         return Verdict(topic="worth: likelihood", level="good", sentence=told)
     return Verdict(
         topic="worth: likelihood",
@@ -139,7 +149,8 @@ def _against(behind: tuple[float, float] | None, name: str) -> str:
         return f"{name} gives none"
     difference, error = behind
     word = "ahead of" if difference >= 0 else "behind"
-    return f"{abs(difference):.2f} ± {error:.2f} nats {word} the {name}".replace("the PCA", "PCA")
+    known = "" if np.isnan(error) else f" ± {error:.2f}"
+    return f"{abs(difference):.2f}{known} nats {word} the {name}".replace("the PCA", "PCA")
 
 
 def _ahead(behind: tuple[float, float]) -> bool:

@@ -11,7 +11,7 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,14 +21,13 @@ from scvae_cli.latent.denoising import CELL, STATE
 from scvae_cli.latent.sampling import even
 from scvae_cli.latent.scoring import bounds
 from scvae_cli.model.bundle import Model
+from scvae_cli.studies.again import as_asked, with_linear_decoder
 from scvae_cli.studies.mean_model import MeanModel
 from scvae_cli.studies.pca_model import PcaModel
 from scvae_cli.studies.thinning import Thinned, predicted, thin
 from scvae_cli.training.fit import fit_to_end
 
 VAE, LINEAR, PCA, MEAN, NOTHING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
-# Of more cells than this, an even selection takes part in the trainings.
-MAX_CELLS = 20_000
 # Held-out cells judged at most, and importance samples for each.
 MAX_HELDOUT, N_SAMPLES = 1000, 50
 
@@ -43,7 +42,7 @@ class Contender:
         Which.
     heldout, heldout_behind
         Mean log-probability of a held-out cell, nats (a bound where there is a latent space); how much less than the
-        VAE's, with its standard error over cells. None for one that gives no probability.
+        VAE's, with its standard error over cells, NaN of a single one. None for one that gives no probability.
     thinned_state, thinned_cell
         Poisson loss of the counts set aside, nats a cell up to a constant, as predicted and with the cell's own counts
         weighed in; None where there is no such thing.
@@ -67,7 +66,7 @@ class Worth:
     Parameters
     ----------
     contenders
-        Each with its figures.
+        Each with its figures; no linear decoder beside a VAE that has one itself.
     n_heldout, n_thinned
         Cells judged; real numbers cannot be thinned, and 0 were.
     n_components
@@ -87,8 +86,8 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     Parameters
     ----------
     model
-        Its configuration is what the other trainings are told. When its held-out cells are not those that a training on
-        these cells would hold out, it stands back for one trained on them.
+        From a training on these cells (`again.on_some`). What was asked of it is what the other trainings are told, the
+        linear decoder's as `--decoder linear` would have it.
     counts
         n cells in the model's genes, with batches if the model has them.
     say
@@ -99,21 +98,22 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
     ScvaeError
         As for a training.
     """
-    counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    config = model.config.of_all_genes()
-    linear_config = replace(config, model=replace(config.model, decoder="linear"))
-    say("training a linear decoder")
-    linear = fit_to_end(counts, linear_config)
-    if set(linear.heldout_cells) != set(model.heldout_cells):
-        say("training a VAE on these cells")
-        model = fit_to_end(counts, config)
-    heldout, n_heldout = _heldout(model, linear, counts, config)
+    config = as_asked(model)
+    runs = {VAE: config}
+    # A model that is linear itself would be trained, and beaten or not, by itself.
+    if config.model.decoder != "linear":
+        runs[LINEAR] = with_linear_decoder(config)
+    models = {VAE: model}
+    if LINEAR in runs:
+        say("training a linear decoder")
+        models[LINEAR] = fit_to_end(counts, runs[LINEAR])
+    heldout, n_heldout = _heldout(models, counts, config)
     losses: dict[str, Losses] = {}
     n_thinned = n_components = 0
     if model.of_counts:
         say("training on thinned counts")
         thinned = thin(counts, seed=config.train.seed)
-        losses, n_components = _thinned_losses(thinned, config, linear_config, model)
+        losses, n_components = _thinned_losses(thinned, runs, model)
         n_thinned = thinned.kept.n_cells
     return Worth(
         contenders=tuple(
@@ -130,27 +130,24 @@ def worth(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _
 Losses = tuple[np.ndarray, np.ndarray | None]
 
 
-def _heldout(model: Model, linear: Model, counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
+def _heldout(models: dict[str, Model], counts: Counts, config: RunConfig) -> tuple[dict[str, np.ndarray], int]:
     """Log-probability of held-out cells under each that gives one."""
-    out = model.held_out(counts.cell_names)
+    device = models[VAE].device
+    out = models[VAE].held_out(counts.cell_names)
     rows = even(np.flatnonzero(out), MAX_HELDOUT)
-    mean = MeanModel(counts, np.flatnonzero(~out), config, model.device)
-    linear.vae.to(model.device)
     judged = counts.cells(rows)
-    log_prob = {
-        VAE: bounds(model, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
-        LINEAR: bounds(linear, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae,
-        MEAN: mean.log_prob_n(counts, rows),
-    }
+    log_prob = {}
+    for name, model in models.items():
+        model.vae.to(device)
+        log_prob[name] = bounds(model, judged, n_samples=N_SAMPLES, seed=config.train.seed).iwae
+    log_prob[MEAN] = MeanModel(counts, np.flatnonzero(~out), config, device).log_prob_n(counts, rows)
     return log_prob, len(rows)
 
 
-def _thinned_losses(
-    thinned: Thinned, config: RunConfig, linear_config: RunConfig, model: Model
-) -> tuple[dict[str, Losses], int]:
+def _thinned_losses(thinned: Thinned, runs: dict[str, RunConfig], model: Model) -> tuple[dict[str, Losses], int]:
     """Poisson losses of every contender, each cell's, and the number of principal components that served best."""
     kept = thinned.kept
-    mean = MeanModel(kept, None, config, model.device)
+    mean = MeanModel(kept, None, runs[VAE], model.device)
     losses: dict[str, Losses] = {NOTHING: (thinned.poisson_loss(_rows(kept)), None)}
     losses[MEAN] = (
         thinned.poisson_loss(mean.expected(kept, of_cell=False)),
@@ -161,7 +158,7 @@ def _thinned_losses(
     own_of_pca = {c: thinned.poisson_loss(pca.expected_of_cells(c)) for c in pca.components}
     n_components = min(own_of_pca, key=lambda c: min(own_of_pca[c].mean(), of_pca[c].mean()))
     losses[PCA] = (min(of_pca.values(), key=np.mean), min(own_of_pca.values(), key=np.mean))
-    for name, run in ((VAE, config), (LINEAR, linear_config)):
+    for name, run in runs.items():
         trained = fit_to_end(kept, run)
         trained.vae.to(model.device)
         losses[name] = (
@@ -194,4 +191,5 @@ def _best(losses: Losses) -> np.ndarray:
 
 
 def _mean_and_error(difference_n: np.ndarray) -> tuple[float, float]:
-    return float(difference_n.mean()), float(difference_n.std() / np.sqrt(len(difference_n)))
+    n = len(difference_n)
+    return float(difference_n.mean()), float(difference_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
