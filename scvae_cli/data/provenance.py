@@ -70,6 +70,42 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
         )
 
 
+def refuse_another(
+    store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
+) -> None:
+    """Refuse to replace one walk, climb or ordering by another whose name comes to the same slots.
+
+    Parameters
+    ----------
+    paths
+        Of the slots to be written.
+    run
+        What will write them: the command and the name.
+    made_of
+        The options that a name nobody chose is made of. Such a name may leave out in what they differ: signs, and all
+        way-points but the ends. A chosen name is taken at its word, and its earlier result replaced.
+
+    Raises
+    ------
+    DataError
+        When all runs that wrote one of the slots were of another name, or of other options.
+    """
+    there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
+    asked = made_of or {}
+    if not there or any(
+        old.get("command") == run and all(old["options"].get(key) == value for key, value in asked.items())
+        for old in there
+    ):
+        return
+    other = there[0]
+    told = "".join(f", {key} {other['options'].get(key)!r}" for key in asked)
+    taken = next(path for path in paths if path in other["slots"])
+    raise DataError(
+        f"{store.title}: {taken} holds another result, of {other.get('command')!r}{told}",
+        "use --name NAME to write beside it, or --force to replace it",
+    )
+
+
 def _is_there(store: CellStore, path: str) -> bool:
     group, key = path.split("/", 1)
     return key in store.existing(group)
