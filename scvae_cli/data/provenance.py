@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames, slug
 from scvae_cli.data.store import CellStore
-from scvae_cli.errors import DataError
+from scvae_cli.errors import DataError, ScvaeWarning
 
 
 def provenance(store: CellStore, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
     """The record of one command's results, which also marks its slots as ours.
 
-    Slots that an earlier run of this name left and this one does not replace stay ours.
+    Slots that an earlier run of this name left and this one does not replace stay ours, but are told apart, with the
+    model they are of: beside the new results they would be taken for a part of them. So a warning names them.
     """
     paths = [slot.path for slot in slots]
-    before = read_runs(store, names.key_added).get(slug(run), {}).get("slots", [])
-    record = facts | {"slots": [*paths, *(path for path in before if path not in paths)]}
+    record = facts | {"slots": paths}
+    before = read_runs(store, names.key_added).get(slug(run))
+    if before is not None:
+        known = before.get("earlier", {}) | dict.fromkeys(before["slots"], before["model_hash"])
+        # Cells sampled from sampled ones have a record too; of theirs, columns of the user's names are left out.
+        left = {path: model for path, model in known.items() if names.key_added in path and path not in paths}
+        if left := {path: model for path, model in left.items() if _is_there(store, path)}:
+            record["earlier"] = left
+            message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this one"
+            warnings.warn(ScvaeWarning(message), stacklevel=2)
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True))
 
 
@@ -58,7 +68,7 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
         Naming the first element that is in the way.
     """
     runs = read_runs(store, names.key_added)
-    ours = {path for run in runs.values() for path in run["slots"]}
+    ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
     taken = [path for path in paths if path not in ours and _is_there(store, path)]
     # Every command leaves its record in uns: there a value of the user's own may stand in the place of our folder.
     if not runs and names.key_added in store.existing("uns"):
