@@ -15,6 +15,7 @@ from scvae_cli.config import Likelihood, ModelConfig, RunConfig
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
+from scvae_cli.data.provenance import refuse_another
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.latent import denoising, embedding, interpolation, scoring
@@ -260,10 +261,12 @@ def interpolate(
         library=library,
         batch_as=batch_as,
     )
-    names = SlotNames(key_added=key_added)
+    names, run = SlotNames(key_added=key_added), f"interpolate_{options.name}"
     if inplace:
         planned = names.written_by("interpolate", options.name)
         session.check_destination(planned, names=names, output=_path(output), force=force)
+        if not force:
+            refuse_another(session.store, planned, names, run=run, made_of=None if name else {"waypoints": labels})
     told_groups = None if key is None else session.labels(groupby or key)
     result = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=told_groups)
     if (warning := result.warning()) is not None:
@@ -272,7 +275,6 @@ def interpolate(
         return result
     slots = result.slots(names, session.store.gene_names)
     told = dataclasses.asdict(options) | {"waypoints": labels, "groupby": groupby, "time_key": time_key}
-    run = f"interpolate_{options.name}"
     session.write(slots, names=names, run=run, options=told, output=_path(output), force=force)
     return None
 
@@ -313,17 +315,18 @@ def pseudotime(
     )
     chosen = name or ordering.default_name(str(root))
     start, *places = session.places([root, *ends], groupby=groupby)
-    names = SlotNames(key_added=key_added)
+    names, run = SlotNames(key_added=key_added), f"pseudotime_{chosen}"
     if inplace:
         planned = names.written_by("pseudotime", chosen)
         session.check_destination(planned if ends else planned[:2], names=names, output=_path(output), force=force)
+        if not force:
+            refuse_another(session.store, planned, names, run=run, made_of=None if name else {"root": root})
     result = ordering.pseudotime(session.model, session.counts, start, places, name=chosen, seed=seed)
     if (warning := result.warning()) is not None:
         warnings.warn(ScvaeWarning(warning), stacklevel=2)
     if not inplace:
         return result
     told = {"groupby": groupby, "root": root, "ends": list(ends), "seed": seed, "name": chosen}
-    run = f"pseudotime_{chosen}"
     session.write(result.slots(names), names=names, run=run, options=told, output=_path(output), force=force)
     return None
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvae_cli.data.provenance import refuse_another
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.latent import optimization
@@ -175,9 +176,12 @@ def optimize(
     )
     start, groups = request.start(session)
     options, names, to = request.options(), SlotNames(key_added=key_added), None if output is None else Path(output)
+    run = f"optimize_{options.name}"
     if inplace:
         planned = names.written_by("optimize", options.name)
         session.check_destination(planned, names=names, output=to, force=force)
+        if not force:
+            refuse_another(session.store, planned, names, run=run)
     result = optimization.optimize(session.model, session.counts, start, request.programme(), options, groups=groups)
     for warning in (*result.warnings(), *result.advice()):
         warnings.warn(ScvaeWarning(warning), stacklevel=2)
@@ -186,7 +190,7 @@ def optimize(
     session.write(
         result.slots(names, session.store.gene_names),
         names=names,
-        run=f"optimize_{options.name}",
+        run=run,
         options=asdict(options) | request.told(),
         output=to,
         force=force,

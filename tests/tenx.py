@@ -39,6 +39,14 @@ def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:
         file.writelines(f"{gene}\t{symbol}\tGene Expression\n" for gene, symbol in names)
 
 
+def write_plain_mtx(folder: Path, adata: ad.AnnData) -> None:
+    """The same without compression, as STARsolo writes it."""
+    write_10x_mtx(folder, adata)
+    for path in list(folder.iterdir()):
+        path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+
+
 def gene_ids(adata: ad.AnnData) -> list[str]:
     """A made-up Ensembl id for every gene."""
     return [f"ENSG{j:011d}" for j in range(adata.n_vars)]

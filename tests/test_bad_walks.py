@@ -12,6 +12,9 @@ import pytest
 from command_line import run_cli, run_well
 from workbench import DATA, USAGE, Bench, refused
 
+import scvae_cli as scvae
+from scvae_cli.errors import DataError
+
 Refusals = dict[str, tuple[int, str, Callable[[Bench], list[object]]]]
 
 
@@ -147,6 +150,77 @@ def test_a_refused_walk_computes_nothing(bench, monkeypatch):
     monkeypatch.setattr("scvae_cli.model.vae.VAE.encode", None)
     for options in (("--path", "curved"), ("--plot", "walk.gif"), ("--paths", "0"), ("--endpoint", "x")):
         refused(bench.folder, bench.walk("stem", "mature_1", *options), USAGE, options[1])
+
+
+# --- names that come to the same slots --------------------------------------------------------------------------------
+
+
+def renamed(bench: Bench, *names: str) -> None:
+    """Give the cells three groups called so."""
+    bench.changed(lambda a: a.obs.__setitem__("kind", np.asarray(names, dtype=object)[np.arange(a.n_obs) % 3]))
+
+
+@pytest.mark.parametrize("verb", ["interpolate", "pseudotime", "optimize"])
+def test_another_result_is_not_replaced(bench, monkeypatch, verb):
+    """Whoever asks for the second by a name that comes to the same slots is told, before anything is computed."""
+    renamed(bench, "HSC", "Mono CD14+", "Mono CD14++")
+    first, second = {
+        "interpolate": [("--from", "HSC", "--to", label, "--steps", "5") for label in ("Mono CD14+", "Mono CD14++")],
+        "pseudotime": [("--root", label) for label in ("Mono CD14+", "Mono CD14++")],
+        "optimize": [
+            ("--group", "HSC", "--toward", "gene_01", "--max-length", "0.1", "--name", name) for name in ("up+", "up")
+        ],
+    }[verb]
+    ask = bench.ask(verb, "--groupby", "kind")
+    run_well(*ask, *first)
+    with monkeypatch.context() as patch:
+        patch.setattr("scvae_cli.model.vae.VAE.encode", None)
+        hint = refused(bench.folder, [*ask, *second], DATA, "holds another result")
+    assert "--name" in hint
+    assert "--force" in hint
+    run_well(*ask, *first)
+    run_well(*ask, *second, "--force")
+    run_well(*ask, *second)
+
+
+def test_way_points_between_count_too(bench):
+    renamed(bench, "a", "b", "c")
+    ask = bench.ask("interpolate", "--groupby", "kind", "--from", "a", "--to", "c", "--steps", "5")
+    run_well(*ask, "--via", "b", "--via", "a")
+    detour = [*ask, "--via", "b", "--via", "c", "--via", "b"]
+    refused(bench.folder, detour, DATA, "'interpolate_a_to_c', waypoints ['a', 'b', 'a', 'c']")
+    # A name of one's own is taken at its word.
+    run_well(*ask, "--via", "b", "--name", "mine")
+    run_well(*detour, "--name", "mine")
+
+
+def test_letters_of_any_script_stay(bench):
+    renamed(bench, "HSC", "γδ T", "αβ T")
+    for label in ("γδ T", "αβ T"):
+        run_well(*bench.ask("interpolate", "--groupby", "kind", "--from", "HSC", "--to", label, "--steps", "5"))
+        run_well(*bench.ask("pseudotime", "--groupby", "kind", "--root", label))
+    adata = ad.read_h5ad(bench.data)
+    names = {f"scvae_pseudotime_{name}" for name in ("HSC_to_γδ_T", "HSC_to_αβ_T", "from_γδ_T", "from_αβ_T")}
+    assert names <= set(adata.obs)
+    assert len(adata.uns["scvae"]["runs"]) == 4
+    run_well(*bench.ask("pseudotime", "--groupby", "kind", "--root", "γδ T"))
+
+
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
+def test_another_result_in_memory_is_not_replaced(bench):
+    adata = ad.read_h5ad(bench.data)
+    adata.obs["kind"] = np.asarray(["T+", "T/", "B"], dtype=object)[np.arange(adata.n_obs) % 3]
+    scvae.pseudotime(adata, bench.model, root="T+", groupby="kind")
+    scvae.interpolate(adata, bench.model, groups=["T+", "B"], groupby="kind", n_steps=5)
+    up = {"from_cell": "cell_001", "max_length": 0.1, "toward": "gene_01"}
+    scvae.optimize(adata, bench.model, name="up", **up)
+    with pytest.raises(DataError, match="'pseudotime_from_T', root 'T\\+'"):
+        scvae.pseudotime(adata, bench.model, root="T/", groupby="kind")
+    with pytest.raises(DataError, match="holds another result"):
+        scvae.interpolate(adata, bench.model, groups=["T/", "B"], groupby="kind", n_steps=5)
+    with pytest.raises(DataError, match="holds another result"):
+        scvae.optimize(adata, bench.model, name="up+", **up)
+    scvae.pseudotime(adata, bench.model, root="T/", groupby="kind", force=True)
 
 
 # --- and those that can -----------------------------------------------------------------------------------------------

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 from command_line import TINY, run_cli, run_well
 from conftest import cells
-from tenx import write_10x_h5, write_10x_mtx
+from tenx import gene_ids, write_10x_h5, write_10x_mtx, write_plain_mtx
 
-WRITERS: dict[str, Callable[[Path, ad.AnnData], None]] = {"sample.h5": write_10x_h5, "sample_mtx": write_10x_mtx}
+from scvae_cli.data.tenx_folder import read_tenx_folder
+
+WRITERS: dict[str, Callable[[Path, ad.AnnData], None]] = {
+    "sample.h5": write_10x_h5,
+    "sample_mtx": write_10x_mtx,
+    "sample_plain": write_plain_mtx,
+}
 
 
 @pytest.fixture(params=WRITERS)
@@ -78,3 +86,41 @@ def test_half_a_folder_is_refused(tmp_path):
     assert outcome.code == 3
     assert "cannot be read as a 10x mtx folder" in outcome.err
     assert len(outcome.err.splitlines()) == 2
+
+
+def test_a_folder_is_read_as_scanpy_reads_it(tmp_path):
+    import scanpy as sc
+
+    adata = cells()
+    adata.var_names = ["NA", *adata.var_names[1:]]  # a gene's name all the same
+    write_10x_mtx(tmp_path / "sample", adata)
+    features = tmp_path / "sample" / "features.tsv.gz"
+    rows = gzip.decompress(features.read_bytes()).decode().replace("Gene Expression", "Antibody Capture", 2)
+    features.write_bytes(gzip.compress(rows.encode()))
+    seen, theirs = read_tenx_folder(tmp_path / "sample"), sc.read_10x_mtx(tmp_path / "sample")
+    np.testing.assert_array_equal(seen.X.toarray(), theirs.X.toarray())
+    assert seen.X.dtype == theirs.X.dtype
+    pd.testing.assert_frame_equal(seen.var, theirs.var, check_dtype=False)
+    assert list(seen.obs_names) == list(theirs.obs_names)
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("name", ["features.tsv", "genes.tsv"])
+def test_features_need_neither_type_nor_symbol(tmp_path, name, columns):
+    write_plain_mtx(tmp_path / "sample", cells())
+    (tmp_path / "sample" / "features.tsv").unlink()
+    named = {1: gene_ids(cells()), 2: list(cells().var_names)}[columns]
+    rows = zip(gene_ids(cells()), named, strict=True)
+    (tmp_path / "sample" / name).write_text("".join("\t".join(row[:columns]) + "\r\n" for row in rows))
+    seen = read_tenx_folder(tmp_path / "sample")
+    assert list(seen.var_names) == named
+    assert list(seen.var["gene_ids"]) == gene_ids(cells())
+    np.testing.assert_array_equal(seen.X.toarray(), cells().X.toarray())
+
+
+def test_files_that_do_not_belong_together_are_refused(tmp_path):
+    write_plain_mtx(tmp_path / "sample", cells())
+    (tmp_path / "sample" / "barcodes.tsv").write_text("AAAC\n")
+    outcome = run_cli("check", tmp_path / "sample")
+    assert outcome.code == 3
+    assert "40 features × 120 cells, but features.tsv 40 lines and barcodes.tsv 1" in outcome.err

@@ -5,17 +5,22 @@ Shapes: n cells, k latent dimensions.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import anndata as ad
 import networkx as nx
 import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from command_line import run_well
 from handmade import clusters, points
 from scipy.stats import spearmanr
 from simulated import counts_of, learned
 
 import scvae_cli as scvae
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent import cell_graph as graph_room
@@ -267,11 +272,31 @@ def test_cells_left_out_have_no_place_and_no_branch(adata, model, tmp_path, file
     assert np.isnan(cells.obsm["scvae_ends_from_stem"]).all(1).nonzero()[0].tolist() == [0, 1]
 
 
-def test_an_ordering_can_be_repeated_with_and_without_ends(adata, model):
-    cells = adata.copy()
-    for ends in (MATURE, [], MATURE):
-        scvae.pseudotime(cells, model, root="stem", ends=ends, groupby="cell_type")
-    assert SlotNames().branch("from_stem") in cells.obs
+@pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
+def test_branches_of_an_earlier_ordering_are_told_apart(adata, model, tmp_path, file):
+    """They stay where they are, but the ordering that did not write them does not claim them."""
+    cells, names, path = adata.copy(), SlotNames(), tmp_path / "cells.h5ad"
+    cells.write_h5ad(path)
+    told = {"root": "stem", "groupby": "cell_type"}
+    older, newer = (replace(model, hash=name) for name in ("older", "newer"))
+    data = path if file else cells
+
+    def record() -> dict[str, object]:
+        return read_runs(open_store(data))["pseudotime_from_stem"]
+
+    scvae.pseudotime(data, older, ends=MATURE, **told)
+    whole = record()
+    earlier = {f"obs/{names.branch('from_stem')}": "older", f"obsm/{names.end_weights('from_stem')}": "older"}
+    assert set(earlier) < set(whole["slots"])
+    for _ in range(2):
+        with pytest.warns(ScvaeWarning, match="obsm/scvae_ends_from_stem of .* from an earlier run"):
+            scvae.pseudotime(data, newer, **told)
+        assert set(record()["slots"]) == set(whole["slots"]) - set(earlier)
+        assert record()["earlier"] == earlier
+    if file:
+        assert "of model older: obs/scvae_branch_from_stem" in run_well("info", path).out
+    scvae.pseudotime(data, older, ends=MATURE, **told)
+    assert record() == whole
 
 
 def test_default_name():

@@ -8,6 +8,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
@@ -38,10 +39,8 @@ def check(
     console.result(inspection.as_dict(), _text(inspection, of_counts=likelihood != "normal"))
     if not inspection.ok:
         raise typer.Exit(3)
-    chosen = (f" --batch-key {batch_key}" if batch_key else "") + (
-        f" --likelihood {likelihood}" if likelihood != "zinb" else ""
-    )
-    console.next_step(f"scvae train {data}{chosen}")
+    other = None if likelihood == "zinb" else likelihood
+    console.next_step(shell_line("train", data, layer=layer, batch_key=batch_key, likelihood=other))
 
 
 def _text(seen: Inspection, *, of_counts: bool) -> str:

@@ -9,6 +9,7 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
+from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def diagnose(
     uns["scvae"]["diagnosis"].
     """
     with importing():
-        from scvae_cli.data.slots import SlotNames
+        from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
         from scvae_cli.errors import ConfigError
         from scvae_cli.latent.diagnosis import DiagnosisOptions
         from scvae_cli.latent.diagnosis import diagnose as judge
@@ -64,9 +65,10 @@ def diagnose(
         from scvae_cli.report.figure_file import check_figure_file
 
         check_figure_file(plot, force=force)
+    folder = o.model_folder(model, data)
     session = Session.open(
         data,
-        o.model_folder(model, data),
+        folder,
         layer=layer,
         device=device,
         allow_missing_genes=allow_missing_genes,
@@ -95,7 +97,18 @@ def diagnose(
         "slots": slots,
     }
     console.result(values, _text(result, values))
-    console.next_step(f"scvae embed {data} --refine 100")
+    # An output is an .h5ad that takes results back, whatever DATA is; no model lies beside it.
+    following = shell_line(
+        "embed",
+        output or data,
+        m=model if output is None else folder,
+        refine=100,
+        layer=layer,
+        allow_missing_genes=allow_missing_genes,
+        drop_empty=drop_empty,
+        key_added=None if key_added == DEFAULT_KEY else key_added,
+    )
+    console.next_step(following)
 
 
 def _values(result: Diagnosis) -> dict[str, Any]:

@@ -73,4 +73,6 @@ def _runs_text(target: Path, runs: dict[str, dict[str, Any]]) -> str:
         )
         lines.append(f"  {told or 'no options'}")
         lines.append(f"  → {', '.join(run['slots'])}")
+        for path, model in run.get("earlier", {}).items():
+            lines.append(f"  from an earlier run, of model {model or '(in memory)'}: {path}")
     return "\n".join(lines)

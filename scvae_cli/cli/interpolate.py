@@ -77,6 +77,7 @@ def interpolate(
     most, and warns where no cells support the walk.
     """
     with importing():
+        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent import interpolation
         from scvae_cli.latent.path_result import PathOptions, default_name
@@ -113,8 +114,10 @@ def interpolate(
         library=library,
         batch_as=batch_as,
     )
-    planned = names.written_by("interpolate", options.name)
+    planned, run = names.written_by("interpolate", options.name), f"interpolate_{options.name}"
     session.check_destination(planned, names=names, output=output, force=force)
+    if not force:
+        refuse_another(session.store, planned, names, run=run, made_of=None if name else {"waypoints": labels})
     key = groupby or time_key
     groups = None if key is None else session.labels(key)
     walk = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=groups)
@@ -122,7 +125,7 @@ def interpolate(
         slots = session.write(
             walk.slots(names, session.store.gene_names),
             names=names,
-            run=f"interpolate_{options.name}",
+            run=run,
             options=asdict(options) | {"groupby": groupby, "time_key": time_key, "waypoints": labels},
             output=output,
             force=force,

@@ -85,6 +85,7 @@ def optimize(
     """
     with importing():
         from scvae_cli.api_optimize import AscentRequest
+        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent import optimization
         from scvae_cli.session import Session
@@ -123,15 +124,17 @@ def optimize(
         drop_empty=drop_empty,
     )
     start, groups = request.start(session)
-    planned = names.written_by("optimize", options.name)
+    planned, run = names.written_by("optimize", options.name), f"optimize_{options.name}"
     session.check_destination(planned, names=names, output=output, force=force)
+    if not force:
+        refuse_another(session.store, planned, names, run=run)
     result = optimization.optimize(session.model, session.counts, start, request.programme(), options, groups=groups)
     walk = result.walk
     with steps_file(walk, path_out, names, force=force, score_t=result.score_t):
         slots = session.write(
             result.slots(names, session.store.gene_names),
             names=names,
-            run=f"optimize_{options.name}",
+            run=run,
             options=asdict(options) | request.told(),
             output=output,
             force=force,

@@ -43,7 +43,9 @@ KeyAdded = Annotated[str, typer.Option(help="Name used in place of scvae in ever
 Force = Annotated[
     bool,
     typer.Option(
-        "--force", help="Replace what is there: an output, or slots not written by scvae.", rich_help_panel=OUTPUT
+        "--force",
+        help="Replace what is there: an output, slots not written by scvae, another walk.",
+        rich_help_panel=OUTPUT,
     ),
 ]
 Plot = Annotated[

@@ -39,6 +39,7 @@ def pseudotime(
     ("shared" for cells that have not decided) and obsm["scvae_ends_NAME"].
     """
     with importing():
+        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent.pseudotime import default_name
         from scvae_cli.latent.pseudotime import pseudotime as order
@@ -58,13 +59,15 @@ def pseudotime(
     )
     places = session.places([start], groupby=None if by_cell else groupby)
     places += session.places(end or [], groupby=groupby)
-    planned = names.written_by("pseudotime", chosen)
+    planned, run = names.written_by("pseudotime", chosen), f"pseudotime_{chosen}"
     session.check_destination(planned if end else planned[:2], names=names, output=output, force=force)
+    if not force:
+        refuse_another(session.store, planned, names, run=run, made_of=None if name else {"root": start})
     result = order(session.model, session.counts, places[0], places[1:], name=chosen, seed=seed)
     slots = session.write(
         result.slots(names),
         names=names,
-        run=f"pseudotime_{chosen}",
+        run=run,
         options={"groupby": groupby, "root": start, "ends": end or [], "seed": seed, "name": chosen},
         output=output,
         force=force,

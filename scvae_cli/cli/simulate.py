@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from scvae_cli.cli.console import Console, told
+from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.importing import importing
 
 
@@ -62,4 +63,4 @@ def simulate(
     facts = {"path": str(out), "n_cells": cells, "n_genes": genes, "n_branches": branches, "n_batches": batches}
     shape = f"{cells:,} cells × {genes:,} genes, branches: {branches}, batches: {batches}"
     console.result(facts | {"seed": seed, "true_mean": true_mean}, f"Wrote {out}: {shape}")
-    console.next_step(f"scvae train {out}" + (" --batch-key batch" if batches > 1 else ""))
+    console.next_step(shell_line("train", out, batch_key="batch" if batches > 1 else None))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli import train_options as t
 from scvae_cli.cli.console import Console
+from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.cli.training_progress import follow
 from scvae_cli.importing import importing
 
@@ -142,8 +142,9 @@ def sweep(
     console.result(values, _text(result))
     for warning in result.warnings():
         console.warn(warning)
-    flag = "--" + result.varied.replace("_", "-")
-    console.next_step(f"scvae train {data} {flag} {result.suggested:g}{_as_told(flags)}")
+    # What a training of the same kind needs too.
+    chosen = {result.varied: f"{result.suggested:g}"} | flags | {"config": config}
+    console.next_step(shell_line("train", data, **chosen))
 
 
 # Share of the gain that is worth the name "nearly all".
@@ -169,15 +170,6 @@ def _numbers(flag: str, text: str | None) -> list[float] | None:
         example = "0.1,0.3,1,3,10" if flag == "--beta" else "2,5,10,20,40"
         raise ConfigError(f"{flag} is {text!r}", f"it takes numbers with commas between, such as {example}") from None
     return numbers
-
-
-def _as_told(flags: dict[str, Any]) -> str:
-    """Options of this command that a training of the same kind needs too."""
-    told = ""
-    for name, value in flags.items():
-        if value is not None:
-            told += f" --{name.replace('_', '-')}" + ("" if value is True else f" {shlex.quote(str(value))}")
-    return told
 
 
 def _text(result: Sweep) -> str:

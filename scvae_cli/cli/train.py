@@ -13,6 +13,7 @@ import typer
 from scvae_cli.cli import options as o
 from scvae_cli.cli import train_options as t
 from scvae_cli.cli.console import Console
+from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.cli.training_progress import follow
 from scvae_cli.importing import importing
 
@@ -127,9 +128,8 @@ def train(
     console.result(values, _text(values, last.model))
     for advice in _advice(last.model):
         console.warn(advice)
-    named = "" if model is None else f" -m {folder}"
-    elsewhere = "" if data.suffix == ".h5ad" else f" -o {data.stem}.h5ad"
-    console.next_step(f"scvae embed {data}{named}{elsewhere}")
+    elsewhere = None if data.suffix == ".h5ad" else f"{data.stem}.h5ad"
+    console.next_step(shell_line("embed", data, m=model, o=elsewhere, drop_empty=run.data.drop_empty))
 
 
 def _text(values: dict[str, Any], model: Model) -> str:

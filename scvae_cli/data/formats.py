@@ -11,6 +11,7 @@ from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.h5ad_create import new_h5ad
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
+from scvae_cli.data.tenx_folder import read_tenx_folder
 from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -71,11 +72,9 @@ def _read_10x_folder(path: Path) -> AnnData:
     names = ("matrix.mtx", "matrix.mtx.gz")
     if not any((path / name).exists() for name in names):
         raise DataError(f"{path} is a folder without a matrix.mtx", "name an .h5ad file, a 10x .h5 or a 10x mtx folder")
-    import scanpy as sc
-
     try:
-        return _unique_genes(sc.read_10x_mtx(path))
-    except Exception as error:  # whatever a half-written folder makes scanpy's parsers raise
+        return _unique_genes(read_tenx_folder(path))
+    except Exception as error:  # whatever a half-written folder makes the parsers raise
         raise DataError(f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}", _TENX_HINT) from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,17 +11,26 @@ import numpy as np
 
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames, slug
 from scvae_cli.data.store import CellStore
-from scvae_cli.errors import DataError
+from scvae_cli.errors import DataError, ScvaeWarning
 
 
 def provenance(store: CellStore, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
     """The record of one command's results, which also marks its slots as ours.
 
-    Slots that an earlier run of this name left and this one does not replace stay ours.
+    Slots that an earlier run of this name left and this one does not replace stay ours, but are told apart, with the
+    model they are of: beside the new results they would be taken for a part of them. So a warning names them.
     """
     paths = [slot.path for slot in slots]
-    before = read_runs(store, names.key_added).get(slug(run), {}).get("slots", [])
-    record = facts | {"slots": [*paths, *(path for path in before if path not in paths)]}
+    record = facts | {"slots": paths}
+    before = read_runs(store, names.key_added).get(slug(run))
+    if before is not None:
+        known = before.get("earlier", {}) | dict.fromkeys(before["slots"], before["model_hash"])
+        # Cells sampled from sampled ones have a record too; of theirs, columns of the user's names are left out.
+        left = {path: model for path, model in known.items() if names.key_added in path and path not in paths}
+        if left := {path: model for path, model in left.items() if _is_there(store, path)}:
+            record["earlier"] = left
+            message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this one"
+            warnings.warn(ScvaeWarning(message), stacklevel=2)
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True, default=_plain))
 
 
@@ -67,7 +77,7 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
         Naming the first element that is in the way.
     """
     runs = read_runs(store, names.key_added)
-    ours = {path for run in runs.values() for path in run["slots"]}
+    ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
     taken = [path for path in paths if path not in ours and _is_there(store, path)]
     # Every command leaves its record in uns: there a value of the user's own may stand in the place of our folder.
     if not runs and names.key_added in store.existing("uns"):
@@ -77,6 +87,42 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
             f"{store.title}: {taken[0]} is there already and was not written by scvae",
             "use --force to replace it, or --key-added NAME to write under another name",
         )
+
+
+def refuse_another(
+    store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
+) -> None:
+    """Refuse to replace one walk, climb or ordering by another whose name comes to the same slots.
+
+    Parameters
+    ----------
+    paths
+        Of the slots to be written.
+    run
+        What will write them: the command and the name.
+    made_of
+        The options that a name nobody chose is made of. Such a name may leave out in what they differ: signs, and all
+        way-points but the ends. A chosen name is taken at its word, and its earlier result replaced.
+
+    Raises
+    ------
+    DataError
+        When all runs that wrote one of the slots were of another name, or of other options.
+    """
+    there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
+    asked = made_of or {}
+    if not there or any(
+        old.get("command") == run and all(old["options"].get(key) == value for key, value in asked.items())
+        for old in there
+    ):
+        return
+    other = there[0]
+    told = "".join(f", {key} {other['options'].get(key)!r}" for key in asked)
+    taken = next(path for path in paths if path in other["slots"])
+    raise DataError(
+        f"{store.title}: {taken} holds another result, of {other.get('command')!r}{told}",
+        "use --name NAME to write beside it, or --force to replace it",
+    )
 
 
 def _is_there(store: CellStore, path: str) -> bool:

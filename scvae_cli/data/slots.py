@@ -249,12 +249,14 @@ class SlotNames:
 
 
 def slug(name: str) -> str:
-    """A name that is safe inside an HDF5 key, where "/" would nest.
+    """A name that is safe inside an HDF5 key, where "/" would nest; letters of any script stay.
 
-    >>> slug("CD4+ T/naive")
-    'CD4_T_naive'
+    Different names may come to the same: `provenance.refuse_another` keeps their results apart.
+
+    >>> slug("CD4+ T/naive"), slug("γδ T")
+    ('CD4_T_naive', 'γδ_T')
     """
-    cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "_", name).strip("_.")
+    cleaned = re.sub(r"[^\w.-]+", "_", name).strip("_.")
     return cleaned or "unnamed"
 
 

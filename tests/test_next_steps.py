@@ -1,0 +1,52 @@
+"""What a command says to run next: it runs, on the same cells, with the same model."""
+
+from __future__ import annotations
+
+import shlex
+
+import numpy as np
+from command_line import TINY, run_well
+from conftest import cells
+from tenx import write_10x_mtx
+
+
+def next_line(*arguments: object) -> list[str]:
+    """The command that another says to run next, as a shell takes it apart."""
+    steps = [line for line in run_well(*arguments).err.splitlines() if line.startswith("next: scvae ")]
+    return shlex.split(steps[0].removeprefix("next: scvae "))
+
+
+def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
+    """In a folder with a space, on a layer, with an empty cell, and a model beside no data."""
+    monkeypatch.chdir(tmp_path)
+    data, model, config = tmp_path / "my cells.h5ad", tmp_path / "my model.scvae", tmp_path / "its config.toml"
+    adata = cells()
+    adata.layers["spliced"] = adata.X.copy()
+    adata.write_h5ad(data)
+    config.write_text("[train]\nmax_epochs = 1\nseed = 3\n")
+    assert next_line("check", data, "--layer", "spliced", "--batch-key", "batch") == [
+        *("train", str(data), "--layer", "spliced", "--batch-key", "batch")
+    ]
+    adata.layers["spliced"] = adata.X.multiply(np.arange(adata.n_obs)[:, None] > 0).tocsr()
+    adata.write_h5ad(data)
+    kept = ("--layer", "spliced", "--drop-empty")
+    sweep = next_line("sweep", data, "--beta", "1,2", *TINY[2:4], *TINY[6:], *kept, "--config", config)
+    assert set(kept) < set(sweep)
+    assert sweep[-2:] == ["--config", str(config)]
+    embed = next_line(*sweep, "-m", model)
+    assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
+    run_well(*embed)
+    quick = ["--quick", "--samples", "4", "--refine", "2", *kept]
+    refined = next_line("diagnose", data, "-m", model, *quick, "--key-added", "mine")
+    assert refined == ["embed", str(data), "-m", str(model), "--refine", "100", *kept, "--key-added", "mine"]
+    run_well(*refined)
+
+
+def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):
+    """A 10x folder takes no results back, and no model lies beside the output."""
+    sample, out = tmp_path / "sample", tmp_path / "out.h5ad"
+    write_10x_mtx(sample, cells())
+    quick = ["--quick", "--samples", "4", "--refine", "2"]
+    refined = next_line("diagnose", sample, "-m", trained.model, *quick, "-o", out)
+    assert refined == ["embed", str(out), "-m", str(trained.model), "--refine", "100"]
+    run_well(*refined)
