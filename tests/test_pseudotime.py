@@ -204,6 +204,18 @@ def test_an_end_at_the_root_is_refused(adata, model):
         ordered(adata, model, groupby=None, root="nobody")
 
 
+def test_an_end_with_the_name_of_the_undecided_is_refused_before_anything_is_computed(adata, model, monkeypatch):
+    cells = adata.copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "shared")
+    monkeypatch.setattr(room, "posteriors", None)
+    with pytest.raises(DataError, match="an end is called 'shared'") as refused:
+        ordered(cells, model, root="stem", ends=["mature_1", "shared"])
+    assert "another name" in refused.value.hint
+    # Under any other part than an end's the name does no harm.
+    monkeypatch.undo()
+    assert ordered(cells, model, root="shared", ends=["mature_1"]).root == "shared"
+
+
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_few_cells(adata, model, n):
     result = ordered(adata[:n].copy(), model, groupby=None, root=adata.obs_names[0])

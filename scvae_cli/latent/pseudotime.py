@@ -121,8 +121,13 @@ def pseudotime(
     Raises
     ------
     DataError
-        When an end is at the same place as the root.
+        When an end is at the same place as the root, or is called as the cells are that have not decided.
     """
+    if any(point.label == SHARED for point in ends):
+        raise DataError(
+            f"an end is called {SHARED!r}, as are cells that have not decided between the ends",
+            "give that population another name in obs",
+        )
     geometry = Geometry(model.vae)
     mean_nk, _ = posteriors(model, counts)
     always = np.concatenate([point.candidates() for point in (root, *ends)])
