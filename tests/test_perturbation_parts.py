@@ -51,6 +51,14 @@ def test_near_groups_say_more():
     np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
+def test_all_groups_that_are_learned_from_are_named():
+    """Groups b and c were under both, and only c under the parts too: half the change is both's."""
+    cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
+    group_n, label_n = toy(*((group, label, 5) for group, label in cells))
+    asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
+    assert asked.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
+
+
 def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
     """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
     rng = np.random.default_rng(0)
