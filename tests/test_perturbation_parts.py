@@ -134,6 +134,20 @@ def test_expected_logs_are_sums_over_counts():
         assert float(found[g]) == pytest.approx(poisson.pmf(x, mean[g]) @ np.log1p(scale * x), rel=0.003)
 
 
+@pytest.mark.parametrize("theta", [0.05, 0.5, 1.0, 3.0, 20.0, 1e4, None])
+def test_expected_logs_of_any_mean_and_dispersion(theta):
+    """Also of counts that scatter far around a large mean, where the logarithm bends most."""
+    for mean in (1e-3, 0.3, 20.0, 50.0, 300.0, 1e4):
+        variance = mean if theta is None else mean + mean**2 / theta
+        x = np.arange(int(mean + 12 * np.sqrt(variance) + 40 * variance / mean) + 1)
+        pmf = poisson.pmf(x, mean) if theta is None else nbinom.pmf(x, theta, theta / (theta + mean))
+        for scale in (0.05, 5.0):
+            parts = [torch.full((1, 1), value, dtype=torch.float64) for value in (mean, 1.0, scale)]
+            theta_g = None if theta is None else torch.tensor([theta], dtype=torch.float64)
+            found = float(mean_log1p(parts[0], theta_g, parts[1], parts[2][0]))
+            assert found == pytest.approx(pmf @ np.log1p(scale * x), rel=1e-3)
+
+
 def test_the_better_recipe_is_chosen():
     recipes = candidates("auto", unseen=True)
     assert recipes[0] == Recipe(method="centroid", plain=0.5)
