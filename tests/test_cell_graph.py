@@ -141,6 +141,14 @@ def test_islands_are_joined_where_they_are_nearest():
     assert distance_m[80:].min() > distance_m[40:80].max() > distance_m[:40].max()
 
 
+def test_islands_are_counted_though_two_of_them_have_two_bridges():
+    """The two small ones are nearest to each other, and each looks for its own nearest cell: three bridges."""
+    graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
+    assert graph.islands == 3
+    assert graph.bridges == 3
+    assert graph_of(cloud(60)).islands == 1
+
+
 def test_a_lone_cell_has_neighbours_of_its_own():
     """A far cell is tied to its nearest ones like any other: no bridge."""
     graph = graph_of(np.vstack([cloud(50, 2), [[100.0, 0]]]))

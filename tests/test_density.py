@@ -161,9 +161,20 @@ def test_few_cells(k):
     x_nk = np.random.default_rng(0).normal(size=(10, k))
     density = fit_density(sure(x_nk[:9]), sure(x_nk[9:]), seed=0)
     assert torch.isfinite(density.log_prob(points(x_nk))).all()
-    assert len(density.heldout_nll) == 1
     score_n = density.off_manifold(points(np.vstack([x_nk, x_nk + 100])))
     assert ((score_n > 0) & (score_n < 1)).all()
+    assert (score_n[:9] < 0.95).all()
+    assert (score_n[10:] > 0.95).all()
+
+
+@pytest.mark.parametrize("n_heldout", [1, 3, 9, 10, 30])
+def test_far_away_is_off_however_few_cells_were_held_out(n_heldout):
+    x_nk = np.random.default_rng(0).normal(size=(94, 4))
+    density = fit_density(sure(x_nk[n_heldout:]), sure(x_nk[:n_heldout]), seed=0)
+    # Ten and more held-out cells judge alone; fewer are joined by the others.
+    assert len(density.heldout_nll) == (n_heldout if n_heldout >= 10 else 94)
+    assert float(density.off_manifold(torch.full((1, 4), 1000.0))) > 0.95
+    assert density.nll_at(0.95) > density.nll_at(0.5)
 
 
 @pytest.mark.parametrize(("n", "k"), [(10, 3), (300, 1), (300, 5)])

@@ -8,6 +8,7 @@ import itertools
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.figure import Figure
 from simulated import TINY, counts_of, tree
 
@@ -16,13 +17,14 @@ from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.interpolation import interpolate
 from scvae_cli.latent.path_result import Path, PathOptions
 from scvae_cli.latent.way_points import Waypoint
-from scvae_cli.report import figure_file
+from scvae_cli.report import figure_file, walk_plot
 from scvae_cli.report.curves import N_CURVES, smoothed
 from scvae_cli.report.figure_file import check_figure_file, save_figure
 from scvae_cli.report.heat_map import N_GENES, heat_map_genes
 from scvae_cli.report.page import PALETTE, group_colours, legend_names
 from scvae_cli.report.path_figure import Backdrop, path_figure, steps_in_plane
 from scvae_cli.report.plane import waypoint_steps
+from scvae_cli.session import Session
 
 KINDS = (".png", ".svg", ".pdf")
 
@@ -161,6 +163,22 @@ def test_curves_are_the_decoded_means(walk, groups_n):
         np.testing.assert_allclose(line.get_ydata(), walk.mean_tg[:, gene])
         assert axes.get_ylim()[0] == 0
         assert axes.get_ylim()[1] >= walk.high_tg[:, gene].max()
+
+
+def test_curves_over_cells_have_been_through_zero_inflation(adata, model, walk, groups_n, tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(walk_plot, "save_figure", lambda figure, file: figures.append(figure))
+    session = Session.open(adata, model, device="cpu")
+    walk_plot.draw_walk(session, walk, groups_n, tmp_path / "walk.png")
+    z = model.axes.in_training_frame(torch.as_tensor(walk.z_tk))
+    output = model.vae.decode(z, None)
+    shown_tg = walk.mean_tg * torch.sigmoid(-output.zero_logit_ng).detach().numpy()
+    # Both add up to the depth, as the cells' counts do.
+    shown_tg *= walk.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
+    assert np.abs(shown_tg / walk.mean_tg - 1).max() > 0.01
+    for gene in walk.top_genes(N_CURVES):
+        (line,) = lines(part(figures[0], f"gene {walk.genes[gene]}"), "decoded")
+        np.testing.assert_allclose(line.get_ydata(), shown_tg[:, gene], rtol=1e-4)
 
 
 def test_smoothing_against_the_plain_formula():

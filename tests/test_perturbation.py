@@ -319,14 +319,22 @@ def test_the_picture_shows_what_there_is(known, everything, model):
     assert names == {result.genes[g] for g in result.top_genes(12)}
 
 
-def test_a_single_other_group_leaves_the_accuracy_unknown(files, known):
+def test_a_single_other_group_leaves_the_accuracy_unknown(files, known, monkeypatch):
     data, _ = files
     without(known, *((group, "B") for group in ("cat", "dog", "elk"))).write_h5ad(data)
+    monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2)
     outcome = run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
     assert "accuracy: unknown" in outcome.out
+    assert "its correlation with the plain mean change is 0.20)" in outcome.err
     values = json.loads(run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
     assert values["checks"] == []
     assert values["expected"]["predicted"] is None
+
+
+def test_agreement_nowhere_is_no_share_of_anything(files, monkeypatch):
+    monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.9 if design.group == "ape" else -0.1)
+    outcome = run_well("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
+    assert "there or in the other groups it does not agree" in outcome.err
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,14 @@ def test_near_groups_say_more():
     np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
+def test_all_groups_that_are_learned_from_are_named():
+    """Groups b and c were under both, and only c under the parts too: half the change is both's."""
+    cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
+    group_n, label_n = toy(*((group, label, 5) for group, label in cells))
+    asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
+    assert asked.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
+
+
 def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
     """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
     rng = np.random.default_rng(0)
@@ -124,6 +132,20 @@ def test_expected_logs_are_sums_over_counts():
     found = mean_log1p(tensors[0], None, torch.ones(1, 5), one)[0]
     for g in range(5):
         assert float(found[g]) == pytest.approx(poisson.pmf(x, mean[g]) @ np.log1p(scale * x), rel=0.003)
+
+
+@pytest.mark.parametrize("theta", [0.05, 0.5, 1.0, 3.0, 20.0, 1e4, None])
+def test_expected_logs_of_any_mean_and_dispersion(theta):
+    """Also of counts that scatter far around a large mean, where the logarithm bends most."""
+    for mean in (1e-3, 0.3, 20.0, 50.0, 300.0, 1e4):
+        variance = mean if theta is None else mean + mean**2 / theta
+        x = np.arange(int(mean + 12 * np.sqrt(variance) + 40 * variance / mean) + 1)
+        pmf = poisson.pmf(x, mean) if theta is None else nbinom.pmf(x, theta, theta / (theta + mean))
+        for scale in (0.05, 5.0):
+            parts = [torch.full((1, 1), value, dtype=torch.float64) for value in (mean, 1.0, scale)]
+            theta_g = None if theta is None else torch.tensor([theta], dtype=torch.float64)
+            found = float(mean_log1p(parts[0], theta_g, parts[1], parts[2][0]))
+            assert found == pytest.approx(pmf @ np.log1p(scale * x), rel=1e-3)
 
 
 def test_the_better_recipe_is_chosen():

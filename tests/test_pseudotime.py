@@ -187,7 +187,7 @@ def test_islands_are_told(planted):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
     result = planted(z_nk, Waypoint(label="root", cells=np.arange(40)))
     assert result.bridges >= 2
-    assert "islands" in result.warning()
+    assert "on 3 islands" in result.warning()
     assert np.isfinite(result.pseudotime_n).all()
     assert result.pseudotime_n[:40].max() < result.pseudotime_n[40:80].min()
 
@@ -207,6 +207,18 @@ def test_an_end_at_the_root_is_refused(adata, model):
         ordered(adata, model, root="stem", ends=["nowhere"])
     with pytest.raises(DataError, match="no cell called"):
         ordered(adata, model, groupby=None, root="nobody")
+
+
+def test_an_end_with_the_name_of_the_undecided_is_refused_before_anything_is_computed(adata, model, monkeypatch):
+    cells = adata.copy()
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "shared")
+    monkeypatch.setattr(room, "posteriors", None)
+    with pytest.raises(DataError, match="an end is called 'shared'") as refused:
+        ordered(cells, model, root="stem", ends=["mature_1", "shared"])
+    assert "another name" in refused.value.hint
+    # Under any other part than an end's the name does no harm.
+    monkeypatch.undo()
+    assert ordered(cells, model, root="shared", ends=["mature_1"]).root == "shared"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])

@@ -58,7 +58,7 @@ def walked(adata, model, **options) -> Walk:
 
 
 def in_training_frame(model, z_tk: np.ndarray) -> torch.Tensor:
-    return torch.as_tensor(z_tk, dtype=torch.float32) @ model.axes.rotation_kk
+    return model.axes.in_training_frame(torch.as_tensor(z_tk, dtype=torch.float32))
 
 
 # --- where it goes ----------------------------------------------------------------------------------------------------

@@ -217,13 +217,22 @@ def _checks(result: Perturbation) -> list[str]:
     return lines
 
 
+def _agreement(carried: float, result: Perturbation) -> str:
+    """What the model's word and the plain change have in common, in words."""
+    if not result.checks:
+        return f"its correlation with the plain mean change is {carried:.2f}"
+    if carried <= 0:
+        return "there or in the other groups it does not agree with the plain mean change at all"
+    return f"its agreement with the plain mean change is {carried:.2f} of that in the other groups"
+
+
 def _warn(console: Console, result: Perturbation) -> None:
     from scvae_cli.latent.perturbation_check import CARRIED
 
     if result.carried is not None and result.carried < CARRIED:
         console.warn(
-            f"the model does not carry the change over to {result.group} (its agreement with the plain mean change is "
-            f"{max(result.carried, 0):.2f} of that in the other groups), so the prediction is that change, in logs"
+            f"the model does not carry the change over to {result.group} ({_agreement(result.carried, result)}), so "
+            "the prediction is that change, in logs"
         )
     elif result.checks and not result.checks[0].unseen and (result.tested or result.recipe.plain < 1):
         console.info(

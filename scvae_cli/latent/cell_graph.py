@@ -54,6 +54,8 @@ class CellGraph:
         Symmetric CSR matrix (m, m) of the edges' Fisher–Rao lengths, standard deviations of a count.
     bridges
         Edges that had to be added between islands: there are no cells along them.
+    islands
+        Parts that hang together without them, at least 1.
     """
 
     cells: np.ndarray
@@ -61,6 +63,7 @@ class CellGraph:
     neighbours_mj: np.ndarray
     lengths: sp.csr_matrix
     bridges: int
+    islands: int
 
     def node_of(self, cell: int) -> int:
         """Position of a cell among the nodes."""
@@ -161,6 +164,7 @@ def cell_graph(
     neighbours_mj = _without_itself(nearest(place_md, place_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
     edges = np.stack([source, neighbours_mj.ravel()], axis=1)
+    islands = _islands(edges, len(cells))[0]
     bridges = _bridges(place_md, edges)
     edges = np.concatenate([edges, bridges])
     # A length of exactly zero would be no edge at all.
@@ -172,6 +176,7 @@ def cell_graph(
         neighbours_mj=neighbours_mj,
         lengths=one_way.maximum(one_way.T).tocsr(),
         bridges=len(bridges),
+        islands=islands,
     )
 
 
@@ -212,14 +217,21 @@ def _without_itself(neighbours: np.ndarray) -> np.ndarray:
     return others
 
 
+def _islands(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
+    """Number of parts of m nodes that hang together, and which one each node is in."""
+    joined = sp.csr_matrix((np.ones(len(edges)), (edges[:, 0], edges[:, 1])), shape=(m, m))
+    n_islands, island_m = connected_components(joined, directed=False)
+    return int(n_islands), island_m
+
+
 def _bridges(place_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Edges from every island to the nearest cell elsewhere, until all hang together, shape (bridges, 2)."""
-    m = len(place_md)
+    """Edges from every island to the nearest cell elsewhere, until all hang together, shape (bridges, 2).
+
+    Two islands that are nearest to each other are joined twice, by the same edge or by two.
+    """
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:
-        every = np.concatenate([edges, bridges])
-        joined = sp.csr_matrix((np.ones(len(every)), (every[:, 0], every[:, 1])), shape=(m, m))
-        n_islands, island_m = connected_components(joined, directed=False)
+        n_islands, island_m = _islands(np.concatenate([edges, bridges]), len(place_md))
         if n_islands == 1:
             return bridges
         largest = np.bincount(island_m).argmax()

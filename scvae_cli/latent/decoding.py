@@ -18,13 +18,17 @@ from scvae_cli.model.bundle import Model
 _SAMPLES = 100
 
 
-def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
+def decoder_at(
+    model: Model, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
+) -> Callable[[Tensor], Tensor]:
     """What turns places, on the model's device, into their expected counts, (t, k) → (t, g); differentiable.
 
     Parameters
     ----------
     library, batch_as
         Depth and batch, as for denoising; there is no "observed" depth.
+    with_zero_inflation
+        Whether technical zeros count.
 
     Raises
     ------
@@ -39,24 +43,26 @@ def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[T
     def decoded(z_tk: Tensor) -> Tensor:
         library_t = torch.full((len(z_tk),), size, device=z_tk.device)
         batch_t = None if batch is None else torch.full((len(z_tk),), batch, device=z_tk.device)
-        return model.vae.expected_counts(z_tk, library_t, batch_t)
+        return model.vae.expected_counts(z_tk, library_t, batch_t, with_zero_inflation=with_zero_inflation)
 
     return decoded
 
 
 @torch.inference_mode()
-def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) -> np.ndarray:
+def decode(
+    model: Model, z_tk: np.ndarray, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
+) -> np.ndarray:
     """Expected counts at a depth and in a batch, shape (t, g), float32.
 
     Parameters
     ----------
     z_tk
         In the frame of the training.
-    library, batch_as
+    library, batch_as, with_zero_inflation
         As for `decoder_at`, which also says what is refused.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
-    result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
+    result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
     return result
 
 

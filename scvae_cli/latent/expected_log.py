@@ -4,17 +4,22 @@ Changes of expression are told, and judged, in means of log(1 + 10⁴·x/library
 a logarithm is not the logarithm of a mean: of a gene that a cell shows once or not at all it is nearly a probability.
 So it is summed over the counts that a negative binomial gives.
 
-Shapes: n cells, g genes.
+Shapes: n cells, g genes, t pairs of these whose counts may be large.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
 TARGET = 1e4
-# Counts that are summed over one by one; all larger ones are put at their mean, where the logarithm hardly bends.
-_COUNTS = 48
+# Counts below this are summed one by one. What larger ones add is an integral over their logarithm, at so many points
+# of Gauss and Legendre's; it reaches from so many standard deviations below the mean to as many above, and on by so
+# many times the variance over the mean, as gamma distributions reach farther up. Together exact to 2 in 10,000.
+_COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
+# A tail whose probability is less, as a share of the sum before it, is put at its first count.
+_LEAST_TAIL = 1e-4
 
 
 def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n: Tensor) -> Tensor:
@@ -41,14 +46,45 @@ def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n
     else:
         pmf_ng = torch.exp(-theta_g * torch.log1p(mean_ng / theta_g))
         ratio_ng = mean_ng / (mean_ng + theta_g)
-    mass_ng, first_ng, result_ng = pmf_ng.clone(), torch.zeros_like(mean_ng), torch.zeros_like(mean_ng)
+    mass_ng, result_ng = pmf_ng.clone(), torch.zeros_like(mean_ng)
     for x in range(1, _COUNTS):
         pmf_ng = pmf_ng * (mean_ng / x if theta_g is None else ratio_ng * ((x - 1 + theta_g) / x))
         mass_ng += pmf_ng
-        first_ng += x * pmf_ng
         result_ng += pmf_ng * torch.log1p(scale_n1 * x)
     rest_ng = (1 - mass_ng).clamp(min=0)
-    # Below rounding there is no tail whose mean could be told.
-    above_ng = torch.where(rest_ng > 1e-9, (mean_ng - first_ng) / rest_ng.clamp(min=1e-9), mean_ng)
-    result_ng += rest_ng * torch.log1p(scale_n1 * above_ng.clamp(min=_COUNTS))
+    log_ng = torch.log1p(scale_n1 * _COUNTS).expand_as(mean_ng).clone()
+    n, g = torch.nonzero(rest_ng > _LEAST_TAIL * result_ng, as_tuple=True)
+    log_ng[n, g] = _mean_of_tail(mean_ng[n, g], None if theta_g is None else theta_g[g], scale_n[n])
+    result_ng += rest_ng * log_ng
     return result_ng * keep_ng
+
+
+def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Tensor:
+    """Mean of log(1 + s·x) of the counts x that are not summed one by one, shape (t,)."""
+    # Variance over mean; with it, a count's distribution stretches.
+    stretch_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
+    reach_t = _DEVIATIONS * (mean_t * stretch_t).sqrt()
+    # Sums become integrals from half a count below.
+    low_t = (mean_t - reach_t).clamp(min=_COUNTS - 0.5).log()
+    high_t = (mean_t + reach_t + _BEYOND * stretch_t).clamp(min=1.5 * _COUNTS).log()
+    mass_t, sum_t = torch.zeros_like(mean_t), torch.zeros_like(mean_t)
+    # Constants cancel in the end, but keep the terms from overflowing.
+    if theta_t is None:
+        constant_t, rate_t = -mean_t, -mean_t.log()
+    else:
+        constant_t = -torch.lgamma(theta_t) - theta_t * torch.log1p(mean_t / theta_t)
+        rate_t = torch.log1p(theta_t / mean_t)
+    points, weights = np.polynomial.legendre.leggauss(_POINTS)
+    for point, weight in zip(points.tolist(), weights.tolist(), strict=True):
+        log_t = low_t + (high_t - low_t) * (1 + point) / 2
+        x_t = log_t.exp()
+        # Stirling's series for lgΓ(x + 1), less log x for the integral over it.
+        log_term_t = constant_t - x_t * rate_t - (x_t - 0.5) * log_t + x_t - 1 / (12 * x_t)
+        if theta_t is not None:
+            y_t = x_t + theta_t
+            log_term_t += (y_t - 0.5) * y_t.log() - y_t + 1 / (12 * y_t)
+        term_t = weight * log_term_t.exp()
+        mass_t += term_t
+        sum_t += term_t * torch.log1p(scale_t * x_t)
+    # All terms are 0 where the tail is all but empty: it begins where its counts do.
+    return torch.where(mass_t > 0, sum_t / mass_t.clamp(min=1e-300), torch.log1p(scale_t * _COUNTS))

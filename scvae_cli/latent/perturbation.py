@@ -304,7 +304,7 @@ def predict(
         control=design.control,
         treated=design.treated,
         recipe=recipe,
-        sources={term.label: design.heard(term) for term in design.terms if term.weight > 0},
+        sources=design.learned_from,
         genes=model.genes,
         changes=Changes(
             change_g=predictor.changes(design, recipe.method, (recipe.plain,))[0],

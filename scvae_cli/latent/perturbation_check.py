@@ -123,8 +123,9 @@ def carried_over(predictor: Predictor, design: Design, checks: Sequence[Design],
 
     A model may lay each group's treated cells where it likes, and moved cells of another group then decode to nothing
     in particular, which no test on cells it has seen can tell. So what it says of the target is compared with the plain
-    change, by correlation, and that with the same of the checked groups.
+    change, by correlation, and that with the same of the checked groups. Without any it is the correlation itself, and
+    0 where it does not agree in them on average: then there is nothing to be as good as.
     """
     known = [predictor.agreement(check, method) for check in checks]
-    usual = max(float(np.mean(known)), np.finfo(float).tiny) if known else 1.0
-    return predictor.agreement(design, method) / usual
+    usual = float(np.mean(known)) if known else 1.0
+    return predictor.agreement(design, method) / usual if usual > 0 else 0.0

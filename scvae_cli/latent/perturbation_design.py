@@ -107,6 +107,15 @@ class Design:
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
+    def learned_from(self) -> dict[str, tuple[str, ...]]:
+        """Groups that have a say in the change, of each label; two terms of one label may hear different ones."""
+        heard: dict[str, tuple[str, ...]] = {}
+        for term in self.terms:
+            if term.weight > 0:
+                heard[term.label] = tuple(dict.fromkeys((*heard.get(term.label, ()), *self.heard(term))))
+        return heard
+
+    @property
     def _groups(self) -> list[str]:
         return sorted({group for group, _ in self.members})
 

@@ -152,8 +152,9 @@ class Perturbation:
     own
         How well the prediction of the group itself did, where it has treated cells.
     carried
-        How far the model carries the change over to the group, 1 as in the checked groups; None where models that had
-        not seen them were asked, or there is nothing to carry over. Far below 1, the prediction is the plain change.
+        How far the model carries the change over to the group, 1 as in the checked groups, without any the correlation
+        with the plain change; None where models that had not seen them were asked, or there is nothing to carry over.
+        Far below 1, the prediction is the plain change.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be walked through once.
     """

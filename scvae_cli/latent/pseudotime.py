@@ -53,6 +53,8 @@ class Pseudotime:
         The end whose weight is at least 0.8, else "shared"; "" without ends.
     bridges
         Stretches of the graph without cells.
+    islands
+        Parts of the graph that these join.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Pseudotime:
     weight_ne: np.ndarray
     branch_n: np.ndarray
     bridges: int
+    islands: int
 
     def branch_sizes(self) -> dict[str, int]:
         """Number of cells of each branch, the shared ones first; empty without ends."""
@@ -72,10 +75,10 @@ class Pseudotime:
 
     def warning(self) -> str | None:
         """What to doubt, or None."""
-        if self.bridges == 0:
+        if self.islands == 1:
             return None
         return (
-            f"the cells lie on {self.bridges + 1} islands; between them there are none, and the order across the gaps "
+            f"the cells lie on {self.islands} islands; between them there are none, and the order across the gaps "
             "is a guess: leave out populations that do not belong to the process"
         )
 
@@ -121,8 +124,13 @@ def pseudotime(
     Raises
     ------
     DataError
-        When an end is at the same place as the root.
+        When an end is at the same place as the root, or is called as the cells are that have not decided.
     """
+    if any(point.label == SHARED for point in ends):
+        raise DataError(
+            f"an end is called {SHARED!r}, as are cells that have not decided between the ends",
+            "give that population another name in obs",
+        )
     geometry = Geometry(model.vae)
     mean_nk, _ = posteriors(model, counts)
     always = np.concatenate([point.candidates() for point in (root, *ends)])
@@ -156,6 +164,7 @@ def pseudotime(
         weight_ne=weight_ne,
         branch_n=branch_n,
         bridges=graph.bridges,
+        islands=graph.islands,
     )
 
 

@@ -50,6 +50,10 @@ class CanonicalAxes:
         """Points in the canonical frame, shape (n, k)."""
         return z_nk @ self.rotation_kk.T.to(z_nk)
 
+    def in_training_frame(self, z_nk: Tensor) -> Tensor:
+        """Points of the canonical frame where the networks see them, shape (n, k)."""
+        return z_nk @ self.rotation_kk.to(z_nk)
+
     def variance(self, var_nk: Tensor) -> Tensor:
         """Diagonal of the rotated covariance R diag(σ²) Rᵀ, shape (n, k)."""
         return var_nk @ self.rotation_kk.square().T.to(var_nk)

@@ -3,7 +3,8 @@
 A Gaussian mixture is fitted to posterior samples of training cells; its number of components is the one that gives
 samples of held-out cells the highest density. (A mixture of every cell's own posterior would make any other point look
 like a hole.) How far a point is off the manifold is then a share: that of held-out cells which lie, with their
-posterior means, in denser places than it.
+posterior means, in denser places than it. Fewer than ten of them cannot tell one place in twenty; then all cells stand
+in, and the share is that of all.
 
 Fitted here, by expectation–maximisation in torch: scikit-learn's mixture takes longer to import than this to run.
 
@@ -23,6 +24,8 @@ from torch import Tensor
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
 # More training cells than this make the fit slower and no better.
 MAX_FITTED = 20_000
+# Outside of nine cells, a place scores (9 + 0.5)/(9 + 1) at most, which is not above 0.95: nothing would be a hole.
+_MIN_HELDOUT = 10
 _MAX_ITERATIONS = 30
 _TOLERANCE = 3e-3  # nats a point
 # Standard deviation that every component has at least, in units of the prior's.
@@ -45,7 +48,7 @@ class LatentDensity:
     whiten_ckk
         Upper triangular factors W of the precisions, Σ⁻¹ = W Wᵀ.
     heldout_nll
-        −log density at held-out cells' posterior means, ascending, nats.
+        −log density at held-out cells' posterior means, ascending, nats; of fewer than ten of these, at all cells'.
     """
 
     log_weight_c: Tensor
@@ -99,7 +102,9 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
     Parameters
     ----------
     training, heldout
-        Posterior means and variances of some training cells and of the held-out cells, each of shape (n, k).
+        Posterior means and variances of some training cells and of the held-out cells, each of shape (n, k). The score
+        is calibrated on the held-out cells; fewer than ten are joined by the training cells. These lie in places a
+        little denser than unseen cells do, so that rather too much counts as a hole than nothing.
     seed
         Of the posterior samples and the components' first places.
     """
@@ -125,7 +130,10 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
         if n_components >= _FEW and gain < _GAIN:
             break
     assert best is not None, "one component is always tried"
-    nll_n = (-best.log_prob(heldout_mean_nk)).sort().values
+    judged_nk = heldout_mean_nk
+    if len(judged_nk) < _MIN_HELDOUT:
+        judged_nk = torch.cat([judged_nk, training[0].float().cpu()])
+    nll_n = (-best.log_prob(judged_nk)).sort().values
     return LatentDensity(best.log_weight_c, best.mean_ck, best.whiten_ckk, nll_n)
 
 

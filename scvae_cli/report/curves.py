@@ -73,8 +73,10 @@ def curves_height(n_genes: int) -> float:
     return _TITLE + rows * (_NAME + _panel_height(n_genes)) + (rows - 1) * _BETWEEN + _AXIS
 
 
-def draw_curves(figure: Figure, path: Path, chosen: np.ndarray, expression_nc: np.ndarray, top: float) -> None:
-    """Draw the part, in inches."""
+def draw_curves(
+    figure: Figure, path: Path, chosen: np.ndarray, expression_nc: np.ndarray, inflation_tc: np.ndarray, top: float
+) -> None:
+    """Draw the part, in inches; decoded counts are changed by zero inflation, given as factors."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(path.pseudotime_n))
@@ -89,7 +91,8 @@ def draw_curves(figure: Figure, path: Path, chosen: np.ndarray, expression_nc: n
         above = top + _TITLE + row * (_NAME + tall + _BETWEEN) + _NAME
         axes = place(figure, _LEFT + column * full + _TICKS, above, full - _TICKS, tall)
         axes.set_label(f"gene {path.genes[gene]}")
-        drawn |= _draw_gene(axes, path, int(gene), near, np.asarray(expression_nc[near, i], dtype=np.float64).ravel())
+        value_n = np.asarray(expression_nc[near, i], dtype=np.float64).ravel()
+        drawn |= _draw_gene(axes, path, int(gene), inflation_tc[:, i], near, value_n)
         lowest = i + columns >= len(chosen)
         axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         if lowest:
@@ -115,11 +118,14 @@ def _panel_height(n_genes: int) -> float:
     return 1.3 if n_genes <= _columns(n_genes) else 0.88
 
 
-def _draw_gene(axes: Axes, path: Path, gene: int, near: np.ndarray, value_n: np.ndarray) -> set[str]:
+def _draw_gene(
+    axes: Axes, path: Path, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
+) -> set[str]:
     """Draw one gene; tells what there was to draw of the cells."""
     drawn = {"cells"} if len(near) else set()
-    at_t, low_t, high_t = path.steps.position_t, path.low_tg[:, gene], path.high_tg[:, gene]
-    top = float(max(high_t.max(), path.mean_tg[:, gene].max(), 1e-9))
+    at_t = path.steps.position_t
+    mean_t, low_t, high_t = (value_tg[:, gene] * inflation_t for value_tg in (path.mean_tg, path.low_tg, path.high_tg))
+    top = float(max(high_t.max(), mean_t.max(), 1e-9))
     if len(near):
         position_n = path.pseudotime_n[near]
         at_q = np.linspace(0, 1, 101)
@@ -149,7 +155,7 @@ def _draw_gene(axes: Axes, path: Path, gene: int, near: np.ndarray, value_n: np.
         axes.fill_between(at_q, mean_q - error_q, mean_q + error_q, color=_CELLS, alpha=0.3, linewidth=0, zorder=2)
         axes.plot(at_q, mean_q, color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)), gid="cells", zorder=4)
     axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
-    axes.plot(at_t, path.mean_tg[:, gene], color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
+    axes.plot(at_t, mean_t, color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
     hatch_off(axes, path.steps.off, above=False)
     if path.of_counts:
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))

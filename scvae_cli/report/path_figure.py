@@ -21,7 +21,14 @@ _TOP, _BETWEEN, _BOTTOM = 0.42, 0.22, 0.1
 _TITLE_LENGTH = 84
 
 
-def path_figure(path: Path, *, backdrop: Backdrop, expression_nc: np.ndarray, chosen: np.ndarray) -> Figure:
+def path_figure(
+    path: Path,
+    *,
+    backdrop: Backdrop,
+    expression_nc: np.ndarray,
+    chosen: np.ndarray,
+    inflation_tc: np.ndarray | None = None,
+) -> Figure:
     """Draw a walk.
 
     Parameters
@@ -34,6 +41,9 @@ def path_figure(path: Path, *, backdrop: Backdrop, expression_nc: np.ndarray, ch
         The cells' counts of the chosen genes, scaled to the depth the walk was decoded at.
     chosen
         Indices in `path.genes`; the first twelve are drawn.
+    inflation_tc
+        Factors that zero inflation changes the chosen genes' decoded counts by, at the same depth; None for no change.
+        The cells' counts have been through it, so what is drawn over them has too.
 
     Returns
     -------
@@ -50,7 +60,8 @@ def path_figure(path: Path, *, backdrop: Backdrop, expression_nc: np.ndarray, ch
         write(figure, 0.1, 0.14, _title(path), size=9, weight="bold")
         draw_plane(figure, path, backdrop, colours, legend, _TOP, upper)
         draw_heat_map(figure, path, colours, _TOP, upper)
-        draw_curves(figure, path, chosen, expression_nc, _TOP + upper + _BETWEEN)
+        inflation_tc = np.ones((len(path.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
+        draw_curves(figure, path, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
     return figure
 
 

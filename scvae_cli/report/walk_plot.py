@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from scvae_cli.latent.decoding import decode
 from scvae_cli.latent.denoising import library_size
 from scvae_cli.latent.embedding import posteriors
 from scvae_cli.latent.path_result import Path as Walk
@@ -34,8 +36,28 @@ def draw_walk(session: Session, walk: Walk, groups_n: np.ndarray | None, file: P
     assert depth is not None, "a walk is decoded at one depth"
     counts = session.counts
     expression_nc = counts.matrix[:, chosen].toarray() / counts.library_n[:, None] * depth
-    figure = path_figure(walk, backdrop=_backdrop(session, walk, groups_n), expression_nc=expression_nc, chosen=chosen)
+    figure = path_figure(
+        walk,
+        backdrop=_backdrop(session, walk, groups_n),
+        expression_nc=expression_nc,
+        chosen=chosen,
+        inflation_tc=_inflation(session, walk, chosen),
+    )
     save_figure(figure, file)
+
+
+def _inflation(session: Session, walk: Walk, chosen: np.ndarray) -> np.ndarray | None:
+    """Factors that bring decoded counts to what cells of that depth show after zero inflation; None for real numbers.
+
+    What is decoded adds up to the depth before technical zeros, and the cells' counts do after them.
+    """
+    if not walk.of_counts:
+        return None
+    z_tk = session.model.axes.in_training_frame(torch.as_tensor(walk.z_tk)).numpy()
+    shown_tg = decode(session.model, z_tk, walk.options.library, walk.options.batch_as, with_zero_inflation=True)
+    shown_tg *= walk.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
+    factor_tc: np.ndarray = shown_tg[:, chosen] / np.maximum(walk.mean_tg[:, chosen], 1e-30)
+    return factor_tc
 
 
 def _backdrop(session: Session, walk: Walk, groups_n: np.ndarray | None) -> Backdrop:
