@@ -60,12 +60,14 @@ class Compute:
         """Context in which torch takes algorithms that repeat to the bit, where that was asked for."""
         import torch
 
-        before = torch.are_deterministic_algorithms_enabled()
-        torch.use_deterministic_algorithms(before or self.deterministic)
+        if not self.deterministic or torch.are_deterministic_algorithms_enabled():
+            yield
+            return
+        torch.use_deterministic_algorithms(True)
         try:
             yield
         finally:
-            torch.use_deterministic_algorithms(before)
+            torch.use_deterministic_algorithms(False)
 
 
 @contextlib.contextmanager
