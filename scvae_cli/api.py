@@ -15,7 +15,6 @@ from scvae_cli.config import Likelihood, ModelConfig, RunConfig
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
-from scvae_cli.data.provenance import refuse_another
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.latent import denoising, embedding, interpolation, scoring
@@ -264,9 +263,8 @@ def interpolate(
     names, run = SlotNames(key_added=key_added), f"interpolate_{options.name}"
     if inplace:
         planned = names.written_by("interpolate", options.name)
-        session.check_destination(planned, names=names, output=_path(output), force=force)
-        if not force:
-            refuse_another(session.store, planned, names, run=run, made_of=None if name else {"waypoints": labels})
+        made_of = None if name else {"waypoints": labels}
+        session.check_destination(planned, names=names, output=_path(output), force=force, run=run, made_of=made_of)
     told_groups = None if key is None else session.labels(groupby or key)
     result = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=told_groups)
     if (warning := result.warning()) is not None:
@@ -313,20 +311,25 @@ def pseudotime(
     session = Session.open(
         data, model, layer=layer, device=device, allow_missing_genes=allow_missing_genes, drop_empty=drop_empty
     )
-    chosen = name or ordering.default_name(str(root))
     start, *places = session.places([root, *ends], groupby=groupby)
+    chosen = name or ordering.default_name(start.label)
     names, run = SlotNames(key_added=key_added), f"pseudotime_{chosen}"
     if inplace:
-        planned = names.written_by("pseudotime", chosen)
-        session.check_destination(planned if ends else planned[:2], names=names, output=_path(output), force=force)
-        if not force:
-            refuse_another(session.store, planned, names, run=run, made_of=None if name else {"root": root})
+        planned = names.written_by("pseudotime", chosen)[: None if ends else 2]
+        made_of = None if name else {"root": start.label}
+        session.check_destination(planned, names=names, output=_path(output), force=force, run=run, made_of=made_of)
     result = ordering.pseudotime(session.model, session.counts, start, places, name=chosen, seed=seed)
     if (warning := result.warning()) is not None:
         warnings.warn(ScvaeWarning(warning), stacklevel=2)
     if not inplace:
         return result
-    told = {"groupby": groupby, "root": root, "ends": list(ends), "seed": seed, "name": chosen}
+    told = {
+        "groupby": groupby,
+        "root": start.label,
+        "ends": [place.label for place in places],
+        "seed": seed,
+        "name": chosen,
+    }
     session.write(result.slots(names), names=names, run=run, options=told, output=_path(output), force=force)
     return None
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvae_cli.data.provenance import refuse_another
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.latent import optimization
@@ -179,9 +178,7 @@ def optimize(
     run = f"optimize_{options.name}"
     if inplace:
         planned = names.written_by("optimize", options.name)
-        session.check_destination(planned, names=names, output=to, force=force)
-        if not force:
-            refuse_another(session.store, planned, names, run=run)
+        session.check_destination(planned, names=names, output=to, force=force, run=run)
     result = optimization.optimize(session.model, session.counts, start, request.programme(), options, groups=groups)
     for warning in (*result.warnings(), *result.advice()):
         warnings.warn(ScvaeWarning(warning), stacklevel=2)

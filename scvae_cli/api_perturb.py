@@ -163,7 +163,7 @@ class PerturbRequest:
             gene_names=result.genes,
             blocks=result.blocks,
             dense=dense,
-            slots=[*slots, session.record(slots, names=names, run=run, options=options)],
+            slots=[*slots, session.record(slots, names=names, run=run, options=options, new_file=True)],
         )
 
     def _obs(self, session: Session, result: Perturbation) -> Iterator[Slot]:

@@ -129,7 +129,7 @@ class SampleRequest:
             gene_names=result.genes,
             blocks=result.blocks,
             dense=self.prototype or self.mean or not session.model.of_counts,
-            slots=[*slots, session.record(slots, names=names, run="sample", options=told)],
+            slots=[*slots, session.record(slots, names=names, run="sample", options=told, new_file=True)],
         )
 
 

@@ -140,7 +140,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
             # What is recorded is recorded on the current one.
             torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        # Without it nothing repeats; and it is read once, at a process's first product, whatever that is for.
+        # cuBLAS repeats only with this, and reads it once: at a process's first product, whatever that is for.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Compute(
         device=device,

@@ -19,7 +19,7 @@ from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import match_genes
-from scvae_cli.data.provenance import provenance, refuse_foreign
+from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
@@ -215,24 +215,36 @@ class Session:
         return np.asarray([None if none else str(v) for v, none in zip(values, missing, strict=True)], dtype=object)
 
     def check_destination(
-        self, paths: Sequence[str], *, names: SlotNames, output: Path | None = None, force: bool = False
+        self,
+        paths: Sequence[str],
+        *,
+        names: SlotNames,
+        output: Path | None = None,
+        force: bool = False,
+        run: str | None = None,
+        made_of: dict[str, Any] | None = None,
     ) -> None:
-        """Refuse before a long computation what `write` would refuse after it.
+        """Refuse before a long computation what `write` would refuse after it, and what it could not know.
 
         Parameters
         ----------
         paths
             Of the slots that will be written (`SlotNames.written_by`).
+        run, made_of
+            As for `refuse_another`, of results that have names; None for those of which there is one.
 
         Raises
         ------
         DataError
-            When a slot is taken by something scvae did not write and `force` is not given, or the place cannot be
-            written to.
+            When a slot is taken by something scvae did not write, or by a result of another name, and `force` is not
+            given; or the place cannot be written to.
         """
         self.store.check_destination(paths, output=output, force=force)
-        if not force:
-            refuse_foreign(self.store, paths, names)
+        if force:
+            return
+        refuse_foreign(self.store, paths, names)
+        if run is not None:
+            refuse_another(self.store, paths, names, run=run, made_of=made_of)
 
     def write(
         self,
@@ -261,8 +273,10 @@ class Session:
         self.store.write([*slots, record], output=output, force=force)
         return [slot.path for slot in slots]
 
-    def record(self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any]) -> Slot:
-        """Where results came from: what stands beside them in the file."""
+    def record(
+        self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
+    ) -> Slot:
+        """Where results came from: what stands beside them in the file, which may be one of their own."""
         facts = {
             "command": run,
             "scvae_version": scvae_cli.__version__,
@@ -272,7 +286,7 @@ class Session:
             "missing_genes": len(self.missing_genes),
             "options": options,
         }
-        return provenance(self.store, names, run, slots, facts)
+        return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self) -> Counts:
         """The counts, and with them each cell's batch where the model knows batches and the data names them all."""

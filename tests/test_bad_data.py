@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from command_line import run_cli, run_well
-from workbench import DATA, USAGE, Bench, refused
+from workbench import DATA, USAGE, Bench, dropped_rows, refused
 
 # --- files that are not data ------------------------------------------------------------------------------------------
 
@@ -65,12 +65,6 @@ def test_unreadable_data(bench, case, verb):
 
 
 # --- matrices that are not counts -------------------------------------------------------------------------------------
-
-
-def dropped_rows(adata: ad.AnnData) -> ad.AnnData:
-    """As many cells as genes were empty."""
-    adata.X = sp.csr_matrix(adata.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
-    return adata
 
 
 def text_matrix(bench: Bench) -> None:
@@ -204,64 +198,6 @@ def test_last_minibatch_of_one_cell_trains(bench):
     outcome = run_well(*bench.train("--batch-size", "64", "--json"))
     assert "65 to train on" in outcome.err
     assert np.isfinite(json.loads(outcome.out)["heldout_elbo"])
-
-
-# --- empty cells ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("verb", ["embed", "denoise", "score", "interpolate"])
-def test_empty_cells_are_refused_or_get_nan(bench, verb):
-    bench.changed(dropped_rows)
-    options = () if verb != "interpolate" else ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
-    hint = refused(bench.folder, bench.ask(verb, *options), DATA, "2 cell(s) have no counts")
-    assert "--drop-empty" in hint
-    run_well(*bench.ask(verb, *options, "--drop-empty"))
-    adata = ad.read_h5ad(bench.data)
-    result = {
-        "embed": lambda: np.hstack([adata.obsm["X_scvae"], adata.obsm["scvae_latent_var"]]),
-        "denoise": lambda: adata.layers["scvae_denoised"][:, adata.var["scvae_modelled"].to_numpy()],
-        "score": lambda: adata.obs[["scvae_elbo", "scvae_iwae"]].to_numpy(),
-        "interpolate": lambda: adata.obs[["scvae_pseudotime_batch_1_to_batch_2"]].to_numpy(),
-    }[verb]()
-    assert np.isnan(result[:2]).all()
-    # A path leaves cells far from it out as well.
-    assert not np.isnan(result[2:]).all() if verb == "interpolate" else not np.isnan(result[2:]).any()
-
-
-def test_dropping_empty_cells_changes_no_other_result(bench):
-    run_well(*bench.ask("embed"))
-    before = ad.read_h5ad(bench.data).obsm["X_scvae"]
-    bench.changed(dropped_rows)
-    run_well(*bench.ask("embed", "--drop-empty"))
-    np.testing.assert_allclose(ad.read_h5ad(bench.data).obsm["X_scvae"][2:], before[2:], rtol=1e-5, atol=1e-6)
-
-
-def test_training_drops_empty_cells_when_told(bench):
-    bench.changed(dropped_rows)
-    outcome = run_well(*bench.train("--drop-empty", "--json"))
-    assert json.loads(outcome.out)["n_cells"] == 118
-
-
-@pytest.mark.parametrize("verb", ["train", "sweep"])
-def test_cells_with_counts_of_other_genes_only_are_dropped_when_told(bench, verb):
-    def only_one_gene(adata):
-        dense = adata.X.toarray()
-        dense[:2] = 0
-        dense[:2, 7] = 3
-        adata.X = sp.csr_matrix(dense)
-
-    names = ad.read_h5ad(bench.changed(only_one_gene)).var_names
-    genes = bench.file("genes.txt", "\n".join(names.delete(7)))
-    asked = {"train": bench.train(), "sweep": ["sweep", bench.data, "--beta", "1,2", "--max-epochs", 2]}
-    arguments = [*asked[verb], "--genes", f"@{genes}"]
-    assert "--drop-empty" in refused(bench.folder, arguments, DATA, "2 cell(s) have no counts")
-    assert json.loads(run_well(*arguments, "--drop-empty", "--json").out)["n_cells"] == 118
-
-
-def test_a_cell_without_counts_is_no_end_of_a_walk(bench):
-    first = bench.changed(dropped_rows) and ad.read_h5ad(bench.data).obs_names
-    arguments = bench.ask("interpolate", "--from-cell", first[0], "--to-cell", first[5], "--drop-empty")
-    refused(bench.folder, arguments, DATA, "has no counts in the modelled genes")
 
 
 # --- names that are not there -----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from workbench import USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.cli.score import score as command
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.latent.anomalies import Calibration, CellFit, ParetoTail, adjusted
+from scvae_cli.latent.anomalies import Calibration, CellFit, Circumstances, ParetoTail, adjusted
 from scvae_cli.latent.scoring import N_SIMULATED
 from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.density import LatentDensity
@@ -194,14 +194,14 @@ def test_expectations_follow_depth_and_batch():
         explained_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
         explained_n += np.exp(2 + unit) * rng.normal(size=n)
         usual_n = 5 * unit + batch_n + rng.normal(size=n)
-        return CellFit(explained_n, usual_n, library_n, batch_n, mean_nk), unit
+        return CellFit(explained_n, usual_n, Circumstances(library_n, batch_n, mean_nk)), unit
 
     (simulated, _), (cells, unit) = fit(4000), fit(2000)
     calibration = Calibration(simulated, 3)
-    score_n = calibration.score(cells)
+    score_n, batch_n = calibration.score(cells), cells.circumstances.batch_n
     p_n = calibration.p_value(score_n)
     assert stats.kstest(p_n, "uniform").pvalue > 0.01
-    for part in (unit < -0.5, unit > 0.5, cells.batch_n == 0, cells.batch_n == 2):
+    for part in (unit < -0.5, unit > 0.5, batch_n == 0, batch_n == 2):
         assert stats.kstest(p_n[part], "uniform").pvalue > 0.001
     order = np.argsort(score_n)
     assert (np.diff(p_n[order]) <= 0).all()
@@ -214,8 +214,10 @@ def test_a_cell_far_out_is_not_excused_by_extrapolation():
     rng = np.random.default_rng(1)
     mean_nk = rng.normal(size=(2000, 2))
     explained_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
-    calibration = Calibration(CellFit(explained_n, rng.normal(size=2000), np.full(2000, 1000.0), None, mean_nk), 0)
-    far = CellFit(np.asarray([-5000.0]), np.zeros(1), np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
+    circumstances = Circumstances(np.full(2000, 1000.0), None, mean_nk)
+    calibration = Calibration(CellFit(explained_n, rng.normal(size=2000), circumstances), 0)
+    there = Circumstances(np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
+    far = CellFit(np.asarray([-5000.0]), np.zeros(1), there)
     assert calibration.p_value(calibration.score(far))[0] < 1e-6
 
 
@@ -226,7 +228,7 @@ def test_a_place_without_cells_tells_however_much_counts_vary():
     def fit(mean_nk):
         n = len(mean_nk)
         usual_n = -0.5 * np.square(mean_nk).sum(1)
-        return CellFit(-500 + 100 * rng.normal(size=n), usual_n, np.full(n, 1000.0), None, mean_nk)
+        return CellFit(-500 + 100 * rng.normal(size=n), usual_n, Circumstances(np.full(n, 1000.0), None, mean_nk))
 
     calibration = Calibration(fit(rng.normal(size=(4000, 2))), 0)
     between = calibration.p_value(calibration.score(fit(np.full((200, 2), 4.0))))

@@ -77,7 +77,6 @@ def interpolate(
     most, and warns where no cells support the walk.
     """
     with importing():
-        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent import interpolation
         from scvae_cli.latent.path_result import PathOptions, default_name
@@ -115,9 +114,8 @@ def interpolate(
         batch_as=batch_as,
     )
     planned, run = names.written_by("interpolate", options.name), f"interpolate_{options.name}"
-    session.check_destination(planned, names=names, output=output, force=force)
-    if not force:
-        refuse_another(session.store, planned, names, run=run, made_of=None if name else {"waypoints": labels})
+    made_of = None if name else {"waypoints": labels}
+    session.check_destination(planned, names=names, output=output, force=force, run=run, made_of=made_of)
     key = groupby or time_key
     groups = None if key is None else session.labels(key)
     walk = interpolation.interpolate(session.model, session.counts, waypoints, options, groups=groups)

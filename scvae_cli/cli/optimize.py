@@ -85,7 +85,6 @@ def optimize(
     """
     with importing():
         from scvae_cli.api_optimize import AscentRequest
-        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent import optimization
         from scvae_cli.session import Session
@@ -125,9 +124,7 @@ def optimize(
     )
     start, groups = request.start(session)
     planned, run = names.written_by("optimize", options.name), f"optimize_{options.name}"
-    session.check_destination(planned, names=names, output=output, force=force)
-    if not force:
-        refuse_another(session.store, planned, names, run=run)
+    session.check_destination(planned, names=names, output=output, force=force, run=run)
     result = optimization.optimize(session.model, session.counts, start, request.programme(), options, groups=groups)
     walk = result.walk
     with steps_file(walk, path_out, names, force=force, score_t=result.score_t):

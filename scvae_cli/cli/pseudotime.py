@@ -39,7 +39,6 @@ def pseudotime(
     ("shared" for cells that have not decided) and obsm["scvae_ends_NAME"].
     """
     with importing():
-        from scvae_cli.data.provenance import refuse_another
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.latent.pseudotime import default_name
         from scvae_cli.latent.pseudotime import pseudotime as order
@@ -59,10 +58,9 @@ def pseudotime(
     )
     places = session.places([start], groupby=None if by_cell else groupby)
     places += session.places(end or [], groupby=groupby)
-    planned, run = names.written_by("pseudotime", chosen), f"pseudotime_{chosen}"
-    session.check_destination(planned if end else planned[:2], names=names, output=output, force=force)
-    if not force:
-        refuse_another(session.store, planned, names, run=run, made_of=None if name else {"root": start})
+    planned, run = names.written_by("pseudotime", chosen)[: None if end else 2], f"pseudotime_{chosen}"
+    made_of = None if name else {"root": start}
+    session.check_destination(planned, names=names, output=output, force=force, run=run, made_of=made_of)
     result = order(session.model, session.counts, places[0], places[1:], name=chosen, seed=seed)
     slots = session.write(
         result.slots(names),

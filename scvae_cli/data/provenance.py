@@ -14,20 +14,22 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError, ScvaeWarning
 
 
-def provenance(store: CellStore, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]) -> Slot:
+def provenance(
+    store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
+) -> Slot:
     """The record of one command's results, which also marks its slots as ours.
 
     Slots that an earlier run of this name left and this one does not replace stay ours, but are told apart, with the
-    model they are of: beside the new results they would be taken for a part of them. So a warning names them.
+    model they are of: beside the new results they would be taken for a part of them. So a warning names them. Without a
+    store the slots go into a file of their own.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
-    before = read_runs(store, names.key_added).get(slug(run))
-    if before is not None:
+    before = None if store is None else read_runs(store, names.key_added).get(slug(run))
+    if store is not None and before is not None:
         known = before.get("earlier", {}) | dict.fromkeys(before["slots"], before["model_hash"])
-        # Cells sampled from sampled ones have a record too; of theirs, columns of the user's names are left out.
-        left = {path: model for path, model in known.items() if names.key_added in path and path not in paths}
-        if left := {path: model for path, model in left.items() if _is_there(store, path)}:
+        left = {path: model for path, model in known.items() if path not in paths and _is_there(store, path)}
+        if left:
             record["earlier"] = left
             message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this one"
             warnings.warn(ScvaeWarning(message), stacklevel=2)

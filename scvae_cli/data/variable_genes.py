@@ -45,17 +45,19 @@ def most_variable(
         Where the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
-    found = [_standardised_variance(matrix, group, columns) for group in groups]
-    # Of few cells, or sparse ones, what varies cannot be told: such a batch has no say, and if all are, there is one.
-    told = [spread_g for spread_g in found if spread_g is not None]
-    if not told and len(groups) > 1:
-        told = [spread_g for spread_g in [_standardised_variance(matrix, cells, columns)] if spread_g is not None]
-    if not told:
+
+    def told(groups: list[np.ndarray]) -> list[np.ndarray]:
+        spreads = (_standardised_variance(matrix, group, columns) for group in groups)
+        return [spread_g for spread_g in spreads if spread_g is not None]
+
+    # Of few cells, or sparse ones, what varies cannot be told: such a batch has no say. If all are, there is one batch.
+    spreads = told(groups) or told([cells])
+    if not spreads:
         raise DataError(
             "the most variable genes cannot be told: too few different means and variances to fit a line through",
             "--genes all, or --genes @FILE with a list of your own",
         )
-    spread_bg = np.stack(told)
+    spread_bg = np.stack(spreads)
     # A gene's place among the genes, 0 for the most variable.
     rank_bg = np.argsort(np.argsort(-spread_bg, axis=1), axis=1).astype(np.float32)
     rank_bg[rank_bg >= n_top] = np.nan

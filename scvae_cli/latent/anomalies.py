@@ -18,7 +18,7 @@ Shapes: n cells, k latent dimensions, b batches, f features.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,22 +62,19 @@ class CellFit:
         E_q[log p(x|z)], nats, shape (n,).
     usual_n
         −KL(q ‖ density), nats up to a constant, shape (n,).
-    library_n, batch_n, mean_nk
-        As in `Circumstances`.
+    circumstances
+        Of these cells, their places among them.
     """
 
     explained_n: np.ndarray
     usual_n: np.ndarray
-    library_n: np.ndarray
-    batch_n: np.ndarray | None
-    mean_nk: np.ndarray
+    circumstances: Circumstances
 
     @property
     def halves(self) -> list[tuple[np.ndarray, Circumstances]]:
         """Both values, each with what it may depend on: whether a place is usual cannot be left to the place."""
-        at_place = Circumstances(self.library_n, self.batch_n, self.mean_nk)
-        anywhere = Circumstances(self.library_n, self.batch_n, None)
-        return [(self.explained_n, at_place), (self.usual_n, anywhere)]
+        anywhere = replace(self.circumstances, mean_nk=None)
+        return [(self.explained_n, self.circumstances), (self.usual_n, anywhere)]
 
 
 @dataclass(frozen=True)

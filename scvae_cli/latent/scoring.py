@@ -15,7 +15,7 @@ import torch
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.latent.anomalies import Calibration, CellFit, adjusted
+from scvae_cli.latent.anomalies import Calibration, CellFit, Circumstances, adjusted
 from scvae_cli.latent.embedding import cell_table, known_batches
 from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.bundle import Model
@@ -153,7 +153,7 @@ def score(
         anomaly_p_adjusted=adjusted(p_n),
         heldout=model.held_out(counts.cell_names),
         library=table.library_n,
-        simulated_library=simulated.library_n,
+        simulated_library=simulated.circumstances.library_n,
         simulated_score=calibration.score_n,
     )
 
@@ -197,7 +197,7 @@ class _Judged(NamedTuple):
 
     def fit(self, library_n: np.ndarray, batch_n: np.ndarray | None) -> CellFit:
         """What anomalies are told by, for these cells at their depths and in their batches."""
-        return CellFit(self.explained, self.usual, library_n, batch_n, self.mean_nk)
+        return CellFit(self.explained, self.usual, Circumstances(library_n, batch_n, self.mean_nk))
 
 
 def _judge(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: torch.Generator) -> _Judged:
@@ -253,7 +253,7 @@ def _simulated_fit(model: Model, table: CellTable, n_simulated: int, n_fit: int,
     explained_n, usual_n, mean_nk = (
         np.concatenate([getattr(part, name) for part in judged]) for name in ("explained", "usual", "mean_nk")
     )
-    return CellFit(explained_n, usual_n, drawn.library_n, batch_n, mean_nk)
+    return CellFit(explained_n, usual_n, Circumstances(drawn.library_n, batch_n, mean_nk))
 
 
 def _evenly_over_batches(
