@@ -75,7 +75,10 @@ def _read_10x_folder(path: Path) -> AnnData:
     try:
         return _unique_genes(read_tenx_folder(path))
     except Exception as error:  # whatever a half-written folder makes the parsers raise
-        raise DataError(f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}", _TENX_HINT) from error
+        raise DataError(
+            f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}",
+            "it holds matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
+        ) from error
 
 
 def _read_10x_h5(path: Path) -> AnnData:
@@ -86,10 +89,9 @@ def _read_10x_h5(path: Path) -> AnnData:
     try:
         return _unique_genes(sc.read_10x_h5(path))
     except Exception as error:  # as above
-        raise DataError(f"{path} cannot be read as a 10x .h5: {_first_line(error)}", _TENX_HINT) from error
-
-
-_TENX_HINT = "it should be as Cell Ranger writes it"
+        raise DataError(
+            f"{path} cannot be read as a 10x .h5: {_first_line(error)}", "it should be as Cell Ranger writes it"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
