@@ -39,10 +39,10 @@ from timed import describe_machine
 
 import scvae_cli as scvae
 from scvae_cli.data.simulation import SimulationConfig, simulate
-from scvae_cli.latent.anomalies import Circumstances, Gauge
-from scvae_cli.latent.scoring import N_SIMULATED, Scores
-from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.bundle import Model
+from scvae_cli.tools.score.anomalies import Circumstances, Gauge
+from scvae_cli.tools.score.scoring import N_SIMULATED, Scores
+from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 HERE = Path(__file__).parent
 SHARE, FDR, SAMPLES, FRESH = 0.01, 0.05, 25, 1000

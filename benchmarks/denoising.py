@@ -2,12 +2,12 @@
 
    python benchmarks/denoising.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
 
-A tenth of every cell's molecules, drawn at random, is set aside (`scvae_cli.studies.thinning`); everybody learns from
-the rest and says what is to be expected of the tenth. The Poisson loss judges. Contenders are asked for two things: the
-expected counts of the cell's state, and, where there is a dispersion, those of the cell itself, its own counts weighed
-in. Of principal components the best number of five is taken, chosen on the counts set aside, which favours them; of
-scVI (early stopping) the better of its rate and the mean of its likelihood. scVI weighs no own counts in; the row that
-does is what it would say if it did.
+A tenth of every cell's molecules, drawn at random, is set aside (`scvae_cli.evaluation.thinning`); everybody learns
+from the rest and says what is to be expected of the tenth. The Poisson loss judges. Contenders are asked for two
+things: the expected counts of the cell's state, and, where there is a dispersion, those of the cell itself, its own
+counts weighed in. Of principal components the best number of five is taken, chosen on the counts set aside, which
+favours them; of scVI (early stopping) the better of its rate and the mean of its likelihood. scVI weighs no own
+counts in; the row that does is what it would say if it did.
 
 On simulated trees the mean every count was drawn with is known: there the mean squared error to it stands beside.
 
@@ -37,10 +37,10 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import select_genes
-from scvae_cli.latent.denoising import CELL, STATE
-from scvae_cli.studies.mean_model import MeanModel
-from scvae_cli.studies.pca_model import PcaModel
-from scvae_cli.studies.thinning import Thinned, predicted, thin
+from scvae_cli.evaluation.mean_model import MeanModel
+from scvae_cli.evaluation.pca_model import PcaModel
+from scvae_cli.evaluation.thinning import Thinned, predicted, thin
+from scvae_cli.latent.expected_counts import CELL, STATE
 from scvae_cli.training.fit import fit_to_end
 
 HERE = Path(__file__).parent

@@ -45,9 +45,9 @@ import torch
 from timed import describe_machine
 
 import scvae_cli as scvae
-from scvae_cli.latent.comparison import DifferentialExpression
-from scvae_cli.latent.shrinkage import expected_fdr, shrink
 from scvae_cli.model.bundle import Model
+from scvae_cli.tools.de.result import DifferentialExpression
+from scvae_cli.tools.de.shrinkage import expected_fdr, shrink
 
 HERE = Path(__file__).parent
 RATES, THRESHOLD = (0.05, 0.1, 0.2), 0.25

@@ -39,11 +39,11 @@ from torch import Tensor
 import scvae_cli as scvae
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
-from scvae_cli.latent.cell_graph import cell_graph
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.paths import geodesics, step_lengths, straight
+from scvae_cli.latent.neighbor_graph import cell_graph
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.tools.trajectory.curves import geodesics, step_lengths, straight
 
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "tests"))

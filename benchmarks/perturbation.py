@@ -35,8 +35,8 @@ from timed import describe_machine
 
 import scvae_cli as scvae
 from scvae_cli.api_perturb import PerturbRequest
-from scvae_cli.latent.observed_change import Observed, fit
 from scvae_cli.session import Session
+from scvae_cli.tools.perturb.observed_change import Observed, fit
 
 HERE = Path(__file__).parent
 N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0

@@ -106,8 +106,8 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     process_s = time.time() - args.started
 
     # Here, not above: a training needs neither, and its time has ended.
-    from scvae_cli.latent import scoring
     from scvae_cli.session import Session
+    from scvae_cli.tools.score import scoring
 
     best = epochs[model.facts["best_epoch"] - 1] if model.facts["best_epoch"] else None
     if best is not None:

@@ -22,7 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from scipy.stats import ks_2samp, kstest
 
 import scvae_cli as scvae
-from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.session import Session
 
 TEST_SHARE = 0.2

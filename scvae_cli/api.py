@@ -17,12 +17,15 @@ from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
-from scvae_cli.latent import denoising, embedding, interpolation, scoring
-from scvae_cli.latent import pseudotime as ordering
-from scvae_cli.latent.path_result import Path as Walk
-from scvae_cli.latent.path_result import PathOptions, default_name
+from scvae_cli.latent import posteriors as embedding
 from scvae_cli.model.bundle import Model, load
 from scvae_cli.session import Session
+from scvae_cli.tools.denoise import denoising
+from scvae_cli.tools.pseudotime import ordering
+from scvae_cli.tools.score import scoring
+from scvae_cli.tools.trajectory import interpolation
+from scvae_cli.tools.trajectory.result import Path as Walk
+from scvae_cli.tools.trajectory.result import PathOptions, default_name
 from scvae_cli.training.fit import FitEvent, fit_to_end
 
 if TYPE_CHECKING:

@@ -11,10 +11,10 @@ import numpy as np
 
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.comparison import REST, ComparisonOptions, Contrast, DifferentialExpression
-from scvae_cli.latent.differential_expression import differential_expression, refuse_real
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
+from scvae_cli.tools.de.comparison import differential_expression, refuse_real
+from scvae_cli.tools.de.result import REST, ComparisonOptions, Contrast, DifferentialExpression
 
 if TYPE_CHECKING:
     from anndata import AnnData

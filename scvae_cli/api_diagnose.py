@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
-from scvae_cli.latent import diagnosis
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
-from scvae_cli.studies.verdicts import with_studies
+from scvae_cli.tools.diagnose import diagnosis
+from scvae_cli.tools.diagnose.trained_verdicts import with_studies
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,12 +12,12 @@ import numpy as np
 
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeWarning
-from scvae_cli.latent import optimization
-from scvae_cli.latent.optimization import AscentOptions, Optimized
-from scvae_cli.latent.programme import Programme, Property
-from scvae_cli.latent.way_points import Waypoint
+from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
+from scvae_cli.tools.optimize import optimization
+from scvae_cli.tools.optimize.gene_program import Programme, Property
+from scvae_cli.tools.optimize.optimization import AscentOptions, Optimized
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -93,7 +93,7 @@ class AscentRequest:
             seed=self.seed,
         )
 
-    def start(self, session: Session) -> tuple[Waypoint, np.ndarray | None]:
+    def start(self, session: Session) -> tuple[Population, np.ndarray | None]:
         """Where the walk starts, and the group of each cell.
 
         Raises

@@ -13,13 +13,13 @@ import pandas as pd
 from scvae_cli.data.new_cells import NewCells, check_output
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
 from scvae_cli.errors import ConfigError, ModelError
-from scvae_cli.latent.perturbation import Predictor, predict
-from scvae_cli.latent.perturbation_check import AUTO, CARRIED, attempt, candidates, carried_over, choose
-from scvae_cli.latent.perturbation_design import Design, design, refuse_explained_away
-from scvae_cli.latent.perturbation_result import Perturbation
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
-from scvae_cli.studies.left_out import left_out
+from scvae_cli.tools.perturb.design import Design, design, refuse_explained_away
+from scvae_cli.tools.perturb.leave_one_group_out import left_out
+from scvae_cli.tools.perturb.prediction import Predictor, predict
+from scvae_cli.tools.perturb.result import Perturbation
+from scvae_cli.tools.perturb.validation import AUTO, CARRIED, attempt, candidates, carried_over, choose
 from scvae_cli.training.fit import FitEvent, last_event
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class PerturbRequest:
         Raises
         ------
         DataError, ConfigError
-            As `scvae_cli.latent.perturbation_design.design`.
+            As `scvae_cli.tools.perturb.design.design`.
         ModelError
             For a model that takes the perturbation for a batch effect.
         """

@@ -10,13 +10,13 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.new_cells import NewCells, check_output
 from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.errors import ConfigError
-from scvae_cli.latent.prototype import Prototype
-from scvae_cli.latent.prototype import prototype as decode_prototype
-from scvae_cli.latent.sample_result import Sampled, SamplingOptions
-from scvae_cli.latent.sampling import sample as draw
-from scvae_cli.latent.way_points import Waypoint
+from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model
 from scvae_cli.session import Session
+from scvae_cli.tools.sample.prototype import Prototype
+from scvae_cli.tools.sample.prototype import prototype as decode_prototype
+from scvae_cli.tools.sample.result import Sampled, SamplingOptions
+from scvae_cli.tools.sample.sampling import sample as draw
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -113,7 +113,7 @@ class SampleRequest:
             return counts.cells(counts.batch == self.batch_as)
         return counts
 
-    def _group(self, session: Session) -> Waypoint | None:
+    def _group(self, session: Session) -> Population | None:
         if self.group is None:
             return None
         return session.places([self.group], groupby=self.groupby)[0]

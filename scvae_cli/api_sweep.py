@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import scvae_cli
+from scvae_cli._version import __version__
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, read_counts
 from scvae_cli.data.formats import open_store
@@ -17,9 +17,9 @@ from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import ConfigError, ScvaeWarning
 from scvae_cli.model.bundle import Model, check_new_model
-from scvae_cli.studies.sweep import Training
-from scvae_cli.studies.sweep import sweep as run_sweep
-from scvae_cli.studies.sweep_result import Sweep, SweepOptions
+from scvae_cli.tools.sweep.result import Sweep, SweepOptions
+from scvae_cli.tools.sweep.sweep import Training
+from scvae_cli.tools.sweep.sweep import sweep as run_sweep
 from scvae_cli.training.fit import FitEvent, last_event
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class SweepRequest:
         run = f"sweep_{result.varied}"
         facts = {
             "command": "sweep",
-            "scvae_version": scvae_cli.__version__,
+            "scvae_version": __version__,
             "model_hash": f"{len(result.runs)} models, trained for it",
             "counts_source": result.counts_source,
             "device": result.device,
@@ -149,7 +149,7 @@ def sweep(
     beta, n_latent
         Values to train with, of one of the two.
     judge
-        As for `scvae_cli.studies.sweep_result.SweepOptions`.
+        As for `scvae_cli.tools.sweep.result.SweepOptions`.
     models
         Folder that keeps every run's model, as `beta_0.3.scvae`.
     config, **options
@@ -159,7 +159,7 @@ def sweep(
 
     Returns
     -------
-    With `inplace=False` a `scvae_cli.studies.sweep_result.Sweep`.
+    With `inplace=False` a `scvae_cli.tools.sweep.result.Sweep`.
 
     Raises
     ------

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-import scvae_cli
+from scvae_cli._version import __version__
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
@@ -24,7 +24,7 @@ from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
-from scvae_cli.latent.way_points import Waypoint
+from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model, load
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ class Session:
             aligned = aligned.filled_cells()
         return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing))
 
-    def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Waypoint]:
+    def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
         """Places for a path to go through.
 
         Parameters
@@ -150,7 +150,7 @@ class Session:
                 raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
         return self.places(labels, groupby=groupby)
 
-    def places(self, labels: Sequence[str], *, groupby: str | None) -> list[Waypoint]:
+    def places(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
         """Populations, or single cells, by their labels.
 
         Parameters
@@ -172,7 +172,7 @@ class Session:
                     empty = cell in set(self.store.cell_names)
                     why = f"cell {cell!r} has no counts in the modelled genes" if empty else f"no cell called {cell!r}"
                     raise DataError(f"{self.store.title}: {why}", "choose another cell; their names are obs_names")
-            return [Waypoint(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
+            return [Population(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
         groups = self.labels(groupby)
         points = []
         # Python's callers may give the numbers that a column holds.
@@ -182,7 +182,7 @@ class Session:
                 known = sorted({str(group) for group in groups[~is_missing(groups)]})
                 shown = ", ".join(known[:_SHOWN_GROUPS]) + (", ..." if len(known) > _SHOWN_GROUPS else "")
                 raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {shown}")
-            points.append(Waypoint(label=label, cells=members))
+            points.append(Population(label=label, cells=members))
         return points
 
     def time_points(self, key: str) -> list[str]:
@@ -279,7 +279,7 @@ class Session:
         """Where results came from: what stands beside them in the file, which may be one of their own."""
         facts = {
             "command": run,
-            "scvae_version": scvae_cli.__version__,
+            "scvae_version": __version__,
             "model_hash": self.model.hash,
             "counts_source": self.counts.source,
             "device": str(self.model.device),

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.config import ModelConfig
-from scvae_cli.latent.cell_graph import CellGraph, cell_graph
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
 from scvae_cli.model.density import LatentDensity, fit_density
 from scvae_cli.model.vae import VAE
 

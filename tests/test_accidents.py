@@ -73,7 +73,7 @@ def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where)
 
 
 def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
-    from scvae_cli.latent import embedding
+    from scvae_cli.latent import posteriors as embedding
 
     original = embedding.embed
 

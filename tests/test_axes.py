@@ -16,7 +16,7 @@ from workbench import USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
 from scvae_cli.errors import ConfigError
-from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.axes import CanonicalAxes, canonical_axes
 from scvae_cli.model.bundle import load
 from scvae_cli.model.geometry import Geometry

@@ -10,11 +10,13 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from scvae_cli import shared_work, vector_math
+from scvae_cli import parallel as shared_work
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.model.fused_hidden import normalised_hidden
-from scvae_cli.model.fused_input import fused_log1p
-from scvae_cli.model.fused_nll import fused_nll
+from scvae_cli.model.compiled import vector_math
+from scvae_cli.model.compiled.count_nll import fused_nll
+from scvae_cli.model.compiled.encoder_input import fused_log1p
+from scvae_cli.model.compiled.hidden import normalised_hidden
+from scvae_cli.model.compiled.vector_math import compiled
 from scvae_cli.training.optimizer import (
     AVERAGE_EVERY,
     AVERAGED_STEPS,
@@ -23,7 +25,6 @@ from scvae_cli.training.optimizer import (
     MAX_GRADIENT_NORM,
     AveragedAdamW,
 )
-from scvae_cli.vector_math import compiled
 
 
 @compiled()

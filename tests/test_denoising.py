@@ -84,7 +84,7 @@ def test_observed_batches_are_the_cells_own():
 
 def test_each_estimate_is_nearest_to_what_it_estimates():
     """Counts set aside share the cell's own rate; the simulation's mean is that of the state."""
-    from scvae_cli.studies.thinning import thin
+    from scvae_cli.evaluation.thinning import thin
 
     adata = tree(n_cells=800, n_genes=150, zero_inflation=0.0, depth=3000)
     thinned = thin(counts_of(adata), seed=1)

@@ -11,7 +11,7 @@ from simulated import TINY, counts_of, tiny_config, tree
 
 from scvae_cli.config import ComputeConfig, ModelConfig
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.stretches import Stretch
+from scvae_cli.data.segments import Stretch
 from scvae_cli.device import Compute, choose_compute, decide_compiling
 from scvae_cli.errors import DeviceError, ScvaeWarning
 from scvae_cli.model.vae import VAE

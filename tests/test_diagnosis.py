@@ -22,15 +22,15 @@ from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.latent.diagnosis import Section
-from scvae_cli.latent.distortion import condition_numbers
-from scvae_cli.latent.gaps import Gaps, bounds
-from scvae_cli.latent.health import shape, usage
 from scvae_cli.latent.refinement import refine
-from scvae_cli.latent.verdicts import Verdict, of_axes, of_gaps, of_prior, of_use, page, worst_level
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
-from scvae_cli.report.diagnosis_figure import diagnosis_figure, draw_diagnosis
+from scvae_cli.tools.diagnose.diagnosis import Section
+from scvae_cli.tools.diagnose.distortion import condition_numbers
+from scvae_cli.tools.diagnose.figure import diagnosis_figure, draw_diagnosis
+from scvae_cli.tools.diagnose.gaps import Gaps, bounds
+from scvae_cli.tools.diagnose.health import shape, usage
+from scvae_cli.tools.diagnose.verdicts import Verdict, of_axes, of_gaps, of_prior, of_use, page, worst_level
 
 
 def mixture(shares, means, covariances) -> LatentDensity:

@@ -22,12 +22,12 @@ from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import DataError
-from scvae_cli.latent.comparison import ComparisonOptions, Contrast, DifferentialExpression
-from scvae_cli.latent.differential_expression import differential_expression
-from scvae_cli.latent.embedding import cell_table
-from scvae_cli.latent.group_means import group_mean
+from scvae_cli.latent.posteriors import cell_table
 from scvae_cli.model.bundle import Model
-from scvae_cli.report.de_figure import de_figure
+from scvae_cli.tools.de.comparison import differential_expression
+from scvae_cli.tools.de.figure import de_figure
+from scvae_cli.tools.de.group_means import group_mean
+from scvae_cli.tools.de.result import ComparisonOptions, Contrast, DifferentialExpression
 
 N_GENES, N_CHANGED = 200, 20
 KEY = "rank_genes_groups_scvae"

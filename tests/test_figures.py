@@ -14,17 +14,18 @@ from simulated import TINY, counts_of, tree
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.interpolation import interpolate
-from scvae_cli.latent.path_result import Path, PathOptions
-from scvae_cli.latent.way_points import Waypoint
-from scvae_cli.report import figure_file, walk_plot
-from scvae_cli.report.curves import N_CURVES, smoothed
+from scvae_cli.latent.populations import Population
+from scvae_cli.report import figure_file
 from scvae_cli.report.figure_file import check_figure_file, save_figure
-from scvae_cli.report.heat_map import N_GENES, heat_map_genes
 from scvae_cli.report.page import PALETTE, group_colours, legend_names
-from scvae_cli.report.path_figure import Backdrop, path_figure, steps_in_plane
-from scvae_cli.report.plane import waypoint_steps
 from scvae_cli.session import Session
+from scvae_cli.tools.trajectory import drawing as walk_plot
+from scvae_cli.tools.trajectory.figure import Backdrop, path_figure, steps_in_plane
+from scvae_cli.tools.trajectory.gene_curves import N_CURVES, smoothed
+from scvae_cli.tools.trajectory.heat_map import N_GENES, heat_map_genes
+from scvae_cli.tools.trajectory.interpolation import interpolate
+from scvae_cli.tools.trajectory.plane import waypoint_steps
+from scvae_cli.tools.trajectory.result import Path, PathOptions
 
 KINDS = (".png", ".svg", ".pdf")
 
@@ -55,7 +56,7 @@ def bundle(adata, model, groups_n):
 
 
 def walked(adata, model, groups_n, labels=("stem", "mature_1"), *, told=True, **options) -> Path:
-    places = [Waypoint(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
+    places = [Population(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
     asked = PathOptions(name="walk", **{"n_steps": 12, "path": "straight"} | options)
     return interpolate(model, counts_of(adata), places, asked, groups=groups_n if told else None)
 

@@ -13,7 +13,7 @@ from workbench import USAGE, refused
 
 from scvae_cli.config import ModelConfig, TrainConfig
 from scvae_cli.errors import ConfigError
-from scvae_cli.latent.embedding import posteriors
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.vae import VAE
 from scvae_cli.training import flatness

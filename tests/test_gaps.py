@@ -17,9 +17,9 @@ from scipy.stats import multivariate_normal, norm
 from simulated import TINY
 
 import scvae_cli as scvae
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.gaps import gaps
-from scvae_cli.latent.health import shape, usage
+from scvae_cli.latent.posteriors import posteriors
+from scvae_cli.tools.diagnose.gaps import gaps
+from scvae_cli.tools.diagnose.health import shape, usage
 
 
 def truth(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scvae_cli.latent.gene_changes import DIRECTIONS, GeneChanges, gene_changes
+from scvae_cli.tools.trajectory.gene_changes import DIRECTIONS, GeneChanges, gene_changes
 
 T = np.linspace(0, 1, 101)
 

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvae_cli.data.minibatches import CellTable
+from scvae_cli.model.compiled.count_nll import fused_nll, fused_nll_and_gradients
 from scvae_cli.model.count_nll import dense_nll, mean_nll
-from scvae_cli.model.fused_nll import fused_nll, fused_nll_and_gradients
 from scvae_cli.model.likelihood import (
     LOG_THETA_MAX,
     LOG_THETA_MIN,

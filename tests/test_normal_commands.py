@@ -16,8 +16,8 @@ from conftest import Trained
 from workbench import DATA, USAGE, Bench, refused
 
 from scvae_cli.errors import ScvaeWarning
-from scvae_cli.latent.prototype import prototype
 from scvae_cli.session import Session
+from scvae_cli.tools.sample.prototype import prototype
 
 
 def line(n: int = 150, g: int = 12, seed: int = 0) -> ad.AnnData:

@@ -19,11 +19,11 @@ from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError
-from scvae_cli.latent.ascent import LENGTH, TOP, Region, ascend, kept_inside
-from scvae_cli.latent.cell_graph import cell_graph
 from scvae_cli.latent.decoding import decoder_at
-from scvae_cli.latent.passes import over_the_pass
-from scvae_cli.latent.programme import Programme, scorer
+from scvae_cli.latent.neighbor_graph import cell_graph
+from scvae_cli.tools.optimize.gene_program import Programme, scorer
+from scvae_cli.tools.optimize.gradient_ascent import LENGTH, TOP, Region, ascend, kept_inside
+from scvae_cli.tools.optimize.saddle_points import over_the_pass
 
 pytestmark = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
 

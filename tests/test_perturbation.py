@@ -20,11 +20,11 @@ from workbench import DATA, USAGE
 import scvae_cli as scvae
 from scvae_cli.api_perturb import PerturbRequest
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
-from scvae_cli.latent.observed_change import Observed, fit
-from scvae_cli.latent.perturbation import Predictor
-from scvae_cli.latent.perturbation_check import carried_over
-from scvae_cli.report.perturbation_figure import Places, perturbation_figure
 from scvae_cli.session import Session
+from scvae_cli.tools.perturb.figure import CellPlane, perturbation_figure
+from scvae_cli.tools.perturb.observed_change import Observed, fit
+from scvae_cli.tools.perturb.prediction import Predictor
+from scvae_cli.tools.perturb.validation import carried_over
 
 LABELS = ("ctrl", "B", "C", "B+C")
 GROUPS = ("ape", "bee", "cat", "dog", "elk")
@@ -306,7 +306,9 @@ def test_the_command_writes_a_file_and_a_picture(files, known, model):
 def test_the_picture_shows_what_there_is(known, everything, model):
     result = answered(everything, model, "ape", "B").result
     some_n2 = np.zeros((3, 2))
-    cells = Places(control=some_n2, predicted=some_n2, treated=some_n2, others_control=some_n2, others_treated=some_n2)
+    cells = CellPlane(
+        control=some_n2, predicted=some_n2, treated=some_n2, others_control=some_n2, others_treated=some_n2
+    )
     figure = perturbation_figure(result, cells)
     axes = {part.get_label(): part for part in figure.axes}
     assert list(axes) == ["genes", "plane", "correlation", "top_correlation"]

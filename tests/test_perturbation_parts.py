@@ -9,14 +9,14 @@ import torch
 from scipy.stats import nbinom, poisson
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.latent.combined import combined
-from scvae_cli.latent.expected_log import mean_log1p
-from scvae_cli.latent.latent_shift import Moves
-from scvae_cli.latent.observed_change import Observed
-from scvae_cli.latent.perturbation_check import Trial, candidates, choose
-from scvae_cli.latent.perturbation_design import Design, design
-from scvae_cli.latent.perturbation_result import Check, Fit, Recipe
-from scvae_cli.latent.pooling import between, pooled
+from scvae_cli.tools.perturb.combined import combined
+from scvae_cli.tools.perturb.design import Design, design
+from scvae_cli.tools.perturb.expected_log import mean_log1p
+from scvae_cli.tools.perturb.latent_shift import Moves
+from scvae_cli.tools.perturb.observed_change import Observed
+from scvae_cli.tools.perturb.pooling import between, pooled
+from scvae_cli.tools.perturb.result import Check, Fit, Recipe
+from scvae_cli.tools.perturb.validation import Trial, candidates, choose
 
 
 def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,11 @@ import torch
 from simulated import TINY, counts_of, tree
 
 import scvae_cli as scvae
-from scvae_cli.latent.agreement import GeneMoments
 from scvae_cli.latent.count_draws import drawn_counts
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.predictive import compare, predictive_check
-from scvae_cli.latent.verdicts import of_counts
+from scvae_cli.latent.gene_moments import GeneMoments
+from scvae_cli.latent.posteriors import posteriors
+from scvae_cli.tools.diagnose.predictive import compare, predictive_check
+from scvae_cli.tools.diagnose.verdicts import of_counts
 
 
 @pytest.fixture(scope="module")

@@ -23,14 +23,14 @@ from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import DataError, ScvaeWarning
-from scvae_cli.latent import cell_graph as graph_room
-from scvae_cli.latent import pseudotime as room
-from scvae_cli.latent.cell_graph import cell_graph
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.pseudotime import Pseudotime, default_name
-from scvae_cli.latent.way_points import Waypoint, core
+from scvae_cli.latent import neighbor_graph as graph_room
+from scvae_cli.latent.neighbor_graph import cell_graph
+from scvae_cli.latent.populations import Population, core
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.tools.pseudotime import ordering as room
+from scvae_cli.tools.pseudotime.ordering import Pseudotime, default_name
 
 MATURE = ["mature_1", "mature_2"]
 
@@ -61,7 +61,7 @@ def ordered(adata, model, **options) -> Pseudotime:
 def planted(adata, model, monkeypatch):
     """Order points of one's own: an ordering of latent positions under the model's decoder."""
 
-    def order(z_nk: np.ndarray, root: Waypoint, ends: tuple[Waypoint, ...] = ()) -> Pseudotime:
+    def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
         monkeypatch.setattr(room, "posteriors", lambda *_: Posterior(z, torch.full_like(z, 1e-3)))
         cells = counts_of(adata[: len(z)])
@@ -153,10 +153,10 @@ def test_a_planted_fork(model, planted):
     cells = np.arange(600)
     result = planted(
         z_nk,
-        Waypoint(label="root", cells=cells[:60]),
+        Population(label="root", cells=cells[:60]),
         (
-            Waypoint(label="up", cells=cells[540:][arm_n[540:] > 0]),
-            Waypoint(label="down", cells=cells[540:][arm_n[540:] < 0]),
+            Population(label="up", cells=cells[540:][arm_n[540:] > 0]),
+            Population(label="down", cells=cells[540:][arm_n[540:] < 0]),
         ),
     )
     far = along_n > 5.5
@@ -185,7 +185,7 @@ def test_core_of_the_root_and_not_its_stragglers(adata, model, branches):
 
 def test_islands_are_told(planted):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
-    result = planted(z_nk, Waypoint(label="root", cells=np.arange(40)))
+    result = planted(z_nk, Population(label="root", cells=np.arange(40)))
     assert result.bridges >= 2
     assert "on 3 islands" in result.warning()
     assert np.isfinite(result.pseudotime_n).all()

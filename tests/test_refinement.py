@@ -21,7 +21,7 @@ from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.latent.embedding import posteriors, refined_posteriors
+from scvae_cli.latent.posteriors import posteriors, refined_posteriors
 from scvae_cli.latent.refinement import even_noise, refine
 from scvae_cli.model.posterior import Posterior
 

@@ -19,12 +19,14 @@ from test_density import known
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.agreement import Comparison, GeneMoments
-from scvae_cli.latent.embedding import posteriors
-from scvae_cli.latent.sample_result import HOLE, SamplingOptions
-from scvae_cli.latent.sampling import _accepted, for_draws, reference_draws, sample, source_scores
-from scvae_cli.report.sample_figure import Points, sample_figure
+from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.latent.gene_moments import GeneMoments
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.session import Session
+from scvae_cli.tools.sample.agreement import Comparison
+from scvae_cli.tools.sample.figure import Points, sample_figure
+from scvae_cli.tools.sample.result import SamplingOptions
+from scvae_cli.tools.sample.sampling import _accepted, for_draws, reference_draws, sample, source_scores
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +124,7 @@ def test_holes_are_avoided_and_counted(adata, model):
     assert plain.rejected == 0
     assert plain.in_holes > 0
     assert kept.in_holes == 0
-    assert kept.off_manifold_n.max() <= HOLE
+    assert kept.off_manifold_n.max() <= OFF_MANIFOLD
     assert len(kept.z_nk) == 900
     assert abs(kept.rejected - plain.in_holes) < 0.06
 
@@ -138,7 +140,7 @@ def test_nothing_but_holes_is_refused():
     # Where they are not to be avoided they are marked.
     z_nk, _, score_n, n_proposed = _accepted(density, far_away, SamplingOptions(n=10))
     assert len(z_nk) == n_proposed == 10
-    assert (score_n > HOLE).all()
+    assert (score_n > OFF_MANIFOLD).all()
 
 
 # --- groups, batches, library sizes -----------------------------------------------------------------------------------
@@ -317,7 +319,7 @@ def test_picture_shows_every_gene_and_marks_holes(adata, model):
     result = sample(model, Session.open(adata, model).counts, SamplingOptions(n=300, source="prior"))
     comparison = Comparison(sp.csr_matrix(adata.X), 300, seed=0)
     list(comparison.watch(result.blocks))
-    hole_n = result.off_manifold_n > HOLE
+    hole_n = result.off_manifold_n > OFF_MANIFOLD
     points = Points(real_n2=np.zeros((7, 2)), sampled_n2=result.z_nk[:, :2], hole_n=hole_n)
     figure = sample_figure(points, result, comparison.real, comparison.samples)
     panels = {axes.get_label(): axes for axes in figure.axes}

@@ -21,12 +21,12 @@ from workbench import USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.cli.score import score as command
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.latent.anomalies import Calibration, CellFit, Circumstances, ParetoTail, adjusted
-from scvae_cli.latent.scoring import N_SIMULATED
-from scvae_cli.latent.simulated_cells import simulate_cells
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.likelihood import zinb_log_prob
-from scvae_cli.report.score_figure import depth_quantiles, score_figure
+from scvae_cli.tools.score.anomalies import Calibration, CellFit, Circumstances, ParetoTail, adjusted
+from scvae_cli.tools.score.figure import depth_quantiles, score_figure
+from scvae_cli.tools.score.scoring import N_SIMULATED
+from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 FEW = {"n_samples": 5, "inplace": False}
 

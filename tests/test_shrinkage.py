@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from scvae_cli.latent.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
+from scvae_cli.tools.de.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
 
 
 @functools.cache

@@ -15,13 +15,13 @@ from simulated import TINY, counts_of, learned, tiny_config, tree
 import scvae_cli as scvae
 from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
-from scvae_cli.studies.again import as_asked, on_some, with_linear_decoder
-from scvae_cli.studies.mean_model import MeanModel
-from scvae_cli.studies.pca_model import PcaModel
-from scvae_cli.studies.stability import disparity, neighbours, same_axes, shared, stability
-from scvae_cli.studies.thinning import thin
-from scvae_cli.studies.verdicts import with_studies, worth_verdicts
-from scvae_cli.studies.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
+from scvae_cli.evaluation.mean_model import MeanModel
+from scvae_cli.evaluation.pca_model import PcaModel
+from scvae_cli.evaluation.retraining import as_asked, on_some, with_linear_decoder
+from scvae_cli.evaluation.thinning import thin
+from scvae_cli.tools.diagnose.stability import disparity, neighbours, same_axes, shared, stability
+from scvae_cli.tools.diagnose.trained_verdicts import with_studies, worth_verdicts
+from scvae_cli.tools.diagnose.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
 
 CPU = torch.device("cpu")
 
@@ -163,7 +163,7 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
         trained.append(fit_to_end(counts, config))
         return trained[-1]
 
-    monkeypatch.setattr("scvae_cli.studies.worth.fit_to_end", noting)
+    monkeypatch.setattr("scvae_cli.tools.diagnose.worth.fit_to_end", noting)
     worth(model, counts)
     expected = fit_to_end(counts, RunConfig.resolve(None, defaults | {"decoder": "linear"})).config
     assert expected.train.weight_decay < model.config.train.weight_decay
@@ -253,7 +253,7 @@ def test_cells_of_the_training_need_no_other_model(monkeypatch):
     adata, model = learned()
     counts = counts_of(adata, "batch")
     assert on_some(model, counts)[0] is model
-    monkeypatch.setattr("scvae_cli.studies.again.MAX_CELLS", 400)
+    monkeypatch.setattr("scvae_cli.evaluation.retraining.MAX_CELLS", 400)
     other, some = on_some(model, counts)
     assert some.n_cells == other.facts["n_cells"] == 400
     assert set(other.heldout_cells) <= set(some.cell_names)

@@ -18,9 +18,9 @@ import scvae_cli as scvae
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.report.figure_file import save_figure
-from scvae_cli.report.sweep_figure import sweep_figure
-from scvae_cli.studies.sweep import sweep
-from scvae_cli.studies.sweep_result import SweepOptions, compare, find_breaks
+from scvae_cli.tools.sweep.figure import sweep_figure
+from scvae_cli.tools.sweep.result import SweepOptions, compare, find_breaks
+from scvae_cli.tools.sweep.sweep import sweep
 from scvae_cli.training.fit import fit, fit_to_end
 from scvae_cli.training.loop import EpochReport
 

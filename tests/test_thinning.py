@@ -9,7 +9,7 @@ from scipy.special import gammaln
 from scipy.stats import binom, binomtest, chisquare, poisson
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.studies.thinning import KEPT, thin
+from scvae_cli.evaluation.thinning import KEPT, thin
 
 
 def as_counts(matrix: np.ndarray) -> Counts:

@@ -14,8 +14,9 @@ from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.network import CountOutput
 from scvae_cli.training import loop
-from scvae_cli.training.fit import Finished, Prepared, Stopped, fit, split, started
+from scvae_cli.training.fit import Finished, Prepared, Stopped, fit
 from scvae_cli.training.loop import EpochReport, Rollback
+from scvae_cli.training.prepare import split, started
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from scvae_cli import __version__
+from scvae_cli._version import __version__
 from scvae_cli.cli import (
     check,
     de,

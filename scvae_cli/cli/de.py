@@ -14,7 +14,7 @@ from scvae_cli.cli.console import Console
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.comparison import DifferentialExpression
+    from scvae_cli.tools.de.result import DifferentialExpression
 
 _SHOWN_GENES = 20
 # Rates below it hang on the far tails of normals.
@@ -73,8 +73,8 @@ def de(
     with importing():
         from scvae_cli.api_de import ComparisonRequest
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent.comparison import ComparisonOptions
         from scvae_cli.session import Session
+        from scvae_cli.tools.de.result import ComparisonOptions
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)
@@ -114,8 +114,8 @@ def de(
             force=force,
         )
     if plot is not None:
-        from scvae_cli.report.de_figure import de_figure
         from scvae_cli.report.figure_file import save_figure
+        from scvae_cli.tools.de.figure import de_figure
 
         save_figure(de_figure(result), plot)
     called = result.called

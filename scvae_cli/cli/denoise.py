@@ -59,8 +59,8 @@ def denoise(
     """
     with importing():
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent import denoising
         from scvae_cli.session import Session
+        from scvae_cli.tools.denoise import denoising
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)

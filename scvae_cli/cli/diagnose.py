@@ -13,7 +13,7 @@ from scvae_cli.cli.shell_line import shell_line
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.diagnosis import Diagnosis
+    from scvae_cli.tools.diagnose.diagnosis import Diagnosis
 
 
 def diagnose(
@@ -51,9 +51,9 @@ def diagnose(
     with importing():
         from scvae_cli.data.slots import DEFAULT_KEY, SlotNames
         from scvae_cli.errors import ConfigError
-        from scvae_cli.latent.diagnosis import DiagnosisOptions
-        from scvae_cli.latent.diagnosis import diagnose as judge
         from scvae_cli.session import Session
+        from scvae_cli.tools.diagnose.diagnosis import DiagnosisOptions
+        from scvae_cli.tools.diagnose.diagnosis import diagnose as judge
 
     console = Console(json=json, quiet=quiet)
     if not quick and trainings < 2:
@@ -61,8 +61,8 @@ def diagnose(
     names = SlotNames(key_added=key_added)
     options = DiagnosisOptions(n_samples=samples, n_steps=refine, max_cells=cells, seed=seed)
     if plot is not None:
-        from scvae_cli.report.diagnosis_figure import draw_diagnosis
         from scvae_cli.report.figure_file import check_figure_file
+        from scvae_cli.tools.diagnose.figure import draw_diagnosis
 
         check_figure_file(plot, force=force)
     folder = o.model_folder(model, data)
@@ -78,7 +78,7 @@ def diagnose(
     session.check_destination(names.written_by("diagnose"), names=names, output=output, force=force)
     result, worth, stability = judge(session.model, session.counts, options), None, None
     if not quick:
-        from scvae_cli.studies.verdicts import with_studies
+        from scvae_cli.tools.diagnose.trained_verdicts import with_studies
 
         result, worth, stability = with_studies(
             result, session.model, session.counts, n_trainings=trainings, say=console.info
@@ -145,7 +145,7 @@ def _genes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _text(result: Diagnosis, values: dict[str, Any]) -> str:
-    from scvae_cli.latent.verdicts import page
+    from scvae_cli.tools.diagnose.verdicts import page
 
     which = "held-out cells" if result.heldout else "cells, held out or not (the data has too few held-out ones),"
     lines = [f"on {result.n_judged:,} {which} of {result.n_cells:,}", "", page(result.verdicts), ""]

@@ -46,7 +46,7 @@ def embed(
     with importing():
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.errors import ConfigError
-        from scvae_cli.latent import embedding
+        from scvae_cli.latent import posteriors as embedding
         from scvae_cli.session import Session
 
     console = Console(json=json, quiet=quiet)

@@ -10,8 +10,8 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
-from scvae_cli.cli.walk_output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
 from scvae_cli.importing import importing
+from scvae_cli.tools.trajectory.output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
 
 
 def interpolate(
@@ -78,9 +78,9 @@ def interpolate(
     """
     with importing():
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent import interpolation
-        from scvae_cli.latent.path_result import PathOptions, default_name
         from scvae_cli.session import Session
+        from scvae_cli.tools.trajectory import interpolation
+        from scvae_cli.tools.trajectory.result import PathOptions, default_name
 
     console = Console(json=json, quiet=quiet)
     route = _route(groupby, start, end, via or [], from_cell, to_cell, time_key)
@@ -89,7 +89,7 @@ def interpolate(
         check_path_out(path_out, (data, output or data), force=force)
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
-        from scvae_cli.report.walk_plot import draw_walk
+        from scvae_cli.tools.trajectory.drawing import draw_walk
 
         check_figure_file(plot, force=force)
     session = Session.open(

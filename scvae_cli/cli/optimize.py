@@ -10,11 +10,11 @@ import typer
 
 from scvae_cli.cli import options as o
 from scvae_cli.cli.console import Console
-from scvae_cli.cli.walk_output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
 from scvae_cli.importing import importing
+from scvae_cli.tools.trajectory.output import WALK, check_path_out, gene_lines, gene_table, places, steps_file
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.optimization import Optimized
+    from scvae_cli.tools.optimize.optimization import Optimized
 
 _STOPPED = {
     "top": "a top: it rises no further",
@@ -86,8 +86,8 @@ def optimize(
     with importing():
         from scvae_cli.api_optimize import AscentRequest
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent import optimization
         from scvae_cli.session import Session
+        from scvae_cli.tools.optimize import optimization
 
     console = Console(json=json, quiet=quiet)
     request = AscentRequest(
@@ -111,7 +111,7 @@ def optimize(
         check_path_out(path_out, (data, output or data), force=force)
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
-        from scvae_cli.report.walk_plot import draw_walk
+        from scvae_cli.tools.trajectory.drawing import draw_walk
 
         check_figure_file(plot, force=force)
     session = Session.open(

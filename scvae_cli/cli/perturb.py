@@ -15,7 +15,7 @@ from scvae_cli.cli.training_progress import follow
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.perturbation_result import Perturbation
+    from scvae_cli.tools.perturb.result import Perturbation
     from scvae_cli.training.fit import FitEvent
 
 ASKED = "Which perturbation of which cells"
@@ -118,7 +118,7 @@ def perturb(
         with console.progress("Predicting", total=len(made.cell_names)) as advance:
             replace(made, blocks=told(made.blocks, advance)).write(target, force=force)
     if plot is not None:
-        from scvae_cli.report.perturbation_figure import draw_perturbation
+        from scvae_cli.tools.perturb.figure import draw_perturbation
 
         draw_perturbation(result, asked.predictor, asked.design, plot)
     values = {
@@ -227,7 +227,7 @@ def _agreement(carried: float, result: Perturbation) -> str:
 
 
 def _warn(console: Console, result: Perturbation) -> None:
-    from scvae_cli.latent.perturbation_check import CARRIED
+    from scvae_cli.tools.perturb.validation import CARRIED
 
     if result.carried is not None and result.carried < CARRIED:
         console.warn(

@@ -11,7 +11,7 @@ from scvae_cli.cli.console import Console
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.pseudotime import Pseudotime
+    from scvae_cli.tools.pseudotime.ordering import Pseudotime
 
 
 def pseudotime(
@@ -40,9 +40,9 @@ def pseudotime(
     """
     with importing():
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent.pseudotime import default_name
-        from scvae_cli.latent.pseudotime import pseudotime as order
         from scvae_cli.session import Session
+        from scvae_cli.tools.pseudotime.ordering import default_name
+        from scvae_cli.tools.pseudotime.ordering import pseudotime as order
 
     console = Console(json=json, quiet=quiet)
     start, by_cell = _root(groupby, root, root_cell, end or [])

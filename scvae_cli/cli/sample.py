@@ -13,9 +13,9 @@ from scvae_cli.cli.console import Console, told
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.latent.agreement import Agreement
-    from scvae_cli.latent.prototype import Prototype
-    from scvae_cli.latent.sample_result import Sampled
+    from scvae_cli.tools.sample.agreement import Agreement
+    from scvae_cli.tools.sample.prototype import Prototype
+    from scvae_cli.tools.sample.result import Sampled
 
 DRAW = "Drawing"
 _SHOWN_GENES = 20
@@ -88,9 +88,9 @@ def sample(
         from scvae_cli.api_sample import SampleRequest
         from scvae_cli.data.new_cells import check_output
         from scvae_cli.data.slots import SlotNames
-        from scvae_cli.latent.agreement import Comparison
-        from scvae_cli.latent.sample_result import Sampled
         from scvae_cli.session import Session
+        from scvae_cli.tools.sample.agreement import Comparison
+        from scvae_cli.tools.sample.result import Sampled
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)
@@ -126,7 +126,7 @@ def sample(
     with console.progress("Sampling", total=len(made.cell_names)) as advance:
         replace(made, blocks=told(made.blocks, advance)).write(target, force=force)
     if plot is not None:
-        from scvae_cli.report.sample_figure import draw_sample
+        from scvae_cli.tools.sample.figure import draw_sample
 
         assert isinstance(result, Sampled)
         assert comparison is not None, "a picture needs drawn counts"
@@ -169,7 +169,7 @@ def _check_plot(plot: Path | None, *, counts_are_drawn: bool, force: bool) -> No
 
 def _facts(result: Sampled | Prototype) -> dict[str, Any]:
     """What differs between cells that were drawn and the prototype; the keys are the same."""
-    from scvae_cli.latent.sample_result import Sampled
+    from scvae_cli.tools.sample.result import Sampled
 
     if not isinstance(result, Sampled):
         return {
@@ -194,7 +194,7 @@ def _facts(result: Sampled | Prototype) -> dict[str, Any]:
 
 
 def _batch(result: Sampled | Prototype) -> str | None:
-    from scvae_cli.latent.sample_result import Sampled
+    from scvae_cli.tools.sample.result import Sampled
 
     if not isinstance(result, Sampled):
         return result.batch
@@ -214,7 +214,7 @@ def _gene_table(result: Prototype) -> list[dict[str, Any]]:
 
 
 def _text(result: Sampled | Prototype, values: dict[str, Any]) -> list[str]:
-    from scvae_cli.latent.sample_result import Sampled
+    from scvae_cli.tools.sample.result import Sampled
 
     if not isinstance(result, Sampled):
         of_counts = result.library is not None

@@ -39,8 +39,8 @@ def score(
     with importing():
         from scvae_cli.data.slots import SlotNames
         from scvae_cli.errors import ConfigError
-        from scvae_cli.latent import scoring
         from scvae_cli.session import Session
+        from scvae_cli.tools.score import scoring
 
     console = Console(json=json, quiet=quiet)
     names = SlotNames(key_added=key_added)
@@ -48,7 +48,7 @@ def score(
         raise ConfigError(f"--fdr is {fdr}", "it takes a share between 0 and 1, such as 0.05")
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
-        from scvae_cli.report.score_plot import draw_scores
+        from scvae_cli.tools.score.drawing import draw_scores
 
         check_figure_file(plot, force=force)
     session = Session.open(

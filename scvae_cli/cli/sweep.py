@@ -16,8 +16,8 @@ from scvae_cli.cli.training_progress import follow
 from scvae_cli.importing import importing
 
 if TYPE_CHECKING:
-    from scvae_cli.studies.sweep import Training
-    from scvae_cli.studies.sweep_result import Sweep
+    from scvae_cli.tools.sweep.result import Sweep
+    from scvae_cli.tools.sweep.sweep import Training
     from scvae_cli.training.fit import FitEvent
 
 SWEEP = "What is varied: one of"
@@ -92,12 +92,12 @@ def sweep(
     with importing():
         from scvae_cli.api_sweep import SweepRequest
         from scvae_cli.data.formats import open_store
-        from scvae_cli.studies.sweep_result import SweepOptions
+        from scvae_cli.tools.sweep.result import SweepOptions
 
     options = SweepOptions(beta=_numbers("--beta", beta), n_latent=_numbers("--n-latent", n_latent))
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file, save_figure
-        from scvae_cli.report.sweep_figure import sweep_figure
+        from scvae_cli.tools.sweep.figure import sweep_figure
 
         check_figure_file(plot, force=force)
     store = open_store(data)

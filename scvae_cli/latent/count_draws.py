@@ -12,7 +12,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from scvae_cli.latent.embedding import BLOCK_CELLS
+from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import Output
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.errors import DataError
-from scvae_cli.latent.denoising import batch_index, library_size
+from scvae_cli.latent.expected_counts import batch_index, library_size
 from scvae_cli.model.bundle import Model
 
 _SAMPLES = 100

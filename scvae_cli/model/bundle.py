@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-import scvae_cli
+from scvae_cli._version import __version__
 from scvae_cli.config import RunConfig
 from scvae_cli.data.atomic import may_write, remove_orphans, sibling_of
 from scvae_cli.errors import ConfigError, ModelError
@@ -127,7 +127,7 @@ class Model:
         }
         config: dict[str, Any] = {
             "format": FORMAT,
-            "scvae_version": scvae_cli.__version__,
+            "scvae_version": __version__,
             "run": self.config.as_dict(),
             "batches": list(self.batches),
             "facts": self.facts,

@@ -12,7 +12,8 @@ With η = log μ, r = μ/θ, ℓ = log1p(r), h = a + θℓ, and w the probabilit
 and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) Value
 and gradients share their logarithms and exponentials, so both are taken in one pass.
 
-On a CPU, in float32, that pass is `fused_nll.py`'s. Anywhere else it is `dense_nll`'s, the same in plain torch.
+On a CPU, in float32, that pass is the one of `compiled/count_nll.py`. Anywhere else it is `dense_nll`, the same
+in plain torch.
 """
 
 from __future__ import annotations
@@ -24,10 +25,8 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.gradients import Gradients
 from scvae_cli.model.log_gamma import log_gamma_terms
-
-# Of the mean NLL, in raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
-Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
@@ -78,7 +77,7 @@ def _evaluate(
 ) -> tuple[Tensor, Gradients | None]:
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Here, not above: compiled code takes time to import, and walks need no likelihood.
-        from scvae_cli.model.fused_nll import fused_nll, fused_nll_and_gradients
+        from scvae_cli.model.compiled.count_nll import fused_nll, fused_nll_and_gradients
 
         of = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
         return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)

@@ -19,13 +19,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scvae_cli.heldout import MIN_HELDOUT
+
 # Numbers of components, tried in this order. Few are quick to fit, and one of them may have started badly: only from so
 # many on does the search end where the held-out cells gain less than so many nats each.
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
 # More training cells than this make the fit slower and no better.
 MAX_FITTED = 20_000
-# Outside of nine cells, a place scores (9 + 0.5)/(9 + 1) at most, which is not above 0.95: nothing would be a hole.
-_MIN_HELDOUT = 10
 _MAX_ITERATIONS = 30
 _TOLERANCE = 3e-3  # nats a point
 # Standard deviation that every component has at least, in units of the prior's.
@@ -131,7 +131,7 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
             break
     assert best is not None, "one component is always tried"
     judged_nk = heldout_mean_nk
-    if len(judged_nk) < _MIN_HELDOUT:
+    if len(judged_nk) < MIN_HELDOUT:
         judged_nk = torch.cat([judged_nk, training[0].float().cpu()])
     nll_n = (-best.log_prob(judged_nk)).sort().values
     return LatentDensity(best.log_weight_c, best.mean_ck, best.whiten_ckk, nll_n)

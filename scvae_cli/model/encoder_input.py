@@ -28,7 +28,7 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
     if scale_n.device.type != "cpu":
         return torch.log1p(cells.x_ng * scale_n.unsqueeze(1)) - centre_g
     if fused:
-        from scvae_cli.model.fused_input import fused_log1p
+        from scvae_cli.model.compiled.encoder_input import fused_log1p
 
         return fused_log1p(cells, scale_n, centre_g)
     nonzeros = cells.nonzeros

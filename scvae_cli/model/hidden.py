@@ -6,7 +6,7 @@ Shapes: n cells, h hidden units, m tangents at each.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class NormalisedHidden(nn.Module):
         """Hidden units from their linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
             # Compiled code takes half a second to start, which is nothing to a training and much to one question.
-            from scvae_cli.model.fused_hidden import normalised_hidden
+            from scvae_cli.model.compiled.hidden import normalised_hidden
 
             return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
@@ -59,16 +59,3 @@ class NormalisedHidden(nn.Module):
         slope_nh = (sigmoid_nh + h_nh * (1 - sigmoid_nh)) * scale_n * self.norm.weight
         along_mn = (unit_nh * d_mnh).mean(2, keepdim=True)
         return h_nh, (d_mnh - d_mnh.mean(2, keepdim=True) - unit_nh * along_mn) * slope_nh
-
-
-class Hidden(NamedTuple):
-    """Hidden units (n, h), and what their gradients need.
-
-    That is their slope in what the activation saw, zero where they were dropped, and the normalised linear part, both
-    (n, h), and its scale (n,).
-    """
-
-    hidden_nh: Tensor
-    slope_nh: Tensor
-    normal_nh: Tensor
-    inverse_sd_n: Tensor

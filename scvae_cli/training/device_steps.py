@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.stretches import Stretch
+from scvae_cli.data.segments import Stretch
 from scvae_cli.device import Compute
 from scvae_cli.errors import ScvaeWarning
-from scvae_cli.model.by_hand import ElboGradients
-from scvae_cli.model.by_hand_torch import TorchOperations
+from scvae_cli.model.manual_backward import ElboGradients
+from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 

@@ -24,7 +24,7 @@ from scvae_cli.config import TrainConfig
 from scvae_cli.data.minibatches import CellTable, Minibatch, even_batches
 from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
-from scvae_cli.model.by_hand import ElboGradients, can_train
+from scvae_cli.model.manual_backward import ElboGradients, can_train
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
@@ -300,7 +300,7 @@ class Trainer:
     def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
         """The loss of some cells on the CPU and its gradients."""
         # Here, not above: a GPU needs no compiler for the CPU.
-        from scvae_cli.model.by_hand_compiled import CompiledOperations
+        from scvae_cli.model.compiled.operations import CompiledOperations
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
         terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)

@@ -20,8 +20,8 @@ import torch
 from numpy import float32, int64, uint32
 from torch import Tensor, nn
 
-from scvae_cli.shared_work import by_address, use_threads
-from scvae_cli.vector_math import compiled
+from scvae_cli.model.compiled.vector_math import compiled
+from scvae_cli.parallel import by_address, use_threads
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 100

@@ -1,0 +1,1 @@
+"""What several tools train or set aside beside the model."""

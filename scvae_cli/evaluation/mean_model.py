@@ -1,0 +1,80 @@
+"""The model that knows nothing of a cell but its depth and batch: every gene at its average, with its own dispersion.
+
+Whatever a latent space is worth, it must be worth more than this. It is a decoder of the same likelihood that is only
+ever asked at z = 0, fitted by maximum likelihood.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.latent.posteriors import BLOCK_CELLS
+from scvae_cli.model.network import CountOutput, Output
+from scvae_cli.training.prepare import batch_codes, started
+
+_BATCH_CELLS, _STEPS, _RATE = 256, 300, 0.05
+
+
+class MeanModel:
+    """Gene averages and dispersions, fitted.
+
+    Parameters
+    ----------
+    counts
+        n cells, g genes.
+    training
+        Indices of the cells to fit to; None for all.
+    config
+        Of the model that this one is compared with: likelihood and seed are taken.
+    device
+        Where to compute.
+    """
+
+    def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:
+        training = np.arange(counts.n_cells) if training is None else training
+        batches, self._batch_n = batch_codes(counts)
+        blind = replace(config, model=replace(config.model, decoder="linear", n_latent=1, n_hidden=1))
+        self._vae = started(blind, counts, training, batches, self._batch_n).to(device).eval()
+        self._device = device
+        learned = [p for name, p in self._vae.decoder.named_parameters() if name != "head.outputs.weight"]
+        optimizer = torch.optim.Adam(learned, lr=_RATE)
+        # The rate falls to nothing, so that what is left at the end is the optimum and not the last minibatches.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / _STEPS)
+        table = CellTable(counts.matrix, self._batch_n, device, cells=training, real=counts.real)
+        random = np.random.default_rng(config.train.seed)
+        for _ in range(_STEPS):
+            cells = table.take(random.choice(table.n_cells, min(_BATCH_CELLS, table.n_cells), replace=False))
+            optimizer.zero_grad()
+            self._decode(cells).mean_nll(cells).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimizer.step()
+            schedule.step()
+
+    @torch.no_grad()
+    def log_prob_n(self, counts: Counts, cells: np.ndarray) -> np.ndarray:
+        """Log-probability of some of the cells, by index, shape (len(cells),), nats."""
+        table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells, real=counts.real)
+        parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(BLOCK_CELLS)]
+        return -np.concatenate(parts)
+
+    @torch.no_grad()
+    def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
+        """Expected counts of all cells in blocks, technical zeros counted in; `of_cell` weighs in their own counts."""
+        for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(BLOCK_CELLS):
+            output = self._decode(cells)
+            assert isinstance(output, CountOutput), "only counts can be set aside"
+            mean_ng = output.mean_ng(cells.library_n, with_zero_inflation=not of_cell)
+            if of_cell:
+                mean_ng = mean_ng * output.own_factor_ng(cells, with_zero_inflation=True)
+            yield mean_ng.cpu().numpy()
+
+    def _decode(self, cells: Minibatch) -> Output:
+        return self._vae.decode(cells.library_n.new_zeros(cells.n_cells, 1), cells.batch_n)

@@ -1,0 +1,78 @@
+"""What principal components make of counts: the denoiser everybody has.
+
+Counts are brought to one depth and log1p-transformed, projected on their first components, and taken back to expected
+counts at each cell's depth. The projection may fall to zero or below, where counts must not be impossible: expected
+counts are kept above a share of the gene's average, a tenth, which served the projection best of those tried.
+
+Shapes: n cells, g genes, c components.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.latent.posteriors import BLOCK_CELLS
+
+COMPONENTS = (5, 10, 20, 30, 50)
+_LEAST_SHARE = 0.1
+# Inverse dispersions are kept where moments can tell them.
+_THETA_RANGE = (1e-2, 1e4)
+
+
+class PcaModel:
+    """Principal components of log-normalised counts.
+
+    Parameters
+    ----------
+    counts
+        n cells, g genes.
+    """
+
+    def __init__(self, counts: Counts) -> None:
+        from sklearn.decomposition import PCA
+
+        self._counts = counts
+        library_n = counts.library_n
+        self._depth = float(np.median(library_n))
+        logged = (sp.diags(self._depth / library_n) @ counts.matrix).tocsr()
+        logged.data = np.log1p(logged.data)
+        n_most = min(max(COMPONENTS), counts.n_genes - 1, counts.n_cells - 1)
+        self._pca = PCA(n_most, svd_solver="covariance_eigh").fit(logged)
+        self._scores_nc = self._pca.transform(logged)
+        total_g = np.asarray(counts.matrix.sum(0), dtype=np.float64).ravel()
+        self._least_g = _LEAST_SHARE * self._depth * total_g / total_g.sum()
+
+    @property
+    def components(self) -> tuple[int, ...]:
+        """Numbers of components that can be asked for."""
+        return tuple(c for c in COMPONENTS if c <= self._scores_nc.shape[1]) or (self._scores_nc.shape[1],)
+
+    def expected(self, n_components: int) -> Iterator[np.ndarray]:
+        """Expected counts of all cells at their depths, in blocks."""
+        library_n = self._counts.library_n
+        for start in range(0, len(library_n), BLOCK_CELLS):
+            rows = slice(start, start + BLOCK_CELLS)
+            logged_ng = self._scores_nc[rows, :n_components] @ self._pca.components_[:n_components] + self._pca.mean_
+            mean_ng = np.maximum(np.expm1(logged_ng), self._least_g)
+            yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]
+
+    def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
+        """The same with each cell's own counts weighed in, dispersions by moments around the projection."""
+        over_g, squared_g = np.zeros(self._counts.n_genes), np.zeros(self._counts.n_genes)
+        for x_ng, mean_ng in self._beside_counts(n_components):
+            over_g += ((x_ng - mean_ng) ** 2 - mean_ng).sum(0)
+            squared_g += (mean_ng**2).sum(0)
+        theta_g = squared_g / np.maximum(over_g, squared_g / _THETA_RANGE[1])
+        theta_g = np.maximum(theta_g, _THETA_RANGE[0])
+        for x_ng, mean_ng in self._beside_counts(n_components):
+            yield mean_ng * (x_ng + theta_g) / (mean_ng + theta_g)
+
+    def _beside_counts(self, n_components: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        start = 0
+        for mean_ng in self.expected(n_components):
+            yield self._counts.matrix[start : start + len(mean_ng)].toarray(), mean_ng
+            start += len(mean_ng)

@@ -1,0 +1,1 @@
+"""Twins of the networks and likelihoods, compiled for the CPU."""

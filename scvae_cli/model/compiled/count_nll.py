@@ -1,0 +1,330 @@
+"""The likelihood of counts on a CPU: value and gradients of a cell in one walk over its genes.
+
+Shapes: n cells, g genes, m nonzeros. The formulas are those of `count_nll.py`; this is the same quantity, compiled with
+numba, with everything a gene needs held in the processor's cache between its logarithms and exponentials. The dense
+part is evaluated as if every count were zero, and the nonzeros, which come sparse, correct it.
+
+Cells are shared out among as many threads as torch uses, always alike, so that a run repeats to the bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from numpy import float32, float64, int32, int64, uint16, uint32
+from torch import Tensor
+
+from scvae_cli.data.minibatches import Nonzeros
+from scvae_cli.model.compiled.stirling import stirling, stirling_slope
+from scvae_cli.model.compiled.vector_math import (
+    LANES,
+    compiled,
+    dot,
+    exp,
+    largest,
+    log,
+    log1p_given,
+    sum_of_logs,
+    total,
+)
+from scvae_cli.model.gradients import Gradients
+from scvae_cli.model.log_gamma import TABLE_COUNTS
+from scvae_cli.parallel import array, by_address, use_threads
+
+_POISSON, _NB, _ZINB = range(3)
+_ZERO, _ONE = float32(0), float32(1)
+
+
+def fused_nll(
+    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros
+) -> Tensor:
+    """Negative log-probability of each cell's counts, shape (n,), float64, nats.
+
+    Parameters
+    ----------
+    raw_ng, bias_g
+        The decoder's last matrix product and the bias still to be added, float32, on the CPU: logits of all genes, then
+        (with zero inflation) zero logits of all genes.
+    log_theta_g
+        Log inverse dispersion; None for a Poisson.
+    library_n
+        Counts per cell.
+    nonzeros
+        The cells' counts.
+    """
+    return _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, None)[0]
+
+
+def fused_nll_and_gradients(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    nonzeros: Nonzeros,
+    *,
+    narrow: bool = False,
+) -> tuple[Tensor, Gradients]:
+    """The same, and the gradients of its mean over the cells.
+
+    Parameters
+    ----------
+    narrow
+        Whether those in the raw outputs are rounded to bfloat16, for matrix products that would do so anyway.
+    """
+    d_raw_ng = torch.empty(raw_ng.shape, dtype=torch.bfloat16 if narrow else torch.float32)
+    nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw_ng)
+    return nll_n, (d_raw_ng, d_bias_g, d_log_theta_g)
+
+
+def _evaluate(
+    raw_ng: Tensor,
+    bias_g: Tensor,
+    log_theta_g: Tensor | None,
+    library_n: Tensor,
+    nonzeros: Nonzeros,
+    d_raw_ng: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The NLL of each cell, and of its mean the gradients in bias and log θ; those in raw outputs go where they may."""
+    n_cells, n_outputs = raw_ng.shape
+    raw, bias = array(raw_ng), array(bias_g)
+    if log_theta_g is None:
+        kind, log_theta = _POISSON, np.zeros(n_outputs, float32)
+    else:
+        kind, log_theta = (_NB if n_outputs == len(log_theta_g) else _ZINB), array(log_theta_g)
+    nll_n = np.empty(n_cells)
+    n_parts = use_threads()
+    d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
+    row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
+    value = array(nonzeros.value)
+    # Numba knows no bfloat16, and compiles anew for every type: either precision has a place of its own.
+    d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
+    if d_raw_ng is not None and d_raw_ng.dtype == torch.bfloat16:
+        d_narrow = d_raw_ng.view(torch.uint16).numpy()
+    elif d_raw_ng is not None:
+        d_wide = d_raw_ng.numpy()
+    n_counts = min(TABLE_COUNTS, int(value.max(initial=0))) + 1
+    table, slopes = np.zeros((2, n_counts, len(log_theta)), float32)
+    _fill_tables(kind, log_theta, table, slopes)
+    _all_rows(
+        _rows_at(), n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, array(library_n), row_start, gene,
+        value, table, slopes, nll_n, d_wide, d_narrow, d_bias, d_log_theta,
+    )  # fmt: skip
+    d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
+    return torch.from_numpy(nll_n), torch.from_numpy(d_bias.sum(0)), d_theta_g
+
+
+@compiled()
+def _rows(
+    part: int, n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any,
+    library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
+    d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
+) -> None:  # fmt: skip
+    """One part p of the cells; its rows of `d_bias_pg` and `d_log_theta_pg` are added to."""
+    n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
+    weight = float32(1.0 / n_cells)
+    bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
+    d_bias, d_zero_bias = d_bias_pg[part, :n_genes], d_bias_pg[part, n_genes:]
+    d_log_theta_g = d_log_theta_pg[part]
+    theta, inverse_theta = _filled(n_genes, _ONE), _filled(n_genes, _ONE)
+    if kind != _POISSON:
+        for g in range(n_genes):
+            theta[g] = exp(log_theta_g[g])
+            inverse_theta[g] = exp(-log_theta_g[g])
+    # Each is an array of its own, and no loop below writes more than two: only then does the compiler find out that
+    # they do not overlap, and takes several genes at once.
+    logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
+    per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
+    from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
+    ratio = _filled(-(-n_genes // LANES) * LANES, _ONE)
+
+    for i in range(part * n_cells // n_parts, (part + 1) * n_cells // n_parts):
+        raw, zero_raw = raw_ng[i, :n_genes], raw_ng[i, n_genes:]
+        for g in range(n_genes):
+            logits[g] = raw[g] + bias[g]
+        stored = slice(row_start[i], row_start[i + 1])
+        gene, value = gene_m[stored], value_m[stored]
+        top = largest(logits)
+        for g in range(n_genes):
+            mu[g] = exp(logits[g] - top)
+        scale = float32(library_n[i] / total(mu))
+        shift = float32(np.log(scale)) - top  # η = logit + shift
+        for g in range(n_genes):
+            mu[g] *= scale
+        if kind == _POISSON:
+            nll = float64(total(mu))
+        else:
+            for g in range(n_genes):
+                per_1r[g] = _ONE / (_ONE + mu[g] * inverse_theta[g])
+            for g in range(n_genes):
+                log1p_r[g] = log1p_given(mu[g] * inverse_theta[g], per_1r[g])
+            nll = float64(dot(theta, log1p_r))
+        if kind == _ZINB:
+            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) and the logarithm of a ratio; of all genes' ratios'
+            # product that takes hardly any logarithms.
+            for g in range(n_genes):
+                h = zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g]
+                e_h = exp(-abs(h))
+                per_1h[g] = _ONE / (_ONE + e_h)
+                from_nb[g] = (e_h if h > _ZERO else _ONE) * per_1h[g]  # σ(−h)
+            for g in range(n_genes):
+                a = zero_raw[g] + zero_bias[g]
+                e_a = exp(-abs(a))
+                ratio[g] = (_ONE + e_a) * per_1h[g]
+                kept[g] = (e_a if a > _ZERO else _ONE) / (_ONE + e_a)  # σ(−a)
+            nll += _positive_parts(zero_raw, zero_bias, theta, log1p_r)
+            for j in range(len(gene)):
+                g = gene[j]
+                nll += max(zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g], _ZERO)
+                ratio[g] /= per_1h[g]
+                from_nb[g] = _ONE
+            nll += sum_of_logs(ratio)
+        for j in range(len(gene)):
+            g, x = gene[j], value[j]
+            nll -= x * (logits[g] + shift - log_theta_g[g] - log1p_r[g]) + table[int32(min(x, last_row)), g]
+        has_large = len(value) > 0 and largest(value) > TABLE_COUNTS
+        if has_large:
+            for j in range(len(gene)):
+                if value[j] > TABLE_COUNTS:
+                    nll -= _log_gamma_beyond(value[j], log_theta_g[gene[j]], kind)
+        nll_n[i] = nll
+        if not with_gradient:
+            continue
+
+        if kind == _POISSON:
+            for g in range(n_genes):
+                d_eta[g] = -mu[g]
+            for j in range(len(gene)):
+                d_eta[gene[j]] += value[j]
+        else:
+            for g in range(n_genes):
+                d_eta[g] = -from_nb[g] * mu[g] * per_1r[g]
+            for j in range(len(gene)):
+                g = gene[j]
+                d_eta[g] += value[j] * per_1r[g]
+            for g in range(n_genes):
+                d_log_theta_g[g] += (d_eta[g] + from_nb[g] * theta[g] * log1p_r[g]) * weight
+            for j in range(len(gene)):
+                g = gene[j]
+                d_log_theta_g[g] -= theta[g] * slopes[int32(min(value[j], last_row)), g] * weight
+            if has_large:
+                for j in range(len(gene)):
+                    if value[j] > TABLE_COUNTS:
+                        g = gene[j]
+                        d_log_theta_g[g] -= theta[g] * _slope_beyond(value[j], theta[g]) * weight
+        total_share = float32(total(d_eta) / library_n[i])
+        for g in range(n_genes):
+            d_eta[g] = (mu[g] * total_share - d_eta[g]) * weight
+            d_bias[g] += d_eta[g]
+        if kind == _ZINB:
+            for g in range(n_genes):
+                kept[g] = (from_nb[g] - kept[g]) * weight
+                d_zero_bias[g] += kept[g]
+        _store(d_eta, kept, d_wide_ng[i], d_narrow_ng[i])
+
+
+_N, _NG = numba.float32[::1], numba.float32[:, ::1]
+_rows_at, _call_rows = by_address(
+    _rows,
+    (
+        numba.int64, numba.int64, numba.int64, numba.boolean, _NG, _N, _N, _N, numba.int32[::1], numba.int32[::1], _N,
+        _NG, _NG, numba.float64[::1], _NG, numba.uint16[:, ::1], _NG, _NG,
+    ),
+)  # fmt: skip
+
+
+@compiled(parallel=True)
+def _all_rows(
+    rows_at: int, n_parts: int, kind: int, with_gradient: bool, raw_ng: Any, bias_g: Any, log_theta_g: Any,
+    library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
+    d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
+) -> None:  # fmt: skip
+    for p in numba.prange(n_parts):
+        _call_rows(
+            rows_at, int64(p), n_parts, kind, with_gradient, raw_ng, bias_g, log_theta_g, library_n, row_start, gene_m,
+            value_m, table, slopes, nll_n, d_wide_ng, d_narrow_ng, d_bias_pg, d_log_theta_pg,
+        )  # fmt: skip
+
+
+@compiled()
+def _filled(n: int, value: Any) -> Any:
+    """An array of one number; numpy's ways to make one take longer to compile."""
+    made = np.empty(n, float32)
+    for i in range(n):
+        made[i] = value
+    return made
+
+
+@compiled()
+def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
+    """Write numbers and, behind them, as many others as there is room for into two rows, float32 and bits of bfloat16.
+
+    Only one of the rows has room.
+    """
+    n = len(values)
+    for i in range(min(n, len(narrow))):
+        narrow[i] = _bfloat16(values[i])
+    rest = narrow[n:]
+    for i in range(len(rest)):
+        rest[i] = _bfloat16(others[i])
+    for i in range(min(n, len(wide))):
+        wide[i] = values[i]
+    rest_wide = wide[n:]
+    for i in range(len(rest_wide)):
+        rest_wide[i] = others[i]
+
+
+@compiled(inline=True)
+def _bfloat16(x: Any) -> Any:
+    # To the nearest, to the even one of two.
+    bits = float32(x).view(uint32)
+    odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
+    return uint16(uint32(bits + uint32(uint32(0x7FFF) + odd)) >> uint32(16))
+
+
+@compiled(any_order=True)
+def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> Any:
+    """Sum of max(a, 0) − max(h, 0)."""
+    result = _ZERO
+    for g in range(len(theta)):
+        a = zero_raw[g] + zero_bias[g]
+        result += max(a, _ZERO) - max(a + theta[g] * log1p_r[g], _ZERO)
+    return result
+
+
+@compiled()
+def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
+    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g)."""
+    n_genes = len(log_theta_g)
+    theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
+    if kind != _POISSON:
+        for g in range(n_genes):
+            theta[g] = exp(log_theta_g[g])
+    for j in range(len(table) - 1):
+        for g in range(n_genes):
+            theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
+            sums[g] += log(theta_j / float32(j + 1))
+            slope_sums[g] += _ONE / theta_j
+        # Number by number: assigning to a slice takes numba seconds to compile.
+        for g in range(n_genes):
+            table[j + 1, g] = sums[g]
+            slopes[j + 1, g] = slope_sums[g]
+
+
+@compiled()
+def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
+    """What the lgΓ terms of a count beyond the table have more than those of the table's last count."""
+    last = float64(TABLE_COUNTS)
+    more = stirling(last + 1.0) - stirling(x + 1.0)
+    if kind != _POISSON:
+        theta = np.exp(float64(log_theta))
+        more += stirling(x + theta) - stirling(last + theta)
+    return more
+
+
+@compiled()
+def _slope_beyond(x: Any, theta: Any) -> Any:
+    """The same of their derivative in θ."""
+    return stirling_slope(x + float64(theta)) - stirling_slope(float64(TABLE_COUNTS) + theta)

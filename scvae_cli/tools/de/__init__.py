@@ -1,0 +1,1 @@
+"""Differential expression between two groups of cells."""

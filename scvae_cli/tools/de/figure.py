@@ -1,0 +1,133 @@
+"""Differential expression in one figure: what changed and how surely, the surest genes, and how many can be had.
+
+Shapes: g genes, t of them tested.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
+
+from scvae_cli.report.figure_file import house_style
+from scvae_cli.report.page import OFF, WIDTH, head, place, shortened
+from scvae_cli.tools.de.result import DifferentialExpression
+
+_HEIGHT, _TOP, _TALL = 3.3, 0.3, 2.55
+_LEFTS, _WIDE = (0.5, 3.75, 6.1), (2.5, 1.5, 1.25)
+_GENE, _DOWN, _LINE = "#B0B0B0", "#0072B2", "#D9D9D9"
+_MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
+
+
+def de_figure(result: DifferentialExpression) -> Figure:
+    """Draw a comparison.
+
+    Returns
+    -------
+    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    """
+    contrast = result.contrast
+    title = f"{shortened(contrast.group, 20)} against {shortened(contrast.reference, 20)}"
+    with house_style():
+        figure = Figure((WIDTH, _HEIGHT))
+        parts = []
+        for letter, left, wide, text in zip(
+            "abc", _LEFTS, _WIDE, (title, "Surest genes", "Calls and errors"), strict=True
+        ):
+            head(figure, left - (0.95 if letter == "b" else 0.4), 0.14, letter, text)
+            parts.append(place(figure, left, _TOP, wide, _TALL))
+            parts[-1].set_label(text)
+        _draw_volcano(parts[0], result)
+        _draw_intervals(parts[1], result)
+        _draw_calls(parts[2], result)
+    return figure
+
+
+def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
+    order = result.order
+    change_t, height_t = result.change_g[order], np.abs(result.score_g[order])
+    called_t = result.called[order]
+    for mask_t, colour, size in (
+        (~called_t, _GENE, 4),
+        (called_t & (change_t < 0), _DOWN, 8),
+        (called_t & (change_t > 0), OFF, 8),
+    ):
+        axes.scatter(change_t[mask_t], height_t[mask_t], s=size, color=colour, linewidth=0, rasterized=True, zorder=3)
+    axes.set_xlabel("change (log2)" + _relative(result))
+    axes.set_ylabel(f"−log10 P(|change| ≤ {result.options.threshold:g})")
+    # A root: sure genes would press all others to the floor.
+    axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
+    top = max(float(height_t.max(initial=0)), 1.5)
+    axes.set_ylim(0, top * 1.12)
+    ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick <= top]
+    axes.set_yticks(ticks, [str(tick) for tick in ticks])
+    # Room for names on either side.
+    least = max(2 * result.options.threshold, 0.5)
+    left, right = (1.3 * max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
+    axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
+    for side in (-1, 1) if result.options.threshold else ():
+        axes.axvline(side * result.options.threshold, color=_LINE, linewidth=0.8, zorder=1)
+    _label(axes, result, [g for g in order if result.called[g]][:_MOST_LABELS])
+
+
+def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
+    """Names beside dots, surest first, where they don't meet another name."""
+    (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
+    # Of a letter at 6 points, as a share of the axes.
+    high, wide = 0.036, 0.024
+    placed: list[tuple[float, float, float]] = []
+    for g in genes:
+        name = shortened(result.genes[g], _NAME)
+        side = 1 if result.change_g[g] > 0 else -1
+        start = (result.change_g[g] - left) / (right - left) + 0.015 * side
+        y = math.sqrt(abs(result.score_g[g]) / top)
+        begin, end = sorted((start, start + side * wide * len(name)))
+        if any(abs(y - row) < high and begin < until and since < end for row, since, until in placed):
+            continue
+        placed.append((y, begin, end))
+        axes.text(
+            start, y, name, transform=axes.transAxes, size=6, ha="left" if side > 0 else "right", va="center_baseline",
+            zorder=4,
+        )  # fmt: skip
+
+
+def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
+    genes = result.order[:_N_INTERVALS]
+    for row, g in enumerate(genes):
+        colour = (OFF if result.change_g[g] > 0 else _DOWN) if result.called[g] else "#606060"
+        axes.plot([result.low_g[g], result.high_g[g]], [row, row], color=colour, linewidth=1.4, zorder=3)
+        axes.plot(result.change_g[g], row, "o", color=colour, markersize=3, zorder=4)
+        axes.plot(result.raw_g[g], row, "|", color="black", markersize=5, zorder=5)
+    axes.axvline(0, color=_LINE, linewidth=0.8, zorder=1)
+    axes.set_yticks(range(len(genes)), [shortened(result.genes[g], _NAME) for g in genes])
+    axes.tick_params(axis="y", length=0, labelsize=6)
+    axes.set(ylim=(len(genes) + 0.9, -0.7), xlabel="change (log2), 90% interval")
+    axes.plot([], [], "|", color="black", markersize=5, label="raw ratio")
+    axes.legend(frameon=False, loc="lower right", handlelength=0.8, borderaxespad=0)
+
+
+def _draw_calls(axes: Axes, result: DifferentialExpression) -> None:
+    fdr_t = result.expected_fdr_g[result.order]
+    number_t = np.arange(1, len(fdr_t) + 1)
+    axes.plot(number_t, fdr_t, color="black", linewidth=1)
+    n_called = int(result.called.sum())
+    axes.axhline(result.options.fdr, color=_LINE, linewidth=0.8, zorder=1)
+    if n_called:
+        axes.plot(n_called, fdr_t[n_called - 1], "o", color=OFF, markersize=4, clip_on=False, zorder=4)
+    axes.text(
+        0.03, 0.97, f"{n_called:,} called\nat {result.options.fdr:g}", transform=axes.transAxes, va="top", color=OFF
+    )
+    axes.set(
+        xlim=(0, min(len(fdr_t), max(4 * n_called, _MOST_LABELS))),
+        ylim=(0, 1),
+        xlabel="genes called",
+        ylabel="expected false discovery rate",
+    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+
+
+def _relative(result: DifferentialExpression) -> str:
+    return ", relative to most genes" if result.centre == "bulk" else ", of the share of counts"

@@ -1,0 +1,1 @@
+"""Denoised counts of every cell."""

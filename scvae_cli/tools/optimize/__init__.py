@@ -1,0 +1,1 @@
+"""Trajectories toward a gene program."""

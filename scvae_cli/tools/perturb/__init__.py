@@ -1,0 +1,1 @@
+"""Perturbations predicted for groups that were never treated."""

@@ -1,0 +1,142 @@
+"""What a perturbation does to cells that were under it: means of log expression, no model asked.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.tools.perturb.design import Design, Term
+from scvae_cli.tools.perturb.expected_log import TARGET
+from scvae_cli.tools.perturb.result import TOP_GENES, Fit
+
+
+@dataclass(frozen=True)
+class Observed:
+    """Cells' log expression, log(1 + 10⁴·x/library), or real numbers as they are.
+
+    Parameters
+    ----------
+    counts
+        n cells in the model's genes.
+    """
+
+    counts: Counts
+    _known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    _shares: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+
+    @functools.cached_property
+    def library_n(self) -> np.ndarray:
+        """Depth of each cell."""
+        return self.counts.library_n
+
+    def mean(self, design: Design, group: str, label: str) -> np.ndarray:
+        """Of a group's cells under a label, shape (g,), float64."""
+        return self._moments(design, group, label)[0]
+
+    def change(self, design: Design) -> np.ndarray:
+        """Of the target's own treated cells beside its control cells, shape (g,)."""
+        treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
+        change_g: np.ndarray = treated_g - control_g
+        return change_g
+
+    def mean_change(self, design: Design) -> np.ndarray | None:
+        """Of the other groups, all alike; None where none was under the treatment."""
+        return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
+
+    def additive(self, design: Design) -> np.ndarray | None:
+        """The sum of what the parts of a combination do; None for a single perturbation."""
+        terms = design.additive_terms
+        if not terms or not all(term.groups for term in terms):
+            return None
+        total_g: np.ndarray = np.sum([self._mean_of(design, term) for term in terms], axis=0)
+        return total_g
+
+    def surest(self, design: Design) -> np.ndarray:
+        """The genes whose means differ most surely (Welch's t) between the target's treated and control cells."""
+        moments = [self._moments(design, design.group, label) for label in (design.treated, design.control)]
+        sizes = [len(design.rows(design.group, label)) for label in (design.treated, design.control)]
+        error_g = np.sqrt(moments[0][1] / sizes[0] + moments[1][1] / sizes[1])
+        t_g = np.abs(moments[0][0] - moments[1][0]) / np.where(error_g > 0, error_g, np.inf)
+        order: np.ndarray = np.argsort(-t_g, kind="stable")[:TOP_GENES]
+        return order
+
+    def proportions(self, design: Design, group: str, label: str) -> np.ndarray:
+        """Mean share of the counts of a group's cells, of real numbers their mean, shape (g,)."""
+        return self._shares_of(design, group, label)[0]
+
+    def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
+        """What a label does to a group, and the squared standard error of that, each of shape (g,).
+
+        Log ratios of mean shares of the counts, to each of which `pseudo` is added; of real numbers, differences.
+        """
+        (after_g, after_error_g), (before_g, before_error_g) = (
+            self._shares_of(design, group, of) for of in (label, design.control)
+        )
+        if self.counts.real:
+            return after_g - before_g, after_error_g + before_error_g
+        after_g, before_g = after_g + pseudo, before_g + pseudo
+        sides = []
+        for mean_g, error_g, of in ((after_g, after_error_g, label), (before_g, before_error_g, design.control)):
+            # Of few cells with few counts the variance may be zero: no share is surer than molecules drawn by chance.
+            library_m = self.library_n[design.rows(group, of)]
+            chance_g = mean_g * (1 / library_m).mean() / len(library_m)
+            sides.append(np.maximum(error_g, chance_g) / mean_g**2)
+        return np.log(after_g) - np.log(before_g), sides[0] + sides[1]
+
+    def _mean_of(self, design: Design, term: Term) -> np.ndarray:
+        changes = [self.mean(design, g, term.label) - self.mean(design, g, design.control) for g in term.groups]
+        mean_g: np.ndarray = np.mean(changes, axis=0)
+        return mean_g
+
+    def _moments(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and variance, computed once."""
+        if (group, label) not in self._known:
+            self._known[group, label] = self._moments_of(design.rows(group, label))
+        return self._known[group, label]
+
+    def _shares_of(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean share of the counts and its squared standard error, computed once."""
+        if (group, label) not in self._shares:
+            rows = design.rows(group, label)
+            share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
+            mean_g, variance_g = _mean_and_variance(share_ng)
+            self._shares[group, label] = mean_g, variance_g / len(rows)
+        return self._shares[group, label]
+
+    def _moments_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
+        if not self.counts.real:
+            x_ng = sp.csr_matrix(sp.diags(TARGET / self.library_n[rows]) @ x_ng)
+            x_ng.data = np.log1p(x_ng.data)
+        return _mean_and_variance(x_ng)
+
+
+def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
+    n = x_ng.shape[0]
+    mean_g: np.ndarray = np.asarray(x_ng.mean(0)).ravel()
+    second_g = np.asarray(x_ng.multiply(x_ng).mean(0)).ravel()
+    return mean_g, np.maximum(second_g - mean_g**2, 0) * n / max(n - 1, 1)
+
+
+def fit(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Fit:
+    """How a predicted change agrees with the true one; `top` are the genes that differ most surely."""
+    explained = 1 - np.square(predicted_g - true_g).sum() / max(np.square(true_g).sum(), np.finfo(float).tiny)
+    return Fit(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
+
+
+def pearson(a: np.ndarray, b: np.ndarray) -> float:
+    """Correlation, 0 where one side never varies, as "no change" does not.
+
+    >>> pearson(np.zeros(3), np.arange(3.0))
+    0.0
+    """
+    a, b = a - a.mean(), b - b.mean()
+    norm = float(np.sqrt((a @ a) * (b @ b)))
+    return float(a @ b) / norm if norm > 0 else 0.0

@@ -1,0 +1,1 @@
+"""Cells in order from a root, and their fates."""

@@ -1,0 +1,1 @@
+"""New cells drawn from a model."""

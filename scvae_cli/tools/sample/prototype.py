@@ -1,0 +1,140 @@
+"""The cell in the middle of the latent space: z = 0, decoded, and what sets it apart from the average training cell.
+
+Shapes: k latent dimensions, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.errors import DataError
+from scvae_cli.latent.expected_counts import batch_index, library_size
+from scvae_cli.latent.selection import even
+from scvae_cli.model.bundle import Model
+from scvae_cli.tools.sample.sampling import for_draws, reference_draws
+
+_BLOCK = 4096
+_MAX_CELLS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prototype:
+    """z = 0 as a cell.
+
+    Parameters
+    ----------
+    genes
+        g modelled genes.
+    mean_g
+        Expected counts, zero inflation counted in, float32.
+    average_g
+        Those of the average training cell at the same depth.
+    change_g
+        Fisher–Rao coordinate of the one less that of the other, standard deviations of a count.
+    z_k, library, off_manifold
+        Where it is, the depth (None for real numbers), and the share of held-out cells' posterior samples that lie in
+        denser places.
+    batch, batch_key
+        Batch it was decoded in, "average" for the average over batches; None for a model without.
+    """
+
+    genes: tuple[str, ...]
+    mean_g: np.ndarray
+    average_g: np.ndarray
+    change_g: np.ndarray
+    z_k: np.ndarray
+    library: float | None
+    off_manifold: float
+    batch: str | None
+    batch_key: str | None
+
+    @property
+    def blocks(self) -> Iterator[np.ndarray]:
+        """X, a single row."""
+        return iter([self.mean_g[None]])
+
+    def cell_names(self) -> np.ndarray:
+        """Its name."""
+        return np.asarray(["prototype"], dtype=object)
+
+    def top_genes(self, n: int) -> np.ndarray:
+        """Indices of the n genes that differ most, most first."""
+        return np.argsort(-np.abs(self.change_g), kind="stable")[:n]
+
+    def slots(self, names: SlotNames) -> list[Slot]:
+        """Where the result goes."""
+        slots = [
+            Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32)),
+        ]
+        if self.library is not None:
+            slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
+        if self.batch is not None and self.batch_key is not None:
+            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch])))
+        return [*slots, Slot(group="obsm", key=names.embedding, value=self.z_k[None])]
+
+
+@torch.inference_mode()
+def prototype(
+    model: Model, counts: Counts, *, library: str | float = "median", batch_as: str = "average", seed: int = 0
+) -> Prototype:
+    """Decode z = 0.
+
+    Parameters
+    ----------
+    model
+        Decodes.
+    counts
+        Real cells in the model's genes; those that were held out are left out of the average.
+    library, batch_as
+        Depth and batch, as for denoising; there is no "observed" depth.
+    seed
+        Of the samples behind the off-manifold score.
+
+    Raises
+    ------
+    DataError
+        For an unknown batch or library size.
+    """
+    size = library_size(model, library, usual="median")
+    if size is None:
+        raise DataError("a prototype has no observed library size", "--library takes median or a number")
+    z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
+    batch = batch_index(model, batch_as)
+    batch_1 = None if batch is None else torch.full((1,), batch, device=model.device)
+    library_1 = torch.full((1,), size, device=model.device)
+    mean_g = model.vae.expected_counts(z_1k.to(model.device), library_1, batch_1, with_zero_inflation=True)[0].cpu()
+    average_g = torch.as_tensor(_average(model, counts) * size)
+    head = model.vae.decoder.head
+    change_g = head.isometric(mean_g.double()) - head.isometric(average_g.double())
+    density = for_draws(model.density.to(torch.device("cpu")), reference_draws(model, counts, seed=seed)[0])
+    return Prototype(
+        genes=model.genes,
+        mean_g=mean_g.numpy(),
+        average_g=average_g.float().numpy(),
+        change_g=change_g.numpy(),
+        z_k=np.zeros(z_1k.shape[1], dtype=np.float32),
+        library=size if model.of_counts else None,
+        off_manifold=float(density.off_manifold(z_1k)),
+        batch=batch_as if model.batches else None,
+        batch_key=model.config.data.batch_key if model.batches else None,
+    )
+
+
+def _average(model: Model, counts: Counts) -> np.ndarray:
+    """Mean over training cells of the genes' shares of the counts, or of real numbers, shape (g,)."""
+    rows = np.flatnonzero(~model.held_out(counts.cell_names))
+    rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)
+    library_n = counts.library_n
+    total_g = np.zeros(counts.n_genes)
+    for start in range(0, len(rows), _BLOCK):
+        some = rows[start : start + _BLOCK]
+        total_g += (1 / library_n[some]) @ counts.matrix[some]
+    share_g: np.ndarray = total_g / len(rows)
+    return share_g

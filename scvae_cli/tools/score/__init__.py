@@ -1,0 +1,1 @@
+"""How likely each cell is, and which are unusual."""

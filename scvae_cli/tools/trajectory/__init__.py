@@ -1,0 +1,1 @@
+"""Trajectories between cell states, decoded."""

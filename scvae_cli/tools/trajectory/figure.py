@@ -1,0 +1,74 @@
+"""A walk in one figure: where it goes among the cells, which genes change when, and whether the cells agree.
+
+Shapes: n cells, t steps, g genes, c chosen genes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from scvae_cli.report.figure_file import house_style
+from scvae_cli.report.page import WIDTH, group_colours, shortened, write
+from scvae_cli.tools.trajectory.gene_curves import N_CURVES, curves_height, draw_curves
+from scvae_cli.tools.trajectory.heat_map import draw_heat_map, heat_map_height
+from scvae_cli.tools.trajectory.plane import Backdrop, Legend, draw_plane, plane_height, steps_in_plane
+from scvae_cli.tools.trajectory.result import Path
+
+__all__ = ["Backdrop", "path_figure", "steps_in_plane"]
+
+_TOP, _BETWEEN, _BOTTOM = 0.42, 0.22, 0.1
+_TITLE_LENGTH = 84
+
+
+def path_figure(
+    path: Path,
+    *,
+    backdrop: Backdrop,
+    expression_nc: np.ndarray,
+    chosen: np.ndarray,
+    inflation_tc: np.ndarray | None = None,
+) -> Figure:
+    """Draw a walk.
+
+    Parameters
+    ----------
+    path
+        The walk and its genes.
+    backdrop
+        A plane, the cells in it, and the walk in it.
+    expression_nc
+        The cells' counts of the chosen genes, scaled to the depth the walk was decoded at.
+    chosen
+        Indices in `path.genes`; the first twelve are drawn.
+    inflation_tc
+        Factors that zero inflation changes the chosen genes' decoded counts by, at the same depth; None for no change.
+        The cells' counts have been through it, so what is drawn over them has too.
+
+    Returns
+    -------
+    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    """
+    chosen = np.asarray(chosen, dtype=int)[:N_CURVES]
+    passed = list(dict.fromkeys(path.steps.groups_passed()))
+    colours = group_colours(backdrop.groups_n, passed)
+    with house_style():
+        legend = Legend(path, backdrop, colours)
+        upper = max(plane_height(legend), heat_map_height(path))
+        lower = curves_height(len(chosen))
+        figure = Figure((WIDTH, _TOP + upper + (_BETWEEN + lower if lower else 0) + _BOTTOM))
+        write(figure, 0.1, 0.14, _title(path), size=9, weight="bold")
+        draw_plane(figure, path, backdrop, colours, legend, _TOP, upper)
+        draw_heat_map(figure, path, colours, _TOP, upper)
+        inflation_tc = np.ones((len(path.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
+        draw_curves(figure, path, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
+    return figure
+
+
+def _title(path: Path) -> str:
+    labels = list(path.labels)
+    if len(labels) > 6:
+        labels[3:-2] = ["…"]
+    fits = sum(map(len, labels)) + 3 * len(labels) <= _TITLE_LENGTH
+    length = _TITLE_LENGTH if fits else _TITLE_LENGTH // len(labels) - 3
+    return " → ".join(shortened(label, length) for label in labels)

@@ -1,0 +1,187 @@
+"""Do the cells agree: decoded curves of single genes over what the cells near the walk show themselves.
+
+Shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from scvae_cli.report.page import WIDTH, hatch_off, head, place, shortened, write
+from scvae_cli.tools.trajectory.result import Path
+
+N_CURVES = 12
+_DECODED, _CELLS = "#0072B2", "#333333"
+_BEYOND: dict[str, Any] = {
+    "color": _CELLS,
+    "marker": "s",
+    "markersize": 3,
+    "linestyle": "",
+    "linewidth": 1,
+    "zorder": 4,
+    "clip_on": False,
+}
+_BINS = 400
+_MAX_DOTS = 1500
+# A mean over fewer cells than this is not shown.
+_MIN_CELLS = 5.0
+
+_LEFT, _RIGHT = 0.3, 0.12
+_TITLE, _AXIS = 0.22, 0.3
+_NAME, _TICKS, _BETWEEN = 0.17, 0.3, 0.14
+
+
+def smoothed(
+    position_n: np.ndarray, value_n: np.ndarray, at_q: np.ndarray, width: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of values around positions in 0..1 and its standard error, each of shape (q,); NaN where cells are few.
+
+    Weights fall as a parabola to zero at twice the width, so that nothing is told from afar across a gap.
+    """
+    # Cells are counted in narrow bins first, so a million of them cost no more than their counting.
+    bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)
+    n_b, sum_b, squares_b = (
+        np.bincount(bin_n, weights=weight_n, minlength=_BINS)
+        for weight_n in (np.ones(len(value_n)), value_n, np.square(value_n))
+    )
+    middle_b = (np.arange(_BINS) + 0.5) / _BINS
+    kernel_qb = np.maximum(1 - ((at_q[:, None] - middle_b) / (2 * width)) ** 2, 0)
+    total_q = np.maximum(kernel_qb @ n_b, 1e-100)
+    mean_q = kernel_qb @ sum_b / total_q
+    variance_q = np.maximum(kernel_qb @ squares_b / total_q - mean_q**2, 0)
+    # One over the number of equally weighted cells that would tell as much.
+    share_q = np.square(kernel_qb) @ n_b / np.square(total_q)
+    error_q = np.sqrt(variance_q * share_q / np.maximum(1 - share_q, 1e-12))
+    few_q = (share_q * _MIN_CELLS > 1) | (kernel_qb @ n_b == 0)
+    # Nor is anything told of a place whose cells all lie farther on, or farther back.
+    few_q |= np.abs(kernel_qb @ (n_b * middle_b) / total_q - at_q) > width
+    return np.where(few_q, np.nan, mean_q), np.where(few_q, np.nan, error_q)
+
+
+def curves_height(n_genes: int) -> float:
+    """Inches the part takes."""
+    if n_genes == 0:
+        return 0.0
+    rows = -(-n_genes // _columns(n_genes))
+    return _TITLE + rows * (_NAME + _panel_height(n_genes)) + (rows - 1) * _BETWEEN + _AXIS
+
+
+def draw_curves(
+    figure: Figure, path: Path, chosen: np.ndarray, expression_nc: np.ndarray, inflation_tc: np.ndarray, top: float
+) -> None:
+    """Draw the part, in inches; decoded counts are changed by zero inflation, given as factors."""
+    if len(chosen) == 0:
+        return
+    near = np.flatnonzero(np.isfinite(path.pseudotime_n))
+    cells = f"the {len(near):,} cells near the walk" if len(near) else "no cells near the walk"
+    head(figure, 0.1, top, "c", f"Decoded {'counts' if path.of_counts else 'values'} and {cells}")
+    columns = _columns(len(chosen))
+    tall = _panel_height(len(chosen))
+    full = (WIDTH - _LEFT - _RIGHT) / columns
+    drawn: set[str] = set()
+    for i, gene in enumerate(chosen):
+        row, column = divmod(i, columns)
+        above = top + _TITLE + row * (_NAME + tall + _BETWEEN) + _NAME
+        axes = place(figure, _LEFT + column * full + _TICKS, above, full - _TICKS, tall)
+        axes.set_label(f"gene {path.genes[gene]}")
+        value_n = np.asarray(expression_nc[near, i], dtype=np.float64).ravel()
+        drawn |= _draw_gene(axes, path, int(gene), inflation_tc[:, i], near, value_n)
+        lowest = i + columns >= len(chosen)
+        axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
+        if lowest:
+            axes.set_xlabel("position along the walk", labelpad=2)
+    down = curves_height(len(chosen))
+    write(
+        figure,
+        0.13,
+        top + (_TITLE + down - _AXIS) / 2,
+        "counts at the walk's depth" if path.of_counts else "values",
+        rotation=90,
+        ha="center",
+        va="center",
+    )
+    _draw_legend(figure, top, drawn)
+
+
+def _columns(n_genes: int) -> int:
+    return 3 if n_genes in (3, 5, 6, 9) else min(4, max(2, n_genes))
+
+
+def _panel_height(n_genes: int) -> float:
+    return 1.3 if n_genes <= _columns(n_genes) else 0.88
+
+
+def _draw_gene(
+    axes: Axes, path: Path, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
+) -> set[str]:
+    """Draw one gene; tells what there was to draw of the cells."""
+    drawn = {"cells"} if len(near) else set()
+    at_t = path.steps.position_t
+    mean_t, low_t, high_t = (value_tg[:, gene] * inflation_t for value_tg in (path.mean_tg, path.low_tg, path.high_tg))
+    top = float(max(high_t.max(), mean_t.max(), 1e-9))
+    if len(near):
+        position_n = path.pseudotime_n[near]
+        at_q = np.linspace(0, 1, 101)
+        # Silverman's rule, within what leaves a curve a shape and cells in sight.
+        width = float(np.clip(0.9 * position_n.std() * len(near) ** -0.2, 0.025, 0.1))
+        between = (position_n > 0) & (position_n < 1)
+        mean_q, error_q = smoothed(position_n[between], value_n[between], at_q, width)
+        drawn |= {"mean"} if np.isfinite(mean_q).any() else set()
+        top = float(np.nanmax([top, *(mean_q + error_q)]))
+        # Cells before the start and beyond the end are at 0 and 1, many of them: they would bend the curve to theirs.
+        for end in (0, 1):
+            at_end = value_n[position_n == end]
+            if len(at_end) >= _MIN_CELLS:
+                drawn.add("beyond")
+                error = at_end.std(ddof=1) / np.sqrt(len(at_end))
+                axes.errorbar(end, at_end.mean(), error, gid="beyond", **_BEYOND)
+                top = max(top, float(at_end.mean() + error))
+        # Single counts of a rare gene lie far above their mean; they shall not flatten the curves.
+        top = max(top, min(float(np.quantile(value_n, 0.98)), 2 * top))
+        dots = np.arange(len(near))
+        if len(dots) > _MAX_DOTS:
+            dots = np.random.default_rng(0).choice(dots, _MAX_DOTS, replace=False)
+        faint = float(np.clip(60 / len(dots), 0.12, 0.5))
+        axes.scatter(
+            position_n[dots], value_n[dots], s=3, c=_CELLS, alpha=faint, linewidths=0, rasterized=True, zorder=1
+        )
+        axes.fill_between(at_q, mean_q - error_q, mean_q + error_q, color=_CELLS, alpha=0.3, linewidth=0, zorder=2)
+        axes.plot(at_q, mean_q, color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)), gid="cells", zorder=4)
+    axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
+    axes.plot(at_t, mean_t, color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
+    hatch_off(axes, path.steps.off, above=False)
+    if path.of_counts:
+        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
+    else:
+        # Real numbers have no zero to stand on.
+        axes.set(xlim=(-0.02, 1.02))
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    axes.tick_params(pad=1.5)
+    axes.set_title(shortened(path.genes[gene], 24), style="italic", pad=3)
+    return drawn
+
+
+def _draw_legend(figure: Figure, top: float, drawn: set[str]) -> None:
+    entries: list[tuple[str, Any]] = [
+        ("decoded, with 5–95% band", (Patch(color=_DECODED, alpha=0.25), Line2D([], [], color=_DECODED, linewidth=1.5)))
+    ]
+    if "mean" in drawn:
+        mean = Line2D([], [], color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)))
+        entries.append(("cells' mean ± s.e.", (Patch(color=_CELLS, alpha=0.3, linewidth=0), mean)))
+    if "beyond" in drawn:
+        entries.append(("mean beyond an end", Line2D([], [], **_BEYOND)))
+    if "cells" in drawn:
+        look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.5}
+        entries.append(("cells", Line2D([], [], color=_CELLS, **look)))
+    names, signs = zip(*entries, strict=True)
+    axes = place(figure, 0, top - 0.1, WIDTH - _RIGHT, 0.2)
+    axes.set_axis_off()
+    look = {"frameon": False, "borderpad": 0, "borderaxespad": 0, "handletextpad": 0.5, "columnspacing": 1.2}
+    axes.legend(signs, names, loc="center right", ncols=len(names), handlelength=1.7, **look)

@@ -1,0 +1,123 @@
+"""When genes change: one row a gene, from its lowest to its highest along the walk, in the order they switch.
+
+Shapes: t steps, r genes shown.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from scvae_cli.report.page import NO_GROUP, OTHER_GROUPS, WIDTH, hatch_off, head, place, shortened, text_width, write
+from scvae_cli.tools.trajectory.result import Path
+
+N_GENES = 40
+# The order of the rows' blocks: what is on at the start, in between, at the end, and at both ends.
+_KINDS = ("down", "peak", "up", "dip")
+_COLOURS = "viridis"
+
+_LEFT, _RIGHT = 4.3, 0.15
+_TITLE, _STRIP, _GAP, _AXIS = 0.2, 0.11, 0.04, 0.36
+_KIND_WIDTH, _BAR_WIDTH = 0.36, 0.42
+_NAME_LENGTH, _NAME_SIZE = 18, 6.2
+_ROW, _MOST_ROW = 0.115, 0.2
+
+
+def heat_map_genes(path: Path) -> np.ndarray:
+    """The genes that change most in the order of the rows: by kind of change, then by switch step. Indices."""
+    top = path.top_genes(N_GENES)
+    top = top[path.changes.effect_g[top] > 0]
+    changes = path.changes
+    kind = np.asarray([_KINDS.index(direction) for direction in changes.direction_g[top]], dtype=int)
+    rows: np.ndarray = top[np.lexsort((-changes.effect_g[top], changes.switch_g[top], kind))]
+    return rows
+
+
+def heat_map_height(path: Path) -> float:
+    """Inches the part takes at least."""
+    return _TITLE + _STRIP + _GAP + len(heat_map_genes(path)) * _ROW + _AXIS
+
+
+def draw_heat_map(figure: Figure, path: Path, colours: dict[str, str], top: float, height: float) -> None:
+    """Draw the part at a height, in inches."""
+    rows = heat_map_genes(path)
+    names = [shortened(path.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
+    left = _LEFT + text_width(names, _NAME_SIZE) + 0.06
+    width = WIDTH - _RIGHT - _BAR_WIDTH - _KIND_WIDTH - left
+    above = top + _TITLE
+    head(figure, _LEFT - 0.05, top, "b", f"The {len(rows)} genes that change most")
+    if path.steps.groups_passed():
+        _draw_strip(place(figure, left, above, width, _STRIP), path, colours)
+        write(figure, left + width + 0.05, above + _STRIP / 2, "nearest group", size=6.2)
+        above += _STRIP + _GAP
+    tall = min(top + height - _AXIS - above, max(len(rows), 1) * _MOST_ROW)
+    axes = place(figure, left, above, width, tall)
+    axes.set_label("heat map")
+    axes.set(xlabel="position along the walk", xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+    for side in axes.spines.values():
+        side.set_visible(False)
+    if len(rows) == 0:
+        axes.set(yticks=[])
+        axes.text(0.5, 0.5, "no gene changes", transform=axes.transAxes, ha="center", va="center")
+        return
+    _draw_scaled(axes, path, rows)
+    axes.set_yticks(np.arange(len(rows)), names, size=_NAME_SIZE)
+    axes.tick_params(axis="y", length=0, pad=2)
+    hatch_off(axes, path.steps.off, above=True)
+    bars = place(figure, WIDTH - _RIGHT - _BAR_WIDTH, above, _BAR_WIDTH, tall)
+    bars.set_label("effect")
+    bars.barh(np.arange(len(rows)), path.changes.effect_g[rows], height=0.7, color="#7F7F7F")
+    bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="range (s.d.)")
+    bars.xaxis.set_major_locator(MaxNLocator(2))
+    bars.xaxis.set_major_formatter("{x:g}")
+    bars.spines["left"].set_visible(False)
+    kind_r = path.changes.direction_g[rows]
+    first = 0
+    for after in range(1, len(rows) + 1):
+        if after < len(rows) and kind_r[after] == kind_r[first]:
+            continue
+        middle = above + (first + after) / 2 / len(rows) * tall
+        write(figure, left + width + 0.05, middle, str(kind_r[first]), size=6.2)
+        if after < len(rows):
+            axes.axhline(after - 0.5, color="white", linewidth=1.5)
+            bars.axhline(after - 0.5, color="white", linewidth=1.5)
+        first = after
+    _draw_scale(figure, WIDTH - _RIGHT, top)
+
+
+def _draw_strip(axes: Axes, path: Path, colours: dict[str, str]) -> None:
+    """The group most of the nearest cells belong to."""
+    axes.set_label("groups")
+    axes.set_axis_off()
+    shown = [to_rgb(colours.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in path.steps.group_t]
+    axes.imshow([shown], aspect="auto", extent=(*_edges(path), 0, 1), interpolation="none")
+    hatch_off(axes, path.steps.off, above=True)
+
+
+def _draw_scaled(axes: Axes, path: Path, rows: np.ndarray) -> None:
+    even_rt = path.mean_tg[:, rows].T.astype(np.float64)
+    if path.of_counts:
+        # The square root of a count has about the same noise everywhere.
+        even_rt = np.sqrt(np.maximum(path.mean_tg[:, rows].T, 0)).astype(np.float64)
+    low_r1, high_r1 = even_rt.min(1, keepdims=True), even_rt.max(1, keepdims=True)
+    scaled_rt = (even_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
+    extent = (*_edges(path), len(rows) - 0.5, -0.5)
+    axes.imshow(scaled_rt, aspect="auto", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, interpolation="none")
+
+
+def _edges(path: Path) -> tuple[float, float]:
+    half = 0.5 / (len(path.steps.position_t) - 1)
+    return -half, 1 + half
+
+
+def _draw_scale(figure: Figure, right: float, middle: float) -> None:
+    """What the colours mean."""
+    axes = place(figure, right - 0.95, middle - 0.04, 0.5, 0.08)
+    axes.set_label("scale")
+    axes.set_axis_off()
+    axes.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=_COLOURS, interpolation="none")
+    write(figure, right - 1.0, middle, "low", size=6.2, ha="right")
+    write(figure, right - 0.4, middle, "high", size=6.2)

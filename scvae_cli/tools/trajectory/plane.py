@@ -1,0 +1,295 @@
+"""The walk among the cells: a plane with the cells in their groups' colours and the walk across it.
+
+Shapes: n cells, t steps, p paths of a bundle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+
+from scvae_cli.report.page import (
+    NO_GROUP,
+    OFF,
+    OTHER_GROUPS,
+    head,
+    legend_names,
+    place,
+    shortened,
+    stretches,
+    text_width,
+)
+from scvae_cli.tools.trajectory.result import Path
+
+_LEFT, _WIDTH = 0.3, 3.75
+_LEAST_HEIGHT = 2.7
+_TITLE, _AXIS = 0.2, 0.27
+_LINE, _GAP = 0.13, 0.05
+_NAME_LENGTH, _NAME_SIZE = 26, 6.5
+_HALO = withStroke(linewidth=2.5, foreground="white")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backdrop:
+    """The plane the walk is drawn in.
+
+    Parameters
+    ----------
+    xy_n2
+        Where each cell is.
+    xy_t2
+        Where each step is.
+    names
+        Of the two axes.
+    groups_n
+        Group of each cell, None for a cell in none; None for no groups at all.
+    xy_bundle_pt2
+        Where the steps of coupled paths are.
+    """
+
+    xy_n2: np.ndarray
+    xy_t2: np.ndarray
+    names: tuple[str, str]
+    groups_n: np.ndarray | None = None
+    xy_bundle_pt2: np.ndarray | None = None
+
+
+def steps_in_plane(path: Path, xy_n2: np.ndarray) -> np.ndarray:
+    """Where steps are in a plane that only cells have places in, such as a UMAP, shape (t, 2).
+
+    A step is put amid its nearest cells, the nearer the more they count; then the steps are smoothed along the walk
+    with both ends held where they are.
+    """
+    nearest_tj = path.steps.nearest_tj
+    weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
+    xy_t2 = np.einsum("j,tjx->tx", weight_j / weight_j.sum(), np.asarray(xy_n2, dtype=np.float64)[nearest_tj])
+    half = min(len(xy_t2) - 1, max(1, round(len(xy_t2) / 10)))
+    kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / (half / 2)) ** 2)
+    # Turned about its ends, the walk goes on beyond them, and smoothing leaves them in place.
+    before, after = 2 * xy_t2[0] - xy_t2[half:0:-1], 2 * xy_t2[-1] - xy_t2[-2 : -2 - half : -1]
+    longer = np.concatenate([before, xy_t2, after])
+    return np.stack([np.convolve(x, kernel / kernel.sum(), mode="valid") for x in longer.T], axis=1)
+
+
+def waypoint_steps(path: Path, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
+    """The way-points between the ends, and the step that is nearest to each: most of its nearest cells belong to it.
+
+    A way-point that no step is near, or whose cells aren't told, is left out.
+    """
+    result = []
+    for label in path.labels[1:-1]:
+        of_it_tj = path.nearest_names_tj == label
+        if groups_n is not None:
+            of_it_tj = of_it_tj | (groups_n[path.steps.nearest_tj] == label)
+        share_t = of_it_tj.mean(1)
+        if share_t.max() > 0:
+            best = np.flatnonzero(share_t == share_t.max())
+            result.append((label, int(best[len(best) // 2])))
+    return result
+
+
+class Legend:
+    """What the plane's signs mean: the walk's first, then groups, those the walk passes first."""
+
+    def __init__(self, path: Path, backdrop: Backdrop, colours: dict[str, str]) -> None:
+        dot: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 4.5, "marker": "o"}
+        signs = [
+            ("start", Line2D([], [], linestyle="", **_START)),
+            ("end", Line2D([], [], linestyle="", **_END)),
+            ("walk", Line2D([], [], color="black", linewidth=1.5)),
+        ]
+        if waypoint_steps(path, backdrop.groups_n):
+            signs.insert(1, ("way-point", Line2D([], [], linestyle="", **_VIA)))
+        if backdrop.xy_bundle_pt2 is not None:
+            walks = f"{len(backdrop.xy_bundle_pt2)} coupled walks"
+            signs.append((walks, Line2D([], [], color="black", linewidth=0.5, alpha=0.5)))
+        if path.steps.off.any():
+            signs.append(("off the manifold (hatched below and right)", Line2D([], [], **_OFF)))
+        groups = [(group, Line2D([], [], color=colour, **dot)) for group, colour in colours.items()]
+        labels = set() if backdrop.groups_n is None else set(backdrop.groups_n.tolist())
+        others = len(labels - {None} - set(colours))
+        if others:
+            groups.append((f"{others} other groups", Line2D([], [], color=OTHER_GROUPS, **dot)))
+        if backdrop.groups_n is None or None in labels:
+            groups.append(("cells" if not labels else "in no group", Line2D([], [], color=NO_GROUP, **dot)))
+        signs_width = sum(text_width([name], _NAME_SIZE) + 0.27 for name, _ in signs)
+        n_first = len(signs) if signs_width <= _WIDTH else [name for name, _ in signs].index("walk") + 1
+        self._sign_rows = [row for row in (signs[:n_first], signs[n_first:]) if row]
+        self._groups = list(
+            zip(legend_names([name for name, _ in groups], _NAME_LENGTH), [line for _, line in groups], strict=True)
+        )
+        widest = text_width([name for name, _ in self._groups], _NAME_SIZE)
+        self._columns = int(np.clip(_WIDTH // (widest + 0.3), 1, 4))
+
+    @property
+    def height(self) -> float:
+        """Inches it takes."""
+        return len(self._sign_rows) * _LINE + _GAP + -(-len(self._groups) // self._columns) * _LINE
+
+    def draw(self, figure: Figure, top: float) -> None:
+        """Put it below the plane."""
+        axes = place(figure, _LEFT, top, _WIDTH, self.height)
+        axes.set_axis_off()
+        look: dict[str, Any] = {
+            "loc": "upper left",
+            "frameon": False,
+            "borderpad": 0,
+            "borderaxespad": 0,
+            "handletextpad": 0.4,
+        }
+        look |= {"labelspacing": _LINE * 72 / _NAME_SIZE - 1, "columnspacing": 1.0, "handleheight": 1.0}
+        under = 0.0
+        for row in self._sign_rows:
+            names, lines = zip(*row, strict=True)
+            at = (0, 1 - under / self.height)
+            axes.add_artist(axes.legend(lines, names, ncols=len(names), handlelength=1.6, bbox_to_anchor=at, **look))
+            under += _LINE
+        if self._groups:
+            names, lines = zip(*self._groups, strict=True)
+            at = (0, 1 - (under + _GAP) / self.height)
+            axes.legend(lines, names, ncols=self._columns, handlelength=0.8, bbox_to_anchor=at, **look)
+
+
+def plane_height(legend: Legend) -> float:
+    """Inches the part takes at least."""
+    return _TITLE + _LEAST_HEIGHT + _AXIS + legend.height
+
+
+def draw_plane(
+    figure: Figure, path: Path, backdrop: Backdrop, colours: dict[str, str], legend: Legend, top: float, height: float
+) -> None:
+    """Draw the part at a height, in inches."""
+    tall = height - _TITLE - _AXIS - legend.height
+    head(figure, 0.1, top, "a", f"The walk among {len(backdrop.xy_n2):,} cells")
+    axes = place(figure, _LEFT, top + _TITLE, _WIDTH, tall)
+    axes.set_label("plane")
+    axes.set(xticks=[], yticks=[], xlabel=backdrop.names[0], ylabel=backdrop.names[1])
+    every = [backdrop.xy_n2, backdrop.xy_t2]
+    if backdrop.xy_bundle_pt2 is not None:
+        every.append(backdrop.xy_bundle_pt2.reshape(-1, 2))
+    _set_limits(axes, np.concatenate(every), _WIDTH / tall)
+    _draw_cells(axes, backdrop, colours)
+    _draw_walk(axes, path, backdrop)
+    legend.draw(figure, top + _TITLE + tall + _AXIS)
+
+
+def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
+    """Show everything, and both axes on one scale as far as that does not waste much of the box."""
+    low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
+    span = np.maximum(high - low, 1e-9) * 1.06
+    box = np.asarray([ratio, 1.0])
+    span = np.minimum(box * (span / box).max(), 1.12 * span)
+    middle = (low + high) / 2
+    axes.set_xlim(middle[0] - span[0] / 2, middle[0] + span[0] / 2)
+    axes.set_ylim(middle[1] - span[1] / 2, middle[1] + span[1] / 2)
+
+
+def _draw_cells(axes: Axes, backdrop: Backdrop, colours: dict[str, str]) -> None:
+    xy_n2, n_cells = backdrop.xy_n2, len(backdrop.xy_n2)
+    groups_n = np.full(n_cells, None) if backdrop.groups_n is None else backdrop.groups_n
+    sizes: dict[str | None, int] = {}
+    for group in groups_n:
+        sizes[group] = sizes.get(group, 0) + 1
+    # Small groups come last, on top of large ones; cells in no group lie below all.
+    sizes[None] = n_cells + 1
+    order = np.argsort([-sizes[group] for group in groups_n], kind="stable")
+    rgb = {group: to_rgb(colours.get(group, OTHER_GROUPS) if group is not None else NO_GROUP) for group in sizes}
+    axes.scatter(
+        xy_n2[order, 0],
+        xy_n2[order, 1],
+        s=float(np.clip(230 / np.sqrt(max(n_cells, 1)), 0.4, 12)),
+        c=np.asarray([rgb[groups_n[i]] for i in order]),
+        alpha=0.75 if n_cells < 20_000 else 0.5,
+        linewidths=0,
+        rasterized=True,
+    )
+
+
+_START: dict[str, Any] = {"marker": "o", "markersize": 6.5, "markerfacecolor": "white", "markeredgecolor": "black"}
+_VIA: dict[str, Any] = {"marker": "D", "markersize": 4.5, "markerfacecolor": "white", "markeredgecolor": "black"}
+_END: dict[str, Any] = {"marker": "o", "markersize": 6.5, "markerfacecolor": "black", "markeredgecolor": "white"}
+_OFF: dict[str, Any] = {"color": OFF, "linewidth": 1.8, "linestyle": (0, (2.2, 1.1))}
+
+
+def _draw_walk(axes: Axes, path: Path, backdrop: Backdrop) -> None:
+    xy_t2 = np.asarray(backdrop.xy_t2, dtype=np.float64)
+    if backdrop.xy_bundle_pt2 is not None:
+        axes.add_collection(
+            LineCollection(list(backdrop.xy_bundle_pt2), colors="black", linewidths=0.4, alpha=0.4), autolim=False
+        )
+    (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="walk")
+    line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
+    for first, last in stretches(path.steps.off):
+        # A stretch begins and ends half-way to the steps that are on the manifold.
+        begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
+        end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
+        part = np.concatenate([begin[None], xy_t2[first : last + 1], end[None]])
+        axes.plot(*part.T, color="white", linewidth=3.2, solid_capstyle="butt")
+        axes.plot(*part.T, gid="off", **_OFF)
+    _draw_arrows(axes, xy_t2)
+    ends = [(path.labels[0], 0, _START)]
+    ends += [(label, step, _VIA) for label, step in waypoint_steps(path, backdrop.groups_n)]
+    ends.append((path.labels[-1], len(xy_t2) - 1, _END))
+    mark = 0.05 * axes.figure.dpi
+    taken = [axes.transData.transform(xy_t2[step]) + np.array([[-mark], [mark]]) for _, step, _ in ends]
+    for label, step, look in ends:
+        axes.plot(*xy_t2[step], linestyle="", zorder=5, **look)
+        _draw_label(axes, shortened(label, 24), xy_t2[step], xy_t2, taken)
+
+
+def _draw_arrows(axes: Axes, xy_t2: np.ndarray) -> None:
+    """Arrow heads that tell the direction, at equal distances on paper."""
+    paper_t2 = axes.transData.transform(xy_t2)
+    along_t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(paper_t2, axis=0), axis=1))])
+    inches = along_t[-1] / axes.figure.dpi
+    for share in (np.arange(3) + 1) / 4 if inches > 1.2 else [0.5]:
+        middle, ahead = share * along_t[-1], share * along_t[-1] + 0.03 * axes.figure.dpi
+        tail, tip = (
+            (np.interp(at, along_t, xy_t2[:, 0]), np.interp(at, along_t, xy_t2[:, 1])) for at in (middle, ahead)
+        )
+        if inches > 0.3 and not np.allclose(tail, tip):
+            look = {"arrowstyle": "-|>,head_width=0.28,head_length=0.5", "color": "black", "linewidth": 0.5}
+            axes.annotate("", tip, tail, arrowprops=look | {"shrinkA": 0, "shrinkB": 0})
+
+
+def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken: list[np.ndarray]) -> None:
+    """Write a name beside a place, on the side where it hides least of the walk and of other names."""
+    size, inch = 7.5, axes.figure.dpi
+    half = np.asarray([text_width([text], size) * 1.18, size / 72]) / 2 * inch
+    frame = axes.bbox
+    at, paper_t2 = axes.transData.transform(xy), axes.transData.transform(xy_t2)
+    best: tuple[float, np.ndarray] | None = None
+    for angle in np.arange(16) * np.pi / 8:
+        away = np.asarray([np.cos(angle), np.sin(angle)])
+        centre = at + away * 0.09 * inch + half * np.clip(1.5 * away, -1, 1)
+        low, high = centre - half, centre + half
+        outside = np.maximum(frame.min - low, 0).sum() + np.maximum(high - frame.max, 0).sum()
+        hidden = ((paper_t2 > low - 3) & (paper_t2 < high + 3)).all(1).mean()
+        over = sum(bool((low < box[1]).all() and (high > box[0]).all()) for box in taken)
+        cost = outside + 100 * over + 50 * hidden
+        if best is None or cost < best[0] - 1e-9:
+            best = cost, centre
+    assert best is not None, "sixteen sides were tried"
+    # What is wider than the frame allows moves inwards.
+    centre = np.clip(best[1], frame.min + half, np.maximum(frame.max - half, frame.min + half))
+    taken.append(np.stack([centre - half, centre + half]))
+    axes.annotate(
+        text,
+        (xy[0], xy[1]),
+        (centre - at) / inch * 72,
+        textcoords="offset points",
+        size=size,
+        weight="bold",
+        ha="center",
+        va="center",
+        zorder=6,
+        path_effects=[_HALO],
+    )

@@ -1,0 +1,103 @@
+"""What lies along a walk: how fast it goes, whether cells are there, which ones, and what they would show.
+
+Shapes: t steps, n cells, k latent dimensions, g genes, j nearest cells, s samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.latent.neighbor_graph import nearest
+from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.tools.trajectory.curves import step_lengths
+
+NEAREST_CELLS = 15
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """The walk, step by step.
+
+    Parameters
+    ----------
+    length
+        Fisher–Rao length of the walk: standard deviations of a count.
+    position_t
+        0 to 1.
+    speed_t
+        Fisher–Rao speed: standard deviations of a count per unit of position.
+    off_manifold_t
+        Share of held-out cells that lie in denser places: near 1 is a hole.
+    nearest_tj
+        Indices of the nearest cells, nearest first.
+    group_t
+        The group most of these belong to, "" without groups.
+    group_share_t
+        The share of them that does; NaN without groups.
+    """
+
+    length: float
+    position_t: np.ndarray
+    speed_t: np.ndarray
+    off_manifold_t: np.ndarray
+    nearest_tj: np.ndarray
+    group_t: np.ndarray
+    group_share_t: np.ndarray
+
+    @property
+    def off(self) -> np.ndarray:
+        """Mask of the steps that lie off the manifold, shape (t,)."""
+        mask: np.ndarray = self.off_manifold_t > OFF_MANIFOLD
+        return mask
+
+    def groups_passed(self) -> list[str]:
+        """Groups in the order they are passed, each once per visit."""
+        groups = [str(group) for group in self.group_t if group]
+        return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+
+
+def along(
+    geometry: Geometry, density: LatentDensity, mean_nk: Tensor, z_tk: np.ndarray, groups_n: np.ndarray | None
+) -> Steps:
+    """Describe a walk.
+
+    Parameters
+    ----------
+    mean_nk
+        The cells' posterior means.
+    z_tk
+        The walk, in the same frame (the training's).
+    groups_n
+        Group of each cell, None for a cell in none; None for no groups at all.
+    """
+    position_t = np.linspace(0, 1, len(z_tk))
+    points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
+    nearest_tj = nearest(points_tk, mean_nk, NEAREST_CELLS)[0]
+    group_t = np.full(len(z_tk), "", dtype=object)
+    share_t = np.full(len(z_tk), np.nan)
+    if groups_n is not None:
+        for t, cells in enumerate(nearest_tj):
+            named = [group for group in groups_n[cells] if group is not None]
+            if named:
+                # Of equally frequent groups the one with the nearest cell.
+                group_t[t] = max(dict.fromkeys(named), key=named.count)
+                share_t[t] = named.count(group_t[t]) / len(cells)
+    # At a step, the mean of the speeds before and after it.
+    length_s = step_lengths(geometry, z_tk)
+    speed_s = length_s * len(length_s)
+    speed_t = np.concatenate([speed_s[:1], (speed_s[1:] + speed_s[:-1]) / 2, speed_s[-1:]])
+    return Steps(
+        length=float(length_s.sum()),
+        position_t=position_t,
+        speed_t=speed_t,
+        off_manifold_t=density.off_manifold(points_tk).double().numpy(),
+        nearest_tj=nearest_tj,
+        group_t=group_t,
+        group_share_t=share_t,
+    )

@@ -1,0 +1,271 @@
+"""Walks and orderings that cannot be meant, at the command line: refused in one line, and nothing touched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from command_line import run_cli, run_well
+from workbench import DATA, USAGE, Bench, refused
+
+import scvae_cli as scvae
+from scvae_cli.errors import DataError
+
+Refusals = dict[str, tuple[int, str, Callable[[Bench], list[object]]]]
+
+
+def with_times(kind: str) -> Callable[[ad.AnnData], None]:
+    """Give the cells time points, and two of them the same counts."""
+
+    def change(adata: ad.AnnData) -> None:
+        third = np.arange(adata.n_obs) % 3
+        adata.obs["time"] = {
+            "words": lambda: pd.Categorical.from_codes(third, ["dawn", "noon", "dusk"]),
+            "hours": lambda: third,
+            "one": lambda: np.ones(adata.n_obs),
+            "gaps": lambda: np.where(third == 0, 4.0, np.nan),
+            "dates": lambda: np.asarray(["2024-01-02", "2024-01-03", "2024-01-10"], dtype=object)[third],
+            "flags": lambda: third == 0,
+        }[kind]()
+
+    return change
+
+
+def timed(kind: str, *options: object) -> Callable[[Bench], list[object]]:
+    """Arguments that walk through time points of a kind."""
+
+    def arguments(bench: Bench) -> list[object]:
+        bench.changed(with_times(kind))
+        return bench.ask("interpolate", "--time-key", "time", *options)
+
+    return arguments
+
+
+def twins(bench: Bench) -> list[object]:
+    """Two cells with the same counts."""
+    bench.changed(lambda a: setattr(a, "X", a.X[[0, 0, *range(2, a.n_obs)]]))
+    return bench.hop("cell_001", "cell_002")
+
+
+def order(*options: object) -> Callable[[Bench], list[object]]:
+    """Arguments that order cells."""
+    return lambda bench: bench.ask("pseudotime", *options)
+
+
+def walk(*options: object) -> Callable[[Bench], list[object]]:
+    """Arguments that walk from stem cells to mature ones."""
+    return lambda bench: bench.walk("stem", "mature_1", *options)
+
+
+def hop(*options: object) -> Callable[[Bench], list[object]]:
+    """Arguments that walk between two cells."""
+    return lambda bench: bench.hop("cell_001", "cell_003", *options)
+
+
+WALKS: Refusals = {
+    "no ends": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate")),
+    "no end": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate", "--groupby", "batch", "--from", "a")),
+    "only between": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate", "--via", "stem")),
+    "only the last cell": (USAGE, "needs both", lambda b: b.ask("interpolate", "--to-cell", "cell_001")),
+    "groups and cells": (USAGE, "given twice", walk("--from-cell", "cell_001", "--to-cell", "cell_002")),
+    "cells through groups": (USAGE, "given twice", hop("--via", "stem")),
+    "groups and times": (USAGE, "given twice", walk("--time-key", "batch")),
+    "cells and times": (USAGE, "given twice", hop("--time-key", "batch")),
+    "back through itself": (USAGE, "from 'stem' to itself", walk("--via", "stem")),
+    "between": (DATA, "no cells with obs['cell_type'] == 'limbo'", walk("--via", "limbo")),
+    "the other cell": (DATA, "no cell called 'nobody'", lambda b: b.hop("cell_001", "nobody")),
+    "the same place": (DATA, "at the same place", twins),
+    "kind": (USAGE, "--path is 'curved'", walk("--path", "curved")),
+    "kind of end": (USAGE, "--endpoint is 'median'", walk("--endpoint", "median")),
+    "kind of pairs": (USAGE, "--couple is 'yes'", walk("--couple", "yes")),
+    "one path": (USAGE, "--paths is 1", walk("--couple", "ot", "--paths", "1")),
+    "too many paths": (USAGE, "--paths is 1001", walk("--couple", "ot", "--paths", "1001")),
+    "pairs of a cell": (DATA, "'cell_001' is a single cell", hop("--couple", "ot")),
+    "no times": (DATA, "no column 'time' in obs", lambda b: b.ask("interpolate", "--time-key", "time")),
+    "times without an order": (DATA, "obs['time'] has no order", timed("words")),
+    "dates": (DATA, "obs['time'] has no order", timed("dates")),
+    "flags": (DATA, "obs['time'] has no order", timed("flags")),
+    "one time": (DATA, "obs['time'] has 1 time point(s)", timed("one")),
+    "one time and gaps": (DATA, "obs['time'] has 1 time point(s)", timed("gaps")),
+    "groups of times": (DATA, "no column 'leiden' in obs", timed("hours", "--groupby", "leiden")),
+    "picture of another kind": (USAGE, "is no picture by its name", walk("--plot", "walk.jpeg")),
+    "picture without a kind": (USAGE, "is no picture by its name", walk("--plot", "walk")),
+    "picture nowhere": (DATA, "nowhere", lambda b: walk("--plot", b.folder / "nowhere" / "walk.png")(b)),
+    "picture exists": (DATA, "walk.png exists", lambda b: walk("--plot", b.file("walk.png", "mine"))(b)),
+}  # fmt: skip
+
+ORDERS: Refusals = {
+    "no root": (USAGE, "an ordering needs --groupby", order()),
+    "no column": (USAGE, "an ordering needs --groupby", order("--root", "stem")),
+    "only an end": (USAGE, "an ordering needs --groupby", order("--groupby", "cell_type", "--to", "mature_1")),
+    "two roots": (
+        USAGE, "the root was given twice", order("--groupby", "batch", "--root", "batch_1", "--root-cell", "cell_001")
+    ),
+    "end of no column": (USAGE, "--to names a population", order("--root-cell", "cell_001", "--to", "mature_1")),
+    "end twice": (
+        USAGE, "named twice",
+        order("--groupby", "cell_type", "--root", "stem", "--to", "mature_1", "--to", "mature_1"),
+    ),
+    "end at the root": (USAGE, "named twice", order("--groupby", "cell_type", "--root", "stem", "--to", "stem")),
+    "column": (DATA, "no column 'leiden' in obs", order("--groupby", "leiden", "--root", "0")),
+    "root": (DATA, "no cells with obs['cell_type'] == 'limbo'", order("--groupby", "cell_type", "--root", "limbo")),
+    "end": (
+        DATA, "no cells with obs['cell_type'] == 'limbo'",
+        order("--groupby", "cell_type", "--root", "stem", "--to", "limbo"),
+    ),
+    "root cell": (DATA, "no cell called 'nobody'", order("--root-cell", "nobody")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WALKS)
+def test_walks_that_cannot_be_meant(bench, case):
+    code, fragment, arguments = WALKS[case]
+    refused(bench.folder, arguments(bench), code, fragment)
+
+
+@pytest.mark.parametrize("case", ORDERS)
+def test_orderings_that_cannot_be_meant(bench, case):
+    code, fragment, arguments = ORDERS[case]
+    refused(bench.folder, arguments(bench), code, fragment)
+
+
+def test_an_end_that_is_the_root_cell(bench):
+    bench.changed(lambda a: a.obs.__setitem__("lone", np.where(a.obs_names == "cell_001", "it", "rest")))
+    arguments = bench.ask("pseudotime", "--root-cell", "cell_001", "--groupby", "lone", "--to", "it")
+    refused(bench.folder, arguments, DATA, "the end 'it' is at the root")
+
+
+@pytest.mark.parametrize("arguments", [["--paths", "many"], ["--seed", "x"], ["--steps", "1"]], ids=" ".join)
+def test_numbers_that_are_none(bench, arguments):
+    outcome = run_cli(*bench.walk("stem", "mature_1", *arguments))
+    assert outcome.code == USAGE
+    assert outcome.out == ""
+
+
+def test_a_refused_walk_computes_nothing(bench, monkeypatch):
+    monkeypatch.setattr("scvae_cli.model.vae.VAE.encode", None)
+    for options in (("--path", "curved"), ("--plot", "walk.gif"), ("--paths", "0"), ("--endpoint", "x")):
+        refused(bench.folder, bench.walk("stem", "mature_1", *options), USAGE, options[1])
+
+
+# --- names that come to the same slots --------------------------------------------------------------------------------
+
+
+def renamed(bench: Bench, *names: str) -> None:
+    """Give the cells three groups called so."""
+    bench.changed(lambda a: a.obs.__setitem__("kind", np.asarray(names, dtype=object)[np.arange(a.n_obs) % 3]))
+
+
+@pytest.mark.parametrize("verb", ["interpolate", "pseudotime", "optimize"])
+def test_another_result_is_not_replaced(bench, monkeypatch, verb):
+    """Whoever asks for the second by a name that comes to the same slots is told, before anything is computed."""
+    renamed(bench, "HSC", "Mono CD14+", "Mono CD14++")
+    first, second = {
+        "interpolate": [("--from", "HSC", "--to", label, "--steps", "5") for label in ("Mono CD14+", "Mono CD14++")],
+        "pseudotime": [("--root", label) for label in ("Mono CD14+", "Mono CD14++")],
+        "optimize": [
+            ("--group", "HSC", "--toward", "gene_01", "--max-length", "0.1", "--name", name) for name in ("up+", "up")
+        ],
+    }[verb]
+    ask = bench.ask(verb, "--groupby", "kind")
+    run_well(*ask, *first)
+    with monkeypatch.context() as patch:
+        patch.setattr("scvae_cli.model.vae.VAE.encode", None)
+        hint = refused(bench.folder, [*ask, *second], DATA, "holds another result")
+    assert "--name" in hint
+    assert "--force" in hint
+    run_well(*ask, *first)
+    run_well(*ask, *second, "--force")
+    run_well(*ask, *second)
+
+
+def test_way_points_between_count_too(bench):
+    renamed(bench, "a", "b", "c")
+    ask = bench.ask("interpolate", "--groupby", "kind", "--from", "a", "--to", "c", "--steps", "5")
+    run_well(*ask, "--via", "b", "--via", "a")
+    detour = [*ask, "--via", "b", "--via", "c", "--via", "b"]
+    refused(bench.folder, detour, DATA, "'interpolate_a_to_c', waypoints ['a', 'b', 'a', 'c']")
+    # A name of one's own is taken at its word.
+    run_well(*ask, "--via", "b", "--name", "mine")
+    run_well(*detour, "--name", "mine")
+
+
+def test_letters_of_any_script_stay(bench):
+    renamed(bench, "HSC", "γδ T", "αβ T")
+    for label in ("γδ T", "αβ T"):
+        run_well(*bench.ask("interpolate", "--groupby", "kind", "--from", "HSC", "--to", label, "--steps", "5"))
+        run_well(*bench.ask("pseudotime", "--groupby", "kind", "--root", label))
+    adata = ad.read_h5ad(bench.data)
+    names = {f"scvae_pseudotime_{name}" for name in ("HSC_to_γδ_T", "HSC_to_αβ_T", "from_γδ_T", "from_αβ_T")}
+    assert names <= set(adata.obs)
+    assert len(adata.uns["scvae"]["runs"]) == 4
+    run_well(*bench.ask("pseudotime", "--groupby", "kind", "--root", "γδ T"))
+
+
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
+def test_another_result_in_memory_is_not_replaced(bench):
+    adata = ad.read_h5ad(bench.data)
+    adata.obs["kind"] = np.asarray(["T+", "T/", "B"], dtype=object)[np.arange(adata.n_obs) % 3]
+    scvae.pseudotime(adata, bench.model, root="T+", groupby="kind")
+    scvae.interpolate(adata, bench.model, groups=["T+", "B"], groupby="kind", n_steps=5)
+    up = {"from_cell": "cell_001", "max_length": 0.1, "toward": "gene_01"}
+    scvae.optimize(adata, bench.model, name="up", **up)
+    with pytest.raises(DataError, match="'pseudotime_from_T', root 'T\\+'"):
+        scvae.pseudotime(adata, bench.model, root="T/", groupby="kind")
+    with pytest.raises(DataError, match="holds another result"):
+        scvae.interpolate(adata, bench.model, groups=["T/", "B"], groupby="kind", n_steps=5)
+    with pytest.raises(DataError, match="holds another result"):
+        scvae.optimize(adata, bench.model, name="up+", **up)
+    scvae.pseudotime(adata, bench.model, root="T/", groupby="kind", force=True)
+
+
+# --- and those that can -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [(), ("--couple", "ot", "--paths", "5")], ids=" ".join)
+def test_a_walk_is_drawn(bench, options):
+    picture = bench.file("walk.png", "old")
+    arguments = bench.walk("stem", "mature_1", *options, "--plot", picture, "--force", "--json")
+    assert json.loads(run_well(*arguments).out)["plot"] == str(picture)
+    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+
+
+def test_a_walk_through_times(bench):
+    bench.changed(lambda a: a.obs.__setitem__("day", np.asarray([10, 2, 7])[np.arange(a.n_obs) % 3]))
+    values = json.loads(run_well(*bench.ask("interpolate", "--time-key", "day", "--groupby", "batch", "--json")).out)
+    assert values["waypoints"] == ["2", "7", "10"]
+    assert values["name"] == "2_to_7_to_10"
+    assert set(values["groups_passed"]) <= {"batch_1", "batch_2"}
+    stages = pd.Categorical.from_codes(np.arange(120) % 3, ["old", "new", "late"], ordered=True)
+    bench.changed(lambda a: a.obs.__setitem__("stage", stages))
+    values = json.loads(run_well(*bench.ask("interpolate", "--time-key", "stage", "--json")).out)
+    assert values["waypoints"] == ["old", "new", "late"]
+    assert set(values["groups_passed"]) <= {"old", "new", "late"}
+
+
+def test_an_ordering_from_a_cell(bench):
+    arguments = bench.ask(
+        "pseudotime", "--root-cell", "cell_001", "--groupby", "cell_type", "--to", "mature_1", "--json"
+    )
+    values = json.loads(run_well(*arguments).out)
+    assert values["root_cells"] == ["cell_001"]
+    assert values["name"] == "from_cell_001"
+    assert sum(values["branches"].values()) == values["n_cells"] == 120
+    adata = ad.read_h5ad(bench.data)
+    assert adata.obs["scvae_pseudotime_from_cell_001"]["cell_001"] == 0
+    assert values["slots"] == [
+        *(f"obs/scvae_{part}_from_cell_001" for part in ("pseudotime", "distance", "branch")),
+        "obsm/scvae_ends_from_cell_001",
+    ]
+
+
+def test_a_walk_off_the_manifold_is_warned_of(bench, monkeypatch):
+    """Whatever the walk, where every place is a hole."""
+    monkeypatch.setattr("scvae_cli.tools.trajectory.steps.OFF_MANIFOLD", -1.0)
+    outcome = run_well(*bench.walk("stem", "mature_1", "--path", "straight", "--quiet"))
+    assert outcome.err.startswith("warning: the walk leaves the manifold at step(s) 0 to 49 of 0 to 49")
+    assert "try --path geodesic" in outcome.err

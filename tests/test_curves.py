@@ -1,0 +1,339 @@
+"""Straight, graph and geodesic ways under decoders and densities whose answers are known.
+
+Shapes: n cells, k latent dimensions, p paths, w way-points, t steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from handmade import FlatGeometry, clusters, density_of, flat, graph_of, points, ring, wild_vae
+from scipy.interpolate import BSpline
+from scipy.sparse.csgraph import dijkstra
+from scipy.spatial.distance import cdist
+
+from scvae_cli.latent.neighbor_graph import cell_graph
+from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.tools.trajectory import curves as room
+from scvae_cli.tools.trajectory.curves import (
+    PATHS,
+    along_cells,
+    at_constant_speed,
+    geodesics,
+    step_lengths,
+    straight,
+    with_squared_lengths,
+)
+from scvae_cli.tools.trajectory.interpolation import solve
+from scvae_cli.tools.trajectory.result import PathOptions
+from scvae_cli.tools.trajectory.steps import along
+from scvae_cli.tools.trajectory.waypoints import Waypoints
+
+EVERY_KIND = pytest.mark.parametrize("kind", PATHS)
+
+
+@pytest.fixture(scope="module")
+def curved():
+    """A decoder that is anything but linear, and cells that fill a square under it."""
+    vae = wild_vae(k=2, g=30).float()
+    x_nk = np.random.default_rng(0).uniform(-2, 2, size=(600, 2))
+    model = SimpleNamespace(vae=vae, density=density_of(x_nk))
+    graph = cell_graph(Geometry(vae), points(x_nk), always=np.empty(0, dtype=np.int64))
+    return model, graph, x_nk
+
+
+@pytest.fixture(scope="module")
+def around():
+    """Cells on a ring under a flat decoder: what lies in the middle is no cell."""
+    x_nk = ring(1200)
+    return graph_of(x_nk), density_of(x_nk), x_nk
+
+
+def wide_density() -> LatentDensity:
+    """One in which no place within 3 of the origin is unusual."""
+    return density_of(np.random.default_rng(1).normal(size=(500, 2)) * 5)
+
+
+def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
+    """Way-points and the nodes nearest to them."""
+    ends = np.asarray(ends_pwk, dtype=np.float32)
+    nodes = cdist(ends.reshape(-1, ends.shape[-1]), x_nk).argmin(1).reshape(ends.shape[:-1])
+    return Waypoints(ends_pwk=ends, nodes_pw=nodes)
+
+
+def walked(curved, ends_pwk: object, kind: str, n_steps: int = 50) -> np.ndarray:
+    model, graph, x_nk = curved
+    return solve(model, graph, where(graph, x_nk, ends_pwk), PathOptions(name="x", path=kind, n_steps=n_steps))
+
+
+def unevenness(geometry, z_tk: np.ndarray) -> float:
+    """Coefficient of variation of the speed."""
+    length_s = step_lengths(geometry, z_tk)
+    return float(length_s.std() / length_s.mean())
+
+
+@torch.no_grad()
+def penalty(density, z_nk: np.ndarray) -> np.ndarray:
+    """How much slower a walk is at some places, by the definition in the words of the code."""
+    nll_n = -density.log_prob(points(z_nk)).double().numpy()
+    usual, rare = (np.quantile(density.heldout_nll.numpy(), q) for q in (0.5, 0.95))
+    return 1 + 10 * np.maximum((nll_n - usual) / (rare - usual), 0)
+
+
+@torch.no_grad()
+def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
+    """Σ (w·‖Δy‖)² over 24 points at constant speed."""
+    z = at_constant_speed(geometry, z_tk, 24)
+    y = geometry.coordinates(points(z)).double().numpy()
+    squared = (np.diff(y, axis=0) ** 2).sum(1)
+    return float((penalty(density, (z[1:] + z[:-1]) / 2) ** 2 * squared).sum())
+
+
+# --- every kind -------------------------------------------------------------------------------------------------------
+
+
+@EVERY_KIND
+@pytest.mark.parametrize("n_steps", [2, 3, 50])
+def test_ends_are_exact(curved, kind, n_steps):
+    ends_pwk = np.array([[[-1.511111, -1.3], [1.2, 1.77777]], [[0.1, 0.2], [1.9, -1.9]]], dtype=np.float32)
+    z_ptk = walked(curved, ends_pwk, kind, n_steps)
+    assert z_ptk.shape == (2, n_steps, 2)
+    np.testing.assert_array_equal(z_ptk[:, [0, -1]], ends_pwk)
+
+
+@EVERY_KIND
+def test_way_points_between_are_passed(curved, kind):
+    ends_pwk = [[[-1.5, -1.5], [0.0, 1.5], [1.5, -1.5]]]
+    z_tk = walked(curved, ends_pwk, kind, n_steps=200)[0]
+    from_middle_t = np.linalg.norm(z_tk - [0.0, 1.5], axis=1)
+    assert from_middle_t.min() <= np.linalg.norm(np.diff(z_tk, axis=0), axis=1).max()
+    assert 0.2 < from_middle_t.argmin() / 199 < 0.8
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("geodesic", 0.02), ("graph", 0.1)])
+def test_speed_is_constant_in_expression(curved, kind, limit):
+    geometry = Geometry(curved[0].vae)
+    z_ptk = walked(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
+    for z_tk in z_ptk:
+        assert unevenness(geometry, z_tk) < limit
+    # Which constant latent speed is not.
+    assert unevenness(geometry, walked(curved, [[[-1.5, -1.5], [1.5, 1.5]]], "straight")[0]) > 0.1
+
+
+@torch.no_grad()
+def test_gradients_switched_off_by_the_caller_do_not_matter(curved):
+    ends_pwk = [[[-1.5, -1.5], [1.5, 1.5]]]
+    with torch.enable_grad():
+        expected = walked(curved, ends_pwk, "geodesic")
+    np.testing.assert_array_equal(walked(curved, ends_pwk, "geodesic"), expected)
+
+
+@EVERY_KIND
+def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
+    ends_pwk = np.array(
+        [[[-1.5, -1.5], [0.0, 0.5], [1.5, 1.5]], [[-1.8, 1.5], [0.3, 0.0], [1.5, -1.0]], [[1, 1], [0, 1], [-1, 1]]]
+    )
+    together = walked(curved, ends_pwk, kind)
+    single = np.concatenate([walked(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
+    np.testing.assert_allclose(together, single, atol=2e-3)
+    monkeypatch.setattr(room, "_CPU_VALUES", 1)
+    np.testing.assert_allclose(walked(curved, ends_pwk, kind), single, atol=2e-3)
+
+
+def test_constant_speed_keeps_the_way():
+    """Along a polygon under a flat decoder the answer is its arc length, whatever the points it is given by."""
+    corners = np.array([[0.0, 0], [0.01, 0], [1, 0], [1, 3]])
+    z_tk = at_constant_speed(flat(), corners, 9)
+    np.testing.assert_allclose(z_tk[:, 0], [0, 0.5, 1, 1, 1, 1, 1, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(z_tk[:, 1], [0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 3], atol=1e-6)
+    # A dimension that nothing answers to takes no time.
+    blind = FlatGeometry(torch.tensor([[1.0, 0.0]]))
+    np.testing.assert_allclose(at_constant_speed(blind, np.array([[0.0, 0], [2, 0], [2, 9]]), 3)[1], [1, 0], atol=1e-6)
+
+
+def test_lines_turn_at_their_corners():
+    z_tk = straight(np.array([[0.0, 0], [2, 0], [2, 2]]), 5)
+    np.testing.assert_allclose(z_tk, [[0, 0], [1, 0], [2, 0], [2, 1], [2, 2]])
+
+
+# --- graph ------------------------------------------------------------------------------------------------------------
+
+
+def test_graph_paths_go_from_cell_to_cell(around):
+    graph, _, x_nk = around
+    place = where(graph, x_nk, [[x_nk[100], x_nk[400], x_nk[700]]])
+    legs = along_cells(graph, place.ends_pwk, place.nodes_pw)
+    assert len(legs) == 1
+    assert len(legs[0]) == 2
+    for leg, (start, end) in zip(legs[0], ((100, 400), (400, 700)), strict=True):
+        nodes = graph.shortest_paths([(start, end)])[0]
+        np.testing.assert_allclose(leg, x_nk[nodes], rtol=1e-5)
+        assert step_lengths(flat(), leg).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
+
+
+def test_neighbours_are_joined_directly(around):
+    graph, _, x_nk = around
+    place = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbours_mj[100, 0]]]])
+    assert along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0].shape == (2, 2)
+
+
+# --- geodesic ---------------------------------------------------------------------------------------------------------
+
+
+def test_geodesic_costs_less_than_the_graph_it_starts_from(curved):
+    model, graph, x_nk = curved
+    geometry = Geometry(model.vae)
+    place = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
+    guesses = [legs[0] for legs in along_cells(graph, place.ends_pwk, place.nodes_pw)]
+    for guess, solved in zip(guesses, geodesics(geometry, model.density, guesses), strict=True):
+        before, after = (penalised_energy(geometry, model.density, way) for way in (guess, solved))
+        assert after < 0.9 * before
+
+
+def test_geodesic_of_a_flat_decoder_in_a_flat_place_is_a_line():
+    x_nk = np.random.default_rng(0).uniform(-3, 3, size=(3000, 2))
+    graph, density = graph_of(x_nk), wide_density()
+    place = where(graph, x_nk, [[[-1.0, -1.0], [1.0, 1.0]]])
+    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    (solved,) = geodesics(flat(), density, [guess])
+    off_line = np.abs(solved[:, 0] - solved[:, 1]) / np.sqrt(2)
+    assert off_line.max() < 0.03
+    length = step_lengths(flat(), solved).sum()
+    assert 10 * np.sqrt(8) * 0.999 < length < 10 * np.sqrt(8) * 1.005
+
+
+@torch.no_grad()
+def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
+    """Length of the shortest way over the corners of a fine grid, by steps of a king and of a knight."""
+    n, reach = 121, 2.4
+    axis = np.linspace(-reach, reach, n)
+    corners = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
+    y = geometry.coordinates(points(corners)).double().numpy().reshape(n, n, -1)
+    index = np.arange(n * n).reshape(n, n)
+    source, target, length = [], [], []
+    for i, j in ((0, 1), (1, 0), (1, 1), (1, -1), (1, 2), (2, 1), (1, -2), (2, -1)):
+        here = (slice(0, n - i), slice(max(0, -j), n - max(0, j)))
+        there = (slice(i, n), slice(max(0, j), n + min(0, j)))
+        source.append(index[here].ravel())
+        target.append(index[there].ravel())
+        length.append(np.linalg.norm(y[here] - y[there], axis=2).ravel())
+    edges = sp.csr_matrix((np.concatenate(length), (np.concatenate(source), np.concatenate(target))), (n * n, n * n))
+    a, b = (int(cdist([point], corners).argmin()) for point in (start, end))
+    return float(dijkstra(edges, directed=False, indices=a)[b])
+
+
+@pytest.mark.parametrize("ends", [[[-1.6, -1.6], [1.6, 1.6]], [[-1.6, 1.6], [1.6, -1.6]], [[-2.0, 0.0], [2.0, 0.0]]])
+def test_geodesic_is_the_shortest_way_over_a_fine_grid(curved, ends):
+    """Where it may go anywhere; the grid's own ways are up to 3% too long."""
+    model, graph, x_nk = curved
+    geometry = Geometry(model.vae)
+    place = where(graph, x_nk, [ends])
+    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    (solved,) = geodesics(geometry, wide_density(), [guess])
+    found, reference = step_lengths(geometry, solved).sum(), shortest_on_a_grid(geometry, *np.asarray(ends))
+    assert 0.965 * reference < found < 1.005 * reference
+
+
+def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
+    graph, density, x_nk = around
+    start, end = (int(cdist([[x, 0.5]], x_nk).argmin()) for x in (1.95, -1.95))
+    place = where(graph, x_nk, [[x_nk[start], x_nk[end]]])
+    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    line = straight(x_nk[[start, end]], 50)
+    (solved,) = geodesics(flat(), density, [guess])
+    bent = at_constant_speed(flat(), solved, 50)
+    through, beside = (along(flat(), density, points(x_nk), way, None) for way in (line, bent))
+    assert through.off[10:40].all()
+    assert not beside.off.any()
+    assert np.abs(np.linalg.norm(bent, axis=1) - 2).max() < 0.4
+    assert unevenness(flat(), bent) < 0.02
+    # The shorter way round, above, is 2.6 long against 3.6 below.
+    assert (bent[:, 1] > 0).all()
+    assert beside.length > through.length
+
+
+def test_ways_of_squared_steps_have_shorter_steps_and_are_longer(curved):
+    _, graph, _ = curved
+    squared = with_squared_lengths(graph)
+    np.testing.assert_allclose(squared.lengths.toarray(), graph.lengths.toarray() ** 2, rtol=1e-12)
+    pairs = [(0, 100), (1, 200), (2, 300)]
+    for direct, stepwise in zip(graph.shortest_paths(pairs), squared.shortest_paths(pairs), strict=True):
+        direct_s, stepwise_s = (graph.lengths[path[:-1], path[1:]].A1 for path in (direct, stepwise))
+        assert (stepwise_s**2).sum() <= (direct_s**2).sum()
+        assert stepwise_s.sum() >= direct_s.sum()
+
+
+def test_a_geodesic_takes_no_short_cut_over_lone_cells():
+    """Single cells in the hole of a ring are on the shortest path, but not where cells usually are."""
+    x_nk = ring(1200)
+    stones_nk = np.column_stack([np.linspace(-1.5, 1.5, 9), np.full(9, 0.1)])
+    with_nk = np.concatenate([x_nk, stones_nk])
+    graph, density = graph_of(with_nk), density_of(x_nk)
+    start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
+    assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
+    assert (with_squared_lengths(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
+    place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
+    (bent,) = geodesics(flat(), density, along_cells(with_squared_lengths(graph), place.ends_pwk, place.nodes_pw)[0])
+    assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
+
+
+def test_a_rotated_latent_space_changes_no_geodesic(around):
+    """Latent axes are not identified, so nothing may depend on where they point."""
+    _, density, _ = around
+    angle = 0.7
+    turn_kk = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=torch.float32)
+    covariance_ckk = torch.linalg.inv(density.whiten_ckk @ density.whiten_ckk.mT)
+    turned = replace(
+        density,
+        mean_ck=density.mean_ck @ turn_kk,
+        whiten_ckk=torch.linalg.inv(torch.linalg.cholesky(turn_kk.T @ covariance_ckk @ turn_kk)).mT,
+    )
+    uneven_gk = torch.tensor([[10.0, 0.0], [0.0, 3.0], [2.0, 2.0]])
+    line = straight(np.array([[1.9, 0.6], [-1.9, 0.6]]), 30)
+    (plain,) = geodesics(FlatGeometry(uneven_gk), density, [line])
+    (found,) = geodesics(FlatGeometry(uneven_gk @ turn_kk), turned, [line @ turn_kk.numpy()])
+    np.testing.assert_allclose(found, plain @ turn_kk.numpy(), atol=0.01)
+    assert np.abs(plain - line[0]).max() > 1
+
+
+def test_speed_at_a_step_is_the_mean_of_before_and_after():
+    z_tk = np.array([[0.0, 0], [1, 0], [1, 3], [1, 5]])
+    steps = along(flat(), density_of(ring(100)), points(ring(100)), z_tk, None)
+    np.testing.assert_allclose(steps.speed_t, 30 * np.array([1, 2, 2.5, 2]), rtol=1e-5)
+    assert steps.length == pytest.approx(60)
+    assert steps.groups_passed() == []
+
+
+def test_a_geodesic_between_islands_crosses_the_gap():
+    x_nk = clusters([[0.0, 0], [8, 0]], 200)
+    graph, density = graph_of(x_nk), density_of(x_nk)
+    assert graph.bridges > 0
+    place = where(graph, x_nk, [[[0.0, 0.0], [8.0, 0.0]]])
+    (solved,) = geodesics(flat(), density, along_cells(graph, place.ends_pwk, place.nodes_pw)[0])
+    steps = along(flat(), density, points(x_nk), at_constant_speed(flat(), solved, 50), None)
+    assert steps.off[15:35].all()
+    assert not steps.off[[0, -1]].any()
+    assert np.isfinite(solved).all()
+
+
+def test_a_density_without_spread_is_no_obstacle():
+    """All held-out cells equally dense: the penalty has no scale of its own."""
+    x_nk = np.random.default_rng(0).normal(size=(100, 2))
+    density = density_of(x_nk)
+    same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))
+    (solved,) = geodesics(flat(), same, [x_nk[[0, 1]]])
+    assert np.isfinite(solved).all()
+
+
+@pytest.mark.parametrize("n_points", [2, 10, 24, 96])
+def test_splines_are_those_of_scipy(n_points):
+    c = room._CONTROLS
+    knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
+    expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
+    np.testing.assert_allclose(room._basis(n_points).numpy(), expected_tc, atol=1e-7)

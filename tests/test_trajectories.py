@@ -1,0 +1,388 @@
+"""What a walk from population to population comes to, against brute force.
+
+Shapes: n cells, g genes, k latent dimensions, t steps, p paths.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.spatial.distance import cdist
+from simulated import learned
+
+import scvae_cli as scvae
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.tools.trajectory.curves import straight
+from scvae_cli.tools.trajectory.gene_changes import gene_changes
+from scvae_cli.tools.trajectory.interpolation import project
+from scvae_cli.tools.trajectory.result import Path as Walk
+from scvae_cli.tools.trajectory.result import PathOptions, default_name
+
+ENDS = ["stem", "mature_1"]
+APART = ["mature_1", "mature_2"]
+
+
+@pytest.fixture(scope="module")
+def adata():
+    return learned()[0]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return learned()[1]
+
+
+@pytest.fixture(scope="module")
+def walk(adata, model) -> Walk:
+    return walked(adata, model, groups=ENDS, n_steps=40)
+
+
+@pytest.fixture(scope="module")
+def bundle(adata, model) -> Walk:
+    return walked(adata, model, groups=ENDS, couple="ot", n_paths=12, n_steps=20)
+
+
+def walked(adata, model, **options) -> Walk:
+    """A walk that writes nothing."""
+    result = scvae.interpolate(adata, model, inplace=False, **{"groupby": "cell_type"} | options)
+    assert result is not None
+    return result
+
+
+def in_training_frame(model, z_tk: np.ndarray) -> torch.Tensor:
+    return model.axes.in_training_frame(torch.as_tensor(z_tk, dtype=torch.float32))
+
+
+# --- where it goes ----------------------------------------------------------------------------------------------------
+
+
+def test_walk_from_mean_to_mean_through_another(adata, model):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    groups = ["stem", "progenitor", "mature_1"]
+    walk = walked(adata, model, groups=groups, n_steps=31, endpoint="centroid")
+    centre = {group: z_nk[(adata.obs["cell_type"] == group).to_numpy()].mean(0) for group in groups}
+    np.testing.assert_allclose(walk.z_tk[0], centre["stem"], atol=1e-4)
+    np.testing.assert_allclose(walk.z_tk[-1], centre["mature_1"], atol=1e-4)
+    to_middle = np.linalg.norm(walk.z_tk - centre["progenitor"], axis=1)
+    spacing = np.linalg.norm(np.diff(walk.z_tk, axis=0), axis=1)
+    assert to_middle.min() <= spacing.max()
+    assert walk.labels == tuple(groups)
+
+
+def test_walk_begins_at_a_cell_of_its_population(adata, model, walk):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    for end, group in ((0, "stem"), (-1, "mature_1")):
+        distance_n = np.linalg.norm(z_nk - walk.z_tk[end], axis=1)
+        assert distance_n.min() < 1e-4
+        assert adata.obs["cell_type"].iloc[distance_n.argmin()] == group
+        assert walk.nearest_names_tj[end, 0] == adata.obs_names[distance_n.argmin()]
+
+
+@pytest.mark.parametrize("path", ["geodesic", "graph", "straight"])
+def test_walk_between_cells(adata, model, path):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    where = np.flatnonzero(adata.obs["cell_type"] == "stem")[:2]
+    cells = list(adata.obs_names[where])
+    walk = walked(adata, model, groupby=None, cells=cells, n_steps=2, path=path)
+    np.testing.assert_allclose(walk.z_tk, z_nk[where], atol=1e-5)
+    assert walk.steps.groups_passed() == []
+    assert "nearest_group" not in next(iter(walk.slots(SlotNames(), adata.var_names.to_numpy()))).value
+    told = walked(adata, model, groupby="cell_type", cells=cells, path=path)
+    assert set(told.steps.groups_passed()) <= set(adata.obs["cell_type"])
+    assert "stem" in told.steps.groups_passed()
+    assert told.labels == tuple(cells)
+
+
+# --- what lies along it -----------------------------------------------------------------------------------------------
+
+
+def test_nearest_cells_and_groups_are_brute_force_s(adata, model, walk):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    distance_tn = cdist(walk.z_tk, z_nk)
+    expected = np.sort(distance_tn, axis=1)[:, :15]
+    found = np.take_along_axis(distance_tn, walk.steps.nearest_tj, axis=1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(walk.nearest_names_tj, adata.obs_names.to_numpy()[walk.steps.nearest_tj])
+    types = adata.obs["cell_type"].astype(str).to_numpy()
+    for cells, group, share in zip(
+        walk.steps.nearest_tj, walk.steps.group_t, walk.steps.group_share_t, strict=True
+    ):  # fmt: skip
+        counts = pd.Series(types[cells]).value_counts()
+        assert counts[group] == counts.max()
+        assert share == counts.max() / 15
+    passed = walk.steps.groups_passed()
+    assert passed[0] == "stem"
+    assert passed[-1] == "mature_1"
+    assert "progenitor" in passed
+    assert all(a != b for a, b in pairwise(passed))
+
+
+def test_cells_in_no_group_do_not_vote(adata, model):
+    cells = adata.copy()
+    cells.obs["known"] = cells.obs["cell_type"].where(cells.obs["cell_type"].isin(ENDS))
+    walk = walked(cells, model, groupby="known", groups=ENDS)
+    assert set(walk.steps.groups_passed()) == set(ENDS)
+    nobody = walk.steps.group_t == ""
+    assert nobody.any()
+    assert np.isnan(walk.steps.group_share_t[nobody]).all()
+    assert (walk.steps.group_share_t[~nobody] > 0).all()
+
+
+def test_speed_adds_up_to_the_length(model, walk):
+    with torch.no_grad():
+        y_tg = Geometry(model.vae).coordinates(in_training_frame(model, walk.z_tk)).double()
+    length = float((y_tg[1:] - y_tg[:-1]).norm(dim=1).sum())
+    assert walk.steps.length == pytest.approx(length, rel=1e-3)
+    assert np.trapezoid(walk.steps.speed_t, walk.steps.position_t) == pytest.approx(length, rel=1e-3)
+    # Constant, but for a step or two: where the decoder folds, the chord between two steps cuts the corner.
+    typical = np.median(walk.steps.speed_t)
+    assert (np.abs(walk.steps.speed_t - typical) < 0.05 * typical).mean() >= 0.9
+    np.testing.assert_allclose(walk.steps.position_t, np.linspace(0, 1, 40))
+
+
+def test_geodesic_keeps_to_the_cells_and_the_straight_line_does_not(adata, model):
+    geodesic = walked(adata, model, groups=APART)
+    assert geodesic.warning() is None
+    with pytest.warns(ScvaeWarning, match=r"leaves the manifold at step.*try --path geodesic"):
+        line = walked(adata, model, groups=APART, path="straight")
+    assert line.steps.off_manifold_t.max() > 0.95 > geodesic.steps.off_manifold_t.max()
+    assert line.steps.length < geodesic.steps.length
+    own = model.density.off_manifold(in_training_frame(model, line.z_tk))
+    np.testing.assert_allclose(line.steps.off_manifold_t, own, atol=0.02)
+
+
+def test_warning_says_where_and_what_to_do(walk):
+    def warned(off: list[int], path: str = "geodesic") -> str | None:
+        score_t = np.full(40, 0.4)
+        score_t[off] = 0.97
+        options, steps = replace(walk.options, path=path), replace(walk.steps, off_manifold_t=score_t)
+        return replace(walk, options=options, steps=steps).warning()
+
+    assert warned([]) is None
+    between = warned([5, 6, 7, 20])
+    assert "at step(s) 5 to 7, 20 of 0 to 39 (off-manifold score up to 0.970" in between
+    assert "name one with --via" in between
+    assert "an end of the walk is an unusual place" in warned([0])
+    assert "an end of the walk is an unusual place" in warned([0, 39])
+    assert "name one with --via" in warned([0, 1, 2, 3])
+    for path in ("straight", "graph"):
+        assert "try --path geodesic" in warned([5, 6, 7, 20], path)
+
+
+# --- what is decoded --------------------------------------------------------------------------------------------------
+
+
+def test_decoded_means_are_those_of_the_steps(adata, model, walk):
+    np.testing.assert_allclose(walk.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
+    z_tk = in_training_frame(model, walk.z_tk)
+    library_t = torch.full((40,), 777.0)
+    for batch_as, batch in (("average", None), ("batch_2", 1)):
+        told = walked(adata, model, groups=ENDS, n_steps=40, library=777, batch_as=batch_as)
+        batch_t = None if batch is None else torch.full((40,), batch)
+        with torch.no_grad():
+            expected = model.vae.expected_counts(z_tk, library_t, batch_t).numpy()
+        np.testing.assert_allclose(told.mean_tg, expected, rtol=1e-3)
+
+
+def test_bands_hold_the_posterior_of_the_cells_around(adata, model, walk):
+    assert (walk.low_tg <= walk.high_tg).all()
+    assert ((walk.low_tg <= walk.mean_tg) & (walk.mean_tg <= walk.high_tg)).mean() > 0.95
+    var_nk = scvae.embed(adata, model, axes="training", inplace=False).var_nk
+    t, noise = 17, torch.Generator().manual_seed(5)
+    sd_k = torch.as_tensor(var_nk[walk.steps.nearest_tj[t]].mean(0)).sqrt()
+    z_sk = in_training_frame(model, walk.z_tk[t : t + 1]) + sd_k * torch.randn(4000, len(sd_k), generator=noise)
+    with torch.no_grad():
+        mean_sg = model.vae.expected_counts(z_sk, torch.full((4000,), float(model.vae.reference_library)), None)
+    low_g, high_g = np.quantile(mean_sg.numpy(), (0.05, 0.95), axis=0)
+    np.testing.assert_allclose(walk.low_tg[t], low_g, atol=0.35 * (high_g - low_g).max())
+    ratio_g = (walk.high_tg[t] - walk.low_tg[t]) / (high_g - low_g)
+    assert 0.7 < np.median(ratio_g) < 1.3
+
+
+def test_genes_are_told_in_the_isometric_coordinate(model, walk):
+    theta_g = model.vae.decoder.head.log_theta_g.detach().double().exp().numpy()
+    y_tg = 2 * np.sqrt(theta_g) * np.arcsinh(np.sqrt(walk.mean_tg.astype(float) / theta_g))
+    expected = gene_changes(y_tg)
+    np.testing.assert_allclose(walk.changes.effect_g, expected.effect_g, rtol=1e-6)
+    np.testing.assert_allclose(walk.changes.effect_g, np.ptp(y_tg, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(walk.changes.direction_g, expected.direction_g)
+    top = walk.top_genes(10)
+    assert (np.diff(walk.changes.effect_g[top]) <= 0).all()
+    assert walk.changes.effect_g[top].min() >= np.delete(walk.changes.effect_g, top).max()
+
+
+def test_walk_follows_the_true_differentiation():
+    adata, model = learned(n_branches=1)
+    walk = walked(adata, model, groups=ENDS)
+    near = ~np.isnan(walk.pseudotime_n)
+    assert near.mean() > 0.25
+    true = adata.obs["true_pseudotime"].to_numpy()
+    # Not a rank correlation: half of the cells near the walk lie beyond its ends, at exactly 0 or 1.
+    assert np.corrcoef(walk.pseudotime_n[near], true[near])[0, 1] > 0.95
+    rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
+    names = {gene: i for i, gene in enumerate(adata.var_names)}
+    top = walk.top_genes(10)
+    agree = [(walk.mean_tg[-1, g] > walk.mean_tg[0, g]) == (rising[names[walk.genes[g]]] > 1) for g in top]
+    assert all(agree)
+
+
+def test_projection_finds_the_nearest_point():
+    z_tk = straight(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0]]), 9)
+    position, distance = project(np.array([[1.0, 0.5], [2.5, 1.0], [-1.0, 0.0], [2.0, 9.0]]), z_tk)
+    np.testing.assert_allclose(position, [0.25, 0.75, 0.0, 1.0])
+    np.testing.assert_allclose(distance, [0.5, 0.5, 1.0, 7.0])
+
+
+# --- bundles ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_bundle_joins_cells_of_both_populations(adata, model, bundle):
+    z_nk = scvae.embed(adata, model, inplace=False).mean_nk
+    assert bundle.bundle_ptk.shape == (12, 20, 4)
+    for end, group in ((0, "stem"), (-1, "mature_1")):
+        distance_pn = cdist(bundle.bundle_ptk[:, end], z_nk)
+        assert distance_pn.min(1).max() < 1e-4
+        assert set(adata.obs["cell_type"].iloc[distance_pn.argmin(1)]) == {group}
+
+
+def test_the_walk_of_a_bundle_is_its_medoid(model, bundle):
+    with torch.no_grad():
+        y_ptg = [Geometry(model.vae).coordinates(in_training_frame(model, z_tk)) for z_tk in bundle.bundle_ptk]
+    apart = np.asarray([[float((a - b).norm(dim=1).sum()) for b in y_ptg] for a in y_ptg])
+    np.testing.assert_array_equal(bundle.z_tk, bundle.bundle_ptk[apart.sum(1).argmin()])
+
+
+def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
+    library_t = torch.full((20,), float(model.vae.reference_library))
+    with torch.no_grad():
+        each = [
+            model.vae.expected_counts(in_training_frame(model, z_tk), library_t, None).numpy()
+            for z_tk in bundle.bundle_ptk
+        ]
+    low_tg, high_tg = np.quantile(each, (0.05, 0.95), axis=0)
+    np.testing.assert_allclose(bundle.low_tg, low_tg, rtol=1e-3)
+    np.testing.assert_allclose(bundle.high_tg, high_tg, rtol=1e-3)
+
+
+# --- time points ------------------------------------------------------------------------------------------------------
+
+
+def test_numbers_are_walked_through_by_value(adata, model):
+    cells = adata.copy()
+    cells.obs["day"] = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).map({0: 2.0, 1: 10.0, 2: 100.0})
+    walk = walked(cells, model, groupby=None, time_key="day")
+    assert walk.labels == ("2.0", "10.0", "100.0")
+    assert walk.options.name == "2.0_to_10.0_to_100.0"
+    assert walk.steps.groups_passed()[0] == "2.0"
+    assert walk.steps.groups_passed()[-1] == "100.0"
+    told = walked(cells, model, groupby="cell_type", time_key="day")
+    assert set(told.steps.groups_passed()) <= set(adata.obs["cell_type"])
+
+
+def test_categories_are_walked_through_in_their_order(adata, model):
+    cells = adata.copy()
+    third = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).astype(int)
+    cells.obs["stage"] = pd.Categorical.from_codes(third, ["old", "late", "new"], ordered=True).add_categories("never")
+    assert walked(cells, model, groupby=None, time_key="stage").labels == ("old", "late", "new")
+    cells.obs["stage"] = cells.obs["stage"].cat.as_unordered()
+    with pytest.raises(DataError, match=r"obs\['stage'\] has no order") as caught:
+        walked(cells, model, groupby=None, time_key="stage")
+    assert "ordered categorical" in caught.value.hint
+
+
+def test_many_time_points_make_a_short_name():
+    assert default_name(["0", "1", "2", "3"]) == "0_to_3"
+    assert default_name(["0", "1", "2"]) == "0_to_1_to_2"
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_paths_that_go_nowhere_are_refused(adata, model):
+    for groups in (["stem"], ["stem", "stem"]):
+        with pytest.raises(ConfigError):
+            walked(adata, model, groups=groups)
+    with pytest.raises(DataError, match="no cells with"):
+        walked(adata, model, groups=["stem", "nowhere"])
+    with pytest.raises(DataError, match="no cell called"):
+        walked(adata, model, cells=["x", "y"])
+    with pytest.raises(DataError, match="is a single cell"):
+        walked(adata, model, groupby=None, cells=list(adata.obs_names[:2]), couple="ot")
+    twins = ad.concat([adata[:20], adata[:1]], index_unique="-", keys=["a", "b"])
+    with pytest.raises(DataError, match="at the same place"):
+        walked(twins, model, groupby=None, cells=[twins.obs_names[0], twins.obs_names[-1]])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("path", "curved"), ("endpoint", "mean"), ("couple", "all"), ("n_steps", 1), ("n_paths", 1), ("n_paths", 1001)],
+)
+def test_options_that_cannot_be_meant(field, value):
+    option = {"n_steps": "steps", "n_paths": "paths"}.get(field, field)
+    with pytest.raises(ConfigError, match=f"--{option} is {value!r}"):
+        PathOptions(name="x", **{field: value})
+
+
+# --- slots ------------------------------------------------------------------------------------------------------------
+
+
+def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
+    """The cells after a walk was written into them, having been through a file."""
+    cells, path = adata.copy(), tmp_path / "cells.h5ad"
+    if file:
+        cells.write_h5ad(path)
+        scvae.interpolate(path, model, **options)
+    else:
+        scvae.interpolate(cells, model, **options)
+        cells.write_h5ad(path)
+    return ad.read_h5ad(path)
+
+
+@pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
+@pytest.mark.parametrize("couple", ["none", "ot"])
+def test_slots_hold_the_walk(adata, model, walk, bundle, tmp_path, file, couple):
+    result = walk if couple == "none" else bundle
+    options = {"groupby": "cell_type", "groups": ENDS, "couple": couple, "name": "my walk"}
+    n_steps = len(result.z_tk)
+    cells = written(adata, model, tmp_path, file=file, **options, n_steps=n_steps, n_paths=12)
+    for key, value in (("", result.mean_tg), ("_low", result.low_tg), ("_high", result.high_tg)):
+        np.testing.assert_allclose(cells.varm[f"scvae_path_my_walk{key}"], value.T, rtol=1e-5)
+    np.testing.assert_allclose(cells.obs["scvae_pseudotime_my_walk"], result.pseudotime_n, atol=1e-5)
+    told = cells.uns["scvae"]["paths"]["my_walk"]
+    assert told["name"] == "my walk"
+    assert (told["kind"], told["endpoint"], told["couple"]) == ("geodesic", "density", couple)
+    assert list(told["waypoints"]) == ENDS
+    assert told["length"] == pytest.approx(result.steps.length, rel=1e-5)
+    np.testing.assert_allclose(told["latent"], result.z_tk, atol=1e-5)
+    np.testing.assert_allclose(told["speed"], result.steps.speed_t, rtol=1e-4)
+    np.testing.assert_allclose(told["off_manifold"], result.steps.off_manifold_t, atol=1e-5)
+    np.testing.assert_array_equal(told["nearest_cells"], result.nearest_names_tj)
+    np.testing.assert_array_equal(told["nearest_group"], result.steps.group_t)
+    np.testing.assert_array_equal(told["genes"]["names"], result.genes)
+    np.testing.assert_array_equal(told["genes"]["direction"], result.changes.direction_g)
+    np.testing.assert_array_equal(told["genes"]["switch_step"], result.changes.switch_g)
+    np.testing.assert_allclose(told["genes"]["net"], result.changes.net_g, rtol=1e-4, atol=1e-5)
+    assert ("bundle" in told) == (couple == "ot")
+    if couple == "ot":
+        np.testing.assert_allclose(told["bundle"], result.bundle_ptk, atol=1e-5)
+
+
+def test_genes_outside_the_model_are_nan(adata, model, tmp_path):
+    more = adata.copy()
+    extra = ad.AnnData(
+        np.ones((adata.n_obs, 1), dtype=np.float32), obs=adata.obs[[]], var=pd.DataFrame(index=["extra"])
+    )
+    more = ad.concat([extra, more], axis=1, merge="same")
+    more.obs = adata.obs
+    cells = written(more, model, tmp_path, file=True, groupby="cell_type", groups=ENDS)
+    path = cells.varm["scvae_path_stem_to_mature_1"]
+    assert np.isnan(path[0]).all()
+    assert np.isfinite(path[1:]).all()
