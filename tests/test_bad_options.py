@@ -8,9 +8,8 @@ import anndata as ad
 import pytest
 import torch
 from command_line import run_cli, run_well
-from workbench import DEVICE, USAGE, refused
-
 from scvae_cli.cli.options import gene_list
+from workbench import DEVICE, USAGE, refused
 
 # --- options and configuration ----------------------------------------------------------------------------------------
 

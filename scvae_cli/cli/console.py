@@ -10,10 +10,11 @@ import contextlib
 import json as json_module
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterator
+from typing import Any
 
 from scvae_cli.errors import ScvaeError, ScvaeWarning
+from scvae_cli.progress import Advance, silent
 
 
 class Console:
@@ -50,10 +51,11 @@ class Console:
         print(shown, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, title: str, *, total: float | None) -> Iterator[Callable[..., None]]:
-        """A progress bar on stderr; yields `advance(amount, note="")`."""
+    def progress(self, title: str, total: float | None) -> Iterator[Advance]:
+        """A progress bar on stderr, gone when the block ends."""
         if self.quiet or not sys.stderr.isatty():
-            yield lambda *_, **__: None
+            with silent(title, total) as advance:
+                yield advance
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,23 +74,6 @@ class Console:
                 bar.update(task, advance=amount, total=total, note=note)
 
             yield advance
-
-
-class _Rows(Protocol):
-    """A matrix, dense or sparse."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-Block = TypeVar("Block", bound=_Rows)
-
-
-def told(blocks: Iterable[Block], advance: Callable[..., None]) -> Iterator[Block]:
-    """Pass blocks of rows on, telling the progress bar how many rows went by."""
-    for block in blocks:
-        yield block
-        advance(block.shape[0])
 
 
 def print_error(error: ScvaeError) -> None:
