@@ -181,7 +181,16 @@ class Declared:
             fitting = self._as(kind, value)
             if fitting is not None:
                 return fitting
-        raise ConfigError(f"{self.spelled} is {_shown(value)}", f"it takes {self.expected}")
+        raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
+
+    def _refused(self, value: Any) -> str:
+        """What is wrong with a value: of several, the first that is."""
+        kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
+        if kinds and isinstance(value, list | tuple) and value:
+            one = dataclasses.replace(self, kind=kinds[0])
+            wrong = next((item for item in value if one._as(kinds[0], item) is None), value)
+            return f"{_shown(wrong)} in {','.join(map(_plain, value))!r}"
+        return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
         """The value as one of the field's types; None where it is none of that type."""
@@ -388,3 +397,7 @@ def _number(text: str) -> float | None:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
