@@ -148,6 +148,8 @@ class Declared:
             return self.takes
         kinds = self.alternatives
         number = "a whole number" if int in kinds else "a number" if float in kinds else ""
+        if any(get_origin(kind) is tuple and float in get_args(kind) for kind in kinds):
+            number = "numbers"
         if self.least is not None and self.most is not None:
             number += f" from {self.least:,g} to {self.most:,.15g}"
         elif self.above is not None and self.below is not None:
