@@ -24,7 +24,8 @@ def as_label(value: Any) -> str | None:
     ['1', '1', '1', 'False', 'B']
     """
     if isinstance(value, str):
-        return str(value)
+        # Of an enumeration of strings the string itself.
+        return str.__str__(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if _is_missing(value):

@@ -202,6 +202,18 @@ def test_a_file_and_memory_say_the_same(tmp_path, columns):
     assert values_of(columns["Float64"]).dtype == np.float64
 
 
+def test_whole_floats_name_groups_and_measurements_do_not():
+    adata = some_cells()
+    adata.obs["lane"] = np.array([1, 2, np.nan, 1, 2, 1], dtype=np.float32)
+    adata.obs["score"] = [0.5, 1, 1, 0.5, 1, 1]
+    adata.obs["nothing"] = np.nan
+    store = AnnDataStore(adata)
+    assert inspect(store).obs == {"lane": 2}
+    with pytest.raises(DataError) as caught:
+        obs_values(store, "other", purpose="--groupby")
+    assert caught.value.hint == "--groupby takes one of: lane"
+
+
 def test_types_of_complete_columns_are_kept():
     for dtype, plain in (("Int16", np.int16), ("boolean", bool), ("Float32", np.float32)):
         assert values_of(pd.Series([1, 0], dtype=dtype)).dtype == plain

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.data.labels import labels_of
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -249,7 +249,7 @@ def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = Fal
 
 def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
     try:
-        return store.obs_column(key).dtype.kind != "f" or measured
+        return not are_measurements(store.obs_column(key)) or measured
     except DataError:  # a column that cannot be read, or shares its name with another
         return False
 

@@ -28,8 +28,8 @@ class GeneNames:
         Unique names.
     symbols
         One for each id, None where it has none; None when genes go by their ids alone.
-    column
-        Where the symbols are from, for messages.
+    column, place
+        Where the symbols are from, and where the genes are, for messages.
     others
         Names (ids and symbols) of genes that are in the data but cannot be asked for.
 
@@ -43,6 +43,7 @@ class GeneNames:
     ids: tuple[str, ...]
     symbols: tuple[str | None, ...] | None = None
     column: str | None = None
+    place: str = "the data"
     others: frozenset[str] = frozenset()
 
     def ids_of(self, named: Iterable[str] | str) -> tuple[str, ...]:
@@ -104,24 +105,18 @@ class GeneNames:
         return shown | by_symbol | {gene: (gene,) for gene in self.ids}
 
     def _why_unknown(self, unknown: Sequence[str]) -> tuple[str, str]:
-        where = "var_names" if self.column is None else f"var_names or var[{self.column!r}]"
         what = f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"{len(unknown)} genes ({_listed(unknown)}) are"
         if all(name in self.others for name in unknown):
-            return f"{what} in the data but not in the model", "a model knows the genes it was trained on: scvae info"
-        first = next(name for name in unknown if name not in self.others)
-        near = self._near(first)
-        if near:
-            return f"{what} not in {where}", f"near {first!r}: {', '.join(near)}"
-        hint = f"{where} {'holds' if self.column is None else 'hold'} names such as {', '.join(self._examples())}"
-        return f"{what} not in {where}", hint
+            return f"{what} not in {self.place}, though in the data", "choose among the genes it was trained on"
+        near = self._near(next(name for name in unknown if name not in self.others))
+        where = "var_names" if self.column is None else f"var_names or var[{self.column!r}]"
+        hint = f"did you mean {', '.join(near)}" if near else f"such as {', '.join(self.shown(self.ids[:3]))}"
+        return f"{what} not in {self.place}", f"genes are named as in {where}; {hint}"
 
     def _near(self, name: str) -> list[str]:
         names = list(self._ids_by_name)
         same = [known for known in names if known.casefold() == name.strip().casefold()]
         return same[:3] or difflib.get_close_matches(name, names, n=3)
-
-    def _examples(self) -> list[str]:
-        return self.shown(self.ids[:3])
 
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
@@ -134,7 +129,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
     column
         Column of var with their symbols (--gene-symbols); None when they go by var_names alone.
     ids
-        Those that can be asked for, such as a model's, whether the data has them or not; None for all of the data.
+        Those of a model, which can be asked for whether the data has them or not; None for all of the data.
 
     Raises
     ------
@@ -144,8 +139,9 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
     known = tuple(str(gene) for gene in store.gene_names)
     ids = known if ids is None else tuple(str(gene) for gene in ids)
     others = set(known) - set(ids)
+    place = "the data" if ids is known else "the model"
     if column is None:
-        return GeneNames(ids=ids, others=frozenset(others))
+        return GeneNames(ids=ids, place=place, others=frozenset(others))
     _refuse_unknown(store, column)
     symbols = [None if label is None else label.strip() or None for label in labels_of(store.var_column(column))]
     if not any(symbols):
@@ -154,7 +150,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
     asked = set(ids)
     own = tuple(symbol_of.get(gene) for gene in ids)
     others |= {symbol for gene, symbol in symbol_of.items() if symbol and gene not in asked}
-    return GeneNames(ids=ids, symbols=own, column=column, others=frozenset(others - set(filter(None, own))))
+    return GeneNames(ids=ids, symbols=own, column=column, place=place, others=frozenset(others - {*own}))
 
 
 def _refuse_unknown(store: CellStore, column: str) -> None:

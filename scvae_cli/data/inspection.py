@@ -17,7 +17,7 @@ from scvae_cli.data.counts import (
     what_is_wrong,
 )
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
-from scvae_cli.data.labels import labels_of
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -144,7 +144,7 @@ def _groupings(store: CellStore) -> dict[str, int]:
             values = store.obs_column(key)
         except DataError:  # a column anndata cannot read says nothing about the counts
             continue
-        if values.dtype.kind == "f":
+        if are_measurements(values):
             continue
         n_values = len(set(labels_of(values)) - {None})
         if 1 <= n_values <= max(2, min(200, len(values) // 2)):

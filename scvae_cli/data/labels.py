@@ -16,7 +16,7 @@ import numpy as np
 
 from scvae_cli.labels import as_label
 
-__all__ = ["as_label", "labels_of", "matching", "positions_in", "values_of"]
+__all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_in", "values_of"]
 
 
 def labels_of(values: Any) -> np.ndarray:
@@ -78,6 +78,18 @@ def values_of(column: Any) -> np.ndarray:
         values_n[missing_n] = None
         return values_n
     return np.asarray(array)
+
+
+def are_measurements(values: np.ndarray) -> bool:
+    """Whether a column holds floats that are not all whole numbers, so that it names no groups.
+
+    >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
+    [True, False, False]
+    """
+    if values.dtype.kind != "f":
+        return False
+    finite = values[np.isfinite(values)]
+    return bool((finite != np.trunc(finite)).any()) or len(finite) == 0
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
