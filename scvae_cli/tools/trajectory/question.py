@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -79,7 +80,9 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         """The trajectory among the cells, and its genes."""
         from scvae_cli.tools.trajectory.drawing import trajectory_figure
 
-        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
+        trajectory = self.trajectory_of(result)
+        named = replace(trajectory, genes=tuple(self.session.genes.shown(trajectory.genes)))
+        return trajectory_figure(self.session, named, self.groups_n)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002
         """Color a UMAP by it."""
