@@ -37,7 +37,7 @@ class DenseCells(NamedTuple):
     batch_n: Tensor | None
 
 
-class Stretch:
+class Segment:
     """Room for the cells of `size` minibatches of `n_cells`.
 
     Where the table's matrix lies on the device, cells are found in it. Where it does not, the rows of a stretch are
