@@ -229,7 +229,7 @@ def test_some_cells_are_always_nodes(few_nodes):
     for by_state in (False, True):
         again = cell_graph(flat(), points(cloud(2000, 2)), always=always, by_state=by_state, seed=3)
         np.testing.assert_array_equal(again.cells, graph.cells)
-    with pytest.raises(AssertionError, match="only nodes"):
+    with pytest.raises(AssertionError, match="must be a node"):
         graph.node_of(int(np.setdiff1d(np.arange(2000), graph.cells)[0]))
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scvae_cli.model.geometry import Geometry
 
-NEIGHBOURS = 15
+NEIGHBORS = 15
 # More nodes do not make paths smoother. The decoded states (float32) of the nodes may take half a GB.
 _MAX_NODES, _MAX_VALUES = 20_000, 128_000_000
 # Decoded states vary along as many directions as there are latent dimensions in use, and a few more because of
@@ -163,7 +163,7 @@ def cell_graph(
         cells = np.unique(np.concatenate([chosen, always]))
     mean_mk = mean_nk[torch.as_tensor(cells)]
     y_mg = coordinates(geometry, mean_mk)
-    j = min(NEIGHBOURS, len(cells) - 1)
+    j = min(NEIGHBORS, len(cells) - 1)
     point_md = _principal_coordinates(y_mg) if by_state else mean_mk
     neighbours_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
@@ -213,11 +213,11 @@ def _principal_coordinates(y_mg: Tensor) -> Tensor:
     return torch.cat([(block_ng - center_g) @ axes_dg.T for block_ng in torch.split(y_mg, size)])
 
 
-def _without_itself(neighbours: np.ndarray) -> np.ndarray:
+def _without_itself(neighbors: np.ndarray) -> np.ndarray:
     """Remove each node from its own neighbors. If identical nodes displaced it, the farthest neighbor is removed."""
-    itself = neighbours == np.arange(len(neighbours))[:, None]
+    itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
-    others: np.ndarray = neighbours[~itself].reshape(len(neighbours), -1)
+    others: np.ndarray = neighbors[~itself].reshape(len(neighbors), -1)
     return others
 
 

@@ -114,7 +114,7 @@ class NormalOutput(NamedTuple):
     unit_ng
         Output u of the network, shape (n, g).
     centre_g, scale_g
-        Mean and standard deviation of each feature in the training cells, shape (g,): μ = centre + scale · u.
+        Mean and standard deviation of each feature in the training cells, shape (g,): μ = center + scale · u.
     log_sd_g
         log σ, shape (g,).
     """
