@@ -54,7 +54,7 @@ class DeviceError(ScvaeError):
 
 
 class Interrupted(ScvaeError):
-    """The user ended it before it was done; what can be resumed was saved."""
+    """The user interrupted the command; a state that can be resumed has been saved."""
 
     exit_code = 130
 
