@@ -26,7 +26,7 @@ from workbench import DATA, USAGE, refused
             ["-n", "5", "--from", "prior", "--groupby", "cell_type", "--group", "stem"],
         ),
         (USAGE, "--plot compares drawn counts", ["-n", "5", "--mean", "--plot", "new.png"]),
-        (USAGE, "no picture by its name", ["-n", "5", "--plot", "new.doc"]),
+        (USAGE, "does not have the extension of a figure", ["-n", "5", "--plot", "new.doc"]),
         (
             DATA,
             "no cells with obs['cell_type'] == 'nobody'",
@@ -36,7 +36,7 @@ from workbench import DATA, USAGE, refused
         (DATA, "--library is '-4'", ["-n", "5", "--library", "-4"]),
         (DATA, "--library is 'deep'", ["-n", "5", "--library", "deep"]),
         (DATA, "a prototype has no observed library size", ["--prototype", "--library", "observed"]),
-        (DATA, "knows no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
+        (DATA, "no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
     ],
 )
 def test_samples_that_cannot_be_meant(bench, code, fragment, options):

@@ -92,8 +92,8 @@ WALKS: Refusals = {
     "one time": (DATA, "obs['time'] has 1 time point(s)", timed("one")),
     "one time and gaps": (DATA, "obs['time'] has 1 time point(s)", timed("gaps")),
     "groups of times": (DATA, "no column 'leiden' in obs", timed("hours", "--groupby", "leiden")),
-    "picture of another kind": (USAGE, "is no picture by its name", walk("--plot", "walk.jpeg")),
-    "picture without a kind": (USAGE, "is no picture by its name", walk("--plot", "walk")),
+    "picture of another kind": (USAGE, "does not have the extension of a figure", walk("--plot", "walk.jpeg")),
+    "picture without a kind": (USAGE, "does not have the extension of a figure", walk("--plot", "walk")),
     "picture nowhere": (DATA, "nowhere", lambda b: walk("--plot", b.folder / "nowhere" / "walk.png")(b)),
     "picture exists": (DATA, "walk.png exists", lambda b: walk("--plot", b.file("walk.png", "mine"))(b)),
 }  # fmt: skip

@@ -339,7 +339,7 @@ GROUP = ["--groupby", "cell_type", "--group", "stem"]
         (USAGE, "--within is 0", ["--toward", "gene_01", "--within", "0", *GROUP]),
         (USAGE, "--starts is 0", ["--toward", "gene_01", "--starts", "0", *GROUP]),
         (USAGE, "--max-length is 0", ["--toward", "gene_01", "--max-length", "0", *GROUP]),
-        (USAGE, "is no picture by its name", ["--toward", "gene_01", "--plot", "walk.gif", *GROUP]),
+        (USAGE, "does not have the extension of a figure", ["--toward", "gene_01", "--plot", "walk.gif", *GROUP]),
         (DATA, "gene 'Xist' is not in the model (nor 1 more)", ["--toward", "Xist,gene_01,Hbb", *GROUP]),
         (DATA, "'limbo'", ["--toward", "gene_01", "--groupby", "cell_type", "--group", "limbo"]),
         (DATA, "no cell called 'nobody'", ["--toward", "gene_01", "--from-cell", "nobody"]),

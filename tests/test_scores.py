@@ -346,4 +346,9 @@ def test_depth_quantiles_are_those_of_the_cells_at_that_depth():
 
 
 def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
-    refused(bench.folder, bench.ask("score", "--plot", bench.folder / "scores.doc"), USAGE, "no picture by its name")
+    refused(
+        bench.folder,
+        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        USAGE,
+        "does not have the extension of a figure",
+    )
