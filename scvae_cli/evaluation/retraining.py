@@ -6,9 +6,9 @@ to it, or might as well have been, and the recipe chooses anew for what is train
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,18 @@ _REGULARISATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_
 _CHOSEN = _REGULARISATION | {"batch_size", "learning_rate", "max_epochs", "patience"}
 
 
+class Train(Protocol):
+    """Trains a model, and may show how far the training is."""
+
+    def __call__(self, title: str, counts: Counts, config: RunConfig) -> Model:
+        """Train on counts; the title says what for."""
+
+
+def train_silently(title: str, counts: Counts, config: RunConfig) -> Model:  # noqa: ARG001  # the signature is Train's
+    """Train a model and show nothing."""
+    return fit_to_end(counts, config)
+
+
 def as_asked(model: Model) -> RunConfig:
     """A model's settings, for all of its genes, with those left open that are what its training would have chosen."""
     config = model.config.of_all_genes()
@@ -48,7 +60,7 @@ def as_asked(model: Model) -> RunConfig:
     return _left_open(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
 
 
-def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _: None) -> tuple[Model, Counts]:
+def on_some(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Cells that further trainings are to learn from, and the model that such a training makes of them.
 
     Parameters
@@ -59,8 +71,8 @@ def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda
     counts
         n cells in the model's genes, with batches if the model has them; of more than 20,000, an even selection is
         taken.
-    say
-        Told what is being done.
+    train
+        Trains a model.
 
     Raises
     ------
@@ -71,8 +83,7 @@ def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda
     config = as_asked(model)
     if set(counts.cell_names[split(counts, config)[1]]) == set(model.heldout_cells):
         return model, counts
-    say("training a VAE on these cells")
-    trained = fit_to_end(counts, config)
+    trained = train("Training on these cells", counts, config)
     trained.vae.to(model.device)
     return trained, counts
 
