@@ -117,7 +117,7 @@ def _draw_gaps(axes: Axes, result: Diagnosis) -> None:
     # Labels of similar heights are moved apart.
     apart, at = 0.14 * top, -np.inf
     for height, key, name in zip(
-        heights, ("elbo", "refined_elbo", "bound"), ("ELBO", "refined ELBO", "importance-weighted\nbound"), strict=True
+        heights, ("elbo", "refined_elbo", "bound"), ("ELBO", "refined ELBO", "importance bound"), strict=True
     ):
         at = max(height, at + apart)
         axes.annotate(

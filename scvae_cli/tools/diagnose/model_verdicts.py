@@ -90,8 +90,8 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
         topic="prior",
         level=level,
         sentence=f"{aggregate.holes:.1%} of prior samples lie in holes, where no cells are (1% if the prior matched "
-        f"the cells); KL of the aggregated posterior to the prior {aggregate.kl_to_prior:.2f} nats, mutual information of "
-        f"cells and latent positions {aggregate.mutual_information:.2f} nats",
+        f"the cells); KL of the aggregated posterior to the prior {aggregate.kl_to_prior:.2f} nats, mutual information "
+        f"of cells and latent positions {aggregate.mutual_information:.2f} nats",
         remedy="" if level == "good" else "generate cells with scvae sample --from density or --avoid-holes",
     )
 
