@@ -52,8 +52,8 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
     linear = by_name[LINEAR].vae_advantage_heldout if LINEAR in by_name else None
     assert vae.heldout_log_prob is not None
     assert mean.vae_advantage_heldout is not None
-    bounds = [_compared(mean.vae_advantage_heldout, "higher", "lower", MEAN)]
-    bounds += [] if linear is None else [_compared(linear, "higher", "lower", LINEAR)]
+    bounds = [_compared(mean.vae_advantage_heldout, "higher than with", "lower than with", MEAN)]
+    bounds += [] if linear is None else [_compared(linear, "higher than with", "lower than with", LINEAR)]
     bound = f"{vae.heldout_log_prob:.1f} nats per cell"
     sentence = f"the log-likelihood bound of held-out cells is {bound}, {' and '.join(bounds)}"
     if comparison.n_heldout < MIN_HELDOUT:
@@ -85,7 +85,7 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
 def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
     others = [model for model in comparison.models if model.name not in (VAE, NO_DENOISING)]
     compared = [
-        _compared(model.vae_advantage_thinned, "better", "worse", model.name)
+        _compared(model.vae_advantage_thinned, "better than", "worse than", model.name)
         for model in others
         if model.vae_advantage_thinned
     ]
@@ -111,7 +111,7 @@ def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
 def _compared(advantage: Advantage, ahead: str, behind: str, name: str) -> str:
     difference, error = advantage
     size = f"{abs(difference):.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
-    return f"{size} {ahead if difference >= 0 else behind} than {_with_article(name)}"
+    return f"{size} {ahead if difference >= 0 else behind} {_with_article(name)}"
 
 
 def _with_article(name: str) -> str:
