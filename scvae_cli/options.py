@@ -378,6 +378,8 @@ def respelled(text: str, options: type[Options]) -> str:
 
 
 def _written(kind: Any) -> str:
+    if kind is Path:
+        return "Path | str"
     if isinstance(kind, type) and not get_args(kind):
         return kind.__name__
     if get_origin(kind) is tuple:

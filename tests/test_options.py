@@ -77,7 +77,7 @@ VERB = Verb(
         ({"share": "0.5"}, "--share is '0.5'", "a number above 0"),
         ({"n_steps": 1}, "--steps is 1", "a whole number from 2 to 10"),
         ({"n_steps": 2.5}, "--steps is 2.5", "a whole number"),
-        ({"weights": [1, -1]}, "--weights is -1 in '1,-1'", "a number above 0"),
+        ({"weights": [1, -1]}, "--weights is -1 in '1,-1'", "numbers above 0"),
         ({"library": "mean"}, "--library is 'mean'", "one of: median; or a number above 0"),
         ({"library": -3}, "--library is -3", "one of: median"),
         ({"shape": "square"}, "--shape is 'square'", "one of: round, flat"),
