@@ -78,7 +78,8 @@ KEYS = {
     "group batch_as mean agreement missing_genes plot slots",
     "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
     "expected checks own genes missing_genes plot slots",
-    "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
+    "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
+    "plot slots",
     "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
     "active_condition rank_correlation baselines stability missing_genes plot slots",
