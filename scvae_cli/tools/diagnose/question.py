@@ -28,7 +28,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
     @property
     def gene_labels(self) -> tuple[str, ...]:
         """Names by which the model's genes are shown."""
-        return self.session.model.genes
+        return tuple(self.session.genes.shown(self.session.model.genes))
 
     def answer(self) -> Diagnosis:
         """Measure the model, and compare it with further trainings unless that was declined."""

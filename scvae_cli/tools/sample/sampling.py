@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching, positions_in
 from scvae_cli.errors import DataError
 from scvae_cli.heldout import MIN_HELDOUT, OFF_MANIFOLD
 from scvae_cli.latent.count_draws import drawn_counts, expected_blocks
@@ -216,19 +217,19 @@ def _known_batches(model: Model, counts: Counts) -> np.ndarray:
     """Index of each cell's batch in the model, −1 for one that is not known, shape (c,)."""
     if counts.batch is None:
         return np.full(counts.n_cells, -1)
-    index = {name: b for b, name in enumerate(model.batches)}
-    return np.asarray([index.get(name, -1) for name in counts.batch])
+    return positions_in(model.batches, counts.batch)
 
 
 def _batches(model: Model, options: SamplingOptions, own_n: np.ndarray | None) -> np.ndarray | None:
     """Index of the batch to decode each cell in: the one named; that of the real cell it comes from; by shares."""
-    if options.batch_as != "drawn" and options.batch_as not in model.batches:
+    batch = None if options.batch_as == "drawn" else matching(options.batch_as, model.batches)
+    if options.batch_as != "drawn" and batch is None:
         known = ", ".join(model.batches) or "none: it was trained without --batch-key"
         raise DataError(f"the model knows no batch {options.batch_as!r}", f"--batch-as takes drawn or one of: {known}")
     if not model.batches:
         return None
-    if options.batch_as != "drawn":
-        return np.full(options.n, model.batches.index(options.batch_as))
+    if batch is not None:
+        return np.full(options.n, model.batches.index(batch))
     share_b = model.vae.batch_share_b.double().cpu().numpy()
     random = np.random.default_rng(_stream(options.seed, _BATCHES))
     drawn_n: np.ndarray = random.choice(len(share_b), size=options.n, p=share_b / share_b.sum())

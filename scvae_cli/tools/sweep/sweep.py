@@ -23,6 +23,7 @@ import numpy as np
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError
@@ -58,6 +59,7 @@ def sweep(
     config: RunConfig,
     options: SweepOptions,
     *,
+    names: GeneNames | None = None,
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
@@ -74,6 +76,8 @@ def sweep(
         Options of the trainings, except the varied one.
     options
         Values of the varied option, and the criterion.
+    names
+        Names that `--genes @FILE` may use; None for those of the counts.
     follow
         Runs a training to its end, given its events, and returns the last event.
     on_model
@@ -84,7 +88,7 @@ def sweep(
     DataError, ModelError
         As for `fit`; and if the criterion is the bound and only one cell is held out.
     """
-    counts, genes_chosen = _modelled(counts, config)
+    counts, genes_chosen = _modelled(counts, config, names)
     criterion = options.judge_of(config.model)
     if criterion == "bound":
         _refuse_one_cell(counts, config)
@@ -124,11 +128,11 @@ class _Evaluated(NamedTuple):
     loss_n: np.ndarray
 
 
-def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
+def _modelled(counts: Counts, config: RunConfig, names: GeneNames | None) -> tuple[Counts, str]:
     """Select the cells and genes that `fit` would use, once and before thinning; also return how they were chosen."""
     drop = config.data.drop_empty
     counts = refuse_few(refuse_empty(counts, drop=drop))
-    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data)
+    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
     return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
 
 
