@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scvae_cli.tools.check.options import CHECK
+from scvae_cli.tools.diagnose.options import DIAGNOSE
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.info.options import INFO
 from scvae_cli.tools.simulate.options import SIMULATE
@@ -17,6 +18,7 @@ VERBS: tuple[Verb, ...] = (
     SWEEP,
     EMBED,
     INTERPOLATE,
+    DIAGNOSE,
     INFO,
     SIMULATE,
 )

@@ -78,10 +78,11 @@ KEYS = {
     "group batch_as mean agreement missing_genes plot slots",
     "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
     "expected checks own genes missing_genes plot slots",
-    "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
-    "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
+    "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
+    "plot slots",
+    "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
-    "active_condition rank_correlation worth stability missing_genes plot slots",
+    "active_condition rank_correlation baselines stability missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",

@@ -6,9 +6,9 @@ the recipe are treated as not chosen by the user, so the recipe chooses them aga
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -30,6 +30,18 @@ _REGULARIZATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_
 _CHOSEN = _REGULARIZATION | {"batch_size", "learning_rate", "max_epochs", "patience"}
 
 
+class Train(Protocol):
+    """Trains a model, and may show how far the training is."""
+
+    def __call__(self, title: str, counts: Counts, config: RunConfig) -> Model:
+        """Train on counts; the title says what for."""
+
+
+def train_silently(title: str, counts: Counts, config: RunConfig) -> Model:  # noqa: ARG001  # the signature is Train's
+    """Train a model and show nothing."""
+    return fit_to_end(counts, config)
+
+
 def as_asked(model: Model) -> RunConfig:
     """Return the settings of a model for all of its genes; settings that equal the automatic choice are None."""
     config = model.config.of_all_genes()
@@ -48,7 +60,7 @@ def as_asked(model: Model) -> RunConfig:
     return _left_open(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
 
 
-def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _: None) -> tuple[Model, Counts]:
+def on_some(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Return cells for further trainings, and a model that was trained on these cells.
 
     Parameters
@@ -59,8 +71,8 @@ def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda
     counts
         n cells with the genes of the model, and with batches if the model has batches. If there are more than 20,000,
         evenly spaced cells are used.
-    say
-        Function that is called with a description of the current task.
+    train
+        Function that trains a model.
 
     Raises
     ------
@@ -71,8 +83,7 @@ def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda
     config = as_asked(model)
     if set(counts.cell_names[split(counts, config)[1]]) == set(model.heldout_cells):
         return model, counts
-    say("training a VAE on these cells")
-    trained = fit_to_end(counts, config)
+    trained = train("Training on these cells", counts, config)
     trained.vae.to(model.device)
     return trained, counts
 
