@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from scvae_cli.tools.denoise.options import DENOISE
 from scvae_cli.tools.embed.options import EMBED
+from scvae_cli.tools.score.options import SCORE
 from scvae_cli.tools.trajectory.options import INTERPOLATE
 from scvae_cli.verb import Verb
 
 VERBS: tuple[Verb, ...] = (
     EMBED,
+    DENOISE,
     INTERPOLATE,
+    SCORE,
 )
