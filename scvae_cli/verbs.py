@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from scvae_cli.tools.denoise.options import DENOISE
 from scvae_cli.tools.embed.options import EMBED
+from scvae_cli.tools.sample.options import SAMPLE
 from scvae_cli.tools.score.options import SCORE
 from scvae_cli.tools.trajectory.options import INTERPOLATE
 from scvae_cli.verb import Verb
@@ -13,4 +14,5 @@ VERBS: tuple[Verb, ...] = (
     DENOISE,
     INTERPOLATE,
     SCORE,
+    SAMPLE,
 )
