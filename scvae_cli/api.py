@@ -5,9 +5,11 @@ Data comes first and results go into it, as scanpy's functions do; `inplace=Fals
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +34,20 @@ class PythonShell:
         """Warn as Python does."""
         warnings.warn(ScvaeWarning(text), stacklevel=2)
 
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        """Nothing stops a training but Python's own KeyboardInterrupt."""
+        yield lambda: False
+
 
 def function_of(verb: Verb) -> Callable[..., Any]:
     """The Python function of a verb."""
     signature = inspect.Signature(_parameters(verb))
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        given = _bound(verb, signature, args, kwargs)
         data, model = given.pop("data"), given.pop("model", None)
-        inplace, config = given.pop("inplace", True), given.pop("config", None)
+        inplace, config = given.pop("inplace", _writes(verb)), given.pop("config", None)
         try:
             request = Request(
                 verb=verb,
@@ -65,6 +72,22 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     return function
 
 
+def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; an unknown one is a TypeError, as for any function, that names the nearest."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{verb.name}() {error}{hint}") from None
+
+
+def _writes(verb: Verb) -> bool:
+    """Whether its results go into the data, unless the caller wants them back."""
+    return "inplace" in verb.returns
+
+
 def _parameters(verb: Verb) -> list[inspect.Parameter]:
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     declared = [d for d in declarations(verb.options) if d.in_python]
@@ -74,7 +97,7 @@ def _parameters(verb: Verb) -> list[inspect.Parameter]:
     parameters += [_parameter(d, positional) for d in declared if d.positional]
     parameters += [_parameter(d, keyword) for d in declared if not d.positional]
     parameters.append(inspect.Parameter("config", keyword, default=None, annotation="Path | str | None"))
-    if "inplace" in verb.returns:
+    if _writes(verb):
         parameters.append(inspect.Parameter("inplace", keyword, default=True, annotation="bool"))
     return parameters
 
@@ -93,7 +116,7 @@ def _docstring(verb: Verb) -> str:
         if declared.in_python:
             lines += [declared.name, f"    {respelled(declared.help, verb.options)}"]
     lines += ["config", "    A TOML file with options; arguments win over it."]
-    if "inplace" in verb.returns:
+    if _writes(verb):
         lines += ["inplace", "    Write into the data and return None; else write nothing and return the result."]
     lines += ["", "Returns", "-------", verb.returns]
     lines += ["", "Raises", "------", "ScvaeError", "    For data, models or options that cannot be used."]

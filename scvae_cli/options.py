@@ -96,6 +96,7 @@ class Declared:
     kind: Any = None
     default: Any = REQUIRED
     section: str = ""
+    hidden: bool = False
 
     @property
     def joined(self) -> tuple[Flag, ...]:
@@ -147,6 +148,8 @@ class Declared:
             return self.takes
         kinds = self.alternatives
         number = "a whole number" if int in kinds else "a number" if float in kinds else ""
+        if any(get_origin(kind) is tuple and float in get_args(kind) for kind in kinds):
+            number = "numbers"
         if self.least is not None and self.most is not None:
             number += f" from {self.least:,g} to {self.most:,.15g}"
         elif self.above is not None and self.below is not None:
@@ -180,7 +183,16 @@ class Declared:
             fitting = self._as(kind, value)
             if fitting is not None:
                 return fitting
-        raise ConfigError(f"{self.spelled} is {_shown(value)}", f"it takes {self.expected}")
+        raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
+
+    def _refused(self, value: Any) -> str:
+        """What is wrong with a value: of several, the first that is."""
+        kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
+        if kinds and isinstance(value, list | tuple) and value:
+            one = dataclasses.replace(self, kind=kinds[0])
+            wrong = next((item for item in value if one._as(kinds[0], item) is None), value)
+            return f"{_shown(wrong)} in {','.join(map(_plain, value))!r}"
+        return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
         """The value as one of the field's types; None where it is none of that type."""
@@ -243,7 +255,7 @@ def section(options: type[Options], *, without: frozenset[str] = frozenset()) ->
     options
         Their class.
     without
-        Names of those that the command line and Python leave out.
+        Names of those that only a file can set.
     """
     return field(default_factory=options, metadata={"section": (options, without)})
 
@@ -280,16 +292,18 @@ class Options:
         }
 
 
-def declarations(options: type[Options], *, nested: bool = True) -> tuple[Declared, ...]:
+def declarations(options: type[Options], *, nested: bool = True, hidden: bool = False) -> tuple[Declared, ...]:
     """The options that a class declares, its own before those it inherits.
 
     Parameters
     ----------
     nested
         Whether the options of its sections count.
+    hidden
+        Whether those count which only a file can set.
     """
     reading: Any = options  # mypy takes a class for an instance of it, which could not be hashed
-    return _read_once(reading, nested)
+    return tuple(declared for declared in _read_once(reading, nested) if hidden or not declared.hidden)
 
 
 @functools.cache
@@ -307,13 +321,23 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
             yield dataclasses.replace(f.metadata["option"], name=f.name, kind=kinds[f.name], default=default)
         elif nested and "section" in f.metadata:
             options, without = f.metadata["section"]
-            for declared in declarations(options):
-                if declared.name not in without:
-                    yield dataclasses.replace(declared, section="/".join(filter(None, (f.name, declared.section))))
+            for declared in declarations(options, hidden=True):
+                section = "/".join(filter(None, (f.name, declared.section)))
+                hidden = declared.hidden or declared.name in without
+                yield dataclasses.replace(declared, section=section, hidden=hidden)
 
 
-def build(options: type[Options], given: Mapping[str, Any]) -> Any:
+def build(
+    options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
+) -> Any:
     """Make options of values by name, those of sections among them.
+
+    Parameters
+    ----------
+    given
+        Values by name, or by section and name ("train/beta"); a name alone wins.
+    within, hidden
+        The section that is made, and the names in it that only count with their section.
 
     Raises
     ------
@@ -324,9 +348,11 @@ def build(options: type[Options], given: Mapping[str, Any]) -> Any:
     for f in fields(options):
         if "section" in f.metadata:
             part, without = f.metadata["section"]
-            values[f.name] = build(part, {k: v for k, v in given.items() if k not in without})
-        elif f.name in given:
+            values[f.name] = build(part, given, within=f"{within}{f.name}/", hidden=hidden | without)
+        elif f.name in given and f.name not in hidden:
             values[f.name] = given[f.name]
+        elif within and f"{within}{f.name}" in given:
+            values[f.name] = given[f"{within}{f.name}"]
         elif f.default is MISSING:
             [needed] = [d for d in declarations(options, nested=False) if d.name == f.name]
             raise ConfigError(f"{needed.spelled} is missing", f"it takes {needed.expected}")
@@ -352,6 +378,8 @@ def respelled(text: str, options: type[Options]) -> str:
 
 
 def _written(kind: Any) -> str:
+    if kind is Path:
+        return "Path | str"
     if isinstance(kind, type) and not get_args(kind):
         return kind.__name__
     if get_origin(kind) is tuple:
@@ -373,3 +401,7 @@ def _number(text: str) -> float | None:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
