@@ -34,7 +34,7 @@ from workbench import DATA, USAGE, refused
             ["-n", "5", "--groupby", "cell_type", "--group", "nobody"],
         ),
         (DATA, "no column 'kind'", ["-n", "5", "--groupby", "kind", "--group", "stem"]),
-        (USAGE, "--library is '-4'", ["-n", "5", "--library", "-4"]),
+        (USAGE, "--library is -4", ["-n", "5", "--library", "-4"]),
         (USAGE, "--library is 'deep'", ["-n", "5", "--library", "deep"]),
         (USAGE, "the prototype has no observed library size", ["--prototype", "--library", "observed"]),
         (DATA, "knows no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),

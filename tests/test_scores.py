@@ -349,7 +349,7 @@ def test_figure_shows_every_anomaly(scored):
     called = scores.anomalies(0.9).sum()
     for axes in figure.axes[1:]:
         assert len(axes.collections[1].get_offsets()) == called
-    assert f"{called:,} at FDR 0.9" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert f"{called:,} anomalies (FDR 0.9)" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     bars = figure.axes[0].patches
     assert [float(np.mean(bar.get_data().values)) for bar in bars] == pytest.approx([1, 1])
 

@@ -145,8 +145,9 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
     if batch_as in (None, DRAWN):
         return DRAWN
     if batch_as not in model.batches:
-        known = ", ".join(model.batches) or "none: it was trained without --batch-key"
-        raise DataError(f"the model knows no batch {batch_as!r}", f"--batch-as takes drawn or one of: {known}")
+        known = f"--batch-as takes drawn or one of: {', '.join(model.batches)}"
+        none = "leave out --batch-as: the model was trained without --batch-key"
+        raise DataError(f"the model knows no batch {batch_as!r}", known if model.batches else none)
     return batch_as
 
 
