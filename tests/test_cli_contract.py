@@ -21,7 +21,7 @@ from scvae_cli.training.loop import Trainer
 README = Path(__file__).parents[1] / "README.md"
 
 MODEL = "DATA --model/-m"
-ASKING = "--layer --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
+ASKING = "--config --layer --gene-symbols --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
 PRINTING = "--json --quiet/-q"
 
 # Arguments in capitals, then options. Whatever goes from this table breaks someone's pipeline.
@@ -43,7 +43,8 @@ OPTIONS = {
     "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
     f"--plot {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
-    "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
+    "--library --batch-as --mean --config --layer --gene-symbols --allow-missing-genes --drop-empty --plot --key-added "
+    "--force --device "
     f"{PRINTING}",
     "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
     "--output/-o --model/-m --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
