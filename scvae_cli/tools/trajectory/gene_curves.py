@@ -86,8 +86,8 @@ def draw_curves(
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
-    cells = f"the {len(near):,} cells near the trajectory" if len(near) else "no cells near the trajectory"
-    head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'}, and {cells}")
+    cells = f"{len(near):,} cells nearby" if len(near) else "no cells nearby"
+    head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))
     full = (WIDTH - _LEFT - _RIGHT) / columns
@@ -183,7 +183,7 @@ def _draw_legend(figure: Figure, top: float, drawn: set[str]) -> None:
         mean = Line2D([], [], color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)))
         entries.append(("cells' mean ± s.e.", (Patch(color=_CELLS, alpha=0.3, linewidth=0), mean)))
     if "beyond" in drawn:
-        entries.append(("mean of cells beyond an end", Line2D([], [], **_BEYOND)))
+        entries.append(("cells beyond an end", Line2D([], [], **_BEYOND)))
     if "cells" in drawn:
         look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.5}
         entries.append(("cells", Line2D([], [], color=_CELLS, **look)))
