@@ -5,6 +5,8 @@ from __future__ import annotations
 from scvae_cli.tools.check.options import CHECK
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.info.options import INFO
+from scvae_cli.tools.optimize.options import OPTIMIZE
+from scvae_cli.tools.pseudotime.options import PSEUDOTIME
 from scvae_cli.tools.simulate.options import SIMULATE
 from scvae_cli.tools.sweep.options import SWEEP
 from scvae_cli.tools.train.options import TRAIN
@@ -17,6 +19,8 @@ VERBS: tuple[Verb, ...] = (
     SWEEP,
     EMBED,
     INTERPOLATE,
+    OPTIMIZE,
+    PSEUDOTIME,
     INFO,
     SIMULATE,
 )
