@@ -39,9 +39,11 @@ def program_columns(model: Model, options: OptimizeOptions) -> list[int]:
     column = {gene: i for i, gene in enumerate(model.genes)}
     unknown = [gene for gene in genes if gene not in column]
     if unknown:
-        more = f", nor are {len(unknown) - 1} more" if len(unknown) > 1 else ""
+        named = (
+            f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"gene {unknown[0]!r} and {len(unknown) - 1} more are"
+        )
         raise DataError(
-            f"gene {unknown[0]!r} is not in the model{more}",
+            f"{named} not in the model",
             f"scvae info lists what the model contains: {len(model.genes)} genes",
         )
     return [column[gene] for gene in genes]

@@ -16,6 +16,7 @@ from scvae_cli.verb import Verb
 
 OPTIMIZATION = "Optimization"
 _LISTED_GENES = 3
+_GENES = "genes: A,B,C or @FILE, one gene per line"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,16 +25,15 @@ class OptimizeOptions(Reading, Drawing, Writing):
 
     toward: tuple[str, ...] | Callable[..., Any] = option(
         (),
-        help="Genes to increase: A,B,C or @FILE. In Python also a function, written in torch, that maps decoded values "
-        "(cells × genes) to one number per cell.",
+        help="Genes to increase: A,B,C or @FILE; in Python also a function of decoded values (cells × genes), written "
+        "in torch.",
         parse=parse_genes,
         metavar="GENES",
-        takes="genes: A,B,C or @FILE, one gene per line",
+        takes=_GENES,
     )
     away: tuple[str, ...] = option(
-        (), help="Genes to decrease: A,B,C or @FILE.", parse=parse_genes, metavar="GENES",
-        takes="genes: A,B,C or @FILE, one gene per line",
-    )  # fmt: skip
+        (), help="Genes to decrease: A,B,C or @FILE.", parse=parse_genes, metavar="GENES", takes=_GENES
+    )
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     group: str | None = option(None, help="Group at which the trajectory starts.", label=True)
     from_cell: str | None = option(None, help="Cell at which it starts, instead of a group.", metavar="ID")

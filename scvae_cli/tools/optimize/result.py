@@ -89,7 +89,8 @@ class Optimization:
             )
         if self.stopped == MAX_LENGTH:
             texts.append(
-                "the trajectory ends at its largest length while the score still increases: a larger --max-length extends it"
+                "the trajectory ends at its largest length while the score still increases: a larger --max-length "
+                "extends it"
             )
         return texts
 
