@@ -33,7 +33,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         label = options.from_cell or options.group
         assert label is not None, "checked by the options"
         groupby = None if options.from_cell is not None else options.groupby
-        [self.start] = self.session.places([label], groupby=groupby)
+        [self.start] = self.session.populations([label], groupby=groupby)
 
     def answer(self) -> Optimization:
         """Increase the score and decode the trajectory."""

@@ -21,8 +21,8 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         label = options.root_cell or options.root
         assert label is not None, "checked by the options"
         by_group = options.root_cell is None
-        [self.root] = self.session.places([label], groupby=options.groupby if by_group else None)
-        self.ends = self.session.places(options.ends, groupby=options.groupby) if options.ends else []
+        [self.root] = self.session.populations([label], groupby=options.groupby if by_group else None)
+        self.ends = self.session.populations(options.ends, groupby=options.groupby) if options.ends else []
         self.name = options.name or default_name(label)
 
     @property

@@ -32,7 +32,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def prepare(self) -> None:
         """Find the group's cells."""
         label, key = self.options.group, self.options.groupby
-        self.group = None if label is None else self.session.places([label], groupby=key)[0]
+        self.group = None if label is None else self.session.populations([label], groupby=key)[0]
 
     def answer(self) -> Sampled | Prototype:
         """Draw positions; counts are computed when they are written."""
