@@ -45,7 +45,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "score": (["--samples", "2", "--simulated", "200"], {"n_samples": 2, "n_simulated": 200}),
     "de": (["--groupby", "batch", "--group", "batch_1"], {"groupby": "batch", "group": "batch_1"}),
-    "diagnose": (["--quick", "--samples", "4", "--refine", "2"], {"quick": True, "n_samples": 4, "n_steps": 2}),
+    "diagnose": (["--quick", "--samples", "4", "--refine", "2"], {"quick": True, "n_samples": 4, "refine": 2}),
 }
 NEW_CELLS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "sample": (["-n", "30", "--seed", "3"], {"n": 30, "seed": 3}),
