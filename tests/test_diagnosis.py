@@ -372,7 +372,7 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         (USAGE, "--seed is -1", ["--seed", "-1"]),
         (USAGE, "--trainings is 1", ["--trainings", "1"]),
         (USAGE, "--trainings is 0", ["--trainings", "0"]),
-        (USAGE, "no picture by its name", ["--plot", "health.doc"]),
+        (USAGE, "does not have the extension of a figure", ["--plot", "health.doc"]),
     ],
 )
 def test_diagnoses_that_cannot_be_meant(bench, code, fragment, options):

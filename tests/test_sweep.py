@@ -276,7 +276,7 @@ def test_text_tells_the_suggestion_and_what_to_run_next(bench):
         (USAGE, "--n-latent is 2.5 in", ["--n-latent", "2.5,3"]),
         (USAGE, "--n-latent is 0 in", ["--n-latent", "0,3"]),
         (USAGE, "--max-epochs is 0", ["--beta", "1,2", "--max-epochs", "0"]),
-        (USAGE, "no picture by its name", ["--beta", "1,2", "--plot", "new.doc"]),
+        (USAGE, "does not have the extension of a figure", ["--beta", "1,2", "--plot", "new.doc"]),
         (MODEL, "exists and is not a model folder", ["--beta", "1,2", "--models", "FILE"]),
         (MODEL, "is not a folder that can be written to", ["--beta", "1,2", "--models", "FOLDER/none/kept"]),
         (DATA, "no layer", ["--beta", "1,2", "--layer", "none"]),
