@@ -46,9 +46,22 @@ from timed import describe_machine
 
 # A name is DATA/MODEL/COMMAND/FILE/ELEMENT, as compare prints it: "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae".
 # What got another name: pattern → replacement (as in re.sub), applied to the names of the first recording.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    r"/diagnosis/n_judged$": "/diagnosis/n_evaluated",
+    r"/(zeros|variances)/judged$": r"/\1/n_evaluated",
+    r"/diagnosis/worth/contender$": "/diagnosis/baselines/model",
+    r"/diagnosis/worth/heldout$": "/diagnosis/baselines/heldout_log_prob",
+    r"/diagnosis/worth/(heldout|thinned)_behind$": r"/diagnosis/baselines/vae_advantage_\1",
+    r"/diagnosis/worth/(heldout|thinned)_error$": r"/diagnosis/baselines/vae_advantage_\1_error",
+    r"/diagnosis/worth/thinned_(state|cell)$": r"/diagnosis/baselines/thinned_loss_\1",
+    r"/diagnosis/worth/": "/diagnosis/baselines/",
+    r"/sweep/(beta|n_latent)/judge$": r"/sweep/\1/criterion",
+    r"/sweep/(beta|n_latent)/kept$": r"/sweep/\1/kept_molecules",
+}
 # What moved, came or went on purpose: pattern (as in re.search, on names after RENAMED) → why.
-ON_PURPOSE: dict[str, str] = {}
+ON_PURPOSE: dict[str, str] = {
+    r"/diagnosis/verdicts/topic$": "two topics are called by what the VAE is compared with",
+}
 # Never compared: timings, and the sentences of a diagnosis.
 LEFT_OUT = re.compile(r"/(seconds|sentence|remedy)$")
 

@@ -22,9 +22,9 @@ from scvae_cli.training.fit import Finished, FitEvent
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
-# Share of the gain that is worth the name "nearly all".
+# Fraction of the gain above which a run with a larger β is mentioned.
 _NEARLY = 0.98
-# Nats by which another run must be likelier to be named beside the suggested one.
+# Nats by which the bound of another run must be higher for it to be mentioned.
 _MUCH = 1.0
 _NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
@@ -153,7 +153,7 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
 
 
 def _text(result: Sweep) -> str:
-    judged = "thinning loss" if result.criterion == "thinning" else "−bound"
+    criterion = "thinning loss" if result.criterion == "thinning" else "−bound"
     heads = (
         _NAMES[result.varied],
         "rate",
@@ -161,14 +161,14 @@ def _text(result: Sweep) -> str:
         "ELBO",
         "bound",
         "active",
-        judged,
+        criterion,
         "gain",
         "epochs",
         "seconds",
     )
     rows = []
     for value, run in zip(result.values, result.runs, strict=True):
-        excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "least"
+        excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "best"
         gain = f"{run.gain:.1%}" if run.gain == run.gain else "-"
         marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
         figures = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
@@ -191,26 +191,27 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    judged = "predicting molecules set aside" if result.criterion == "thinning" else "explaining held-out cells"
-    told = f"{_called(result, result.suggested)}, best at {judged}"
+    task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
+    reason = f"best at {task}"
     if result.suggested != result.best:
         which = "the largest" if result.varied == "beta" else "the fewest"
-        told = f"{_called(result, result.suggested)}, {which} as good as the best ({result.best:g}), but for noise"
-    lines = [f"* suggested: {told}"]
+        reason = f"{which} with a result as good as the best ({result.best:g}) within noise"
+    lines = [f"* suggested: {_called(result, result.suggested)}, {reason}"]
     thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
     if result.varied == "beta" and thrifty:
         beta, gain = thrifty[-1].beta, thrifty[-1].gain
-        lines.append(f"  β = {beta:g} keeps {gain:.1%} of its gain, in a simpler latent space")
+        lines.append(f"  β = {beta:g} keeps {gain:.1%} of the gain with a simpler latent space")
     likeliest = max(result.runs, key=lambda run: run.bound)
     more = likeliest.bound - result.suggested_run.bound
     if result.criterion == "thinning" and more >= _MUCH:
         value = getattr(likeliest, result.varied)
         lines.append(
-            f"  to score cells or sample new ones: {_called(result, value)}, whose bound is {more:.1f} nats higher"
+            f"  to score cells or sample new ones, use {_called(result, value)}: its bound is {more:.1f} nats higher"
         )
     edge = result.at_the_edge()
     if edge is not None:
-        lines.append(f"  the best is the {'least' if edge == 'lower' else 'greatest'} tried: {edge} may be better yet")
+        which = "smallest" if edge == "lower" else "largest"
+        lines.append(f"  the best value is the {which} that was tried: {edge} values may be better")
     return lines
 
 
