@@ -62,6 +62,20 @@ class Writing(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritingNewCells(Writing):
+    """Where new cells go."""
+
+    output: Path | None = option(
+        None,
+        flags=("--output", "-o"),
+        help="New .h5ad file to write the cells to.",
+        panel=OUTPUT,
+        in_record=False,
+    )
+    force: bool = option(False, help="Replace an existing file.", panel=OUTPUT, in_record=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing(Options):
     """Whether a figure is drawn."""
 

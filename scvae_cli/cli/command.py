@@ -28,7 +28,8 @@ def command_of(verb: Verb) -> Callable[..., None]:
         with importing():
             from scvae_cli.question import perform
         given = {"config": config} | flags
-        outcome = perform(Request(verb=verb, data=data, model=model, options=options, flags=given), console)
+        request = Request(verb=verb, data=data, model=model, options=options, flags=given, reported=True)
+        outcome = perform(request, console)
         report = outcome.report()
         console.result(report.facts, report.text)
         for warning in outcome.warnings:
