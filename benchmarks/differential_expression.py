@@ -160,7 +160,7 @@ def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
         "calibration": calibration(beyond, truths["beyond 0.25"]),
         "inside": float(((change_g >= beyond.low_g) & (change_g <= beyond.high_g))[beyond.tested].mean()),
         "rmse": {"de": rms(error_g), "raw": rms((beyond.raw_g - change_g)[np.isfinite(beyond.raw_g)])},
-        "shift": beyond.shift,
+        "shift": beyond.common_change,
         "centre": beyond.centre,
     }
 
@@ -204,7 +204,7 @@ def decoded_alone(adata: anndata.AnnData, model: Model, estimate: str) -> np.nda
         variance_g = variance_g + sum(of_mean) / mean_g**2
         log_mean.append(np.log2(mean_g))
     error_g = np.maximum(np.sqrt(variance_g) / math.log(2), 1e-6)
-    return expected_fdr(shrink(log_mean[0] - log_mean[1], error_g).log_within(THRESHOLD))
+    return expected_fdr(shrink(log_mean[0] - log_mean[1], error_g).log_probability_within(THRESHOLD))
 
 
 def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
         told["populations"][population] = {
             "cells": [found.n_group, found.n_reference],
             "called": int(found.called.sum()),
-            "shift": found.shift,
+            "shift": found.common_change,
             "centre": found.centre,
             "top": rising[:N_TOP],
             "known_of_top": int(sum(known[:N_TOP])),

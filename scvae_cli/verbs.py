@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvae_cli.tools.de.options import DE
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.trajectory.options import INTERPOLATE
 from scvae_cli.verb import Verb
@@ -9,4 +10,5 @@ from scvae_cli.verb import Verb
 VERBS: tuple[Verb, ...] = (
     EMBED,
     INTERPOLATE,
+    DE,
 )

@@ -72,8 +72,8 @@ KEYS = {
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
-    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre shift agreeing "
-    "null_share n_tested n_genes called up down genes missing_genes table plot slots",
+    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre common_change "
+    "near_common_share unchanged_share n_tested n_genes called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
     "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "

@@ -24,20 +24,23 @@ import scvae_cli as scvae
 from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table
 from scvae_cli.model.bundle import Model
+from scvae_cli.progress import silent
 from scvae_cli.tools.de.comparison import differential_expression
 from scvae_cli.tools.de.figure import de_figure
 from scvae_cli.tools.de.group_means import group_mean
-from scvae_cli.tools.de.result import ComparisonOptions, Contrast, DifferentialExpression
+from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.result import Contrast, DifferentialExpression
 
 N_GENES, N_CHANGED = 200, 20
 KEY = "rank_genes_groups_scvae"
+ASKED = ("--groupby", "batch", "--group", "batch_1")
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def simulated(seed: int, *, changed: bool = True, batches: bool = False, n: int = 400) -> ad.AnnData:
-    """Two groups of a population with a programme, the first of which has changed genes, and a third group."""
+    """Two groups of a population with a gene program, the first of which has changed genes, and a third group."""
     rng = np.random.default_rng(seed)
     group_n = np.resize(["A", "B", "other", "A", "B"], n)
     rate_ng = np.exp(rng.normal(0, 1, N_GENES) + rng.normal(size=(n, 1)) * rng.normal(0, 0.3, N_GENES))
@@ -108,7 +111,7 @@ def test_nothing_is_called_where_nothing_differs():
             assert found.called.sum() <= 1
             # What it says of itself is as modest: the few genes it would call first are no sure thing.
             assert found.expected_fdr_g.min() > 0.01
-            assert found.null_share > 0.8
+            assert found.unchanged_share > 0.8
 
 
 def test_errors_are_those_of_the_estimate():
@@ -128,7 +131,7 @@ def test_the_other_way_round_it_is_the_opposite():
     np.testing.assert_allclose(one.low_g, -other.high_g, atol=1e-4)
     np.testing.assert_allclose(one.probability_g, other.probability_g, atol=1e-6)
     np.testing.assert_allclose(one.mean_g, other.reference_mean_g)
-    assert one.shift == pytest.approx(-other.shift, abs=1e-6)
+    assert one.common_change == pytest.approx(-other.common_change, abs=1e-6)
 
 
 def test_batches_shared_unevenly_are_no_change():
@@ -153,7 +156,7 @@ def test_a_batch_with_one_group_is_left_out():
 
 
 def test_what_rises_does_not_make_the_rest_fall():
-    """Genes that take up a third of one group's counts move all other shares; changes are told relative to these."""
+    """Genes that take up a third of one group's counts move all other shares; changes are relative to theirs."""
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray(), (cells.obs["group"] == "A").to_numpy()
@@ -164,12 +167,12 @@ def test_what_rises_does_not_make_the_rest_fall():
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
     found = compared(cells, model)
     share = x_ng[in_a][:, 5:].sum() / x_ng[in_a].sum()
-    assert found.shift == pytest.approx(np.log2(share), abs=0.15)
+    assert found.common_change == pytest.approx(np.log2(share), abs=0.15)
     assert found.called[N_CHANGED:].mean() < 0.05
     assert found.centre == "bulk"
     shares = compared(cells, model, centre="none")
     assert shares.called[N_CHANGED:].mean() > 0.3
-    assert shares.shift == found.shift
+    assert shares.common_change == found.common_change
 
 
 def test_where_no_genes_agree_there_is_no_bulk():
@@ -180,7 +183,7 @@ def test_where_no_genes_agree_there_is_no_bulk():
     x_ng[in_a] = rng.poisson(x_ng[in_a] * 2 ** rng.normal(0.5, 2, N_GENES))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
     found = compared(cells, model)
-    assert found.agreeing < 0.5
+    assert found.near_common_share < 0.5
     assert found.centre == "none"
     same = compared(cells, model, centre="none")
     np.testing.assert_array_equal(found.change_g, same.change_g)
@@ -192,7 +195,9 @@ def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():
     adata, model = learned()
     counts = counts_of(adata)
     rows = np.flatnonzero(adata.obs["group"] == "A")
-    found = group_mean(model, cell_table(model, counts), [rows], np.ones(1), n_samples=2, seed=0)
+    table = cell_table(model, counts)
+    with silent("", None) as advance:
+        found = group_mean(model, table, [rows], np.ones(1), n_samples=2, seed=0, advance=advance)
     x_ng = counts.matrix[rows].toarray().astype(float)
     raw_g = (x_ng / x_ng.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(found.raw_g, raw_g)
@@ -228,7 +233,7 @@ def test_real_numbers_are_refused():
         groupby="group", group="A", reference="B", group_cells=np.arange(5), reference_cells=np.arange(5, 9)
     )
     with pytest.raises(scvae.ConfigError, match="real numbers"):
-        differential_expression(model, counts_of(adata), contrast, ComparisonOptions())
+        differential_expression(model, counts_of(adata), contrast, DeOptions(groupby="group", group="A"))
     with pytest.raises(scvae.ConfigError, match="real numbers"):
         compared(adata, model)
 
@@ -289,7 +294,7 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     assert sc.get.rank_genes_groups_df(adata, group="A", key=KEY)["scores"].iloc[0] > 0
 
 
-def test_table_json_and_picture_tell_the_same(written):
+def test_table_json_and_figure_agree(written):
     table, plot = written.with_name("table.csv"), written.with_name("plot.png")
     asked = ["de", written, "--groupby", "group", "--group", "A", "--reference", "B"]
     values = json.loads(run_well(*asked, "--table", table, "--plot", plot, "--json").out)
@@ -319,6 +324,37 @@ def test_only_cells_within_are_compared(written):
     assert values["within"] == {"batch": "batch_1"}
 
 
+def test_labels_may_be_numbers():
+    """Also 0, which is a reference like any other, and not "all other cells"."""
+    adata, model = learned()
+    cells = adata.copy()
+    cells.obs["cluster"] = (cells.obs["group"] == "A").astype(int)
+    cells.obs["kind"] = cells.obs["batch"] == "batch_1"
+    asked = {"groupby": "cluster", "group": 1, "reference": 0, "within": {"kind": True}, "max_cells": 30}
+    found = scvae.de(cells, model, **asked, inplace=False)
+    assert (found.contrast.group, found.contrast.reference) == ("1", "0")
+    assert cells.obs["kind"].to_numpy()[found.contrast.reference_cells].all()
+    scvae.de(cells, model, **asked)
+    recorded = json.loads(cells.uns["scvae"]["runs"]["de"])["options"]
+    assert {name: recorded[name] for name in ("group", "reference", "within")} == {
+        "group": "1",
+        "reference": "0",
+        "within": {"kind": "True"},
+    }
+    assert cells.uns[KEY]["params"]["reference"] == "0"
+
+
+def test_options_are_refused_before_anything_is_opened():
+    for wrong, message in (
+        ({"reference": "A"}, "compared with itself"),
+        ({"threshold": -1}, "threshold is -1"),
+        ({"max_cells": 2}, "max_cells is 2"),
+        ({"within": {"donor": ["a", "b"]}}, "within is"),
+    ):
+        with pytest.raises(scvae.ConfigError, match=message):
+            scvae.de("nowhere.h5ad", "nowhere.scvae", **{"groupby": "group", "group": "A"} | wrong)
+
+
 def test_figure_draws_what_was_found():
     found = compared(*learned())
     figure = de_figure(found)
@@ -341,20 +377,22 @@ def test_figure_draws_what_was_found():
             ["--groupby", "cell_type", "--group", "stem", "--reference", "nobody"],
         ),
         (DATA, "no column 'kind'", ["--groupby", "kind", "--group", "stem"]),
-        (USAGE, "compared with itself", ["--groupby", "batch", "--group", "batch_1", "--reference", "batch_1"]),
-        (USAGE, "--threshold is -0.5", ["--groupby", "batch", "--group", "batch_1", "--threshold", "-0.5"]),
-        (USAGE, "--threshold is nan", ["--groupby", "batch", "--group", "batch_1", "--threshold", "nan"]),
-        (USAGE, "--fdr is 1.5", ["--groupby", "batch", "--group", "batch_1", "--fdr", "1.5"]),
-        (USAGE, "--centre is 'mean'", ["--groupby", "batch", "--group", "batch_1", "--centre", "mean"]),
-        (USAGE, "--cells is 2", ["--groupby", "batch", "--group", "batch_1", "--cells", "2"]),
-        (USAGE, "--samples is 0", ["--groupby", "batch", "--group", "batch_1", "--samples", "0"]),
-        (USAGE, "--seed is -1", ["--groupby", "batch", "--group", "batch_1", "--seed", "-1"]),
-        (USAGE, "--within is 'stem'", ["--groupby", "batch", "--group", "batch_1", "--within", "stem"]),
-        (DATA, "no column 'kind'", ["--groupby", "batch", "--group", "batch_1", "--within", "kind=stem"]),
-        (DATA, "has 0 cell(s) to compare", ["--groupby", "batch", "--group", "batch_1", "--within", "batch=batch_2"]),
-        (USAGE, "no table by its name", ["--groupby", "batch", "--group", "batch_1", "--table", "genes.txt"]),
-        (USAGE, "no picture by its name", ["--groupby", "batch", "--group", "batch_1", "--plot", "genes.doc"]),
-        (DATA, "is not a folder", ["--groupby", "batch", "--group", "batch_1", "--table", "none/genes.csv"]),
+        (USAGE, "compared with itself", [*ASKED, "--reference", "batch_1"]),
+        (USAGE, "--threshold is -0.5", [*ASKED, "--threshold", "-0.5"]),
+        (USAGE, "--threshold is nan", [*ASKED, "--threshold", "nan"]),
+        (USAGE, "--fdr is 1.5", [*ASKED, "--fdr", "1.5"]),
+        (USAGE, "--centre is 'mean'", [*ASKED, "--centre", "mean"]),
+        (USAGE, "--cells is 2", [*ASKED, "--cells", "2"]),
+        (USAGE, "--samples is 0", [*ASKED, "--samples", "0"]),
+        (USAGE, "--seed is -1", [*ASKED, "--seed", "-1"]),
+        (USAGE, "--within is 'stem'", [*ASKED, "--within", "stem"]),
+        (USAGE, "given twice for 'a'", [*ASKED, "--within", "a=1", "--within", "a=2"]),
+        (USAGE, "--group is missing", ["--groupby", "batch"]),
+        (DATA, "no column 'kind'", [*ASKED, "--within", "kind=stem"]),
+        (DATA, "has 0 cell(s) to compare", [*ASKED, "--within", "batch=batch_2"]),
+        (USAGE, "does not end in .csv", [*ASKED, "--table", "genes.txt"]),
+        (USAGE, "by its name", [*ASKED, "--plot", "genes.doc"]),
+        (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),
     ],
 )
 def test_comparisons_that_cannot_be_meant(bench, code, fragment, options):
