@@ -5,9 +5,10 @@ Data comes first and results go into it, as scanpy's functions do; `inplace=Fals
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,11 @@ class PythonShell:
         """Warn as Python does."""
         warnings.warn(ScvaeWarning(text), stacklevel=2)
 
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        """Nothing stops a training but Python's own KeyboardInterrupt."""
+        yield lambda: False
+
 
 def function_of(verb: Verb) -> Callable[..., Any]:
     """The Python function of a verb."""
@@ -40,7 +46,7 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
         data, model = given.pop("data"), given.pop("model", None)
-        inplace, config = given.pop("inplace", True), given.pop("config", None)
+        inplace, config = given.pop("inplace", _writes(verb)), given.pop("config", None)
         try:
             request = Request(
                 verb=verb,
@@ -65,6 +71,11 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     return function
 
 
+def _writes(verb: Verb) -> bool:
+    """Whether its results go into the data, unless the caller wants them back."""
+    return "inplace" in verb.returns
+
+
 def _parameters(verb: Verb) -> list[inspect.Parameter]:
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     declared = [d for d in declarations(verb.options) if d.in_python]
@@ -74,7 +85,7 @@ def _parameters(verb: Verb) -> list[inspect.Parameter]:
     parameters += [_parameter(d, positional) for d in declared if d.positional]
     parameters += [_parameter(d, keyword) for d in declared if not d.positional]
     parameters.append(inspect.Parameter("config", keyword, default=None, annotation="Path | str | None"))
-    if "inplace" in verb.returns:
+    if _writes(verb):
         parameters.append(inspect.Parameter("inplace", keyword, default=True, annotation="bool"))
     return parameters
 
@@ -93,7 +104,7 @@ def _docstring(verb: Verb) -> str:
         if declared.in_python:
             lines += [declared.name, f"    {respelled(declared.help, verb.options)}"]
     lines += ["config", "    A TOML file with options; arguments win over it."]
-    if "inplace" in verb.returns:
+    if _writes(verb):
         lines += ["inplace", "    Write into the data and return None; else write nothing and return the result."]
     lines += ["", "Returns", "-------", verb.returns]
     lines += ["", "Raises", "------", "ScvaeError", "    For data, models or options that cannot be used."]

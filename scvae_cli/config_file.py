@@ -35,23 +35,27 @@ def _section_of(verb: Verb, declared: Declared) -> str:
 
 
 def _stated(verb: Verb, file: Path) -> dict[str, Any]:
-    """The verb's options that a file states."""
-    content = _read(file)
-    sections = {_section_of(v, declared) for v in VERBS for declared in declarations(v.options)}
+    """The verb's options that a file states, by section and name."""
+    sections: dict[str, set[str]] = {}
+    for one in VERBS:
+        for declared in declarations(one.options):
+            sections.setdefault(_section_of(one, declared), set()).add(declared.name)
+    mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
     stated: dict[str, Any] = {}
-    for name, section in content.items():
-        if name not in sections:
-            raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, sections))
+    for name, section in _read(file).items():
         if not isinstance(section, dict):
             raise ConfigError(f"{file}: {name!r} stands outside a section", f"put it under [{verb.name}], for example")
-        known = {d.name: d for d in declarations(verb.options) if _section_of(verb, d) == name}
-        everyone = {d.name for v in VERBS for d in declarations(v.options) if _section_of(v, d) == name}
+        if name not in sections:
+            raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
         for key, value in section.items():
-            if key not in everyone:
-                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", _closest(key, everyone))
-            if key in known:
-                parse = known[key].parse
-                stated[key] = parse(known[key].spelled, value) if parse and isinstance(value, str) else value
+            if key not in sections[name]:
+                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", _closest(key, sections[name]))
+            found = mine.get((name, key))
+            if found is None:
+                continue
+            if found.parse is not None and isinstance(value, str):
+                value = found.parse(found.spelled, value)
+            stated["/".join(filter(None, (found.section, key)))] = value
     return stated
 
 

@@ -96,6 +96,7 @@ class Declared:
     kind: Any = None
     default: Any = REQUIRED
     section: str = ""
+    hidden: bool = False
 
     @property
     def joined(self) -> tuple[Flag, ...]:
@@ -249,7 +250,7 @@ def section(options: type[Options], *, without: frozenset[str] = frozenset()) ->
     options
         Their class.
     without
-        Names of those that the command line and Python leave out.
+        Names of those that only a file can set.
     """
     return field(default_factory=options, metadata={"section": (options, without)})
 
@@ -286,16 +287,18 @@ class Options:
         }
 
 
-def declarations(options: type[Options], *, nested: bool = True) -> tuple[Declared, ...]:
+def declarations(options: type[Options], *, nested: bool = True, hidden: bool = False) -> tuple[Declared, ...]:
     """The options that a class declares, its own before those it inherits.
 
     Parameters
     ----------
     nested
         Whether the options of its sections count.
+    hidden
+        Whether those count which only a file can set.
     """
     reading: Any = options  # mypy takes a class for an instance of it, which could not be hashed
-    return _read_once(reading, nested)
+    return tuple(declared for declared in _read_once(reading, nested) if hidden or not declared.hidden)
 
 
 @functools.cache
@@ -313,13 +316,23 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
             yield dataclasses.replace(f.metadata["option"], name=f.name, kind=kinds[f.name], default=default)
         elif nested and "section" in f.metadata:
             options, without = f.metadata["section"]
-            for declared in declarations(options):
-                if declared.name not in without:
-                    yield dataclasses.replace(declared, section="/".join(filter(None, (f.name, declared.section))))
+            for declared in declarations(options, hidden=True):
+                section = "/".join(filter(None, (f.name, declared.section)))
+                hidden = declared.hidden or declared.name in without
+                yield dataclasses.replace(declared, section=section, hidden=hidden)
 
 
-def build(options: type[Options], given: Mapping[str, Any]) -> Any:
+def build(
+    options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
+) -> Any:
     """Make options of values by name, those of sections among them.
+
+    Parameters
+    ----------
+    given
+        Values by name, or by section and name ("train/beta"); a name alone wins.
+    within, hidden
+        The section that is made, and the names in it that only count with their section.
 
     Raises
     ------
@@ -330,9 +343,11 @@ def build(options: type[Options], given: Mapping[str, Any]) -> Any:
     for f in fields(options):
         if "section" in f.metadata:
             part, without = f.metadata["section"]
-            values[f.name] = build(part, {k: v for k, v in given.items() if k not in without})
-        elif f.name in given:
+            values[f.name] = build(part, given, within=f"{within}{f.name}/", hidden=hidden | without)
+        elif f.name in given and f.name not in hidden:
             values[f.name] = given[f.name]
+        elif within and f"{within}{f.name}" in given:
+            values[f.name] = given[f"{within}{f.name}"]
         elif f.default is MISSING:
             [needed] = [d for d in declarations(options, nested=False) if d.name == f.name]
             raise ConfigError(f"{needed.spelled} is missing", f"it takes {needed.expected}")

@@ -38,6 +38,9 @@ class Shell(Protocol):
     def warn(self, text: str) -> None:
         """Say something that may need a change."""
 
+    def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
+        """Until the block ends, an interruption is a request to stop; yields what says whether there was one."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report:

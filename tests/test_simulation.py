@@ -14,7 +14,8 @@ import scipy.sparse as sp
 from scipy import stats
 
 from scvae_cli.data.h5ad_create import create_h5ad
-from scvae_cli.data.simulation import GRID_STEPS, SPLIT, Simulation, SimulationConfig, draw_zinb, simulate, true_mean
+from scvae_cli.data.simulation import GRID_STEPS, SPLIT, Simulation, draw_zinb, simulate, true_mean
+from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.errors import ConfigError, DataError
 
 
@@ -347,7 +348,8 @@ def test_no_room_is_one_line_and_leaves_nothing(tmp_path, room):
 import resource, sys
 from pathlib import Path
 from scvae_cli.data.h5ad_create import create_h5ad
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.errors import DataError
 made = simulate(SimulationConfig(n_cells=1500, n_genes=100))
 resource.setrlimit(resource.RLIMIT_FSIZE, ({room}, resource.RLIM_INFINITY))

@@ -65,7 +65,7 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
     if verb.takes_model:
         help = "Model folder to write." if verb.trains else "Model folder."
         default = "DATA.scvae beside the data"
-        flag = typer.Option("--model", "-m", help=f"{help} [default: {default}]", rich_help_panel=INPUT)
+        flag = typer.Option("--model", "-m", help=f"{help} \\[default: {default}]", rich_help_panel=INPUT)
         yield _keyword("model", Path | None, flag, None)
     for declared in shown:
         if declared.panel:
@@ -135,7 +135,8 @@ def _shown_default(declared: Declared) -> str:
     text = declared.shown_default
     if not text and declared.default not in (REQUIRED, None, ()) and declared.default is not False:
         text = f"{declared.default:g}" if isinstance(declared.default, float) else str(declared.default)
-    return f" [default: {text}]" if text else ""
+    # The backslash keeps the brackets from being taken for markup.
+    return f" \\[default: {text}]" if text else ""
 
 
 def _completion(declared: Declared) -> Callable[[str], list[str]] | None:

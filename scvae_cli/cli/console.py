@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scvae_cli.errors import ScvaeError, ScvaeWarning
@@ -40,6 +41,25 @@ class Console:
     def warn(self, text: str) -> None:
         """Something that may need a change; said even when quiet."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
+
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
+        asked = False
+
+        def ask(_signal: int, _frame: object) -> None:
+            nonlocal asked
+            if asked:
+                raise KeyboardInterrupt
+            asked = True
+            self.info("stopping after this epoch (again: at once)")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield lambda: asked
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def next_step(self, text: str) -> None:
         """What to run next."""

@@ -1,45 +1,40 @@
-"""Showing a training while it runs."""
+"""A training as whoever asked for it sees it run."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
 
-from scvae_cli.cli.console import Console
-
-if TYPE_CHECKING:
-    from scvae_cli.training.fit import FitEvent, Prepared
+from scvae_cli.question import Shell
+from scvae_cli.training.fit import FitEvent, Prepared
+from scvae_cli.training.loop import Converged, EpochReport, Rollback, StepReport
 
 
 def follow(
-    events: Iterator[FitEvent], console: Console, *, title: str = "Training", brief: bool = False
+    events: Iterator[FitEvent], shell: Shell, *, title: str = "Training", brief: bool = False
 ) -> FitEvent | None:
-    """Show a training while it runs.
+    """Run a training to its end, showing how far it is.
 
     Parameters
     ----------
     events
-        Of the training; walked through.
+        Events of the training, which runs as they are passed over.
     title
-        Stands before the progress bar.
+        Title of the progress bar.
     brief
         Leave out what the trainings of a series have in common.
 
     Returns
     -------
-    Its last event.
+    The last event.
     """
-    from scvae_cli.training.fit import Prepared
-    from scvae_cli.training.loop import Converged, EpochReport, Rollback, StepReport
-
     event: FitEvent | None = None
     steps_done = 0
     note = ""
-    with console.progress(title, total=None) as advance:
+    with shell.progress(title, None) as advance:
         for event in events:
             if isinstance(event, Prepared):
                 if not brief:
-                    console.info(_prepared_text(event))
+                    shell.info(_prepared_text(event))
                 steps_done = event.resumed_epoch * event.steps_per_epoch
                 advance(steps_done, total=event.max_epochs * event.steps_per_epoch)
             elif isinstance(event, StepReport):
@@ -48,18 +43,18 @@ def follow(
             elif isinstance(event, EpochReport):
                 note = f"epoch {event.epoch}, held-out ELBO {event.heldout_elbo:.1f}, "
             elif isinstance(event, Converged) and not brief:
-                console.info(f"plateau: the held-out loss has stopped falling after epoch {event.epoch}")
+                shell.info(f"plateau: the held-out loss has stopped falling after epoch {event.epoch}")
             elif isinstance(event, Rollback):
-                console.warn(_rollback_text(event))
+                shell.warn(_rollback_text(event))
     return event
 
 
 def _prepared_text(prepared: Prepared) -> str:
+    dropped = f", {prepared.n_dropped:,} cells without counts left out" if prepared.n_dropped else ""
+    batches = f", {len(prepared.batches)} batches" if prepared.batches else ""
     lines = [
         f"genes: {prepared.n_genes:,} ({prepared.genes_chosen})",
-        f"cells: {prepared.n_training:,} to train on, {prepared.n_heldout:,} held out"
-        + (f", {prepared.n_dropped:,} empty ones left out" if prepared.n_dropped else "")
-        + (f", {len(prepared.batches)} batches" if prepared.batches else ""),
+        f"cells: {prepared.n_training:,} to train on, {prepared.n_heldout:,} held out{dropped}{batches}",
         f"device: {prepared.compute}",
         f"length: until the held-out loss stops falling, at most {prepared.max_epochs} epochs",
     ]
@@ -68,8 +63,9 @@ def _prepared_text(prepared: Prepared) -> str:
     return "\n".join(lines)
 
 
-def _rollback_text(event: Any) -> str:
-    named = f"; cells: {', '.join(event.cell_names[:5])}" if event.cell_names else ""
+def _rollback_text(event: Rollback) -> str:
+    cells = f"; cells whose loss was not finite: {', '.join(event.cell_names[:5])}" if event.cell_names else ""
     return (
-        f"loss not finite in epoch {event.epoch}: back to the last good weights, rate {event.learning_rate:.2g}{named}"
+        f"the loss was not finite in epoch {event.epoch}: training continues from the last good weights at a learning "
+        f"rate of {event.learning_rate:.2g}{cells}"
     )
