@@ -6,6 +6,7 @@ from scvae_cli.tools.check.options import CHECK
 from scvae_cli.tools.de.options import DE
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.info.options import INFO
+from scvae_cli.tools.perturb.options import PERTURB
 from scvae_cli.tools.simulate.options import SIMULATE
 from scvae_cli.tools.sweep.options import SWEEP
 from scvae_cli.tools.train.options import TRAIN
@@ -19,6 +20,7 @@ VERBS: tuple[Verb, ...] = (
     EMBED,
     INTERPOLATE,
     DE,
+    PERTURB,
     INFO,
     SIMULATE,
 )
