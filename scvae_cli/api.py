@@ -6,6 +6,7 @@ Data comes first and results go into it, as scanpy's functions do; `inplace=Fals
 from __future__ import annotations
 
 import contextlib
+import difflib
 import inspect
 import warnings
 from collections.abc import Callable, Iterator
@@ -44,7 +45,7 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     signature = inspect.Signature(_parameters(verb))
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(*args, **kwargs).arguments
+        given = _bound(verb, signature, args, kwargs)
         data, model = given.pop("data"), given.pop("model", None)
         inplace, config = given.pop("inplace", _writes(verb)), given.pop("config", None)
         try:
@@ -69,6 +70,17 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     function.__module__ = "scvae_cli"
     function.__signature__ = signature  # type: ignore[attr-defined]  # a function may have one
     return function
+
+
+def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Arguments by name; an unknown one is a TypeError, as for any function, that names the nearest."""
+    try:
+        return signature.bind(*args, **kwargs).arguments
+    except TypeError as error:
+        unknown = [name for name in kwargs if name not in signature.parameters]
+        near = difflib.get_close_matches(unknown[0], signature.parameters, n=1) if unknown else []
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise TypeError(f"{verb.name}() {error}{hint}") from None
 
 
 def _writes(verb: Verb) -> bool:

@@ -40,6 +40,11 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
         if output is not None or (cls.needs_file and request.reported):
             check_output(output, request.data, force=request.options.force)
 
+    @property
+    def writes(self) -> bool:
+        """Always: to a file, or to an AnnData in memory."""
+        return True
+
     def check_destination(self) -> None:
         """A file of its own has no slots that could be in the way; `check_files` did the rest."""
 

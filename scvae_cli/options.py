@@ -148,6 +148,8 @@ class Declared:
             return self.takes
         kinds = self.alternatives
         number = "a whole number" if int in kinds else "a number" if float in kinds else ""
+        if any(get_origin(kind) is tuple and float in get_args(kind) for kind in kinds):
+            number = "numbers"
         if self.least is not None and self.most is not None:
             number += f" from {self.least:,g} to {self.most:,.15g}"
         elif self.above is not None and self.below is not None:
@@ -181,7 +183,16 @@ class Declared:
             fitting = self._as(kind, value)
             if fitting is not None:
                 return fitting
-        raise ConfigError(f"{self.spelled} is {_shown(value)}", f"it takes {self.expected}")
+        raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
+
+    def _refused(self, value: Any) -> str:
+        """What is wrong with a value: of several, the first that is."""
+        kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
+        if kinds and isinstance(value, list | tuple) and value:
+            one = dataclasses.replace(self, kind=kinds[0])
+            wrong = next((item for item in value if one._as(kinds[0], item) is None), value)
+            return f"{_shown(wrong)} in {','.join(map(_plain, value))!r}"
+        return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
         """The value as one of the field's types; None where it is none of that type."""
@@ -373,6 +384,8 @@ def respelled(text: str, options: type[Options]) -> str:
 
 
 def _written(kind: Any) -> str:
+    if kind is Path:
+        return "Path | str"
     if isinstance(kind, type) and not get_args(kind):
         return kind.__name__
     if get_origin(kind) is tuple:
@@ -394,3 +407,7 @@ def _number(text: str) -> float | None:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -202,9 +202,14 @@ class Question(Generic[AnyOptions, Result]):
                 force=self.request.options.force,
             )
 
+    @property
+    def writes(self) -> bool:
+        """Whether the result is written; a caller in Python may want it back instead."""
+        return self.request.inplace
+
     def value(self, result: Result) -> Any:
         """What Python code gets."""
-        return None if self.request.inplace else result
+        return None if self.writes else result
 
     def output(self) -> str | None:
         """The file that holds the results."""
@@ -259,10 +264,10 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         progress=shell.progress,
     )
     question = kind(session, request, shell)
-    if request.inplace:
+    if question.writes:
         question.check_destination()
     result = question.answer()
-    slots = question.write(result) if request.inplace else []
+    slots = question.write(result) if question.writes else []
     if plot is not None:
         from scvae_cli.report.figure_file import save_figure
 

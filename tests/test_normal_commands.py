@@ -17,6 +17,7 @@ from workbench import DATA, USAGE, Bench, refused
 
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.session import Session
+from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.prototype import prototype
 
 
@@ -87,7 +88,7 @@ def test_every_question_is_answered(on_line):
 def test_prototype_is_compared_with_the_mean_cell(on_line):
     session = Session.open(on_line.data, on_line.model)
     kept = ~np.isin(session.counts.cell_names, session.model.heldout_cells)
-    found = prototype(session.model, session.counts)
+    found = prototype(session.model, session.counts, SampleOptions(prototype=True))
     np.testing.assert_allclose(found.average_g, session.counts.matrix[kept].toarray().mean(0), rtol=1e-4)
     assert found.library is None
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 import typer
 
@@ -117,17 +118,17 @@ def _typed(declared: Declared) -> Any:
         return list[str] | None if declared.repeated else str | None
     if any(get_origin(kind) is tuple for kind in kinds):
         return list[get_args(kinds[0])[0]] | None  # type: ignore[misc]  # made when the program runs
-    if str in kinds or any(get_origin(kind) is Literal for kind in kinds):
-        return str | None
-    return next(kind for kind in (bool, int, float, Path) if kind in kinds) | None
+    # Numbers are read as text, so that one check refuses them, in Python too.
+    return next((kind for kind in (bool, Path) if kind in kinds), str) | None
 
 
 def _metavar(declared: Declared) -> str | None:
     if declared.metavar:
         return declared.metavar
+    kinds = declared.alternatives
     if not declared.words:
-        return None
-    number = ["NUMBER"] if float in declared.alternatives else []
+        return "INTEGER" if int in kinds else "NUMBER" if float in kinds else None
+    number = ["NUMBER"] if float in kinds else []
     return f"[{'|'.join([*declared.words, *number])}]"
 
 
@@ -156,8 +157,19 @@ def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             value = tuple(value) if isinstance(value, list) else value
             if value and declared.parse is not None:
                 value = declared.parse(declared.spelled, value)
+            elif isinstance(value, str):
+                value = _number(declared, value)
         if value is not None and value != ():
             yield declared.name, value
+
+
+def _number(declared: Declared, text: str) -> Any:
+    """The number that a text spells, for an option that takes one; any other text is left to the check."""
+    for kind in (int, float):
+        if kind in declared.alternatives and str not in declared.alternatives:
+            with contextlib.suppress(ValueError):
+                return kind(text)
+    return text
 
 
 def _joined(declared: Declared, values: dict[Flag, Any]) -> tuple[str, ...]:

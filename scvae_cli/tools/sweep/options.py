@@ -79,8 +79,9 @@ class SweepOptions(Drawing, Writing):
         if len(values) < 2:
             example = BETAS if self.beta is not None else DIMENSIONS
             raise ConfigError(f"{flag} is {text or 'empty'!r}", f"a sweep takes two values or more: {example}")
-        if self.n_latent is not None and any(value % 1 for value in values):
-            raise ConfigError(f"{flag} is {text!r}", f"it takes whole numbers above 0, such as {DIMENSIONS}")
+        for value in values:
+            if self.n_latent is not None and value % 1:
+                raise ConfigError(f"{flag} is {value:g} in {text!r}", f"it takes whole numbers, such as {DIMENSIONS}")
         if len(set(values)) < len(values):
             raise ConfigError(f"{flag} is {text!r}", "one of the values is there twice")
         # In whatever order they came; a field of a frozen dataclass is set like this.
