@@ -7,7 +7,7 @@ PEER := .venv-scvi
 DEMO := demo
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint bench clean
+.PHONY: venv demo test lint reference bench clean
 
 venv: $(STAMP)
 
@@ -41,6 +41,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Pages and type stubs that are made of the options.
+reference: venv
+	$(BIN)/python docs/make_reference.py
 
 # Against scvi-tools, in an environment of its own. The data sets are named in benchmarks/README.md.
 bench: venv $(PEER)/.installed
