@@ -41,13 +41,13 @@ OPTIONS = {
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
-    f"--plot {ASKING} {PRINTING}",
+    f"--plot --gene-symbols --config {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
     f"{PRINTING}",
     "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
-    "--output/-o --model/-m --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
-    f"{PRINTING}",
+    "--output/-o --model/-m --gene-symbols --config --layer --allow-missing-genes --drop-empty --plot "
+    f"--key-added --force --device {PRINTING}",
     "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance "
     "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     "--config --models "
@@ -76,8 +76,8 @@ KEYS = {
     "near_common_share unchanged_share n_tested n_genes called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
-    "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
-    "expected checks own genes missing_genes plot slots",
+    "perturb": "output group control treated method mean_shift_share learned_from n_cells n_genes off_manifold "
+    "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
     "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
     "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
@@ -179,7 +179,7 @@ def test_json_of_a_perturbation_names_its_parts(copied):
     row = next(line for line in README.read_text().splitlines() if line.startswith("| `perturb` |"))
     values = json.loads(run_well(*commands(copied)["perturb"], "--json").out)
     check = values["checks"][0]
-    named = {*values["expected"], *values["genes"][0], *check, *check["predicted"]}
+    named = {*values["mean_accuracy"], *values["genes"][0], *check, *check["predicted"]}
     assert named <= set(re.findall(r"`(\w+)`", row))
 
 

@@ -1,4 +1,4 @@
-"""What a prediction of a perturbation is made of, part by part, against what is known of each."""
+"""Parts of the prediction of a perturbation, each against known results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.tools.perturb.combined import combined
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.expected_log import mean_log1p
-from scvae_cli.tools.perturb.latent_shift import Moves
+from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed
-from scvae_cli.tools.perturb.pooling import between, pooled
-from scvae_cli.tools.perturb.result import Check, Fit, Recipe
+from scvae_cli.tools.perturb.pooling import between_variance, pooled
+from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
 from scvae_cli.tools.perturb.validation import Trial, candidates, choose
 
 
@@ -34,21 +34,21 @@ def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
         start = z_nk[(group_n == group) & (label_n == "0")]
         z_nk[(group_n == group) & (label_n == "1")] = rng.permutation(start + step_k)
     asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
-    moves = Moves(torch.as_tensor(z_nk, dtype=torch.float32))
+    latent = LatentShifts(torch.as_tensor(z_nk, dtype=torch.float32))
     for method in ("centroid", "ot"):
-        np.testing.assert_allclose(moves.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
+        np.testing.assert_allclose(latent.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
 
 
 def test_near_groups_say_more():
     group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
     x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
-    moves = Moves(torch.as_tensor(x_n, dtype=torch.float32))
+    latent = LatentShifts(torch.as_tensor(x_n, dtype=torch.float32))
     asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
-    near, far = moves.weights(asked, ("b", "c"))
+    near, far = latent.weights(asked, ("b", "c"))
     squared = np.array([1.0, 64.0])
     expected = np.exp(-2 * squared / squared.mean())
     np.testing.assert_allclose([near, far], expected / expected.sum())
-    np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
+    np.testing.assert_allclose(latent.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
 def test_all_groups_that_are_learned_from_are_named():
@@ -68,7 +68,7 @@ def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
     true_sg = rng.normal(0, 1, n_genes) + spread_g * rng.standard_normal((n_groups, n_genes))
     seen_sg = true_sg + np.sqrt(error_sg) * rng.standard_normal((n_groups, n_genes))
     wide = spread_g > 0
-    found_g = between(seen_sg, error_sg)
+    found_g = between_variance(seen_sg, error_sg)
     assert found_g[wide].mean() == pytest.approx(0.25, rel=0.03)
     assert found_g[~wide].mean() < 0.05
     fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
@@ -149,15 +149,15 @@ def test_expected_logs_of_any_mean_and_dispersion(theta):
 
 
 def test_the_better_recipe_is_chosen():
-    recipes = candidates("auto", unseen=True)
-    assert recipes[0] == Recipe(method="centroid", plain=0.5)
+    recipes = candidates("auto", held_out=True)
+    assert recipes[0] == Recipe(method="centroid", mean_shift_share=0.5)
     assert len(recipes) == 10
-    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
-    assert candidates("ot", unseen=True, own=True) == (Recipe(method="ot", plain=1.0),)
+    assert {recipe.mean_shift_share for recipe in candidates("ot", held_out=False)} == {0.5, 0.75, 1.0}
+    assert candidates("ot", held_out=True, only_own_parts=True) == (Recipe(method="ot", mean_shift_share=1.0),)
     best = recipes[7]
-    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
+    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "held_out": True}
     rest |= {"mean_change": None, "additive": None}
-    marks = {recipe: Fit(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
-    trial = Trial(checks={recipe: Check(predicted=mark, **rest) for recipe, mark in marks.items()})
+    scores = {recipe: Accuracy(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
+    trial = Trial(checks={recipe: Check(predicted=score, **rest) for recipe, score in scores.items()})
     assert choose([trial], recipes) == best
     assert choose([], recipes) == recipes[0]

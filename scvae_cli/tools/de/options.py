@@ -44,8 +44,8 @@ def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
 class DeOptions(Reading, Drawing, Writing):
     """Which groups are compared, and how."""
 
-    groupby: str = option(help="Column of obs that names the groups.")
-    group: str = option(help="Group to test.", label=True)
+    groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
+    group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
     reference: str | None = option(
         None,
         help="Group to compare it with.",

@@ -237,8 +237,8 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
         title += " (group to predict)" if check is result.group_check else ""
         lines.append(row(title, [getattr(check, name) for name, _ in columns]))
     if len(result.checks) > 1:
-        title = "mean" if held_out else "mean, an upper bound"
-        title = title if result.tested else "mean of single perturbations"
+        title = "mean of the other groups" if held_out else "mean of the others, at most"
+        title = title if result.tested else "mean, single perturbations"
         lines.append(row(title, [result.mean_accuracy(name) for name, _ in columns]))
     predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
     if predicted is not None and mean_change is not None and mean_change.score > predicted.score:
