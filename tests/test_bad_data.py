@@ -249,7 +249,7 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "gene list to denoise": (USAGE, "cannot read the gene list", lambda b: b.ask("denoise", "--genes", "@no.txt")),
     "gene list to train on": (DATA, "cannot read the gene list", lambda b: b.train("--genes", "@no.txt")),
     "genes to train on": (
-        DATA, "1 gene(s) of", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
+        DATA, "gene 'ACTB' is not in the data", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
     ),
     "library": (DATA, "--library is '-5'", lambda b: b.ask("denoise", "--library", "-5")),
     "library in words": (DATA, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),

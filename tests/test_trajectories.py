@@ -279,7 +279,7 @@ def test_numbers_are_walked_through_by_value(adata, model):
     cells = adata.copy()
     cells.obs["day"] = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).map({0: 2.0, 1: 10.0, 2: 100.0})
     walk = walked(cells, model, groupby=None, time_key="day")
-    assert walk.labels == ("2.0", "10.0", "100.0")
+    assert walk.labels == ("2", "10", "100")
     assert walk.options.name == "2.0_to_10.0_to_100.0"
     assert walk.steps.groups_passed()[0] == "2.0"
     assert walk.steps.groups_passed()[-1] == "100.0"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -234,16 +235,23 @@ def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
             f"{store.title}: obs[{key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
             f'drop them: adata[adata.obs["{key}"].notna()], or fill them in',
         )
-    return np.asarray([str(value) for value in column], dtype=object)
+    return labels_of(column)
 
 
 def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
     """A column of obs, or a DataError that names those that fit; measurements only where they would do."""
     if key not in store.obs_keys:
-        names = [name for name in store.obs_keys if measured or store.obs_column(name).dtype.kind != "f"]
+        names = [name for name in store.obs_keys if _could_name_groups(store, name, measured=measured)]
         known = ", ".join(names) or "none"
         raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
     return store.obs_column(key)
+
+
+def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
+    try:
+        return not are_measurements(store.obs_column(key)) or measured
+    except DataError:  # a column that cannot be read, or shares its name with another
+        return False
 
 
 def is_missing(values: np.ndarray) -> np.ndarray:

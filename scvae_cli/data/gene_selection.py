@@ -14,6 +14,7 @@ import scipy.sparse as sp
 
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
@@ -25,7 +26,9 @@ MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 
 
-def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tuple[np.ndarray, str]:
+def select_genes(
+    counts: Counts, training: np.ndarray, config: DataConfig, names: GeneNames | None = None
+) -> tuple[np.ndarray, str]:
     """Choose the genes to model, looking at the training cells only.
 
     Parameters
@@ -36,6 +39,8 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
         Indices of the training cells.
     config
         `genes`, `n_top_genes` and `batch_key` are read.
+    names
+        What the genes are called in a gene list; None for their ids.
 
     Returns
     -------
@@ -49,7 +54,7 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
     if config.genes == "all":
         columns, how = np.arange(counts.n_genes), "all genes"
     elif config.genes is not None:
-        columns, how = _listed(counts, Path(config.genes[1:])), f"the genes listed in {config.genes[1:]}"
+        columns, how = _listed(counts, Path(config.genes[1:]), names), f"the genes listed in {config.genes[1:]}"
     elif counts.real:
         columns, how = _varying(counts, training, config.n_top_genes)
     else:
@@ -127,16 +132,16 @@ def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[n
     return np.sort(most), f"the {n_top} features of highest variance"
 
 
-def _listed(counts: Counts, path: Path) -> np.ndarray:
+def _listed(counts: Counts, path: Path, names: GeneNames | None) -> np.ndarray:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line"
         ) from error
-    wanted = {line.strip() for line in lines if line.strip()}
-    unknown = sorted(wanted - set(counts.gene_names))
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(f"{len(unknown)} gene(s) of {path} are not in the data: {shown}", "gene names are var_names")
+    names = names or GeneNames(ids=tuple(counts.gene_names))
+    try:
+        wanted = set(names.ids_of(line.strip() for line in lines if line.strip()))
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}", error.hint) from None
     return np.flatnonzero([gene in wanted for gene in counts.gene_names])

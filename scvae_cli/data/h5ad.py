@@ -19,8 +19,9 @@ import scipy.sparse as sp
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
+from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
-from scvae_cli.data.store import category_order
+from scvae_cli.data.store import category_order, refuse_twins
 from scvae_cli.errors import DataError
 
 
@@ -84,20 +85,24 @@ class H5adFile:
 
     def obs_column(self, key: str) -> np.ndarray:
         """One column of obs as n values."""
-        column = self._obs_column(key)
-        return np.asarray(column, dtype=object) if getattr(column, "dtype", None) == "category" else np.asarray(column)
+        return values_of(self._column("obs", key))
+
+    def var_column(self, key: str) -> np.ndarray:
+        """One column of var as g values."""
+        return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
         """Categories of an ordered categorical column of obs, in order; None for any other column."""
-        return category_order(self._obs_column(key))
+        return category_order(self._column("obs", key))
 
-    def _obs_column(self, key: str) -> Any:
+    def _column(self, group: str, key: str) -> Any:
         with self._open() as file:
-            obs = file["obs"]
-            if isinstance(obs, h5py.Dataset):
-                return _field(obs, key, file.get(f"uns/{key}_categories"))
+            frame = file[group]
+            refuse_twins(self.title, group, _columns(frame), key)
+            if isinstance(frame, h5py.Dataset):
+                return _field(frame, key, file.get(f"uns/{key}_categories"))
             # Until anndata 0.8 categories stood in a group apart: a column alone would then be read as its codes.
-            return self._element(obs)[key] if "__categories" in obs else self._element(obs[key])
+            return self._element(frame)[key] if "__categories" in frame else self._element(frame[key])
 
     def obsm(self, key: str) -> np.ndarray | None:
         """A dense element of obsm; None where there is none of that name."""

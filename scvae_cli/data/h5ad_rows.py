@@ -57,7 +57,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
     if isinstance(item, h5py.Dataset):
         step = max(1, _BLOCK_VALUES // max(1, item.shape[1]))
         for start in range(0, item.shape[0], step):
-            yield sp.csr_matrix(_plain(item[start : start + step]))
+            yield sp.csr_matrix(plain_numbers(item[start : start + step]))
         return
     encoding = str(item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", "csr")))
     read = _blocks_of_columns if encoding.startswith("csc") else _blocks_of_rows
@@ -76,7 +76,7 @@ def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
 
 def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
     values = slice(int(indptr[0]), int(indptr[-1]))
-    parts = (_plain(item["data"][values]), item["indices"][values], indptr - indptr[0])
+    parts = (plain_numbers(item["data"][values]), item["indices"][values], indptr - indptr[0])
     return _sound(sp.csr_matrix(parts, shape=(len(indptr) - 1, shape_of(item)[1])))
 
 
@@ -100,7 +100,7 @@ def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
 
 def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored: int) -> sp.csr_matrix:
     """The rows from `start` to `end` of a CSC matrix, which hold so many stored values."""
-    data, rows = np.empty(stored, dtype=_plain(item["data"][:0]).dtype), np.empty(stored, dtype=np.int32)
+    data, rows = np.empty(stored, dtype=plain_numbers(item["data"][:0]).dtype), np.empty(stored, dtype=np.int32)
     columns = np.arange(len(indptr) - 1, dtype=np.int32)
     lengths = np.zeros(len(columns), dtype=np.int64)
     filled = 0
@@ -140,8 +140,13 @@ def _sound(matrix: Any) -> Any:
     return matrix
 
 
-def _plain(values: np.ndarray) -> np.ndarray:
-    """float16 and bool are storage formats; scipy's sparse matrices compute with neither."""
+def plain_numbers(values: np.ndarray) -> np.ndarray:
+    """The same numbers in a type that scipy's sparse matrices compute with.
+
+    float16 and bool are storage formats, and so is the byte order of another machine.
+    """
     if values.dtype == np.float16:
         return values.astype(np.float32)
-    return values.astype(np.uint8) if values.dtype == bool else values
+    if values.dtype == bool:
+        return values.astype(np.uint8)
+    return values if values.dtype.isnative else values.astype(values.dtype.newbyteorder("="))

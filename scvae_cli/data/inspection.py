@@ -17,6 +17,7 @@ from scvae_cli.data.counts import (
     what_is_wrong,
 )
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
@@ -143,9 +144,9 @@ def _groupings(store: CellStore) -> dict[str, int]:
             values = store.obs_column(key)
         except DataError:  # a column anndata cannot read says nothing about the counts
             continue
-        if values.dtype.kind == "f":
+        if are_measurements(values):
             continue
-        n_values = len({str(value) for value in values[~is_missing(values)]})
+        n_values = len(set(labels_of(values)) - {None})
         if 1 <= n_values <= max(2, min(200, len(values) // 2)):
             found[key] = n_values
     return found
@@ -231,9 +232,9 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
         )
     confounded = []
     for key in obs if len(names) > 1 else ():
-        labels = store.obs_column(key)
+        labels = labels_of(store.obs_column(key))
         known = ~is_missing(labels)
-        share = _explained(np.asarray([str(v) for v in labels[known]]), batch[known].astype(str))
+        share = _explained(labels[known].astype(str), batch[known].astype(str))
         if key != batch_key and share > CONFOUNDED:
             confounded.append(key)
     if confounded:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.h5ad_rows import plain_numbers
+from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import RowBlocks, Slot
-from scvae_cli.data.store import category_order
+from scvae_cli.data.store import category_order, refuse_twins
 from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -71,12 +73,22 @@ class AnnDataStore:
 
     def obs_column(self, key: str) -> np.ndarray:
         """One column of obs as n values."""
-        column = self.adata.obs[key]
-        return np.asarray(column, dtype=object) if column.dtype == "category" else np.asarray(column)
+        return values_of(self._column("obs", key))
+
+    def var_column(self, key: str) -> np.ndarray:
+        """One column of var as g values."""
+        return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
         """Categories of an ordered categorical column of obs, in order; None for any other column."""
-        return category_order(self.adata.obs[key])
+        return category_order(self._column("obs", key))
+
+    def _column(self, group: str, key: str) -> Any:
+        frame = getattr(self.adata, group)
+        keys = [str(name) for name in frame.columns]
+        refuse_twins(self.title, group, keys, key)
+        # By place: a column may have a number for a name.
+        return frame.iloc[:, keys.index(key)]
 
     def obsm(self, key: str) -> np.ndarray | None:
         """A dense element of obsm; None where there is none of that name."""
@@ -98,13 +110,14 @@ class AnnDataStore:
         else:
             matrix = self.adata.X
         if sp.issparse(matrix):
-            yield sp.csr_matrix(matrix)
+            # float16 only here: scipy computes with sparse booleans, and a conversion is a copy.
+            yield sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
             return
         matrix = np.asarray(matrix)
         if matrix.dtype.kind not in "fiub":
             raise DataError(f"{self.title}: {name} does not hold numbers", "counts are integers or floats")
         for start in range(0, matrix.shape[0], _DENSE_BLOCK_ROWS):
-            yield sp.csr_matrix(matrix[start : start + _DENSE_BLOCK_ROWS])
+            yield sp.csr_matrix(plain_numbers(matrix[start : start + _DENSE_BLOCK_ROWS]))
 
     def existing(self, group: str) -> list[str]:
         """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""

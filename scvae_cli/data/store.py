@@ -9,7 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.labels import labels_of
 from scvae_cli.data.slots import Slot
+from scvae_cli.errors import DataError
 
 
 class CellStore(Protocol):
@@ -40,7 +42,16 @@ class CellStore(Protocol):
         """All matrices that could hold counts, in the order they are tried: 'layers["counts"]', "X", "raw"."""
 
     def obs_column(self, key: str) -> np.ndarray:
-        """One column of obs as n values; missing ones are NaN or None."""
+        """One column of obs as n values; missing ones are NaN or None.
+
+        Raises
+        ------
+        DataError
+            For a column that is not there, cannot be read, or shares its name with another.
+        """
+
+    def var_column(self, key: str) -> np.ndarray:
+        """One column of var as g values, in the same way."""
 
     def obs_order(self, key: str) -> list[str] | None:
         """Categories of an ordered categorical column of obs, in order; None for any other column."""
@@ -68,8 +79,26 @@ class CellStore(Protocol):
 
 
 def category_order(column: Any) -> list[str] | None:
-    """Categories of an ordered pandas categorical (or a Series of one), as strings in order; else None."""
+    """Labels of the categories of an ordered pandas categorical (or a Series of one), in order; else None."""
     categorical = getattr(column, "cat", column)
     if not getattr(categorical, "ordered", False):
         return None
-    return [str(category) for category in categorical.categories]
+    return [label for label in dict.fromkeys(labels_of(categorical.categories)) if label is not None]
+
+
+def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
+    """Refuse a name that does not say which column is meant.
+
+    Raises
+    ------
+    DataError
+        When none of the columns of obs (or var, as `group` says) has that name, or several have.
+    """
+    if key not in keys:
+        known = ", ".join(dict.fromkeys(keys)) or "none"
+        raise DataError(f"{title}: no column {key!r} in {group}", f"columns: {known}")
+    if list(keys).count(key) > 1:
+        raise DataError(
+            f"{title}: {list(keys).count(key)} columns of {group} are called {key!r}",
+            f"rename or drop all but one: adata.{group} = adata.{group}.loc[:, ~adata.{group}.columns.duplicated()]",
+        )

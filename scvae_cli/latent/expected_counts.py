@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table, known_batches
@@ -112,10 +113,11 @@ def batch_index(model: Model, batch_as: str) -> int | None:
     """
     if batch_as == "average":
         return None
-    if batch_as not in model.batches:
+    batch = matching(batch_as, model.batches)
+    if batch is None:
         known = ", ".join(model.batches) or "none: it was trained without --batch-key"
         raise DataError(f"the model knows no batch {batch_as!r}", f"--batch-as takes average or one of: {known}")
-    return model.batches.index(batch_as)
+    return model.batches.index(batch)
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError
 from scvae_cli.latent.refinement import Refined
@@ -88,11 +89,11 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
     key = model.config.data.batch_key
     if counts.batch is None:
         raise DataError(f"the model was trained with --batch-key {key}", f"the data needs that column: obs[{key!r}]")
-    index = {name: b for b, name in enumerate(model.batches)}
-    unknown = sorted(set(counts.batch) - set(index))
-    if unknown:
+    batch_n = positions_in(model.batches, counts.batch)
+    if (batch_n < 0).any():
+        unknown = min(counts.batch[batch_n < 0])
         raise DataError(
-            f"batch {unknown[0]!r} is not one the model was trained on, so its cells have no likelihood",
+            f"batch {unknown!r} is not one the model was trained on, so its cells have no likelihood",
             f"known batches: {', '.join(model.batches)}",
         )
-    return np.asarray([index[name] for name in counts.batch], dtype=np.int64)
+    return batch_n

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.device import choose_compute, decide_compiling
@@ -93,6 +94,7 @@ def fit(
     counts: Counts,
     config: RunConfig,
     *,
+    names: GeneNames | None = None,
     model_folder: Path | None = None,
     resume: bool = False,
     start_from: Model | None = None,
@@ -106,6 +108,8 @@ def fit(
         All cells and all genes of the data. What the caller keeps of them stays in memory beside the chosen genes.
     config
         What the user asked for; what was left open is chosen here and recorded in the model.
+    names
+        What the genes are called in a gene list; None for their ids.
     model_folder
         Where the finished model will be saved; a state to resume from is kept beside it. None keeps no state.
     resume
@@ -129,7 +133,7 @@ def fit(
     n_given, drop = counts.n_cells, config.data.drop_empty
     counts = refuse_few(refuse_empty(counts, drop=drop))
     training, heldout = split(counts, config)
-    columns, genes_chosen = select_genes(counts, training, config.data)
+    columns, genes_chosen = select_genes(counts, training, config.data, names)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
     # The counts of the other genes are let go here, if nobody else holds them.
     counts = refuse_empty(counts.genes(columns), drop=drop)
@@ -188,8 +192,8 @@ def fit(
                 yield Stopped(epoch=event.epoch)
                 return
         elif isinstance(event, Rollback):
-            names = tuple(str(name) for name in counts.cell_names[training][event.cells])
-            yield replace(event, cell_names=names)
+            cell_names = tuple(str(name) for name in counts.cell_names[training][event.cells])
+            yield replace(event, cell_names=cell_names)
         else:
             yield event
 
@@ -238,12 +242,13 @@ def fit_to_end(
     counts: Counts,
     config: RunConfig,
     *,
+    names: GeneNames | None = None,
     start_from: Model | None = None,
     on_event: Callable[[FitEvent], None] | None = None,
 ) -> Model:
     """As `fit`, for whom only the model counts."""
     event: FitEvent | None = None
-    for event in fit(counts, config, start_from=start_from):
+    for event in fit(counts, config, names=names, start_from=start_from):
         if on_event is not None:
             on_event(event)
     assert isinstance(event, Finished), "nobody asked the training to stop"

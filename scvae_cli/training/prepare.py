@@ -71,7 +71,7 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
     if counts.batch is None:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
-    return tuple(str(name) for name in names), codes.astype(np.int64)
+    return tuple(names.tolist()), codes.astype(np.int64)
 
 
 def started(

@@ -92,7 +92,12 @@ class DeOptions(Reading, Drawing, Writing):
     def check(self) -> None:
         """Two different groups."""
         if self.group == self.reference:
-            raise ConfigError(f"{self.group!r} is compared with itself", "choose another --reference, or leave it out")
+            raise compared_with_itself(self.group)
+
+
+def compared_with_itself(group: str) -> ConfigError:
+    """The refusal of a group as its own reference."""
+    return ConfigError(f"{group!r} is compared with itself", "choose another --reference, or leave it out")
 
 
 DE = Verb(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -13,9 +14,10 @@ import numpy as np
 from scvae_cli.data.atomic import check_writable, replacing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.latent.populations import Population
 from scvae_cli.question import Question
 from scvae_cli.tools.de.comparison import differential_expression, refuse_real
-from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.options import DeOptions, compared_with_itself
 from scvae_cli.tools.de.result import REST, Contrast, DifferentialExpression
 from scvae_cli.verb import Request
 
@@ -53,30 +55,40 @@ class De(Question[DeOptions, DifferentialExpression]):
         refuse_real(self.session.model)
         options, session = self.options, self.session
         inside = np.ones(session.counts.n_cells, dtype=bool)
+        # Labels as the data spells them.
+        self.within: dict[str, str] = {}
         for key, value in (options.within or {}).items():
-            inside &= self._members([value], key)[0]
+            [part] = session.places([value], groupby=key)
+            self.within[key] = part.label
+            inside &= self._mask(part)
         named = [options.group] if options.reference is None else [options.group, options.reference]
-        masks = self._members(named, options.groupby)
+        groups = session.places(named, groupby=options.groupby)
+        group, reference = groups[0].label, REST if options.reference is None else groups[-1].label
+        if options.reference is not None and group == reference:
+            raise compared_with_itself(group)
+        masks = [self._mask(one) for one in groups]
         if options.reference is None:
             labeled = np.asarray([label is not None for label in session.labels(options.groupby)])
             masks.append(labeled & ~masks[0])
             if not masks[1].any():
                 raise DataError(
-                    f"{session.store.title}: all cells have obs[{options.groupby!r}] == {options.group!r}",
+                    f"{session.store.title}: all cells have obs[{options.groupby!r}] == {group!r}",
                     "there are no other cells to compare them with; choose another column",
                 )
         self.contrast = Contrast(
             groupby=options.groupby,
-            group=options.group,
-            reference=REST if options.reference is None else options.reference,
+            group=group,
+            reference=reference,
             group_cells=np.flatnonzero(masks[0] & inside),
             reference_cells=np.flatnonzero(masks[1] & inside),
         )
 
-    def _members(self, labels: list[str], key: str) -> list[np.ndarray]:
-        """A mask of the cells of each group."""
-        groups = self.session.places(labels, groupby=key)
-        return [np.isin(np.arange(self.session.counts.n_cells), group.cells) for group in groups]
+    def _mask(self, group: Population) -> np.ndarray:
+        return np.isin(np.arange(self.session.counts.n_cells), group.cells)
+
+    def _named(self, result: DifferentialExpression) -> DifferentialExpression:
+        """The result with genes named for people."""
+        return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
     def answer(self) -> DifferentialExpression:
         """Estimate both groups' means, and shrink their ratios."""
@@ -92,23 +104,29 @@ class De(Question[DeOptions, DifferentialExpression]):
     def files(self, result: DifferentialExpression) -> AbstractContextManager[None]:
         """The table, if asked for."""
         table = self.options.table
-        return contextlib.nullcontext() if table is None else _table_file(result, table)
+        return contextlib.nullcontext() if table is None else _table_file(self._named(result), table)
+
+    def record(self, result: DifferentialExpression) -> dict[str, Any]:
+        """Options, with the labels as the data spells them."""
+        reference = None if self.options.reference is None else result.contrast.reference
+        labels = {"group": result.contrast.group, "reference": reference, "within": self.within}
+        return super().record(result) | labels
 
     def figure(self, result: DifferentialExpression) -> Figure:
         """Volcano plot, intervals and calls."""
         from scvae_cli.tools.de.figure import de_figure
 
-        return de_figure(result)
+        return de_figure(self._named(result))
 
     def facts(self, result: DifferentialExpression) -> dict[str, Any]:
         """Sizes, the common change, and the called genes."""
-        options, called, columns = self.options, result.called, result.columns()
+        options, called, columns = self.options, result.called, self._named(result).columns()
         shown = result.order[: max(SHOWN_GENES, called.sum())]
         return {
             "groupby": options.groupby,
-            "group": options.group,
+            "group": result.contrast.group,
             "reference": result.contrast.reference,
-            "within": dict(options.within or {}),
+            "within": self.within,
             "n_group": result.n_group,
             "n_reference": result.n_reference,
             "n_left_out": result.n_left_out,

@@ -6,6 +6,10 @@ combination, B+C, that other groups have undergone, the change is half theirs un
 changes under B and under C and the others' interaction (the change under B+C beyond the two). The first half is more
 certain, the second is the target's own. If the target has not undergone both parts, the first alone is used. A
 combination that no other group has undergone is the sum of its parts, each as observed in the target where possible.
+
+A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
+them matter: cells labeled B+C and C + B have the same perturbation. Where no cell has the given label, the control label
+is added or removed as a part: B+ctrl is found as B, and the part B of B+C as ctrl+B.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
+from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
 
 # A change between fewer cells than this is too uncertain to use.
 MIN_CELLS = 5
@@ -147,9 +153,10 @@ def design(
     Parameters
     ----------
     group, control, treated
-        As for `Design`; a treated label that no cell has is taken apart at its plus signs.
+        As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
+        any order. A treated label that no cell has is split at its plus signs.
     group_n, label_n
-        Group and label of every cell, strings or None.
+        Group and label of every cell, strings or None; shape (n,).
     perturbation_key
         Column that the labels are from, for messages.
 
@@ -160,17 +167,8 @@ def design(
     DataError
         For labels that no cells have, a group without control cells, or no group to learn from.
     """
-    if treated == control:
-        raise ConfigError(f"--treated and --control are both {control!r}", "a perturbation compares two labels")
-    known = sorted({label for label in label_n if label is not None})
-    listed = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-    pieces = tuple(piece.strip() for piece in treated.split("+")) if "+" in treated else ()
-    parts = pieces if all(piece in known for piece in pieces) else ()
-    for label in (control, *((treated,) if not parts else ())):
-        if label not in known:
-            raise DataError(f"no cells with obs[{perturbation_key!r}] == {label!r}", f"labels: {listed}")
-    if parts and (control in parts or len(set(parts)) < len(parts)):
-        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations, none the control")
+    group = matching(group, set(group_n) - {None}) or group
+    control, treated, parts, label_n = _resolved(control, treated, label_n, perturbation_key)
     members = _members(group_n, label_n)
     result = Design(group=group, control=control, treated=treated, parts=parts, members=members)
     n_control = len(result.rows(group, control))
@@ -202,14 +200,47 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
     for label in (design.treated,) if design.sources else design.parts:
         if not _of_label(batch_n, design, design.control) & _of_label(batch_n, design, label):
             raise ModelError(
-                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so to this model "
-                "the perturbation is a batch effect",
+                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model removes "
+                "the perturbation as a batch effect",
                 "train without --batch-key, or with one whose batches hold both",
             )
 
 
+def _resolved(
+    control: str, treated: str, label_n: np.ndarray, key: str
+) -> tuple[str, str, tuple[str, ...], np.ndarray]:
+    """Control, treated and its parts as the data spells them, and the cells' labels, one spelling per combination."""
+    labels = PerturbationLabels.of(label_n, control, treated)
+    listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
+    start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)
+    if not pieces or (label is not None and label == start):
+        raise ConfigError(
+            f"--treated and --control are both {control!r}"
+            if str(treated) == str(control)
+            else f"--treated {treated!r} and --control {control!r} are the same label",
+            "a perturbation compares two labels",
+        )
+    if start is None:
+        raise DataError(f"no cells with obs[{key!r}] == {control!r}", f"labels: {listed}")
+    if len(pieces) == 1:
+        if label is None:
+            raise DataError(f"no cells with obs[{key!r}] == {treated!r}", f"labels: {listed}")
+        return start, label, (), labels.label_n
+    found = [labels.find(piece) for piece in pieces]
+    missing = [piece for piece, single in zip(pieces, found, strict=True) if single is None]
+    if label is None and missing:
+        raise DataError(
+            f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
+            f"a combination is given as the labels of its parts, such as A+B, in any order; labels: {listed}",
+        )
+    parts = () if missing else tuple(single for single in found if single is not None)
+    if len(set(parts)) < len(parts):
+        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations")
+    return start, label or "+".join(pieces), parts, labels.label_n
+
+
 def _of_label(batch_n: np.ndarray, design: Design, label: str) -> set[str]:
-    return {str(batch) for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
+    return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
 
 
 def _members(group_n: np.ndarray, label_n: np.ndarray) -> dict[tuple[str, str], np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pandas as pd
 
+from scvae_cli.data.labels import labels_of
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
@@ -103,11 +105,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
                 yield Slot(group="obs", key=key, value=pd.Categorical([result.treated] * len(result.cells)))
                 continue
             values = store.obs_column(key)[self.session.kept][result.cells]
-            if values.dtype.kind not in "biuf":
-                missing = pd.isna(values)
-                texts = [None if none else str(value) for value, none in zip(values, missing, strict=True)]
-                values = pd.Categorical(texts)
-            yield Slot(group="obs", key=key, value=values)
+            numeric = values.dtype.kind in "biuf"
+            yield Slot(group="obs", key=key, value=values if numeric else pd.Categorical(labels_of(values)))
 
     def record(self, result: Perturbation) -> dict[str, Any]:
         """Options, with the method and share that were chosen."""
@@ -119,7 +118,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         from scvae_cli.tools.perturb.figure import cell_plane, perturbation_figure
 
         z_nk = self.session.model.axes.position(self.session.cells.mean_nk).numpy()
-        return perturbation_figure(result, cell_plane(result, z_nk, self.design))
+        named = replace(result, genes=tuple(self.session.genes.shown(result.genes)))
+        return perturbation_figure(named, cell_plane(result, z_nk, self.design))
 
     def warnings(self, result: Perturbation) -> Sequence[str]:
         """A model that disagrees with the observed shifts."""
@@ -157,13 +157,12 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     def facts(self, result: Perturbation) -> dict[str, Any]:
         """Prediction, accuracies, and the genes that change most."""
-        columns = result.changes.columns()
+        columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES)
         names = ("change", "log2_fold_change", "mean_change", "additive", "observed")
         return result.facts() | {
             "genes": [
-                {"gene": result.genes[g]}
-                | {name: float(columns[name][g]) if name in columns else None for name in names}
-                for g in result.top_genes(SHOWN_GENES)
+                {"gene": gene} | {name: float(columns[name][g]) if name in columns else None for name in names}
+                for g, gene in zip(top, self.session.genes.shown([result.genes[g] for g in top]), strict=True)
             ]
         }
 
@@ -183,9 +182,10 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         )
         columns = result.changes.columns()
         shown = {name: heading for name, heading in _HEADINGS.items() if name in columns}
-        lines.append(f"{'gene':<16}" + "".join(f"{heading:>14}" for heading in shown.values()))
+        width = max(16, *(len(row["gene"]) + 2 for row in facts["genes"]))
+        lines.append(f"{'gene':<{width}}" + "".join(f"{heading:>14}" for heading in shown.values()))
         for row in facts["genes"]:
-            lines.append(f"{row['gene']:<16}" + "".join(f"{row[name]:>+14.2f}" for name in shown))
+            lines.append(f"{row['gene']:<{width}}" + "".join(f"{row[name]:>+14.2f}" for name in shown))
         of = "mean of log(1 + 10⁴·count/library)" if of_counts else "mean"
         lines.append(f"(changes are differences of the {of})")
         return "\n".join([*lines, *_accuracy_lines(result)])

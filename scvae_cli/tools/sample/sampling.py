@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import DataError
 from scvae_cli.heldout import MIN_HELDOUT, OFF_MANIFOLD
 from scvae_cli.latent.count_draws import drawn_counts, expected_blocks
@@ -268,8 +269,7 @@ def _known_batches(model: Model, counts: Counts) -> np.ndarray:
     """Index of each cell's batch in the model, −1 for an unknown one, shape (c,)."""
     if counts.batch is None:
         return np.full(counts.n_cells, -1)
-    index = {name: b for b, name in enumerate(model.batches)}
-    return np.asarray([index.get(name, -1) for name in counts.batch])
+    return positions_in(model.batches, counts.batch)
 
 
 def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:

@@ -22,6 +22,7 @@ import numpy as np
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError
@@ -56,6 +57,7 @@ def sweep(
     config: RunConfig,
     options: SweepOptions,
     *,
+    names: GeneNames | None = None,
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
@@ -71,6 +73,8 @@ def sweep(
         Of the trainings, but for what is varied.
     options
         What is varied.
+    names
+        Names that `--genes @FILE` may use; None for those of the counts.
     follow
         Walks through a training's events and returns the last.
     on_model
@@ -81,7 +85,7 @@ def sweep(
     DataError, ModelError
         As `fit`; and for a single held-out cell where held-out cells judge.
     """
-    counts, genes_chosen = _modelled(counts, config)
+    counts, genes_chosen = _modelled(counts, config, names)
     judge = options.judge_of(config.model)
     if judge == "bound":
         _refuse_one_judge(counts, config)
@@ -119,11 +123,11 @@ class _Judged(NamedTuple):
     loss_n: np.ndarray
 
 
-def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
+def _modelled(counts: Counts, config: RunConfig, names: GeneNames | None) -> tuple[Counts, str]:
     """The cells and genes that `fit` would take, chosen once and before thinning, and how they were chosen."""
     drop = config.data.drop_empty
     counts = refuse_few(refuse_empty(counts, drop=drop))
-    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data)
+    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
     return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
 
 

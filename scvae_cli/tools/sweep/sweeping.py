@@ -8,6 +8,7 @@ from typing import Any
 from scvae_cli._version import __version__
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.provenance import provenance, refuse_foreign
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.data.store import CellStore
@@ -64,7 +65,8 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
             options.models.mkdir(exist_ok=True)
             model.save(options.models / _folder_name(options, value), force=options.force)
 
-    result = sweep(counts, run, options, follow=followed, on_model=keep)
+    symbols = gene_names(store, run.data.gene_symbols)
+    result = sweep(counts, run, options, names=symbols, follow=followed, on_model=keep)
     slots = _write(result, store, options, names) if request.inplace else []
     if options.plot is not None:
         from scvae_cli.report.figure_file import save_figure
