@@ -1,4 +1,4 @@
-"""Differential expression: changes of the right size, and no calls of nothing.
+"""Differential expression: sizes of changes, and few false calls.
 
 Shapes: n cells, g genes.
 """
@@ -67,7 +67,7 @@ def simulated(seed: int, *, changed: bool = True, batches: bool = False, n: int 
 
 @functools.cache
 def learned(**options: bool) -> tuple[ad.AnnData, Model]:
-    """Such cells and a model of them; copy the cells before writing into them."""
+    """Simulated cells and a model of them; copy the cells before writing into them."""
     adata = simulated(0, **options)
     batch_key = "batch" if options.get("batches") else None
     return adata, scvae.train(adata, **TINY, genes="all", batch_key=batch_key)
@@ -94,7 +94,7 @@ def test_planted_changes_are_found():
     assert (found.change_g <= found.high_g)[right].all()
     inside = (found.low_g <= change_g) & (change_g <= found.high_g)
     assert inside.mean() > 0.85
-    # Shrunk, but not beyond recognition; on the whole nearer the truth than the raw ratio.
+    # Shrinkage lowers the mean squared error below that of the raw ratio.
     assert np.mean((found.change_g - change_g) ** 2) < 0.6 * np.mean((found.raw_g - change_g) ** 2)
     assert found.false_sign_g[right].max() < 0.05
     np.testing.assert_allclose(found.probability_g, -np.expm1(found.log_null_g))
@@ -109,13 +109,13 @@ def test_nothing_is_called_where_nothing_differs():
         for threshold in (0.25, 0.0):
             found = compared(split, model, threshold=threshold)
             assert found.called.sum() <= 1
-            # What it says of itself is as modest: the few genes it would call first are no sure thing.
+            # The expected false discovery rate is high even for the first genes.
             assert found.expected_fdr_g.min() > 0.01
             assert found.unchanged_share > 0.8
 
 
 def test_errors_are_those_of_the_estimate():
-    """Estimates of unchanged genes spread as their errors say, in sparse and in dense genes."""
+    """The spread of estimates of unchanged genes equals their errors, in sparse and in dense genes."""
     adata, model = learned()
     found = compared(adata, model)
     z_g = (found.estimate_g / found.error_g)[N_CHANGED:]
@@ -123,7 +123,7 @@ def test_errors_are_those_of_the_estimate():
     assert np.abs(z_g).max() < 4.5
 
 
-def test_the_other_way_round_it_is_the_opposite():
+def test_swapping_the_groups_flips_all_signs():
     adata, model = learned()
     one, other = compared(adata, model), compared(adata, model, group="B", reference="A")
     for name in ("estimate_g", "change_g", "raw_g"):
@@ -134,12 +134,12 @@ def test_the_other_way_round_it_is_the_opposite():
     assert one.common_change == pytest.approx(-other.common_change, abs=1e-6)
 
 
-def test_batches_shared_unevenly_are_no_change():
+def test_unevenly_shared_batches_cause_no_calls():
     adata, model = learned(changed=False, batches=True)
     found = compared(adata, model)
     assert found.called.sum() <= 1
     assert found.n_left_out == 0
-    # To look away from the batches would have done.
+    # Ignoring the batches would have caused many.
     raw_g = [np.asarray(adata[adata.obs["group"] == g].X.mean(0)).ravel() for g in "AB"]
     assert (np.abs(np.log2(raw_g[0] / raw_g[1])) > 0.4).mean() > 0.2
     assert (np.abs(found.raw_g) > 0.4).mean() < 0.1
@@ -155,13 +155,13 @@ def test_a_batch_with_one_group_is_left_out():
         compared(some, model)
 
 
-def test_what_rises_does_not_make_the_rest_fall():
-    """Genes that take up a third of one group's counts move all other shares; changes are relative to theirs."""
+def test_a_few_rising_genes_do_not_make_the_others_fall():
+    """Genes that take up a third of one group's counts lower all other shares; changes are relative to the others."""
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray(), (cells.obs["group"] == "A").to_numpy()
     rng = np.random.default_rng(0)
-    # The sequencing is as deep as before: molecules of other genes are lost to it.
+    # The library size stays the same, so counts of other genes are lost.
     x_ng[in_a] = rng.binomial(x_ng[in_a].astype(int), 2 / 3)
     x_ng[in_a, :5] += rng.poisson(x_ng[in_a].sum(1, keepdims=True) / 10, (in_a.sum(), 5))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
@@ -175,7 +175,7 @@ def test_what_rises_does_not_make_the_rest_fall():
     assert shares.common_change == found.common_change
 
 
-def test_where_no_genes_agree_there_is_no_bulk():
+def test_without_a_common_change_nothing_is_subtracted():
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray().astype(int), (cells.obs["group"] == "A").to_numpy()
@@ -190,8 +190,8 @@ def test_where_no_genes_agree_there_is_no_bulk():
     assert compared(cells, model, centre="bulk").centre == "bulk"
 
 
-def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():
-    """With many counts a gene's mean is that of counts over depth, whatever the decoder says."""
+def test_the_group_mean_of_many_counts_is_that_of_the_counts():
+    """With many counts, the mean of a gene is that of counts over library size, whatever the decoder predicts."""
     adata, model = learned()
     counts = counts_of(adata)
     rows = np.flatnonzero(adata.obs["group"] == "A")
@@ -208,7 +208,7 @@ def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():
     assert (error_g > 0.98 / np.sqrt(found.n_counts_g + 1.5)).all()
 
 
-def test_a_gene_not_seen_in_a_group_has_a_wide_interval():
+def test_a_gene_without_counts_in_a_group_has_a_wide_interval():
     adata, model = learned()
     cells = adata.copy()
     x_ng = cells.X.toarray()
@@ -239,7 +239,7 @@ def test_real_numbers_are_refused():
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_other_counts_have_answers_too(likelihood):
+def test_other_likelihoods_of_counts(likelihood):
     adata = simulated(0, n=200)
     model = scvae.train(adata, **TINY | {"max_epochs": 4}, genes="all", likelihood=likelihood)
     found = compared(adata, model)
@@ -280,14 +280,14 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     assert frame.set_index("names").loc[["new_0", "new_1"], "logfoldchanges"].isna().all()
     stored = adata.uns[KEY]
     assert stored["probability"].dtype.names == ("A",)
-    surest = frame["names"].iloc[0]
-    assert stored["probability"]["A"][0] == found.probability_g[found.genes.index(surest)]
+    first = frame["names"].iloc[0]
+    assert stored["probability"]["A"][0] == found.probability_g[found.genes.index(first)]
     assert stored["params"]["reference"] == "B"
     assert adata.uns["rank_genes_groups_other"]["params"]["reference"] == "rest"
     sc.pl.rank_genes_groups(adata, key=KEY, show=False)
     sc.pl.rank_genes_groups_dotplot(adata, key=KEY, n_genes=4, show=False)
     matplotlib.pyplot.close("all")
-    # And once more, over what is ours, and into memory.
+    # A second time, over our own result, and in memory.
     run_well(*asked, "--reference", "other")
     scvae.de(adata, written.with_suffix(".scvae"), groupby="group", group="A", reference="other")
     assert adata.uns[KEY]["params"]["reference"] == "other"
@@ -325,7 +325,7 @@ def test_only_cells_within_are_compared(written):
 
 
 def test_labels_may_be_numbers():
-    """Also 0, which is a reference like any other, and not "all other cells"."""
+    """A reference of 0 is a group, and not all other cells."""
     adata, model = learned()
     cells = adata.copy()
     cells.obs["cluster"] = (cells.obs["group"] == "A").astype(int)
@@ -395,7 +395,7 @@ def test_figure_draws_what_was_found():
         (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),
     ],
 )
-def test_comparisons_that_cannot_be_meant(bench, code, fragment, options):
+def test_refused_comparisons(bench, code, fragment, options):
     refused(bench.folder, bench.ask("de", *options), code, fragment)
 
 
@@ -416,7 +416,7 @@ def test_a_comparison_of_batches_is_refused(bench_with_batches):
     assert "--batch-key" in hint
 
 
-def test_what_others_wrote_is_left_alone(bench):
+def test_slots_of_other_programs_are_kept(bench):
     def mine(adata: ad.AnnData) -> None:
         adata.uns[KEY] = {"mine": 1}
 

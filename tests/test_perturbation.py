@@ -1,4 +1,4 @@
-"""Perturbations whose truth is known: one change in logs for all groups."""
+"""Simulated perturbations that change the log expression of all groups alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ N_GENES, EACH = 60, 40
 
 
 def world() -> anndata.AnnData:
-    """Four groups under four labels; what B and C do to the logs of the genes is the same for all, and adds up."""
+    """Five groups under four labels; B and C change the log expression of all groups alike, and add up."""
     rng = np.random.default_rng(0)
     base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     effects = np.zeros((2, N_GENES))
@@ -60,7 +60,7 @@ def world() -> anndata.AnnData:
 
 
 def without(adata: anndata.AnnData, *pairs: tuple[str, str]) -> anndata.AnnData:
-    """Cells but for those of some groups under some labels."""
+    """All cells except those of some groups under some labels."""
     gone = np.zeros(len(adata), dtype=bool)
     for group, label in pairs:
         gone |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
@@ -74,7 +74,7 @@ def everything() -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def known(everything) -> anndata.AnnData:
-    """Without apes under B and under both, and cats under both."""
+    """All cells except apes under B and under B+C, and cats under B+C."""
     return without(everything, ("ape", "B"), ("ape", "B+C"), ("cat", "B+C"))
 
 
@@ -85,7 +85,7 @@ def model(known):
 
 
 def question(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Perturb:
-    """What is asked, with the design found in the cells."""
+    """The question, with the design found in the cells."""
     asked = PerturbOptions(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
     request = Request(verb=PERTURB, data=cells, model=model, options=asked)
     return Perturb(Session.open(cells, model, device="cpu"), request, PythonShell())
@@ -99,7 +99,7 @@ def truth(everything: anndata.AnnData, model, group: str, treated: str):
 
 
 class Answered(NamedTuple):
-    """A result, and what it was made with."""
+    """A result, with the predictor and design that gave it."""
 
     result: Perturbation
     predictor: Predictor
@@ -111,7 +111,7 @@ def answered(cells: anndata.AnnData, model, group: str, treated: str, **options)
     return Answered(asked.answer(), Predictor.of(model, asked.counts), asked.design)
 
 
-# --- recovered --------------------------------------------------------------------------------------------------------
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["centroid", "ot"])
@@ -148,11 +148,13 @@ def test_fold_changes_are_those_of_the_simulation(everything, known, model):
     rng.normal(0, 1, N_GENES), rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     true_g = np.zeros(N_GENES)
     true_g[:30] = rng.normal(0, 1, 30) / np.log(2)
-    # The proportions of all genes shift with the sum; correlation does not mind.
+    # Normalization shifts all log proportions by a constant, which leaves the correlation unchanged.
     assert np.corrcoef(result.changes.log2_fold_g, true_g)[0, 1] > 0.9
 
 
-def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_own_parts(everything, known, model):
+def test_a_combination_observed_in_other_groups_adds_their_interaction_to_the_groups_own_parts(
+    everything, known, model
+):
     true_g, top = truth(everything, model, "cat", "B+C")
     result = answered(known, model, "cat", "B+C").result
     singles = {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
@@ -161,11 +163,11 @@ def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_ow
     assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.additive_g is not None
     assert result.mean_accuracy("additive") is not None
-    # The apes were under one part alone: they do as the others did under both.
+    # The apes have undergone one part only: the prediction is the others' change under both.
     assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
-def test_a_combination_nobody_was_under_is_put_together_of_its_parts(everything, known, model):
+def test_a_combination_that_was_never_observed_is_predicted_from_its_parts(everything, known, model):
     never = without(known, *((group, "B+C") for group in GROUPS))
     asked = answered(never, model, "cat", "B+C")
     true_g, top = truth(everything, model, "cat", "B+C")
@@ -196,8 +198,7 @@ def test_the_order_of_cells_does_not_matter(known, model):
     np.testing.assert_allclose(first.changes.change_g, second.changes.change_g, atol=1e-3)
 
 
-def test_the_groups_own_treated_cells_are_not_looked_at(everything, known, model):
-    """But they judge, where there are any."""
+def test_the_groups_own_treated_cells_are_used_for_the_check_alone(everything, known, model):
     hidden, seen = (answered(cells, model, "ape", "B", method="ot") for cells in (known, everything))
     change_g, again_g = (asked.predictor.changes(asked.design, "ot", (0.25,))[0] for asked in (hidden, seen))
     np.testing.assert_allclose(again_g, change_g, rtol=1e-6)
@@ -206,7 +207,7 @@ def test_the_groups_own_treated_cells_are_not_looked_at(everything, known, model
     np.testing.assert_allclose(seen.result.changes.observed_g, truth(everything, model, "ape", "B")[0])
 
 
-def test_retrained_models_have_not_seen_what_they_predict(known, model):
+def test_retrained_models_are_trained_without_the_cells_they_predict(known, model):
     two = without(known, ("dog", "B"), ("elk", "B"), *((group, label) for group in GROUPS for label in ("C", "B+C")))
     named = []
 
@@ -260,9 +261,9 @@ def test_predicted_cells_are_an_anndata(known, model):
     np.testing.assert_array_equal(new.obs["depth"], control.obs["depth"])
     assert new.obsm["X_scvae"].shape == (EACH, 6)
     assert new.obs["scvae_off_manifold"].between(0, 1).all()
-    told = new.uns["scvae"]["perturbations"]["ape_B"]
-    assert list(told["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
-    # What the cells show is what the genes are said to do.
+    recorded = new.uns["scvae"]["perturbations"]["ape_B"]
+    assert list(recorded["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
+    # The counts of the predicted cells show the reported fold changes.
     before = np.asarray(control.X.mean(0)).ravel()
     often_g = before > 10
     rise_g = np.log2(np.asarray(new.X.mean(0)).ravel() / np.maximum(before, 1e-3))
@@ -353,7 +354,7 @@ def test_a_single_other_group_leaves_the_accuracy_unknown(files, known, monkeypa
     assert values["mean_accuracy"]["predicted"] is None
 
 
-def test_agreement_nowhere_is_no_share_of_anything(files, monkeypatch):
+def test_no_agreement_in_other_groups_is_a_warning(files, monkeypatch):
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.9 if design.group == "ape" else -0.1)
     outcome = run_well("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
     assert "they do not correlate" in outcome.err
@@ -415,7 +416,7 @@ def test_cells_to_learn_from_are_needed(known, model):
         answered(alone, model, "bee", "B")
 
 
-def test_a_model_that_takes_the_perturbation_for_a_batch_is_refused(known):
+def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
     quick = TINY | {"max_epochs": 1}
     with pytest.raises(ModelError, match="--batch-key label"):
         answered(known, scvae.train(known, **quick, batch_key="label"), "ape", "B")
@@ -426,7 +427,7 @@ def test_a_model_that_takes_the_perturbation_for_a_batch_is_refused(known):
     known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
     mixed = scvae.train(known, **quick, batch_key="chip")
     assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
-    # Cells of a batch that the model does not know are decoded in the average of those it does.
+    # Cells of unknown batches are decoded in the average of the known ones.
     known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
     with pytest.warns(ScvaeWarning, match="batch"):
         assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()

@@ -25,7 +25,7 @@ def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
     return groups, np.concatenate([[label] * n for _, label, n in sizes]).astype(object)
 
 
-def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
+def test_matched_cells_and_centroids_agree_when_all_cells_shift_alike():
     group_n, label_n = toy(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
     rng = np.random.default_rng(0)
     z_nk = rng.normal(size=(160, 3))
@@ -39,7 +39,7 @@ def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
         np.testing.assert_allclose(latent.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
 
 
-def test_near_groups_say_more():
+def test_near_groups_have_larger_weights():
     group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
     x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
     latent = LatentShifts(torch.as_tensor(x_n, dtype=torch.float32))
@@ -51,16 +51,16 @@ def test_near_groups_say_more():
     np.testing.assert_allclose(latent.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
-def test_all_groups_that_are_learned_from_are_named():
-    """Groups b and c were under both, and only c under the parts too: half the change is both's."""
+def test_all_groups_that_contribute_are_named():
+    """Groups b and c have undergone B+C, and only c its parts too; b contributes to half of the change."""
     cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
     group_n, label_n = toy(*((group, label, 5) for group, label in cells))
     asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
     assert asked.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
 
 
-def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
-    """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
+def test_a_pooled_change_is_the_posterior_mean():
+    """It has a smaller error than any fixed mixture of the group's own change and the others' mean."""
     rng = np.random.default_rng(0)
     n_groups, n_genes = 12, 4000
     spread_g = np.repeat([0.0, 0.5], n_genes // 2)
@@ -74,7 +74,7 @@ def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
     fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
     least = min(np.square(guess_g - true_sg[0]).mean() for guess_g in fixed)
     assert np.square(pooled(seen_sg, error_sg) - true_sg[0]).mean() < 0.9 * least
-    # With a spread that is known, this is the textbook posterior mean.
+    # With a known variance between groups, this is the textbook posterior mean.
     known = pooled(seen_sg[:, wide], error_sg[:, wide])
     prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
     others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
@@ -87,7 +87,7 @@ def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
 
 
 def test_errors_of_effects_are_those_of_repeated_samples():
-    """Also where no cell shows a gene: that is no certainty."""
+    """A gene without counts has an error above zero."""
     rng = np.random.default_rng(0)
     n_genes, n_cells, again = 5, 60, 400
     members = {("a", "0"): np.arange(n_cells), ("a", "1"): np.arange(n_cells, 2 * n_cells)}
@@ -108,11 +108,11 @@ def test_errors_of_effects_are_those_of_repeated_samples():
     shown[:, 0] = 0
     change_g, error_g = effect(shown, 1e-4)
     assert change_g[0] == 0
-    # Both rates are the one added; sixty cells of about 1150 counts show 1e-4 · 60 · 1150 = 6.9 molecules of it.
+    # Both rates equal the pseudo-count; 60 cells of about 1150 counts have 1e-4 · 60 · 1150 = 6.9 molecules of it.
     assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
 
 
-def test_changes_that_may_be_one_and_the_same_count_half():
+def test_changes_in_the_same_direction_are_half_added():
     alone = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
     np.testing.assert_array_equal(combined(alone), [2.5, 1.0, -3.5, 4.0])
     np.testing.assert_array_equal(combined(alone[:1]), alone[0])
@@ -136,7 +136,7 @@ def test_expected_logs_are_sums_over_counts():
 
 @pytest.mark.parametrize("theta", [0.05, 0.5, 1.0, 3.0, 20.0, 1e4, None])
 def test_expected_logs_of_any_mean_and_dispersion(theta):
-    """Also of counts that scatter far around a large mean, where the logarithm bends most."""
+    """Overdispersed counts with a large mean, for which the logarithm is most curved, are included."""
     for mean in (1e-3, 0.3, 20.0, 50.0, 300.0, 1e4):
         variance = mean if theta is None else mean + mean**2 / theta
         x = np.arange(int(mean + 12 * np.sqrt(variance) + 40 * variance / mean) + 1)

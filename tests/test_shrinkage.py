@@ -1,4 +1,4 @@
-"""Shrinkage of changes: the probabilities that it gives, against truth and quadrature."""
+"""Shrinkage of effects: its probabilities against simulated truth and against quadrature."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_prior_is_found():
 def test_posterior_against_quadrature():
     _, estimate_g, error_g = mixture()
     found = fitted()
-    # Fine around zero, where narrow components lie, and a half step off it.
+    # A grid that is fine around zero, where the narrow components are.
     positive_b = np.sinh(np.linspace(0, np.arcsinh(15 / 1e-3), 8001)) * 1e-3
     b = np.concatenate([-positive_b[:0:-1], positive_b])
     middle_b, width_b = (b[1:] + b[:-1]) / 2, np.diff(b)
@@ -85,16 +85,16 @@ def test_shrinkage_is_odd():
     assert common_shift(estimate_g, error_g) == pytest.approx(-common_shift(-estimate_g, error_g), abs=1e-9)
 
 
-def test_what_all_have_in_common_is_found():
+def test_a_common_shift_is_found():
     rng = np.random.default_rng(1)
     effect_g, estimate_g, error_g = mixture()
     assert abs(common_shift(estimate_g, error_g)) < 0.01
-    # Also where the effects are on one side.
+    # The effects may all have the same sign.
     lifted_g = np.abs(effect_g) + error_g * rng.standard_normal(len(effect_g)) - 0.4
     assert common_shift(lifted_g, error_g) == pytest.approx(-0.4, abs=0.02)
 
 
-def test_nothing_but_noise_is_drawn_to_zero():
+def test_pure_noise_is_shrunk_to_zero():
     rng = np.random.default_rng(2)
     error_g = np.exp(rng.normal(-1, 1, 1000))
     found = shrink(error_g * rng.standard_normal(1000), error_g)
@@ -102,6 +102,6 @@ def test_nothing_but_noise_is_drawn_to_zero():
     assert found.probability_beyond(0.0).max() < 0.6
 
 
-def test_expected_fdr_is_the_mean_error_of_what_is_surer():
+def test_expected_fdr_is_the_mean_error_of_all_more_certain_effects():
     p_g = np.asarray([0.5, 0.01, 0.2, 0.01])
     np.testing.assert_allclose(expected_fdr(np.log(p_g)), [0.18, 0.01, 0.22 / 3, 0.01])

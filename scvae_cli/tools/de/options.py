@@ -1,4 +1,4 @@
-"""What `scvae de` and `scvae_cli.de` may be asked."""
+"""Options of `scvae de` and `scvae_cli.de`."""
 
 from __future__ import annotations
 

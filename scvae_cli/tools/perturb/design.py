@@ -8,8 +8,8 @@ certain, the second is the target's own. If the target has not undergone both pa
 combination that no other group has undergone is the sum of its parts, each as observed in the target where possible.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
-them matter: cells labeled B+C and C + B have the same perturbation. Where no cell has the given label, the control label
-is added or removed as a part: B+ctrl is found as B, and the part B of B+C as ctrl+B.
+them matter: cells labeled B+C and C + B have the same perturbation. Where no cell has the given label, the control
+label is added or removed as a part: B+ctrl is found as B, and the part B of B+C as ctrl+B.
 """
 
 from __future__ import annotations
@@ -200,8 +200,8 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
     for label in (design.treated,) if design.sources else design.parts:
         if not _of_label(batch_n, design, design.control) & _of_label(batch_n, design, label):
             raise ModelError(
-                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model removes "
-                "the perturbation as a batch effect",
+                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model "
+                "removes the perturbation as a batch effect",
                 "train without --batch-key, or with one whose batches hold both",
             )
 

@@ -1,4 +1,4 @@
-"""What `scvae perturb` and `scvae_cli.perturb` may be asked."""
+"""Options of `scvae perturb` and `scvae_cli.perturb`."""
 
 from __future__ import annotations
 
