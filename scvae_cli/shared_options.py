@@ -88,11 +88,13 @@ class Drawing(Options):
     )
 
 
-def library_option(default: str | None, *, words: tuple[str, ...] = ("median",), shown_default: str = "") -> Any:
+def library_option(
+    default: str | None, *, words: tuple[str, ...] = ("median",), help: str = "", shown_default: str = ""
+) -> Any:
     """The library size at which a model decodes."""
     return option(
         default,
-        help=f"Library size to decode at: {', '.join(words)}, or a number of counts.",
+        help=help or f"Library size to decode at: {', '.join(words)}, or a number of counts.",
         panel=DECODING,
         choices=words,
         above=0,

@@ -391,7 +391,7 @@ def test_figure_draws_what_was_found():
         (DATA, "no column 'kind'", [*ASKED, "--within", "kind=stem"]),
         (DATA, "has 0 cell(s) to compare", [*ASKED, "--within", "batch=batch_2"]),
         (USAGE, "does not end in .csv", [*ASKED, "--table", "genes.txt"]),
-        (USAGE, "by its name", [*ASKED, "--plot", "genes.doc"]),
+        (USAGE, "does not have the extension of a figure", [*ASKED, "--plot", "genes.doc"]),
         (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),
     ],
 )

@@ -295,15 +295,13 @@ def test_groups_are_found_whichever_way_they_are_given(trained, labelled, key):
     session = Session.open(labelled, trained.model, device="cpu")
     in_first = np.flatnonzero((labelled.obs["lane"] == 1) & labelled.obs[key].notna())
     for given_as in (1, 1.0, np.int64(1), np.float32(1), True, "1", "1.0"):
-        place = session.places([given_as], groupby=key)[0]
+        place = session.populations([given_as], groupby=key)[0]
         np.testing.assert_array_equal(place.cells, in_first)
         assert place.label == {"text": "1.0", "boolean": "True", "flag": "True"}.get(key, "1")
     with pytest.raises(DataError, match=f"no cells with obs\\['{key}'\\] == '7'"):
-        session.places([7.0], groupby=key)
+        session.populations([7.0], groupby=key)
     with pytest.raises(DataError, match="== None"):
-        session.places([None], groupby=key)
-    with pytest.raises(ConfigError, match="to itself"):
-        session.waypoints([1, True], groupby=key)
+        session.populations([None], groupby=key)
 
 
 def test_time_points_are_in_order(trained, labelled):

@@ -368,7 +368,7 @@ def test_no_agreement_in_other_groups_is_a_warning(files, monkeypatch):
         (USAGE, "--seed is -1", {"seed": "-1"}),
         (USAGE, "are both 'label'", {"groupby": "label"}),
         (USAGE, "different perturbations", {"treated": "B+B"}),
-        (USAGE, "by its name", {"plot": "new.doc"}),
+        (USAGE, "does not have the extension of a figure", {"plot": "new.doc"}),
         (DATA, "no cells with obs['label'] == 'D'", {"treated": "D"}),
         (DATA, "no cells with obs['label'] == 'D+B'", {"treated": "D+B"}),
         (DATA, "no cells with obs['label'] == 'none'", {"control": "none"}),

@@ -349,7 +349,7 @@ def test_figure_shows_every_anomaly(scored):
     called = scores.anomalies(0.9).sum()
     for axes in figure.axes[1:]:
         assert len(axes.collections[1].get_offsets()) == called
-    assert f"{called:,} at FDR 0.9" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert f"{called:,} anomalies (FDR 0.9)" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     bars = figure.axes[0].patches
     assert [float(np.mean(bar.get_data().values)) for bar in bars] == pytest.approx([1, 1])
 
@@ -364,4 +364,9 @@ def test_quantiles_are_those_of_the_cells_in_a_bin_of_library_size():
 
 
 def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
-    refused(bench.folder, bench.ask("score", "--plot", bench.folder / "scores.doc"), USAGE, "no picture by its name")
+    refused(
+        bench.folder,
+        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        USAGE,
+        "does not have the extension of a figure",
+    )

@@ -1,4 +1,4 @@
-"""Which genes are modelled, and finding a model's genes in other data.
+"""Selection of the genes to model, and matching of a model's genes to other data.
 
 Shapes: n cells, g genes.
 """
@@ -19,9 +19,9 @@ from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
 
-# A gene seen in fewer training cells than this says nothing that could be learned.
+# A gene that is expressed in fewer training cells than this carries no information that a model could learn.
 MIN_CELLS = 3
-# Up to this many expressed genes all are modelled; beyond it the most variable ones.
+# Up to this many expressed genes, all are modeled. If there are more, the most variable ones are.
 MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 
@@ -29,7 +29,7 @@ DEFAULT_TOP_GENES = 4000
 def select_genes(
     counts: Counts, training: np.ndarray, config: DataConfig, names: GeneNames | None = None
 ) -> tuple[np.ndarray, str]:
-    """Choose the genes to model, looking at the training cells only.
+    """Choose the genes to model, based on the training cells only.
 
     Parameters
     ----------
@@ -38,18 +38,19 @@ def select_genes(
     training
         Indices of the training cells.
     config
-        `genes`, `n_top_genes` and `batch_key` are read.
+        `genes`, `n_top_genes` and `batch_key` are used.
     names
-        What the genes are called in a gene list; None for their ids.
+        Names by which a gene list may name the genes; None for their ids.
 
     Returns
     -------
-    Column indices in the order of the data, and how they were chosen, in words.
+    tuple
+        Column indices in the order of the data, and a description of how the genes were chosen.
 
     Raises
     ------
     DataError
-        For a gene list that cannot be read or names unknown genes, or fewer than two genes left.
+        If the gene list cannot be read or contains genes that are not in the data, or if fewer than two genes remain.
     """
     if config.genes == "all":
         columns, how = np.arange(counts.n_genes), "all genes"
@@ -77,25 +78,28 @@ def select_genes(
 def match_genes(
     counts: Counts, genes: Sequence[str], *, max_missing: float, absent_g: np.ndarray | None = None
 ) -> tuple[Counts, list[str]]:
-    """Bring counts into a model's genes, by name; genes the data lacks count zero.
+    """Match counts to the genes of a model by name; genes that are missing in the data get zero counts.
 
     Parameters
     ----------
+    counts
+        n cells with the genes of the data.
     genes
-        The model's genes, in its order.
+        Genes of the model, in the order of the model.
     max_missing
-        Share of them that may be missing.
+        Largest fraction of the model's genes that may be missing in the data.
     absent_g
-        What each gene is given where the data lacks it, instead of zero.
+        Values of genes that are missing in the data, instead of zero, shape (len(genes),).
 
     Returns
     -------
-    The counts, n cells × len(genes), and the names of the missing genes.
+    tuple
+        Counts of n cells × len(genes), and the names of the missing genes.
 
     Raises
     ------
     DataError
-        When more than `max_missing` are missing.
+        If more than `max_missing` of the genes are missing.
     """
     position = {gene: i for i, gene in enumerate(counts.gene_names)}
     columns = np.asarray([position.get(gene, -1) for gene in genes])
@@ -104,13 +108,13 @@ def match_genes(
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown})",
-            "gene names must be of the same kind (symbols or Ensembl ids); --allow-missing-genes counts them as zero",
+            "use the same kind of gene names (symbols or Ensembl ids), or --allow-missing-genes to set them to zero",
         )
     if not missing:
         return counts.genes(columns), missing
     present = np.flatnonzero(columns >= 0)
     found = counts.matrix[:, columns[present]]
-    # A missing gene is a column that nothing is in: what was found only moves to the right.
+    # A missing gene is an empty column, so only the column indices of the other genes change.
     parts = (found.data, present.astype(found.indices.dtype)[found.indices], found.indptr)
     matrix = sp.csr_matrix(parts, shape=(counts.n_cells, len(genes)))
     if absent_g is not None:
@@ -121,7 +125,7 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Features of real numbers that differ between the training cells, or those that differ most, in words."""
+    """Choose features of real numbers that vary between training cells, or the most variable; add a description."""
     _, variance_g = moments(counts.matrix, training)
     columns = np.flatnonzero(variance_g > 0)
     if n_top is None and len(columns) > MAX_ALL_GENES:
@@ -137,7 +141,7 @@ def _listed(counts: Counts, path: Path, names: GeneNames | None) -> np.ndarray:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line"
+            f"cannot read the gene list {path}", "use --genes @FILE with a text file that has one gene per line"
         ) from error
     names = names or GeneNames(ids=tuple(counts.gene_names))
     try:

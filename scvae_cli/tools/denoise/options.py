@@ -30,7 +30,11 @@ class DenoiseOptions(Reading, Writing):
         least=0,
         panel=DECODING,
     )
-    library: str | float = library_option("observed", words=("observed", "median"))
+    library: str | float = library_option(
+        "observed",
+        words=("observed", "median"),
+        help="Library size to decode at: observed (each cell's own), median (of the training cells), or a number.",
+    )
     genes: tuple[str, ...] | None = option(
         None,
         help="Genes to denoise: A,B,C or @FILE.",

@@ -41,7 +41,7 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         return f"denoised {facts['n_cells']:,} cells × {facts['n_genes_modelled']:,} genes: {what}, {how}"
 
     def next_step(self, result: Denoised) -> str:
-        """Leave out the genes without values, or plot."""
+        """Select the genes with values, or plot."""
         if not result.modelled.all():
-            return f'adata[:, adata.var["{self.names.modelled}"]] leaves out the genes that are not modelled'
+            return f'adata[:, adata.var["{self.names.modelled}"]] selects the genes that were denoised'
         return f'sc.pl.dotplot(adata, genes, groupby=..., layer="{self.names.denoised}")'

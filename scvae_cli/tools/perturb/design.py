@@ -231,7 +231,7 @@ def _resolved(
     if label is None and missing:
         raise DataError(
             f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
-            f"a combination is given as the labels of its parts, such as A+B, in any order; labels: {listed}",
+            f"a combination is its parts' labels joined by +, in any order, such as A+B; labels: {listed}",
         )
     parts = () if missing else tuple(single for single in found if single is not None)
     if len(set(parts)) < len(parts):

@@ -37,7 +37,11 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     avoid_holes: bool = option(False, help="Reject draws with an off-manifold score above 0.95.", panel=SAMPLING)
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)
     library: str | float | None = library_option(
-        None, words=("observed", "median"), shown_default="observed; for the prototype, median"
+        None,
+        words=("observed", "median"),
+        help="Library size to decode at: observed (that of a real cell nearby), median (of the training cells), or a "
+        "number.",
+        shown_default="observed; for the prototype, median",
     )
     batch_as: str | None = batch_as_option(
         None,

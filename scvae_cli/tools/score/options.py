@@ -42,8 +42,7 @@ SCORE = Verb(
     bound obs["scvae_iwae"], which is tighter; and obs["scvae_iwae_density"], the same bound with the distribution of
     the training cells in latent space in place of the prior.
 
-    obs["scvae_anomaly_p"] is the share of cells simulated from the model, with the same library sizes and batches,
-    that fit it as badly or worse; obs["scvae_anomaly_p_adjusted"] is adjusted to control the false discovery
-    rate.""",
+    obs["scvae_anomaly_p"] is the share of cells simulated from the model that fit the model as badly as this cell or
+    worse, given their library sizes and batches; obs["scvae_anomaly_p_adjusted"] controls the false discovery rate.""",
     example="scvae score data.h5ad --plot scores.png",
 )

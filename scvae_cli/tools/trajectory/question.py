@@ -138,7 +138,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         options = self.options
         key = options.time_key
         named = list(options.groups or options.cells) if key is None else self.session.time_points(key)
-        self.waypoints = self.session.places(named, groupby=None if options.cells else key or options.groupby)
+        self.waypoints = self.session.populations(named, groupby=None if options.cells else key or options.groupby)
         self.labels = [population.label for population in self.waypoints]
         for before, after in pairwise(self.labels):
             if before == after:
