@@ -58,11 +58,11 @@ class De(Question[DeOptions, DifferentialExpression]):
         # Labels as the data spells them.
         self.within: dict[str, str] = {}
         for key, value in (options.within or {}).items():
-            [part] = session.places([value], groupby=key)
+            [part] = session.populations([value], groupby=key)
             self.within[key] = part.label
             inside &= self._mask(part)
         named = [options.group] if options.reference is None else [options.group, options.reference]
-        groups = session.places(named, groupby=options.groupby)
+        groups = session.populations(named, groupby=options.groupby)
         group, reference = groups[0].label, REST if options.reference is None else groups[-1].label
         if options.reference is not None and group == reference:
             raise compared_with_itself(group)

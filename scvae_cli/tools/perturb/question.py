@@ -50,7 +50,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
                 f"the model was trained with --batch-key {key}, so it removes the perturbation as a batch effect",
                 "train a model without it: scvae train DATA -m OTHER.scvae",
             )
-        session.places([options.group], groupby=options.groupby)
+        session.populations([options.group], groupby=options.groupby)
         self.design = design(
             options.group,
             options.control,
