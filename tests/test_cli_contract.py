@@ -44,14 +44,14 @@ OPTIONS = {
     f"{PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
-    f"--plot {ASKING} {PRINTING}",
+    f"--plot --gene-symbols --config {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --config --layer --gene-symbols --allow-missing-genes --drop-empty --plot --key-added "
     "--force --device "
     f"{PRINTING}",
     "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
-    "--output/-o --model/-m --layer --allow-missing-genes --drop-empty --plot --key-added --force --device "
-    f"{PRINTING}",
+    "--output/-o --model/-m --gene-symbols --config --layer --allow-missing-genes --drop-empty --plot "
+    f"--key-added --force --device {PRINTING}",
     "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance "
     "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     "--config --models "
@@ -77,12 +77,12 @@ KEYS = {
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
-    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre shift agreeing "
-    "null_share n_tested n_genes called up down genes missing_genes table plot slots",
+    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre common_change "
+    "near_common_share unchanged_share n_tested n_genes called up down genes missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
-    "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
-    "expected checks own genes missing_genes plot slots",
+    "perturb": "output group control treated method mean_shift_share learned_from n_cells n_genes off_manifold "
+    "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
     "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
     "plot slots",
     "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
@@ -185,7 +185,7 @@ def test_json_of_a_perturbation_names_its_parts(copied):
     row = next(line for line in README.read_text().splitlines() if line.startswith("| `perturb` |"))
     values = json.loads(run_well(*commands(copied)["perturb"], "--json").out)
     check = values["checks"][0]
-    named = {*values["expected"], *values["genes"][0], *check, *check["predicted"]}
+    named = {*values["mean_accuracy"], *values["genes"][0], *check, *check["predicted"]}
     assert named <= set(re.findall(r"`(\w+)`", row))
 
 

@@ -1,4 +1,4 @@
-"""Labels of perturbations, alone and combined: finding the one that is meant, however its parts are written.
+"""Labels of single and combined perturbations, found in any spelling of their parts.
 
 Shapes: n cells.
 """
@@ -20,13 +20,13 @@ class PerturbationLabels:
     Parameters
     ----------
     label_n
-        Label of every cell, or None, spelled one way for each set of parts; shape (n,).
+        Label of every cell, or None, with one spelling for each set of parts; shape (n,).
     known
         All labels, in order.
     by_parts
         The label of each sorted set of parts.
     control_part
-        What a part that means nothing is called; None where the control is itself a combination.
+        Label of the control, which as a part has no effect; None where the control is itself a combination.
 
     >>> cells = np.array(["ctrl", "B+ctrl", "ctrl + B", "C", "C+D", "D+C"], dtype=object)
     >>> labels = PerturbationLabels.of(cells, "ctrl", "D+C")
@@ -43,7 +43,7 @@ class PerturbationLabels:
 
     @classmethod
     def of(cls, label_n: np.ndarray, control: object, treated: object) -> PerturbationLabels:
-        """Read a column; what is asked for is spelled as it was asked for, where some cell's label is."""
+        """Read a column; control and treated keep the given spelling if some cell has it."""
         spelled = sorted(set(label_n) - {None})
         asked = [label for label in (matching(control, spelled), matching(treated, spelled)) if label is not None]
         by_parts: dict[tuple[str, ...], str] = {}
@@ -62,12 +62,12 @@ class PerturbationLabels:
         )
 
     def pieces(self, asked: object) -> tuple[str, ...]:
-        """The parts of what is asked for, in its order, without the control; none for the control itself."""
+        """The parts of a given label, in its order, without the control; empty for the control itself."""
         label = matching(asked, self.known) or as_label(asked) or ""
         return self._without_control(tuple(matching(part, self.known) or part for part in _parts(label)))
 
     def find(self, asked: object) -> str | None:
-        """The label that is asked for; None where no cell has it, in whichever spelling."""
+        """The cells' label that a given one stands for; None where no cell has it in any spelling."""
         exact = matching(asked, self.known)
         if exact is not None:
             return exact
@@ -76,7 +76,7 @@ class PerturbationLabels:
             return self.by_parts[parts]
         bare = tuple(sorted(self.pieces(asked)))
         same = {label for known, label in self.by_parts.items() if self._without_control(known) == bare}
-        # B alone before B+ctrl, should somebody ask for B+ctrl+ctrl and both be there.
+        # If both B and B+ctrl are labels, B+ctrl+ctrl stands for B.
         return min(same, key=lambda label: (len(_parts(label)), label), default=None)
 
     def _without_control(self, parts: tuple[str, ...]) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ class PerturbationLabels:
 
 
 def _parts(label: str) -> tuple[str, ...]:
-    """The parts of a label; a plus sign with nothing beside it, as in CD4+, is part of a name.
+    """The parts of a label; a plus sign at the end, as in CD4+, belongs to the name.
 
     >>> _parts("B + C"), _parts("CD4+")
     (('B', 'C'), ('CD4+',))
