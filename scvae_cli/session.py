@@ -19,7 +19,9 @@ from scvae_cli._version import __version__
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
+from scvae_cli.data.labels import as_label, labels_of, matching, positions_in
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
@@ -55,6 +57,8 @@ class Session:
         Mask over the store's cells of those in `counts`.
     missing_genes
         Genes of the model that the data lacks; they count zero (of real numbers, their training mean).
+    genes
+        What the model's genes are called.
     progress
         Shows how far a computation is.
     """
@@ -64,6 +68,7 @@ class Session:
     counts: Counts
     kept: np.ndarray
     missing_genes: tuple[str, ...]
+    genes: GeneNames
     progress: Progress = silent
 
     @classmethod
@@ -73,7 +78,7 @@ class Session:
         model: Model | Path | str,
         *,
         layer: str | None = None,
-        gene_symbols: str | None = None,  # noqa: ARG003  # names genes, which is yet to come
+        gene_symbols: str | None = None,
         device: str = "auto",
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
@@ -90,6 +95,8 @@ class Session:
             A model in memory, or its folder.
         layer
             Layer with what the model models; None takes the one it was trained on, or finds the counts.
+        gene_symbols
+            Column of var with the names that genes are given and shown by; None for var_names.
         device
             Where to compute.
         allow_missing_genes
@@ -115,6 +122,7 @@ class Session:
                 f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
                 "give the cells' batches a column of that name",
             )
+        genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
         everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
         if model.batches and key is not None and not needs_batch:
@@ -133,7 +141,15 @@ class Session:
         if not kept.all():
             _refuse_empty(aligned, kept, drop=drop_empty)
             aligned = aligned.filled_cells()
-        return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing), progress=progress)
+        return cls(
+            store=store,
+            model=model,
+            counts=aligned,
+            kept=kept,
+            missing_genes=tuple(missing),
+            genes=genes,
+            progress=progress,
+        )
 
     @cached_property
     def cells(self) -> Posterior:
@@ -170,10 +186,11 @@ class Session:
         """
         if len(labels) < 2:
             raise ConfigError("a walk needs two ends", "name the populations or cells to walk between")
-        for before, after in pairwise(labels):
-            if before == after:
-                raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
-        return self.places(labels, groupby=groupby)
+        places = self.places(labels, groupby=groupby)
+        for before, after in pairwise(places):
+            if before.label == after.label:
+                raise ConfigError(f"the walk goes from {before.label!r} to itself", "choose two different ends")
+        return places
 
     def places(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
         """Populations, or single cells, by their labels.
@@ -192,22 +209,23 @@ class Session:
         """
         if groupby is None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
-            for cell in labels:
+            cells = [as_label(cell) for cell in labels]
+            for cell in cells:
                 if cell not in position:
                     empty = cell in set(self.store.cell_names)
                     why = f"cell {cell!r} has no counts in the modelled genes" if empty else f"no cell called {cell!r}"
                     raise DataError(f"{self.store.title}: {why}", "choose another cell; their names are obs_names")
-            return [Population(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
+            return [Population(label=cell, cells=np.asarray([position[cell]])) for cell in cells if cell is not None]
         groups = self.labels(groupby)
         points = []
-        # Python's callers may give the numbers that a column holds.
-        for label in map(str, labels):
-            members = np.flatnonzero(groups == label)
-            if len(members) == 0:
-                known = sorted({str(group) for group in groups[~is_missing(groups)]})
+        known = sorted(set(groups) - {None})
+        for given in labels:
+            label = matching(given, known)
+            if label is None:
                 shown = ", ".join(known[:_SHOWN_GROUPS]) + (", ..." if len(known) > _SHOWN_GROUPS else "")
-                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {shown}")
-            points.append(Population(label=label, cells=members))
+                asked = given if as_label(given) is None else as_label(given)
+                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {asked!r}", f"groups: {shown}")
+            points.append(Population(label=label, cells=np.flatnonzero(groups == label)))
         return points
 
     def time_points(self, key: str) -> list[str]:
@@ -233,11 +251,15 @@ class Session:
             ) from None
 
     def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
-        """A column of obs that names groups, for the cells in `counts`: strings, None for a cell in no group."""
+        """A column of obs that names groups, for the cells in `counts`, as `scvae_cli.labels` reads every column.
+
+        Returns
+        -------
+        Strings, None for a cell in no group; shape (n,).
+        """
         purpose = "--time-key" if of_times else "--groupby"
         values = obs_values(self.store, key, purpose=purpose, measured=of_times)[self.kept]
-        missing = is_missing(values)
-        return np.asarray([None if none else str(v) for v, none in zip(values, missing, strict=True)], dtype=object)
+        return labels_of(values)
 
     def check_destination(
         self,
@@ -326,8 +348,8 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
     """Say when cells come from batches the model has not seen: the encoder can still place them."""
     if key not in store.obs_keys:
         return
-    batches = store.obs_column(key)
-    new = sorted({str(value) for value in batches[~is_missing(batches)]} - set(model.batches))
+    batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
+    new = list(batches[positions_in(model.batches, batches) < 0])
     if new:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{len(new)} batch(es) were not in the training data ({shown})"

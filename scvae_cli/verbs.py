@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from scvae_cli.tools.check.options import CHECK
 from scvae_cli.tools.denoise.options import DENOISE
+from scvae_cli.tools.diagnose.options import DIAGNOSE
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.info.options import INFO
+from scvae_cli.tools.optimize.options import OPTIMIZE
+from scvae_cli.tools.pseudotime.options import PSEUDOTIME
 from scvae_cli.tools.sample.options import SAMPLE
 from scvae_cli.tools.score.options import SCORE
 from scvae_cli.tools.simulate.options import SIMULATE
@@ -21,8 +24,11 @@ VERBS: tuple[Verb, ...] = (
     EMBED,
     DENOISE,
     INTERPOLATE,
+    OPTIMIZE,
+    PSEUDOTIME,
     SCORE,
     SAMPLE,
+    DIAGNOSE,
     INFO,
     SIMULATE,
 )

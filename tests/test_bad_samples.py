@@ -27,7 +27,7 @@ from workbench import DATA, USAGE, refused
             ["-n", "5", "--from", "prior", "--groupby", "cell_type", "--group", "stem"],
         ),
         (USAGE, "--plot compares drawn counts", ["-n", "5", "--mean", "--plot", "new.png"]),
-        (USAGE, "no picture by its name", ["-n", "5", "--plot", "new.doc"]),
+        (USAGE, "does not have the extension of a figure", ["-n", "5", "--plot", "new.doc"]),
         (
             DATA,
             "no cells with obs['cell_type'] == 'nobody'",
@@ -37,7 +37,7 @@ from workbench import DATA, USAGE, refused
         (USAGE, "--library is -4", ["-n", "5", "--library", "-4"]),
         (USAGE, "--library is 'deep'", ["-n", "5", "--library", "deep"]),
         (USAGE, "the prototype has no observed library size", ["--prototype", "--library", "observed"]),
-        (DATA, "knows no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
+        (DATA, "no batch 'batch_1'", ["-n", "5", "--batch-as", "batch_1"]),
     ],
 )
 def test_samples_that_cannot_be_meant(bench, code, fragment, options):

@@ -35,10 +35,13 @@ OPTIONS = {
     "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
     f"{PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
-    f"--couple --paths --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
+    f"--couple --paths --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
+    f"{PRINTING}",
     "optimize": "DATA --toward --away --groupby --group --from-cell --name --steps --within --unconstrained "
-    f"--max-length --starts --seed --model/-m --library --batch-as {ASKING} --path-out --plot {PRINTING}",
-    "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed {ASKING} {PRINTING}",
+    f"--max-length --starts --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
+    f"{PRINTING}",
+    "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed --gene-symbols --config {ASKING} "
+    f"{PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
     f"--plot {ASKING} {PRINTING}",
@@ -66,10 +69,11 @@ KEYS = {
     "embed": "output n_cells n_latent refined_gain missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
-    "missing_genes genes path_out plot slots",
+    "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
-    "beyond_step stopped off_manifold groups_passed n_cells n_cells_on_path missing_genes genes path_out plot slots",
-    "pseudotime": "output name root ends root_cells n_cells branches bridges missing_genes slots",
+    "extrapolated_from stopped off_manifold groups_passed n_cells n_cells_on_path genes missing_genes path_out plot "
+    "slots",
+    "pseudotime": "output name root ends root_cells n_cells branches n_components missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
@@ -79,10 +83,11 @@ KEYS = {
     "group batch_as mean agreement missing_genes plot slots",
     "perturb": "output group control treated method plain_share learned_from n_cells n_genes off_manifold carried "
     "expected checks own genes missing_genes plot slots",
-    "sweep": "output varied judge suggested best runs kept n_cells n_genes n_heldout breaks models plot slots",
-    "diagnose": "output n_cells n_judged heldout beta level verdicts n_latent active_units kl_to_prior "
+    "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
+    "plot slots",
+    "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
-    "active_condition rank_correlation worth stability missing_genes plot slots",
+    "active_condition rank_correlation baselines stability missing_genes plot slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -147,7 +152,7 @@ def test_keys_are_documented(case):
     assert set(KEYS[case].split()) <= set(re.findall(r"`(\w+)`", row))
 
 
-def test_json_of_a_walk_names_its_genes(copied):
+def test_json_of_a_trajectory_names_its_genes(copied):
     values = json.loads(run_well(*commands(copied)["interpolate"], "--json").out)
     columns = {"gene", "start", "end", "change", "direction", "monotonicity", "switch_step"}
     assert set(values["genes"][0]) == columns

@@ -353,7 +353,11 @@ def test_figure_draws_what_was_found():
         (DATA, "no column 'kind'", ["--groupby", "batch", "--group", "batch_1", "--within", "kind=stem"]),
         (DATA, "has 0 cell(s) to compare", ["--groupby", "batch", "--group", "batch_1", "--within", "batch=batch_2"]),
         (USAGE, "no table by its name", ["--groupby", "batch", "--group", "batch_1", "--table", "genes.txt"]),
-        (USAGE, "no picture by its name", ["--groupby", "batch", "--group", "batch_1", "--plot", "genes.doc"]),
+        (
+            USAGE,
+            "does not have the extension of a figure",
+            ["--groupby", "batch", "--group", "batch_1", "--plot", "genes.doc"],
+        ),
         (DATA, "is not a folder", ["--groupby", "batch", "--group", "batch_1", "--table", "none/genes.csv"]),
     ],
 )

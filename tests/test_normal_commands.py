@@ -114,12 +114,12 @@ def test_refusals(on_line):
     for verb in ("denoise", "interpolate"):
         walk = ["--groupby", "station", "--from", "a", "--to", "c"] if verb == "interpolate" else []
         asked = on_line.ask(verb, *walk, "--library", "1000")
-        refused(on_line.folder, asked, USAGE, "knows no depth")
-    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "knows no depth")
+        refused(on_line.folder, asked, USAGE, "has no library size")
+    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "has no library size")
     refused(on_line.folder, on_line.ask("denoise", "--with-zero-inflation"), USAGE, "no zero inflation")
     for options in (["-n", "5"], ["--prototype"]):
         asked = on_line.ask("sample", *options, "--library", "9", "-o", on_line.folder / "new.h5ad")
-        refused(on_line.folder, asked, USAGE, "knows no depth")
+        refused(on_line.folder, asked, USAGE, "has no library size")
     refused(on_line.folder, on_line.train("--likelihood", "nb", "--variance", "1"), USAGE, "--variance was given with")
     refused(on_line.folder, on_line.train("--likelihood", "normal", "--variance", "0"), USAGE, "--variance is 0")
     refused(on_line.folder, ["check", on_line.data, "--likelihood", "cauchy"], USAGE, "--likelihood is 'cauchy'")

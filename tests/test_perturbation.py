@@ -347,7 +347,7 @@ def test_agreement_nowhere_is_no_share_of_anything(files, monkeypatch):
         (USAGE, "--seed is -1", {"seed": "-1"}),
         (USAGE, "are both 'label'", {"groupby": "label"}),
         (USAGE, "different perturbations", {"treated": "B+B"}),
-        (USAGE, "no picture by its name", {"plot": "new.doc"}),
+        (USAGE, "does not have the extension of a figure", {"plot": "new.doc"}),
         (DATA, "no cells with obs['label'] == 'D'", {"treated": "D"}),
         (DATA, "no cells with obs['label'] == 'D+B'", {"treated": "D+B"}),
         (DATA, "no cells with obs['label'] == 'none'", {"control": "none"}),

@@ -364,4 +364,9 @@ def test_quantiles_are_those_of_the_cells_in_a_bin_of_library_size():
 
 
 def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
-    refused(bench.folder, bench.ask("score", "--plot", bench.folder / "scores.doc"), USAGE, "no picture by its name")
+    refused(
+        bench.folder,
+        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        USAGE,
+        "does not have the extension of a figure",
+    )

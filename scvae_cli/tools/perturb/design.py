@@ -6,6 +6,10 @@ a combination, B+C, which the other groups have been under, it is half their cha
 change under B and under C with the interaction (what B+C does beyond the two) of the others: the first is surer, the
 second the group's own. Where the group was not under both parts it is the first alone. A combination that nobody has
 been under is put together of its parts, each as the group itself shows it, where it does.
+
+A label names a combination by its parts, joined by plus signs: B+C. The order of the parts does not matter, nor do
+spaces around them: cells labelled B+C and C + B are under one treatment. Where no cell has the label asked for, the
+control label as a part is left out or put in: B+ctrl is found as B, and the part B of B+C as ctrl+B.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
+from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
 
 # A change between fewer cells than this says nothing.
 MIN_CELLS = 5
@@ -147,9 +153,10 @@ def design(
     Parameters
     ----------
     group, control, treated
-        As for `Design`; a treated label that no cell has is taken apart at its plus signs.
+        As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), a combination's parts in any
+        order. A treated label that no cell has is taken apart at its plus signs.
     group_n, label_n
-        Group and label of every cell, strings or None.
+        Group and label of every cell, strings or None; shape (n,).
     perturbation_key
         Column that the labels are from, for messages.
 
@@ -160,17 +167,8 @@ def design(
     DataError
         For labels that no cells have, a group without control cells, or no group to learn from.
     """
-    if treated == control:
-        raise ConfigError(f"--treated and --control are both {control!r}", "a perturbation compares two labels")
-    known = sorted({label for label in label_n if label is not None})
-    listed = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-    pieces = tuple(piece.strip() for piece in treated.split("+")) if "+" in treated else ()
-    parts = pieces if all(piece in known for piece in pieces) else ()
-    for label in (control, *((treated,) if not parts else ())):
-        if label not in known:
-            raise DataError(f"no cells with obs[{perturbation_key!r}] == {label!r}", f"labels: {listed}")
-    if parts and (control in parts or len(set(parts)) < len(parts)):
-        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations, none the control")
+    group = matching(group, set(group_n) - {None}) or group
+    control, treated, parts, label_n = _understood(control, treated, label_n, perturbation_key)
     members = _members(group_n, label_n)
     result = Design(group=group, control=control, treated=treated, parts=parts, members=members)
     n_control = len(result.rows(group, control))
@@ -208,8 +206,41 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
             )
 
 
+def _understood(
+    control: str, treated: str, label_n: np.ndarray, key: str
+) -> tuple[str, str, tuple[str, ...], np.ndarray]:
+    """Control, treated and its parts as the data spells them, and the cells' labels, one for each combination."""
+    labels = PerturbationLabels.of(label_n, control, treated)
+    listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
+    start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)
+    if not pieces or (label is not None and label == start):
+        raise ConfigError(
+            f"--treated and --control are both {control!r}"
+            if str(treated) == str(control)
+            else f"--treated {treated!r} is --control {control!r}",
+            "a perturbation compares two labels",
+        )
+    if start is None:
+        raise DataError(f"no cells with obs[{key!r}] == {control!r}", f"labels: {listed}")
+    if len(pieces) == 1:
+        if label is None:
+            raise DataError(f"no cells with obs[{key!r}] == {treated!r}", f"labels: {listed}")
+        return start, label, (), labels.label_n
+    found = [labels.find(piece) for piece in pieces]
+    missing = [piece for piece, single in zip(pieces, found, strict=True) if single is None]
+    if label is None and missing:
+        raise DataError(
+            f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
+            f"a combination is its parts' labels joined by +, in any order, such as A+B; labels: {listed}",
+        )
+    parts = () if missing else tuple(single for single in found if single is not None)
+    if len(set(parts)) < len(parts):
+        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations")
+    return start, label or "+".join(pieces), parts, labels.label_n
+
+
 def _of_label(batch_n: np.ndarray, design: Design, label: str) -> set[str]:
-    return {str(batch) for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
+    return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
 
 
 def _members(group_n: np.ndarray, label_n: np.ndarray) -> dict[tuple[str, str], np.ndarray]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.latent.posteriors import BLOCK_CELLS, known_batches, posteriors
 from scvae_cli.latent.selection import even
@@ -99,7 +100,7 @@ class Predictor:
     @classmethod
     def of(cls, model: Model, counts: Counts) -> Predictor:
         """Encode cells."""
-        known = counts.batch is not None and set(counts.batch) <= set(model.batches)
+        known = counts.batch is not None and bool((positions_in(model.batches, counts.batch) >= 0).all())
         batch_n = known_batches(model, counts) if known else None
         moves = Moves(posteriors(model, counts).mean_nk)
         return cls(model=model, observed=Observed(counts), moves=moves, batch_n=batch_n)

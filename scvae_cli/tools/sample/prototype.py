@@ -128,7 +128,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
         z_k=np.zeros(z_1k.shape[1], dtype=np.float32),
         library=size if model.of_counts else None,
         off_manifold=float(density.off_manifold(z_1k)),
-        batch_as=batch_as if model.batches else None,
+        batch_as=None if not model.batches else batch_as if batch is None else model.batches[batch],
         batch_key=model.config.data.batch_key if model.batches else None,
     )
 

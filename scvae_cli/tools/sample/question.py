@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
 from scvae_cli.heldout import OFF_MANIFOLD
@@ -51,9 +52,11 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         """The real cells that the new ones should resemble: those of the group, of the batch, or all."""
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)
-        batch_as, batch_c = self.options.batch_as, self.counts.batch
-        if batch_as is not None and batch_c is not None and (batch_c == batch_as).any():
-            return self.counts.cells(batch_c == batch_as)
+        batch_c = self.counts.batch
+        if self.options.batch_as is not None and batch_c is not None:
+            batch = matching(self.options.batch_as, sorted(set(batch_c)))
+            if batch is not None:
+                return self.counts.cells(batch_c == batch)
         return self.counts
 
     def slots(self, result: Sampled | Prototype) -> list[Slot]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching, positions_in
 from scvae_cli.errors import DataError
 from scvae_cli.heldout import MIN_HELDOUT, OFF_MANIFOLD
 from scvae_cli.latent.count_draws import drawn_counts, expected_blocks
@@ -140,15 +141,16 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
         For an unknown batch.
     """
     batch_as = options.batch_as
-    if batch_as is None and options.group in model.batches and options.groupby == model.config.data.batch_key:
-        batch_as = options.group
+    if batch_as is None and options.group is not None and options.groupby == model.config.data.batch_key:
+        batch_as = matching(options.group, model.batches)
     if batch_as in (None, DRAWN):
         return DRAWN
-    if batch_as not in model.batches:
+    batch = matching(batch_as, model.batches)
+    if batch is None:
         known = f"--batch-as takes drawn or one of: {', '.join(model.batches)}"
         none = "leave out --batch-as: the model was trained without --batch-key"
-        raise DataError(f"the model knows no batch {batch_as!r}", known if model.batches else none)
-    return batch_as
+        raise DataError(f"the model has no batch {batch_as!r}", known if model.batches else none)
+    return batch
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
@@ -269,8 +271,7 @@ def _known_batches(model: Model, counts: Counts) -> np.ndarray:
     """Index of each cell's batch in the model, −1 for an unknown one, shape (c,)."""
     if counts.batch is None:
         return np.full(counts.n_cells, -1)
-    index = {name: b for b, name in enumerate(model.batches)}
-    return np.asarray([index.get(name, -1) for name in counts.batch])
+    return positions_in(model.batches, counts.batch)
 
 
 def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:
