@@ -338,7 +338,7 @@ def test_genes_that_do_not_match(bench, n_shared):
 def test_no_shared_gene_cannot_be_allowed(bench):
     bench.changed(renamed(0))
     arguments = bench.ask("embed", "--allow-missing-genes")
-    refused(bench.folder, arguments, DATA, "no cell has counts in the modelled genes")
+    refused(bench.folder, arguments, DATA, "no cell has counts in the modeled genes")
 
 
 def test_missing_genes_can_be_allowed_and_are_counted(bench):

@@ -1,6 +1,6 @@
 """Expected counts of every cell, with a column for every gene of the file.
 
-Shapes: n cells, g modelled genes, f genes of the file.
+Shapes: n cells, g modeled genes, f genes of the file.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def denoise(
     options
         The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
     genes
-        Names of the modelled genes to denoise, those of `options.genes`; None for all.
+        Names of the modeled genes to denoise, those of `options.genes`; None for all.
     progress
         Shows how many cells are done while the blocks are read.
 
