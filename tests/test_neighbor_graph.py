@@ -119,7 +119,7 @@ def test_few_cells(n):
     np.testing.assert_array_equal(np.sort(graph_by_state(cloud(n), flat(3)).neighbors_mj), np.sort(graph.neighbors_mj))
 
 
-# --- components of the graph -------------------------------------------------------------------------------------------
+# --- components of the graph ------------------------------------------------------------------------------------------
 
 
 def test_islands_are_joined_where_they_are_nearest():
