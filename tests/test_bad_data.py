@@ -251,8 +251,8 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "genes to train on": (
         DATA, "gene 'ACTB' is not in the data", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
     ),
-    "library": (DATA, "--library is '-5'", lambda b: b.ask("denoise", "--library", "-5")),
-    "library in words": (DATA, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
+    "library": (USAGE, "--library is -5", lambda b: b.ask("denoise", "--library", "-5")),
+    "library in words": (USAGE, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
     "observed library of a walk": (
         DATA, "no observed library size", lambda b: b.hop("cell_001", "cell_002", "--library", "observed")
     ),
