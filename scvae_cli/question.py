@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.progress import Progress
@@ -139,7 +139,8 @@ class Question(Generic[AnyOptions, Result]):
 
     def slots(self, result: Result) -> list[Slot]:
         """Where the result goes."""
-        raise NotImplementedError
+        slots: list[Slot] = cast("Any", result).slots(self.names)
+        return slots
 
     def record(self, result: Result) -> dict[str, Any]:  # noqa: ARG002  # some record what was found
         """Options, as the provenance has them."""

@@ -40,7 +40,6 @@ class De(Question[DeOptions, DifferentialExpression]):
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """The table must be a new .csv file."""
         table: Path | None = request.options.table
         if table is None:
             return
@@ -51,7 +50,6 @@ class De(Question[DeOptions, DifferentialExpression]):
             raise DataError(f"{table} exists", "use --force to replace it, or another name")
 
     def prepare(self) -> None:
-        """Find the cells of both groups."""
         refuse_real(self.session.model)
         options, session = self.options, self.session
         inside = np.ones(session.counts.n_cells, dtype=bool)
@@ -91,35 +89,29 @@ class De(Question[DeOptions, DifferentialExpression]):
         return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
     def answer(self) -> DifferentialExpression:
-        """Estimate both groups' means, and shrink their ratios."""
         session = self.session
         return differential_expression(
             session.model, session.counts, self.contrast, self.options, progress=self.shell.progress
         )
 
     def slots(self, result: DifferentialExpression) -> list[Slot]:
-        """The table of genes, as scanpy keeps it."""
         return result.slots(self.names, self.session.store.gene_names)
 
     def files(self, result: DifferentialExpression) -> AbstractContextManager[None]:
-        """The table, if asked for."""
         table = self.options.table
         return contextlib.nullcontext() if table is None else _table_file(self._named(result), table)
 
     def record(self, result: DifferentialExpression) -> dict[str, Any]:
-        """Options, with the labels as the data spells them."""
         reference = None if self.options.reference is None else result.contrast.reference
         labels = {"group": result.contrast.group, "reference": reference, "within": self.within}
         return super().record(result) | labels
 
     def figure(self, result: DifferentialExpression) -> Figure:
-        """Volcano plot, intervals and calls."""
         from scvae_cli.tools.de.figure import de_figure
 
         return de_figure(self._named(result))
 
     def facts(self, result: DifferentialExpression) -> dict[str, Any]:
-        """Sizes, the common change, and the called genes."""
         options, called, columns = self.options, result.called, self._named(result).columns()
         shown = result.order[: max(SHOWN_GENES, called.sum())]
         return {
@@ -145,7 +137,6 @@ class De(Question[DeOptions, DifferentialExpression]):
         }
 
     def text(self, result: DifferentialExpression, facts: dict[str, Any]) -> str:  # noqa: ARG002
-        """The same in words."""
         inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
         lines = [
             f"{facts['group']} ({facts['n_group']:,} cells) against {facts['reference']} ({facts['n_reference']:,})"
@@ -173,7 +164,6 @@ class De(Question[DeOptions, DifferentialExpression]):
         )  # fmt: skip
 
     def next_step(self, result: DifferentialExpression) -> str:
-        """Read the table with scanpy."""
         group, key = result.contrast.group, self.names.rank_genes_groups
         return f'sc.get.rank_genes_groups_df(adata, group="{group}", key="{key}")'
 

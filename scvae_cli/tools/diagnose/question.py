@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.slots import DEFAULT_KEY, Slot
+from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.model.bundle import Model
 from scvae_cli.question import Question
 from scvae_cli.shell_line import shell_line
@@ -31,7 +31,6 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         return tuple(self.session.genes.shown(self.session.model.genes))
 
     def answer(self) -> Diagnosis:
-        """Measure the model, and compare it with further trainings unless that was declined."""
         session, options, progress = self.session, self.options, self.shell.progress
         result = diagnose(session.model, session.counts, options, gene_labels=self.gene_labels, progress=progress)
         if options.quick:
@@ -47,18 +46,12 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         assert isinstance(last, Finished), "nothing stops this training"
         return last.model
 
-    def slots(self, result: Diagnosis) -> list[Slot]:
-        """The values and verdicts."""
-        return result.slots(self.names)
-
     def figure(self, result: Diagnosis) -> Figure:
-        """The diagnosis on one page."""
         from scvae_cli.tools.diagnose.figure import diagnosis_figure
 
         return diagnosis_figure(result)
 
     def facts(self, result: Diagnosis) -> dict[str, Any]:
-        """The verdicts, and the numbers behind them."""
         use, aggregate, check = result.use, result.aggregate, result.check
         distances, axes = result.distortion.values(), aggregate.most_correlated
         return {
@@ -95,12 +88,10 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         return statistic.summary() | {"worst": worst}
 
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers
-        """The verdicts in words."""
         cells = "held-out cells" if result.heldout else "cells, as too few were held out of the training,"
         return f"evaluated on {result.n_evaluated:,} {cells} of {result.n_cells:,}\n\n{page(result.verdicts)}\n"
 
     def next_step(self, result: Diagnosis) -> str:  # noqa: ARG002
-        """Embed with refined posteriors, of the same cells and with the same model."""
         request, options = self.request, self.options
         # An output is an .h5ad file that takes results, whatever the data is; no model lies beside it.
         model = request.model if options.output is None else request.model_folder

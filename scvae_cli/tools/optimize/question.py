@@ -26,7 +26,6 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
     """Optimize a trajectory toward a gene program."""
 
     def prepare(self) -> None:
-        """Find the genes and the cells of the start."""
         options = self.options
         self.name = options.result_name
         genes = self.session.genes
@@ -40,7 +39,6 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         [self.start] = self.session.populations([label], groupby=groupby)
 
     def answer(self) -> Optimization:
-        """Increase the score and decode the trajectory."""
         return optimize(
             self.session.model,
             self.session.counts,
@@ -54,27 +52,21 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         )
 
     def trajectory_of(self, result: Optimization) -> Trajectory:
-        """The trajectory without its scores."""
         return result.trajectory
 
     def score_of(self, result: Optimization) -> np.ndarray:
-        """Score of every step."""
         return result.score_t
 
     def slots(self, result: Optimization) -> list[Slot]:
-        """The slots of a trajectory, with scores."""
         return result.slots(self.names, self.session.store.gene_names)
 
     def warnings(self, result: Optimization) -> Sequence[str]:
-        """Where the result must not be trusted."""
         return result.warnings()
 
     def notes(self, result: Optimization) -> Sequence[str]:
-        """How the trajectory was found."""
         return result.notes()
 
     def facts(self, result: Optimization) -> dict[str, Any]:
-        """Scores, what lies along the trajectory, and its genes."""
         return {
             "name": self.name,
             "start": self.start.label,
@@ -94,7 +86,6 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         }
 
     def text(self, result: Optimization, facts: dict[str, Any]) -> str:
-        """The same in words."""
         lines = [
             f"{facts['start']} → {self.shown.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
             f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it",

@@ -42,7 +42,6 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
     doing: ClassVar[str] = "Predicting"
 
     def prepare(self) -> None:
-        """Find the cells from which the response is learned."""
         options, session = self.options, self.session
         key = session.model.config.data.batch_key
         if session.model.batches and key == options.perturbation_key:
@@ -64,11 +63,9 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     @property
     def run(self) -> str:
-        """Name of the run, which names group and perturbation."""
         return f"perturb_{self.design.group}_{self.design.treated}"
 
     def answer(self) -> Perturbation:
-        """Choose how to predict, and predict."""
         return perturb(
             self.session.model,
             self.counts,
@@ -83,12 +80,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         self.shell.info(f"training {title}")
         return follow(events, self.shell, title=title, brief=True)
 
-    def slots(self, result: Perturbation) -> list[Slot]:
-        """Scores and positions of the cells, changes of the genes, and accuracies."""
-        return result.slots(self.names)
-
     def new_cells(self, result: Perturbation) -> NewCells:
-        """The predicted cells; their obs is that of the control cells, except for the perturbation."""
         control_names = self.session.counts.cell_names[result.cells]
         return NewCells(
             cell_names=np.asarray([f"{cell}_{result.treated}" for cell in control_names]),
@@ -109,12 +101,10 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             yield Slot(group="obs", key=key, value=values if numeric else pd.Categorical(labels_of(values)))
 
     def record(self, result: Perturbation) -> dict[str, Any]:
-        """Options, with the method and share that were chosen."""
         chosen = {"method": result.recipe.method, "mean_shift_share": result.recipe.mean_shift_share}
         return super().record(result) | chosen
 
     def figure(self, result: Perturbation) -> Figure:
-        """Changes of the genes, positions of the cells, and accuracies."""
         from scvae_cli.tools.perturb.figure import cell_plane, perturbation_figure
 
         z_nk = self.session.model.axes.position(self.session.cells.mean_nk).numpy()
@@ -122,7 +112,6 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         return perturbation_figure(named, cell_plane(result, z_nk, self.design))
 
     def warnings(self, result: Perturbation) -> Sequence[str]:
-        """A model that disagrees with the observed shifts."""
         agreement = result.model_agreement
         if agreement is None or agreement >= LEAST_AGREEMENT:
             return ()
@@ -138,7 +127,6 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         ]
 
     def notes(self, result: Perturbation) -> Sequence[str]:
-        """Accuracy that is too optimistic."""
         if self.warnings(result) or not result.checks or result.checks[0].held_out:
             return ()
         if not result.tested and result.recipe.mean_shift_share == 1:
@@ -149,14 +137,12 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         ]
 
     def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
-        """Write the cells, or put them beside the observed ones."""
         output = self.output()
         if output is None:
             return "-o PREDICTED.h5ad writes the predicted cells"
         return f'anndata.concat([adata, anndata.read_h5ad("{output}")], label="origin")'
 
     def facts(self, result: Perturbation) -> dict[str, Any]:
-        """Prediction, accuracies, and the genes that change most."""
         columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES)
         names = ("change", "log2_fold_change", "mean_change", "additive", "observed")
         return result.facts() | {
@@ -167,7 +153,6 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         }
 
     def text(self, result: Perturbation, facts: dict[str, Any]) -> str:
-        """The same in words."""
         of_counts = self.session.model.of_counts
         method = {"centroid": "shift of the groups' means", "ot": "shifts of cells paired by optimal transport"}
         lines = [

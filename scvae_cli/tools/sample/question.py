@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import matching
 from scvae_cli.data.new_cells import NewCells
-from scvae_cli.data.slots import Slot
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.tools.sample.agreement import Agreement, Comparison
@@ -30,12 +29,10 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     comparison: Comparison | None = None
 
     def prepare(self) -> None:
-        """Find the group's cells."""
         label, key = self.options.group, self.options.groupby
         self.group = None if label is None else self.session.populations([label], groupby=key)[0]
 
     def answer(self) -> Sampled | Prototype:
-        """Draw positions; counts are computed when they are written."""
         session, options, progress = self.session, self.options, self.shell.progress
         if options.prototype:
             return prototype(session.model, session.counts, options, progress=progress)
@@ -59,12 +56,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
                 return self.counts.cells(batch_c == batch)
         return self.counts
 
-    def slots(self, result: Sampled | Prototype) -> list[Slot]:
-        """Position, off-manifold score, library size, batch and group."""
-        return result.slots(self.names)
-
     def new_cells(self, result: Sampled | Prototype) -> NewCells:
-        """The cells with their counts, which are compared with real ones while they are written."""
         options = self.options
         blocks: Any = result.blocks if self.comparison is None else self.comparison.watch(result.blocks)
         return NewCells(
@@ -76,7 +68,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         )
 
     def record(self, result: Sampled | Prototype) -> dict[str, Any]:
-        """With the library size, batch and source that the options stand for."""
         record = super().record(result)
         record |= {"library": self.options.library_or_default, "batch_as": result.batch_as}
         if isinstance(result, Sampled):
@@ -84,7 +75,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         return record
 
     def figure(self, result: Sampled | Prototype) -> Figure:
-        """The new cells among real ones, and the genes of both."""
         from scvae_cli.tools.sample.figure import Points, sample_figure
 
         assert isinstance(result, Sampled), "refused with the options"
@@ -93,7 +83,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         return sample_figure(points, result, self.comparison.real, self.comparison.samples)
 
     def warnings(self, result: Sampled | Prototype) -> Sequence[str]:
-        """Many cells in holes."""
         if not isinstance(result, Sampled) or result.in_holes <= 0.5:
             return ()
         return [
@@ -102,7 +91,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         ]
 
     def facts(self, result: Sampled | Prototype) -> dict[str, Any]:
-        """The source, its scores, and the comparison with real cells; the prototype's genes."""
         options = self.options
         drawn = isinstance(result, Sampled)
         scores = result.scores if isinstance(result, Sampled) else None
@@ -131,7 +119,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         return self.comparison.agreement()
 
     def text(self, result: Sampled | Prototype, facts: dict[str, Any]) -> str:
-        """The same in words."""
         if isinstance(result, Sampled):
             lines = [*self._sampled_lines(result, facts), *_agreement_lines(self._agreement())]
         else:
@@ -188,7 +175,6 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         ]
 
     def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
-        """Put them beside the real cells."""
         return f'anndata.concat({{"real": adata, "sampled": anndata.read_h5ad("{self.output()}")}}, label="origin")'
 
 

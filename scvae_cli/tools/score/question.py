@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from scvae_cli.data.slots import Slot
 from scvae_cli.question import Question
 from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.result import NOMINAL_LEVEL, Scores
@@ -18,22 +17,15 @@ class Score(Question[ScoreOptions, Scores]):
     """Score the cells."""
 
     def answer(self) -> Scores:
-        """Evaluate the bounds and compare the cells with simulated ones."""
         return score(self.session.model, self.session.counts, self.options, progress=self.shell.progress)
 
-    def slots(self, result: Scores) -> list[Slot]:
-        """A column of obs for every score."""
-        return result.slots(self.names)
-
     def figure(self, result: Scores) -> Figure:
-        """p-values, scores by library size, and the anomalies among the cells."""
         from scvae_cli.tools.score.figure import score_figure
 
         axes = ("latent axis 1", "latent axis 2")
         return score_figure(result, self.session.position_n2, axes, self.options.fdr)
 
     def facts(self, result: Scores) -> dict[str, Any]:
-        """Means over the cells, nats, and the number of anomalies."""
         return {
             "n_cells": len(result.elbo),
             "mean_elbo": float(result.elbo.mean()),
@@ -50,7 +42,6 @@ class Score(Question[ScoreOptions, Scores]):
         }
 
     def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts are all of it
-        """The same in words."""
         lines = [
             f"scored {facts['n_cells']:,} cells; means in nats per cell:",
             f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
@@ -68,5 +59,4 @@ class Score(Question[ScoreOptions, Scores]):
         return "\n".join(lines)
 
     def next_step(self, result: Scores) -> str:  # noqa: ARG002
-        """Look at the worst."""
         return f'the cells least like the model: adata.obs["{self.names.anomaly_score}"].nlargest(20)'

@@ -46,7 +46,6 @@ class AlongTrajectory(Question[AnyOptions, Result]):
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """The steps' file must be neither the data nor the output."""
         options = request.options
         if options.path_out is not None:
             from scvae_cli.tools.trajectory.steps_file import check_steps_file
@@ -55,19 +54,15 @@ class AlongTrajectory(Question[AnyOptions, Result]):
 
     @property
     def run(self) -> str:
-        """Trajectories stand side by side by name."""
         return f"{self.request.verb.name}_{self.name}"
 
     def planned(self) -> list[str]:
-        """Slots under the trajectory's name."""
         return self.names.written_by(self.request.verb.name, self.name)
 
     def slots(self, result: Result) -> list[Slot]:
-        """Latent points, expression along the steps, and positions of the cells."""
         return self.trajectory_of(result).slots(self.names, self.session.store.gene_names)
 
     def files(self, result: Result) -> AbstractContextManager[None]:
-        """The steps, if asked for."""
         options = self.request.options
         if options.path_out is None:
             return contextlib.nullcontext()
@@ -77,7 +72,6 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return steps_file(trajectory, options.path_out, self.names, force=options.force, score_t=score_t)
 
     def figure(self, result: Result) -> Figure:
-        """The trajectory among the cells, and its genes."""
         from scvae_cli.tools.trajectory.drawing import trajectory_figure
 
         trajectory = self.trajectory_of(result)
@@ -85,7 +79,6 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return trajectory_figure(self.session, named, self.groups_n)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002
-        """Color a UMAP by it."""
         return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
 
     def shared_facts(self, trajectory: Trajectory) -> dict[str, Any]:
@@ -134,7 +127,6 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
     """Interpolate between groups, cells or time points."""
 
     def prepare(self) -> None:
-        """Find the waypoints' cells."""
         options = self.options
         key = options.time_key
         named = list(options.groups or options.cells) if key is None else self.session.time_points(key)
@@ -148,11 +140,9 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         self.groups_n = None if shown is None else self.session.labels(shown)
 
     def made_of(self) -> dict[str, Any] | None:
-        """A default name leaves out all waypoints but the ends."""
         return None if self.options.name else {"waypoints": self.labels}
 
     def answer(self) -> Trajectory:
-        """Find the path and decode it."""
         return interpolate(
             self.session.model,
             self.session.counts,
@@ -165,20 +155,16 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         )
 
     def trajectory_of(self, result: Trajectory) -> Trajectory:
-        """The answer is one."""
         return result
 
     def record(self, result: Trajectory) -> dict[str, Any]:
-        """With the name and waypoints that the options stand for."""
         return super().record(result) | {"name": self.name, "waypoints": self.labels}
 
     def warnings(self, result: Trajectory) -> Sequence[str]:
-        """Where no cells were observed."""
         warning = result.warning()
         return [] if warning is None else [warning]
 
     def facts(self, result: Trajectory) -> dict[str, Any]:
-        """Length, what lies along it, and its genes."""
         return {
             "name": self.name,
             "waypoints": self.labels,
@@ -190,7 +176,6 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         }
 
     def text(self, result: Trajectory, facts: dict[str, Any]) -> str:
-        """The same in words."""
         first = (
             f"{' → '.join(self.labels)}: {result.kind}, {facts['n_steps']} steps, length {facts['length']:.1f} "
             f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it"
