@@ -70,7 +70,7 @@ def bonds(x_ng: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 
 def compactness(x_ng: torch.Tensor) -> torch.Tensor:
-    """What to climb: a small radius, with bonds that keep their length."""
+    """The score to increase: a small radius, with bonds that keep their length."""
     return -size(x_ng) - 10 * (bonds(x_ng) - 1).square().mean(1)
 
 
@@ -81,7 +81,7 @@ def roughness(z_nk: np.ndarray, value_n: np.ndarray) -> float:
 
 
 def main() -> None:
-    """Train, measure, climb, draw."""
+    """Train, measure, optimize, draw."""
     adata, model = trained(600)
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     real = size(adata.X).numpy()
@@ -108,7 +108,7 @@ def main() -> None:
     for name, found in (("among the shapes", kept), ("going on without them", free)):
         last = found.trajectory.mean_tg[-1:]
         print(
-            f"climbed {name}: radius {float(size(last)):.2f}, were its bonds 1 on average "
+            f"optimized {name}: radius {float(size(last)):.2f}, were its bonds 1 on average "
             f"{float(size(last) / bonds(last).mean()):.2f} (most compact shape {real.min():.2f}); off-manifold score "
             f"{found.trajectory.steps.off_manifold_t[-1]:.2f}"
         )
@@ -124,12 +124,12 @@ def tell(what: str, lengths: torch.Tensor) -> None:
 
 
 def draw(model, z_nk, real, kept, free) -> Figure:
-    """The latent plane by radius with both climbs, shapes decoded over it, and the steps of the free climb."""
+    """The latent plane by radius with both trajectories, shapes decoded over it, and the steps of the free one."""
     figure = Figure((11, 6.6), layout="constrained")
     plane, grid, steps = figure.subplot_mosaic("AB;CC", height_ratios=(3, 1)).values()
     dots = plane.scatter(*z_nk.T, c=real, s=10, cmap="viridis")
     figure.colorbar(dots, ax=plane, label="radius of gyration")
-    for found, look, label in ((free, "r--", "free climb"), (kept, "k-", "climb among the shapes")):
+    for found, look, label in ((free, "r--", "unconstrained"), (kept, "k-", "where shapes are")):
         plane.plot(*found.trajectory.z_tk.T, look, linewidth=1.8, label=label)
     plane.legend(loc="lower left", fontsize=8)
     plane.set(xlabel="latent axis 1", ylabel="latent axis 2", title="where shapes lie")
@@ -154,7 +154,8 @@ def draw(model, z_nk, real, kept, free) -> Figure:
     steps.set_aspect("equal")
     steps.set_axis_off()
     steps.set_title(
-        f"steps of the free climb and their radii, red where no shapes lie (most compact shape: {real.min():.2f})"
+        "steps of the unconstrained trajectory and their radii, red where there are no shapes "
+        f"(most compact shape: {real.min():.2f})"
     )
     return figure
 
