@@ -268,7 +268,13 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     if question.writes:
         question.check_destination()
     result = question.answer()
-    slots = question.write(result) if question.writes else []
+    slots: list[str] = []
+    if question.writes:
+        slots = question.write(result)
+    else:
+        # Files that were asked for are written also when the caller gets the result.
+        with question.files(result):
+            pass
     if plot is not None:
         from scvae_cli.report.figure_file import save_figure
 
