@@ -10,7 +10,7 @@ PEER := .venv-scvi
 DEMO := demo
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-lowest test-newest lint bench gpu clean
+.PHONY: venv demo test test-lowest test-newest lint reference bench gpu clean
 
 venv: $(STAMP)
 
@@ -51,6 +51,10 @@ lint: venv
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Pages and type stubs that are made of the options.
+reference: venv
+	$(BIN)/python docs/make_reference.py
 
 # Against scvi-tools, in an environment of its own. The data sets are named in benchmarks/README.md.
 bench: venv $(PEER)/.installed

@@ -38,7 +38,8 @@ from sklearn.metrics import average_precision_score
 from timed import describe_machine
 
 import scvae_cli as scvae
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.score.anomalies import Circumstances, Gauge
 from scvae_cli.tools.score.scoring import N_SIMULATED, Scores

@@ -80,7 +80,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
 
     kept = thinned.kept
     for decoder, label in (("mlp", "scvae"), ("linear", "scvae, linear decoder")):
-        model = fit_to_end(kept, RunConfig.resolve(None, told | {"decoder": decoder}))
+        model = fit_to_end(kept, RunConfig.of(told | {"decoder": decoder}))
         for estimate in (STATE, CELL):
             add(label, estimate, [predicted(model, kept, estimate)])
     if arguments.scvi_python is not None:
@@ -90,7 +90,7 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
     pca = PcaModel(kept)
     add("PCA", STATE, (pca.expected(c) for c in pca.components))
     add("PCA", CELL, (pca.expected_of_cells(c) for c in pca.components))
-    mean = MeanModel(kept, None, RunConfig.resolve(None, told), torch.device("cpu"))
+    mean = MeanModel(kept, None, RunConfig.of(told), torch.device("cpu"))
     add("mean model", STATE, [mean.expected(kept, of_cell=False)])
     add("mean model", CELL, [mean.expected(kept, of_cell=True)])
     add("no denoising", STATE, [blocks_of(kept)])

@@ -31,10 +31,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scvae_cli.api_perturb import PerturbRequest
 from timed import describe_machine
 
 import scvae_cli as scvae
-from scvae_cli.api_perturb import PerturbRequest
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.observed_change import Observed, fit
 

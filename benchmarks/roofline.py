@@ -29,7 +29,8 @@ from timed import describe_machine
 
 from scvae_cli.config import ComputeConfig, ModelConfig
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.device import Compute, choose_compute
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Plan

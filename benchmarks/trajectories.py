@@ -39,7 +39,8 @@ from timed import describe_machine, run_json
 
 import scvae_cli as scvae
 from scvae_cli.data.h5ad_create import create_h5ad
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"

@@ -12,7 +12,8 @@ from nearest_point import log_normalised, means_line, pca_line, to_polyline
 from scipy.stats import spearmanr
 
 import scvae_cli as scvae
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 
 N_CELLS = 3000
 POINTS = 60

@@ -14,7 +14,8 @@ import scanpy as sc
 import scipy.sparse as sp
 
 from scvae_cli.data.h5ad_create import create_h5ad
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 
 HERE = Path(__file__).resolve().parent
 # The largest deviation of a recovered count from a whole number; 0.11 is seen, and 0.5 would be ambiguous.

@@ -1,276 +1,236 @@
-"""What a run is told: four frozen dataclasses, checked when they are made.
+"""The options of a training: what is modeled, by which model, how it is fitted, and where.
 
-Precedence: default < `--config run.toml` < command-line flag. `None` means "chosen from the data", and what was
-chosen is recorded in the model folder.
+None means that the option is chosen from the data; the choice is recorded in the model folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import math
-import tomllib
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from scvae_cli.errors import ConfigError
+from scvae_cli.options import COMPUTE, INPUT, Options, build, option, section
+from scvae_cli.shared_options import DEVICES
+
+MODEL, FITTING = "Model", "Fitting"
 
 Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
-DECODERS: tuple[str, ...] = get_args(DecoderKind)
-PRECISIONS: tuple[str, ...] = get_args(Precision)
-
-
-# Fields that a --config file sets and no option does.
-WITHOUT_OPTION = frozenset({"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"})
-
-
-def _as_written(name: str) -> str:
-    return name if name in WITHOUT_OPTION else "--" + name.replace("_", "-")
-
-
-def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
-        raise ConfigError(f"{_as_written(name)} is {value!r}", f"it takes {expected}")
-
-
-def _require_finite(name: str, value: float, expected: str, *, above_zero: bool) -> None:
-    good = math.isfinite(value) and (value > 0 if above_zero else value >= 0)
-    _require(good, name, value, expected)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Which numbers of the file are modelled.
+class DataConfig(Options):
+    """Which values of the file are modeled."""
 
-    Parameters
-    ----------
-    layer
-        Layer to model; None takes the first of `layers["counts"]`, X and raw that holds raw counts, and for a normal
-        likelihood X.
-    batch_key
-        Column of obs whose categories the decoder is conditioned on.
-    n_top_genes
-        Number of most variable genes to model (seurat_v3; of real numbers, by their variance); None decides by the
-        number of genes there are.
-    genes
-        "all", or "@FILE" with one gene name a line; None decides by `n_top_genes`.
-    drop_empty
-        Leave cells without a count out of the training instead of refusing them.
-    """
+    layer: str | None = option(
+        None,
+        help="Layer to model.",
+        panel=INPUT,
+        shown_default="the first of counts, X, raw with raw counts; X for a normal likelihood",
+    )
+    batch_key: str | None = option(None, help="Column of obs with batches; the decoder depends on them.", panel=INPUT)
+    n_top_genes: int | None = option(
+        None,
+        help="Number of highly variable genes to model (seurat_v3; for real numbers, by variance).",
+        panel=INPUT,
+        least=2,
+        shown_default="all up to 5,000 expressed genes, else 4,000",
+    )
+    genes: str | None = option(
+        None,
+        help='Genes to model: "all", or @FILE with one gene per line.',
+        panel=INPUT,
+        takes='"all", or "@FILE" with one gene per line',
+    )
+    drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing them.", panel=INPUT)
 
-    layer: str | None = None
-    batch_key: str | None = None
-    n_top_genes: int | None = None
-    genes: str | None = None
-    drop_empty: bool = False
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """One way of choosing genes."""
+        if self.genes is None:
+            return
+        if self.genes != "all" and not (self.genes.startswith("@") and len(self.genes) > 1):
+            raise ConfigError(f"--genes is {self.genes!r}", 'it takes "all", or "@FILE" with one gene per line')
         if self.n_top_genes is not None:
-            _require(self.n_top_genes >= 2, "n_top_genes", self.n_top_genes, "a whole number, 2 or more")
-        if self.genes is not None:
-            good = self.genes == "all" or (self.genes.startswith("@") and len(self.genes) > 1)
-            _require(good, "genes", self.genes, '"all", or "@FILE" with one gene name a line')
-            if self.n_top_genes is not None:
-                raise ConfigError(
-                    "--genes and --n-top-genes were both given", "choose the genes in one of the two ways"
-                )
+            raise ConfigError("--genes and --n-top-genes were both given", "choose the genes in one of the two ways")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """The shape of the model.
+class ModelConfig(Options):
+    """The model.
 
-    Parameters
-    ----------
-    likelihood
-        Distribution of a count: "zinb", "nb" or "poisson"; or, of any real number, "normal".
-    variance
-        Of the normal likelihood, the same for all features; None learns one for each.
-    decoder
-        "mlp", a network with hidden layers, or "linear", without: every gene's output is then an affine function of
-        the latent position, and its weights are loadings, as in a factor analysis (Svensson et al. 2020,
-        doi:10.1093/bioinformatics/btaa169).
-    n_latent, n_hidden, n_layers
-        Latent dimensions; units in a hidden layer; hidden layers in the encoder and, unless it is linear, in the
-        decoder.
-    encoder_dropout, decoder_dropout
-        Share of hidden units dropped while training; None chooses by the number of cells and of genes.
+    A linear decoder makes every gene's output an affine function of the latent position; its weights are loadings, as
+    in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
     """
 
-    likelihood: Likelihood = "zinb"
-    variance: float | None = None
-    decoder: DecoderKind = "mlp"
-    n_latent: int = 20
-    n_hidden: int = 256
-    n_layers: int = 1
-    encoder_dropout: float | None = None
-    decoder_dropout: float | None = None
+    likelihood: Likelihood = option(
+        "zinb", help="Likelihood of counts (zinb, nb, poisson) or of real numbers (normal).", panel=MODEL
+    )
+    variance: float | None = option(
+        None,
+        help="Variance of the normal likelihood, the same for all features.",
+        panel=MODEL,
+        above=0,
+        shown_default="learned for each",
+    )
+    decoder: DecoderKind = option(
+        "mlp",
+        help="Decoder: mlp (with hidden layers) or linear (a gene's weights are its loadings on the latent axes).",
+        panel=MODEL,
+    )
+    n_latent: int = option(20, help="Number of latent dimensions.", panel=MODEL, least=1)
+    n_hidden: int = option(256, help="Units in a hidden layer.", panel=MODEL, least=1)
+    n_layers: int = option(1, help="Hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1)
+    encoder_dropout: float | None = option(
+        None,
+        help="Share of the encoder's hidden units dropped in training.",
+        least=0,
+        below=1,
+        takes="a share from 0 to below 1",
+        on_command_line=False,
+        shown_default="by number of cells and genes",
+    )
+    decoder_dropout: float | None = option(
+        None,
+        help="Share of the decoder's hidden units dropped in training.",
+        least=0,
+        below=1,
+        takes="a share from 0 to below 1",
+        on_command_line=False,
+        shown_default="by number of cells and genes",
+    )
 
-    def __post_init__(self) -> None:
-        for name, known in (("likelihood", LIKELIHOODS), ("decoder", DECODERS)):
-            _require(getattr(self, name) in known, name, getattr(self, name), "one of " + ", ".join(known))
-        if self.variance is not None:
-            _require_finite("variance", self.variance, "a number above 0", above_zero=True)
-            if self.of_counts:
-                raise ConfigError(
-                    f"--variance was given with --likelihood {self.likelihood}",
-                    "a count's variance follows from its mean; it is an option of --likelihood normal",
-                )
-        for name in ("n_latent", "n_hidden", "n_layers"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number, 1 or more")
-        for name in ("encoder_dropout", "decoder_dropout"):
-            share = getattr(self, name)
-            _require(share is None or 0 <= share < 1, name, share, "a share from 0 to below 1")
+    def check(self) -> None:
+        """A variance belongs to the normal likelihood."""
+        if self.variance is not None and self.of_counts:
+            raise ConfigError(
+                f"--variance was given with --likelihood {self.likelihood}",
+                "a count's variance follows from its mean; --variance is an option of the normal likelihood",
+            )
 
     @property
     def of_counts(self) -> bool:
-        """Whether it models counts, which have a depth, and not real numbers."""
+        """Whether it models counts, which have a library size, and not real numbers."""
         return self.likelihood != "normal"
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How the model is fitted.
+class TrainConfig(Options):
+    """How the model is fitted."""
 
-    Parameters
-    ----------
-    beta
-        Weight of the KL term; always reached.
-    flat
-        How much a decoder that distorts distances is penalised: 0 not at all, 1 so that latent distances rank as
-        geodesic ones do at a small price in the bound (`scvae_cli.training.flatness`).
-    max_epochs
-        Upper bound on passes over the training cells; None chooses one by the number of cells.
-    batch_size
-        Cells in a step; None chooses by the number of cells.
-    learning_rate
-        Peak rate of AdamW, reached at the end of its warm-up; None chooses by the batch size.
-    weight_decay
-        Decoupled weight decay of the weight matrices; None chooses by the number of cells and of genes.
-    eased_dropout
-        Share of the dropout that is left once the held-out loss has stopped falling: the training then goes on from
-        the best weights, at a lower rate, until it stops falling again. 1 ends it the first time; None chooses by the
-        number of cells.
-    validation_fraction
-        Share of the cells held out to decide when to stop and which weights to keep.
-    patience
-        Epochs without a noticeably lower held-out loss before training ends; None chooses by the number of cells, and
-        more of them where `flat` is not 0.
-    seed
-        Of the split, the weights, the order of cells and the noise.
-    """
-
-    beta: float = 1.0
-    flat: float = 0.0
-    max_epochs: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float | None = None
-    eased_dropout: float | None = None
-    validation_fraction: float = 0.1
-    patience: int | None = None
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "flat"):
-            _require_finite(name, getattr(self, name), "a number, 0 or more", above_zero=False)
-        if self.learning_rate is not None:
-            _require_finite("learning_rate", self.learning_rate, "a number above 0", above_zero=True)
-        if self.weight_decay is not None:
-            _require_finite("weight_decay", self.weight_decay, "a number, 0 or more", above_zero=False)
-        eased = self.eased_dropout
-        _require(eased is None or 0 <= eased <= 1, "eased_dropout", eased, "a share from 0 to 1")
-        for name in ("max_epochs", "patience"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, name, value, "a whole number, 1 or more")
-        if self.batch_size is not None:
-            _require(self.batch_size >= 2, "batch_size", self.batch_size, "a whole number, 2 or more")
-        share = self.validation_fraction
-        _require(0 < share <= 0.5, "validation_fraction", share, "a share above 0 and at most 0.5")
-        _require(0 <= self.seed < 2**32, "seed", self.seed, "a whole number from 0 to 4294967295")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComputeConfig:
-    """Where and in which precision it runs.
-
-    Parameters
-    ----------
-    device
-        "auto" (cuda where there is one, else cpu), or a torch device: "cpu", "cuda", "cuda:1".
-    precision
-        Of the matrix products; the likelihood is always at least float32.
-    deterministic
-        Only algorithms that repeat to the bit (on CPU this is always so).
-    threads
-        CPU threads; None leaves torch's choice.
-    compile
-        Whether torch compiles the training steps; None: on a CUDA device that has Triton, where there are enough cells
-        to make up for the time that it takes.
-    """
-
-    device: str = "auto"
-    precision: Precision = "auto"
-    deterministic: bool = False
-    threads: int | None = None
-    compile: bool | None = None
-
-    def __post_init__(self) -> None:
-        expected = "one of " + ", ".join(PRECISIONS)
-        _require(self.precision in PRECISIONS, "precision", self.precision, expected)
-        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "a whole number, 1 or more")
+    beta: float = option(
+        1.0, help="Weight of the KL term, the price of information; always reached.", panel=MODEL, least=0
+    )
+    flat: float = option(
+        0.0,
+        help="Weight of the flatness penalty, with which latent distances follow distances in expression. 1 is a good "
+        "value; it costs about 0.35% of the bound and two to three times the time.",
+        panel=MODEL,
+        least=0,
+    )
+    max_epochs: int | None = option(
+        None,
+        help="Largest number of passes over the training cells.",
+        panel=FITTING,
+        least=1,
+        shown_default="by number of cells",
+    )
+    batch_size: int | None = option(
+        None, help="Cells in a training step.", panel=FITTING, least=2, shown_default="by number of cells"
+    )
+    learning_rate: float | None = option(
+        None,
+        help="Largest learning rate of AdamW, reached after its warm-up.",
+        panel=FITTING,
+        above=0,
+        shown_default="by batch size",
+    )
+    weight_decay: float | None = option(
+        None,
+        help="Decoupled weight decay of the weight matrices.",
+        least=0,
+        on_command_line=False,
+        shown_default="by number of cells and genes",
+    )
+    eased_dropout: float | None = option(
+        None,
+        help="Share of the dropout that is left once the held-out loss has stopped falling: training goes on from the "
+        "best weights, at a lower rate, until it stops falling again. 1 ends it the first time.",
+        least=0,
+        most=1,
+        takes="a share from 0 to 1",
+        on_command_line=False,
+        shown_default="by number of cells",
+    )
+    validation_fraction: float = option(
+        0.1,
+        help="Share of the cells held out, which decide when to stop and which weights to keep.",
+        panel=FITTING,
+        above=0,
+        most=0.5,
+        takes="a share above 0 and at most 0.5",
+    )
+    patience: int | None = option(
+        None,
+        help="Epochs without a noticeable improvement after which training ends.",
+        panel=FITTING,
+        least=1,
+        shown_default="by number of cells",
+    )
+    seed: int = option(
+        0,
+        help="Random seed.",
+        panel=FITTING,
+        least=0,
+        most=2**32 - 1,
+        takes="a whole number from 0 to 4294967295",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """Everything `scvae train` is told."""
+class ComputeConfig(Options):
+    """Where training runs and in which precision."""
 
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE)
+    precision: Precision = option(
+        "auto", help="Precision of matrix products; the likelihood is always float32 or better.", panel=COMPUTE
+    )
+    deterministic: bool = option(
+        False, help="Use only algorithms that repeat to the bit on a GPU too; on a CPU they always do.", panel=COMPUTE
+    )
+    threads: int | None = option(None, help="CPU threads.", panel=COMPUTE, least=1, shown_default="as torch has them")
+    compile: bool | None = option(
+        None,
+        help="Let torch compile the training steps.",
+        panel=COMPUTE,
+        shown_default="on a GPU with Triton, for many cells",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(Options):
+    """All options of a training, by section."""
+
+    data: DataConfig = section(DataConfig)
+    model: ModelConfig = section(ModelConfig)
+    train: TrainConfig = section(TrainConfig)
+    compute: ComputeConfig = section(ComputeConfig)
 
     @classmethod
-    def resolve(cls, config_file: Path | None = None, flags: dict[str, Any] | None = None) -> RunConfig:
-        """Put defaults, a TOML file and flags together, later ones winning.
-
-        Parameters
-        ----------
-        config_file
-            TOML with the sections [data], [model], [train] and [compute], keys as the dataclasses name them.
-        flags
-            Field name → value; None means "not given".
+    def of(cls, values: Mapping[str, Any]) -> RunConfig:
+        """Make it of values by the names of the options; no two sections share one.
 
         Raises
         ------
         ConfigError
-            For an unreadable file, an unknown section or key, or a value out of range.
+            For a value of another type or out of range.
         """
-        sections = _read_toml(config_file) if config_file is not None else {}
-        parts: dict[str, Any] = {}
-        for section in fields(cls):
-            config_class = _SECTIONS[section.name]
-            known = {f.name for f in fields(config_class)}
-            values = sections.pop(section.name, {})
-            for key in values:
-                if key not in known:
-                    raise ConfigError(f"{config_file}: unknown key {key!r} in [{section.name}]", _closest(key, known))
-            values |= {k: v for k, v in (flags or {}).items() if k in known and v is not None}
-            parts[section.name] = build(config_class, values)
-        if sections:
-            name = next(iter(sections))
-            raise ConfigError(f"{config_file}: unknown section [{name}]", _closest(name, set(_SECTIONS)))
-        return cls(**parts)
-
-    @staticmethod
-    def option_names() -> set[str]:
-        """Names of all fields of the four parts; no two parts share one."""
-        return {f.name for config_class in _SECTIONS.values() for f in fields(config_class)}
+        config: RunConfig = build(cls, values)
+        return config
 
     def of_all_genes(self) -> RunConfig:
         """The same for counts whose genes have been chosen already."""
@@ -281,59 +241,12 @@ class RunConfig:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunConfig:
-        """The inverse of `as_dict`."""
-        return cls(**{name: build(config_class, values[name]) for name, config_class in _SECTIONS.items()})
+    def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
+        """The inverse of `as_dict`.
 
-
-_SECTIONS: dict[str, type] = {
-    "data": DataConfig,
-    "model": ModelConfig,
-    "train": TrainConfig,
-    "compute": ComputeConfig,
-}
-
-_TYPES: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}
-
-
-def build(config_class: type, values: dict[str, Any]) -> Any:
-    """Make one config dataclass from plain values, checking their types.
-
-    Raises
-    ------
-    ConfigError
-        For a value whose type is not the field's.
-    """
-    for f in fields(config_class):
-        if f.name not in values:
-            continue
-        value = values[f.name]
-        kind = str(f.type).split(" |")[0]
-        expected = _TYPES.get(kind, (str,))
-        is_null = value is None and "None" in str(f.type)
-        # bool is an int to Python, but `n_latent = true` is a mistake.
-        if not is_null and (not isinstance(value, expected) or (isinstance(value, bool) and kind != "bool")):
-            raise ConfigError(f"{f.name} is {value!r}", f"it takes a value of type {kind}")
-    return config_class(**values)
-
-
-def _closest(word: str, known: set[str]) -> str:
-    match = difflib.get_close_matches(word, known, n=1)
-    return f"did you mean {match[0]!r}?" if match else "known: " + ", ".join(sorted(known))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ConfigError(f"cannot read {path}: {error.strerror}", "--config takes a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"{path} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"'
-        ) from error
-    for name, section in content.items():
-        if not isinstance(section, dict):
-            raise ConfigError(
-                f"{path}: {name!r} stands outside a section", "put it under [data], [model], [train] or [compute]"
-            )
-    return content
+        Raises
+        ------
+        ConfigError
+            For a value of another type or out of range.
+        """
+        return cls(**{f.name: build(f.metadata["section"][0], values[f.name]) for f in dataclasses.fields(cls)})

@@ -53,5 +53,11 @@ class DeviceError(ScvaeError):
     exit_code = 5
 
 
+class Interrupted(ScvaeError):
+    """The user ended it before it was done; what can be resumed was saved."""
+
+    exit_code = 130
+
+
 class ScvaeWarning(UserWarning):
     """Something the user should know; the command line prints it on stderr."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,10 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.latent.populations import Population
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
+from scvae_cli.model.posterior import Posterior
+from scvae_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +55,8 @@ class Session:
         Mask over the store's cells of those in `counts`.
     missing_genes
         Genes of the model that the data lacks; they count zero (of real numbers, their training mean).
+    progress
+        Shows how far a computation is.
     """
 
     store: CellStore
@@ -58,6 +64,7 @@ class Session:
     counts: Counts
     kept: np.ndarray
     missing_genes: tuple[str, ...]
+    progress: Progress = silent
 
     @classmethod
     def open(
@@ -66,10 +73,12 @@ class Session:
         model: Model | Path | str,
         *,
         layer: str | None = None,
+        gene_symbols: str | None = None,  # noqa: ARG003  # names genes, which is yet to come
         device: str = "auto",
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
         needs_batch: bool = False,
+        progress: Progress = silent,
     ) -> Session:
         """Open data for a model.
 
@@ -124,7 +133,23 @@ class Session:
         if not kept.all():
             _refuse_empty(aligned, kept, drop=drop_empty)
             aligned = aligned.filled_cells()
-        return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing))
+        return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing), progress=progress)
+
+    @cached_property
+    def cells(self) -> Posterior:
+        """q(z|x) of the cells in `counts`, in the frame of the training, computed once."""
+        return posteriors(self.model, self.counts, progress=self.progress)
+
+    @property
+    def position_n2(self) -> np.ndarray:
+        """The cells along the first two latent axes, for figures; the second is 0 where there is one axis."""
+        mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
+        return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
+
+    @property
+    def distance_unit(self) -> str:
+        """What Fisher–Rao distances are measured in."""
+        return f"standard deviations of {'a count' if self.model.of_counts else 'the noise'}"
 
     def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
         """Places for a path to go through.

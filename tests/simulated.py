@@ -12,7 +12,8 @@ import scipy.sparse as sp
 import scvae_cli as scvae
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.simulation import SimulationConfig, simulate
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
 
 # A network that trains in a second and still learns something.
 TINY = {"n_hidden": 32, "n_latent": 4, "n_layers": 1, "max_epochs": 12, "batch_size": 32, "device": "cpu", "threads": 1}
@@ -42,7 +43,7 @@ def counts_of(adata: anndata.AnnData, batch_key: str | None = None) -> Counts:
 
 def tiny_config(**options) -> RunConfig:
     """A configuration that trains in a second."""
-    return RunConfig.resolve(None, TINY | options)
+    return RunConfig.of(TINY | options)
 
 
 @functools.cache

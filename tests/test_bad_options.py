@@ -8,9 +8,8 @@ import anndata as ad
 import pytest
 import torch
 from command_line import run_cli, run_well
+from scvae_cli.gene_list import parse_genes
 from workbench import DEVICE, USAGE, refused
-
-from scvae_cli.cli.options import gene_list
 
 # --- options and configuration ----------------------------------------------------------------------------------------
 
@@ -75,9 +74,9 @@ def test_second_device_that_is_not_there(bench, monkeypatch):
         ("unknown key 'n_laten'", "[model]\nn_laten = 3\n"),
         ("unknown section [modle]", "[modle]\nn_latent = 3\n"),
         ("stands outside a section", "n_latent = 3\n"),
-        ("n_latent is 'three'", '[model]\nn_latent = "three"\n'),
-        ("n_latent is True", "[model]\nn_latent = true\n"),
-        ("n_latent is 2.5", "[model]\nn_latent = 2.5\n"),
+        ("--n-latent is 'three'", '[model]\nn_latent = "three"\n'),
+        ("--n-latent is True", "[model]\nn_latent = true\n"),
+        ("--n-latent is 2.5", "[model]\nn_latent = 2.5\n"),
         ("--n-layers is 0", "[model]\nn_layers = 0\n"),
         ("error: eased_dropout is 2.0", "[train]\neased_dropout = 2.0\n"),
     ],
@@ -94,7 +93,7 @@ def test_a_mark_that_windows_puts_before_a_text_belongs_to_no_name(bench):
     genes = bench.file("genes.txt", b"\xef\xbb\xbf" + "\r\n".join(names).encode())
     arguments = bench.train("--config", config, "--genes", f"@{genes}", "--json")
     assert json.loads(run_well(*arguments).out)["n_genes"] == 30
-    assert gene_list("--genes", f"@{genes}") == tuple(names)
+    assert parse_genes("--genes", f"@{genes}") == tuple(names)
 
 
 def test_configuration_file_that_is_not_there(bench):
@@ -102,21 +101,25 @@ def test_configuration_file_that_is_not_there(bench):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("fragment", "arguments"),
     [
-        ["train"],
-        ["train", "cells.h5ad", "--n-latent", "three"],
-        ["embed", "cells.h5ad", "--no-such-option"],
-        ["interpolate", "cells.h5ad", "--steps", "1"],
-        ["score", "cells.h5ad", "--samples", "0"],
-        ["score", "cells.h5ad", "--simulated", "99"],
-        ["denoise", "cells.h5ad", "--samples", "-1"],
-        ["interpolate", "cells.h5ad", "--seed", "-1"],
-        ["pseudotime", "cells.h5ad", "--seed", "-1"],
-        ["simulate", "new.h5ad", "--cells", "many"],
-        ["annotate", "cells.h5ad"],
+        ("--n-latent is 'three'", ["train", "cells.h5ad", "--n-latent", "three"]),
+        ("--steps is 1", ["interpolate", "cells.h5ad", "--steps", "1"]),
+        ("--samples is 0", ["score", "cells.h5ad", "--samples", "0"]),
+        ("--simulated is 99", ["score", "cells.h5ad", "--simulated", "99"]),
+        ("--samples is -1", ["denoise", "cells.h5ad", "--samples", "-1"]),
+        ("--seed is -1", ["interpolate", "cells.h5ad", "--seed", "-1"]),
+        ("--seed is -1", ["pseudotime", "cells.h5ad", "--seed", "-1"]),
+        ("--cells is 'many'", ["simulate", "new.h5ad", "--cells", "many"]),
     ],
-    ids=" ".join,
+    ids=str,
+)
+def test_values_are_refused_before_a_file_is_opened(bench, fragment, arguments):
+    refused(bench.folder, arguments, USAGE, fragment)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train"], ["embed", "cells.h5ad", "--no-such-option"], ["annotate", "cells.h5ad"]], ids=" ".join
 )
 def test_usage_errors(arguments):
     outcome = run_cli(*arguments)

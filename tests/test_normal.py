@@ -221,7 +221,7 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
 def test_training_saves_loads_and_resumes_to_the_bit(tmp_path, variance):
     counts = real(np.random.default_rng(0).standard_normal((120, 6)) @ np.diag(np.logspace(-2, 2, 6)))
     told = {"likelihood": "normal", "variance": variance, "max_epochs": 4, "n_hidden": 16, "n_latent": 2, "flat": 1.0}
-    config = RunConfig.resolve(None, told | {"device": "cpu", "threads": 1})
+    config = RunConfig.of(told | {"device": "cpu", "threads": 1})
     whole, folder, asked = fit_to_end(counts, config), tmp_path / "m.scvae", iter(range(1, 100))
     stopped = list(fit(counts, config, model_folder=folder, stop_requested=lambda: next(asked) == 2))
     assert stopped[-1] == Stopped(epoch=2)
@@ -302,7 +302,7 @@ def test_real_numbers_are_no_counts_but_counts_are_real_numbers():
     counts = real(np.random.default_rng(0).poisson(2.0, (40, 5)))
     with pytest.raises(DataError, match="likelihood of counts"):
         fit_to_end(counts, RunConfig())
-    short = RunConfig.resolve(None, {"likelihood": "normal", "max_epochs": 1, "n_hidden": 8, "device": "cpu"})
+    short = RunConfig.of({"likelihood": "normal", "max_epochs": 1, "n_hidden": 8, "device": "cpu"})
     with pytest.warns(ScvaeWarning, match="holds raw counts"):
         model = fit_to_end(counts, short)
     assert np.isfinite(model.facts["heldout_elbo"])

@@ -14,11 +14,11 @@ import scipy.sparse as sp
 import torch
 from command_line import run_cli, run_well
 from scipy.stats import ttest_ind
+from scvae_cli.api_perturb import PerturbRequest
 from simulated import TINY
 from workbench import DATA, USAGE
 
 import scvae_cli as scvae
-from scvae_cli.api_perturb import PerturbRequest
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.figure import CellPlane, perturbation_figure

@@ -15,11 +15,11 @@ import scipy.sparse as sp
 import torch
 from command_line import run_well
 from scipy import stats
+from scvae_cli.cli.score import score as command
 from simulated import TINY, learned, tree
 from workbench import USAGE, refused
 
 import scvae_cli as scvae
-from scvae_cli.cli.score import score as command
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.likelihood import zinb_log_prob

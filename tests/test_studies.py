@@ -156,7 +156,7 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
     defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16}
     from scvae_cli.training.fit import fit_to_end
 
-    model = fit_to_end(counts, RunConfig.resolve(None, defaults))
+    model = fit_to_end(counts, RunConfig.of(defaults))
     trained = []
 
     def noting(counts, config, **_):
@@ -165,7 +165,7 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
 
     monkeypatch.setattr("scvae_cli.tools.diagnose.worth.fit_to_end", noting)
     worth(model, counts)
-    expected = fit_to_end(counts, RunConfig.resolve(None, defaults | {"decoder": "linear"})).config
+    expected = fit_to_end(counts, RunConfig.of(defaults | {"decoder": "linear"})).config
     assert expected.train.weight_decay < model.config.train.weight_decay
     linear = [one.config for one in trained if one.config.model.decoder == "linear"]
     assert len(linear) == 2
@@ -178,8 +178,8 @@ def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
 
     own = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "batch_size": 32, "patience": 2, "beta": 2.0}
     own["decoder_dropout"] = 0.1
-    model = fit_to_end(counts, RunConfig.resolve(None, own))
-    assert as_asked(model) == RunConfig.resolve(None, own)
+    model = fit_to_end(counts, RunConfig.of(own))
+    assert as_asked(model) == RunConfig.of(own)
     assert model.config.train.learning_rate is not None
     with_loadings = with_linear_decoder(as_asked(model))
     assert with_loadings.train == as_asked(model).train

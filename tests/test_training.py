@@ -345,7 +345,8 @@ def test_learns_more_than_the_gene_means():
     adata = tree(n_cells=1500, n_genes=200, depth=800)
     model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})
     heldout = adata[list(model.heldout_cells)]
-    flat = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64, "beta": 1e4})
+    with pytest.warns(scvae.ScvaeWarning, match="posterior collapse"):
+        flat = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64, "beta": 1e4})
     assert flat.facts["active_units"] == 0
     gain = scvae.score(heldout, model, inplace=False, n_samples=20).iwae
     gain = gain - scvae.score(heldout, flat, inplace=False, n_samples=20).iwae

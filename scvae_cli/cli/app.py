@@ -12,26 +12,11 @@ from typing import Annotated, Any
 import typer
 
 from scvae_cli._version import __version__
-from scvae_cli.cli import (
-    check,
-    de,
-    denoise,
-    diagnose,
-    embed,
-    info,
-    interpolate,
-    optimize,
-    perturb,
-    pseudotime,
-    sample,
-    score,
-    simulate,
-    sweep,
-    train,
-)
+from scvae_cli.cli.command import command_of
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
+from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
 # New objects between two searches for garbage; Python's own habit is some hundreds.
@@ -46,26 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    add_completion=False,
 )
-
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "check": check.check,
-    "train": train.train,
-    "sweep": sweep.sweep,
-    "embed": embed.embed,
-    "denoise": denoise.denoise,
-    "interpolate": interpolate.interpolate,
-    "optimize": optimize.optimize,
-    "pseudotime": pseudotime.pseudotime,
-    "score": score.score,
-    "de": de.de,
-    "sample": sample.sample,
-    "perturb": perturb.perturb,
-    "diagnose": diagnose.diagnose,
-    "info": info.info,
-    "simulate": simulate.simulate,
-}
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
@@ -82,8 +48,8 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-for name, command in _COMMANDS.items():
-    app.command(name)(_interruptible(command))
+for verb in VERBS:
+    app.command(verb.name, rich_help_panel=verb.panel)(_interruptible(command_of(verb)))
 
 
 def _show_version(asked: bool) -> None:

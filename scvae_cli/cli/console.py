@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json as json_module
+import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from scvae_cli.errors import ScvaeError, ScvaeWarning
+from scvae_cli.progress import Advance, silent
 
 
 class Console:
@@ -40,6 +42,25 @@ class Console:
         """Something that may need a change; said even when quiet."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
+    @contextlib.contextmanager
+    def stoppable(self) -> Iterator[Callable[[], bool]]:
+        """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
+        asked = False
+
+        def ask(_signal: int, _frame: object) -> None:
+            nonlocal asked
+            if asked:
+                raise KeyboardInterrupt
+            asked = True
+            self.info("stopping after this epoch (again: at once)")
+
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield lambda: asked
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
     def next_step(self, text: str) -> None:
         """What to run next."""
         self.info(f"next: {text}")
@@ -50,10 +71,11 @@ class Console:
         print(shown, flush=True)
 
     @contextlib.contextmanager
-    def progress(self, title: str, *, total: float | None) -> Iterator[Callable[..., None]]:
-        """A progress bar on stderr; yields `advance(amount, note="")`."""
+    def progress(self, title: str, total: float | None) -> Iterator[Advance]:
+        """A progress bar on stderr, gone when the block ends."""
         if self.quiet or not sys.stderr.isatty():
-            yield lambda *_, **__: None
+            with silent(title, total) as advance:
+                yield advance
             return
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -72,23 +94,6 @@ class Console:
                 bar.update(task, advance=amount, total=total, note=note)
 
             yield advance
-
-
-class _Rows(Protocol):
-    """A matrix, dense or sparse."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-
-
-Block = TypeVar("Block", bound=_Rows)
-
-
-def told(blocks: Iterable[Block], advance: Callable[..., None]) -> Iterator[Block]:
-    """Pass blocks of rows on, telling the progress bar how many rows went by."""
-    for block in blocks:
-        yield block
-        advance(block.shape[0])
 
 
 def print_error(error: ScvaeError) -> None:

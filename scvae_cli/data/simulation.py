@@ -26,8 +26,8 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
-from scvae_cli.errors import ConfigError
 
 # Moment estimates over six public UMI sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
 # progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the sets, their range in brackets.
@@ -38,9 +38,6 @@ LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
 LOG_THETA_SD = 1.0  # [1.0, 1.5] as measured, which includes the noise of each estimate
 THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
 THETA_RANGE = (0.2, 100.0)  # the tails of the moment estimates are noise
-# Zeros beyond the NB's: 0.00 in the median gene, 0.03 to 0.10 in the 95th percentile. Beta(1, 49) has 0.06 there.
-DEFAULT_ZERO_INFLATION = 0.02
-DEFAULT_DEPTH = 1500.0  # sets of 2,000 to 3,000 genes: 900 and 1,700
 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
 SPLIT = 0.4  # pseudotime where the trunk ends; a grid point, so the lineages are exactly equal up to it
@@ -52,64 +49,6 @@ STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature"
 # depend on the size of the blocks it is asked for in. 256 cells × 2,000 genes in float32 stay in the cache.
 _GENES, _CELLS, _COUNTS, _BATCHES = range(4)
 _CHUNK_CELLS = 256
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimulationConfig:
-    """What to simulate.
-
-    Parameters
-    ----------
-    n_cells, n_genes
-        Size of the count matrix.
-    n_branches
-        Branches after the trunk; 1 gives a straight line.
-    n_batches
-        Batches, assigned at random, with equal shares.
-    depth
-        Median library size, in counts a cell, before zero inflation.
-    zero_inflation
-        Mean over genes of the probability that a count is replaced by zero; 0 gives a plain NB.
-    batch_sd
-        Standard deviation of a batch's effect on a gene, in natural-log units.
-    seed
-        Fixes everything. The genes' truth does not depend on `n_cells`.
-
-    Raises
-    ------
-    ConfigError
-        If a value is out of its range.
-    """
-
-    n_cells: int = 5000
-    n_genes: int = 2000
-    n_branches: int = 2
-    n_batches: int = 1
-    depth: float = DEFAULT_DEPTH
-    zero_inflation: float = DEFAULT_ZERO_INFLATION
-    batch_sd: float = 0.3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        # Counts of things, with the least and the most that can be meant.
-        ranges = {"n_cells": (1, 10**9), "n_genes": (10, 10**6), "n_branches": (1, 20), "n_batches": (1, 1000)}
-        for name, (low, high) in ranges.items():
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ConfigError(f"{name} is {value}", f"give a whole number from {low:,} to {high:,}")
-        if not (math.isfinite(self.depth) and self.depth > 0):
-            raise ConfigError(f"depth is {self.depth}", "give the median number of counts a cell, above 0")
-        if not 0 <= self.zero_inflation <= 0.9:
-            raise ConfigError(f"zero_inflation is {self.zero_inflation}", "give a probability from 0 to 0.9")
-        if not 0 <= self.batch_sd <= 3:
-            raise ConfigError(f"batch_sd is {self.batch_sd}", "give a standard deviation in log units, from 0 to 3")
-        if self.seed < 0:
-            raise ConfigError(f"seed is {self.seed}", "give a whole number, 0 or above")
-
-    @property
-    def branches(self) -> list[str]:
-        """Names of the branches after the trunk; each names the lineage from pseudotime 0 to its tip."""
-        return [f"branch_{k + 1}" for k in range(self.n_branches)]
 
 
 @dataclass(frozen=True, kw_only=True)

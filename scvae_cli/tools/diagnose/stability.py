@@ -18,7 +18,7 @@ import numpy as np
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError
 from scvae_cli.evaluation.retraining import as_asked
-from scvae_cli.latent.posteriors import embed
+from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.training.fit import fit_to_end
@@ -87,7 +87,7 @@ def stability(
         seed = (config.train.seed + more) % 2**32
         models.append(fit_to_end(counts, replace(config, train=replace(config.train, seed=seed))))
     some = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    placed = [embed(one, some).mean_nk.astype(np.float64) for one in models]
+    placed = [one.axes.position(posteriors(one, some).mean_nk).numpy().astype(np.float64) for one in models]
     n_strong = min(int((one.axes.strength_k > 0.01 * one.axes.strength_k[0]).sum()) for one in models)
     random = np.random.default_rng(config.train.seed)
     near = [neighbours(z_nk) for z_nk in placed]

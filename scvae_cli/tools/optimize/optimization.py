@@ -31,7 +31,7 @@ from scvae_cli.tools.optimize.gradient_ascent import LENGTH, TOP, Ascent, Region
 from scvae_cli.tools.optimize.saddle_points import over_the_pass
 from scvae_cli.tools.trajectory.curves import at_constant_speed, step_lengths
 from scvae_cli.tools.trajectory.interpolation import NEIGHBOURS, described
-from scvae_cli.tools.trajectory.result import ASCENT, Path
+from scvae_cli.tools.trajectory.result import ASCENT, Trajectory
 from scvae_cli.tools.trajectory.waypoints import places
 
 # A walk may be so many times as long as the way to the cell that is farthest from its start.
@@ -129,7 +129,7 @@ class Optimized:
         Why the walk ends, one of `scvae_cli.tools.optimize.gradient_ascent.STOPPED`.
     """
 
-    walk: Path
+    walk: Trajectory
     programme: Programme
     score_t: np.ndarray
     best_score: float

@@ -10,82 +10,12 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from scvae_cli.config import ModelConfig
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError
 
-VARIED = ("beta", "n_latent")
-JUDGES = ("thinning", "bound")
-_FLAGS = {"beta": "--beta", "n_latent": "--n-latent"}
 # Standard errors, and nats, by which a curve must go wrong before it is told.
 _SURE, _VISIBLE = 2.0, 0.05
 # A standard error takes two cells.
 MIN_JUDGES = 2
-_EXAMPLES = {"beta": "0.1,0.3,1,3,10", "n_latent": "2,5,10,20,40"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class SweepOptions:
-    """What is varied, and what judges it.
-
-    Parameters
-    ----------
-    beta, n_latent
-        Values to train with, of one of the two; they are sorted.
-    judge
-        "thinning": predict molecules set aside; "bound": the importance-weighted bound of held-out cells. None takes
-        thinning where there are molecules to set aside.
-
-    Raises
-    ------
-    ConfigError
-        Unless exactly one of the two is given, with two or more different values that can be trained with.
-    """
-
-    beta: Sequence[float] | None = None
-    n_latent: Sequence[float] | None = None
-    judge: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.beta is not None and self.n_latent is not None:
-            raise ConfigError(
-                "--beta and --n-latent were both given", "sweep one of them; the other may stand in a --config file"
-            )
-        if self.beta is None and self.n_latent is None:
-            raise ConfigError(
-                "there is nothing to sweep", f"give --beta {_EXAMPLES['beta']} or --n-latent {_EXAMPLES['n_latent']}"
-            )
-        if self.judge is not None and self.judge not in JUDGES:
-            raise ConfigError(f"the judge is {self.judge!r}", f"it is one of: {', '.join(JUDGES)}")
-        flag, example = _FLAGS[self.varied], _EXAMPLES[self.varied]
-        values = list(self.beta if self.beta is not None else self.n_latent or ())
-        told = ",".join(f"{value:g}" for value in values)
-        if len(values) < 2:
-            raise ConfigError(f"{flag} is {told or 'empty'!r}", f"a sweep takes two values or more: {example}")
-        for value in values:
-            whole = self.n_latent is None or value % 1 == 0
-            if not (whole and np.isfinite(value) and value > 0):
-                taken = "numbers" if self.varied == "beta" else "whole numbers"
-                raise ConfigError(f"{flag} is {value:g} in {told!r}", f"it takes {taken} above 0, such as {example}")
-        if len(set(values)) < len(values):
-            raise ConfigError(f"{flag} is {told!r}", "one of the values is there twice")
-        # Whatever order they came in: a field of a frozen dataclass is set once more.
-        kind = float if self.varied == "beta" else int
-        object.__setattr__(self, self.varied, tuple(sorted(map(kind, values))))
-
-    @property
-    def varied(self) -> str:
-        """Which option of the training is varied."""
-        return "beta" if self.beta is not None else "n_latent"
-
-    @property
-    def values(self) -> tuple[float, ...]:
-        """Its values, ascending."""
-        return tuple(self.beta or self.n_latent or ())
-
-    def judge_of(self, model: ModelConfig) -> str:
-        """What judges runs of a kind of model: only counts can be thinned."""
-        return self.judge or ("thinning" if model.of_counts else "bound")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,8 @@ from scvae_cli.latent.expected_counts import CELL
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.score.scoring import Bounds, bounds
-from scvae_cli.tools.sweep.result import MIN_JUDGES, Run, Sweep, SweepOptions, compare, find_breaks
+from scvae_cli.tools.sweep.options import SweepOptions
+from scvae_cli.tools.sweep.result import MIN_JUDGES, Run, Sweep, compare, find_breaks
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 from scvae_cli.training.prepare import refuse_empty, refuse_few, split
 

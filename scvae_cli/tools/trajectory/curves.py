@@ -22,7 +22,6 @@ from scvae_cli.latent.neighbor_graph import CellGraph, coordinates
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 
-PATHS = ("straight", "graph", "geodesic")
 # A leg is a clamped cubic B-spline with so many control points, solved at so many points.
 _CONTROLS, _SOLVED = 12, 24
 # It is solved twice, in so many steps; a control point's begin with these latent lengths and shrink to nothing.

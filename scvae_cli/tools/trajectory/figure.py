@@ -13,7 +13,7 @@ from scvae_cli.report.page import WIDTH, group_colours, shortened, write
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, curves_height, draw_curves
 from scvae_cli.tools.trajectory.heat_map import draw_heat_map, heat_map_height
 from scvae_cli.tools.trajectory.plane import Backdrop, Legend, draw_plane, plane_height, steps_in_plane
-from scvae_cli.tools.trajectory.result import Path
+from scvae_cli.tools.trajectory.result import Trajectory
 
 __all__ = ["Backdrop", "path_figure", "steps_in_plane"]
 
@@ -22,7 +22,7 @@ _TITLE_LENGTH = 84
 
 
 def path_figure(
-    path: Path,
+    trajectory: Trajectory,
     *,
     backdrop: Backdrop,
     expression_nc: np.ndarray,
@@ -40,7 +40,7 @@ def path_figure(
     expression_nc
         The cells' counts of the chosen genes, scaled to the depth the walk was decoded at.
     chosen
-        Indices in `path.genes`; the first twelve are drawn.
+        Indices in `trajectory.genes`; the first twelve are drawn.
     inflation_tc
         Factors that zero inflation changes the chosen genes' decoded counts by, at the same depth; None for no change.
         The cells' counts have been through it, so what is drawn over them has too.
@@ -50,23 +50,23 @@ def path_figure(
     A figure of three parts, for `save_figure`; pyplot does not know of it.
     """
     chosen = np.asarray(chosen, dtype=int)[:N_CURVES]
-    passed = list(dict.fromkeys(path.steps.groups_passed()))
+    passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
     colours = group_colours(backdrop.groups_n, passed)
     with house_style():
-        legend = Legend(path, backdrop, colours)
-        upper = max(plane_height(legend), heat_map_height(path))
+        legend = Legend(trajectory, backdrop, colours)
+        upper = max(plane_height(legend), heat_map_height(trajectory))
         lower = curves_height(len(chosen))
         figure = Figure((WIDTH, _TOP + upper + (_BETWEEN + lower if lower else 0) + _BOTTOM))
-        write(figure, 0.1, 0.14, _title(path), size=9, weight="bold")
-        draw_plane(figure, path, backdrop, colours, legend, _TOP, upper)
-        draw_heat_map(figure, path, colours, _TOP, upper)
-        inflation_tc = np.ones((len(path.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
-        draw_curves(figure, path, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
+        write(figure, 0.1, 0.14, _title(trajectory), size=9, weight="bold")
+        draw_plane(figure, trajectory, backdrop, colours, legend, _TOP, upper)
+        draw_heat_map(figure, trajectory, colours, _TOP, upper)
+        inflation_tc = np.ones((len(trajectory.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
+        draw_curves(figure, trajectory, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
     return figure
 
 
-def _title(path: Path) -> str:
-    labels = list(path.labels)
+def _title(trajectory: Trajectory) -> str:
+    labels = list(trajectory.labels)
     if len(labels) > 6:
         labels[3:-2] = ["…"]
     fits = sum(map(len, labels)) + 3 * len(labels) <= _TITLE_LENGTH

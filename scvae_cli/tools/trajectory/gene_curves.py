@@ -15,7 +15,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from scvae_cli.report.page import WIDTH, hatch_off, head, place, shortened, write
-from scvae_cli.tools.trajectory.result import Path
+from scvae_cli.tools.trajectory.result import Trajectory
 
 N_CURVES = 12
 _DECODED, _CELLS = "#0072B2", "#333333"
@@ -74,14 +74,19 @@ def curves_height(n_genes: int) -> float:
 
 
 def draw_curves(
-    figure: Figure, path: Path, chosen: np.ndarray, expression_nc: np.ndarray, inflation_tc: np.ndarray, top: float
+    figure: Figure,
+    trajectory: Trajectory,
+    chosen: np.ndarray,
+    expression_nc: np.ndarray,
+    inflation_tc: np.ndarray,
+    top: float,
 ) -> None:
     """Draw the part, in inches; decoded counts are changed by zero inflation, given as factors."""
     if len(chosen) == 0:
         return
-    near = np.flatnonzero(np.isfinite(path.pseudotime_n))
+    near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
     cells = f"the {len(near):,} cells near the walk" if len(near) else "no cells near the walk"
-    head(figure, 0.1, top, "c", f"Decoded {'counts' if path.of_counts else 'values'} and {cells}")
+    head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))
     full = (WIDTH - _LEFT - _RIGHT) / columns
@@ -90,9 +95,9 @@ def draw_curves(
         row, column = divmod(i, columns)
         above = top + _TITLE + row * (_NAME + tall + _BETWEEN) + _NAME
         axes = place(figure, _LEFT + column * full + _TICKS, above, full - _TICKS, tall)
-        axes.set_label(f"gene {path.genes[gene]}")
+        axes.set_label(f"gene {trajectory.genes[gene]}")
         value_n = np.asarray(expression_nc[near, i], dtype=np.float64).ravel()
-        drawn |= _draw_gene(axes, path, int(gene), inflation_tc[:, i], near, value_n)
+        drawn |= _draw_gene(axes, trajectory, int(gene), inflation_tc[:, i], near, value_n)
         lowest = i + columns >= len(chosen)
         axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         if lowest:
@@ -102,7 +107,7 @@ def draw_curves(
         figure,
         0.13,
         top + (_TITLE + down - _AXIS) / 2,
-        "counts at the walk's depth" if path.of_counts else "values",
+        "counts at the walk's depth" if trajectory.of_counts else "values",
         rotation=90,
         ha="center",
         va="center",
@@ -119,15 +124,16 @@ def _panel_height(n_genes: int) -> float:
 
 
 def _draw_gene(
-    axes: Axes, path: Path, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
+    axes: Axes, trajectory: Trajectory, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
 ) -> set[str]:
     """Draw one gene; tells what there was to draw of the cells."""
     drawn = {"cells"} if len(near) else set()
-    at_t = path.steps.position_t
-    mean_t, low_t, high_t = (value_tg[:, gene] * inflation_t for value_tg in (path.mean_tg, path.low_tg, path.high_tg))
+    at_t = trajectory.steps.position_t
+    decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)
+    mean_t, low_t, high_t = (value_tg[:, gene] * inflation_t for value_tg in decoded)
     top = float(max(high_t.max(), mean_t.max(), 1e-9))
     if len(near):
-        position_n = path.pseudotime_n[near]
+        position_n = trajectory.pseudotime_n[near]
         at_q = np.linspace(0, 1, 101)
         # Silverman's rule, within what leaves a curve a shape and cells in sight.
         width = float(np.clip(0.9 * position_n.std() * len(near) ** -0.2, 0.025, 0.1))
@@ -156,15 +162,15 @@ def _draw_gene(
         axes.plot(at_q, mean_q, color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)), gid="cells", zorder=4)
     axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(at_t, mean_t, color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
-    hatch_off(axes, path.steps.off, above=False)
-    if path.of_counts:
+    hatch_off(axes, trajectory.steps.off, above=False)
+    if trajectory.of_counts:
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
     else:
         # Real numbers have no zero to stand on.
         axes.set(xlim=(-0.02, 1.02))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(pad=1.5)
-    axes.set_title(shortened(path.genes[gene], 24), style="italic", pad=3)
+    axes.set_title(shortened(trajectory.genes[gene], 24), style="italic", pad=3)
     return drawn
 
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from scvae_cli.report.page import NO_GROUP, OTHER_GROUPS, WIDTH, hatch_off, head, place, shortened, text_width, write
-from scvae_cli.tools.trajectory.result import Path
+from scvae_cli.tools.trajectory.result import Trajectory
 
 N_GENES = 40
 # The order of the rows' blocks: what is on at the start, in between, at the end, and at both ends.
@@ -26,31 +26,31 @@ _NAME_LENGTH, _NAME_SIZE = 18, 6.2
 _ROW, _MOST_ROW = 0.115, 0.2
 
 
-def heat_map_genes(path: Path) -> np.ndarray:
+def heat_map_genes(trajectory: Trajectory) -> np.ndarray:
     """The genes that change most in the order of the rows: by kind of change, then by switch step. Indices."""
-    top = path.top_genes(N_GENES)
-    top = top[path.changes.effect_g[top] > 0]
-    changes = path.changes
+    top = trajectory.top_genes(N_GENES)
+    top = top[trajectory.changes.effect_g[top] > 0]
+    changes = trajectory.changes
     kind = np.asarray([_KINDS.index(direction) for direction in changes.direction_g[top]], dtype=int)
     rows: np.ndarray = top[np.lexsort((-changes.effect_g[top], changes.switch_g[top], kind))]
     return rows
 
 
-def heat_map_height(path: Path) -> float:
+def heat_map_height(trajectory: Trajectory) -> float:
     """Inches the part takes at least."""
-    return _TITLE + _STRIP + _GAP + len(heat_map_genes(path)) * _ROW + _AXIS
+    return _TITLE + _STRIP + _GAP + len(heat_map_genes(trajectory)) * _ROW + _AXIS
 
 
-def draw_heat_map(figure: Figure, path: Path, colours: dict[str, str], top: float, height: float) -> None:
+def draw_heat_map(figure: Figure, trajectory: Trajectory, colours: dict[str, str], top: float, height: float) -> None:
     """Draw the part at a height, in inches."""
-    rows = heat_map_genes(path)
-    names = [shortened(path.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
+    rows = heat_map_genes(trajectory)
+    names = [shortened(trajectory.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
     left = _LEFT + text_width(names, _NAME_SIZE) + 0.06
     width = WIDTH - _RIGHT - _BAR_WIDTH - _KIND_WIDTH - left
     above = top + _TITLE
     head(figure, _LEFT - 0.05, top, "b", f"The {len(rows)} genes that change most")
-    if path.steps.groups_passed():
-        _draw_strip(place(figure, left, above, width, _STRIP), path, colours)
+    if trajectory.steps.groups_passed():
+        _draw_strip(place(figure, left, above, width, _STRIP), trajectory, colours)
         write(figure, left + width + 0.05, above + _STRIP / 2, "nearest group", size=6.2)
         above += _STRIP + _GAP
     tall = min(top + height - _AXIS - above, max(len(rows), 1) * _MOST_ROW)
@@ -63,18 +63,18 @@ def draw_heat_map(figure: Figure, path: Path, colours: dict[str, str], top: floa
         axes.set(yticks=[])
         axes.text(0.5, 0.5, "no gene changes", transform=axes.transAxes, ha="center", va="center")
         return
-    _draw_scaled(axes, path, rows)
+    _draw_scaled(axes, trajectory, rows)
     axes.set_yticks(np.arange(len(rows)), names, size=_NAME_SIZE)
     axes.tick_params(axis="y", length=0, pad=2)
-    hatch_off(axes, path.steps.off, above=True)
+    hatch_off(axes, trajectory.steps.off, above=True)
     bars = place(figure, WIDTH - _RIGHT - _BAR_WIDTH, above, _BAR_WIDTH, tall)
     bars.set_label("effect")
-    bars.barh(np.arange(len(rows)), path.changes.effect_g[rows], height=0.7, color="#7F7F7F")
+    bars.barh(np.arange(len(rows)), trajectory.changes.effect_g[rows], height=0.7, color="#7F7F7F")
     bars.set(ylim=axes.get_ylim(), yticks=[], xlabel="range (s.d.)")
     bars.xaxis.set_major_locator(MaxNLocator(2))
     bars.xaxis.set_major_formatter("{x:g}")
     bars.spines["left"].set_visible(False)
-    kind_r = path.changes.direction_g[rows]
+    kind_r = trajectory.changes.direction_g[rows]
     first = 0
     for after in range(1, len(rows) + 1):
         if after < len(rows) and kind_r[after] == kind_r[first]:
@@ -88,28 +88,28 @@ def draw_heat_map(figure: Figure, path: Path, colours: dict[str, str], top: floa
     _draw_scale(figure, WIDTH - _RIGHT, top)
 
 
-def _draw_strip(axes: Axes, path: Path, colours: dict[str, str]) -> None:
+def _draw_strip(axes: Axes, trajectory: Trajectory, colours: dict[str, str]) -> None:
     """The group most of the nearest cells belong to."""
     axes.set_label("groups")
     axes.set_axis_off()
-    shown = [to_rgb(colours.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in path.steps.group_t]
-    axes.imshow([shown], aspect="auto", extent=(*_edges(path), 0, 1), interpolation="none")
-    hatch_off(axes, path.steps.off, above=True)
+    shown = [to_rgb(colours.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in trajectory.steps.group_t]
+    axes.imshow([shown], aspect="auto", extent=(*_edges(trajectory), 0, 1), interpolation="none")
+    hatch_off(axes, trajectory.steps.off, above=True)
 
 
-def _draw_scaled(axes: Axes, path: Path, rows: np.ndarray) -> None:
-    even_rt = path.mean_tg[:, rows].T.astype(np.float64)
-    if path.of_counts:
+def _draw_scaled(axes: Axes, trajectory: Trajectory, rows: np.ndarray) -> None:
+    even_rt = trajectory.mean_tg[:, rows].T.astype(np.float64)
+    if trajectory.of_counts:
         # The square root of a count has about the same noise everywhere.
-        even_rt = np.sqrt(np.maximum(path.mean_tg[:, rows].T, 0)).astype(np.float64)
+        even_rt = np.sqrt(np.maximum(trajectory.mean_tg[:, rows].T, 0)).astype(np.float64)
     low_r1, high_r1 = even_rt.min(1, keepdims=True), even_rt.max(1, keepdims=True)
     scaled_rt = (even_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
-    extent = (*_edges(path), len(rows) - 0.5, -0.5)
+    extent = (*_edges(trajectory), len(rows) - 0.5, -0.5)
     axes.imshow(scaled_rt, aspect="auto", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, interpolation="none")
 
 
-def _edges(path: Path) -> tuple[float, float]:
-    half = 0.5 / (len(path.steps.position_t) - 1)
+def _edges(trajectory: Trajectory) -> tuple[float, float]:
+    half = 0.5 / (len(trajectory.steps.position_t) - 1)
     return -half, 1 + half
 
 

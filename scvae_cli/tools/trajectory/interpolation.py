@@ -23,9 +23,11 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS, posteriors
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
-from scvae_cli.tools.trajectory.result import Path, PathOptions, WalkOptions
+from scvae_cli.tools.trajectory.options import InterpolateOptions
+from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import along
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, places
 
@@ -39,11 +41,14 @@ def interpolate(
     model: Model,
     counts: Counts,
     waypoints: Sequence[Population],
-    options: PathOptions,
+    options: InterpolateOptions,
     *,
+    name: str = "trajectory",
     groups: np.ndarray | None = None,
-) -> Path:
-    """Walk from the first way-point to the last and decode every step.
+    cells: Posterior | None = None,
+    progress: Progress = silent,
+) -> Trajectory:
+    """Interpolate from the first waypoint to the last and decode every step.
 
     Parameters
     ----------
@@ -62,33 +67,43 @@ def interpolate(
         When two neighbouring way-points are at the same place, or populations to be coupled have a single cell.
     """
     geometry = Geometry(model.vae)
-    mean_nk, var_nk = posteriors(model, counts)
+    mean_nk, var_nk = posteriors(model, counts) if cells is None else cells
     density = model.density.to(torch.device("cpu"))
     always = np.concatenate([point.candidates() for point in waypoints])
-    graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
-    where = places(graph, density, mean_nk, waypoints, options.endpoint)
-    _refuse_standing_still(where, waypoints)
-    bundle_ptk = None
-    if options.couple == "ot":
-        _refuse_single_cells(waypoints)
-        first, last = waypoints[0], waypoints[-1]
-        pairs = coupled(graph, geometry, where, first, last, n_paths=options.n_paths, seed=options.seed)
-        bundle_ptk = solve(model, graph, pairs, options)
-        z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
-    else:
-        z_tk = solve(model, graph, where, options)[0]
-
-    return described(
-        model,
-        counts,
-        Posterior(mean_nk, var_nk),
-        z_tk,
-        options,
-        labels=tuple(point.label for point in waypoints),
-        population=_population(mean_nk, waypoints),
-        groups=groups,
-        bundle_ptk=bundle_ptk,
-    )
+    with progress("Interpolating", 3) as advance:
+        graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
+        advance()
+        where = places(graph, density, mean_nk, waypoints, options.endpoint)
+        _refuse_standing_still(where, waypoints)
+        bundle_ptk = None
+        if options.couple == "ot":
+            _refuse_single_cells(waypoints)
+            first, last = waypoints[0], waypoints[-1]
+            pairs = coupled(graph, geometry, where, first, last, n_paths=options.n_paths, seed=options.seed)
+            bundle_ptk = solve(model, graph, pairs, options)
+            z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
+        else:
+            z_tk = solve(model, graph, where, options)[0]
+        advance()
+        trajectory = described(
+            model,
+            counts,
+            Posterior(mean_nk, var_nk),
+            z_tk,
+            name=name,
+            kind=options.path,
+            endpoint=options.endpoint,
+            couple=options.couple,
+            library=options.library,
+            batch_as=options.batch_as,
+            seed=options.seed,
+            labels=tuple(point.label for point in waypoints),
+            population=_population(mean_nk, waypoints),
+            groups=groups,
+            bundle_ptk=bundle_ptk,
+        )
+        advance()
+    return trajectory
 
 
 def described(
@@ -96,13 +111,19 @@ def described(
     counts: Counts,
     cells: Posterior,
     z_tk: np.ndarray,
-    options: WalkOptions,
     *,
+    name: str,
+    kind: str,
+    library: str | float,
+    batch_as: str,
+    seed: int,
+    endpoint: str = "density",
+    couple: str = "none",
     labels: tuple[str, ...],
     population: np.ndarray,
     groups: np.ndarray | None = None,
     bundle_ptk: np.ndarray | None = None,
-) -> Path:
+) -> Trajectory:
     """Decode every step of a walk and say what lies along it.
 
     Parameters
@@ -123,17 +144,22 @@ def described(
     geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
     mean_nk, var_nk = cells
     steps = along(geometry, density, mean_nk, z_tk, groups)
-    mean_tg = decode(model, z_tk, options.library, options.batch_as)
+    mean_tg = decode(model, z_tk, library, batch_as)
     if bundle_ptk is None:
         around_tk = var_nk[torch.as_tensor(steps.nearest_tj)].mean(1).numpy()
-        low_tg, high_tg = posterior_band(model, z_tk, around_tk, options.library, options.batch_as, seed=options.seed)
+        low_tg, high_tg = posterior_band(model, z_tk, around_tk, library, batch_as, seed=seed)
     else:
-        each_ptg = np.stack([decode(model, path_tk, options.library, options.batch_as) for path_tk in bundle_ptk])
+        each_ptg = np.stack([decode(model, path_tk, library, batch_as) for path_tk in bundle_ptk])
         low_tg, high_tg = np.quantile(each_ptg, (0.05, 0.95), axis=0).astype(np.float32)
     position_n, distance_n = project(mean_nk.numpy(), z_tk)
     limit = np.quantile(distance_n[population], NEAR_SHARE)
-    return Path(
-        options=options,
+    return Trajectory(
+        name=name,
+        kind=kind,
+        endpoint=endpoint,
+        couple=couple,
+        library=library,
+        batch_as=batch_as,
         labels=labels,
         genes=model.genes,
         z_tk=model.axes.position(torch.as_tensor(z_tk, dtype=torch.float32)).numpy(),
@@ -151,7 +177,7 @@ def described(
     )
 
 
-def solve(model: Model, graph: CellGraph, where: Waypoints, options: PathOptions) -> np.ndarray:
+def solve(model: Model, graph: CellGraph, where: Waypoints, options: InterpolateOptions) -> np.ndarray:
     """All paths through given places at once, shape (p, t, k)."""
     ends_pwk = where.ends_pwk.astype(np.float64)
     if options.path == "straight":

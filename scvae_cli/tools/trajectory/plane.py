@@ -27,7 +27,7 @@ from scvae_cli.report.page import (
     stretches,
     text_width,
 )
-from scvae_cli.tools.trajectory.result import Path
+from scvae_cli.tools.trajectory.result import Trajectory
 
 _LEFT, _WIDTH = 0.3, 3.75
 _LEAST_HEIGHT = 2.7
@@ -62,13 +62,13 @@ class Backdrop:
     xy_bundle_pt2: np.ndarray | None = None
 
 
-def steps_in_plane(path: Path, xy_n2: np.ndarray) -> np.ndarray:
+def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
     """Where steps are in a plane that only cells have places in, such as a UMAP, shape (t, 2).
 
     A step is put amid its nearest cells, the nearer the more they count; then the steps are smoothed along the walk
     with both ends held where they are.
     """
-    nearest_tj = path.steps.nearest_tj
+    nearest_tj = trajectory.steps.nearest_tj
     weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
     xy_t2 = np.einsum("j,tjx->tx", weight_j / weight_j.sum(), np.asarray(xy_n2, dtype=np.float64)[nearest_tj])
     half = min(len(xy_t2) - 1, max(1, round(len(xy_t2) / 10)))
@@ -79,16 +79,16 @@ def steps_in_plane(path: Path, xy_n2: np.ndarray) -> np.ndarray:
     return np.stack([np.convolve(x, kernel / kernel.sum(), mode="valid") for x in longer.T], axis=1)
 
 
-def waypoint_steps(path: Path, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
+def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
     """The way-points between the ends, and the step that is nearest to each: most of its nearest cells belong to it.
 
     A way-point that no step is near, or whose cells aren't told, is left out.
     """
     result = []
-    for label in path.labels[1:-1]:
-        of_it_tj = path.nearest_names_tj == label
+    for label in trajectory.labels[1:-1]:
+        of_it_tj = trajectory.nearest_names_tj == label
         if groups_n is not None:
-            of_it_tj = of_it_tj | (groups_n[path.steps.nearest_tj] == label)
+            of_it_tj = of_it_tj | (groups_n[trajectory.steps.nearest_tj] == label)
         share_t = of_it_tj.mean(1)
         if share_t.max() > 0:
             best = np.flatnonzero(share_t == share_t.max())
@@ -99,19 +99,19 @@ def waypoint_steps(path: Path, groups_n: np.ndarray | None) -> list[tuple[str, i
 class Legend:
     """What the plane's signs mean: the walk's first, then groups, those the walk passes first."""
 
-    def __init__(self, path: Path, backdrop: Backdrop, colours: dict[str, str]) -> None:
+    def __init__(self, trajectory: Trajectory, backdrop: Backdrop, colours: dict[str, str]) -> None:
         dot: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 4.5, "marker": "o"}
         signs = [
             ("start", Line2D([], [], linestyle="", **_START)),
             ("end", Line2D([], [], linestyle="", **_END)),
             ("walk", Line2D([], [], color="black", linewidth=1.5)),
         ]
-        if waypoint_steps(path, backdrop.groups_n):
+        if waypoint_steps(trajectory, backdrop.groups_n):
             signs.insert(1, ("way-point", Line2D([], [], linestyle="", **_VIA)))
         if backdrop.xy_bundle_pt2 is not None:
             walks = f"{len(backdrop.xy_bundle_pt2)} coupled walks"
             signs.append((walks, Line2D([], [], color="black", linewidth=0.5, alpha=0.5)))
-        if path.steps.off.any():
+        if trajectory.steps.off.any():
             signs.append(("off the manifold (hatched below and right)", Line2D([], [], **_OFF)))
         groups = [(group, Line2D([], [], color=colour, **dot)) for group, colour in colours.items()]
         labels = set() if backdrop.groups_n is None else set(backdrop.groups_n.tolist())
@@ -164,7 +164,13 @@ def plane_height(legend: Legend) -> float:
 
 
 def draw_plane(
-    figure: Figure, path: Path, backdrop: Backdrop, colours: dict[str, str], legend: Legend, top: float, height: float
+    figure: Figure,
+    trajectory: Trajectory,
+    backdrop: Backdrop,
+    colours: dict[str, str],
+    legend: Legend,
+    top: float,
+    height: float,
 ) -> None:
     """Draw the part at a height, in inches."""
     tall = height - _TITLE - _AXIS - legend.height
@@ -177,7 +183,7 @@ def draw_plane(
         every.append(backdrop.xy_bundle_pt2.reshape(-1, 2))
     _set_limits(axes, np.concatenate(every), _WIDTH / tall)
     _draw_cells(axes, backdrop, colours)
-    _draw_walk(axes, path, backdrop)
+    _draw_walk(axes, trajectory, backdrop)
     legend.draw(figure, top + _TITLE + tall + _AXIS)
 
 
@@ -219,7 +225,7 @@ _END: dict[str, Any] = {"marker": "o", "markersize": 6.5, "markerfacecolor": "bl
 _OFF: dict[str, Any] = {"color": OFF, "linewidth": 1.8, "linestyle": (0, (2.2, 1.1))}
 
 
-def _draw_walk(axes: Axes, path: Path, backdrop: Backdrop) -> None:
+def _draw_walk(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> None:
     xy_t2 = np.asarray(backdrop.xy_t2, dtype=np.float64)
     if backdrop.xy_bundle_pt2 is not None:
         axes.add_collection(
@@ -227,7 +233,7 @@ def _draw_walk(axes: Axes, path: Path, backdrop: Backdrop) -> None:
         )
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="walk")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
-    for first, last in stretches(path.steps.off):
+    for first, last in stretches(trajectory.steps.off):
         # A stretch begins and ends half-way to the steps that are on the manifold.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
@@ -235,9 +241,9 @@ def _draw_walk(axes: Axes, path: Path, backdrop: Backdrop) -> None:
         axes.plot(*part.T, color="white", linewidth=3.2, solid_capstyle="butt")
         axes.plot(*part.T, gid="off", **_OFF)
     _draw_arrows(axes, xy_t2)
-    ends = [(path.labels[0], 0, _START)]
-    ends += [(label, step, _VIA) for label, step in waypoint_steps(path, backdrop.groups_n)]
-    ends.append((path.labels[-1], len(xy_t2) - 1, _END))
+    ends = [(trajectory.labels[0], 0, _START)]
+    ends += [(label, step, _VIA) for label, step in waypoint_steps(trajectory, backdrop.groups_n)]
+    ends.append((trajectory.labels[-1], len(xy_t2) - 1, _END))
     mark = 0.05 * axes.figure.dpi
     taken = [axes.transData.transform(xy_t2[step]) + np.array([[-mark], [mark]]) for _, step, _ in ends]
     for label, step, look in ends:

@@ -7,110 +7,32 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from scvae_cli.data.slots import Slot, SlotNames, slug
-from scvae_cli.errors import ConfigError
-from scvae_cli.tools.trajectory.curves import PATHS
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
 from scvae_cli.tools.trajectory.steps import Steps
 
-ENDPOINTS = ("density", "centroid")
-COUPLINGS = ("none", "ot")
-MAX_PATHS = 1000
-# The kind of a walk that goes uphill; it is no way between two places.
+# The kind of a trajectory that ascends toward a property; it is no path between two populations.
 ASCENT = "ascent"
 
 
-class WalkOptions(Protocol):
-    """What a walk must know of how it was asked for."""
-
-    @property
-    def name(self) -> str:
-        """Of the walk, in slots."""
-
-    @property
-    def path(self) -> str:
-        """Its kind."""
-
-    @property
-    def endpoint(self) -> str:
-        """Where a population stands."""
-
-    @property
-    def couple(self) -> str:
-        """How cells of two populations were paired."""
-
-    @property
-    def library(self) -> str | float:
-        """Depth it is decoded at."""
-
-    @property
-    def batch_as(self) -> str:
-        """Batch it is decoded in."""
-
-    @property
-    def seed(self) -> int:
-        """Of its bands."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class PathOptions:
-    """What is asked for.
-
-    Parameters
-    ----------
-    name
-        Of the path, in slots.
-    n_steps
-        Points on it, both ends included.
-    path
-        Kind of path, one of `PATHS`.
-    endpoint
-        Where a population stands, one of `ENDPOINTS`.
-    couple
-        "ot" walks from cells of the first population to the cells of the last that optimal transport pairs them with.
-    n_paths
-        So many of these.
-    library, batch_as
-        Depth and batch to decode at, as for denoising.
-    seed
-        Of sampled bands and pairs.
-    """
-
-    name: str
-    n_steps: int = 50
-    path: str = "geodesic"
-    endpoint: str = "density"
-    couple: str = "none"
-    n_paths: int = 50
-    library: str | float = "median"
-    batch_as: str = "average"
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for option, known in (("path", PATHS), ("endpoint", ENDPOINTS), ("couple", COUPLINGS)):
-            value = getattr(self, option)
-            if value not in known:
-                raise ConfigError(f"--{option} is {value!r}", f"it takes one of: {', '.join(known)}")
-        if self.n_steps < 2:
-            raise ConfigError(f"--steps is {self.n_steps}", "it takes a whole number, 2 or more")
-        if not 2 <= self.n_paths <= MAX_PATHS:
-            raise ConfigError(f"--paths is {self.n_paths}", f"it takes a whole number from 2 to {MAX_PATHS:,}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Path:
+class Trajectory:
     """A walk and what lies along it.
 
     Parameters
     ----------
-    options
-        What was asked for.
+    name
+        Name of the result, in slots.
+    kind, endpoint, couple
+        How it was found: the kind of path, the position that stands for a population, and how cells were paired.
+    library, batch_as
+        Library size and batch it is decoded at.
     labels
-        Of the way-points.
+        Names of its waypoints.
     genes
         g modelled genes.
     z_tk
@@ -134,7 +56,12 @@ class Path:
         Whether the model is one of counts, and not of real numbers.
     """
 
-    options: WalkOptions
+    name: str
+    kind: str
+    endpoint: str = "density"
+    couple: str = "none"
+    library: str | float
+    batch_as: str
     labels: tuple[str, ...]
     genes: tuple[str, ...]
     z_tk: np.ndarray
@@ -161,10 +88,10 @@ class Path:
         named = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in stretches)
         score = float(self.steps.off_manifold_t[off_t].max())
         share = float(np.mean(off_t % (len(self.steps.position_t) - 1) == 0))
-        if self.options.path == ASCENT:
+        if self.kind == ASCENT:
             unusual = "the start is an unusual place: begin at a population, or another cell"
             remedy = unusual if off_t[0] == 0 else "leave out --unconstrained, which lets it"
-        elif self.options.path != "geodesic":
+        elif self.kind != "geodesic":
             remedy = "try --path geodesic, which keeps to the cells"
         elif share > 0.5:
             remedy = "an end of the walk is an unusual place: try --endpoint density, or another cell"
@@ -177,7 +104,7 @@ class Path:
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
         """Where the result goes; genes of the file that are not modelled get NaN."""
-        name = self.options.name
+        name = self.name
         position = {gene: i for i, gene in enumerate(self.genes)}
         columns_f = np.asarray([position.get(gene, -1) for gene in file_genes])
 
@@ -198,10 +125,10 @@ class Path:
     def _facts(self) -> dict[str, Any]:
         steps, changes = self.steps, self.changes
         facts = {
-            "name": self.options.name,
-            "kind": self.options.path,
-            "endpoint": self.options.endpoint,
-            "couple": self.options.couple,
+            "name": self.name,
+            "kind": self.kind,
+            "endpoint": self.endpoint,
+            "couple": self.couple,
             "waypoints": np.asarray(self.labels, dtype=object),
             "latent": self.z_tk,
             "position": steps.position_t,
@@ -209,8 +136,8 @@ class Path:
             "length": steps.length,
             "off_manifold": steps.off_manifold_t,
             "nearest_cells": self.nearest_names_tj.astype(object),
-            "library": str(self.options.library),
-            "batch_as": self.options.batch_as,
+            "library": str(self.library),
+            "batch_as": self.batch_as,
             "genes": {
                 "names": np.asarray(self.genes, dtype=object),
                 "effect": changes.effect_g,

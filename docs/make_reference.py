@@ -1,0 +1,112 @@
+"""Make docs/reference.md and scvae_cli/__init__.pyi of the options that every verb declares.
+
+    python docs/make_reference.py
+
+A test fails when either is out of date.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from scvae_cli.api import function_of
+from scvae_cli.options import Declared, declarations
+from scvae_cli.verb import Verb
+from scvae_cli.verbs import VERBS
+
+ROOT = Path(__file__).parents[1]
+REFERENCE, STUB = ROOT / "docs" / "reference.md", ROOT / "scvae_cli" / "__init__.pyi"
+
+_STUB_HEAD = '''"""The Python API; made by docs/make_reference.py of the options that every verb declares."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from anndata import AnnData
+
+from scvae_cli.errors import ConfigError as ConfigError
+from scvae_cli.errors import DataError as DataError
+from scvae_cli.errors import DeviceError as DeviceError
+from scvae_cli.errors import ModelError as ModelError
+from scvae_cli.errors import ScvaeError as ScvaeError
+from scvae_cli.errors import ScvaeWarning as ScvaeWarning
+from scvae_cli.model.bundle import Model as Model
+from scvae_cli.model.bundle import load as load
+
+__version__: str
+'''
+
+
+def reference() -> str:
+    """Every command and function, with all options."""
+    lines = [
+        "# Reference",
+        "",
+        "Every verb is a command, `scvae VERB`, and a function, `scvae_cli.VERB`, with the same options. Options may also",
+        "stand in a TOML file (`--config FILE`, `config=`): those of a training under `[data]`, `[model]`, `[train]` and",
+        "`[compute]`, those of any other verb under its name, spelled as in Python. What is given directly wins over the",
+        "file. The command line also has `--json` (print the result as one JSON object) and `--quiet`.",
+        "",
+        "This page is made by `python docs/make_reference.py`.",
+    ]
+    for verb in VERBS:
+        lines += ["", *_section(verb)]
+    return "\n".join(lines) + "\n"
+
+
+def _section(verb: Verb) -> Iterator[str]:
+    yield f"## {verb.name}"
+    yield ""
+    for paragraph in verb.about.split("\n\n"):
+        yield " ".join(paragraph.split())
+        yield ""
+    yield "```sh"
+    yield verb.example
+    yield "```"
+    if verb.in_python:
+        yield ""
+        yield f"In Python, `scvae_cli.{verb.name}` returns: {verb.returns}"
+    yield ""
+    yield "| option | in Python | values | default | |"
+    yield "|---|---|---|---|---|"
+    for declared in declarations(verb.options, hidden=False):
+        yield _row(declared, python=verb.in_python)
+
+
+def _row(declared: Declared, *, python: bool) -> str:
+    flags = ", ".join(f"`{spelling}`" for spelling in declared.spellings) or "only in a file"
+    if not declared.on_command_line and declared.in_python and not declared.section:
+        flags = "–"
+    name = f"`{declared.name}`" if python and declared.in_python else "–"
+    words = ", ".join(f"`{word}`" for word in declared.words) or declared.annotation.replace("|", "\\|")
+    default = declared.shown_default or ("required" if declared.default is ... else f"`{declared.default!r}`")
+    help = " ".join(f"`{flag.name}`: {flag.help}" for flag in declared.joined) or declared.help
+    return f"| {flags} | {name} | {words} | {default} | {help} |"
+
+
+def stub() -> str:
+    """The functions as type checkers and editors see them."""
+    functions = []
+    for verb in VERBS:
+        if not verb.in_python:
+            continue
+        signature = inspect.signature(function_of(verb))
+        lines = [f"def {verb.name}("]
+        star = False
+        for parameter in signature.parameters.values():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not star:
+                lines.append("    *,")
+                star = True
+            default = "" if parameter.default is inspect.Parameter.empty else f" = {parameter.default!r}"
+            lines.append(f"    {parameter.name}: {parameter.annotation}{default},")
+        returned = "Model" if verb.name == "train" else "Any"
+        functions.append("\n".join([*lines, f") -> {returned}: ..."]).replace("'", '"'))
+    return _STUB_HEAD + "\n".join(["", *functions]) + "\n"
+
+
+if __name__ == "__main__":
+    REFERENCE.write_text(reference(), encoding="utf-8")
+    STUB.write_text(stub(), encoding="utf-8")

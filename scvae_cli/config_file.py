@@ -1,0 +1,75 @@
+"""Options from a TOML file: default < file < what was given.
+
+A file may hold a whole analysis. The options of a training stand under [data], [model], [train] and [compute], those of
+any other verb under its name.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import Declared, build, declarations
+from scvae_cli.verb import Verb
+from scvae_cli.verbs import VERBS
+
+
+def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
+    """Make a verb's options of its defaults, a file and what was given, later ones winning.
+
+    Raises
+    ------
+    ConfigError
+        For a file that cannot be read, a section or key in it that nothing has, or values that cannot be used.
+    """
+    stated = {} if file is None else _stated(verb, Path(file))
+    return build(verb.options, stated | dict(given))
+
+
+def _section_of(verb: Verb, declared: Declared) -> str:
+    return declared.section.rsplit("/", 1)[-1] or verb.name
+
+
+def _stated(verb: Verb, file: Path) -> dict[str, Any]:
+    """The verb's options that a file states, by section and name."""
+    sections: dict[str, set[str]] = {}
+    for one in VERBS:
+        for declared in declarations(one.options):
+            sections.setdefault(_section_of(one, declared), set()).add(declared.name)
+    mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
+    stated: dict[str, Any] = {}
+    for name, section in _read(file).items():
+        if not isinstance(section, dict):
+            raise ConfigError(f"{file}: {name!r} stands outside a section", f"put it under [{verb.name}], for example")
+        if name not in sections:
+            raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
+        for key, value in section.items():
+            if key not in sections[name]:
+                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", _closest(key, sections[name]))
+            found = mine.get((name, key))
+            if found is None:
+                continue
+            if found.parse is not None and isinstance(value, str):
+                value = found.parse(found.spelled, value)
+            stated["/".join(filter(None, (found.section, key)))] = value
+    return stated
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}", "--config takes a TOML file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"{file} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"'
+        ) from error
+
+
+def _closest(word: str, known: set[str]) -> str:
+    match = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {match[0]!r}?" if match else "known: " + ", ".join(sorted(known))

@@ -1,0 +1,48 @@
+"""What to simulate. Light: the command line reads it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.options import Options, option
+
+DEFAULT_DEPTH = 1500.0  # sets of 2,000 to 3,000 genes: 900 and 1,700
+# Zeros beyond the NB's: 0.00 in the median gene, 0.03 to 0.10 in the 95th percentile. Beta(1, 49) has 0.06 there.
+DEFAULT_ZERO_INFLATION = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulationConfig(Options):
+    """Cells that differentiate along a tree.
+
+    The truth about the genes does not depend on the number of cells.
+    """
+
+    n_cells: int = option(5000, flags=("--cells",), help="Number of cells.", least=1, most=10**9)
+    n_genes: int = option(2000, flags=("--genes",), help="Number of genes.", least=10, most=10**6)
+    n_branches: int = option(
+        2, flags=("--branches",), help="Branches after the trunk; 1 gives a straight line.", least=1, most=20
+    )
+    n_batches: int = option(
+        1, flags=("--batches",), help="Batches, each with its own shift of every gene.", least=1, most=1000
+    )
+    depth: float = option(DEFAULT_DEPTH, help="Median library size before zero inflation, in counts.", above=0)
+    zero_inflation: float = option(
+        DEFAULT_ZERO_INFLATION,
+        help="Mean probability over genes that a count is replaced by zero; 0 gives a negative binomial.",
+        least=0,
+        most=0.9,
+    )
+    batch_sd: float = option(
+        0.3,
+        help="Standard deviation of a batch's effect on a gene, in natural-log units.",
+        least=0,
+        most=3,
+        on_command_line=False,
+    )
+    seed: int = option(0, help="Random seed; the same seed gives the same file.", least=0)
+
+    @property
+    def branches(self) -> list[str]:
+        """Names of the branches after the trunk; each names the lineage from pseudotime 0 to its tip."""
+        return [f"branch_{k + 1}" for k in range(self.n_branches)]

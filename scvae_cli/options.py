@@ -1,0 +1,407 @@
+"""One declaration of an option: a dataclass field with its type, default, range, help and spelling.
+
+The command line, the Python functions, `--config`, the checks and the reference are all made from it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from scvae_cli.errors import ConfigError
+
+# The default of an option that must be given.
+REQUIRED: Any = ...
+
+INPUT, OUTPUT, COMPUTE, DECODING = "Input", "Output", "Compute", "Decoding"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flag:
+    """One of several command-line options whose values are joined into one field.
+
+    Parameters
+    ----------
+    name, help, metavar
+        As on the command line.
+    repeated
+        Whether it may be absent, or given several times; any other flag of the field is needed once one is given.
+    """
+
+    name: str
+    help: str
+    metavar: str = ""
+    repeated: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """What one field declares; `option` makes it, and `declarations` adds name, type and default.
+
+    Parameters
+    ----------
+    help
+        One line that says what the option does, for `--help`, docstrings and the reference.
+    panel
+        Heading under which `--help` shows it; "" is the verb's own panel.
+    flags
+        Spellings on the command line; empty makes one of the name. Several `Flag`s fill the field together.
+    least, most, above, below
+        Range of a number; the first two are allowed values, the others are not.
+    choices
+        Words allowed besides a number, for a field that takes both.
+    takes
+        What the hint of a refusal says it takes; made of type and range if empty.
+    metavar, shown_default
+        What `--help` shows for the value and for the default.
+    parse
+        Makes the value of the text on the command line, given the flag and the text (or list of texts).
+    repeated
+        Whether the flag may be given several times, for a field that `parse` makes of all texts.
+    label
+        Whether the value names a group, which callers may give as a number or boolean.
+    on_command_line, in_python, in_record
+        Whether the command line has it, the Python functions have it, and a result's provenance lists it.
+    positional
+        Whether Python callers may give it without its name.
+    """
+
+    help: str
+    panel: str = ""
+    flags: tuple[str | Flag, ...] = ()
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    choices: tuple[str, ...] = ()
+    takes: str = ""
+    metavar: str = ""
+    shown_default: str = ""
+    parse: Callable[[str, Any], Any] | None = None
+    repeated: bool = False
+    label: bool = False
+    on_command_line: bool = True
+    in_python: bool = True
+    in_record: bool = True
+    positional: bool = False
+    name: str = ""
+    kind: Any = None
+    default: Any = REQUIRED
+    section: str = ""
+    hidden: bool = False
+
+    @property
+    def joined(self) -> tuple[Flag, ...]:
+        """The flags that fill it together; empty for one flag and its short forms."""
+        return tuple(flag for flag in self.flags if isinstance(flag, Flag))
+
+    @property
+    def spellings(self) -> tuple[str, ...]:
+        """All flags of it, the long one first."""
+        if not self.on_command_line:
+            return ()
+        names = tuple(flag.name if isinstance(flag, Flag) else flag for flag in self.flags)
+        return names or ("--" + self.name.replace("_", "-"),)
+
+    @property
+    def spelled(self) -> str:
+        """How messages name it: as the command line does, or by its name where only a file or Python sets it."""
+        if self.joined:
+            return " and ".join(flag.name for flag in self.joined if not flag.repeated)
+        return self.spellings[0] if self.spellings else self.name
+
+    @property
+    def alternatives(self) -> tuple[Any, ...]:
+        """The types it may have, None among them where it may be left open."""
+        return get_args(self.kind) if get_origin(self.kind) in (Union, UnionType) else (self.kind,)
+
+    @property
+    def optional(self) -> bool:
+        """Whether None is a value."""
+        return type(None) in self.alternatives
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """The words it takes, if it takes only some."""
+        for kind in self.alternatives:
+            if get_origin(kind) is Literal:
+                return get_args(kind)
+        return self.choices
+
+    @property
+    def annotation(self) -> str:
+        """Its type as Python code writes it."""
+        return " | ".join("None" if kind is type(None) else _written(kind) for kind in self.alternatives)
+
+    @property
+    def expected(self) -> str:
+        """What it takes, in words."""
+        if self.takes:
+            return self.takes
+        kinds = self.alternatives
+        number = "a whole number" if int in kinds else "a number" if float in kinds else ""
+        if any(get_origin(kind) is tuple and float in get_args(kind) for kind in kinds):
+            number = "numbers"
+        if self.least is not None and self.most is not None:
+            number += f" from {self.least:,g} to {self.most:,.15g}"
+        elif self.above is not None and self.below is not None:
+            number += f" above {self.above:g} and below {self.below:g}"
+        elif self.above is not None and self.most is not None:
+            number += f" above {self.above:g}, up to {self.most:g}"
+        elif self.least is not None and self.below is not None:
+            number += f" from {self.least:g} to below {self.below:g}"
+        elif self.least is not None:
+            number += f", {self.least:,g} or more"
+        elif self.above is not None:
+            number += f" above {self.above:g}"
+        if self.words:
+            return f"one of: {', '.join(self.words)}" + (f"; or {number}" if number else "")
+        simple = {bool: "true or false", str: "a word", Path: "a path"}
+        return number or next((text for kind, text in simple.items() if kind in kinds), "names")
+
+    def checked(self, value: Any) -> Any:
+        """The value in the field's own type.
+
+        Raises
+        ------
+        ConfigError
+            For a value of another type or out of range.
+        """
+        if value is None and self.optional:
+            return None
+        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
+            value = value.item()
+        for kind in self.alternatives:
+            fitting = self._as(kind, value)
+            if fitting is not None:
+                return fitting
+        raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
+
+    def _refused(self, value: Any) -> str:
+        """What is wrong with a value: of several, the first that is."""
+        kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
+        if kinds and isinstance(value, list | tuple) and value:
+            one = dataclasses.replace(self, kind=kinds[0])
+            wrong = next((item for item in value if one._as(kinds[0], item) is None), value)
+            return f"{_shown(wrong)} in {','.join(map(_plain, value))!r}"
+        return _shown(value)
+
+    def _as(self, kind: Any, value: Any) -> Any:
+        """The value as one of the field's types; None where it is none of that type."""
+        origin = get_origin(kind)
+        if kind is bool:
+            return value if isinstance(value, bool) else None
+        if kind is int:
+            return value if _is_number(value, int) and self._in_range(value) else None
+        if kind is float:
+            if float in self.alternatives and str in self.alternatives and isinstance(value, str):
+                value = _number(value)
+            return value if _is_number(value, (int, float)) and self._in_range(value) else None
+        if origin is Literal:
+            return value if isinstance(value, str) and value in get_args(kind) else None
+        if kind is str:
+            if self.label and value is not None and not isinstance(value, list | tuple | dict):
+                from scvae_cli.labels import as_label
+
+                return as_label(value)
+            return value if isinstance(value, str) and (not self.choices or value in self.choices) else None
+        if kind is Path:
+            return Path(value) if isinstance(value, str | Path) and str(value) else None
+        if origin is tuple:
+            return self._as_tuple(get_args(kind)[0], value)
+        if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
+            return dict(value) if isinstance(value, Mapping) else None
+        if kind is Callable or origin is Callable.__class__ or "Callable" in str(kind):
+            return value if callable(value) else None
+        return None
+
+    def _as_tuple(self, kind: Any, value: Any) -> tuple[Any, ...] | None:
+        """Several values; a lone one counts as several of one."""
+        if callable(value) or isinstance(value, Mapping):
+            return None
+        many = [value] if isinstance(value, str | int | float) else list(value)
+        one = dataclasses.replace(self, kind=kind)
+        fitting = [one._as(kind, item.item() if hasattr(item, "item") else item) for item in many]
+        return None if None in fitting else tuple(fitting)
+
+    def _in_range(self, value: float) -> bool:
+        return (
+            math.isfinite(value)
+            and (self.least is None or value >= self.least)
+            and (self.most is None or value <= self.most)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+        )
+
+
+def option(default: Any = MISSING, **declared: Any) -> Any:
+    """A dataclass field that declares an option; the parameters are those of `Declared`."""
+    return field(default=default, metadata={"option": Declared(**declared)})
+
+
+def section(options: type[Options], *, without: frozenset[str] = frozenset()) -> Any:
+    """A dataclass field that holds options of its own, which stand beside the others on the command line.
+
+    Parameters
+    ----------
+    options
+        Their class.
+    without
+        Names of those that only a file can set.
+    """
+    return field(default_factory=options, metadata={"section": (options, without)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Options that are checked when they are made.
+
+    Raises
+    ------
+    ConfigError
+        For a value of another type or out of range, or values that exclude each other.
+    """
+
+    def __post_init__(self) -> None:
+        for declared in declarations(type(self), nested=False):
+            object.__setattr__(self, declared.name, declared.checked(getattr(self, declared.name)))
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values that exclude each other."""
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether the batch of each cell must be known, if the model has batches."""
+        return False
+
+    def record(self) -> dict[str, Any]:
+        """What a result's provenance says of the options: those that may change the result."""
+        return {
+            declared.name: getattr(self, declared.name)
+            for declared in declarations(type(self), nested=False)
+            if declared.in_record
+        }
+
+
+def declarations(options: type[Options], *, nested: bool = True, hidden: bool = False) -> tuple[Declared, ...]:
+    """The options that a class declares, its own before those it inherits.
+
+    Parameters
+    ----------
+    nested
+        Whether the options of its sections count.
+    hidden
+        Whether those count which only a file can set.
+    """
+    reading: Any = options  # mypy takes a class for an instance of it, which could not be hashed
+    return tuple(declared for declared in _read_once(reading, nested) if hidden or not declared.hidden)
+
+
+@functools.cache
+def _read_once(options: Any, nested: bool) -> tuple[Declared, ...]:
+    kinds = get_type_hints(options)
+    own = set(inspect.get_annotations(options))
+    ordered = sorted(fields(options), key=lambda f: f.name not in own)
+    return tuple(_declared(ordered, kinds, nested=nested))
+
+
+def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Iterator[Declared]:
+    for f in ordered:
+        if "option" in f.metadata:
+            default = REQUIRED if f.default is MISSING else f.default
+            yield dataclasses.replace(f.metadata["option"], name=f.name, kind=kinds[f.name], default=default)
+        elif nested and "section" in f.metadata:
+            options, without = f.metadata["section"]
+            for declared in declarations(options, hidden=True):
+                section = "/".join(filter(None, (f.name, declared.section)))
+                hidden = declared.hidden or declared.name in without
+                yield dataclasses.replace(declared, section=section, hidden=hidden)
+
+
+def build(
+    options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
+) -> Any:
+    """Make options of values by name, those of sections among them.
+
+    Parameters
+    ----------
+    given
+        Values by name, or by section and name ("train/beta"); a name alone wins.
+    within, hidden
+        The section that is made, and the names in it that only count with their section.
+
+    Raises
+    ------
+    ConfigError
+        As for `Options`.
+    """
+    values: dict[str, Any] = {}
+    for f in fields(options):
+        if "section" in f.metadata:
+            part, without = f.metadata["section"]
+            values[f.name] = build(part, given, within=f"{within}{f.name}/", hidden=hidden | without)
+        elif f.name in given and f.name not in hidden:
+            values[f.name] = given[f.name]
+        elif within and f"{within}{f.name}" in given:
+            values[f.name] = given[f"{within}{f.name}"]
+        elif f.default is MISSING:
+            [needed] = [d for d in declarations(options, nested=False) if d.name == f.name]
+            raise ConfigError(f"{needed.spelled} is missing", f"it takes {needed.expected}")
+    return options(**values)
+
+
+def respelled(text: str, options: type[Options]) -> str:
+    """A message or hint that names options as Python spells them, made of one that names flags.
+
+    >>> @dataclass(frozen=True, kw_only=True)
+    ... class Walk(Options):
+    ...     n_steps: int = option(50, help="Number of steps.", flags=("--steps",))
+    >>> respelled("--steps is 0", Walk)
+    'n_steps is 0'
+    """
+    names = {flag: declared.name for declared in declarations(options) for flag in declared.spellings}
+    names |= {"-m": "model", "--config": "config"}
+    # "--from and --to" fill one argument, which is named once.
+    for declared in declarations(options):
+        if declared.joined:
+            text = text.replace(declared.spelled, declared.name)
+    return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), text)
+
+
+def _written(kind: Any) -> str:
+    if kind is Path:
+        return "Path | str"
+    if isinstance(kind, type) and not get_args(kind):
+        return kind.__name__
+    if get_origin(kind) is tuple:
+        return f"Sequence[{_written(get_args(kind)[0])}]"
+    return re.sub(r"\b(?:typing|collections\.abc|pathlib|numpy)\.", "", str(kind))
+
+
+def _is_number(value: Any, kinds: Any) -> bool:
+    # A boolean is an integer to Python, but `n_latent = true` is a mistake.
+    return isinstance(value, kinds) and not isinstance(value, bool)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def _plain(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,97 @@
+"""Options that several verbs share: what they read, where their results go, and how they decode."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scvae_cli.options import COMPUTE, DECODING, INPUT, OUTPUT, Options, option
+
+DEVICES = "auto, cpu, cuda or cuda:N"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading(Options):
+    """How a model's question reads the cells."""
+
+    layer: str | None = option(
+        None,
+        help="Layer with the values that the model takes.",
+        panel=INPUT,
+        shown_default="the model's layer; else counts, X, raw",
+        in_record=False,
+    )
+    gene_symbols: str | None = option(
+        None,
+        help="Column of var with gene symbols, by which genes are named and shown.",
+        panel=INPUT,
+        shown_default="var_names",
+        in_record=False,
+    )
+    allow_missing_genes: bool = option(
+        False, help="Accept any number of missing genes; they count as zero.", panel=INPUT, in_record=False
+    )
+    drop_empty: bool = option(
+        False, help="Skip cells without counts; their results are NaN.", panel=INPUT, in_record=False
+    )
+    device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE, in_record=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing(Options):
+    """Where results go."""
+
+    output: Path | None = option(
+        None,
+        flags=("--output", "-o"),
+        help="File to write, an .h5ad.",
+        panel=OUTPUT,
+        shown_default="back into DATA",
+        in_record=False,
+    )
+    key_added: str = option(
+        "scvae", help="Name that replaces scvae in every slot written.", panel=OUTPUT, in_record=False
+    )
+    force: bool = option(
+        False,
+        help="Replace an existing file, slots that scvae did not write, or another named result.",
+        panel=OUTPUT,
+        in_record=False,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing(Options):
+    """Whether a figure is drawn."""
+
+    plot: Path | None = option(
+        None,
+        help="Also draw a figure: .png, .svg or .pdf.",
+        panel=OUTPUT,
+        metavar="FILE",
+        in_record=False,
+    )
+
+
+def library_option(default: str | None, *, words: tuple[str, ...] = ("median",), shown_default: str = "") -> Any:
+    """The library size at which a model decodes."""
+    return option(
+        default,
+        help=f"Library size to decode at: {', '.join(words)}, or a number of counts.",
+        panel=DECODING,
+        choices=words,
+        above=0,
+        shown_default=shown_default,
+    )
+
+
+def batch_as_option(default: str | None = "average", *, help: str = "", shown_default: str = "") -> Any:
+    """The batch in which a model decodes."""
+    return option(
+        default,
+        help=help or "Batch to decode in: a category, or average (over all, by their share of the training cells).",
+        panel=DECODING,
+        label=True,
+        shown_default=shown_default,
+    )

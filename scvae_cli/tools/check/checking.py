@@ -1,0 +1,59 @@
+"""`check` as both shells run it."""
+
+from __future__ import annotations
+
+from scvae_cli.config import ModelConfig
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.inspection import Inspection, inspect
+from scvae_cli.errors import DataError
+from scvae_cli.question import Outcome, Report, Shell
+from scvae_cli.shell_line import shell_line
+from scvae_cli.verb import Request
+
+
+def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
+    """Look at the data.
+
+    Raises
+    ------
+    DataError
+        For a file that cannot be opened.
+    """
+    options = request.options
+    of_counts = ModelConfig(likelihood=options.likelihood).of_counts
+    found = inspect(open_store(request.data), layer=options.layer, batch_key=options.batch_key, real=not of_counts)
+    return Outcome(value=found, report=lambda: _report(found, request, of_counts=of_counts))
+
+
+def _report(found: Inspection, request: Request, *, of_counts: bool) -> Report:
+    following = shell_line("train", request.data, **request.flags)
+    return Report(
+        facts=found.as_dict(),
+        text=_text(found, of_counts=of_counts),
+        next_step=following if found.ok else None,
+        exit_code=0 if found.ok else DataError.exit_code,
+    )
+
+
+def _text(found: Inspection, *, of_counts: bool) -> str:
+    lines = [f"{found.title}: {found.n_cells:,} cells × {found.n_genes:,} genes"]
+    if found.counts_source is not None:
+        if found.median_library is None:
+            lines.append(f"real numbers: {found.counts_source} ({found.zero_share:.1%} zeros)")
+        else:
+            library = f"median library size {found.median_library:,.0f} counts"
+            lines.append(f"raw counts: {found.counts_source} ({found.zero_share:.1%} zeros, {library})")
+        lines.append(f"genes modeled by default: {found.n_genes_modelled:,}")
+        lines.append(
+            f"training on a CPU: roughly {found.memory_gib} GiB of memory, {_duration(found.cpu_minutes or 0)}"
+        )
+    else:
+        lines.append("raw counts: none found" if of_counts else "real numbers: none found")
+    if found.obs:
+        lines.append("columns that group cells: " + ", ".join(f"{key} ({n})" for key, n in found.obs.items()))
+    lines += [f"{finding.level}: {finding.message} ({finding.hint})" for finding in found.findings]
+    return "\n".join(lines)
+
+
+def _duration(minutes: float) -> str:
+    return f"{minutes * 60:.0f} s" if minutes < 2 else f"{minutes:.0f} min"

@@ -1,0 +1,35 @@
+"""What `scvae check` and `scvae_cli.check` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.config import Likelihood
+from scvae_cli.options import INPUT, Options, option
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(Options):
+    """What training would be asked."""
+
+    layer: str | None = option(
+        None,
+        help="Layer to check.",
+        panel=INPUT,
+        shown_default="the first of counts, X, raw with raw counts; X for a normal likelihood",
+    )
+    batch_key: str | None = option(None, help="Column of obs with batches.", panel=INPUT)
+    likelihood: Likelihood = option("zinb", help="Likelihood to train with; normal takes real numbers.", panel=INPUT)
+
+
+CHECK = Verb(
+    name="check",
+    panel="Start",
+    options=CheckOptions,
+    home="scvae_cli.tools.check.checking:check",
+    about="""Report what a file holds, and what training would refuse (exit code 3) or warn about.""",
+    example="scvae check data.h5ad --batch-key donor",
+    takes_model=False,
+    returns="What was found: a `scvae_cli.data.inspection.Inspection`.",
+)

@@ -1,0 +1,1 @@
+"""The latent position of every cell."""

@@ -1,0 +1,67 @@
+"""Where each cell lies in latent space, and with which uncertainty.
+
+Shapes: n cells, k latent dimensions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.latent.posteriors import posteriors, refined_posteriors
+from scvae_cli.model.bundle import Model
+from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.embed.options import EmbedOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Embedding:
+    """Posterior of every cell.
+
+    Parameters
+    ----------
+    mean_nk, var_nk
+        Mean of q(z|x) and the diagonal of its covariance along the axes asked for, float32, shape (n, k).
+    gain
+        Nats by which refining raised the ELBO, mean over the cells; None for the encoder's posteriors.
+    """
+
+    mean_nk: np.ndarray
+    var_nk: np.ndarray
+    gain: float | None = None
+
+    def slots(self, names: SlotNames) -> list[Slot]:
+        """Where the result goes."""
+        return [
+            Slot(group="obsm", key=names.embedding, value=self.mean_nk),
+            Slot(group="obsm", key=names.latent_var, value=self.var_nk),
+        ]
+
+
+def embed(model: Model, counts: Counts, options: EmbedOptions, *, progress: Progress = silent) -> Embedding:
+    """Encode cells.
+
+    Parameters
+    ----------
+    model
+        Its encoder does not see the batch.
+    counts
+        n cells in the model's genes; to be refined, with the batches of a model that has them.
+
+    Raises
+    ------
+    DataError
+        If `options.refine` is above 0 and a cell's batch is unknown to the model.
+    """
+    gain = None
+    if options.refine > 0:
+        (mean_nk, var_nk), gain_n = refined_posteriors(model, counts, n_steps=options.refine, progress=progress)
+        gain = float(gain_n.mean())
+    else:
+        mean_nk, var_nk = posteriors(model, counts, progress=progress)
+    if options.axes == "canonical":
+        mean_nk, var_nk = model.axes.position(mean_nk), model.axes.variance(var_nk)
+    return Embedding(mean_nk=mean_nk.numpy(), var_nk=var_nk.numpy(), gain=gain)

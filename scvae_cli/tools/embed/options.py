@@ -1,0 +1,49 @@
+"""What `scvae embed` and `scvae_cli.embed` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scvae_cli.options import option
+from scvae_cli.shared_options import Reading, Writing
+from scvae_cli.verb import Verb
+
+Axes = Literal["canonical", "training"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedOptions(Reading, Writing):
+    """How cells are embedded."""
+
+    axes: Axes = option(
+        "canonical",
+        help="Latent axes: canonical (ordered by the expression they explain, alike in two trainings) or training (as "
+        "the networks have them).",
+    )
+    refine: int = option(
+        0,
+        help="Gradient steps from the encoder's posterior toward each cell's best one; 100 is plenty. Needs the "
+        "batches that the model knows.",
+        least=0,
+        takes="a number of steps, 0 or more; 100 is plenty",
+    )
+
+    @property
+    def needs_batch(self) -> bool:
+        """Refining evaluates the likelihood, which depends on the batch."""
+        return self.refine > 0
+
+
+EMBED = Verb(
+    name="embed",
+    panel="Results",
+    options=EmbedOptions,
+    home="scvae_cli.tools.embed.question:Embed",
+    about="""Write the latent position of every cell to obsm["X_scvae"].
+
+    The variances of the posterior go to obsm["scvae_latent_var"]. New cells can be embedded with a trained model. The
+    encoder does not see the batch, so cells of new batches can be embedded too. --refine improves the encoder's
+    posterior cell by cell.""",
+    example="scvae embed data.h5ad",
+)

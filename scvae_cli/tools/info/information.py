@@ -1,0 +1,76 @@
+"""`info` as both shells run it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.provenance import read_runs
+from scvae_cli.model.bundle import CONFIG, load
+from scvae_cli.question import Outcome, Report, Shell
+from scvae_cli.verb import Request
+
+
+def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
+    """Describe a model, or list the runs recorded in data.
+
+    Raises
+    ------
+    DataError, ModelError
+        For what cannot be opened.
+    """
+    target = request.data
+    facts: dict[str, Any]
+    if isinstance(target, Path) and ((target / CONFIG).exists() or target.suffix == ".scvae"):
+        model = load(target)
+        facts = {
+            "model": str(target),
+            "hash": model.hash,
+            "n_genes": len(model.genes),
+            "batches": list(model.batches),
+            "facts": model.facts,
+            "config": model.config.as_dict(),
+        }
+        return Outcome(value=facts, report=lambda: Report(facts=facts, text=_model_text(facts)))
+    store = open_store(target)
+    runs = read_runs(store, request.options.key_added)
+    facts = {"data": store.title if not isinstance(target, Path) else str(target), "runs": runs}
+    return Outcome(value=facts, report=lambda: Report(facts=facts, text=_runs_text(facts["data"], runs)))
+
+
+def _model_text(values: dict[str, Any]) -> str:
+    facts, run = values["facts"], values["config"]
+    shape = run["model"]
+    widths = f"{shape['n_latent']} latent dimensions, {shape['n_layers']} × {shape['n_hidden']} hidden"
+    widths += ", linear decoder" if shape["decoder"] == "linear" else ""
+    likelihood = shape["likelihood"] + ("" if shape["variance"] is None else f" (variance {shape['variance']:g})")
+    parts = f"NLL {facts['heldout_nll']:.2f}, KL {facts['heldout_kl']:.2f}"
+    active = f"{facts['active_units']} of {shape['n_latent']} dimensions active"
+    length = f"{facts['epochs']} epochs (best: {facts['best_epoch']}) in {facts['seconds']:.0f} s"
+    lines = [
+        f"{values['model']} ({values['hash']})",
+        f"{likelihood}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
+        f"{facts['n_genes']:,} genes ({facts['genes_chosen']})",
+        f"{facts['n_cells']:,} cells from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
+        f"batches: {', '.join(values['batches']) or 'none'}",
+        f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
+        f"{length} on {facts['compute']}",
+    ]
+    return "\n".join(lines)
+
+
+def _runs_text(target: str, runs: dict[str, dict[str, Any]]) -> str:
+    if not runs:
+        return f"{target}: no results of scvae"
+    lines = [f"{target}: results of {len(runs)} run(s)"]
+    for name, run in runs.items():
+        options = ", ".join(f"{key}={value}" for key, value in run["options"].items() if value is not None)
+        lines.append(
+            f"{name}: model {run['model_hash'] or '(in memory)'}, counts from {run['counts_source']}, {run['device']}"
+        )
+        lines.append(f"  {options or 'no options'}")
+        lines.append(f"  → {', '.join(run['slots'])}")
+        for path, model in run.get("earlier", {}).items():
+            lines.append(f"  from an earlier run, of model {model or '(in memory)'}: {path}")
+    return "\n".join(lines)

@@ -1,0 +1,29 @@
+"""What `scvae info` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.options import OUTPUT, Options, option
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoOptions(Options):
+    """Whose results to list."""
+
+    key_added: str = option("scvae", help="Name that replaces scvae in the slots.", panel=OUTPUT)
+
+
+INFO = Verb(
+    name="info",
+    panel="Checks",
+    options=InfoOptions,
+    home="scvae_cli.tools.info.information:info",
+    about="""Describe a model, or list the runs that left results in a file.""",
+    example="scvae info data.scvae",
+    argument="MODEL|DATA",
+    argument_help="A model folder, or data with results.",
+    takes_model=False,
+    in_python=False,
+)

@@ -1,0 +1,1 @@
+"""Simulated counts whose truth is known."""

@@ -1,0 +1,34 @@
+"""What `scvae simulate` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.data.simulation_config import SimulationConfig
+from scvae_cli.options import OUTPUT, option
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions(SimulationConfig):
+    """What to simulate, and what to write of it."""
+
+    true_mean: bool = option(False, help="Also write layers/true_mean, dense: 4 bytes per cell and gene.", panel=OUTPUT)
+    force: bool = option(False, help="Replace an existing file.", panel=OUTPUT)
+
+
+SIMULATE = Verb(
+    name="simulate",
+    panel="Checks",
+    options=SimulateOptions,
+    home="scvae_cli.tools.simulate.simulating:simulate",
+    about="""Simulate raw counts of cells that differentiate along a tree, with the truth beside them.
+
+    The truth is in obs true_*, var true_* and varm true_rho_BRANCH (expression along a branch). The columns obs
+    cell_type and obs batch group the cells.""",
+    example="scvae simulate tree.h5ad --cells 5000 --branches 3 --batches 2",
+    argument="OUT",
+    argument_help="The .h5ad file to write.",
+    takes_model=False,
+    in_python=False,
+)

@@ -1,0 +1,119 @@
+"""What `scvae sweep` and `scvae_cli.sweep` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scvae_cli.config import ModelConfig, RunConfig
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import OUTPUT, option, section
+from scvae_cli.shared_options import Drawing, Writing
+from scvae_cli.verb import Verb
+
+VARIED = "Option to vary: one of"
+BETAS, DIMENSIONS = "0.1,0.3,1,3,10", "2,5,10,20,40"
+
+
+def _numbers(flag: str, text: str) -> tuple[float, ...]:
+    """The numbers of a list.
+
+    >>> _numbers("--beta", "0.1, 1,10")
+    (0.1, 1.0, 10.0)
+    """
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        example = BETAS if flag == "--beta" else DIMENSIONS
+        raise ConfigError(f"{flag} is {text!r}", f"it takes numbers with commas between, such as {example}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(Drawing, Writing):
+    """What is varied, what decides, and how each model is trained."""
+
+    beta: tuple[float, ...] | None = option(
+        None,
+        help=f"Weights of the KL term to train with: {BETAS}.",
+        metavar="LIST",
+        parse=_numbers,
+        panel=VARIED,
+        above=0,
+        takes=f"numbers above 0, such as {BETAS}",
+    )
+    n_latent: tuple[float, ...] | None = option(
+        None,
+        help=f"Numbers of latent dimensions to train with: {DIMENSIONS}.",
+        metavar="LIST",
+        parse=_numbers,
+        panel=VARIED,
+        above=0,
+        takes=f"whole numbers above 0, such as {DIMENSIONS}",
+    )
+    judge: Literal["thinning", "bound"] | None = option(
+        None,
+        help="Criterion that decides: thinning (prediction of molecules set aside) or bound (of held-out cells).",
+        on_command_line=False,
+        shown_default="thinning, for counts",
+    )
+    training: RunConfig = section(RunConfig, without=frozenset({"beta", "n_latent"}))
+    models: Path | None = option(
+        None,
+        help="Folder that keeps every model, as FOLDER/beta_0.3.scvae; they know nine tenths of the molecules.",
+        metavar="FOLDER",
+        panel=OUTPUT,
+    )
+
+    def check(self) -> None:
+        """Two or more different values of one of the two."""
+        if self.beta is not None and self.n_latent is not None:
+            raise ConfigError(
+                "--beta and --n-latent were both given", "sweep one of them; the other may stand in a --config file"
+            )
+        if self.beta is None and self.n_latent is None:
+            raise ConfigError("there is nothing to sweep", f"give --beta {BETAS} or --n-latent {DIMENSIONS}")
+        flag = "--beta" if self.beta is not None else "--n-latent"
+        values = self.beta if self.beta is not None else self.n_latent or ()
+        text = ",".join(f"{value:g}" for value in values)
+        if len(values) < 2:
+            example = BETAS if self.beta is not None else DIMENSIONS
+            raise ConfigError(f"{flag} is {text or 'empty'!r}", f"a sweep takes two values or more: {example}")
+        for value in values:
+            if self.n_latent is not None and value % 1:
+                raise ConfigError(f"{flag} is {value:g} in {text!r}", f"it takes whole numbers, such as {DIMENSIONS}")
+        if len(set(values)) < len(values):
+            raise ConfigError(f"{flag} is {text!r}", "one of the values is there twice")
+        # In whatever order they came; a field of a frozen dataclass is set like this.
+        kind = float if self.varied == "beta" else int
+        object.__setattr__(self, self.varied, tuple(sorted(map(kind, values))))
+
+    @property
+    def varied(self) -> str:
+        """Which option of the training is varied."""
+        return "beta" if self.beta is not None else "n_latent"
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """Its values, ascending."""
+        return tuple(self.beta or self.n_latent or ())
+
+    def judge_of(self, model: ModelConfig) -> str:
+        """The criterion for a kind of model: only counts can be thinned."""
+        return self.judge or ("thinning" if model.of_counts else "bound")
+
+
+SWEEP = Verb(
+    name="sweep",
+    panel="Start",
+    options=SweepOptions,
+    home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
+    about="""Train once for every β, or number of latent dimensions, and suggest the one to use.
+
+    A tenth of every cell's molecules is set aside. Each model learns from the rest and predicts them; the suggestion is
+    the largest β (the fewest dimensions) that predicts as well as the best within noise. Rate and distortion of
+    held-out cells trace the rate–distortion curve of the data. All results go to uns["scvae"]["sweep"]. Real numbers
+    (--likelihood normal) cannot be set aside in part: there the bound of held-out cells decides.""",
+    example="scvae sweep data.h5ad --beta 0.1,0.3,1,3,10 --plot sweep.png",
+    takes_model=False,
+)

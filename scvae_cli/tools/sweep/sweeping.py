@@ -1,0 +1,215 @@
+"""`sweep` as both shells run it, and what the command line shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scvae_cli._version import __version__
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.provenance import provenance, refuse_foreign
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.data.store import CellStore
+from scvae_cli.model.bundle import Model, check_new_model
+from scvae_cli.question import Outcome, Report, Shell
+from scvae_cli.shell_line import shell_line
+from scvae_cli.tools.sweep.options import SweepOptions
+from scvae_cli.tools.sweep.result import Sweep
+from scvae_cli.tools.sweep.sweep import Training, sweep
+from scvae_cli.training.fit import Finished, FitEvent
+from scvae_cli.training_progress import follow
+from scvae_cli.verb import Request
+
+# Share of the gain that is worth the name "nearly all".
+_NEARLY = 0.98
+# Nats by which another run must be likelier to be named beside the suggested one.
+_MUCH = 1.0
+_NAMES = {"beta": "β", "n_latent": "latent dimensions"}
+
+
+def sweep_and_write(request: Request, shell: Shell) -> Outcome:
+    """Run a sweep, keep the models that are to be kept as they come, and write what was found.
+
+    Raises
+    ------
+    ScvaeError
+        For data or options that cannot be used, or places that cannot be written to; before any training.
+    """
+    options: SweepOptions = request.options
+    run, names = options.training, SlotNames(key_added=options.key_added)
+    if options.plot is not None:
+        from scvae_cli.report.figure_file import check_figure_file
+
+        check_figure_file(options.plot, force=options.force)
+    store = open_store(request.data)
+    if request.inplace:
+        _check_destination(store, options, names)
+    _check_models(options)
+    real = not run.model.of_counts
+    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
+    size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+    shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+
+    def followed(training: Training, events: Iterator[FitEvent]) -> FitEvent | None:
+        title = f"{_NAMES[options.varied]} = {training.value:g} ({training.number} of {training.of})"
+        last = follow(events, shell, title=title, brief=training.number > 1)
+        if isinstance(last, Finished):
+            facts = last.model.facts
+            shell.info(f"{title}: held-out ELBO {facts['heldout_elbo']:.1f} after {facts['epochs']} epochs")
+        return last
+
+    def keep(value: float, model: Model) -> None:
+        if options.models is not None:
+            options.models.mkdir(exist_ok=True)
+            model.save(options.models / _folder_name(options, value), force=options.force)
+
+    result = sweep(counts, run, options, follow=followed, on_model=keep)
+    slots = _write(result, store, options, names) if request.inplace else []
+    if options.plot is not None:
+        from scvae_cli.report.figure_file import save_figure
+        from scvae_cli.tools.sweep.figure import sweep_figure
+
+        save_figure(sweep_figure(result), options.plot)
+    return Outcome(
+        value=None if request.inplace else result,
+        report=lambda: _report(result, request, slots),
+        warnings=result.warnings(),
+    )
+
+
+def _folder_name(options: SweepOptions, value: float) -> str:
+    return f"{options.varied}_{value:g}.scvae"
+
+
+def _check_destination(store: CellStore, options: SweepOptions, names: SlotNames) -> None:
+    paths = names.written_by("sweep", options.varied)
+    store.check_destination(paths, output=options.output, force=options.force)
+    if not options.force:
+        refuse_foreign(store, paths, names)
+
+
+def _check_models(options: SweepOptions) -> None:
+    """Refuse before the trainings a folder that models could not be saved in."""
+    if options.models is None:
+        return
+    if not options.models.is_dir():
+        check_new_model(options.models, force=options.force)
+        return
+    for value in options.values:
+        check_new_model(options.models / _folder_name(options, value), force=options.force)
+
+
+def _write(result: Sweep, store: CellStore, options: SweepOptions, names: SlotNames) -> list[str]:
+    slots = result.slots(names)
+    facts = {
+        "command": "sweep",
+        "scvae_version": __version__,
+        "model_hash": f"{len(result.runs)} models, trained for it",
+        "counts_source": result.counts_source,
+        "device": result.device,
+        "missing_genes": 0,
+        "options": {
+            result.varied: list(result.values),
+            "criterion": result.judge,
+            "config": options.training.as_dict(),
+        },
+    }
+    record = provenance(store, names, f"sweep_{result.varied}", slots, facts)
+    store.write([*slots, record], output=options.output, force=options.force)
+    return [slot.path for slot in slots]
+
+
+def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
+    options: SweepOptions = request.options
+    target = str(options.output or request.data)
+    facts: dict[str, Any] = {
+        "output": target,
+        "varied": result.varied,
+        "judge": result.judge,
+        "suggested": result.suggested,
+        "best": result.best,
+        "runs": result.rows(),
+        "kept": result.kept,
+        "n_cells": result.n_cells,
+        "n_genes": result.n_genes,
+        "n_heldout": result.n_heldout,
+        "breaks": [[broken.lower, broken.upper, broken.what, broken.by] for broken in result.breaks],
+        "models": None if options.models is None else str(options.models),
+        "plot": None if options.plot is None else str(options.plot),
+        "slots": slots,
+    }
+    # A training of the same kind needs the options of these trainings too.
+    own = {"beta", "n_latent", "models", "output", "plot", "key_added", "force"}
+    chosen = {result.varied: f"{result.suggested:g}"} | {k: v for k, v in request.flags.items() if k not in own}
+    lines = [_text(result), *(f"→ {place}" for place in (facts["models"], facts["plot"]) if place)]
+    return Report(
+        facts=facts,
+        text="\n".join([*lines, f"→ {', '.join(slots)} of {target}"]),
+        next_step=shell_line("train", request.data, **chosen),
+    )
+
+
+def _text(result: Sweep) -> str:
+    judged = "thinning loss" if result.judge == "thinning" else "−bound"
+    heads = (
+        _NAMES[result.varied],
+        "rate",
+        "distortion",
+        "ELBO",
+        "bound",
+        "active",
+        judged,
+        "gain",
+        "epochs",
+        "seconds",
+    )
+    rows = []
+    for value, run in zip(result.values, result.runs, strict=True):
+        excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "least"
+        gain = f"{run.gain:.1%}" if run.gain == run.gain else "-"
+        marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
+        figures = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
+        rows.append((marked, *figures, str(run.active_units), excess, gain, str(run.epochs), f"{run.seconds:.1f}"))
+    heads = (heads[0] + "  ", *heads[1:])
+    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+    if result.judge == "thinning":
+        lines += [
+            f"trained on {result.kept:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, ELBO and "
+            f"bound of {result.n_heldout:,} held-out cells",
+            "thinning loss: of predicting the other molecules, the cell's own counts weighed in, above the best ± its "
+            "standard error; all in nats a cell",
+            "gain: share of the best run's advantage over a mean model, which gives every cell the same proportions",
+        ]
+    else:
+        lines.append(f"nats a cell, {result.n_heldout:,} held-out cells, which judge")
+    return "\n".join([*lines, *_suggestion(result)])
+
+
+def _suggestion(result: Sweep) -> list[str]:
+    judged = "predicting molecules set aside" if result.judge == "thinning" else "explaining held-out cells"
+    told = f"{_called(result, result.suggested)}, best at {judged}"
+    if result.suggested != result.best:
+        which = "the largest" if result.varied == "beta" else "the fewest"
+        told = f"{_called(result, result.suggested)}, {which} as good as the best ({result.best:g}), but for noise"
+    lines = [f"* suggested: {told}"]
+    thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
+    if result.varied == "beta" and thrifty:
+        beta, gain = thrifty[-1].beta, thrifty[-1].gain
+        lines.append(f"  β = {beta:g} keeps {gain:.1%} of its gain, in a simpler latent space")
+    likeliest = max(result.runs, key=lambda run: run.bound)
+    more = likeliest.bound - result.suggested_run.bound
+    if result.judge == "thinning" and more >= _MUCH:
+        value = getattr(likeliest, result.varied)
+        lines.append(
+            f"  to score cells or sample new ones: {_called(result, value)}, whose bound is {more:.1f} nats higher"
+        )
+    edge = result.at_the_edge()
+    if edge is not None:
+        lines.append(f"  the best is the {'least' if edge == 'lower' else 'greatest'} tried: {edge} may be better yet")
+    return lines
+
+
+def _called(result: Sweep, value: float) -> str:
+    return f"β = {value:g}" if result.varied == "beta" else f"{value:g} latent dimension{'s' if value > 1 else ''}"

@@ -1,0 +1,41 @@
+"""What `scvae train` and `scvae_cli.train` may be asked: the options of `scvae_cli.config`, and a few more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from scvae_cli.config import FITTING, RunConfig
+from scvae_cli.options import OUTPUT, Options, option, section
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions(Options):
+    """A training, and whether it continues or replaces another."""
+
+    training: RunConfig = section(RunConfig)
+    resume: bool = option(False, help="Continue an interrupted training.", panel=FITTING, in_python=False)
+    force: bool = option(False, help="Replace an existing model.", panel=OUTPUT, in_python=False)
+    on_event: Callable[[Any], None] | None = option(
+        None,
+        help="Function called with every event of the training (`scvae_cli.training.fit.FitEvent`).",
+        on_command_line=False,
+    )
+
+
+TRAIN = Verb(
+    name="train",
+    panel="Start",
+    options=TrainOptions,
+    home="scvae_cli.tools.train.training:train",
+    about="""Train a model on raw counts and write the model folder; DATA itself is only read.
+
+    With --likelihood normal the values may be any real numbers. Some cells are held out; the weights that are best on
+    them are kept, and training stops when they no longer improve. Ctrl-C ends the training after the epoch in
+    progress; --resume continues it.""",
+    example="scvae train data.h5ad --batch-key donor",
+    trains=True,
+    returns='The trained model; `model.save("NAME.scvae")` writes its folder.',
+)

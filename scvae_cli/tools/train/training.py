@@ -1,0 +1,86 @@
+"""`train` as both shells run it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.formats import open_store
+from scvae_cli.errors import Interrupted
+from scvae_cli.model.bundle import Model, check_new_model
+from scvae_cli.question import Outcome, Report, Shell
+from scvae_cli.shell_line import shell_line
+from scvae_cli.tools.train.options import TrainOptions
+from scvae_cli.training.checkpoint import Checkpoint
+from scvae_cli.training.fit import Finished, FitEvent, Stopped, fit
+from scvae_cli.training_progress import follow
+from scvae_cli.verb import Request
+
+
+def train(request: Request, shell: Shell) -> Outcome:
+    """Train a model; on the command line, save it.
+
+    Raises
+    ------
+    DataError, ModelError, DeviceError
+        For what cannot be trained on, written, resumed or computed with.
+    Interrupted
+        When the user stopped it; its state is saved beside the model folder.
+    """
+    options: TrainOptions = request.options
+    run, folder = options.training, request.model_folder if request.inplace else None
+    store = open_store(request.data)
+    if folder is not None:
+        check_new_model(folder, force=options.force)
+    real = not run.model.of_counts
+    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
+    size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+    shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+    with shell.stoppable() as stop_requested:
+        events = fit(counts, run, model_folder=folder, resume=options.resume, stop_requested=stop_requested)
+        # The training alone holds the counts from here on, and can release those of genes that are not modeled.
+        del store, counts
+        last = follow(_heard(events, options), shell)
+    if isinstance(last, Stopped):
+        raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
+    assert isinstance(last, Finished), "a training ends finished or stopped"
+    model = last.model
+    if folder is not None:
+        model.save(folder, force=options.force)
+        Checkpoint(folder, "").discard()
+    return Outcome(value=model, report=lambda: _report(model, request), warnings=_warnings(model))
+
+
+def _heard(events: Iterator[FitEvent], options: TrainOptions) -> Iterator[FitEvent]:
+    """Pass events on, telling the caller's function of each."""
+    for event in events:
+        if options.on_event is not None:
+            options.on_event(event)
+        yield event
+
+
+def _report(model: Model, request: Request) -> Report:
+    keys = ("epochs", "seconds", "heldout_elbo", "active_units", "n_cells", "n_genes")
+    facts: dict[str, Any] = {"model": str(request.model_folder)} | {key: model.facts[key] for key in keys}
+    active = f"{facts['active_units']} of {model.config.model.n_latent} latent dimensions active"
+    length = f"{facts['epochs']} epochs in {facts['seconds']:.1f} s"
+    data = request.data
+    elsewhere = None if data.suffix == ".h5ad" else f"{data.stem}.h5ad"
+    return Report(
+        facts=facts,
+        text=f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell after {length}; {active}\n→ {facts['model']}",
+        next_step=shell_line(
+            "embed", data, m=request.model, o=elsewhere, drop_empty=request.options.training.data.drop_empty
+        ),
+    )
+
+
+def _warnings(model: Model) -> list[str]:
+    """What to change when the model learned nothing."""
+    if model.facts["active_units"]:
+        return []
+    return [
+        "posterior collapse: the latent space carries no information about the cells. Lower --beta, train longer "
+        "(--max-epochs), or check that the cells differ at all"
+    ]

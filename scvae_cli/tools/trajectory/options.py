@@ -1,0 +1,115 @@
+"""What `scvae interpolate` and `scvae_cli.interpolate` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import OUTPUT, Flag, option
+from scvae_cli.shared_options import Drawing, Reading, Writing, batch_as_option, library_option
+from scvae_cli.verb import Verb
+
+TRAJECTORY = "Trajectory"
+MAX_PATHS = 1000
+
+PathKind = Literal["geodesic", "graph", "straight"]
+Endpoint = Literal["density", "centroid"]
+Coupling = Literal["none", "ot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InterpolateOptions(Reading, Drawing, Writing):
+    """Between which cell states a trajectory runs, and how."""
+
+    groupby: str | None = option(None, help="Column of obs that names the groups.")
+    groups: tuple[str, ...] = option(
+        (),
+        help="Groups that the trajectory passes, in order: two or more.",
+        flags=(
+            Flag(name="--from", help="Group at which the trajectory starts."),
+            Flag(name="--via", help="Group that it passes; may be repeated.", repeated=True),
+            Flag(name="--to", help="Group at which it ends."),
+        ),
+        label=True,
+    )
+    cells: tuple[str, ...] = option(
+        (),
+        help="Cells that the trajectory passes, in order, instead of groups: names of obs, two or more.",
+        flags=(
+            Flag(name="--from-cell", metavar="ID", help="Cell at which it starts, instead of a group."),
+            Flag(name="--to-cell", metavar="ID", help="Cell at which it ends."),
+        ),
+    )
+    time_key: str | None = option(
+        None, help="Column of obs with time points, which are passed in order, instead of groups."
+    )
+    name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
+    n_steps: int = option(50, flags=("--steps",), help="Number of steps, both ends included.", least=2)
+    path: PathKind = option(
+        "geodesic",
+        help="geodesic: least change in expression, where there are cells; graph: from cell to cell; straight: a line "
+        "in latent space.",
+        panel=TRAJECTORY,
+    )
+    endpoint: Endpoint = option(
+        "density",
+        help="Position that stands for a group: density (where its cells are densest) or centroid.",
+        panel=TRAJECTORY,
+    )
+    couple: Coupling = option(
+        "none",
+        help="ot: also compute trajectories between cells of both ends, paired by optimal transport.",
+        panel=TRAJECTORY,
+    )
+    n_paths: int = option(
+        50,
+        flags=("--paths",),
+        help="Number of paired trajectories with --couple ot.",
+        least=2,
+        most=MAX_PATHS,
+        panel=TRAJECTORY,
+    )
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=TRAJECTORY)
+    library: str | float = library_option("median")
+    batch_as: str = batch_as_option()
+    path_out: Path | None = option(
+        None, help="Also write the steps as an .h5ad file, one row per step.", panel=OUTPUT, metavar="FILE",
+        in_record=False,
+    )  # fmt: skip
+
+    def check(self) -> None:
+        """One way of naming the ends, and two different ones at least."""
+        given = [bool(self.groups), bool(self.cells), self.time_key is not None]
+        if sum(given) > 1:
+            raise ConfigError(
+                "the ends of the trajectory were given twice",
+                "use one of --from and --to, --from-cell and --to-cell, or --time-key",
+            )
+        if not any(given) or (self.groups and self.groupby is None):
+            raise ConfigError(
+                "a trajectory needs --groupby with --from and --to (or --from-cell and --to-cell, or --time-key)",
+                "scvae check DATA lists the columns that group cells",
+            )
+        ends = self.groups or self.cells
+        if len(ends) == 1:
+            raise ConfigError("a trajectory needs two ends", "name the groups or cells between which it runs")
+        for before, after in pairwise(ends):
+            if before == after:
+                raise ConfigError(f"the trajectory runs from {before!r} to itself", "choose two different ends")
+
+
+INTERPOLATE = Verb(
+    name="interpolate",
+    panel="Trajectories",
+    options=InterpolateOptions,
+    home="scvae_cli.tools.trajectory.question:Interpolate",
+    about="""Interpolate a trajectory between two groups (or cells) in latent space and decode every step.
+
+    Writes the trajectory and the expression of every gene along it (uns and varm), and the position of each cell on
+    it, obs["scvae_pseudotime_NAME"], which is NaN for cells far from it. Prints the groups that it passes and the
+    genes that change most. Warns where no cells were observed along it.""",
+    example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
+)

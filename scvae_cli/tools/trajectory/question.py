@@ -1,0 +1,188 @@
+"""`interpolate` as the driver runs it, and what every trajectory writes and shows."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+import numpy as np
+
+from scvae_cli.data.slots import Slot
+from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.question import Question
+from scvae_cli.tools.trajectory.interpolation import interpolate
+from scvae_cli.tools.trajectory.options import InterpolateOptions
+from scvae_cli.tools.trajectory.result import Trajectory, default_name
+from scvae_cli.verb import Request
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_GENES = 20
+
+AnyOptions = TypeVar("AnyOptions")
+Result = TypeVar("Result")
+
+
+class AlongTrajectory(Question[AnyOptions, Result]):
+    """A question whose answer holds a trajectory."""
+
+    extra_files: ClassVar[tuple[str, ...]] = ("path_out",)
+    name: str
+    groups_n: np.ndarray | None
+
+    def trajectory_of(self, result: Result) -> Trajectory:
+        """The trajectory in an answer."""
+        raise NotImplementedError
+
+    def score_of(self, result: Result) -> np.ndarray | None:  # noqa: ARG002  # only an optimization has one
+        """A score of every step, or None."""
+        return None
+
+    @classmethod
+    def check_files(cls, request: Request) -> None:
+        """The steps' file must be neither the data nor the output."""
+        options = request.options
+        if options.path_out is not None:
+            from scvae_cli.tools.trajectory.steps_file import check_steps_file
+
+            check_steps_file(options.path_out, others=(request.data, options.output), force=options.force)
+
+    @property
+    def run(self) -> str:
+        """Trajectories stand side by side by name."""
+        return f"{self.request.verb.name}_{self.name}"
+
+    def planned(self) -> list[str]:
+        """Slots under the trajectory's name."""
+        return self.names.written_by(self.request.verb.name, self.name)
+
+    def slots(self, result: Result) -> list[Slot]:
+        """Latent points, expression along the steps, and positions of the cells."""
+        return self.trajectory_of(result).slots(self.names, self.session.store.gene_names)
+
+    def files(self, result: Result) -> AbstractContextManager[None]:
+        """The steps, if asked for."""
+        options = self.request.options
+        if options.path_out is None:
+            return contextlib.nullcontext()
+        from scvae_cli.tools.trajectory.steps_file import steps_file
+
+        trajectory, score_t = self.trajectory_of(result), self.score_of(result)
+        return steps_file(trajectory, options.path_out, self.names, force=options.force, score_t=score_t)
+
+    def figure(self, result: Result) -> Figure:
+        """The trajectory among the cells, and its genes."""
+        from scvae_cli.tools.trajectory.drawing import trajectory_figure
+
+        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
+
+    def next_step(self, result: Result) -> str:  # noqa: ARG002
+        """Color a UMAP by it."""
+        return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
+
+    def shared_facts(self, trajectory: Trajectory) -> dict[str, Any]:
+        """What every trajectory reports."""
+        return {
+            "off_manifold": float(trajectory.steps.off_manifold_t.max()),
+            "groups_passed": trajectory.steps.groups_passed(),
+            "n_cells": len(trajectory.pseudotime_n),
+            "n_cells_on_path": int((trajectory.pseudotime_n == trajectory.pseudotime_n).sum()),
+        }
+
+    def gene_table(self, trajectory: Trajectory) -> list[dict[str, Any]]:
+        """The genes that change most, a row each."""
+        return [
+            {
+                "gene": trajectory.genes[g],
+                "start": float(trajectory.mean_tg[0, g]),
+                "end": float(trajectory.mean_tg[-1, g]),
+                "change": float(trajectory.changes.effect_g[g]),
+                "direction": str(trajectory.changes.direction_g[g]),
+                "monotonicity": float(trajectory.changes.monotonicity_g[g]),
+                "switch_step": int(trajectory.changes.switch_g[g]),
+            }
+            for g in trajectory.top_genes(SHOWN_GENES)
+        ]
+
+    def shared_lines(self, trajectory: Trajectory, facts: dict[str, Any]) -> list[str]:
+        """What every trajectory prints."""
+        lines = [f"passes {' → '.join(facts['groups_passed'])}"] if facts["groups_passed"] else []
+        highest = facts["off_manifold"]
+        lines.append(f"highest off-manifold score: {highest:.2f} (above {OFF_MANIFOLD}, no cells were observed)")
+        lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
+        for row in facts["genes"]:
+            lines.append(
+                f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['direction']:>11}"
+                f"{row['switch_step']:>13}"
+            )
+        library = trajectory.library
+        size = "the median library size" if library == "median" else f"a library size of {library:g}"
+        expected = f"expected counts at {size}" if trajectory.of_counts else "expected values"
+        return [*lines, f"({expected}; change in {self.session.distance_unit})"]
+
+
+class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
+    """Interpolate between groups, cells or time points."""
+
+    def prepare(self) -> None:
+        """Find the waypoints' cells."""
+        options = self.options
+        key = options.time_key
+        self.labels = list(options.groups or options.cells) if key is None else self.session.time_points(key)
+        self.name = options.name or default_name(self.labels)
+        self.waypoints = self.session.places(self.labels, groupby=None if options.cells else key or options.groupby)
+        shown = options.groupby or key
+        self.groups_n = None if shown is None else self.session.labels(shown)
+
+    def made_of(self) -> dict[str, Any] | None:
+        """A default name leaves out all waypoints but the ends."""
+        return None if self.options.name else {"waypoints": self.labels}
+
+    def answer(self) -> Trajectory:
+        """Find the path and decode it."""
+        return interpolate(
+            self.session.model,
+            self.session.counts,
+            self.waypoints,
+            self.options,
+            name=self.name,
+            groups=self.groups_n,
+            cells=self.session.cells,
+            progress=self.shell.progress,
+        )
+
+    def trajectory_of(self, result: Trajectory) -> Trajectory:
+        """The answer is one."""
+        return result
+
+    def record(self, result: Trajectory) -> dict[str, Any]:
+        """With the name and waypoints that the options stand for."""
+        return super().record(result) | {"name": self.name, "waypoints": self.labels}
+
+    def warnings(self, result: Trajectory) -> Sequence[str]:
+        """Where no cells were observed."""
+        warning = result.warning()
+        return [] if warning is None else [warning]
+
+    def facts(self, result: Trajectory) -> dict[str, Any]:
+        """Length, what lies along it, and its genes."""
+        return {
+            "name": self.name,
+            "waypoints": self.labels,
+            "kind": result.kind,
+            "n_steps": self.options.n_steps,
+            "length": result.steps.length,
+            **self.shared_facts(result),
+            "genes": self.gene_table(result),
+        }
+
+    def text(self, result: Trajectory, facts: dict[str, Any]) -> str:
+        """The same in words."""
+        first = (
+            f"{' → '.join(self.labels)}: {result.kind}, {facts['n_steps']} steps, length {facts['length']:.1f} "
+            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it"
+        )
+        return "\n".join([first, *self.shared_lines(result, facts)])

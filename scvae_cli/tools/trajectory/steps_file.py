@@ -1,0 +1,71 @@
+"""The steps of a trajectory as the cells of an AnnData of their own: the file of `--path-out`."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+
+from scvae_cli.data.atomic import check_new_file, check_writable
+from scvae_cli.data.h5ad_create import new_h5ad
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import ConfigError
+from scvae_cli.tools.trajectory.result import Trajectory
+
+
+def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> None:
+    """Refuse early a file that could not or should not be written.
+
+    Parameters
+    ----------
+    others
+        Files that hold the cells; what is no path is ignored.
+
+    Raises
+    ------
+    ConfigError
+        If it is one of the others.
+    DataError
+        If it exists and `force` is not given, or cannot be written.
+    """
+    if file.resolve() in {other.resolve() for other in others if isinstance(other, Path)}:
+        raise ConfigError(f"--path-out is {file}, which holds the cells", "give the steps a file of their own")
+    check_new_file(file, force=force)
+    check_writable(file)
+
+
+def steps_file(
+    trajectory: Trajectory, file: Path, names: SlotNames, *, force: bool, score_t: np.ndarray | None = None
+) -> AbstractContextManager[None]:
+    """Write one row for each step, with expected counts as X; the file appears when the block is left.
+
+    Parameters
+    ----------
+    score_t
+        Score of a gene program at each step, written to obs["score"].
+    """
+    along, changes = trajectory.steps, trajectory.changes
+    steps = pd.DataFrame(
+        {"position": along.position_t, "speed": along.speed_t, "off_manifold": along.off_manifold_t},
+        index=pd.Index([f"step_{t}" for t in range(len(along.position_t))], dtype=object),
+    )
+    if score_t is not None:
+        steps["score"] = score_t
+    if along.groups_passed():
+        steps["nearest_group"] = pd.Categorical(along.group_t)
+    genes = pd.DataFrame(
+        {
+            "change": changes.effect_g,
+            "net_change": changes.net_g,
+            "direction": pd.Categorical(changes.direction_g),
+            "monotonicity": changes.monotonicity_g,
+            "switch_step": changes.switch_g,
+        },
+        index=pd.Index(trajectory.genes, dtype=object),
+    )
+    adata = anndata.AnnData(trajectory.mean_tg, obs=steps, var=genes, obsm={names.embedding: trajectory.z_tk})
+    return new_h5ad(file, adata, force=force)

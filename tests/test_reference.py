@@ -1,0 +1,16 @@
+"""The reference and the stub say what the options declare."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "docs" / "make_reference.py"
+
+
+@pytest.mark.parametrize(("made", "file"), [("reference", "REFERENCE"), ("stub", "STUB")])
+def test_they_are_up_to_date(made, file):
+    module = runpy.run_path(str(SCRIPT))
+    assert module[file].read_text(encoding="utf-8") == module[made](), "run: python docs/make_reference.py"
