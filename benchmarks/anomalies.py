@@ -41,8 +41,9 @@ import scvae_cli as scvae
 from scvae_cli.data.simulation import simulate
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.model.bundle import Model
-from scvae_cli.tools.score.anomalies import Circumstances, Gauge
-from scvae_cli.tools.score.scoring import N_SIMULATED, Scores
+from scvae_cli.tools.score.anomalies import Covariates, ExpectedFit
+from scvae_cli.tools.score.options import ScoreOptions
+from scvae_cli.tools.score.result import Scores
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 HERE = Path(__file__).parent
@@ -109,7 +110,7 @@ def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) 
     scores = scvae.score(adata, model, n_samples=SAMPLES, seed=seed, inplace=False)
     assert scores is not None
     rng = np.random.default_rng(seed + 1000)
-    drawn = simulate_cells(model, rng.choice(scores.library, N_SIMULATED), None, seed=seed + 1000)
+    drawn = simulate_cells(model, rng.choice(scores.library, ScoreOptions().n_simulated), None, seed=seed + 1000)
     simulated = as_anndata(drawn[np.diff(drawn.indptr) > 0])
     fresh = scvae.score(simulated, model, n_samples=SAMPLES, seed=seed, inplace=False)
     assert fresh is not None
@@ -155,10 +156,10 @@ def alternatives(
     result = {}
     for name, key in (("ELBO, calibrated", "elbo"), ("importance bound, calibrated", "iwae")):
         reference, cells = (
-            (getattr(of, key), Circumstances(of.library, None, place.mean_nk))
+            (getattr(of, key), Covariates(of.library, None, place.mean_nk))
             for of, place in zip((fresh, scores), embedded, strict=True)
         )
-        result[name] = Gauge(*reference, 0).distance(*cells)
+        result[name] = ExpectedFit(*reference, 0).shortfall(*cells)
     log_ng = np.log1p(adata.X.multiply(1e4 / scores.library[:, None]).toarray())
     pca = PCA(20, random_state=0).fit(log_ng)
     error_n = np.square(log_ng - pca.inverse_transform(pca.transform(log_ng))).sum(1)

@@ -1,11 +1,11 @@
-"""Does `scvae de` keep its false discovery rate, and does it find as much as a Wilcoxon test?
+"""False discovery rate and power of `scvae de`, beside a Wilcoxon test.
 
     python benchmarks/differential_expression.py [--data-folder FOLDER] [--seeds 0,1,2,3,4] [--threads 2]
 
 Simulated cells: two groups of one population, which differ in known genes by known factors (log2 normal, sd 1), among
-600 cells of two other populations; 1,000 genes, negative binomial counts of varied depth (median 1,500), 2% further
-zeros, two continuous programmes that all populations share. A model is trained on all cells. The changed genes keep
-their share of the counts in all (but for "unbalanced", where they don't, and every other gene's share moves).
+600 cells of two other populations; 1,000 genes, negative binomial counts of varied library size (median 1,500), 2% more
+zeros, two continuous gene programs that all populations share. A model is trained on all cells. The changed genes keep
+their share of all counts, except in "unbalanced", where the shares of all other genes change too.
 
 - usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60; unequal: 30 against 500; many: 30% of the
   genes changed; shallow: 400 counts a cell; null: nothing changed;
@@ -15,14 +15,14 @@ their share of the counts in all (but for "unbalanced", where they don't, and ev
 Methods, each at expected (for Wilcoxon: Benjamini–Hochberg) false discovery rates of 5%, 10% and 20%:
 
 - `de`: genes changed beyond 0.25 (log2); its truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
-- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalised to 10,000, which tests for no change at all and
-  knows of no batches; against both truths. "and 0.25": only its genes whose log2 fold change is beyond 0.25.
+- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000, which tests for no change at all and
+  ignores batches; against both truths. "and 0.25": only its genes whose log2 fold change is beyond 0.25.
 - decoded means, cells' rates: what `scvae denoise` gives (`--estimate state` and `cell`), means over the groups' cells
-  within batches and their standard errors, shrunk as `de` does: what the decoder alone would say.
+  within batches and their standard errors, shrunk as in `de`: the decoder alone.
 
-Real cells (kang_muscat_2donors): interferon β against control within three populations: how many of the surest rising
-genes are known to follow interferon. And control cells of one population split in two at random, ten times: how often
-is any gene called, of a comparison in which nothing is to be found?
+Real cells (kang_muscat_2donors): interferon β against control within three populations: how many of the most
+certain rising genes are known interferon targets. And control cells of one population split in two at random, ten
+times: how often is any gene called although nothing differs?
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def simulate(
     n, n_ab, g = n_a + n_b + n_other, n_a + n_b, n_genes
     kind_n = np.repeat([0, 1, 2], [n_ab, n_other // 2, n_other - n_other // 2])
     kind_3g = np.vstack([np.zeros(g), rng.normal(0, 1, (2, g)) * (rng.random((2, g)) < 0.3)])
-    programme_2g = rng.normal(0, 0.35, (2, g)) * (rng.random((2, g)) < 0.3)
-    rate_ng = np.exp(rng.normal(0, 1.6, g) + kind_3g[kind_n] + rng.normal(size=(n, 2)) @ programme_2g)
+    program_2g = rng.normal(0, 0.35, (2, g)) * (rng.random((2, g)) < 0.3)
+    rate_ng = np.exp(rng.normal(0, 1.6, g) + kind_3g[kind_n] + rng.normal(size=(n, 2)) @ program_2g)
     rate_ng /= rate_ng.sum(1, keepdims=True)
     changed_g = rng.random(g) < share
     change_g = np.where(changed_g, rng.normal(rise, 1.0, g), 0.0)
@@ -107,7 +107,7 @@ def simulate(
         batch_n[:n_a], batch_n[n_a:n_ab] = rng.random(n_a) < 0.2, rng.random(n_b) < 0.8
         rate_ng *= np.exp(rng.normal(0, 0.3, (n_batches, g)))[batch_n]
     if not balanced:
-        # A cell's depth is given by the sequencing, not by what it expresses.
+        # The library size of a cell is set by the sequencing, not by its expression.
         rate_ng /= rate_ng.sum(1, keepdims=True)
     log_mean_g = (np.log(mean_g) - np.log(mean_g).mean()) / np.log(mean_g).std()
     theta_g = np.exp(1.5 + 0.33 * log_mean_g + math.sqrt(1 - 0.33**2) * rng.normal(size=g)).clip(0.2, 100)
@@ -160,7 +160,7 @@ def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
         "calibration": calibration(beyond, truths["beyond 0.25"]),
         "inside": float(((change_g >= beyond.low_g) & (change_g <= beyond.high_g))[beyond.tested].mean()),
         "rmse": {"de": rms(error_g), "raw": rms((beyond.raw_g - change_g)[np.isfinite(beyond.raw_g)])},
-        "shift": beyond.shift,
+        "shift": beyond.common_change,
         "centre": beyond.centre,
     }
 
@@ -204,7 +204,7 @@ def decoded_alone(adata: anndata.AnnData, model: Model, estimate: str) -> np.nda
         variance_g = variance_g + sum(of_mean) / mean_g**2
         log_mean.append(np.log2(mean_g))
     error_g = np.maximum(np.sqrt(variance_g) / math.log(2), 1e-6)
-    return expected_fdr(shrink(log_mean[0] - log_mean[1], error_g).log_within(THRESHOLD))
+    return expected_fdr(shrink(log_mean[0] - log_mean[1], error_g).log_probability_within(THRESHOLD))
 
 
 def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +223,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
         told["populations"][population] = {
             "cells": [found.n_group, found.n_reference],
             "called": int(found.called.sum()),
-            "shift": found.shift,
+            "shift": found.common_change,
             "centre": found.centre,
             "top": rising[:N_TOP],
             "known_of_top": int(sum(known[:N_TOP])),
@@ -305,7 +305,7 @@ def text_of_kang(kang: dict[str, Any]) -> list[str]:
         f"| population | cells | called at 5% | shift | known of the {N_TOP} surest rising | known, called | these |"
     ]
     lines += ["|---|---|---|---|---|---|---|"]
-    fate = {"bulk": "taken off", "none": "not taken off"}
+    fate = {"bulk": "subtracted", "none": "not subtracted"}
     for name, told in kang["populations"].items():
         cells = " + ".join(str(n) for n in told["cells"])
         shift = f"{told['shift']:+.2f}, {fate[told['centre']]}"

@@ -107,13 +107,14 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
 
     # Here, not above: a training needs neither, and its time has ended.
     from scvae_cli.session import Session
-    from scvae_cli.tools.score import scoring
+    from scvae_cli.tools.score.options import ScoreOptions
+    from scvae_cli.tools.score.scoring import score
 
     best = epochs[model.facts["best_epoch"] - 1] if model.facts["best_epoch"] else None
     if best is not None:
         refuse_others(best, model)
     counts = Session.open(args.test_file, model, needs_batch=True).counts
-    final = scoring.score(model, counts, n_samples=args.samples)
+    final = score(model, counts, ScoreOptions(n_samples=args.samples))
     np.savez(args.output, elbo=final.elbo, iwae=final.iwae)
     if args.latent is not None:
         files = (args.trainer_file, args.test_file)
@@ -124,7 +125,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
 
     def bound_of(epoch: Epoch) -> float:
         model.vae.load_state_dict(epoch.weights)
-        found = scoring.score(model, counts, n_samples=args.samples)
+        found = score(model, counts, ScoreOptions(n_samples=args.samples))
         means = {"mean_iwae": float(found.iwae.mean()), "mean_elbo": float(found.elbo.mean())}
         facts = {"epoch": epoch.number, "seconds": round(epoch.seconds, 3), "is_best": epoch.is_best}
         scored[epoch.number] = facts | means

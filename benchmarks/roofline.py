@@ -33,7 +33,7 @@ from scvae_cli.data.simulation import simulate
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.device import Compute, choose_compute
 from scvae_cli.model.vae import VAE
-from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Plan
+from scvae_cli.training.device_steps import SEGMENT_STEPS, DeviceSteps, Plan
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--stretches", type=int, default=20, help=f"of {STRETCH_STEPS} steps, that are timed (20)")
+    parser.add_argument("--stretches", type=int, default=20, help=f"of {SEGMENT_STEPS} steps, that are timed (20)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "roofline.md")
     args = parser.parse_args()
@@ -86,11 +86,11 @@ def measured(
     random = np.random.default_rng(0)
 
     def stretch() -> None:
-        batches = random.integers(CELLS, size=(STRETCH_STEPS, batch_size))
+        batches = random.integers(CELLS, size=(SEGMENT_STEPS, batch_size))
         steps.take([Plan(cells=cells, kl_weight=1.0, factors=Factors.of_step(1e-3, 1)) for cells in batches])
 
     stretch()
-    seconds = timed(stretch, compute.device, args.stretches) / STRETCH_STEPS
+    seconds = timed(stretch, compute.device, args.stretches) / SEGMENT_STEPS
     work = counted(vae, batch_size, args.genes)
     least = max(work["flops"] / flops, work["bytes"] / bandwidth)
     return {

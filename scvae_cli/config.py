@@ -47,6 +47,9 @@ class DataConfig(Options):
         panel=INPUT,
         takes='"all", or "@FILE" with one gene per line',
     )
+    gene_symbols: str | None = option(
+        None, help="Column of var with the names that --genes @FILE uses.", panel=INPUT, shown_default="var_names"
+    )
     drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing them.", panel=INPUT)
 
     def check(self) -> None:

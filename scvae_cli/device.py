@@ -1,4 +1,4 @@
-"""Where the arithmetic runs, in which precision, and why."""
+"""The choice of device and precision for all computations."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ if TYPE_CHECKING:
     from scvae_cli.config import ComputeConfig
 
 
-# Compiling takes about as long as a training on so many cells.
+# Compiling takes about as long as a training on this many cells.
 CELLS_WORTH_COMPILING = 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """A device and precision that are there.
+    """The device and precision that are used.
 
     Parameters
     ----------
     device
         The torch device.
     precision
-        "fp32", "tf32" or "bf16", of the matrix products; likelihoods are computed in float32 or better.
+        Precision of the matrix products: "fp32", "tf32" or "bf16". Likelihoods are computed in float32 or better.
     reason
-        Why these, in words, for the user.
+        Reason for this choice, as text for the user.
     compiles
-        Whether training steps are compiled by torch.
+        Whether torch compiles the training steps.
     deterministic
-        Whether a GPU takes only algorithms that repeat to the bit; a CPU always does.
+        Whether a GPU uses only algorithms that are reproducible bit for bit; a CPU always does.
     """
 
     device: torch.device
@@ -48,7 +48,7 @@ class Compute:
     deterministic: bool = False
 
     def matrix_products(self) -> contextlib.AbstractContextManager[object]:
-        """Context in which matrix products run in the chosen precision."""
+        """Return a context manager in which matrix products run in the chosen precision."""
         import torch
 
         if self.precision != "bf16":
@@ -57,7 +57,7 @@ class Compute:
 
     @contextlib.contextmanager
     def repeating(self) -> Iterator[None]:
-        """Context in which torch takes algorithms that repeat to the bit, where that was asked for."""
+        """Context manager in which torch uses only reproducible algorithms, if `deterministic` is True."""
         import torch
 
         if not self.deterministic or torch.are_deterministic_algorithms_enabled():
@@ -72,7 +72,7 @@ class Compute:
 
 @contextlib.contextmanager
 def _bf16_products() -> Iterator[None]:
-    """Multiply float32 matrices on the CPU's bfloat16 units, adding up in float32; everything else stays as it is."""
+    """Context manager in which the CPU multiplies float32 matrices in bfloat16 and sums the products in float32."""
     import torch
 
     before = torch.get_float32_matmul_precision()
@@ -85,12 +85,12 @@ def _bf16_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Context in which torch draws from a seed, on the CPU and perhaps a GPU; all generators are then as they were."""
+    """Context manager that seeds torch's generators on the CPU and optionally a GPU, and restores their state after."""
     import torch
 
     on_gpu = device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        # Not `torch.manual_seed`, which seeds every GPU there is.
+        # `torch.manual_seed` would seed every GPU of the machine.
         torch.default_generator.manual_seed(seed)
         if on_gpu:
             torch.cuda.manual_seed(seed)
@@ -98,14 +98,14 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def choose_compute(config: ComputeConfig) -> Compute:
-    """Turn what was asked for into what is there.
+    """Choose the device and precision for a configuration.
 
-    "auto" takes CUDA when there is one and otherwise the CPU.
+    "auto" chooses CUDA if torch finds a CUDA device, and otherwise the CPU.
 
     Raises
     ------
     DeviceError
-        When a device or precision was asked for by name and is not there.
+        If a device or precision was requested by name and is not available.
     """
     import torch
 
@@ -117,17 +117,17 @@ def choose_compute(config: ComputeConfig) -> Compute:
         name = "cuda" if torch.cuda.is_available() else "cpu"
         why = "the CUDA device torch sees" if name == "cuda" else "no CUDA device is visible to torch"
     else:
-        why = "as asked"
+        why = "as requested"
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise DeviceError(f"{name!r} is not a device", "use auto, cpu, cuda or cuda:N") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise DeviceError(f"{name} was asked for, but torch sees no CUDA device", "use --device cpu or auto")
+            raise DeviceError(f"{name} was requested, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
             raise DeviceError(
-                f"{name} is not there: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi"
+                f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi"
             )
     elif device.type == "mps":
         raise DeviceError("mps has no float64, in which likelihoods are summed", "use --device cpu or auto")
@@ -137,10 +137,10 @@ def choose_compute(config: ComputeConfig) -> Compute:
     precision, precision_why = _choose_precision(config.precision, device)
     if device.type == "cuda":
         if device.index is not None:
-            # What is recorded is recorded on the current one.
+            # CUDA graphs are recorded on the current device.
             torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        # cuBLAS repeats only with this, and reads it once: at a process's first product, whatever that is for.
+        # cuBLAS is reproducible only with this setting, and reads it once per process, at the first matrix product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Compute(
         device=device,
@@ -151,23 +151,23 @@ def choose_compute(config: ComputeConfig) -> Compute:
 
 
 def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> Compute:
-    """Decide whether torch compiles the steps of a training on so many cells.
+    """Decide whether torch compiles the steps of a training on this number of cells.
 
     Raises
     ------
     DeviceError
-        When it was asked for and there is nothing to compile with.
+        If compiling was requested and no compiler is installed.
     """
     on_gpu = compute.device.type == "cuda"
     tool = "Triton" if on_gpu else "a C++ compiler"
-    there = importlib.util.find_spec("triton") is not None if on_gpu else shutil.which("c++") is not None
-    if config.compile and not there:
-        raise DeviceError(f"--compile needs {tool}, which is not there", "install it, or train without --compile")
+    available = importlib.util.find_spec("triton") is not None if on_gpu else shutil.which("c++") is not None
+    if config.compile and not available:
+        raise DeviceError(f"--compile needs {tool}, which is not installed", "install it, or train without --compile")
     if config.compile is None:
-        compiles = on_gpu and there and n_cells >= CELLS_WORTH_COMPILING
-        why = f"{n_cells:,} cells" if there else f"without {tool}"
+        compiles = on_gpu and available and n_cells >= CELLS_WORTH_COMPILING
+        why = f"{n_cells:,} cells" if available else f"without {tool}"
     else:
-        compiles, why = config.compile, "as asked"
+        compiles, why = config.compile, "as requested"
     if not (compiles or on_gpu):
         return compute
     how = "compiled" if compiles else "recorded"
@@ -175,10 +175,10 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 
 
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU multiplies bfloat16; torch does not tell.
+    """Whether the CPU has instructions that multiply bfloat16; torch does not report this.
 
-    Intel's AMX does, and AVX-512's dot products, which AMD has from Zen 4 on. Either is four times as fast as
-    float32 at the products of a training.
+    These instructions are Intel's AMX and the AVX-512 dot products (AMD: Zen 4 and later). Either makes the matrix
+    products of a training four times as fast as in float32.
     """
     if not cpuinfo.exists():
         return False
@@ -187,10 +187,11 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def bound_spinning() -> None:
-    """Limit how long OpenMP's threads wait in a loop for their next piece of work; call it before torch is imported.
+    """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
 
-    The default, for ever, makes a training that takes 10 s alone take minutes beside another one. A bound that outlasts
-    the gaps between the pieces costs nothing on a calm machine; where others already run, a shorter one is faster.
+    By default they spin forever, and a training that takes 10 s by itself takes minutes beside another training. A
+    limit longer than the gaps between pieces of work costs nothing on an idle machine. If other processes are running,
+    a shorter limit is faster.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0
@@ -198,10 +199,10 @@ def bound_spinning() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse freed blocks instead of returning them to the system at once.
+    """Make glibc reuse freed memory instead of returning it to the operating system at once.
 
-    A step frees and takes the same megabyte-sized temporaries again and again; each return costs a page fault for
-    every 4 KiB taken again.
+    Every training step frees and allocates the same temporary arrays of megabytes. Each time they are returned, the
+    next allocation costs one page fault per 4 KiB.
     """
     import ctypes
     import sys
@@ -215,19 +216,19 @@ def _keep_freed_memory() -> None:
         mallopt(m_trim_threshold, 512 << 20)
 
 
-def _choose_precision(asked: str, device: torch.device) -> tuple[str, str]:
+def _choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
     import torch
 
     has_tensor_cores = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    if asked == "auto":
+    if requested == "auto":
         if has_tensor_cores:
             return "tf32", "this GPU multiplies TF32 on its tensor cores"
         if device.type == "cpu" and _multiplies_bf16():
             return "bf16", "this CPU has units for bfloat16 products"
         return "fp32", "plain float32 on this device"
-    if asked == "tf32" and not has_tensor_cores:
+    if requested == "tf32" and not has_tensor_cores:
         raise DeviceError(f"--precision tf32 needs an NVIDIA GPU of the Ampere generation or later, not {device}",
                           "use --precision auto")  # fmt: skip
-    if asked == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"--precision bf16 is not supported by {device}", "use --precision auto")
-    return asked, "as asked"
+    return requested, "as requested"

@@ -1,21 +1,21 @@
-"""Errors a user can mend: one message, one hint, one exit code each.
+"""Errors that a user can fix. Each has a message, a hint and an exit code.
 
-Library code raises them; the command line's single boundary prints them. Anything else that escapes is a bug
-and keeps its traceback. `assert` is for invariants, never for a user's mistake.
+Library code raises these errors, and one function of the command line prints them. Any other exception is a bug and
+keeps its traceback. `assert` checks invariants of the code and never input from the user.
 """
 
 from __future__ import annotations
 
 
 class ScvaeError(Exception):
-    """A problem the user can mend.
+    """A problem that the user can fix.
 
     Parameters
     ----------
     message
-        What is wrong, in one line, naming the thing that is wrong.
+        Description of the problem in one line, including the name of the file, option or value.
     hint
-        What mends it: a command, an option, or the fact to check.
+        How to fix the problem: a command, an option, or something to check.
     """
 
     exit_code = 1
@@ -30,34 +30,34 @@ class ScvaeError(Exception):
 
 
 class ConfigError(ScvaeError):
-    """An option or configuration value that cannot be meant."""
+    """An option or configuration value is invalid."""
 
     exit_code = 2
 
 
 class DataError(ScvaeError):
-    """Something about the cells, the genes or the file that holds them."""
+    """The cells, the genes or the data file have a problem."""
 
     exit_code = 3
 
 
 class ModelError(ScvaeError):
-    """A model folder that is missing, damaged, or does not fit the data."""
+    """A model folder is missing or damaged, or the model does not match the data."""
 
     exit_code = 4
 
 
 class DeviceError(ScvaeError):
-    """A device or precision that was asked for and is not there."""
+    """The requested device or precision is not available."""
 
     exit_code = 5
 
 
 class Interrupted(ScvaeError):
-    """The user ended it before it was done; what can be resumed was saved."""
+    """The user interrupted the command; a state that can be resumed has been saved."""
 
     exit_code = 130
 
 
 class ScvaeWarning(UserWarning):
-    """Something the user should know; the command line prints it on stderr."""
+    """A warning for the user; the command line prints it to stderr."""

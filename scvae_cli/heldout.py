@@ -1,6 +1,7 @@
-"""What held-out cells decide, everywhere alike: when there are enough of them, and where a hole begins."""
+"""Thresholds based on held-out cells: the off-manifold score of a hole, and the smallest number of held-out cells."""
 
-# A place is a hole, off the manifold, when more than this share of the held-out cells lies in denser places.
+# A latent position lies in a hole (off the manifold) if more than this fraction of the held-out cells lies at a higher
+# density.
 OFF_MANIFOLD = 0.95
-# Outside of nine cells a place scores (9 + 0.5)/(9 + 1) at most, which is not above 0.95: nothing would be a hole.
+# With nine held-out cells the largest possible score is (9 + 0.5)/(9 + 1) = 0.95, so no position could be a hole.
 MIN_HELDOUT = 10

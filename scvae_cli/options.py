@@ -218,7 +218,7 @@ class Declared:
         if origin is tuple:
             return self._as_tuple(get_args(kind)[0], value)
         if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
-            return dict(value) if isinstance(value, Mapping) else None
+            return self._as_mapping(get_args(kind)[1], value) if isinstance(value, Mapping) else None
         if kind is Callable or origin is Callable.__class__ or "Callable" in str(kind):
             return value if callable(value) else None
         return None
@@ -231,6 +231,12 @@ class Declared:
         one = dataclasses.replace(self, kind=kind)
         fitting = [one._as(kind, item.item() if hasattr(item, "item") else item) for item in many]
         return None if None in fitting else tuple(fitting)
+
+    def _as_mapping(self, kind: Any, value: Mapping[Any, Any]) -> dict[str, Any] | None:
+        """Values by name, each in the type that values have."""
+        one = dataclasses.replace(self, kind=kind)
+        fitting = {str(key): one._as(kind, item) for key, item in value.items()}
+        return None if None in fitting.values() else fitting
 
     def _in_range(self, value: float) -> bool:
         return (

@@ -1,7 +1,8 @@
-"""Work of compiled functions, shared out among threads.
+"""Compiled functions that run on several threads.
 
-A compiled function holds a copy of whatever it calls, and one whose loop runs in parallel is compiled four times on the
-way: what it calls would be compiled five times. What it calls by its address is compiled once.
+Numba copies into a compiled function all functions that it calls, and compiles a function with a parallel loop four
+times. A function called from a parallel loop would therefore be compiled five times. A function that is called by its
+address is compiled once.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from torch import Tensor
 
 
 def use_threads() -> int:
-    """Have numba use as many threads as torch does; returns their number.
+    """Make numba use as many threads as torch does, and return their number.
 
-    Work is shared out by that number alone, so that sums are taken in the same order run after run.
+    Work is divided by this number alone, so that sums are computed in the same order in every run.
     """
     n_threads = torch.get_num_threads()
     numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
-    # Where both share one OpenMP, numba's first start sets torch's number of threads to its own.
+    # If numba and torch share one OpenMP library, starting numba's threads changes the number of torch's threads.
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
     return n_threads
 
 
 def array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Any:
-    """A tensor's numbers as compiled code takes them, in one piece and of one type; a copy only where they are not."""
+    """Return a tensor as a contiguous numpy array of one type; it is copied only if necessary."""
     return tensor.detach().to(dtype).contiguous().numpy()
 
 
 def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., int], Callable[..., None]]:
-    """Two functions: one that gives the address of a compiled function, and one that calls what is at such an address.
+    """Return a function that looks up the address of a compiled function, and a function that calls such an address.
 
     Parameters
     ----------
     function
-        Compiled, without a result.
+        Compiled function without a return value.
     types
-        Of its arguments, in numba's words; one list for every form it is compiled in. Calls with others are refused.
+        Numba types of its arguments, one tuple for each signature. Calls with other types are refused.
 
     Returns
     -------
     tuple
-        The first is for Python, and takes the form's place in `types` (the first, unless told). The second is for
-        compiled code, and takes the address and then the arguments.
+        The first function is called from Python with the index of the signature in `types` (by default 0). The second
+        is called from compiled code with the address, followed by the arguments.
     """
 
     @functools.cache
-    def address(form: int = 0) -> int:
-        found = function.get_compile_result(numba.void(*types[form]))
-        place: int = found.library.get_pointer_to_function(found.fndesc.llvm_func_name)
-        return place
+    def address(signature: int = 0) -> int:
+        compiled = function.get_compile_result(numba.void(*types[signature]))
+        pointer: int = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
+        return pointer
 
-    def call(_: Any, where: Any, *given: Any) -> Any:
+    def call(_: Any, pointer: Any, *given: Any) -> Any:
         if given not in types:
             raise errors.TypingError(f"{function.__name__} takes {types}, not {given}")
 
@@ -71,6 +72,6 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
                 context.call_conv.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return numba.void(where, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba's
+        return numba.void(pointer, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba's
 
     return address, numba.extending.intrinsic(call)

@@ -202,20 +202,36 @@ class Question(Generic[AnyOptions, Result]):
                 force=self.request.options.force,
             )
 
+    @property
+    def writes(self) -> bool:
+        """Whether the result is written; a caller in Python may want it back instead."""
+        return self.request.inplace
+
+    def value(self, result: Result) -> Any:
+        """What Python code gets."""
+        return None if self.writes else result
+
+    def output(self) -> str | None:
+        """The file that holds the results."""
+        return str(self.destination() or self.request.data)
+
+    def places(self, slots: list[str]) -> Sequence[str]:
+        """Where the results are, for people."""
+        return (f"{', '.join(slots)} of {self.output()}",)
+
     def report(self, result: Result, slots: list[str]) -> Report:
         """What the command line shows."""
         options = self.request.options
-        target = str(self.destination() or self.request.data)
         files = {name: getattr(options, name) for name in (*self.extra_files, "plot") if hasattr(options, name)}
-        facts = {"output": target} | self.facts(result)
+        facts = {"output": self.output()} | self.facts(result)
         facts |= {"missing_genes": len(self.session.missing_genes)}
         facts |= {name: None if file is None else str(file) for name, file in files.items()}
         facts |= {"slots": slots}
-        places = [f"→ {file}" for file in files.values() if file is not None]
-        places.append(f"→ {', '.join(slots)} of {target}")
+        places = [str(file) for file in files.values() if file is not None]
+        places += self.places(slots)
         return Report(
             facts=facts,
-            text="\n".join([self.text(result, facts), *places]),
+            text="\n".join([self.text(result, facts), *(f"→ {place}" for place in places)]),
             next_step=self.next_step(result),
             notes=self.notes(result),
         )
@@ -248,16 +264,16 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         progress=shell.progress,
     )
     question = kind(session, request, shell)
-    if request.inplace:
+    if question.writes:
         question.check_destination()
     result = question.answer()
-    slots = question.write(result) if request.inplace else []
+    slots = question.write(result) if question.writes else []
     if plot is not None:
         from scvae_cli.report.figure_file import save_figure
 
         save_figure(question.figure(result), plot)
     return Outcome(
-        value=None if request.inplace else result,
+        value=question.value(result),
         report=lambda: question.report(result, slots),
         warnings=question.warnings(result),
     )

@@ -1,7 +1,4 @@
-"""Putting a question about cells to a model: open both, bring the counts into the model's genes, write the answer.
-
-The Python API and the command line both work through a `Session`; they differ only in what they open and print.
-"""
+"""Data and a model, opened together: the counts in the model's genes, and the slots that results are written to."""
 
 from __future__ import annotations
 
@@ -9,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +15,14 @@ from scvae_cli._version import __version__
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
+from scvae_cli.data.labels import as_label, labels_of, matching, positions_in
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
+from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
@@ -34,7 +32,7 @@ from scvae_cli.progress import Progress, silent
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Above this share of missing genes a model says more about itself than about the cells.
+# With a larger share of missing genes, results would depend more on the model than on the cells.
 MAX_MISSING_GENES = 0.2
 _SHOWN_GROUPS = 20
 
@@ -46,17 +44,19 @@ class Session:
     Parameters
     ----------
     store
-        Where the cells are and the results go.
+        Source of the cells and destination of the results.
     model
-        On its device.
+        The model, on its device.
     counts
         The cells that have counts, in the model's genes.
     kept
-        Mask over the store's cells of those in `counts`.
+        Mask of the store's cells that are in `counts`, shape (cells of the store,).
     missing_genes
-        Genes of the model that the data lacks; they count zero (of real numbers, their training mean).
+        Genes of the model that the data lacks; they count as zero (real numbers: as their training mean).
+    genes
+        Names and symbols of the model's genes.
     progress
-        Shows how far a computation is.
+        Shows the progress of long computations.
     """
 
     store: CellStore
@@ -64,6 +64,7 @@ class Session:
     counts: Counts
     kept: np.ndarray
     missing_genes: tuple[str, ...]
+    genes: GeneNames
     progress: Progress = silent
 
     @classmethod
@@ -73,7 +74,7 @@ class Session:
         model: Model | Path | str,
         *,
         layer: str | None = None,
-        gene_symbols: str | None = None,  # noqa: ARG003  # names genes, which is yet to come
+        gene_symbols: str | None = None,
         device: str = "auto",
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
@@ -87,22 +88,24 @@ class Session:
         data
             An AnnData in memory, or a path.
         model
-            A model in memory, or its folder.
+            A trained model, or its folder.
         layer
-            Layer with what the model models; None takes the one it was trained on, or finds the counts.
+            Layer with the values that the model takes; None uses the layer of the training, or finds the counts.
+        gene_symbols
+            Column of var with the names by which genes are named and shown; None for var_names.
         device
-            Where to compute.
+            Device to compute on.
         allow_missing_genes
             Accept any number of missing genes.
         drop_empty
-            Accept cells without counts; their results are NaN.
+            Skip cells without counts; their results are NaN.
         needs_batch
-            Whether the question needs each cell's batch.
+            Whether the batch of every cell is needed.
 
         Raises
         ------
         DataError, ModelError, DeviceError
-            For what cannot be opened or does not fit.
+            For data or a model that cannot be opened, or that do not fit each other.
         """
         store = open_store(data)
         if not isinstance(model, Model):
@@ -115,6 +118,7 @@ class Session:
                 f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
                 "give the cells' batches a column of that name",
             )
+        genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
         everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
         if model.batches and key is not None and not needs_batch:
@@ -126,14 +130,22 @@ class Session:
             absent_g=model.vae.encoder.absent_g(),
         )
         if missing:
-            fate = "are given their training mean" if real else "count as zero"
+            fate = "take their training mean" if real else "count as zero"
             message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and {fate}"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
         kept = aligned.filled
         if not kept.all():
             _refuse_empty(aligned, kept, drop=drop_empty)
             aligned = aligned.filled_cells()
-        return cls(store=store, model=model, counts=aligned, kept=kept, missing_genes=tuple(missing), progress=progress)
+        return cls(
+            store=store,
+            model=model,
+            counts=aligned,
+            kept=kept,
+            missing_genes=tuple(missing),
+            genes=genes,
+            progress=progress,
+        )
 
     @cached_property
     def cells(self) -> Posterior:
@@ -148,42 +160,18 @@ class Session:
 
     @property
     def distance_unit(self) -> str:
-        """What Fisher–Rao distances are measured in."""
+        """Unit of Fisher–Rao distances."""
         return f"standard deviations of {'a count' if self.model.of_counts else 'the noise'}"
 
-    def waypoints(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
-        """Places for a path to go through.
-
-        Parameters
-        ----------
-        labels
-            Groups of one column of obs, or names of cells, in the order they are passed.
-        groupby
-            The column; None when the labels name cells.
-
-        Raises
-        ------
-        ConfigError
-            For fewer than two places, or one followed by itself.
-        DataError
-            As for `places`.
-        """
-        if len(labels) < 2:
-            raise ConfigError("a walk needs two ends", "name the populations or cells to walk between")
-        for before, after in pairwise(labels):
-            if before == after:
-                raise ConfigError(f"the walk goes from {before!r} to itself", "choose two different ends")
-        return self.places(labels, groupby=groupby)
-
-    def places(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
-        """Populations, or single cells, by their labels.
+    def populations(self, labels: Sequence[str], *, groupby: str | None) -> list[Population]:
+        """Find groups of cells, or single cells, by their labels.
 
         Parameters
         ----------
         labels
             Groups of one column of obs, or names of cells.
         groupby
-            The column; None when the labels name cells.
+            The column; None if the labels name cells.
 
         Raises
         ------
@@ -192,26 +180,27 @@ class Session:
         """
         if groupby is None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
-            for cell in labels:
+            cells = [as_label(cell) for cell in labels]
+            for cell in cells:
                 if cell not in position:
                     empty = cell in set(self.store.cell_names)
-                    why = f"cell {cell!r} has no counts in the modelled genes" if empty else f"no cell called {cell!r}"
-                    raise DataError(f"{self.store.title}: {why}", "choose another cell; their names are obs_names")
-            return [Population(label=cell, cells=np.asarray([position[cell]])) for cell in labels]
+                    why = f"cell {cell!r} has no counts in the modeled genes" if empty else f"no cell called {cell!r}"
+                    raise DataError(f"{self.store.title}: {why}", "choose another cell; cells are named by obs_names")
+            return [Population(label=cell, cells=np.asarray([position[cell]])) for cell in cells if cell is not None]
         groups = self.labels(groupby)
         points = []
-        # Python's callers may give the numbers that a column holds.
-        for label in map(str, labels):
-            members = np.flatnonzero(groups == label)
-            if len(members) == 0:
-                known = sorted({str(group) for group in groups[~is_missing(groups)]})
+        known = sorted(set(groups) - {None})
+        for given in labels:
+            label = matching(given, known)
+            if label is None:
                 shown = ", ".join(known[:_SHOWN_GROUPS]) + (", ..." if len(known) > _SHOWN_GROUPS else "")
-                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {label!r}", f"groups: {shown}")
-            points.append(Population(label=label, cells=members))
+                asked = given if as_label(given) is None else as_label(given)
+                raise DataError(f"{self.store.title}: no cells with obs[{groupby!r}] == {asked!r}", f"groups: {shown}")
+            points.append(Population(label=label, cells=np.flatnonzero(groups == label)))
         return points
 
     def time_points(self, key: str) -> list[str]:
-        """Time points of a column of obs, in order: of numbers by value, of an ordered categorical by its order.
+        """Time points of a column of obs: numbers by value, an ordered categorical in its order.
 
         Raises
         ------
@@ -220,7 +209,9 @@ class Session:
         """
         present = {label for label in self.labels(key, of_times=True) if label is not None}
         if len(present) < 2:
-            raise DataError(f"{self.store.title}: obs[{key!r}] has {len(present)} time point(s)", "a walk needs two")
+            raise DataError(
+                f"{self.store.title}: obs[{key!r}] has {len(present)} time point(s)", "a trajectory needs two or more"
+            )
         order = self.store.obs_order(key)
         if order is not None:
             return [label for label in order if label in present]
@@ -229,15 +220,19 @@ class Session:
         except ValueError:
             raise DataError(
                 f"{self.store.title}: obs[{key!r}] has no order ({', '.join(sorted(present)[:3])}, ...)",
-                "--time-key takes numbers or an ordered categorical; or name the way: --groupby, --from, --via, --to",
+                "--time-key takes numbers or an ordered categorical; name other groups with --from, --via and --to",
             ) from None
 
     def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
-        """A column of obs that names groups, for the cells in `counts`: strings, None for a cell in no group."""
+        """A column of obs that names groups, for the cells in `counts`, as `scvae_cli.labels` reads every column.
+
+        Returns
+        -------
+        Strings, None for a cell in no group; shape (n,).
+        """
         purpose = "--time-key" if of_times else "--groupby"
         values = obs_values(self.store, key, purpose=purpose, measured=of_times)[self.kept]
-        missing = is_missing(values)
-        return np.asarray([None if none else str(v) for v, none in zip(values, missing, strict=True)], dtype=object)
+        return labels_of(values)
 
     def check_destination(
         self,
@@ -249,20 +244,20 @@ class Session:
         run: str | None = None,
         made_of: dict[str, Any] | None = None,
     ) -> None:
-        """Refuse before a long computation what `write` would refuse after it, and what it could not know.
+        """Refuse before a long computation what `write` would refuse after it.
 
         Parameters
         ----------
         paths
-            Of the slots that will be written (`SlotNames.written_by`).
+            Paths of the slots that will be written (`SlotNames.written_by`).
         run, made_of
-            As for `refuse_another`, of results that have names; None for those of which there is one.
+            For results that have names, as for `refuse_another`; None for others.
 
         Raises
         ------
         DataError
-            When a slot is taken by something scvae did not write, or by a result of another name, and `force` is not
-            given; or the place cannot be written to.
+            When a slot holds something that scvae did not write, or a result of another name, and `force` is not given;
+            or the destination cannot be written to.
         """
         self.store.check_destination(paths, output=output, force=force)
         if force:
@@ -281,7 +276,7 @@ class Session:
         output: Path | None = None,
         force: bool = False,
     ) -> list[str]:
-        """Write results and where they came from, all or nothing.
+        """Write results and their provenance, all or nothing.
 
         Returns
         -------
@@ -301,7 +296,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Where results came from: what stands beside them in the file, which may be one of their own."""
+        """Provenance of results, for the file that they are written to; `new_file` if that is a file of their own."""
         facts = {
             "command": run,
             "scvae_version": __version__,
@@ -314,7 +309,7 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self) -> Counts:
-        """The counts, and with them each cell's batch where the model knows batches and the data names them all."""
+        """The counts, with the batch of each cell if the model has batches and the data names them all."""
         key = self.model.config.data.batch_key
         if not self.model.batches or key is None or key not in self.store.obs_keys:
             return self.counts
@@ -323,15 +318,15 @@ class Session:
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
-    """Say when cells come from batches the model has not seen: the encoder can still place them."""
+    """Warn when cells come from batches that the model has not seen; they can be embedded all the same."""
     if key not in store.obs_keys:
         return
-    batches = store.obs_column(key)
-    new = sorted({str(value) for value in batches[~is_missing(batches)]} - set(model.batches))
+    batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
+    new = list(batches[positions_in(model.batches, batches) < 0])
     if new:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{len(new)} batch(es) were not in the training data ({shown})"
-        message = f"{known}; the encoder does not see batches, so their cells embed all the same, without correction"
+        message = f"{known}: their cells can be embedded, since the encoder does not see batches, but are not corrected"
         warnings.warn(ScvaeWarning(message), stacklevel=3)
 
 

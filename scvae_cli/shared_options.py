@@ -62,6 +62,20 @@ class Writing(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WritingNewCells(Writing):
+    """Where new cells go."""
+
+    output: Path | None = option(
+        None,
+        flags=("--output", "-o"),
+        help="New .h5ad file to write the cells to.",
+        panel=OUTPUT,
+        in_record=False,
+    )
+    force: bool = option(False, help="Replace an existing file.", panel=OUTPUT, in_record=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Drawing(Options):
     """Whether a figure is drawn."""
 
@@ -74,11 +88,13 @@ class Drawing(Options):
     )
 
 
-def library_option(default: str | None, *, words: tuple[str, ...] = ("median",), shown_default: str = "") -> Any:
+def library_option(
+    default: str | None, *, words: tuple[str, ...] = ("median",), help: str = "", shown_default: str = ""
+) -> Any:
     """The library size at which a model decodes."""
     return option(
         default,
-        help=f"Library size to decode at: {', '.join(words)}, or a number of counts.",
+        help=help or f"Library size to decode at: {', '.join(words)}, or a number of counts.",
         panel=DECODING,
         choices=words,
         above=0,

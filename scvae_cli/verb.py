@@ -80,6 +80,8 @@ class Request:
         Whether results are written; only Python says no.
     flags
         The options that were given on the command line, for the next command that needs them too.
+    reported
+        Whether a report is shown, as a command line does.
     """
 
     verb: Verb
@@ -88,6 +90,7 @@ class Request:
     options: Any
     inplace: bool = True
     flags: dict[str, Any] = field(default_factory=dict)
+    reported: bool = False
 
     @property
     def model_folder(self) -> Any:

@@ -243,13 +243,13 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "one cell": (USAGE, "needs both", lambda b: b.ask("interpolate", "--from-cell", "cell_001")),
     "cells and groups": (USAGE, "given twice", lambda b: b.walk("a", "b", "--from-cell", "a", "--to-cell", "b")),
     "kind of path": (USAGE, "--path is 'curved'", lambda b: b.walk("stem", "progenitor", "--path", "curved")),
-    "batch to decode as": (DATA, "the model knows no batch 'May'", lambda b: b.ask("denoise", "--batch-as", "May")),
+    "batch to decode as": (DATA, "the model has no batch 'May'", lambda b: b.ask("denoise", "--batch-as", "May")),
     "gene to denoise": (DATA, "gene 'ACTB' is not in the model", lambda b: b.ask("denoise", "--genes", "ACTB")),
     "no gene to denoise": (USAGE, "names no gene", lambda b: b.ask("denoise", "--genes", ",")),
     "gene list to denoise": (USAGE, "cannot read the gene list", lambda b: b.ask("denoise", "--genes", "@no.txt")),
     "gene list to train on": (DATA, "cannot read the gene list", lambda b: b.train("--genes", "@no.txt")),
     "genes to train on": (
-        DATA, "1 gene(s) of", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
+        DATA, "gene 'ACTB' is not in the data", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
     ),
     "library": (DATA, "--library is '-5'", lambda b: b.ask("denoise", "--library", "-5")),
     "library in words": (DATA, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
@@ -314,7 +314,7 @@ def test_model_with_batches_asks_for_them(bench_with_batches):
     bench.changed(lambda a: a.obs.__delitem__("batch"))
     refused(bench.folder, bench.ask("score"), DATA, "no column 'batch' in obs")
     run_well(*bench.ask("embed"))
-    refused(bench.folder, bench.ask("denoise", "--batch-as", "Monday"), DATA, "the model knows no batch 'Monday'")
+    refused(bench.folder, bench.ask("denoise", "--batch-as", "Monday"), DATA, "the model has no batch 'Monday'")
 
 
 # --- genes that do not match ------------------------------------------------------------------------------------------

@@ -8,8 +8,9 @@ import anndata as ad
 import pytest
 import torch
 from command_line import run_cli, run_well
-from scvae_cli.gene_list import parse_genes
 from workbench import DEVICE, USAGE, refused
+
+from scvae_cli.gene_list import parse_genes
 
 # --- options and configuration ----------------------------------------------------------------------------------------
 
@@ -51,7 +52,7 @@ def test_devices_that_are_not_there(bench, monkeypatch, verb):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for device in ("cuda", "cuda:3"):
         arguments = bench.train("--device", device) if verb == "train" else bench.ask(verb, "--device", device)
-        refused(bench.folder, arguments, DEVICE, f"{device} was asked for")
+        refused(bench.folder, arguments, DEVICE, f"{device} was requested")
 
 
 @pytest.mark.parametrize("verb", ["train", "embed"])
@@ -63,7 +64,7 @@ def test_a_device_without_float64(bench, verb):
 def test_second_device_that_is_not_there(bench, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    refused(bench.folder, bench.ask("embed", "--device", "cuda:3"), DEVICE, "cuda:3 is not there")
+    refused(bench.folder, bench.ask("embed", "--device", "cuda:3"), DEVICE, "cuda:3 is not available")
 
 
 @pytest.mark.parametrize(

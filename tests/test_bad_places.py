@@ -198,7 +198,7 @@ def test_slots_that_are_not_ours(bench, monkeypatch, verb):
     mine = ad.read_h5ad(bench.data)
     with monkeypatch.context() as patch:
         patch.setattr("scvae_cli.model.vae.VAE.encode", None)
-        hint = refused(bench.folder, bench.ask(verb, *ASKED[verb]), DATA, f"{path} is there already")
+        hint = refused(bench.folder, bench.ask(verb, *ASKED[verb]), DATA, f"{path} already exists")
     assert "--key-added" in hint
     run_well(*bench.ask(verb, *ASKED[verb], "--key-added", "beside"))
     kept, original = (element(adata, path) for adata in (ad.read_h5ad(bench.data), mine))
@@ -211,7 +211,7 @@ def test_slots_that_are_not_ours(bench, monkeypatch, verb):
 @pytest.mark.parametrize("value", ["mine", {"notes": "mine"}], ids=["text", "dict"])
 def test_provenance_does_not_replace_what_is_not_ours(bench, value):
     bench.changed(lambda a: a.uns.__setitem__("scvae", value))
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae is there already")
+    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
     run_well(*bench.ask("embed", "--key-added", "mine"))
     assert ad.read_h5ad(bench.data).uns["scvae"] == value
     run_well(*bench.ask("embed", "--force"))
@@ -229,7 +229,7 @@ def test_records_that_are_not_ours_count_for_nothing(bench):
     uns = {"runs": {"embed": json.dumps({"slots": ["obsm/X_scvae"]}), "notes": "{", "list": "[1]"}}
     bench.changed(lambda a: a.uns.__setitem__("scvae", uns))
     assert "no results of scvae" in run_well("info", bench.data).out
-    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae is there already")
+    refused(bench.folder, bench.ask("embed"), DATA, "uns/scvae already exists")
 
 
 # --- AnnData in memory ------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def test_records_that_are_not_ours_count_for_nothing(bench):
 def test_slots_in_memory_that_are_not_ours(bench):
     adata = ad.read_h5ad(bench.data)
     adata.obsm["X_scvae"] = np.ones((120, 2))
-    with pytest.raises(DataError, match="obsm/X_scvae is there already"):
+    with pytest.raises(DataError, match="obsm/X_scvae already exists"):
         scvae.embed(adata, bench.model)
     np.testing.assert_array_equal(adata.obsm["X_scvae"], np.ones((120, 2)))
     scvae.embed(adata, bench.model, force=True)

@@ -1,4 +1,4 @@
-"""Walks and orderings that cannot be meant, at the command line: refused in one line, and nothing touched."""
+"""Trajectories and orders that cannot be meant, at the command line: refused in one line, and nothing touched."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def with_times(kind: str) -> Callable[[ad.AnnData], None]:
 
 
 def timed(kind: str, *options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that walk through time points of a kind."""
+    """Arguments that interpolate through time points of a kind."""
 
     def arguments(bench: Bench) -> list[object]:
         bench.changed(with_times(kind))
@@ -56,34 +56,38 @@ def order(*options: object) -> Callable[[Bench], list[object]]:
     return lambda bench: bench.ask("pseudotime", *options)
 
 
-def walk(*options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that walk from stem cells to mature ones."""
+def route(*options: object) -> Callable[[Bench], list[object]]:
+    """Arguments that interpolate from stem cells to mature ones."""
     return lambda bench: bench.walk("stem", "mature_1", *options)
 
 
 def hop(*options: object) -> Callable[[Bench], list[object]]:
-    """Arguments that walk between two cells."""
+    """Arguments that interpolate between two cells."""
     return lambda bench: bench.hop("cell_001", "cell_003", *options)
 
 
-WALKS: Refusals = {
-    "no ends": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate")),
-    "no end": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate", "--groupby", "batch", "--from", "a")),
-    "only between": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate", "--via", "stem")),
-    "only the last cell": (USAGE, "needs both", lambda b: b.ask("interpolate", "--to-cell", "cell_001")),
-    "groups and cells": (USAGE, "given twice", walk("--from-cell", "cell_001", "--to-cell", "cell_002")),
-    "cells through groups": (USAGE, "given twice", hop("--via", "stem")),
-    "groups and times": (USAGE, "given twice", walk("--time-key", "batch")),
+ROUTES: Refusals = {
+    "no ends": (USAGE, "a trajectory needs --groupby", lambda b: b.ask("interpolate")),
+    "no end": (
+        USAGE, "--from was given without --to", lambda b: b.ask("interpolate", "--groupby", "batch", "--from", "a")
+    ),
+    "only between": (USAGE, "--via was given without --from", lambda b: b.ask("interpolate", "--via", "stem")),
+    "only the last cell": (
+        USAGE, "--to-cell was given without --from-cell", lambda b: b.ask("interpolate", "--to-cell", "cell_001")
+    ),
+    "groups and cells": (USAGE, "given twice", route("--from-cell", "cell_001", "--to-cell", "cell_002")),
+    "cells through groups": (USAGE, "--via was given without --from", hop("--via", "stem")),
+    "groups and times": (USAGE, "given twice", route("--time-key", "batch")),
     "cells and times": (USAGE, "given twice", hop("--time-key", "batch")),
-    "back through itself": (USAGE, "from 'stem' to itself", walk("--via", "stem")),
-    "between": (DATA, "no cells with obs['cell_type'] == 'limbo'", walk("--via", "limbo")),
+    "back through itself": (USAGE, "from 'stem' to itself", route("--via", "stem")),
+    "between": (DATA, "no cells with obs['cell_type'] == 'limbo'", route("--via", "limbo")),
     "the other cell": (DATA, "no cell called 'nobody'", lambda b: b.hop("cell_001", "nobody")),
-    "the same place": (DATA, "at the same place", twins),
-    "kind": (USAGE, "--path is 'curved'", walk("--path", "curved")),
-    "kind of end": (USAGE, "--endpoint is 'median'", walk("--endpoint", "median")),
-    "kind of pairs": (USAGE, "--couple is 'yes'", walk("--couple", "yes")),
-    "one path": (USAGE, "--paths is 1", walk("--couple", "ot", "--paths", "1")),
-    "too many paths": (USAGE, "--paths is 1001", walk("--couple", "ot", "--paths", "1001")),
+    "the same position": (DATA, "have the same position", twins),
+    "kind": (USAGE, "--path is 'curved'", route("--path", "curved")),
+    "kind of end": (USAGE, "--endpoint is 'median'", route("--endpoint", "median")),
+    "kind of pairs": (USAGE, "--couple is 'yes'", route("--couple", "yes")),
+    "one path": (USAGE, "--paths is 1", route("--couple", "ot", "--paths", "1")),
+    "too many paths": (USAGE, "--paths is 1001", route("--couple", "ot", "--paths", "1001")),
     "pairs of a cell": (DATA, "'cell_001' is a single cell", hop("--couple", "ot")),
     "no times": (DATA, "no column 'time' in obs", lambda b: b.ask("interpolate", "--time-key", "time")),
     "times without an order": (DATA, "obs['time'] has no order", timed("words")),
@@ -92,25 +96,29 @@ WALKS: Refusals = {
     "one time": (DATA, "obs['time'] has 1 time point(s)", timed("one")),
     "one time and gaps": (DATA, "obs['time'] has 1 time point(s)", timed("gaps")),
     "groups of times": (DATA, "no column 'leiden' in obs", timed("hours", "--groupby", "leiden")),
-    "picture of another kind": (USAGE, "is no picture by its name", walk("--plot", "walk.jpeg")),
-    "picture without a kind": (USAGE, "is no picture by its name", walk("--plot", "walk")),
-    "picture nowhere": (DATA, "nowhere", lambda b: walk("--plot", b.folder / "nowhere" / "walk.png")(b)),
-    "picture exists": (DATA, "walk.png exists", lambda b: walk("--plot", b.file("walk.png", "mine"))(b)),
+    "figure of another kind": (USAGE, "figure.jpeg", route("--plot", "figure.jpeg")),
+    "figure without a kind": (USAGE, "figure", route("--plot", "figure")),
+    "figure nowhere": (DATA, "nowhere", lambda b: route("--plot", b.folder / "nowhere" / "figure.png")(b)),
+    "figure exists": (DATA, "figure.png exists", lambda b: route("--plot", b.file("figure.png", "mine"))(b)),
 }  # fmt: skip
 
 ORDERS: Refusals = {
-    "no root": (USAGE, "an ordering needs --groupby", order()),
-    "no column": (USAGE, "an ordering needs --groupby", order("--root", "stem")),
-    "only an end": (USAGE, "an ordering needs --groupby", order("--groupby", "cell_type", "--to", "mature_1")),
+    "no root": (USAGE, "an order needs --groupby", order()),
+    "no column": (USAGE, "the group in --root needs --groupby", order("--root", "stem")),
+    "only an end": (USAGE, "an order needs --groupby", order("--groupby", "cell_type", "--to", "mature_1")),
     "two roots": (
         USAGE, "the root was given twice", order("--groupby", "batch", "--root", "batch_1", "--root-cell", "cell_001")
     ),
-    "end of no column": (USAGE, "--to names a population", order("--root-cell", "cell_001", "--to", "mature_1")),
+    "end of no column": (
+        USAGE, "the groups in --to need --groupby", order("--root-cell", "cell_001", "--to", "mature_1")
+    ),
     "end twice": (
-        USAGE, "named twice",
+        USAGE, "'mature_1' was named twice",
         order("--groupby", "cell_type", "--root", "stem", "--to", "mature_1", "--to", "mature_1"),
     ),
-    "end at the root": (USAGE, "named twice", order("--groupby", "cell_type", "--root", "stem", "--to", "stem")),
+    "end at the root": (
+        USAGE, "'stem' was named twice", order("--groupby", "cell_type", "--root", "stem", "--to", "stem")
+    ),
     "column": (DATA, "no column 'leiden' in obs", order("--groupby", "leiden", "--root", "0")),
     "root": (DATA, "no cells with obs['cell_type'] == 'limbo'", order("--groupby", "cell_type", "--root", "limbo")),
     "end": (
@@ -121,14 +129,14 @@ ORDERS: Refusals = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WALKS)
-def test_walks_that_cannot_be_meant(bench, case):
-    code, fragment, arguments = WALKS[case]
+@pytest.mark.parametrize("case", ROUTES)
+def test_trajectories_that_cannot_be_meant(bench, case):
+    code, fragment, arguments = ROUTES[case]
     refused(bench.folder, arguments(bench), code, fragment)
 
 
 @pytest.mark.parametrize("case", ORDERS)
-def test_orderings_that_cannot_be_meant(bench, case):
+def test_orders_that_cannot_be_meant(bench, case):
     code, fragment, arguments = ORDERS[case]
     refused(bench.folder, arguments(bench), code, fragment)
 
@@ -136,7 +144,7 @@ def test_orderings_that_cannot_be_meant(bench, case):
 def test_an_end_that_is_the_root_cell(bench):
     bench.changed(lambda a: a.obs.__setitem__("lone", np.where(a.obs_names == "cell_001", "it", "rest")))
     arguments = bench.ask("pseudotime", "--root-cell", "cell_001", "--groupby", "lone", "--to", "it")
-    refused(bench.folder, arguments, DATA, "the end 'it' is at the root")
+    refused(bench.folder, arguments, DATA, "the end 'it' has the same position as the root")
 
 
 @pytest.mark.parametrize("arguments", [["--paths", "many"], ["--seed", "x"], ["--steps", "1"]], ids=" ".join)
@@ -146,13 +154,13 @@ def test_numbers_that_are_none(bench, arguments):
     assert outcome.out == ""
 
 
-def test_a_refused_walk_computes_nothing(bench, monkeypatch):
+def test_a_refused_trajectory_computes_nothing(bench, monkeypatch):
     monkeypatch.setattr("scvae_cli.model.vae.VAE.encode", None)
-    for options in (("--path", "curved"), ("--plot", "walk.gif"), ("--paths", "0"), ("--endpoint", "x")):
+    for options in (("--path", "curved"), ("--plot", "figure.gif"), ("--paths", "0"), ("--endpoint", "x")):
         refused(bench.folder, bench.walk("stem", "mature_1", *options), USAGE, options[1])
 
 
-# --- names that come to the same slots --------------------------------------------------------------------------------
+# --- names that lead to the same slots --------------------------------------------------------------------------------
 
 
 def renamed(bench: Bench, *names: str) -> None:
@@ -162,7 +170,7 @@ def renamed(bench: Bench, *names: str) -> None:
 
 @pytest.mark.parametrize("verb", ["interpolate", "pseudotime", "optimize"])
 def test_another_result_is_not_replaced(bench, monkeypatch, verb):
-    """Whoever asks for the second by a name that comes to the same slots is told, before anything is computed."""
+    """A second result whose name leads to the same slots is refused before anything is computed."""
     renamed(bench, "HSC", "Mono CD14+", "Mono CD14++")
     first, second = {
         "interpolate": [("--from", "HSC", "--to", label, "--steps", "5") for label in ("Mono CD14+", "Mono CD14++")],
@@ -183,13 +191,13 @@ def test_another_result_is_not_replaced(bench, monkeypatch, verb):
     run_well(*ask, *second)
 
 
-def test_way_points_between_count_too(bench):
+def test_waypoints_in_between_count_too(bench):
     renamed(bench, "a", "b", "c")
     ask = bench.ask("interpolate", "--groupby", "kind", "--from", "a", "--to", "c", "--steps", "5")
     run_well(*ask, "--via", "b", "--via", "a")
     detour = [*ask, "--via", "b", "--via", "c", "--via", "b"]
     refused(bench.folder, detour, DATA, "'interpolate_a_to_c', waypoints ['a', 'b', 'a', 'c']")
-    # A name of one's own is taken at its word.
+    # A given name is used as it is given.
     run_well(*ask, "--via", "b", "--name", "mine")
     run_well(*detour, "--name", "mine")
 
@@ -227,14 +235,14 @@ def test_another_result_in_memory_is_not_replaced(bench):
 
 
 @pytest.mark.parametrize("options", [(), ("--couple", "ot", "--paths", "5")], ids=" ".join)
-def test_a_walk_is_drawn(bench, options):
-    picture = bench.file("walk.png", "old")
-    arguments = bench.walk("stem", "mature_1", *options, "--plot", picture, "--force", "--json")
-    assert json.loads(run_well(*arguments).out)["plot"] == str(picture)
-    assert picture.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+def test_a_trajectory_is_drawn(bench, options):
+    figure = bench.file("figure.png", "old")
+    arguments = bench.walk("stem", "mature_1", *options, "--plot", figure, "--force", "--json")
+    assert json.loads(run_well(*arguments).out)["plot"] == str(figure)
+    assert figure.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
 
 
-def test_a_walk_through_times(bench):
+def test_a_trajectory_through_times(bench):
     bench.changed(lambda a: a.obs.__setitem__("day", np.asarray([10, 2, 7])[np.arange(a.n_obs) % 3]))
     values = json.loads(run_well(*bench.ask("interpolate", "--time-key", "day", "--groupby", "batch", "--json")).out)
     assert values["waypoints"] == ["2", "7", "10"]
@@ -247,7 +255,7 @@ def test_a_walk_through_times(bench):
     assert set(values["groups_passed"]) <= {"old", "new", "late"}
 
 
-def test_an_ordering_from_a_cell(bench):
+def test_an_order_from_a_cell(bench):
     arguments = bench.ask(
         "pseudotime", "--root-cell", "cell_001", "--groupby", "cell_type", "--to", "mature_1", "--json"
     )
@@ -263,9 +271,10 @@ def test_an_ordering_from_a_cell(bench):
     ]
 
 
-def test_a_walk_off_the_manifold_is_warned_of(bench, monkeypatch):
-    """Whatever the walk, where every place is a hole."""
+def test_steps_off_the_manifold_are_warned_of(bench, monkeypatch):
+    """With a limit that every position exceeds."""
     monkeypatch.setattr("scvae_cli.tools.trajectory.steps.OFF_MANIFOLD", -1.0)
     outcome = run_well(*bench.walk("stem", "mature_1", "--path", "straight", "--quiet"))
-    assert outcome.err.startswith("warning: the walk leaves the manifold at step(s) 0 to 49 of 0 to 49")
-    assert "try --path geodesic" in outcome.err
+    assert outcome.err.startswith("warning: the trajectory passes stem → ")
+    assert "steps 0–49 of 0–49 lie where no cells were observed" in outcome.err
+    assert "--path geodesic stays where cells are" in outcome.err

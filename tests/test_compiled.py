@@ -15,7 +15,7 @@ from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.compiled import vector_math
 from scvae_cli.model.compiled.count_nll import fused_nll
 from scvae_cli.model.compiled.encoder_input import fused_log1p
-from scvae_cli.model.compiled.hidden import normalised_hidden
+from scvae_cli.model.compiled.hidden import normalized_hidden
 from scvae_cli.model.compiled.vector_math import compiled
 from scvae_cli.training.optimizer import (
     AVERAGE_EVERY,
@@ -157,7 +157,7 @@ def test_hidden_units_and_gradients_equal_torchs():
     for fused in (False, True):
         (a, weight, bias), upstream = hidden_leaves()
         if fused:
-            hidden = normalised_hidden(a, weight, bias, 0.0)
+            hidden = normalized_hidden(a, weight, bias, 0.0)
         else:
             hidden = nn.functional.silu(nn.functional.layer_norm(a, (48,), weight, bias))
         (hidden * upstream).sum().backward()
@@ -169,8 +169,8 @@ def test_hidden_units_and_gradients_equal_torchs():
 def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
     (a, weight, bias), upstream = hidden_leaves()
     torch.manual_seed(1)
-    kept = normalised_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero, where the slope is 1
-    dropped = normalised_hidden(a, weight, bias + 20.0, 0.3)
+    kept = normalized_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero, where the slope is 1
+    dropped = normalized_hidden(a, weight, bias + 20.0, 0.3)
     here = dropped > 0
     assert here.float().mean() == pytest.approx(0.7, abs=0.03)
     torch.testing.assert_close(dropped[here], kept[here] / 0.7)
@@ -180,8 +180,8 @@ def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
     (dropped * upstream).sum().backward()
     torch.testing.assert_close(bias.grad, (upstream * here / 0.7).sum(0), rtol=1e-4, atol=1e-4)
     torch.manual_seed(1)
-    assert torch.equal(normalised_hidden(a, weight, bias + 20.0, 0.0), kept)
-    assert torch.equal(normalised_hidden(a, weight, bias + 20.0, 0.3), dropped)
+    assert torch.equal(normalized_hidden(a, weight, bias + 20.0, 0.0), kept)
+    assert torch.equal(normalized_hidden(a, weight, bias + 20.0, 0.3), dropped)
 
 
 @pytest.mark.parametrize("compiled_walk", [True, False])

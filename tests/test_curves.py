@@ -1,12 +1,13 @@
-"""Straight, graph and geodesic ways under decoders and densities whose answers are known.
+"""Straight, graph and geodesic paths for decoders and densities whose answers are known.
 
-Shapes: n cells, k latent dimensions, p paths, w way-points, t steps.
+Shapes: n cells, k latent dimensions, p paths, w waypoints, t steps.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -20,9 +21,8 @@ from scipy.spatial.distance import cdist
 from scvae_cli.latent.neighbor_graph import cell_graph
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
-from scvae_cli.tools.trajectory import curves as room
+from scvae_cli.tools.trajectory import curves
 from scvae_cli.tools.trajectory.curves import (
-    PATHS,
     along_cells,
     at_constant_speed,
     geodesics,
@@ -31,11 +31,11 @@ from scvae_cli.tools.trajectory.curves import (
     with_squared_lengths,
 )
 from scvae_cli.tools.trajectory.interpolation import solve
-from scvae_cli.tools.trajectory.result import PathOptions
+from scvae_cli.tools.trajectory.options import InterpolateOptions, PathKind
 from scvae_cli.tools.trajectory.steps import along
 from scvae_cli.tools.trajectory.waypoints import Waypoints
 
-EVERY_KIND = pytest.mark.parametrize("kind", PATHS)
+EVERY_KIND = pytest.mark.parametrize("kind", get_args(PathKind))
 
 
 @pytest.fixture(scope="module")
@@ -56,20 +56,22 @@ def around():
 
 
 def wide_density() -> LatentDensity:
-    """One in which no place within 3 of the origin is unusual."""
+    """One in which no position within 3 of the origin is unusual."""
     return density_of(np.random.default_rng(1).normal(size=(500, 2)) * 5)
 
 
 def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
-    """Way-points and the nodes nearest to them."""
+    """Waypoints and the nodes nearest to them."""
     ends = np.asarray(ends_pwk, dtype=np.float32)
     nodes = cdist(ends.reshape(-1, ends.shape[-1]), x_nk).argmin(1).reshape(ends.shape[:-1])
-    return Waypoints(ends_pwk=ends, nodes_pw=nodes)
+    return Waypoints(z_pwk=ends, nodes_pw=nodes)
 
 
-def walked(curved, ends_pwk: object, kind: str, n_steps: int = 50) -> np.ndarray:
+def solved_paths(curved, ends_pwk: object, kind: str, n_steps: int = 50) -> np.ndarray:
     model, graph, x_nk = curved
-    return solve(model, graph, where(graph, x_nk, ends_pwk), PathOptions(name="x", path=kind, n_steps=n_steps))
+    return solve(
+        model, graph, where(graph, x_nk, ends_pwk), InterpolateOptions(cells=("a", "b"), path=kind, n_steps=n_steps)
+    )
 
 
 def unevenness(geometry, z_tk: np.ndarray) -> float:
@@ -80,7 +82,7 @@ def unevenness(geometry, z_tk: np.ndarray) -> float:
 
 @torch.no_grad()
 def penalty(density, z_nk: np.ndarray) -> np.ndarray:
-    """How much slower a walk is at some places, by the definition in the words of the code."""
+    """The cost factor at some positions, by its definition."""
     nll_n = -density.log_prob(points(z_nk)).double().numpy()
     usual, rare = (np.quantile(density.heldout_nll.numpy(), q) for q in (0.5, 0.95))
     return 1 + 10 * np.maximum((nll_n - usual) / (rare - usual), 0)
@@ -102,15 +104,15 @@ def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
 @pytest.mark.parametrize("n_steps", [2, 3, 50])
 def test_ends_are_exact(curved, kind, n_steps):
     ends_pwk = np.array([[[-1.511111, -1.3], [1.2, 1.77777]], [[0.1, 0.2], [1.9, -1.9]]], dtype=np.float32)
-    z_ptk = walked(curved, ends_pwk, kind, n_steps)
+    z_ptk = solved_paths(curved, ends_pwk, kind, n_steps)
     assert z_ptk.shape == (2, n_steps, 2)
     np.testing.assert_array_equal(z_ptk[:, [0, -1]], ends_pwk)
 
 
 @EVERY_KIND
-def test_way_points_between_are_passed(curved, kind):
+def test_waypoints_in_between_are_passed(curved, kind):
     ends_pwk = [[[-1.5, -1.5], [0.0, 1.5], [1.5, -1.5]]]
-    z_tk = walked(curved, ends_pwk, kind, n_steps=200)[0]
+    z_tk = solved_paths(curved, ends_pwk, kind, n_steps=200)[0]
     from_middle_t = np.linalg.norm(z_tk - [0.0, 1.5], axis=1)
     assert from_middle_t.min() <= np.linalg.norm(np.diff(z_tk, axis=0), axis=1).max()
     assert 0.2 < from_middle_t.argmin() / 199 < 0.8
@@ -119,19 +121,19 @@ def test_way_points_between_are_passed(curved, kind):
 @pytest.mark.parametrize(("kind", "limit"), [("geodesic", 0.02), ("graph", 0.1)])
 def test_speed_is_constant_in_expression(curved, kind, limit):
     geometry = Geometry(curved[0].vae)
-    z_ptk = walked(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
+    z_ptk = solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
     for z_tk in z_ptk:
         assert unevenness(geometry, z_tk) < limit
     # Which constant latent speed is not.
-    assert unevenness(geometry, walked(curved, [[[-1.5, -1.5], [1.5, 1.5]]], "straight")[0]) > 0.1
+    assert unevenness(geometry, solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]]], "straight")[0]) > 0.1
 
 
 @torch.no_grad()
 def test_gradients_switched_off_by_the_caller_do_not_matter(curved):
     ends_pwk = [[[-1.5, -1.5], [1.5, 1.5]]]
     with torch.enable_grad():
-        expected = walked(curved, ends_pwk, "geodesic")
-    np.testing.assert_array_equal(walked(curved, ends_pwk, "geodesic"), expected)
+        expected = solved_paths(curved, ends_pwk, "geodesic")
+    np.testing.assert_array_equal(solved_paths(curved, ends_pwk, "geodesic"), expected)
 
 
 @EVERY_KIND
@@ -139,14 +141,14 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
     ends_pwk = np.array(
         [[[-1.5, -1.5], [0.0, 0.5], [1.5, 1.5]], [[-1.8, 1.5], [0.3, 0.0], [1.5, -1.0]], [[1, 1], [0, 1], [-1, 1]]]
     )
-    together = walked(curved, ends_pwk, kind)
-    single = np.concatenate([walked(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
+    together = solved_paths(curved, ends_pwk, kind)
+    single = np.concatenate([solved_paths(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
     np.testing.assert_allclose(together, single, atol=2e-3)
-    monkeypatch.setattr(room, "_CPU_VALUES", 1)
-    np.testing.assert_allclose(walked(curved, ends_pwk, kind), single, atol=2e-3)
+    monkeypatch.setattr(curves, "_CPU_VALUES", 1)
+    np.testing.assert_allclose(solved_paths(curved, ends_pwk, kind), single, atol=2e-3)
 
 
-def test_constant_speed_keeps_the_way():
+def test_constant_speed_keeps_the_path():
     """Along a polygon under a flat decoder the answer is its arc length, whatever the points it is given by."""
     corners = np.array([[0.0, 0], [0.01, 0], [1, 0], [1, 3]])
     z_tk = at_constant_speed(flat(), corners, 9)
@@ -167,20 +169,20 @@ def test_lines_turn_at_their_corners():
 
 def test_graph_paths_go_from_cell_to_cell(around):
     graph, _, x_nk = around
-    place = where(graph, x_nk, [[x_nk[100], x_nk[400], x_nk[700]]])
-    legs = along_cells(graph, place.ends_pwk, place.nodes_pw)
-    assert len(legs) == 1
-    assert len(legs[0]) == 2
-    for leg, (start, end) in zip(legs[0], ((100, 400), (400, 700)), strict=True):
+    passed = where(graph, x_nk, [[x_nk[100], x_nk[400], x_nk[700]]])
+    segments = along_cells(graph, passed.z_pwk, passed.nodes_pw)
+    assert len(segments) == 1
+    assert len(segments[0]) == 2
+    for segment, (start, end) in zip(segments[0], ((100, 400), (400, 700)), strict=True):
         nodes = graph.shortest_paths([(start, end)])[0]
-        np.testing.assert_allclose(leg, x_nk[nodes], rtol=1e-5)
-        assert step_lengths(flat(), leg).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
+        np.testing.assert_allclose(segment, x_nk[nodes], rtol=1e-5)
+        assert step_lengths(flat(), segment).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
 
 
 def test_neighbours_are_joined_directly(around):
     graph, _, x_nk = around
-    place = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbours_mj[100, 0]]]])
-    assert along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0].shape == (2, 2)
+    passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbours_mj[100, 0]]]])
+    assert along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0].shape == (2, 2)
 
 
 # --- geodesic ---------------------------------------------------------------------------------------------------------
@@ -189,18 +191,18 @@ def test_neighbours_are_joined_directly(around):
 def test_geodesic_costs_less_than_the_graph_it_starts_from(curved):
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
-    place = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
-    guesses = [legs[0] for legs in along_cells(graph, place.ends_pwk, place.nodes_pw)]
+    passed = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
+    guesses = [segments[0] for segments in along_cells(graph, passed.z_pwk, passed.nodes_pw)]
     for guess, solved in zip(guesses, geodesics(geometry, model.density, guesses), strict=True):
-        before, after = (penalised_energy(geometry, model.density, way) for way in (guess, solved))
+        before, after = (penalised_energy(geometry, model.density, path) for path in (guess, solved))
         assert after < 0.9 * before
 
 
-def test_geodesic_of_a_flat_decoder_in_a_flat_place_is_a_line():
+def test_geodesic_of_a_flat_decoder_in_a_flat_region_is_a_line():
     x_nk = np.random.default_rng(0).uniform(-3, 3, size=(3000, 2))
     graph, density = graph_of(x_nk), wide_density()
-    place = where(graph, x_nk, [[[-1.0, -1.0], [1.0, 1.0]]])
-    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    passed = where(graph, x_nk, [[[-1.0, -1.0], [1.0, 1.0]]])
+    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
     (solved,) = geodesics(flat(), density, [guess])
     off_line = np.abs(solved[:, 0] - solved[:, 1]) / np.sqrt(2)
     assert off_line.max() < 0.03
@@ -210,7 +212,7 @@ def test_geodesic_of_a_flat_decoder_in_a_flat_place_is_a_line():
 
 @torch.no_grad()
 def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
-    """Length of the shortest way over the corners of a fine grid, by steps of a king and of a knight."""
+    """Length of the shortest path over the corners of a fine grid, by steps of a king and of a knight."""
     n, reach = 121, 2.4
     axis = np.linspace(-reach, reach, n)
     corners = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -229,12 +231,12 @@ def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("ends", [[[-1.6, -1.6], [1.6, 1.6]], [[-1.6, 1.6], [1.6, -1.6]], [[-2.0, 0.0], [2.0, 0.0]]])
-def test_geodesic_is_the_shortest_way_over_a_fine_grid(curved, ends):
-    """Where it may go anywhere; the grid's own ways are up to 3% too long."""
+def test_geodesic_is_the_shortest_path_over_a_fine_grid(curved, ends):
+    """Where it may go anywhere; the grid's own paths are up to 3% too long."""
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
-    place = where(graph, x_nk, [ends])
-    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    passed = where(graph, x_nk, [ends])
+    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
     (solved,) = geodesics(geometry, wide_density(), [guess])
     found, reference = step_lengths(geometry, solved).sum(), shortest_on_a_grid(geometry, *np.asarray(ends))
     assert 0.965 * reference < found < 1.005 * reference
@@ -243,22 +245,22 @@ def test_geodesic_is_the_shortest_way_over_a_fine_grid(curved, ends):
 def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     graph, density, x_nk = around
     start, end = (int(cdist([[x, 0.5]], x_nk).argmin()) for x in (1.95, -1.95))
-    place = where(graph, x_nk, [[x_nk[start], x_nk[end]]])
-    guess = along_cells(graph, place.ends_pwk, place.nodes_pw)[0][0]
+    passed = where(graph, x_nk, [[x_nk[start], x_nk[end]]])
+    guess = along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0]
     line = straight(x_nk[[start, end]], 50)
     (solved,) = geodesics(flat(), density, [guess])
     bent = at_constant_speed(flat(), solved, 50)
-    through, beside = (along(flat(), density, points(x_nk), way, None) for way in (line, bent))
+    through, beside = (along(flat(), density, points(x_nk), path, None) for path in (line, bent))
     assert through.off[10:40].all()
     assert not beside.off.any()
     assert np.abs(np.linalg.norm(bent, axis=1) - 2).max() < 0.4
     assert unevenness(flat(), bent) < 0.02
-    # The shorter way round, above, is 2.6 long against 3.6 below.
+    # The shorter path, above, is 2.6 long against 3.6 below.
     assert (bent[:, 1] > 0).all()
     assert beside.length > through.length
 
 
-def test_ways_of_squared_steps_have_shorter_steps_and_are_longer(curved):
+def test_paths_of_squared_steps_have_shorter_steps_and_are_longer(curved):
     _, graph, _ = curved
     squared = with_squared_lengths(graph)
     np.testing.assert_allclose(squared.lengths.toarray(), graph.lengths.toarray() ** 2, rtol=1e-12)
@@ -278,8 +280,8 @@ def test_a_geodesic_takes_no_short_cut_over_lone_cells():
     start, end = (int(cdist([[x, 0.1]], x_nk).argmin()) for x in (2, -2))
     assert (graph.shortest_paths([(start, end)])[0] >= len(x_nk)).any()
     assert (with_squared_lengths(graph).shortest_paths([(start, end)])[0] < len(x_nk)).all()
-    place = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
-    (bent,) = geodesics(flat(), density, along_cells(with_squared_lengths(graph), place.ends_pwk, place.nodes_pw)[0])
+    passed = where(graph, with_nk, [[x_nk[start], x_nk[end]]])
+    (bent,) = geodesics(flat(), density, along_cells(with_squared_lengths(graph), passed.z_pwk, passed.nodes_pw)[0])
     assert not along(flat(), density, points(x_nk), at_constant_speed(flat(), bent, 50), None).off.any()
 
 
@@ -310,12 +312,12 @@ def test_speed_at_a_step_is_the_mean_of_before_and_after():
     assert steps.groups_passed() == []
 
 
-def test_a_geodesic_between_islands_crosses_the_gap():
+def test_a_geodesic_between_components_crosses_the_gap():
     x_nk = clusters([[0.0, 0], [8, 0]], 200)
     graph, density = graph_of(x_nk), density_of(x_nk)
     assert graph.bridges > 0
-    place = where(graph, x_nk, [[[0.0, 0.0], [8.0, 0.0]]])
-    (solved,) = geodesics(flat(), density, along_cells(graph, place.ends_pwk, place.nodes_pw)[0])
+    passed = where(graph, x_nk, [[[0.0, 0.0], [8.0, 0.0]]])
+    (solved,) = geodesics(flat(), density, along_cells(graph, passed.z_pwk, passed.nodes_pw)[0])
     steps = along(flat(), density, points(x_nk), at_constant_speed(flat(), solved, 50), None)
     assert steps.off[15:35].all()
     assert not steps.off[[0, -1]].any()
@@ -333,7 +335,7 @@ def test_a_density_without_spread_is_no_obstacle():
 
 @pytest.mark.parametrize("n_points", [2, 10, 24, 96])
 def test_splines_are_those_of_scipy(n_points):
-    c = room._CONTROLS
+    c = curves._CONTROLS
     knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
     expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
-    np.testing.assert_allclose(room._basis(n_points).numpy(), expected_tc, atol=1e-7)
+    np.testing.assert_allclose(curves._basis(n_points).numpy(), expected_tc, atol=1e-7)

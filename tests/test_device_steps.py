@@ -11,7 +11,7 @@ from simulated import TINY, counts_of, tiny_config, tree
 
 from scvae_cli.config import ComputeConfig, ModelConfig
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.segments import Stretch
+from scvae_cli.data.segments import Segment
 from scvae_cli.device import Compute, choose_compute, decide_compiling
 from scvae_cli.errors import DeviceError, ScvaeWarning
 from scvae_cli.model.vae import VAE
@@ -61,12 +61,12 @@ def plans(n, first_step=0):
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_stretch_holds_the_counts_of_its_minibatches(resident):
     cells, dense = table(resident=resident), matrix().toarray()[5:85]
-    stretch = Stretch(cells, 4, BATCH)
+    segment = Segment(cells, 4, BATCH)
     for n in (4, 2):
         batches = [plan.cells for plan in plans(n, first_step=n)]
-        stretch.fill(batches)
+        segment.fill(batches)
         for i, some in enumerate(batches):
-            x_ng, library_n, share_n, batch_n = stretch.cells(torch.tensor([i]))
+            x_ng, library_n, share_n, batch_n = segment.cells(torch.tensor([i]))
             real = len(some)
             np.testing.assert_array_equal(x_ng[:real].numpy(), dense[some])
             np.testing.assert_allclose(library_n[:real].numpy(), dense[some].sum(1))
@@ -82,8 +82,8 @@ def test_equal_steps_by_autograd_and_torchs_optimiser():
     torch.manual_seed(3)
     losses = steps_of(vae, cells).take(some := plans(AVERAGE_EVERY + 2)).read()
     torch.manual_seed(3)
-    torch.randint(2**31, (device_steps.STRETCH_STEPS, 2))  # seeds of dropout, of which there is none
-    noise_snk = torch.randn(device_steps.STRETCH_STEPS, BATCH, LATENT)
+    torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # seeds of dropout, of which there is none
+    noise_snk = torch.randn(device_steps.SEGMENT_STEPS, BATCH, LATENT)
     decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
     parameters = list(twin.parameters())
     optimiser = torch.optim.AdamW(
@@ -113,7 +113,7 @@ def test_a_step_depends_on_no_value(resident, config, precision):
     network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
     vae, cells = vae_of(network, META), table(META, resident=resident)
     steps = steps_of(vae, cells, precision)
-    steps._stretch.fill([plan.cells for plan in plans(2)])
+    steps._segment.fill([plan.cells for plan in plans(2)])
     with torch.no_grad():
         steps._step()
     assert all(p.device == META for p in vae.parameters())
@@ -143,8 +143,8 @@ def counts():
 def on_device(monkeypatch):
     """As on a GPU, though neither compiled nor recorded."""
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
-    monkeypatch.setattr(device_steps, "STRETCH_STEPS", 8)
-    monkeypatch.setattr(loop, "STRETCH_STEPS", 8)
+    monkeypatch.setattr(device_steps, "SEGMENT_STEPS", 8)
+    monkeypatch.setattr(loop, "SEGMENT_STEPS", 8)
 
 
 def test_a_training_is_as_good_as_the_one_on_a_cpu(counts, on_device):
@@ -236,6 +236,6 @@ def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
     steps_of(twin, cells).take(plans(4))
     monkeypatch.setattr(torch, "compile", broken)
     torch.manual_seed(5)
-    with pytest.warns(ScvaeWarning, match="could not be compiled, and take longer: no such compiler$"):
+    with pytest.warns(ScvaeWarning, match="could not be compiled and take longer: no such compiler$"):
         steps_of(vae, cells, compiles=True).take(plans(4))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), twin.parameters(), strict=True))

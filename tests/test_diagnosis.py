@@ -21,16 +21,17 @@ from test_refinement import Exact, some_cells
 from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
-from scvae_cli.data.slots import SlotNames
 from scvae_cli.latent.refinement import refine
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
-from scvae_cli.tools.diagnose.diagnosis import Section
+from scvae_cli.report.figure_file import save_figure
 from scvae_cli.tools.diagnose.distortion import condition_numbers
-from scvae_cli.tools.diagnose.figure import diagnosis_figure, draw_diagnosis
+from scvae_cli.tools.diagnose.figure import diagnosis_figure
 from scvae_cli.tools.diagnose.gaps import Gaps, bounds
-from scvae_cli.tools.diagnose.health import shape, usage
-from scvae_cli.tools.diagnose.verdicts import Verdict, of_axes, of_gaps, of_prior, of_use, page, worst_level
+from scvae_cli.tools.diagnose.latent_use import aggregated_posterior, latent_use
+from scvae_cli.tools.diagnose.model_verdicts import axes_verdict, gap_verdicts, prior_verdict, use_verdict
+from scvae_cli.tools.diagnose.stability import Stability
+from scvae_cli.tools.diagnose.verdict import Verdict, page, worst_level
 
 
 def mixture(shares, means, covariances) -> LatentDensity:
@@ -65,16 +66,16 @@ def no_gaps(kl: float) -> Gaps:
 
 def test_an_encoder_that_ignores_its_cells_has_collapsed():
     nothing = Posterior(torch.zeros(500, 3), torch.ones(500, 3))
-    used = usage(nothing)
+    used = latent_use(nothing)
     assert used.collapse == "all"
     assert used.n_active == 0
     np.testing.assert_allclose(used.kl_k, 0, atol=1e-6)
-    found = shape(nothing, nothing, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
+    found = aggregated_posterior(nothing, nothing, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
     assert found.mutual_information == pytest.approx(0, abs=1e-6)
     assert found.total_correlation == pytest.approx(0, abs=1e-6)
     assert found.most_correlated is None
-    assert of_axes(found).level == "good"
-    verdict = of_use(used, no_gaps(0.0), beta=20)
+    assert axes_verdict(found).level == "good"
+    verdict = use_verdict(used, no_gaps(0.0), beta=20)
     assert verdict.level == "poor"
     assert "collapsed" in verdict.sentence
     assert "--beta (now 20)" in verdict.remedy
@@ -82,15 +83,15 @@ def test_an_encoder_that_ignores_its_cells_has_collapsed():
 
 def test_axes_that_say_nothing_are_told_from_those_that_do():
     posterior = normal_cells(4000, np.diag([0.7, 0.0, 0.5]), [0.3, 1.0, 0.5])
-    used = usage(posterior)
+    used = latent_use(posterior)
     assert used.collapse == "some"
     np.testing.assert_array_equal(used.active_k, [True, False, True])
     between_k, within_k = np.array([0.7, 0, 0.5]), np.array([0.3, 1, 0.5])
     expected_k = 0.5 * (between_k + within_k - 1 - np.log(within_k))
     np.testing.assert_allclose(used.kl_k, expected_k, atol=0.05)
-    assert of_use(used, no_gaps(1.0), beta=1).level == "good"
-    one = usage(normal_cells(4000, np.diag([0.7, 0.0, 0.0]), [0.3, 1.0, 1.0]))
-    assert of_use(one, no_gaps(1.0), beta=1).level == "watch"
+    assert use_verdict(used, no_gaps(1.0), beta=1).level == "good"
+    one = latent_use(normal_cells(4000, np.diag([0.7, 0.0, 0.0]), [0.3, 1.0, 1.0]))
+    assert use_verdict(one, no_gaps(1.0), beta=1).level == "watch"
 
 
 def test_rotated_axes_are_told_and_straight_ones_are_not():
@@ -100,16 +101,16 @@ def test_rotated_axes_are_told_and_straight_ones_are_not():
     turned = Posterior(straight.mean_nk @ torch.as_tensor(turn).T, straight.var_nk)
     even = mixture([1.0], np.zeros((1, 2)), [between + np.diag(within)])
     tilted = mixture([1.0], np.zeros((1, 2)), [turn @ (between + np.diag(within)) @ turn.T])
-    found = shape(straight, straight, even)
+    found = aggregated_posterior(straight, straight, even)
     assert abs(found.correlation) < 0.03
-    assert of_axes(found).level == "good"
+    assert axes_verdict(found).level == "good"
     assert found.total_correlation == pytest.approx(0, abs=0.02)
-    found = shape(turned, turned, tilted)
+    found = aggregated_posterior(turned, turned, tilted)
     expected = (1.0 - 0.35) / (1.0 + 0.35)
     assert found.correlation == pytest.approx(expected, abs=0.02)
     assert found.most_correlated == (0, 1)
-    assert of_axes(found).level == "watch"
-    assert "axes 1 and 2" in of_axes(found).sentence
+    assert axes_verdict(found).level == "watch"
+    assert "axes 1 and 2" in axes_verdict(found).sentence
     assert found.total_correlation == pytest.approx(-0.5 * math.log(1 - expected**2), abs=0.02)
 
 
@@ -117,7 +118,7 @@ def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
     between, within = np.array([[0.8, 0.3], [0.3, 0.6]]), np.array([0.2, 0.5])
     covariance_kk = between + np.diag(within)
     posterior = normal_cells(20_000, between, within, seed=2)
-    found = shape(posterior, posterior, mixture([1.0], np.zeros((1, 2)), [covariance_kk]))
+    found = aggregated_posterior(posterior, posterior, mixture([1.0], np.zeros((1, 2)), [covariance_kk]))
     np.testing.assert_allclose(found.covariance_kk, covariance_kk, atol=0.03)
     # Linear and Gaussian: I(x; z) = ½ log det(aggregate)/det(within).
     information = 0.5 * (np.linalg.slogdet(covariance_kk)[1] - np.log(within).sum())
@@ -130,9 +131,9 @@ def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
 
 def test_a_prior_without_holes_has_one_percent():
     posterior = normal_cells(5000, 0.6 * np.eye(3), [0.4] * 3)
-    found = shape(posterior, posterior, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
+    found = aggregated_posterior(posterior, posterior, mixture([1.0], np.zeros((1, 3)), [np.eye(3)]))
     assert found.holes == pytest.approx(0.01, abs=0.004)
-    assert of_prior(found).level == "good"
+    assert prior_verdict(found).level == "good"
     np.testing.assert_allclose(found.prior_ranks_b, 0.05, atol=0.012)
     assert found.prior_ranks_b.sum() == pytest.approx(1)
 
@@ -145,14 +146,14 @@ def test_planted_holes_have_the_mass_the_prior_gives_them():
     clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
     # Where 99% of a cluster's samples lie is, but for the other's tail, a disc; so much of the prior is in the two.
     inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
-    found = shape(posterior, posterior, clusters)
+    found = aggregated_posterior(posterior, posterior, clusters)
     # The discs overlap a little in the middle.
     assert found.holes == pytest.approx(1 - inside, abs=0.03)
-    assert of_prior(found).level != "good"
-    assert "--from density" in of_prior(found).remedy
+    assert prior_verdict(found).level != "good"
+    assert "--from density" in prior_verdict(found).remedy
     far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
     away = Posterior(posterior.mean_nk * torch.tensor([4.0, 0.1]).double(), torch.full((6000, 2), 0.05).double())
-    assert of_prior(shape(away, away, far)).level == "poor"
+    assert prior_verdict(aggregated_posterior(away, away, far)).level == "poor"
 
 
 # --- gaps -------------------------------------------------------------------------------------------------------------
@@ -194,7 +195,7 @@ def test_gaps_add_up_and_have_errors():
     assert told.amortization.error == pytest.approx(1 / 20, rel=0.15)
     assert told.amortization.percent == pytest.approx(100 * told.amortization.mean / -told.bound_n.mean())
     assert told.distortion + told.rate == pytest.approx(-encoder_n.mean())
-    encoder, family = of_gaps(told)
+    encoder, family = gap_verdicts(told)
     assert (encoder.level, family.level) == ("poor", "good")
     assert "--refine" in encoder.remedy
 
@@ -237,46 +238,70 @@ def diagnosed():
 def test_a_diagnosis_agrees_with_what_training_and_scores_say(diagnosed):
     adata, model, found = diagnosed
     assert found.heldout
-    assert found.n_judged == len(model.heldout_cells)
+    assert found.n_evaluated == len(model.heldout_cells)
     assert -found.gaps.encoder_n.mean() == pytest.approx(-model.facts["heldout_elbo"], rel=0.01)
     assert found.gaps.rate == pytest.approx(model.facts["heldout_kl"], rel=0.01)
-    assert found.usage.n_active == model.facts["active_units"]
+    assert found.use.n_active == model.facts["active_units"]
     heldout = adata[adata.obs_names.isin(model.heldout_cells)]
     scores = scvae.score(heldout, model, n_samples=20, n_simulated=100, inplace=False)
     assert found.gaps.encoder_n.mean() == pytest.approx(scores.elbo.mean(), abs=1.0)
     assert found.gaps.bound_n.mean() >= scores.elbo.mean()
     some = scvae.diagnose(adata, model, **QUICK, max_cells=20)
-    assert 10 <= some.n_judged <= 20
+    assert 10 <= some.n_evaluated <= 20
     everywhere = scvae.diagnose(adata[~adata.obs_names.isin(model.heldout_cells)][:40].copy(), model, **QUICK)
     assert not everywhere.heldout
-    assert everywhere.n_judged == 40
+    assert everywhere.n_evaluated == 40
 
 
 def test_a_dear_model_uses_less_and_is_told_so(diagnosed):
     adata, _, found = diagnosed
-    dear = scvae.train(adata, **TINY, beta=20, batch_key="batch", genes="all")
+    with pytest.warns(scvae.ScvaeWarning, match="posterior collapse"):
+        dear = scvae.train(adata, **TINY, beta=20, batch_key="batch", genes="all")
     other = scvae.diagnose(adata, dear, **QUICK)
     assert other.gaps.rate < 0.1 * found.gaps.rate
     verdict = other.verdicts[0]
     assert verdict.level == "poor"
     assert "--beta (now 20)" in verdict.remedy
-    assert other.shape.mutual_information == pytest.approx(0, abs=0.1)
-    assert found.shape.mutual_information > 0.5
+    assert other.aggregate.mutual_information == pytest.approx(0, abs=0.1)
+    assert found.aggregate.mutual_information > 0.5
 
 
-def test_studies_hand_in_sections_of_their_own(diagnosed):
+def test_sections_and_topics_have_names_of_their_own(diagnosed):
     _, _, found = diagnosed
-    study = Section(
-        name="seeds", values={"spread": 0.2}, verdicts=(Verdict(topic="seeds", level="poor", sentence="0.2 apart"),)
+    unstable = Stability(
+        n_trainings=2,
+        procrustes=0.6,
+        procrustes_by_chance=0.9,
+        neighbors_shared=0.2,
+        axis_correlation=0.5,
+        heldout_elbo=(-1.0, -2.0),
     )
-    longer = found.with_section(study)
-    assert longer.verdicts[-1].topic == "seeds"
+    longer = dataclasses.replace(found, stability=unstable)
+    assert [section.name for section in longer.sections] == [*(section.name for section in found.sections), "stability"]
+    topics = [verdict.topic for verdict in longer.verdicts]
+    assert len(set(topics)) == len(topics)
+    assert topics[-1] == "stability"
     assert longer.level == "poor"
-    slot = longer.slots(SlotNames())[0]
-    assert slot.value["seeds"] == {"spread": 0.2}
-    assert slot.value["verdicts"]["topic"][-1] == "seeds"
-    with pytest.raises(scvae.ConfigError, match="already"):
-        longer.with_section(study)
+
+
+def test_advice_on_one_page_never_contradicts_itself(diagnosed):
+    """Whatever is wrong, no verdict advises more of what another advises less of."""
+    _, _, found = diagnosed
+    nothing = Posterior(torch.zeros(50, 2), torch.ones(50, 2))
+    far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
+    for use in (found.use, latent_use(nothing)):
+        correlated = dataclasses.replace(
+            aggregated_posterior(nothing, nothing, far),
+            active_k=np.array([True, True]),
+            covariance_kk=np.array([[1.0, 0.9], [0.9, 1.0]]),
+            holes=0.9,
+        )
+        zeros = dataclasses.replace(found.check.zeros, score_g=np.full_like(found.check.zeros.score_g, 9))
+        check = dataclasses.replace(found.check, zeros=zeros, variances=zeros)
+        worse = dataclasses.replace(found, use=use, aggregate=correlated, check=check)
+        advice = " ".join(verdict.remedy for verdict in worse.verdicts)
+        assert not ("higher --beta" in advice and "lower --beta" in advice)
+        assert not ("larger --n-latent" in advice and "fewer --n-latent" in advice)
 
 
 def test_a_diagnosis_is_written_and_read_back(bench_with_batches):
@@ -284,7 +309,7 @@ def test_a_diagnosis_is_written_and_read_back(bench_with_batches):
     file = bench.folder / "health.png"
     asked = bench.ask("diagnose", "--samples", "4", "--refine", "2", "--quick", "--plot", file)
     text = run_well(*asked).out
-    assert "held-out cells" in text
+    assert "evaluated on" in text
     assert file.stat().st_size > 10_000
     stored = anndata.read_h5ad(bench.data).uns["scvae"]["diagnosis"]
     assert set(stored["verdicts"]["level"]) <= {"good", "watch", "poor"}
@@ -304,11 +329,11 @@ def test_the_picture_shows_what_was_found(diagnosed):
     figure = diagnosis_figure(found)
     parts = {axes.get_label(): axes for axes in figure.axes}
     heights = sorted(bar.get_height() for bar in parts["Use of the axes"].patches)
-    np.testing.assert_allclose(heights, np.sort(found.usage.kl_k), rtol=1e-6)
+    np.testing.assert_allclose(heights, np.sort(found.use.kl_k), rtol=1e-6)
     bars = [bar.get_height() for bar in parts["Gaps"].patches]
     assert bars == pytest.approx([found.gaps.amortization.mean, found.gaps.variational.mean])
     dots = sum(len(part.get_offsets()) for part in parts["Zeros of genes"].collections)
-    assert dots == found.check.zeros.judged_g.sum()
+    assert dots == found.check.zeros.evaluated_g.sum()
 
 
 def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
@@ -316,12 +341,12 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
     nothing = Posterior(torch.zeros(50, 1), torch.ones(50, 1))
     collapsed = dataclasses.replace(
         found,
-        usage=usage(nothing),
-        shape=shape(nothing, nothing, mixture([1.0], np.zeros((1, 1)), [np.eye(1)])),
+        use=latent_use(nothing),
+        aggregate=aggregated_posterior(nothing, nothing, mixture([1.0], np.zeros((1, 1)), [np.eye(1)])),
         check=dataclasses.replace(found.check, zeros=None),
         gaps=no_gaps(0.0),
     )
-    draw_diagnosis(collapsed, tmp_path / "health.svg")
+    save_figure(diagnosis_figure(collapsed), tmp_path / "diagnosis.svg")
     # Variances of small real numbers fill their axes too.
     small = dataclasses.replace(
         found.check.variances,
@@ -332,7 +357,7 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         dataclasses.replace(found, check=dataclasses.replace(found.check, zeros=None, variances=small))
     )
     assert next(axes for axes in figure.axes if axes.get_label() == "Variances of genes").get_xlim()[1] < 1e-4
-    unjudged = dataclasses.replace(small, judged_g=np.zeros_like(small.judged_g))
+    unjudged = dataclasses.replace(small, evaluated_g=np.zeros_like(small.evaluated_g))
     diagnosis_figure(dataclasses.replace(found, check=dataclasses.replace(found.check, variances=unjudged)))
     assert collapsed.level == "poor"
     assert "zeros" not in [verdict.topic for verdict in collapsed.verdicts]
@@ -346,11 +371,18 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         (USAGE, "--cells is 5", ["--cells", "5"]),
         (USAGE, "--seed is -1", ["--seed", "-1"]),
         (USAGE, "--trainings is 1", ["--trainings", "1"]),
-        (USAGE, "no picture by its name", ["--plot", "health.doc"]),
+        (USAGE, "--trainings is 0", ["--trainings", "0"]),
+        (USAGE, "does not have the extension of a figure", ["--plot", "health.doc"]),
     ],
 )
 def test_diagnoses_that_cannot_be_meant(bench, code, fragment, options):
     refused(bench.folder, bench.ask("diagnose", *options), code, fragment)
+
+
+def test_python_refuses_one_training_in_its_own_words(diagnosed):
+    adata, model, _ = diagnosed
+    with pytest.raises(scvae.ConfigError, match="n_trainings is 1"):
+        scvae.diagnose(adata, model, n_trainings=1)
 
 
 def test_a_diagnosis_needs_known_batches(bench_with_batches):

@@ -1,4 +1,4 @@
-"""Differential expression: changes of the right size, and no calls of nothing.
+"""Differential expression: sizes of changes, and few false calls.
 
 Shapes: n cells, g genes.
 """
@@ -24,20 +24,23 @@ import scvae_cli as scvae
 from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table
 from scvae_cli.model.bundle import Model
+from scvae_cli.progress import silent
 from scvae_cli.tools.de.comparison import differential_expression
 from scvae_cli.tools.de.figure import de_figure
 from scvae_cli.tools.de.group_means import group_mean
-from scvae_cli.tools.de.result import ComparisonOptions, Contrast, DifferentialExpression
+from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.result import Contrast, DifferentialExpression
 
 N_GENES, N_CHANGED = 200, 20
 KEY = "rank_genes_groups_scvae"
+ASKED = ("--groupby", "batch", "--group", "batch_1")
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
 
 
 def simulated(seed: int, *, changed: bool = True, batches: bool = False, n: int = 400) -> ad.AnnData:
-    """Two groups of a population with a programme, the first of which has changed genes, and a third group."""
+    """Two groups of a population with a gene program, the first of which has changed genes, and a third group."""
     rng = np.random.default_rng(seed)
     group_n = np.resize(["A", "B", "other", "A", "B"], n)
     rate_ng = np.exp(rng.normal(0, 1, N_GENES) + rng.normal(size=(n, 1)) * rng.normal(0, 0.3, N_GENES))
@@ -64,7 +67,7 @@ def simulated(seed: int, *, changed: bool = True, batches: bool = False, n: int 
 
 @functools.cache
 def learned(**options: bool) -> tuple[ad.AnnData, Model]:
-    """Such cells and a model of them; copy the cells before writing into them."""
+    """Simulated cells and a model of them; copy the cells before writing into them."""
     adata = simulated(0, **options)
     batch_key = "batch" if options.get("batches") else None
     return adata, scvae.train(adata, **TINY, genes="all", batch_key=batch_key)
@@ -91,7 +94,7 @@ def test_planted_changes_are_found():
     assert (found.change_g <= found.high_g)[right].all()
     inside = (found.low_g <= change_g) & (change_g <= found.high_g)
     assert inside.mean() > 0.85
-    # Shrunk, but not beyond recognition; on the whole nearer the truth than the raw ratio.
+    # Shrinkage lowers the mean squared error below that of the raw ratio.
     assert np.mean((found.change_g - change_g) ** 2) < 0.6 * np.mean((found.raw_g - change_g) ** 2)
     assert found.false_sign_g[right].max() < 0.05
     np.testing.assert_allclose(found.probability_g, -np.expm1(found.log_null_g))
@@ -106,13 +109,13 @@ def test_nothing_is_called_where_nothing_differs():
         for threshold in (0.25, 0.0):
             found = compared(split, model, threshold=threshold)
             assert found.called.sum() <= 1
-            # What it says of itself is as modest: the few genes it would call first are no sure thing.
+            # The expected false discovery rate is high even for the first genes.
             assert found.expected_fdr_g.min() > 0.01
-            assert found.null_share > 0.8
+            assert found.unchanged_share > 0.8
 
 
 def test_errors_are_those_of_the_estimate():
-    """Estimates of unchanged genes spread as their errors say, in sparse and in dense genes."""
+    """The spread of estimates of unchanged genes equals their errors, in sparse and in dense genes."""
     adata, model = learned()
     found = compared(adata, model)
     z_g = (found.estimate_g / found.error_g)[N_CHANGED:]
@@ -120,7 +123,7 @@ def test_errors_are_those_of_the_estimate():
     assert np.abs(z_g).max() < 4.5
 
 
-def test_the_other_way_round_it_is_the_opposite():
+def test_swapping_the_groups_flips_all_signs():
     adata, model = learned()
     one, other = compared(adata, model), compared(adata, model, group="B", reference="A")
     for name in ("estimate_g", "change_g", "raw_g"):
@@ -128,15 +131,15 @@ def test_the_other_way_round_it_is_the_opposite():
     np.testing.assert_allclose(one.low_g, -other.high_g, atol=1e-4)
     np.testing.assert_allclose(one.probability_g, other.probability_g, atol=1e-6)
     np.testing.assert_allclose(one.mean_g, other.reference_mean_g)
-    assert one.shift == pytest.approx(-other.shift, abs=1e-6)
+    assert one.common_change == pytest.approx(-other.common_change, abs=1e-6)
 
 
-def test_batches_shared_unevenly_are_no_change():
+def test_unevenly_shared_batches_cause_no_calls():
     adata, model = learned(changed=False, batches=True)
     found = compared(adata, model)
     assert found.called.sum() <= 1
     assert found.n_left_out == 0
-    # To look away from the batches would have done.
+    # Ignoring the batches would have caused many.
     raw_g = [np.asarray(adata[adata.obs["group"] == g].X.mean(0)).ravel() for g in "AB"]
     assert (np.abs(np.log2(raw_g[0] / raw_g[1])) > 0.4).mean() > 0.2
     assert (np.abs(found.raw_g) > 0.4).mean() < 0.1
@@ -152,27 +155,27 @@ def test_a_batch_with_one_group_is_left_out():
         compared(some, model)
 
 
-def test_what_rises_does_not_make_the_rest_fall():
-    """Genes that take up a third of one group's counts move all other shares; changes are told relative to these."""
+def test_a_few_rising_genes_do_not_make_the_others_fall():
+    """Genes that take up a third of one group's counts lower all other shares; changes are relative to the others."""
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray(), (cells.obs["group"] == "A").to_numpy()
     rng = np.random.default_rng(0)
-    # The sequencing is as deep as before: molecules of other genes are lost to it.
+    # The library size stays the same, so counts of other genes are lost.
     x_ng[in_a] = rng.binomial(x_ng[in_a].astype(int), 2 / 3)
     x_ng[in_a, :5] += rng.poisson(x_ng[in_a].sum(1, keepdims=True) / 10, (in_a.sum(), 5))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
     found = compared(cells, model)
     share = x_ng[in_a][:, 5:].sum() / x_ng[in_a].sum()
-    assert found.shift == pytest.approx(np.log2(share), abs=0.15)
+    assert found.common_change == pytest.approx(np.log2(share), abs=0.15)
     assert found.called[N_CHANGED:].mean() < 0.05
     assert found.centre == "bulk"
     shares = compared(cells, model, centre="none")
     assert shares.called[N_CHANGED:].mean() > 0.3
-    assert shares.shift == found.shift
+    assert shares.common_change == found.common_change
 
 
-def test_where_no_genes_agree_there_is_no_bulk():
+def test_without_a_common_change_nothing_is_subtracted():
     adata, model = learned()
     cells = adata.copy()
     x_ng, in_a = cells.X.toarray().astype(int), (cells.obs["group"] == "A").to_numpy()
@@ -180,19 +183,21 @@ def test_where_no_genes_agree_there_is_no_bulk():
     x_ng[in_a] = rng.poisson(x_ng[in_a] * 2 ** rng.normal(0.5, 2, N_GENES))
     cells.X = sp.csr_matrix(x_ng.astype(np.float32))
     found = compared(cells, model)
-    assert found.agreeing < 0.5
+    assert found.near_common_share < 0.5
     assert found.centre == "none"
     same = compared(cells, model, centre="none")
     np.testing.assert_array_equal(found.change_g, same.change_g)
     assert compared(cells, model, centre="bulk").centre == "bulk"
 
 
-def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():
-    """With many counts a gene's mean is that of counts over depth, whatever the decoder says."""
+def test_the_group_mean_of_many_counts_is_that_of_the_counts():
+    """With many counts, the mean of a gene is that of counts over library size, whatever the decoder predicts."""
     adata, model = learned()
     counts = counts_of(adata)
     rows = np.flatnonzero(adata.obs["group"] == "A")
-    found = group_mean(model, cell_table(model, counts), [rows], np.ones(1), n_samples=2, seed=0)
+    table = cell_table(model, counts)
+    with silent("", None) as advance:
+        found = group_mean(model, table, [rows], np.ones(1), n_samples=2, seed=0, advance=advance)
     x_ng = counts.matrix[rows].toarray().astype(float)
     raw_g = (x_ng / x_ng.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(found.raw_g, raw_g)
@@ -203,7 +208,7 @@ def test_group_mean_without_help_of_the_decoder_is_the_mean_of_the_counts():
     assert (error_g > 0.98 / np.sqrt(found.n_counts_g + 1.5)).all()
 
 
-def test_a_gene_not_seen_in_a_group_has_a_wide_interval():
+def test_a_gene_without_counts_in_a_group_has_a_wide_interval():
     adata, model = learned()
     cells = adata.copy()
     x_ng = cells.X.toarray()
@@ -228,13 +233,13 @@ def test_real_numbers_are_refused():
         groupby="group", group="A", reference="B", group_cells=np.arange(5), reference_cells=np.arange(5, 9)
     )
     with pytest.raises(scvae.ConfigError, match="real numbers"):
-        differential_expression(model, counts_of(adata), contrast, ComparisonOptions())
+        differential_expression(model, counts_of(adata), contrast, DeOptions(groupby="group", group="A"))
     with pytest.raises(scvae.ConfigError, match="real numbers"):
         compared(adata, model)
 
 
 @pytest.mark.parametrize("likelihood", ["nb", "poisson"])
-def test_other_counts_have_answers_too(likelihood):
+def test_other_likelihoods_of_counts(likelihood):
     adata = simulated(0, n=200)
     model = scvae.train(adata, **TINY | {"max_epochs": 4}, genes="all", likelihood=likelihood)
     found = compared(adata, model)
@@ -275,21 +280,21 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     assert frame.set_index("names").loc[["new_0", "new_1"], "logfoldchanges"].isna().all()
     stored = adata.uns[KEY]
     assert stored["probability"].dtype.names == ("A",)
-    surest = frame["names"].iloc[0]
-    assert stored["probability"]["A"][0] == found.probability_g[found.genes.index(surest)]
+    first = frame["names"].iloc[0]
+    assert stored["probability"]["A"][0] == found.probability_g[found.genes.index(first)]
     assert stored["params"]["reference"] == "B"
     assert adata.uns["rank_genes_groups_other"]["params"]["reference"] == "rest"
     sc.pl.rank_genes_groups(adata, key=KEY, show=False)
     sc.pl.rank_genes_groups_dotplot(adata, key=KEY, n_genes=4, show=False)
     matplotlib.pyplot.close("all")
-    # And once more, over what is ours, and into memory.
+    # A second time, over our own result, and in memory.
     run_well(*asked, "--reference", "other")
     scvae.de(adata, written.with_suffix(".scvae"), groupby="group", group="A", reference="other")
     assert adata.uns[KEY]["params"]["reference"] == "other"
     assert sc.get.rank_genes_groups_df(adata, group="A", key=KEY)["scores"].iloc[0] > 0
 
 
-def test_table_json_and_picture_tell_the_same(written):
+def test_table_json_and_figure_agree(written):
     table, plot = written.with_name("table.csv"), written.with_name("plot.png")
     asked = ["de", written, "--groupby", "group", "--group", "A", "--reference", "B"]
     values = json.loads(run_well(*asked, "--table", table, "--plot", plot, "--json").out)
@@ -319,6 +324,37 @@ def test_only_cells_within_are_compared(written):
     assert values["within"] == {"batch": "batch_1"}
 
 
+def test_labels_may_be_numbers():
+    """A reference of 0 is a group, and not all other cells."""
+    adata, model = learned()
+    cells = adata.copy()
+    cells.obs["cluster"] = (cells.obs["group"] == "A").astype(int)
+    cells.obs["kind"] = cells.obs["batch"] == "batch_1"
+    asked = {"groupby": "cluster", "group": 1, "reference": 0, "within": {"kind": True}, "max_cells": 30}
+    found = scvae.de(cells, model, **asked, inplace=False)
+    assert (found.contrast.group, found.contrast.reference) == ("1", "0")
+    assert cells.obs["kind"].to_numpy()[found.contrast.reference_cells].all()
+    scvae.de(cells, model, **asked)
+    recorded = json.loads(cells.uns["scvae"]["runs"]["de"])["options"]
+    assert {name: recorded[name] for name in ("group", "reference", "within")} == {
+        "group": "1",
+        "reference": "0",
+        "within": {"kind": "True"},
+    }
+    assert cells.uns[KEY]["params"]["reference"] == "0"
+
+
+def test_options_are_refused_before_anything_is_opened():
+    for wrong, message in (
+        ({"reference": "A"}, "compared with itself"),
+        ({"threshold": -1}, "threshold is -1"),
+        ({"max_cells": 2}, "max_cells is 2"),
+        ({"within": {"donor": ["a", "b"]}}, "within is"),
+    ):
+        with pytest.raises(scvae.ConfigError, match=message):
+            scvae.de("nowhere.h5ad", "nowhere.scvae", **{"groupby": "group", "group": "A"} | wrong)
+
+
 def test_figure_draws_what_was_found():
     found = compared(*learned())
     figure = de_figure(found)
@@ -341,23 +377,25 @@ def test_figure_draws_what_was_found():
             ["--groupby", "cell_type", "--group", "stem", "--reference", "nobody"],
         ),
         (DATA, "no column 'kind'", ["--groupby", "kind", "--group", "stem"]),
-        (USAGE, "compared with itself", ["--groupby", "batch", "--group", "batch_1", "--reference", "batch_1"]),
-        (USAGE, "--threshold is -0.5", ["--groupby", "batch", "--group", "batch_1", "--threshold", "-0.5"]),
-        (USAGE, "--threshold is nan", ["--groupby", "batch", "--group", "batch_1", "--threshold", "nan"]),
-        (USAGE, "--fdr is 1.5", ["--groupby", "batch", "--group", "batch_1", "--fdr", "1.5"]),
-        (USAGE, "--centre is 'mean'", ["--groupby", "batch", "--group", "batch_1", "--centre", "mean"]),
-        (USAGE, "--cells is 2", ["--groupby", "batch", "--group", "batch_1", "--cells", "2"]),
-        (USAGE, "--samples is 0", ["--groupby", "batch", "--group", "batch_1", "--samples", "0"]),
-        (USAGE, "--seed is -1", ["--groupby", "batch", "--group", "batch_1", "--seed", "-1"]),
-        (USAGE, "--within is 'stem'", ["--groupby", "batch", "--group", "batch_1", "--within", "stem"]),
-        (DATA, "no column 'kind'", ["--groupby", "batch", "--group", "batch_1", "--within", "kind=stem"]),
-        (DATA, "has 0 cell(s) to compare", ["--groupby", "batch", "--group", "batch_1", "--within", "batch=batch_2"]),
-        (USAGE, "no table by its name", ["--groupby", "batch", "--group", "batch_1", "--table", "genes.txt"]),
-        (USAGE, "no picture by its name", ["--groupby", "batch", "--group", "batch_1", "--plot", "genes.doc"]),
-        (DATA, "is not a folder", ["--groupby", "batch", "--group", "batch_1", "--table", "none/genes.csv"]),
+        (USAGE, "compared with itself", [*ASKED, "--reference", "batch_1"]),
+        (USAGE, "--threshold is -0.5", [*ASKED, "--threshold", "-0.5"]),
+        (USAGE, "--threshold is nan", [*ASKED, "--threshold", "nan"]),
+        (USAGE, "--fdr is 1.5", [*ASKED, "--fdr", "1.5"]),
+        (USAGE, "--centre is 'mean'", [*ASKED, "--centre", "mean"]),
+        (USAGE, "--cells is 2", [*ASKED, "--cells", "2"]),
+        (USAGE, "--samples is 0", [*ASKED, "--samples", "0"]),
+        (USAGE, "--seed is -1", [*ASKED, "--seed", "-1"]),
+        (USAGE, "--within is 'stem'", [*ASKED, "--within", "stem"]),
+        (USAGE, "given twice for 'a'", [*ASKED, "--within", "a=1", "--within", "a=2"]),
+        (USAGE, "--group is missing", ["--groupby", "batch"]),
+        (DATA, "no column 'kind'", [*ASKED, "--within", "kind=stem"]),
+        (DATA, "has 0 cell(s) to compare", [*ASKED, "--within", "batch=batch_2"]),
+        (USAGE, "does not end in .csv", [*ASKED, "--table", "genes.txt"]),
+        (USAGE, "does not have the extension of a figure", [*ASKED, "--plot", "genes.doc"]),
+        (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),
     ],
 )
-def test_comparisons_that_cannot_be_meant(bench, code, fragment, options):
+def test_refused_comparisons(bench, code, fragment, options):
     refused(bench.folder, bench.ask("de", *options), code, fragment)
 
 
@@ -378,7 +416,7 @@ def test_a_comparison_of_batches_is_refused(bench_with_batches):
     assert "--batch-key" in hint
 
 
-def test_what_others_wrote_is_left_alone(bench):
+def test_slots_of_other_programs_are_kept(bench):
     def mine(adata: ad.AnnData) -> None:
         adata.uns[KEY] = {"mine": 1}
 

@@ -1,4 +1,4 @@
-"""Pictures of walks: what is drawn is what was computed, and files are whole, repeatable and where they belong."""
+"""Figures of trajectories show what was computed; their files are complete, repeatable and where they belong."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from scvae_cli.report import figure_file
 from scvae_cli.report.figure_file import check_figure_file, save_figure
 from scvae_cli.report.page import PALETTE, group_colours, legend_names
 from scvae_cli.session import Session
-from scvae_cli.tools.trajectory import drawing as walk_plot
+from scvae_cli.tools.trajectory.drawing import trajectory_figure
 from scvae_cli.tools.trajectory.figure import Backdrop, path_figure, steps_in_plane
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, smoothed
 from scvae_cli.tools.trajectory.heat_map import N_GENES, heat_map_genes
 from scvae_cli.tools.trajectory.interpolation import interpolate
+from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.plane import waypoint_steps
-from scvae_cli.tools.trajectory.result import Path, PathOptions
+from scvae_cli.tools.trajectory.result import Trajectory
 
 KINDS = (".png", ".svg", ".pdf")
 
@@ -46,34 +47,34 @@ def groups_n(adata):
 
 
 @pytest.fixture(scope="module")
-def walk(adata, model, groups_n):
-    return walked(adata, model, groups_n)
+def trajectory(adata, model, groups_n):
+    return interpolated(adata, model, groups_n)
 
 
 @pytest.fixture(scope="module")
 def bundle(adata, model, groups_n):
-    return walked(adata, model, groups_n, couple="ot", n_paths=4)
+    return interpolated(adata, model, groups_n, couple="ot", n_paths=4)
 
 
-def walked(adata, model, groups_n, labels=("stem", "mature_1"), *, told=True, **options) -> Path:
+def interpolated(adata, model, groups_n, labels=("stem", "mature_1"), *, grouped=True, **options) -> Trajectory:
     places = [Population(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
-    asked = PathOptions(name="walk", **{"n_steps": 12, "path": "straight"} | options)
-    return interpolate(model, counts_of(adata), places, asked, groups=groups_n if told else None)
+    asked = InterpolateOptions(cells=labels, **{"n_steps": 12, "path": "straight"} | options)
+    return interpolate(model, counts_of(adata), places, asked, groups=groups_n if grouped else None)
 
 
-def with_off(walk, off_t) -> Path:
-    steps = dataclasses.replace(walk.steps, off_manifold_t=np.where(off_t, 0.99, 0.2))
-    return dataclasses.replace(walk, steps=steps)
+def with_off(trajectory, off_t) -> Trajectory:
+    steps = dataclasses.replace(trajectory.steps, off_manifold_t=np.where(off_t, 0.99, 0.2))
+    return dataclasses.replace(trajectory, steps=steps)
 
 
-def drawn(walk, groups_n, n_chosen=1, **backdrop) -> Figure:
+def drawn(trajectory, groups_n, n_chosen=1, **backdrop) -> Figure:
     rng = np.random.default_rng(0)
-    n_cells = len(walk.pseudotime_n)
-    plane = {"xy_n2": rng.normal(size=(n_cells, 2)), "xy_t2": walk.z_tk[:, :2], "names": ("axis 1", "axis 2")}
-    chosen = walk.top_genes(n_chosen)
+    n_cells = len(trajectory.pseudotime_n)
+    plane = {"xy_n2": rng.normal(size=(n_cells, 2)), "xy_t2": trajectory.z_tk[:, :2], "names": ("axis 1", "axis 2")}
+    chosen = trajectory.top_genes(n_chosen)
     expression_nc = rng.poisson(2.0, size=(n_cells, len(chosen))).astype(float)
     seen = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
-    return path_figure(walk, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
+    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
 
 
 def part(figure, label):
@@ -98,87 +99,84 @@ def assert_nothing_is_cut_off(figure):
     assert ink.y1 <= page[1], ink
 
 
-def test_walk_is_drawn_where_it_is(walk, groups_n):
-    plane = part(drawn(walk, groups_n), "plane")
-    (line,) = lines(plane, "walk")
-    np.testing.assert_array_equal(line.get_xydata(), walk.z_tk[:, :2].astype(np.float64))
+def test_trajectory_is_drawn_where_it_is(trajectory, groups_n):
+    plane = part(drawn(trajectory, groups_n), "plane")
+    (line,) = lines(plane, "trajectory")
+    np.testing.assert_array_equal(line.get_xydata(), trajectory.z_tk[:, :2].astype(np.float64))
     assert [plane.get_xlabel(), plane.get_ylabel()] == ["axis 1", "axis 2"]
     assert {"stem", "mature_1"} <= {text.get_text() for text in plane.texts}
 
 
-def test_every_cell_is_drawn_in_its_colour(walk, groups_n):
+def test_every_cell_is_drawn_in_its_color(trajectory, groups_n):
     some = groups_n.copy()
     some[:7] = None
-    cells = part(drawn(walk, some), "plane").collections[0]
+    cells = part(drawn(trajectory, some), "plane").collections[0]
     assert len(cells.get_offsets()) == len(some)
-    colours = {tuple(np.round(colour[:3], 3)) for colour in cells.get_facecolors()}
-    assert len(colours) == len(set(groups_n)) + 1
+    colors = {tuple(np.round(color[:3], 3)) for color in cells.get_facecolors()}
+    assert len(colors) == len(set(groups_n)) + 1
 
 
 @pytest.mark.parametrize("off", [[], [0], [2, 7, 8, 11]])
-def test_off_manifold_stretches_are_marked_where_they_are(walk, groups_n, off):
+def test_off_manifold_steps_are_marked_where_they_are(trajectory, groups_n, off):
     off_t = np.isin(np.arange(12), off)
-    figure = drawn(with_off(walk, off_t), groups_n)
+    figure = drawn(with_off(trajectory, off_t), groups_n)
     marked = lines(part(figure, "plane"), "off")
-    n_stretches = int((np.diff(np.concatenate([[0], off_t.astype(int)])) == 1).sum())
-    assert len(marked) == n_stretches
+    n_runs = int((np.diff(np.concatenate([[0], off_t.astype(int)])) == 1).sum())
+    assert len(marked) == n_runs
     points = {tuple(point) for line in marked for point in line.get_xydata()}
-    for xy in walk.z_tk[off_t, :2].astype(np.float64):
+    for xy in trajectory.z_tk[off_t, :2].astype(np.float64):
         assert tuple(xy) in points
-    told = [text for texts in legends(figure) for text in texts if "off the manifold" in text]
-    assert len(told) == bool(off)
-    for label in ("heat map", "groups", f"gene {walk.genes[walk.top_genes(1)[0]]}"):
+    marks = [text for texts in legends(figure) for text in texts if "no cells observed" in text]
+    assert len(marks) == bool(off)
+    for label in ("heat map", "groups", f"gene {trajectory.genes[trajectory.top_genes(1)[0]]}"):
         hatched = [patch for patch in part(figure, label).patches if patch.get_gid() == "hatched"]
         assert bool(hatched) == bool(off)
 
 
-def test_heat_map_rows_are_sorted_and_scaled(walk, groups_n):
-    rows = heat_map_genes(walk)
-    assert len(rows) == min(N_GENES, len(walk.genes))
-    assert set(rows) == set(walk.top_genes(N_GENES))
-    kinds = [kind for kind, _ in itertools.groupby(walk.changes.direction_g[rows])]
+def test_heat_map_rows_are_sorted_and_scaled(trajectory, groups_n):
+    rows = heat_map_genes(trajectory)
+    assert len(rows) == min(N_GENES, len(trajectory.genes))
+    assert set(rows) == set(trajectory.top_genes(N_GENES))
+    kinds = [kind for kind, _ in itertools.groupby(trajectory.changes.direction_g[rows])]
     assert kinds == [kind for kind in ("down", "peak", "up", "dip") if kind in kinds]
     for kind in kinds:
-        assert (np.diff(walk.changes.switch_g[rows][walk.changes.direction_g[rows] == kind]) >= 0).all()
-    axes = part(drawn(walk, groups_n), "heat map")
+        assert (np.diff(trajectory.changes.switch_g[rows][trajectory.changes.direction_g[rows] == kind]) >= 0).all()
+    axes = part(drawn(trajectory, groups_n), "heat map")
     values_rt = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(values_rt.min(1), 0)
     np.testing.assert_allclose(values_rt.max(1), 1)
-    np.testing.assert_array_equal(values_rt.argmax(1), walk.mean_tg[:, rows].argmax(0))
-    assert [text.get_text() for text in axes.get_yticklabels()] == [walk.genes[g] for g in rows]
+    np.testing.assert_array_equal(values_rt.argmax(1), trajectory.mean_tg[:, rows].argmax(0))
+    assert [text.get_text() for text in axes.get_yticklabels()] == [trajectory.genes[g] for g in rows]
 
 
-def test_strip_shows_the_nearest_groups(walk, groups_n):
-    colours = group_colours(groups_n, walk.steps.groups_passed())
-    shown = part(drawn(walk, groups_n), "groups").images[0].get_array()[0]
-    expected = [matplotlib.colors.to_rgb(colours[group]) for group in walk.steps.group_t]
+def test_strip_shows_the_nearest_groups(trajectory, groups_n):
+    colors = group_colours(groups_n, trajectory.steps.groups_passed())
+    shown = part(drawn(trajectory, groups_n), "groups").images[0].get_array()[0]
+    expected = [matplotlib.colors.to_rgb(colors[group]) for group in trajectory.steps.group_t]
     np.testing.assert_allclose(shown, expected)
 
 
-def test_curves_are_the_decoded_means(walk, groups_n):
-    figure = drawn(walk, groups_n, n_chosen=20)
+def test_curves_are_the_decoded_means(trajectory, groups_n):
+    figure = drawn(trajectory, groups_n, n_chosen=20)
     panels = [axes for axes in figure.axes if axes.get_label().startswith("gene ")]
     assert len(panels) == N_CURVES
-    for axes, gene in zip(panels, walk.top_genes(20), strict=False):
+    for axes, gene in zip(panels, trajectory.top_genes(20), strict=False):
         (line,) = lines(axes, "decoded")
-        np.testing.assert_allclose(line.get_ydata(), walk.mean_tg[:, gene])
+        np.testing.assert_allclose(line.get_ydata(), trajectory.mean_tg[:, gene])
         assert axes.get_ylim()[0] == 0
-        assert axes.get_ylim()[1] >= walk.high_tg[:, gene].max()
+        assert axes.get_ylim()[1] >= trajectory.high_tg[:, gene].max()
 
 
-def test_curves_over_cells_have_been_through_zero_inflation(adata, model, walk, groups_n, tmp_path, monkeypatch):
-    figures = []
-    monkeypatch.setattr(walk_plot, "save_figure", lambda figure, file: figures.append(figure))
-    session = Session.open(adata, model, device="cpu")
-    walk_plot.draw_walk(session, walk, groups_n, tmp_path / "walk.png")
-    z = model.axes.in_training_frame(torch.as_tensor(walk.z_tk))
+def test_curves_over_cells_have_been_through_zero_inflation(adata, model, trajectory, groups_n):
+    figure = trajectory_figure(Session.open(adata, model, device="cpu"), trajectory, groups_n)
+    z = model.axes.in_training_frame(torch.as_tensor(trajectory.z_tk))
     output = model.vae.decode(z, None)
-    shown_tg = walk.mean_tg * torch.sigmoid(-output.zero_logit_ng).detach().numpy()
-    # Both add up to the depth, as the cells' counts do.
-    shown_tg *= walk.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
-    assert np.abs(shown_tg / walk.mean_tg - 1).max() > 0.01
-    for gene in walk.top_genes(N_CURVES):
-        (line,) = lines(part(figures[0], f"gene {walk.genes[gene]}"), "decoded")
+    shown_tg = trajectory.mean_tg * torch.sigmoid(-output.zero_logit_ng).detach().numpy()
+    # Both add up to the library size, as the counts of the cells do.
+    shown_tg *= trajectory.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
+    assert np.abs(shown_tg / trajectory.mean_tg - 1).max() > 0.01
+    for gene in trajectory.top_genes(N_CURVES):
+        (line,) = lines(part(figure, f"gene {trajectory.genes[gene]}"), "decoded")
         np.testing.assert_allclose(line.get_ydata(), shown_tg[:, gene], rtol=1e-4)
 
 
@@ -195,72 +193,72 @@ def test_smoothing_against_the_plain_formula():
     assert np.isnan(few).all()
     across_a_gap = smoothed(np.repeat([0.1, 0.9], 50), np.ones(100), np.asarray([0.1, 0.5, 0.9]), 0.08)[0]
     np.testing.assert_allclose(across_a_gap, [1, np.nan, 1])
-    from_afar = smoothed(np.full(50, 0.5), np.ones(50), np.asarray([0.39, 0.45, 0.55, 0.61]), 0.08)[0]
-    np.testing.assert_allclose(from_afar, [np.nan, 1, 1, np.nan])
+    from_one_side = smoothed(np.full(50, 0.5), np.ones(50), np.asarray([0.39, 0.45, 0.55, 0.61]), 0.08)[0]
+    np.testing.assert_allclose(from_one_side, [np.nan, 1, 1, np.nan])
 
 
-def test_legend_tells_each_group_once_and_those_passed_first(walk, groups_n):
-    names = [text for texts in legends(drawn(walk, groups_n)) for text in texts]
+def test_legend_lists_each_group_once_and_those_passed_first(trajectory, groups_n):
+    names = [text for texts in legends(drawn(trajectory, groups_n)) for text in texts]
     assert len(set(names)) == len(names)
     assert set(groups_n) <= set(names)
-    passed = list(dict.fromkeys(walk.steps.groups_passed()))
+    passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
     among_groups = [name for name in names if name in set(groups_n)]
     assert among_groups[: len(passed)] == passed
 
 
-def test_a_group_has_one_colour_whatever_the_walk(groups_n):
+def test_a_group_has_the_same_color_for_all_trajectories(groups_n):
     assert group_colours(groups_n, ["stem"]) == group_colours(groups_n, ["mature_2", "mature_1"])
     many_n = np.asarray([f"g{i % 50}" for i in range(500)], dtype=object)
-    colours = group_colours(many_n, ["g49"])
-    assert len(colours) == len(set(colours.values())) == len(PALETTE) == 30
-    assert "g49" in colours
+    colors = group_colours(many_n, ["g49"])
+    assert len(colors) == len(set(colors.values())) == len(PALETTE) == 30
+    assert "g49" in colors
 
 
 @pytest.mark.parametrize("n_groups", [30, 41])
-def test_many_groups_with_long_and_strange_names(walk, n_groups):
+def test_many_groups_with_long_and_strange_names(trajectory, n_groups):
     strange = ["$x^2$ & _y", "_hidden", "%d {} \\n", "Ünïcode"]
     names = [f"a very long description of the cell type with number {i} in it" for i in range(n_groups)]
     names = (strange + names)[:n_groups]
-    groups_n = np.asarray([names[i % n_groups] for i in range(len(walk.pseudotime_n))], dtype=object)
-    long = tuple(f"ENSG00000000000{i:05d}.17 with a tail" for i in range(len(walk.genes)))
-    steps = dataclasses.replace(walk.steps, group_t=groups_n[walk.steps.nearest_tj[:, 0]])
-    named = dataclasses.replace(walk, genes=long, steps=steps, labels=("$from$ " * 20, "to " * 40))
+    groups_n = np.asarray([names[i % n_groups] for i in range(len(trajectory.pseudotime_n))], dtype=object)
+    long = tuple(f"ENSG00000000000{i:05d}.17 with a tail" for i in range(len(trajectory.genes)))
+    steps = dataclasses.replace(trajectory.steps, group_t=groups_n[trajectory.steps.nearest_tj[:, 0]])
+    named = dataclasses.replace(trajectory, genes=long, steps=steps, labels=("$from$ " * 20, "to " * 40))
     figure = drawn(named, groups_n)
     assert_nothing_is_cut_off(figure)
-    told = [text for texts in legends(figure) for text in texts]
-    assert len(set(told)) == len(told)
-    assert (f"{n_groups - 30} other groups" in told) == (n_groups > 30)
+    names_shown = [text for texts in legends(figure) for text in texts]
+    assert len(set(names_shown)) == len(names_shown)
+    assert (f"{n_groups - 30} other groups" in names_shown) == (n_groups > 30)
     assert len(set(legend_names(names, 12))) == len(names)
 
 
 @pytest.mark.parametrize("n_chosen", [0, 1, 5, 12])
-def test_any_number_of_curves_fits(walk, groups_n, n_chosen):
-    assert_nothing_is_cut_off(drawn(walk, groups_n, n_chosen=n_chosen))
+def test_any_number_of_curves_fits(trajectory, groups_n, n_chosen):
+    assert_nothing_is_cut_off(drawn(trajectory, groups_n, n_chosen=n_chosen))
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_two_steps(adata, model, groups_n, told):
-    short = walked(adata, model, groups_n, n_steps=2, told=told)
-    figure = drawn(with_off(short, [False, True]), groups_n if told else None)
-    assert len(lines(part(figure, "plane"), "walk")[0].get_xdata()) == 2
+@pytest.mark.parametrize("grouped", [True, False])
+def test_two_steps(adata, model, groups_n, grouped):
+    short = interpolated(adata, model, groups_n, n_steps=2, grouped=grouped)
+    figure = drawn(with_off(short, [False, True]), groups_n if grouped else None)
+    assert len(lines(part(figure, "plane"), "trajectory")[0].get_xdata()) == 2
     assert_nothing_is_cut_off(figure)
     assert steps_in_plane(short, np.random.default_rng(0).normal(size=(adata.n_obs, 2))).shape == (2, 2)
 
 
 @pytest.mark.parametrize("n_near", [0, 4, 40])
-def test_few_cells_near(walk, groups_n, n_near):
+def test_few_cells_near(trajectory, groups_n, n_near):
     position_n = np.full(len(groups_n), np.nan)
     position_n[:n_near] = np.linspace(0.3, 0.6, n_near)
-    figure = drawn(dataclasses.replace(walk, pseudotime_n=position_n), groups_n)
+    figure = drawn(dataclasses.replace(trajectory, pseudotime_n=position_n), groups_n)
     assert_nothing_is_cut_off(figure)
     names = [text for texts in legends(figure) for text in texts]
     assert ("cells' mean ± s.e." in names) == (n_near == 40)
     assert ("cells" in names) == (n_near > 0)
 
 
-def test_a_walk_that_changes_nothing(walk, groups_n):
-    still = dataclasses.replace(walk.changes, effect_g=np.zeros(len(walk.genes)))
-    flat = dataclasses.replace(walk, changes=still)
+def test_a_trajectory_without_changes(trajectory, groups_n):
+    still = dataclasses.replace(trajectory.changes, effect_g=np.zeros(len(trajectory.genes)))
+    flat = dataclasses.replace(trajectory, changes=still)
     assert len(heat_map_genes(flat)) == 0
     assert_nothing_is_cut_off(drawn(flat, groups_n))
 
@@ -272,16 +270,16 @@ def test_bundle(bundle, groups_n):
         found for found in part(figure, "plane").collections if isinstance(found, matplotlib.collections.LineCollection)
     ]
     np.testing.assert_allclose(thin[0].get_segments(), bundle.bundle_ptk[:, :, :2])
-    assert "4 coupled walks" in [text for texts in legends(figure) for text in texts]
+    assert "4 paired trajectories" in [text for texts in legends(figure) for text in texts]
 
 
-def test_way_points_between_are_marked(adata, model, groups_n):
-    through = walked(adata, model, groups_n, ("stem", "progenitor", "mature_1"))
+def test_waypoints_in_between_are_marked(adata, model, groups_n):
+    through = interpolated(adata, model, groups_n, ("stem", "progenitor", "mature_1"))
     ((label, step),) = waypoint_steps(through, groups_n)
     assert label == "progenitor"
     assert 0 < step < 11
     figure = drawn(through, groups_n)
-    assert "way-point" in [text for texts in legends(figure) for text in texts]
+    assert "waypoint" in [text for texts in legends(figure) for text in texts]
     assert "progenitor" in {text.get_text() for text in part(figure, "plane").texts}
     assert waypoint_steps(through, None) == []
     thrice_pt2 = np.stack([through.z_tk[:, :2]] * 3)
@@ -292,34 +290,36 @@ def test_way_points_between_are_marked(adata, model, groups_n):
         assert legend.get_window_extent().x1 <= frame.x1
 
 
-def test_steps_lie_among_their_cells_and_ends_stay(walk, adata):
+def test_steps_lie_among_their_cells_and_ends_stay(trajectory, adata):
     xy_n2 = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
-    xy_t2 = steps_in_plane(walk, xy_n2)
+    xy_t2 = steps_in_plane(trajectory, xy_n2)
     assert xy_t2.shape == (12, 2)
-    weight_j = np.arange(walk.steps.nearest_tj.shape[1], 0, -1)
+    weight_j = np.arange(trajectory.steps.nearest_tj.shape[1], 0, -1)
     for end in (0, -1):
-        np.testing.assert_allclose(xy_t2[end], np.average(xy_n2[walk.steps.nearest_tj[end]], axis=0, weights=weight_j))
-    raw_t2 = np.stack([np.average(xy_n2[cells], axis=0, weights=weight_j) for cells in walk.steps.nearest_tj])
+        np.testing.assert_allclose(
+            xy_t2[end], np.average(xy_n2[trajectory.steps.nearest_tj[end]], axis=0, weights=weight_j)
+        )
+    raw_t2 = np.stack([np.average(xy_n2[cells], axis=0, weights=weight_j) for cells in trajectory.steps.nearest_tj])
     assert np.abs(np.diff(xy_t2, 2, axis=0)).sum() < np.abs(np.diff(raw_t2, 2, axis=0)).sum()
-    np.testing.assert_allclose(steps_in_plane(walk, np.ones((adata.n_obs, 2))), 1)
+    np.testing.assert_allclose(steps_in_plane(trajectory, np.ones((adata.n_obs, 2))), 1)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_files_repeat_to_the_byte(tmp_path, walk, groups_n, kind):
+def test_files_repeat_to_the_byte(tmp_path, trajectory, groups_n, kind):
     off_t = np.arange(12) > 8
     for name in ("first", "second"):
-        save_figure(drawn(with_off(walk, off_t), groups_n), tmp_path / f"{name}{kind}")
+        save_figure(drawn(with_off(trajectory, off_t), groups_n), tmp_path / f"{name}{kind}")
     first, second = ((tmp_path / f"{name}{kind}").read_bytes() for name in ("first", "second"))
     assert first == second
     assert first.startswith({".png": b"\x89PNG", ".svg": b"<?xml", ".pdf": b"%PDF"}[kind])
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_the_callers_settings_neither_matter_nor_change(tmp_path, walk, groups_n):
-    save_figure(drawn(walk, groups_n), tmp_path / "plain.svg")
+def test_the_callers_settings_neither_matter_nor_change(tmp_path, trajectory, groups_n):
+    save_figure(drawn(trajectory, groups_n), tmp_path / "plain.svg")
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "svg.hashsalt": "mine"}):
         before = dict(matplotlib.rcParams)
-        save_figure(drawn(walk, groups_n), tmp_path / "styled.svg")
+        save_figure(drawn(trajectory, groups_n), tmp_path / "styled.svg")
         assert dict(matplotlib.rcParams) == before
     assert (tmp_path / "plain.svg").read_bytes() == (tmp_path / "styled.svg").read_bytes()
 

@@ -123,4 +123,4 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path):
     (tmp_path / "sample" / "barcodes.tsv").write_text("AAAC\n")
     outcome = run_cli("check", tmp_path / "sample")
     assert outcome.code == 3
-    assert "40 features × 120 cells, but features.tsv 40 lines and barcodes.tsv 1" in outcome.err
+    assert "40 features × 120 cells, but features.tsv has 40 lines and barcodes.tsv has 1" in outcome.err

@@ -19,7 +19,8 @@ from simulated import TINY
 import scvae_cli as scvae
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.tools.diagnose.gaps import gaps
-from scvae_cli.tools.diagnose.health import shape, usage
+from scvae_cli.tools.diagnose.latent_use import aggregated_posterior, latent_use
+from scvae_cli.tools.diagnose.options import DiagnoseOptions
 
 
 def truth(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -63,7 +64,7 @@ def test_gaps_are_those_of_the_closed_form(orthogonal):
     own = marginal(model)
     x_ng = own.rvs(60, random_state=1)
     amortization, variational = expected_gaps(model, x_ng)
-    found = gaps(model, real(x_ng), n_steps=300, n_samples=400, seed=0)
+    found = gaps(model, real(x_ng), DiagnoseOptions(refine=300, n_samples=400, seed=0))
     log_p_n = multivariate_normal(own.mean, own.cov).logpdf(x_ng)
     assert found.bound_n.mean() == pytest.approx(log_p_n.mean(), abs=0.02)
     assert found.amortization.mean == pytest.approx(amortization, rel=0.03, abs=0.03)
@@ -83,16 +84,16 @@ def test_a_diagnosis_of_real_numbers_leaves_zeros_and_thinning_out():
     topics = [verdict.topic for verdict in found.verdicts]
     assert "zeros" not in topics
     assert "variances" in topics
-    assert topics[-2:] == ["worth: likelihood", "stability"]
-    worth = next(section for section in found.sections if section.name == "worth").values
-    assert list(worth["contender"]) == ["VAE", "linear decoder", "mean model"]
-    assert np.isnan(worth["thinned_behind"]).all()
+    assert topics[-2:] == ["baselines: likelihood", "stability"]
+    baselines = found.baselines.values()
+    assert list(baselines["model"]) == ["VAE", "linear decoder", "mean model"]
+    assert np.isnan(baselines["vae_advantage_thinned"]).all()
     # Two dimensions make the cells: knowing none of a cell costs more than the noise of the estimate.
-    behind, error = (worth[key][2] for key in ("heldout_behind", "heldout_error"))
-    assert behind > 3 * error > 0
+    advantage, error = (baselines[f"vae_advantage_heldout{end}"][2] for end in ("", "_error"))
+    assert advantage > 3 * error > 0
     mean = multivariate_normal(adata.X.mean(0), np.diag(adata.X.var(0)))
     out = adata[list(model.heldout_cells)].X
-    assert worth["heldout"][2] == pytest.approx(mean.logpdf(out).mean(), abs=0.5)
+    assert baselines["heldout_log_prob"][2] == pytest.approx(mean.logpdf(out).mean(), abs=0.5)
     q = posteriors(model, real(np.asarray(adata.X)))
-    assert usage(q).n_active >= 2
-    assert shape(q, q, model.density, seed=0).mutual_information > 0.5
+    assert latent_use(q).n_active >= 2
+    assert aggregated_posterior(q, q, model.density, seed=0).mutual_information > 0.5

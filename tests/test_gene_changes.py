@@ -1,4 +1,4 @@
-"""What is said of genes along a walk, on curves whose answers are known."""
+"""Changes of genes along a trajectory, on curves whose answers are known."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ T = np.linspace(0, 1, 101)
 
 
 def rise(at: float, steepness: float = 60.0) -> np.ndarray:
-    """From 0 to 1 around a place."""
+    """From 0 to 1 around a position."""
     return 1 / (1 + np.exp(-(T - at) * steepness))
 
 
@@ -58,7 +58,7 @@ def test_many_turns_are_not_monotone():
     np.testing.assert_allclose(changes.monotonicity_g, [expected, 1])
 
 
-def test_reversing_the_walk_mirrors_the_changes():
+def test_reversing_the_trajectory_mirrors_the_changes():
     y_tg = np.random.default_rng(0).normal(size=(30, 200)).cumsum(0)
     forth, back = gene_changes(y_tg), gene_changes(y_tg[::-1])
     np.testing.assert_allclose(forth.effect_g, back.effect_g)

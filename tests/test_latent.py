@@ -193,5 +193,5 @@ def test_saved_and_loaded_model_gives_the_same_answers(adata, model, tmp_path):
 def test_cells_without_modelled_counts_have_no_place(adata, model):
     session = Session.open(adata, model)
     emptied = session.counts.genes(np.arange(3))
-    with pytest.raises(DataError, match="no counts in the modelled genes"):
+    with pytest.raises(DataError, match="no counts in the modeled genes"):
         cell_table(model, emptied)

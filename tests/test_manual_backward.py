@@ -60,8 +60,8 @@ def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0)
         share_n[cells.n_cells - n_filling :] = 0
         operations = TorchOperations(cells.x_ng, cells.library_n, share_n, seed_l)
     found = ElboGradients(vae, cells.batch_n, noise_nk, KL_WEIGHT, operations, narrow=narrow)
-    assert set(found.of) == set(vae.parameters())
-    return float(found.nll), float(found.kl), {name: found.of[p] for name, p in vae.named_parameters()}
+    assert set(found.gradients) == set(vae.parameters())
+    return float(found.nll), float(found.kl), {name: found.gradients[p] for name, p in vae.named_parameters()}
 
 
 def distance(got, expected):

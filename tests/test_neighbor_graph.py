@@ -53,7 +53,7 @@ def test_edges_are_as_long_as_the_decoder_says():
 
 def test_neighbours_by_state_are_the_nearest_decoded_ones(monkeypatch):
     """More genes than directions are looked along, and more cells than show which these are."""
-    monkeypatch.setattr(room, "_SHOWING", 40)
+    monkeypatch.setattr(room, "_DIRECTION_CELLS", 40)
     x_nk = cloud(200, 5)
     decoder = FlatGeometry(torch.as_tensor(np.random.default_rng(1).normal(size=(90, 5)) * [9, 3, 1, 0.3, 0.1]).float())
     graph = graph_by_state(x_nk, decoder)
@@ -229,7 +229,7 @@ def test_some_cells_are_always_nodes(few_nodes):
     for by_state in (False, True):
         again = cell_graph(flat(), points(cloud(2000, 2)), always=always, by_state=by_state, seed=3)
         np.testing.assert_array_equal(again.cells, graph.cells)
-    with pytest.raises(AssertionError, match="only nodes"):
+    with pytest.raises(AssertionError, match="must be a node"):
         graph.node_of(int(np.setdiff1d(np.arange(2000), graph.cells)[0]))
 
 

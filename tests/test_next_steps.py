@@ -32,7 +32,7 @@ def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
     kept = ("--layer", "spliced", "--drop-empty")
     sweep = next_line("sweep", data, "--beta", "1,2", *TINY[2:4], *TINY[6:], *kept, "--config", config)
     assert set(kept) < set(sweep)
-    assert sweep[-2:] == ["--config", str(config)]
+    assert sweep[sweep.index("--config") + 1] == str(config)
     embed = next_line(*sweep, "-m", model)
     assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
     run_well(*embed)

@@ -17,6 +17,7 @@ from workbench import DATA, USAGE, Bench, refused
 
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.session import Session
+from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.prototype import prototype
 
 
@@ -87,7 +88,7 @@ def test_every_question_is_answered(on_line):
 def test_prototype_is_compared_with_the_mean_cell(on_line):
     session = Session.open(on_line.data, on_line.model)
     kept = ~np.isin(session.counts.cell_names, session.model.heldout_cells)
-    found = prototype(session.model, session.counts)
+    found = prototype(session.model, session.counts, SampleOptions(prototype=True))
     np.testing.assert_allclose(found.average_g, session.counts.matrix[kept].toarray().mean(0), rtol=1e-4)
     assert found.library is None
 
@@ -113,12 +114,12 @@ def test_refusals(on_line):
     for verb in ("denoise", "interpolate"):
         walk = ["--groupby", "station", "--from", "a", "--to", "c"] if verb == "interpolate" else []
         asked = on_line.ask(verb, *walk, "--library", "1000")
-        refused(on_line.folder, asked, USAGE, "knows no depth")
-    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "knows no depth")
+        refused(on_line.folder, asked, USAGE, "has no library size")
+    refused(on_line.folder, on_line.ask("denoise", "--library", "median"), USAGE, "has no library size")
     refused(on_line.folder, on_line.ask("denoise", "--with-zero-inflation"), USAGE, "no zero inflation")
     for options in (["-n", "5"], ["--prototype"]):
         asked = on_line.ask("sample", *options, "--library", "9", "-o", on_line.folder / "new.h5ad")
-        refused(on_line.folder, asked, USAGE, "knows no depth")
+        refused(on_line.folder, asked, USAGE, "has no library size")
     refused(on_line.folder, on_line.train("--likelihood", "nb", "--variance", "1"), USAGE, "--variance was given with")
     refused(on_line.folder, on_line.train("--likelihood", "normal", "--variance", "0"), USAGE, "--variance is 0")
     refused(on_line.folder, ["check", on_line.data, "--likelihood", "cauchy"], USAGE, "--likelihood is 'cauchy'")

@@ -45,7 +45,7 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "score": (["--samples", "2", "--simulated", "200"], {"n_samples": 2, "n_simulated": 200}),
     "de": (["--groupby", "batch", "--group", "batch_1"], {"groupby": "batch", "group": "batch_1"}),
-    "diagnose": (["--quick", "--samples", "4", "--refine", "2"], {"quick": True, "n_samples": 4, "n_steps": 2}),
+    "diagnose": (["--quick", "--samples", "4", "--refine", "2"], {"quick": True, "n_samples": 4, "refine": 2}),
 }
 NEW_CELLS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "sample": (["-n", "30", "--seed", "3"], {"n": 30, "seed": 3}),
@@ -231,14 +231,13 @@ WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("verb", "typed", "passed"), WRONG, ids=lambda part: " ".join(part) if isinstance(part, list) else ""
-)
+@pytest.mark.parametrize(("verb", "typed", "passed"), WRONG, ids=[" ".join([verb, *typed]) for verb, typed, _ in WRONG])
 def test_refusals_are_equal(copied, monkeypatch, verb, typed, passed):
     monkeypatch.chdir(copied.data.parent)
     before = contents(copied.data.parent)
     takes_model = verb not in ("train", "check", "sweep")
-    outcome = run_cli(verb, copied.data, *(["-m", copied.model] if takes_model else []), *typed)
+    places = ["-m", copied.model] if takes_model else ["-m", "new.scvae"] if verb == "train" else []
+    outcome = run_cli(verb, copied.data, *places, *typed)
     with pytest.raises(ScvaeError) as refusal:
         getattr(scvae, verb)(copied.data, *([copied.model] if takes_model else []), **passed)
     assert outcome.code == refusal.value.exit_code, outcome.err

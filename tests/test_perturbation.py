@@ -1,10 +1,11 @@
-"""Perturbations whose truth is known: one change in logs for all groups."""
+"""Simulated perturbations that change the log expression of all groups alike."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import anndata
 import numpy as np
@@ -14,17 +15,23 @@ import scipy.sparse as sp
 import torch
 from command_line import run_cli, run_well
 from scipy.stats import ttest_ind
-from scvae_cli.api_perturb import PerturbRequest
 from simulated import TINY
 from workbench import DATA, USAGE
 
 import scvae_cli as scvae
+from scvae_cli.api import PythonShell
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
+from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.figure import CellPlane, perturbation_figure
-from scvae_cli.tools.perturb.observed_change import Observed, fit
+from scvae_cli.tools.perturb.observed_change import Observed, accuracy
+from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
+from scvae_cli.tools.perturb.perturbation import perturb
 from scvae_cli.tools.perturb.prediction import Predictor
-from scvae_cli.tools.perturb.validation import carried_over
+from scvae_cli.tools.perturb.question import Perturb
+from scvae_cli.tools.perturb.result import Perturbation
+from scvae_cli.tools.perturb.validation import relative_agreement
+from scvae_cli.verb import Request
 
 LABELS = ("ctrl", "B", "C", "B+C")
 GROUPS = ("ape", "bee", "cat", "dog", "elk")
@@ -34,7 +41,7 @@ N_GENES, EACH = 60, 40
 
 
 def world() -> anndata.AnnData:
-    """Four groups under four labels; what B and C do to the logs of the genes is the same for all, and adds up."""
+    """Five groups under four labels; B and C change the log expression of all groups alike, and add up."""
     rng = np.random.default_rng(0)
     base_sg = rng.normal(0, 1, N_GENES) + rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     effects = np.zeros((2, N_GENES))
@@ -53,7 +60,7 @@ def world() -> anndata.AnnData:
 
 
 def without(adata: anndata.AnnData, *pairs: tuple[str, str]) -> anndata.AnnData:
-    """Cells but for those of some groups under some labels."""
+    """All cells except those of some groups under some labels."""
     gone = np.zeros(len(adata), dtype=bool)
     for group, label in pairs:
         gone |= ((adata.obs["kind"] == group) & (adata.obs["label"] == label)).to_numpy()
@@ -67,30 +74,44 @@ def everything() -> anndata.AnnData:
 
 @pytest.fixture(scope="module")
 def known(everything) -> anndata.AnnData:
-    """Without apes under B and under both, and cats under both."""
+    """All cells except apes under B and under B+C, and cats under B+C."""
     return without(everything, ("ape", "B"), ("ape", "B+C"), ("cat", "B+C"))
 
 
 @pytest.fixture(scope="module")
 def model(known):
-    """One whose decoder cannot but carry a change over, as all groups' logs change alike along a direction."""
+    """A model with a linear decoder, in which the logs of all groups change alike along a direction."""
     return scvae.train(known, **TINY | {"max_epochs": 40, "n_latent": 6}, decoder="linear", genes="all")
 
 
+def question(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Perturb:
+    """The question, with the design found in the cells."""
+    asked = PerturbOptions(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
+    request = Request(verb=PERTURB, data=cells, model=model, options=asked)
+    return Perturb(Session.open(cells, model, device="cpu"), request, PythonShell())
+
+
 def truth(everything: anndata.AnnData, model, group: str, treated: str):
-    """True change of a group, and the surest genes."""
-    session = Session.open(everything, model, device="cpu")
-    asked = PerturbRequest(**ASKED, treated=treated, group=group).design(session)
-    observed = Observed(session.counts)
-    return observed.change(asked), observed.surest(asked)
+    """True change of a group, and the most significant genes."""
+    asked = question(everything, model, group, treated)
+    observed = Observed(asked.session.counts)
+    return observed.change(asked.design), observed.most_significant(asked.design)
 
 
-def answered(cells: anndata.AnnData, model, group: str, treated: str, **options):
-    request = PerturbRequest(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
-    return request.answer(Session.open(cells, model, device="cpu"))
+class Answered(NamedTuple):
+    """A result, with the predictor and design that gave it."""
+
+    result: Perturbation
+    predictor: Predictor
+    design: Design
 
 
-# --- recovered --------------------------------------------------------------------------------------------------------
+def answered(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Answered:
+    asked = question(cells, model, group, treated, **options)
+    return Answered(asked.answer(), Predictor.of(model, asked.counts), asked.design)
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["centroid", "ot"])
@@ -98,27 +119,27 @@ def test_a_change_that_all_groups_share_is_recovered(everything, known, model, m
     true_g, top = truth(everything, model, "ape", "B")
     asked = answered(known, model, "ape", "B", method=method)
     result = asked.result
-    for plain in (0.0, result.recipe.plain, 1.0):
-        found = fit(asked.predictor.changes(asked.design, method, (plain,))[0], true_g, top)
+    for share in (0.0, result.recipe.mean_shift_share, 1.0):
+        found = accuracy(asked.predictor.changes(asked.design, method, (share,))[0], true_g, top)
         assert found.correlation > 0.9
         assert found.explained > 0.8  # "no change" explains nothing
-    assert fit(0 * true_g, true_g, top) == (0, 0, 0)
+    assert accuracy(0 * true_g, true_g, top) == (0, 0, 0)
     assert result.recipe.method == method
-    assert result.carried == pytest.approx(1, abs=0.05)
+    assert result.model_agreement == pytest.approx(1, abs=0.05)
     assert result.sources == {"B": ("bee", "cat", "dog", "elk")}
-    assert result.own is None
+    assert result.group_check is None
     assert result.changes.observed_g is None
 
 
-def test_what_is_promised_is_what_comes(everything, known, model):
+def test_accuracy_is_that_of_the_group_to_predict(everything, known, model):
     true_g, top = truth(everything, model, "ape", "B")
     result = answered(known, model, "ape", "B").result
     assert [check.group for check in result.checks] == ["bee", "cat", "dog", "elk"]
-    assert not any(check.unseen for check in result.checks)
-    found = fit(result.changes.change_g, true_g, top)
-    assert result.expected().correlation == pytest.approx(found.correlation, abs=0.08)
-    assert result.expected("mean_change") is not None
-    assert result.expected("additive") is None
+    assert not any(check.held_out for check in result.checks)
+    found = accuracy(result.changes.change_g, true_g, top)
+    assert result.mean_accuracy().correlation == pytest.approx(found.correlation, abs=0.08)
+    assert result.mean_accuracy("mean_change") is not None
+    assert result.mean_accuracy("additive") is None
 
 
 def test_fold_changes_are_those_of_the_simulation(everything, known, model):
@@ -127,41 +148,43 @@ def test_fold_changes_are_those_of_the_simulation(everything, known, model):
     rng.normal(0, 1, N_GENES), rng.normal(0, 0.7, (len(GROUPS), N_GENES))
     true_g = np.zeros(N_GENES)
     true_g[:30] = rng.normal(0, 1, 30) / np.log(2)
-    # The proportions of all genes shift with the sum; correlation does not mind.
+    # Normalization shifts all log proportions by a constant, which leaves the correlation unchanged.
     assert np.corrcoef(result.changes.log2_fold_g, true_g)[0, 1] > 0.9
 
 
-def test_a_combination_others_were_under_adds_their_interaction_to_the_groups_own_parts(everything, known, model):
+def test_a_combination_observed_in_other_groups_adds_their_interaction_to_the_groups_own_parts(
+    everything, known, model
+):
     true_g, top = truth(everything, model, "cat", "B+C")
     result = answered(known, model, "cat", "B+C").result
     singles = {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
     assert result.sources == singles | {"B+C": ("bee", "dog", "elk")}
     assert result.tested
-    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+    assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.additive_g is not None
-    assert result.expected("additive") is not None
-    # The apes were under one part alone: they do as the others did under both.
+    assert result.mean_accuracy("additive") is not None
+    # The apes have undergone one part only: the prediction is the others' change under both.
     assert answered(known, model, "ape", "B+C").result.sources == {"B+C": ("bee", "dog", "elk")}
 
 
-def test_a_combination_nobody_was_under_is_put_together_of_its_parts(everything, known, model):
+def test_a_combination_that_was_never_observed_is_predicted_from_its_parts(everything, known, model):
     never = without(known, *((group, "B+C") for group in GROUPS))
     asked = answered(never, model, "cat", "B+C")
     true_g, top = truth(everything, model, "cat", "B+C")
-    assert fit(asked.result.changes.change_g, true_g, top).correlation > 0.9
+    assert accuracy(asked.result.changes.change_g, true_g, top).correlation > 0.9
     assert asked.result.sources == {"B": ("cat", "bee", "dog", "elk"), "C": ("cat", "ape", "bee", "dog", "elk")}
-    # All of it is the group's own: nothing is left for the model to carry over.
-    assert asked.result.recipe.plain == 1
-    assert asked.result.carried is None
-    # The apes have not been under B: that is carried over.
-    assert answered(never, model, "ape", "B+C").result.carried is not None
+    # All terms are the group's own: the model has nothing to transfer.
+    assert asked.result.recipe.mean_shift_share == 1
+    assert asked.result.model_agreement is None
+    # The apes have not been under B, which the model transfers.
+    assert answered(never, model, "ape", "B+C").result.model_agreement is not None
     assert not asked.result.tested
     assert {check.treated for check in asked.result.checks} == {"B", "C"}
     assert asked.result.changes.mean_change_g is None
-    shift_mk = asked.predictor.moves.shift(asked.design, "centroid")
+    shift_mk = asked.predictor.latent.shift(asked.design, "centroid")
     parts = [
-        asked.predictor.moves.mean_nk[asked.design.rows("cat", label)].mean(0)
-        - asked.predictor.moves.mean_nk[asked.design.rows("cat", "ctrl")].mean(0)
+        asked.predictor.latent.mean_nk[asked.design.rows("cat", label)].mean(0)
+        - asked.predictor.latent.mean_nk[asked.design.rows("cat", "ctrl")].mean(0)
         for label in ("B", "C")
     ]
     torch.testing.assert_close(shift_mk[0], parts[0] + parts[1])
@@ -175,17 +198,16 @@ def test_the_order_of_cells_does_not_matter(known, model):
     np.testing.assert_allclose(first.changes.change_g, second.changes.change_g, atol=1e-3)
 
 
-def test_the_groups_own_treated_cells_are_not_looked_at(everything, known, model):
-    """But they judge, where there are any."""
+def test_the_groups_own_treated_cells_are_used_for_the_check_alone(everything, known, model):
     hidden, seen = (answered(cells, model, "ape", "B", method="ot") for cells in (known, everything))
     change_g, again_g = (asked.predictor.changes(asked.design, "ot", (0.25,))[0] for asked in (hidden, seen))
     np.testing.assert_allclose(again_g, change_g, rtol=1e-6)
-    assert hidden.result.own is None
-    assert seen.result.own.group == "ape"
+    assert hidden.result.group_check is None
+    assert seen.result.group_check.group == "ape"
     np.testing.assert_allclose(seen.result.changes.observed_g, truth(everything, model, "ape", "B")[0])
 
 
-def test_retrained_models_have_not_seen_what_they_predict(known, model):
+def test_retrained_models_are_trained_without_the_cells_they_predict(known, model):
     two = without(known, ("dog", "B"), ("elk", "B"), *((group, label) for group in GROUPS for label in ("C", "B+C")))
     named = []
 
@@ -194,38 +216,37 @@ def test_retrained_models_have_not_seen_what_they_predict(known, model):
         return list(events)[-1]
 
     quick = dataclasses.replace(model.config, train=dataclasses.replace(model.config.train, max_epochs=4))
-    request = PerturbRequest(**ASKED, treated="B", group="ape", retrain=True)
-    session = Session.open(two, dataclasses.replace(model, config=quick), device="cpu")
-    result = request.answer(session, follow=follow).result
+    asked = question(two, dataclasses.replace(model, config=quick), "ape", "B", retrain=True, method="auto")
+    result = perturb(asked.session.model, asked.counts, asked.design, asked.options, follow=follow)
     assert named == ["without B bee", "without B cat"]
-    assert all(check.unseen for check in result.checks)
+    assert all(check.held_out for check in result.checks)
 
 
-def test_the_surest_genes_are_those_of_welch(everything, model):
+def test_the_most_significant_genes_are_those_of_welch(everything, model):
     session = Session.open(everything, model, device="cpu")
-    asked = PerturbRequest(**ASKED, treated="B", group="ape").design(session)
+    asked = question(everything, model, "ape", "B").design
     log_ng = np.log1p(1e4 * everything.X.toarray() / everything.X.sum(1).A1[:, None])
     rows = [asked.rows("ape", label) for label in ("B", "ctrl")]
     t_g = np.abs(ttest_ind(log_ng[rows[0]], log_ng[rows[1]], equal_var=False).statistic)
-    assert set(Observed(session.counts).surest(asked)[:10]) == set(np.argsort(-t_g)[:10])
+    assert set(Observed(session.counts).most_significant(asked)[:10]) == set(np.argsort(-t_g)[:10])
     np.testing.assert_allclose(
         Observed(session.counts).change(asked), log_ng[rows[0]].mean(0) - log_ng[rows[1]].mean(0), atol=1e-4
     )
 
 
-def test_what_the_model_does_not_carry_over_is_left_to_the_plain_change(everything, known, model, monkeypatch):
+def test_a_model_that_disagrees_leaves_the_mean_shift(everything, known, model, monkeypatch):
     true_g, top = truth(everything, model, "ape", "B")
     session = Session.open(known, model, device="cpu")
-    asked = PerturbRequest(**ASKED, treated="B", group="ape").design(session)
+    asked = question(known, model, "ape", "B").design
     agrees = {"ape": 0.2, "bee": 0.9, "cat": 1.0, "dog": 0.8, "elk": 0.9}
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: agrees[design.group])
     predictor = Predictor.of(model, session.counts)
-    assert carried_over(predictor, asked, asked.checks(), "ot") == pytest.approx(0.2 / 0.9)
-    assert carried_over(predictor, asked, (), "ot") == pytest.approx(0.2)
+    assert relative_agreement(predictor, asked, asked.checks(), "ot") == pytest.approx(0.2 / 0.9)
+    assert relative_agreement(predictor, asked, (), "ot") == pytest.approx(0.2)
     result = answered(known, model, "ape", "B").result
-    assert result.recipe.plain == 1
-    assert result.carried == pytest.approx(0.2 / 0.9)
-    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+    assert result.recipe.mean_shift_share == 1
+    assert result.model_agreement == pytest.approx(0.2 / 0.9)
+    assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
 
 
 # --- cells ------------------------------------------------------------------------------------------------------------
@@ -240,9 +261,9 @@ def test_predicted_cells_are_an_anndata(known, model):
     np.testing.assert_array_equal(new.obs["depth"], control.obs["depth"])
     assert new.obsm["X_scvae"].shape == (EACH, 6)
     assert new.obs["scvae_off_manifold"].between(0, 1).all()
-    told = new.uns["scvae"]["perturbations"]["ape_B"]
-    assert list(told["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
-    # What the cells show is what the genes are said to do.
+    recorded = new.uns["scvae"]["perturbations"]["ape_B"]
+    assert list(recorded["checks"]["group"]) == ["bee", "cat", "dog", "elk"]
+    # The counts of the predicted cells show the reported fold changes.
     before = np.asarray(control.X.mean(0)).ravel()
     often_g = before > 10
     rise_g = np.log2(np.asarray(new.X.mean(0)).ravel() / np.maximum(before, 1e-3))
@@ -270,7 +291,7 @@ def test_real_numbers_move_by_differences(everything, known):
     real = scvae.train(logged(known), **TINY | {"max_epochs": 30}, likelihood="normal", decoder="linear")
     true_g, top = truth(logged(everything), real, "ape", "B")
     result = answered(logged(known), real, "ape", "B").result
-    assert fit(result.changes.change_g, true_g, top).correlation > 0.9
+    assert accuracy(result.changes.change_g, true_g, top).correlation > 0.9
     assert result.changes.log2_fold_g is None
     new = scvae.perturb(logged(known), real, **ASKED, treated="B", group="ape", device="cpu")
     assert new.X.shape == (EACH, N_GENES)
@@ -286,15 +307,15 @@ def files(tmp_path, known, model) -> tuple[Path, Path]:
     return tmp_path / "cells.h5ad", tmp_path / "cells.scvae"
 
 
-def test_the_command_writes_a_file_and_a_picture(files, known, model):
+def test_the_command_writes_a_file_and_a_figure(files, known, model):
     data, _ = files
     output, plot = data.with_name("new.h5ad"), data.with_name("new.svg")
     asked = ("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "-o", output, "--plot", plot, "--json")
     outcome = run_well(*asked)
     values = json.loads(outcome.out)
     assert values["genes"][0]["observed"] is None
-    assert values["expected"]["additive"] is None
-    assert "--retrain tells how well" in outcome.err
+    assert values["mean_accuracy"]["additive"] is None
+    assert "--retrain measures how accurately" in outcome.err
     new = anndata.read_h5ad(output)
     memory = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
     np.testing.assert_allclose(new.X, memory.X, rtol=1e-5)
@@ -303,7 +324,7 @@ def test_the_command_writes_a_file_and_a_picture(files, known, model):
     assert plot.read_text().startswith("<?xml")
 
 
-def test_the_picture_shows_what_there_is(known, everything, model):
+def test_the_figure_shows_the_result(known, everything, model):
     result = answered(everything, model, "ape", "B").result
     some_n2 = np.zeros((3, 2))
     cells = CellPlane(
@@ -315,7 +336,7 @@ def test_the_picture_shows_what_there_is(known, everything, model):
     dots = next(part for part in axes["genes"].collections if part.get_gid() == "genes").get_offsets()
     np.testing.assert_allclose(dots, np.stack([result.changes.observed_g, result.changes.change_g], 1))
     bars = [bar.get_width() for bar in axes["correlation"].patches if bar.get_gid() == "predicted"]
-    fits = [check.predicted for check in (*result.checks, result.own)] + [result.expected()]
+    fits = [check.predicted for check in (*result.checks, result.group_check)] + [result.mean_accuracy()]
     np.testing.assert_allclose(bars, [found.correlation for found in fits])
     names = {text.get_text() for text in axes["genes"].texts}
     assert names == {result.genes[g] for g in result.top_genes(12)}
@@ -327,16 +348,16 @@ def test_a_single_other_group_leaves_the_accuracy_unknown(files, known, monkeypa
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2)
     outcome = run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--plot", data.with_name("a.png"))
     assert "accuracy: unknown" in outcome.out
-    assert "its correlation with the plain mean change is 0.20)" in outcome.err
+    assert "(their correlation is 0.20)" in outcome.err
     values = json.loads(run_well("perturb", data, *FLAGS, "--treated", "B", "--group", "ape", "--json").out)
     assert values["checks"] == []
-    assert values["expected"]["predicted"] is None
+    assert values["mean_accuracy"]["predicted"] is None
 
 
-def test_agreement_nowhere_is_no_share_of_anything(files, monkeypatch):
+def test_no_agreement_in_other_groups_is_a_warning(files, monkeypatch):
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.9 if design.group == "ape" else -0.1)
     outcome = run_well("perturb", files[0], *FLAGS, "--treated", "B", "--group", "ape")
-    assert "there or in the other groups it does not agree" in outcome.err
+    assert "they do not correlate" in outcome.err
 
 
 @pytest.mark.parametrize(
@@ -347,7 +368,7 @@ def test_agreement_nowhere_is_no_share_of_anything(files, monkeypatch):
         (USAGE, "--seed is -1", {"seed": "-1"}),
         (USAGE, "are both 'label'", {"groupby": "label"}),
         (USAGE, "different perturbations", {"treated": "B+B"}),
-        (USAGE, "no picture by its name", {"plot": "new.doc"}),
+        (USAGE, "does not have the extension of a figure", {"plot": "new.doc"}),
         (DATA, "no cells with obs['label'] == 'D'", {"treated": "D"}),
         (DATA, "no cells with obs['label'] == 'D+B'", {"treated": "D+B"}),
         (DATA, "no cells with obs['label'] == 'none'", {"control": "none"}),
@@ -365,6 +386,25 @@ def test_perturbations_that_cannot_be_meant(files, code, fragment, options):
     assert outcome.out == ""
 
 
+def test_options_are_refused_before_anything_is_opened():
+    for wrong, message in (({"treated": "ctrl"}, "treated and control are both"), ({"method": "magic"}, "method is")):
+        with pytest.raises(ConfigError, match=message):
+            scvae.perturb("nowhere.h5ad", "nowhere.scvae", **ASKED | {"treated": "B", "group": "ape"} | wrong)
+
+
+def test_labels_may_be_numbers_and_disagreement_is_a_warning(known, model, monkeypatch):
+    cells = known.copy()
+    cells.obs["dose"] = cells.obs["label"].astype(str).map({"ctrl": 0, "B": 1, "C": 2, "B+C": 3}).astype(int)
+    monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2 if design.group == "ape" else 1.0)
+    asked = {"perturbation_key": "dose", "control": 0, "treated": 1, "groupby": "kind", "group": "ape"}
+    with pytest.warns(
+        ScvaeWarning, match=r"for ape and the mean shift of the other groups disagree \(their .* is 20% of"
+    ):
+        new = scvae.perturb(cells, model, **asked, device="cpu")
+    assert set(new.obs["dose"]) == {"1"}
+    assert new.uns["scvae"]["perturbations"]["ape_1"]["mean_shift_share"] == 1
+
+
 def test_cells_to_learn_from_are_needed(known, model):
     nobody = without(known, *((group, "B") for group in GROUPS), ("dog", "ctrl"))
     with pytest.raises(DataError, match="no cells with"):
@@ -376,7 +416,7 @@ def test_cells_to_learn_from_are_needed(known, model):
         answered(alone, model, "bee", "B")
 
 
-def test_a_model_that_takes_the_perturbation_for_a_batch_is_refused(known):
+def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
     quick = TINY | {"max_epochs": 1}
     with pytest.raises(ModelError, match="--batch-key label"):
         answered(known, scvae.train(known, **quick, batch_key="label"), "ape", "B")
@@ -387,7 +427,7 @@ def test_a_model_that_takes_the_perturbation_for_a_batch_is_refused(known):
     known.obs["chip"] = np.tile(["left", "right"], len(known))[: len(known)]
     mixed = scvae.train(known, **quick, batch_key="chip")
     assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()
-    # Cells of a batch that the model does not know are decoded in the average of those it does.
+    # Cells of unknown batches are decoded in the average of the known ones.
     known.obs["chip"] = np.where(np.arange(len(known)) < 5, "new", known.obs["chip"])
     with pytest.warns(ScvaeWarning, match="batch"):
         assert np.isfinite(answered(known, mixed, "ape", "B").result.changes.change_g).all()

@@ -1,4 +1,4 @@
-"""What a prediction of a perturbation is made of, part by part, against what is known of each."""
+"""Parts of the prediction of a perturbation, each against known results."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.tools.perturb.combined import combined
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.expected_log import mean_log1p
-from scvae_cli.tools.perturb.latent_shift import Moves
+from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed
-from scvae_cli.tools.perturb.pooling import between, pooled
-from scvae_cli.tools.perturb.result import Check, Fit, Recipe
+from scvae_cli.tools.perturb.pooling import between_variance, pooled
+from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
 from scvae_cli.tools.perturb.validation import Trial, candidates, choose
 
 
@@ -25,7 +25,7 @@ def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
     return groups, np.concatenate([[label] * n for _, label, n in sizes]).astype(object)
 
 
-def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
+def test_matched_cells_and_centroids_agree_when_all_cells_shift_alike():
     group_n, label_n = toy(("a", "0", 30), ("b", "0", 40), ("b", "1", 40), ("c", "0", 25), ("c", "1", 25))
     rng = np.random.default_rng(0)
     z_nk = rng.normal(size=(160, 3))
@@ -34,33 +34,33 @@ def test_matched_cells_and_centroids_agree_when_all_cells_move_alike():
         start = z_nk[(group_n == group) & (label_n == "0")]
         z_nk[(group_n == group) & (label_n == "1")] = rng.permutation(start + step_k)
     asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
-    moves = Moves(torch.as_tensor(z_nk, dtype=torch.float32))
+    latent = LatentShifts(torch.as_tensor(z_nk, dtype=torch.float32))
     for method in ("centroid", "ot"):
-        np.testing.assert_allclose(moves.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
+        np.testing.assert_allclose(latent.shift(asked, method), np.tile(step_k, (30, 1)), atol=1e-5)
 
 
-def test_near_groups_say_more():
+def test_near_groups_have_larger_weights():
     group_n, label_n = toy(*((group, label, 5) for group in "abc" for label in "01"))
     x_n = np.repeat([0.0, 9.0, 1.0, 2.0, 8.0, 12.0], 5)[:, None]
-    moves = Moves(torch.as_tensor(x_n, dtype=torch.float32))
+    latent = LatentShifts(torch.as_tensor(x_n, dtype=torch.float32))
     asked = design("a", "0", "1", group_n=group_n, label_n=label_n, perturbation_key="what")
-    near, far = moves.weights(asked, ("b", "c"))
+    near, far = latent.weights(asked, ("b", "c"))
     squared = np.array([1.0, 64.0])
     expected = np.exp(-2 * squared / squared.mean())
     np.testing.assert_allclose([near, far], expected / expected.sum())
-    np.testing.assert_allclose(moves.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
+    np.testing.assert_allclose(latent.shift(asked, "centroid"), np.full((5, 1), near * 1 + far * 4), rtol=1e-5)
 
 
-def test_all_groups_that_are_learned_from_are_named():
-    """Groups b and c were under both, and only c under the parts too: half the change is both's."""
+def test_all_groups_that_contribute_are_named():
+    """Groups b and c have undergone B+C, and only c its parts too; b contributes to half of the change."""
     cells = [("a", "0"), ("a", "B"), ("a", "C"), ("b", "0"), ("b", "B+C"), *(("c", x) for x in ("0", "B", "C", "B+C"))]
     group_n, label_n = toy(*((group, label, 5) for group, label in cells))
     asked = design("a", "0", "B+C", group_n=group_n, label_n=label_n, perturbation_key="what")
     assert asked.learned_from == {"B+C": ("b", "c"), "B": ("a", "c"), "C": ("a", "c")}
 
 
-def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
-    """Groups' true changes are drawn around gene means, estimates around them: no fixed share does as well."""
+def test_a_pooled_change_is_the_posterior_mean():
+    """It has a smaller error than any fixed mixture of the group's own change and the others' mean."""
     rng = np.random.default_rng(0)
     n_groups, n_genes = 12, 4000
     spread_g = np.repeat([0.0, 0.5], n_genes // 2)
@@ -68,13 +68,13 @@ def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
     true_sg = rng.normal(0, 1, n_genes) + spread_g * rng.standard_normal((n_groups, n_genes))
     seen_sg = true_sg + np.sqrt(error_sg) * rng.standard_normal((n_groups, n_genes))
     wide = spread_g > 0
-    found_g = between(seen_sg, error_sg)
+    found_g = between_variance(seen_sg, error_sg)
     assert found_g[wide].mean() == pytest.approx(0.25, rel=0.03)
     assert found_g[~wide].mean() < 0.05
     fixed = [share * seen_sg[0] + (1 - share) * seen_sg[1:].mean(0) for share in np.linspace(0, 1, 21)]
     least = min(np.square(guess_g - true_sg[0]).mean() for guess_g in fixed)
     assert np.square(pooled(seen_sg, error_sg) - true_sg[0]).mean() < 0.9 * least
-    # With a spread that is known, this is the textbook posterior mean.
+    # With a known variance between groups, this is the textbook posterior mean.
     known = pooled(seen_sg[:, wide], error_sg[:, wide])
     prior_g = 0.25 + 1 / (1 / (error_sg[1:, wide] + 0.25)).sum(0)
     others_g = np.average(seen_sg[1:, wide], axis=0, weights=1 / (error_sg[1:, wide] + 0.25))
@@ -87,7 +87,7 @@ def test_the_best_guess_of_a_groups_own_change_is_the_posterior_mean():
 
 
 def test_errors_of_effects_are_those_of_repeated_samples():
-    """Also where no cell shows a gene: that is no certainty."""
+    """A gene without counts has an error above zero."""
     rng = np.random.default_rng(0)
     n_genes, n_cells, again = 5, 60, 400
     members = {("a", "0"): np.arange(n_cells), ("a", "1"): np.arange(n_cells, 2 * n_cells)}
@@ -108,11 +108,11 @@ def test_errors_of_effects_are_those_of_repeated_samples():
     shown[:, 0] = 0
     change_g, error_g = effect(shown, 1e-4)
     assert change_g[0] == 0
-    # Both rates are the one added; sixty cells of about 1150 counts show 1e-4 · 60 · 1150 = 6.9 molecules of it.
+    # Both rates equal the pseudo-count; 60 cells of about 1150 counts have 1e-4 · 60 · 1150 = 6.9 molecules of it.
     assert error_g[0] == pytest.approx(2 / 6.9, rel=0.3)
 
 
-def test_changes_that_may_be_one_and_the_same_count_half():
+def test_changes_in_the_same_direction_are_half_added():
     alone = np.array([[2.0, 2.0, -1.0, 0.0], [1.0, -1.0, -3.0, 4.0]])
     np.testing.assert_array_equal(combined(alone), [2.5, 1.0, -3.5, 4.0])
     np.testing.assert_array_equal(combined(alone[:1]), alone[0])
@@ -136,7 +136,7 @@ def test_expected_logs_are_sums_over_counts():
 
 @pytest.mark.parametrize("theta", [0.05, 0.5, 1.0, 3.0, 20.0, 1e4, None])
 def test_expected_logs_of_any_mean_and_dispersion(theta):
-    """Also of counts that scatter far around a large mean, where the logarithm bends most."""
+    """Overdispersed counts with a large mean, for which the logarithm is most curved, are included."""
     for mean in (1e-3, 0.3, 20.0, 50.0, 300.0, 1e4):
         variance = mean if theta is None else mean + mean**2 / theta
         x = np.arange(int(mean + 12 * np.sqrt(variance) + 40 * variance / mean) + 1)
@@ -149,15 +149,15 @@ def test_expected_logs_of_any_mean_and_dispersion(theta):
 
 
 def test_the_better_recipe_is_chosen():
-    recipes = candidates("auto", unseen=True)
-    assert recipes[0] == Recipe(method="centroid", plain=0.5)
+    recipes = candidates("auto", held_out=True)
+    assert recipes[0] == Recipe(method="centroid", mean_shift_share=0.5)
     assert len(recipes) == 10
-    assert {recipe.plain for recipe in candidates("ot", unseen=False)} == {0.5, 0.75, 1.0}
-    assert candidates("ot", unseen=True, own=True) == (Recipe(method="ot", plain=1.0),)
+    assert {recipe.mean_shift_share for recipe in candidates("ot", held_out=False)} == {0.5, 0.75, 1.0}
+    assert candidates("ot", held_out=True, only_own_parts=True) == (Recipe(method="ot", mean_shift_share=1.0),)
     best = recipes[7]
-    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "unseen": True}
+    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "held_out": True}
     rest |= {"mean_change": None, "additive": None}
-    marks = {recipe: Fit(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
-    trial = Trial(checks={recipe: Check(predicted=mark, **rest) for recipe, mark in marks.items()})
+    scores = {recipe: Accuracy(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
+    trial = Trial(checks={recipe: Check(predicted=score, **rest) for recipe, score in scores.items()})
     assert choose([trial], recipes) == best
     assert choose([], recipes) == recipes[0]

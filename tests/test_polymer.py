@@ -69,8 +69,8 @@ def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
     adata, model = learned_shapes
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     ends = [adata.obs_names[i] for i in z_nk[:, 0].argsort()[[30, -30]]]
-    way = scvae.interpolate(adata, model, cells=ends, n_steps=25, inplace=False)
-    lengths = polymer.bonds(way.mean_tg)
+    trajectory = scvae.interpolate(adata, model, cells=ends, n_steps=25, inplace=False)
+    lengths = polymer.bonds(trajectory.mean_tg)
     assert float(lengths.min()) > 0.8
     assert float(lengths.max()) < 1.1
     # Halfway between the two shapes themselves, beads are drawn together.
@@ -78,7 +78,7 @@ def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
     assert float(lengths.mean()) > float(polymer.bonds(two.mean(0, keepdims=True)).mean())
 
 
-def test_the_climb_finds_a_shape_more_compact_than_any(polymer, learned_shapes):
+def test_the_optimization_finds_a_shape_more_compact_than_any(polymer, learned_shapes):
     adata, model = learned_shapes
     smallest = float(polymer.size(adata.X).min())
     kept, free = (
@@ -87,9 +87,11 @@ def test_the_climb_finds_a_shape_more_compact_than_any(polymer, learned_shapes):
         )
         for off in (False, True)
     )
-    assert kept.walk.steps.off_manifold_t.max() <= 0.95 < free.walk.steps.off_manifold_t.max()
-    assert kept.beyond is None
-    assert free.beyond is not None
-    assert float(polymer.size(kept.walk.mean_tg[-1:])) > smallest > float(polymer.size(free.walk.mean_tg[-1:]))
-    lengths = polymer.bonds(free.walk.mean_tg[-1:])
+    assert kept.trajectory.steps.off_manifold_t.max() <= 0.95 < free.trajectory.steps.off_manifold_t.max()
+    assert kept.extrapolated_from is None
+    assert free.extrapolated_from is not None
+    assert (
+        float(polymer.size(kept.trajectory.mean_tg[-1:])) > smallest > float(polymer.size(free.trajectory.mean_tg[-1:]))
+    )
+    lengths = polymer.bonds(free.trajectory.mean_tg[-1:])
     assert 0.6 < float(lengths.min()) < float(lengths.max()) < 1.2

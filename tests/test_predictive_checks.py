@@ -12,8 +12,8 @@ import scvae_cli as scvae
 from scvae_cli.latent.count_draws import drawn_counts
 from scvae_cli.latent.gene_moments import GeneMoments
 from scvae_cli.latent.posteriors import posteriors
+from scvae_cli.tools.diagnose.model_verdicts import likelihood_verdicts
 from scvae_cli.tools.diagnose.predictive import compare, predictive_check
-from scvae_cli.tools.diagnose.verdicts import of_counts
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +45,14 @@ def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
     model, _, own, q, library_n = model_and_own
     made = replicates(model, q, library_n)
     check = compare(moments(own), made, model.genes)
-    assert check.zeros.judged_g.sum() > 200
+    assert check.zeros.evaluated_g.sum() > 200
     assert check.zeros.outside < 0.035
     assert check.variances.outside < 0.035
     assert check.variances.median_ratio == pytest.approx(1, abs=0.1)
     assert check.zeros.error == pytest.approx(check.zeros.error_expected, rel=0.25)
-    assert [verdict.level for verdict in of_counts(check, "nb")] == ["good", "good"]
+    assert [verdict.level for verdict in likelihood_verdicts(check, "nb")] == ["good", "good"]
     # Not for being wide: half the standard errors away they would be noticed.
-    assert np.std(check.zeros.score_g[check.zeros.judged_g]) == pytest.approx(1, abs=0.25)
+    assert np.std(check.zeros.score_g[check.zeros.evaluated_g]) == pytest.approx(1, abs=0.25)
 
 
 def test_planted_zeros_are_found_by_name(model_and_own):
@@ -67,7 +67,7 @@ def test_planted_zeros_are_found_by_name(model_and_own):
     assert set(often) <= set(check.zeros.worst(8))
     assert (check.zeros.score_g[often] > check.zeros.limit).all()
     everywhere = own.toarray() * (rng.random(own.shape) < 0.7)
-    zeros, variances = of_counts(compare(moments(everywhere), made, model.genes), "nb")
+    zeros, variances = likelihood_verdicts(compare(moments(everywhere), made, model.genes), "nb")
     assert zeros.level == "poor"
     assert "--likelihood zinb" in zeros.remedy
     assert model.genes[compare(moments(everywhere), made, model.genes).zeros.worst(1)[0]] in zeros.sentence
@@ -78,7 +78,7 @@ def test_what_has_no_zeros_leaves_them_out(model_and_own):
     model, _, own, q, library_n = model_and_own
     check = compare(moments(own), replicates(model, q, library_n, 3), model.genes, zeros_are_counts=False)
     assert check.zeros is None
-    assert [verdict.topic for verdict in of_counts(check, "normal")] == ["variances"]
+    assert [verdict.topic for verdict in likelihood_verdicts(check, "normal")] == ["variances"]
     assert "zeros" not in check.values()
 
 
@@ -105,9 +105,9 @@ def test_features_below_zero_are_judged():
     observed_ng = np.random.default_rng(2).standard_normal((300, 40)) - 4
     observed_ng[:, 7] = -4
     check = of_real_numbers(observed_ng)
-    np.testing.assert_array_equal(np.flatnonzero(~check.variances.judged_g), [7])
+    np.testing.assert_array_equal(np.flatnonzero(~check.variances.evaluated_g), [7])
     assert np.isfinite(check.variances.score_g).all()
-    assert of_counts(check, "normal")[0].level == "good"
+    assert likelihood_verdicts(check, "normal")[0].level == "good"
     assert check.variances.median_ratio == pytest.approx(1, abs=0.05)
 
 
@@ -119,16 +119,16 @@ def test_a_wrong_variance_is_one_in_any_unit(unit, sd):
     np.testing.assert_allclose(
         check.variances.score_g, of_real_numbers(observed_ng, sd=sd).variances.score_g, rtol=1e-6
     )
-    (verdict,) = of_counts(check, "normal")
+    (verdict,) = likelihood_verdicts(check, "normal")
     assert verdict.level == ("good" if sd == 1 else "poor")
 
 
 def test_where_nothing_is_judged_nothing_is_good():
-    (verdict,) = of_counts(of_real_numbers(np.full((300, 4), -4.0)), "normal")
+    (verdict,) = likelihood_verdicts(of_real_numbers(np.full((300, 4), -4.0)), "normal")
     assert verdict.level == "watch"
     assert "none of 4 genes varies enough" in verdict.sentence
     rare = np.zeros((300, 4))
     rare[0] = 1
-    verdicts = of_counts(compare(moments(rare), [moments(rare)] * 3, tuple("abcd")), "nb")
+    verdicts = likelihood_verdicts(compare(moments(rare), [moments(rare)] * 3, tuple("abcd")), "nb")
     assert [verdict.level for verdict in verdicts] == ["watch", "watch"]
-    assert all("none of 4 genes is seen in enough cells" in verdict.sentence for verdict in verdicts)
+    assert all("none of 4 genes is detected in enough cells" in verdict.sentence for verdict in verdicts)

@@ -1,4 +1,4 @@
-"""Order of the cells from a root, and their shares in the ends, where both are known.
+"""Order of the cells from a root, and their weights for the ends, where both are known.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -22,15 +22,17 @@ import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.errors import DataError, ScvaeWarning
-from scvae_cli.latent import neighbor_graph as graph_room
+from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
+from scvae_cli.latent import neighbor_graph
 from scvae_cli.latent.neighbor_graph import cell_graph
 from scvae_cli.latent.populations import Population, core
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
-from scvae_cli.tools.pseudotime import ordering as room
-from scvae_cli.tools.pseudotime.ordering import Pseudotime, default_name
+from scvae_cli.session import Session
+from scvae_cli.tools.pseudotime.options import PseudotimeOptions
+from scvae_cli.tools.pseudotime.ordering import pseudotime
+from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
 
 MATURE = ["mature_1", "mature_2"]
 
@@ -51,21 +53,23 @@ def branches(adata, model) -> Pseudotime:
 
 
 def ordered(adata, model, **options) -> Pseudotime:
-    """An ordering that writes nothing."""
-    result = scvae.pseudotime(adata, model, inplace=False, **{"groupby": "cell_type"} | options)
+    """An order that writes nothing."""
+    known = {} if "root_cell" in options else {"groupby": "cell_type"}
+    result = scvae.pseudotime(adata, model, inplace=False, **known | options)
     assert result is not None
     return result
 
 
 @pytest.fixture
-def planted(adata, model, monkeypatch):
-    """Order points of one's own: an ordering of latent positions under the model's decoder."""
+def planted(adata, model):
+    """Order given latent positions under the decoder of the model."""
 
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
-        monkeypatch.setattr(room, "posteriors", lambda *_: Posterior(z, torch.full_like(z, 1e-3)))
-        cells = counts_of(adata[: len(z)])
-        return room.pseudotime(model, cells, root, ends, name="x")
+        cells = Posterior(z, torch.full_like(z, 1e-3))
+        return pseudotime(
+            model, counts_of(adata[: len(z)]), root, ends, PseudotimeOptions(root_cell="any"), cells=cells
+        )
 
     return order
 
@@ -86,13 +90,13 @@ def test_order_on_a_line_is_the_true_one():
     # The root's cells are those at the outer end.
     assert true[list(result.root_cells)].mean() < true.quantile(0.15)
     assert true[list(backwards.root_cells)].mean() > true.quantile(0.85)
-    assert result.bridges == 0
+    assert result.n_components == 1
     assert result.warning() is None
 
 
 def test_distances_are_shortest_paths_from_the_root(adata, model):
     root = adata.obs_names[7]
-    result = ordered(adata, model, groupby=None, root=root)
+    result = ordered(adata, model, root_cell=root)
     mean_nk = posteriors(model, counts_of(adata)).mean_nk
     graph = cell_graph(Geometry(model.vae), mean_nk, always=np.empty(0, dtype=np.int64))
     reference = nx.single_source_dijkstra_path_length(nx.from_scipy_sparse_array(graph.lengths), 7)
@@ -104,7 +108,7 @@ def test_distances_are_shortest_paths_from_the_root(adata, model):
 
 
 def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monkeypatch):
-    monkeypatch.setattr(graph_room, "_MAX_NODES", 300)
+    monkeypatch.setattr(neighbor_graph, "_MAX_NODES", 300)
     fewer = ordered(adata, model, root="stem", ends=MATURE)
     assert len(fewer.pseudotime_n) == adata.n_obs
     assert spearmanr(fewer.pseudotime_n, branches.pseudotime_n).statistic > 0.9
@@ -180,50 +184,60 @@ def test_core_of_the_root_and_not_its_stragglers(adata, model, branches):
     assert len(branches.root_cells) == max(1, len(core(graph, stem)) // 10)
 
 
-# --- what to doubt and what to refuse ---------------------------------------------------------------------------------
+# --- warnings and refusals --------------------------------------------------------------------------------------------
 
 
-def test_islands_are_told(planted):
+def test_disconnected_components_are_reported(planted):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
     result = planted(z_nk, Population(label="root", cells=np.arange(40)))
-    assert result.bridges >= 2
-    assert "on 3 islands" in result.warning()
+    assert result.n_components == 3
+    assert "3 disconnected components" in result.warning()
     assert np.isfinite(result.pseudotime_n).all()
     assert result.pseudotime_n[:40].max() < result.pseudotime_n[40:80].min()
 
 
 def test_the_python_api_warns(adata, model, monkeypatch):
     z = points(np.pad(clusters([[-3.0, 0], [3, 0]], 400, 0.1), ((0, 0), (0, 2))))
-    monkeypatch.setattr(room, "posteriors", lambda *_: Posterior(z, torch.full_like(z, 1e-3)))
-    with pytest.warns(ScvaeWarning, match="the cells lie on 2 islands"):
-        ordered(adata, model, groupby=None, root=adata.obs_names[0])
+    monkeypatch.setattr(Session, "cells", Posterior(z, torch.full_like(z, 1e-3)))
+    with pytest.warns(ScvaeWarning, match="the neighbor graph has 2 disconnected components"):
+        ordered(adata, model, root_cell=adata.obs_names[0])
 
 
-def test_an_end_at_the_root_is_refused(adata, model):
-    root = adata.obs_names[3]
-    with pytest.raises(DataError, match="is at the root"):
-        ordered(adata, model, groupby=None, root=root, ends=[root])
+def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
     with pytest.raises(DataError, match="no cells with"):
         ordered(adata, model, root="stem", ends=["nowhere"])
     with pytest.raises(DataError, match="no cell called"):
-        ordered(adata, model, groupby=None, root="nobody")
+        ordered(adata, model, root_cell="nobody")
 
 
-def test_an_end_with_the_name_of_the_undecided_is_refused_before_anything_is_computed(adata, model, monkeypatch):
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("the root was given twice", {"groupby": "cell_type", "root": "stem", "root_cell": "cell_001"}),
+        ("an order needs groupby with root", {"groupby": "cell_type"}),
+        ("the group in root needs groupby", {"groupby": None, "root": "stem"}),
+        ("the groups in ends need groupby", {"root_cell": "cell_001", "ends": ["mature_1"]}),
+        ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),
+        ("'stem' was named twice", {"root": "stem", "ends": ["stem"]}),
+        ("an end is called 'shared'", {"root": "stem", "ends": ["mature_1", "shared"]}),
+        ("seed is -1", {"root": "stem", "seed": -1}),
+    ],
+)
+def test_options_that_cannot_be_meant_are_refused(adata, model, message, options):
+    with pytest.raises(ConfigError, match=message) as refused:
+        ordered(adata, model, **options)
+    assert "--" not in refused.value.hint
+
+
+def test_a_root_may_be_called_shared(adata, model):
     cells = adata.copy()
     cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "shared")
-    monkeypatch.setattr(room, "posteriors", None)
-    with pytest.raises(DataError, match="an end is called 'shared'") as refused:
-        ordered(cells, model, root="stem", ends=["mature_1", "shared"])
-    assert "another name" in refused.value.hint
-    # Under any other part than an end's the name does no harm.
-    monkeypatch.undo()
     assert ordered(cells, model, root="shared", ends=["mature_1"]).root == "shared"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
 def test_few_cells(adata, model, n):
-    result = ordered(adata[:n].copy(), model, groupby=None, root=adata.obs_names[0])
+    result = ordered(adata[:n].copy(), model, root_cell=adata.obs_names[0])
     assert len(result.pseudotime_n) == n
     assert np.isfinite(result.pseudotime_n).all()
     assert result.distance_n[0] == 0
@@ -232,7 +246,7 @@ def test_few_cells(adata, model, n):
 def test_identical_cells(model, adata):
     same = adata[np.zeros(40, dtype=int)].copy()
     same.obs_names_make_unique()
-    result = ordered(same, model, groupby=None, root=same.obs_names[0])
+    result = ordered(same, model, root_cell=same.obs_names[0])
     assert np.isfinite(result.pseudotime_n).all()
     assert result.distance_n.max() < 1e-3
 
@@ -241,7 +255,7 @@ def test_identical_cells(model, adata):
 
 
 def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
-    """The cells after an ordering was written into them, having been through a file."""
+    """The cells with a written order, after a round trip through a file."""
     cells, path = adata.copy(), tmp_path / "cells.h5ad"
     if file:
         cells.write_h5ad(path)
@@ -274,7 +288,7 @@ def test_without_ends_there_are_no_branches(adata, model, tmp_path, file):
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_cells_left_out_have_no_place_and_no_branch(adata, model, tmp_path, file):
+def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, file):
     emptied = adata.copy()
     emptied.X = sp.csr_matrix(emptied.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     cells = written(emptied, model, tmp_path, file=file, root="stem", ends=MATURE, drop_empty=True)
@@ -285,29 +299,29 @@ def test_cells_left_out_have_no_place_and_no_branch(adata, model, tmp_path, file
 
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
-def test_branches_of_an_earlier_ordering_are_told_apart(adata, model, tmp_path, file):
-    """They stay where they are, but the ordering that did not write them does not claim them."""
+def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_path, file):
+    """They remain, but an order that did not write them does not list them as its own."""
     cells, names, path = adata.copy(), SlotNames(), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
-    told = {"root": "stem", "groupby": "cell_type"}
+    options = {"root": "stem", "groupby": "cell_type"}
     older, newer = (replace(model, hash=name) for name in ("older", "newer"))
     data = path if file else cells
 
     def record() -> dict[str, object]:
         return read_runs(open_store(data))["pseudotime_from_stem"]
 
-    scvae.pseudotime(data, older, ends=MATURE, **told)
+    scvae.pseudotime(data, older, ends=MATURE, **options)
     whole = record()
     earlier = {f"obs/{names.branch('from_stem')}": "older", f"obsm/{names.end_weights('from_stem')}": "older"}
     assert set(earlier) < set(whole["slots"])
     for _ in range(2):
         with pytest.warns(ScvaeWarning, match="obsm/scvae_ends_from_stem of .* from an earlier run"):
-            scvae.pseudotime(data, newer, **told)
+            scvae.pseudotime(data, newer, **options)
         assert set(record()["slots"]) == set(whole["slots"]) - set(earlier)
         assert record()["earlier"] == earlier
     if file:
         assert "of model older: obs/scvae_branch_from_stem" in run_well("info", path).out
-    scvae.pseudotime(data, older, ends=MATURE, **told)
+    scvae.pseudotime(data, older, ends=MATURE, **options)
     assert record() == whole
 
 

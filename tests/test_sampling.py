@@ -25,8 +25,14 @@ from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.session import Session
 from scvae_cli.tools.sample.agreement import Comparison
 from scvae_cli.tools.sample.figure import Points, sample_figure
-from scvae_cli.tools.sample.result import SamplingOptions
-from scvae_cli.tools.sample.sampling import _accepted, for_draws, reference_draws, sample, source_scores
+from scvae_cli.tools.sample.options import SampleOptions
+from scvae_cli.tools.sample.sampling import (
+    accepted,
+    calibrated_for_samples,
+    reference_draws,
+    sample,
+    source_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +99,7 @@ def test_without_heldout_cells_all_cells_are_asked(adata, model):
 def test_scores_of_posterior_samples_are_even(adata, model):
     """Those of the cells the scores were calibrated on, drawn anew."""
     session = Session.open(adata, model)
-    density = for_draws(model.density, reference_draws(model, session.counts, seed=0)[0])
+    density = calibrated_for_samples(model.density, reference_draws(model, session.counts, seed=0)[0])
     again_nk, _ = reference_draws(model, session.counts, seed=1)
     # Two draws of so many: what 1% of pairs exceed.
     usual = 1.63 * (2 / len(again_nk)) ** 0.5
@@ -103,7 +109,7 @@ def test_scores_of_posterior_samples_are_even(adata, model):
 @pytest.mark.parametrize("source", ["prior", "density"])
 def test_sources_that_are_named_are_taken(adata, model, source):
     session = Session.open(adata, model)
-    result = sample(model, session.counts, SamplingOptions(n=4000, source=source))
+    result = sample(model, session.counts, SampleOptions(n=4000, source=source))
     assert result.source == source
     scores = result.scores
     z_nk = torch.as_tensor(result.z_nk) @ model.axes.rotation_kk
@@ -112,13 +118,13 @@ def test_sources_that_are_named_are_taken(adata, model, source):
     else:
         # Under the density itself its own samples are as likely as the cells'.
         assert abs(float(model.density.log_prob(z_nk).mean()) - scores.density) < 1.0
-    auto = sample(model, session.counts, SamplingOptions(n=5))
+    auto = sample(model, session.counts, SampleOptions(n=5))
     assert auto.source == scores.better
 
 
 def test_holes_are_avoided_and_counted(adata, model):
     session = Session.open(adata, model)
-    asked = SamplingOptions(n=900, source="prior")
+    asked = SampleOptions(n=900, source="prior")
     plain = sample(model, session.counts, asked)
     kept = sample(model, session.counts, dataclasses.replace(asked, avoid_holes=True))
     assert plain.rejected == 0
@@ -135,10 +141,10 @@ def test_nothing_but_holes_is_refused():
     def far_away(m):
         return torch.full((m, 2), 1e3, dtype=torch.float64), None
 
-    with pytest.raises(DataError, match=r"100\.0% of the draws fall in holes"):
-        _accepted(density, far_away, SamplingOptions(n=10, avoid_holes=True))
+    with pytest.raises(DataError, match=r"100\.0% of the draws lie in holes"):
+        accepted(density, far_away, 10, avoid_holes=True)
     # Where they are not to be avoided they are marked.
-    z_nk, _, score_n, n_proposed = _accepted(density, far_away, SamplingOptions(n=10))
+    z_nk, _, score_n, n_proposed = accepted(density, far_away, 10, avoid_holes=False)
     assert len(z_nk) == n_proposed == 10
     assert (score_n > OFF_MANIFOLD).all()
 
@@ -301,7 +307,7 @@ def test_a_file_is_the_same_as_memory(adata, model, sampled, tmp_path):
 
 
 def test_counts_are_drawn_a_block_at_a_time(adata, model):
-    result = sample(model, Session.open(adata, model).counts, SamplingOptions(n=1300))
+    result = sample(model, Session.open(adata, model).counts, SampleOptions(n=1300))
     first = next(result.blocks)
     assert first.shape[0] < 1300
     assert first.shape[0] + sum(block.shape[0] for block in result.blocks) == 1300
@@ -316,11 +322,11 @@ def test_sampled_cells_go_through_the_other_verbs():
 
 
 def test_picture_shows_every_gene_and_marks_holes(adata, model):
-    result = sample(model, Session.open(adata, model).counts, SamplingOptions(n=300, source="prior"))
+    result = sample(model, Session.open(adata, model).counts, SampleOptions(n=300, source="prior"))
     comparison = Comparison(sp.csr_matrix(adata.X), 300, seed=0)
     list(comparison.watch(result.blocks))
     hole_n = result.off_manifold_n > OFF_MANIFOLD
-    points = Points(real_n2=np.zeros((7, 2)), sampled_n2=result.z_nk[:, :2], hole_n=hole_n)
+    points = Points(real_n2=np.zeros((7, 2)), sampled_n2=result.z_nk[:, :2], in_hole_n=hole_n)
     figure = sample_figure(points, result, comparison.real, comparison.samples)
     panels = {axes.get_label(): axes for axes in figure.axes}
     for name, of in (("mean", "mean_g"), ("variance", "variance_g"), ("zero fraction", "zero_g")):
@@ -350,13 +356,46 @@ def test_picture(trained, tmp_path, kind):
 def test_refusals_in_python(adata, model, tmp_path):
     with pytest.raises(ConfigError, match="no number of cells"):
         scvae.sample(adata, model)
-    with pytest.raises(ConfigError, match="-n is 0"):
+    with pytest.raises(ConfigError, match="n is 0"):
         scvae.sample(adata, model, 0)
     for library in (0, -1.0, "0"):
         for what in ({"n": 3}, {"prototype": True}):
-            with pytest.raises(DataError, match="--library is"):
+            with pytest.raises(ConfigError, match="library is"):
                 scvae.sample(adata, model, library=library, **what)
     with pytest.raises(DataError, match="no batch 'average'"):
         scvae.sample(adata, model, 5, batch_as="average")
     with pytest.raises(DataError, match=r"does not end in \.h5ad"):
         scvae.sample(adata, model, 5, output=tmp_path / "new.txt")
+    with pytest.raises(ConfigError, match="plot compares drawn counts"):
+        scvae.sample(adata, model, 5, mean=True, plot=tmp_path / "new.png")
+    with pytest.raises(ConfigError, match="groupby was given without group"):
+        scvae.sample(adata, model, 5, groupby="cell_type")
+    with pytest.raises(TypeError):
+        scvae.sample(adata, model, 5, inplace=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_python_draws_the_same_figure(trained, tmp_path):
+    typed, passed = tmp_path / "typed.png", tmp_path / "passed.png"
+    run_well("sample", trained.data, "-n", "40", "-o", tmp_path / "new.h5ad", "--plot", typed)
+    made = scvae.sample(trained.data, trained.model, 40, plot=passed)
+    assert made.n_obs == 40
+    assert typed.read_bytes() == passed.read_bytes()
+
+
+def test_real_cells_are_compared_only_for_a_report_or_a_figure(adata, model, tmp_path, monkeypatch):
+    made = []
+    watch = Comparison.watch
+    monkeypatch.setattr(Comparison, "watch", lambda self, blocks: made.append(self) or watch(self, blocks))
+    scvae.sample(adata, model, 40)
+    scvae.sample(adata, model, 40, output=tmp_path / "new.h5ad")
+    assert not made
+    scvae.sample(adata, model, 40, plot=tmp_path / "new.png")
+    assert [comparison.samples.n_cells for comparison in made] == [40]
+
+
+def test_labels_need_not_be_strings(adata, model):
+    cells = adata.copy()
+    cells.obs["cluster"] = np.arange(cells.n_obs) % 3
+    made = scvae.sample(cells, model, 20, groupby="cluster", group=1)
+    assert set(made.obs["cluster"]) == {"1"}

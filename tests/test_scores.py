@@ -5,7 +5,6 @@ Shapes: n cells, g genes, k latent dimensions.
 
 from __future__ import annotations
 
-import inspect
 import json
 
 import anndata
@@ -15,17 +14,16 @@ import scipy.sparse as sp
 import torch
 from command_line import run_well
 from scipy import stats
-from scvae_cli.cli.score import score as command
 from simulated import TINY, learned, tree
 from workbench import USAGE, refused
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import ConfigError
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.likelihood import zinb_log_prob
-from scvae_cli.tools.score.anomalies import Calibration, CellFit, Circumstances, ParetoTail, adjusted
-from scvae_cli.tools.score.figure import depth_quantiles, score_figure
-from scvae_cli.tools.score.scoring import N_SIMULATED
+from scvae_cli.tools.score.anomalies import Calibration, CellFit, Covariates, ParetoTail, adjusted
+from scvae_cli.tools.score.figure import library_quantiles, score_figure
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 FEW = {"n_samples": 5, "inplace": False}
@@ -191,14 +189,14 @@ def test_expectations_follow_depth_and_batch():
     def fit(n):
         library_n, batch_n, mean_nk = np.exp(rng.normal(7, 0.6, n)), rng.integers(3, size=n), rng.normal(size=(n, 4))
         unit = np.log(library_n) - 7
-        explained_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
-        explained_n += np.exp(2 + unit) * rng.normal(size=n)
-        usual_n = 5 * unit + batch_n + rng.normal(size=n)
-        return CellFit(explained_n, usual_n, Circumstances(library_n, batch_n, mean_nk)), unit
+        log_likelihood_n = -700 * unit - 300 * unit**2 + 40 * batch_n + 30 * mean_nk[:, 0]
+        log_likelihood_n += np.exp(2 + unit) * rng.normal(size=n)
+        negative_kl_n = 5 * unit + batch_n + rng.normal(size=n)
+        return CellFit(log_likelihood_n, negative_kl_n, Covariates(library_n, batch_n, mean_nk)), unit
 
     (simulated, _), (cells, unit) = fit(4000), fit(2000)
     calibration = Calibration(simulated, 3)
-    score_n, batch_n = calibration.score(cells), cells.circumstances.batch_n
+    score_n, batch_n = calibration.score(cells), cells.covariates.batch_n
     p_n = calibration.p_value(score_n)
     assert stats.kstest(p_n, "uniform").pvalue > 0.01
     for part in (unit < -0.5, unit > 0.5, batch_n == 0, batch_n == 2):
@@ -213,10 +211,10 @@ def test_expectations_follow_depth_and_batch():
 def test_a_cell_far_out_is_not_excused_by_extrapolation():
     rng = np.random.default_rng(1)
     mean_nk = rng.normal(size=(2000, 2))
-    explained_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
-    circumstances = Circumstances(np.full(2000, 1000.0), None, mean_nk)
-    calibration = Calibration(CellFit(explained_n, rng.normal(size=2000), circumstances), 0)
-    there = Circumstances(np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
+    log_likelihood_n = -500 + 100 * mean_nk[:, 0] + rng.normal(size=2000)
+    covariates = Covariates(np.full(2000, 1000.0), None, mean_nk)
+    calibration = Calibration(CellFit(log_likelihood_n, rng.normal(size=2000), covariates), 0)
+    there = Covariates(np.asarray([1000.0]), None, np.asarray([[-45.0, 0.0]]))
     far = CellFit(np.asarray([-5000.0]), np.zeros(1), there)
     assert calibration.p_value(calibration.score(far))[0] < 1e-6
 
@@ -227,8 +225,8 @@ def test_a_place_without_cells_tells_however_much_counts_vary():
 
     def fit(mean_nk):
         n = len(mean_nk)
-        usual_n = -0.5 * np.square(mean_nk).sum(1)
-        return CellFit(-500 + 100 * rng.normal(size=n), usual_n, Circumstances(np.full(n, 1000.0), None, mean_nk))
+        negative_kl_n = -0.5 * np.square(mean_nk).sum(1)
+        return CellFit(-500 + 100 * rng.normal(size=n), negative_kl_n, Covariates(np.full(n, 1000.0), None, mean_nk))
 
     calibration = Calibration(fit(rng.normal(size=(4000, 2))), 0)
     between = calibration.p_value(calibration.score(fit(np.full((200, 2), 4.0))))
@@ -316,12 +314,32 @@ def test_command_counts_anomalies_and_draws_them(bench):
     first = picture.read_bytes()
     told = run_well(*asked, "--force").out
     assert picture.read_bytes() == first
-    assert "anomalies: " in told
+    assert "anomalies" in told
     assert "held-out cells" in told
 
 
-def test_command_and_python_simulate_as_many_cells():
-    assert inspect.signature(command).parameters["simulated"].default == N_SIMULATED
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_samples": 0}, "n_samples is 0"),
+        ({"n_simulated": 99}, "n_simulated is 99"),
+        ({"fdr": 1}, "fdr is 1"),
+        ({"fdr": 0.0}, "fdr is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"seed": 2**32}, "seed is 4294967296"),
+    ],
+)
+def test_options_out_of_range_are_refused(scored, options, message):
+    adata, model, _ = scored
+    with pytest.raises(ConfigError, match=message):
+        scvae.score(adata, model, **FEW | options)
+
+
+def test_python_draws_the_same_figure(bench):
+    typed, passed = bench.folder / "typed.png", bench.folder / "passed.png"
+    run_well(*bench.ask("score", "--samples", "2", "--simulated", "200", "--plot", typed))
+    scvae.score(bench.data, bench.model, n_samples=2, n_simulated=200, plot=passed, inplace=False)
+    assert typed.read_bytes() == passed.read_bytes()
 
 
 def test_figure_shows_every_anomaly(scored):
@@ -331,19 +349,24 @@ def test_figure_shows_every_anomaly(scored):
     called = scores.anomalies(0.9).sum()
     for axes in figure.axes[1:]:
         assert len(axes.collections[1].get_offsets()) == called
-    assert f"{called:,} at FDR 0.9" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert f"{called:,} anomalies (FDR 0.9)" in [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     bars = figure.axes[0].patches
     assert [float(np.mean(bar.get_data().values)) for bar in bars] == pytest.approx([1, 1])
 
 
-def test_depth_quantiles_are_those_of_the_cells_at_that_depth():
+def test_quantiles_are_those_of_the_cells_in_a_bin_of_library_size():
     library_m = np.repeat([100.0, 1000.0], 200)
     score_m = np.concatenate([np.linspace(0, 1, 200), np.linspace(5, 7, 200)])
-    depth_d, quantile_ds = depth_quantiles(library_m, score_m, (0.0, 0.5, 1.0))
-    np.testing.assert_allclose(depth_d, [100, 1000])
+    library_d, quantile_ds = library_quantiles(library_m, score_m, (0.0, 0.5, 1.0))
+    np.testing.assert_allclose(library_d, [100, 1000])
     np.testing.assert_allclose(quantile_ds, [[0, 0.5, 1], [5, 6, 7]])
-    assert len(depth_quantiles(library_m[:3], score_m[:3], (0.5,))[0]) == 1
+    assert len(library_quantiles(library_m[:3], score_m[:3], (0.5,))[0]) == 1
 
 
 def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench):
-    refused(bench.folder, bench.ask("score", "--plot", bench.folder / "scores.doc"), USAGE, "no picture by its name")
+    refused(
+        bench.folder,
+        bench.ask("score", "--plot", bench.folder / "scores.doc"),
+        USAGE,
+        "does not have the extension of a figure",
+    )

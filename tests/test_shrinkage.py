@@ -1,4 +1,4 @@
-"""Shrinkage of changes: the probabilities that it gives, against truth and quadrature."""
+"""Shrinkage of effects: its probabilities against simulated truth and against quadrature."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from scvae_cli.tools.de.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
+from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
 
 
 @functools.cache
@@ -21,7 +21,7 @@ def mixture(g: int = 4000, null: float = 0.8) -> tuple[np.ndarray, np.ndarray, n
 
 
 @functools.cache
-def fitted() -> Shrunk:
+def fitted() -> ShrunkEffects:
     """Their posterior."""
     return shrink(*mixture()[1:])
 
@@ -29,7 +29,7 @@ def fitted() -> Shrunk:
 @pytest.mark.parametrize("threshold", [0.0, 0.25])
 def test_probabilities_are_calibrated(threshold):
     effect_g = mixture()[0]
-    p_g = fitted().beyond(threshold)
+    p_g = fitted().probability_beyond(threshold)
     true_g = np.abs(effect_g) > threshold
     for low, high in ((0, 0.1), (0.1, 0.5), (0.5, 0.9), (0.9, 1.01)):
         inside = (p_g >= low) & (p_g < high)
@@ -52,7 +52,7 @@ def test_the_prior_is_found():
 def test_posterior_against_quadrature():
     _, estimate_g, error_g = mixture()
     found = fitted()
-    # Fine around zero, where narrow components lie, and a half step off it.
+    # A grid that is fine around zero, where the narrow components are.
     positive_b = np.sinh(np.linspace(0, np.arcsinh(15 / 1e-3), 8001)) * 1e-3
     b = np.concatenate([-positive_b[:0:-1], positive_b])
     middle_b, width_b = (b[1:] + b[:-1]) / 2, np.diff(b)
@@ -62,46 +62,46 @@ def test_posterior_against_quadrature():
         spike = found.weight_c[0] * norm.pdf(estimate_g[g], 0, error_g[g])
         total = spike + mass_b.sum()
         far, below = mass_b[np.abs(middle_b) > 0.25].sum(), mass_b[middle_b < 0].sum()
-        assert found.beyond(0.25)[g] == pytest.approx(far / total, rel=0.01, abs=1e-6)
-        assert found.below(0.0)[g] == pytest.approx(below / total, rel=0.01, abs=1e-6)
+        assert found.probability_beyond(0.25)[g] == pytest.approx(far / total, rel=0.01, abs=1e-6)
+        assert found.probability_below(0.0)[g] == pytest.approx(below / total, rel=0.01, abs=1e-6)
         wrong = spike + min(below, mass_b.sum() - below)
-        assert found.false_sign()[g] == pytest.approx(wrong / total, rel=0.01, abs=1e-6)
+        assert found.false_sign_rate()[g] == pytest.approx(wrong / total, rel=0.01, abs=1e-6)
         mean = (mass_b * middle_b).sum() / total
         assert found.mean_g[g] == pytest.approx(mean, rel=0.01, abs=1e-6)
         second = (mass_b * middle_b**2).sum() / total
         assert found.sd_g[g] == pytest.approx(np.sqrt(second - mean**2), rel=0.01, abs=1e-6)
     for share in (0.05, 0.5, 0.95):
         at_g = found.quantile(share)
-        assert (found.below(at_g - 1e-5) <= share + 1e-3).all()
-        assert (found.below(at_g + 1e-5) >= share - 1e-3).all()
+        assert (found.probability_below(at_g - 1e-5) <= share + 1e-3).all()
+        assert (found.probability_below(at_g + 1e-5) >= share - 1e-3).all()
 
 
 def test_shrinkage_is_odd():
     _, estimate_g, error_g = mixture(500)
     one, other = shrink(estimate_g, error_g), shrink(-estimate_g, error_g)
     np.testing.assert_allclose(one.mean_g, -other.mean_g)
-    np.testing.assert_allclose(one.beyond(0.25), other.beyond(0.25))
+    np.testing.assert_allclose(one.probability_beyond(0.25), other.probability_beyond(0.25))
     np.testing.assert_allclose(one.quantile(0.05), -other.quantile(0.95), atol=1e-6)
-    assert bulk_shift(estimate_g, error_g) == pytest.approx(-bulk_shift(-estimate_g, error_g), abs=1e-9)
+    assert common_shift(estimate_g, error_g) == pytest.approx(-common_shift(-estimate_g, error_g), abs=1e-9)
 
 
-def test_what_all_have_in_common_is_found():
+def test_a_common_shift_is_found():
     rng = np.random.default_rng(1)
     effect_g, estimate_g, error_g = mixture()
-    assert abs(bulk_shift(estimate_g, error_g)) < 0.01
-    # Also where the effects are on one side.
+    assert abs(common_shift(estimate_g, error_g)) < 0.01
+    # The effects may all have the same sign.
     lifted_g = np.abs(effect_g) + error_g * rng.standard_normal(len(effect_g)) - 0.4
-    assert bulk_shift(lifted_g, error_g) == pytest.approx(-0.4, abs=0.02)
+    assert common_shift(lifted_g, error_g) == pytest.approx(-0.4, abs=0.02)
 
 
-def test_nothing_but_noise_is_drawn_to_zero():
+def test_pure_noise_is_shrunk_to_zero():
     rng = np.random.default_rng(2)
     error_g = np.exp(rng.normal(-1, 1, 1000))
     found = shrink(error_g * rng.standard_normal(1000), error_g)
     assert found.null_share > 0.95
-    assert found.beyond(0.0).max() < 0.6
+    assert found.probability_beyond(0.0).max() < 0.6
 
 
-def test_expected_fdr_is_the_mean_error_of_what_is_surer():
+def test_expected_fdr_is_the_mean_error_of_all_more_certain_effects():
     p_g = np.asarray([0.5, 0.01, 0.2, 0.01])
     np.testing.assert_allclose(expected_fdr(np.log(p_g)), [0.18, 0.01, 0.22 / 3, 0.01])

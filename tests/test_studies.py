@@ -1,4 +1,4 @@
-"""Baselines against what they claim to be; the worth of a VAE and its stability where the answer is known."""
+"""Baselines against what they claim to be; a VAE beside them, and its stability, where the answer is known."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.evaluation.mean_model import MeanModel
 from scvae_cli.evaluation.pca_model import PcaModel
-from scvae_cli.evaluation.retraining import as_asked, on_some, with_linear_decoder
+from scvae_cli.evaluation.retraining import Train, as_asked, on_some, train_silently, with_linear_decoder
 from scvae_cli.evaluation.thinning import thin
-from scvae_cli.tools.diagnose.stability import disparity, neighbours, same_axes, shared, stability
-from scvae_cli.tools.diagnose.trained_verdicts import with_studies, worth_verdicts
-from scvae_cli.tools.diagnose.worth import LINEAR, MEAN, NOTHING, PCA, VAE, worth
+from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, VAE, compare_with_baselines
+from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts
+from scvae_cli.tools.diagnose.diagnosis import with_trainings
+from scvae_cli.tools.diagnose.options import DiagnoseOptions
+from scvae_cli.tools.diagnose.stability import axis_correlation, disparity, nearest_neighbors, shared, stability
 
 CPU = torch.device("cpu")
 
@@ -45,6 +47,16 @@ def of_one_kind(n: int = 500, g: int = 30, theta: float | None = None, seed: int
     random = np.random.default_rng(seed)
     proportion_g = random.dirichlet(np.ones(g))
     return drawn(random.uniform(200, 800, n)[:, None] * proportion_g, theta, seed)
+
+
+def noted(titles: list[str]) -> Train:
+    """A way to train that notes what for."""
+
+    def train(title, counts, config):
+        titles.append(title)
+        return train_silently(title, counts, config)
+
+    return train
 
 
 # --- mean model -------------------------------------------------------------------------------------------------------
@@ -120,38 +132,43 @@ def test_components_beat_averages_where_there_are_two_kinds():
     assert loss["own"] < loss["pca"] < loss["mean"]
 
 
-# --- worth ------------------------------------------------------------------------------------------------------------
+# --- baselines --------------------------------------------------------------------------------------------------------
 
 
-def test_worth_puts_the_contenders_in_the_order_of_the_truth():
+def test_the_compared_models_are_in_the_order_of_the_truth():
     adata = tree(n_cells=600, n_genes=120, depth=4000)
     counts = counts_of(adata)
     from scvae_cli.training.fit import fit_to_end
 
     model = fit_to_end(counts, tiny_config(n_hidden=64, max_epochs=40, genes="all"))
-    found = worth(model, counts)
-    by_name = {one.name: one for one in found.contenders}
-    assert list(by_name) == [VAE, LINEAR, PCA, MEAN, NOTHING]
-    assert by_name[VAE].heldout_behind == by_name[VAE].thinned_behind == (0.0, 0.0)
-    assert by_name[PCA].heldout is by_name[NOTHING].heldout is by_name[NOTHING].thinned_cell is None
-    behind, error = by_name[MEAN].heldout_behind
-    assert behind > 5 * error > 0, "cells of a tree differ"
-    losses = [by_name[name].thinned_behind[0] for name in (VAE, MEAN, NOTHING)]
+    found = compare_with_baselines(model, counts)
+    by_name = {one.name: one for one in found.models}
+    assert list(by_name) == [VAE, LINEAR, PCA, MEAN, NO_DENOISING]
+    assert by_name[VAE].vae_advantage_heldout == by_name[VAE].vae_advantage_thinned == (0.0, 0.0)
+    assert (
+        by_name[PCA].heldout_log_prob
+        is by_name[NO_DENOISING].heldout_log_prob
+        is by_name[NO_DENOISING].thinned_loss_cell
+        is None
+    )
+    advantage, error = by_name[MEAN].vae_advantage_heldout
+    assert advantage > 5 * error > 0, "cells of a tree differ"
+    losses = [by_name[name].vae_advantage_thinned[0] for name in (VAE, MEAN, NO_DENOISING)]
     assert losses == sorted(losses)
     assert found.n_heldout == len(model.heldout_cells)
 
 
-def test_worth_of_a_latent_space_is_nothing_where_cells_are_of_one_kind():
+def test_a_latent_space_has_no_advantage_where_cells_are_of_one_kind():
     counts = of_one_kind(n=400, theta=3.0)
     from scvae_cli.training.fit import fit_to_end
 
     model = fit_to_end(counts, tiny_config(likelihood="nb", genes="all"))
-    mean = next(one for one in worth(model, counts).contenders if one.name == MEAN)
-    assert mean.heldout_behind[0] < 3 * mean.heldout_behind[1] + 0.3
-    assert abs(mean.thinned_behind[0]) < 0.2
+    mean = next(one for one in compare_with_baselines(model, counts).models if one.name == MEAN)
+    assert mean.vae_advantage_heldout[0] < 3 * mean.vae_advantage_heldout[1] + 0.3
+    assert abs(mean.vae_advantage_thinned[0]) < 0.2
 
 
-def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
+def test_the_linear_decoder_is_trained_as_a_user_would_train_it():
     counts = counts_of(tree(n_cells=150, n_genes=40, depth=800))
     defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16}
     from scvae_cli.training.fit import fit_to_end
@@ -159,12 +176,11 @@ def test_the_linear_decoder_is_trained_as_a_user_would_train_it(monkeypatch):
     model = fit_to_end(counts, RunConfig.of(defaults))
     trained = []
 
-    def noting(counts, config, **_):
+    def noting(title, counts, config):
         trained.append(fit_to_end(counts, config))
         return trained[-1]
 
-    monkeypatch.setattr("scvae_cli.tools.diagnose.worth.fit_to_end", noting)
-    worth(model, counts)
+    compare_with_baselines(model, counts, train=noting)
     expected = fit_to_end(counts, RunConfig.of(defaults | {"decoder": "linear"})).config
     assert expected.train.weight_decay < model.config.train.weight_decay
     linear = [one.config for one in trained if one.config.model.decoder == "linear"]
@@ -190,12 +206,12 @@ def test_a_linear_decoder_is_not_compared_with_itself():
     counts = counts_of(tree(n_cells=200, n_genes=60, depth=1500))
     from scvae_cli.training.fit import fit_to_end
 
-    told: list[str] = []
+    titles: list[str] = []
     model = fit_to_end(counts, tiny_config(decoder="linear", genes="all"))
-    found = worth(model, counts, say=told.append)
-    assert [one.name for one in found.contenders] == [VAE, PCA, MEAN, NOTHING]
-    assert "training a linear decoder" not in told
-    verdicts = worth_verdicts(found)
+    found = compare_with_baselines(model, counts, train=noted(titles))
+    assert [one.name for one in found.models] == [VAE, PCA, MEAN, NO_DENOISING]
+    assert titles == ["Training on thinned counts (VAE)"]
+    verdicts = baseline_verdicts(found)
     assert len(verdicts) == 2
     assert not [verdict for verdict in verdicts if "linear" in verdict.sentence + verdict.remedy]
 
@@ -206,13 +222,13 @@ def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
     counts = counts_of(tree(n_cells=n_cells, n_genes=40, depth=1500))
     from scvae_cli.training.fit import fit_to_end
 
-    found = worth(fit_to_end(counts, tiny_config(max_epochs=2, genes="all")), counts)
+    found = compare_with_baselines(fit_to_end(counts, tiny_config(max_epochs=2, genes="all")), counts)
     assert found.n_heldout == n_heldout
-    mean = next(one for one in found.contenders if one.name == MEAN)
-    assert np.isnan(mean.heldout_behind[1]) == (n_heldout == 1)
-    likelihood, _ = worth_verdicts(found)
+    mean = next(one for one in found.models if one.name == MEAN)
+    assert np.isnan(mean.vae_advantage_heldout[1]) == (n_heldout == 1)
+    likelihood, _ = baseline_verdicts(found)
     assert likelihood.level == "watch"
-    assert f"with {n_heldout} held out none of this is sure" in likelihood.sentence
+    assert f"with only {n_heldout} held-out cell" in likelihood.sentence
     assert "nan" not in likelihood.sentence
 
 
@@ -224,16 +240,16 @@ def test_a_rotated_embedding_is_the_same_but_for_its_axes():
     z_nk = random.standard_normal((300, 4)) * [4, 3, 2, 1]
     turned_nk = 2.5 * z_nk @ ortho_group.rvs(4, random_state=0) + 1
     assert disparity(z_nk, turned_nk) < 1e-12
-    assert shared(neighbours(z_nk), neighbours(turned_nk)) == 1.0
-    assert same_axes(z_nk, -z_nk) == pytest.approx(1)
-    assert same_axes(z_nk, turned_nk) < 0.9
+    assert shared(nearest_neighbors(z_nk), nearest_neighbors(turned_nk)) == 1.0
+    assert axis_correlation(z_nk, -z_nk) == pytest.approx(1)
+    assert axis_correlation(z_nk, turned_nk) < 0.9
 
 
 def test_unrelated_embeddings_share_what_chance_gives():
     random = np.random.default_rng(0)
     a_nk, b_nk = random.standard_normal((2, 600, 5))
     assert disparity(a_nk, b_nk) > 0.95
-    assert shared(neighbours(a_nk), neighbours(b_nk)) == pytest.approx(15 / 599, abs=0.01)
+    assert shared(nearest_neighbors(a_nk), nearest_neighbors(b_nk)) == pytest.approx(15 / 599, abs=0.01)
 
 
 def test_trainings_on_a_tree_agree_better_than_chance():
@@ -242,7 +258,7 @@ def test_trainings_on_a_tree_agree_better_than_chance():
     assert found.n_trainings == len(found.heldout_elbo) == 2
     assert found.heldout_elbo[0] == model.facts["heldout_elbo"]
     assert found.procrustes < 0.5 < 0.9 < found.procrustes_by_chance
-    assert found.neighbours_shared > 5 * 15 / 800
+    assert found.neighbors_shared > 5 * 15 / 800
     assert TINY["n_latent"] == 4
 
 
@@ -263,10 +279,10 @@ def test_other_cells_are_judged_by_a_model_trained_on_them():
     adata, model = learned()
     some = adata[:200].copy()
     counts = counts_of(some, "batch")
-    told: list[str] = []
+    titles: list[str] = []
     diagnosis = scvae.diagnose(some, model, n_samples=2, refine=1, quick=True, inplace=False)
-    _, worthy, stable = with_studies(diagnosis, model, counts, n_trainings=2, say=told.append)
-    assert told.count("training a VAE on these cells") == 1
-    assert worthy.n_heldout == 20
+    found = with_trainings(diagnosis, model, counts, DiagnoseOptions(n_trainings=2), train=noted(titles))
+    assert titles.count("Training on these cells") == 1
+    assert found.baselines.n_heldout == 20
     own, _ = on_some(model, counts)
-    assert stable.heldout_elbo[0] == own.facts["heldout_elbo"] != model.facts["heldout_elbo"]
+    assert found.stability.heldout_elbo[0] == own.facts["heldout_elbo"] != model.facts["heldout_elbo"]

@@ -20,7 +20,7 @@ from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.report.figure_file import save_figure
 from scvae_cli.tools.sweep.figure import sweep_figure
 from scvae_cli.tools.sweep.options import SweepOptions
-from scvae_cli.tools.sweep.result import compare, find_breaks
+from scvae_cli.tools.sweep.result import compare, find_reversals
 from scvae_cli.tools.sweep.sweep import sweep
 from scvae_cli.training.fit import fit, fit_to_end
 from scvae_cli.training.loop import EpochReport
@@ -52,7 +52,7 @@ def test_the_rate_falls_and_the_distortion_rises_with_beta(swept):
     assert swept.values == BETAS
     assert (np.diff(swept.column("rate")) < 0).all()
     assert (np.diff(swept.column("distortion")) > 0).all()
-    assert swept.breaks == ()
+    assert swept.reversals == ()
     assert swept.warnings() == []
     np.testing.assert_allclose(swept.column("elbo"), -swept.column("rate") - swept.column("distortion"))
     assert (swept.column("bound") >= swept.column("elbo")).all()
@@ -110,10 +110,10 @@ def test_numbers_of_latent_dimensions():
     assert three - eight < 0.5 * (one - three)
 
 
-def test_held_out_cells_judge_where_nothing_can_be_set_aside(counts):
+def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
     found = sweep(counts, tiny_config(max_epochs=12), SweepOptions(beta=(1, 100), judge="bound"))
-    assert found.judge == "bound"
-    assert found.kept == 1
+    assert found.criterion == "bound"
+    assert found.kept_molecules == 1
     assert found.suggested == 1
     np.testing.assert_allclose(found.column("loss"), -found.column("bound"))
     assert np.isnan(found.column("gain")).all()
@@ -151,29 +151,29 @@ def test_the_one_standard_error_rule():
     assert error_r[0] == pytest.approx(np.std(loss_rn[0] - loss_rn[best], ddof=1) / 20)
 
 
-def test_breaks_are_told_when_they_are_sure():
+def test_significant_reversals_are_found():
     random = np.random.default_rng(0)
     noise_rn = 0.1 * random.standard_normal((3, 100))
     rate_rn = np.array([[5.0], [7.0], [1.0]]) + noise_rn
     distortion_rn = np.array([[10.0], [9.0], [20.0]]) + noise_rn
-    found = find_breaks((0.1, 1, 10), rate_rn, distortion_rn)
-    assert [(broken.lower, broken.upper, broken.what) for broken in found] == [(0.1, 1, "rate"), (0.1, 1, "distortion")]
+    found = find_reversals((0.1, 1, 10), rate_rn, distortion_rn)
+    assert [(one.lower, one.upper, one.what) for one in found] == [(0.1, 1, "rate"), (0.1, 1, "distortion")]
     assert found[0].by == pytest.approx(2, abs=0.1)
     unsure_rn = np.array([[5.0], [5.05], [1.0]]) + 3 * random.standard_normal((3, 100))
-    assert find_breaks((0.1, 1, 10), unsure_rn, -unsure_rn) == ()
+    assert find_reversals((0.1, 1, 10), unsure_rn, -unsure_rn) == ()
 
 
-def test_breaks_become_warnings(swept):
-    broken = find_breaks((0.1, 1), np.array([[1.0, 1.1], [2, 2]]), np.array([[1.0, 1.1], [2, 2]]))
-    (told,) = replace(swept, breaks=broken).warnings()
-    assert "from β = 0.1 to 1 the rate rises by 0.95 nats" in told
+def test_reversals_become_warnings(swept):
+    found = find_reversals((0.1, 1), np.array([[1.0, 1.1], [2, 2]]), np.array([[1.0, 1.1], [2, 2]]))
+    (warning,) = replace(swept, reversals=found).warnings()
+    assert "from β = 0.1 to 1 the rate increases by 0.95 nats" in warning
 
 
-def test_one_held_out_cell_judges_nothing():
+def test_one_held_out_cell_cannot_compare_runs():
     random = np.random.default_rng(0)
     adata = ad.AnnData(random.standard_normal((12, 5)).astype(np.float32))
     options = WITHOUT_LATENT | {"max_epochs": 2, "likelihood": "normal"}
-    with pytest.raises(DataError, match="of 12 cells one is held out") as refusal:
+    with pytest.raises(DataError, match="of 12 cells only one is held out") as refusal:
         scvae.sweep(adata, beta=[1, 2], **options)
     assert "validation_fraction" in refusal.value.hint
     found = scvae.sweep(adata, beta=[1, 2], inplace=False, **options, validation_fraction=0.3)
@@ -182,11 +182,11 @@ def test_one_held_out_cell_judges_nothing():
 
 
 @pytest.mark.filterwarnings("error::RuntimeWarning")
-def test_one_held_out_cell_shows_no_break():
-    assert find_breaks((0.1, 1), np.array([[1.0], [5.0]]), np.array([[5.0], [1.0]])) == ()
+def test_one_held_out_cell_shows_no_reversal():
+    assert find_reversals((0.1, 1), np.array([[1.0], [5.0]]), np.array([[5.0], [1.0]])) == ()
     adata = tree(n_cells=12, n_genes=30, depth=300)
     found = scvae.sweep(adata, beta=[1, 2], inplace=False, **WITHOUT_LATENT | {"max_epochs": 2})
-    assert (found.n_heldout, found.judge, found.breaks) == (1, "thinning", ())
+    assert (found.n_heldout, found.criterion, found.reversals) == (1, "thinning", ())
 
 
 # --- starting from a finished model -----------------------------------------------------------------------------------
@@ -236,7 +236,7 @@ def test_slots_come_back_from_the_file(bench):
     for name in ("rate", "distortion", "elbo", "bound", "active_units", "loss", "excess", "excess_se", "epochs"):
         np.testing.assert_allclose(table[name], [run[name] for run in values["runs"]])
     assert table["suggested"] == values["suggested"]
-    assert table["judge"] == "thinning"
+    assert table["criterion"] == "thinning"
     assert values["slots"] == ["uns/scvae/sweep/beta"]
     record = json.loads(read["runs"]["sweep_beta"])
     assert record["slots"] == values["slots"]
@@ -276,7 +276,7 @@ def test_text_tells_the_suggestion_and_what_to_run_next(bench):
         (USAGE, "--n-latent is 2.5 in", ["--n-latent", "2.5,3"]),
         (USAGE, "--n-latent is 0 in", ["--n-latent", "0,3"]),
         (USAGE, "--max-epochs is 0", ["--beta", "1,2", "--max-epochs", "0"]),
-        (USAGE, "no picture by its name", ["--beta", "1,2", "--plot", "new.doc"]),
+        (USAGE, "does not have the extension of a figure", ["--beta", "1,2", "--plot", "new.doc"]),
         (MODEL, "exists and is not a model folder", ["--beta", "1,2", "--models", "FILE"]),
         (MODEL, "is not a folder that can be written to", ["--beta", "1,2", "--models", "FOLDER/none/kept"]),
         (DATA, "no layer", ["--beta", "1,2", "--layer", "none"]),
@@ -316,7 +316,7 @@ def test_in_python():
 def test_cells_without_structure_are_told_of():
     random = np.random.default_rng(0)
     adata = ad.AnnData(random.poisson(2.0, (150, 30)).astype(np.float32))
-    with pytest.warns(ScvaeWarning, match="knows nothing about the cells"):
+    with pytest.warns(ScvaeWarning, match="no run predicts better"):
         scvae.sweep(adata, beta=[30, 300], **WITHOUT_LATENT | {"max_epochs": 12})
 
 

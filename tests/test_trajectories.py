@@ -1,4 +1,4 @@
-"""What a walk from population to population comes to, against brute force.
+"""Trajectories between populations, against brute force.
 
 Shapes: n cells, g genes, k latent dimensions, t steps, p paths.
 """
@@ -24,8 +24,8 @@ from scvae_cli.model.geometry import Geometry
 from scvae_cli.tools.trajectory.curves import straight
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
 from scvae_cli.tools.trajectory.interpolation import project
-from scvae_cli.tools.trajectory.result import Path as Walk
-from scvae_cli.tools.trajectory.result import PathOptions, default_name
+from scvae_cli.tools.trajectory.options import InterpolateOptions
+from scvae_cli.tools.trajectory.result import ASCENT, Trajectory, default_name
 
 ENDS = ["stem", "mature_1"]
 APART = ["mature_1", "mature_2"]
@@ -42,17 +42,17 @@ def model():
 
 
 @pytest.fixture(scope="module")
-def walk(adata, model) -> Walk:
-    return walked(adata, model, groups=ENDS, n_steps=40)
+def trajectory(adata, model) -> Trajectory:
+    return interpolated(adata, model, groups=ENDS, n_steps=40)
 
 
 @pytest.fixture(scope="module")
-def bundle(adata, model) -> Walk:
-    return walked(adata, model, groups=ENDS, couple="ot", n_paths=12, n_steps=20)
+def bundle(adata, model) -> Trajectory:
+    return interpolated(adata, model, groups=ENDS, couple="ot", n_paths=12, n_steps=20)
 
 
-def walked(adata, model, **options) -> Walk:
-    """A walk that writes nothing."""
+def interpolated(adata, model, **options) -> Trajectory:
+    """A trajectory that is not written."""
     result = scvae.interpolate(adata, model, inplace=False, **{"groupby": "cell_type"} | options)
     assert result is not None
     return result
@@ -62,64 +62,64 @@ def in_training_frame(model, z_tk: np.ndarray) -> torch.Tensor:
     return model.axes.in_training_frame(torch.as_tensor(z_tk, dtype=torch.float32))
 
 
-# --- where it goes ----------------------------------------------------------------------------------------------------
+# --- its path ---------------------------------------------------------------------------------------------------------
 
 
-def test_walk_from_mean_to_mean_through_another(adata, model):
+def test_trajectory_from_mean_to_mean_through_another(adata, model):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     groups = ["stem", "progenitor", "mature_1"]
-    walk = walked(adata, model, groups=groups, n_steps=31, endpoint="centroid")
-    centre = {group: z_nk[(adata.obs["cell_type"] == group).to_numpy()].mean(0) for group in groups}
-    np.testing.assert_allclose(walk.z_tk[0], centre["stem"], atol=1e-4)
-    np.testing.assert_allclose(walk.z_tk[-1], centre["mature_1"], atol=1e-4)
-    to_middle = np.linalg.norm(walk.z_tk - centre["progenitor"], axis=1)
-    spacing = np.linalg.norm(np.diff(walk.z_tk, axis=0), axis=1)
+    trajectory = interpolated(adata, model, groups=groups, n_steps=31, endpoint="centroid")
+    center = {group: z_nk[(adata.obs["cell_type"] == group).to_numpy()].mean(0) for group in groups}
+    np.testing.assert_allclose(trajectory.z_tk[0], center["stem"], atol=1e-4)
+    np.testing.assert_allclose(trajectory.z_tk[-1], center["mature_1"], atol=1e-4)
+    to_middle = np.linalg.norm(trajectory.z_tk - center["progenitor"], axis=1)
+    spacing = np.linalg.norm(np.diff(trajectory.z_tk, axis=0), axis=1)
     assert to_middle.min() <= spacing.max()
-    assert walk.labels == tuple(groups)
+    assert trajectory.labels == tuple(groups)
 
 
-def test_walk_begins_at_a_cell_of_its_population(adata, model, walk):
+def test_trajectory_begins_at_a_cell_of_its_population(adata, model, trajectory):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     for end, group in ((0, "stem"), (-1, "mature_1")):
-        distance_n = np.linalg.norm(z_nk - walk.z_tk[end], axis=1)
+        distance_n = np.linalg.norm(z_nk - trajectory.z_tk[end], axis=1)
         assert distance_n.min() < 1e-4
         assert adata.obs["cell_type"].iloc[distance_n.argmin()] == group
-        assert walk.nearest_names_tj[end, 0] == adata.obs_names[distance_n.argmin()]
+        assert trajectory.nearest_names_tj[end, 0] == adata.obs_names[distance_n.argmin()]
 
 
 @pytest.mark.parametrize("path", ["geodesic", "graph", "straight"])
-def test_walk_between_cells(adata, model, path):
+def test_trajectory_between_cells(adata, model, path):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     where = np.flatnonzero(adata.obs["cell_type"] == "stem")[:2]
     cells = list(adata.obs_names[where])
-    walk = walked(adata, model, groupby=None, cells=cells, n_steps=2, path=path)
-    np.testing.assert_allclose(walk.z_tk, z_nk[where], atol=1e-5)
-    assert walk.steps.groups_passed() == []
-    assert "nearest_group" not in next(iter(walk.slots(SlotNames(), adata.var_names.to_numpy()))).value
-    told = walked(adata, model, groupby="cell_type", cells=cells, path=path)
-    assert set(told.steps.groups_passed()) <= set(adata.obs["cell_type"])
-    assert "stem" in told.steps.groups_passed()
-    assert told.labels == tuple(cells)
+    trajectory = interpolated(adata, model, groupby=None, cells=cells, n_steps=2, path=path)
+    np.testing.assert_allclose(trajectory.z_tk, z_nk[where], atol=1e-5)
+    assert trajectory.steps.groups_passed() == []
+    assert "nearest_group" not in next(iter(trajectory.slots(SlotNames(), adata.var_names.to_numpy()))).value
+    found = interpolated(adata, model, groupby="cell_type", cells=cells, path=path)
+    assert set(found.steps.groups_passed()) <= set(adata.obs["cell_type"])
+    assert "stem" in found.steps.groups_passed()
+    assert found.labels == tuple(cells)
 
 
 # --- what lies along it -----------------------------------------------------------------------------------------------
 
 
-def test_nearest_cells_and_groups_are_brute_force_s(adata, model, walk):
+def test_nearest_cells_and_groups_are_brute_force_s(adata, model, trajectory):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
-    distance_tn = cdist(walk.z_tk, z_nk)
+    distance_tn = cdist(trajectory.z_tk, z_nk)
     expected = np.sort(distance_tn, axis=1)[:, :15]
-    found = np.take_along_axis(distance_tn, walk.steps.nearest_tj, axis=1)
+    found = np.take_along_axis(distance_tn, trajectory.steps.nearest_tj, axis=1)
     np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_array_equal(walk.nearest_names_tj, adata.obs_names.to_numpy()[walk.steps.nearest_tj])
+    np.testing.assert_array_equal(trajectory.nearest_names_tj, adata.obs_names.to_numpy()[trajectory.steps.nearest_tj])
     types = adata.obs["cell_type"].astype(str).to_numpy()
     for cells, group, share in zip(
-        walk.steps.nearest_tj, walk.steps.group_t, walk.steps.group_share_t, strict=True
+        trajectory.steps.nearest_tj, trajectory.steps.group_t, trajectory.steps.group_share_t, strict=True
     ):  # fmt: skip
         counts = pd.Series(types[cells]).value_counts()
         assert counts[group] == counts.max()
         assert share == counts.max() / 15
-    passed = walk.steps.groups_passed()
+    passed = trajectory.steps.groups_passed()
     assert passed[0] == "stem"
     assert passed[-1] == "mature_1"
     assert "progenitor" in passed
@@ -129,109 +129,121 @@ def test_nearest_cells_and_groups_are_brute_force_s(adata, model, walk):
 def test_cells_in_no_group_do_not_vote(adata, model):
     cells = adata.copy()
     cells.obs["known"] = cells.obs["cell_type"].where(cells.obs["cell_type"].isin(ENDS))
-    walk = walked(cells, model, groupby="known", groups=ENDS)
-    assert set(walk.steps.groups_passed()) == set(ENDS)
-    nobody = walk.steps.group_t == ""
+    trajectory = interpolated(cells, model, groupby="known", groups=ENDS)
+    assert set(trajectory.steps.groups_passed()) == set(ENDS)
+    nobody = trajectory.steps.group_t == ""
     assert nobody.any()
-    assert np.isnan(walk.steps.group_share_t[nobody]).all()
-    assert (walk.steps.group_share_t[~nobody] > 0).all()
+    assert np.isnan(trajectory.steps.group_share_t[nobody]).all()
+    assert (trajectory.steps.group_share_t[~nobody] > 0).all()
 
 
-def test_speed_adds_up_to_the_length(model, walk):
+def test_speed_adds_up_to_the_length(model, trajectory):
     with torch.no_grad():
-        y_tg = Geometry(model.vae).coordinates(in_training_frame(model, walk.z_tk)).double()
+        y_tg = Geometry(model.vae).coordinates(in_training_frame(model, trajectory.z_tk)).double()
     length = float((y_tg[1:] - y_tg[:-1]).norm(dim=1).sum())
-    assert walk.steps.length == pytest.approx(length, rel=1e-3)
-    assert trapezoid(walk.steps.speed_t, walk.steps.position_t) == pytest.approx(length, rel=1e-3)
+    assert trajectory.steps.length == pytest.approx(length, rel=1e-3)
+    assert trapezoid(trajectory.steps.speed_t, trajectory.steps.position_t) == pytest.approx(length, rel=1e-3)
     # Constant, but for a step or two: where the decoder folds, the chord between two steps cuts the corner.
-    typical = np.median(walk.steps.speed_t)
-    assert (np.abs(walk.steps.speed_t - typical) < 0.05 * typical).mean() >= 0.9
-    np.testing.assert_allclose(walk.steps.position_t, np.linspace(0, 1, 40))
+    typical = np.median(trajectory.steps.speed_t)
+    assert (np.abs(trajectory.steps.speed_t - typical) < 0.05 * typical).mean() >= 0.9
+    np.testing.assert_allclose(trajectory.steps.position_t, np.linspace(0, 1, 40))
 
 
 def test_geodesic_keeps_to_the_cells_and_the_straight_line_does_not(adata, model):
-    geodesic = walked(adata, model, groups=APART)
+    geodesic = interpolated(adata, model, groups=APART)
     assert geodesic.warning() is None
-    with pytest.warns(ScvaeWarning, match=r"leaves the manifold at step.*try --path geodesic"):
-        line = walked(adata, model, groups=APART, path="straight")
+    with pytest.warns(ScvaeWarning, match=r"where no cells were observed.*path geodesic stays where cells are"):
+        line = interpolated(adata, model, groups=APART, path="straight")
     assert line.steps.off_manifold_t.max() > 0.95 > geodesic.steps.off_manifold_t.max()
     assert line.steps.length < geodesic.steps.length
     own = model.density.off_manifold(in_training_frame(model, line.z_tk))
     np.testing.assert_allclose(line.steps.off_manifold_t, own, atol=0.02)
 
 
-def test_warning_says_where_and_what_to_do(walk):
-    def warned(off: list[int], path: str = "geodesic") -> str | None:
+def test_warning_says_where_and_what_to_do(trajectory):
+    def warned(off: list[int], **changed) -> str | None:
         score_t = np.full(40, 0.4)
         score_t[off] = 0.97
-        options, steps = replace(walk.options, path=path), replace(walk.steps, off_manifold_t=score_t)
-        return replace(walk, options=options, steps=steps).warning()
+        steps = replace(trajectory.steps, off_manifold_t=score_t)
+        return replace(trajectory, steps=steps, **changed).warning()
 
     assert warned([]) is None
     between = warned([5, 6, 7, 20])
-    assert "at step(s) 5 to 7, 20 of 0 to 39 (off-manifold score up to 0.970" in between
-    assert "name one with --via" in between
-    assert "an end of the walk is an unusual place" in warned([0])
-    assert "an end of the walk is an unusual place" in warned([0, 39])
-    assert "name one with --via" in warned([0, 1, 2, 3])
+    passed = " → ".join(trajectory.steps.groups_passed())
+    assert between.startswith(f"the trajectory passes {passed}; steps 5–7, 20 of 0–39 lie where no cells were observed")
+    assert "(off-manifold score up to 0.970, limit 0.95): do not trust the genes decoded there" in between
+    assert "name an intermediate group with --via" in between
+    for ends in ([0], [0, 39]):
+        assert "choose other ends" in warned(ends)
+        assert "use --endpoint density" in warned(ends, endpoint="centroid")
+    assert "step 0 of 0–39 lies" in warned([0])
+    assert "with --via" in warned([0, 1, 2, 3])
     for path in ("straight", "graph"):
-        assert "try --path geodesic" in warned([5, 6, 7, 20], path)
+        assert "--path geodesic stays where cells are" in warned([5, 6, 7, 20], kind=path)
+    assert "choose another --group" in warned([0, 1], kind=ASCENT)
+    assert "without --unconstrained" in warned([30, 31], kind=ASCENT)
+    nowhere = replace(trajectory.steps, group_t=np.full(40, "", dtype=object), off_manifold_t=np.full(40, 0.99))
+    assert replace(trajectory, steps=nowhere).warning().startswith("on the trajectory, steps 0–39 of 0–39 lie")
+    many = replace(nowhere, group_t=np.asarray([f"g{i}" for i in range(40)], dtype=object))
+    assert "passes g0 → g1 → g2 → … → g38 → g39; " in replace(trajectory, steps=many).warning()
 
 
 # --- what is decoded --------------------------------------------------------------------------------------------------
 
 
-def test_decoded_means_are_those_of_the_steps(adata, model, walk):
-    np.testing.assert_allclose(walk.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
-    z_tk = in_training_frame(model, walk.z_tk)
+def test_decoded_means_are_those_of_the_steps(adata, model, trajectory):
+    np.testing.assert_allclose(trajectory.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
+    z_tk = in_training_frame(model, trajectory.z_tk)
     library_t = torch.full((40,), 777.0)
     for batch_as, batch in (("average", None), ("batch_2", 1)):
-        told = walked(adata, model, groups=ENDS, n_steps=40, library=777, batch_as=batch_as)
+        found = interpolated(adata, model, groups=ENDS, n_steps=40, library=777, batch_as=batch_as)
         batch_t = None if batch is None else torch.full((40,), batch)
         with torch.no_grad():
             expected = model.vae.expected_counts(z_tk, library_t, batch_t).numpy()
-        np.testing.assert_allclose(told.mean_tg, expected, rtol=1e-3)
+        np.testing.assert_allclose(found.mean_tg, expected, rtol=1e-3)
 
 
-def test_bands_hold_the_posterior_of_the_cells_around(adata, model, walk):
-    assert (walk.low_tg <= walk.high_tg).all()
-    assert ((walk.low_tg <= walk.mean_tg) & (walk.mean_tg <= walk.high_tg)).mean() > 0.95
+def test_bands_hold_the_posterior_of_the_cells_around(adata, model, trajectory):
+    assert (trajectory.low_tg <= trajectory.high_tg).all()
+    assert ((trajectory.low_tg <= trajectory.mean_tg) & (trajectory.mean_tg <= trajectory.high_tg)).mean() > 0.95
     var_nk = scvae.embed(adata, model, axes="training", inplace=False).var_nk
     t, noise = 17, torch.Generator().manual_seed(5)
-    sd_k = torch.as_tensor(var_nk[walk.steps.nearest_tj[t]].mean(0)).sqrt()
-    z_sk = in_training_frame(model, walk.z_tk[t : t + 1]) + sd_k * torch.randn(4000, len(sd_k), generator=noise)
+    sd_k = torch.as_tensor(var_nk[trajectory.steps.nearest_tj[t]].mean(0)).sqrt()
+    z_sk = in_training_frame(model, trajectory.z_tk[t : t + 1]) + sd_k * torch.randn(4000, len(sd_k), generator=noise)
     with torch.no_grad():
         mean_sg = model.vae.expected_counts(z_sk, torch.full((4000,), float(model.vae.reference_library)), None)
     low_g, high_g = np.quantile(mean_sg.numpy(), (0.05, 0.95), axis=0)
-    np.testing.assert_allclose(walk.low_tg[t], low_g, atol=0.35 * (high_g - low_g).max())
-    ratio_g = (walk.high_tg[t] - walk.low_tg[t]) / (high_g - low_g)
+    np.testing.assert_allclose(trajectory.low_tg[t], low_g, atol=0.35 * (high_g - low_g).max())
+    ratio_g = (trajectory.high_tg[t] - trajectory.low_tg[t]) / (high_g - low_g)
     assert 0.7 < np.median(ratio_g) < 1.3
 
 
-def test_genes_are_told_in_the_isometric_coordinate(model, walk):
+def test_gene_changes_are_in_the_isometric_coordinate(model, trajectory):
     theta_g = model.vae.decoder.head.log_theta_g.detach().double().exp().numpy()
-    y_tg = 2 * np.sqrt(theta_g) * np.arcsinh(np.sqrt(walk.mean_tg.astype(float) / theta_g))
+    y_tg = 2 * np.sqrt(theta_g) * np.arcsinh(np.sqrt(trajectory.mean_tg.astype(float) / theta_g))
     expected = gene_changes(y_tg)
-    np.testing.assert_allclose(walk.changes.effect_g, expected.effect_g, rtol=1e-6)
-    np.testing.assert_allclose(walk.changes.effect_g, np.ptp(y_tg, axis=0), rtol=1e-6)
-    np.testing.assert_array_equal(walk.changes.direction_g, expected.direction_g)
-    top = walk.top_genes(10)
-    assert (np.diff(walk.changes.effect_g[top]) <= 0).all()
-    assert walk.changes.effect_g[top].min() >= np.delete(walk.changes.effect_g, top).max()
+    np.testing.assert_allclose(trajectory.changes.effect_g, expected.effect_g, rtol=1e-6)
+    np.testing.assert_allclose(trajectory.changes.effect_g, np.ptp(y_tg, axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(trajectory.changes.direction_g, expected.direction_g)
+    top = trajectory.top_genes(10)
+    assert (np.diff(trajectory.changes.effect_g[top]) <= 0).all()
+    assert trajectory.changes.effect_g[top].min() >= np.delete(trajectory.changes.effect_g, top).max()
 
 
-def test_walk_follows_the_true_differentiation():
+def test_trajectory_follows_the_true_differentiation():
     adata, model = learned(n_branches=1)
-    walk = walked(adata, model, groups=ENDS)
-    near = ~np.isnan(walk.pseudotime_n)
+    trajectory = interpolated(adata, model, groups=ENDS)
+    near = ~np.isnan(trajectory.pseudotime_n)
     assert near.mean() > 0.25
     true = adata.obs["true_pseudotime"].to_numpy()
-    # Not a rank correlation: half of the cells near the walk lie beyond its ends, at exactly 0 or 1.
-    assert np.corrcoef(walk.pseudotime_n[near], true[near])[0, 1] > 0.95
+    # Not a rank correlation: half of the cells near the trajectory lie beyond its ends, at exactly 0 or 1.
+    assert np.corrcoef(trajectory.pseudotime_n[near], true[near])[0, 1] > 0.95
     rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
     names = {gene: i for i, gene in enumerate(adata.var_names)}
-    top = walk.top_genes(10)
-    agree = [(walk.mean_tg[-1, g] > walk.mean_tg[0, g]) == (rising[names[walk.genes[g]]] > 1) for g in top]
+    top = trajectory.top_genes(10)
+    agree = [
+        (trajectory.mean_tg[-1, g] > trajectory.mean_tg[0, g]) == (rising[names[trajectory.genes[g]]] > 1) for g in top
+    ]
     assert all(agree)
 
 
@@ -254,7 +266,7 @@ def test_a_bundle_joins_cells_of_both_populations(adata, model, bundle):
         assert set(adata.obs["cell_type"].iloc[distance_pn.argmin(1)]) == {group}
 
 
-def test_the_walk_of_a_bundle_is_its_medoid(model, bundle):
+def test_the_trajectory_of_a_bundle_is_its_medoid(model, bundle):
     with torch.no_grad():
         y_ptg = [Geometry(model.vae).coordinates(in_training_frame(model, z_tk)) for z_tk in bundle.bundle_ptk]
     apart = np.asarray([[float((a - b).norm(dim=1).sum()) for b in y_ptg] for a in y_ptg])
@@ -276,26 +288,26 @@ def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
 # --- time points ------------------------------------------------------------------------------------------------------
 
 
-def test_numbers_are_walked_through_by_value(adata, model):
+def test_numbers_are_passed_by_value(adata, model):
     cells = adata.copy()
     cells.obs["day"] = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).map({0: 2.0, 1: 10.0, 2: 100.0})
-    walk = walked(cells, model, groupby=None, time_key="day")
-    assert walk.labels == ("2.0", "10.0", "100.0")
-    assert walk.options.name == "2.0_to_10.0_to_100.0"
-    assert walk.steps.groups_passed()[0] == "2.0"
-    assert walk.steps.groups_passed()[-1] == "100.0"
-    told = walked(cells, model, groupby="cell_type", time_key="day")
-    assert set(told.steps.groups_passed()) <= set(adata.obs["cell_type"])
+    trajectory = interpolated(cells, model, groupby=None, time_key="day")
+    assert trajectory.labels == ("2", "10", "100")
+    assert trajectory.name == "2_to_10_to_100"
+    assert trajectory.steps.groups_passed()[0] == "2"
+    assert trajectory.steps.groups_passed()[-1] == "100"
+    found = interpolated(cells, model, groupby="cell_type", time_key="day")
+    assert set(found.steps.groups_passed()) <= set(adata.obs["cell_type"])
 
 
-def test_categories_are_walked_through_in_their_order(adata, model):
+def test_categories_are_passed_in_their_order(adata, model):
     cells = adata.copy()
     third = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).astype(int)
     cells.obs["stage"] = pd.Categorical.from_codes(third, ["old", "late", "new"], ordered=True).add_categories("never")
-    assert walked(cells, model, groupby=None, time_key="stage").labels == ("old", "late", "new")
+    assert interpolated(cells, model, groupby=None, time_key="stage").labels == ("old", "late", "new")
     cells.obs["stage"] = cells.obs["stage"].cat.as_unordered()
     with pytest.raises(DataError, match=r"obs\['stage'\] has no order") as caught:
-        walked(cells, model, groupby=None, time_key="stage")
+        interpolated(cells, model, groupby=None, time_key="stage")
     assert "ordered categorical" in caught.value.hint
 
 
@@ -310,16 +322,16 @@ def test_many_time_points_make_a_short_name():
 def test_paths_that_go_nowhere_are_refused(adata, model):
     for groups in (["stem"], ["stem", "stem"]):
         with pytest.raises(ConfigError):
-            walked(adata, model, groups=groups)
+            interpolated(adata, model, groups=groups)
     with pytest.raises(DataError, match="no cells with"):
-        walked(adata, model, groups=["stem", "nowhere"])
+        interpolated(adata, model, groups=["stem", "nowhere"])
     with pytest.raises(DataError, match="no cell called"):
-        walked(adata, model, cells=["x", "y"])
+        interpolated(adata, model, cells=["x", "y"])
     with pytest.raises(DataError, match="is a single cell"):
-        walked(adata, model, groupby=None, cells=list(adata.obs_names[:2]), couple="ot")
+        interpolated(adata, model, groupby=None, cells=list(adata.obs_names[:2]), couple="ot")
     twins = ad.concat([adata[:20], adata[:1]], index_unique="-", keys=["a", "b"])
-    with pytest.raises(DataError, match="at the same place"):
-        walked(twins, model, groupby=None, cells=[twins.obs_names[0], twins.obs_names[-1]])
+    with pytest.raises(DataError, match="have the same position"):
+        interpolated(twins, model, groupby=None, cells=[twins.obs_names[0], twins.obs_names[-1]])
 
 
 @pytest.mark.parametrize(
@@ -329,14 +341,14 @@ def test_paths_that_go_nowhere_are_refused(adata, model):
 def test_options_that_cannot_be_meant(field, value):
     option = {"n_steps": "steps", "n_paths": "paths"}.get(field, field)
     with pytest.raises(ConfigError, match=f"--{option} is {value!r}"):
-        PathOptions(name="x", **{field: value})
+        InterpolateOptions(cells=("a", "b"), **{field: value})
 
 
 # --- slots ------------------------------------------------------------------------------------------------------------
 
 
 def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
-    """The cells after a walk was written into them, having been through a file."""
+    """The cells with a written trajectory, after a round trip through a file."""
     cells, path = adata.copy(), tmp_path / "cells.h5ad"
     if file:
         cells.write_h5ad(path)
@@ -349,31 +361,31 @@ def written(adata, model, tmp_path, *, file: bool, **options) -> ad.AnnData:
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
 @pytest.mark.parametrize("couple", ["none", "ot"])
-def test_slots_hold_the_walk(adata, model, walk, bundle, tmp_path, file, couple):
-    result = walk if couple == "none" else bundle
-    options = {"groupby": "cell_type", "groups": ENDS, "couple": couple, "name": "my walk"}
+def test_slots_hold_the_trajectory(adata, model, trajectory, bundle, tmp_path, file, couple):
+    result = trajectory if couple == "none" else bundle
+    options = {"groupby": "cell_type", "groups": ENDS, "couple": couple, "name": "my path"}
     n_steps = len(result.z_tk)
     cells = written(adata, model, tmp_path, file=file, **options, n_steps=n_steps, n_paths=12)
     for key, value in (("", result.mean_tg), ("_low", result.low_tg), ("_high", result.high_tg)):
-        np.testing.assert_allclose(cells.varm[f"scvae_path_my_walk{key}"], value.T, rtol=1e-5)
-    np.testing.assert_allclose(cells.obs["scvae_pseudotime_my_walk"], result.pseudotime_n, atol=1e-5)
-    told = cells.uns["scvae"]["paths"]["my_walk"]
-    assert told["name"] == "my walk"
-    assert (told["kind"], told["endpoint"], told["couple"]) == ("geodesic", "density", couple)
-    assert list(told["waypoints"]) == ENDS
-    assert told["length"] == pytest.approx(result.steps.length, rel=1e-5)
-    np.testing.assert_allclose(told["latent"], result.z_tk, atol=1e-5)
-    np.testing.assert_allclose(told["speed"], result.steps.speed_t, rtol=1e-4)
-    np.testing.assert_allclose(told["off_manifold"], result.steps.off_manifold_t, atol=1e-5)
-    np.testing.assert_array_equal(told["nearest_cells"], result.nearest_names_tj)
-    np.testing.assert_array_equal(told["nearest_group"], result.steps.group_t)
-    np.testing.assert_array_equal(told["genes"]["names"], result.genes)
-    np.testing.assert_array_equal(told["genes"]["direction"], result.changes.direction_g)
-    np.testing.assert_array_equal(told["genes"]["switch_step"], result.changes.switch_g)
-    np.testing.assert_allclose(told["genes"]["net"], result.changes.net_g, rtol=1e-4, atol=1e-5)
-    assert ("bundle" in told) == (couple == "ot")
+        np.testing.assert_allclose(cells.varm[f"scvae_path_my_path{key}"], value.T, rtol=1e-5)
+    np.testing.assert_allclose(cells.obs["scvae_pseudotime_my_path"], result.pseudotime_n, atol=1e-5)
+    found = cells.uns["scvae"]["paths"]["my_path"]
+    assert found["name"] == "my path"
+    assert (found["kind"], found["endpoint"], found["couple"]) == ("geodesic", "density", couple)
+    assert list(found["waypoints"]) == ENDS
+    assert found["length"] == pytest.approx(result.steps.length, rel=1e-5)
+    np.testing.assert_allclose(found["latent"], result.z_tk, atol=1e-5)
+    np.testing.assert_allclose(found["speed"], result.steps.speed_t, rtol=1e-4)
+    np.testing.assert_allclose(found["off_manifold"], result.steps.off_manifold_t, atol=1e-5)
+    np.testing.assert_array_equal(found["nearest_cells"], result.nearest_names_tj)
+    np.testing.assert_array_equal(found["nearest_group"], result.steps.group_t)
+    np.testing.assert_array_equal(found["genes"]["names"], result.genes)
+    np.testing.assert_array_equal(found["genes"]["direction"], result.changes.direction_g)
+    np.testing.assert_array_equal(found["genes"]["switch_step"], result.changes.switch_g)
+    np.testing.assert_allclose(found["genes"]["net"], result.changes.net_g, rtol=1e-4, atol=1e-5)
+    assert ("bundle" in found) == (couple == "ot")
     if couple == "ot":
-        np.testing.assert_allclose(told["bundle"], result.bundle_ptk, atol=1e-5)
+        np.testing.assert_allclose(found["bundle"], result.bundle_ptk, atol=1e-5)
 
 
 def test_genes_outside_the_model_are_nan(adata, model, tmp_path):

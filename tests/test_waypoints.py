@@ -1,4 +1,4 @@
-"""Where a population stands, and which cells optimal transport pairs.
+"""The position of a population, and the cells that optimal transport pairs.
 
 Shapes: n cells, k latent dimensions, p paths.
 """
@@ -13,8 +13,8 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 
 from scvae_cli.latent.populations import Population, core, densest
-from scvae_cli.tools.trajectory import waypoints as room
-from scvae_cli.tools.trajectory.waypoints import coupled, places
+from scvae_cli.tools.trajectory import waypoints
+from scvae_cli.tools.trajectory.waypoints import coupled, positions
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +44,12 @@ def test_a_small_population_stands_among_its_own(border):
     assert chosen in core(graph, small)
     shares = np.asarray([share(cell) for cell in small])
     np.testing.assert_array_equal(core(graph, small), small[shares >= 0.9 * shares.max()])
-    # Of the core it is the densest place.
+    # It is the densest position of the core.
     inner = core(graph, small)
     assert chosen == inner[int(density.log_prob(points(x_nk[inner])).argmax())]
 
 
-def test_a_large_population_stands_at_its_densest_place(border):
+def test_the_position_of_a_large_population_is_its_densest_one(border):
     graph, density, _, x_nk = border
     assert np.linalg.norm(x_nk[densest(graph, density, np.arange(600))]) < 0.5
 
@@ -76,15 +76,15 @@ def test_one_cell_is_its_own_core(border):
 def test_ends_are_cells_or_means(border):
     graph, density, small, x_nk = border
     route = [group("large", np.arange(600)), group("one", [3]), group("small", small)]
-    dense = places(graph, density, points(x_nk), route, "density")
-    assert dense.ends_pwk.shape == (1, 3, 2)
+    dense = positions(graph, density, points(x_nk), route, "density")
+    assert dense.z_pwk.shape == (1, 3, 2)
     expected = [densest(graph, density, np.arange(600)), 3, densest(graph, density, small)]
     assert dense.nodes_pw.tolist() == [expected]
-    np.testing.assert_allclose(dense.ends_pwk[0], x_nk[expected], rtol=1e-5)
-    mean = places(graph, density, points(x_nk), route, "centroid")
-    np.testing.assert_allclose(mean.ends_pwk[0, 0], x_nk[:600].mean(0), atol=1e-5)
-    np.testing.assert_allclose(mean.ends_pwk[0, 1], x_nk[3], rtol=1e-5)
-    np.testing.assert_allclose(mean.ends_pwk[0, 2], x_nk[small].mean(0), atol=1e-5)
+    np.testing.assert_allclose(dense.z_pwk[0], x_nk[expected], rtol=1e-5)
+    mean = positions(graph, density, points(x_nk), route, "centroid")
+    np.testing.assert_allclose(mean.z_pwk[0, 0], x_nk[:600].mean(0), atol=1e-5)
+    np.testing.assert_allclose(mean.z_pwk[0, 1], x_nk[3], rtol=1e-5)
+    np.testing.assert_allclose(mean.z_pwk[0, 2], x_nk[small].mean(0), atol=1e-5)
     to_mean = np.linalg.norm(x_nk - x_nk[small].mean(0), axis=1)
     assert mean.nodes_pw[0, 2] == to_mean.argmin()
 
@@ -104,23 +104,23 @@ def pairs_of(n_start: int, n_end: int, *, n_paths: int, seed: int = 0):
     x_nk = np.vstack([clusters([[0.0, 0]], n_start, 1.0), clusters([[6.0, 1]], n_end, 1.0, seed=1)])
     graph, density = graph_of(x_nk), density_of(x_nk)
     start, end = group("a", np.arange(n_start)), group("b", np.arange(n_start, n_start + n_end))
-    single = places(graph, density, points(x_nk), [start, group("via", [3]), end], "density")
+    single = positions(graph, density, points(x_nk), [start, group("via", [3]), end], "density")
     drawn = coupled(graph, flat(), single, start, end, n_paths=n_paths, seed=seed)
     return x_nk, drawn, single, 100 * cdist(x_nk[:n_start], x_nk[n_start:]) ** 2
 
 
 def test_equal_populations_are_paired_at_least_cost():
     x_nk, drawn, single, cost = pairs_of(40, 40, n_paths=40)
-    assert drawn.ends_pwk.shape == (40, 3, 2)
+    assert drawn.z_pwk.shape == (40, 3, 2)
     starts, ends = drawn.nodes_pw[:, 0], drawn.nodes_pw[:, -1]
     assert sorted(starts) == list(range(40))
     assert sorted(ends) == list(range(40, 80))
     least = cost[linear_sum_assignment(cost)].sum()
     assert cost[starts, ends - 40].sum() == pytest.approx(least, rel=1e-4)
-    np.testing.assert_allclose(drawn.ends_pwk[:, 0], x_nk[starts], rtol=1e-5)
-    np.testing.assert_allclose(drawn.ends_pwk[:, -1], x_nk[ends], rtol=1e-5)
+    np.testing.assert_allclose(drawn.z_pwk[:, 0], x_nk[starts], rtol=1e-5)
+    np.testing.assert_allclose(drawn.z_pwk[:, -1], x_nk[ends], rtol=1e-5)
     assert (drawn.nodes_pw[:, 1] == single.nodes_pw[0, 1]).all()
-    assert (drawn.ends_pwk[:, 1] == single.ends_pwk[0, 1]).all()
+    assert (drawn.z_pwk[:, 1] == single.z_pwk[0, 1]).all()
 
 
 def test_pairs_repeat_with_the_seed_and_only_when_they_must():
@@ -134,7 +134,7 @@ def test_pairs_repeat_with_the_seed_and_only_when_they_must():
 
 
 def test_very_many_cells_are_paired_in_part(monkeypatch):
-    monkeypatch.setattr(room, "_COUPLED_CELLS", 20)
+    monkeypatch.setattr(waypoints, "_COUPLED_CELLS", 20)
     drawn = pairs_of(100, 60, n_paths=20)[1]
     assert len(set(drawn.nodes_pw[:, 0])) == len(set(drawn.nodes_pw[:, -1])) == 20
-    assert torch.as_tensor(drawn.ends_pwk).isfinite().all()
+    assert torch.as_tensor(drawn.z_pwk).isfinite().all()

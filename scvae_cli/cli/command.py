@@ -29,7 +29,8 @@ def command_of(verb: Verb) -> Callable[..., None]:
         with importing():
             from scvae_cli.question import perform
         given = {"config": config} | flags
-        outcome = perform(Request(verb=verb, data=data, model=model, options=options, flags=given), console)
+        request = Request(verb=verb, data=data, model=model, options=options, flags=given, reported=True)
+        outcome = perform(request, console)
         report = outcome.report()
         console.result(report.facts, report.text)
         for warning in outcome.warnings:
@@ -165,7 +166,7 @@ def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 def _number(declared: Declared, text: str) -> Any:
     """The number that a text spells, for an option that takes one; any other text is left to the check."""
     for kind in (int, float):
-        if kind in declared.alternatives and str not in declared.alternatives:
+        if kind in declared.alternatives and (str not in declared.alternatives or declared.choices):
             with contextlib.suppress(ValueError):
                 return kind(text)
     return text

@@ -1,7 +1,8 @@
-"""Putting a file in place whole or not at all.
+"""Writing a file completely or not at all.
 
-A sibling is written, synced, and renamed over the target, so a crash at any moment leaves the old file or the new
-one. What a killed process left behind is removed by the next write to the same target.
+A temporary file next to the target is written, synced, and renamed to the target. After a crash at any moment, the
+target is therefore either the old or the new file. The next write to the same target removes the temporary files of
+killed processes.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from pathlib import Path
 
 from scvae_cli.errors import DataError, ScvaeError
 
-# What changes when a file is edited or replaced: inode, size and time of modification.
+# Inode, size and modification time, which change when a file is edited or replaced.
 Fingerprint = tuple[int, int, int]
 
-# linux/fs.h: share the source's blocks instead of copying them, where the file system can.
+# From linux/fs.h: share the blocks of the source instead of copying them, if the file system supports this.
 _FICLONE = 0x40049409
 
 
 @contextlib.contextmanager
 def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint | None = None) -> Iterator[Path]:
-    """Yield a temporary sibling of `target` that takes its place when the block ends well.
+    """Context manager that yields a temporary path and renames it to `target` if the `with` block raises no error.
 
     Parameters
     ----------
     target
-        Where the result goes; a symbolic link keeps pointing at the same place.
+        File to write. If it is a symbolic link, the file to which it points is written.
     copy_of
-        A file the sibling starts as a copy of. If that file changes in the meantime, nothing is put in place.
+        File that is copied to the temporary path first. If it changes in the meantime, the target is not written.
     read_as
-        What `copy_of` was when it was read, if that was before; now by default.
+        Fingerprint of `copy_of` when it was read; by default its current fingerprint.
 
     Raises
     ------
     DataError
-        When the folder cannot be written to, the disk is full, or `copy_of` changed under the hands.
+        If the folder cannot be written to, the disk is full, or another program changed `copy_of`.
     """
     target = target.resolve()
     check_writable(target)
@@ -70,71 +71,74 @@ def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint
 
 
 def write_error(target: Path, error: OSError) -> ScvaeError:
-    """Say in one line why a file could not be written."""
-    # HDF5 hides the system's reason inside its own text and leaves errno unset.
+    """Return an error that explains why a file could not be written."""
+    # HDF5 includes the reason of the operating system in its message and does not set errno.
     text = str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
         return DataError(
             f"no room to write {target}: the disk (or your quota) is full; nothing was changed",
-            "free some space, or name an output on another disk",
+            "free some space, or choose an output file on another disk",
         )
     reason = error.strerror or text.splitlines()[0]
     return DataError(
-        f"cannot write {target}: {reason}; nothing was changed", "check the folder, or name another output"
+        f"cannot write {target}: {reason}; nothing was changed", "check the folder, or choose another output file"
     )
 
 
 def check_new_file(target: Path, *, force: bool) -> None:
-    """Refuse an output that exists, or that is not an .h5ad by name."""
-    if target.suffix != ".h5ad":
-        raise DataError(f"{target} does not end in .h5ad", "results are written as .h5ad")
-    if target.is_dir():
-        raise DataError(f"{target} is a folder, not a file", "name a file")
-    if target.exists() and not force:
-        raise DataError(f"{target} exists", "use --force to replace it, or another name")
-
-
-def check_writable(target: Path) -> None:
-    """Refuse early what would fail, or be rude, late.
+    """Check that an output file does not exist and that its name ends in .h5ad.
 
     Raises
     ------
     DataError
-        For a missing or read-only folder, a directory in the way, or a file marked read-only.
+        If its name does not end in .h5ad, or it is a folder, or it exists and `force` is False.
+    """
+    if target.suffix != ".h5ad":
+        raise DataError(f"{target} does not end in .h5ad", "choose a name that ends in .h5ad")
+    if target.is_dir():
+        raise DataError(f"{target} is a folder, not a file", "choose the name of a file")
+    if target.exists() and not force:
+        raise DataError(f"{target} exists", "use --force to replace it, or choose another name")
+
+
+def check_writable(target: Path) -> None:
+    """Check before a computation that a file can be written.
+
+    Raises
+    ------
+    DataError
+        If the folder does not exist or is read-only, the target is a folder, or the file is read-only.
     """
     target = target.resolve()
     folder = target.parent
     if not folder.is_dir():
-        raise DataError(f"{folder} is not a folder", "make it first, or name an output elsewhere")
+        raise DataError(f"{folder} is not a folder", "create it first, or choose another output file")
     if target.is_dir():
-        raise DataError(f"{target} is a folder, not a file", "name a file")
+        raise DataError(f"{target} is a folder, not a file", "choose the name of a file")
     if not may_write(folder):
-        raise DataError(f"{folder} is read-only", "name an output in another folder")
+        raise DataError(f"{folder} is read-only", "choose an output file in another folder")
     if target.exists() and not may_write(target):
-        raise DataError(f"{target} is read-only", f"chmod u+w {target.name}, or name another output")
+        raise DataError(f"{target} is read-only", f"run chmod u+w {target.name}, or choose another output file")
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be changed.
-
-    The superuser may change anything; what its owner made read-only is left alone all the same.
-    """
+    """Whether a file or folder may be changed; read-only files are not changed even by the superuser."""
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """What tells this state of a file from another."""
+    """Return the inode, size and modification time of a file, which identify its current state."""
     status = path.stat()
     return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def sibling_of(target: Path) -> Path:
-    """The temporary name beside `target` that this process writes under."""
+    """Return the temporary path next to `target` to which this process writes."""
     return target.parent / f"{_prefix(target)}{os.getpid()}.tmp"
 
 
 def remove_orphans(target: Path) -> None:
-    """Remove what killed processes of this machine left under `sibling_of(target)`, files or folders."""
+    """Remove temporary files and folders for `target` that killed processes on this machine left behind."""
     prefix = _prefix(target)
     for path in target.parent.glob(f"{glob.escape(prefix)}*.tmp"):
         pid = path.name[len(prefix) : -len(".tmp")]
@@ -169,7 +173,7 @@ def _clone(source: Path, copy: Path) -> None:
 
 
 def _keep_owner(copy: Path, of: Path) -> None:
-    """Ownership stays with who had it, where that is allowed: only the superuser may give a file away."""
+    """Keep the owner of the original file; only the superuser may do this, so a lack of permission is ignored."""
     status = of.stat()
     with contextlib.suppress(PermissionError):
         os.chown(copy, status.st_uid, status.st_gid)

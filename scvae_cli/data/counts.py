@@ -1,6 +1,6 @@
-"""Raw counts as the rest of the house knows them, and the checks that make them trustworthy.
+"""The class that holds raw counts, and checks that values are raw counts.
 
-Real numbers, for a model with a normal likelihood, travel in the same carrier and say so (`real`).
+Real numbers, for a model with a normal likelihood, are held in the same class and marked (`real`).
 
 Shapes: n cells, g genes.
 """
@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
-# Of a large matrix, so many cells or values are looked at together: what is needed for that stays small.
+# Number of cells or values of a large matrix that are processed at once, which limits the memory needed.
 _CELLS_AT_ONCE = 4096
 _VALUES_AT_ONCE = 1 << 20
 
-# What raw counts never are.
+# Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
     ("an infinite value", np.isinf),
@@ -31,7 +32,7 @@ _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("a negative value ({})", lambda values: values < 0)
 ]
-# What no real number may be: the house computes in float32.
+# Values that are invalid for real numbers; scvae computes in float32.
 _LARGEST = float(np.finfo(np.float32).max)
 _FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     *_FAULTS[:2],
@@ -46,15 +47,15 @@ class Counts:
     Parameters
     ----------
     matrix
-        CSR, float32, holding non-negative integers (real numbers: any that are finite); explicit zeros removed.
+        CSR, float32, with non-negative integers (for real numbers: finite values), without explicit zeros.
     cell_names, gene_names
         n and g strings.
     source
-        The matrix they were read from: "X", "raw" or 'layers["NAME"]'.
+        Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     batch
-        n strings naming each cell's batch, or None.
+        Name of each cell's batch, n strings, or None.
     real
-        Whether the values are real numbers, whatever they look like: these have no depth, and no cell is empty.
+        Whether the values are treated as real numbers, which have no library size; no cell is then empty.
     """
 
     matrix: sp.csr_matrix
@@ -76,21 +77,21 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Counts per cell over these genes, shape (n,), float64; of real numbers 1."""
+        """Library size of each cell over these genes, shape (n,), float64; 1 for real numbers."""
         if self.real:
             return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
 
     @property
     def filled(self) -> np.ndarray:
-        """Which cells have counts, shape (n,), bool; of real numbers all."""
+        """Mask of the cells that have counts, shape (n,), bool; all cells for real numbers."""
         if self.real:
             return np.ones(self.n_cells, dtype=bool)
         filled: np.ndarray = np.diff(self.matrix.indptr) > 0
         return filled
 
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
-        """In how many cells (or how many of some cells, by index) each gene is seen, shape (g,)."""
+        """Return the number of cells (or of some cells, given by index) that express each gene, shape (g,)."""
         cells = np.arange(self.n_cells) if cells is None else cells
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for start in range(0, len(cells), _CELLS_AT_ONCE):
@@ -99,7 +100,7 @@ class Counts:
         return seen_in_g
 
     def cells(self, rows: np.ndarray) -> Counts:
-        """The counts of some cells, by index or mask."""
+        """Return the counts of some cells, given by index or mask."""
         return replace(
             self,
             matrix=self.matrix[rows],
@@ -108,7 +109,7 @@ class Counts:
         )
 
     def filled_cells(self) -> Counts:
-        """The counts of the cells that have some; as empty cells hold no values, none is copied."""
+        """Return the counts of the cells that have counts, without copying values."""
         filled, old = self.filled, self.matrix
         parts = (old.data, old.indices, np.append(old.indptr[:-1][filled], old.indptr[-1]))
         return replace(
@@ -119,7 +120,7 @@ class Counts:
         )
 
     def genes(self, columns: np.ndarray) -> Counts:
-        """The counts of some genes, by index, in that order; all genes in the order they have are not copied."""
+        """Return the counts of some genes, given by index, in that order; no copy is made if they are all genes."""
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
         return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
@@ -128,15 +129,15 @@ class Counts:
 def read_counts(
     store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
 ) -> Counts:
-    """Read the raw counts of a store, or real numbers.
+    """Read the raw counts or the real numbers of a store.
 
-    Without `layer`, the first matrix that holds non-negative integers is taken: `layers["counts"]`, X, raw (from raw
-    only genes that are in var_names). Of real numbers it is X, whatever else there is.
+    Without `layer`, the first matrix of `layers["counts"]`, X and raw that contains only non-negative integers is used
+    (from raw only the genes in var_names). For real numbers, X is always used.
 
     Raises
     ------
     DataError
-        When there are no cells or genes, gene or cell names repeat, or no matrix holds such values.
+        If there are no cells or genes, if gene or cell names are not unique, or if no matrix has such values.
     """
     check_shape(store)
     duplicate = first_duplicate(store.gene_names)
@@ -173,12 +174,12 @@ def read_counts(
 
 
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
-    """The matrices to try for raw counts, in order; of real numbers only X.
+    """Return the names of the matrices that may contain raw counts, in the order they are tried; X for real numbers.
 
     Raises
     ------
     DataError
-        For a layer that is not there, or when there is no matrix at all.
+        If the layer does not exist, or there is no matrix.
     """
     if layer is not None:
         if layer not in store.layer_keys:
@@ -195,7 +196,7 @@ def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = Fals
 
 
 def check_shape(store: CellStore) -> None:
-    """Refuse a matrix in which nothing can be learned."""
+    """Check that there are cells and genes, and raise a DataError if not."""
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
         raise DataError(
@@ -204,7 +205,7 @@ def check_shape(store: CellStore) -> None:
 
 
 def first_duplicate(names: np.ndarray) -> str | None:
-    """The first name that occurs twice, or None."""
+    """Return the first name that occurs twice, or None."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -214,18 +215,18 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
-    """The batch of every cell, as n strings.
+    """Read the batch of every cell, as n strings.
 
     Raises
     ------
     DataError
-        For a column that is not there or has missing values.
+        If the column does not exist or has missing values.
     """
     return read_labels(store, batch_key, purpose="--batch-key")
 
 
 def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
-    """A categorical column of obs as n strings, refusing missing values."""
+    """Read a categorical column of obs as n strings; missing values raise a DataError."""
     column = obs_values(store, key, purpose=purpose)
     missing = is_missing(column)
     if missing.any():
@@ -234,21 +235,28 @@ def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
             f"{store.title}: obs[{key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
             f'drop them: adata[adata.obs["{key}"].notna()], or fill them in',
         )
-    return np.asarray([str(value) for value in column], dtype=object)
+    return labels_of(column)
 
 
 def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
-    """A column of obs, or a DataError that names those that fit; measurements only where they would do."""
+    """Read a column of obs; if it does not exist, raise a DataError that lists columns (numeric ones if `measured`)."""
     if key not in store.obs_keys:
-        names = [name for name in store.obs_keys if measured or store.obs_column(name).dtype.kind != "f"]
+        names = [name for name in store.obs_keys if _could_name_groups(store, name, measured=measured)]
         known = ", ".join(names) or "none"
         raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
     return store.obs_column(key)
 
 
+def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
+    try:
+        return not are_measurements(store.obs_column(key)) or measured
+    except DataError:  # a column that cannot be read, or shares its name with another
+        return False
+
+
 def is_missing(values: np.ndarray) -> np.ndarray:
-    """Mask of the values that are None, NaN or pandas' NA."""
-    # Here, not above: pandas takes time to import, and a training without batches does without.
+    """Return a mask of the values that are None, NaN or pandas' NA."""
+    # Imported only here, because pandas is slow to import and a training without batches does not need it.
     import pandas as pd
 
     missing: np.ndarray = pd.isna(values)
@@ -256,12 +264,13 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
-    """Say why values are not raw counts, or not even real numbers.
+    """Find the first value that is not a raw count (or, with `real`, not a valid real number).
 
     Returns
     -------
-    None when they are finite non-negative integers (real: finite), else the reason and the position of the first
-    offender.
+    tuple or None
+        None if all values are finite non-negative integers (with `real`: finite), and otherwise the reason and the
+        index of the first invalid value.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -282,7 +291,7 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
 
 
 def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np.ndarray] | str:
-    """A whole matrix as CSR with its gene names, or why it holds no raw counts (or no real numbers)."""
+    """Read a whole matrix as CSR with its gene names, or return why it has no raw counts (or no real numbers)."""
     genes = store.matrix_genes(name)
     columns: np.ndarray | None = None
     if name == "raw":
@@ -312,9 +321,9 @@ def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
-    """The same in float32, every place stored once and in order, without zeros: a copy, unless it is all that already.
+    """Convert a block to float32 in canonical format without zeros; it is copied only if necessary.
 
-    Places that a file stores twice are added up, as scipy and anndata read them.
+    Values that a file stores twice for the same position are added, as scipy and anndata do.
     """
     no_zeros = np.count_nonzero(block.data) == len(block.data) == block.nnz
     if block.dtype == np.float32 and no_zeros and block.has_canonical_format:

@@ -1,4 +1,4 @@
-"""Any input to a place cells live: .h5ad files, 10x Genomics .h5 files and mtx folders, AnnData in memory."""
+"""Opening all supported inputs: .h5ad files, 10x Genomics .h5 files and mtx folders, and AnnData in memory."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
 
 
 class ForeignFile(AnnDataStore):
-    """Cells read from a format that cannot hold results; they are written to an .h5ad of their own."""
+    """Cells from a format that cannot store results; cells and results are written to a new .h5ad file."""
 
     def __init__(self, adata: AnnData, path: Path) -> None:
         super().__init__(adata, title=path.name)
         self.path = path
 
-    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # nothing of the user's is in the way
-        """Refuse early what `write` would refuse late."""
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has it
+        """Check before a computation that `write` will be possible."""
         if output is None:
             raise ConfigError(f"{self.path} is not an .h5ad, so results cannot go back into it", "use -o OUT.h5ad")
         check_new_file(output, force=force)
         check_writable(output)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
-        """Write cells and results to `output`, whole or not at all."""
+        """Write cells and results to `output`, completely or not at all."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         assert output is not None, "it was just checked"
         self.put(slots)
@@ -44,17 +44,17 @@ class ForeignFile(AnnDataStore):
 
 
 def open_store(data: AnnData | Path | str) -> CellStore:
-    """Open whatever holds cells.
+    """Open data in any supported format.
 
     Parameters
     ----------
     data
-        An AnnData, or the path of an .h5ad, a 10x .h5, or a 10x mtx folder.
+        An AnnData, or the path of an .h5ad file, a 10x .h5 file, or a 10x mtx folder.
 
     Raises
     ------
     DataError
-        When there is nothing there, or nothing scvae can read.
+        If the path does not exist, or scvae cannot read it.
     """
     if not isinstance(data, str | Path):
         return AnnDataStore(data)
@@ -68,16 +68,16 @@ def open_store(data: AnnData | Path | str) -> CellStore:
 
 def _read_10x_folder(path: Path) -> AnnData:
     if path.suffix == ".scvae" or (path / "weights.safetensors").exists():
-        raise DataError(f"{path} is a model folder, not data", "the data comes first, the model with -m")
+        raise DataError(f"{path} is a model folder, not data", "give the data as the argument, and the model with -m")
     names = ("matrix.mtx", "matrix.mtx.gz")
     if not any((path / name).exists() for name in names):
-        raise DataError(f"{path} is a folder without a matrix.mtx", "name an .h5ad file, a 10x .h5 or a 10x mtx folder")
+        raise DataError(f"{path} is a folder without a matrix.mtx", "use an .h5ad file, a 10x .h5 or a 10x mtx folder")
     try:
         return _unique_genes(read_tenx_folder(path))
-    except Exception as error:  # whatever a half-written folder makes the parsers raise
+    except Exception as error:  # parsers raise various errors for incomplete folders
         raise DataError(
             f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}",
-            "it holds matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
+            "the folder must have matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
         ) from error
 
 
@@ -90,7 +90,7 @@ def _read_10x_h5(path: Path) -> AnnData:
         return _unique_genes(sc.read_10x_h5(path))
     except Exception as error:  # as above
         raise DataError(
-            f"{path} cannot be read as a 10x .h5: {_first_line(error)}", "it should be as Cell Ranger writes it"
+            f"{path} cannot be read as a 10x .h5: {_first_line(error)}", "use a file written by Cell Ranger"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _unique_genes(adata: Any) -> AnnData:
-    # 10x names genes by symbol, and a few symbols stand for two genes; scanpy's readers leave that to the user.
+    # 10x names genes by their symbols, and a few symbols belong to two genes. scanpy's readers do not make them unique.
     adata.var_names_make_unique()
     result: AnnData = adata
     return result

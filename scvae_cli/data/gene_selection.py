@@ -1,4 +1,4 @@
-"""Which genes are modelled, and finding a model's genes in other data.
+"""Selection of the genes to model, and matching of a model's genes to other data.
 
 Shapes: n cells, g genes.
 """
@@ -14,19 +14,22 @@ import scipy.sparse as sp
 
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
 
-# A gene seen in fewer training cells than this says nothing that could be learned.
+# A gene that is expressed in fewer training cells than this carries no information that a model could learn.
 MIN_CELLS = 3
-# Up to this many expressed genes all are modelled; beyond it the most variable ones.
+# Up to this many expressed genes, all are modeled. If there are more, the most variable ones are.
 MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 
 
-def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tuple[np.ndarray, str]:
-    """Choose the genes to model, looking at the training cells only.
+def select_genes(
+    counts: Counts, training: np.ndarray, config: DataConfig, names: GeneNames | None = None
+) -> tuple[np.ndarray, str]:
+    """Choose the genes to model, based on the training cells only.
 
     Parameters
     ----------
@@ -35,21 +38,24 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
     training
         Indices of the training cells.
     config
-        `genes`, `n_top_genes` and `batch_key` are read.
+        `genes`, `n_top_genes` and `batch_key` are used.
+    names
+        Names by which a gene list may name the genes; None for their ids.
 
     Returns
     -------
-    Column indices in the order of the data, and how they were chosen, in words.
+    tuple
+        Column indices in the order of the data, and a description of how the genes were chosen.
 
     Raises
     ------
     DataError
-        For a gene list that cannot be read or names unknown genes, or fewer than two genes left.
+        If the gene list cannot be read or contains genes that are not in the data, or if fewer than two genes remain.
     """
     if config.genes == "all":
         columns, how = np.arange(counts.n_genes), "all genes"
     elif config.genes is not None:
-        columns, how = _listed(counts, Path(config.genes[1:])), f"the genes listed in {config.genes[1:]}"
+        columns, how = _listed(counts, Path(config.genes[1:]), names), f"the genes listed in {config.genes[1:]}"
     elif counts.real:
         columns, how = _varying(counts, training, config.n_top_genes)
     else:
@@ -72,25 +78,28 @@ def select_genes(counts: Counts, training: np.ndarray, config: DataConfig) -> tu
 def match_genes(
     counts: Counts, genes: Sequence[str], *, max_missing: float, absent_g: np.ndarray | None = None
 ) -> tuple[Counts, list[str]]:
-    """Bring counts into a model's genes, by name; genes the data lacks count zero.
+    """Match counts to the genes of a model by name; genes that are missing in the data get zero counts.
 
     Parameters
     ----------
+    counts
+        n cells with the genes of the data.
     genes
-        The model's genes, in its order.
+        Genes of the model, in the order of the model.
     max_missing
-        Share of them that may be missing.
+        Largest fraction of the model's genes that may be missing in the data.
     absent_g
-        What each gene is given where the data lacks it, instead of zero.
+        Values of genes that are missing in the data, instead of zero, shape (len(genes),).
 
     Returns
     -------
-    The counts, n cells × len(genes), and the names of the missing genes.
+    tuple
+        Counts of n cells × len(genes), and the names of the missing genes.
 
     Raises
     ------
     DataError
-        When more than `max_missing` are missing.
+        If more than `max_missing` of the genes are missing.
     """
     position = {gene: i for i, gene in enumerate(counts.gene_names)}
     columns = np.asarray([position.get(gene, -1) for gene in genes])
@@ -99,13 +108,13 @@ def match_genes(
         shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
             f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown})",
-            "gene names must be of the same kind (symbols or Ensembl ids); --allow-missing-genes counts them as zero",
+            "use the same kind of gene names (symbols or Ensembl ids), or --allow-missing-genes to set them to zero",
         )
     if not missing:
         return counts.genes(columns), missing
     present = np.flatnonzero(columns >= 0)
     found = counts.matrix[:, columns[present]]
-    # A missing gene is a column that nothing is in: what was found only moves to the right.
+    # A missing gene is an empty column, so only the column indices of the other genes change.
     parts = (found.data, present.astype(found.indices.dtype)[found.indices], found.indptr)
     matrix = sp.csr_matrix(parts, shape=(counts.n_cells, len(genes)))
     if absent_g is not None:
@@ -116,7 +125,7 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Features of real numbers that differ between the training cells, or those that differ most, in words."""
+    """Choose features of real numbers that vary between training cells, or the most variable; add a description."""
     _, variance_g = moments(counts.matrix, training)
     columns = np.flatnonzero(variance_g > 0)
     if n_top is None and len(columns) > MAX_ALL_GENES:
@@ -127,16 +136,16 @@ def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[n
     return np.sort(most), f"the {n_top} features of highest variance"
 
 
-def _listed(counts: Counts, path: Path) -> np.ndarray:
+def _listed(counts: Counts, path: Path, names: GeneNames | None) -> np.ndarray:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"cannot read the gene list {path}", "--genes @FILE takes a text file, one gene a line"
+            f"cannot read the gene list {path}", "use --genes @FILE with a text file that has one gene per line"
         ) from error
-    wanted = {line.strip() for line in lines if line.strip()}
-    unknown = sorted(wanted - set(counts.gene_names))
-    if unknown:
-        shown = ", ".join(unknown[:5]) + (", ..." if len(unknown) > 5 else "")
-        raise DataError(f"{len(unknown)} gene(s) of {path} are not in the data: {shown}", "gene names are var_names")
+    names = names or GeneNames(ids=tuple(counts.gene_names))
+    try:
+        wanted = set(names.ids_of(line.strip() for line in lines if line.strip()))
+    except DataError as error:
+        raise DataError(f"{path}: {error.message}", error.hint) from None
     return np.flatnonzero([gene in wanted for gene in counts.gene_names])

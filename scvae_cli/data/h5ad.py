@@ -1,7 +1,7 @@
 """Reading an .h5ad file, one element at a time.
 
-Only what a command needs is read: names, one column of obs, one matrix in blocks of rows. A file is opened for each
-read and closed again, so no lock outlives it.
+Only the elements that a command needs are read: names, a column of obs, a matrix in blocks of rows. The file is opened
+for each read and closed afterwards, so that it is not locked in between.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import scipy.sparse as sp
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
+from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
-from scvae_cli.data.store import category_order
+from scvae_cli.data.store import category_order, refuse_twins
 from scvae_cli.errors import DataError
 
 
@@ -30,12 +31,12 @@ class H5adFile:
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
 
     Raises
     ------
     DataError
-        When it is missing, a folder, not HDF5, truncated, or not an AnnData.
+        If the file does not exist, is a folder, is not HDF5, is truncated, or is not an AnnData.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +49,7 @@ class H5adFile:
 
     @property
     def title(self) -> str:
-        """The file's name."""
+        """Name of the file."""
         return self.path.name
 
     @cached_property
@@ -74,43 +75,47 @@ class H5adFile:
 
     @cached_property
     def matrix_names(self) -> list[str]:
-        """Matrices that could hold counts, in the order they are tried."""
+        """Matrices that may contain counts, in the order they are tried."""
         with self._open() as file:
             names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
             names += ["X"] if "X" in file and is_matrix(file["X"]) else []
-            # An absent raw may be there as null.
+            # A missing raw may be stored as null.
             names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
-        """One column of obs as n values."""
-        column = self._obs_column(key)
-        return np.asarray(column, dtype=object) if getattr(column, "dtype", None) == "category" else np.asarray(column)
+        """Read a column of obs as n values."""
+        return values_of(self._column("obs", key))
+
+    def var_column(self, key: str) -> np.ndarray:
+        """Read a column of var as g values."""
+        return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
-        """Categories of an ordered categorical column of obs, in order; None for any other column."""
-        return category_order(self._obs_column(key))
+        """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
+        return category_order(self._column("obs", key))
 
-    def _obs_column(self, key: str) -> Any:
+    def _column(self, group: str, key: str) -> Any:
         with self._open() as file:
-            obs = file["obs"]
-            if isinstance(obs, h5py.Dataset):
-                return _field(obs, key, file.get(f"uns/{key}_categories"))
-            # Until anndata 0.8 categories stood in a group apart: a column alone would then be read as its codes.
-            return self._element(obs)[key] if "__categories" in obs else self._element(obs[key])
+            frame = file[group]
+            refuse_twins(self.title, group, _columns(frame), key)
+            if isinstance(frame, h5py.Dataset):
+                return _field(frame, key, file.get(f"uns/{key}_categories"))
+            # Before anndata 0.8, categories were stored in a separate group; a single column would be read as codes.
+            return self._element(frame)[key] if "__categories" in frame else self._element(frame[key])
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """A dense element of obsm; None where there is none of that name."""
+        """Read a dense element of obsm; None if it does not exist."""
         with self._open() as file:
             element = file.get(f"obsm/{key}")
             return np.asarray(element) if isinstance(element, h5py.Dataset) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Gene names of a matrix's columns."""
+        """Return the gene names of the columns of a matrix."""
         return self._index("raw/var") if name == "raw" else self.gene_names
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        """A matrix as consecutive CSR blocks of rows."""
+        """Read a matrix as consecutive CSR blocks of rows."""
         with self._open() as file:
             item = file[_location(name)]
             expected = (len(self.cell_names), len(self.matrix_genes(name)))
@@ -122,7 +127,7 @@ class H5adFile:
             yield from row_blocks(item, self.title)
 
     def existing(self, group: str) -> list[str]:
-        """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""
+        """Return the keys of an AnnData mapping; for "uns" the paths of all its elements."""
         with self._open() as file:
             if group in ("obs", "var"):
                 return _columns(file[group])
@@ -137,7 +142,7 @@ class H5adFile:
             return paths
 
     def uns_text(self, key: str) -> str | None:
-        """The string at `uns[key]`, or None."""
+        """Read the string at `uns[key]`, or None."""
         with self._open() as file:
             item = file.get(f"uns/{key}")
             if not isinstance(item, h5py.Dataset) or item.shape != () or h5py.check_string_dtype(item.dtype) is None:
@@ -146,7 +151,7 @@ class H5adFile:
             return value
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
-        """Refuse early what `write` would refuse late: a place that cannot be written, a format too old to add to."""
+        """Check before a computation that `write` will be possible: file writable, and its format not too old."""
         target = output or self.path
         if target.resolve() != self.path.resolve():
             check_new_file(target, force=force)
@@ -160,7 +165,7 @@ class H5adFile:
                     )
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
-        """Put results into the file (or a copy of it at `output`), all or nothing."""
+        """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
         self._read_as = fingerprint(self.path)
@@ -176,21 +181,21 @@ class H5adFile:
         return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
-        """Names, the usual way of storing which is read without anndata, whose import takes longer than the reading."""
+        """Read names; those in the usual format are read without anndata, which is slow to import."""
         if isinstance(item, h5py.Dataset) and item.attrs.get("encoding-type") == "string-array":
             kind = h5py.check_string_dtype(item.dtype)
             if kind is not None and kind.length is None:
-                with contextlib.suppress(UnicodeDecodeError):  # anndata says what is wrong
+                with contextlib.suppress(UnicodeDecodeError):  # anndata explains the error below
                     return item.asstr()[()]
         return self._element(item)
 
     def _element(self, item: h5py.Group | h5py.Dataset) -> Any:
-        """One element as anndata reads it."""
+        """Read an element with anndata."""
         from anndata.io import read_elem
 
         try:
             return read_elem(item)
-        except Exception as error:  # whatever anndata raises for an encoding it does not know, or a damaged one
+        except Exception as error:  # anndata raises various errors for unknown or damaged encodings
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
                 f"{self.path}: {item.name} cannot be read: {reason}", "update anndata, or write the file again"
@@ -210,7 +215,7 @@ class H5adFile:
             try:
                 yield file
             except (OSError, KeyError) as error:
-                # HDF5 reports a damaged chunk or header only when it is touched.
+                # HDF5 reports a damaged chunk or header only when it is read.
                 reason = str(error).splitlines()[0]
                 raise DataError(f"{self.path} is damaged: {reason}", "copy or download it again") from error
 
@@ -244,7 +249,7 @@ def _location(name: str) -> str:
 
 
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
-    """One column of a frame of before anndata 0.7, which was a compound array with its categories in uns."""
+    """Read a column of a data frame from before anndata 0.7: a compound array, with its categories in uns."""
     values: np.ndarray = frame[key]
     if categories is not None:
         codes, values = values, categories[()]

@@ -1,4 +1,4 @@
-"""Matrices written in blocks of rows, in anndata's own layout ("csr_matrix" 0.1.0 and "array" 0.2.0)."""
+"""Writing matrices in blocks of rows, in the layout of anndata ("csr_matrix" 0.1.0 and "array" 0.2.0)."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-# gzip is in every HDF5 build, unlike lzf; after the byte shuffle level 1 is quick, since counts are mostly one byte.
+# Every HDF5 build supports gzip, but not lzf. Level 1 is fast after the byte shuffle, since most counts need one byte.
 FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-# Values in a chunk of a sparse matrix: a few hundred cells, so that reading cells at random stays cheap.
+# Number of values in a chunk of a sparse matrix: a few hundred cells, so that reading single cells remains fast.
 _SPARSE_CHUNK = 1 << 16
 _DENSE_CHUNK_BYTES = 1 << 20
 
 
 def write_sparse(parent: h5py.Group, key: str, blocks: Iterable[sp.csr_matrix], shape: tuple[int, int]) -> None:
-    """Write consecutive CSR blocks as one CSR matrix; the first block says which type the counts have."""
+    """Write consecutive CSR blocks as one CSR matrix; the first block determines the type of the counts."""
     group = parent.create_group(key)
     group.attrs["encoding-type"] = "csr_matrix"
     group.attrs["encoding-version"] = "0.1.0"
@@ -45,8 +45,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression pays where columns are constant (genes without values are NaN throughout); other real-valued means
-    shrink by a seventh and take five times as long to write.
+    Compression is useful if columns are constant (genes without values are NaN in all cells). Other real-valued means
+    become only a seventh smaller and take five times as long to write.
     """
     dataset = None
     row = 0

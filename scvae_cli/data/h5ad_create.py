@@ -1,6 +1,6 @@
-"""Writing a new .h5ad: in blocks of rows, so that the matrix never has to fit in memory, or from an AnnData.
+"""Writing a new .h5ad file from an AnnData, or in blocks of rows, so that the matrix need not fit in memory.
 
-The layout is anndata's own, so anndata, scanpy and R read the file as if anndata had written it.
+The layout is that of anndata, so anndata, scanpy and R can read the file.
 """
 
 from __future__ import annotations
@@ -40,27 +40,26 @@ def create_h5ad(
     Parameters
     ----------
     path
-        The new file, ending in .h5ad. It appears when it is complete; whatever happens before, an old file of that
-        name stays as it was and no other file is left behind.
+        Path of the new file, ending in .h5ad. The file appears only when it is complete. If an error occurs, an
+        existing file of that name is not changed and no other file remains.
     obs, var
-        A row per cell, a row per gene.
+        One row per cell, and one row per gene.
     blocks
-        Consecutive CSR blocks of rows, which together are X, n cells × g genes; each is walked through once. Dense
-        ones with `dense`.
+        X, n cells × g genes, as consecutive blocks of rows: CSR, or dense with `dense`. Each block is used once.
     obsm, uns, varm
-        As in an AnnData: numeric arrays, categoricals, strings and dictionaries of them.
+        As in an AnnData: numeric arrays, categoricals, strings and dictionaries of these.
     layer_blocks
-        Name → consecutive dense blocks of rows, n × g together, walked through after X.
+        Name → layer, n × g, as consecutive dense blocks of rows, which are used after X.
     dense
         Whether X is a dense matrix.
     force
-        Replace an existing file.
+        Whether an existing file is replaced.
 
     Raises
     ------
     DataError
-        When the file exists and `force` is not set, its name does not end in .h5ad, its folder is missing or not
-        writable, or there is no room.
+        If the file exists and `force` is False, if its name does not end in .h5ad, if its folder does not exist or is
+        not writable, or if the disk is full.
     """
     from anndata.io import write_elem
 
@@ -87,10 +86,9 @@ def create_h5ad(
 
 @contextmanager
 def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
-    """Write an AnnData to a new file, which appears when the block ends well.
+    """Context manager that writes an AnnData to a new file, which appears if the `with` block raises no error.
 
-    What the block does and the new file happen together: the file is complete before the block begins, and only its
-    name is missing.
+    The complete file is written before the block starts. It only gets its final name after the block.
 
     Raises
     ------
@@ -104,6 +102,6 @@ def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     with replacing(path) as sibling:
         with open_to_write(sibling, new=True) as (file, _):
             write_elem(file, "/", adata)
-            if adata.raw is None and "raw" in file:  # a null that older readers do not expect
+            if adata.raw is None and "raw" in file:  # older readers do not expect a null here
                 del file["raw"]
         yield

@@ -1,6 +1,6 @@
-"""Writing results into an .h5ad without touching anything else in it.
+"""Writing results to an existing .h5ad file without changing any other element.
 
-A copy is edited element by element and then takes the file's place; the user's own elements keep their values,
+A copy of the file is edited element by element and then replaces the file. The elements of the user keep their values,
 attributes and encodings.
 """
 
@@ -20,25 +20,25 @@ from scvae_cli.data.slots import RowBlocks, Slot
 
 
 def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint) -> None:
-    """Write slots into a copy of `source` and put it at `target`.
+    """Write slots to a copy of `source` and save it as `target`.
 
     Parameters
     ----------
     source, target
-        The file read and the file written; they may be the same.
+        File that is read and file that is written; they may be the same.
     slots
-        What to write. Elements already there under the same names are replaced: whether they may be, and whether
-        `target` may, is decided before.
+        Elements to write. Existing elements with the same names are replaced; the caller has checked that they and
+        `target` may be replaced.
     read_as
-        What `source` was when the results were computed from it.
+        Fingerprint of `source` when the results were computed from it.
 
     Raises
     ------
     DataError
-        When the target cannot be written, has no room, or `source` has changed; the target is then as it was.
+        If the target cannot be written, the disk is full, or `source` has changed. The target is not changed then.
     """
     with replacing(target, copy_of=source, read_as=read_as) as sibling:
-        # A copy of a read-only file is the user's new file, and theirs to change.
+        # A copy of a read-only file must be writable.
         sibling.chmod(sibling.stat().st_mode | 0o200)
         with open_to_write(sibling, new=False) as (file, patient):
             for slot in slots:
@@ -75,7 +75,7 @@ def _write_column(frame: h5py.Group, slot: Slot) -> None:
 
 
 def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
-    """A subgroup that anndata reads as a dict, replacing a value that stands in its place."""
+    """Return a subgroup that anndata reads as a dict; another element with this name is replaced."""
     if isinstance(parent.get(key), h5py.Group) and _is_mapping(parent[key]):
         group: h5py.Group = parent[key]
         return group
@@ -88,5 +88,5 @@ def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
 
 
 def _is_mapping(group: h5py.Group) -> Any:
-    """Whether a group is a dict: a data frame or a sparse matrix is a group too. Before anndata 0.8 none said so."""
+    """Whether a group is a dict, and not a data frame or sparse matrix; before anndata 0.8, dicts had no mark."""
     return group.attrs.get("encoding-type", "dict") == "dict"

@@ -1,4 +1,4 @@
-"""What is in the data, what training would refuse, and what it would warn about."""
+"""Inspection of data before training: their content, and the errors and warnings of a training."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from scvae_cli.data.counts import (
     what_is_wrong,
 )
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
+from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
 MIN_TRAINING_CELLS = 10
 FEW_CELLS = 500
-# Two labellings are confounded when one says nearly all about the other.
+# Two labelings are confounded if one explains more than this fraction of the entropy of the other.
 CONFOUNDED = 0.95
-# Rough figures for the estimate, from two CPU cores: cells × genes trained a second, and cells seen in all steps. A
-# small data set takes some 1,400 steps; from some number of cells on it is 40 passes, until these are too many.
+# Rough estimates for two CPU cores: cells × genes per second, and the number of cells in all steps of a training. A
+# small data set takes about 1,400 steps; larger ones take 40 passes, up to the largest number of cells below.
 _CPU_VALUES_PER_SECOND = 2e7
 _CELLS_AT_LEAST = 90_000
 _PASSES = 40
@@ -35,7 +36,7 @@ _CELLS_AT_MOST = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """Something the user should know: `level` is "refuse" or "warn"."""
+    """A problem of the data. With the level "refuse" training would stop, and with "warn" it would start."""
 
     level: str
     message: str
@@ -44,26 +45,26 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True)
 class Inspection:
-    """What a look at the data shows.
+    """Result of an inspection.
 
     Parameters
     ----------
     n_cells, n_genes
-        Of the file.
+        Numbers of cells and genes in the file.
     matrices
-        Names of all matrices that could hold counts.
+        Names of all matrices that may contain counts.
     counts_source
-        The one that does, or None.
+        Name of the matrix with counts, or None.
     zero_share, median_library
-        Of the counts; real numbers have no library.
+        Fraction of zeros, and median library size (None for real numbers).
     n_genes_modelled
-        How many genes training would model by default.
+        Number of genes that training would model by default.
     obs
-        Columns that could group cells: name → number of values.
+        Columns that may group cells: name → number of values.
     memory_gib, cpu_minutes
-        What training would take, roughly.
+        Rough estimates of the memory and time of a training.
     findings
-        Refusals first.
+        Problems; those with the level "refuse" come first.
     """
 
     title: str
@@ -85,14 +86,14 @@ class Inspection:
         return not any(finding.level == "refuse" for finding in self.findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the result as plain values."""
         return asdict(self) | {"ok": self.ok}
 
 
 def inspect(
     store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
 ) -> Inspection:
-    """Look at data as training would, and go on where training would stop at the first refusal.
+    """Run the checks of a training on data, without stopping at the first problem.
 
     Parameters
     ----------
@@ -102,7 +103,7 @@ def inspect(
     Raises
     ------
     DataError
-        When the file cannot be read at all.
+        If the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {
@@ -136,16 +137,16 @@ def _refusal(error: DataError) -> Finding:
 
 
 def _groupings(store: CellStore) -> dict[str, int]:
-    """Columns of obs with a handful of values."""
+    """Return the columns of obs that have only a few different values."""
     found = {}
     for key in store.obs_keys:
         try:
             values = store.obs_column(key)
-        except DataError:  # a column anndata cannot read says nothing about the counts
+        except DataError:  # a column that anndata cannot read is no reason to refuse the counts
             continue
-        if values.dtype.kind == "f":
+        if are_measurements(values):
             continue
-        n_values = len({str(value) for value in values[~is_missing(values)]})
+        n_values = len(set(labels_of(values)) - {None})
         if 1 <= n_values <= max(2, min(200, len(values) // 2)):
             found[key] = n_values
     return found
@@ -158,7 +159,7 @@ def _figures(counts: Counts) -> dict[str, Any]:
         expressed = int((counts.seen_in_g() >= MIN_CELLS).sum())
     modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
     stored = counts.matrix.nnz
-    # Counts (value and column, 8 bytes); when genes are chosen, theirs once more; the interpreter and torch.
+    # Counts (8 bytes for value and column), a second copy if genes are selected, and the interpreter and torch.
     memory = 8 * stored * (1 if modelled == counts.n_genes else 2) + 0.6 * 2**30
     cells = max(min(max(_PASSES * counts.n_cells, _CELLS_AT_LEAST), _CELLS_AT_MOST), counts.n_cells)
     return {
@@ -179,11 +180,11 @@ def _cell_findings(counts: Counts) -> list[Finding]:
         message = f"{n_left} cell(s) with counts are too few to train on"
         findings.append(Finding(level="refuse", message=message, hint=f"at least {MIN_TRAINING_CELLS} are needed"))
     elif counts.n_cells < FEW_CELLS:
-        message = f"{counts.n_cells} cells are few: a model this rich will remember more than it learns"
+        message = f"{counts.n_cells} cells are few: a model of this size may overfit"
         findings.append(Finding(level="warn", message=message, hint="consider a smaller --n-latent and --n-hidden"))
     if len(empty):
         message = f"{len(empty)} cell(s) have no counts, the first is {counts.cell_names[empty[0]]!r}"
-        findings.append(Finding(level="refuse", message=message, hint="--drop-empty leaves empty cells out"))
+        findings.append(Finding(level="refuse", message=message, hint="use --drop-empty to drop empty cells"))
     return findings
 
 
@@ -193,7 +194,7 @@ def _gene_findings(counts: Counts) -> list[Finding]:
         message = f"{counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
         return [Finding(level="refuse", message=message, hint="a model needs at least two such genes")]
     if rare:
-        message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modelled"
+        message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modeled"
         return [Finding(level="warn", message=message, hint="--genes all models them too")]
     return []
 
@@ -205,7 +206,7 @@ def _feature_findings(counts: Counts) -> list[Finding]:
         message = f"{varying} feature(s) vary between cells"
         findings.append(Finding(level="refuse", message=message, hint="a model needs at least two"))
     elif varying < counts.n_genes:
-        message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modelled"
+        message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modeled"
         findings.append(Finding(level="warn", message=message, hint="--genes all models them too"))
     if what_is_wrong(counts.matrix.data) is None:
         message = f"{counts.source} holds raw counts"
@@ -214,7 +215,7 @@ def _feature_findings(counts: Counts) -> list[Finding]:
 
 
 def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:
-    """Batches of one cell, and columns that a batch correction would take away with the batch."""
+    """Find small batches, and columns whose differences a batch correction would also remove."""
     findings = []
     names, sizes = np.unique(batch.astype(str), return_counts=True)
     small = names[sizes < 3]
@@ -231,20 +232,20 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
         )
     confounded = []
     for key in obs if len(names) > 1 else ():
-        labels = store.obs_column(key)
+        labels = labels_of(store.obs_column(key))
         known = ~is_missing(labels)
-        share = _explained(np.asarray([str(v) for v in labels[known]]), batch[known].astype(str))
+        share = _explained(labels[known].astype(str), batch[known].astype(str))
         if key != batch_key and share > CONFOUNDED:
             confounded.append(key)
     if confounded:
-        message = f"knowing the batch tells these columns of nearly every cell: {', '.join(confounded)}"
-        hint = "a correction for the batch would remove their differences too: no harm in technical columns"
+        message = f"the batch determines these columns for nearly every cell: {', '.join(confounded)}"
+        hint = "batch correction would also remove their differences, which is harmless only for technical columns"
         findings.append(Finding(level="warn", message=message, hint=hint))
     return findings
 
 
 def _explained(labels: np.ndarray, batch: np.ndarray) -> float:
-    """Share of the labels' entropy that the batch explains; 0 for labels that say nothing."""
+    """Compute the fraction of the labels' entropy that the batch explains; 0 if there is only one label."""
     _, label_code = np.unique(labels, return_inverse=True)
     _, batch_code = np.unique(batch, return_inverse=True)
     if len(labels) == 0 or label_code.max() == 0:

@@ -1,4 +1,4 @@
-"""An AnnData in memory as a place where cells live: what the Python API works on."""
+"""An AnnData in memory as a source of cells, which the Python API uses."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.h5ad_rows import plain_numbers
+from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import RowBlocks, Slot
-from scvae_cli.data.store import category_order
+from scvae_cli.data.store import category_order, refuse_twins
 from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -25,14 +27,14 @@ class AnnDataStore:
     Parameters
     ----------
     adata
-        Results are written into it.
+        AnnData that is read and to which results are written.
     title
-        What to call it in a message.
+        Name of the AnnData in messages.
 
     Raises
     ------
     DataError
-        When its matrix is not in memory.
+        If its matrix is not in memory.
     """
 
     def __init__(self, adata: AnnData, title: str = "adata") -> None:
@@ -58,39 +60,49 @@ class AnnDataStore:
 
     @property
     def layer_keys(self) -> list[str]:
-        """Names of the layers; anndata 0.13 keeps X among them under None, which is left out."""
+        """Names of the layers; anndata 0.13 also lists X as None, which is omitted."""
         return [str(key) for key in self.adata.layers if key is not None]
 
     @property
     def matrix_names(self) -> list[str]:
-        """Matrices that could hold counts, in the order they are tried."""
+        """Matrices that may contain counts, in the order they are tried."""
         names = ['layers["counts"]'] if "counts" in self.layer_keys else []
         names += ["X"] if self.adata.X is not None else []
         names += ["raw"] if self.adata.raw is not None else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
-        """One column of obs as n values."""
-        column = self.adata.obs[key]
-        return np.asarray(column, dtype=object) if column.dtype == "category" else np.asarray(column)
+        """Read a column of obs as n values."""
+        return values_of(self._column("obs", key))
+
+    def var_column(self, key: str) -> np.ndarray:
+        """Read a column of var as g values."""
+        return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
-        """Categories of an ordered categorical column of obs, in order; None for any other column."""
-        return category_order(self.adata.obs[key])
+        """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
+        return category_order(self._column("obs", key))
+
+    def _column(self, group: str, key: str) -> Any:
+        frame = getattr(self.adata, group)
+        keys = [str(name) for name in frame.columns]
+        refuse_twins(self.title, group, keys, key)
+        # By place: a column may have a number for a name.
+        return frame.iloc[:, keys.index(key)]
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """A dense element of obsm; None where there is none of that name."""
+        """Return a dense element of obsm; None if it does not exist."""
         element = self.adata.obsm.get(key)
         return element if isinstance(element, np.ndarray) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Gene names of a matrix's columns."""
+        """Return the gene names of the columns of a matrix."""
         if name == "raw":
             return np.asarray(self.adata.raw.var_names.astype(str), dtype=object)
         return self.gene_names
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        """A matrix as consecutive CSR blocks of rows."""
+        """Read a matrix as consecutive CSR blocks of rows."""
         if name == "raw":
             matrix: Any = self.adata.raw.X
         elif name.startswith('layers["'):
@@ -98,23 +110,24 @@ class AnnDataStore:
         else:
             matrix = self.adata.X
         if sp.issparse(matrix):
-            yield sp.csr_matrix(matrix)
+            # float16 only here: scipy computes with sparse booleans, and a conversion is a copy.
+            yield sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
             return
         matrix = np.asarray(matrix)
         if matrix.dtype.kind not in "fiub":
             raise DataError(f"{self.title}: {name} does not hold numbers", "counts are integers or floats")
         for start in range(0, matrix.shape[0], _DENSE_BLOCK_ROWS):
-            yield sp.csr_matrix(matrix[start : start + _DENSE_BLOCK_ROWS])
+            yield sp.csr_matrix(plain_numbers(matrix[start : start + _DENSE_BLOCK_ROWS]))
 
     def existing(self, group: str) -> list[str]:
-        """Keys of one AnnData mapping; for "uns" the paths of all that is in it."""
+        """Return the keys of an AnnData mapping; for "uns" the paths of all its elements."""
         if group == "uns":
             return list(_paths(self.adata.uns))
         container = getattr(self.adata, group)
         return [str(key) for key in (container.columns if group in ("obs", "var") else container) if key is not None]
 
     def uns_text(self, key: str) -> str | None:
-        """The string at `uns[key]`, or None."""
+        """Return the string at `uns[key]`, or None."""
         value: Any = self.adata.uns
         for part in key.split("/"):
             if part not in value:
@@ -123,20 +136,20 @@ class AnnDataStore:
         return value if isinstance(value, str) else None
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has them
-        """An AnnData in memory takes everything, and goes nowhere else."""
+        """Refuse an output file, because an AnnData in memory is changed in place; everything else is possible."""
         if output is not None:
-            raise ConfigError("an AnnData in memory is changed in place", "write it yourself: adata.write_h5ad(...)")
+            raise ConfigError("an AnnData in memory is changed in place", "save it with adata.write_h5ad(...)")
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
-        """Put results into the AnnData; everything is computed before anything is changed."""
+        """Write results to the AnnData; all results are computed before the AnnData is changed."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         self.put(slots)
 
     def put(self, slots: Sequence[Slot]) -> None:
-        """Change the AnnData itself."""
+        """Write slots to the AnnData."""
         values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
         if self.adata.is_view:
-            # This makes it an AnnData of its own: what is put into a view's uns would be lost, or its parent's.
+            # This makes a separate AnnData of a view. Changes to the uns of a view would be lost or change the parent.
             self.adata.obs = self.adata.obs.copy()
         for slot, value in zip(slots, values, strict=True):
             if slot.group != "uns":

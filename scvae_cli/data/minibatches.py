@@ -1,6 +1,6 @@
-"""Sparse counts, densified a minibatch at a time.
+"""Minibatches of sparse counts, which are converted to dense matrices one minibatch at a time.
 
-Shapes: n cells of a minibatch, g genes, m of its counts are not zero.
+Shapes: n cells of a minibatch, g genes, m nonzero counts in the minibatch.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-# Cells gathered at once for a shuffled pass: enough that the gathering's fixed costs do not count.
+# Number of cells gathered at once for a shuffled pass: large enough that the overhead of gathering is negligible.
 GATHERED_CELLS = 4096
 
 
@@ -25,11 +25,11 @@ class Nonzeros:
     Parameters
     ----------
     row_start
-        Where each cell's nonzeros begin, and m; shape (n + 1,).
+        Index of the first nonzero of each cell, followed by m; shape (n + 1,).
     gene
-        Column of each, int32 or int64, shape (m,).
+        Column of each nonzero, int32 or int64, shape (m,).
     value
-        The counts, float32, shape (m,).
+        Counts, float32, shape (m,).
     """
 
     row_start: Tensor
@@ -38,7 +38,7 @@ class Nonzeros:
 
     @property
     def n_cells(self) -> int:
-        """n."""
+        """Number of cells n."""
         return len(self.row_start) - 1
 
     @property
@@ -50,16 +50,16 @@ class Nonzeros:
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch:
-    """Some cells, on the device that computes.
+    """Some cells, on the device of the model.
 
     Parameters
     ----------
     n_genes
-        g.
+        Number of genes g.
     nonzeros
-        Their counts.
+        Nonzero counts of the cells.
     library_n
-        Counts per cell, float32.
+        Library size of each cell, float32.
     batch_n
         Index of each cell's batch, int64; None without batches.
     """
@@ -71,7 +71,7 @@ class Minibatch:
 
     @property
     def n_cells(self) -> int:
-        """n."""
+        """Number of cells n."""
         return len(self.library_n)
 
     @property
@@ -80,37 +80,38 @@ class Minibatch:
         return self.dense(self.nonzeros.value)
 
     def dense(self, value_m: Tensor) -> Tensor:
-        """Values that stand where the nonzero counts do, dense, shape (n, g)."""
+        """Return a dense matrix, shape (n, g), with the given values at the positions of the nonzero counts."""
         flat = self.nonzeros.cell * self.n_genes + self.nonzeros.gene
         zero = torch.zeros(self.n_cells * self.n_genes, dtype=value_m.dtype, device=flat.device)
         return zero.index_copy_(0, flat, value_m).view(self.n_cells, self.n_genes)
 
 
 class CellTable:
-    """Counts laid out for minibatches.
+    """Counts from which minibatches are taken.
 
-    On a CPU, rows of the matrix are gathered some thousand at a time, and minibatches are stretches of these. On any
-    other device the matrix itself lies there, when it fits, and rows are gathered where they are used.
+    On a CPU, several thousand rows of the matrix are gathered at a time, and minibatches are consecutive parts of
+    these. On other devices, the whole matrix is on the device if it fits, and rows are gathered there.
 
     Parameters
     ----------
     matrix
-        CSR counts, cells × g genes; not copied.
+        CSR counts, cells × g genes; the matrix is not copied.
     batch_n
-        Index of each of its cells' batch (int64), or None.
+        Index of the batch of each row of the matrix (int64), or None.
     device
-        Where minibatches go.
+        Device of the minibatches.
     cells
-        The rows of the matrix that belong to this table; None for all. What follows counts within them.
+        Rows of the matrix that belong to this table; None for all. Methods take indices into these cells.
     resident
-        Whether the matrix lies on the device; None decides by the device and its free memory.
+        Whether the whole matrix is copied to the device; None decides by the device and its free memory.
     real
-        Whether the values are real numbers, which have no depth: every cell's is 1.
+        Whether the values are real numbers; the library size of every cell is then 1.
 
     Attributes
     ----------
     n_cells, n_genes, library_n, batch_n, device
-        n, g, counts per cell (float64), index of each cell's batch or None, and where minibatches go.
+        Number of cells, number of genes, library size of each cell (float64), index of each cell's batch or None, and
+        device of the minibatches.
     resident
         The whole matrix on the device, or None.
     """
@@ -131,11 +132,11 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinned, it would take its memory on the host twice.
+        # Pinning the whole matrix would use its memory on the host twice.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
-        """Other rows of the same matrix; where that lies on the device, it lies there once."""
+        """Return a table of other rows of the same matrix, which share the copy of the matrix on the device."""
         other = copy.copy(self)
         other._choose(cells)
         return other
@@ -146,31 +147,31 @@ class CellTable:
         self.batch_n = None if self._batch_of_rows is None else self._batch_of_rows[cells]
 
     def rows_of(self, cells: np.ndarray) -> np.ndarray:
-        """Where cells of the table lie in the matrix, in any shape."""
+        """Return the rows of the matrix for some cells of the table; the array of indices may have any shape."""
         rows: np.ndarray = self._cells[cells]
         return rows
 
     def counts_of(self, cells: np.ndarray) -> sp.csr_matrix:
-        """Their counts, in the order given."""
+        """Return the counts of some cells, in the given order."""
         return self._matrix[self._cells[cells]]
 
     def stored_counts(self) -> np.ndarray:
-        """How many counts of each cell are stored."""
+        """Return the number of nonzero counts of each cell."""
         stored: np.ndarray = np.diff(self._matrix.indptr)[self._cells]
         return stored
 
     def take(self, rows: np.ndarray) -> Minibatch:
-        """The minibatch of some cells, in the order given."""
+        """Return a minibatch of some cells, in the given order."""
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """All cells from first to last, with their indices, at most `size` at a time."""
+        """Iterate over all cells in order: indices and minibatch of at most `size` cells at a time."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """The cells in the order given, in minibatches of nearly equal length, none above `size`."""
+        """Iterate over cells in a given order, in minibatches of nearly equal size and at most `size` cells."""
         batches = even_batches(order, size)
         at_once = max(1, GATHERED_CELLS // size)
         for first in range(0, len(batches), at_once):
@@ -178,7 +179,7 @@ class CellTable:
             yield from zip(some, self._minibatches(some), strict=True)
 
     def _minibatches(self, some: list[np.ndarray]) -> Iterator[Minibatch]:
-        """The minibatches of several lists of cells; what they need goes to the device in one piece."""
+        """Create the minibatches of several lists of cells; their data are copied to the device together."""
         rows = np.concatenate(some)
         index = self._cells[rows]
         library_n = self._to_device(self.library_n[rows].astype(np.float32))
@@ -186,7 +187,7 @@ class CellTable:
         index_n = None if self.resident is None else self._to_device(index)
         counts = self._matrix[index] if self.resident is None else None
         block = None if counts is None else self._on_device(counts)
-        # From the host's copy: the device may still be busy.
+        # Read from the copy on the host, because reading from the device would wait for it.
         starts = None if counts is None else counts.indptr.tolist()
         end = 0
         for part in some:
@@ -216,25 +217,25 @@ class CellTable:
     def _to_device(self, values: np.ndarray, *, pinned: bool = True) -> Tensor:
         tensor = torch.from_numpy(values)
         if pinned and self.device.type == "cuda":
-            # From pinned memory the copy runs beside what the device is doing.
+            # Copies from pinned memory run in parallel with the computations of the device.
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
 
 def gather(nonzeros: Nonzeros, rows: Tensor) -> Nonzeros:
-    """Some rows of sparse counts, in the order given, on the device where they lie."""
+    """Return some rows of sparse counts, in the given order, on the device of the counts."""
     start = nonzeros.row_start[rows].long()
     length = nonzeros.row_start[rows + 1] - start
     row_start = torch.nn.functional.pad(length.cumsum(0), (1, 0))
     n_stored = int(row_start[-1])
-    # Position of every stored value: where its row starts plus its place in the row.
-    place = torch.arange(n_stored, device=rows.device)
-    place += torch.repeat_interleave(start - row_start[:-1], length, output_size=n_stored)
-    return Nonzeros(row_start=row_start, gene=nonzeros.gene[place], value=nonzeros.value[place])
+    # Position of every stored value: the start of its row plus its position within the row.
+    position = torch.arange(n_stored, device=rows.device)
+    position += torch.repeat_interleave(start - row_start[:-1], length, output_size=n_stored)
+    return Nonzeros(row_start=row_start, gene=nonzeros.gene[position], value=nonzeros.value[position])
 
 
 def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
-    """Whether counts may lie on a device as a whole: not the CPU, and at most half of the device's free memory."""
+    """Whether counts fit on a device as a whole: it must be a GPU, and they may use at most half of its free memory."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -243,9 +244,9 @@ def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
 
 
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """Cut an order of cells into batches of nearly equal length, none above `size`.
+    """Split an order of cells into minibatches of nearly equal size, with at most `size` cells.
 
-    No batch is a remainder of one cell, which would make batch statistics meaningless.
+    No minibatch is therefore a small remainder.
 
     >>> [len(batch) for batch in even_batches(np.arange(129), 64)]
     [43, 43, 43]

@@ -1,4 +1,4 @@
-"""Means and variances of every feature, of a sparse matrix, some cells at a time.
+"""Means and variances of the features of a sparse matrix, computed for some cells at a time.
 
 Shapes: n cells, g features.
 """
@@ -11,18 +11,19 @@ import numpy as np
 import scipy.sparse as sp
 
 _CELLS_AT_ONCE = 4096
-# Where their values are transformed in float64 as well.
+# Smaller blocks if values are also transformed in float64.
 _TRANSFORMED_AT_ONCE = 256
-# A mean over so many cells is known to a hundredth of its standard deviation.
+# The standard error of a mean over this many cells is a hundredth of the standard deviation.
 _ENOUGH_CELLS = 10_000
-# A standard deviation below this share of the values' size is what rounding to float32 leaves of a constant.
+# A feature whose standard deviation is below this fraction of its mean is constant up to rounding to float32.
 _ROUNDING = 1e-6
 
 
 def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (over n) of each feature over some cells, by index; each of shape (g,), float64.
+    """Compute mean and variance (divided by n) of each feature over cells given by index, each of shape (g,), float64.
 
-    Taken in two passes, so that a feature far from zero keeps its digits. The variance of a constant is exactly 0.
+    Two passes over the data avoid a loss of precision for features far from zero. The variance of a constant feature is
+    exactly 0.
     """
     n, n_features = len(cells), matrix.shape[1]
     sum_g, seen_g, spread_g = np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)
@@ -38,9 +39,9 @@ def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.ndarray:
-    """Mean of log(1 + x · depth / library) of each gene over some cells, by index, shape (g,), float64.
+    """Compute the mean of log(1 + x · depth / library) of each gene over cells given by index, shape (g,), float64.
 
-    Of many cells an even selection is taken.
+    If there are many cells, evenly spaced cells are used.
     """
     some = cells[:: -(-len(cells) // _ENOUGH_CELLS)]
     sum_g = np.zeros(matrix.shape[1])

@@ -1,4 +1,4 @@
-"""Cells that were not in the data, put into an AnnData of their own: a new file, in row blocks, or in memory."""
+"""New cells from a model, stored as a separate AnnData: in a new file, written in blocks of rows, or in memory."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NewCells:
-    """n cells × g genes that a model made.
+    """n new cells × g genes from a model.
 
     Parameters
     ----------
     cell_names, gene_names
         n and g strings.
     blocks
-        X as consecutive blocks of rows, walked through once: CSR, or dense ones.
+        X as consecutive blocks of rows, CSR or dense, which can be read once.
     dense
-        Which.
+        Whether the blocks are dense.
     slots
-        What else is known of them, in obs, var, obsm and uns.
+        Annotations of the cells and genes, in obs, var, obsm and uns.
     """
 
     cell_names: np.ndarray
@@ -44,7 +44,7 @@ class NewCells:
     slots: Sequence[Slot]
 
     def write(self, path: Path, *, force: bool) -> None:
-        """Write them to a new file, whole or not at all.
+        """Write the cells to a new file, completely or not at all.
 
         Raises
         ------
@@ -70,7 +70,7 @@ class NewCells:
         )
 
     def in_memory(self) -> AnnData:
-        """The cells as an AnnData."""
+        """Return the cells as an AnnData."""
         import anndata
 
         blocks: list[Any] = list(self.blocks)
@@ -86,19 +86,19 @@ class NewCells:
 
 
 def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
-    """The file to write, if there may be one of that name.
+    """Check that the output file can be written, and return it.
 
     Raises
     ------
     ConfigError
-        For none, or the one that holds the cells.
+        If no file is given, or it is the file of the data.
     DataError
-        For one that exists, when not forced, or that cannot be written.
+        If the file exists and `force` is False, or it cannot be written.
     """
     if output is None:
-        raise ConfigError("new cells need a file of their own", "name it with -o NEW.h5ad")
+        raise ConfigError("new cells need a file of their own", "choose a file with -o NEW.h5ad")
     if isinstance(data, Path) and output.resolve() == data.resolve():
-        raise ConfigError(f"-o is {output}, which holds the cells", "give the new cells a file of their own")
+        raise ConfigError(f"-o is {output}, which holds the cells", "choose another file for the new cells")
     check_new_file(output, force=force)
     check_writable(output)
     return output

@@ -1,4 +1,4 @@
-"""Opening an HDF5 file to write to, so that a full disk or Ctrl-C ends in an error and not in a crash."""
+"""Opening an HDF5 file for writing such that a full disk or Ctrl-C causes an error and not a crash."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ Block = TypeVar("Block")
 
 
 class PatientFile(io.FileIO):
-    """A file that never fails in HDF5's hands, and remembers that it should have.
+    """A file whose write operations never fail within HDF5; errors are raised later.
 
-    HDF5 does not survive a failed write: closing its objects fails in turn, with a page of messages and, at worst, a
-    segmentation fault. So what finds no room is kept in memory (the rest of one block and HDF5's own caches), HDF5
-    closes in good order, and what went wrong is raised by who wrote. A Ctrl-C during a write waits in the same way.
+    HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
+    segmentation fault. Data that cannot be written are therefore kept in memory (the rest of one block and the caches
+    of HDF5), HDF5 closes the file normally, and the caller then raises the error. A Ctrl-C during a write is also
+    delayed.
 
     Parameters
     ----------
     path
-        The file.
+        Path of the file.
     new
-        Start from nothing instead of from what is there.
+        Whether to create an empty file instead of opening an existing one.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -34,7 +35,7 @@ class PatientFile(io.FileIO):
         self._late: list[tuple[int, bytes]] = []
 
     def write(self, data: Any) -> int:
-        """Write all of `data` here, or keep it."""
+        """Write all of `data`, or keep it in memory if that is not possible."""
         view = memoryview(data).cast("B")
         start, done = self.tell(), 0
         while self._error is None and done < len(view):
@@ -48,7 +49,7 @@ class PatientFile(io.FileIO):
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with what was written, kept or not."""
+        """Fill the buffer with data that were written to the file or kept in memory."""
         view = memoryview(buffer).cast("B")
         start, done = self.tell(), 0
         while done < len(view) and (got := super().readinto(view[done:])):
@@ -61,7 +62,7 @@ class PatientFile(io.FileIO):
         return len(view)
 
     def truncate(self, size: int | None = None) -> int:
-        """Set the size, or remember why it could not be set."""
+        """Set the size of the file; an error is stored and raised later."""
         try:
             return super().truncate(size)
         except OSError as error:
@@ -69,12 +70,12 @@ class PatientFile(io.FileIO):
             return self.tell() if size is None else size
 
     def check(self) -> None:
-        """Raise what HDF5 was spared."""
+        """Raise the stored error, if there is one."""
         if self._error is not None:
             raise self._error
 
     def watch(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Pass blocks on until there is no room for them."""
+        """Yield blocks until an error has been stored, and then raise it."""
         for block in blocks:
             self.check()
             yield block
@@ -82,12 +83,12 @@ class PatientFile(io.FileIO):
 
 @contextmanager
 def open_to_write(path: Path, *, new: bool) -> Iterator[tuple[h5py.File, PatientFile]]:
-    """Open an HDF5 file for writing; leaving the block raises what could not be written.
+    """Context manager that opens an HDF5 file for writing; it raises errors of delayed writes at the end.
 
     Raises
     ------
     OSError
-        When there was no room.
+        If the file could not be written, for example because the disk is full.
     """
     with PatientFile(path, new=new) as patient:
         with h5py.File(patient, "w" if new else "r+") as file:

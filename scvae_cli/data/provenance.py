@@ -1,4 +1,4 @@
-"""The record of what scvae wrote into a store, and what follows from it: which slots are ours to replace."""
+"""The record of the results that scvae wrote to a store, which determines the slots that scvae may replace."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scvae_cli.errors import DataError, ScvaeWarning
 def provenance(
     store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
 ) -> Slot:
-    """The record of one command's results, which also marks its slots as ours.
+    """Create the record of the results of a command, which also marks its slots as written by scvae.
 
-    Slots that an earlier run of this name left and this one does not replace stay ours, but are told apart, with the
-    model they are of: beside the new results they would be taken for a part of them. So a warning names them. Without a
-    store the slots go into a file of their own.
+    An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
+    record, listed separately with their model, and a warning names them, because users could mistake them for results
+    of this run. Without a store, the slots are written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -31,24 +31,24 @@ def provenance(
         left = {path: model for path, model in known.items() if path not in paths and _is_there(store, path)}
         if left:
             record["earlier"] = left
-            message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this one"
+            message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this run"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True, default=_plain))
 
 
 def _plain(value: object) -> object:
-    """numpy's numbers, which Python's callers may give as options."""
+    """Convert numpy's numbers, which a Python caller may pass as options, to Python's numbers."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"a record holds no {type(value).__name__}")
 
 
-# What a record of ours has at least; anything else in its place is the user's own.
+# Every record of scvae has at least these entries; another value in its position belongs to the user.
 _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Every run recorded in a store under one key: run name → what `provenance` wrote."""
+    """Return all runs that are recorded in a store under one key: name of the run → record of `provenance`."""
     prefix = f"{key_added}/runs/"
     runs = {}
     for path in store.existing("uns"):
@@ -64,29 +64,33 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Refuse to overwrite what scvae did not write.
+    """Check that no element would be overwritten that scvae did not write.
 
-    A slot is ours when a run recorded under the same key lists it.
+    An element was written by scvae if a run recorded under the same key lists it.
 
     Parameters
     ----------
+    store
+        Store to which results will be written.
     paths
-        Of the slots to be written, as `Slot.path` has them.
+        Paths (`Slot.path`) of the slots that will be written.
+    names
+        Names of the slots.
 
     Raises
     ------
     DataError
-        Naming the first element that is in the way.
+        If there is such an element; the message names the first one.
     """
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
     taken = [path for path in paths if path not in ours and _is_there(store, path)]
-    # Every command leaves its record in uns: there a value of the user's own may stand in the place of our folder.
+    # Every command writes its record to uns, where the user may have a value with the name of that folder.
     if not runs and names.key_added in store.existing("uns"):
         taken.append(f"uns/{names.key_added}")
     if taken:
         raise DataError(
-            f"{store.title}: {taken[0]} is there already and was not written by scvae",
+            f"{store.title}: {taken[0]} already exists and was not written by scvae",
             "use --force to replace it, or --key-added NAME to write under another name",
         )
 
@@ -94,36 +98,40 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
 def refuse_another(
     store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Refuse to replace one walk, climb or ordering by another whose name comes to the same slots.
+    """Check that no other trajectory, optimization or ordering would be replaced whose name gives the same slots.
 
     Parameters
     ----------
+    store
+        Store to which results will be written.
     paths
-        Of the slots to be written.
+        Paths of the slots that will be written.
+    names
+        Names of the slots.
     run
-        What will write them: the command and the name.
+        Command and name of the run that will write the slots.
     made_of
-        The options that a name nobody chose is made of. Such a name may leave out in what they differ: signs, and all
-        way-points but the ends. A chosen name is taken at its word, and its earlier result replaced.
+        Options from which an automatic name was made. Different options may have the same automatic name, because it
+        omits signs and all way-points but the ends. If the user chose the name, its earlier result is replaced.
 
     Raises
     ------
     DataError
-        When all runs that wrote one of the slots were of another name, or of other options.
+        If all runs that wrote one of the slots had another name or other options.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
-    asked = made_of or {}
+    options = made_of or {}
     if not there or any(
-        old.get("command") == run and all(old["options"].get(key) == value for key, value in asked.items())
+        old.get("command") == run and all(old["options"].get(key) == value for key, value in options.items())
         for old in there
     ):
         return
     other = there[0]
-    told = "".join(f", {key} {other['options'].get(key)!r}" for key in asked)
+    described = "".join(f", {key} {other['options'].get(key)!r}" for key in options)
     taken = next(path for path in paths if path in other["slots"])
     raise DataError(
-        f"{store.title}: {taken} holds another result, of {other.get('command')!r}{told}",
-        "use --name NAME to write beside it, or --force to replace it",
+        f"{store.title}: {taken} holds another result, of {other.get('command')!r}{described}",
+        "use --name NAME to keep both, or --force to replace it",
     )
 
 

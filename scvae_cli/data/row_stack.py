@@ -1,4 +1,4 @@
-"""Blocks of rows put below each other, without holding what they hold twice."""
+"""Concatenating blocks of rows without having all data in memory twice."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-# Values in a piece: 64 MiB. So large an array the system gives and takes back by itself, and a part of it that nothing
-# was written to takes no memory.
+# Number of values in a piece: 64 MiB. The operating system allocates and frees arrays of this size directly, and a part
+# that has not been written to needs no memory.
 _PIECE_VALUES = 1 << 24
 
 
 class RowStack:
-    """A CSR matrix of float32 in the making.
+    """A CSR matrix of float32 that is assembled from blocks of rows.
 
-    scipy's vstack needs all blocks beside the matrix it makes of them, and small blocks that were let go may stay with
-    the process. Here the values wait in pieces, and each piece is let go as soon as it was copied.
+    scipy's vstack needs memory for all blocks and for the result, and the process may keep the memory of small blocks
+    that were freed. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
 
     Parameters
     ----------
     n_columns
-        Columns of every block.
+        Number of columns of every block.
     """
 
     def __init__(self, n_columns: int) -> None:
@@ -31,16 +31,16 @@ class RowStack:
         self._row_lengths: list[np.ndarray] = []
 
     def add(self, block: sp.csr_matrix) -> None:
-        """Put a block of rows below those already there."""
+        """Append a block of rows."""
         self._data.append(block.data)
         self._indices.append(block.indices)
         self._row_lengths.append(np.diff(block.indptr))
 
     def matrix(self) -> sp.csr_matrix:
-        """All the rows; the stack is empty afterwards."""
+        """Return all rows as one matrix; the stack is empty afterwards."""
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *self._row_lengths])
         self._row_lengths.clear()
-        # What scipy would choose: other types it would convert, and that is a copy.
+        # The type that scipy would choose; scipy would convert other types, which needs a copy.
         index = np.int32 if self._data.length <= np.iinfo(np.int32).max else np.int64
         indptr = np.cumsum(lengths, dtype=index)
         parts = (self._data.joined(np.float32), self._indices.joined(index), indptr)
@@ -48,7 +48,7 @@ class RowStack:
 
 
 class _Pieces:
-    """Values that come a few at a time."""
+    """An array to which values are appended in small parts."""
 
     def __init__(self, dtype: Any) -> None:
         self._dtype = dtype

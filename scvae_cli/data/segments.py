@@ -1,9 +1,9 @@
-"""The cells of many minibatches, laid out on a device so that steps through them need nothing from the host.
+"""The cells of many minibatches (a segment), stored on a device so that training steps need no data from the host.
 
-The room is taken once: every minibatch of every stretch lies at the same addresses and has the same shape, as a step
-that is recorded and played again must have it. Minibatches that are short are filled up with cells that weigh nothing.
+The memory is allocated once: the minibatches of every segment have the same addresses and shapes, which a recorded and
+replayed step requires. Short minibatches are padded with cells of weight zero.
 
-Shapes: s minibatches of a stretch, n cells of a minibatch, g genes, j places for a cell's nonzero counts.
+Shapes: s minibatches of a segment, n cells of a minibatch, g genes, j positions for the nonzero counts of a cell.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from scvae_cli.data.minibatches import CellTable, Nonzeros
 
 
 class DenseCells(NamedTuple):
-    """One minibatch.
+    """One minibatch with dense counts.
 
     Parameters
     ----------
     x_ng, library_n
-        Counts, and counts per cell, float32.
+        Counts, and library size of each cell, float32.
     share_n
-        What each cell weighs in a mean over the minibatch; 0 for those that fill it up.
+        Weight of each cell in a mean over the minibatch; 0 for cells that pad the minibatch.
     batch_n
         Index of each cell's batch, int64; None without batches.
     """
@@ -37,18 +37,18 @@ class DenseCells(NamedTuple):
     batch_n: Tensor | None
 
 
-class Stretch:
-    """Room for the cells of `size` minibatches of `n_cells`.
+class Segment:
+    """Device memory for the cells of `size` minibatches of `n_cells`.
 
-    Where the table's matrix lies on the device, cells are found in it. Where it does not, the rows of a stretch are
-    sent from pinned memory while the device is at work on those before.
+    If the matrix of the table is on the device, cells are read from it. Otherwise the rows of a segment are copied from
+    pinned memory while the device processes the previous segment.
 
     Parameters
     ----------
     table
-        Cells to lay out.
+        Cells that the minibatches contain.
     size, n_cells
-        s and n.
+        Number of minibatches s, and number of cells per minibatch n.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
@@ -56,7 +56,7 @@ class Stretch:
         device = table.device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
         length = table.stored_counts()
-        # Never none, so that there always is a place to point to.
+        # At least 1, so that the arrays below are never empty.
         self._longest = max(1, int(length.max(initial=0)))
         shape = (size, n_cells)
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)
@@ -64,7 +64,7 @@ class Stretch:
         self._batch_sn = None if table.batch_n is None else torch.zeros_like(self._row_sn)
         self._sent = table.resident is None
         if table.resident is None:
-            # As many as the fullest cells could have; every minibatch may be filled up with a full cell.
+            # An upper bound: the cells with most counts, and padding of every minibatch with the fullest cell.
             most = int(np.sort(length)[::-1][: size * n_cells].sum()) + size * self._longest
             self._nonzeros = Nonzeros(
                 row_start=torch.zeros(size * n_cells + 1, dtype=torch.long, device=device),
@@ -75,9 +75,9 @@ class Stretch:
             self._nonzeros = table.resident
 
     def fill(self, batches: Sequence[np.ndarray]) -> None:
-        """Lay out minibatches, given by the cells' indices in the table; at most `size`, of at most `n_cells`."""
+        """Store minibatches, given by the indices of their cells in the table; at most `size`, of at most `n_cells`."""
         n = self._row_sn.shape[1]
-        # The first cell of each fills it up.
+        # Each minibatch is padded with its first cell.
         cell_sn = np.stack([np.concatenate([cells, np.repeat(cells[:1], n - len(cells))]) for cells in batches])
         n_real_s1 = np.array([[len(cells)] for cells in batches])
         share_sn = (np.arange(n) < n_real_s1) / n_real_s1
@@ -95,18 +95,18 @@ class Stretch:
         self.send(self._nonzeros.value, block.data)
 
     def send_in_turn(self) -> None:
-        """Send from now on between steps, not beside them.
+        """Copy data between steps from now on, and not in parallel with them.
 
-        After a recording that failed torch may take it to be still under way, and then frees nothing that two streams
-        have used.
+        After a failed recording, torch may assume that the recording is still active, and then does not free memory
+        that two streams have used.
         """
         self._side = None
 
     def send(self, room: Tensor, values: np.ndarray) -> None:
-        """Write values into the first rows of some room on the device, after what it has been told to do before."""
+        """Copy values to the first rows of a tensor on the device, after all operations that were queued before."""
         arriving = torch.from_numpy(np.ascontiguousarray(values))
         if self._side is not None:
-            # On a way of its own the copy runs beside the steps that are under way.
+            # In a separate stream, the copy runs in parallel with the current steps.
             with torch.cuda.stream(self._side):
                 arriving = arriving.pin_memory().to(room.device, non_blocking=True)
             now = torch.cuda.current_stream(room.device)
@@ -115,7 +115,7 @@ class Stretch:
         room[: len(values)].copy_(arriving)
 
     def cells(self, at: Tensor) -> DenseCells:
-        """The minibatch whose number the device knows, shape (1,), int64."""
+        """Return the minibatch with the index `at`, a tensor on the device, shape (1,), int64."""
         library_n, share_n = self._library_sn.index_select(0, at)[0], self._share_sn.index_select(0, at)[0]
         batch_n = None if self._batch_sn is None else self._batch_sn.index_select(0, at)[0]
         x_ng = dense_rows(self._nonzeros, self._row_sn.index_select(0, at)[0], self._n_genes, self._longest)
@@ -123,23 +123,29 @@ class Stretch:
 
 
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:
-    """Some rows of sparse counts, dense, shape (n, g): operations of one shape, whatever the rows.
+    """Return some rows of sparse counts as a dense matrix, shape (n, g); no shape depends on which rows they are.
 
     Parameters
     ----------
+    nonzeros
+        All nonzero counts.
+    row_n
+        Indices of the rows.
+    n_genes
+        Number of genes g.
     longest
-        No row has more nonzeros.
+        Largest number of nonzero counts in a row.
     """
     start_n1 = nonzeros.row_start[row_n].unsqueeze(1)
     length_n1 = nonzeros.row_start[row_n + 1].unsqueeze(1) - start_n1
     j_j = torch.arange(longest, device=row_n.device)
     stored_nj = j_j < length_n1
-    place_nj = (start_n1 + j_j).masked_fill(~stored_nj, 0)
-    # Places without a count have columns of their own, behind the genes: nothing is written to twice.
-    column_nj = torch.where(stored_nj, nonzeros.gene[place_nj].long(), n_genes + j_j)
+    position_nj = (start_n1 + j_j).masked_fill(~stored_nj, 0)
+    # Positions without a count are written to extra columns after the genes, so that no element is written twice.
+    column_nj = torch.where(stored_nj, nonzeros.gene[position_nj].long(), n_genes + j_j)
     n_columns = n_genes + longest
-    # As one long row: where results must repeat to the bit, torch scatters along several only by way of the host.
+    # One long row, because the reproducible scatter of torch along several rows involves the host.
     flat_nj = column_nj + n_columns * torch.arange(len(row_n), device=row_n.device).unsqueeze(1)
     x_c = torch.zeros(len(row_n) * n_columns, dtype=nonzeros.value.dtype, device=row_n.device)
-    x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[place_nj].view(-1)).view(-1, n_columns)
+    x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[position_nj].view(-1)).view(-1, n_columns)
     return x_nc[:, :n_genes]

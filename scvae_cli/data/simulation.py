@@ -1,13 +1,14 @@
-"""Simulated counts of a branching differentiation whose truth is known.
+"""Simulated counts of a branching differentiation with known ground truth.
 
-Cells differentiate along a trunk that splits into branches. Every gene follows a curve of pseudotime, every batch
-shifts the genes, every cell has a library size, and the counts are zero-inflated negative binomial:
+Cells differentiate along a trunk that splits into branches. The expression of every gene follows a curve over
+pseudotime, every batch shifts the genes, every cell has a library size, and the counts are zero-inflated negative
+binomial:
 
     μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n})
     x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g)
 
-so the expected count is (1 − π_g) μ_ng. ρ is kept on a grid of pseudotimes and is linear between its points; that
-is the truth itself, not an approximation of it. Without batch effects Σ_g ρ_g = 1, so ℓ_n is the expected library
+The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between grid points;
+this is the exact ground truth, not an approximation. Without batch effects Σ_g ρ_g = 1, so ℓ_n is the expected library
 size before zero inflation.
 
 Array names carry their shape: n cells, g genes, b batches, s grid steps.
@@ -29,9 +30,10 @@ import scipy.sparse as sp
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
 
-# Moment estimates over six public UMI sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
-# progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the sets, their range in brackets.
-# θ is by moments inside each set's largest annotated group, over genes with a mean above 0.5 counts a cell.
+# Moment estimates from six public UMI data sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
+# progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the data sets, with the range in
+# brackets. θ is estimated by moments within the largest annotated group of each data set, over genes with a mean above
+# 0.5 counts per cell.
 LOG_LIBRARY_SD = 0.55  # [0.43, 0.74]
 LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; skewness near 0, so a log-normal
 LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
@@ -40,37 +42,37 @@ THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
 THETA_RANGE = (0.2, 100.0)  # the tails of the moment estimates are noise
 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
-SPLIT = 0.4  # pseudotime where the trunk ends; a grid point, so the lineages are exactly equal up to it
+SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that the lineages are exactly equal up to it
 GRID_STEPS = 51
-# Stage names and the pseudotime where each one ends; the later two carry their branch's number.
+# Names of the stages, and the pseudotime at which each stage ends. The number of the branch is added to the last two.
 STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature", 1.0))
 
-# Random streams. Counts are drawn in chunks of fixed size, each with a stream of its own, so that a result does not
-# depend on the size of the blocks it is asked for in. 256 cells × 2,000 genes in float32 stay in the cache.
+# Random streams. Counts are drawn in chunks of fixed size, each with its own stream, so that the result does not depend
+# on the block size that the caller requests. 256 cells × 2,000 genes in float32 fit in the cache.
 _GENES, _CELLS, _COUNTS, _BATCHES = range(4)
 _CHUNK_CELLS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulation:
-    """Cells, genes and their truth; the counts are drawn when asked for.
+    """Simulated cells and genes with their ground truth; counts are drawn by `blocks`.
 
     Parameters
     ----------
     config
-        What was asked for.
+        Configuration of the simulation.
     obs
         A row per cell: `cell_type`, `batch` and `true_branch` (trunk, branch_1, …) as categoricals,
         `true_pseudotime` in [0, 1] and `true_library` (ℓ, counts before zero inflation).
     var
-        A row per gene: `true_pattern`, `true_branch` (the branch a branch gene answers to, otherwise "all"),
+        A row per gene: `true_pattern`, `true_branch` (the branch in which a branch gene changes, otherwise "all"),
         `true_theta` (θ) and `true_zero_inflation` (π).
     varm
-        `true_rho_<branch>` (g × s): proportions along the lineage from pseudotime 0 through the trunk to that
-        branch's tip, on the grid `uns["simulation"]["pseudotime_grid"]`, linear in between; and
-        `true_batch_log_effect` (g × b), whose columns are batch_1, batch_2, ….
+        `true_rho_<branch>` (g × s): proportions along the lineage from pseudotime 0 through the trunk to the tip of
+        that branch, on the grid `uns["simulation"]["pseudotime_grid"]`, linear between grid points; and
+        `true_batch_log_effect` (g × b), with columns batch_1, batch_2, ….
     uns
-        `simulation`: the grid and the configuration as JSON text.
+        `simulation`: the grid, and the configuration as JSON text.
     """
 
     config: SimulationConfig
@@ -82,7 +84,7 @@ class Simulation:
     def blocks(self, rows: int = 4096) -> Iterator[sp.csr_matrix]:
         """Draw the counts, in order, as float32 CSR blocks of `rows` cells; the last may be shorter.
 
-        They are the same whatever `rows` is, and at each call; indices are sorted and no zeros are stored.
+        The counts do not depend on `rows` and are the same in each call. Indices are sorted and no zeros are stored.
         """
         waiting: list[sp.csr_matrix] = []
         n_waiting = 0
@@ -98,7 +100,7 @@ class Simulation:
             yield sp.vstack(waiting, format="csr")
 
     def true_mean_blocks(self, rows: int = 4096) -> Iterator[FloatArray]:
-        """Give μ as dense float32 blocks, rows × g, in the order of `blocks`."""
+        """Compute μ as dense float32 blocks, rows × g, in the order of `blocks`."""
         curves = _Curves(self.varm)
         for start in range(0, self.config.n_cells, rows):
             yield curves.mean(self.obs.iloc[start : start + rows])
@@ -110,9 +112,9 @@ class Simulation:
 
 
 def simulate(config: SimulationConfig) -> Simulation:
-    """Set up the cells, the genes and their truth.
+    """Create the cells, the genes and their ground truth.
 
-    The counts are drawn by `Simulation.blocks`, so memory grows with cells and with genes, never with their product.
+    `Simulation.blocks` draws the counts, so memory grows with the numbers of cells and genes, not with their product.
 
     >>> simulation = simulate(SimulationConfig(n_cells=5, n_genes=20, seed=1))
     >>> next(simulation.blocks()).shape
@@ -120,7 +122,7 @@ def simulate(config: SimulationConfig) -> Simulation:
     """
     var, rho = _genes(config)
     log_effect_gb = _stream(config.seed, _BATCHES).normal(0, config.batch_sd, (config.n_genes, config.n_batches))
-    # Centred per gene, so that a single batch has no effect and ρ is the mean over batches in logs.
+    # Effects are centered per gene, so that a single batch has no effect and log ρ is the mean over batches.
     log_effect_gb -= log_effect_gb.mean(1, keepdims=True)
     varm = {f"true_rho_{branch}": rho_gs for branch, rho_gs in rho.items()}
     varm["true_batch_log_effect"] = log_effect_gb.astype(np.float32)
@@ -129,28 +131,29 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
-    """Give the true mean μ of cells of a simulation: the same code that the counts are drawn with.
+    """Compute the true mean μ of cells of a simulation, with the code that is also used to draw the counts.
 
     Parameters
     ----------
     obs
-        Cells (all, a subset, or made up) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
+        Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        `true_rho_<branch>` and `true_batch_log_effect`, as in `Simulation.varm` or in the `varm` of the AnnData
-        read back from a file; a subset of the genes gives their μ unchanged.
+        `true_rho_<branch>` and `true_batch_log_effect`, as in `Simulation.varm` or in the `varm` of an AnnData that was
+        read from a file. A subset of the genes has the same μ as in the complete simulation.
 
     Returns
     -------
     numpy.ndarray
-        n × g, float32, counts before zero inflation; times 1 − `var["true_zero_inflation"]`, the expected counts.
+        μ, n × g, float32, in counts before zero inflation. The expected counts are μ times
+        1 − `var["true_zero_inflation"]`.
     """
     return _Curves(varm).mean(obs)
 
 
 def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
-    """Turn "batch_3" into 2, by name: a subset of cells may have lost categories, so their codes mean nothing."""
+    """Convert "batch_3" to 2. Names are used, because a subset of cells may have lost categories and changed codes."""
     values = pd.Categorical(labels)
-    # On the trunk all lineages are equal, so the first will do.
+    # On the trunk all lineages are equal, so the first one is used.
     numbers = [0 if name == "trunk" else int(str(name).rsplit("_", 1)[1]) - 1 for name in values.categories]
     return np.take(np.asarray(numbers, np.int64), np.asarray(values.codes))
 
@@ -167,11 +170,11 @@ class _Curves:
         self.table = np.ascontiguousarray(table.reshape(-1, rho.shape[2]), np.float32)
 
     def mean(self, obs: pd.DataFrame) -> FloatArray:
-        """Give μ, n × g: ℓ times the linear interpolation between the grid steps on either side."""
-        place_n = obs["true_pseudotime"].to_numpy(np.float64) * (self.n_steps - 1)
+        """Compute μ, n × g: ℓ times the linear interpolation between the two adjacent grid points."""
+        position_n = obs["true_pseudotime"].to_numpy(np.float64) * (self.n_steps - 1)
         library_n = obs["true_library"].to_numpy(np.float64)
-        step_n = np.clip(place_n.astype(np.int64), 0, self.n_steps - 2)
-        right_n = place_n - step_n
+        step_n = np.clip(position_n.astype(np.int64), 0, self.n_steps - 2)
+        right_n = position_n - step_n
         curve_n = _number(obs["true_branch"]) * self.n_batches + _number(obs["batch"])
         row_n = curve_n * self.n_steps + step_n
         mu_ng: FloatArray = self.table[row_n]
@@ -183,12 +186,12 @@ class _Curves:
 
 
 def _stream(seed: int, *key: int) -> np.random.Generator:
-    """Give the random stream of one part; SFC64 is numpy's fastest."""
+    """Return the random stream of one part of the simulation; SFC64 is the fastest generator of numpy."""
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=key)))
 
 
 def _cells(config: SimulationConfig) -> pd.DataFrame:
-    """Draw the cells: evenly along pseudotime, evenly over branches and batches, log-normal library sizes."""
+    """Draw the cells: uniform in pseudotime, branches and batches, with log-normal library sizes."""
     rng, n = _stream(config.seed, _CELLS), config.n_cells
     time_n = rng.random(n)
     branch_n, batch_n = rng.integers(config.n_branches, size=n), rng.integers(config.n_batches, size=n)
@@ -214,7 +217,7 @@ def _categorical(code: IntArray, names: list[str]) -> pd.Categorical:
 
 
 def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray]]:
-    """Draw the genes: a level, θ, π, and a curve per lineage (g × s proportions)."""
+    """Draw the genes: an expression level, θ, π, and a curve per lineage (g × s proportions)."""
     rng, g = _stream(config.seed, _GENES), config.n_genes
     level_g = rng.standard_normal(g)
     mixed_g = THETA_MEAN_CORRELATION * level_g + math.sqrt(1 - THETA_MEAN_CORRELATION**2) * rng.standard_normal(g)
@@ -225,8 +228,8 @@ def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray
 
     pattern_g = rng.permutation(np.searchsorted(np.cumsum(list(PATTERNS.values())), (np.arange(g) + 0.5) / g))
     branch_g = np.zeros(g, np.int64)
-    of_a_branch = np.flatnonzero(pattern_g == list(PATTERNS).index("branch"))
-    branch_g[of_a_branch] = 1 + np.arange(of_a_branch.size) % config.n_branches
+    branch_genes = np.flatnonzero(pattern_g == list(PATTERNS).index("branch"))
+    branch_g[branch_genes] = 1 + np.arange(branch_genes.size) % config.n_branches
 
     shape_gs, branch_shape_gs = _shapes(rng, pattern_g)
     rho = {}
@@ -262,7 +265,8 @@ def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, 
     up_g = rng.choice([1, -1], (g, 1))
     shape_gs = is_a["rise"] * slope_gs - is_a["fall"] * slope_gs + is_a["transient"] * bump_gs
     shape_gs += is_a["switch"] * up_g * step_gs
-    # From 0 at the split or a little after it, by a cubic that is flat at both ends; mostly upwards.
+    # The change starts at or slightly after the split, follows a cubic with zero slope at both ends, and is mostly
+    # upward.
     onset_g = SPLIT + rng.uniform(0, 0.25, (g, 1))
     part_gs = np.clip((grid_s - onset_g) / rng.uniform(0.15, 0.35, (g, 1)), 0, 1)
     sign_g = np.where(rng.random((g, 1)) < 0.75, 1, -1)

@@ -1,4 +1,4 @@
-"""What to simulate. Light: the command line reads it."""
+"""Configuration of a simulation. This module imports no large libraries, because the command line reads it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from scvae_cli.options import Options, option
 
-DEFAULT_DEPTH = 1500.0  # sets of 2,000 to 3,000 genes: 900 and 1,700
-# Zeros beyond the NB's: 0.00 in the median gene, 0.03 to 0.10 in the 95th percentile. Beta(1, 49) has 0.06 there.
+# Measured in six public UMI data sets, which `simulation.py` lists.
+DEFAULT_DEPTH = 1500.0  # data sets of 2,000 to 3,000 genes: 900 and 1,700
+# Fraction of zeros beyond those of the NB: 0.00 for the median gene, and 0.03 to 0.10 at the 95th percentile. The 95th
+# percentile of Beta(1, 49) is 0.06.
 DEFAULT_ZERO_INFLATION = 0.02
 
 
@@ -15,7 +17,7 @@ DEFAULT_ZERO_INFLATION = 0.02
 class SimulationConfig(Options):
     """Cells that differentiate along a tree.
 
-    The truth about the genes does not depend on the number of cells.
+    The parameters of the genes do not depend on the number of cells.
     """
 
     n_cells: int = option(5000, flags=("--cells",), help="Number of cells.", least=1, most=10**9)
@@ -44,5 +46,5 @@ class SimulationConfig(Options):
 
     @property
     def branches(self) -> list[str]:
-        """Names of the branches after the trunk; each names the lineage from pseudotime 0 to its tip."""
+        """Names of the branches after the trunk; each also names the lineage from pseudotime 0 to the branch's tip."""
         return [f"branch_{k + 1}" for k in range(self.n_branches)]

@@ -1,7 +1,7 @@
-"""Every place in an AnnData that scvae writes, named once.
+"""Names of all elements (slots) of an AnnData to which scvae writes.
 
-A result lists its own slots with these names; the two writers (an AnnData in memory, a file on disk) only carry
-them out. `key_added` replaces "scvae" in every name, so the results of two models can live in one file.
+Each result lists its slots with these names, and two writers (for an AnnData in memory and for a file) write them.
+`key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ DEFAULT_KEY = "scvae"
 
 @dataclass(frozen=True, kw_only=True)
 class RowBlocks:
-    """A matrix too large to hold, as blocks of rows that can be walked through once.
+    """A matrix that is too large for memory, as blocks of rows that can be read once.
 
     Parameters
     ----------
     shape
         Rows × columns.
     dtype
-        Of every block.
+        Data type of every block.
     blocks
-        Consecutive blocks of rows that together are the matrix.
+        Matrix as consecutive blocks of rows.
     """
 
     shape: tuple[int, int]
@@ -37,7 +37,7 @@ class RowBlocks:
     blocks: Iterator[np.ndarray]
 
     def whole(self) -> np.ndarray:
-        """The matrix in memory, shape `shape`."""
+        """Return the whole matrix in memory, with shape `shape`."""
         matrix = np.empty(self.shape, dtype=self.dtype)
         start = 0
         for block in self.blocks:
@@ -67,7 +67,7 @@ class Slot:
 
     @property
     def path(self) -> str:
-        """The slot's name as it reads in a message and inside the file: "obsm/X_scvae"."""
+        """Name of the slot in messages and in the file, for example "obsm/X_scvae"."""
         return f"{self.group}/{self.key}"
 
 
@@ -86,7 +86,7 @@ class SlotNames:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", self.key_added):
             raise ConfigError(
-                f"--key-added is {self.key_added!r}", "it takes letters, digits, _ and -, for example: wide_model"
+                f"--key-added is {self.key_added!r}", "use letters, digits, _ and -, for example: wide_model"
             )
 
     @property
@@ -106,7 +106,7 @@ class SlotNames:
 
     @property
     def modelled(self) -> str:
-        """`var`: True for the genes the model knows."""
+        """`var`: True for the genes of the model."""
         return f"{self.key_added}_modelled"
 
     @property
@@ -121,7 +121,7 @@ class SlotNames:
 
     @property
     def iwae_density(self) -> str:
-        """`obs`: the same with the density of where cells are in place of the prior, nats."""
+        """`obs`: importance-weighted bound with the density of the cells in latent space as the prior, nats."""
         return f"{self.key_added}_iwae_density"
 
     @property
@@ -136,17 +136,17 @@ class SlotNames:
 
     @property
     def anomaly_score(self) -> str:
-        """`obs`: how much worse a cell is explained than expected of its like, standard deviations."""
+        """`obs`: how much less likely a cell is than simulated cells of its kind, standard deviations."""
         return f"{self.key_added}_anomaly_score"
 
     @property
     def anomaly_p(self) -> str:
-        """`obs`: share of cells simulated from the model that are explained as badly or worse."""
+        """`obs`: fraction of cells simulated from the model that are as unlikely or more unlikely."""
         return f"{self.key_added}_anomaly_p"
 
     @property
     def anomaly_p_adjusted(self) -> str:
-        """`obs`: the same, adjusted for the number of cells after Benjamini and Hochberg."""
+        """`obs`: p-value of the anomaly score, adjusted for the number of cells by Benjamini and Hochberg's method."""
         return f"{self.key_added}_anomaly_p_adjusted"
 
     @property
@@ -156,12 +156,12 @@ class SlotNames:
 
     @property
     def library(self) -> str:
-        """`obs`: the depth that sampled cells were decoded at."""
+        """`obs`: library size at which sampled cells were decoded."""
         return f"{self.key_added}_library"
 
     @property
     def rank_genes_groups(self) -> str:
-        """`uns`: what genes do between two groups, as scanpy keeps it."""
+        """`uns`: differential expression between two groups, in the format of scanpy."""
         return f"rank_genes_groups_{self.key_added}"
 
     def pseudotime(self, name: str) -> str:
@@ -173,11 +173,11 @@ class SlotNames:
         return f"{self.key_added}_distance_{slug(name)}"
 
     def branch(self, name: str) -> str:
-        """`obs`: the end a cell of an ordering is drawn to, or "shared"."""
+        """`obs`: end (fate) of an ordering to which a cell belongs, or "shared"."""
         return f"{self.key_added}_branch_{slug(name)}"
 
     def end_weights(self, name: str) -> str:
-        """`obsm`: how much each end of an ordering draws a cell, cells × ends."""
+        """`obsm`: weight of each end (fate) of an ordering for each cell, cells × ends."""
         return f"{self.key_added}_ends_{slug(name)}"
 
     def path_genes(self, name: str) -> str:
@@ -189,24 +189,24 @@ class SlotNames:
         return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
 
     def path_latent(self, name: str) -> str:
-        """`uns`: a path's latent points, what lies along it, what its genes do, and settings."""
+        """`uns`: latent points of a path, cells and genes along it, and settings."""
         return f"{self.key_added}/paths/{slug(name)}"
 
     def sweep(self, varied: str) -> str:
-        """`uns`: what a sweep over an option of the training found, a column an array."""
+        """`uns`: results of a sweep over a training option, one array per column."""
         return f"{self.key_added}/sweep/{slug(varied)}"
 
     @property
     def diagnosis(self) -> str:
-        """`uns`: what a diagnosis found, its sections and verdicts."""
+        """`uns`: results of a diagnosis, with its sections and verdicts."""
         return f"{self.key_added}/diagnosis"
 
     def perturbation(self, name: str) -> str:
-        """`uns`: how a perturbation was predicted, and how well that does where the answer is known."""
+        """`uns`: settings of a perturbation prediction, and its accuracy where the true response is known."""
         return f"{self.key_added}/perturbations/{slug(name)}"
 
     def perturbation_gene(self, column: str) -> str:
-        """`var`: what a perturbation does to every gene."""
+        """`var`: effect of a perturbation on every gene."""
         return f"{self.key_added}_{column}"
 
     def run(self, name: str) -> str:
@@ -214,14 +214,14 @@ class SlotNames:
         return f"{self.key_added}/runs/{slug(name)}"
 
     def written_by(self, verb: str, path: str = "") -> list[str]:
-        """Paths of all slots that a command writes, known before anything is computed.
+        """Return the paths of all slots that a command writes; they are known before the computation.
 
-        `path` names the walk or ordering, or what a sweep varies.
+        `path` is the name of the trajectory or ordering, or of the option that a sweep varies.
 
         >>> SlotNames().written_by("denoise")
         ['layers/scvae_denoised', 'var/scvae_modelled']
         """
-        walk = [
+        trajectory = [
             f"uns/{self.path_latent(path)}",
             *(f"varm/{key}" for key in (self.path_genes(path), *self.path_band(path))),
             f"obs/{self.pseudotime(path)}",
@@ -229,8 +229,8 @@ class SlotNames:
         by_verb = {
             "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
             "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
-            "interpolate": walk,
-            "optimize": walk,
+            "interpolate": trajectory,
+            "optimize": trajectory,
             "pseudotime": [
                 f"obs/{self.pseudotime(path)}",
                 f"obs/{self.root_distance(path)}",
@@ -249,9 +249,9 @@ class SlotNames:
 
 
 def slug(name: str) -> str:
-    """A name that is safe inside an HDF5 key, where "/" would nest; letters of any script stay.
+    """Convert a name to a safe HDF5 key, in which "/" would create a group; letters of all scripts are kept.
 
-    Different names may come to the same: `provenance.refuse_another` keeps their results apart.
+    Different names may have the same result; `provenance.refuse_another` prevents overwriting in that case.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')
@@ -261,12 +261,12 @@ def slug(name: str) -> str:
 
 
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
-    """Give results for some cells a row for every cell, NaN where there is none.
+    """Extend results for some cells to all cells, with NaN for the other cells.
 
     Parameters
     ----------
     slots
-        Results whose obs, obsm and layers have a row for each True of `kept`.
+        Results; obs, obsm and layers have one row for each True in `kept`.
     kept
         Mask over all cells.
     """
@@ -282,7 +282,7 @@ def _spread(value: Any, kept: np.ndarray) -> Any:
     if isinstance(value, RowBlocks):
         return replace(value, shape=(len(kept), value.shape[1]), blocks=_spread_blocks(value, kept))
     if hasattr(value, "categories"):
-        # A pandas Categorical: the code of no category is -1.
+        # In a pandas Categorical, the code of a missing value is -1.
         codes = np.full(len(kept), -1, dtype=value.codes.dtype)
         codes[kept] = value.codes
         return type(value).from_codes(codes, dtype=value.dtype)
@@ -294,7 +294,7 @@ def _spread(value: Any, kept: np.ndarray) -> Any:
 def _spread_blocks(rows: RowBlocks, kept: np.ndarray) -> Iterator[np.ndarray]:
     start = 0
     for block in rows.blocks:
-        # The stretch of all cells that ends just before the next kept one.
+        # The segment of all cells that ends with the last cell of this block.
         end = start + int(np.searchsorted(np.cumsum(kept[start:]), len(block), side="left")) + 1
         whole = np.full((end - start, rows.shape[1]), np.nan, dtype=rows.dtype)
         whole[kept[start:end]] = block

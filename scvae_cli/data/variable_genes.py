@@ -1,6 +1,6 @@
-"""The most variable genes, as scanpy's seurat_v3 finds them (Stuart et al. 2019), to the bit.
+"""The most variable genes, identical to scanpy's flavor "seurat_v3" (Stuart et al. 2019).
 
-scanpy copies the matrix and every batch of it; here the cells are walked through twice, some at a time.
+scanpy copies the matrix and every batch of it. This implementation makes two passes over blocks of cells instead.
 
 Shapes: n cells, g genes.
 """
@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from scvae_cli.errors import DataError
 
-# Share of the genes that the fit of variance on mean looks at around each gene.
+# Fraction of the genes that the local regression of variance on mean uses around each gene.
 _SPAN = 0.3
 _CELLS_AT_ONCE = 4096
 
@@ -22,61 +22,65 @@ _CELLS_AT_ONCE = 4096
 def most_variable(
     matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray, n_top: int, batch: np.ndarray | None
 ) -> np.ndarray:
-    """Choose among some genes, looking at some cells.
+    """Choose the most variable genes, based on some cells.
 
     Parameters
     ----------
     matrix
         CSR counts, float32.
     cells, columns
-        Indices of the cells to look at and the genes to choose among.
+        Indices of the cells that are used, and of the genes among which is chosen.
     n_top
-        How many to choose.
+        Number of genes to choose.
     batch
-        Names of the cells' batches, as many as `cells`: genes are ranked within each, and the ranks' median decides.
+        Names of the batches of `cells`, or None. Genes are ranked within each batch, and the median rank decides.
 
     Returns
     -------
-    Some of the columns, in their order.
+    numpy.ndarray
+        Chosen columns, in their original order.
 
     Raises
     ------
     DataError
-        Where the cells are too few or too sparse.
+        If the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
 
-    def told(groups: list[np.ndarray]) -> list[np.ndarray]:
-        spreads = (_standardised_variance(matrix, group, columns) for group in groups)
-        return [spread_g for spread_g in spreads if spread_g is not None]
+    def variances(groups: list[np.ndarray]) -> list[np.ndarray]:
+        found = (_standardized_variance(matrix, group, columns) for group in groups)
+        return [variance_g for variance_g in found if variance_g is not None]
 
-    # Of few cells, or sparse ones, what varies cannot be told: such a batch has no say. If all are, there is one batch.
-    spreads = told(groups) or told([cells])
-    if not spreads:
+    # Batches with too few or too sparse cells are ignored. If this applies to all batches, the cells are one batch.
+    variance_per_batch = variances(groups) or variances([cells])
+    if not variance_per_batch:
         raise DataError(
-            "the most variable genes cannot be told: too few different means and variances to fit a line through",
-            "--genes all, or --genes @FILE with a list of your own",
+            "the most variable genes cannot be determined: there are too few different means and variances for a fit",
+            "use --genes all, or --genes @FILE with your own list",
         )
-    spread_bg = np.stack(spreads)
-    # A gene's place among the genes, 0 for the most variable.
+    spread_bg = np.stack(variance_per_batch)
+    # Rank of each gene, 0 for the most variable.
     rank_bg = np.argsort(np.argsort(-spread_bg, axis=1), axis=1).astype(np.float32)
     rank_bg[rank_bg >= n_top] = np.nan
     median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy leaves it untyped
     n_batches_g = (~np.isnan(rank_bg)).sum(0)
-    # By median rank, those of no batch last; among equals first those of most batches.
+    # Sort by median rank, with genes that are in no batch's list last, and then by the number of batches.
     order = np.lexsort((-n_batches_g, median_g.filled(np.nan)))
     chosen: np.ndarray = columns[np.sort(order[:n_top])]
     return chosen
 
 
-def _standardised_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-    """Variance of each gene over what its mean lets expect, extreme counts clipped, shape (g,); None for too few."""
+def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
+    """Compute the variance of each gene relative to that expected from its mean, with clipped counts, shape (g,).
+
+    The result is None if the cells are too few or too sparse for the fit.
+    """
     from skmisc.loess import loess
 
     n, n_genes = len(cells), matrix.shape[1]
     sum_g, square_g = np.zeros(n_genes), np.zeros(n_genes)
     for block in _blocks(matrix, cells):
-        # Sums of whole numbers, so the order does not matter.
+        # The order of these sums does not matter, because their terms are whole numbers.
         sum_g += np.bincount(block.indices, block.data, n_genes)
         square_g += np.bincount(block.indices, np.square(block.data), n_genes)
     mean_g = sum_g[columns] / n
@@ -100,7 +104,7 @@ def _standardised_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     sum_g, square_g = np.zeros(n_genes), np.zeros(n_genes)
     for block in _blocks(matrix, cells):
         clipped = np.minimum(block.data, clip_g[block.indices])
-        # One after the other onto the running sums: these are not whole, so here the order does matter.
+        # Clipped counts are not whole numbers, so they must be added one by one, in scanpy's order.
         np.add.at(sum_g, block.indices, clipped)
         np.add.at(square_g, block.indices, np.square(clipped))
     scale_g = 1 / ((n - 1) * np.square(sd_g))

@@ -14,29 +14,42 @@ import scipy.sparse as sp
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-# Below this mean an NB count is found by inversion, above it as a Poisson of a gamma: each where it is faster.
+# NB counts with a mean up to this are drawn by inversion, and others as a Poisson of a gamma, whichever is faster.
 _INVERSION_MEAN = 3.0
-# Inversion goes up one count at a time so far; what is left in the long tail of a small θ is looked up.
+# Inversion tries one count after the other up to this one. Larger counts, in the long tail of a small θ, use scipy.
 _STEPS = 256
 
 
 def draw_zinb(
     mu_ng: FloatArray, theta_g: FloatArray, zero_inflation: FloatArray, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Draw zero-inflated negative binomial counts, exactly, at a cost that falls with sparsity.
+    """Draw zero-inflated negative binomial counts exactly; sparser matrices take less time.
 
-    Dividing one uniform u by 1 − π makes the zero inflation part of the same draw: u/(1 − π) ≥ 1 is a dropout,
-    and otherwise it is uniform again. As P(x > 0) ≤ (1 − π)μ, most entries of a sparse matrix are known to be zero
-    from one comparison. The rest are inverted (x is the number of k with u/(1 − π) < P(NB > k)) or, where μ is
-    large, drawn as a Poisson of a gamma.
+    One uniform number u decides on both zero inflation and count: if u/(1 − π) ≥ 1, the count is a technical zero, and
+    otherwise u/(1 − π) is again uniform. Since P(x > 0) ≤ (1 − π)μ, one comparison identifies most zeros of a sparse
+    matrix. The other entries are drawn by inversion (x is the number of k with u/(1 − π) < P(NB > k)) or, where μ is
+    large, as a Poisson of a gamma.
 
-    Takes NB means, inverse dispersions θ > 0 and zero-inflation probabilities π, a gene's or each entry's own, of
-    shape (g,) or (n, g); gives n × g float32 counts.
+    Parameters
+    ----------
+    mu_ng
+        Means of the NB, shape (n, g).
+    theta_g
+        Inverse dispersions θ > 0, shape (g,).
+    zero_inflation
+        Zero-inflation probabilities π, shape (g,) or (n, g).
+    rng
+        Random number generator.
+
+    Returns
+    -------
+    scipy.sparse.csr_matrix
+        Counts, n × g, float32.
     """
     n_cells, n_genes = mu_ng.shape
     mu_ng = np.asarray(mu_ng, np.float32)
     keep = 1.0 - np.asarray(zero_inflation, np.float64)
-    # A touch more than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too small.
+    # Slightly more than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too small.
     bound_ng = mu_ng * (keep * (1 + 1e-6)).astype(np.float32)
     coarse_ng = rng.random((n_cells, n_genes), dtype=np.float32)
     maybe = np.flatnonzero(coarse_ng < bound_ng)
@@ -74,7 +87,7 @@ def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
         pmf *= ratio * (k + theta) / (k + 1)
         tail -= pmf
         k += 1
-        # Rounding can leave a tail that never reaches u ≈ 0; it ends where the probabilities do.
+        # Because of rounding, the tail may never reach u ≈ 0; the loop then ends when the probabilities are negligible.
         on = np.flatnonzero((u < tail) & (pmf > 1e-18))
         alive, u, theta, ratio, pmf, tail = alive[on], u[on], theta[on], ratio[on], pmf[on], tail[on]
         if k == _STEPS and alive.size:

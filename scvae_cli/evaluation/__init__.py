@@ -1,1 +1,1 @@
-"""What several tools train or set aside beside the model."""
+"""Baselines, retraining and count thinning, which several tools use to evaluate a model."""

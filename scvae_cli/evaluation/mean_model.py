@@ -1,7 +1,7 @@
-"""The model that knows nothing of a cell but its depth and batch: every gene at its average, with its own dispersion.
+"""A baseline model that uses only the library size and batch of a cell: each gene has a fixed mean and dispersion.
 
-Whatever a latent space is worth, it must be worth more than this. It is a decoder of the same likelihood that is only
-ever asked at z = 0, fitted by maximum likelihood.
+A useful latent space must explain the counts better than this model. The model is a decoder with the same likelihood
+that is only evaluated at z = 0 and is fitted by maximum likelihood.
 
 Shapes: n cells, g genes.
 """
@@ -25,29 +25,29 @@ _BATCH_CELLS, _STEPS, _RATE = 256, 300, 0.05
 
 
 class MeanModel:
-    """Gene averages and dispersions, fitted.
+    """Baseline model with the fitted mean and dispersion of every gene.
 
     Parameters
     ----------
     counts
         n cells, g genes.
     training
-        Indices of the cells to fit to; None for all.
+        Indices of the cells to which the model is fitted; None for all.
     config
-        Of the model that this one is compared with: likelihood and seed are taken.
+        Configuration of the model that is compared with this one. Its likelihood and seed are used.
     device
-        Where to compute.
+        Device on which the model is fitted.
     """
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:
         training = np.arange(counts.n_cells) if training is None else training
         batches, self._batch_n = batch_codes(counts)
-        blind = replace(config, model=replace(config.model, decoder="linear", n_latent=1, n_hidden=1))
-        self._vae = started(blind, counts, training, batches, self._batch_n).to(device).eval()
+        smallest = replace(config, model=replace(config.model, decoder="linear", n_latent=1, n_hidden=1))
+        self._vae = started(smallest, counts, training, batches, self._batch_n).to(device).eval()
         self._device = device
         learned = [p for name, p in self._vae.decoder.named_parameters() if name != "head.outputs.weight"]
         optimizer = torch.optim.Adam(learned, lr=_RATE)
-        # The rate falls to nothing, so that what is left at the end is the optimum and not the last minibatches.
+        # The rate decreases to zero, so that the result does not depend on the last minibatches.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / _STEPS)
         table = CellTable(counts.matrix, self._batch_n, device, cells=training, real=counts.real)
         random = np.random.default_rng(config.train.seed)
@@ -60,17 +60,20 @@ class MeanModel:
 
     @torch.no_grad()
     def log_prob_n(self, counts: Counts, cells: np.ndarray) -> np.ndarray:
-        """Log-probability of some of the cells, by index, shape (len(cells),), nats."""
+        """Compute the log-probability of some of the cells, given by index, shape (len(cells),), nats."""
         table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells, real=counts.real)
         parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(BLOCK_CELLS)]
         return -np.concatenate(parts)
 
     @torch.no_grad()
     def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
-        """Expected counts of all cells in blocks, technical zeros counted in; `of_cell` weighs in their own counts."""
+        """Compute expected counts of all cells in blocks, including technical zeros.
+
+        With `of_cell`, the expectation of each cell also depends on its own counts.
+        """
         for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(BLOCK_CELLS):
             output = self._decode(cells)
-            assert isinstance(output, CountOutput), "only counts can be set aside"
+            assert isinstance(output, CountOutput), "this method is only used with counts"
             mean_ng = output.mean_ng(cells.library_n, with_zero_inflation=not of_cell)
             if of_cell:
                 mean_ng = mean_ng * output.own_factor_ng(cells, with_zero_inflation=True)

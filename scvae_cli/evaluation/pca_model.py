@@ -1,8 +1,9 @@
-"""What principal components make of counts: the denoiser everybody has.
+"""A baseline that denoises counts by principal component analysis.
 
-Counts are brought to one depth and log1p-transformed, projected on their first components, and taken back to expected
-counts at each cell's depth. The projection may fall to zero or below, where counts must not be impossible: expected
-counts are kept above a share of the gene's average, a tenth, which served the projection best of those tried.
+Counts are scaled to a common library size, log1p-transformed, projected on their first components, and transformed back
+to expected counts at the library size of each cell. The projection may be zero or negative, which would make any count
+impossible. Expected counts are therefore at least a tenth of the gene's average; among the fractions that were tried, a
+tenth gave the projection its best result.
 
 Shapes: n cells, g genes, c components.
 """
@@ -19,12 +20,12 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS
 
 COMPONENTS = (5, 10, 20, 30, 50)
 _LEAST_SHARE = 0.1
-# Inverse dispersions are kept where moments can tell them.
+# Bounds on inverse dispersions, within which moments can estimate them.
 _THETA_RANGE = (1e-2, 1e4)
 
 
 class PcaModel:
-    """Principal components of log-normalised counts.
+    """Principal components of log-normalized counts.
 
     Parameters
     ----------
@@ -48,11 +49,11 @@ class PcaModel:
 
     @property
     def components(self) -> tuple[int, ...]:
-        """Numbers of components that can be asked for."""
+        """Available numbers of components."""
         return tuple(c for c in COMPONENTS if c <= self._scores_nc.shape[1]) or (self._scores_nc.shape[1],)
 
     def expected(self, n_components: int) -> Iterator[np.ndarray]:
-        """Expected counts of all cells at their depths, in blocks."""
+        """Compute expected counts of all cells at their library sizes, in blocks."""
         library_n = self._counts.library_n
         for start in range(0, len(library_n), BLOCK_CELLS):
             rows = slice(start, start + BLOCK_CELLS)
@@ -61,7 +62,10 @@ class PcaModel:
             yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]
 
     def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
-        """The same with each cell's own counts weighed in, dispersions by moments around the projection."""
+        """Compute expected counts that also depend on each cell's own counts, in blocks.
+
+        Dispersions are estimated from the moments of the counts around the projection.
+        """
         over_g, squared_g = np.zeros(self._counts.n_genes), np.zeros(self._counts.n_genes)
         for x_ng, mean_ng in self._beside_counts(n_components):
             over_g += ((x_ng - mean_ng) ** 2 - mean_ng).sum(0)

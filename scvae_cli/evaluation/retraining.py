@@ -1,14 +1,14 @@
-"""A model's training once more, on other cells or with another decoder: what the user would have asked for.
+"""Repeating the training of a model on other cells or with another decoder.
 
-A model records the settings it was trained with, not who chose them. Those that are as the recipe has them were left
-to it, or might as well have been, and the recipe chooses anew for what is trained now.
+A model records its training settings, but not whether the user or the recipe chose them. Settings that equal those of
+the recipe are treated as not chosen by the user, so the recipe chooses them again for the new training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Set
+from collections.abc import Set
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,19 +22,31 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
-# Of more cells than this, an even selection takes part in the trainings.
+# If there are more cells than this, evenly spaced cells are used.
 MAX_CELLS = 20_000
-# What the kind of decoder decides.
-_REGULARISATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"}
-# What a training chooses where it is left open.
-_CHOSEN = _REGULARISATION | {"batch_size", "learning_rate", "max_epochs", "patience"}
+# Settings whose defaults depend on the kind of decoder.
+_REGULARIZATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"}
+# Settings that are chosen automatically if they are None.
+_CHOSEN = _REGULARIZATION | {"batch_size", "learning_rate", "max_epochs", "patience"}
+
+
+class Train(Protocol):
+    """Trains a model, and may show how far the training is."""
+
+    def __call__(self, title: str, counts: Counts, config: RunConfig) -> Model:
+        """Train on counts; the title says what for."""
+
+
+def train_silently(title: str, counts: Counts, config: RunConfig) -> Model:  # noqa: ARG001  # the signature is Train's
+    """Train a model and show nothing."""
+    return fit_to_end(counts, config)
 
 
 def as_asked(model: Model) -> RunConfig:
-    """A model's settings, for all of its genes, with those left open that are what its training would have chosen."""
+    """Return the settings of a model for all of its genes; settings that equal the automatic choice are None."""
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
-    # Whoever chose the batch size, others follow from it.
+    # The batch size is kept here, because other automatic settings follow from it.
     settled = settle(_left_open(config, _CHOSEN - {"batch_size"}), n_training, n_genes=n_genes)
     batch_size = settled.train.batch_size
     assert batch_size is not None, "settled"
@@ -48,19 +60,19 @@ def as_asked(model: Model) -> RunConfig:
     return _left_open(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
 
 
-def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda _: None) -> tuple[Model, Counts]:
-    """Cells that further trainings are to learn from, and the model that such a training makes of them.
+def on_some(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
+    """Return cells for further trainings, and a model that was trained on these cells.
 
     Parameters
     ----------
     model
-        When its held-out cells are not those that a training on these cells would hold out, it stands back for one
-        trained on them.
+        This model is returned if its held-out cells are those that a training on the cells would hold out. Otherwise a
+        new model is trained on the cells and returned.
     counts
-        n cells in the model's genes, with batches if the model has them; of more than 20,000, an even selection is
-        taken.
-    say
-        Told what is being done.
+        n cells with the genes of the model, and with batches if the model has batches. If there are more than 20,000,
+        evenly spaced cells are used.
+    train
+        Function that trains a model.
 
     Raises
     ------
@@ -71,18 +83,17 @@ def on_some(model: Model, counts: Counts, *, say: Callable[[str], None] = lambda
     config = as_asked(model)
     if set(counts.cell_names[split(counts, config)[1]]) == set(model.heldout_cells):
         return model, counts
-    say("training a VAE on these cells")
-    trained = fit_to_end(counts, config)
+    trained = train("Training on these cells", counts, config)
     trained.vae.to(model.device)
     return trained, counts
 
 
 def with_linear_decoder(config: RunConfig) -> RunConfig:
-    """The same with `--decoder linear`, and what the kind of decoder decides left open.
+    """Return the settings with `--decoder linear`, and with regularization settings that are chosen automatically.
 
-    What was chosen for hidden layers, by whomever, would hold a linear decoder back.
+    Regularization that was chosen for hidden layers would be too strong for a linear decoder.
     """
-    config = _left_open(config, _REGULARISATION)
+    config = _left_open(config, _REGULARIZATION)
     return replace(config, model=replace(config.model, decoder="linear"))
 
 

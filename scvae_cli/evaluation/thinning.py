@@ -1,9 +1,10 @@
-"""Count thinning: some of every cell's molecules are set aside, and who predicts them best has denoised best.
+"""Count thinning: some molecules of every cell are held out, and the best denoising method predicts them best.
 
-A molecule is kept with a fixed probability, independently (Batson, Royer & Webber 2019, molecular cross-validation,
-doi:10.1101/786269). Both parts then have the same mean up to that factor and, given the mean, independent sampling
-noise. A prediction made from one part is judged on the other by the Poisson loss, whose expectation is least at the
-true mean; that of squared errors of log counts is not.
+Each molecule is independently assigned to the first part with a fixed probability, and otherwise to the second part
+(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). Both parts then have the same mean up to
+a factor, and independent sampling noise given the mean. A prediction from the first part is evaluated on the second by
+the Poisson loss, whose expectation is smallest at the true mean. Squared errors of log counts do not have this
+property.
 
 Shapes: n cells, g genes.
 """
@@ -21,23 +22,23 @@ from scvae_cli.latent.expected_counts import expected_counts
 from scvae_cli.model.bundle import Model
 
 KEPT = 0.9
-# A gene's prediction never sinks below this share of a count: one molecule where none was expected at all would
-# otherwise cost without bound. Not doing anything about noise predicts zero for every zero.
+# Smallest predicted mean. Without this bound, a molecule where zero was predicted would have an infinite loss; without
+# denoising, the prediction is zero for every zero count.
 LEAST_MEAN = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thinned:
-    """Counts in two parts.
+    """Counts split into two parts.
 
     Parameters
     ----------
     kept
-        The counts to learn and predict from; cells that lost all of them are left out.
+        First part: counts for training and prediction. Cells without counts in this part are removed.
     aside
-        The rest of the same cells' counts, CSR float32, shape (n, g).
+        Second part: the remaining counts of the same cells, CSR float32, shape (n, g).
     share
-        Probability with which a molecule was kept.
+        Probability that a molecule is in the first part.
     """
 
     kept: Counts
@@ -45,36 +46,38 @@ class Thinned:
     share: float
 
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Σ_g λ − x log λ of every cell, λ the expected counts set aside, shape (n,), nats up to a constant.
+        """Compute Σ_g λ − x log λ of every cell, shape (n,), nats up to a constant.
+
+        λ are the expected counts of the second part.
 
         Parameters
         ----------
         blocks
-            Consecutive blocks of rows of the expected counts at the depth of the kept part, together (n, g).
+            Expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows.
         """
         losses, start = [], 0
         for block in blocks:
             x = self.aside[start : start + len(block)]
             expected_ng = np.maximum(block.astype(np.float64) * ((1 - self.share) / self.share), LEAST_MEAN)
-            hits = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
-            gain = x.data * np.log(expected_ng[hits, x.indices])
-            losses.append(expected_ng.sum(1) - np.bincount(hits, weights=gain, minlength=x.shape[0]))
+            row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
+            gain = x.data * np.log(expected_ng[row, x.indices])
+            losses.append(expected_ng.sum(1) - np.bincount(row, weights=gain, minlength=x.shape[0]))
             start += len(block)
         assert start == self.aside.shape[0], "the blocks must cover every cell"
         return np.concatenate(losses)
 
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
-    """Set some of every cell's molecules aside.
+    """Hold out some molecules of every cell.
 
     Parameters
     ----------
     counts
         n cells, g genes.
     share
-        Probability with which a molecule is kept, between 0 and 1.
+        Probability that a molecule is in the first part, between 0 and 1.
     seed
-        Of the draw.
+        Seed of the random assignment.
     """
     matrix = counts.matrix
     kept_values = np.random.default_rng(seed).binomial(matrix.data.astype(np.int64), share).astype(np.float32)
@@ -85,15 +88,16 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 
 
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """What a model expects of kept counts, in blocks: technical zeros counted in, each cell in its batch.
+    """Compute the expected counts of a model from the first part, in blocks.
 
-    `estimate` is as for `expected_counts`.
+    The expectation includes technical zeros, and each cell is decoded in its batch. `estimate` is as for
+    `expected_counts`.
     """
     return expected_counts(model, kept, estimate=estimate, with_zero_inflation=True, batch_as="observed")
 
 
 def _with_values(matrix: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
-    # Removing zeros moves the values in place.
-    same_places = sp.csr_matrix((values.copy(), matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
-    same_places.eliminate_zeros()
-    return same_places
+    # The arrays are copied, because removing zeros changes them in place.
+    result = sp.csr_matrix((values.copy(), matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
+    result.eliminate_zeros()
+    return result

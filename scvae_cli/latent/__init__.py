@@ -1,1 +1,1 @@
-"""What one trained model says about cells: one question a file."""
+"""Quantities that a trained model computes for cells: posteriors, expected counts, neighbor graph and others."""

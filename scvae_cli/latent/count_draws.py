@@ -1,4 +1,4 @@
-"""From latent positions to counts: drawn from the likelihood, or what drawn counts would average to.
+"""Counts at latent positions: drawn from the likelihood, or the expectation of such draws.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -20,16 +20,18 @@ from scvae_cli.model.network import Output
 def drawn_counts(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None, seeds: np.random.SeedSequence
 ) -> Iterator[sp.csr_matrix] | Iterator[np.ndarray]:
-    """Counts drawn from p(x|z), as CSR blocks, float32; real numbers as dense ones.
+    """Draw counts from p(x|z), in blocks of cells: CSR float32 for counts, dense float32 for real numbers.
 
     Parameters
     ----------
+    model
+        Model that decodes.
     z_nk
-        In the frame of the training.
+        Latent positions, in the coordinates of the networks.
     library_n, batch_n
-        Depth of each cell, and index of its batch; None for a model without batches.
+        Library size of each cell, and index of its batch; None for a model without batches.
     seeds
-        Each block of fixed size gets a stream of its own.
+        Seed sequence from which each block of fixed size gets its own random stream.
     """
     for output, library, seed in _decoded(model, z_nk, library_n, batch_n, seeds):
         yield draw(output, library, np.random.default_rng(seed))
@@ -38,7 +40,7 @@ def drawn_counts(
 def expected_blocks(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None
 ) -> Iterator[np.ndarray]:
-    """What drawn counts average to, zero inflation counted in, as dense blocks, float32."""
+    """Compute the expectation of drawn counts, including zero inflation, in dense float32 blocks of cells."""
     for output, library, _ in _decoded(model, z_nk, library_n, batch_n, np.random.SeedSequence(0)):
         with torch.inference_mode():
             block: np.ndarray = output.mean_ng(library, with_zero_inflation=True).cpu().numpy()
@@ -47,7 +49,7 @@ def expected_blocks(
 
 @torch.inference_mode()
 def draw(output: Output, library_n: Tensor, random: np.random.Generator) -> sp.csr_matrix | np.ndarray:
-    """One draw of every count of some decoded cells, CSR (n, g), float32; of real numbers dense."""
+    """Draw every count of some decoded cells once, shape (n, g), float32: CSR for counts, dense for real numbers."""
     return output.draw(library_n, random)
 
 

@@ -1,6 +1,6 @@
-"""Expected counts at places in latent space that are not cells.
+"""Expected counts at latent positions that are not those of cells.
 
-Shapes: t places, k latent dimensions, g genes, s samples.
+Shapes: t positions, k latent dimensions, g genes, s samples.
 """
 
 from __future__ import annotations
@@ -21,23 +21,25 @@ _SAMPLES = 100
 def decoder_at(
     model: Model, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """What turns places, on the model's device, into their expected counts, (t, k) → (t, g); differentiable.
+    """Return a function that maps latent positions to expected counts, (t, k) → (t, g); differentiable.
 
     Parameters
     ----------
+    model
+        Model that decodes. The function takes positions on the device of the model.
     library, batch_as
-        Depth and batch, as for denoising; there is no "observed" depth.
+        Library size and batch, as for `expected_counts`; "observed" is not possible.
     with_zero_inflation
-        Whether technical zeros count.
+        Whether zero inflation lowers the expected counts.
 
     Raises
     ------
     DataError
-        For an unknown batch or library size.
+        If the model does not have the batch, or the library size is invalid.
     """
     size = library_size(model, library, usual="median")
     if size is None:
-        raise DataError("a walk has no observed library size", "--library takes median or a number")
+        raise DataError("a trajectory has no observed library size", "use --library median or --library with a number")
     batch = batch_index(model, batch_as)
 
     def decoded(z_tk: Tensor) -> Tensor:
@@ -52,14 +54,21 @@ def decoder_at(
 def decode(
     model: Model, z_tk: np.ndarray, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
 ) -> np.ndarray:
-    """Expected counts at a depth and in a batch, shape (t, g), float32.
+    """Compute expected counts at a library size and in a batch, shape (t, g), float32.
 
     Parameters
     ----------
+    model
+        Model that decodes.
     z_tk
-        In the frame of the training.
+        Latent positions, in the coordinates of the networks.
     library, batch_as, with_zero_inflation
-        As for `decoder_at`, which also says what is refused.
+        As for `decoder_at`.
+
+    Raises
+    ------
+    DataError
+        As for `decoder_at`.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
@@ -69,9 +78,10 @@ def decode(
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """5% and 95% quantiles of the expected counts over N(z, var) at every place, each of shape (t, g), float32.
+    """Compute 5% and 95% quantiles of expected counts over N(z, var) at every position, each of shape (t, g), float32.
 
-    They tell how surely a cell that lay there would be placed, and so what the decoder could say about it.
+    `var_tk` is the posterior variance of a cell at each position. The quantiles therefore show how uncertain the
+    expression of such a cell would be because of the uncertainty of its latent position.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

@@ -1,10 +1,11 @@
-"""What a cell would be expected to show: by its place in latent space, or by that and its own counts.
+"""Expected counts of a cell, given its latent position only or also its own counts.
 
-A negative binomial is a Poisson whose rate varies from cell to cell around μ. E_q[μ] is what cells in a cell's state
-show on average; E_q[E[λ | x]] is the rate of the cell itself, for which its own count is a second witness (as in SAVER,
-Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first says more about the state, the second more about the cell.
+A negative binomial is a Poisson whose rate λ varies between cells around μ. E_q[μ] is the average expression of cells
+in the same state. E_q[E[λ | x]] is the rate of the individual cell, which also uses the cell's own counts as evidence
+(as in SAVER, Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the state, and the second
+describes the cell.
 
-Shapes: n cells, g modelled genes, k latent dimensions.
+Shapes: n cells, g modeled genes, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table, known_batches
@@ -37,44 +39,46 @@ def expected_counts(
     with_zero_inflation: bool = False,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Expected counts of every cell, in blocks of cells, each of shape (cells, g), float32.
+    """Compute the expected counts of every cell, in blocks of cells, each of shape (cells, g), float32.
 
     Parameters
     ----------
     model, counts
-        What decodes, and n cells in its genes.
+        Model that decodes, and n cells with the genes of the model.
     estimate
-        "state" for E_q[μ], "cell" for E_q[E[λ | x]], which needs the cells' batches if the model has batches.
+        "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. The latter needs the batches of the cells if the model has
+        batches.
     n_samples
-        Seeded posterior samples averaged; 0 decodes the posterior mean instead.
+        Number of seeded posterior samples that are averaged; 0 decodes the posterior mean instead.
     library
-        "observed" keeps each cell's depth, "median" takes the training median, a number is a depth for all.
+        "observed" for the library size of each cell, "median" for the median of the training cells, or a number for one
+        library size for all cells.
     batch_as
-        Batch to decode in: a category, "average" over all by their share of the training cells, or "observed" for
-        each cell's own.
+        Batch in which cells are decoded: the name of a batch, "average" for the average over batches weighted by their
+        proportions in the training cells, or "observed" for the batch of each cell.
     with_zero_inflation
-        Lower the expectation by the probability of a technical zero.
+        Whether the probability of a technical zero lowers the expectation.
     seed
-        Of the posterior samples.
+        Seed of the posterior samples.
 
     Raises
     ------
     DataError
-        For an unknown batch or library size, or cells of an unknown batch where theirs is needed.
+        If the batch or library size is invalid, or if batches of cells are needed and the model does not have them.
     ConfigError
-        For a depth, zero inflation or a cell's own rate asked of a model of real numbers.
+        If a library size, zero inflation or the estimate "cell" is requested from a model of real numbers.
     """
     if with_zero_inflation and not model.of_counts:
-        raise ConfigError("a model of real numbers has no zero inflation", "leave out --with-zero-inflation")
+        raise ConfigError("a model of real numbers has no zero inflation", "remove --with-zero-inflation")
     if estimate == CELL and not model.of_counts:
-        raise ConfigError("a model of real numbers has no rates of single cells", "leave out --estimate cell")
+        raise ConfigError("a model of real numbers has no rates of single cells", "remove --estimate cell")
     own_batch_n = known_batches(model, counts) if estimate == CELL or batch_as == OBSERVED else None
     table = cell_table(model, counts, batch_n=own_batch_n)
     batch = None if batch_as == OBSERVED else batch_index(model, batch_as)
     fixed_library = library_size(model, library)
 
     def blocks() -> Iterator[np.ndarray]:
-        # One generator over blocks of fixed size: a cell's noise depends on the seed and its row alone.
+        # One generator and blocks of fixed size, so that the noise of a cell depends only on the seed and its row.
         noise = torch.Generator().manual_seed(seed)
         for rows, cells in table.in_order(BLOCK_CELLS):
             with torch.inference_mode():
@@ -98,44 +102,49 @@ def expected_counts(
                 block = mean_ng.cpu().numpy()
             yield block
 
-    # What is refused is refused here, before the first block is asked for.
+    # An inner generator, so that errors are raised when this function is called and not when the first block is read.
     return blocks()
 
 
 def batch_index(model: Model, batch_as: str) -> int | None:
-    """Index of the batch to decode in; None for the average over batches (or a model without).
+    """Return the index of the batch for decoding; None for the average over batches or a model without batches.
 
     Raises
     ------
     DataError
-        For a batch the model does not know.
+        If the model does not have the batch.
     """
     if batch_as == "average":
         return None
-    if batch_as not in model.batches:
+    batch = matching(batch_as, model.batches)
+    if batch is None:
         known = ", ".join(model.batches) or "none: it was trained without --batch-key"
-        raise DataError(f"the model knows no batch {batch_as!r}", f"--batch-as takes average or one of: {known}")
-    return model.batches.index(batch_as)
+        raise DataError(f"the model has no batch {batch_as!r}", f"--batch-as takes average or one of: {known}")
+    return model.batches.index(batch)
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
-    """The depth to decode at; None for each cell's own.
+    """Return the library size for decoding; None for the library size of each cell.
 
     Parameters
     ----------
+    model
+        Model that decodes.
+    library
+        "observed", "median" or a number of counts.
     usual
-        What is decoded at when nothing is asked for; the only answer for a model of real numbers.
+        Default of `library`, which is the only valid value for a model of real numbers.
 
     Raises
     ------
     ConfigError
-        For a depth asked of a model of real numbers.
+        If a library size is requested from a model of real numbers.
     DataError
-        For anything but "observed", "median" or a number above 0.
+        If `library` is not "observed", "median" or a number above 0.
     """
     if not model.of_counts and library != usual:
         raise ConfigError(
-            f"--library is {library!r}, but a model of real numbers knows no depth", "leave out --library"
+            f"--library is {library!r}, but a model of real numbers has no library size", "remove --library"
         )
     if library == "observed":
         return None
@@ -146,7 +155,7 @@ def library_size(model: Model, library: str | float, *, usual: str = "observed")
     except ValueError:
         size = float("nan")
     if not (np.isfinite(size) and size > 0):
-        raise DataError(f"--library is {library!r}", "it takes observed, median, or a number of counts above 0")
+        raise DataError(f"--library is {library!r}", "use observed, median, or a number of counts above 0")
     return size
 
 
@@ -160,11 +169,11 @@ def _expected(
     of_cell: bool,
     technical: bool,
 ) -> Tensor:
-    """Expected counts of some cells at given positions, depths and batches, shape (n, g)."""
+    """Compute expected counts of some cells at given latent positions, library sizes and batches, shape (n, g)."""
     mean_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical and not of_cell)
     if not of_cell:
         return mean_ng
-    # A count is weighed against what its own depth and batch let expect.
+    # A cell's counts are compared with the expectation at the cell's own library size and batch.
     output = model.vae.decode(z_nk, cells.batch_n)
-    assert isinstance(output, CountOutput), "refused before"
+    assert isinstance(output, CountOutput), "models of real numbers were refused before"
     return mean_ng * output.own_factor_ng(cells, with_zero_inflation=technical)

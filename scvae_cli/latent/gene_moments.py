@@ -1,4 +1,4 @@
-"""Mean, variance and share of zeros of every gene, and how far two sets of cells differ in them.
+"""Mean, variance and fraction of zeros of every gene, and the differences of these between two sets of cells.
 
 Shapes: n cells, g genes.
 """
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-# A standard deviation below this share of the values' size is what rounding leaves of a constant.
+# A gene whose standard deviation is below this fraction of its mean is constant up to rounding.
 _ROUNDING = 1e-6
 
 
 class GeneMoments:
-    """Mean, variance and share of zeros of every gene, from blocks of cells that come by.
+    """Mean, variance and fraction of zeros of every gene, accumulated over blocks of cells.
 
     Parameters
     ----------
     n_genes
-        g.
+        Number of genes g.
     """
 
     def __init__(self, n_genes: int) -> None:
@@ -28,7 +28,7 @@ class GeneMoments:
         self._sum_g, self._squares_g, self._seen_g = (np.zeros(n_genes) for _ in range(3))
 
     def add(self, block: sp.csr_matrix | np.ndarray) -> GeneMoments:
-        """Count some cells in."""
+        """Add a block of cells."""
         block = sp.csr_matrix(block)
         self.n_cells += block.shape[0]
         value = block.data.astype(np.float64)
@@ -40,32 +40,32 @@ class GeneMoments:
 
     @property
     def mean_g(self) -> np.ndarray:
-        """Mean counts."""
+        """Mean count of every gene, shape (g,)."""
         return self._sum_g / max(self.n_cells, 1)
 
     @property
     def variance_g(self) -> np.ndarray:
-        """Variance of the counts, without bias; of a single cell 0."""
+        """Unbiased variance of the counts of every gene, shape (g,); 0 for a single cell."""
         spread_g = self._squares_g - self.n_cells * np.square(self.mean_g)
         variance_g: np.ndarray = np.maximum(spread_g, 0) / max(self.n_cells - 1, 1)
         return variance_g
 
     @property
     def varies_g(self) -> np.ndarray:
-        """Mask of those whose values differ by more than rounding makes them."""
+        """Mask of the genes that are not constant up to rounding, shape (g,)."""
         varies_g: np.ndarray = self.variance_g > np.square(_ROUNDING * self.mean_g)
         return varies_g
 
     @property
     def zero_g(self) -> np.ndarray:
-        """Share of cells without a count."""
+        """Fraction of cells without a count of each gene, shape (g,)."""
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """How far these are from those of as many or more other cells.
+        """Compare these moments with those of as many or more other cells.
 
-        Real numbers may have any sign and unit: their means are compared in standard deviations of the other cells, and
-        nothing is made of zeros.
+        Real numbers may have any sign and unit. Their means are therefore compared in standard deviations of the other
+        cells, and fractions of zeros are not compared.
         """
         if real:
             varies = other.varies_g
@@ -91,15 +91,15 @@ class GeneMoments:
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Root mean squares over the genes.
+    """Differences between the moments of two sets of cells, as root mean squares over genes.
 
     Parameters
     ----------
     mean, variance
-        Of log2 ratios, one count in n cells added to both sides; for means of real numbers, of differences in
-        standard deviations.
+        Root mean square of log2 ratios, with one count in n cells added to numerator and denominator. For means of real
+        numbers, root mean square of differences in standard deviations.
     zero_fraction
-        Of differences; None for real numbers.
+        Root mean square of differences between fractions of zeros; None for real numbers.
     """
 
     mean: float

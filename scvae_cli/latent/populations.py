@@ -1,4 +1,4 @@
-"""Populations of cells, and where in latent space each of them is at home."""
+"""Populations of cells, and the core of each population in latent space."""
 
 from __future__ import annotations
 
@@ -10,56 +10,62 @@ import torch
 from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.model.density import LatentDensity
 
-# Neighbours whose labels say how much a place belongs to a population, and how nearly the purest a place must be.
-_PURITY_NEIGHBOURS, _PURE = 15, 0.9
-# A walk does not start where more than this share of held-out cells lies in denser places, if it can be helped.
+# Number of neighbors that define the purity of a node, and the smallest purity of a core node relative to the purest.
+_PURITY_NEIGHBORS, _PURE = 15, 0.9
+# If possible, a trajectory does not start where more than this fraction of the held-out cells lies at a higher density.
 _USUAL = 0.9
-# Cells of each population that are always nodes of the graph.
+# Number of cells of each population that are always nodes of the graph.
 _ALWAYS_NODES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """Cells that go by one name: a group, or a single cell.
+    """A named set of cells: a group, or a single cell.
 
     Parameters
     ----------
     label
-        Its name, as the user gave it.
+        Name, as the user typed it.
     cells
-        Indices of its cells; one index for a single cell.
+        Indices of the cells; one index for a single cell.
     """
 
     label: str
     cells: np.ndarray
 
     def candidates(self) -> np.ndarray:
-        """Its cells, an even selection of very many."""
+        """Return the indices of the cells; evenly spaced ones if there are very many."""
         return self.cells[:: -(-len(self.cells) // _ALWAYS_NODES)]
 
 
 def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None) -> np.ndarray:
-    """Those nodes of a population that lie among their own kind: nearly as surely as any of it does.
+    """Return the nodes of a population whose neighbors mostly belong to the same population.
 
-    Where a small population borders on a large one its densest places are the other's; they do not stand for it.
+    The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
+    highest purity. Where a small population borders on a large one, the densest region of the small population belongs
+    to the large one and does not represent the small one.
 
     Parameters
     ----------
+    graph
+        Neighbor graph of the cells.
+    cells
+        Indices of the cells of the population.
     usual_m
-        Mask of the nodes to choose from, where the population has any of them.
+        Mask of the nodes from which the core is chosen, shape (m,); ignored if it excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)
     inside_m[members] = True
     if usual_m is not None and usual_m[members].any():
         members = members[usual_m[members]]
-    share = inside_m[graph.neighbours_mj[members, :_PURITY_NEIGHBOURS]].mean(1)
-    chosen: np.ndarray = members[share >= _PURE * share.max()]
+    purity = inside_m[graph.neighbours_mj[members, :_PURITY_NEIGHBORS]].mean(1)
+    chosen: np.ndarray = members[purity >= _PURE * purity.max()]
     return chosen
 
 
 def densest(graph: CellGraph, density: LatentDensity, cells: np.ndarray) -> int:
-    """The node of a population's core where the density of all cells is highest, outliers aside."""
+    """Return the node with the highest density of all cells in the core of a population, ignoring outliers."""
     usual_m = density.off_manifold(graph.mean_mk).numpy() <= _USUAL
     nodes = core(graph, cells, usual_m)
     return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

@@ -1,4 +1,4 @@
-"""Where each cell lies in latent space, and how surely.
+"""The posterior of each cell: its latent position and the uncertainty of that position.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError
 from scvae_cli.latent.refinement import Refined
@@ -17,24 +18,25 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
 
-# Cells encoded or decoded at once; fixed, so that results do not depend on the machine.
+# Number of cells encoded or decoded at once; constant, so that results do not depend on the machine.
 BLOCK_CELLS = 512
-# Refining decodes them over and over: few enough to stay in the processor's cache, enough for its matrix units.
+# Number of cells refined at once. Refinement decodes them repeatedly: this number is small enough for the processor's
+# cache and large enough for its matrix units.
 _REFINED_CELLS = 256
 
 
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
-    """Lay out counts, already in the model's genes, for the model's device.
+    """Prepare counts with the genes of the model for the device of the model.
 
     Raises
     ------
     DataError
-        When a cell has no counts in these genes: it says nothing about where it lies.
+        If a cell has no counts in these genes; its latent position is then unknown.
     """
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
-            f"{len(empty)} cell(s) have no counts in the modelled genes, the first is {counts.cell_names[empty[0]]!r}",
+            f"{len(empty)} cell(s) have no counts in the modeled genes, the first is {counts.cell_names[empty[0]]!r}",
             "filter them out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     return CellTable(counts.matrix, batch_n, model.device, real=counts.real)
@@ -42,7 +44,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 @torch.inference_mode()
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
-    """q(z|x) of every cell in the frame of the training, on the CPU, each part of shape (n, k)."""
+    """Compute q(z|x) of every cell in the coordinates of the networks, on the CPU; mean and variance: shape (n, k)."""
     table, parts = cell_table(model, counts), []
     with progress("Encoding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):
@@ -56,12 +58,12 @@ def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> 
 def refined_posteriors(
     model: Model, counts: Counts, *, n_steps: int, seed: int = 0, progress: Progress = silent
 ) -> Refined:
-    """The same, refined by gradient (`scvae_cli.latent.refinement`), and by how much each cell's ELBO rose.
+    """Compute posteriors refined by optimization (`scvae_cli.latent.refinement`), and the increase of each cell's ELBO.
 
     Raises
     ------
     DataError
-        For cells of a batch the model does not know: their likelihood is not defined.
+        If the model does not have the batch of a cell; the likelihood of that cell is not defined.
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
     parts = []
@@ -76,23 +78,23 @@ def refined_posteriors(
 
 
 def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
-    """Index of each cell's batch in the model; None for a model without batches.
+    """Return the index of each cell's batch in the model; None for a model without batches.
 
     Raises
     ------
     DataError
-        When batches are needed and missing, or unknown to the model.
+        If the model has batches and the cells have none, or have a batch that the model does not have.
     """
     if not model.batches:
         return None
     key = model.config.data.batch_key
     if counts.batch is None:
         raise DataError(f"the model was trained with --batch-key {key}", f"the data needs that column: obs[{key!r}]")
-    index = {name: b for b, name in enumerate(model.batches)}
-    unknown = sorted(set(counts.batch) - set(index))
-    if unknown:
+    batch_n = positions_in(model.batches, counts.batch)
+    if (batch_n < 0).any():
+        unknown = min(counts.batch[batch_n < 0])
         raise DataError(
-            f"batch {unknown[0]!r} is not one the model was trained on, so its cells have no likelihood",
+            f"batch {unknown!r} is not one the model was trained on, so its cells have no likelihood",
             f"known batches: {', '.join(model.batches)}",
         )
-    return np.asarray([index[name] for name in counts.batch], dtype=np.int64)
+    return batch_n

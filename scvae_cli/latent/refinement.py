@@ -1,11 +1,12 @@
-"""Each cell's posterior refined by gradient: the best Gaussian for that cell, not the encoder's guess at it.
+"""Refinement of posteriors: the best Gaussian posterior of each cell, found by gradient ascent.
 
-An encoder answers for all cells with one network, so what it says of a single cell could be better; how much better is
-the amortization gap. Starting from its answer, mean and log variance of every cell climb the cell's own ELBO with the
-decoder held fixed. Means move in units of the encoder's standard deviations, so one rate does for all cells and axes;
-it falls to zero, so that the noise of the samples averages out. Noise is the same for every cell: what becomes of a
-cell does not depend on its company. Climbing multiplies matrices as training does, in bfloat16 where the device has
-units for it; whether a cell keeps what was found is judged in float32.
+One encoder network serves all cells, so the posterior of a single cell can be improved. The difference in ELBO is the
+amortization gap. Starting from the encoder's posterior, the mean and the log variance of every cell are optimized by
+gradient ascent on the ELBO of that cell, with the decoder held fixed. Means are measured in standard deviations of the
+encoder's posterior, so that one rate suits all cells and axes. The rate decreases to zero, so that the noise of the
+samples averages out. The noise is the same for every cell, so the result for a cell does not depend on the other cells.
+The optimization multiplies matrices as training does, in bfloat16 if the device supports it. Whether the refined
+posterior of a cell is better is evaluated in float32.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; Adam: Kingma & Ba 2015, arXiv:1412.6980.
 
@@ -28,17 +29,19 @@ from scvae_cli.device import choose_compute
 from scvae_cli.model.posterior import MAX_LOG_VARIANCE, MIN_VARIANCE, Posterior
 from scvae_cli.model.vae import VAE
 
-# Standard deviations a mean moves in the first step at most, and e-folds of a variance.
+# Largest change in the first step: of a mean in standard deviations, and of the log of a variance.
 _RATE = 0.2
 _DECAYS = 0.8, 0.95
-# Pairs of samples, each and its mirror image, that make a set; a set decides whether a cell keeps what was found.
+# Smallest number of sample pairs (a sample and its mirror image) in a set. One set decides whether the refined
+# posterior of a cell is used.
 _LEAST_SET = 16
 
 
 class Refined(NamedTuple):
-    """Posteriors, and by how many nats each cell's ELBO rose, estimated with other noise; shape (n,), 0 or more.
+    """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats, 0 or more.
 
-    A cell whose ELBO did not rise keeps the encoder's posterior.
+    The increase is estimated with other noise than the optimization uses. A cell whose ELBO did not increase keeps the
+    posterior of the encoder.
     """
 
     posterior: Posterior
@@ -51,34 +54,34 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
     Parameters
     ----------
     vae
-        Its decoder explains the cells, without dropout; nothing of it changes.
+        Model whose decoder is used, without dropout. The model is not changed.
     cells
-        n cells, with batches where the decoder has them.
+        n cells, with batches if the decoder has batches.
     start
-        What the encoder says.
+        Posteriors of the encoder.
     n_steps
-        Steps of Adam; each decodes all cells twice. None are taken for 0.
+        Number of steps of Adam; each step decodes all cells twice. 0 returns the posteriors of the encoder.
     seed
-        Of the samples.
+        Seed of the samples.
     """
     mean_nk = start.mean_nk
     if n_steps == 0:
         return Refined(start, torch.zeros(len(mean_nk), dtype=torch.float64))
     noise = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed))
     with choose_compute(ComputeConfig(device=str(mean_nk.device))).matrix_products():
-        found = _climb(vae, cells, start, n_steps, noise)
-    # From the beginning of a set, which the last steps need not have ended.
+        found = _optimize(vae, cells, start, n_steps, noise)
+    # A new generator, because the evaluation needs one complete set and the optimization may end within a set.
     fresh = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed + 1))
     gain_n = _gain(vae, cells, start, found, fresh)
     better_n1 = (gain_n > 0).to(mean_nk.device)[:, None]
-    kept = (torch.where(better_n1, new_nk, old_nk) for new_nk, old_nk in zip(found, start, strict=True))
-    return Refined(Posterior(*kept), gain_n.clamp_min(0))
+    best = (torch.where(better_n1, new_nk, old_nk) for new_nk, old_nk in zip(found, start, strict=True))
+    return Refined(Posterior(*best), gain_n.clamp_min(0))
 
 
-def _climb(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise: Iterator[Tensor]) -> Posterior:
+def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise: Iterator[Tensor]) -> Posterior:
     mean_nk, var_nk = start
     sd_nk = var_nk.sqrt()
-    # The mean's way in the encoder's standard deviations, and the log of the variance.
+    # The shift of the mean in standard deviations of the encoder's posterior, and the log of the variance.
     place_2nk = torch.stack([torch.zeros_like(mean_nk), var_nk.log()])
     first_2nk, second_2nk = torch.zeros_like(place_2nk), torch.zeros_like(place_2nk)
     for step in range(n_steps):
@@ -96,12 +99,13 @@ def _climb(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise: It
 
 
 def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Standard normal vectors for pairs with their mirror images, each of shape (k,), float64, without end.
+    """Yield standard normal vectors without end, each of shape (k,), float64; callers also use their mirror images.
 
-    Each is a fair draw, but they come in sets: directions in orthogonal frames turned at random, lengths one from each
-    stretch of their distribution. Averages over a set are nearly exact for quadratic functions, and a set takes turns.
+    Each vector is standard normal, but the vectors of a set are not independent. Their directions are the axes of
+    randomly rotated orthogonal frames, and their lengths are stratified: one from each quantile interval, in random
+    order. Averages over a set are nearly exact for quadratic functions.
     """
-    # Whoever embeds imports this file; few refine.
+    # Imported only here: every embedding imports this file, and few are refined.
     from scipy.special import gammaincinv
 
     n_frames = _set_size(k) // k
@@ -110,19 +114,20 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
         direction_mk = torch.cat([torch.linalg.qr(frame_kk).Q.T for frame_kk in frames])
         m = len(direction_mk)
         turn_m = torch.randperm(m, generator=generator)
-        stretch_m = (turn_m + torch.rand(m, generator=generator, dtype=torch.float64)) / m
-        length_m = np.sqrt(2 * gammaincinv(k / 2, stretch_m.numpy()))
+        quantile_m = (turn_m + torch.rand(m, generator=generator, dtype=torch.float64)) / m
+        length_m = np.sqrt(2 * gammaincinv(k / 2, quantile_m.numpy()))
         yield from direction_mk * torch.from_numpy(length_m)[:, None]
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient of each cell's negative ELBO in mean and log variance, from a sample and its mirror image."""
+    """Compute the gradient of each cell's negative ELBO in mean and log variance from a sample and its mirror image."""
     sd_nk = posterior.var_nk.sqrt()
     with torch.enable_grad():
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # A sum of means over the cells: what is scaled afterwards are small gradients, not those of all outputs.
+        # The sum of two means over the cells. Scaling by the number of cells is applied to the small gradients below,
+        # and not to those of all outputs.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)
         d_z_nk, d_mirrored_nk = torch.autograd.grad(nll, (z_nk, mirrored_nk))
     half = 0.5 * len(z_nk)
@@ -134,7 +139,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
 
 @torch.no_grad()
 def _gain(vae: VAE, cells: Minibatch, start: Posterior, found: Posterior, noise: Iterator[Tensor]) -> Tensor:
-    """ELBO of what was found less that of the start, with the same noise, shape (n,), float64, on the CPU."""
+    """Compute the ELBO of the refined minus that of the initial posterior, same noise, shape (n,), float64, CPU."""
     gain_n = (start.kl_nk() - found.kl_nk()).double().sum(1).cpu()
     n_pairs = _set_size(start.mean_nk.shape[1])
     for _ in range(n_pairs):

@@ -1,4 +1,4 @@
-"""An even selection of many cells."""
+"""Selection of evenly spaced cells."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def even(rows: np.ndarray, most: int) -> np.ndarray:
-    """An even selection of at most `most` rows.
+    """Return at most `most` evenly spaced rows.
 
     >>> even(np.arange(5), 2)
     array([0, 3])

@@ -1,1 +1,1 @@
-"""The variational autoencoder: likelihoods, networks, and the folder a model lives in."""
+"""The variational autoencoder: likelihoods, networks, and the folder that stores a trained model."""

@@ -1,8 +1,8 @@
-"""A trained model and the folder it lives in.
+"""A trained model and the folder that stores it.
 
-`NAME.scvae/` holds config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (where the cells
-lie in latent space, and along which axes) and history.csv. Nothing in it is executable: a model from a stranger runs no
-code.
+`NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
+of the cells in latent space and the canonical axes) and history.csv. No file in it is executable, so loading a model
+from an untrusted source runs no code.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A trained VAE and what must be known to use it.
+    """A trained VAE and all information that is needed to use it.
 
     Parameters
     ----------
     vae
         The networks, in eval mode.
     density
-        Where the training cells lie in latent space, in the frame of the training.
+        Density of the cells in latent space, in the coordinates of the networks.
     axes
-        The frame that users see.
+        Canonical axes: the coordinate frame that users see.
     genes
-        The modelled genes, in order.
+        Names of the modeled genes, in the order of the networks.
     heldout_cells
-        Names of the cells the training never saw.
+        Names of the cells that were held out from training.
     config
-        Everything the training was told, with what was chosen filled in.
+        Complete training configuration, including the values that were chosen automatically.
     facts
-        What the training found: held-out ELBO, epochs, counts source and so on, as plain values.
+        Results of the training (held-out ELBO, number of epochs, source of the counts and so on), as plain values.
     history
-        One row an epoch, as CSV text.
+        Training history as CSV text, one row per epoch.
     hash
-        Identifies the model's content; empty for one that was not saved yet.
+        Identifier of the model's content; empty if the model has not been saved.
     """
 
     vae: VAE
@@ -72,31 +72,32 @@ class Model:
 
     @property
     def batches(self) -> tuple[str, ...]:
-        """Names of the batches the decoder knows."""
+        """Names of the batches on which the decoder is conditioned."""
         return self.vae.batches
 
     @property
     def of_counts(self) -> bool:
-        """Whether it models counts, and not real numbers."""
+        """Whether the model describes counts (True) or real numbers (False)."""
         return self.config.model.of_counts
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device that holds the weights."""
         return self.vae.reference_library.device
 
     def held_out(self, cell_names: Iterable[str]) -> np.ndarray:
-        """Mask of the cells that the training did not learn from, by their names."""
+        """Return a boolean mask of the named cells that were held out from training."""
         known = set(self.heldout_cells)
         return np.asarray([name in known for name in cell_names], dtype=bool)
 
     def save(self, folder: Path | str, *, force: bool = False) -> None:
-        """Write the model folder, whole or not at all.
+        """Write the model folder. The folder is either written completely or not changed.
 
         Raises
         ------
         ModelError
-            When the folder exists and `force` is not given, or is something else than a model.
+            If the folder exists and `force` is False, if the path exists and is not a model folder, or if the folder
+            cannot be written.
         """
         folder = Path(folder)
         check_new_model(folder, force=force)
@@ -112,7 +113,9 @@ class Model:
                     os.fsync(file.fileno())
             _swap(sibling, folder)
         except OSError as error:
-            raise ModelError(f"cannot write {folder}: {error.strerror or error}", "choose a place with -m") from error
+            raise ModelError(
+                f"cannot write {folder}: {error.strerror or error}", "choose another folder with -m"
+            ) from error
         finally:
             shutil.rmtree(sibling, ignore_errors=True)
 
@@ -139,22 +142,24 @@ class Model:
 
 
 def check_new_model(folder: Path, *, force: bool) -> None:
-    """Refuse to replace what is there.
+    """Check that a model folder can be written, without replacing anything by accident.
 
     Raises
     ------
     ModelError
-        For an existing model without `force`, anything that is not a model folder, or a parent that is missing or
-        read-only.
+        If the folder contains a model and `force` is False, if the path exists and is not a model folder, or if the
+        parent folder does not exist or is read-only.
     """
     if not folder.parent.is_dir() or not may_write(folder.parent):
-        raise ModelError(f"{folder.parent} is not a folder that can be written to", "put the model elsewhere with -m")
+        raise ModelError(
+            f"{folder.parent} is not a folder that can be written to", "choose another folder for the model with -m"
+        )
     if not folder.exists():
         return
     if not (folder / CONFIG).exists():
-        raise ModelError(f"{folder} exists and is not a model folder", "give the model another name with -m")
+        raise ModelError(f"{folder} exists and is not a model folder", "choose another name for the model with -m")
     if not force:
-        raise ModelError(f"the model {folder} exists", "use --force to replace it, or another name with -m")
+        raise ModelError(f"the model {folder} exists", "use --force to replace it, or choose another name with -m")
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
@@ -163,7 +168,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     Raises
     ------
     ModelError
-        When it is missing, incomplete, damaged, changed since it was written, or of a newer format.
+        If the folder is missing, incomplete or damaged, if a file was changed after the model was saved, or if the
+        folder has a newer or older format.
     """
     folder = Path(folder)
     _recover(folder)
@@ -176,7 +182,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     for name in files:
         if found[name] != config["sha256"].get(name):
             raise ModelError(
-                f"{folder / name} is not the file that was saved with this model", "restore it, or train again"
+                f"{folder / name} is not the file that was saved with this model", "restore the file, or train again"
             )
     try:
         genes = _names(files[GENES])
@@ -202,14 +208,20 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checked content of config.json, without reading the weights."""
+    """Read and check config.json, without reading the weights.
+
+    Raises
+    ------
+    ModelError
+        If the file is missing, incomplete or damaged, or has a newer or older format.
+    """
     _recover(folder)
     try:
         config = json.loads(_read(folder, CONFIG))
         version = config["format"]
         complete = all(key in config for key in ("run", "batches", "facts", "sha256", "scvae_version"))
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise ModelError(f"{folder / CONFIG} is damaged", "restore it, or train again") from error
+        raise ModelError(f"{folder / CONFIG} is damaged", "restore the file, or train again") from error
     if not isinstance(version, int) or version > FORMAT:
         made_by = config.get("scvae_version", "a later version")
         raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
@@ -219,18 +231,18 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} was written by scvae {made_by}, in an older format", "train again: scvae train --force"
         )
     if not complete or not isinstance(config["sha256"], dict):
-        raise ModelError(f"{folder / CONFIG} is incomplete", "restore it, or train again")
+        raise ModelError(f"{folder / CONFIG} is incomplete", "restore the file, or train again")
     result: dict[str, Any] = config
     return result
 
 
 def model_hash(config_bytes: bytes) -> str:
-    """Twelve digits that identify a model: config.json holds the hashes of all the other files."""
+    """Return twelve hexadecimal digits that identify a model; config.json contains the hashes of all other files."""
     return hashlib.sha256(config_bytes).hexdigest()[:12]
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
-    """Hash of config.json's content, without the place where the hash itself stands."""
+    """Hash the content of config.json, without the entry that stores this hash."""
     others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
@@ -248,7 +260,7 @@ def _lines(names: tuple[str, ...]) -> bytes:
 
 
 def _names(content: bytes) -> tuple[str, ...]:
-    # Not splitlines(), which also splits at characters that a name may hold.
+    # splitlines() also splits at characters that may occur within a name.
     return tuple(content.decode().split("\n")[:-1])
 
 
@@ -256,7 +268,7 @@ def _read(folder: Path, name: str) -> bytes:
     try:
         return (folder / name).read_bytes()
     except FileNotFoundError as error:
-        raise ModelError(f"{folder} is incomplete: it has no {name}", "restore it, or train again") from error
+        raise ModelError(f"{folder} is incomplete: it has no {name}", "restore the file, or train again") from error
     except OSError as error:
         raise ModelError(f"cannot read {folder / name}: {error.strerror}", "check its permissions") from error
 
@@ -266,7 +278,7 @@ def _previous(folder: Path) -> Path:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Put a finished folder in place; a crash between the two renames is mended by `_recover`."""
+    """Move a finished folder to its final name; `_recover` repairs a crash between the two renames."""
     previous = _previous(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)

@@ -1,19 +1,19 @@
-"""The negative log-probability of counts from the decoder's raw outputs, with gradients written by hand.
+"""The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
 
 Shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
 
-With η = log μ, r = μ/θ, ℓ = log1p(r), h = a + θℓ, and w the probability that a count came from the negative binomial
-(σ(−h) at zeros, 1 elsewhere and without zero inflation), the log-probability of one count is
+Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
+binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. The log-probability of one count is
 
     L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
 
     ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
 
-and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) Value
-and gradients share their logarithms and exponentials, so both are taken in one pass.
+and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) The
+value and the gradients share logarithms and exponentials, so one pass computes both.
 
-On a CPU, in float32, that pass is the one of `compiled/count_nll.py`. Anywhere else it is `dense_nll`, the same
-in plain torch.
+On a CPU in float32, `compiled/count_nll.py` computes that pass. On other devices and in other precisions, `dense_nll`
+computes the same quantities in plain torch.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from scvae_cli.model.log_gamma import log_gamma_terms
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
-    """Mean over the cells of the negative log-probability of their counts, a differentiable scalar, nats.
+    """Compute the negative log-probability of the counts per cell, averaged over cells: a differentiable scalar, nats.
 
     Parameters
     ----------
     raw_ng, bias_g
-        The decoder's last matrix product and the bias still to be added: logits of all genes (μ = library · softmax),
-        then, with zero inflation, zero logits of all genes. Shapes (n, g) or (n, 2g), and (g,) or (2g,).
+        Last matrix product of the decoder, and the bias that has not been added yet: logits of all genes
+        (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation.
+        Shapes (n, g) or (n, 2g), and (g,) or (2g,).
     log_theta_g
         Log inverse dispersion; None for a Poisson.
     cells
-        The cells' counts and library sizes.
+        Counts and library sizes of the cells.
     """
     mean: Tensor = _MeanNLL.apply(  # type: ignore[no-untyped-call]  # torch leaves Function.apply untyped
         raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled()
@@ -50,12 +51,15 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 
 @torch.no_grad()
 def nll_n(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
-    """The same of each cell, shape (n,), float64, not differentiable."""
+    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats; not differentiable.
+
+    The parameters are those of `mean_nll`.
+    """
     return _evaluate(raw_ng, bias_g, log_theta_g, cells, with_gradient=False)[0]
 
 
 class _MeanNLL(torch.autograd.Function):
-    """Value and gradient in one forward pass; the backward pass only scales."""
+    """The forward pass computes the value and the gradient; the backward pass only multiplies by a factor."""
 
     @staticmethod
     def forward(
@@ -66,7 +70,7 @@ class _MeanNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Nearly always the loss is this plus something else, and the factor is 1.
+        # The loss is nearly always this term plus other terms, so the factor is 1 and the product is skipped.
         if grad.device.type != "cpu" or float(grad) != 1.0:
             ctx.gradients = tuple(None if g is None else g * grad for g in ctx.gradients)
         return (*ctx.gradients, None, None)
@@ -76,11 +80,11 @@ def _evaluate(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
-        # Here, not above: compiled code takes time to import, and walks need no likelihood.
+        # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll, fused_nll_and_gradients
 
-        of = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
-        return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)
+        inputs = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
+        return fused_nll_and_gradients(*inputs) if with_gradient else (fused_nll(*inputs), None)
     return dense_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.x_ng, with_gradient=with_gradient)
 
 
@@ -94,15 +98,28 @@ def dense_nll(
     with_gradient: bool,
     share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:
-    """The same as the compiled form, on any device and in any precision, from dense counts.
+    """Compute the negative log-probability from dense counts, on any device and in any precision.
 
-    Nothing in it waits for the device, and no shape depends on the counts, so that steps made of it can be recorded.
-    (`torch.where` with a plain number would send that number, and wait.)
+    No operation waits for the device and no shape depends on the counts, so a training step that calls this function
+    can be recorded as a CUDA graph. (`torch.where` with a Python number would copy that number to the device and wait.)
 
     Parameters
     ----------
+    raw_ng, bias_g, log_theta_g
+        As for `mean_nll`.
+    library_n
+        Library size of each cell, shape (n,).
+    x_ng
+        Dense counts, shape (n, g).
+    with_gradient
+        Whether gradients are computed.
     share_n
-        What each cell weighs in the mean whose gradients are asked for; None for all alike.
+        Weight of each cell in the mean whose gradients are computed, shape (n,); None for equal weights 1/n.
+
+    Returns
+    -------
+    tuple
+        Negative log-probability of each cell, shape (n,), float64, nats; and the gradients of the mean, or None.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g
@@ -134,10 +151,10 @@ def dense_nll(
 def _negative_binomial(
     eta_ng: Tensor, mu_ng: Tensor, x_ng: Tensor, log_theta_g: Tensor, zero_logit_ng: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Log-probability of each count, ∂/∂η, ∂/∂log θ and ∂/∂a."""
+    """Compute the log-probability of each count and its derivatives ∂/∂η, ∂/∂log θ and ∂/∂a, each of shape (n, g)."""
     theta_g = log_theta_g.exp()
     r_ng = mu_ng / theta_g
-    # log1p keeps the log-probability of zero exact where θ is large and μ small.
+    # log1p keeps the log-probability of zero accurate where θ is large and μ small.
     log1p_ng = torch.log1p(r_ng)
     log_gamma_ng, slope_ng = log_gamma_terms(x_ng, theta_g)
     log_prob_ng = x_ng * (eta_ng - log_theta_g - log1p_ng) + log_gamma_ng
@@ -146,7 +163,7 @@ def _negative_binomial(
         log_prob_ng = log_prob_ng - theta_g * log1p_ng
     else:
         h_ng = zero_logit_ng + theta_g * log1p_ng
-        # −logsigmoid(−h) is softplus(h), which torch's own leaves to h from 20 on.
+        # −logsigmoid(−h) is softplus(h). torch's softplus returns h for h above 20, which is less accurate.
         seen_ng = x_ng != 0
         log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - logsigmoid(-h_ng).masked_fill(seen_ng, 0.0)
         from_nb_ng = torch.sigmoid(-h_ng).masked_fill(seen_ng, 1.0)

@@ -1,12 +1,13 @@
-"""Where the cells are in latent space: one density of the aggregated posterior, calibrated on cells it has not seen.
+"""The density of the cells in latent space: a model of the aggregated posterior, calibrated on held-out cells.
 
-A Gaussian mixture is fitted to posterior samples of training cells; its number of components is the one that gives
-samples of held-out cells the highest density. (A mixture of every cell's own posterior would make any other point look
-like a hole.) How far a point is off the manifold is then a share: that of held-out cells which lie, with their
-posterior means, in denser places than it. Fewer than ten of them cannot tell one place in twenty; then all cells stand
-in, and the share is that of all.
+A Gaussian mixture is fitted to posterior samples of training cells. The number of components is the one that gives
+samples of held-out cells the highest density. (With a mixture of the posteriors of all cells, any other point would
+look like a hole.) The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher
+density than that point. Fewer than ten held-out cells cannot resolve a fraction of one in twenty; in that case the
+score is the fraction of all cells, held-out and training.
 
-Fitted here, by expectation–maximisation in torch: scikit-learn's mixture takes longer to import than this to run.
+The mixture is fitted here by expectation–maximization in torch, because importing scikit-learn's mixture takes longer
+than this fit.
 
 Shapes: n points, k latent dimensions, c components.
 """
@@ -21,17 +22,18 @@ from torch import Tensor
 
 from scvae_cli.heldout import MIN_HELDOUT
 
-# Numbers of components, tried in this order. Few are quick to fit, and one of them may have started badly: only from so
-# many on does the search end where the held-out cells gain less than so many nats each.
+# Numbers of components, tried in this order. The search stops when the held-out cells gain less than _GAIN nats per
+# cell, but not below _FEW components: small mixtures are fast to fit, and one of them may have had a poor start.
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
-# More training cells than this make the fit slower and no better.
+# Largest number of training cells in the fit. More cells make the fit slower and not better.
 MAX_FITTED = 20_000
 _MAX_ITERATIONS = 30
-_TOLERANCE = 3e-3  # nats a point
-# Standard deviation that every component has at least, in units of the prior's.
+_TOLERANCE = 3e-3  # nats per point
+# Smallest standard deviation of a component, in units of the standard deviation of the prior.
 _LEAST_SD = 0.05
-# Each component's covariance is drawn towards the mean covariance within components, as if that had been seen on so
-# many points: clusters of few cells then keep apart instead of sharing a wide component whose middle is empty.
+# The covariance of each component is shrunk towards the mean within-component covariance, which counts as this many
+# points per dimension. Small clusters then get components of their own instead of sharing a wide one with an empty
+# center.
 _PRIOR_POINTS_PER_DIMENSION = 8.0
 
 
@@ -42,13 +44,14 @@ class LatentDensity:
     Parameters
     ----------
     log_weight_c
-        Log shares of the components.
+        Log weights of the components, shape (c,).
     mean_ck
-        Their means.
+        Means of the components, shape (c, k).
     whiten_ckk
-        Upper triangular factors W of the precisions, Σ⁻¹ = W Wᵀ.
+        Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ, shape (c, k, k).
     heldout_nll
-        −log density at held-out cells' posterior means, ascending, nats; of fewer than ten of these, at all cells'.
+        Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
+        ten held-out cells it covers all cells.
     """
 
     log_weight_c: Tensor
@@ -57,38 +60,39 @@ class LatentDensity:
     heldout_nll: Tensor
 
     def log_prob(self, z_nk: Tensor) -> Tensor:
-        """Log density, shape (n,), nats; differentiable."""
+        """Compute the log density at some points, shape (n,), nats; differentiable."""
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw points, shape (n, k), on the CPU."""
+        """Draw points from the density, shape (n, k), on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
         z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
         for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):
-            of_it = component_n == c
+            in_component = component_n == c
             # Σ⁻¹ = W Wᵀ, so white noise ε becomes z = mean + W⁻ᵀ ε.
-            noise_kn = torch.linalg.solve_triangular(whiten_kk.T, z_nk[of_it].T, upper=False)
-            z_nk[of_it] = mean_k + noise_kn.T
+            noise_kn = torch.linalg.solve_triangular(whiten_kk.T, z_nk[in_component].T, upper=False)
+            z_nk[in_component] = mean_k + noise_kn.T
         return z_nk
 
     def off_manifold(self, z_nk: Tensor) -> Tensor:
-        """Share of held-out cells that lie in denser places, shape (n,): 0.5 is usual, near 1 is a hole.
+        """Return the fraction of held-out cells that lie at a higher density than each point, shape (n,).
 
-        Half a cell is added on either side, so that the share is never quite 0 or 1.
+        A typical point scores 0.5; a score near 1 marks a hole in the density. Half a cell is added on either side, so
+        that the score is never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
 
     def nll_at(self, share: float) -> float:
-        """The −log density that this share of held-out cells stays below, nats."""
+        """Return the negative log density below which this fraction of the held-out cells lies, nats."""
         return float(torch.quantile(self.heldout_nll.double(), share))
 
     def to(self, device: torch.device) -> LatentDensity:
-        """The same on a device."""
+        """Return a copy on another device."""
         return LatentDensity(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def _log_joint(self, z_nk: Tensor) -> Tensor:
-        """log weight + log normal density of every component, shape (n, c)."""
+        """Compute log weight + log normal density of every component, shape (n, c)."""
         k = z_nk.shape[1]
         offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
         unit_ncj = torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
@@ -97,16 +101,17 @@ class LatentDensity:
 
 
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
-    """Fit and calibrate.
+    """Fit and calibrate the density.
 
     Parameters
     ----------
     training, heldout
         Posterior means and variances of some training cells and of the held-out cells, each of shape (n, k). The score
-        is calibrated on the held-out cells; fewer than ten are joined by the training cells. These lie in places a
-        little denser than unseen cells do, so that rather too much counts as a hole than nothing.
+        is calibrated on the held-out cells. If there are fewer than ten, the training cells are added. Training cells
+        lie at a slightly higher density than unseen cells, so slightly too many points then count as holes; with too
+        few held-out cells alone, no point would.
     seed
-        Of the posterior samples and the components' first places.
+        Random seed of the posterior samples and of the initial means of the components.
     """
     noise = torch.Generator().manual_seed(seed)
 
@@ -119,10 +124,10 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
     best: LatentDensity | None = None
     best_score = -math.inf
     for n_components in COMPONENTS:
-        # A component needs cells of its own.
+        # Each component needs at least ten cells on average.
         if best is not None and 10 * n_components > len(train_nk):
             break
-        density = _expectation_maximisation(train_nk, n_components, noise)
+        density = _expectation_maximization(train_nk, n_components, noise)
         score = float(density.log_prob(heldout_nk).mean())
         gain = score - best_score
         if best is None or gain > 0:
@@ -130,18 +135,18 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
         if n_components >= _FEW and gain < _GAIN:
             break
     assert best is not None, "one component is always tried"
-    judged_nk = heldout_mean_nk
-    if len(judged_nk) < MIN_HELDOUT:
-        judged_nk = torch.cat([judged_nk, training[0].float().cpu()])
-    nll_n = (-best.log_prob(judged_nk)).sort().values
+    calibration_nk = heldout_mean_nk
+    if len(calibration_nk) < MIN_HELDOUT:
+        calibration_nk = torch.cat([calibration_nk, training[0].float().cpu()])
+    nll_n = (-best.log_prob(calibration_nk)).sort().values
     return LatentDensity(best.log_weight_c, best.mean_ck, best.whiten_ckk, nll_n)
 
 
-def _expectation_maximisation(x_nk: Tensor, n_components: int, noise: torch.Generator) -> LatentDensity:
+def _expectation_maximization(x_nk: Tensor, n_components: int, noise: torch.Generator) -> LatentDensity:
     k = x_nk.shape[1]
     overall_kk = torch.cov(x_nk.T, correction=0).reshape(k, k) + _LEAST_SD**2 * torch.eye(k, dtype=x_nk.dtype)
     prior_points = _PRIOR_POINTS_PER_DIMENSION * k if n_components > 1 else 0.0
-    # A component begins as small as its share of the whole.
+    # The initial volume of each component is the overall volume divided by the number of components.
     small_kk = overall_kk * n_components ** (-2 / k)
     mean_ck = _spread_out(x_nk, n_components, noise)
     density = _mixture(torch.ones(n_components, dtype=x_nk.dtype), mean_ck, small_kk.expand(n_components, k, k))
@@ -174,7 +179,7 @@ def _mixture(size_c: Tensor, mean_ck: Tensor, covariance_ckk: Tensor) -> LatentD
 
 
 def _spread_out(x_nk: Tensor, n_components: int, noise: torch.Generator) -> Tensor:
-    """Points far from each other, by k-means++ (Arthur & Vassilvitskii 2007), shape (c, k)."""
+    """Choose points that are far from each other by k-means++ (Arthur & Vassilvitskii 2007), shape (c, k)."""
     chosen = [int(torch.randint(len(x_nk), (1,), generator=noise))]
     squared_n = (x_nk - x_nk[chosen[0]]).square().sum(1)
     for _ in range(n_components - 1):

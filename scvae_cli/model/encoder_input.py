@@ -1,4 +1,4 @@
-"""What the encoder sees of a cell: its counts at one depth, on a logarithmic scale, against the usual, dense.
+"""The encoder's input: counts scaled to a common depth, log-transformed and centered, as a dense matrix.
 
 Shapes: n cells, g genes.
 """
@@ -12,17 +12,19 @@ from scvae_cli.data.minibatches import Minibatch
 
 
 def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: bool) -> Tensor:
-    """log(1 + x · depth / library) − centre, shape (n, g), float32.
+    """Compute log(1 + x · depth / library) − center, shape (n, g), float32.
 
     Parameters
     ----------
+    cells
+        Counts and library sizes of the cells.
     depth
-        Counts per cell that every cell is scaled to.
+        Number of counts per cell to which every cell is scaled.
     centre_g
-        What is subtracted from each gene.
+        Value that is subtracted from each gene.
     fused
-        Whether cells on the CPU are worth the compiled walk (`fused_input.py`). It takes a third of the time, but half
-        a second to start: good for many passes, not for one. They differ by rounding.
+        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. It takes a third of the time but half
+        a second to start, so it is worthwhile for many passes and not for one. The two results differ by rounding.
     """
     scale_n = depth / cells.library_n
     if scale_n.device.type != "cpu":
@@ -32,5 +34,5 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
 
         return fused_log1p(cells, scale_n, centre_g)
     nonzeros = cells.nonzeros
-    # Few counts are not zero: their logarithms first, and then to their places.
+    # Most counts are zero, so only the logarithms of the nonzero counts are computed and then written to the matrix.
     return cells.dense(torch.log1p(nonzeros.value * scale_n[nonzeros.cell])).sub_(centre_g)

@@ -1,15 +1,17 @@
-"""The decoder's Fisher–Rao geometry: how far apart two latent points are, in terms of what they predict.
+"""The Fisher–Rao geometry of the decoder: the distance between latent points, measured by the expression they predict.
 
-For a fixed inverse dispersion θ a negative binomial gene is a one-dimensional family with an isometric coordinate,
+For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family with the
+isometric coordinate
 
     y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)), its Fisher information
 
-(2√μ for a Poisson, μ/σ for a normal: a likelihood head knows its own). Euclidean distance between the y of two latent
-points is their Fisher–Rao distance in the space of all counts; the decoder J_y pulls it back to the latent space as the
-metric M(z) = J_yᵀJ_y. Expression is compared at one depth and in the average batch; zero inflation, which is technical,
-is left out.
+(2√μ for a Poisson, μ/σ for a normal; each likelihood head implements its own coordinate). The Euclidean distance
+between the y of two latent points is their Fisher–Rao distance in the space of all counts. The Jacobian J_y of the
+decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y. Expression is compared at one library
+size and averaged over batches. Zero inflation is ignored, because it is technical.
 
-Tangents are pushed through the decoder by hand: torch's forward mode would import its compiler, for a second.
+Tangents are propagated through the decoder explicitly. The forward mode of torch would import its compiler, which takes
+a second.
 
 Shapes: n points, m tangents at each, k latent dimensions, h hidden units, g genes.
 """
@@ -26,7 +28,7 @@ from scvae_cli.model.vae import VAE
 
 __all__ = ["Geometry", "isometric"]
 
-# Points whose metric is computed at once.
+# Number of points whose metric is computed at once.
 _METRIC_POINTS = 64
 
 
@@ -37,20 +39,20 @@ class Geometry:
     Parameters
     ----------
     vae
-        Its decoder is used without dropout, whatever mode it is in.
+        Model whose decoder is used. Dropout is never applied, in training mode or eval mode.
     library
-        Depth at which expression is compared, counts a cell; None takes the training cells' median.
+        Library size at which expression is compared, counts per cell; None for the median of the training cells.
     """
 
     vae: VAE
     library: float | None = None
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """The isometric coordinate y of some points, shape (n, g), standard deviations of a count; differentiable."""
+        """Compute y of some points, shape (n, g), in standard deviations of a count; differentiable."""
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """y of some points and J_y·v of tangents there, shapes (n, g) and (m, n, g); differentiable."""
+        """Compute y of some points and J_y·v of tangents at them, shapes (n, g) and (m, n, g); differentiable."""
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())
@@ -62,12 +64,12 @@ class Geometry:
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng
         y_ng = head.isometric(mean_ng)
-        # Without tangents the slope would be computed for nothing.
+        # The slope is needed only if there are tangents.
         return y_ng, tangent_mng * head.isometric_slope(mean_ng) if len(v_mnk) else tangent_mng
 
     @torch.no_grad()
     def metric(self, z_nk: Tensor) -> Tensor:
-        """M(z) = J_yᵀJ_y, shape (n, k, k): squared standard deviations of a count per squared latent unit."""
+        """Compute M(z) = J_yᵀJ_y, shape (n, k, k): squared standard deviations of a count per squared latent unit."""
         k = z_nk.shape[1]
         parts = []
         for block_nk in torch.split(z_nk, _METRIC_POINTS):

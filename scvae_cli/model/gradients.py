@@ -1,4 +1,4 @@
-"""What layers whose gradients are written by hand hand back, compiled or not.
+"""Results of the layers and losses with explicit gradients, both compiled and in plain torch.
 
 Shapes: n cells, g genes, h hidden units.
 """
@@ -9,15 +9,23 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# Of the mean NLL, in raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
+# Gradients of the mean NLL with respect to the raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
 Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Hidden(NamedTuple):
-    """Hidden units (n, h), and what their gradients need.
+    """Hidden units, and the intermediate results that their gradients need.
 
-    That is their slope in what the activation saw, zero where they were dropped, and the normalised linear part, both
-    (n, h), and its scale (n,).
+    Parameters
+    ----------
+    hidden_nh
+        Hidden units, shape (n, h).
+    slope_nh
+        Derivative of the hidden units with respect to the input of the activation; zero for dropped units.
+    normal_nh
+        Normalized linear part, shape (n, h).
+    inverse_sd_n
+        Factor of that normalization, shape (n,).
     """
 
     hidden_nh: Tensor

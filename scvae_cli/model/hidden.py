@@ -1,6 +1,6 @@
-"""Hidden layers: linear, normalised within each cell, SiLU, dropout.
+"""Hidden layers: linear, normalized within each cell, SiLU, dropout.
 
-Shapes: n cells, h hidden units, m tangents at each.
+Shapes: n cells, h hidden units, m tangents per cell.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor, nn
 class HiddenLayers(nn.Sequential):
     """Linear → LayerNorm → SiLU → dropout, repeated.
 
-    Layers are normalised within each cell, not across the minibatch: a cell's embedding then does not depend on
-    which cells it was trained or read with, and a minibatch of one cell is no special case.
+    Layers are normalized within each cell, not across the minibatch. The embedding of a cell therefore does not depend
+    on the other cells in its minibatch, and a minibatch of one cell is no special case.
     """
 
     def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float) -> None:
         layers: list[nn.Module] = []
         for i in range(n_layers):
-            layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalisedHidden(n_hidden, dropout)]
+            layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalizedHidden(n_hidden, dropout)]
         super().__init__(*layers)
 
-    def pairs(self) -> Iterator[tuple[nn.Linear, NormalisedHidden]]:
-        """Each layer's linear part and what follows it."""
+    def pairs(self) -> Iterator[tuple[nn.Linear, NormalizedHidden]]:
+        """Iterate over the layers: the linear part of each layer, and the normalization and activation after it."""
         layers: list[Any] = list(self)
         return zip(layers[::2], layers[1::2], strict=True)
 
 
-class NormalisedHidden(nn.Module):
+class NormalizedHidden(nn.Module):
     """LayerNorm → SiLU → dropout."""
 
     def __init__(self, n_hidden: int, dropout: float) -> None:
@@ -40,19 +40,19 @@ class NormalisedHidden(nn.Module):
         self.dropout = dropout
 
     def forward(self, a_nh: Tensor) -> Tensor:
-        """Hidden units from their linear part."""
+        """Compute hidden units from the output of the linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
-            # Compiled code takes half a second to start, which is nothing to a training and much to one question.
-            from scvae_cli.model.compiled.hidden import normalised_hidden
+            # Compiled code takes half a second to start: negligible for a training, but slow for a single command.
+            from scvae_cli.model.compiled.hidden import normalized_hidden
 
-            return normalised_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
+            return normalized_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Hidden units without dropout, and tangents d at the linear part pushed through; differentiable."""
-        centred_nh = a_nh - a_nh.mean(1, keepdim=True)
-        scale_n = (centred_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
-        unit_nh = centred_nh * scale_n
+        """Compute hidden units without dropout, and propagate tangents d of the linear part; differentiable."""
+        centered_nh = a_nh - a_nh.mean(1, keepdim=True)
+        scale_n = (centered_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
+        unit_nh = centered_nh * scale_n
         u_nh = unit_nh * self.norm.weight + self.norm.bias
         sigmoid_nh = torch.sigmoid(u_nh)
         h_nh = u_nh * sigmoid_nh

@@ -1,4 +1,4 @@
-"""The coordinate in which a negative binomial gene of fixed inverse dispersion has unit variance everywhere.
+"""The isometric coordinate of a negative binomial gene with fixed inverse dispersion: its variance is 1 at every mean.
 
 Shapes: n points, g genes.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """y of some means, shape (n, g); θ is None for a Poisson, and no gradient reaches it.
+    """Compute the coordinate y of some means, shape (n, g). θ is None for a Poisson and receives no gradient.
 
     >>> isometric(torch.tensor([[4.0]]), None)
     tensor([[4.]])
@@ -23,7 +23,7 @@ def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
 
 
 class _Isometric(torch.autograd.Function):
-    """In place and with its derivative written down: a third of the time of the plain formula's."""
+    """In-place computation with an explicit derivative, which takes a third of the time of the plain formula."""
 
     @staticmethod
     def forward(ctx: Any, mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
@@ -38,8 +38,8 @@ class _Isometric(torch.autograd.Function):
 
 
 def slope(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
-    # A gene that is all but silent has no length to speak of; the floor keeps its slope finite.
+    """Compute dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
+    # The floor keeps the slope finite for genes with nearly no expression, which contribute almost no length.
     floored_ng = mean_ng.clamp_min(1e-12)
     if theta_g is None:
         return floored_ng.rsqrt()

@@ -1,9 +1,10 @@
-"""Log-probabilities of counts, as the plain formulas.
+"""Log-probabilities of counts, written as plain formulas.
 
 Shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
 Source: Lopez et al. 2018, doi:10.1038/s41592-018-0229-2.
 
-They work in any dtype and differentiate by autograd: they are the reference for `count_nll`, which training uses.
+These functions work in any dtype and are differentiated by autograd. They are the reference for `count_nll`, which
+training uses.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-# Inverse dispersion is kept where float32 can tell it from its limits: below, a gene is all noise; above, Poisson.
+# Bounds on the inverse dispersion within which float32 can distinguish it from its limits. Below them a gene is pure
+# noise; above them it is Poisson.
 LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4), log(1e4)
 
 
 def poisson_log_prob(x_ng: Tensor, log_mu_ng: Tensor) -> Tensor:
-    """Log-probability of counts under a Poisson, shape (n, g), nats.
+    """Compute the log-probability of counts under a Poisson, shape (n, g), nats.
 
     >>> poisson_log_prob(torch.tensor([0.0]), torch.tensor([0.0]))
     tensor([-1.])
@@ -26,7 +28,7 @@ def poisson_log_prob(x_ng: Tensor, log_mu_ng: Tensor) -> Tensor:
 
 
 def nb_log_prob(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor) -> Tensor:
-    """Log-probability of counts under a negative binomial, shape (n, g), nats.
+    """Compute the log-probability of counts under a negative binomial, shape (n, g), nats.
 
     Parameters
     ----------
@@ -35,11 +37,11 @@ def nb_log_prob(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor) -> Tensor:
     log_mu_ng
         Log of the mean.
     log_theta_g
-        Log of the inverse dispersion: the variance is μ + μ²/θ.
+        Log of the inverse dispersion θ. The variance is μ + μ²/θ.
     """
     theta_g = log_theta_g.exp()
     mu_ng = log_mu_ng.exp()
-    # log1p keeps the log-probability of zero exact where θ is large and μ small.
+    # log1p keeps the log-probability of zero accurate where θ is large and μ small.
     log_zero_ng = -theta_g * torch.log1p(mu_ng / theta_g)
     return (
         log_zero_ng
@@ -51,17 +53,17 @@ def nb_log_prob(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor) -> Tensor:
 
 
 def zinb_log_prob(x_ng: Tensor, log_mu_ng: Tensor, log_theta_g: Tensor, zero_logit_ng: Tensor) -> Tensor:
-    """Log-probability of counts under a zero-inflated negative binomial, shape (n, g), nats.
+    """Compute the log-probability of counts under a zero-inflated negative binomial, shape (n, g), nats.
 
     Parameters
     ----------
     x_ng, log_mu_ng, log_theta_g
         As for `nb_log_prob`.
     zero_logit_ng
-        Logit of the probability that a count is zero whatever its mean.
+        Logit of the probability that a count is zero independently of its mean.
     """
     log_nb_ng = nb_log_prob(x_ng, log_mu_ng, log_theta_g)
     log_zero_ng = nb_log_prob(torch.zeros_like(x_ng), log_mu_ng, log_theta_g)
-    # −logsigmoid(−v) is log(1 + eᵛ); torch's softplus leaves it to v from 20 on.
+    # −logsigmoid(−v) is log(1 + eᵛ). torch's softplus returns v for v above 20, which is less accurate.
     at_zero_ng = logsigmoid(zero_logit_ng) - logsigmoid(zero_logit_ng - log_zero_ng)
     return torch.where(x_ng == 0, at_zero_ng, log_nb_ng + logsigmoid(-zero_logit_ng))

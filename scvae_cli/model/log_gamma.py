@@ -1,9 +1,10 @@
-"""The lgΓ terms of counts in plain torch, in shapes that do not depend on the counts: nobody waits for a device.
+"""The lgΓ terms of the log-probability of counts in plain torch. No shape depends on the counts, so no step waits.
 
-Small counts, which nearly all are, take them from a table, where differences of lgΓ itself would cancel. What large
-counts have more than the last of the table comes of Stirling's series, in float64.
+Nearly all counts are small. Their terms come from a table, because differences between values of lgΓ would lose
+precision by cancellation. For larger counts, the difference from the last entry of the table is computed with
+Stirling's series in float64.
 
-Shapes: n cells, g genes, c counts of the table, j factors.
+Shapes: n cells, g genes, c counts in the table, j factors.
 """
 
 from __future__ import annotations
@@ -11,20 +12,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Counts up to this one take their terms from a table over (count, gene).
-# Stirling's series are exact to 1e-12 from 16 on.
+# Largest count in the table over (count, gene). Stirling's series is accurate to 1e-12 from 16 upwards.
 TABLE_COUNTS = 16
 
 
 def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
-    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ, each of shape (n, g); both are exactly 0 at x = 0.
+    """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ, each of shape (n, g); both are exactly 0 at x = 0.
 
     Parameters
     ----------
     x_ng
-        Whole numbers.
+        Counts: whole numbers.
     theta_g
-        Inverse dispersions, in the same precision.
+        Inverse dispersions, in the same precision as the counts.
     """
     j_j1 = torch.arange(TABLE_COUNTS, dtype=x_ng.dtype, device=x_ng.device).unsqueeze(1)
     theta_jg = theta_g + j_j1
@@ -32,7 +32,7 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
     value_ng = _running_sums((theta_jg / (j_j1 + 1)).log()).gather(0, small_ng)
     slope_ng = _running_sums(1 / theta_jg).gather(0, small_ng)
 
-    # Of small counts these differences are between equal numbers.
+    # For small counts these are differences between equal numbers, which are exactly 0.
     large_ng, wide_g = x_ng.clamp(min=TABLE_COUNTS).double(), theta_g.double()
     first_ng = torch.full_like(large_ng, TABLE_COUNTS)
     more_ng = _stirling(large_ng + wide_g) - _stirling(first_ng + wide_g)
@@ -42,21 +42,21 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running_sums(term_jg: Tensor) -> Tensor:
-    """Sums of the first 0, 1, … rows, shape (c, g)."""
-    # As a masked sum: the order of a cumulative one is not settled on GPUs.
+    """Compute the sums of the first 0, 1, … rows, shape (c, g)."""
+    # A masked sum, because the order of the additions in a cumulative sum is not fixed on GPUs.
     n = len(term_jg)
     before_cj = torch.ones(n + 1, n, dtype=term_jg.dtype, device=term_jg.device).tril(-1)
     return (before_cj.unsqueeze(2) * term_jg).sum(1)
 
 
 def _stirling(y: Tensor) -> Tensor:
-    """lgΓ(y) up to a constant, for y ≥ 16 (Abramowitz & Stegun 6.1.41)."""
+    """Compute lgΓ(y) up to a constant, for y ≥ 16 (Abramowitz & Stegun 6.1.41)."""
     square = 1 / (y * y)
     series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / y
     return (y - 0.5) * y.log() - y + series
 
 
 def _stirling_slope(y: Tensor) -> Tensor:
-    """ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    """Compute ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
     square = 1 / (y * y)
     return y.log() - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

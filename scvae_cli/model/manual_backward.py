@@ -1,9 +1,10 @@
-"""The negative ELBO and its gradients without autograd: a training step of counts.
+"""The negative ELBO of a count model and its gradients without autograd, for one training step.
 
-On a CPU autograd's bookkeeping costs a training step of small matrices a quarter of its time; on a GPU a step without
-it is one stretch of tensor operations, which can be compiled and recorded as a whole. The operations here are those of
-`VAE.elbo_terms`, in the same order and with the same draws; what goes backwards stands beside them. Between the matrix
-products they are someone else's: compiled for the CPU (`by_hand_compiled.py`), or plain torch (`by_hand_torch.py`).
+On a CPU, the bookkeeping of autograd takes a quarter of the time of a training step with small matrices. On a GPU, a
+step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The
+operations are those of `VAE.elbo_terms`, in the same order and with the same random numbers; each is followed by its
+backward pass. The operations between the matrix products are implemented twice: compiled for the CPU
+(`compiled/operations.py`), and in plain torch (`torch_operations.py`).
 
 Shapes: n cells, g genes, h hidden units, i inputs, k latent dimensions, b batches.
 """
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scvae_cli.model.gradients import Gradients, Hidden
-from scvae_cli.model.hidden import NormalisedHidden
+from scvae_cli.model.hidden import NormalizedHidden
 from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
 from scvae_cli.model.network import BatchEffect, CountHead, Decoder, Encoder, GeneShift, indicator
 from scvae_cli.model.normal import NormalHead
@@ -25,73 +26,86 @@ from scvae_cli.model.vae import VAE
 
 
 class Operations(Protocol):
-    """What a step on some cells does between its matrix products, forwards and backwards."""
+    """Operations of a training step between its matrix products, forward and backward, for the cells of a minibatch."""
 
     def seen(self, encoder: Encoder, reference_library: Tensor) -> Tensor:
-        """What the encoder sees of the cells, shape (n, g)."""
+        """Compute the encoder's input, shape (n, g)."""
 
-    def hidden(self, a_nh: Tensor, norm: NormalisedHidden) -> Hidden:
-        """dropout(SiLU(LayerNorm(a)))."""
+    def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
+        """Compute dropout(SiLU(LayerNorm(a)))."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients at the linear part (n, h), the norm's weight and its bias (h,) from those at the hidden units."""
+        """Compute the backward pass of `hidden`.
+
+        Returns
+        -------
+        tuple
+            Gradients with respect to the linear part, shape (n, h), and to the weight and the bias of the
+            normalization, shape (h,).
+        """
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """From means and log variances, side by side: a sample of each posterior (n, k), and the mean KL to N(0, I)."""
+        """Draw a sample of each posterior, shape (n, k), and compute the mean KL to N(0, I), nats.
+
+        The columns of `statistics_n2k` are the means, followed by the log variances.
+        """
 
     def draw_gradients(
         self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, kl_weight: Tensor | float
     ) -> Tensor:
-        """Gradients at means and log variances from those at the samples, and of kl_weight · KL, shape (n, 2k)."""
+        """Compute the backward pass of `draw`, including kl_weight · KL: gradients at `statistics_n2k`."""
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """The mean over the cells of −log p(x|z), and its gradients; `narrow`: in raw outputs, in bfloat16."""
+        """Compute −log p(x|z) averaged over cells, and its gradients.
+
+        With `narrow`, the gradient with respect to the raw outputs is in bfloat16.
+        """
 
 
 class Layer(NamedTuple):
-    """What a layer was, saw and made."""
+    """A layer, its input and its output."""
 
     linear: nn.Linear
-    norm: NormalisedHidden
+    norm: NormalizedHidden
     x_ni: Tensor
     made: Hidden
 
 
 class Batches(NamedTuple):
-    """Which batch each cell is of, 1 or 0, and what batches change."""
+    """The batch of each cell as indicators 0 or 1, and the effect of the batches on the decoder."""
 
     indicator_nb: Tensor
     effect: BatchEffect | GeneShift
 
 
 def can_train(vae: VAE) -> bool:
-    """Whether this is the way to train a model: one of counts, in float32."""
+    """Whether these explicit gradients apply to a model: it must describe counts and be in float32."""
     return vae.config.of_counts and all(p.dtype == torch.float32 for p in vae.parameters())
 
 
 class ElboGradients:
-    """One step's terms and gradients.
+    """The terms of the ELBO and their gradients, for one step.
 
     Parameters
     ----------
     vae
-        In training mode.
+        Model in training mode.
     batch_n, noise_nk, kl_weight
-        Index of each cell's batch, or None; standard normal noise for one sample each; the weight of the KL.
+        Index of each cell's batch, or None; standard normal noise for one sample per cell; weight of the KL.
     operations
-        On the cells.
+        Operations between the matrix products, which hold the cells of the minibatch.
     narrow
-        Whether products with a row or column for every gene are in bfloat16. The others are float32: they are small,
-        and rounding takes longer than it saves.
+        Whether matrix products with one row or column per gene are in bfloat16. The other products are always float32:
+        they are small, and rounding would take longer than it saves.
 
     Attributes
     ----------
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
-    of
-        The gradient of nll + kl_weight · kl at every parameter; in bfloat16 where that is the precision.
+    gradients
+        Gradient of nll + kl_weight · kl with respect to every parameter; bfloat16 for products in that precision.
     """
 
     def __init__(
@@ -104,7 +118,7 @@ class ElboGradients:
         *,
         narrow: bool,
     ) -> None:
-        self.of: dict[Tensor, Tensor] = {}
+        self.gradients: dict[Tensor, Tensor] = {}
         self._operations, self._dtype_of_genes = operations, torch.bfloat16 if narrow else torch.float32
         encoder, decoder = vae.encoder, vae.decoder
         seen_ng = operations.seen(encoder, vae.reference_library)
@@ -121,7 +135,7 @@ class ElboGradients:
             shift_nh = batches.indicator_nb @ batches.effect.hidden_bh
         last_nh, decoder_layers = self._through(pairs, z_nk, shift_nh)
 
-        # The head of a decoder with hidden layers sees the latent position beside the last of them.
+        # If the decoder has hidden layers, the input of its head is the last of them and the latent position.
         seen_ni = torch.cat([last_nh, z_nk], dim=1) if pairs else z_nk
         d_seen_ni = self._head(decoder.head, seen_ni, batches)
         d_first_nh, d_z_nk = d_seen_ni, d_seen_ni
@@ -130,25 +144,28 @@ class ElboGradients:
             d_first_nh, d_z_nk = self._back(decoder_layers, d_seen_ni[:, :n_hidden])
             d_z_nk += d_seen_ni[:, n_hidden:]
         if batches is not None and isinstance(batches.effect, BatchEffect):
-            self.of[batches.effect.hidden_bh] = batches.indicator_nb.T @ d_first_nh
+            self.gradients[batches.effect.hidden_bh] = batches.indicator_nb.T @ d_first_nh
 
         d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
-        self._of_linear(encoder.posterior, h_nh, d_statistics_n2k)
+        self._linear_gradients(encoder.posterior, h_nh, d_statistics_n2k)
         self._back(encoder_layers, d_statistics_n2k @ encoder.posterior.weight, of_genes=True)
 
     def _through(
         self,
-        pairs: Iterable[tuple[nn.Linear, NormalisedHidden]],
+        pairs: Iterable[tuple[nn.Linear, NormalizedHidden]],
         x_ni: Tensor,
         shift_nh: Tensor | None = None,
         *,
         of_genes: bool = False,
     ) -> tuple[Tensor, list[Layer]]:
-        """Hidden units after layers; a shift is added to the linear part of the first, whose inputs may be genes."""
+        """Forward pass through some layers.
+
+        The shift is added to the linear part of the first layer; `of_genes` marks a first layer whose inputs are genes.
+        """
         layers: list[Layer] = []
         for linear, norm in pairs:
             dtype = self._dtype_of_genes if of_genes and not layers else torch.float32
-            # Rounded here once, not within each product.
+            # The input is rounded here once, and not again in each product.
             x_ni = x_ni.to(dtype)
             a_nh = nn.functional.linear(x_ni, linear.weight.to(dtype)).float().add_(linear.bias)
             if shift_nh is not None and not layers:
@@ -159,38 +176,47 @@ class ElboGradients:
         return x_ni, layers
 
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
-        """Gradients at the first layer's linear part and, unless that is genes, at its input."""
+        """Backward pass through some layers.
+
+        Returns
+        -------
+        tuple
+            Gradients with respect to the linear part of the first layer and to its input. If that input is genes, the
+            second gradient is not needed and not computed.
+        """
         d_a_nh = d_nh
-        for place in reversed(range(len(layers))):
-            linear, norm, x_ni, made = layers[place]
-            weight_h, last = norm.norm.weight, of_genes and place == 0
-            d_a_nh, self.of[weight_h], self.of[norm.norm.bias] = self._operations.hidden_gradients(d_nh, made, weight_h)
-            self._of_linear(linear, x_ni, d_a_nh)
+        for index in reversed(range(len(layers))):
+            linear, norm, x_ni, made = layers[index]
+            weight_h, last = norm.norm.weight, of_genes and index == 0
+            d_a_nh, self.gradients[weight_h], self.gradients[norm.norm.bias] = self._operations.hidden_gradients(
+                d_nh, made, weight_h
+            )
+            self._linear_gradients(linear, x_ni, d_a_nh)
             d_nh = d_a_nh if last else d_a_nh @ linear.weight
         return d_a_nh, d_nh
 
-    def _of_linear(self, linear: nn.Linear, x_ni: Tensor, d_nh: Tensor) -> None:
-        self.of[linear.weight] = d_nh.to(x_ni.dtype).T @ x_ni
-        self.of[linear.bias] = d_nh.sum(0)
+    def _linear_gradients(self, linear: nn.Linear, x_ni: Tensor, d_nh: Tensor) -> None:
+        self.gradients[linear.weight] = d_nh.to(x_ni.dtype).T @ x_ni
+        self.gradients[linear.bias] = d_nh.sum(0)
 
     def _head(self, head: CountHead | NormalHead, h_nh: Tensor, batches: Batches | None) -> Tensor:
-        """From the last hidden units to the likelihood, and back to the gradients at these units."""
-        assert isinstance(head, CountHead), "`can_train` was asked"
+        """Forward and backward pass through the likelihood: returns the gradients with respect to its input."""
+        assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes
         h_nh, weight = h_nh.to(self._dtype_of_genes), head.outputs.weight.to(self._dtype_of_genes)
         raw_ng = nn.functional.linear(h_nh, weight).float()
         if batches is not None:
             raw_ng[:, :n_genes] += batches.indicator_nb @ batches.effect.gene_bg
         narrow = self._dtype_of_genes == torch.bfloat16
-        self.nll, (d_raw_ng, self.of[bias_g], d_log_theta_g) = self._operations.nll(
+        self.nll, (d_raw_ng, self.gradients[bias_g], d_log_theta_g) = self._operations.nll(
             raw_ng, bias_g, head.log_theta_g, narrow=narrow
         )
         if batches is not None:
-            self.of[batches.effect.gene_bg] = batches.indicator_nb.T @ d_raw_ng[:, :n_genes].float()
-        self.of[head.outputs.weight] = d_raw_ng.T @ h_nh
+            self.gradients[batches.effect.gene_bg] = batches.indicator_nb.T @ d_raw_ng[:, :n_genes].float()
+        self.gradients[head.outputs.weight] = d_raw_ng.T @ h_nh
         d_h_nh = (d_raw_ng @ weight).float()
         raw_log_theta_g = head.raw_log_theta_g
         if raw_log_theta_g is not None and d_log_theta_g is not None:
             inside_g = (raw_log_theta_g >= LOG_THETA_MIN).logical_and(raw_log_theta_g <= LOG_THETA_MAX)
-            self.of[raw_log_theta_g] = d_log_theta_g * inside_g
+            self.gradients[raw_log_theta_g] = d_log_theta_g * inside_g
         return d_h_nh

@@ -1,12 +1,13 @@
-"""The likelihood of real numbers: every feature is normal around a mean that the decoder gives.
+"""The likelihood of real numbers: every feature is normal around a mean that the decoder computes.
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is learned, one for each feature, or fixed to one value for all. Means are told in the units of the training cells:
-μ = mean + sd · u with u what the network gives, so one learning rate does for features of any size. The Fisher
-information of a normal's mean is 1/σ², so y = μ/σ is its isometric coordinate.
+σ_g is either learned for each feature or fixed to one value for all features. Means are standardized by the training
+cells: μ = mean + sd · u, where u is the output of the network. One learning rate then works for features of any scale.
+The Fisher information of the mean of a normal is 1/σ², so y = μ/σ is its isometric coordinate.
 
-Real numbers have neither a depth nor zero inflation; what asks for them, as all heads are asked, is not looked at.
+Real numbers have neither a library size nor zero inflation. Methods accept these arguments, because all likelihood
+heads have the same interface, and ignore them.
 
 Shapes: n cells, m tangents, g features, h hidden units.
 """
@@ -23,20 +24,20 @@ from torch import Tensor, nn
 from scvae_cli.data.minibatches import Minibatch
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
-# σ is kept between these multiples of a feature's standard deviation: one that others determine exactly would have a
-# density without bound.
+# Bounds on σ, in standard deviations of a feature. A feature that is an exact function of others would otherwise reach
+# an infinite density.
 _LEAST, _MOST = 1e-3, 10.0
 
 
 class NormalHead(nn.Module):
-    """What the decoder makes of a latent position → the distribution of a cell's features.
+    """Likelihood head of real numbers: last layer of the decoder → distribution of a cell's features.
 
     Parameters
     ----------
     n_inputs, n_genes
-        Hidden units and latent dimensions that it sees, and g.
+        Number of inputs (hidden units and latent dimensions), and number of features g.
     variance
-        σ² of all features; None learns one for each.
+        σ² of all features; None to learn one value per feature.
     """
 
     centre_g: Tensor
@@ -52,7 +53,7 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
-        """Start at the mean of each feature, and with a σ as large as its standard deviation."""
+        """Initialize μ at the mean and σ at the standard deviation of each feature, both of shape (g,)."""
         self.centre_g.copy_(mean_g)
         self.scale_g.copy_(sd_g)
         self.outputs.bias.zero_()
@@ -66,14 +67,14 @@ class NormalHead(nn.Module):
         return self.scale_g.log() + self.raw_log_sd_g.clamp(math.log(_LEAST), math.log(_MOST))
 
     def forward(self, h_nh: Tensor) -> NormalOutput:
-        """Decoder output before batch."""
-        # In full precision, whatever the other products are in: σ may be small beside the mean's range.
+        """Compute the decoder output, before the batch effect is applied."""
+        # This product is always in full precision, because σ may be small compared with the range of the mean.
         with torch.autocast(h_nh.device.type, enabled=False):
             unit_ng = self.outputs(h_nh.to(self.outputs.weight.dtype))
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """u of the features, shape (n, g), and tangents d at the hidden units pushed through, (m, n, g)."""
+        """Compute u of the features, shape (n, g), and propagate tangents d of the inputs, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -85,21 +86,22 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # as all heads
     ) -> tuple[Tensor, Tensor]:
-        """A share of the means that u stand for, shape (n, g), and of their change along tangents, (m, n, g)."""
+        """Compute share · mean from u, shape (n, g), and its change along tangents, shape (m, n, g)."""
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 
     def isometric(self, mean_ng: Tensor) -> Tensor:
-        """μ/σ, shape (n, g)."""
+        """Compute the isometric coordinate μ/σ, shape (n, g)."""
         return mean_ng * self.isometric_slope(mean_ng)
 
     def isometric_slope(self, mean_ng: Tensor) -> Tensor:
-        """1/σ, shape (g,); no gradient reaches it."""
+        """Compute the derivative 1/σ of the isometric coordinate, shape (g,); σ receives no gradient."""
         return (-self.log_sd_g.detach().to(mean_ng)).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:
-        """What a reconstruction loss −log p(x|z) is measured by: that of as many standard normal features.
+        """Return the scale of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
 
-        The loss itself depends on the features' units, and may be below 0.
+        The number of features is that of the head. The loss itself is no scale, because it depends on the units of the
+        features and may be negative.
         """
         return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
 
@@ -110,11 +112,11 @@ class NormalOutput(NamedTuple):
     Parameters
     ----------
     unit_ng
-        u, shape (n, g).
+        Output u of the network, shape (n, g).
     centre_g, scale_g
-        What make a mean of it.
+        Mean and standard deviation of each feature in the training cells, shape (g,): μ = center + scale · u.
     log_sd_g
-        log σ.
+        log σ, shape (g,).
     """
 
     unit_ng: Tensor
@@ -123,16 +125,16 @@ class NormalOutput(NamedTuple):
     log_sd_g: Tensor
 
     def shifted(self, gene_shift_ng: Tensor) -> NormalOutput:
-        """The same with the means moved, in standard deviations of the features."""
+        """Return the output with shifted means; the shift is in standard deviations of the features."""
         return self._replace(unit_ng=self.unit_ng + gene_shift_ng)
 
     def mean_nll(self, cells: Minibatch) -> Tensor:
-        """Mean over the cells of the negative log density of their features, a differentiable scalar, nats."""
+        """Compute the negative log density of the features, averaged over cells: a differentiable scalar, nats."""
         return normal_nll(cells.x_ng, self._mean_ng, self.log_sd_g).sum(1).mean()
 
     @torch.no_grad()
     def nll_n(self, cells: Minibatch) -> Tensor:
-        """Negative log density of each cell's features, shape (n,), float64, nats."""
+        """Compute the negative log density of each cell's features, shape (n,), float64, nats."""
         mean_ng = self.centre_g.double() + self.scale_g.double() * self.unit_ng.double()
         return normal_nll(cells.x_ng.double(), mean_ng, self.log_sd_g.double()).sum(1)
 
@@ -141,18 +143,18 @@ class NormalOutput(NamedTuple):
         return self.centre_g + self.scale_g * self.unit_ng
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:  # noqa: ARG002  # as all heads
-        """μ, shape (n, g)."""
+        """Return the means μ, shape (n, g)."""
         return self._mean_ng
 
     def draw(self, library_n: Tensor, random: np.random.Generator) -> np.ndarray:  # noqa: ARG002  # as all heads
-        """One draw of every feature, shape (n, g), float32."""
+        """Draw every feature once, shape (n, g), float32."""
         mean_ng, sd_g = self._mean_ng.double().cpu().numpy(), self.log_sd_g.double().exp().cpu().numpy()
         drawn_ng: np.ndarray = (mean_ng + sd_g * random.standard_normal(mean_ng.shape)).astype(np.float32)
         return drawn_ng
 
 
 def normal_nll(x_ng: Tensor, mean_ng: Tensor, log_sd_g: Tensor) -> Tensor:
-    """Negative log density of numbers under a normal, shape (n, g), nats.
+    """Compute the negative log density of numbers under a normal, shape (n, g), nats.
 
     >>> normal_nll(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
     tensor([[0.9189]])

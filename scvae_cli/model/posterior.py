@@ -1,4 +1,4 @@
-"""q(z|x), a Gaussian with diagonal covariance.
+"""The approximate posterior q(z|x), a Gaussian with diagonal covariance.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# A floor under the variance, and a ceiling over its logarithm, keep the KL finite whatever the network says.
+# The lower bound on the variance and the upper bound on its logarithm keep the KL finite for any network output.
 MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
 
 
@@ -22,22 +22,22 @@ class Posterior(NamedTuple):
 
     @classmethod
     def from_network(cls, mean_nk: Tensor, log_var_nk: Tensor) -> Posterior:
-        """The posterior that an encoder's two outputs stand for."""
+        """Return the posterior from the two outputs of the encoder."""
         return cls(mean_nk.float(), _variance(log_var_nk.float()))
 
     def sample(self, noise_nk: Tensor) -> Tensor:
-        """Move standard normal noise to the posterior, shape (n, k)."""
+        """Transform standard normal noise into a sample of the posterior, shape (n, k)."""
         return self.mean_nk + self.var_nk.sqrt() * noise_nk
 
     def kl_nk(self) -> Tensor:
-        """KL(q ‖ N(0, 1)) of each cell and dimension, shape (n, k), nats."""
+        """Compute KL(q ‖ N(0, 1)) of each cell and latent dimension, shape (n, k), nats."""
         return 0.5 * (self.mean_nk.square() + self.var_nk - 1 - self.var_nk.log())
 
 
 def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """A sample of the posterior (n, k), and the mean over the cells of its KL to N(0, I), a scalar, nats.
+    """Draw a sample of the posterior, shape (n, k), and compute its KL to N(0, I), averaged over cells, nats.
 
-    The same as by way of `Posterior`, with the gradients written by hand: a few operations instead of thirty.
+    The results are those of `Posterior`. Explicit gradients need a few operations, where autograd needs thirty.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl
@@ -48,7 +48,7 @@ def _variance(log_var_nk: Tensor) -> Tensor:
 
 
 class _SampleAndKL(torch.autograd.Function):
-    """With v the variance: z = m + √v·ε, KL = ½(m² + v − 1 − log v); v − floor = e^(log v) is its own derivative."""
+    """z = m + √v·ε and KL = ½(m² + v − 1 − log v). The network gives s and v = eˢ + floor, so dv/ds = v − floor."""
 
     @staticmethod
     def forward(ctx: Any, mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:

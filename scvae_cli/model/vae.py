@@ -1,6 +1,6 @@
 """The variational autoencoder: one encoder, one latent space, one decoder with a likelihood.
 
-Shapes: n cells, g genes, k latent dimensions, b batches. s samples.
+Shapes: n cells, g genes, k latent dimensions, b batches, s samples.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
-from scvae_cli.model.hidden import NormalisedHidden
+from scvae_cli.model.hidden import NormalizedHidden
 from scvae_cli.model.network import CountHead, Output, RealEncoder, decoder_for, encoder_for
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class ElboTerms(NamedTuple):
-    """Mean −log p(x|z) and mean KL(q(z|x) ‖ N(0, I)) of some cells, nats; their posterior means and samples (n, k)."""
+    """Terms of the negative ELBO of some cells, and the latent positions from which they were computed.
+
+    Parameters
+    ----------
+    nll, kl
+        −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
+    mean_nk, z_nk
+        Posterior means and posterior samples of the cells, shape (n, k).
+    """
 
     nll: Tensor
     kl: Tensor
@@ -30,16 +38,16 @@ class ElboTerms(NamedTuple):
 
 
 class VAE(nn.Module):
-    """q(z|x) and p(x|z, library, batch).
+    """The encoder q(z|x) and the decoder p(x|z, library, batch).
 
     Parameters
     ----------
     config
-        Likelihood and widths.
+        Likelihood and sizes of the networks.
     n_genes
-        g.
+        Number of genes g.
     batches
-        Names of the batches the decoder is conditioned on; empty for none.
+        Names of the batches on which the decoder is conditioned; empty for none.
     """
 
     reference_library: Tensor
@@ -59,21 +67,21 @@ class VAE(nn.Module):
     def start_from_data(
         self, gene_sums_g: np.ndarray, mean_log_g: np.ndarray, depth: float, batch_n: np.ndarray | None
     ) -> None:
-        """Start the decoder at the data's own gene proportions, and note what the training cells look like.
+        """Initialize the decoder at the gene proportions of the data, and store averages of the training cells.
 
         Parameters
         ----------
         gene_sums_g
-            Counts of each gene over the training cells.
+            Sum of the counts of each gene over the training cells.
         mean_log_g
-            Mean of what the encoder sees of each gene, before it is centred.
+            Mean of the encoder's input for each gene over the training cells, before centering.
         depth
-            The reference library: the median number of counts of a training cell.
+            Reference library size: the median library size of the training cells.
         batch_n
             Index of each training cell's batch, or None.
         """
         assert isinstance(self.decoder.head, CountHead), "counts have proportions"
-        # Half a count keeps a gene that is silent in the training cells finite.
+        # Half a count keeps the log proportion of a gene without counts in the training cells finite.
         proportion_g = (gene_sums_g + 0.5) / (gene_sums_g + 0.5).sum()
         self.decoder.head.start(torch.as_tensor(np.log(proportion_g), dtype=torch.float32))
         self.encoder.centre_g.copy_(torch.as_tensor(mean_log_g))
@@ -82,17 +90,17 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from_moments(self, mean_g: np.ndarray, variance_g: np.ndarray, batch_n: np.ndarray | None) -> None:
-        """The same of a model of real numbers.
+        """Initialize a model of real numbers at the mean and variance of the training cells.
 
         Parameters
         ----------
         mean_g, variance_g
-            Of each feature over the training cells; one that never varies is told in units of 1.
+            Mean and variance of each feature over the training cells. A constant feature is scaled by 1.
         batch_n
             Index of each training cell's batch, or None.
         """
         assert isinstance(self.decoder.head, NormalHead), "real numbers have moments"
-        assert isinstance(self.encoder, RealEncoder), "as the head, so the encoder"
+        assert isinstance(self.encoder, RealEncoder), "the encoder and the head describe the same kind of data"
         mean = torch.as_tensor(mean_g, dtype=torch.float32)
         sd = torch.as_tensor(np.sqrt(np.where(variance_g > 0, variance_g, 1.0)), dtype=torch.float32)
         self.decoder.head.start(mean, sd)
@@ -106,34 +114,35 @@ class VAE(nn.Module):
             self.batch_share_b.copy_(torch.as_tensor(share_b))
 
     def scale_dropout(self, share: float) -> None:
-        """Drop this share of what the configuration says while training."""
+        """Set dropout to this fraction of the configured dropout."""
         config = self.config
         for part, dropout in ((self.encoder, config.encoder_dropout), (self.decoder, config.decoder_dropout)):
             for module in part.modules():
-                if isinstance(module, NormalisedHidden):
+                if isinstance(module, NormalizedHidden):
                     module.dropout = share * (dropout or 0.0)
 
     def encode(self, cells: Minibatch) -> Posterior:
-        """q(z|x) of some cells."""
+        """Compute the posterior q(z|x) of some cells."""
         return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
     def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
-        """p(x|z) of some positions, each in its batch, up to the library size."""
+        """Compute p(x|z) at some latent positions, each in its batch, before the library size is applied."""
         output: Output = self.decoder(z_nk, batch_n)
         return output
 
     def mean_nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """The two terms of the negative ELBO with one sample a cell, each a mean over the cells, nats.
+        """Compute the two terms of the negative ELBO with one posterior sample per cell, averaged over cells, nats.
 
         Returns
         -------
-        −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
+        tuple
+            −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
         """
         terms = self.elbo_terms(cells, noise_nk)
         return terms.nll, terms.kl
 
     def elbo_terms(self, cells: Minibatch, noise_nk: Tensor) -> ElboTerms:
-        """The same, with what they were computed from."""
+        """Compute the two terms of the negative ELBO, together with the posterior means and samples."""
         mean_nk, log_var_nk = self.encoder(cells, self.reference_library)
         z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
         return ElboTerms(self.decode(z_nk, cells.batch_n).mean_nll(cells), kl, mean_nk, z_nk)
@@ -141,13 +150,19 @@ class VAE(nn.Module):
     def expected_counts(
         self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False
     ) -> Tensor:
-        """μ at given positions and library sizes, shape (n, g).
+        """Compute expected counts μ at given latent positions and library sizes, shape (n, g).
 
         Parameters
         ----------
+        z_nk
+            Latent positions, in the coordinates of the networks.
+        library_n
+            Library sizes, shape (n,).
         batch_n
-            Index of the batch to decode each position in; None averages over the batches, each weighted by its
-            share of the training cells.
+            Index of the batch in which each position is decoded. None averages over the batches, weighted by their
+            proportions in the training cells.
+        with_zero_inflation
+            Whether zero inflation lowers the expected counts.
         """
         if batch_n is not None or not self.batches:
             return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)

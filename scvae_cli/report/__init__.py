@@ -1,1 +1,1 @@
-"""Pictures of what a model says, for people to look at."""
+"""Drawing and saving of figures."""

@@ -1,4 +1,4 @@
-"""How figures look and how they become files: whole or not at all, and the same bytes for the same figure."""
+"""The style of figures, and saving them: completely or not at all, and reproducible byte for byte."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from scvae_cli.data.atomic import check_writable, replacing
 from scvae_cli.errors import ConfigError, DataError
 
-# Dots per inch: of a PNG, and of the points and images inside a PDF or SVG.
+# Dots per inch of a PNG, and of rasterized points and images in a PDF or SVG.
 _DPI = {".png": 200, ".pdf": 300, ".svg": 300}
-# What tells two files of one figure apart, and how to leave it out.
+# Metadata that remove the date, so that saving a figure twice gives identical files.
 _NO_DATE = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _STYLE = {
     "font.size": 7.0,
@@ -31,9 +31,9 @@ _STYLE = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "hatch.linewidth": 0.5,
-    # Names of groups and genes are names, also with a $ in them.
+    # Names of groups and genes may contain a $, which must not start a formula.
     "text.parse_math": False,
-    # Text stays text in a PDF, and looks the same everywhere in an SVG.
+    # Text in a PDF can be edited; text in an SVG looks the same on every computer.
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "scvae",
@@ -42,7 +42,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Draw and save under settings of our own; the caller's are back afterwards."""
+    """Context manager with the matplotlib settings of scvae; it restores the settings of the caller afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -50,45 +50,45 @@ def house_style() -> Iterator[None]:
 
 
 def check_figure_file(path: Path | str, *, force: bool) -> None:
-    """Refuse early what `save_figure` could not or should not write.
+    """Check before a computation that `save_figure` will be able to write a file.
 
     Parameters
     ----------
     path
-        Where the figure shall go.
+        Path of the figure.
     force
-        Whether a file there may be replaced.
+        Whether an existing file may be replaced.
 
     Raises
     ------
     ConfigError
-        For a kind of file that is not offered.
+        If the file format is not supported.
     DataError
-        For a place that cannot be written to, or an existing file without `force`.
+        If the file cannot be written, or it exists and `force` is False.
     """
     target = Path(path)
     _kind(target)
     check_writable(target)
     if target.exists() and not force:
-        raise DataError(f"{target} exists", "use --force to replace it, or another name")
+        raise DataError(f"{target} exists", "use --force to replace it, or choose another name")
 
 
 def save_figure(figure: Figure, path: Path | str) -> None:
-    """Write a figure as PNG, SVG or PDF, by the name's ending; what is there is replaced.
+    """Save a figure as PNG, SVG or PDF, depending on the extension of the file; an existing file is replaced.
 
     Parameters
     ----------
     figure
-        Not pyplot's: nothing here knows of windows or of a current figure.
+        Figure created without pyplot, so that no window and no current figure exist.
     path
-        Where it goes.
+        Path of the file.
 
     Raises
     ------
     ConfigError
-        For a kind of file that is not offered.
+        If the file format is not supported.
     DataError
-        When it cannot be written; then nothing is changed.
+        If the file cannot be written; no file is changed in that case.
     """
     target = Path(path)
     kind = _kind(target)
@@ -99,5 +99,8 @@ def save_figure(figure: Figure, path: Path | str) -> None:
 def _kind(target: Path) -> str:
     kind = target.suffix.lower()
     if kind not in _DPI:
-        raise ConfigError(f"{target} is no picture by its name", f"--plot takes a file that ends in {', '.join(_DPI)}")
+        raise ConfigError(
+            f"{target} does not have the extension of a figure",
+            f"use --plot with a file that ends in {', '.join(_DPI)}",
+        )
     return kind

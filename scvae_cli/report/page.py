@@ -1,4 +1,4 @@
-"""Laying out a page by hand, in inches from its upper left, so that nothing moves but for what there is to show."""
+"""Layout of figures in explicit positions, in inches from the upper left corner, so that panels do not shift."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 WIDTH = 7.5
-# Of what the walk shows where there are no cells; no group has a colour near it.
+# Color of the parts of a trajectory where there are no cells; no group has a similar color.
 OFF = "#D4002A"
-# Each as far as can be from those before it, from OFF, black and grey, for normal, red-blind, green-blind and
-# blue-blind eyes alike; found by greedy search in CIELAB under Machado's simulations.
+# Each color is as different as possible from the previous ones, from OFF, black and gray, for normal vision and for
+# red-, green- and blue-blindness. The colors were found by greedy search in CIELAB with Machado's simulations of color
+# blindness.
 # fmt: off
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A6DE85", "#0B5959", "#7A90FF", "#374EBC", "#598543",
@@ -28,34 +29,34 @@ NO_GROUP, OTHER_GROUPS = "#CFCFCF", "#8C8C8C"
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes in a box."""
+    """Add axes in a rectangle given in inches."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
 def write(figure: Figure, left: float, middle: float, text: str, **font: Any) -> None:
-    """Text beginning at a place, its middle on a height."""
+    """Write text that starts at `left` and is vertically centered at `middle`, in inches."""
     across, down = figure.get_size_inches()
     figure.text(left / across, 1 - middle / down, text, **({"ha": "left", "va": "center_baseline"} | font))
 
 
 def head(figure: Figure, left: float, middle: float, letter: str, text: str) -> None:
-    """Letter and title of a part."""
+    """Write the letter and the title of a panel."""
     write(figure, left, middle, letter, size=9, weight="bold")
     write(figure, left + 0.16, middle, text, size=7)
 
 
 def text_width(texts: Iterable[str], size: float) -> float:
-    """Of the widest of some texts, in inches."""
-    # Read off the outlines' points: the exact extents of curves take ten times as long.
+    """Return the width of the widest of some texts, in inches."""
+    # Computed from the control points of the outlines; the exact extents of the curves take ten times as long.
     widths = (TextPath((0, 0), text, size=size).vertices[:, 0].max() / 72 for text in texts if text.strip())
     return float(max(widths, default=0.0))
 
 
 def shortened(text: str, length: int, *, tail: int | None = None) -> str:
-    """A name that fits: of a long one its beginning and, since names often differ there, its end.
+    """Shorten a long name to its beginning and its end, because names often differ at their ends.
 
-    The end is a third of it unless told.
+    `tail` is the length of the end, by default a third of `length`.
 
     >>> shortened("CD4 T", 20), shortened("CD4+, alpha-beta memory T cell, type 12", 20)
     ('CD4 T', 'CD4+, alpha-b…ype 12')
@@ -68,7 +69,7 @@ def shortened(text: str, length: int, *, tail: int | None = None) -> str:
 
 
 def legend_names(names: Sequence[str], length: int) -> list[str]:
-    """Short names, all different.
+    """Shorten names so that all are different.
 
     >>> legend_names(["a long name, no 1, of cells", "a long name, no 2, of cells"], 12)
     ['a long …ells', 'a long …ells (2)']
@@ -78,26 +79,27 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
     for name in names:
         short = shortened(name, length)
         seen[short] += 1
-        # Matplotlib leaves names out of a legend that begin with an underscore.
+        # Matplotlib omits names that start with an underscore from a legend.
         short = f" {short}" if short.startswith("_") else short
         result.append(short if seen[short.strip()] == 1 else f"{short} ({seen[short.strip()]})")
     return result
 
 
 def group_colours(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
-    """Colours of groups; those a walk passes first, then the larger ones, up to the colours there are.
+    """Assign colors to groups: first those along a trajectory, then the largest ones, until no colors are left.
 
-    A group's colour depends on the names of all groups, not on the walk: it is the same in every figure of the cells.
+    The color of a group depends on the names of all groups with a color, not on the trajectory. If there are enough
+    colors for all groups, a group therefore has the same color in every figure of the same cells.
     """
     sizes = Counter(group for group in (() if groups_n is None else groups_n) if group is not None)
     by_size = sorted(sizes, key=lambda group: (-sizes[group], group))
-    told = list(dict.fromkeys([*passed, *by_size]))[: len(PALETTE)]
-    colour = dict(zip(sorted(told), PALETTE, strict=False))
-    return {group: colour[group] for group in told}
+    colored = list(dict.fromkeys([*passed, *by_size]))[: len(PALETTE)]
+    color = dict(zip(sorted(colored), PALETTE, strict=False))
+    return {group: color[group] for group in colored}
 
 
 def stretches(mask_t: np.ndarray) -> list[tuple[int, int]]:
-    """First and last step of every stretch of steps in a mask.
+    """Return the first and last step of every run of consecutive steps in a mask.
 
     >>> stretches(np.array([True, False, True, True]))
     [(0, 0), (2, 3)]
@@ -109,9 +111,9 @@ def stretches(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the steps off the manifold in axes whose x is the position along the walk.
+    """Hatch the off-manifold steps in axes whose x coordinate is the position along a trajectory.
 
-    Above what is drawn there, which then pales, or beneath it.
+    With `above`, the hatching covers the drawing and makes it paler; otherwise it is behind the drawing.
     """
     half = 0.5 / (len(off_t) - 1)
     looks: list[dict[str, Any]] = [{"facecolor": "none", "edgecolor": OFF, "hatch": "////", "alpha": 0.55}]

@@ -1,6 +1,6 @@
-"""Saving a training between epochs and taking it up again, to the bit.
+"""Saving a training between epochs and resuming it; the result is identical, bit for bit, to an uninterrupted training.
 
-The state lives beside the model folder to be, as safetensors and JSON, until the model takes its place.
+The state is saved next to the future model folder, as safetensors and JSON, until the model is saved.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class Checkpoint:
     Parameters
     ----------
     model_folder
-        Where the finished model will go.
+        Folder in which the finished model will be saved.
     run_hash
-        Identifies data and configuration; a state is only accepted by the run that wrote it.
+        Identifier of data and configuration. A state can only be restored with the identifier that it was saved with.
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
@@ -45,7 +45,7 @@ class Checkpoint:
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Replace the saved state by the present one."""
+        """Replace the saved state by the current state."""
         tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
         for index, state in trainer.optimizer.state_dict().items():
@@ -60,23 +60,24 @@ class Checkpoint:
             "history": history,
         }
         self.folder.mkdir(exist_ok=True)
-        # The numbers name the tensors they belong to, so a crash between the two renames is noticed on resuming.
+        # The numbers contain the hash of the tensors, so a crash between the two renames is detected when resuming.
         for name, data in ((_TENSORS, content), (_NUMBERS, json.dumps(numbers).encode())):
             temporary = self.folder / f"{name}.tmp"
             temporary.write_bytes(data)
             os.replace(temporary, self.folder / name)
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
-        """Bring a trainer to the saved state.
+        """Restore the saved state of a trainer.
 
         Returns
         -------
-        The history so far, one row an epoch.
+        list
+            The history so far, one row per epoch.
 
         Raises
         ------
         ModelError
-            When there is no saved state, it is damaged, or it belongs to another run.
+            If there is no saved state, or it is damaged, or it belongs to other data or another configuration.
         """
         try:
             content = (self.folder / _TENSORS).read_bytes()
@@ -88,7 +89,7 @@ class Checkpoint:
         if numbers.get("run_hash") != self._run_hash:
             raise ModelError(
                 "the interrupted training had other data or other options",
-                "give the same command with --resume added, or train again without --resume",
+                "repeat the same command with --resume added, or train again without --resume",
             )
         if hashlib.sha256(content).hexdigest() != numbers["sha256"]:
             raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")
@@ -108,18 +109,19 @@ class Checkpoint:
         return history
 
     def discard(self) -> None:
-        """Remove the saved state: the model is in place, or a new training begins."""
+        """Remove the saved state, because the model has been saved or a new training begins."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
-    """Identify data, configuration and the model to start from, as far as they decide the weights.
+    """Hash all inputs that determine the weights: data, configuration and the model to start from.
 
-    Where and how fast it runs is left out; the number of CPU threads is not, since sums are taken in its order.
+    Device and compilation are excluded. The number of CPU threads is included, because it determines the order in which
+    sums are computed.
     """
-    told = config.as_dict()
-    told["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}
-    digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    settings = config.as_dict()
+    settings["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     named = [counts.cell_names, counts.gene_names] + ([] if counts.batch is None else [counts.batch])
     for names in named:
         digest.update("\n".join(names).encode() + b"\0")

@@ -1,14 +1,14 @@
-"""Training steps on a device that go on without the host.
+"""Training steps that run on a device without waiting for the host.
 
-On a GPU a step of these networks takes less time than telling the device, operation by operation, what to do. So the
-cells of many steps are laid out on the device beforehand (`data/stretches.py`), with the steps' noise, seeds and
-factors; one step, which finds its place in them by a counter of the device's, is recorded as a CUDA graph and played
-again for every other, or compiled by torch, or both. The host reads losses one stretch late, so that it never waits
-for steps that have just been queued.
+On a GPU, a step of these networks takes less time than launching its operations one by one. The cells of many steps (a
+segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise, seeds and
+optimizer factors of these steps. One step, which finds its data by a counter on the device, is recorded as a CUDA graph
+and replayed for all others, or compiled by torch, or both. The host reads the losses one segment later, so that it
+never waits for steps that have just been queued.
 
-On a CPU the same steps run one operation after the other, or compiled: the twin that tests look at.
+On a CPU the same steps run operation by operation, or compiled; tests use this version.
 
-Shapes: s steps of a stretch, n cells of a minibatch, k latent dimensions, l layers, f factors.
+Shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.data.segments import Stretch
+from scvae_cli.data.segments import Segment
 from scvae_cli.device import Compute
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.model.manual_backward import ElboGradients
@@ -30,15 +30,15 @@ from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 
-# Long enough that what happens between stretches does not count, short enough to be told of progress.
-STRETCH_STEPS = 64
-# What is recorded must have run before: libraries take their working memory, and torch compiles.
+# Steps per segment: enough that the overhead between segments is negligible, and few enough to report progress often.
+SEGMENT_STEPS = 64
+# A step must run before it is recorded, because libraries allocate their working memory and torch compiles first.
 _WARM_UP_STEPS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One step: its cells, by their indices in the table, the weight of the KL, and the optimiser's factors."""
+    """One step: the indices of its cells in the table, the weight of the KL, and the factors of the optimizer."""
 
     cells: np.ndarray
     kl_weight: float
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of a stretch's steps, on their way from the device."""
+    """The losses of the steps of a segment, which are copied from the device without waiting."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -59,7 +59,7 @@ class Losses:
             self._loss_s = loss_s.to("cpu", copy=True)
 
     def read(self) -> list[float]:
-        """Wait for them."""
+        """Wait for the copy and return the losses."""
         if self._arrived is not None:
             self._arrived.synchronize()
         losses: list[float] = self._loss_s.tolist()
@@ -67,24 +67,24 @@ class Losses:
 
 
 class DeviceSteps:
-    """Takes steps.
+    """Training steps on a device.
 
     Parameters
     ----------
     vae, optimizer
-        Model of counts, on the device, and what moves its parameters.
+        Model of counts, on the device, and the optimizer of its parameters.
     table
         Training cells.
     n_cells
-        Of the largest minibatch.
+        Number of cells in the largest minibatch.
     compute
         Device, precision, and whether steps are compiled.
     """
 
     def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
         self._vae, self._optimizer, self._compute = vae, optimizer, compute
-        device, size, k = compute.device, STRETCH_STEPS, vae.config.n_latent
-        self._stretch = Stretch(table, size, n_cells)
+        device, size, k = compute.device, SEGMENT_STEPS, vae.config.n_latent
+        self._segment = Segment(table, size, n_cells)
         self._noise_snk = torch.zeros(size, n_cells, k, device=device)
         self._seed_sl = torch.zeros(size, 2 * vae.config.n_layers, dtype=torch.long, device=device)
         self._factors_sf = torch.zeros(size, 1 + len(Factors._fields), device=device)
@@ -94,11 +94,11 @@ class DeviceSteps:
 
     @torch.no_grad()
     def take(self, plans: Sequence[Plan]) -> Losses:
-        """Take at most `STRETCH_STEPS` steps; noise and dropout draw from torch's generators."""
-        self._stretch.fill([plan.cells for plan in plans])
+        """Take at most `SEGMENT_STEPS` steps; torch's generators draw the noise and the seeds of dropout."""
+        self._segment.fill([plan.cells for plan in plans])
         factors_sf = np.array([[plan.kl_weight, *plan.factors] for plan in plans], dtype=np.float32)
-        self._stretch.send(self._factors_sf, factors_sf)
-        self._stretch.send(self._seed_sl, torch.randint(2**31, self._seed_sl.shape).numpy())
+        self._segment.send(self._factors_sf, factors_sf)
+        self._segment.send(self._seed_sl, torch.randint(2**31, self._seed_sl.shape).numpy())
         self._noise_snk.normal_()
         if self._play is None:
             self._play = self._prepared()
@@ -108,24 +108,27 @@ class DeviceSteps:
         return Losses(self._loss_s[: len(plans)])
 
     def forget(self) -> None:
-        """Forget what was compiled or recorded: dropout is no longer what it was."""
+        """Discard the compiled or recorded step, because dropout has changed."""
         self._play = None
 
     def _step(self) -> None:
-        """The step that the counter stands at. Nothing in it depends on a value that the host would have to know."""
+        """Take the step to which the counter points. No operation depends on a value that the host has to read."""
         at = self._at
-        cells = self._stretch.cells(at)
+        cells = self._segment.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()
         seed_l, noise_nk = self._seed_sl.index_select(0, at)[0], self._noise_snk.index_select(0, at)[0]
         operations = TorchOperations(cells.x_ng, cells.library_n, cells.share_n, seed_l)
         narrow = self._compute.precision == "bf16"
         terms = ElboGradients(self._vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
-        self._optimizer.advance_torch(terms.of, Factors(*factors))
+        self._optimizer.advance_torch(terms.gradients, Factors(*factors))
         self._loss_s.index_copy_(0, at, (terms.nll + kl_weight * terms.kl).to(self._loss_s.dtype).view(1))
         at.add_(1)
 
     def _prepared(self) -> Callable[[], None]:
-        """A step as it will be played: compiled, recorded, or as it is. What goes wrong costs time, no result."""
+        """Return the step in its fastest form: compiled, recorded, or neither.
+
+        If compiling or recording fails, training takes longer and the results do not change.
+        """
         on_gpu = self._compute.device.type == "cuda"
         if self._compute.compiles:
             try:
@@ -140,13 +143,13 @@ class DeviceSteps:
         return self._step
 
     def _without(self, what: str, error: RuntimeError) -> None:
-        """Go on without steps that are compiled or recorded, and say so."""
-        self._stretch.send_in_turn()
+        """Continue without compiled or recorded steps, and warn the user."""
+        self._segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(ScvaeWarning(f"training steps could not be {what}, and take longer: {reason}"), stacklevel=4)
+        warnings.warn(ScvaeWarning(f"training steps could not be {what} and take longer: {reason}"), stacklevel=4)
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
-        """A step that has run, and perhaps its recording; the model is as it was before."""
+        """Run a step and optionally record it. The model and the optimizer are restored afterwards."""
         moving = [*self._vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
         before = [tensor.clone() for tensor in moving]
         try:
@@ -163,13 +166,13 @@ class DeviceSteps:
                     step()
             now.wait_stream(side)
             graph = torch.cuda.CUDAGraph()
-            # By itself torch records on a stream it made for the first device that ever recorded.
+            # By default, torch records on a stream that it created for the first device on which it recorded.
             with torch.cuda.graph(graph, stream=side):
                 step()
             return graph.replay
         finally:
             if record:
-                # A recording that fails leaves its stream the current one.
+                # After a failed recording, its stream is still the current stream.
                 torch.cuda.set_stream(now)
                 torch.cuda.synchronize(self._compute.device)
             for tensor, value in zip(moving, before, strict=True):

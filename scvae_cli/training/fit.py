@@ -1,4 +1,4 @@
-"""From raw counts to a trained model: split, choose genes, fit, judge.
+"""Training of a model from raw counts: split the cells, choose genes, fit the networks, evaluate.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.device import choose_compute, decide_compiling
@@ -35,28 +36,28 @@ from scvae_cli.training.recipe import settle
 from scvae_cli.training.warm_start import refuse_unlike, take_over
 
 CHECKPOINT_SECONDS = 30.0
-# A latent dimension is active when its posterior mean varies this much between cells (Burda et al. 2016).
+# A latent dimension is active if the variance of its posterior mean between cells is above this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """What will be trained on what.
+    """Event: the training is about to start, with these data and settings.
 
     Parameters
     ----------
     n_training, n_heldout, n_genes, n_dropped
-        Cells trained on, held out, genes modelled, empty cells left out.
+        Numbers of training cells, held-out cells, modeled genes, and empty cells that were dropped.
     genes_chosen
-        How the genes were chosen, in words.
+        Description of how the genes were chosen.
     batches
         Names of the batches.
     batch_size, max_epochs, steps_per_epoch
-        As chosen.
+        Cells per step, largest number of epochs, and steps per epoch.
     resumed_epoch
-        Last epoch of an interrupted training that is taken up, or 0.
+        Last epoch of the interrupted training that is resumed, or 0.
     compute
-        Device and precision, and why, in words.
+        Device and precision and the reason for this choice, as text.
     """
 
     n_training: int
@@ -74,14 +75,14 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """The training was asked to stop; its state is saved for `--resume`."""
+    """Event: the training stopped on request; its state is saved for `--resume`."""
 
     epoch: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """The training is over."""
+    """Event: the training is complete."""
 
     model: Model
 
@@ -93,54 +94,60 @@ def fit(
     counts: Counts,
     config: RunConfig,
     *,
+    names: GeneNames | None = None,
     model_folder: Path | None = None,
     resume: bool = False,
     start_from: Model | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
 ) -> Iterator[FitEvent]:
-    """Train a model on raw counts or real numbers, yielding what happens; the last event is `Finished` or `Stopped`.
+    """Train a model on raw counts or real numbers and yield events; the last event is `Finished` or `Stopped`.
 
     Parameters
     ----------
     counts
-        All cells and all genes of the data. What the caller keeps of them stays in memory beside the chosen genes.
+        All cells and all genes of the data. If the caller holds a reference to them, they remain in memory in addition
+        to the chosen genes.
     config
-        What the user asked for; what was left open is chosen here and recorded in the model.
+        Configuration of the user. Values that are None are chosen here and recorded in the model.
+    names
+        Names by which a gene list may name the genes; None for their ids.
     model_folder
-        Where the finished model will be saved; a state to resume from is kept beside it. None keeps no state.
+        Folder in which the finished model will be saved. The state for `resume` is saved next to it. None saves no
+        state.
     resume
-        Take up the state kept beside `model_folder`.
+        Whether to resume from the state saved next to `model_folder`.
     start_from
-        A finished model of the same data whose weights the training starts from, which takes less time. With the same
-        β it goes on where that one ended; with another it starts from weights mostly forgotten.
+        A model of the same data whose weights are the starting point, which takes less time. With the same β, training
+        continues from these weights; with another β, most of each weight matrix is reset.
     stop_requested
-        Asked after every epoch.
+        Function that is called after every epoch; training stops if it returns True.
 
     Raises
     ------
     DataError
-        For cells without counts, too few cells or genes, or real numbers where the likelihood is one of counts.
+        If cells have no counts, there are too few cells or genes, or the data are real numbers and the likelihood
+        describes counts.
     ModelError
-        When there is nothing to resume, `start_from` has other genes, batches, networks or held-out cells, or training
-        diverges again and again.
+        If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
+        training diverges repeatedly.
     """
     compute = choose_compute(config.compute)
     counts = as_modelled(counts, config)
     n_given, drop = counts.n_cells, config.data.drop_empty
     counts = refuse_few(refuse_empty(counts, drop=drop))
     training, heldout = split(counts, config)
-    columns, genes_chosen = select_genes(counts, training, config.data)
+    columns, genes_chosen = select_genes(counts, training, config.data, names)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
-    # The counts of the other genes are let go here, if nobody else holds them.
+    # This frees the memory of the other genes, unless the caller holds a reference to them.
     counts = refuse_empty(counts.genes(columns), drop=drop)
     if counts.n_cells < len(training) + len(heldout):
-        # Some had counts of other genes only.
+        # Some cells had counts only in the other genes.
         training, heldout = split(refuse_few(counts), config)
 
     if config.model.of_counts and config.train.flat == 0:
         compute = decide_compiling(compute, config.compute, len(training))
     elif config.compute.compile:
-        warnings.warn(ScvaeWarning("--compile has no effect on real numbers, nor with --flat"), stacklevel=2)
+        warnings.warn(ScvaeWarning("--compile has no effect for real numbers or together with --flat"), stacklevel=2)
     batches, batch_n = batch_codes(counts)
     config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size
@@ -188,8 +195,8 @@ def fit(
                 yield Stopped(epoch=event.epoch)
                 return
         elif isinstance(event, Rollback):
-            names = tuple(str(name) for name in counts.cell_names[training][event.cells])
-            yield replace(event, cell_names=names)
+            cell_names = tuple(str(name) for name in counts.cell_names[training][event.cells])
+            yield replace(event, cell_names=cell_names)
         else:
             yield event
 
@@ -204,7 +211,7 @@ def fit(
         ),
     )  # fmt: skip
     means = torch.cat([training_posterior[0], heldout_posterior[0]])
-    facts = _judge(trainer, means, heldout_cells=len(heldout)) | {
+    facts = _facts(trainer, means, heldout_cells=len(heldout)) | {
         "counts_source": counts.source,
         "genes_chosen": genes_chosen,
         "n_cells": counts.n_cells,
@@ -227,7 +234,10 @@ def fit(
 
 
 def last_event(_title: object, events: Iterator[FitEvent]) -> FitEvent | None:
-    """Follow a training to its end without showing anything; whoever shows it is told what to call it."""
+    """Run a training to its end without displaying anything, and return its last event.
+
+    Functions that display a training have the same interface and use the title.
+    """
     last = None
     for event in events:
         last = event
@@ -238,21 +248,22 @@ def fit_to_end(
     counts: Counts,
     config: RunConfig,
     *,
+    names: GeneNames | None = None,
     start_from: Model | None = None,
     on_event: Callable[[FitEvent], None] | None = None,
 ) -> Model:
-    """As `fit`, for whom only the model counts."""
+    """Train a model as `fit` does and return it; each event is passed to `on_event`."""
     event: FitEvent | None = None
-    for event in fit(counts, config, start_from=start_from):
+    for event in fit(counts, config, names=names, start_from=start_from):
         if on_event is not None:
             on_event(event)
-    assert isinstance(event, Finished), "nobody asked the training to stop"
+    assert isinstance(event, Finished), "no stop was requested"
     return event.model
 
 
 @torch.inference_mode()
 def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Posterior means and variances of training cells, an even selection of many, and of the held-out cells."""
+    """Compute posterior means and variances of evenly spaced training cells and of all held-out cells."""
 
     def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [
@@ -266,8 +277,8 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     return encode(training, some), encode(heldout, np.arange(heldout.n_cells))
 
 
-def _judge(trainer: Trainer, mean_nk: Tensor, *, heldout_cells: int) -> dict[str, Any]:
-    """What the finished training amounts to, in numbers; `mean_nk` are posterior means of cells of all kinds."""
+def _facts(trainer: Trainer, mean_nk: Tensor, *, heldout_cells: int) -> dict[str, Any]:
+    """Evaluate the finished training; `mean_nk` are posterior means of training and held-out cells."""
     nll, kl = trainer.evaluate()
     return {
         "heldout_elbo": -(nll + kl),

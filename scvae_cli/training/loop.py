@@ -1,9 +1,10 @@
-"""The training loop: yields what happens, prints nothing, knows none of its listeners.
+"""The training loop. It yields events and prints nothing.
 
-Every epoch draws its order, noise and dropout from seeds made of the run's seed and the epoch's number, so a training
-resumed at any epoch repeats to the bit what an uninterrupted one does.
+In every epoch, the order of the cells, the noise and the dropout come from seeds made of the training's seed and the
+number of the epoch. A training that is resumed at any epoch is therefore identical, bit for bit, to an uninterrupted
+one.
 
-What is judged on the held-out cells, and kept, is the optimiser's running average of the weights.
+The weights that are evaluated on the held-out cells and saved are the optimizer's running average of the weights.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -26,7 +27,7 @@ from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
 from scvae_cli.model.manual_backward import ElboGradients, can_train
 from scvae_cli.model.vae import VAE
-from scvae_cli.training.device_steps import STRETCH_STEPS, DeviceSteps, Losses, Plan
+from scvae_cli.training.device_steps import SEGMENT_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
 from scvae_cli.training.optimizer import AveragedAdamW, Factors
 from scvae_cli.training.schedule import Schedule
@@ -38,24 +39,24 @@ MAX_ROLLBACKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """One epoch has ended.
+    """Event: an epoch has ended.
 
     Parameters
     ----------
     epoch
-        Its number, from 1.
+        Number of the epoch, starting at 1.
     learning_rate, kl_weight
-        At its last step.
+        Learning rate and weight of the KL at the last step.
     train_loss
-        Mean NLL + KL weight · KL over its cells, plus what `--flat` adds, nats.
+        Mean over the training cells of NLL + KL weight · KL, plus the penalty of `--flat`, nats.
     heldout_nll, heldout_kl
         Means over the held-out cells, nats.
     heldout_loss
-        heldout_nll + β · heldout_kl, which decides.
+        heldout_nll + β · heldout_kl; this loss decides which weights are best and when training ends.
     is_best
-        Whether these averaged weights are the best so far.
+        Whether the averaged weights of this epoch are the best so far.
     seconds
-        Since the training started.
+        Seconds since the training started.
     """
 
     epoch: int
@@ -76,7 +77,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """A step has been taken: number of steps so far and the step's loss, nats per cell."""
+    """Event: a step has been taken; the number of steps before it, and its loss, nats per cell."""
 
     step: int
     loss: float
@@ -84,18 +85,18 @@ class StepReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Rollback:
-    """A loss was not finite: the last good weights are back, the rate is lower.
+    """Event: a loss was not finite. The weights before the epoch are restored and the learning rate is lowered.
 
     Parameters
     ----------
     epoch
-        The epoch that is tried again.
+        Number of the epoch that is repeated.
     learning_rate
-        The new peak rate.
+        New peak learning rate.
     cells
-        Indices (into the training cells) of those whose loss was not finite.
+        Indices of the cells whose loss was not finite, among the training cells.
     cell_names
-        Their names, filled in by who knows them.
+        Names of these cells; `fit` fills them in, because the loop does not know the names.
     """
 
     epoch: int
@@ -106,7 +107,7 @@ class Rollback:
 
 @dataclass(frozen=True, kw_only=True)
 class Converged:
-    """The held-out loss has stopped falling: the training ends here, before its bound on epochs."""
+    """Event: the held-out loss has stopped decreasing, so training ends before the largest number of epochs."""
 
     epoch: int
 
@@ -115,22 +116,22 @@ Event = EpochReport | StepReport | Rollback | Converged
 
 
 class Trainer:
-    """Fits a VAE.
+    """The training of a VAE.
 
     Parameters
     ----------
     vae
-        On the device, started from the data.
+        Model on the device, initialized from the data.
     training, heldout
-        The cells it learns from; the cells that decide when to stop and which weights to keep.
+        Cells on which the model is trained; cells that decide when training ends and which weights are best.
     config
-        β, rates, seed.
+        Training configuration: β, rates, seed and so on.
     batch_size
-        Cells in a step.
+        Number of cells per step.
     compute
         Device and precision.
     kl_warmup_share
-        As `Schedule` has it.
+        Length of the KL warm-up as a fraction of its usual length; see `Schedule`.
     """
 
     def __init__(
@@ -153,9 +154,9 @@ class Trainer:
         assert config.eased_dropout is not None, "settled before the training starts"
         self._eased_dropout = config.eased_dropout
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
-        self._by_hand = can_train(vae)
+        self._manual_backward = can_train(vae)
         self._device_steps: DeviceSteps | None = None
-        if self._by_hand and config.flat == 0 and (compute.device.type != "cpu" or compute.compiles):
+        if self._manual_backward and config.flat == 0 and (compute.device.type != "cpu" or compute.compiles):
             largest = -(-training.n_cells // steps_per_epoch)
             self._device_steps = DeviceSteps(vae, self.optimizer, training, largest, compute)
         self.best_weights = _copy(vae.state_dict())
@@ -163,7 +164,7 @@ class Trainer:
         self.seconds = 0.0
 
     def events(self) -> Iterator[Event]:
-        """Train to the end, yielding what happens. The VAE then holds the best weights, in eval mode."""
+        """Train to the end and yield events. Afterwards the VAE has the best weights and is in eval mode."""
         with self._compute.repeating():
             yield from self._events()
 
@@ -193,8 +194,9 @@ class Trainer:
                 yield Rollback(epoch=schedule.epoch + 1, learning_rate=schedule.peak_rate, cells=broken)
                 continue
             rate, weight = schedule.learning_rate(), schedule.kl_weight()
-            # Without what `--flat` adds: its draws would make the verdict noisy, and the bound is what it may not cost.
-            # So the end of a training, and what is kept of it, mean the same with and without.
+            # This loss excludes the penalty of `--flat`. The random draws of the penalty would make the loss noisy, and
+            # the ELBO must not suffer from it. The criteria for the best weights and for the end of the training are
+            # therefore the same with and without `--flat`.
             heldout_loss = nll + self._config.beta * kl
             is_best = schedule.end_epoch(heldout_loss)
             if is_best:
@@ -217,7 +219,7 @@ class Trainer:
         self.vae.eval()
 
     def _ease(self) -> None:
-        """Go on from the best weights, with less dropout."""
+        """Continue from the best weights with less dropout."""
         self.schedule.ease()
         self.vae.load_state_dict(self.best_weights)
         if self._device_steps is not None:
@@ -225,13 +227,13 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Mean NLL and KL of the held-out cells, one sample a cell with the same noise every time, nats."""
+        """Compute the mean NLL and KL of the held-out cells, nats: one sample per cell, always with the same noise."""
         self.vae.eval()
         noise = torch.Generator().manual_seed(self._config.seed)
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
-            # Never in bfloat16: as the model will be used.
+            # Never in bfloat16, because the finished model is not used in bfloat16 either.
             mean_nll, mean_kl = self.vae.mean_nll_and_kl(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
             nll += share * float(mean_nll)
@@ -240,9 +242,9 @@ class Trainer:
 
     @torch.no_grad()
     def _not_finite(self, rows: np.ndarray, before: dict[str, Any]) -> np.ndarray:
-        """Those of some training cells whose likelihood at their posterior mean is not finite."""
+        """Return those of some training cells whose likelihood at the posterior mean is not finite."""
         if self._device_steps is not None:
-            # Steps that were queued behind the broken one have spoilt the weights for every cell.
+            # Steps that were queued after the failed step have made the weights unusable for every cell.
             self.vae.load_state_dict(before["weights"])
         self.vae.eval()
         cells = self.training.take(rows)
@@ -251,11 +253,11 @@ class Trainer:
         return broken
 
     def _epoch(self) -> Iterator[tuple[np.ndarray, float]]:
-        """Take an epoch's steps, yielding each one's cells and their mean loss (before the step)."""
+        """Take the steps of an epoch, and yield the cells of each step and their mean loss before the step."""
         schedule = self.schedule
         self.vae.train()
         self.vae.scale_dropout(self._eased_dropout if schedule.eased else 1.0)
-        # A retried epoch draws anew, or it would meet the same accident.
+        # A repeated epoch gets other random numbers; with the same ones it would fail again.
         seeds = np.random.SeedSequence([self._config.seed, schedule.epoch, self.rollbacks])
         order = np.random.default_rng(seeds).permutation(self.training.n_cells)
         with seeded(int(seeds.generate_state(1, np.uint64)[0]), self._compute.device):
@@ -265,13 +267,13 @@ class Trainer:
                 yield from self._one_by_one(order)
 
     def _one_by_one(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
-        """An epoch's steps, each told before the next."""
+        """Take the steps of an epoch one by one, and yield each loss before the next step."""
         schedule = self.schedule
         for rows, cells in self.training.in_batches(order, self._batch_size):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=self._compute.device)
             flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
             kl_weight = schedule.kl_weight()
-            if self._by_hand and self._compute.device.type == "cpu" and not flat:
+            if self._manual_backward and self._compute.device.type == "cpu" and not flat:
                 total, gradients = self._compiled(cells, noise_nk, kl_weight)
             else:
                 total, gradients = self._by_autograd(cells, noise_nk, kl_weight, flat=flat)
@@ -280,36 +282,36 @@ class Trainer:
             schedule.step += 1
 
     def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
-        """An epoch's steps, told a stretch after they were queued."""
+        """Take the steps of an epoch on the device, and yield the losses of a segment after the next one is queued."""
         schedule = self.schedule
         queued: list[tuple[list[np.ndarray], Losses]] = []
-        for first in range(0, len(batches), STRETCH_STEPS):
-            stretch, plans = batches[first : first + STRETCH_STEPS], []
-            for rows in stretch:
+        for first in range(0, len(batches), SEGMENT_STEPS):
+            segment, plans = batches[first : first + SEGMENT_STEPS], []
+            for rows in segment:
                 factors = Factors.of_step(schedule.learning_rate(), schedule.step)
                 plans.append(Plan(cells=rows, kl_weight=schedule.kl_weight(), factors=factors))
                 schedule.step += 1
-            queued.append((stretch, steps.take(plans)))
+            queued.append((segment, steps.take(plans)))
             if len(queued) > 1:
-                told, losses = queued.pop(0)
-                yield from zip(told, losses.read(), strict=True)
-        for told, losses in queued:
-            yield from zip(told, losses.read(), strict=True)
+                reported, losses = queued.pop(0)
+                yield from zip(reported, losses.read(), strict=True)
+        for reported, losses in queued:
+            yield from zip(reported, losses.read(), strict=True)
 
     @torch.no_grad()
     def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
-        """The loss of some cells on the CPU and its gradients."""
-        # Here, not above: a GPU needs no compiler for the CPU.
+        """Compute the loss of some cells and its gradients on the CPU, with compiled code."""
+        # Imported only here, because a training on a GPU does not need the compiler for the CPU.
         from scvae_cli.model.compiled.operations import CompiledOperations
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
         terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
-        return float(terms.nll) + kl_weight * float(terms.kl), terms.of
+        return float(terms.nll) + kl_weight * float(terms.kl), terms.gradients
 
     def _by_autograd(
         self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool
     ) -> tuple[float, dict[Tensor, Tensor]]:
-        """The loss of some cells, with or without what `--flat` adds, and its gradients."""
+        """Compute the loss of some cells, with or without the penalty of `--flat`, and its gradients."""
         parameters = list(self.vae.parameters())
         with self._compute.matrix_products():
             terms = self.vae.elbo_terms(cells, noise_nk)
@@ -317,7 +319,7 @@ class Trainer:
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
-        # Never in bfloat16: log det M asks for its smallest eigenvalues.
+        # Never in bfloat16, because log det M depends on the smallest eigenvalues.
         weight = self._config.flat * PRICE * PENALTY_EVERY * self.vae.decoder.head.typical_loss(terms.nll.detach())
         penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
         added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
@@ -335,7 +337,7 @@ class Trainer:
         self.rollbacks += 1
         if self.rollbacks > MAX_ROLLBACKS:
             raise ModelError(
-                f"training diverged {self.rollbacks} times, the last time at a rate of {self.schedule.peak_rate:.2g}",
+                f"training diverged {self.rollbacks} times, last at a learning rate of {self.schedule.peak_rate:.2g}",
                 "lower --learning-rate, or look for cells with extreme counts (scvae check)",
             )
         self.vae.load_state_dict(before["weights"])

@@ -1,10 +1,12 @@
-"""AdamW that keeps a running average of the weights beside them.
+"""AdamW with a running average of the weights.
 
-What is judged on the held-out cells, and kept, is the average over about the last hundred steps: it is what cooling the
-rate down would reach, at any time and without knowing when to begin.
+The weights that are evaluated on the held-out cells and saved are the average over about the last hundred steps. This
+average is about as good as the weights after lowering the learning rate to zero, and it is available at any time: no
+one has to decide when to start lowering the rate.
 
-On a CPU one compiled walk over the parameters does what takes torch a dozen: clip, decay, moments, step and average.
-Elsewhere it is plain torch, whose step can be recorded with its factors as tensors.
+On a CPU, one compiled pass over the parameters does all that takes torch a dozen passes: clipping, weight decay,
+moments, step and average. On other devices the optimizer is plain torch, whose step can be recorded with its factors as
+tensors.
 """
 
 from __future__ import annotations
@@ -25,24 +27,25 @@ from scvae_cli.parallel import by_address, use_threads
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
 AVERAGED_STEPS = 100
-# A mean over every fifth step's weights is as good as one over all, and nearly free.
+# An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
-# Waking a second thread takes as long as this many numbers do.
+# Smaller parameters are updated by one thread: starting a second thread takes as long as updating this many numbers.
 SMALL = 20_000
 
 
 class Factors(NamedTuple):
-    """What a step depends on beside the gradients; numbers, or scalars on the device.
+    """Inputs of a step in addition to the gradients; numbers, or scalar tensors on the device.
 
     Parameters
     ----------
     rate
-        Of learning.
+        Learning rate.
     corrected, scale
-        The rate by the correction of the first moment, and the correction of the second, for their start at zero.
+        Learning rate multiplied by the bias correction of the first moment, and the bias correction of the second
+        moment; the corrections are needed because the moments start at zero.
     weight
-        Of the weights as they are now in the running average, which moves every few steps only.
+        Weight of the current parameters in the running average; 0 in steps that do not update the average.
     """
 
     rate: Any
@@ -52,10 +55,10 @@ class Factors(NamedTuple):
 
     @classmethod
     def of_step(cls, rate: float, n_before: int) -> Factors:
-        """Those of a step that `n_before` others went before."""
+        """Compute the factors of the step that follows `n_before` steps."""
         weight = 0.0
         if n_before % AVERAGE_EVERY == 0:
-            # Early on over fewer steps, or the random start would linger.
+            # Early averages cover fewer steps, so that the random initial weights do not remain in them.
             weight = 1 - min(1 - 1 / AVERAGED_STEPS, (1 + n_before) / (10 + n_before)) ** AVERAGE_EVERY
         return cls(rate, rate / (1 - BETA_1 ** (n_before + 1)), 1 / (1 - BETA_2 ** (n_before + 1)), weight)
 
@@ -63,14 +66,16 @@ class Factors(NamedTuple):
 class AveragedAdamW:
     """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
 
-    It is no `torch.optim.Optimizer`: making one imports torch's compiler, which takes longer than many a training.
+    This class is not a `torch.optim.Optimizer`, because creating one imports torch's compiler, which takes longer than
+    many trainings.
 
     Parameters
     ----------
     model
-        Its weight matrices decay; biases, norms, dispersions and batch effects of genes are left to the data.
+        Model whose parameters are optimized. Weight decay applies to its weight matrices, and not to biases,
+        normalizations, dispersions and batch effects of genes.
     weight_decay
-        Of the matrices, times the rate, a step.
+        Decay of the weight matrices per step, as a multiple of the learning rate.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
@@ -90,12 +95,12 @@ class AveragedAdamW:
         self._compiled = all(p.device.type == "cpu" for p in self._decay)
 
     def state_dict(self) -> dict[int, dict[str, Tensor]]:
-        """Moments and average of each parameter, by its place in the model."""
+        """Return the moments and the average of each parameter, by the index of the parameter in the model."""
         return dict(enumerate(self.state.values()))
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[int, dict[str, Tensor]]) -> None:
-        """Take up a saved state."""
+        """Restore a saved state."""
         for index, state in enumerate(self.state.values()):
             for name, tensor in state.items():
                 tensor.copy_(state_dict[index][name])
@@ -107,11 +112,11 @@ class AveragedAdamW:
         Parameters
         ----------
         gradients
-            Of each parameter; on a CPU in float32 or bfloat16.
+            Gradient of each parameter; on a CPU in float32 or bfloat16.
         rate
-            Of learning.
+            Learning rate.
         n_before
-            Steps taken before.
+            Number of steps taken before.
         """
         factors = Factors.of_step(rate, n_before)
         if self._compiled:
@@ -121,7 +126,7 @@ class AveragedAdamW:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Put the running averages in place of the parameters for a while."""
+        """Context manager in which the parameters are replaced by their running averages."""
         present = {p: p.detach().clone() for p in self.state}
         with torch.no_grad():
             for p, state in self.state.items():
@@ -157,7 +162,7 @@ class AveragedAdamW:
                 squares += _squares(gradient)
             else:
                 arguments: tuple[Any, ...] = (gradient, *self._arrays(p), False, *no_factors, parts)
-                _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
+                _update_in_parts(_update_at(gradient.itemsize == 2), n_parts, *arguments)
         norm = math.sqrt(squares + parts.sum())
         clip = min(1.0, MAX_GRADIENT_NORM / norm) if norm > 0 else 1.0
         for p, decay in self._decay.items():
@@ -165,9 +170,9 @@ class AveragedAdamW:
             numbers = (clip, 1 - factors.rate * decay, factors.corrected, factors.scale, factors.weight)
             arguments = (gradient, *self._arrays(p), True, *(float32(number) for number in numbers), parts)
             if len(gradient) < SMALL:
-                _walk(0, 1, *arguments)
+                _update(0, 1, *arguments)
             else:
-                _walk_in_parts(_walk_at(gradient.itemsize == 2), n_parts, *arguments)
+                _update_in_parts(_update_at(gradient.itemsize == 2), n_parts, *arguments)
 
     def _arrays(self, p: Tensor) -> tuple[Any, ...]:
         """A parameter, its moments and its average, as flat arrays over the same memory."""
@@ -179,13 +184,13 @@ class AveragedAdamW:
 
 
 def _as_array(gradient: Tensor) -> Any:
-    """Its numbers, flat; bfloat16, which numpy lacks, as their bits."""
+    """Return a gradient as a flat numpy array; bfloat16, which numpy does not have, is returned as bits."""
     return (gradient.view(torch.uint16) if gradient.dtype == torch.bfloat16 else gradient).numpy().reshape(-1)
 
 
 @compiled(inline=True)
 def _number(x: Any, is_bits: bool) -> Any:
-    """A float32, or what the bits of a bfloat16 stand for."""
+    """Return a number as float32; `is_bits` means that it is given as the bits of a bfloat16."""
     return uint32(uint32(x) << uint32(16)).view(float32) if is_bits else float32(x)
 
 
@@ -201,8 +206,8 @@ def _squares(gradient: Any) -> Any:
 
 @compiled(inline=True)
 def _inverse_root(x: Any) -> Any:
-    """1/√x of a positive number, to 5 parts in a million: a root and a division take three times as long."""
-    # The exponent halved and turned round is close, and Newton's steps bring it closer (Lomont 2003).
+    """Compute 1/√x of a positive number to 5 parts in a million, in a third of the time of a root and a division."""
+    # Halving and negating the exponent gives a first approximation, which two Newton steps improve (Lomont 2003).
     y = uint32(uint32(0x5F375A86) - uint32(float32(x).view(uint32) >> uint32(1))).view(float32)
     half = float32(0.5) * x
     y = y * (float32(1.5) - half * y * y)
@@ -210,11 +215,14 @@ def _inverse_root(x: Any) -> Any:
 
 
 @compiled()
-def _walk(
+def _update(
     part: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
     clip: Any, decay: Any, rate: Any, scale: Any, weight: Any, squares: Any,
 ) -> None:  # fmt: skip
-    """Move a part of a parameter, or add up the squares of its gradient: one loop for both compiles sooner than two."""
+    """Update a part of a parameter if `moves`, or else sum the squares of its gradient.
+
+    One function for both compiles faster than two.
+    """
     beta_1, beta_2, one, tiny = float32(BETA_1), float32(BETA_2), float32(1), float32(EPSILON**2)
     n, is_bits = len(p), gradient.itemsize == 2
     here = slice(part * n // n_parts, (part + 1) * n // n_parts)
@@ -233,18 +241,18 @@ def _walk(
 
 
 _OTHERS = (*(numba.float32[::1],) * 4, numba.boolean, *(numba.float32,) * 5, numba.float64[::1])
-_walk_at, _call_walk = by_address(
-    _walk, *((numba.int64, numba.int64, gradient[::1], *_OTHERS) for gradient in (numba.float32, numba.uint16))
+_update_at, _call_update = by_address(
+    _update, *((numba.int64, numba.int64, gradient[::1], *_OTHERS) for gradient in (numba.float32, numba.uint16))
 )
 
 
 @compiled(parallel=True)
-def _walk_in_parts(
-    walk_at: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
+def _update_in_parts(
+    update_at: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
     clip: Any, decay: Any, rate: Any, scale: Any, weight: Any, squares: Any,
 ) -> None:  # fmt: skip
     for part in numba.prange(n_parts):
-        _call_walk(
-            walk_at, int64(part), n_parts, gradient, p, mean, square, average, moves, clip, decay, rate, scale, weight,
-            squares,
+        _call_update(
+            update_at, int64(part), n_parts, gradient, p, mean, square, average, moves, clip, decay, rate, scale,
+            weight, squares,
         )  # fmt: skip

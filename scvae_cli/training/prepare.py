@@ -1,4 +1,4 @@
-"""Before a training: refuse what cannot be trained on, hold cells out, and start a network at the data's averages.
+"""Preparation of a training: check the data, hold out cells, and initialize a network at the averages of the data.
 
 Shapes: n cells, g genes.
 """
@@ -18,17 +18,23 @@ from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.model.vae import VAE
 
 MIN_CELLS = 10
-# More held-out cells than this make the verdict no surer and every epoch slower.
+# More held-out cells than this slow down every epoch without making the held-out loss more precise.
 MAX_HELDOUT_CELLS = 10_000
 
 
 def as_modelled(counts: Counts, config: RunConfig) -> Counts:
-    """The data as the likelihood sees it: counts, or real numbers, which counts are too."""
+    """Return the data as counts or as real numbers, depending on the likelihood; counts can be modeled as both.
+
+    Raises
+    ------
+    DataError
+        If the likelihood describes counts and the data are real numbers.
+    """
     if config.model.of_counts:
         if counts.real:
             raise DataError(
                 f"{counts.source} was read as real numbers, and {config.model.likelihood} is a likelihood of counts",
-                "--likelihood normal models real numbers",
+                "use --likelihood normal for real numbers",
             )
         return counts
     if counts.n_cells and what_is_wrong(counts.matrix.data) is None:
@@ -38,7 +44,13 @@ def as_modelled(counts: Counts, config: RunConfig) -> Counts:
 
 
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
-    """Refuse, or leave out, cells without a single count."""
+    """Drop cells without counts, or raise an error if there are any.
+
+    Raises
+    ------
+    DataError
+        If there are cells without counts and `drop` is False.
+    """
     empty = ~counts.filled
     if not empty.any():
         return counts
@@ -47,19 +59,25 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
         f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered, the first is {first!r}",
-        "--drop-empty leaves empty cells out",
+        "use --drop-empty to drop empty cells",
     )
 
 
 def refuse_few(counts: Counts) -> Counts:
-    """Refuse to train on next to no cells."""
+    """Check that there are enough cells for a training.
+
+    Raises
+    ------
+    DataError
+        If there are too few.
+    """
     if counts.n_cells < MIN_CELLS:
         raise DataError(f"{counts.n_cells} cell(s) are too few to train on", f"at least {MIN_CELLS} are needed")
     return counts
 
 
 def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of training and held-out cells, each ascending, by the run's seed."""
+    """Split the cells at random with the configured seed; returns sorted indices of training and held-out cells."""
     n_heldout = round(config.train.validation_fraction * counts.n_cells)
     n_heldout = min(max(n_heldout, 1), MAX_HELDOUT_CELLS)
     order = np.random.default_rng(config.train.seed).permutation(counts.n_cells)
@@ -67,28 +85,39 @@ def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Names of the batches in order, and the index of each cell's batch; None without batches."""
+    """Return the sorted names of the batches, and the index of each cell's batch or None if there are no batches."""
     if counts.batch is None:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
-    return tuple(str(name) for name in names), codes.astype(np.int64)
+    return tuple(names.tolist()), codes.astype(np.int64)
 
 
 def started(
     config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
 ) -> VAE:
-    """An untrained network that starts at the averages of the training cells, given by index.
+    """Create an untrained network that is initialized at the averages of the training cells.
 
-    `batch_n` holds the index of each cell's batch in `batches`, or is None.
+    Parameters
+    ----------
+    config
+        Configuration of the network, and the seed.
+    counts
+        All cells.
+    training
+        Indices of the training cells.
+    batches
+        Names of the batches.
+    batch_n
+        Index of each cell's batch in `batches`, or None.
     """
-    # The caller's random state is none of our business.
+    # The random state of the caller is not changed.
     with seeded(config.train.seed):
         vae = VAE(config.model, counts.n_genes, batches)
     batch_of_training = None if batch_n is None else batch_n[training]
     if counts.real:
         vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
         return vae
-    # Cells that are not trained on weigh nothing: the sum over a part of the cells, without a copy of that part.
+    # Held-out cells have weight 0. A weighted sum avoids a copy of the counts of the training cells.
     weight_n = np.zeros(counts.n_cells, dtype=np.float32)
     weight_n[training] = 1
     depth = float(np.median(counts.library_n[training]))

@@ -1,6 +1,6 @@
-"""What the numbers of cells and genes decide where the user left it open.
+"""Default training settings that depend on the numbers of cells and genes.
 
-How these rules and the other defaults were chosen is told in `benchmarks/recipe.md`.
+`benchmarks/recipe.md` describes how these rules and the other defaults were chosen.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from typing import NamedTuple
 
 from scvae_cli.config import ModelConfig, RunConfig
 
-# The fewer cells, the sooner the network learns them by heart unless much of it is missing at any time; of very many it
-# hardly can.
+# The fewer cells there are, the sooner the network overfits unless dropout is high. With very many cells it hardly
+# overfits.
 FEW_CELLS, MANY_CELLS, VERY_MANY_CELLS = 1000, 2000, 20_000
-# Small data sets need the steps, larger ones the throughput.
+# Small data sets need many steps per epoch; larger data sets need a high throughput.
 SMALL_BATCH, LARGE_BATCH = 64, 128
-# Real numbers of so few features, such as coordinates, determine each other: there is no unit to spare, and little to
-# learn by heart.
+# With fewer features than this (coordinates, for example), real numbers determine each other. All hidden units are then
+# needed, and there is little risk of overfitting.
 FEW_FEATURES = 200
-# A network used to missing most of its units is not at its best with all of them: in the end it is trained with more.
+# A network trained with high dropout does not perform best without dropout, so dropout is lowered to this fraction at
+# the end.
 EASED_DROPOUT = 0.7
-# At the small batch; a step that averages over more cells may be longer by the root of their number.
+# Learning rate at the small batch size. It grows with the square root of the number of cells per step.
 RATE = 8e-3
 
 
 class Regularisation(NamedTuple):
-    """Dropout of the encoder and of the decoder, weight decay, and the share of the dropout left once eased."""
+    """Dropout of encoder and decoder, weight decay, and the fraction of the dropout that remains when it is lowered."""
 
     encoder_dropout: float
     decoder_dropout: float
@@ -35,16 +36,16 @@ class Regularisation(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Fill in batch size, learning rate, dropout, what is left of it in the end, and weight decay.
+    """Fill in the batch size, learning rate, dropout, final fraction of the dropout, and weight decay.
 
     Parameters
     ----------
     config
-        What was asked for.
+        Configuration of the user; only values that are None are filled in.
     n_training
-        Cells that are trained on.
+        Number of training cells.
     n_genes
-        Genes modelled; None for many.
+        Number of modeled genes; None for many.
     """
     model, train = config.model, config.train
     usual = _regularisation(model, n_training, n_genes)
@@ -57,7 +58,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     if train.eased_dropout is None:
         train = replace(train, eased_dropout=usual.eased_dropout)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
-    # No step averages over more cells than there are.
+    # A step cannot average over more cells than there are.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))
     rate = RATE * math.sqrt(averaged / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
@@ -67,7 +68,7 @@ def _regularisation(model: ModelConfig, n_training: int, n_genes: int | None) ->
     if not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES:
         return Regularisation(0.0, 0.0, 0.1, 1.0)
     if model.decoder == "linear":
-        # It has no hidden unit that could be dropped, and its loadings are all it has.
+        # This decoder has no hidden units to drop. Its loadings are its only weights, so weight decay is low.
         return Regularisation(0.3, 0.0, 0.1, 1.0)
     if n_training < FEW_CELLS:
         return Regularisation(0.7, 0.7, 3.0, EASED_DROPOUT)

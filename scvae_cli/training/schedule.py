@@ -1,9 +1,9 @@
-"""The course of a training: learning rate and KL weight by step, when dropout is eased, and when it ends.
+"""The schedule of a training: learning rate and KL weight per step, when dropout is lowered, and when training ends.
 
-The rate warms up and then falls as one over the root of the step: early on it is high, late it is low, and no length
-need be known beforehand. The KL weight rises by step, whatever the number of cells, and always reaches β. Once the
-held-out loss has stopped falling noticeably, dropout is eased and the rate lowered, where the recipe has it so; once it
-has stopped again, the training ends.
+The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
+need not be known in advance. The KL weight rises with the step, independently of the number of cells, and always
+reaches β. When the held-out loss has stopped decreasing noticeably, dropout and the learning rate are lowered if the
+recipe says so. When the held-out loss has stopped decreasing again, training ends.
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ from typing import Any
 
 from scvae_cli.config import TrainConfig
 
-# Lengths in steps, so that small and large data sets are treated alike.
+# Lengths are in steps, so that the schedule is the same for small and large data sets.
 RATE_WARMUP_STEPS = 100
-# Small data sets overfit within a few hundred steps, and weights only count once the KL weight has reached β.
+# Small data sets overfit within a few hundred steps, and weights from before the KL weight reaches β are never used.
 KL_WARMUP_EPOCHS = 10
 MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
 PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
-# Of the rate, once dropout is eased: the network is to settle, not to wander.
+# Factor on the learning rate after dropout is lowered, so that the weights converge.
 EASED_RATE = 0.3
-# With the penalty of `--flat` a training would often end early, some tenth of a percent above what it can reach.
+# Factor on the patience. With the penalty of `--flat`, trainings would often end early, with a loss about a tenth of a
+# percent above the loss that they can reach.
 PATIENCE_IF_FLAT = 3
-# Share of the loss by which it must fall for the patience to begin anew.
+# An improvement restarts the patience if it is at least this fraction of the loss.
 NOTICEABLE = 2e-4
 MAX_STEPS = 60_000
 MAX_EPOCHS = 400
@@ -33,26 +34,26 @@ MAX_EPOCHS = 400
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Where the training stands; plain numbers, so that it can be saved and resumed.
+    """Schedule and progress of a training; plain numbers, so that they can be saved and resumed.
 
     Parameters
     ----------
     steps_per_epoch, max_epochs, patience
-        Steps in an epoch; bound on epochs; epochs without a noticeable improvement before the training ends.
+        Steps per epoch; largest number of epochs; epochs without a noticeable improvement before training ends.
     beta, peak_rate
         Final KL weight; learning rate at the end of its warm-up.
     eases
-        Whether dropout is eased before the training ends.
+        Whether dropout is lowered before training ends.
     epoch, step
-        Finished so far.
+        Numbers of completed epochs and steps.
     best_loss, best_epoch
-        Lowest held-out loss after the KL warm-up and when it was reached (0: none yet).
+        Lowest held-out loss after the KL warm-up, and the epoch in which it was reached (0: none yet).
     noticed_loss, noticed_epoch
-        The same, counting only losses noticeably below the one noticed before.
+        Last held-out loss that was noticeably below the previous one of these, and its epoch (0: none yet).
     eased_epoch
-        Finished when dropout was eased (0: not yet).
+        Number of completed epochs when dropout was lowered (0: not yet).
     kl_warmup_share
-        How much of the usual KL warm-up there is: 1 for a training that starts from nothing, 0 for none.
+        Length of the KL warm-up as a fraction of its usual length: 1 for a training from scratch, 0 for no warm-up.
     """
 
     steps_per_epoch: int
@@ -72,7 +73,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Fill in what the configuration leaves open, from the number of steps in an epoch."""
+        """Create a schedule; values that are None in the configuration follow from the number of steps per epoch."""
         assert config.learning_rate is not None, "settled before the training starts"
         assert config.eased_dropout is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
@@ -95,7 +96,7 @@ class Schedule:
     @property
     def _kl_warmup(self) -> int:
         wanted = max(KL_WARMUP_EPOCHS * self.steps_per_epoch, MIN_KL_WARMUP_STEPS)
-        # A short training warms up over its first third.
+        # In a short training, the warm-up is the first third.
         steps = max(1, min(wanted, MAX_KL_WARMUP_STEPS, self._last_step // 3))
         return math.ceil(self.kl_warmup_share * steps)
 
@@ -104,12 +105,12 @@ class Schedule:
         return self.step >= self._kl_warmup
 
     def kl_weight(self) -> float:
-        """Weight of the KL term at this step."""
+        """Return the weight of the KL term at this step."""
         return self.beta if self._warmed_up else self.beta * self.step / self._kl_warmup
 
     def learning_rate(self) -> float:
-        """Learning rate at this step."""
-        # A short training warms up over its first tenth, so that the rate still falls before the end.
+        """Return the learning rate at this step."""
+        # In a short training, the warm-up is the first tenth, so that the rate still decreases before the end.
         warmup = min(RATE_WARMUP_STEPS, 1 + self._last_step // 10)
         step = self.step + 1
         peak = self.peak_rate * (EASED_RATE if self.eased else 1)
@@ -117,40 +118,41 @@ class Schedule:
 
     @property
     def _on_plateau(self) -> bool:
-        """Whether the held-out loss has stopped falling."""
+        """Whether the held-out loss has stopped decreasing."""
         waited = self.epoch - max(self.noticed_epoch, self.eased_epoch)
         return self._warmed_up and self.best_epoch > 0 and waited >= self.patience
 
     @property
     def eased(self) -> bool:
-        """Whether dropout has been eased."""
+        """Whether dropout has been lowered."""
         return self.eased_epoch > 0
 
     @property
     def due_to_ease(self) -> bool:
-        """Whether the time has come to ease dropout."""
+        """Whether dropout has to be lowered now."""
         return self.eases and not self.eased and self._on_plateau
 
     @property
     def converged(self) -> bool:
-        """Whether the held-out loss has stopped falling for good."""
+        """Whether the held-out loss has stopped decreasing and dropout will not be lowered any more."""
         return self._on_plateau and not self.due_to_ease
 
     @property
     def done(self) -> bool:
-        """Whether the training is over."""
+        """Whether training has ended."""
         return self.converged or self.epoch >= self.max_epochs
 
     def ease(self) -> None:
-        """Note that dropout is eased from here on."""
+        """Record that dropout is lowered from this epoch on."""
         self.eased_epoch = self.epoch
 
     def end_epoch(self, heldout_loss: float) -> bool:
-        """Count an epoch and note its held-out loss (NLL + β·KL).
+        """Count an epoch and record its held-out loss (NLL + β·KL).
 
         Returns
         -------
-        Whether these are the best weights so far; none counts before the KL weight has reached β.
+        bool
+            Whether these weights are the best so far. Weights from before the KL weight reaches β are never the best.
         """
         self.epoch += 1
         is_best = self._warmed_up and heldout_loss < self.best_loss
@@ -161,5 +163,5 @@ class Schedule:
         return is_best
 
     def state(self) -> dict[str, Any]:
-        """All fields, for a checkpoint."""
+        """Return all fields for a checkpoint."""
         return asdict(self)

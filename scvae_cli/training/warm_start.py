@@ -1,4 +1,4 @@
-"""Starting a training from the weights of another, which takes half the time when only β differs."""
+"""Starting a training from the weights of another model, which takes half the time if only β differs."""
 
 from __future__ import annotations
 
@@ -11,43 +11,54 @@ from scvae_cli.errors import ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
 
-# A training at another β that keeps all it has learned ends worse than one from nothing: it learns the cells by heart,
-# and latent dimensions stay given up, or taken. One that forgets most of its weight matrices, as Ash & Adams (2020,
-# arXiv:1910.08475) have it, ends as low in half the epochs; its KL weight rises anew, in half the usual time.
+# A training at another β that starts from unchanged weights ends with a higher loss than a training from scratch: it
+# overfits, and the same latent dimensions stay collapsed or in use. If each weight matrix is mostly reset (Ash & Adams
+# 2020, arXiv:1910.08475), training reaches the same loss in half the epochs. The KL weight then warms up again, in half
+# the usual number of steps.
 REMEMBERED, KL_WARMUP = 0.3, 0.5
 
 
 def refuse_unlike(
     model: Model, config: RunConfig, counts: Counts, heldout: np.ndarray, batches: tuple[str, ...]
 ) -> None:
-    """Refuse to start from a model of other genes, batches, networks or held-out cells."""
+    """Check that a model has the same genes, batches, networks and held-out cells as the new training.
+
+    Raises
+    ------
+    ModelError
+        If one of them differs.
+    """
     alike = {
         "other genes": model.genes == tuple(str(gene) for gene in counts.gene_names),
         "other batches": model.batches == batches,
         "another network": model.config.model == config.model,
-        # Otherwise cells that the model learned from would judge what comes of it.
+        # Otherwise cells on which the model was trained would be used to evaluate the new model.
         "other held-out cells": model.heldout_cells == tuple(str(cell) for cell in counts.cell_names[heldout]),
     }
     for what, same in alike.items():
         if not same:
             raise ModelError(
                 f"training cannot start from a model with {what}",
-                "give it the same data, genes, seed and network, or start from nothing",
+                "use the same data, genes, seed and network, or train from scratch",
             )
 
 
 @torch.no_grad()
 def take_over(vae: VAE, model: Model, beta: float) -> float:
-    """Give a freshly started VAE a finished model's weights: all of them to go on at the same β, else mostly forgotten.
+    """Copy the weights of a finished model to a newly initialized VAE.
+
+    At the same β, training continues from the copied weights. At another β, each weight matrix is mostly reset to its
+    initial value.
 
     Returns
     -------
-    How much of the usual KL warm-up there shall be.
+    float
+        Length of the KL warm-up, as a fraction of its usual length.
     """
-    goes_on = model.config.train.beta == beta
+    continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}
     vae.load_state_dict(model.vae.state_dict())
-    if goes_on:
+    if continues:
         return 0.0
     for name, p in vae.named_parameters():
         if p.ndim == 2 and not name.startswith("decoder.batch"):

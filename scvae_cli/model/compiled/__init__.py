@@ -1,1 +1,1 @@
-"""Twins of the networks and likelihoods, compiled for the CPU."""
+"""Implementations of the networks and likelihoods that are compiled for the CPU."""

@@ -1,10 +1,11 @@
-"""The likelihood of counts on a CPU: value and gradients of a cell in one walk over its genes.
+"""The likelihood of counts on a CPU: one pass over the genes of a cell computes its value and gradients.
 
-Shapes: n cells, g genes, m nonzeros. The formulas are those of `count_nll.py`; this is the same quantity, compiled with
-numba, with everything a gene needs held in the processor's cache between its logarithms and exponentials. The dense
-part is evaluated as if every count were zero, and the nonzeros, which come sparse, correct it.
+Shapes: n cells, g genes, m nonzeros, p parts. The formulas are those of `model/count_nll.py`. This version is compiled
+with numba and keeps all values of a cell in the processor's cache between its logarithms and exponentials. It first
+evaluates all genes as if every count were zero, and then corrects the result for the sparse nonzero counts.
 
-Cells are shared out among as many threads as torch uses, always alike, so that a run repeats to the bit.
+Cells are divided among as many threads as torch uses. The division depends only on their number, so that trainings are
+reproducible bit for bit.
 """
 
 from __future__ import annotations
@@ -41,19 +42,19 @@ _ZERO, _ONE = float32(0), float32(1)
 def fused_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros
 ) -> Tensor:
-    """Negative log-probability of each cell's counts, shape (n,), float64, nats.
+    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats.
 
     Parameters
     ----------
     raw_ng, bias_g
-        The decoder's last matrix product and the bias still to be added, float32, on the CPU: logits of all genes, then
-        (with zero inflation) zero logits of all genes.
+        Last matrix product of the decoder, and the bias that has not been added yet, float32, on the CPU: logits of all
+        genes, followed by the zero-inflation logits of all genes if the model has zero inflation.
     log_theta_g
         Log inverse dispersion; None for a Poisson.
     library_n
-        Counts per cell.
+        Library size of each cell.
     nonzeros
-        The cells' counts.
+        Nonzero counts of the cells.
     """
     return _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, None)[0]
 
@@ -67,12 +68,15 @@ def fused_nll_and_gradients(
     *,
     narrow: bool = False,
 ) -> tuple[Tensor, Gradients]:
-    """The same, and the gradients of its mean over the cells.
+    """Compute the negative log-probability of each cell's counts, and the gradients of its mean over the cells.
 
     Parameters
     ----------
+    raw_ng, bias_g, log_theta_g, library_n, nonzeros
+        As for `fused_nll`.
     narrow
-        Whether those in the raw outputs are rounded to bfloat16, for matrix products that would do so anyway.
+        Whether the gradient with respect to the raw outputs is rounded to bfloat16, for matrix products that would
+        round it anyway.
     """
     d_raw_ng = torch.empty(raw_ng.shape, dtype=torch.bfloat16 if narrow else torch.float32)
     nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw_ng)
@@ -87,7 +91,10 @@ def _evaluate(
     nonzeros: Nonzeros,
     d_raw_ng: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The NLL of each cell, and of its mean the gradients in bias and log θ; those in raw outputs go where they may."""
+    """Compute the NLL of each cell and the gradients of its mean with respect to the bias and log θ.
+
+    If `d_raw_ng` is given, the gradient with respect to the raw outputs is written to it.
+    """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
     if log_theta_g is None:
@@ -99,7 +106,7 @@ def _evaluate(
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
     value = array(nonzeros.value)
-    # Numba knows no bfloat16, and compiles anew for every type: either precision has a place of its own.
+    # Numba has no bfloat16 and compiles again for every type, so there is one array for each precision; one is empty.
     d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
     if d_raw_ng is not None and d_raw_ng.dtype == torch.bfloat16:
         d_narrow = d_raw_ng.view(torch.uint16).numpy()
@@ -122,7 +129,7 @@ def _rows(
     library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
     d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
-    """One part p of the cells; its rows of `d_bias_pg` and `d_log_theta_pg` are added to."""
+    """Evaluate one part p of the cells, and add its gradients to its rows of `d_bias_pg` and `d_log_theta_pg`."""
     n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
     weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
@@ -133,8 +140,8 @@ def _rows(
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])
             inverse_theta[g] = exp(-log_theta_g[g])
-    # Each is an array of its own, and no loop below writes more than two: only then does the compiler find out that
-    # they do not overlap, and takes several genes at once.
+    # The arrays are separate and no loop below writes to more than two of them. Only then does the compiler detect that
+    # they do not overlap, and processes several genes at once.
     logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
     per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
     from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
@@ -162,8 +169,8 @@ def _rows(
                 log1p_r[g] = log1p_given(mu[g] * inverse_theta[g], per_1r[g])
             nll = float64(dot(theta, log1p_r))
         if kind == _ZINB:
-            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) and the logarithm of a ratio; of all genes' ratios'
-            # product that takes hardly any logarithms.
+            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) plus the logarithm of a ratio. The logarithm of the
+            # product of the ratios of all genes needs very few logarithms.
             for g in range(n_genes):
                 h = zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g]
                 e_h = exp(-abs(h))
@@ -250,7 +257,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """An array of one number; numpy's ways to make one take longer to compile."""
+    """Return an array filled with one number; numpy's functions for this take longer to compile."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -259,9 +266,9 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write numbers and, behind them, as many others as there is room for into two rows, float32 and bits of bfloat16.
+    """Write values, followed by as many of the others as fit, to a float32 row and to a row of bfloat16 bits.
 
-    Only one of the rows has room.
+    One of the two rows is empty, and nothing is written to it.
     """
     n = len(values)
     for i in range(min(n, len(narrow))):
@@ -278,7 +285,7 @@ def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
 
 @compiled(inline=True)
 def _bfloat16(x: Any) -> Any:
-    # To the nearest, to the even one of two.
+    # Round to nearest; ties go to the even number.
     bits = float32(x).view(uint32)
     odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
     return uint16(uint32(bits + uint32(uint32(0x7FFF) + odd)) >> uint32(16))
@@ -286,7 +293,7 @@ def _bfloat16(x: Any) -> Any:
 
 @compiled(any_order=True)
 def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> Any:
-    """Sum of max(a, 0) − max(h, 0)."""
+    """Sum max(a, 0) − max(h, 0) over genes."""
     result = _ZERO
     for g in range(len(theta)):
         a = zero_raw[g] + zero_bias[g]
@@ -296,7 +303,10 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 
 @compiled()
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
-    """lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ: row x of zeros, shape (counts, g)."""
+    """Write lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ to row x of the tables, shape (counts, g).
+
+    The tables must contain zeros.
+    """
     n_genes = len(log_theta_g)
     theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
     if kind != _POISSON:
@@ -307,7 +317,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
-        # Number by number: assigning to a slice takes numba seconds to compile.
+        # A loop over numbers, because numba takes seconds to compile an assignment to a slice.
         for g in range(n_genes):
             table[j + 1, g] = sums[g]
             slopes[j + 1, g] = slope_sums[g]
@@ -315,7 +325,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """What the lgΓ terms of a count beyond the table have more than those of the table's last count."""
+    """Compute the lgΓ terms of a count beyond the table, minus those of the last count in the table."""
     last = float64(TABLE_COUNTS)
     more = stirling(last + 1.0) - stirling(x + 1.0)
     if kind != _POISSON:
@@ -326,5 +336,5 @@ def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
 
 @compiled()
 def _slope_beyond(x: Any, theta: Any) -> Any:
-    """The same of their derivative in θ."""
+    """Compute the derivative of `_log_gamma_beyond` in θ."""
     return stirling_slope(x + float64(theta)) - stirling_slope(float64(TABLE_COUNTS) + theta)

@@ -1,4 +1,4 @@
-"""What the encoder sees of a cell, laid out dense in one walk over its counts, compiled for the CPU.
+"""The encoder's input as a dense matrix, computed in one pass over the counts of each cell and compiled for the CPU.
 
 Shapes: n cells, g genes, m nonzeros.
 """
@@ -19,7 +19,7 @@ from scvae_cli.parallel import array, by_address, use_threads
 
 
 def fused_log1p(cells: Minibatch, scale_n: Tensor, centre_g: Tensor) -> Tensor:
-    """log(1 + x · scale) − centre, shape (n, g), float32."""
+    """Compute log(1 + x · scale) − center, shape (n, g), float32."""
     nonzeros = cells.nonzeros
     input_ng = torch.empty(cells.n_cells, cells.n_genes)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
@@ -38,7 +38,7 @@ def _scatter_part(
     for i in range(part * n_cells // n_parts, (part + 1) * n_cells // n_parts):
         stored, row, scale = slice(row_start[i], row_start[i + 1]), input_ng[i], scale_n[i]
         gene, value = gene_m[stored], value_m[stored]
-        # First all logarithms, several at a time, and then to their places.
+        # All logarithms are computed first, several at a time, and then written to their columns.
         for j in range(len(value)):
             logged_g[j] = log1p(value[j] * scale)
         for g in range(n_genes):

@@ -1,8 +1,8 @@
-"""LayerNorm → SiLU → dropout on a CPU, in one walk over each cell's hidden units.
+"""LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
 
-Shapes: n cells, h hidden units. In plain torch these are a dozen operations on small blocks, whose overhead is larger
-than their arithmetic. Dropout draws from a counter hashed with a seed (the finaliser of MurmurHash3), which costs a few
-instructions a unit where torch's generator costs a hundred.
+Shapes: n cells, h hidden units. In plain torch these are a dozen operations on small matrices, whose overhead takes
+longer than their arithmetic. The random numbers of dropout are hashes of a counter and a seed (the finalizer of
+MurmurHash3), which takes a few instructions per unit; torch's generator takes about a hundred.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _ZERO, _ONE = float32(0), float32(1)
 _EPSILON = float32(1e-5)  # of torch's LayerNorm
 
 
-def normalised_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
-    """dropout(SiLU(LayerNorm(a))), differentiable, for float32 on the CPU; the seed comes from torch's generator."""
-    hidden: Tensor = _NormalisedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
+def normalized_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
+    """Compute dropout(SiLU(LayerNorm(a))), differentiable, in float32 on the CPU; torch's generator draws the seed."""
+    hidden: Tensor = _NormalizedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
     return hidden
 
 
 def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Hidden:
-    """The same, with what `hidden_gradients` needs."""
+    """Compute dropout(SiLU(LayerNorm(a))) and the intermediate results that `hidden_gradients` needs."""
     seed = int(torch.randint(2**31, ())) if dropout else 0
     a_nh = a_nh.contiguous()
     made = Hidden(torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty_like(a_nh), torch.empty(len(a_nh)))
@@ -38,7 +38,7 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 
 
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients at the linear part (n, h), the weight and the bias (h,) from those at the hidden units."""
+    """Compute the gradients at the linear part (n, h), the weight and the bias (h,) from those at the hidden units."""
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])
     upstream, weight = d_hidden_nh.contiguous().numpy(), weight_h.detach().numpy()
@@ -46,7 +46,7 @@ def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tup
     return gradients
 
 
-class _NormalisedHidden(torch.autograd.Function):
+class _NormalizedHidden(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
         made = hidden_units(a_nh, weight_h, bias_h, dropout)
@@ -89,9 +89,9 @@ def _forward(
         if dropout > 0:
             first = uint32(seed + i * n_hidden)
             for j in range(n_hidden):
-                kept = _ONE if _hash(uint32(first + uint32(j))) >= threshold else _ZERO
-                hidden[j] *= kept
-                slope[j] *= kept
+                mask = _ONE if _hash(uint32(first + uint32(j))) >= threshold else _ZERO
+                hidden[j] *= mask
+                slope[j] *= mask
 
 
 @compiled()
@@ -122,7 +122,7 @@ def _backward(
 
 @compiled(inline=True)
 def _hash(x: Any) -> Any:
-    # Every step is cast back: numba widens integers to 64 bits, whose lanes are half as many.
+    # Every result is cast back to 32 bits: numba widens integers to 64 bits, and half as many of these fit in a vector.
     x = uint32(uint32(x ^ uint32(x >> uint32(16))) * uint32(0x85EBCA6B))
     x = uint32(uint32(x ^ uint32(x >> uint32(13))) * uint32(0xC2B2AE35))
     return uint32(x ^ uint32(x >> uint32(16)))

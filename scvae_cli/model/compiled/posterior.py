@@ -1,7 +1,7 @@
-"""A sample of q(z|x) and its KL to the prior on a CPU, and their gradients, each in one walk.
+"""Samples of q(z|x), the KL to the prior and the gradients of both on a CPU, each in one pass.
 
-Shapes: n cells, k latent dimensions. With v the variance, z = m + √v·ε and KL = ½(m² + v − 1 − log v). In plain torch
-(`posterior.py`) these are thirty operations on a few thousand numbers.
+Shapes: n cells, k latent dimensions. With variance v, z = m + √v·ε and KL = ½(m² + v − 1 − log v). In plain torch
+(`model/posterior.py`) these are thirty operations on a few thousand numbers.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _ZERO, _HALF, _ONE = float32(0), float32(0.5), float32(1)
 
 
 def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, float]:
-    """A sample of each cell's posterior, shape (n, k), and the mean over the cells of the KL to N(0, I), nats.
+    """Draw a sample of each cell's posterior, shape (n, k), and compute the KL to N(0, I), averaged over cells, nats.
 
     Parameters
     ----------
     statistics_n2k
-        Means and log variances, side by side, float32.
+        Means in the first k columns and log variances in the last k, float32.
     noise_nk
         Standard normal noise.
     """
@@ -36,7 +36,7 @@ def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, float]:
 
 
 def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: float) -> Tensor:
-    """Gradients at the means and log variances, side by side, from those at the sample and at the KL."""
+    """Compute the gradients at the means and log variances, shape (n, 2k), from those at the sample and at the KL."""
     d_statistics_n2k = torch.empty_like(statistics_n2k)
     share = float32(d_kl / len(noise_nk))
     _draw_gradients(statistics_n2k.numpy(), noise_nk.numpy(), d_z_nk.numpy(), share, d_statistics_n2k.numpy())
@@ -64,7 +64,7 @@ def _draw_gradients(statistics_n2k: Any, noise_nk: Any, d_z_nk: Any, share: Any,
         mean, log_var, noise, d_z = statistics_n2k[i, :n_latent], statistics_n2k[i, n_latent:], noise_nk[i], d_z_nk[i]
         d_mean, d_log_var = d_statistics_n2k[i, :n_latent], d_statistics_n2k[i, n_latent:]
         for k in range(n_latent):
-            # v less its floor is e^(log v), its own derivative.
+            # The derivative of the variance with respect to the log variance is the variance without its floor.
             varying = exp(min(log_var[k], _CEILING))
             var = varying + _FLOOR
             d_var = _HALF * (d_z[k] * noise[k] / np.sqrt(var) + share * (_ONE - _ONE / var))

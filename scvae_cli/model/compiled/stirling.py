@@ -1,4 +1,4 @@
-"""Stirling's series for lgΓ and its derivative, for numbers from 16 on, where it is exact to 1e-12."""
+"""Stirling's series for lgΓ and its derivative, for numbers of at least 16, where it is accurate to 1e-12."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 @compiled()
 def stirling(y: Any) -> Any:
-    """lgΓ(y) for y ≥ 16 (Abramowitz & Stegun 6.1.41)."""
+    """Compute lgΓ(y) for y ≥ 16 (Abramowitz & Stegun 6.1.41)."""
     square = 1.0 / (y * y)
     series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / y
     return (y - 0.5) * np.log(y) - y + _HALF_LOG_2PI + series
@@ -22,6 +22,6 @@ def stirling(y: Any) -> Any:
 
 @compiled()
 def stirling_slope(y: Any) -> Any:
-    """ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    """Compute ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
     square = 1.0 / (y * y)
     return np.log(y) - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

@@ -1,8 +1,8 @@
-"""Logarithm and exponential in single precision that a compiler can run on all lanes of a vector register.
+"""Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
-They are compiled with numba. The C library's own functions are calls, and a loop with a call in it runs one number at
-a time; these are plain arithmetic (the polynomials of FreeBSD's `logf` and Cephes' `expf`), within 2 units in the last
-place, and branch-free.
+The functions are compiled with numba. Functions of the C library are calls, and a loop that contains a call processes
+one number at a time. The functions here are plain arithmetic without branches (the polynomials of FreeBSD's `logf` and
+Cephes' `expf`), accurate to 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
-    """Compile a function with numba.
+    """Return a decorator that compiles a function with numba.
 
-    It lets go of Python's lock, is kept on disk once compiled, and divides as the processor does (a check for zero in a
-    loop would keep it to one number at a time).
+    The compiled function releases Python's global interpreter lock and is cached on disk. It does not check for
+    division by zero, because a loop with such a check is not vectorized.
 
     Parameters
     ----------
     parallel
-        Whether its `prange` loops run in parallel.
+        Whether `prange` loops run in parallel.
     any_order
-        Whether sums may be taken in any order: only then do they run on all lanes. Elsewhere corrections of rounding
-        rely on the order of their terms.
+        Whether sums may be computed in any order, because only then are they vectorized. In other functions, rounding
+        corrections rely on the order of the terms.
     inline
-        Whether it is written out where it is called.
+        Whether the function is inlined where it is called.
     """
     flags: bool | set[str] = True if any_order else {"contract", "nnan", "ninf", "nsz"}
     options: dict[str, Any] = {
@@ -46,7 +46,7 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
         try:
             result: F = numba.njit(cache=True, **options)(function)
         except RuntimeError:
-            # Nowhere to keep it: neither beside the package nor in the user's folders. It is compiled anew each time.
+            # Neither the package folder nor the user's cache folder is writable, so it is compiled again in each run.
             result = numba.njit(**options)(function)
         return result
 
@@ -61,18 +61,18 @@ _E0, _E1, _E2, _E3, _E4, _E5 = (
     float32(v)
     for v in (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 )
-# exp is taken within these bounds; beyond them it would be a denormal, or infinite.
+# Arguments of exp are clipped to these bounds; beyond them the result would be a denormal or infinite.
 _LOWEST, _HIGHEST = float32(-87.0), float32(88.0)
 _EXPONENT_BIAS, _MANTISSA_BITS, _MANTISSA = int32(127), uint32(23), uint32(0x007FFFFF)
-# Numbers multiplied side by side, and how many in a row: 2¹⁰⁰ and its inverse are far from the ends of float32.
+# Number of products computed in parallel, and number of factors in each: 2¹⁰⁰ and 2⁻¹⁰⁰ are well within float32.
 LANES, _FACTORS = 64, 100
-# As bits: √½, and 1 − √½; mantissas are taken between √½ and √2.
+# The bits of √½ and of 1 minus √½; mantissas are normalized to lie between √½ and √2.
 _SQRT_HALF, _ONE_MINUS_SQRT_HALF = uint32(0x3F3504F3), uint32(0x3F800000 - 0x3F3504F3)
 
 
 @compiled(inline=True)
 def exp(x: Any) -> Any:
-    """eˣ, at least e⁻⁸⁷ and at most e⁸⁸."""
+    """Compute eˣ, clipped to between e⁻⁸⁷ and e⁸⁸."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -83,27 +83,27 @@ def exp(x: Any) -> Any:
 
 @compiled(inline=True)
 def log(x: Any) -> Any:
-    """Natural logarithm of a positive number."""
+    """Compute the natural logarithm of a positive number."""
     return _log(x, _ZERO)
 
 
 @compiled(inline=True)
 def log1p(x: Any) -> Any:
-    """log(1 + x) of a number that is not negative, exact near zero too."""
+    """Compute log(1 + x) of a nonnegative number, also accurate near zero."""
     return log1p_given(x, _ONE / (_ONE + x))
 
 
 @compiled(inline=True)
 def log1p_given(x: Any, per_1x: Any) -> Any:
-    """The same where 1 / (1 + x) is at hand."""
+    """Compute log(1 + x) from x and 1 / (1 + x)."""
     u = _ONE + x
-    # What rounding 1 + x lost.
+    # The second argument corrects the rounding error of 1 + x.
     return _log(u, (x - (u - _ONE)) * per_1x)
 
 
 @compiled(inline=True)
 def _log(x: Any, correction: Any) -> Any:
-    # Numba widens integers to 64 bits, whose lanes are half as many; every cast takes one back.
+    # Every result is cast back to 32 bits: numba widens integers to 64 bits, and half as many of these fit in a vector.
     bits = uint32(float32(x).view(uint32) + _ONE_MINUS_SQRT_HALF)
     exponent = int32(uint32(bits >> _MANTISSA_BITS)) - _EXPONENT_BIAS
     f = uint32(uint32(bits & _MANTISSA) + _SQRT_HALF).view(float32) - _ONE
@@ -116,10 +116,10 @@ def _log(x: Any, correction: Any) -> Any:
     return s * (half_square + series) + (k * _LN2_LOW + correction) - half_square + f + k * _LN2_HIGH
 
 
-# The order of the terms of these does not matter, and left free they run on all lanes.
+# The order of the terms of the following reductions does not matter, so they can be vectorized.
 @compiled(any_order=True)
 def total(values: Any) -> Any:
-    """Sum of numbers."""
+    """Sum some numbers."""
     result = _ZERO
     for i in range(len(values)):
         result += values[i]
@@ -128,7 +128,7 @@ def total(values: Any) -> Any:
 
 @compiled(any_order=True)
 def dot(a: Any, b: Any) -> Any:
-    """Sum of products."""
+    """Compute the dot product of two vectors."""
     result = _ZERO
     for i in range(len(a)):
         result += a[i] * b[i]
@@ -137,7 +137,7 @@ def dot(a: Any, b: Any) -> Any:
 
 @compiled(any_order=True)
 def sum_of_logs(values: Any) -> Any:
-    """Sum of natural logarithms of numbers between ½ and 2, a multiple of LANES of them."""
+    """Sum the natural logarithms of numbers between ½ and 2; their number must be a multiple of LANES."""
     result = _ZERO
     product = np.empty(LANES, float32)
     for first in range(0, len(values), LANES * _FACTORS):
@@ -153,8 +153,8 @@ def sum_of_logs(values: Any) -> Any:
 
 @compiled(any_order=True)
 def largest(values: Any) -> Any:
-    """The largest number, −inf of none."""
-    # Left to itself the compiler walks through a maximum one number at a time.
+    """Return the largest number, or −inf if there are none."""
+    # Eight running maxima, because the compiler does not vectorize a single one.
     a = b = c = d = e = f = g = h = float32(-np.inf)
     whole = len(values) // 8 * 8
     for i in range(0, whole, 8):

@@ -1,13 +1,14 @@
-"""Which genes differ between two groups of cells, by how much, and how surely.
+"""Genes whose expression differs between two groups of cells, with the size and the certainty of each change.
 
-The quantity is the log2 ratio of the groups' mean expression at one depth, from `group_means`; its posterior comes of
-shrinking all genes' ratios together (`shrinkage`), so that the probabilities it tells can be counted with: among genes
-called at an expected false discovery rate of 5%, about 5% do not change beyond the threshold.
+The quantity is the log2 ratio of the groups' mean expression at one library size, estimated in `group_means`. Its
+posterior comes from shrinking the ratios of all genes together (`shrinkage`). The posterior probabilities are
+calibrated: among genes called at an expected false discovery rate of 5%, about 5% do not change beyond the threshold.
 
-Comparing decoded expression of cells pair by pair (Boyeau et al. 2019, doi:10.1101/794289) was not taken up: how much
-cells differ is not how surely their means do, and what the decoder smooths is beyond its own doubt.
+Comparing the decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) was rejected, for two
+reasons: the spread between cells is not the uncertainty of the groups' means, and the posterior of the decoder does not
+cover the error made by its smoothing.
 
-Shapes: g genes, t of them tested.
+Shapes: g genes, t of them tested, s batches.
 """
 
 from __future__ import annotations
@@ -20,32 +21,38 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.posteriors import cell_table, known_batches
 from scvae_cli.model.bundle import Model
+from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.de.group_means import group_mean
-from scvae_cli.tools.de.result import AUTO, BULK, NONE, ComparisonOptions, Contrast, DifferentialExpression
-from scvae_cli.tools.de.shrinkage import Shrunk, bulk_shift, expected_fdr, shrink
+from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.result import Contrast, DifferentialExpression
+from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
 
-# The prior is fitted to the genes.
+# Fitting the prior over the genes' changes takes at least this many genes.
 _MIN_GENES = 10
-# Genes are of the bulk within so much (log2) of what they have in common; where half of them are, most genes are.
-_BULK_REACH, _MOST = 0.25, 0.5
-# Ends of the interval told of each change: 90% lie within.
+# `auto` subtracts the common change if at least this share of the genes lies within this distance (log2) of it.
+_NEAR_COMMON, _MOST = 0.25, 0.5
+# Quantiles that bound the 90% interval of each change.
 _LOW, _HIGH = 0.05, 0.95
 
 
 def differential_expression(
-    model: Model, counts: Counts, contrast: Contrast, options: ComparisonOptions
+    model: Model, counts: Counts, contrast: Contrast, options: DeOptions, *, progress: Progress = silent
 ) -> DifferentialExpression:
     """Compare two groups of cells, gene by gene.
 
-    With a model of batches, batches are compared within themselves: each has the same share of both groups, the more
-    the better it can tell, n·m / (n + m) for its n and m cells.
+    With a model that has batches, groups are compared within batches: each batch has the same weight in both groups,
+    proportional to n·m / (n + m) for its n and m cells, the precision of a difference of two means.
 
     Parameters
     ----------
     model
-        Of counts.
+        A model of counts.
     counts
         Cells in the model's genes, with the batches of a model that has them.
+    contrast
+        The two groups.
+    options
+        Threshold, false discovery rate, centering and sampling.
 
     Raises
     ------
@@ -57,43 +64,45 @@ def differential_expression(
     refuse_real(model)
     batch_n = known_batches(model, counts)
     table = cell_table(model, counts, batch_n=batch_n)
-    drawn = _drawn(contrast.group_cells, options), _drawn(contrast.reference_cells, options)
+    drawn = _subsample(contrast.group_cells, options), _subsample(contrast.reference_cells, options)
     strata, share_s = _strata(*drawn, batch_n, contrast, model)
-    group, reference = (
-        group_mean(model, table, cells, share_s, n_samples=options.n_samples, seed=options.seed) for cells in strata
-    )
+    with progress("Comparing", sum(len(cells) for side in strata for cells in side)) as advance:
+        group, reference = (
+            group_mean(model, table, side, share_s, n_samples=options.n_samples, seed=options.seed, advance=advance)
+            for side in strata
+        )
     tested = group.n_counts_g + reference.n_counts_g > 0
     if tested.sum() < _MIN_GENES:
         raise DataError(
             f"{int(tested.sum())} gene(s) have counts in these cells",
-            f"the genes are judged together, which takes {_MIN_GENES} or more",
+            f"the changes of all genes are estimated together, which takes at least {_MIN_GENES} genes",
         )
     estimate_t = (group.log_mean_g - reference.log_mean_g)[tested] / math.log(2)
     error_t = np.sqrt(group.variance_g + reference.variance_g)[tested] / math.log(2)
-    shift = bulk_shift(estimate_t, error_t)
-    posterior = shrink(estimate_t - shift, error_t)
-    agreeing = 1 - float(posterior.beyond(_BULK_REACH).mean())
-    centre = options.centre
-    if centre == AUTO:
-        centre = BULK if agreeing >= _MOST else NONE
-    if centre == NONE:
+    common_change = common_shift(estimate_t, error_t)
+    posterior = shrink(estimate_t - common_change, error_t)
+    near_common_share = 1 - float(posterior.probability_beyond(_NEAR_COMMON).mean())
+    centre: str = options.centre
+    if centre == "auto":
+        centre = "bulk" if near_common_share >= _MOST else "none"
+    if centre == "none":
         posterior = shrink(estimate_t, error_t)
     with np.errstate(divide="ignore", invalid="ignore"):
         raw_g = np.log2(group.raw_g / reference.raw_g)
-    depth = float(model.vae.reference_library)
-    numbers = {"estimate_g": estimate_t, "error_g": error_t, **_told(posterior, options.threshold)}
-    numbers |= {"mean_g": depth * np.exp(group.log_mean_g[tested]), "raw_g": raw_g[tested]}
-    numbers |= {"reference_mean_g": depth * np.exp(reference.log_mean_g[tested])}
+    library = float(model.vae.reference_library)
+    numbers = {"estimate_g": estimate_t, "error_g": error_t, **_summary(posterior, options.threshold)}
+    numbers |= {"mean_g": library * np.exp(group.log_mean_g[tested]), "raw_g": raw_g[tested]}
+    numbers |= {"reference_mean_g": library * np.exp(reference.log_mean_g[tested])}
     return DifferentialExpression(
         contrast=contrast,
         options=options,
         genes=tuple(model.genes),
         tested=tested,
-        **{name: _spread(values, tested) for name, values in numbers.items()},
-        shift=shift,
-        agreeing=agreeing,
+        **{name: _of_all_genes(values, tested) for name, values in numbers.items()},
+        common_change=common_change,
+        near_common_share=near_common_share,
         centre=centre,
-        null_share=posterior.null_share,
+        unchanged_share=posterior.null_share,
         n_group=sum(map(len, strata[0])),
         n_reference=sum(map(len, strata[1])),
         n_left_out=sum(map(len, drawn)) - sum(len(cells) for side in strata for cells in side),
@@ -101,19 +110,22 @@ def differential_expression(
 
 
 def refuse_real(model: Model) -> None:
-    """Refuse a model of real numbers.
+    """Refuse a model of real numbers, which may be negative and have no ratios.
 
     Raises
     ------
     ConfigError
-        As ratios of means, and how surely counts tell them, are not those of real numbers.
+        For such a model.
     """
     if not model.of_counts:
-        raise ConfigError("a model of real numbers has no expression to compare", "train a model of the raw counts")
+        raise ConfigError(
+            "differential expression needs a model of counts, and this one models real numbers",
+            "train a model on the raw counts",
+        )
 
 
-def _told(posterior: Shrunk, threshold: float) -> dict[str, np.ndarray]:
-    log_null_t = np.minimum(posterior.log_within(threshold), 0.0)
+def _summary(posterior: ShrunkEffects, threshold: float) -> dict[str, np.ndarray]:
+    log_null_t = np.minimum(posterior.log_probability_within(threshold), 0.0)
     return {
         "change_g": posterior.mean_g,
         "sd_g": posterior.sd_g,
@@ -121,18 +133,19 @@ def _told(posterior: Shrunk, threshold: float) -> dict[str, np.ndarray]:
         "high_g": posterior.quantile(_HIGH),
         "probability_g": -np.expm1(log_null_t),
         "log_null_g": log_null_t,
-        "false_sign_g": posterior.false_sign(),
+        "false_sign_g": posterior.false_sign_rate(),
         "expected_fdr_g": expected_fdr(log_null_t),
     }
 
 
-def _spread(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
+def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Values of the tested genes among all genes, NaN elsewhere, shape (g,)."""
     values_g = np.full(len(tested), np.nan)
     values_g[tested] = values_t
     return values_g
 
 
-def _drawn(cells: np.ndarray, options: ComparisonOptions) -> np.ndarray:
+def _subsample(cells: np.ndarray, options: DeOptions) -> np.ndarray:
     if len(cells) <= options.max_cells:
         return cells
     return np.sort(np.random.default_rng(options.seed).choice(cells, options.max_cells, replace=False))
@@ -141,7 +154,7 @@ def _drawn(cells: np.ndarray, options: ComparisonOptions) -> np.ndarray:
 def _strata(
     group: np.ndarray, reference: np.ndarray, batch_n: np.ndarray | None, contrast: Contrast, model: Model
 ) -> tuple[tuple[list[np.ndarray], list[np.ndarray]], np.ndarray]:
-    """Cells of both groups by batch, of the batches that have two of each, and the batches' shares."""
+    """Cells of both groups by batch, for batches with at least two cells of each group, and the batches' weights."""
     if batch_n is None:
         return ([group], [reference]), np.ones(1)
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
@@ -156,7 +169,7 @@ def _strata(
     if not weight_s:
         raise DataError(
             f"no batch has cells of both {contrast.group!r} and {contrast.reference!r}",
-            f"their difference cannot be told from that of the batches (obs[{model.config.data.batch_key!r}]): "
-            "use a model trained without --batch-key, or with another one",
+            "the groups' difference cannot be separated from that of the batches "
+            f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another one",
         )
     return sides, np.asarray(weight_s) / sum(weight_s)

@@ -1,4 +1,4 @@
-"""Differential expression in one figure: what changed and how surely, the surest genes, and how many can be had.
+"""Figure of a comparison: volcano plot, intervals of the most certain genes, and error rate by number of calls.
 
 Shapes: g genes, t of them tested.
 """
@@ -16,9 +16,9 @@ from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import OFF, WIDTH, head, place, shortened
 from scvae_cli.tools.de.result import DifferentialExpression
 
-_HEIGHT, _TOP, _TALL = 3.3, 0.3, 2.55
-_LEFTS, _WIDE = (0.5, 3.75, 6.1), (2.5, 1.5, 1.25)
-_GENE, _DOWN, _LINE = "#B0B0B0", "#0072B2", "#D9D9D9"
+_HEIGHT, _TOP, _PANEL = 3.3, 0.3, 2.55
+_LEFTS, _WIDTHS = (0.5, 3.75, 6.1), (2.5, 1.5, 1.25)
+_GENE, _UP, _DOWN, _LINE = "#B0B0B0", OFF, "#0072B2", "#D9D9D9"
 _MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
 
 
@@ -27,22 +27,22 @@ def de_figure(result: DifferentialExpression) -> Figure:
 
     Returns
     -------
-    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    A figure of three panels for `save_figure`, outside pyplot.
     """
     contrast = result.contrast
     title = f"{shortened(contrast.group, 20)} against {shortened(contrast.reference, 20)}"
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
-        parts = []
-        for letter, left, wide, text in zip(
-            "abc", _LEFTS, _WIDE, (title, "Surest genes", "Calls and errors"), strict=True
+        panels = []
+        for letter, left, width, text in zip(
+            "abc", _LEFTS, _WIDTHS, (title, "Most certain changes", "Calls and false discoveries"), strict=True
         ):
             head(figure, left - (0.95 if letter == "b" else 0.4), 0.14, letter, text)
-            parts.append(place(figure, left, _TOP, wide, _TALL))
-            parts[-1].set_label(text)
-        _draw_volcano(parts[0], result)
-        _draw_intervals(parts[1], result)
-        _draw_calls(parts[2], result)
+            panels.append(place(figure, left, _TOP, width, _PANEL))
+            panels[-1].set_label(text)
+        _draw_volcano(panels[0], result)
+        _draw_intervals(panels[1], result)
+        _draw_calls(panels[2], result)
     return figure
 
 
@@ -50,21 +50,21 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     order = result.order
     change_t, height_t = result.change_g[order], np.abs(result.score_g[order])
     called_t = result.called[order]
-    for mask_t, colour, size in (
+    for mask_t, color, size in (
         (~called_t, _GENE, 4),
         (called_t & (change_t < 0), _DOWN, 8),
-        (called_t & (change_t > 0), OFF, 8),
+        (called_t & (change_t > 0), _UP, 8),
     ):
-        axes.scatter(change_t[mask_t], height_t[mask_t], s=size, color=colour, linewidth=0, rasterized=True, zorder=3)
+        axes.scatter(change_t[mask_t], height_t[mask_t], s=size, color=color, linewidth=0, rasterized=True, zorder=3)
     axes.set_xlabel("change (log2)" + _relative(result))
     axes.set_ylabel(f"−log10 P(|change| ≤ {result.options.threshold:g})")
-    # A root: sure genes would press all others to the floor.
+    # A square root, because a few very certain genes would press all others to the bottom.
     axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     top = max(float(height_t.max(initial=0)), 1.5)
     axes.set_ylim(0, top * 1.12)
     ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    # Room for names on either side.
+    # Leave room for names on either side.
     least = max(2 * result.options.threshold, 0.5)
     left, right = (1.3 * max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
     axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
@@ -74,18 +74,18 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Names beside dots, surest first, where they don't meet another name."""
+    """Write names beside dots, the most certain first, unless they overlap another name."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
-    # Of a letter at 6 points, as a share of the axes.
-    high, wide = 0.036, 0.024
+    # Size of a letter at 6 points, as a share of the axes.
+    line, letter = 0.036, 0.024
     placed: list[tuple[float, float, float]] = []
     for g in genes:
         name = shortened(result.genes[g], _NAME)
         side = 1 if result.change_g[g] > 0 else -1
         start = (result.change_g[g] - left) / (right - left) + 0.015 * side
         y = math.sqrt(abs(result.score_g[g]) / top)
-        begin, end = sorted((start, start + side * wide * len(name)))
-        if any(abs(y - row) < high and begin < until and since < end for row, since, until in placed):
+        begin, end = sorted((start, start + side * letter * len(name)))
+        if any(abs(y - row) < line and begin < until and since < end for row, since, until in placed):
             continue
         placed.append((y, begin, end))
         axes.text(
@@ -97,9 +97,9 @@ def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None
 def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
     genes = result.order[:_N_INTERVALS]
     for row, g in enumerate(genes):
-        colour = (OFF if result.change_g[g] > 0 else _DOWN) if result.called[g] else "#606060"
-        axes.plot([result.low_g[g], result.high_g[g]], [row, row], color=colour, linewidth=1.4, zorder=3)
-        axes.plot(result.change_g[g], row, "o", color=colour, markersize=3, zorder=4)
+        color = (_UP if result.change_g[g] > 0 else _DOWN) if result.called[g] else "#606060"
+        axes.plot([result.low_g[g], result.high_g[g]], [row, row], color=color, linewidth=1.4, zorder=3)
+        axes.plot(result.change_g[g], row, "o", color=color, markersize=3, zorder=4)
         axes.plot(result.raw_g[g], row, "|", color="black", markersize=5, zorder=5)
     axes.axvline(0, color=_LINE, linewidth=0.8, zorder=1)
     axes.set_yticks(range(len(genes)), [shortened(result.genes[g], _NAME) for g in genes])
@@ -116,18 +116,18 @@ def _draw_calls(axes: Axes, result: DifferentialExpression) -> None:
     n_called = int(result.called.sum())
     axes.axhline(result.options.fdr, color=_LINE, linewidth=0.8, zorder=1)
     if n_called:
-        axes.plot(n_called, fdr_t[n_called - 1], "o", color=OFF, markersize=4, clip_on=False, zorder=4)
+        axes.plot(n_called, fdr_t[n_called - 1], "o", color=_UP, markersize=4, clip_on=False, zorder=4)
     axes.text(
-        0.03, 0.97, f"{n_called:,} called\nat {result.options.fdr:g}", transform=axes.transAxes, va="top", color=OFF
+        0.03, 0.97, f"{n_called:,} called\nat FDR {result.options.fdr:g}", transform=axes.transAxes, va="top", color=_UP
     )
     axes.set(
         xlim=(0, min(len(fdr_t), max(4 * n_called, _MOST_LABELS))),
         ylim=(0, 1),
-        xlabel="genes called",
+        xlabel="number of genes called",
         ylabel="expected false discovery rate",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
 
 
 def _relative(result: DifferentialExpression) -> str:
-    return ", relative to most genes" if result.centre == "bulk" else ", of the share of counts"
+    return " relative to most genes" if result.centre == "bulk" else " of the share of all counts"

@@ -1,23 +1,24 @@
-"""Mean expression of a group of cells: what the decoder says of its cells, corrected by what was counted.
+"""Mean expression of a group of cells: the decoder's mean, corrected by the group's own counts.
 
-Decoded means alone will not do. A decoder smooths: it spreads what changes over genes that don't, alike for all cells,
-so that no number of cells tells. Nor will it do to weigh in the counts cell by cell: where a gene's dispersion is low,
-single counts hardly move what the decoder says. So the counts are weighed in as those of the whole group. With m_n the
-count expected of cell n (zero inflation included) and ℓ_n its depth,
+Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change,
+alike in all cells, so that the bias does not shrink with the number of cells. Weighing in the counts cell by cell does
+not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the counts of the
+whole group are weighed in together. With m_n the expected count of cell n (zero inflation included) and ℓ_n its library
+size,
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is a Gamma–Poisson factor as that of a single cell, of a group that E counts were expected of; the decoder itself is
-trusted like κ counts. Efficient weights a_n give deep cells their due. v_n are shares of the cells, summing to 1. They
-are such that every batch has the same share of both groups: what a batch does to a gene, decoded or not, meets both
-alike.
+C is the posterior mean of a Gamma–Poisson factor, as for a single cell, but for a group with E expected counts; the
+decoder itself has the weight of κ counts. The weights a_n are the efficient ones, so cells with large libraries weigh
+more. The v_n are shares of the cells, which sum to 1. They give every batch the same share of both groups, so that the
+effect of a batch on a gene, decoded or not, is the same in both.
 
-Its error is that of sampling the cells (each batch by itself), told by their spread around R · C, but never less than
-that of so many negative binomial counts.
+The error is that of sampling the cells (within each batch), estimated from their spread around R · C, but never below
+the error of as many negative binomial counts.
 
-Shapes: n cells, g genes. S batches.
+Shapes: n cells, g genes, S batches.
 """
 
 from __future__ import annotations
@@ -32,12 +33,13 @@ from scipy.special import polygamma
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
+from scvae_cli.progress import Advance
 
-# Memory of the moments' float64 blocks, 128 cells × 20,000 genes: 20 MB each.
+# Bounds the memory of the moments' float64 blocks: 20 MB each for 128 cells × 20,000 genes.
 _BLOCK_CELLS = 128
-# κ: one count, so that a gene not seen in a group still has a mean, and hardly any gene follows the decoder alone.
-_TRUST = 1.0
-_LEAST = 1e-10
+# κ is one count: a gene without counts in a group still has a mean, and hardly any gene follows the decoder alone.
+_DECODER_COUNTS = 1.0
+_LEAST_EXPECTED = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +49,13 @@ class GroupMean:
     Parameters
     ----------
     log_mean_g
-        log of R · C: the mean share of a cell's counts, natural; shape (g,).
+        Natural log of R · C, the mean share of a cell's counts; shape (g,).
     variance_g
-        Its variance; shape (g,).
+        Variance of `log_mean_g`; shape (g,).
     raw_g
-        Mean of the counts over the depth, with the same shares of the batches and no model; shape (g,).
+        Mean of counts divided by library size, with the same shares of the batches and no model; shape (g,).
     n_counts_g
-        Counts of the group's cells; shape (g,).
+        Total counts of the group's cells; shape (g,).
     """
 
     log_mean_g: np.ndarray
@@ -64,24 +66,33 @@ class GroupMean:
 
 @torch.inference_mode()
 def group_mean(
-    model: Model, table: CellTable, strata: Sequence[np.ndarray], share_s: np.ndarray, *, n_samples: int, seed: int
+    model: Model,
+    table: CellTable,
+    strata: Sequence[np.ndarray],
+    share_s: np.ndarray,
+    *,
+    n_samples: int,
+    seed: int,
+    advance: Advance,
 ) -> GroupMean:
     """Estimate the mean expression of a group.
 
     Parameters
     ----------
     model
-        Of counts.
+        A model of counts.
     table
-        Cells and, for a model with batches, theirs.
+        Cells, with their batches for a model that has batches.
     strata
-        The group's cells in each of S batches, at least two each.
+        Indices of the group's cells in each of S batches, at least two in each.
     share_s
-        What each batch counts, summing to 1; shape (S,).
+        Weight of each batch; sums to 1; shape (S,).
     n_samples
-        Posterior samples that a cell's expected counts are averaged over.
+        Number of posterior samples over which a cell's expected counts are averaged.
     seed
-        Of the samples.
+        Random seed of the samples.
+    advance
+        Reports the number of cells that are done.
     """
     noise = torch.Generator().manual_seed(seed)
     total_3g = np.zeros((3, table.n_genes))
@@ -103,19 +114,20 @@ def group_mean(
             model_g += (a_ng**2 * expected_ng * (1 + expected_ng * excess_ng)).sum(0)
             raw_g += v * (x_ng / library_n1).sum(0)
             n_counts_g += x_ng.sum(0)
+            advance(cells.n_cells)
         total_3g += sum_3g
-        # Around the batch's own means, as its cells were sampled by themselves.
+        # Moments around the batch's own means, because each batch is a sample of its own.
         n = len(rows)
         moments.append((product_33g - sum_3g[:, None] * sum_3g / n) * (n / (n - 1)))
-    r_g, counted_g, told_g = total_3g
-    expected_counts_g = told_g**2 / poisson_g
-    factor_g = (_TRUST + expected_counts_g * counted_g / told_g) / (_TRUST + expected_counts_g)
-    kept_g = expected_counts_g / (_TRUST + expected_counts_g)
-    # How log(R · C) moves with each of the three sums.
-    slope_3g = np.stack([1 / r_g, kept_g / (factor_g * told_g), -kept_g / told_g])
-    spread_g = np.einsum("ig,ijg,jg->g", slope_3g, sum(moments), slope_3g)
-    # log of a Gamma variable of as many counts as the negative binomial's variance is worth.
-    least_g = polygamma(1, _TRUST + told_g / model_g * counted_g)
+    r_g, counted_g, predicted_g = total_3g
+    expected_counts_g = predicted_g**2 / poisson_g
+    factor_g = (_DECODER_COUNTS + expected_counts_g * counted_g / predicted_g) / (_DECODER_COUNTS + expected_counts_g)
+    counts_weight_g = expected_counts_g / (_DECODER_COUNTS + expected_counts_g)
+    # Gradient of log(R · C) with respect to the three sums (delta method).
+    gradient_3g = np.stack([1 / r_g, counts_weight_g / (factor_g * predicted_g), -counts_weight_g / predicted_g])
+    spread_g = np.einsum("ig,ijg,jg->g", gradient_3g, sum(moments), gradient_3g)
+    # Variance of the log of a Gamma variable with the effective number of counts of the negative binomial.
+    least_g = polygamma(1, _DECODER_COUNTS + predicted_g / model_g * counted_g)
     return GroupMean(
         log_mean_g=np.log(r_g * factor_g),
         variance_g=np.maximum(spread_g, least_g),
@@ -125,7 +137,7 @@ def group_mean(
 
 
 def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Expected counts m of some cells, zero inflation included, and (Var(x) − m) / m²; float64, each (n, g)."""
+    """Expected counts m of some cells, zero inflation included, and (Var(x) − m) / m²; each float64, (n, g)."""
     posterior = model.vae.encode(cells)
     expected_ng = torch.zeros(cells.n_cells, cells.n_genes, device=model.device)
     inflation_ng = torch.zeros_like(expected_ng)
@@ -133,12 +145,12 @@ def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
     for _ in range(n_samples):
         z_nk = posterior.sample(torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device))
         output = model.vae.decode(z_nk, cells.batch_n)
-        assert isinstance(output, CountOutput), "refused before"
+        assert isinstance(output, CountOutput), "models of real numbers are refused before"
         expected_ng += output.mean_ng(cells.library_n, with_zero_inflation=True) / n_samples
         if output.zero_logit_ng is not None:
             inflation_ng += torch.sigmoid(output.zero_logit_ng) / n_samples
         if output.log_theta_g is not None:
             dispersion_g = (-output.log_theta_g).exp()
     excess_ng = (dispersion_g + inflation_ng) / (1 - inflation_ng).clamp(min=1e-6)
-    # What float32 rounds to zero is expected all the same.
-    return expected_ng.clamp(min=_LEAST).cpu().double().numpy(), excess_ng.cpu().double().numpy()
+    # Expectations that float32 rounds to zero are above zero.
+    return expected_ng.clamp(min=_LEAST_EXPECTED).cpu().double().numpy(), excess_ng.cpu().double().numpy()

@@ -1,4 +1,4 @@
-"""What is asked of a comparison of two groups of cells, and what it tells.
+"""Two groups of cells, and how the expression of every gene differs between them.
 
 Shapes: g genes, t of them tested, f genes of the data.
 """
@@ -12,59 +12,11 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.errors import DataError
+from scvae_cli.tools.de.options import MIN_CELLS, DeOptions
 
-AUTO, BULK, NONE = CENTRES = ("auto", "bulk", "none")
+# Name of a reference that is all other cells, as scanpy has it.
 REST = "rest"
-MIN_CELLS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonOptions:
-    """What is asked for.
-
-    Parameters
-    ----------
-    threshold
-        δ: a gene has changed when its log2 ratio is farther from zero; 0 asks for any change at all.
-    fdr
-        Expected false discovery rate at which genes are called.
-    centre
-        "none" tells changes of each gene's share of all counts. These fall for all other genes when a few take up much
-        of the counts; "bulk" tells changes relative to what the genes have in common. "auto" does so where most genes
-        agree: half of them within 0.25 of it.
-    max_cells
-        Of each group, at most so many are looked at, drawn at random.
-    n_samples
-        Posterior samples a cell.
-    seed
-        Of both.
-
-    Raises
-    ------
-    ConfigError
-        For a value out of its range.
-    """
-
-    threshold: float = 0.25
-    fdr: float = 0.05
-    centre: str = AUTO
-    max_cells: int = 5000
-    n_samples: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.threshold) and self.threshold >= 0):
-            raise ConfigError(f"--threshold is {self.threshold}", "it takes a log2 fold change of 0 or more")
-        if not 0 < self.fdr < 1:
-            raise ConfigError(f"--fdr is {self.fdr}", "it takes a share between 0 and 1, such as 0.05")
-        if self.centre not in CENTRES:
-            raise ConfigError(f"--centre is {self.centre!r}", f"it takes one of: {', '.join(CENTRES)}")
-        for name, value, least in (("cells", self.max_cells, MIN_CELLS), ("samples", self.n_samples, 1)):
-            if value < least:
-                raise ConfigError(f"--{name} is {value}", f"it takes a whole number of at least {least}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}", "it takes a whole number of 0 or more")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +26,11 @@ class Contrast:
     Parameters
     ----------
     groupby
-        The column that names them.
+        Column of obs that names the groups.
     group, reference
-        Their names; "rest" stands for all other cells of the column.
+        Names of the groups; "rest" stands for all other cells of the column.
     group_cells, reference_cells
-        Their indices, of at least three cells each, none in both.
+        Indices of their cells, at least three in each group, none in both.
 
     Raises
     ------
@@ -97,62 +49,63 @@ class Contrast:
             if len(cells) < MIN_CELLS:
                 raise DataError(
                     f"{name!r} of obs[{self.groupby!r}] has {len(cells)} cell(s) to compare",
-                    f"a mean needs at least {MIN_CELLS}; merge groups, or choose others",
+                    f"a group needs at least {MIN_CELLS} cells; merge groups, or choose others",
                 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DifferentialExpression:
-    """What g genes do from a reference to a group, NaN for genes that are not tested.
+    """Change of g genes from a reference to a group, NaN for genes that are not tested.
 
     Parameters
     ----------
     contrast, options
-        What was compared, and how.
+        Groups that were compared, and how.
     genes
         Names; shape (g,).
     tested
         Mask of the genes that have counts in either group; shape (g,).
     estimate_g, error_g
         log2 ratio of the groups' means before shrinkage, and its standard error.
-    shift
-        What the genes' ratios have in common, log2.
-    agreeing
+    common_change
+        log2 ratio that most genes have in common.
+    near_common_share
         Expected share of genes within 0.25 of it.
     centre
-        "bulk" where changes are told relative to the shift, else "none".
-    null_share
-        Estimated share of genes that do not change at all.
+        "bulk" where changes are relative to the common change, else "none".
+    unchanged_share
+        Estimated share of genes without any change.
     change_g, sd_g, low_g, high_g
         Posterior of the change, log2: mean, standard deviation, 5% and 95% quantiles.
     probability_g
-        That the change is beyond the threshold, in either direction.
+        Posterior probability of a change beyond the threshold, in either direction.
     log_null_g
-        Natural log of the probability that it is not, which tells sure genes apart; never above 0.
+        Natural log of the probability of no such change, never above 0. It orders genes whose probability is 1 in
+        float64.
     false_sign_g
-        Local false sign rate: the probability that the change has not the sign of its mean.
+        Local false sign rate: the probability that the sign of the change differs from that of its mean.
     expected_fdr_g
-        Share of false calls expected when this gene and all surer ones are called.
+        Share of false calls expected when this gene and all more certain ones are called.
     mean_g, reference_mean_g
-        Mean expression of both groups, in counts at the model's median depth.
+        Mean expression of both groups, in counts at the model's median library size.
     raw_g
-        log2 ratio of mean normalised counts without any model, infinite where one of them is 0.
+        log2 ratio of mean normalized counts without a model, infinite where one of them is 0.
     n_group, n_reference
-        Cells looked at.
+        Number of cells compared.
     n_left_out
-        Cells of batches that only one of the groups has two cells of.
+        Number of cells in batches that have fewer than two cells of one of the groups.
     """
 
     contrast: Contrast
-    options: ComparisonOptions
+    options: DeOptions
     genes: tuple[str, ...]
     tested: np.ndarray
     estimate_g: np.ndarray
     error_g: np.ndarray
-    shift: float
-    agreeing: float
+    common_change: float
+    near_common_share: float
     centre: str
-    null_share: float
+    unchanged_share: float
     change_g: np.ndarray
     sd_g: np.ndarray
     low_g: np.ndarray
@@ -170,16 +123,16 @@ class DifferentialExpression:
 
     @property
     def called(self) -> np.ndarray:
-        """Mask of the genes called at the false discovery rate asked for, shape (g,)."""
+        """Mask of the genes called at the chosen false discovery rate, shape (g,)."""
         called_g: np.ndarray = self.tested & (np.nan_to_num(self.expected_fdr_g, nan=1.0) <= self.options.fdr)
         return called_g
 
     @property
     def order(self) -> np.ndarray:
-        """Tested genes, surest change first, shape (t,)."""
+        """Indices of the tested genes, the most certain change first, shape (t,)."""
         tested = np.flatnonzero(self.tested)
-        surest: np.ndarray = tested[np.argsort(self.log_null_g[tested], kind="stable")]
-        return surest
+        ordered: np.ndarray = tested[np.argsort(self.log_null_g[tested], kind="stable")]
+        return ordered
 
     @property
     def score_g(self) -> np.ndarray:
@@ -188,7 +141,7 @@ class DifferentialExpression:
         return score_g
 
     def columns(self) -> dict[str, np.ndarray]:
-        """The table, a column an array of shape (g,), genes in the model's order."""
+        """Columns of the gene table, each of shape (g,), genes in the model's order."""
         return {
             "gene": np.asarray(self.genes, dtype=object),
             "change": self.change_g,
@@ -206,15 +159,16 @@ class DifferentialExpression:
         }
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """Where the result goes: as scanpy's `rank_genes_groups` keeps it, genes that rise first and that fall last.
+        """Where the result goes: a slot like scanpy's `rank_genes_groups`, from rising to falling genes.
 
-        Genes of the data that are not tested stand between them with a score of 0, and NaN in all other fields: some of
-        scanpy's plots need every gene. Fields that its readers ask for and a posterior has not, p-values, are NaN.
+        Genes of the data that are not tested stand in the middle with a score of 0 and NaN in all other fields, because
+        some of scanpy's plots need every gene. The p-values that scanpy's readers ask for are NaN, because a posterior
+        has none.
 
         Parameters
         ----------
         file_genes
-            Genes of the data.
+            Genes of the data, shape (f,).
         """
         position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])
@@ -250,6 +204,6 @@ class DifferentialExpression:
             "use_raw": False,
             "threshold": self.options.threshold,
             "centre": self.centre,
-            "shift": self.shift,
+            "common_change": self.common_change,
         }
         return [Slot(group="uns", key=names.rank_genes_groups, value=value)]

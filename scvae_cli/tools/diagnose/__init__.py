@@ -1,1 +1,1 @@
-"""How far a model can be trusted."""
+"""A diagnosis of a trained model: verdicts on its quality, each with the number behind it and advice."""

@@ -1,80 +1,47 @@
-"""What one trained model tells of its own health: use of the latent space, its shape, gaps, calibration, distances.
+"""The diagnosis of a trained model: all measurements, and the verdicts on them.
 
-A diagnosis is made of sections, each with its numbers and its verdicts. What needs further trainings is no question to
-one model: such studies hand in sections of their own (`Diagnosis.with_section`).
+A diagnosis consists of sections, each with its values and verdicts. Most sections describe the one model; two more
+compare it with further trainings, which take longer (`with_trainings`).
 
 Shapes: n cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError
+from scvae_cli.evaluation.retraining import Train, on_some, train_silently
 from scvae_cli.heldout import MIN_HELDOUT
 from scvae_cli.latent.posteriors import known_batches, posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.diagnose.baselines import BaselineComparison, compare_with_baselines
+from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts, stability_verdict
 from scvae_cli.tools.diagnose.distortion import Distortion, distortion
 from scvae_cli.tools.diagnose.gaps import Gaps, gaps
-from scvae_cli.tools.diagnose.health import Shape, Usage, shape, usage
-from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_check
-from scvae_cli.tools.diagnose.verdicts import (
-    Verdict,
-    of_axes,
-    of_counts,
-    of_distances,
-    of_gaps,
-    of_prior,
-    of_use,
-    worst_level,
+from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse, aggregated_posterior, latent_use
+from scvae_cli.tools.diagnose.model_verdicts import (
+    axes_verdict,
+    distance_verdict,
+    gap_verdicts,
+    likelihood_verdicts,
+    prior_verdict,
+    use_verdict,
 )
+from scvae_cli.tools.diagnose.options import DiagnoseOptions
+from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_check
+from scvae_cli.tools.diagnose.stability import Stability, stability
+from scvae_cli.tools.diagnose.verdict import Verdict, worst_level
 
-# More cells than these make covariances no surer.
-_MAX_EVERYONE = 20_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagnosisOptions:
-    """What is asked for.
-
-    Parameters
-    ----------
-    n_samples
-        Importance samples a cell.
-    n_steps
-        Steps of refinement that the amortization gap is measured with.
-    max_cells
-        Most cells that gaps and calibration are measured on, evenly chosen.
-    seed
-        Of everything drawn.
-
-    Raises
-    ------
-    ConfigError
-        For numbers that cannot be meant.
-    """
-
-    n_samples: int = 200
-    n_steps: int = 100
-    max_cells: int = 1000
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, least in (
-            ("--samples", self.n_samples, 2),
-            ("--refine", self.n_steps, 1),
-            ("--cells", self.max_cells, MIN_HELDOUT),
-            ("--seed", self.seed, 0),
-        ):
-            if value < least:
-                raise ConfigError(f"{name} is {value}", f"it takes a whole number, {least} or more")
+# More cells than these do not make covariances and densities more precise.
+_MAX_ENCODED = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,11 +51,11 @@ class Section:
     Parameters
     ----------
     name
-        Key of its numbers in the file; no two sections share it.
+        Key of its values in the file.
     values
-        Numbers, arrays, texts and dicts of these; nothing that is None.
+        Numbers, arrays, texts and dicts of these; no value is None.
     verdicts
-        What they come to.
+        The verdicts on these values.
     """
 
     name: str
@@ -98,137 +65,171 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Diagnosis:
-    """The health of a model.
+    """The diagnosis of a model.
 
     Parameters
     ----------
-    options
-        What was asked for.
-    usage, shape, gaps, check, distortion
-        The parts that one model can answer.
+    use, aggregate, gaps, check, distortion
+        Measurements of the model.
     n_cells
-        Cells in the data.
-    n_judged
-        Cells that gaps, calibration and the aggregated posterior's density were measured on.
+        Number of cells in the data.
+    n_evaluated
+        Number of cells on which gaps and likelihood were evaluated.
     heldout
-        Whether training did not learn from these. Where the data has fewer than ten held-out cells, all stand in.
+        Whether these cells were held out of the training. If the data has fewer than ten held-out cells, cells are
+        chosen from all.
     beta, likelihood
-        What the model was trained with.
-    further
-        Sections that others handed in.
+        Options of the training.
+    gene_labels
+        Names by which the verdicts call the model's genes.
+    baselines, stability
+        Comparisons with further trainings; None if there were none.
     """
 
-    options: DiagnosisOptions
-    usage: Usage
-    shape: Shape
+    use: LatentUse
+    aggregate: AggregatedPosterior
     gaps: Gaps
     check: PredictiveCheck
     distortion: Distortion
     n_cells: int
-    n_judged: int
+    n_evaluated: int
     heldout: bool
     beta: float
     likelihood: str
-    further: tuple[Section, ...] = field(default=())
+    gene_labels: tuple[str, ...]
+    baselines: BaselineComparison | None = None
+    stability: Stability | None = None
 
     @property
     def sections(self) -> tuple[Section, ...]:
-        """All parts, in the order they are told."""
-        return (
-            Section(
-                name="usage", values=self.usage.values(), verdicts=(of_use(self.usage, self.gaps, self.beta),)
-            ),
-            Section(name="aggregate", values=self.shape.values(), verdicts=(of_axes(self.shape), of_prior(self.shape))),
-            Section(name="gaps", values=self.gaps.values(), verdicts=tuple(of_gaps(self.gaps))),
-            Section(
-                name="predictive",
-                values=self.check.values(),
-                verdicts=tuple(of_counts(self.check, self.likelihood)),
-            ),
-            Section(name="distances", values=self.distortion.values(), verdicts=(of_distances(self.distortion),)),
-            *self.further,
-        )  # fmt: skip
+        """All sections, in the order in which they are reported."""
+        of_use = (use_verdict(self.use, self.gaps, self.beta),)
+        of_aggregate = (axes_verdict(self.aggregate), prior_verdict(self.aggregate))
+        of_genes = tuple(likelihood_verdicts(self.check, self.likelihood, self.gene_labels))
+        of_distances = (distance_verdict(self.distortion),)
+        sections = [
+            Section(name="usage", values=self.use.values(), verdicts=of_use),
+            Section(name="aggregate", values=self.aggregate.values(), verdicts=of_aggregate),
+            Section(name="gaps", values=self.gaps.values(), verdicts=tuple(gap_verdicts(self.gaps))),
+            Section(name="predictive", values=self.check.values(), verdicts=of_genes),
+            Section(name="distances", values=self.distortion.values(), verdicts=of_distances),
+        ]
+        if self.baselines is not None:
+            verdicts = tuple(baseline_verdicts(self.baselines))
+            sections.append(Section(name="baselines", values=self.baselines.values(), verdicts=verdicts))
+        if self.stability is not None:
+            verdict = stability_verdict(self.stability)
+            sections.append(Section(name="stability", values=self.stability.values(), verdicts=(verdict,)))
+        return tuple(sections)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """All verdicts, in the order they are told."""
+        """All verdicts, in the order in which they are reported."""
         return tuple(verdict for section in self.sections for verdict in section.verdicts)
 
     @property
     def level(self) -> str:
-        """The worst of all."""
+        """The worst level of all verdicts."""
         return worst_level(self.verdicts)
 
-    def with_section(self, section: Section) -> Diagnosis:
-        """The same with one more part.
-
-        Raises
-        ------
-        ConfigError
-            When a section of that name, or a verdict on one of its topics, is there already.
-        """
-        topics = {verdict.topic for verdict in self.verdicts}
-        taken = [verdict.topic for verdict in section.verdicts if verdict.topic in topics]
-        if section.name in {other.name for other in self.sections} or taken:
-            named = taken[0] if taken else section.name
-            raise ConfigError(f"the diagnosis has a part on {named!r} already", "give it another name")
-        return replace(self, further=(*self.further, section))
-
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """List where the result goes."""
+        verdicts = [verdict.values() for verdict in self.verdicts]
         values: dict[str, Any] = {
             "n_cells": self.n_cells,
-            "n_judged": self.n_judged,
+            "n_evaluated": self.n_evaluated,
             "heldout": self.heldout,
             "beta": self.beta,
             "level": self.level,
         }
         values |= {section.name: section.values for section in self.sections}
         values["verdicts"] = {
-            field_: np.asarray([verdict.values()[field_] for verdict in self.verdicts], dtype=object)
-            for field_ in ("topic", "level", "sentence", "remedy")
+            key: np.asarray([verdict[key] for verdict in verdicts], dtype=object)
+            for key in ("topic", "level", "sentence", "remedy")
         }
         return [Slot(group="uns", key=names.diagnosis, value=values)]
 
 
-def diagnose(model: Model, counts: Counts, options: DiagnosisOptions) -> Diagnosis:
-    """Diagnose a model on some cells.
+def diagnose(
+    model: Model,
+    counts: Counts,
+    options: DiagnoseOptions,
+    *,
+    gene_labels: tuple[str, ...] | None = None,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Diagnose a model by itself.
 
     Parameters
     ----------
     model
-        To be judged.
+        Model to diagnose.
     counts
-        Cells in the model's genes, best with those its training held out; with the batches of a model that has them.
-    options
-        What is asked for.
+        Cells in the model's genes, preferably with those held out of its training; with batches if the model has them.
+    gene_labels
+        Names by which the verdicts call the model's genes; None for those of the model.
 
     Raises
     ------
     DataError
-        For cells of a batch the model does not know.
+        If a cell's batch is unknown to the model.
     """
     known_batches(model, counts)
-    everyone = counts.cells(even(np.arange(counts.n_cells), _MAX_EVERYONE))
-    of_everyone = posteriors(model, everyone)
+    all_cells = counts.cells(even(np.arange(counts.n_cells), _MAX_ENCODED))
+    of_all = posteriors(model, all_cells, progress=progress)
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
     rows = rows if heldout else np.arange(counts.n_cells)
-    # Densities cost little: they are taken at more cells than are decoded.
-    of_unseen = posteriors(model, counts.cells(even(rows, _MAX_EVERYONE)))
+    # Encoding takes little time, so the density is evaluated at more cells than are decoded.
+    of_heldout = posteriors(model, counts.cells(even(rows, _MAX_ENCODED)), progress=progress)
     some = counts.cells(even(rows, options.max_cells))
     of_some = posteriors(model, some)
-    used = usage(of_everyone)
+    use = latent_use(of_all)
+    seed = options.seed
     return Diagnosis(
-        options=options,
-        usage=used,
-        shape=shape(of_everyone, of_unseen, model.density, seed=options.seed),
-        gaps=gaps(model, some, n_steps=options.n_steps, n_samples=options.n_samples, seed=options.seed),
-        check=predictive_check(model, some, of_some, seed=options.seed),
-        distortion=distortion(Geometry(model.vae), of_some.mean_nk, used.active_k, seed=options.seed),
+        use=use,
+        aggregate=aggregated_posterior(of_all, of_heldout, model.density, seed=seed),
+        gaps=gaps(model, some, options, progress=progress),
+        check=predictive_check(model, some, of_some, seed=seed, progress=progress),
+        distortion=distortion(Geometry(model.vae), of_some.mean_nk, use.active_k, seed=seed, progress=progress),
         n_cells=counts.n_cells,
-        n_judged=some.n_cells,
+        n_evaluated=some.n_cells,
         heldout=heldout,
         beta=model.config.train.beta,
         likelihood=model.config.model.likelihood,
+        gene_labels=model.genes if gene_labels is None else gene_labels,
+    )
+
+
+def with_trainings(
+    diagnosis: Diagnosis,
+    model: Model,
+    counts: Counts,
+    options: DiagnoseOptions,
+    *,
+    train: Train = train_silently,
+    progress: Progress = silent,
+) -> Diagnosis:
+    """Add comparisons with further trainings: baselines, and other random seeds.
+
+    Parameters
+    ----------
+    diagnosis
+        Diagnosis of the model by itself.
+    model, counts
+        The model, and cells in its genes with batches if the model has them. If these are not the cells that it was
+        trained on, a model trained on them is compared instead.
+    train
+        Trains a model.
+
+    Raises
+    ------
+    ScvaeError
+        As for a training.
+    """
+    model, counts = on_some(model, counts, train=train)
+    return replace(
+        diagnosis,
+        baselines=compare_with_baselines(model, counts, train=train, progress=progress),
+        stability=stability(model, counts, n_trainings=options.n_trainings, train=train),
     )

@@ -1,13 +1,14 @@
-"""How far the ELBO of cells is below their log-likelihood, and whose fault that is.
+"""The gap between the ELBO and the log-likelihood of cells, split by cause.
 
     log p(x) − ELBO(encoder) = [ELBO(refined) − ELBO(encoder)] + [log p(x) − ELBO(refined)]
                              = amortization gap + variational gap
 
-The first is what one network for all cells costs beside the best diagonal Gaussian of each; the second is what a
-diagonal Gaussian costs beside the true posterior. log p(x) is bounded by importance sampling, from the encoder's and
-the refined posterior in equal parts, each sample weighted against their mixture: the bound is never much looser than
-either's own. Where few samples carry the weight it is loose all the same, and the variational gap is at least what is
-said.
+The amortization gap is the loss of using one encoder for all cells instead of the best diagonal Gaussian of each cell.
+The variational gap is the loss of a diagonal Gaussian compared with the true posterior. log p(x) is replaced by a lower
+bound from importance sampling: half of the samples come from the encoder's posterior and half from the refined one,
+each weighted against the mixture of both, so that the bound is never much looser than with either posterior alone.
+Where few samples carry most of the weight the bound is still loose, and the true variational gap is larger than the
+estimate.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights against a mixture: Owen & Zhou 2000.
 
@@ -31,21 +32,23 @@ from scvae_cli.latent.refinement import refine
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.vae import VAE
+from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.diagnose.options import DiagnoseOptions
 
-# Decoding dominates, and its blocks are fastest when they stay in the processor's cache.
+# Most time is spent on decoding, which is fastest in blocks that fit into the processor's cache.
 _BLOCK_CELLS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A mean over cells.
+    """Mean of a gap over cells.
 
     Parameters
     ----------
     mean, error
-        And its standard error; nats a cell.
+        Mean and its standard error, nats per cell.
     percent
-        The mean, of the yardstick of `Gaps`.
+        Mean in percent of the scale described in `Gaps`.
     """
 
     mean: float
@@ -53,29 +56,29 @@ class Estimate:
     percent: float
 
     def values(self) -> dict[str, float]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {"mean": self.mean, "error": self.error, "percent": self.percent}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gaps:
-    """Bounds on log p(x) of every cell, nats, each of shape (n,).
+    """Bounds on log p(x) of n cells, nats; arrays of shape (n,).
 
     Parameters
     ----------
     encoder_n, refined_n
-        ELBO with the encoder's posterior and with the refined one.
+        ELBO with the encoder's posterior, and with the refined posterior.
     bound_n
-        Importance bound.
+        Importance-weighted bound.
     kl_n
-        KL of the encoder's posterior to the prior: what a cell's place costs.
+        KL of the encoder's posterior to the prior.
     effective_n
-        Effective number of importance samples, of `n_samples`.
+        Effective number of importance samples, at most `n_samples`.
     n_samples
-        s.
-    yardstick
-        What percentages are of, nats; None for the size of the mean importance bound. A bound on densities of real
-        numbers may be 0; there it is what as many standard normal features cost.
+        Number of importance samples per cell, s.
+    scale
+        100% of the percentages, nats; None for the absolute mean of the importance-weighted bound. A bound on densities
+        of real numbers may be 0; for these the scale is the negative log-density of as many standard normal features.
     """
 
     encoder_n: np.ndarray
@@ -84,7 +87,7 @@ class Gaps:
     kl_n: np.ndarray
     effective_n: np.ndarray
     n_samples: int
-    yardstick: float | None = None
+    scale: float | None = None
 
     @property
     def amortization(self) -> Estimate:
@@ -98,27 +101,32 @@ class Gaps:
 
     @property
     def inference(self) -> Estimate:
-        """log p(x) − ELBO(encoder), the sum of both."""
+        """log p(x) − ELBO(encoder), the sum of both gaps."""
         return self._estimate(self.bound_n - self.encoder_n)
 
     @property
     def rate(self) -> float:
-        """Mean KL, nats a cell."""
+        """Mean KL to the prior, nats per cell."""
         return float(self.kl_n.mean())
 
     @property
     def distortion(self) -> float:
-        """Mean −E_q[log p(x|z)] with the encoder's posterior, nats a cell."""
+        """Mean −E_q[log p(x|z)] with the encoder's posterior, nats per cell."""
         return float(-(self.encoder_n + self.kl_n).mean())
+
+    @property
+    def effective_samples(self) -> float:
+        """Median effective number of importance samples."""
+        return float(np.median(self.effective_n))
 
     def _estimate(self, gap_n: np.ndarray) -> Estimate:
         error = float(gap_n.std(ddof=1) / math.sqrt(len(gap_n))) if len(gap_n) > 1 else math.inf
         mean = float(gap_n.mean())
-        yardstick = abs(float(self.bound_n.mean())) if self.yardstick is None else self.yardstick
-        return Estimate(mean=mean, error=error, percent=100 * mean / yardstick)
+        scale = abs(float(self.bound_n.mean())) if self.scale is None else self.scale
+        return Estimate(mean=mean, error=error, percent=100 * mean / scale)
 
     def values(self) -> dict[str, Any]:
-        """Plain numbers."""
+        """Return plain numbers."""
         return {
             "elbo": float(self.encoder_n.mean()),
             "refined_elbo": float(self.refined_n.mean()),
@@ -128,46 +136,44 @@ class Gaps:
             "inference": self.inference.values(),
             "rate": self.rate,
             "distortion": self.distortion,
-            "effective_samples": float(np.median(self.effective_n)),
+            "effective_samples": self.effective_samples,
             "samples": self.n_samples,
         }
 
 
-def gaps(model: Model, counts: Counts, *, n_steps: int, n_samples: int, seed: int = 0) -> Gaps:
-    """Measure the gaps of some cells, best of cells that training did not learn from.
+def gaps(model: Model, counts: Counts, options: DiagnoseOptions, *, progress: Progress = silent) -> Gaps:
+    """Measure the gaps of some cells, preferably cells that were held out of the training.
 
     Parameters
     ----------
     model
-        Whose encoder is judged.
+        Model whose encoder is evaluated.
     counts
-        n cells in the model's genes, with the batches of a model that has them.
-    n_steps
-        Of the refinement.
-    n_samples
-        Importance samples a cell, from both posteriors together.
-    seed
-        Of refinement and samples.
+        n cells in the model's genes, with batches if the model has them.
+    options
+        Refinement steps, importance samples per cell (from both posteriors together) and the seed.
 
     Raises
     ------
     DataError
-        For cells of a batch the model does not know.
+        If a cell's batch is unknown to the model.
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
-    noise = torch.Generator().manual_seed(seed)
+    noise = torch.Generator().manual_seed(options.seed)
     parts = []
-    for _, cells in table.in_order(_BLOCK_CELLS):
-        with torch.no_grad():
-            start = model.vae.encode(cells)
-        found = refine(model.vae, cells, start, n_steps=n_steps, seed=seed).posterior
-        parts.append(bounds(model.vae, cells, (start, found), n_samples=n_samples, noise=noise))
+    with progress("Measuring gaps", table.n_cells) as advance:
+        for rows, cells in table.in_order(_BLOCK_CELLS):
+            with torch.no_grad():
+                start = model.vae.encode(cells)
+            refined = refine(model.vae, cells, start, n_steps=options.refine, seed=options.seed).posterior
+            parts.append(bounds(model.vae, cells, (start, refined), n_samples=options.n_samples, noise=noise))
+            advance(len(rows))
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     names = ("encoder_n", "refined_n", "bound_n", "kl_n", "effective_n")
     return Gaps(
         **dict(zip(names, columns, strict=True)),
-        n_samples=2 * _n_each(n_samples),
-        yardstick=None if model.of_counts else float(model.vae.decoder.head.typical_loss(torch.zeros(()))),
+        n_samples=2 * _n_each(options.n_samples),
+        scale=None if model.of_counts else float(model.vae.decoder.head.typical_loss(torch.zeros(()))),
     )
 
 
@@ -175,7 +181,13 @@ def gaps(model: Model, counts: Counts, *, n_steps: int, n_samples: int, seed: in
 def bounds(
     vae: VAE, cells: Minibatch, posteriors: tuple[Posterior, Posterior], *, n_samples: int, noise: torch.Generator
 ) -> tuple[np.ndarray, ...]:
-    """ELBO of two posteriors, importance bound, KL of the first, effective samples; each of shape (n,), nats."""
+    """Compute bounds on log p(x) with two posteriors of the same cells.
+
+    Returns
+    -------
+    ELBO of each posterior, importance-weighted bound, KL of the first posterior (all in nats), and the effective number
+    of samples; each of shape (n,).
+    """
     n_each = _n_each(n_samples)
     shape = posteriors[0].mean_nk.shape
     kl = [q.kl_nk().double().sum(1).cpu() for q in posteriors]
@@ -183,7 +195,7 @@ def bounds(
     log_weight_ns = torch.empty(shape[0], 2 * n_each, dtype=torch.float64)
     drawn_nk = torch.empty(0)
     for s in range(n_each):
-        # Every other sample is the mirror image of the one before.
+        # Antithetic sampling: every second sample mirrors the one before.
         drawn_nk = torch.randn(shape, generator=noise) if s % 2 == 0 else -drawn_nk
         for i, q in enumerate(posteriors):
             z_nk = q.sample(drawn_nk.to(q.mean_nk))
@@ -203,7 +215,7 @@ def _n_each(n_samples: int) -> int:
 
 
 def _log_density(q: Posterior, z_nk: Tensor) -> Tensor:
-    """log q(z) up to the constant that it shares with the prior, shape (n,), float64, on the CPU."""
+    """Compute log q(z) up to the constant that it shares with the prior, shape (n,), float64, on the CPU."""
     var_nk = q.var_nk.double()
     unit_nk = (z_nk.double() - q.mean_nk.double()).square() / var_nk
     return -0.5 * (unit_nk + var_nk.log()).sum(1).cpu()

@@ -1,9 +1,9 @@
-"""Would cells decoded where these cells are have their genes' zeros and variances? A posterior predictive check.
+"""Posterior predictive check: do cells simulated by the model have the zeros and variances of the observed genes?
 
-Replicates are drawn as the model says the cells came about: of every cell a posterior sample, decoded at the cell's own
-depth and in its batch, and a count from the likelihood for every gene. Whatever is computed of the cells is computed of
-every replicate, and where the cells stand among the replicates says how calibrated the likelihood is. Cells that told
-the encoder where they lie agree a little better than new ones would.
+Each replicate simulates all cells: a posterior sample of each cell is decoded at the cell's own library size and in its
+batch, and a count of every gene is drawn from the likelihood. The same statistics are computed for the observed cells
+and for every replicate; where the observed value lies among the replicates shows how well the likelihood is calibrated.
+The encoder has seen the cells that are checked, so they agree slightly better than unseen cells would.
 
 Source: Gelman, Meng & Stern 1996.
 
@@ -12,7 +12,7 @@ Shapes: n cells, g genes, r replicates.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,13 +26,14 @@ from scvae_cli.latent.gene_moments import GeneMoments
 from scvae_cli.latent.posteriors import known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.progress import Progress, silent, tracked
 
 N_REPLICATES = 25
-# What a band covers.
+# Probability that a gene of the model itself lies inside its band.
 BAND = 0.99
-# A gene seen in fewer cells, on the average of cells and replicates, has no variance to speak of.
-_MIN_SEEN = 5
-# What is added to variances of real numbers, which may have any unit, as a share of the observed one.
+# The variance of a gene detected in fewer cells (mean of observed cells and replicates) is not evaluated.
+_MIN_DETECTED = 5
+# Added to variances of real numbers before the logarithm, as a fraction of the observed variance: units may differ.
 _LEAST_VARIANCE = 1e-6
 # Likelihoods under which a zero is a count of zero.
 _OF_COUNTS = ("zinb", "nb", "poisson")
@@ -41,68 +42,79 @@ _WORST = 10
 
 @dataclass(frozen=True, kw_only=True)
 class GeneStatistic:
-    """A number of every gene, observed and predicted; shape (g,) each.
+    """One statistic of every gene, observed and predicted; arrays of shape (g,).
 
     Parameters
     ----------
     observed_g, predicted_g
-        Of the cells, and the mean of the replicates.
+        Statistic of the observed cells, and its mean over the replicates.
     score_g
-        How far the observed one is from the replicates' mean, in standard errors of a replicate.
-    judged_g
-        Genes that are seen often enough to be judged; of real numbers, those that vary.
+        Difference between observation and mean of the replicates, in standard errors of a replicate.
+    evaluated_g
+        Mask of the genes that are detected in enough cells to be evaluated; of real numbers, those that vary.
     limit
-        Score of the border of the 99% band.
+        Absolute score at the limit of the 99% band.
     error_expected
-        Mean distance of a replicate from the prediction, for comparison with `error`.
+        Mean absolute difference between a replicate and the prediction, for comparison with `error`.
     """
 
     observed_g: np.ndarray
     predicted_g: np.ndarray
     score_g: np.ndarray
-    judged_g: np.ndarray
+    evaluated_g: np.ndarray
     limit: float
     error_expected: float
 
     @property
+    def n_evaluated(self) -> int:
+        """Number of evaluated genes."""
+        return int(self.evaluated_g.sum())
+
+    @property
     def outside_g(self) -> np.ndarray:
-        """Mask of the judged genes outside their band."""
-        outside_g: np.ndarray = self.judged_g & (np.abs(self.score_g) > self.limit)
+        """Mask of the evaluated genes outside their band, shape (g,)."""
+        outside_g: np.ndarray = self.evaluated_g & (np.abs(self.score_g) > self.limit)
         return outside_g
 
     @property
     def outside(self) -> float:
-        """Their share; 0.01 would be expected of a perfect model."""
-        return float(self.outside_g.sum() / max(self.judged_g.sum(), 1))
+        """Fraction of the evaluated genes outside their band; 0.01 is expected of a perfect model."""
+        return float(self.outside_g.sum() / max(self.n_evaluated, 1))
 
     @property
     def error(self) -> float:
-        """Mean absolute distance of the observed numbers from the predicted ones, over the judged genes."""
-        return _mean(np.abs(self.observed_g - self.predicted_g)[self.judged_g])
+        """Mean absolute difference between observation and prediction over the evaluated genes."""
+        return _mean(np.abs(self.observed_g - self.predicted_g)[self.evaluated_g])
 
     @property
     def median_ratio(self) -> float:
-        """Of observed over predicted, over the judged genes."""
-        seen_g = self.judged_g & (self.predicted_g > 0)
-        return float(np.median(self.observed_g[seen_g] / self.predicted_g[seen_g])) if seen_g.any() else float("nan")
+        """Median ratio of observation to prediction over the evaluated genes."""
+        shown_g = self.evaluated_g & (self.predicted_g > 0)
+        return float(np.median(self.observed_g[shown_g] / self.predicted_g[shown_g])) if shown_g.any() else float("nan")
 
     def worst(self, n: int = _WORST) -> np.ndarray:
-        """Indices of the judged genes that are most standard errors off."""
-        order = np.argsort(-np.where(self.judged_g, np.abs(self.score_g), -1), kind="stable")
-        return order[: min(n, int(self.judged_g.sum()))]
+        """Indices of the n evaluated genes with the largest absolute scores, in descending order."""
+        order = np.argsort(-np.where(self.evaluated_g, np.abs(self.score_g), -1), kind="stable")
+        return order[: min(n, self.n_evaluated)]
 
-    def values(self, genes: tuple[str, ...]) -> dict[str, Any]:
-        """Plain numbers, and arrays over all genes of the model."""
+    def summary(self) -> dict[str, Any]:
+        """Return plain numbers over all evaluated genes."""
+        return {
+            "outside": self.outside,
+            "error": self.error,
+            "error_expected": self.error_expected,
+            "median_ratio": self.median_ratio,
+            "n_evaluated": self.n_evaluated,
+        }
+
+    def values(self, genes: Sequence[str]) -> dict[str, Any]:
+        """Return the summary, the genes with the largest scores, and arrays over all genes of the model."""
         worst = self.worst()
         return {
             "observed": self.observed_g,
             "predicted": self.predicted_g,
             "score": self.score_g,
-            "outside": self.outside,
-            "error": self.error,
-            "error_expected": self.error_expected,
-            "median_ratio": self.median_ratio,
-            "judged": int(self.judged_g.sum()),
+            **self.summary(),
             "worst_genes": np.asarray([genes[g] for g in worst], dtype=object),
             "worst_scores": self.score_g[worst],
         }
@@ -110,18 +122,18 @@ class GeneStatistic:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveCheck:
-    """How the genes of cells and of replicates compare.
+    """Comparison of the genes of observed cells and of replicates.
 
     Parameters
     ----------
     genes
-        Their names, g.
+        Names of the g genes.
     mean_g
-        Mean of every gene over the cells.
+        Mean of every gene over the observed cells, shape (g,).
     zeros
-        Shares of cells without a count; None for a likelihood that is not one of counts.
+        Fractions of cells without a count; None for a likelihood of real numbers.
     variances
-        Variances over the cells; scored in logarithms.
+        Variances over the cells; the scores are those of their logarithms.
     """
 
     genes: tuple[str, ...]
@@ -130,7 +142,7 @@ class PredictiveCheck:
     variances: GeneStatistic
 
     def values(self) -> dict[str, Any]:
-        """Plain numbers and arrays."""
+        """Return plain numbers and arrays."""
         values: dict[str, Any] = {"genes": np.asarray(self.genes, dtype=object), "mean": self.mean_g}
         if self.zeros is not None:
             values["zeros"] = self.zeros.values(self.genes)
@@ -138,58 +150,65 @@ class PredictiveCheck:
 
 
 def predictive_check(
-    model: Model, counts: Counts, posterior: Posterior, *, n_replicates: int = N_REPLICATES, seed: int = 0
+    model: Model,
+    counts: Counts,
+    posterior: Posterior,
+    *,
+    n_replicates: int = N_REPLICATES,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> PredictiveCheck:
-    """Compare cells with replicates.
+    """Compare cells with replicates of them.
 
     Parameters
     ----------
     model
-        Decodes and draws.
+        Model that simulates the replicates.
     counts
-        n cells in the model's genes, with the batches of a model that has them.
+        n cells in the model's genes, with batches if the model has them.
     posterior
-        Theirs, on the CPU.
+        Posteriors of these cells, on the CPU.
     n_replicates
-        r, 2 or more.
+        Number of replicates r, 2 or more.
     seed
-        Of everything drawn.
+        Seed of the posterior samples and counts.
+    progress
+        Shows how many replicates are done.
     """
     batch_n = known_batches(model, counts)
     library_n = counts.library_n
     noise = torch.Generator().manual_seed(seed)
+    seeds = np.random.SeedSequence(seed).spawn(n_replicates)
     replicates = []
-    for of_replicate in np.random.SeedSequence(seed).spawn(n_replicates):
+    for of_replicate in tracked(seeds, progress, "Simulating replicates", n_replicates):
         z_nk = posterior.sample(torch.randn(posterior.mean_nk.shape, generator=noise))
         moments = GeneMoments(counts.n_genes)
         for block in drawn_counts(model, z_nk, library_n, batch_n, of_replicate):
             moments.add(block)
         replicates.append(moments)
     observed = GeneMoments(counts.n_genes).add(counts.matrix)
-    return compare(
-        observed, replicates, model.genes, zeros_are_counts=model.config.model.likelihood in _OF_COUNTS
-    )  # fmt: skip
+    return compare(observed, replicates, model.genes, zeros_are_counts=model.config.model.likelihood in _OF_COUNTS)
 
 
 def compare(
     observed: GeneMoments, replicates: list[GeneMoments], genes: tuple[str, ...], *, zeros_are_counts: bool = True
 ) -> PredictiveCheck:
-    """Where the moments of some cells' genes stand among those of replicates of them."""
+    """Compare the moments of the genes of observed cells with those of replicates."""
     n = observed.n_cells
     variance_rg = np.stack([moments.variance_g for moments in replicates])
     if zeros_are_counts:
-        seen_rg = np.stack([1 - moments.zero_g for moments in replicates])
-        judged_g = n * (seen_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_SEEN
-        # Half a cell keeps the score of a gene finite that every replicate shows in every cell.
-        zeros = _statistic(observed.zero_g, 1 - seen_rg, judged_g, least_sd=0.5 / n, scale=lambda value: value)
-        # One count in n cells: variances of few large counts spread over orders of magnitude.
-        least_g = np.full(len(judged_g), 1 / n)
+        detected_rg = np.stack([1 - moments.zero_g for moments in replicates])
+        evaluated_g = n * (detected_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_DETECTED
+        # Half a cell keeps the score finite for a gene that is detected in every cell of every replicate.
+        zeros = _statistic(observed.zero_g, 1 - detected_rg, evaluated_g, least_sd=0.5 / n, scale=lambda value: value)
+        # The variance of one count in n cells: variances of few large counts range over orders of magnitude.
+        least_g = np.full(len(evaluated_g), 1 / n)
     else:
-        zeros, judged_g = None, observed.varies_g
-        # Whatever stands in for the variance of what is not judged, its logarithm is to be finite.
-        least_g = np.where(judged_g, _LEAST_VARIANCE * observed.variance_g, 1.0)
+        zeros, evaluated_g = None, observed.varies_g
+        # Keeps the logarithm finite also for the variances that are not evaluated.
+        least_g = np.where(evaluated_g, _LEAST_VARIANCE * observed.variance_g, 1.0)
     variances = _statistic(
-        observed.variance_g, variance_rg, judged_g, least_sd=1e-6, scale=lambda value: np.log(value + least_g)
+        observed.variance_g, variance_rg, evaluated_g, least_sd=1e-6, scale=lambda value: np.log(value + least_g)
     )
     return PredictiveCheck(genes=genes, mean_g=observed.mean_g, zeros=zeros, variances=variances)
 
@@ -197,7 +216,7 @@ def compare(
 def _statistic(
     observed_g: np.ndarray,
     value_rg: np.ndarray,
-    judged_g: np.ndarray,
+    evaluated_g: np.ndarray,
     *,
     least_sd: float,
     scale: Callable[[np.ndarray], np.ndarray],
@@ -205,17 +224,17 @@ def _statistic(
     n_replicates = len(value_rg)
     scaled_rg, predicted_g = scale(value_rg), value_rg.mean(0)
     sd_g = np.maximum(scaled_rg.std(0, ddof=1), least_sd)
-    # The mean of the replicates is itself known up to the spread of r of them.
+    # The mean of r replicates has a standard error of its own.
     widened = np.sqrt(1 + 1 / n_replicates)
-    # A replicate is nearer to the mean it is part of than another one would be.
-    apart = np.sqrt((n_replicates + 1) / (n_replicates - 1))
+    # A replicate is closer to a mean that includes it than a new replicate would be.
+    corrected = np.sqrt((n_replicates + 1) / (n_replicates - 1))
     return GeneStatistic(
         observed_g=observed_g,
         predicted_g=predicted_g,
         score_g=(scale(observed_g) - scaled_rg.mean(0)) / (sd_g * widened),
-        judged_g=judged_g,
+        evaluated_g=evaluated_g,
         limit=float(stdtrit(n_replicates - 1, (1 + BAND) / 2)),
-        error_expected=float(apart) * _mean(np.abs(value_rg - predicted_g).mean(0)[judged_g]),
+        error_expected=float(corrected) * _mean(np.abs(value_rg - predicted_g).mean(0)[evaluated_g]),
     )
 
 

@@ -1,1 +1,1 @@
-"""Trajectories toward a gene program."""
+"""Trajectories that increase a gene program."""

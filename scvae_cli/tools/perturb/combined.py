@@ -1,8 +1,8 @@
-"""Perturbations at once that nobody has been under together: what their changes come to.
+"""The joint effect of perturbations that have never been combined, predicted from their separate effects.
 
-Where two do opposite things to a gene, or only one does anything, their changes add up. Where both raise it, or both
-lower it, nothing that each does alone tells whether the second adds to the first, or finds done what it would have
-done: then it is the mean of the two, half the sum and half the stronger change.
+Where two perturbations change a gene in opposite directions, or only one of them changes it, their changes add up.
+Where both raise it, or both lower it, their separate effects do not show whether the second adds to the first or has
+nothing left to do. Then the prediction is the mean of the two cases: half the sum and half the stronger change.
 
 Shapes: p perturbations, g genes.
 """
@@ -13,12 +13,12 @@ import numpy as np
 
 
 def combined(change_pg: np.ndarray) -> np.ndarray:
-    """Change under all of some perturbations, shape (g,).
+    """Change under all perturbations together, shape (g,).
 
     Parameters
     ----------
     change_pg
-        What each does alone, log ratios or differences.
+        Change under each perturbation alone, log ratios or differences.
 
     >>> combined(np.array([[1.0, 1.0, -2.0, 0.0], [0.5, -1.5, -1.0, 3.0]])).tolist()
     [1.25, -0.5, -2.5, 3.0]

@@ -1,11 +1,15 @@
-"""Which cells a perturbation is learned from: groups, labels, and what adds up to the change that is asked for.
+"""Cells from which a perturbation is learned: groups, labels, and the terms that add up to the target's change.
 
-A group's cells under a label are compared with its control cells. The change a target group would make is put together
-from terms, each the change that a label made in some groups: of a single perturbation one term, in the other groups. Of
-a combination, B+C, which the other groups have been under, it is half their change under B+C, half the group's own
-change under B and under C with the interaction (what B+C does beyond the two) of the others: the first is surer, the
-second the group's own. Where the group was not under both parts it is the first alone. A combination that nobody has
-been under is put together of its parts, each as the group itself shows it, where it does.
+A group's cells under a label are compared with its control cells. The change of the target group is a sum of terms,
+each the change under a label in some groups. A single perturbation has one term, its change in the other groups. For a
+combination, B+C, that other groups have undergone, the change is half theirs under B+C, plus half of: the target's own
+changes under B and under C and the others' interaction (the change under B+C beyond the two). The first half is more
+certain, the second is the target's own. If the target has not undergone both parts, the first alone is used. A
+combination that no other group has undergone is the sum of its parts, each as observed in the target where possible.
+
+A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
+them matter: cells labeled B+C and C + B have the same perturbation. Where no cell has the given label, the control
+label is added or removed as a part: B+ctrl is found as B, and the part B of B+C as ctrl+B.
 """
 
 from __future__ import annotations
@@ -16,15 +20,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
+from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
 
-# A change between fewer cells than this says nothing.
+# A change between fewer cells than this is too uncertain to use.
 MIN_CELLS = 5
 _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """A change that is added with a weight, or taken off: that of a label in some groups."""
+    """Change under a label in some groups, with its weight in the sum, which may be negative."""
 
     weight: float
     label: str
@@ -33,14 +39,14 @@ class Term(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """A group, what is done to it, and all cells' labels.
+    """A target group, its perturbation, and the labels of all cells.
 
     Parameters
     ----------
     group, control, treated
-        The target, and the labels of its cells before and after.
+        Target group, and the labels of its cells before and after.
     parts
-        Of a combination, the labels of its single perturbations; else empty.
+        Labels of the single perturbations of a combination; empty for a single one.
     members
         Indices of the cells of every group under every label, ascending.
     """
@@ -56,36 +62,36 @@ class Design:
         return self.members.get((group, label), np.empty(0, dtype=np.int64))
 
     def has(self, group: str, *labels: str) -> bool:
-        """Whether a group has cells enough under some labels, and control cells."""
+        """Whether a group has enough cells under all of some labels, and enough control cells."""
         return all(len(self.rows(group, label)) >= MIN_CELLS for label in (self.control, *labels))
 
     def others(self, *labels: str) -> tuple[str, ...]:
-        """The other groups that have been under all of some labels, by name."""
+        """The other groups with enough cells under all of some labels, sorted by name."""
         return tuple(group for group in self._groups if group != self.group and self.has(group, *labels))
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The other groups that have been under the very treatment."""
+        """The other groups that have undergone the perturbation itself."""
         return self.others(self.treated)
 
     @property
     def observed(self) -> bool:
-        """Whether the group itself has been under it: the prediction never looks, what judges it does."""
+        """Whether the target has treated cells, which are used to judge the prediction but never to make it."""
         return self.has(self.group, self.treated)
 
     @property
     def own_parts(self) -> bool:
-        """Whether the group has been under every part of a combination."""
+        """Whether the target has undergone every part of a combination."""
         return bool(self.parts) and self.has(self.group, *self.parts)
 
     @property
-    def own(self) -> bool:
-        """Whether all that adds up to the change is the group's own: of a combination that no other has been under."""
+    def only_own_parts(self) -> bool:
+        """Whether all terms are the target's own: a combination that no other group has undergone."""
         return not self.sources and self.own_parts
 
     @property
     def terms(self) -> tuple[Term, ...]:
-        """What adds up to the change."""
+        """The terms that add up to the target's change."""
         if not self.sources:
             return self.additive_terms
         whole = self.others(self.treated, *self.parts)
@@ -97,44 +103,44 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """The parts of a combination, each as the group itself shows it, else the others."""
+        """The parts of a combination, each observed in the target itself, else in the other groups."""
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
 
-    def heard(self, term: Term) -> tuple[str, ...]:
-        """Groups that have a say in a term: where it is the group's own change, first it, then the others under it."""
+    def contributors(self, term: Term) -> tuple[str, ...]:
+        """Groups that contribute to a term; for the target's own change, the target and then the others."""
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
     def learned_from(self) -> dict[str, tuple[str, ...]]:
-        """Groups that have a say in the change, of each label; two terms of one label may hear different ones."""
-        heard: dict[str, tuple[str, ...]] = {}
+        """Groups that contribute to the change, by label; two terms of one label may have different ones."""
+        found: dict[str, tuple[str, ...]] = {}
         for term in self.terms:
             if term.weight > 0:
-                heard[term.label] = tuple(dict.fromkeys((*heard.get(term.label, ()), *self.heard(term))))
-        return heard
+                found[term.label] = tuple(dict.fromkeys((*found.get(term.label, ()), *self.contributors(term))))
+        return found
 
     @property
     def _groups(self) -> list[str]:
         return sorted({group for group, _ in self.members})
 
     def of(self, group: str, treated: str | None = None) -> Design:
-        """The same question of another group, or of a part of the combination."""
+        """The design for another target group, or for a part of the combination."""
         if treated is None or treated == self.treated:
             return replace(self, group=group)
         return replace(self, group=group, treated=treated, parts=())
 
     def checks(self) -> tuple[Design, ...]:
-        """The same question of every group whose answer is known and can be found without looking at it.
+        """Designs of all groups with treated cells that can be predicted without using them.
 
-        Of a combination that nobody has been under, the question of its parts.
+        For a combination that no other group has undergone, designs of its parts.
         """
         labels = (self.treated,) if self.sources else self.parts
-        asked = [self.of(group, label) for label in labels for group in self._groups]
+        possible = [self.of(group, label) for label in labels for group in self._groups]
         return tuple(
             design
-            for design in asked
+            for design in possible
             if (design.group != self.group or not self.sources) and design.observed and design.sources
         )
 
@@ -142,14 +148,15 @@ class Design:
 def design(
     group: str, control: str, treated: str, *, group_n: np.ndarray, label_n: np.ndarray, perturbation_key: str
 ) -> Design:
-    """What to learn from, or why there is nothing.
+    """Find the cells to learn from.
 
     Parameters
     ----------
     group, control, treated
-        As for `Design`; a treated label that no cell has is taken apart at its plus signs.
+        As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
+        any order. A treated label that no cell has is split at its plus signs.
     group_n, label_n
-        Group and label of every cell, strings or None.
+        Group and label of every cell, strings or None; shape (n,).
     perturbation_key
         Column that the labels are from, for messages.
 
@@ -160,37 +167,28 @@ def design(
     DataError
         For labels that no cells have, a group without control cells, or no group to learn from.
     """
-    if treated == control:
-        raise ConfigError(f"--treated and --control are both {control!r}", "a perturbation compares two labels")
-    known = sorted({label for label in label_n if label is not None})
-    listed = ", ".join(known[:_SHOWN]) + (", ..." if len(known) > _SHOWN else "")
-    pieces = tuple(piece.strip() for piece in treated.split("+")) if "+" in treated else ()
-    parts = pieces if all(piece in known for piece in pieces) else ()
-    for label in (control, *((treated,) if not parts else ())):
-        if label not in known:
-            raise DataError(f"no cells with obs[{perturbation_key!r}] == {label!r}", f"labels: {listed}")
-    if parts and (control in parts or len(set(parts)) < len(parts)):
-        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations, none the control")
+    group = matching(group, set(group_n) - {None}) or group
+    control, treated, parts, label_n = _resolved(control, treated, label_n, perturbation_key)
     members = _members(group_n, label_n)
     result = Design(group=group, control=control, treated=treated, parts=parts, members=members)
     n_control = len(result.rows(group, control))
     if n_control < MIN_CELLS:
         raise DataError(
-            f"{group!r} has {n_control} cell(s) with obs[{perturbation_key!r}] == {control!r}, too few to start from",
+            f"{group!r} has {n_control} cell(s) with obs[{perturbation_key!r}] == {control!r}",
             f"at least {MIN_CELLS} control cells of the group are needed",
         )
     if not result.sources:
-        without = [part for part, term in zip(parts, result.additive_terms, strict=True) if not term.groups]
-        for label in without if parts else (treated,):
+        missing = [part for part, term in zip(parts, result.additive_terms, strict=True) if not term.groups]
+        for label in missing if parts else (treated,):
             raise DataError(
                 f"no other group has {MIN_CELLS} cells or more of both {control!r} and {label!r}",
-                "a perturbation is learned from groups that have been under it: choose another --groupby",
+                "a perturbation is learned from groups that have undergone it; choose another --groupby",
             )
     return result
 
 
 def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key: str | None) -> None:
-    """Refuse a model that was told that the perturbation is a batch effect: it has taken it out of the latent space.
+    """Refuse a model that removes the perturbation from the latent space as a batch effect.
 
     Raises
     ------
@@ -202,14 +200,47 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
     for label in (design.treated,) if design.sources else design.parts:
         if not _of_label(batch_n, design, design.control) & _of_label(batch_n, design, label):
             raise ModelError(
-                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so to this model "
-                "the perturbation is a batch effect",
+                f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model "
+                "removes the perturbation as a batch effect",
                 "train without --batch-key, or with one whose batches hold both",
             )
 
 
+def _resolved(
+    control: str, treated: str, label_n: np.ndarray, key: str
+) -> tuple[str, str, tuple[str, ...], np.ndarray]:
+    """Control, treated and its parts as the data spells them, and the cells' labels, one spelling per combination."""
+    labels = PerturbationLabels.of(label_n, control, treated)
+    listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
+    start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)
+    if not pieces or (label is not None and label == start):
+        raise ConfigError(
+            f"--treated and --control are both {control!r}"
+            if str(treated) == str(control)
+            else f"--treated {treated!r} and --control {control!r} are the same label",
+            "a perturbation compares two labels",
+        )
+    if start is None:
+        raise DataError(f"no cells with obs[{key!r}] == {control!r}", f"labels: {listed}")
+    if len(pieces) == 1:
+        if label is None:
+            raise DataError(f"no cells with obs[{key!r}] == {treated!r}", f"labels: {listed}")
+        return start, label, (), labels.label_n
+    found = [labels.find(piece) for piece in pieces]
+    missing = [piece for piece, single in zip(pieces, found, strict=True) if single is None]
+    if label is None and missing:
+        raise DataError(
+            f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
+            f"a combination is its parts' labels joined by +, in any order, such as A+B; labels: {listed}",
+        )
+    parts = () if missing else tuple(single for single in found if single is not None)
+    if len(set(parts)) < len(parts):
+        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations")
+    return start, label or "+".join(pieces), parts, labels.label_n
+
+
 def _of_label(batch_n: np.ndarray, design: Design, label: str) -> set[str]:
-    return {str(batch) for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
+    return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
 
 
 def _members(group_n: np.ndarray, label_n: np.ndarray) -> dict[tuple[str, str], np.ndarray]:

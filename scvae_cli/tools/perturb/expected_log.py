@@ -1,8 +1,8 @@
-"""What log-normalised counts average to, by the likelihood that the counts come from.
+"""Expected log-normalized counts under the likelihood of the counts.
 
-Changes of expression are told, and judged, in means of log(1 + 10⁴·x/library), as biologists look at them. The mean of
-a logarithm is not the logarithm of a mean: of a gene that a cell shows once or not at all it is nearly a probability.
-So it is summed over the counts that a negative binomial gives.
+Changes of expression are reported and judged as differences of the mean of log(1 + 10⁴·x/library), the usual scale of
+single-cell analyses. The mean of a logarithm is not the logarithm of a mean: for a gene with at most one count in a
+cell, it is nearly proportional to the probability of that count. So it is summed over the distribution of the counts.
 
 Shapes: n cells, g genes, t pairs of these whose counts may be large.
 """
@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-TARGET = 1e4
-# Counts below this are summed one by one. What larger ones add is an integral over their logarithm, at so many points
-# of Gauss and Legendre's; it reaches from so many standard deviations below the mean to as many above, and on by so
-# many times the variance over the mean, as gamma distributions reach farther up. Together exact to 2 in 10,000.
+TARGET_SUM = 1e4
+# Counts below `_COUNTS` are summed one by one. Larger ones contribute an integral over their logarithm, by
+# Gauss–Legendre quadrature with `_POINTS` points. It reaches `_DEVIATIONS` standard deviations to either side of the
+# mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma distributions have long
+# upper tails. The relative error of the whole is at most 2 in 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
-# A tail whose probability is less, as a share of the sum before it, is put at its first count.
+# A tail with less probability than this share of the sum before it is evaluated at its first count.
 _LEAST_TAIL = 1e-4
 
 
@@ -60,15 +61,15 @@ def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n
 
 
 def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Tensor:
-    """Mean of log(1 + s·x) of the counts x that are not summed one by one, shape (t,)."""
-    # Variance over mean; with it, a count's distribution stretches.
-    stretch_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
-    reach_t = _DEVIATIONS * (mean_t * stretch_t).sqrt()
-    # Sums become integrals from half a count below.
+    """Mean of log(1 + s·x) over the counts x that are not summed one by one, shape (t,)."""
+    # Ratio of variance to mean, with which the width of the distribution grows.
+    dispersion_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
+    reach_t = _DEVIATIONS * (mean_t * dispersion_t).sqrt()
+    # An integral in place of the sum starts half a count lower.
     low_t = (mean_t - reach_t).clamp(min=_COUNTS - 0.5).log()
-    high_t = (mean_t + reach_t + _BEYOND * stretch_t).clamp(min=1.5 * _COUNTS).log()
+    high_t = (mean_t + reach_t + _BEYOND * dispersion_t).clamp(min=1.5 * _COUNTS).log()
     mass_t, sum_t = torch.zeros_like(mean_t), torch.zeros_like(mean_t)
-    # Constants cancel in the end, but keep the terms from overflowing.
+    # The constant cancels in the ratio below, but keeps the terms from overflowing.
     if theta_t is None:
         constant_t, rate_t = -mean_t, -mean_t.log()
     else:
@@ -86,5 +87,5 @@ def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Te
         term_t = weight * log_term_t.exp()
         mass_t += term_t
         sum_t += term_t * torch.log1p(scale_t * x_t)
-    # All terms are 0 where the tail is all but empty: it begins where its counts do.
+    # All terms are 0 where the tail is almost empty; then its first count stands for it.
     return torch.where(mass_t > 0, sum_t / mass_t.clamp(min=1e-300), torch.log1p(scale_t * _COUNTS))

@@ -1,12 +1,12 @@
-"""How cells move in latent space when something is done to them, learned from cells it was done to.
+"""Shift of cells in latent space under a perturbation, learned from cells of other groups.
 
-Two ways. By centroids: a group moves from the mean of its control cells to that of its treated ones, and the cells
-asked about move as the groups do, more as those that lie near their own (Lotfollahi et al. 2019,
-doi:10.1038/s41592-019-0494-8, has all groups alike). By matched cells: optimal transport pairs a group's control with
-its treated cells, each moves to the mean of those it is paired with, and a cell asked about moves as the control cells
-do that lie nearest to it.
+Two methods. By centroids: a group shifts from the mean of its control cells to the mean of its treated cells, and the
+target cells shift as the groups do, with more weight on groups near their own (Lotfollahi et al. 2019,
+doi:10.1038/s41592-019-0494-8, weigh all groups alike). By matched cells: optimal transport pairs a group's control
+cells with its treated cells, each shifts to the mean of those it is paired with, and a target cell shifts as the
+control cells nearest to it do.
 
-Shapes: n cells, k latent dimensions, m cells that move, r source cells.
+Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from scvae_cli.latent.neighbor_graph import nearest
 from scvae_cli.tools.perturb.design import Design, Term
 
 CENTROID, OT = METHODS = ("centroid", "ot")
-# Of each side, so many cells are paired: the cost of optimal transport grows with their product.
+# Number of cells paired on each side; the cost of optimal transport grows with the product of the two sides.
 _PAIRED = 500
-# Moves of so many nearest source cells are averaged.
-_NEIGHBOURS = 50
-# How sharply a group's say falls with its distance, in units of the mean squared distance of all source groups.
+# Number of nearest source cells whose shifts are averaged.
+_NEIGHBORS = 50
+# Decay of a group's weight with its squared distance, in units of the mean squared distance of all source groups.
 _SHARPNESS = 2.0
 
 
 @dataclass(frozen=True)
-class Moves:
-    """Cells and where they lie; what was computed once is kept.
+class LatentShifts:
+    """Cells and their latent positions; pairs of cells are computed once and kept.
 
     Parameters
     ----------
@@ -44,7 +44,7 @@ class Moves:
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def shift(self, design: Design, method: str) -> Tensor:
-        """How far the target's control cells move, shape (m, k)."""
+        """Shift of the target's control cells, shape (m, k)."""
         from_mk = self.mean_nk[design.rows(design.group, design.control)]
         shift_mk = torch.zeros_like(from_mk)
         for term in design.terms:
@@ -52,31 +52,31 @@ class Moves:
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:
-        """How much each source group has to say about the target: control cells that lie nearer say more."""
-        centre_k = self._centre(design, design.group, design.control)
-        centres = torch.stack([self._centre(design, group, design.control) for group in groups])
-        squared_s = (centres - centre_k).square().sum(1).double()
+        """Weight of each source group, shape (s,): the nearer its control cells are to the target's, the larger."""
+        center_k = self._center(design, design.group, design.control)
+        centers = torch.stack([self._center(design, group, design.control) for group in groups])
+        squared_s = (centers - center_k).square().sum(1).double()
         if not squared_s.any():
             return np.full(len(groups), 1 / len(groups))
         weights: np.ndarray = torch.softmax(-_SHARPNESS * squared_s / squared_s.mean(), 0).numpy()
         return weights
 
-    def _centre(self, design: Design, group: str, label: str) -> Tensor:
+    def _center(self, design: Design, group: str, label: str) -> Tensor:
         return self.mean_nk[design.rows(group, label)].mean(0)
 
     def _centroid(self, design: Design, term: Term, from_mk: Tensor) -> Tensor:
-        steps = [self._centre(design, g, term.label) - self._centre(design, g, design.control) for g in term.groups]
+        steps = [self._center(design, g, term.label) - self._center(design, g, design.control) for g in term.groups]
         weights_s = torch.as_tensor(self.weights(design, term.groups), dtype=from_mk.dtype)
         return (weights_s[:, None] * torch.stack(steps)).sum(0).expand_as(from_mk)
 
     def _matched(self, design: Design, term: Term, from_mk: Tensor) -> Tensor:
         pairs = [self._pairs(design, group, term.label) for group in term.groups]
         start_rk, step_rk = (torch.cat(parts) for parts in zip(*pairs, strict=True))
-        near_mj, _ = nearest(from_mk, start_rk, min(_NEIGHBOURS, len(start_rk)))
+        near_mj, _ = nearest(from_mk, start_rk, min(_NEIGHBORS, len(start_rk)))
         return step_rk[torch.as_tensor(near_mj)].mean(1)
 
     def _pairs(self, design: Design, group: str, label: str) -> tuple[Tensor, Tensor]:
-        """Control cells of a group, and how far each moves to the treated ones it is paired with."""
+        """Control cells of a group, and the shift of each to the treated cells it is paired with."""
         if (group, label) not in self._paired:
             import ot
 

@@ -1,4 +1,4 @@
-"""A perturbation predicted by models that have never seen the answer: one training for every group that is left out.
+"""A perturbation predicted by models that were trained without the answer: one training for every group left out.
 
 Shapes: n cells.
 """
@@ -17,11 +17,11 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.result import Recipe
-from scvae_cli.tools.perturb.validation import Trial, attempt
+from scvae_cli.tools.perturb.validation import Trial, assess
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
 
-def left_out(
+def retrained_trials(
     model: Model,
     counts: Counts,
     designs: Sequence[Design],
@@ -29,25 +29,25 @@ def left_out(
     *,
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
 ) -> list[Trial]:
-    """Train without each group's treated cells, and predict them.
+    """Train without the treated cells of each group, and predict them.
 
     Parameters
     ----------
     model
-        Its genes and settings are those of the trainings.
+        The trainings use its genes and settings.
     counts
-        n cells in its genes; with batches if the model knows any.
+        n cells in the model's genes; with batches if the model has any.
     designs
-        Of groups that have treated cells.
+        Designs of groups that have treated cells.
     recipes
-        To try on each.
+        Recipes to try on each group.
     follow
-        Walks through the events of the training without a group, and returns the last.
+        Runs a training, given a title and its events, and returns the last event.
 
     Raises
     ------
     DataError
-        When the model knows batches and the data doesn't, or as `fit`.
+        When the model has batches and the data does not, or as `fit`.
     """
     if model.batches and counts.batch is None:
         key = model.config.data.batch_key
@@ -57,9 +57,9 @@ def left_out(
         kept = np.ones(counts.n_cells, dtype=bool)
         kept[design.rows(design.group, design.treated)] = False
         last = follow(f"without {design.treated} {design.group}", fit(counts.cells(kept), _config(model)))
-        assert isinstance(last, Finished), "nobody asked the training to stop"
+        assert isinstance(last, Finished), "a training that cannot be stopped ends finished"
         last.model.vae.to(model.device)
-        trials.append(attempt(Predictor.of(last.model, counts), design, recipes, unseen=True))
+        trials.append(assess(Predictor.of(last.model, counts), design, recipes, held_out=True))
     return trials
 
 

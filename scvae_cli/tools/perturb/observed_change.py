@@ -1,4 +1,4 @@
-"""What a perturbation does to cells that were under it: means of log expression, no model asked.
+"""Observed changes under a perturbation: differences of mean log expression, without a model.
 
 Shapes: n cells, g genes.
 """
@@ -13,13 +13,13 @@ import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.tools.perturb.design import Design, Term
-from scvae_cli.tools.perturb.expected_log import TARGET
-from scvae_cli.tools.perturb.result import TOP_GENES, Fit
+from scvae_cli.tools.perturb.expected_log import TARGET_SUM
+from scvae_cli.tools.perturb.result import TOP_GENES, Accuracy
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Cells' log expression, log(1 + 10⁴·x/library), or real numbers as they are.
+    """Log expression of cells, log(1 + 10⁴·x/library); real numbers are not transformed.
 
     Parameters
     ----------
@@ -33,33 +33,33 @@ class Observed:
 
     @functools.cached_property
     def library_n(self) -> np.ndarray:
-        """Depth of each cell."""
+        """Library size of each cell."""
         return self.counts.library_n
 
     def mean(self, design: Design, group: str, label: str) -> np.ndarray:
-        """Of a group's cells under a label, shape (g,), float64."""
+        """Mean of a group's cells under a label, shape (g,), float64."""
         return self._moments(design, group, label)[0]
 
     def change(self, design: Design) -> np.ndarray:
-        """Of the target's own treated cells beside its control cells, shape (g,)."""
+        """Difference of the target's own treated and control cells, shape (g,)."""
         treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
         change_g: np.ndarray = treated_g - control_g
         return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
-        """Of the other groups, all alike; None where none was under the treatment."""
+        """Mean change of the other groups, equally weighted; None where none has treated cells."""
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """The sum of what the parts of a combination do; None for a single perturbation."""
+        """Sum of the changes under the parts of a combination; None for a single perturbation."""
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None
         total_g: np.ndarray = np.sum([self._mean_of(design, term) for term in terms], axis=0)
         return total_g
 
-    def surest(self, design: Design) -> np.ndarray:
-        """The genes whose means differ most surely (Welch's t) between the target's treated and control cells."""
+    def most_significant(self, design: Design) -> np.ndarray:
+        """Genes with the largest Welch's t between the target's treated and control cells."""
         moments = [self._moments(design, design.group, label) for label in (design.treated, design.control)]
         sizes = [len(design.rows(design.group, label)) for label in (design.treated, design.control)]
         error_g = np.sqrt(moments[0][1] / sizes[0] + moments[1][1] / sizes[1])
@@ -68,13 +68,13 @@ class Observed:
         return order
 
     def proportions(self, design: Design, group: str, label: str) -> np.ndarray:
-        """Mean share of the counts of a group's cells, of real numbers their mean, shape (g,)."""
+        """Mean share of the counts in a group's cells, or mean of real numbers, shape (g,)."""
         return self._shares_of(design, group, label)[0]
 
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
-        """What a label does to a group, and the squared standard error of that, each of shape (g,).
+        """Effect of a label on a group, and its squared standard error, each of shape (g,).
 
-        Log ratios of mean shares of the counts, to each of which `pseudo` is added; of real numbers, differences.
+        Log ratios of mean shares of the counts, each plus `pseudo`; for real numbers, differences of means.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self._shares_of(design, group, of) for of in (label, design.control)
@@ -84,10 +84,10 @@ class Observed:
         after_g, before_g = after_g + pseudo, before_g + pseudo
         sides = []
         for mean_g, error_g, of in ((after_g, after_error_g, label), (before_g, before_error_g, design.control)):
-            # Of few cells with few counts the variance may be zero: no share is surer than molecules drawn by chance.
+            # The variance in few cells with few counts may be zero; the error is at least that of Poisson counts.
             library_m = self.library_n[design.rows(group, of)]
-            chance_g = mean_g * (1 / library_m).mean() / len(library_m)
-            sides.append(np.maximum(error_g, chance_g) / mean_g**2)
+            poisson_g = mean_g * (1 / library_m).mean() / len(library_m)
+            sides.append(np.maximum(error_g, poisson_g) / mean_g**2)
         return np.log(after_g) - np.log(before_g), sides[0] + sides[1]
 
     def _mean_of(self, design: Design, term: Term) -> np.ndarray:
@@ -113,7 +113,7 @@ class Observed:
     def _moments_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
         if not self.counts.real:
-            x_ng = sp.csr_matrix(sp.diags(TARGET / self.library_n[rows]) @ x_ng)
+            x_ng = sp.csr_matrix(sp.diags(TARGET_SUM / self.library_n[rows]) @ x_ng)
             x_ng.data = np.log1p(x_ng.data)
         return _mean_and_variance(x_ng)
 
@@ -125,14 +125,14 @@ def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
     return mean_g, np.maximum(second_g - mean_g**2, 0) * n / max(n - 1, 1)
 
 
-def fit(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Fit:
-    """How a predicted change agrees with the true one; `top` are the genes that differ most surely."""
+def accuracy(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Accuracy:
+    """Agreement of a predicted change with the true one; `top` are the most significant genes."""
     explained = 1 - np.square(predicted_g - true_g).sum() / max(np.square(true_g).sum(), np.finfo(float).tiny)
-    return Fit(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
+    return Accuracy(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation, 0 where one side never varies, as "no change" does not.
+    """Correlation; 0 where one side is constant, such as the prediction "no change".
 
     >>> pearson(np.zeros(3), np.arange(3.0))
     0.0

@@ -1,12 +1,12 @@
-"""What cells would express if something were done to them, learned from cells of other groups it was done to.
+"""Expression of cells under a perturbation, learned from cells of other groups that have undergone it.
 
-A control cell moves in latent space (`latent_shift.py`), and what counts is by how much the decoded
-expression rates change on the way, gene by gene. As a decoder smooths, this ratio is mixed with a plain one, the mean
-log ratio of the source groups' expression; how much of it, leaving groups out says. What is changed is the target's own
-profile: decoded rates are scaled, gene by gene, so that control cells show on average what they were observed to show.
-Of real numbers, differences take the place of ratios.
+A control cell shifts in latent space (`latent_shift.py`), and the decoder gives the ratio by which the expression rate
+of each gene changes with the shift. Because a decoder smooths, this ratio is mixed with the mean shift: the mean log
+ratio of the source groups' expression, without the model. The share of the mean shift is chosen by leaving groups out.
+The change applies to the target's own profile: decoded rates are scaled, gene by gene, so that the mean over control
+cells is the observed one. For real numbers, differences replace ratios.
 
-Shapes: n cells, m cells of the target, g genes, k latent dimensions.
+Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
 
 from __future__ import annotations
@@ -21,108 +21,114 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.latent.posteriors import BLOCK_CELLS, known_batches, posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
+from scvae_cli.model.posterior import Posterior
+from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.perturb.combined import combined
 from scvae_cli.tools.perturb.design import Design, Term
-from scvae_cli.tools.perturb.expected_log import TARGET, mean_log1p
-from scvae_cli.tools.perturb.latent_shift import Moves
+from scvae_cli.tools.perturb.expected_log import TARGET_SUM, mean_log1p
+from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed, pearson
 from scvae_cli.tools.perturb.pooling import pooled
 from scvae_cli.tools.perturb.result import Changes, Check, Perturbation, Recipe
 
-# A mean over more cells than this is no surer.
+# Means are taken over at most this many cells; more would hardly reduce their error.
 _MEAN_CELLS = 1000
-# Counts a cell that are added to a rate before a ratio is taken, at the reference library.
-_PSEUDO = 0.05
+# Pseudo-count per cell of the reference library size, added to rates before a ratio is taken.
+_PSEUDO_COUNT = 0.05
 
 
 class Decoded(NamedTuple):
-    """Expected counts, and the probability that one is no technical zero, both (m, g), float64, on the CPU."""
+    """Expected counts and the probability that a count is not a technical zero, both (m, g), float64, on the CPU."""
 
     mean_mg: Tensor
     keep_mg: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moved:
-    """Some control cells of a target before and after, and what the source groups' plain expression says.
+class Shifted:
+    """Some control cells of a target before and after their shift, and the mean shift of the source groups.
 
     Parameters
     ----------
     before, after
-        As decoded where they lie, and moved.
-    plain_g
-        Log ratio of expression, as the groups themselves show it; of real numbers, a difference.
+        Decoded at their own positions, and at the shifted ones.
+    mean_shift_g
+        Log ratio of expression observed in the source groups; for real numbers, a difference.
     library_m
-        Depth of each cell.
+        Library size of each cell.
     """
 
     before: Decoded
     after: Decoded
-    plain_g: Tensor
+    mean_shift_g: Tensor
     library_m: Tensor
 
-    def mixed(self, plain: float, *, of_counts: bool) -> Tensor:
-        """Expected counts after all, with a share of the plain change, without zero inflation, shape (m, g)."""
+    def mixed(self, share: float, *, of_counts: bool) -> Tensor:
+        """Expected counts after the shift, with a share of the mean shift, without zero inflation, shape (m, g)."""
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
-            return before_mg + (1 - plain) * (after_mg - before_mg) + plain * self.plain_g
-        mixed_mg = before_mg * torch.exp((1 - plain) * torch.log(after_mg / before_mg) + plain * self.plain_g)
-        return _at_depth(mixed_mg, self.after.keep_mg, self.library_m)
+            return before_mg + (1 - share) * (after_mg - before_mg) + share * self.mean_shift_g
+        mixed_mg = before_mg * torch.exp((1 - share) * torch.log(after_mg / before_mg) + share * self.mean_shift_g)
+        return _at_library(mixed_mg, self.after.keep_mg, self.library_m)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model, cells, and where they lie.
+    """A model, and cells with their latent positions.
 
     Parameters
     ----------
     model
         Decodes.
     observed
-        What n cells show, in the model's genes.
-    moves
-        Where they lie, and how they move.
+        Observed expression of n cells, in the model's genes.
+    latent
+        Their latent positions, and the shifts of groups.
     batch_n
-        Index of each cell's batch; None for a model without, or where not all are known: then batches are averaged.
+        Index of each cell's batch; None for a model without batches or cells whose batches are not all known, for which
+        the decoded means are averaged over batches.
     """
 
     model: Model
     observed: Observed
-    moves: Moves
+    latent: LatentShifts
     batch_n: np.ndarray | None
 
     @classmethod
-    def of(cls, model: Model, counts: Counts) -> Predictor:
-        """Encode cells."""
-        known = counts.batch is not None and set(counts.batch) <= set(model.batches)
+    def of(
+        cls, model: Model, counts: Counts, *, cells: Posterior | None = None, progress: Progress = silent
+    ) -> Predictor:
+        """Encode the cells, unless their posteriors are given."""
+        known = counts.batch is not None and bool((positions_in(model.batches, counts.batch) >= 0).all())
         batch_n = known_batches(model, counts) if known else None
-        moves = Moves(posteriors(model, counts).mean_nk)
-        return cls(model=model, observed=Observed(counts), moves=moves, batch_n=batch_n)
+        cells = posteriors(model, counts, progress=progress) if cells is None else cells
+        return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 
     def changes(self, design: Design, method: str, shares: Sequence[float]) -> list[np.ndarray]:
-        """Predicted change of the mean log expression, one for each share of the plain change, each of shape (g,)."""
-        moved = next(self._moved(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
-        start_g = self._mean_log(*moved.before, moved.library_m)
-        means = (moved.mixed(plain, of_counts=self.model.of_counts) for plain in shares)
-        return [self._mean_log(mean_mg, moved.after.keep_mg, moved.library_m) - start_g for mean_mg in means]
+        """Predicted changes of the mean log expression, one for each share of the mean shift, each of shape (g,)."""
+        shifted = next(self._shifted(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
+        start_g = self._mean_log(*shifted.before, shifted.library_m)
+        means = (shifted.mixed(share, of_counts=self.model.of_counts) for share in shares)
+        return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
 
     def agreement(self, design: Design, method: str) -> float:
-        """Correlation of the change that the model alone predicts with the plain one."""
+        """Correlation of the change predicted by the model alone with that of the mean shift alone."""
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
-        """log2 of the predicted rates' ratio to what they were, shape (g,); None for real numbers."""
+        """log2 ratio of the predicted rates to those of the control cells, shape (g,); None for real numbers."""
         if not self.model.of_counts:
             return None
-        moved = next(self._moved(design, recipe.method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
+        shifted = next(self._shifted(design, recipe.method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         after_g, before_g = (
-            (mean_mg / moved.library_m[:, None]).mean(0) + self._pseudo
-            for mean_mg in (moved.mixed(recipe.plain, of_counts=True), moved.before.mean_mg)
+            (mean_mg / shifted.library_m[:, None]).mean(0) + self._pseudo
+            for mean_mg in (shifted.mixed(recipe.mean_shift_share, of_counts=True), shifted.before.mean_mg)
         )
         result: np.ndarray = torch.log2(after_g / before_g).numpy()
         return result
@@ -130,39 +136,40 @@ class Predictor:
     def blocks(
         self, design: Design, recipe: Recipe, *, drawn: bool, seed: int
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
-        """The predicted cells' counts, expected (zero inflation counted in) or drawn, as blocks of rows."""
+        """Counts of the predicted cells, expected (with zero inflation) or drawn, as blocks of rows."""
         streams = np.random.SeedSequence(seed)
-        for moved in self._moved(design, recipe.method, at_once=BLOCK_CELLS):
-            mean_mg = moved.mixed(recipe.plain, of_counts=self.model.of_counts)
+        for shifted in self._shifted(design, recipe.method, at_once=BLOCK_CELLS):
+            mean_mg = shifted.mixed(recipe.mean_shift_share, of_counts=self.model.of_counts)
             if drawn:
-                yield self._drawn(mean_mg, moved.after.keep_mg, np.random.default_rng(streams.spawn(1)[0]))
+                yield self._drawn(mean_mg, shifted.after.keep_mg, np.random.default_rng(streams.spawn(1)[0]))
             else:
-                yield (mean_mg * moved.after.keep_mg).numpy().astype(np.float32)
+                yield (mean_mg * shifted.after.keep_mg).numpy().astype(np.float32)
 
-    def _moved(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Moved]:
-        """The target's control cells, or an even selection of at most so many, in blocks."""
-        shift_mk = self.moves.shift(design, method)
+    def _shifted(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Shifted]:
+        """The target's control cells, or an even selection of at most `most` of them, in blocks of `at_once`."""
+        shift_mk = self.latent.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
-        library_n, plain_g, profile_g = self.observed.library_n, self._plain(design), self._profile(design)
+        library_n, profile_g = self.observed.library_n, self._profile(design)
+        mean_shift_g = self._mean_shift(design)
         for start in range(0, len(some), at_once):
             part = some[start : start + at_once]
-            z_mk = self.moves.mean_nk[torch.as_tensor(rows[part])]
+            z_mk = self.latent.mean_nk[torch.as_tensor(rows[part])]
             library_m = torch.as_tensor(library_n[rows[part]])
             batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows[part]])
-            moved_mk = z_mk + shift_mk[torch.as_tensor(part)]
+            after_mk = z_mk + shift_mk[torch.as_tensor(part)]
             before, after = (
-                self._of_target(self._decoded(where_mk, library_m, batch_m), profile_g, library_m)
-                for where_mk in (z_mk, moved_mk)
+                self._of_target(self._decoded(position_mk, library_m, batch_m), profile_g, library_m)
+                for position_mk in (z_mk, after_mk)
             )
-            yield Moved(before=before, after=after, plain_g=plain_g, library_m=library_m)
+            yield Shifted(before=before, after=after, mean_shift_g=mean_shift_g, library_m=library_m)
 
     def _profile(self, design: Design) -> Tensor:
-        """What brings decoded control cells to the mean observed, shape (g,): log ratios; of real numbers, shifts."""
+        """Correction of decoded control cells to their observed mean, shape (g,): log ratios, or differences."""
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
         library_m = torch.as_tensor(self.observed.library_n[rows])
         batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
-        decoded = self._decoded(self.moves.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
+        decoded = self._decoded(self.latent.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
         decoded_g = (decoded.mean_mg * decoded.keep_mg / library_m[:, None]).mean(0)
         observed_g = torch.as_tensor(self.observed.proportions(design, design.group, design.control))
         if not self.model.of_counts:
@@ -173,7 +180,7 @@ class Predictor:
         if not self.model.of_counts:
             return decoded._replace(mean_mg=decoded.mean_mg + profile_g)
         own_mg = decoded.mean_mg * torch.exp(profile_g)
-        return decoded._replace(mean_mg=_at_depth(own_mg, decoded.keep_mg, library_m))
+        return decoded._replace(mean_mg=_at_library(own_mg, decoded.keep_mg, library_m))
 
     @torch.inference_mode()
     def _decoded(self, z_mk: Tensor, library_m: Tensor, batch_m: Tensor | None) -> Decoded:
@@ -205,32 +212,35 @@ class Predictor:
             keeps.append(_ratio(kept.cpu().double(), means[-1]) if inflated else torch.ones_like(means[-1]))
         return Decoded(torch.cat(means), torch.cat(keeps))
 
-    def _plain(self, design: Design) -> Tensor:
-        """What the groups' expression itself says, shape (g,): log ratios, or differences of real numbers."""
-        changes = [(self._own if term.groups == (design.group,) else self._of)(design, term) for term in design.terms]
+    def _mean_shift(self, design: Design) -> Tensor:
+        """Observed shift of expression, shape (g,): log ratios, or differences of real numbers."""
+        changes = [
+            (self._own_shift if term.groups == (design.group,) else self._others_shift)(design, term)
+            for term in design.terms
+        ]
         if not design.sources:
             return torch.as_tensor(combined(np.stack(changes)))
         return torch.as_tensor(
             sum(term.weight * change_g for term, change_g in zip(design.terms, changes, strict=True))
         )
 
-    def _of(self, design: Design, term: Term) -> np.ndarray:
-        """A term's change, the mean over the groups that it is learned from, near ones first, shape (g,)."""
-        weights_s = self.moves.weights(design, term.groups)
+    def _others_shift(self, design: Design, term: Term) -> np.ndarray:
+        """Mean shift of a term's groups, with more weight on groups near the target, shape (g,)."""
+        weights_s = self.latent.weights(design, term.groups)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo)[0] for group in term.groups]
         change_g: np.ndarray = weights_s @ np.stack(effects)
         return change_g
 
-    def _own(self, design: Design, term: Term) -> np.ndarray:
-        """A change that the group itself shows, given what the others show of it, shape (g,)."""
-        groups = design.heard(term)
+    def _own_shift(self, design: Design, term: Term) -> np.ndarray:
+        """Shift of the target itself, pooled with that of the other groups, shape (g,)."""
+        groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]
         return pooled(*(np.stack(parts) for parts in zip(*effects, strict=True)))
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
-        """Mean over cells of what their log-normalised counts average to, shape (g,)."""
+        """Mean over cells of their expected log-normalized counts, shape (g,)."""
         if self.model.of_counts:
-            mean_mg = mean_log1p(mean_mg, self._theta_g, keep_mg, TARGET / library_m)
+            mean_mg = mean_log1p(mean_mg, self._theta_g, keep_mg, TARGET_SUM / library_m)
         result: np.ndarray = mean_mg.mean(0).numpy()
         return result
 
@@ -250,7 +260,7 @@ class Predictor:
 
     @property
     def _pseudo(self) -> float:
-        return _PSEUDO / float(self.model.vae.reference_library)
+        return _PSEUDO_COUNT / float(self.model.vae.reference_library)
 
     @property
     def _theta_g(self) -> Tensor | None:
@@ -258,8 +268,8 @@ class Predictor:
         return None if log_theta_g is None else log_theta_g.detach().cpu().double().exp()
 
 
-def _at_depth(mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> Tensor:
-    """Scaled so that what is shown, zero inflation counted in, adds up to the depth."""
+def _at_library(mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> Tensor:
+    """Expected counts scaled such that, with zero inflation, they add up to the library size."""
     return mean_mg * (library_m / (mean_mg * keep_mg).sum(1))[:, None]
 
 
@@ -273,32 +283,32 @@ def predict(
     recipe: Recipe,
     *,
     checks: Sequence[Check] = (),
-    own: Check | None = None,
-    carried: float | None = None,
+    group_check: Check | None = None,
+    model_agreement: float | None = None,
     drawn: bool = False,
     seed: int = 0,
 ) -> Perturbation:
-    """The target's control cells as they would be.
+    """Predict the target's control cells under the perturbation.
 
     Parameters
     ----------
     predictor
         Model and cells.
     design
-        What is done to which group, and what it is learned from.
+        Target, perturbation, and the cells to learn from.
     recipe
-        How.
-    checks, own, carried
-        How well that does where the answer is known, and how far the model carries it over
+        How the prediction is made.
+    checks, group_check, model_agreement
+        Accuracy where the response was observed, and agreement of model and mean shift
         (`scvae_cli.tools.perturb.validation`).
     drawn, seed
-        Draw the counts instead of telling what they average to.
+        Draw random counts instead of expected ones, with this seed.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)
-    moved_mk = predictor.moves.mean_nk[torch.as_tensor(rows)] + predictor.moves.shift(design, recipe.method)
+    shifted_mk = predictor.latent.mean_nk[torch.as_tensor(rows)] + predictor.latent.shift(design, recipe.method)
     density = model.density.to(torch.device("cpu"))
-    off_m = torch.cat([density.off_manifold(block_mk) for block_mk in torch.split(moved_mk, 8 * BLOCK_CELLS)])
+    off_m = torch.cat([density.off_manifold(block_mk) for block_mk in torch.split(shifted_mk, 8 * BLOCK_CELLS)])
     return Perturbation(
         group=design.group,
         control=design.control,
@@ -307,17 +317,17 @@ def predict(
         sources=design.learned_from,
         genes=model.genes,
         changes=Changes(
-            change_g=predictor.changes(design, recipe.method, (recipe.plain,))[0],
+            change_g=predictor.changes(design, recipe.method, (recipe.mean_shift_share,))[0],
             log2_fold_g=predictor.log2_fold(design, recipe),
             mean_change_g=observed.mean_change(design),
             additive_g=observed.additive(design),
             observed_g=observed.change(design) if design.observed else None,
         ),
         cells=rows,
-        z_mk=model.axes.position(moved_mk).numpy(),
+        z_mk=model.axes.position(shifted_mk).numpy(),
         off_manifold_m=off_m.numpy(),
         checks=tuple(checks),
-        own=own,
-        carried=carried,
+        group_check=group_check,
+        model_agreement=model_agreement,
         blocks=predictor.blocks(design, recipe, drawn=drawn, seed=seed),
     )

@@ -1,4 +1,4 @@
-"""What comes of a perturbation in silico: cells, what every gene does, how well it does where the answer is known.
+"""A predicted perturbation: cells, changes of the genes, and the accuracy in groups whose response was observed.
 
 Shapes: m predicted cells, g genes, k latent dimensions.
 """
@@ -16,17 +16,19 @@ from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.heldout import OFF_MANIFOLD
 
 TOP_GENES = 50
+# What is compared with the observed change: the prediction and its baselines.
+COMPARED = ("predicted", "mean_change", "additive")
 
 
-class Fit(NamedTuple):
-    """How a predicted change agrees with the one observed.
+class Accuracy(NamedTuple):
+    """Agreement of a predicted change with the observed one.
 
     Parameters
     ----------
     correlation, top_correlation
-        Pearson, over all genes and over the 50 that differ most surely (Welch's t).
+        Pearson correlation over all genes, and over the 50 most significant ones (Welch's t).
     explained
-        1 − squared error / squared change: 0 for "no change", 1 at best.
+        1 − squared error / squared change: 0 for the prediction "no change", 1 at best.
     """
 
     correlation: float
@@ -34,45 +36,42 @@ class Fit(NamedTuple):
     explained: float
 
     @property
-    def mark(self) -> float:
-        """One number to choose by, the mean of the three: direction counts, and size too."""
+    def score(self) -> float:
+        """Mean of the three, by which recipes are compared: it counts both the direction and the size of changes."""
         return (self.correlation + self.top_correlation + self.explained) / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """A group whose answer is known.
+    """Accuracy in one group whose response was observed.
 
     Parameters
     ----------
     group, treated
-        What was predicted of which group, without its treated cells.
+        Group, and label of the perturbation that was predicted without using the group's treated cells.
     n_control, n_treated
-        Its cells.
+        Numbers of its cells.
     predicted, mean_change, additive
-        How well the prediction did, the mean change of the other groups, and the sum of a combination's parts; None
-        where there is no such thing.
-    unseen
-        Whether the model was trained without these treated cells; else the prediction looks better than it is.
+        Accuracy of the prediction, of the mean change of the other groups, and of the sum of a combination's parts;
+        None where there is no such baseline.
+    held_out
+        Whether the model was trained without these treated cells; otherwise the accuracy is too optimistic.
     """
 
     group: str
     treated: str
     n_control: int
     n_treated: int
-    predicted: Fit
-    mean_change: Fit | None
-    additive: Fit | None
-    unseen: bool
+    predicted: Accuracy
+    mean_change: Accuracy | None
+    additive: Accuracy | None
+    held_out: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Plain values, for JSON."""
         result: dict[str, Any] = {"group": self.group, "treated": self.treated}
-        result |= {"n_control": self.n_control, "n_treated": self.n_treated, "unseen": self.unseen}
-        for name in ("predicted", "mean_change", "additive"):
-            fit: Fit | None = getattr(self, name)
-            result[name] = None if fit is None else fit._asdict()
-        return result
+        result |= {"n_control": self.n_control, "n_treated": self.n_treated, "held_out": self.held_out}
+        return result | {name: _as_dict(getattr(self, name)) for name in COMPARED}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,28 +82,28 @@ class Recipe:
     ----------
     method
         "centroid" or "ot".
-    plain
-        Share of the plain mean change, in logs, that is mixed with what the model says.
+    mean_shift_share
+        Share of the source groups' mean shift in the prediction; the rest is the change decoded by the model.
     """
 
     method: str
-    plain: float
+    mean_shift_share: float
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """What every gene does, each of shape (g,): differences of mean log(1 + 10⁴·x/library), of real numbers of means.
+    """Changes of the genes, each of shape (g,): differences of mean log(1 + 10⁴·x/library), or of real numbers' means.
 
     Parameters
     ----------
     change_g
-        As predicted.
+        Predicted change.
     log2_fold_g
         Predicted log2 fold change of the expression rate; None for real numbers.
     mean_change_g, additive_g
-        What the other groups did on average; the sum of the parts. None where there is no such thing.
+        Mean change of the other groups; sum of the changes of a combination's parts. None where there is no such thing.
     observed_g
-        What the group's own treated cells show, where there are any.
+        Change of the group's own treated cells; None where there are none.
     """
 
     change_g: np.ndarray
@@ -114,7 +113,7 @@ class Changes:
     observed_g: np.ndarray | None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Those there are, by name."""
+        """The changes that are there, by name."""
         columns = {
             "change": self.change_g,
             "log2_fold_change": self.log2_fold_g,
@@ -127,36 +126,36 @@ class Changes:
 
 @dataclass(frozen=True, kw_only=True)
 class Perturbation:
-    """Cells of a group as they would be.
+    """Cells of a group as predicted under a perturbation.
 
     Parameters
     ----------
     group, control, treated
-        What was asked.
+        Group, and the labels of its cells before and after.
     recipe
-        How it was predicted.
+        How the change was predicted.
     sources
-        Groups that were learned from, of each label whose change was used.
+        For each label whose change was used, the groups it was learned from.
     genes
-        g modelled genes.
+        Names of the g modeled genes.
     changes
-        What they do.
+        Changes of the genes.
     cells
-        Indices of the control cells that were moved, shape (m,).
+        Indices of the control cells that were shifted, shape (m,).
     z_mk
-        Where they get to, along the canonical axes.
+        Their latent positions after the shift, along the canonical axes.
     off_manifold_m
-        Share of held-out cells that lie in denser places.
+        Off-manifold score of each cell: share of held-out cells in denser positions.
     checks
-        The same question of groups whose answer is known; empty where there is none.
-    own
-        How well the prediction of the group itself did, where it has treated cells.
-    carried
-        How far the model carries the change over to the group, 1 as in the checked groups, without any the correlation
-        with the plain change; None where models that had not seen them were asked, or there is nothing to carry over.
-        Far below 1, the prediction is the plain change.
+        Accuracy in groups whose response was observed; empty where there are none.
+    group_check
+        Accuracy in the group itself, if it has treated cells.
+    model_agreement
+        Correlation of the model's change with the mean shift, divided by its mean over the checked groups; without such
+        groups, the correlation itself. None with models trained without the treated cells, or where the change has only
+        the group's own parts. Below 0.75, the prediction is the mean shift.
     blocks
-        Expected or drawn counts, float32, as consecutive blocks of rows that can be walked through once.
+        Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
 
     group: str
@@ -170,69 +169,73 @@ class Perturbation:
     z_mk: np.ndarray
     off_manifold_m: np.ndarray
     checks: tuple[Check, ...]
-    own: Check | None
-    carried: float | None
+    group_check: Check | None
+    model_agreement: float | None
     blocks: Iterator[sp.csr_matrix] | Iterator[np.ndarray]
 
     @property
     def name(self) -> str:
-        """What it is called in the slots."""
+        """Name of the result in slots."""
         return f"{self.group}_{self.treated}"
 
     @property
-    def in_holes(self) -> float:
-        """Share of the cells that lie in a hole."""
+    def all_checks(self) -> tuple[Check, ...]:
+        """The checks of the other groups, then that of the group itself."""
+        return self.checks if self.group_check is None else (*self.checks, self.group_check)
+
+    @property
+    def off_manifold(self) -> float:
+        """Share of the cells where no cells were observed."""
         return float((self.off_manifold_m > OFF_MANIFOLD).mean())
 
     @property
     def tested(self) -> bool:
-        """Whether the very treatment was predicted where the answer is known, and not only its parts."""
+        """Whether the checks are of the perturbation itself, and not only of its parts."""
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
 
-    def expected(self, what: str = "predicted") -> Fit | None:
-        """Mean agreement over the checked groups, of the prediction or of a baseline."""
-        fits = [getattr(check, what) for check in self.checks]
-        if not fits or any(fit is None for fit in fits):
+    def mean_accuracy(self, what: str = "predicted") -> Accuracy | None:
+        """Mean accuracy over the checked groups, of the prediction or of a baseline."""
+        found = [getattr(check, what) for check in self.checks]
+        if not found or any(one is None for one in found):
             return None
-        return Fit(*(float(np.mean(values)) for values in zip(*fits, strict=True)))
+        return Accuracy(*(float(np.mean(values)) for values in zip(*found, strict=True)))
 
     def top_genes(self, n: int) -> np.ndarray:
-        """The n genes that change most, most first."""
+        """Indices of the n genes with the largest changes, the largest first."""
         return np.argsort(-np.abs(self.changes.change_g), kind="stable")[:n]
 
     def facts(self) -> dict[str, Any]:
-        """What is told of it, as plain values."""
-        expected = {what: self.expected(what) for what in ("predicted", "mean_change", "additive")}
+        """The result as plain values."""
         return {
             "group": self.group,
             "control": self.control,
             "treated": self.treated,
             "method": self.recipe.method,
-            "plain_share": self.recipe.plain,
+            "mean_shift_share": self.recipe.mean_shift_share,
             "learned_from": {label: list(groups) for label, groups in self.sources.items()},
             "n_cells": len(self.cells),
             "n_genes": len(self.genes),
-            "off_manifold": self.in_holes,
-            "carried": self.carried,
-            "expected": {what: None if fit is None else fit._asdict() for what, fit in expected.items()},
+            "off_manifold": self.off_manifold,
+            "model_agreement": self.model_agreement,
+            "mean_accuracy": {what: _as_dict(self.mean_accuracy(what)) for what in COMPARED},
             "checks": [check.as_dict() for check in self.checks],
-            "own": None if self.own is None else self.own.as_dict(),
+            "group_check": None if self.group_check is None else self.group_check.as_dict(),
         }
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes, in a file of its own, but for the cells' names and labels."""
-        told: dict[str, Any] = {"group": self.group, "control": self.control, "treated": self.treated}
-        told |= {"method": self.recipe.method, "plain_share": self.recipe.plain}
+        """Where the result goes in its own file, apart from the cells' names and labels."""
+        found: dict[str, Any] = {"group": self.group, "control": self.control, "treated": self.treated}
+        found |= {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
         if self.checks:
-            told["checks"] = {
+            found["checks"] = {
                 "group": np.asarray([check.group for check in self.checks], dtype=object),
                 "treated": np.asarray([check.treated for check in self.checks], dtype=object),
-                "unseen": np.asarray([check.unseen for check in self.checks]),
+                "held_out": np.asarray([check.held_out for check in self.checks]),
             } | {
                 f"{what}_{part}": np.asarray([getattr(getattr(check, what), part) for check in self.checks])
-                for what in ("predicted", "mean_change", "additive")
-                if self.expected(what) is not None
-                for part in Fit._fields
+                for what in COMPARED
+                if self.mean_accuracy(what) is not None
+                for part in Accuracy._fields
             }
         return [
             Slot(group="obs", key=names.off_manifold, value=self.off_manifold_m),
@@ -241,5 +244,9 @@ class Perturbation:
                 for column, column_g in self.changes.columns().items()
             ),
             Slot(group="obsm", key=names.embedding, value=self.z_mk),
-            Slot(group="uns", key=names.perturbation(self.name), value=told),
+            Slot(group="uns", key=names.perturbation(self.name), value=found),
         ]
+
+
+def _as_dict(accuracy: Accuracy | None) -> dict[str, float] | None:
+    return None if accuracy is None else accuracy._asdict()

@@ -1,8 +1,8 @@
-"""How well a perturbation is predicted where the answer is known: in groups that have been under it, left out in turn.
+"""Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
-A group's treated cells are hidden from what the change is learned from. That is a test of the whole only if the model
-has not seen them either (`leave_one_group_out.py`): one that has decodes the very place that they lie in, and the
-prediction looks better than it will be for a group of which there are no treated cells.
+The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
+if the model was not trained on them either (`leave_one_group_out.py`): a model that was decodes the region where they
+lie, and the prediction looks more accurate than it will be for a group without treated cells.
 """
 
 from __future__ import annotations
@@ -12,51 +12,43 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvae_cli.errors import ConfigError
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.latent_shift import METHODS
-from scvae_cli.tools.perturb.observed_change import fit
+from scvae_cli.tools.perturb.observed_change import accuracy
 from scvae_cli.tools.perturb.prediction import Predictor
-from scvae_cli.tools.perturb.result import Check, Fit, Recipe
+from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
 
-AUTO = "auto"
-# A model carries a change over to a group when what it says there agrees with the plain change at least so much, as a
-# share of how much it does in the groups that are checked.
-CARRIED = 0.75
-# Shares of the plain change to choose from. A model that has seen what it predicts looks better than it is: then some
-# of the plain change is always mixed in, half of it at least.
-SHARES, LEAST_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
+# Below this agreement of model and mean shift in a group, as a share of their agreement in the checked groups, the
+# prediction is the mean shift alone.
+LEAST_AGREEMENT = 0.75
+# Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on; then the share is
+# at least one half.
+SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
-def candidates(method: str, *, unseen: bool, own: bool = False) -> tuple[Recipe, ...]:
+def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
     """The recipes to choose from.
 
     Parameters
     ----------
     method
         One of the methods, or "auto" for all.
-    unseen
-        Whether the models that are judged have not seen what they predict.
-    own
-        Whether all that the change is made of is the group's own: there is nothing for a model to carry over to it, and
-        no group by which to judge what it makes of a sum of moves, so the plain change is the prediction.
-
-    Raises
-    ------
-    ConfigError
-        For a method of another name.
+    held_out
+        Whether the models were trained without the cells that judge them.
+    only_own_parts
+        Whether the change consists only of parts that the group itself has undergone. Then there is no change for a
+        model to transfer from other groups, and no group that shows how well it adds shifts, so the prediction is the
+        mean shift.
     """
-    if method != AUTO and method not in METHODS:
-        raise ConfigError(f"--method is {method!r}", f"it takes one of: {', '.join((AUTO, *METHODS))}")
-    methods = METHODS if method == AUTO else (method,)
-    least = 1 if own else 0 if unseen else LEAST_IF_SEEN
+    methods = METHODS if method == "auto" else (method,)
+    least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
     shares = [share for share in SHARES if share >= least]
-    return tuple(Recipe(method=name, plain=share) for share in shares for name in methods)
+    return tuple(Recipe(method=name, mean_shift_share=share) for share in shares for name in methods)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One group's answer by every recipe, beside what else could be said.
+    """Predictions of one group by every recipe.
 
     Parameters
     ----------
@@ -66,65 +58,62 @@ class Trial:
 
     checks: dict[Recipe, Check]
 
-    @property
-    def group(self) -> str:
-        """The group that was left out."""
-        return next(iter(self.checks.values())).group
 
-
-def attempt(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, unseen: bool) -> Trial:
-    """Predict a group whose answer is known, by every recipe.
+def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, held_out: bool) -> Trial:
+    """Predict a group whose response was observed, by every recipe.
 
     Parameters
     ----------
     predictor
         Model and cells.
     design
-        Of a group that has treated cells.
-    unseen
-        Whether the model was trained without them.
+        Design of a group that has treated cells.
+    recipes
+        Ways to predict.
+    held_out
+        Whether the model was trained without these treated cells.
     """
     observed = predictor.observed
-    true_g, top = observed.change(design), observed.surest(design)
+    true_g, top = observed.change(design), observed.most_significant(design)
 
-    def judged(change_g: np.ndarray | None) -> Fit | None:
-        return None if change_g is None else fit(change_g, true_g, top)
+    def judged(change_g: np.ndarray | None) -> Accuracy | None:
+        return None if change_g is None else accuracy(change_g, true_g, top)
 
     mean_change, additive = judged(observed.mean_change(design)), judged(observed.additive(design))
     checks: dict[Recipe, Check] = {}
     for method in dict.fromkeys(recipe.method for recipe in recipes):
-        mine = [recipe for recipe in recipes if recipe.method == method]
-        for recipe, change_g in zip(
-            mine, predictor.changes(design, method, [recipe.plain for recipe in mine]), strict=True
-        ):
+        same = [recipe for recipe in recipes if recipe.method == method]
+        changes = predictor.changes(design, method, [recipe.mean_shift_share for recipe in same])
+        for recipe, change_g in zip(same, changes, strict=True):
             checks[recipe] = Check(
                 group=design.group,
                 treated=design.treated,
                 n_control=len(design.rows(design.group, design.control)),
                 n_treated=len(design.rows(design.group, design.treated)),
-                predicted=fit(change_g, true_g, top),
+                predicted=accuracy(change_g, true_g, top),
                 mean_change=mean_change,
                 additive=additive,
-                unseen=unseen,
+                held_out=held_out,
             )
     return Trial(checks=checks)
 
 
 def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe that does best on average over the groups; the first where nothing is known."""
+    """The recipe with the best mean score over the groups; the first where no group was observed."""
     if not trials:
         return recipes[0]
-    marks = [float(np.mean([trial.checks[recipe].predicted.mark for trial in trials])) for recipe in recipes]
-    return recipes[int(np.argmax(np.round(marks, 6)))]
+    scores = [float(np.mean([trial.checks[recipe].predicted.score for trial in trials])) for recipe in recipes]
+    return recipes[int(np.argmax(np.round(scores, 6)))]
 
 
-def carried_over(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
-    """How far the model knows the change in a group whose treated cells it has never seen: 1 as in those it has.
+def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
+    """Agreement of model and mean shift in a group, as a share of their agreement in groups with treated cells.
 
-    A model may lay each group's treated cells where it likes, and moved cells of another group then decode to nothing
-    in particular, which no test on cells it has seen can tell. So what it says of the target is compared with the plain
-    change, by correlation, and that with the same of the checked groups. Without any it is the correlation itself, and
-    0 where it does not agree in them on average: then there is nothing to be as good as.
+    A model may place the treated cells of each group anywhere, and shifted cells of another group may then decode to
+    arbitrary expression, which no test on cells of its training shows. So the change that the model predicts for the
+    group is correlated with the mean shift, and the correlation divided by its mean over the checked groups. Without
+    such groups the result is the correlation itself; where their mean correlation is not positive it is 0, because then
+    there is no agreement to compare with.
     """
     known = [predictor.agreement(check, method) for check in checks]
     usual = float(np.mean(known)) if known else 1.0

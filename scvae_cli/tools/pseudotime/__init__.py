@@ -1,1 +1,1 @@
-"""Cells in order from a root, and their fates."""
+"""Order of cells from a root, and their fates."""

@@ -1,7 +1,7 @@
-"""Do sampled cells have the genes' means, variances and zeros of real ones? Beside real cells among themselves.
+"""Whether the genes of sampled cells have the means, variances and zero fractions of real cells.
 
-Real cells are cut in two at random. One half is the measure; with it are compared as many sampled cells as the other
-half has, and, the baseline, the other half itself. What is beyond the baseline is the model's fault.
+The real cells are split into two random halves. One half is the reference. Sampled cells are compared with it and, as
+a baseline, equally many cells of the other half. What exceeds the baseline is an error of the model.
 
 Shapes: n cells, g genes.
 """
@@ -17,24 +17,24 @@ import scipy.sparse as sp
 
 from scvae_cli.latent.gene_moments import Differences, GeneMoments
 
-# With fewer cells on a side nothing can be said.
+# Fewer cells on a side are too few for a comparison.
 MIN_CELLS = 20
-# More real cells than this make it no surer.
+# More real cells than this would not make it more precise.
 MAX_CELLS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How far samples and, beside them, real cells are from the same real cells.
+    """How much sampled cells and, as a baseline, real cells differ from the same other real cells.
 
     Parameters
     ----------
     samples, real
-        Of the sampled cells, and of the other half of the real ones.
+        Differences of the sampled cells, and of the other half of the real ones.
     n_cells
-        Cells that were compared, of either.
+        Number of cells compared, of either.
     n_real
-        Cells they were compared with.
+        Number of real cells that they are compared with.
     """
 
     samples: Differences
@@ -48,14 +48,14 @@ class Agreement:
 
 
 class Comparison:
-    """Compares sampled counts with real ones while they pass by.
+    """Compares sampled counts with real ones while they are written.
 
     Parameters
     ----------
     real
         Counts of real cells, CSR (n, g).
     n_samples
-        Number of cells that will pass.
+        Number of cells that will be sampled.
     seed
         Of the halves.
     of_counts
@@ -66,29 +66,29 @@ class Comparison:
         self._of_counts = of_counts
         order = np.random.default_rng(seed).permutation(real.shape[0])[:MAX_CELLS]
         half = len(order) // 2
-        self._n = min(half, n_samples)
+        self._n_compared = min(half, n_samples)
         n_genes = real.shape[1]
-        self._measure = GeneMoments(n_genes).add(real[order[half : 2 * half]])
-        self._other = GeneMoments(n_genes).add(real[order[: self._n]])
-        self._some = GeneMoments(n_genes)
+        self._reference = GeneMoments(n_genes).add(real[order[half : 2 * half]])
+        self._other_half = GeneMoments(n_genes).add(real[order[: self._n_compared]])
+        self._compared = GeneMoments(n_genes)
         self.real = GeneMoments(n_genes).add(real[order])
         self.samples = GeneMoments(n_genes)
 
     def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
-        """Pass blocks on, counting them in."""
+        """Pass blocks of sampled counts on, and add up their moments."""
         for block in blocks:
             self.samples.add(block)
-            if self._some.n_cells < self._n:
-                self._some.add(block[: self._n - self._some.n_cells])
+            if self._compared.n_cells < self._n_compared:
+                self._compared.add(block[: self._n_compared - self._compared.n_cells])
             yield block
 
     def agreement(self) -> Agreement | None:
-        """The verdict, when all have passed; None where the cells are too few for one."""
-        if self._n < MIN_CELLS:
+        """The differences, after all blocks have passed; None if the cells are too few."""
+        if self._n_compared < MIN_CELLS:
             return None
         return Agreement(
-            samples=self._some.differences(self._measure, real=not self._of_counts),
-            real=self._other.differences(self._measure, real=not self._of_counts),
-            n_cells=self._n,
-            n_real=self._measure.n_cells,
+            samples=self._compared.differences(self._reference, real=not self._of_counts),
+            real=self._other_half.differences(self._reference, real=not self._of_counts),
+            n_cells=self._n_compared,
+            n_real=self._reference.n_cells,
         )

@@ -1,4 +1,4 @@
-"""The picture of sampled cells: where they lie among real ones, and whether their genes behave as those of real ones.
+"""The figure of sampled cells: where they lie among real ones, and how their genes compare with those of real cells.
 
 Shapes: n cells, g genes.
 """
@@ -6,7 +6,6 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,9 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.gene_moments import GeneMoments
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
-from scvae_cli.report.figure_file import house_style, save_figure
+from scvae_cli.model.bundle import Model
+from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import NO_GROUP, OFF, WIDTH, head, place, write
-from scvae_cli.session import Session
-from scvae_cli.tools.sample.agreement import Comparison
 from scvae_cli.tools.sample.result import Sampled
 
 _MAX_DOTS = 4000
@@ -42,54 +40,39 @@ class Points:
     Parameters
     ----------
     real_n2, sampled_n2
-        Where they are.
-    hole_n
-        Which of the sampled ones lie in a hole.
+        Their positions; each array has its own number of cells.
+    in_hole_n
+        Mask of the sampled cells that lie in a hole.
     """
 
     real_n2: np.ndarray
     sampled_n2: np.ndarray
-    hole_n: np.ndarray
+    in_hole_n: np.ndarray
 
-
-def draw_sample(session: Session, real: Counts, result: Sampled, comparison: Comparison, file: Path) -> None:
-    """Draw sampled cells beside real ones.
-
-    Parameters
-    ----------
-    session
-        Its model places the real cells.
-    real
-        The cells the sampled ones should look like.
-    result, comparison
-        The sampled cells, and what was counted while they were written.
-    file
-        Written whole or not at all.
-    """
-    some = even(np.arange(real.n_cells), _MAX_DOTS)
-    posterior = posteriors(session.model, real.cells(some))
-    # Sampled cells lie where posterior samples do, so these are what they should cover, not the means.
-    noise_nk = torch.randn(posterior.mean_nk.shape, generator=torch.Generator().manual_seed(result.options.seed))
-    real_nk = session.model.axes.position(posterior.sample(noise_nk)).numpy()
-    shown = even(np.arange(len(result.z_nk)), _MAX_DOTS)
-    points = Points(
-        real_n2=_plane(real_nk),
-        sampled_n2=_plane(result.z_nk[shown]),
-        hole_n=result.off_manifold_n[shown] > OFF_MANIFOLD,
-    )
-    save_figure(sample_figure(points, result, comparison.real, comparison.samples), file)
+    @classmethod
+    def of(cls, model: Model, real: Counts, result: Sampled, *, seed: int) -> Points:
+        """An even selection of the real cells that the sampled ones should resemble, and of the sampled ones."""
+        posterior = posteriors(model, real.cells(even(np.arange(real.n_cells), _MAX_DOTS)))
+        # Sampled cells should cover the posterior samples of real cells, which spread wider than the means.
+        noise_nk = torch.randn(posterior.mean_nk.shape, generator=torch.Generator().manual_seed(seed))
+        shown = even(np.arange(len(result.z_nk)), _MAX_DOTS)
+        return cls(
+            real_n2=_plane(model.axes.position(posterior.sample(noise_nk)).numpy()),
+            sampled_n2=_plane(result.z_nk[shown]),
+            in_hole_n=result.off_manifold_n[shown] > OFF_MANIFOLD,
+        )
 
 
 def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: GeneMoments) -> Figure:
-    """Where the cells lie, and three comparisons of genes; for `save_figure`, pyplot does not know of it."""
+    """Positions of the cells, and comparisons of their genes; for `save_figure`, it is not registered with pyplot."""
     with house_style():
         figure = Figure((WIDTH, _TOP + _TITLE + _PLANE_HEIGHT + _BOTTOM))
         write(figure, 0.1, _TITLE_LINE, _title(result), size=9, weight="bold")
         _draw_plane(figure, points, result, real.n_cells)
         right = _PANEL_LEFT + _PANEL + _BETWEEN_PANELS
         lower = _TOP + _TITLE + _PANEL + _BETWEEN_ROWS
-        head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"The genes ({len(real.mean_g):,}), a dot each")
-        # Real numbers, which have no depth, may be negative and are hardly ever zero.
+        head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"{len(real.mean_g):,} genes, one dot per gene")
+        # Real numbers, which have no library size, may be negative and are hardly ever zero.
         of_counts = result.library_n is not None
         axes = place(figure, _PANEL_LEFT, _TOP + _TITLE, _PANEL, _PANEL)
         _draw_genes(axes, "mean", real.mean_g, sampled.mean_g, limits=None if of_counts else _around(real, sampled))
@@ -104,7 +87,7 @@ def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: G
 
 
 def _title(result: Sampled) -> str:
-    source = {"prior": "the prior", "density": "the cells' density"}.get(result.source)
+    source = {"prior": "the prior", "density": "the density of the training cells"}.get(result.source)
     if source is None:
         assert result.group is not None, "a group has a name"
         source = " ".join(result.group[1].split())
@@ -113,27 +96,27 @@ def _title(result: Sampled) -> str:
 
 
 def _draw_plane(figure: Figure, points: Points, result: Sampled, n_real: int) -> None:
-    head(figure, 0.1, _TOP, "a", f"Beside {n_real:,} real cells, over the first two latent axes")
+    head(figure, 0.1, _TOP, "a", f"New cells and {n_real:,} real cells along the first two latent axes")
     axes = place(figure, _PLANE_LEFT, _TOP + _TITLE, _PLANE_WIDTH, _PLANE_HEIGHT)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel="latent axis 1", ylabel="latent axis 2")
     look: dict[str, Any] = {"linewidths": 0, "rasterized": True}
-    for xy_n2, colour, alpha, name in (
+    for xy_n2, color, alpha, name in (
         (points.real_n2, NO_GROUP, 0.9, "real"),
-        (points.sampled_n2[~points.hole_n], _SAMPLED, 0.5, "sampled"),
-        (points.sampled_n2[points.hole_n], OFF, 0.8, "holes"),
+        (points.sampled_n2[~points.in_hole_n], _SAMPLED, 0.5, "sampled"),
+        (points.sampled_n2[points.in_hole_n], OFF, 0.8, "holes"),
     ):
         size = float(np.clip(200 / np.sqrt(max(len(xy_n2), 1)), 2, 10))
-        axes.scatter(xy_n2[:, 0], xy_n2[:, 1], s=size, c=colour, alpha=alpha, gid=name, **look)
+        axes.scatter(xy_n2[:, 0], xy_n2[:, 1], s=size, c=color, alpha=alpha, gid=name, **look)
     dot: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 4, "markeredgewidth": 0}
-    signs = [Line2D([], [], color=colour, **dot) for colour in (NO_GROUP, _SAMPLED, OFF)]
-    names = ["real (a posterior sample each)", "sampled", f"in a hole ({result.in_holes:.1%})"]
+    handles = [Line2D([], [], color=color, **dot) for color in (NO_GROUP, _SAMPLED, OFF)]
+    names = ["real (one posterior sample each)", "sampled", f"in a hole ({result.in_holes:.1%})"]
     below = {"loc": "upper left", "bbox_to_anchor": (0, -0.07), "ncols": 3, "frameon": False, "borderaxespad": 0}
-    axes.legend(signs, names, handletextpad=0.2, columnspacing=1.0, handlelength=1.0, borderpad=0, **below)
+    axes.legend(handles, names, handletextpad=0.2, columnspacing=1.0, handlelength=1.0, borderpad=0, **below)
 
 
 def _around(real: GeneMoments, sampled: GeneMoments) -> tuple[float, float]:
-    """Limits that hold all means."""
+    """Axis limits that include all means."""
     both = np.concatenate([real.mean_g, sampled.mean_g])
     margin = 0.05 * float(np.ptp(both)) + 1e-6
     return float(both.min()) - margin, float(both.max()) + margin
@@ -142,13 +125,13 @@ def _around(real: GeneMoments, sampled: GeneMoments) -> tuple[float, float]:
 def _draw_genes(
     axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, *, limits: tuple[float, float] | None = None
 ) -> None:
-    """A dot a gene; without limits on logarithmic axes."""
+    """One dot per gene; on logarithmic axes if no limits are given."""
     axes.set_label(name)
     axes.set_title(name, pad=3)
     axes.set(xlabel="real cells", ylabel="sampled cells")
     axes.xaxis.labelpad = axes.yaxis.labelpad = 1
     if limits is None:
-        # A gene that one side never shows has no logarithm; it is drawn at the edge.
+        # A gene that is zero on one side has no logarithm; it is drawn at the edge.
         shown = np.concatenate([real_g[real_g > 0], sampled_g[sampled_g > 0], [1e-3]])
         low, high = float(shown.min()) / 1.5, max(float(shown.max()) * 1.5, 1e-2)
         axes.set(xscale="log", yscale="log")
@@ -165,18 +148,18 @@ def _draw_genes(
 
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
-    """How the off-manifold scores are spread; those of real cells are even."""
+    """Histogram of the off-manifold scores; those of real cells are uniform."""
     axes.set_label("scores")
     axes.set_title("off-manifold score", pad=3)
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)
-    colours = [_SAMPLED] * 19 + [OFF]
-    axes.bar(edges[:-1], share_b, width=0.05, align="edge", color=colours, linewidth=0)
+    colors = [_SAMPLED] * 19 + [OFF]
+    axes.bar(edges[:-1], share_b, width=0.05, align="edge", color=colors, linewidth=0)
     axes.axhline(0.05, color="black", linewidth=0.6)
     axes.set(xlabel="score (line: real cells)", ylabel="share of sampled cells", xlim=(0, 1), xticks=[0, 0.5, 1])
     axes.xaxis.labelpad = axes.yaxis.labelpad = 1
 
 
 def _plane(z_nk: np.ndarray) -> np.ndarray:
-    """The first two coordinates; a lone one stands over zeros."""
+    """The first two coordinates; the second is 0 where there is one."""
     return np.pad(z_nk, ((0, 0), (0, max(0, 2 - z_nk.shape[1]))))[:, :2]

@@ -1,4 +1,4 @@
-"""The cell in the middle of the latent space: z = 0, decoded, and what sets it apart from the average training cell.
+"""The cell at the center of the latent space: z = 0, decoded and compared with the average training cell.
 
 Shapes: k latent dimensions, g genes.
 """
@@ -14,12 +14,14 @@ import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import DataError
 from scvae_cli.latent.expected_counts import batch_index, library_size
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
-from scvae_cli.tools.sample.sampling import for_draws, reference_draws
+from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.sample.options import SampleOptions
+from scvae_cli.tools.sample.sampling import calibrated_for_samples, reference_draws
 
+AVERAGE = "average"
 _BLOCK = 4096
 _MAX_CELLS = 100_000
 
@@ -31,18 +33,22 @@ class Prototype:
     Parameters
     ----------
     genes
-        g modelled genes.
+        Names of the g modelled genes.
     mean_g
-        Expected counts, zero inflation counted in, float32.
+        Expected counts, lowered by zero inflation, float32.
     average_g
-        Those of the average training cell at the same depth.
+        Counts of the average training cell at the same library size.
     change_g
-        Fisher–Rao coordinate of the one less that of the other, standard deviations of a count.
-    z_k, library, off_manifold
-        Where it is, the depth (None for real numbers), and the share of held-out cells' posterior samples that lie in
-        denser places.
-    batch, batch_key
-        Batch it was decoded in, "average" for the average over batches; None for a model without.
+        Difference of the two in Fisher–Rao coordinates, standard deviations of a count.
+    z_k
+        Latent position, all zero.
+    library
+        Library size; None for real numbers.
+    off_manifold
+        Share of the held-out cells' posterior samples that lie where the density is higher.
+    batch_as, batch_key
+        Batch it was decoded in, "average" for the average over batches, and the column of obs that names batches;
+        None for a model without batches.
     """
 
     genes: tuple[str, ...]
@@ -52,7 +58,7 @@ class Prototype:
     z_k: np.ndarray
     library: float | None
     off_manifold: float
-    batch: str | None
+    batch_as: str | None
     batch_key: str | None
 
     @property
@@ -65,47 +71,46 @@ class Prototype:
         return np.asarray(["prototype"], dtype=object)
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Indices of the n genes that differ most, most first."""
+        """Indices of the n genes that differ most from the average cell, largest difference first."""
         return np.argsort(-np.abs(self.change_g), kind="stable")[:n]
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """Where the result goes."""
-        slots = [
-            Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32)),
-        ]
+        slots = [Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32))]
         if self.library is not None:
             slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
-        if self.batch is not None and self.batch_key is not None:
-            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch])))
+        if self.batch_as is not None and self.batch_key is not None:
+            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch_as])))
         return [*slots, Slot(group="obsm", key=names.embedding, value=self.z_k[None])]
 
 
 @torch.inference_mode()
-def prototype(
-    model: Model, counts: Counts, *, library: str | float = "median", batch_as: str = "average", seed: int = 0
-) -> Prototype:
+def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress: Progress = silent) -> Prototype:
     """Decode z = 0.
 
     Parameters
     ----------
     model
-        Decodes.
+        Decodes it.
     counts
-        Real cells in the model's genes; those that were held out are left out of the average.
-    library, batch_as
-        Depth and batch, as for denoising; there is no "observed" depth.
-    seed
-        Of the samples behind the off-manifold score.
+        Real cells in the model's genes; the held-out ones are left out of the average.
+    options
+        Library size ("median" or a number), batch ("average" or a category), and the seed of the posterior samples
+        behind the off-manifold score.
+    progress
+        Shows how many real cells are encoded.
 
     Raises
     ------
     DataError
-        For an unknown batch or library size.
+        For an unknown batch.
+    ConfigError
+        If a model of real numbers is asked for a library size.
     """
-    size = library_size(model, library, usual="median")
-    if size is None:
-        raise DataError("a prototype has no observed library size", "--library takes median or a number")
+    size = library_size(model, options.library_or_default, usual="median")
+    assert size is not None, "refused with the options"
     z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
+    batch_as = options.batch_as or AVERAGE
     batch = batch_index(model, batch_as)
     batch_1 = None if batch is None else torch.full((1,), batch, device=model.device)
     library_1 = torch.full((1,), size, device=model.device)
@@ -113,7 +118,8 @@ def prototype(
     average_g = torch.as_tensor(_average(model, counts) * size)
     head = model.vae.decoder.head
     change_g = head.isometric(mean_g.double()) - head.isometric(average_g.double())
-    density = for_draws(model.density.to(torch.device("cpu")), reference_draws(model, counts, seed=seed)[0])
+    z_ck, _ = reference_draws(model, counts, seed=options.seed, progress=progress)
+    density = calibrated_for_samples(model.density.to(torch.device("cpu")), z_ck)
     return Prototype(
         genes=model.genes,
         mean_g=mean_g.numpy(),
@@ -122,7 +128,7 @@ def prototype(
         z_k=np.zeros(z_1k.shape[1], dtype=np.float32),
         library=size if model.of_counts else None,
         off_manifold=float(density.off_manifold(z_1k)),
-        batch=batch_as if model.batches else None,
+        batch_as=None if not model.batches else batch_as if batch is None else model.batches[batch],
         batch_key=model.config.data.batch_key if model.batches else None,
     )
 
@@ -134,7 +140,7 @@ def _average(model: Model, counts: Counts) -> np.ndarray:
     library_n = counts.library_n
     total_g = np.zeros(counts.n_genes)
     for start in range(0, len(rows), _BLOCK):
-        some = rows[start : start + _BLOCK]
-        total_g += (1 / library_n[some]) @ counts.matrix[some]
+        block = rows[start : start + _BLOCK]
+        total_g += (1 / library_n[block]) @ counts.matrix[block]
     share_g: np.ndarray = total_g / len(rows)
     return share_g

@@ -1,4 +1,4 @@
-"""What is asked for when cells are sampled, what comes of it, and where its parts go in an AnnData.
+"""Sampled cells, and where their parts go in an AnnData.
 
 Shapes: n sampled cells, k latent dimensions, g genes.
 """
@@ -13,65 +13,21 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import OFF_MANIFOLD
-
-SOURCES = ("auto", "prior", "density")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingOptions:
-    """What is asked for.
-
-    Parameters
-    ----------
-    n
-        Number of cells.
-    source
-        Where latent positions are drawn from: "prior" is N(0, I), "density" the mixture fitted to where the cells are,
-        "auto" whichever of the two the held-out cells are likelier under.
-    library
-        "observed" takes the library size of a real cell near each new one, of its batch where the data tells; of a
-        group, that of the cell picked. "median" takes the training median, a number is a depth for all.
-    batch_as
-        Batch to decode in; "drawn" takes each by its share of the training cells, in a group that of the cell picked.
-    mean
-        What drawn counts average to, zero inflation counted in, instead of drawn counts.
-    avoid_holes
-        Reject draws that fall in a hole.
-    seed
-        Of everything drawn.
-    """
-
-    n: int
-    source: str = "auto"
-    library: str | float = "observed"
-    batch_as: str = "drawn"
-    mean: bool = False
-    avoid_holes: bool = False
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n < 1:
-            raise ConfigError(f"-n is {self.n}", "it takes a number of cells, 1 or more")
-        if self.source not in SOURCES:
-            raise ConfigError(f"--from is {self.source!r}", f"it takes one of: {', '.join(SOURCES)}")
-        if self.seed < 0:
-            raise ConfigError(f"--seed is {self.seed}", "it takes a whole number, 0 or above")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceScores:
-    """Mean log density of real cells' posterior samples under two densities, nats a cell.
+    """Mean log density of real cells' posterior samples under two distributions, nats per cell.
 
     Parameters
     ----------
     prior, density
-        Under N(0, I), and under the fitted mixture.
+        Under N(0, I), and under the mixture fitted to the training cells.
     n_cells
-        How many cells were asked.
+        Number of real cells.
     heldout
-        Whether they are cells the training never saw.
+        Whether they were held out of the training.
     """
 
     prior: float
@@ -81,12 +37,12 @@ class SourceScores:
 
     @property
     def better(self) -> str:
-        """The source that the cells are likelier under."""
+        """The distribution under which the cells are more likely."""
         return "density" if self.density >= self.prior else "prior"
 
     @property
     def gain(self) -> float:
-        """By how many nats a cell it is."""
+        """By how many nats per cell."""
         return abs(self.density - self.prior)
 
 
@@ -96,32 +52,32 @@ class Sampled:
 
     Parameters
     ----------
-    options
-        What was asked for.
     genes
-        g modelled genes.
+        Names of the g modelled genes.
     source
         "prior", "density" or "group".
     scores
-        What "auto" goes by; None for a group.
+        Comparison of the prior and the density; None for a group.
     group
-        Column of obs and group whose cells were drawn from, or None.
+        Column of obs and group from whose cells the new ones were drawn, or None.
     z_nk
         Latent positions along the canonical axes, float32.
     library_n
-        Depth each cell was decoded at; None for real numbers, which have none.
+        Library size at which each cell was decoded, shape (n,); None for real numbers.
     batch_n, batch_key
-        Name of the batch it was decoded in, and the column of obs that names batches; None for a model without.
+        Name of the batch in which each cell was decoded, shape (n,), and the column of obs that names batches; None
+        for a model without batches.
+    batch_as
+        Batch that all cells were decoded in, or "drawn"; None for a model without batches.
     off_manifold_n
-        Share of held-out cells' posterior samples that lie in denser places.
+        Share of the held-out cells' posterior samples that lie where the density is higher, shape (n,).
     n_proposed
-        Draws made, those rejected among them.
+        Number of draws, with those that were rejected.
     blocks
-        The counts, float32, as consecutive blocks of rows that can be walked through once: CSR, or dense for means and
-        for real numbers.
+        The counts, float32, as consecutive blocks of rows, which are computed when they are read, and only once: CSR;
+        dense for expected counts and for real numbers.
     """
 
-    options: SamplingOptions
     genes: tuple[str, ...]
     source: str
     scores: SourceScores | None
@@ -130,6 +86,7 @@ class Sampled:
     library_n: np.ndarray | None
     batch_n: np.ndarray | None
     batch_key: str | None
+    batch_as: str | None
     off_manifold_n: np.ndarray
     n_proposed: int
     blocks: Iterator[sp.csr_matrix] | Iterator[np.ndarray]

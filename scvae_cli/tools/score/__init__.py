@@ -1,1 +1,1 @@
-"""How likely each cell is, and which are unusual."""
+"""How likely each cell is under the model, and which cells are anomalies."""

@@ -1,6 +1,6 @@
-"""Scores in one figure: are the p-values believable, does depth decide, and where are the anomalies?
+"""The figure of scores: are the p-values uniform, do scores depend on library size, and where are the anomalies?
 
-Shapes: n cells, m simulated cells, d stretches of depth.
+Shapes: n cells, m simulated cells, d bins of library size.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import OFF, WIDTH, head, place
-from scvae_cli.tools.score.scoring import Scores
+from scvae_cli.tools.score.result import Scores
 
 _HEIGHT, _TOP, _TALL, _WIDE = 2.75, 0.3, 2.0, 1.95
-_CELL, _SIMULATED = "#8C8C8C", "#0072B2"
-_BINS = 20
+_GRAY, _BLUE, _ANOMALY = "#8C8C8C", "#0072B2", OFF
+_P_BINS = 20
 _MAX_DOTS = 20_000
-# A stretch of depth shows quantiles of at least so many simulated cells.
-_PER_STRETCH, _MAX_STRETCHES = 200, 12
+# A bin of library size holds at least this many simulated cells, for the sake of its quantiles.
+_CELLS_PER_BIN, _MAX_BINS = 200, 12
+_SCORE_LABEL = "score (s.d. worse than expected)"
 
 
 def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr: float) -> Figure:
@@ -30,97 +31,98 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
     scores
         Of n cells.
     xy_n2
-        The cells in a plane.
+        Positions of the cells in a plane, shape (n, 2).
     names
-        Of its axes.
+        Labels of its axes.
     fdr
         False discovery rate at which cells are called anomalies.
 
     Returns
     -------
-    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    A figure of three parts, for `save_figure`; it is not registered with pyplot.
     """
-    called_n = scores.anomalies(fdr)
+    is_anomaly_n = scores.anomalies(fdr)
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
         lefts = (0.42, 3.0, 5.45)
-        # Real numbers have no depth: all are 1.
-        has_depth = bool((scores.library != 1).any())
-        by = "Score by depth" if has_depth else "Score by reconstruction"
-        titles = ("p-values", by, "Anomalies among the cells")
+        # Real numbers have no library size: all are 1.
+        has_library = bool((scores.library != 1).any())
+        titles = ("p-values", f"Score by {'library size' if has_library else 'reconstruction'}", "Anomalies")
         parts = []
         for letter, left, title in zip("abc", lefts, titles, strict=True):
             head(figure, left - 0.32, 0.14, letter, title)
             parts.append(place(figure, left, _TOP, _WIDE, _TALL))
             parts[-1].set_label(title)
         _draw_p_values(parts[0], scores)
-        if has_depth:
-            _draw_depth(parts[1], scores, called_n)
+        if has_library:
+            _draw_by_library(parts[1], scores, is_anomaly_n)
         else:
-            _dots(parts[1], np.column_stack([scores.reconstruction, scores.anomaly_score]), called_n)
-            parts[1].set(xlabel="E[log p(x|z)], nats", ylabel="standard deviations worse than expected")
-        _draw_plane(parts[2], xy_n2, names, called_n, fdr)
+            _draw_dots(parts[1], np.column_stack([scores.reconstruction, scores.anomaly_score]), is_anomaly_n)
+            parts[1].set(xlabel="E[log p(x|z)], nats", ylabel=_SCORE_LABEL)
+        _draw_plane(parts[2], xy_n2, names, is_anomaly_n, fdr)
     return figure
 
 
-def depth_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
-    """Quantiles of simulated scores in stretches of depth that hold as many simulated cells each.
+def library_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
+    """Quantiles of simulated scores in bins of library size that hold equally many simulated cells.
 
     Returns
     -------
-    Median depth of each stretch, shape (d,), and its quantiles, shape (d, number of shares).
+    Median library size of each bin, shape (d,), and the quantiles, shape (d, number of shares).
     """
     order = np.argsort(library_m, kind="stable")
-    parts = np.array_split(order, int(np.clip(len(order) // _PER_STRETCH, 1, _MAX_STRETCHES)))
-    depth_d = np.asarray([np.median(library_m[part]) for part in parts])
-    return depth_d, np.asarray([np.quantile(score_m[part], shares) for part in parts])
+    bins = np.array_split(order, int(np.clip(len(order) // _CELLS_PER_BIN, 1, _MAX_BINS)))
+    library_d = np.asarray([np.median(library_m[cells]) for cells in bins])
+    return library_d, np.asarray([np.quantile(score_m[cells], shares) for cells in bins])
 
 
 def _draw_p_values(axes: Axes, scores: Scores) -> None:
-    edges = np.linspace(0, 1, _BINS + 1)
-    for mask_n, colour, label in (
-        (~scores.heldout, _CELL, "other cells" if scores.heldout.any() else "cells"),
-        (scores.heldout, OFF, "held-out cells"),
+    edges = np.linspace(0, 1, _P_BINS + 1)
+    for mask_n, color, label in (
+        (~scores.heldout, _GRAY, "other cells" if scores.heldout.any() else "cells"),
+        (scores.heldout, _ANOMALY, "held-out cells"),
     ):
         if mask_n.any():
-            share = np.histogram(scores.anomaly_p[mask_n], edges)[0] / mask_n.sum() * _BINS
-            axes.stairs(share, edges, color=colour, linewidth=1.1, label=f"{label} ({mask_n.sum():,})")
-    axes.axhline(1, color=_SIMULATED, linewidth=0.9, linestyle="--", label="cells of the model")
+            density = np.histogram(scores.anomaly_p[mask_n], edges)[0] / mask_n.sum() * _P_BINS
+            axes.stairs(density, edges, color=color, linewidth=1.1, label=f"{label} ({mask_n.sum():,})")
+    axes.axhline(1, color=_BLUE, linewidth=0.9, linestyle="--", label="simulated cells (expected)")
     axes.set(xlim=(0, 1), ylim=(0, None), xlabel="p-value", ylabel="density")
     axes.set_ylim(0, axes.get_ylim()[1] * 1.3)
     axes.legend(frameon=False, loc="upper left", handlelength=1.4, borderaxespad=0.1)
 
 
-def _draw_depth(axes: Axes, scores: Scores, called_n: np.ndarray) -> None:
-    _dots(axes, np.column_stack([scores.library, scores.anomaly_score]), called_n)
-    depth_d, quantile_d3 = depth_quantiles(scores.simulated_library, scores.simulated_score, (0.05, 0.5, 0.95))
+def _draw_by_library(axes: Axes, scores: Scores, is_anomaly_n: np.ndarray) -> None:
+    _draw_dots(axes, np.column_stack([scores.library, scores.anomaly_score]), is_anomaly_n)
+    library_d, quantile_d3 = library_quantiles(scores.simulated_library, scores.simulated_score, (0.05, 0.5, 0.95))
     for quantile_d, style in zip(quantile_d3.T, (":", "-", ":"), strict=True):
-        axes.plot(depth_d, quantile_d, color=_SIMULATED, linewidth=1.1, linestyle=style, zorder=4)
-    handles = axes.plot([], [], color=_SIMULATED, linewidth=1.1) + axes.plot(
-        [], [], color=_SIMULATED, linewidth=1.1, linestyle=":"
+        axes.plot(library_d, quantile_d, color=_BLUE, linewidth=1.1, linestyle=style, zorder=4)
+    handles = axes.plot([], [], color=_BLUE, linewidth=1.1) + axes.plot(
+        [], [], color=_BLUE, linewidth=1.1, linestyle=":"
     )
-    axes.set(xscale="log", xlabel="counts of the cell", ylabel="standard deviations worse than expected")
+    axes.set(xscale="log", xlabel="library size (counts)", ylabel=_SCORE_LABEL)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.25 * (high - low))
-    labels = ["simulated: median", "5% and 95%"]
+    labels = ["simulated cells: median", "5% and 95% quantiles"]
     axes.legend(handles, labels, frameon=False, loc="upper left", handlelength=1.4, borderaxespad=0.1)
 
 
-def _draw_plane(axes: Axes, xy_n2: np.ndarray, names: tuple[str, str], called_n: np.ndarray, fdr: float) -> None:
-    _dots(axes, xy_n2, called_n)
+def _draw_plane(axes: Axes, xy_n2: np.ndarray, names: tuple[str, str], is_anomaly_n: np.ndarray, fdr: float) -> None:
+    _draw_dots(axes, xy_n2, is_anomaly_n)
     axes.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
-    axes.plot([], [], color=OFF, marker="o", markersize=3, linestyle="", label=f"{called_n.sum():,} at FDR {fdr:g}")
+    label = f"{is_anomaly_n.sum():,} anomalies (FDR {fdr:g})"
+    axes.plot([], [], color=_ANOMALY, marker="o", markersize=3, linestyle="", label=label)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))
     axes.legend(frameon=False, loc="upper left", handlelength=0.8, borderaxespad=0.1)
 
 
-def _dots(axes: Axes, xy_n2: np.ndarray, called_n: np.ndarray) -> None:
-    """Cells in grey, an even selection of very many, and all the called ones above them."""
-    usual = xy_n2[~called_n]
-    usual = usual[:: -(-len(usual) // _MAX_DOTS) or 1]
-    axes.scatter(usual[:, 0], usual[:, 1], s=3, color=_CELL, alpha=0.5, linewidth=0, rasterized=True, zorder=2)
-    axes.scatter(xy_n2[called_n, 0], xy_n2[called_n, 1], s=7, color=OFF, linewidth=0, rasterized=True, zorder=3)
+def _draw_dots(axes: Axes, xy_n2: np.ndarray, is_anomaly_n: np.ndarray) -> None:
+    """Cells in gray, an even selection if there are very many, and all anomalies in front of them."""
+    others = xy_n2[~is_anomaly_n]
+    others = others[:: -(-len(others) // _MAX_DOTS) or 1]
+    anomalies = xy_n2[is_anomaly_n]
+    axes.scatter(others[:, 0], others[:, 1], s=3, color=_GRAY, alpha=0.5, linewidth=0, rasterized=True, zorder=2)
+    axes.scatter(anomalies[:, 0], anomalies[:, 1], s=7, color=_ANOMALY, linewidth=0, rasterized=True, zorder=3)

@@ -1,7 +1,8 @@
-"""Cells that the model makes up: what cells would look like if the model were the truth.
+"""Cells drawn from the model: the reference with which real cells are compared.
 
-A cell's place comes from the density of the aggregated posterior, not from the prior, much of which no cell uses; its
-depth and batch are given; its counts are drawn gene by gene from the decoder's distribution.
+The latent position of a cell is drawn from the density of the training cells and not from the prior, large parts of
+which hold no cells. Its library size and batch are given. Its counts are drawn gene by gene from the decoder's
+distribution.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -25,28 +26,28 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
     Parameters
     ----------
     model
-        Its density says where cells are, its decoder what they show.
+        Its density gives the positions, its decoder the distributions of the counts.
     library_n
-        Depth each cell shall have on average, shape (n,).
+        Expected library size of each cell, shape (n,).
     batch_n
-        Index of each cell's batch; None for a model without.
+        Index of each cell's batch, shape (n,); None for a model without batches.
     seed
-        Of everything drawn.
+        Of positions and counts.
 
     Returns
     -------
-    Counts (or real numbers), CSR float32, shape (n, g). A cell drawn at very low depth may be empty.
+    Counts (or real numbers), CSR float32, shape (n, g). A cell with a very small library size may be empty.
     """
     noise, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     z_nk = model.density.sample(len(library_n), noise)
     blocks = []
     for start in range(0, len(library_n), _BLOCK_CELLS):
         rows = slice(start, start + _BLOCK_CELLS)
-        same_n = None if batch_n is None else torch.as_tensor(batch_n[rows], device=model.device)
-        output = model.vae.decode(z_nk[rows].to(model.device), same_n)
+        batch = None if batch_n is None else torch.as_tensor(batch_n[rows], device=model.device)
+        output = model.vae.decode(z_nk[rows].to(model.device), batch)
         library = torch.as_tensor(library_n[rows], dtype=torch.float32).to(model.device)
         if model.of_counts:
-            # Zero inflation takes counts away; the cells the model was fitted to have their depth after that.
+            # Zero inflation removes counts, and the library sizes of real cells are those after it.
             library = library / output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
         blocks.append(sp.csr_matrix(draw(output, library, rng)))
     return sp.vstack(blocks, format="csr")

@@ -1,4 +1,4 @@
-"""A sweep in one figure: what each run costs in information and gains in fit, and which predicts best.
+"""The figure of a sweep: rate and distortion, the criterion, and the active dimensions of every run.
 
 Shapes: r runs.
 """
@@ -27,14 +27,14 @@ def sweep_figure(sweep: Sweep) -> Figure:
     Parameters
     ----------
     sweep
-        Of r runs.
+        Sweep of r runs.
 
     Returns
     -------
-    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    A figure of three panels, which is not registered with pyplot.
     """
-    judged = "Molecules set aside" if sweep.judge == "thinning" else "Held-out cells"
-    titles = ("Rate and distortion", judged, "Active dimensions")
+    evaluated = "Withheld molecules" if sweep.criterion == "thinning" else "Held-out cells"
+    titles = ("Rate and distortion", evaluated, "Active dimensions")
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
         parts = []
@@ -69,7 +69,7 @@ def _draw_curve(axes: Axes, sweep: Sweep) -> None:
 
 
 def _draw_iso_lines(axes: Axes) -> None:
-    """Lines along which rate and distortion add up to the same."""
+    """Draw lines of equal ELBO, along which rate and distortion have the same sum."""
     (left, right), (low, high) = axes.get_xlim(), axes.get_ylim()
     for total in MaxNLocator(_N_ISO, steps=[1, 2, 5, 10]).tick_values(left + low, right + high):
         axes.plot([left, right], [total - left, total - right], color=_ISO, linewidth=0.6, zorder=1, scalex=False)
@@ -86,8 +86,8 @@ def _draw_loss(axes: Axes, sweep: Sweep) -> None:
     )  # fmt: skip
     chosen = sweep.values.index(sweep.suggested)
     axes.plot(sweep.suggested, excess_r[chosen], color=OFF, marker="o", markersize=5.5, clip_on=False, zorder=4)
-    what = "Poisson loss" if sweep.judge == "thinning" else "−importance bound"
-    axes.set_ylabel(f"{what} above the best (nats a cell)")
+    what = "Poisson loss" if sweep.criterion == "thinning" else "−importance bound"
+    axes.set_ylabel(f"{what} above the best (nats per cell)")
 
 
 def _draw_active(axes: Axes, sweep: Sweep) -> None:
@@ -103,7 +103,7 @@ def _draw_active(axes: Axes, sweep: Sweep) -> None:
 
 
 def _value_axis(axes: Axes, sweep: Sweep) -> None:
-    """What was varied, on a logarithmic axis with a tick at every run that has room for one."""
+    """Set up a logarithmic axis of the varied values, with a tick at every run for which there is room."""
     axes.set(xscale="log", xlabel=_NAMES[sweep.varied])
     values = np.asarray(sweep.values, dtype=float)
     span = np.log(values[-1] / values[0])
@@ -118,7 +118,7 @@ def _value_axis(axes: Axes, sweep: Sweep) -> None:
 
 
 def _around(value_r: np.ndarray) -> tuple[float, float]:
-    """Limits with room below the values, and above them for a legend."""
+    """Compute limits with a margin below the values, and room for a legend above them."""
     low, high = float(value_r.min()), float(value_r.max())
     room = 0.12 * (high - low) or 1.0
     return low - room, high + 4 * room

@@ -1,4 +1,4 @@
-"""What a sweep found: a row for every run, the value to take, and where the curve is not to be trusted.
+"""The result of a sweep: one row per run, the suggested value, and where the rate–distortion curve is unreliable.
 
 Shapes: r runs.
 """
@@ -12,32 +12,33 @@ import numpy as np
 
 from scvae_cli.data.slots import Slot, SlotNames
 
-# Standard errors, and nats, by which a curve must go wrong before it is told.
-_SURE, _VISIBLE = 2.0, 0.05
-# A standard error takes two cells.
-MIN_JUDGES = 2
+# A change in the wrong direction is reported if it is larger than this number of standard errors, and of nats.
+_SIGNIFICANT, _RELEVANT = 2.0, 0.05
+# A standard error needs two cells.
+MIN_CELLS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training and what came of it.
+    """One training and its evaluation.
 
     Parameters
     ----------
     beta, n_latent
-        What it was trained with.
+        Options of the training.
     rate, distortion
         Mean KL(q(z|x) ‖ N(0, I)) and mean −E_q[log p(x|z)] of held-out cells, nats.
     elbo, bound
         Mean evidence lower bound (at β = 1) and importance-weighted bound of the same cells, nats.
     active_units
-        Latent dimensions that say something about the cells.
+        Number of active latent dimensions.
     loss
-        Mean of what judges: Poisson loss of the molecules set aside, or −bound; nats a cell, up to a constant.
+        Mean of the criterion: Poisson loss of the withheld molecules, or −bound; nats per cell, up to a constant.
     gain
-        Share of what the best run predicts better than a mean model does; NaN when held-out cells judge.
+        Fraction of the best run's advantage over a mean model; NaN if the criterion is the bound.
     excess, excess_se
-        Mean of what it is more than the best run's, and the standard error of that over the cells, paired.
+        Mean difference of the loss to that of the best run, and the standard error of this paired difference over the
+        cells.
     epochs, seconds
         Length of the training.
     """
@@ -58,17 +59,17 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Break:
-    """Two neighbouring runs between which the curve goes the wrong way.
+class Reversal:
+    """Two neighboring runs between which the rate or the distortion changes in the wrong direction.
 
     Parameters
     ----------
     lower, upper
-        Their β.
+        β of the two runs.
     what
-        "rate", which should fall from the lower to the upper, or "distortion", which should rise.
+        "rate", which should decrease from the lower to the upper β, or "distortion", which should increase.
     by
-        How far it went the other way, nats.
+        Size of the change, nats.
     """
 
     lower: float
@@ -86,40 +87,40 @@ class Sweep:
     varied
         "beta" or "n_latent".
     runs
-        By ascending value, r of them.
+        The r runs, in ascending order of the value.
     best, suggested
-        Value of the run with the least loss; and the value to take: of the runs within one standard error of the best,
-        or within what another seed would change, the one with the largest β, or the fewest dimensions.
-    judge
-        "thinning" or "bound".
-    kept
-        Share of the molecules that the runs were trained on.
+        Value of the run with the smallest loss; and the suggested value: among the runs within one standard error of
+        the best run, or within the variation between random seeds, that with the largest β or the fewest dimensions.
+    criterion
+        "thinning" (prediction of withheld molecules) or "bound" (of held-out cells).
+    kept_molecules
+        Fraction of the molecules that the runs were trained on.
     n_cells, n_genes, n_heldout
-        Cells and genes of the data that were used; held-out cells behind rate, distortion and bounds.
+        Number of cells and genes used, and of held-out cells on which rate, distortion and bounds were evaluated.
     counts_source
-        Where the counts were read from.
+        Matrix from which the counts were read.
     device
-        Where it was trained.
-    breaks
-        Where a rate–distortion curve does not do what it should.
+        Device of the trainings.
+    reversals
+        Where the rate–distortion curve is not monotonic.
     """
 
     varied: str
     runs: tuple[Run, ...]
     best: float
     suggested: float
-    judge: str
-    kept: float
+    criterion: str
+    kept_molecules: float
     n_cells: int
     n_genes: int
     n_heldout: int
     counts_source: str
     device: str
-    breaks: tuple[Break, ...]
+    reversals: tuple[Reversal, ...]
 
     @property
     def values(self) -> tuple[float, ...]:
-        """What was varied, ascending."""
+        """The values of the varied option, ascending."""
         return tuple(getattr(run, self.varied) for run in self.runs)
 
     @property
@@ -128,42 +129,42 @@ class Sweep:
         return self.runs[self.values.index(self.suggested)]
 
     def column(self, name: str) -> np.ndarray:
-        """One field of all runs, shape (r,)."""
+        """One value of all runs, shape (r,)."""
         return np.asarray([getattr(run, name) for run in self.runs])
 
     def warnings(self) -> list[str]:
-        """What a user should know before trusting the curve."""
-        told = []
-        for broken in self.breaks:
-            wrong = "rises" if broken.what == "rate" else "falls"
-            told.append(
-                f"from β = {broken.lower:g} to {broken.upper:g} the {broken.what} {wrong} by {broken.by:.2f} nats, "
-                "the wrong way: one of the two has not converged, or at the lower β the model has learned its cells by "
-                "heart. Try a larger --patience, or leave the lower β out"
+        """Reasons to doubt the curve."""
+        messages = []
+        for reversal in self.reversals:
+            change = "increases" if reversal.what == "rate" else "decreases"
+            messages.append(
+                f"from β = {reversal.lower:g} to {reversal.upper:g} the {reversal.what} {change} by {reversal.by:.2f} "
+                "nats, which is the wrong direction: one of the two trainings has not converged, or the model with the "
+                "lower β overfits. Try a larger --patience, or leave out the lower β"
             )
         if self.suggested_run.active_units == 0:
-            told.append(
-                "no run predicts better than one that knows nothing about the cells: sweep lower β, or check that the "
-                "cells differ at all"
+            messages.append(
+                "the suggested run has no active latent dimension (posterior collapse), and no run predicts better: "
+                "sweep lower values of β, or check that the cells differ"
             )
-        return told
+        return messages
 
     def at_the_edge(self) -> str | None:
-        """Which way to sweep on, "lower" or "higher"; None when the best lies between others, or may be spared."""
+        """Return whether "lower" or "higher" values may be better; None if the best value is not at an edge."""
         values = self.values
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """List where the result goes."""
         facts = {
             name: getattr(self, name)
-            for name in ("best", "suggested", "judge", "kept", "n_cells", "n_genes", "n_heldout")
+            for name in ("best", "suggested", "criterion", "kept_molecules", "n_cells", "n_genes", "n_heldout")
         }
         table = {f.name: self.column(f.name) for f in fields(Run)}
         return [Slot(group="uns", key=names.sweep(self.varied), value=table | facts)]
 
     def rows(self) -> list[dict[str, float]]:
-        """The runs as plain values."""
+        """Return the runs as plain values."""
         return [asdict(run) for run in self.runs]
 
 
@@ -175,41 +176,46 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
     loss_rn
         Losses of r runs on the same n cells, two or more.
     prefer_last
-        Which run to take among those no worse than the best by more than one standard error, or by more than the
-        noise: the last, or the first.
+        Whether the last or the first run is selected among those whose excess over the best run is at most one standard
+        error, or at most the noise.
     noise
-        What another seed would change.
+        Variation of the loss between random seeds.
 
     Returns
     -------
-    Mean excess over the best run and its standard error, each of shape (r,); the best run and the one to take.
+    Mean excess over the best run and its standard error, each of shape (r,); indices of the best and the selected run.
     """
     best = int(np.argmin(loss_rn.mean(1)))
-    more_rn = loss_rn - loss_rn[best]
-    excess_r = more_rn.mean(1)
-    error_r = more_rn.std(1, ddof=1) / np.sqrt(loss_rn.shape[1])
+    excess_rn = loss_rn - loss_rn[best]
+    excess_r = excess_rn.mean(1)
+    error_r = excess_rn.std(1, ddof=1) / np.sqrt(loss_rn.shape[1])
     as_good = np.flatnonzero(excess_r <= np.maximum(error_r, noise))
     return excess_r, error_r, best, int(as_good[-1 if prefer_last else 0])
 
 
-def find_breaks(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Break, ...]:
-    """Neighbours between which the rate rises or the distortion falls, by more than two standard errors over the cells.
+def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
+    """Find neighboring runs between which the rate increases or the distortion decreases significantly.
+
+    The change must be larger than two standard errors over the cells, and than 0.05 nats.
 
     Parameters
     ----------
     beta_r
         Ascending.
     rate_rn, distortion_rn
-        Of n held-out cells under each run; a single one can show nothing that is sure.
+        Rate and distortion of n held-out cells in each run; a single cell has no standard error and shows nothing.
     """
-    found: list[Break] = []
-    if rate_rn.shape[1] < MIN_JUDGES:
+    found: list[Reversal] = []
+    if rate_rn.shape[1] < MIN_CELLS:
         return ()
     for i in range(len(beta_r) - 1):
         for what, wrong_n in (
             ("rate", rate_rn[i + 1] - rate_rn[i]),
             ("distortion", distortion_rn[i] - distortion_rn[i + 1]),
         ):
-            if wrong_n.mean() > _SURE * wrong_n.std(ddof=1) / np.sqrt(len(wrong_n)) and wrong_n.mean() > _VISIBLE:
-                found.append(Break(lower=beta_r[i], upper=beta_r[i + 1], what=what, by=float(wrong_n.mean())))
+            if (
+                wrong_n.mean() > _SIGNIFICANT * wrong_n.std(ddof=1) / np.sqrt(len(wrong_n))
+                and wrong_n.mean() > _RELEVANT
+            ):
+                found.append(Reversal(lower=beta_r[i], upper=beta_r[i + 1], what=what, by=float(wrong_n.mean())))
     return tuple(found)

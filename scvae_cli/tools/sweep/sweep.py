@@ -1,13 +1,14 @@
-"""One training after another with one option varied: what does a price of information buy, or a latent dimension?
+"""Trainings with different values of β, or of the number of latent dimensions, and their comparison.
 
-A β is a price: as it rises, the rate (what the latent space tells about a cell, mean KL) falls and the distortion (how
-badly the cell is explained, −E_q[log p(x|z)]) rises; together they trace the rate–distortion curve of the data (Alemi
-et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464). Neither says which price is right. Molecules set aside do: a
-model that tells too much about a cell repeats the noise of the molecules it saw, one that tells too little blurs cells
-together, and both predict the others worse (`scvae_cli.evaluation.thinning`). The cell's own counts are weighed in with
-every prediction: without, a latent space that remembers each cell's own deviations, whatever the price, looks best.
+As β increases, the rate (mean KL, the information that the latent space carries about a cell) decreases and the
+distortion (−E_q[log p(x|z)], the error of the reconstruction) increases; together they trace the rate–distortion curve
+of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464). The curve does not show which β to use. The
+prediction of withheld molecules does: a model with too much information about a cell reproduces the noise of the
+molecules it was given, a model with too little averages over different cells, and both predict the withheld molecules
+worse (`scvae_cli.evaluation.thinning`). The cell's own counts are weighed in with every prediction. Without them, a
+latent space that memorizes the deviations of every cell would appear best at any β.
 
-So that one chain of trainings serves both, the curve too is traced on the molecules that were not set aside.
+The rate–distortion curve uses the same trainings, and therefore the molecules that were not withheld.
 
 Shapes: n cells, g genes, r runs.
 """
@@ -22,6 +23,7 @@ import numpy as np
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError
@@ -32,19 +34,20 @@ from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.score.scoring import Bounds, bounds
 from scvae_cli.tools.sweep.options import SweepOptions
-from scvae_cli.tools.sweep.result import MIN_JUDGES, Run, Sweep, compare, find_breaks
+from scvae_cli.tools.sweep.result import MIN_CELLS, Run, Sweep, compare, find_reversals
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 from scvae_cli.training.prepare import refuse_empty, refuse_few, split
 
-# Importance samples, and held-out cells that take part: more would cost more than the trainings of small data.
+# Number of importance samples, and largest number of held-out cells: with more, the evaluation of small data would take
+# longer than the trainings.
 N_SAMPLES, MAX_HELDOUT = 25, 1000
-# Share of the gain over a mean model by which two trainings that differ in their seeds alone differ, as a standard
-# deviation: 0.4% to 0.7% on two sets at two β, four seeds each.
+# Standard deviation between trainings with different random seeds, as a fraction of the gain over a mean model: it was
+# 0.4% to 0.7% on two data sets at two values of β, with four seeds each.
 SEED_NOISE = 0.005
 
 
 class Training(NamedTuple):
-    """A run of a sweep about to begin: its value, and its place among all, from 1."""
+    """A run of a sweep that is about to start: its value, its number (from 1) and the number of runs."""
 
     value: float
     number: int
@@ -56,40 +59,44 @@ def sweep(
     config: RunConfig,
     options: SweepOptions,
     *,
+    names: GeneNames | None = None,
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
-    """Train with every value, and say which to take.
+    """Train with every value, and suggest one.
 
-    Runs over β start from each other, the largest β first; runs over numbers of latent dimensions start from nothing.
+    A run over β starts from the weights of the run before, the largest β first; runs over numbers of latent dimensions
+    start from random weights.
 
     Parameters
     ----------
     counts
         All cells and genes.
     config
-        Of the trainings, but for what is varied.
+        Options of the trainings, except the varied one.
     options
-        What is varied.
+        Values of the varied option, and the criterion.
+    names
+        Names that `--genes @FILE` may use; None for those of the counts.
     follow
-        Walks through a training's events and returns the last.
+        Runs a training to its end, given its events, and returns the last event.
     on_model
-        Called with each value and its model, as they come.
+        Called with each value and its model after its training.
 
     Raises
     ------
     DataError, ModelError
-        As `fit`; and for a single held-out cell where held-out cells judge.
+        As for `fit`; and if the criterion is the bound and only one cell is held out.
     """
-    counts, genes_chosen = _modelled(counts, config)
-    judge = options.judge_of(config.model)
-    if judge == "bound":
-        _refuse_one_judge(counts, config)
-    thinned = thin(counts, seed=config.train.seed) if judge == "thinning" else None
+    counts, genes_chosen = _modelled(counts, config, names)
+    criterion = options.judge_of(config.model)
+    if criterion == "bound":
+        _refuse_one_cell(counts, config)
+    thinned = thin(counts, seed=config.train.seed) if criterion == "thinning" else None
     trained_on = counts if thinned is None else thinned.kept
     values = options.values[::-1] if options.varied == "beta" else options.values
     device = choose_compute(config.compute).device
-    judged: dict[float, _Judged] = {}
+    evaluated: dict[float, _Evaluated] = {}
     model: Model | None = None
     for number, value in enumerate(values, 1):
         start_from = model if options.varied == "beta" else None
@@ -98,7 +105,7 @@ def sweep(
         assert isinstance(last, Finished), "nobody asked the training to stop"
         model = last.model
         model.vae.to(device)
-        judged[value] = _judge(model, trained_on, thinned, seed=config.train.seed)
+        evaluated[value] = _evaluate(model, trained_on, thinned, seed=config.train.seed)
         facts = {"genes_chosen": genes_chosen, "kept_molecules": 1.0 if thinned is None else thinned.share}
         recorded = replace(model.config, data=config.data)
         on_model(value, replace(model, config=recorded, facts=model.facts | facts))
@@ -107,11 +114,13 @@ def sweep(
     if thinned is not None:
         mean = MeanModel(thinned.kept, None, config, device)
         baseline = float(thinned.poisson_loss(mean.expected(thinned.kept, of_cell=True)).mean())
-    return _put_together([judged[value] for value in options.values], options, judge, baseline, trained_on, model)
+    return _put_together(
+        [evaluated[value] for value in options.values], options, criterion, baseline, trained_on, model
+    )
 
 
-class _Judged(NamedTuple):
-    """A finished run: its model's settings and facts, bounds of held-out cells, and the loss that judges, a cell."""
+class _Evaluated(NamedTuple):
+    """A finished run: options and facts of its model, bounds of held-out cells, and the criterion of each cell."""
 
     config: RunConfig
     facts: dict[str, float]
@@ -119,20 +128,20 @@ class _Judged(NamedTuple):
     loss_n: np.ndarray
 
 
-def _modelled(counts: Counts, config: RunConfig) -> tuple[Counts, str]:
-    """The cells and genes that `fit` would take, chosen once and before thinning, and how they were chosen."""
+def _modelled(counts: Counts, config: RunConfig, names: GeneNames | None) -> tuple[Counts, str]:
+    """Select the cells and genes that `fit` would use, once and before thinning; also return how they were chosen."""
     drop = config.data.drop_empty
     counts = refuse_few(refuse_empty(counts, drop=drop))
-    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data)
+    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
     return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
 
 
-def _refuse_one_judge(counts: Counts, config: RunConfig) -> None:
-    """One cell cannot say how sure a difference is, and says so before the trainings rather than after them."""
-    if len(split(counts, config)[1]) < MIN_JUDGES:
+def _refuse_one_cell(counts: Counts, config: RunConfig) -> None:
+    """Refuse a single held-out cell before the trainings: a difference would have no standard error."""
+    if len(split(counts, config)[1]) < MIN_CELLS:
         raise DataError(
-            f"of {counts.n_cells} cells one is held out, which cannot judge a sweep by itself",
-            "hold out more of them: --validation-fraction 0.3",
+            f"of {counts.n_cells} cells only one is held out, which is too few to compare runs",
+            "hold out a larger fraction, such as --validation-fraction 0.3",
         )
 
 
@@ -143,25 +152,25 @@ def _config_of(config: RunConfig, options: SweepOptions, value: float) -> RunCon
     return replace(config, model=replace(config.model, n_latent=int(value)))
 
 
-def _judge(model: Model, trained_on: Counts, thinned: Thinned | None, *, seed: int) -> _Judged:
+def _evaluate(model: Model, trained_on: Counts, thinned: Thinned | None, *, seed: int) -> _Evaluated:
     some = even(np.flatnonzero(model.held_out(trained_on.cell_names)), MAX_HELDOUT)
     found = bounds(model, trained_on.cells(some), n_samples=N_SAMPLES, seed=seed)
     loss_n = -found.iwae if thinned is None else thinned.poisson_loss(predicted(model, thinned.kept, CELL))
-    return _Judged(model.config, model.facts, found, loss_n)
+    return _Evaluated(model.config, model.facts, found, loss_n)
 
 
 def _put_together(
-    judged: list[_Judged], options: SweepOptions, judge: str, baseline: float, counts: Counts, model: Model
+    evaluated: list[_Evaluated], options: SweepOptions, criterion: str, baseline: float, counts: Counts, model: Model
 ) -> Sweep:
     over_beta = options.varied == "beta"
-    loss_rn = np.stack([run.loss_n for run in judged])
+    loss_rn = np.stack([run.loss_n for run in evaluated])
     possible = baseline - float(loss_rn.mean(1).min())
     noise = SEED_NOISE * possible if possible > 0 else 0.0
     excess_r, error_r, best, suggested = compare(loss_rn, prefer_last=over_beta, noise=noise)
-    rate_rn = np.stack([run.bounds.kl for run in judged])
-    # Where not even the best predicts better than a mean model does there is nothing to have a share of.
-    gain_r = (baseline - loss_rn.mean(1)) / possible if possible > 0 else np.full(len(judged), np.nan)
-    distortion_rn = -np.stack([run.bounds.reconstruction for run in judged])
+    rate_rn = np.stack([run.bounds.kl for run in evaluated])
+    # If no run predicts better than a mean model, the gain is not defined.
+    gain_r = (baseline - loss_rn.mean(1)) / possible if possible > 0 else np.full(len(evaluated), np.nan)
+    distortion_rn = -np.stack([run.bounds.reconstruction for run in evaluated])
     runs = tuple(
         Run(
             beta=run.config.train.beta,
@@ -178,19 +187,19 @@ def _put_together(
             epochs=int(run.facts["epochs"]),
             seconds=float(run.facts["seconds"]),
         )
-        for r, run in enumerate(judged)
+        for r, run in enumerate(evaluated)
     )
     return Sweep(
         varied=options.varied,
         runs=runs,
         best=options.values[best],
         suggested=options.values[suggested],
-        judge=judge,
-        kept=KEPT if judge == "thinning" else 1.0,
+        criterion=criterion,
+        kept_molecules=KEPT if criterion == "thinning" else 1.0,
         n_cells=counts.n_cells,
         n_genes=counts.n_genes,
         n_heldout=rate_rn.shape[1],
         counts_source=counts.source,
         device=str(model.device),
-        breaks=find_breaks(options.values, rate_rn, distortion_rn) if over_beta else (),
+        reversals=find_reversals(options.values, rate_rn, distortion_rn) if over_beta else (),
     )

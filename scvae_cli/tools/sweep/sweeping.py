@@ -8,6 +8,7 @@ from typing import Any
 from scvae_cli._version import __version__
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.provenance import provenance, refuse_foreign
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.data.store import CellStore
@@ -21,9 +22,9 @@ from scvae_cli.training.fit import Finished, FitEvent
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
-# Share of the gain that is worth the name "nearly all".
+# Fraction of the gain above which a run with a larger β is mentioned.
 _NEARLY = 0.98
-# Nats by which another run must be likelier to be named beside the suggested one.
+# Nats by which the bound of another run must be higher for it to be mentioned.
 _MUCH = 1.0
 _NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
@@ -64,7 +65,8 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
             options.models.mkdir(exist_ok=True)
             model.save(options.models / _folder_name(options, value), force=options.force)
 
-    result = sweep(counts, run, options, follow=followed, on_model=keep)
+    symbols = gene_names(store, run.data.gene_symbols)
+    result = sweep(counts, run, options, names=symbols, follow=followed, on_model=keep)
     slots = _write(result, store, options, names) if request.inplace else []
     if options.plot is not None:
         from scvae_cli.report.figure_file import save_figure
@@ -111,7 +113,7 @@ def _write(result: Sweep, store: CellStore, options: SweepOptions, names: SlotNa
         "missing_genes": 0,
         "options": {
             result.varied: list(result.values),
-            "criterion": result.judge,
+            "criterion": result.criterion,
             "config": options.training.as_dict(),
         },
     }
@@ -126,15 +128,15 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
     facts: dict[str, Any] = {
         "output": target,
         "varied": result.varied,
-        "judge": result.judge,
+        "criterion": result.criterion,
         "suggested": result.suggested,
         "best": result.best,
         "runs": result.rows(),
-        "kept": result.kept,
+        "kept_molecules": result.kept_molecules,
         "n_cells": result.n_cells,
         "n_genes": result.n_genes,
         "n_heldout": result.n_heldout,
-        "breaks": [[broken.lower, broken.upper, broken.what, broken.by] for broken in result.breaks],
+        "reversals": [[found.lower, found.upper, found.what, found.by] for found in result.reversals],
         "models": None if options.models is None else str(options.models),
         "plot": None if options.plot is None else str(options.plot),
         "slots": slots,
@@ -151,7 +153,7 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
 
 
 def _text(result: Sweep) -> str:
-    judged = "thinning loss" if result.judge == "thinning" else "−bound"
+    criterion = "thinning loss" if result.criterion == "thinning" else "−bound"
     heads = (
         _NAMES[result.varied],
         "rate",
@@ -159,14 +161,14 @@ def _text(result: Sweep) -> str:
         "ELBO",
         "bound",
         "active",
-        judged,
+        criterion,
         "gain",
         "epochs",
         "seconds",
     )
     rows = []
     for value, run in zip(result.values, result.runs, strict=True):
-        excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "least"
+        excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "best"
         gain = f"{run.gain:.1%}" if run.gain == run.gain else "-"
         marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
         figures = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
@@ -174,40 +176,42 @@ def _text(result: Sweep) -> str:
     heads = (heads[0] + "  ", *heads[1:])
     widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
-    if result.judge == "thinning":
+    if result.criterion == "thinning":
         lines += [
-            f"trained on {result.kept:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, ELBO and "
-            f"bound of {result.n_heldout:,} held-out cells",
-            "thinning loss: of predicting the other molecules, the cell's own counts weighed in, above the best ± its "
-            "standard error; all in nats a cell",
-            "gain: share of the best run's advantage over a mean model, which gives every cell the same proportions",
+            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; "
+            f"rate, distortion, ELBO and bound of {result.n_heldout:,} held-out cells",
+            "thinning loss: loss of predicting the withheld molecules, minus that of the best run, ± standard error; "
+            "all in nats per cell",
+            "gain: fraction of the best run's advantage over a mean model, which predicts the same proportions for all "
+            "cells",
         ]
     else:
-        lines.append(f"nats a cell, {result.n_heldout:,} held-out cells, which judge")
+        lines.append(f"nats per cell, on {result.n_heldout:,} held-out cells, whose bound is the criterion")
     return "\n".join([*lines, *_suggestion(result)])
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    judged = "predicting molecules set aside" if result.judge == "thinning" else "explaining held-out cells"
-    told = f"{_called(result, result.suggested)}, best at {judged}"
+    task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
+    reason = f"best at {task}"
     if result.suggested != result.best:
         which = "the largest" if result.varied == "beta" else "the fewest"
-        told = f"{_called(result, result.suggested)}, {which} as good as the best ({result.best:g}), but for noise"
-    lines = [f"* suggested: {told}"]
+        reason = f"{which} with a result as good as the best ({result.best:g}) within noise"
+    lines = [f"* suggested: {_called(result, result.suggested)}, {reason}"]
     thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
     if result.varied == "beta" and thrifty:
         beta, gain = thrifty[-1].beta, thrifty[-1].gain
-        lines.append(f"  β = {beta:g} keeps {gain:.1%} of its gain, in a simpler latent space")
+        lines.append(f"  β = {beta:g} keeps {gain:.1%} of the gain with a simpler latent space")
     likeliest = max(result.runs, key=lambda run: run.bound)
     more = likeliest.bound - result.suggested_run.bound
-    if result.judge == "thinning" and more >= _MUCH:
+    if result.criterion == "thinning" and more >= _MUCH:
         value = getattr(likeliest, result.varied)
         lines.append(
-            f"  to score cells or sample new ones: {_called(result, value)}, whose bound is {more:.1f} nats higher"
+            f"  to score cells or sample new ones, use {_called(result, value)}: its bound is {more:.1f} nats higher"
         )
     edge = result.at_the_edge()
     if edge is not None:
-        lines.append(f"  the best is the {'least' if edge == 'lower' else 'greatest'} tried: {edge} may be better yet")
+        which = "smallest" if edge == "lower" else "largest"
+        lines.append(f"  the best value is the {which} that was tried: {edge} values may be better")
     return lines
 
 

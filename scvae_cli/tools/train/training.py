@@ -7,6 +7,7 @@ from typing import Any
 
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import Interrupted
 from scvae_cli.model.bundle import Model, check_new_model
 from scvae_cli.question import Outcome, Report, Shell
@@ -38,7 +39,14 @@ def train(request: Request, shell: Shell) -> Outcome:
     size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
     with shell.stoppable() as stop_requested:
-        events = fit(counts, run, model_folder=folder, resume=options.resume, stop_requested=stop_requested)
+        events = fit(
+            counts,
+            run,
+            names=gene_names(store, run.data.gene_symbols),
+            model_folder=folder,
+            resume=options.resume,
+            stop_requested=stop_requested,
+        )
         # The training alone holds the counts from here on, and can release those of genes that are not modeled.
         del store, counts
         last = follow(_heard(events, options), shell)

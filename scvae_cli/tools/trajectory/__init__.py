@@ -1,1 +1,1 @@
-"""Trajectories between cell states, decoded."""
+"""Trajectories between cell states, decoded into gene expression."""

@@ -1,10 +1,10 @@
-"""Ways through latent space: straight, along cells, or geodesic.
+"""Paths through latent space: straight, along cells, or geodesic.
 
-A path goes from way-point to way-point; each stretch between two of them is a leg. All legs of all paths are solved
-together.
+A path runs from waypoint to waypoint; the part between two consecutive waypoints is a segment. The segments of all
+paths are computed together.
 
-Shapes: n places, p paths, w way-points, l legs, t points along a path or leg, c control points, k latent dimensions,
-g genes, m nodes of the cells' graph.
+Shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points, k latent
+dimensions, g genes, m nodes of the neighbor graph.
 """
 
 from __future__ import annotations
@@ -21,111 +21,124 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.neighbor_graph import CellGraph, coordinates
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.progress import Progress, silent
 
-# A leg is a clamped cubic B-spline with so many control points, solved at so many points.
+# A segment is a clamped cubic B-spline with this number of control points, evaluated at this number of points.
 _CONTROLS, _SOLVED = 12, 24
-# It is solved twice, in so many steps; a control point's begin with these latent lengths and shrink to nothing.
+# Each segment is optimized twice, with this number of iterations. The step size of a control point starts at these
+# latent lengths and decreases linearly to zero.
 _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
-# How much slower a walk is where 95% of the held-out cells lie in denser places, than where half of them do.
-_SLOWDOWN = 10.0
-# Values handled at once (points × genes). On a CPU 2 MB in float32: larger blocks leave the cache, and a bundle takes
-# nearly twice as long. Elsewhere 160 MB: small ones would not keep a device busy.
+# Increase of the cost of a path from the density that half of the held-out cells exceed to the density that 95% exceed.
+_COST_INCREASE = 10.0
+# Number of values processed at once (points × genes). On a CPU 2 MB in float32: larger blocks exceed the cache, and a
+# bundle takes nearly twice as long. On other devices 160 MB, because small blocks would not keep the device busy.
 _CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
 
 
-def straight(corners_wk: np.ndarray, n_steps: int) -> np.ndarray:
-    """Straight lines from corner to corner, walked at constant latent speed, shape (t, k).
+def straight(waypoints_wk: np.ndarray, n_steps: int) -> np.ndarray:
+    """Connect waypoints by straight lines, with points at equal latent distances, shape (t, k).
 
     >>> straight(np.array([[0.0], [3.0], [4.0]]), 5).ravel().tolist()
     [0.0, 1.0, 2.0, 3.0, 4.0]
     """
-    return _walk(corners_wk, np.linalg.norm(np.diff(corners_wk, axis=0), axis=1), n_steps)
+    return _resampled(waypoints_wk, np.linalg.norm(np.diff(waypoints_wk, axis=0), axis=1), n_steps)
 
 
 def at_constant_speed(geometry: Geometry, points_tk: np.ndarray, n_steps: int) -> np.ndarray:
-    """The same way in steps of equal Fisher–Rao length, shape (n_steps, k)."""
-    return _walk(points_tk, step_lengths(geometry, points_tk), n_steps)
+    """Resample a path in steps of equal Fisher–Rao length, shape (n_steps, k)."""
+    return _resampled(points_tk, step_lengths(geometry, points_tk), n_steps)
 
 
 def step_lengths(geometry: Geometry, points_tk: np.ndarray) -> np.ndarray:
-    """Fisher–Rao length of every step, shape (t - 1,), standard deviations of a count."""
+    """Compute the Fisher–Rao length of every step, shape (t - 1,), in standard deviations of a count."""
     y_tg = coordinates(geometry, torch.as_tensor(points_tk, dtype=torch.float32))
     return np.asarray((y_tg[1:] - y_tg[:-1]).norm(dim=1), dtype=np.float64)
 
 
-def along_cells(graph: CellGraph, ends_pwk: np.ndarray, nodes_pw: np.ndarray) -> list[list[np.ndarray]]:
-    """The legs of paths that go from cell to cell, each of shape (t, k).
+def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarray) -> list[list[np.ndarray]]:
+    """Compute the segments of the shortest paths through the neighbor graph, each of shape (t, k).
 
     Parameters
     ----------
     graph
-        Of the cells.
-    ends_pwk
-        Way-points.
+        Neighbor graph of the cells.
+    waypoints_pwk
+        Latent positions of the waypoints of each path.
     nodes_pw
-        The node at, or nearest to, each way-point.
+        The node at, or nearest to, each waypoint.
+
+    Returns
+    -------
+    For each path, its segments in order; the points between the waypoints of a segment are cells.
     """
     pairs = [(int(a), int(b)) for path in nodes_pw for a, b in pairwise(path)]
-    nodes = graph.shortest_paths(pairs)
-    n_legs = ends_pwk.shape[1] - 1
-    legs = []
-    for p, ends_wk in enumerate(ends_pwk):
-        mine = nodes[p * n_legs : (p + 1) * n_legs]
-        inner = [graph.mean_mk[torch.as_tensor(leg[1:-1], dtype=torch.int64)].numpy() for leg in mine]
-        legs.append([np.concatenate([ends_wk[i : i + 1], leg, ends_wk[i + 1 : i + 2]]) for i, leg in enumerate(inner)])
-    return legs
+    nodes = iter(graph.shortest_paths(pairs))
+    paths = []
+    for waypoints_wk in waypoints_pwk:
+        segments = []
+        for start_k, end_k in pairwise(waypoints_wk):
+            inner = torch.as_tensor(next(nodes)[1:-1], dtype=torch.int64)
+            segments.append(np.concatenate([start_k[None], graph.mean_mk[inner].numpy(), end_k[None]]))
+        paths.append(segments)
+    return paths
 
 
-def slowness(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    """How much slower a walk is at some places, shape (n,).
+def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
+    """Compute the factor by which lengths count more at latent points where few cells are, shape (n,).
 
-    1 where at least half of the held-out cells lie in thinner places, and from there growing linearly with −log
-    density, to 1 + 10 where 95% of them lie in denser places.
+    The factor is 1 where at least half of the held-out cells lie at a lower density. From there it increases linearly
+    with −log density, to 1 + 10 where 95% of the held-out cells lie at a higher density.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
-    return 1 + _SLOWDOWN * torch.relu((-density.log_prob(z_nk) - usual) / scale)
+    return 1 + _COST_INCREASE * torch.relu((-density.log_prob(z_nk) - usual) / scale)
 
 
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
-    """The graph with edges as long as the energy of walking each in unit time.
+    """Square the lengths of the edges of a graph.
 
-    One long step then costs more than many short ones, so shortest paths keep to where cells are many (the Fermat
+    A long edge then costs more than many short ones, so that shortest paths stay where there are many cells (the Fermat
     distance of Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
     """
     return replace(graph, lengths=graph.lengths.power(2))
 
 
-def geodesics(geometry: Geometry, density: LatentDensity, legs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Ways of least energy between the ends of legs, in a metric that makes walking off the manifold slow.
+def geodesics(
+    geometry: Geometry, density: LatentDensity, guesses: Sequence[np.ndarray], *, progress: Progress = silent
+) -> list[np.ndarray]:
+    """Compute paths of least energy between two points, in a metric in which paths off the manifold are long.
 
-    Minimises Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the legs' ends, started from the legs; w is
-    the slowness. The solution is spread out at constant speed, which shows what lay between its points, and solved once
-    more.
+    Minimizes Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the ends of the initial guesses, where w is
+    the factor `cost`. The solution is resampled at constant speed, which reveals what lies between its points, and
+    optimized once more.
 
     Parameters
     ----------
     geometry, density
-        Of the model.
-    legs
-        First guesses, each of shape (t, k), any t ≥ 2.
+        Geometry of the decoder and density of the cells in latent space.
+    guesses
+        Initial guess of each segment, of shape (t, k), any t ≥ 2.
+    progress
+        Shows the number of solved segments.
 
     Returns
     -------
-    The solved legs, each of shape (t', k), in order.
+    The segments, each of shape (t', k), in the same order.
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
     values = _CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
     at_once = max(1, values // (_SOLVED * geometry.vae.n_genes))
     solved: list[np.ndarray] = []
-    for first in range(0, len(legs), at_once):
-        some = list(legs[first : first + at_once])
-        for first_step in _FIRST_STEPS:
-            spread = np.stack([at_constant_speed(geometry, leg, _SOLVED) for leg in some])
-            guess_ltk = torch.as_tensor(spread, dtype=torch.float32, device=device)
-            some = list(_least_energy(geometry, density, guess_ltk, first_step).cpu().numpy())
-        solved += some
+    with progress("Solving", len(guesses)) as advance:
+        for first in range(0, len(guesses), at_once):
+            batch = list(guesses[first : first + at_once])
+            for first_step in _FIRST_STEPS:
+                even = np.stack([at_constant_speed(geometry, segment, _SOLVED) for segment in batch])
+                guess_ltk = torch.as_tensor(even, dtype=torch.float32, device=device)
+                batch = list(_least_energy(geometry, density, guess_ltk, first_step).cpu().numpy())
+                advance(len(batch) / len(_FIRST_STEPS))
+            solved += batch
     return solved
 
 
@@ -135,14 +148,14 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
     optimizer = _Adam(inner_lck)
-    n_legs, k = guess_ltk.shape[0], guess_ltk.shape[2]
+    n_segments, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):
         points_ltk = basis_tc @ torch.cat([first_l1k, inner_lck, last_l1k], dim=1)
-        y_ltg = geometry.coordinates(points_ltk.reshape(-1, k)).reshape(n_legs, _SOLVED, -1)
+        y_ltg = geometry.coordinates(points_ltk.reshape(-1, k)).reshape(n_segments, _SOLVED, -1)
         middle_ltk = (points_ltk[:, 1:] + points_ltk[:, :-1]) / 2
-        slowness_lt = slowness(density, middle_ltk.reshape(-1, k)).reshape(n_legs, -1)
+        cost_lt = cost(density, middle_ltk.reshape(-1, k)).reshape(n_segments, -1)
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
-        energy = (slowness_lt.square() * squared_lt).sum()
+        energy = (cost_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)
         optimizer.step(gradient_lck, first_step * (1 - iteration / _ITERATIONS))
     dense_tc = _basis(4 * _SOLVED).to(guess_ltk)
@@ -151,9 +164,9 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 
 
 class _Adam:
-    """Adam (Kingma & Ba 2015) with one step size for all directions of a point, so that no rotation changes a way.
+    """Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
 
-    torch's would import its compiler, for most of a second.
+    torch's own optimizers import its compiler, which takes most of a second.
     """
 
     def __init__(self, parameter: Tensor) -> None:
@@ -163,7 +176,7 @@ class _Adam:
 
     @torch.no_grad()
     def step(self, gradient: Tensor, rate: float) -> None:
-        """Take one step."""
+        """Update the parameter, given its gradient and the step size."""
         self.steps += 1
         self.mean.lerp_(gradient, 0.1)
         self.square.lerp_(gradient.square().mean(-1, keepdim=True), 0.001)
@@ -173,14 +186,15 @@ class _Adam:
 
 
 def _basis(n_points: int) -> Tensor:
-    """Clamped cubic B-splines at equally spaced places, shape (t, c); the first and last point are control points.
+    """Evaluate clamped cubic B-splines at equally spaced positions, shape (t, c).
 
-    By the recursion of Cox and de Boor; scipy's splines would import its optimisers, for a fifth of a second.
+    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor; scipy's splines
+    would import its optimizers, which takes a fifth of a second.
     """
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
     at_t1 = np.linspace(0, 1, n_points)[:, None]
-    # The interval each place lies in; the last place lies in the last interval, not beyond it.
+    # The knot interval of each position; the last position belongs to the last interval.
     interval_t = np.minimum(np.searchsorted(inner, at_t1[:, 0], side="right"), len(inner) - 1) + 2
     basis = np.asarray(interval_t[:, None] == np.arange(len(knots) - 1), dtype=np.float64)
     for degree in (1, 2, 3):
@@ -192,16 +206,17 @@ def _basis(n_points: int) -> Tensor:
 
 
 def _fitted(basis_tc: Tensor, points_ltk: Tensor) -> Tensor:
-    """Inner control points of the splines nearest to some points, with the same ends, shape (l, c - 2, k)."""
+    """Fit splines with fixed ends to points, by least squares; returns their inner control points (l, c - 2, k)."""
     ends_lck = points_ltk[:, [0, -1]]
     inverse_ct: Tensor = torch.linalg.pinv(basis_tc[:, 1:-1])
     return inverse_ct @ (points_ltk - basis_tc[:, [0, -1]] @ ends_lck)
 
 
-def _walk(points_tk: np.ndarray, length_s: np.ndarray, n_steps: int) -> np.ndarray:
-    place_t = np.concatenate([[0.0], np.cumsum(length_s)])
-    at_t = np.linspace(0, place_t[-1], n_steps)
-    walked = np.stack([np.interp(at_t, place_t, points_tk[:, d]) for d in range(points_tk.shape[1])], axis=1)
-    # The ends are exact, whatever rounding did.
-    walked[0], walked[-1] = points_tk[0], points_tk[-1]
-    return walked
+def _resampled(points_tk: np.ndarray, length_s: np.ndarray, n_steps: int) -> np.ndarray:
+    """Interpolate a path linearly at equal distances, given the length of each of its steps."""
+    distance_t = np.concatenate([[0.0], np.cumsum(length_s)])
+    at_t = np.linspace(0, distance_t[-1], n_steps)
+    even_tk = np.stack([np.interp(at_t, distance_t, points_tk[:, d]) for d in range(points_tk.shape[1])], axis=1)
+    # Rounding must not change the ends.
+    even_tk[0], even_tk[-1] = points_tk[0], points_tk[-1]
+    return even_tk

@@ -1,4 +1,4 @@
-"""The picture of a trajectory: puts together what `path_figure` draws, from the cells the trajectory went through."""
+"""The figure of a trajectory: collects what `path_figure` draws from the cells and the model."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ _CURVES = 12
 
 
 def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Figure:
-    """Draw a trajectory over the data's UMAP, or over the first two latent axes where it has none.
+    """Draw a trajectory over the UMAP of the data, or over the first two latent axes if there is none.
 
     Parameters
     ----------
     session
-        The cells, n of them, and the model.
+        The n cells and the model.
+    trajectory
+        What is drawn.
     groups_n
         Group of each cell, or None.
     """
     chosen = trajectory.top_genes(_CURVES)
-    depth = library_size(session.model, trajectory.library, usual="median")
-    assert depth is not None, "a trajectory is decoded at one depth"
+    size = library_size(session.model, trajectory.library, usual="median")
+    assert size is not None, "a trajectory is decoded at one library size"
     counts = session.counts
-    expression_nc = counts.matrix[:, chosen].toarray() / counts.library_n[:, None] * depth
+    expression_nc = counts.matrix[:, chosen].toarray() / counts.library_n[:, None] * size
     return path_figure(
         trajectory,
         backdrop=_backdrop(session, trajectory, groups_n),
@@ -41,9 +43,9 @@ def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.nda
 
 
 def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray | None:
-    """Factors that bring decoded counts to what cells of that depth show after zero inflation; None for real numbers.
+    """Compute factors that apply zero inflation to the decoded counts, for comparison with cells; None without counts.
 
-    What is decoded adds up to the depth before technical zeros, and the cells' counts do after them.
+    Decoded counts add up to the library size before zero inflation, the counts of cells after it.
     """
     if not trajectory.of_counts:
         return None
@@ -71,7 +73,7 @@ def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | N
 
 
 def _plane(z: np.ndarray) -> np.ndarray:
-    """The first two of k coordinates; a lone one stands over zeros."""
+    """Return the first two latent coordinates; the second is zero if there is only one."""
     if z.shape[-1] == 1:
         z = np.concatenate([z, np.zeros_like(z)], axis=-1)
     return np.asarray(z[..., :2], dtype=np.float64)

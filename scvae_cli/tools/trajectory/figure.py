@@ -1,4 +1,4 @@
-"""A walk in one figure: where it goes among the cells, which genes change when, and whether the cells agree.
+"""The figure of a trajectory: its path among the cells, a heat map of its genes, and curves compared with cells.
 
 Shapes: n cells, t steps, g genes, c chosen genes.
 """
@@ -29,37 +29,37 @@ def path_figure(
     chosen: np.ndarray,
     inflation_tc: np.ndarray | None = None,
 ) -> Figure:
-    """Draw a walk.
+    """Draw a trajectory.
 
     Parameters
     ----------
-    path
-        The walk and its genes.
+    trajectory
+        The trajectory and its genes.
     backdrop
-        A plane, the cells in it, and the walk in it.
+        Positions of the cells and of the trajectory in a plane.
     expression_nc
-        The cells' counts of the chosen genes, scaled to the depth the walk was decoded at.
+        Counts of the chosen genes in the cells, scaled to the library size of the trajectory.
     chosen
         Indices in `trajectory.genes`; the first twelve are drawn.
     inflation_tc
-        Factors that zero inflation changes the chosen genes' decoded counts by, at the same depth; None for no change.
-        The cells' counts have been through it, so what is drawn over them has too.
+        Factors by which zero inflation changes the decoded counts of the chosen genes at the same library size; None
+        for no change. The counts of the cells contain technical zeros, so the curves drawn over them must as well.
 
     Returns
     -------
-    A figure of three parts, for `save_figure`; pyplot does not know of it.
+    A figure with three panels, for `save_figure`; it is not registered with pyplot.
     """
     chosen = np.asarray(chosen, dtype=int)[:N_CURVES]
     passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
-    colours = group_colours(backdrop.groups_n, passed)
+    colors = group_colours(backdrop.groups_n, passed)
     with house_style():
-        legend = Legend(trajectory, backdrop, colours)
+        legend = Legend(trajectory, backdrop, colors)
         upper = max(plane_height(legend), heat_map_height(trajectory))
         lower = curves_height(len(chosen))
         figure = Figure((WIDTH, _TOP + upper + (_BETWEEN + lower if lower else 0) + _BOTTOM))
         write(figure, 0.1, 0.14, _title(trajectory), size=9, weight="bold")
-        draw_plane(figure, trajectory, backdrop, colours, legend, _TOP, upper)
-        draw_heat_map(figure, trajectory, colours, _TOP, upper)
+        draw_plane(figure, trajectory, backdrop, colors, legend, _TOP, upper)
+        draw_heat_map(figure, trajectory, colors, _TOP, upper)
         inflation_tc = np.ones((len(trajectory.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
         draw_curves(figure, trajectory, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
     return figure

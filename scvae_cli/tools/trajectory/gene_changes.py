@@ -1,7 +1,7 @@
-"""What each gene does along a walk.
+"""Changes of each gene along a trajectory.
 
-Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)), whose unit is the standard deviation of a
-count: a change of 2 is as plain for a rare gene as for a common one.
+Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)) of the expected count μ. Its unit is the
+standard deviation of a count, so that changes of rare and of highly expressed genes can be compared.
 
 Shapes: t steps, g genes.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 DIRECTIONS = ("up", "down", "peak", "dip")
-# A gene that ends where it started, but for this share of its range, has a peak or a dip instead of a direction.
+# A gene whose net change is less than this fraction of its range has a peak or a dip instead of a direction.
 _RETURNED = 0.5
 
 
@@ -24,15 +24,16 @@ class GeneChanges:
     Parameters
     ----------
     effect_g
-        Range of the gene along the walk, standard deviations of a count.
+        Range of the gene along the trajectory, in standard deviations of a count.
     net_g
-        Its value at the end minus that at the start, the same unit.
+        Value at the end minus value at the start, in the same unit.
     direction_g
-        "up" or "down"; "peak" or "dip" for one that mostly returns.
+        "up" or "down"; "peak" or "dip" for a gene that returns by more than half of its range.
     monotonicity_g
-        |net| over the sum of all changes, both ways: 1 for a gene that never turns.
+        |net change| divided by the sum of all changes, up and down: 1 for a monotone gene.
     switch_g
-        Step at which it has made half its change; of a peak or dip, the step of its extreme.
+        Step at which the gene crosses the middle of its range for the first time; for a peak or dip, the step of its
+        extreme value.
     """
 
     effect_g: np.ndarray
@@ -43,7 +44,7 @@ class GeneChanges:
 
 
 def gene_changes(y_tg: np.ndarray) -> GeneChanges:
-    """Summarise coordinates along a walk.
+    """Summarize the changes of Fisher–Rao coordinates along a trajectory.
 
     >>> y = np.array([[0.0, 1, 0], [0, 1, 2], [1, 0, 2.5], [1, 0, 0]])
     >>> changes = gene_changes(y)
@@ -53,20 +54,20 @@ def gene_changes(y_tg: np.ndarray) -> GeneChanges:
     y_tg = np.asarray(y_tg, dtype=np.float64)
     low_g, high_g = y_tg.min(0), y_tg.max(0)
     effect_g, net_g = high_g - low_g, y_tg[-1] - y_tg[0]
-    travelled_g = np.abs(np.diff(y_tg, axis=0)).sum(0)
-    # The crossing of the half-way level nearest the start is the switch, whichever way the gene goes.
+    total_g = np.abs(np.diff(y_tg, axis=0)).sum(0)
+    # The first crossing of the middle of the range is the switch, for increasing and decreasing genes alike.
     above_tg = y_tg > (low_g + high_g) / 2
     switch_g = (above_tg != above_tg[0]).argmax(0)
     returned_g = np.abs(net_g) < _RETURNED * effect_g
     base_g = (y_tg[0] + y_tg[-1]) / 2
     peak_g = high_g - base_g >= base_g - low_g
-    turned_g = np.where(peak_g, y_tg.argmax(0), y_tg.argmin(0))
+    extreme_g = np.where(peak_g, y_tg.argmax(0), y_tg.argmin(0))
     return GeneChanges(
         effect_g=effect_g,
         net_g=net_g,
         direction_g=np.where(returned_g, np.where(peak_g, "peak", "dip"), np.where(net_g >= 0, "up", "down")).astype(
             object
         ),
-        monotonicity_g=np.abs(net_g) / np.maximum(travelled_g, 1e-12),
-        switch_g=np.where(returned_g, turned_g, switch_g),
+        monotonicity_g=np.abs(net_g) / np.maximum(total_g, 1e-12),
+        switch_g=np.where(returned_g, extreme_g, switch_g),
     )

@@ -1,4 +1,4 @@
-"""Do the cells agree: decoded curves of single genes over what the cells near the walk show themselves.
+"""Decoded curves of single genes along a trajectory, compared with the counts of the cells near it.
 
 Shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
 """
@@ -30,7 +30,7 @@ _BEYOND: dict[str, Any] = {
 }
 _BINS = 400
 _MAX_DOTS = 1500
-# A mean over fewer cells than this is not shown.
+# Means over fewer cells than this are not shown.
 _MIN_CELLS = 5.0
 
 _LEFT, _RIGHT = 0.3, 0.12
@@ -41,11 +41,12 @@ _NAME, _TICKS, _BETWEEN = 0.17, 0.3, 0.14
 def smoothed(
     position_n: np.ndarray, value_n: np.ndarray, at_q: np.ndarray, width: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of values around positions in 0..1 and its standard error, each of shape (q,); NaN where cells are few.
+    """Smooth values of cells along positions in 0..1; returns means and standard errors, each of shape (q,).
 
-    Weights fall as a parabola to zero at twice the width, so that nothing is told from afar across a gap.
+    The weights decrease as a parabola to zero at twice the width, so that cells do not contribute across a gap. The
+    result is NaN where there are too few cells.
     """
-    # Cells are counted in narrow bins first, so a million of them cost no more than their counting.
+    # Cells are first counted in narrow bins, which is fast for a million cells.
     bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)
     n_b, sum_b, squares_b = (
         np.bincount(bin_n, weights=weight_n, minlength=_BINS)
@@ -56,17 +57,17 @@ def smoothed(
     total_q = np.maximum(kernel_qb @ n_b, 1e-100)
     mean_q = kernel_qb @ sum_b / total_q
     variance_q = np.maximum(kernel_qb @ squares_b / total_q - mean_q**2, 0)
-    # One over the number of equally weighted cells that would tell as much.
+    # One divided by the effective number of cells.
     share_q = np.square(kernel_qb) @ n_b / np.square(total_q)
     error_q = np.sqrt(variance_q * share_q / np.maximum(1 - share_q, 1e-12))
     few_q = (share_q * _MIN_CELLS > 1) | (kernel_qb @ n_b == 0)
-    # Nor is anything told of a place whose cells all lie farther on, or farther back.
+    # Positions whose cells lie only on one side are NaN as well.
     few_q |= np.abs(kernel_qb @ (n_b * middle_b) / total_q - at_q) > width
     return np.where(few_q, np.nan, mean_q), np.where(few_q, np.nan, error_q)
 
 
 def curves_height(n_genes: int) -> float:
-    """Inches the part takes."""
+    """Return the height of the panel, in inches."""
     if n_genes == 0:
         return 0.0
     rows = -(-n_genes // _columns(n_genes))
@@ -81,11 +82,11 @@ def draw_curves(
     inflation_tc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the part, in inches; decoded counts are changed by zero inflation, given as factors."""
+    """Draw the panel, with its upper edge in inches; decoded counts are multiplied by `inflation_tc`."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
-    cells = f"the {len(near):,} cells near the walk" if len(near) else "no cells near the walk"
+    cells = f"{len(near):,} cells nearby" if len(near) else "no cells nearby"
     head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))
@@ -101,13 +102,13 @@ def draw_curves(
         lowest = i + columns >= len(chosen)
         axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         if lowest:
-            axes.set_xlabel("position along the walk", labelpad=2)
+            axes.set_xlabel("position along the trajectory", labelpad=2)
     down = curves_height(len(chosen))
     write(
         figure,
         0.13,
         top + (_TITLE + down - _AXIS) / 2,
-        "counts at the walk's depth" if trajectory.of_counts else "values",
+        "counts at the same library size" if trajectory.of_counts else "values",
         rotation=90,
         ha="center",
         va="center",
@@ -126,7 +127,7 @@ def _panel_height(n_genes: int) -> float:
 def _draw_gene(
     axes: Axes, trajectory: Trajectory, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
 ) -> set[str]:
-    """Draw one gene; tells what there was to draw of the cells."""
+    """Draw one gene; returns which parts of the cells were drawn."""
     drawn = {"cells"} if len(near) else set()
     at_t = trajectory.steps.position_t
     decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)
@@ -135,13 +136,13 @@ def _draw_gene(
     if len(near):
         position_n = trajectory.pseudotime_n[near]
         at_q = np.linspace(0, 1, 101)
-        # Silverman's rule, within what leaves a curve a shape and cells in sight.
+        # Silverman's rule, within limits between oversmoothing and too few cells.
         width = float(np.clip(0.9 * position_n.std() * len(near) ** -0.2, 0.025, 0.1))
         between = (position_n > 0) & (position_n < 1)
         mean_q, error_q = smoothed(position_n[between], value_n[between], at_q, width)
         drawn |= {"mean"} if np.isfinite(mean_q).any() else set()
         top = float(np.nanmax([top, *(mean_q + error_q)]))
-        # Cells before the start and beyond the end are at 0 and 1, many of them: they would bend the curve to theirs.
+        # Many cells lie before the start or beyond the end and have position 0 or 1; they would distort the curve.
         for end in (0, 1):
             at_end = value_n[position_n == end]
             if len(at_end) >= _MIN_CELLS:
@@ -149,7 +150,7 @@ def _draw_gene(
                 error = at_end.std(ddof=1) / np.sqrt(len(at_end))
                 axes.errorbar(end, at_end.mean(), error, gid="beyond", **_BEYOND)
                 top = max(top, float(at_end.mean() + error))
-        # Single counts of a rare gene lie far above their mean; they shall not flatten the curves.
+        # Single counts of a rare gene are far above their mean and would flatten the curves.
         top = max(top, min(float(np.quantile(value_n, 0.98)), 2 * top))
         dots = np.arange(len(near))
         if len(dots) > _MAX_DOTS:
@@ -166,7 +167,7 @@ def _draw_gene(
     if trajectory.of_counts:
         axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
     else:
-        # Real numbers have no zero to stand on.
+        # Real numbers may be negative.
         axes.set(xlim=(-0.02, 1.02))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(pad=1.5)
@@ -182,7 +183,7 @@ def _draw_legend(figure: Figure, top: float, drawn: set[str]) -> None:
         mean = Line2D([], [], color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)))
         entries.append(("cells' mean ± s.e.", (Patch(color=_CELLS, alpha=0.3, linewidth=0), mean)))
     if "beyond" in drawn:
-        entries.append(("mean beyond an end", Line2D([], [], **_BEYOND)))
+        entries.append(("cells beyond an end", Line2D([], [], **_BEYOND)))
     if "cells" in drawn:
         look: dict[str, Any] = {"marker": "o", "linestyle": "", "markersize": 2.5, "markeredgewidth": 0, "alpha": 0.5}
         entries.append(("cells", Line2D([], [], color=_CELLS, **look)))

@@ -1,4 +1,4 @@
-"""When genes change: one row a gene, from its lowest to its highest along the walk, in the order they switch.
+"""Heat map of the genes along a trajectory: one row per gene, scaled to its range, ordered by switch step.
 
 Shapes: t steps, r genes shown.
 """
@@ -15,9 +15,9 @@ from scvae_cli.report.page import NO_GROUP, OTHER_GROUPS, WIDTH, hatch_off, head
 from scvae_cli.tools.trajectory.result import Trajectory
 
 N_GENES = 40
-# The order of the rows' blocks: what is on at the start, in between, at the end, and at both ends.
+# Order of the kinds of change: genes expressed at the start, in between, at the end, and at both ends.
 _KINDS = ("down", "peak", "up", "dip")
-_COLOURS = "viridis"
+_COLORS = "viridis"
 
 _LEFT, _RIGHT = 4.3, 0.15
 _TITLE, _STRIP, _GAP, _AXIS = 0.2, 0.11, 0.04, 0.36
@@ -27,7 +27,7 @@ _ROW, _MOST_ROW = 0.115, 0.2
 
 
 def heat_map_genes(trajectory: Trajectory) -> np.ndarray:
-    """The genes that change most in the order of the rows: by kind of change, then by switch step. Indices."""
+    """Return the indices of the genes that change most, ordered by kind of change and then by switch step."""
     top = trajectory.top_genes(N_GENES)
     top = top[trajectory.changes.effect_g[top] > 0]
     changes = trajectory.changes
@@ -37,12 +37,12 @@ def heat_map_genes(trajectory: Trajectory) -> np.ndarray:
 
 
 def heat_map_height(trajectory: Trajectory) -> float:
-    """Inches the part takes at least."""
+    """Return the least height of the panel, in inches."""
     return _TITLE + _STRIP + _GAP + len(heat_map_genes(trajectory)) * _ROW + _AXIS
 
 
-def draw_heat_map(figure: Figure, trajectory: Trajectory, colours: dict[str, str], top: float, height: float) -> None:
-    """Draw the part at a height, in inches."""
+def draw_heat_map(figure: Figure, trajectory: Trajectory, colors: dict[str, str], top: float, height: float) -> None:
+    """Draw the panel, with its upper edge and its height given in inches."""
     rows = heat_map_genes(trajectory)
     names = [shortened(trajectory.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
     left = _LEFT + text_width(names, _NAME_SIZE) + 0.06
@@ -50,13 +50,13 @@ def draw_heat_map(figure: Figure, trajectory: Trajectory, colours: dict[str, str
     above = top + _TITLE
     head(figure, _LEFT - 0.05, top, "b", f"The {len(rows)} genes that change most")
     if trajectory.steps.groups_passed():
-        _draw_strip(place(figure, left, above, width, _STRIP), trajectory, colours)
+        _draw_strip(place(figure, left, above, width, _STRIP), trajectory, colors)
         write(figure, left + width + 0.05, above + _STRIP / 2, "nearest group", size=6.2)
         above += _STRIP + _GAP
     tall = min(top + height - _AXIS - above, max(len(rows), 1) * _MOST_ROW)
     axes = place(figure, left, above, width, tall)
     axes.set_label("heat map")
-    axes.set(xlabel="position along the walk", xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
+    axes.set(xlabel="position along the trajectory", xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"])
     for side in axes.spines.values():
         side.set_visible(False)
     if len(rows) == 0:
@@ -88,24 +88,24 @@ def draw_heat_map(figure: Figure, trajectory: Trajectory, colours: dict[str, str
     _draw_scale(figure, WIDTH - _RIGHT, top)
 
 
-def _draw_strip(axes: Axes, trajectory: Trajectory, colours: dict[str, str]) -> None:
-    """The group most of the nearest cells belong to."""
+def _draw_strip(axes: Axes, trajectory: Trajectory, colors: dict[str, str]) -> None:
+    """Draw the most frequent group among the nearest cells of each step."""
     axes.set_label("groups")
     axes.set_axis_off()
-    shown = [to_rgb(colours.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in trajectory.steps.group_t]
+    shown = [to_rgb(colors.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in trajectory.steps.group_t]
     axes.imshow([shown], aspect="auto", extent=(*_edges(trajectory), 0, 1), interpolation="none")
     hatch_off(axes, trajectory.steps.off, above=True)
 
 
 def _draw_scaled(axes: Axes, trajectory: Trajectory, rows: np.ndarray) -> None:
-    even_rt = trajectory.mean_tg[:, rows].T.astype(np.float64)
+    level_rt = trajectory.mean_tg[:, rows].T.astype(np.float64)
     if trajectory.of_counts:
-        # The square root of a count has about the same noise everywhere.
-        even_rt = np.sqrt(np.maximum(trajectory.mean_tg[:, rows].T, 0)).astype(np.float64)
-    low_r1, high_r1 = even_rt.min(1, keepdims=True), even_rt.max(1, keepdims=True)
-    scaled_rt = (even_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
+        # The square root of a count has about the same noise at all expression levels.
+        level_rt = np.sqrt(np.maximum(trajectory.mean_tg[:, rows].T, 0)).astype(np.float64)
+    low_r1, high_r1 = level_rt.min(1, keepdims=True), level_rt.max(1, keepdims=True)
+    scaled_rt = (level_rt - low_r1) / np.maximum(high_r1 - low_r1, 1e-12)
     extent = (*_edges(trajectory), len(rows) - 0.5, -0.5)
-    axes.imshow(scaled_rt, aspect="auto", extent=extent, cmap=_COLOURS, vmin=0, vmax=1, interpolation="none")
+    axes.imshow(scaled_rt, aspect="auto", extent=extent, cmap=_COLORS, vmin=0, vmax=1, interpolation="none")
 
 
 def _edges(trajectory: Trajectory) -> tuple[float, float]:
@@ -114,10 +114,10 @@ def _edges(trajectory: Trajectory) -> tuple[float, float]:
 
 
 def _draw_scale(figure: Figure, right: float, middle: float) -> None:
-    """What the colours mean."""
+    """Draw the color scale."""
     axes = place(figure, right - 0.95, middle - 0.04, 0.5, 0.08)
     axes.set_label("scale")
     axes.set_axis_off()
-    axes.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=_COLOURS, interpolation="none")
+    axes.imshow(np.linspace(0, 1, 64)[None], aspect="auto", cmap=_COLORS, interpolation="none")
     write(figure, right - 1.0, middle, "low", size=6.2, ha="right")
     write(figure, right - 0.4, middle, "high", size=6.2)

@@ -1,8 +1,8 @@
-"""A walk through latent space from one population of cells to another, decoded.
+"""Trajectories through latent space from one population of cells to another, decoded at every step.
 
-Everything here is computed in the frame of the training; the result is in the canonical one.
+Everything here is computed in the coordinates of the networks; results are in canonical coordinates.
 
-Shapes: n cells, k latent dimensions, g genes, t steps, w way-points, p paths of a bundle, s samples.
+Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths of a bundle.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from torch import Tensor
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
-from scvae_cli.latent.decoding import decode, posterior_band
+from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, nearest
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import BLOCK_CELLS, posteriors
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
-from scvae_cli.progress import Progress, silent
+from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import along
-from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, places
+from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
 
-# A cell belongs to a path when it is no farther from it than this share of the cells the path was drawn through.
-NEAR_SHARE = 0.9
-# Around a single cell, this many nearest cells stand for its population.
-NEIGHBOURS = 50
+# Cells are near a trajectory if their distance is at most this quantile of the distances of the cells at its waypoints.
+NEAR_QUANTILE = 0.9
+# Number of nearest cells that represent the surroundings of a single cell.
+NEIGHBORS = 50
 
 
 def interpolate(
@@ -48,62 +48,71 @@ def interpolate(
     cells: Posterior | None = None,
     progress: Progress = silent,
 ) -> Trajectory:
-    """Interpolate from the first waypoint to the last and decode every step.
+    """Interpolate a trajectory from the first waypoint to the last and decode every step.
 
     Parameters
     ----------
     model
-        Encodes the cells and decodes the walk.
+        Trained model that encodes the cells and decodes the steps.
     counts
-        n cells in the model's genes.
+        Counts of n cells in the genes of the model.
     waypoints
-        Two or more.
+        Two or more populations or single cells.
+    options
+        Kind of path, number of steps, pairing, and library size and batch for decoding.
+    name
+        Name of the result.
     groups
-        Group of each cell, None for a cell in none, by which the steps are told.
+        Group of each cell, None for a cell without a group, for the description of the steps.
+    cells
+        q(z|x) of the cells; computed if missing.
+    progress
+        Shows progress.
 
     Raises
     ------
     DataError
-        When two neighbouring way-points are at the same place, or populations to be coupled have a single cell.
+        If two consecutive waypoints have the same position, a population to be paired is a single cell, or the batch is
+        unknown.
     """
     geometry = Geometry(model.vae)
-    mean_nk, var_nk = posteriors(model, counts) if cells is None else cells
+    cells = posteriors(model, counts, progress=progress) if cells is None else cells
+    mean_nk = cells.mean_nk
     density = model.density.to(torch.device("cpu"))
-    always = np.concatenate([point.candidates() for point in waypoints])
-    with progress("Interpolating", 3) as advance:
+    # Refuses an unknown batch before the long computation.
+    decoder_at(model, options.library, options.batch_as)
+    with progress("Building the neighbor graph", None):
+        always = np.concatenate([population.candidates() for population in waypoints])
         graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
-        advance()
-        where = places(graph, density, mean_nk, waypoints, options.endpoint)
-        _refuse_standing_still(where, waypoints)
-        bundle_ptk = None
-        if options.couple == "ot":
-            _refuse_single_cells(waypoints)
-            first, last = waypoints[0], waypoints[-1]
-            pairs = coupled(graph, geometry, where, first, last, n_paths=options.n_paths, seed=options.seed)
-            bundle_ptk = solve(model, graph, pairs, options)
-            z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
-        else:
-            z_tk = solve(model, graph, where, options)[0]
-        advance()
-        trajectory = described(
-            model,
-            counts,
-            Posterior(mean_nk, var_nk),
-            z_tk,
-            name=name,
-            kind=options.path,
-            endpoint=options.endpoint,
-            couple=options.couple,
-            library=options.library,
-            batch_as=options.batch_as,
-            seed=options.seed,
-            labels=tuple(point.label for point in waypoints),
-            population=_population(mean_nk, waypoints),
-            groups=groups,
-            bundle_ptk=bundle_ptk,
-        )
-        advance()
-    return trajectory
+        single = positions(graph, density, mean_nk, waypoints, options.endpoint)
+        _refuse_equal_positions(single, waypoints)
+    bundle_ptk = None
+    if options.couple == "ot":
+        _refuse_single_cells(waypoints)
+        first, last = waypoints[0], waypoints[-1]
+        pairs = coupled(graph, geometry, single, first, last, n_paths=options.n_paths, seed=options.seed)
+        bundle_ptk = solve(model, graph, pairs, options, progress=progress)
+        z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
+    else:
+        z_tk = solve(model, graph, single, options, progress=progress)[0]
+    return described(
+        model,
+        counts,
+        cells,
+        z_tk,
+        name=name,
+        kind=options.path,
+        endpoint=options.endpoint,
+        couple=options.couple,
+        library=options.library,
+        batch_as=options.batch_as,
+        seed=options.seed,
+        labels=tuple(population.label for population in waypoints),
+        population=_cells_at(waypoints, mean_nk),
+        groups=groups,
+        bundle_ptk=bundle_ptk,
+        progress=progress,
+    )
 
 
 def described(
@@ -123,23 +132,28 @@ def described(
     population: np.ndarray,
     groups: np.ndarray | None = None,
     bundle_ptk: np.ndarray | None = None,
+    progress: Progress = silent,
 ) -> Trajectory:
-    """Decode every step of a walk and say what lies along it.
+    """Decode every step of a trajectory and describe it.
 
     Parameters
     ----------
-    model, counts
+    model, counts, name, groups, progress
         As for `interpolate`.
     cells
         q(z|x) of the n cells.
     z_tk, bundle_ptk
-        The walk, and others like it if there are any, in the frame of the training.
+        The trajectory and, if there are several, all trajectories of the bundle, in the coordinates of the networks.
+    kind, endpoint, couple
+        How it was computed.
+    library, batch_as
+        Library size and batch for decoding.
+    seed
+        Random seed of the draws for the 5–95% band.
     labels
-        Of the places it goes through.
+        Names of the waypoints.
     population
-        Indices of the cells it was drawn through: as near as most of these, others lie on it too.
-    groups
-        Group of each cell, None for a cell in none.
+        Indices of the cells at the waypoints, which define the distance up to which cells are near the trajectory.
     """
     geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
     mean_nk, var_nk = cells
@@ -149,10 +163,11 @@ def described(
         around_tk = var_nk[torch.as_tensor(steps.nearest_tj)].mean(1).numpy()
         low_tg, high_tg = posterior_band(model, z_tk, around_tk, library, batch_as, seed=seed)
     else:
-        each_ptg = np.stack([decode(model, path_tk, library, batch_as) for path_tk in bundle_ptk])
+        paths = tracked(bundle_ptk, progress, "Decoding", len(bundle_ptk))
+        each_ptg = np.stack([decode(model, path_tk, library, batch_as) for path_tk in paths])
         low_tg, high_tg = np.quantile(each_ptg, (0.05, 0.95), axis=0).astype(np.float32)
-    position_n, distance_n = project(mean_nk.numpy(), z_tk)
-    limit = np.quantile(distance_n[population], NEAR_SHARE)
+    position_n, distance_n = project(mean_nk.numpy(), z_tk, progress=progress)
+    limit = np.quantile(distance_n[population], NEAR_QUANTILE)
     return Trajectory(
         name=name,
         kind=kind,
@@ -162,7 +177,7 @@ def described(
         batch_as=batch_as,
         labels=labels,
         genes=model.genes,
-        z_tk=model.axes.position(torch.as_tensor(z_tk, dtype=torch.float32)).numpy(),
+        z_tk=_canonical(model, z_tk),
         steps=steps,
         nearest_names_tj=counts.cell_names[steps.nearest_tj],
         mean_tg=mean_tg,
@@ -170,58 +185,93 @@ def described(
         high_tg=high_tg,
         changes=gene_changes(_coordinates(model, mean_tg)),
         pseudotime_n=np.where(distance_n <= limit, position_n, np.nan),
-        bundle_ptk=None
-        if bundle_ptk is None
-        else model.axes.position(torch.as_tensor(bundle_ptk, dtype=torch.float32)).numpy(),
+        bundle_ptk=None if bundle_ptk is None else _canonical(model, bundle_ptk),
         of_counts=model.of_counts,
     )
 
 
-def solve(model: Model, graph: CellGraph, where: Waypoints, options: InterpolateOptions) -> np.ndarray:
-    """All paths through given places at once, shape (p, t, k)."""
-    ends_pwk = where.ends_pwk.astype(np.float64)
+def solve(
+    model: Model, graph: CellGraph, waypoints: Waypoints, options: InterpolateOptions, *, progress: Progress = silent
+) -> np.ndarray:
+    """Compute all paths through given waypoints, shape (p, t, k).
+
+    Parameters
+    ----------
+    model
+        Geometry of its decoder and density of its latent space define geodesics.
+    graph
+        Neighbor graph of the cells.
+    waypoints
+        Waypoints of each path.
+    options
+        Kind of path and number of steps.
+    progress
+        Shows the number of solved segments.
+    """
+    z_pwk = waypoints.z_pwk.astype(np.float64)
     if options.path == "straight":
-        return np.stack([straight(ends_wk, options.n_steps) for ends_wk in ends_pwk])
+        return np.stack([straight(z_wk, options.n_steps) for z_wk in z_pwk])
     geometry = Geometry(model.vae)
     guide = with_squared_lengths(graph) if options.path == "geodesic" else graph
-    legs = along_cells(guide, ends_pwk, where.nodes_pw)
+    paths = along_cells(guide, z_pwk, waypoints.nodes_pw)
     if options.path == "geodesic":
-        n_legs = ends_pwk.shape[1] - 1
-        flat = geodesics(geometry, model.density, [leg for path in legs for leg in path])
-        legs = [flat[start : start + n_legs] for start in range(0, len(flat), n_legs)]
-    joined = [np.concatenate([legs_of[0], *(leg[1:] for leg in legs_of[1:])]) for legs_of in legs]
-    # The splines' ends are float32; the ends asked for are exact.
-    for path_tk, ends_wk in zip(joined, ends_pwk, strict=True):
-        path_tk[0], path_tk[-1] = ends_wk[0], ends_wk[-1]
+        n_segments = z_pwk.shape[1] - 1
+        guesses = [segment for segments in paths for segment in segments]
+        solved = geodesics(geometry, model.density, guesses, progress=progress)
+        paths = [solved[first : first + n_segments] for first in range(0, len(solved), n_segments)]
+    joined = [np.concatenate([first, *(segment[1:] for segment in others)]) for first, *others in paths]
+    # Splines are computed in float32; the ends of a path must be exact.
+    for path_tk, z_wk in zip(joined, z_pwk, strict=True):
+        path_tk[0], path_tk[-1] = z_wk[0], z_wk[-1]
     return np.stack([at_constant_speed(geometry, path_tk, options.n_steps) for path_tk in joined])
 
 
-def project(z_nk: np.ndarray, z_tk: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nearest point of a walk to each cell: its position in 0..1 and its latent distance, each of shape (n,)."""
+def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
+    """Project cells on a trajectory.
+
+    Parameters
+    ----------
+    z_nk, z_tk
+        Latent positions of the cells and of the steps, in the same coordinates.
+    progress
+        Shows the number of projected cells.
+
+    Returns
+    -------
+    The position of the nearest point of the trajectory, 0 to 1, and the latent distance to it, each of shape (n,).
+    """
     start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
     squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
     position_n = np.empty(len(z_nk))
     distance_n = np.empty(len(z_nk))
-    for begin in range(0, len(z_nk), BLOCK_CELLS):
-        rows = slice(begin, begin + BLOCK_CELLS)
-        from_start_nsk = z_nk[rows, None, :] - start_sk
-        share_ns = np.clip((from_start_nsk * step_sk).sum(2) / squared_s, 0, 1)
-        distance_ns = np.linalg.norm(from_start_nsk - share_ns[..., None] * step_sk, axis=2)
-        nearest_n = distance_ns.argmin(1)
-        each = np.arange(len(nearest_n))
-        position_n[rows] = (nearest_n + share_ns[each, nearest_n]) / len(step_sk)
-        distance_n[rows] = distance_ns[each, nearest_n]
+    with progress("Projecting the cells", len(z_nk)) as advance:
+        for begin in range(0, len(z_nk), BLOCK_CELLS):
+            rows = slice(begin, begin + BLOCK_CELLS)
+            from_start_nsk = z_nk[rows, None, :] - start_sk
+            share_ns = np.clip((from_start_nsk * step_sk).sum(2) / squared_s, 0, 1)
+            distance_ns = np.linalg.norm(from_start_nsk - share_ns[..., None] * step_sk, axis=2)
+            nearest_n = distance_ns.argmin(1)
+            each = np.arange(len(nearest_n))
+            position_n[rows] = (nearest_n + share_ns[each, nearest_n]) / len(step_sk)
+            distance_n[rows] = distance_ns[each, nearest_n]
+            advance(len(each))
     return position_n, distance_n
 
 
+def _canonical(model: Model, z_tk: np.ndarray) -> np.ndarray:
+    """Transform latent positions from the coordinates of the networks to canonical coordinates."""
+    z: np.ndarray = model.axes.position(torch.as_tensor(z_tk, dtype=torch.float32)).numpy()
+    return z
+
+
 def _coordinates(model: Model, mean_tg: np.ndarray) -> np.ndarray:
-    """Fisher–Rao coordinates of decoded means."""
+    """Compute the Fisher–Rao coordinates of decoded means."""
     y_tg: np.ndarray = model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()
     return y_tg
 
 
 def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
-    """The path that is nearest to all others, step by step, in the Fisher–Rao coordinates."""
+    """Find the path with the least sum of distances to the others, step by step, in Fisher–Rao coordinates."""
     device = geometry.vae.reference_library.device
     total_pp: Tensor | float = 0.0
     with torch.no_grad():
@@ -232,24 +282,27 @@ def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
     return int(total_pp.sum(1).argmin())
 
 
-def _population(mean_nk: Tensor, waypoints: Sequence[Population]) -> np.ndarray:
-    """Cells the walk was drawn through: the way-points' own, or the neighbours of a single cell."""
+def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
+    """List the cells of the waypoints; the nearest cells represent a waypoint that is a single cell."""
     members = []
-    for point in waypoints:
-        if len(point.cells) > 1:
-            members.append(point.cells)
+    for population in waypoints:
+        if len(population.cells) > 1:
+            members.append(population.cells)
         else:
-            members.append(nearest(mean_nk[torch.as_tensor(point.cells)], mean_nk, NEIGHBOURS)[0][0])
+            members.append(nearest(mean_nk[torch.as_tensor(population.cells)], mean_nk, NEIGHBORS)[0][0])
     return np.unique(np.concatenate(members))
 
 
-def _refuse_standing_still(where: Waypoints, waypoints: Sequence[Population]) -> None:
-    for (before, after), gap in zip(pairwise(waypoints), np.diff(where.ends_pwk[0], axis=0), strict=True):
+def _refuse_equal_positions(single: Waypoints, waypoints: Sequence[Population]) -> None:
+    for (before, after), gap in zip(pairwise(waypoints), np.diff(single.z_pwk[0], axis=0), strict=True):
         if not np.linalg.norm(gap) > 0:
-            raise DataError(f"{before.label!r} and {after.label!r} are at the same place", "choose two different ends")
+            raise DataError(
+                f"{before.label!r} and {after.label!r} have the same position in latent space",
+                "choose two different ends",
+            )
 
 
 def _refuse_single_cells(waypoints: Sequence[Population]) -> None:
-    for point in (waypoints[0], waypoints[-1]):
-        if len(point.cells) < 2:
-            raise DataError(f"{point.label!r} is a single cell", "--couple ot pairs the cells of two populations")
+    for population in (waypoints[0], waypoints[-1]):
+        if len(population.cells) < 2:
+            raise DataError(f"{population.label!r} is a single cell", "--couple ot pairs the cells of two groups")

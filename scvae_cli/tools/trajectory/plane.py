@@ -1,4 +1,4 @@
-"""The walk among the cells: a plane with the cells in their groups' colours and the walk across it.
+"""The trajectory among the cells: a plane with the cells in the colors of their groups, and the trajectory.
 
 Shapes: n cells, t steps, p paths of a bundle.
 """
@@ -39,20 +39,20 @@ _HALO = withStroke(linewidth=2.5, foreground="white")
 
 @dataclass(frozen=True, kw_only=True)
 class Backdrop:
-    """The plane the walk is drawn in.
+    """The plane in which a trajectory is drawn.
 
     Parameters
     ----------
     xy_n2
-        Where each cell is.
+        Position of each cell.
     xy_t2
-        Where each step is.
+        Position of each step.
     names
-        Of the two axes.
+        Names of the two axes.
     groups_n
-        Group of each cell, None for a cell in none; None for no groups at all.
+        Group of each cell, None for a cell without a group; None if there are no groups.
     xy_bundle_pt2
-        Where the steps of coupled paths are.
+        Positions of the steps of all trajectories of a bundle.
     """
 
     xy_n2: np.ndarray
@@ -63,33 +63,33 @@ class Backdrop:
 
 
 def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
-    """Where steps are in a plane that only cells have places in, such as a UMAP, shape (t, 2).
+    """Position steps in a plane where only the positions of cells are known, such as a UMAP, shape (t, 2).
 
-    A step is put amid its nearest cells, the nearer the more they count; then the steps are smoothed along the walk
-    with both ends held where they are.
+    The position of a step is the mean position of its nearest cells, with larger weights for nearer cells. The
+    positions are then smoothed along the trajectory, with fixed ends.
     """
     nearest_tj = trajectory.steps.nearest_tj
     weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
     xy_t2 = np.einsum("j,tjx->tx", weight_j / weight_j.sum(), np.asarray(xy_n2, dtype=np.float64)[nearest_tj])
     half = min(len(xy_t2) - 1, max(1, round(len(xy_t2) / 10)))
     kernel = np.exp(-0.5 * (np.arange(-half, half + 1) / (half / 2)) ** 2)
-    # Turned about its ends, the walk goes on beyond them, and smoothing leaves them in place.
+    # Point reflection at the ends extends the trajectory, so that smoothing does not move the ends.
     before, after = 2 * xy_t2[0] - xy_t2[half:0:-1], 2 * xy_t2[-1] - xy_t2[-2 : -2 - half : -1]
-    longer = np.concatenate([before, xy_t2, after])
-    return np.stack([np.convolve(x, kernel / kernel.sum(), mode="valid") for x in longer.T], axis=1)
+    extended = np.concatenate([before, xy_t2, after])
+    return np.stack([np.convolve(x, kernel / kernel.sum(), mode="valid") for x in extended.T], axis=1)
 
 
 def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
-    """The way-points between the ends, and the step that is nearest to each: most of its nearest cells belong to it.
+    """List the waypoints between the ends, each with the step that has most of its nearest cells in the waypoint.
 
-    A way-point that no step is near, or whose cells aren't told, is left out.
+    Waypoints that are near no step, or whose cells are unknown, are omitted.
     """
     result = []
     for label in trajectory.labels[1:-1]:
-        of_it_tj = trajectory.nearest_names_tj == label
+        member_tj = trajectory.nearest_names_tj == label
         if groups_n is not None:
-            of_it_tj = of_it_tj | (groups_n[trajectory.steps.nearest_tj] == label)
-        share_t = of_it_tj.mean(1)
+            member_tj = member_tj | (groups_n[trajectory.steps.nearest_tj] == label)
+        share_t = member_tj.mean(1)
         if share_t.max() > 0:
             best = np.flatnonzero(share_t == share_t.max())
             result.append((label, int(best[len(best) // 2])))
@@ -97,32 +97,32 @@ def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[
 
 
 class Legend:
-    """What the plane's signs mean: the walk's first, then groups, those the walk passes first."""
+    """Legend of the plane: first the symbols of the trajectory, then the groups, those that it passes first."""
 
-    def __init__(self, trajectory: Trajectory, backdrop: Backdrop, colours: dict[str, str]) -> None:
+    def __init__(self, trajectory: Trajectory, backdrop: Backdrop, colors: dict[str, str]) -> None:
         dot: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 4.5, "marker": "o"}
-        signs = [
+        symbols = [
             ("start", Line2D([], [], linestyle="", **_START)),
             ("end", Line2D([], [], linestyle="", **_END)),
-            ("walk", Line2D([], [], color="black", linewidth=1.5)),
+            ("trajectory", Line2D([], [], color="black", linewidth=1.5)),
         ]
         if waypoint_steps(trajectory, backdrop.groups_n):
-            signs.insert(1, ("way-point", Line2D([], [], linestyle="", **_VIA)))
+            symbols.insert(1, ("waypoint", Line2D([], [], linestyle="", **_VIA)))
         if backdrop.xy_bundle_pt2 is not None:
-            walks = f"{len(backdrop.xy_bundle_pt2)} coupled walks"
-            signs.append((walks, Line2D([], [], color="black", linewidth=0.5, alpha=0.5)))
+            paired = f"{len(backdrop.xy_bundle_pt2)} paired trajectories"
+            symbols.append((paired, Line2D([], [], color="black", linewidth=0.5, alpha=0.5)))
         if trajectory.steps.off.any():
-            signs.append(("off the manifold (hatched below and right)", Line2D([], [], **_OFF)))
-        groups = [(group, Line2D([], [], color=colour, **dot)) for group, colour in colours.items()]
+            symbols.append(("no cells observed (hatched in b and c)", Line2D([], [], **_OFF)))
+        groups = [(group, Line2D([], [], color=color, **dot)) for group, color in colors.items()]
         labels = set() if backdrop.groups_n is None else set(backdrop.groups_n.tolist())
-        others = len(labels - {None} - set(colours))
+        others = len(labels - {None} - set(colors))
         if others:
             groups.append((f"{others} other groups", Line2D([], [], color=OTHER_GROUPS, **dot)))
         if backdrop.groups_n is None or None in labels:
-            groups.append(("cells" if not labels else "in no group", Line2D([], [], color=NO_GROUP, **dot)))
-        signs_width = sum(text_width([name], _NAME_SIZE) + 0.27 for name, _ in signs)
-        n_first = len(signs) if signs_width <= _WIDTH else [name for name, _ in signs].index("walk") + 1
-        self._sign_rows = [row for row in (signs[:n_first], signs[n_first:]) if row]
+            groups.append(("cells" if not labels else "no group", Line2D([], [], color=NO_GROUP, **dot)))
+        symbols_width = sum(text_width([name], _NAME_SIZE) + 0.27 for name, _ in symbols)
+        n_first = len(symbols) if symbols_width <= _WIDTH else [name for name, _ in symbols].index("trajectory") + 1
+        self._symbol_rows = [row for row in (symbols[:n_first], symbols[n_first:]) if row]
         self._groups = list(
             zip(legend_names([name for name, _ in groups], _NAME_LENGTH), [line for _, line in groups], strict=True)
         )
@@ -131,11 +131,11 @@ class Legend:
 
     @property
     def height(self) -> float:
-        """Inches it takes."""
-        return len(self._sign_rows) * _LINE + _GAP + -(-len(self._groups) // self._columns) * _LINE
+        """Height in inches."""
+        return len(self._symbol_rows) * _LINE + _GAP + -(-len(self._groups) // self._columns) * _LINE
 
     def draw(self, figure: Figure, top: float) -> None:
-        """Put it below the plane."""
+        """Draw it, with its upper edge at `top` inches."""
         axes = place(figure, _LEFT, top, _WIDTH, self.height)
         axes.set_axis_off()
         look: dict[str, Any] = {
@@ -146,20 +146,20 @@ class Legend:
             "handletextpad": 0.4,
         }
         look |= {"labelspacing": _LINE * 72 / _NAME_SIZE - 1, "columnspacing": 1.0, "handleheight": 1.0}
-        under = 0.0
-        for row in self._sign_rows:
+        down = 0.0
+        for row in self._symbol_rows:
             names, lines = zip(*row, strict=True)
-            at = (0, 1 - under / self.height)
+            at = (0, 1 - down / self.height)
             axes.add_artist(axes.legend(lines, names, ncols=len(names), handlelength=1.6, bbox_to_anchor=at, **look))
-            under += _LINE
+            down += _LINE
         if self._groups:
             names, lines = zip(*self._groups, strict=True)
-            at = (0, 1 - (under + _GAP) / self.height)
+            at = (0, 1 - (down + _GAP) / self.height)
             axes.legend(lines, names, ncols=self._columns, handlelength=0.8, bbox_to_anchor=at, **look)
 
 
 def plane_height(legend: Legend) -> float:
-    """Inches the part takes at least."""
+    """Return the least height of the panel, in inches."""
     return _TITLE + _LEAST_HEIGHT + _AXIS + legend.height
 
 
@@ -167,14 +167,14 @@ def draw_plane(
     figure: Figure,
     trajectory: Trajectory,
     backdrop: Backdrop,
-    colours: dict[str, str],
+    colors: dict[str, str],
     legend: Legend,
     top: float,
     height: float,
 ) -> None:
-    """Draw the part at a height, in inches."""
+    """Draw the panel, with its upper edge and its height given in inches."""
     tall = height - _TITLE - _AXIS - legend.height
-    head(figure, 0.1, top, "a", f"The walk among {len(backdrop.xy_n2):,} cells")
+    head(figure, 0.1, top, "a", f"Trajectory among {len(backdrop.xy_n2):,} cells")
     axes = place(figure, _LEFT, top + _TITLE, _WIDTH, tall)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel=backdrop.names[0], ylabel=backdrop.names[1])
@@ -182,13 +182,13 @@ def draw_plane(
     if backdrop.xy_bundle_pt2 is not None:
         every.append(backdrop.xy_bundle_pt2.reshape(-1, 2))
     _set_limits(axes, np.concatenate(every), _WIDTH / tall)
-    _draw_cells(axes, backdrop, colours)
-    _draw_walk(axes, trajectory, backdrop)
+    _draw_cells(axes, backdrop, colors)
+    _draw_trajectory(axes, trajectory, backdrop)
     legend.draw(figure, top + _TITLE + tall + _AXIS)
 
 
 def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
-    """Show everything, and both axes on one scale as far as that does not waste much of the box."""
+    """Set limits that contain all points, with equal scales of both axes unless that leaves too much empty space."""
     low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     span = np.maximum(high - low, 1e-9) * 1.06
     box = np.asarray([ratio, 1.0])
@@ -198,16 +198,16 @@ def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
     axes.set_ylim(middle[1] - span[1] / 2, middle[1] + span[1] / 2)
 
 
-def _draw_cells(axes: Axes, backdrop: Backdrop, colours: dict[str, str]) -> None:
+def _draw_cells(axes: Axes, backdrop: Backdrop, colors: dict[str, str]) -> None:
     xy_n2, n_cells = backdrop.xy_n2, len(backdrop.xy_n2)
     groups_n = np.full(n_cells, None) if backdrop.groups_n is None else backdrop.groups_n
     sizes: dict[str | None, int] = {}
     for group in groups_n:
         sizes[group] = sizes.get(group, 0) + 1
-    # Small groups come last, on top of large ones; cells in no group lie below all.
+    # Small groups are drawn last, over large ones; cells without a group are drawn first.
     sizes[None] = n_cells + 1
     order = np.argsort([-sizes[group] for group in groups_n], kind="stable")
-    rgb = {group: to_rgb(colours.get(group, OTHER_GROUPS) if group is not None else NO_GROUP) for group in sizes}
+    rgb = {group: to_rgb(colors.get(group, OTHER_GROUPS) if group is not None else NO_GROUP) for group in sizes}
     axes.scatter(
         xy_n2[order, 0],
         xy_n2[order, 1],
@@ -225,16 +225,16 @@ _END: dict[str, Any] = {"marker": "o", "markersize": 6.5, "markerfacecolor": "bl
 _OFF: dict[str, Any] = {"color": OFF, "linewidth": 1.8, "linestyle": (0, (2.2, 1.1))}
 
 
-def _draw_walk(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> None:
+def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> None:
     xy_t2 = np.asarray(backdrop.xy_t2, dtype=np.float64)
     if backdrop.xy_bundle_pt2 is not None:
         axes.add_collection(
             LineCollection(list(backdrop.xy_bundle_pt2), colors="black", linewidths=0.4, alpha=0.4), autolim=False
         )
-    (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="walk")
+    (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     for first, last in stretches(trajectory.steps.off):
-        # A stretch begins and ends half-way to the steps that are on the manifold.
+        # The marked part begins and ends halfway to the next steps on the manifold.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
         part = np.concatenate([begin[None], xy_t2[first : last + 1], end[None]])
@@ -252,7 +252,7 @@ def _draw_walk(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> None:
 
 
 def _draw_arrows(axes: Axes, xy_t2: np.ndarray) -> None:
-    """Arrow heads that tell the direction, at equal distances on paper."""
+    """Draw arrow heads that show the direction, at equal distances in the figure."""
     paper_t2 = axes.transData.transform(xy_t2)
     along_t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(paper_t2, axis=0), axis=1))])
     inches = along_t[-1] / axes.figure.dpi
@@ -267,7 +267,7 @@ def _draw_arrows(axes: Axes, xy_t2: np.ndarray) -> None:
 
 
 def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken: list[np.ndarray]) -> None:
-    """Write a name beside a place, on the side where it hides least of the walk and of other names."""
+    """Write a label beside a point, on the side where it covers least of the trajectory and of other labels."""
     size, inch = 7.5, axes.figure.dpi
     half = np.asarray([text_width([text], size) * 1.18, size / 72]) / 2 * inch
     frame = axes.bbox
@@ -275,22 +275,22 @@ def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken:
     best: tuple[float, np.ndarray] | None = None
     for angle in np.arange(16) * np.pi / 8:
         away = np.asarray([np.cos(angle), np.sin(angle)])
-        centre = at + away * 0.09 * inch + half * np.clip(1.5 * away, -1, 1)
-        low, high = centre - half, centre + half
+        center = at + away * 0.09 * inch + half * np.clip(1.5 * away, -1, 1)
+        low, high = center - half, center + half
         outside = np.maximum(frame.min - low, 0).sum() + np.maximum(high - frame.max, 0).sum()
         hidden = ((paper_t2 > low - 3) & (paper_t2 < high + 3)).all(1).mean()
         over = sum(bool((low < box[1]).all() and (high > box[0]).all()) for box in taken)
         cost = outside + 100 * over + 50 * hidden
         if best is None or cost < best[0] - 1e-9:
-            best = cost, centre
-    assert best is not None, "sixteen sides were tried"
-    # What is wider than the frame allows moves inwards.
-    centre = np.clip(best[1], frame.min + half, np.maximum(frame.max - half, frame.min + half))
-    taken.append(np.stack([centre - half, centre + half]))
+            best = cost, center
+    assert best is not None, "sixteen directions were tried"
+    # A label that extends over the frame is moved inward.
+    center = np.clip(best[1], frame.min + half, np.maximum(frame.max - half, frame.min + half))
+    taken.append(np.stack([center - half, center + half]))
     axes.annotate(
         text,
         (xy[0], xy[1]),
-        (centre - at) / inch * 72,
+        (center - at) / inch * 72,
         textcoords="offset points",
         size=size,
         weight="bold",

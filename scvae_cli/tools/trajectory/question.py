@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
 from scvae_cli.data.slots import Slot
+from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.question import Question
 from scvae_cli.tools.trajectory.interpolation import interpolate
@@ -77,7 +80,9 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         """The trajectory among the cells, and its genes."""
         from scvae_cli.tools.trajectory.drawing import trajectory_figure
 
-        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
+        trajectory = self.trajectory_of(result)
+        named = replace(trajectory, genes=tuple(self.session.genes.shown(trajectory.genes)))
+        return trajectory_figure(self.session, named, self.groups_n)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002
         """Color a UMAP by it."""
@@ -94,9 +99,10 @@ class AlongTrajectory(Question[AnyOptions, Result]):
 
     def gene_table(self, trajectory: Trajectory) -> list[dict[str, Any]]:
         """The genes that change most, a row each."""
+        top = trajectory.top_genes(SHOWN_GENES)
         return [
             {
-                "gene": trajectory.genes[g],
+                "gene": name,
                 "start": float(trajectory.mean_tg[0, g]),
                 "end": float(trajectory.mean_tg[-1, g]),
                 "change": float(trajectory.changes.effect_g[g]),
@@ -104,7 +110,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
                 "monotonicity": float(trajectory.changes.monotonicity_g[g]),
                 "switch_step": int(trajectory.changes.switch_g[g]),
             }
-            for g in trajectory.top_genes(SHOWN_GENES)
+            for g, name in zip(top, self.session.genes.shown([trajectory.genes[g] for g in top]), strict=True)
         ]
 
     def shared_lines(self, trajectory: Trajectory, facts: dict[str, Any]) -> list[str]:
@@ -131,9 +137,13 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         """Find the waypoints' cells."""
         options = self.options
         key = options.time_key
-        self.labels = list(options.groups or options.cells) if key is None else self.session.time_points(key)
+        named = list(options.groups or options.cells) if key is None else self.session.time_points(key)
+        self.waypoints = self.session.populations(named, groupby=None if options.cells else key or options.groupby)
+        self.labels = [population.label for population in self.waypoints]
+        for before, after in pairwise(self.labels):
+            if before == after:
+                raise ConfigError(f"the trajectory runs from {before!r} to itself", "choose two different ends")
         self.name = options.name or default_name(self.labels)
-        self.waypoints = self.session.places(self.labels, groupby=None if options.cells else key or options.groupby)
         shown = options.groupby or key
         self.groups_n = None if shown is None else self.session.labels(shown)
 

@@ -1,4 +1,4 @@
-"""What a walk comes to, and where its parts go in an AnnData.
+"""A decoded trajectory and its slots in an AnnData.
 
 Shapes: n cells, k latent dimensions, g genes of the model, f genes of the file, t steps, j nearest cells, p paths.
 """
@@ -12,46 +12,50 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.data.slots import Slot, SlotNames, slug
+from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
 from scvae_cli.tools.trajectory.steps import Steps
 
-# The kind of a trajectory that ascends toward a property; it is no path between two populations.
+# Kind of a trajectory that increases a score instead of connecting two populations.
 ASCENT = "ascent"
+# A warning lists the groups that are passed, up to this number.
+_LISTED_GROUPS = 6
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trajectory:
-    """A walk and what lies along it.
+    """A decoded trajectory.
 
     Parameters
     ----------
     name
         Name of the result, in slots.
     kind, endpoint, couple
-        How it was found: the kind of path, the position that stands for a population, and how cells were paired.
+        How it was computed: the kind of path, the position that represents a population, and how cells were paired.
     library, batch_as
-        Library size and batch it is decoded at.
+        Library size and batch at which it is decoded.
     labels
         Names of its waypoints.
     genes
-        g modelled genes.
+        Names of the g genes of the model.
     z_tk
-        Latent points along the canonical axes, as `obsm["X_scvae"]` has them.
+        Latent positions of the steps in canonical coordinates, those of `obsm["X_scvae"]`.
     steps
         Position, speed, off-manifold score, nearest cells and groups of every step.
     nearest_names_tj
         Names of the nearest cells.
     mean_tg
-        Expected counts at the depth and batch asked for.
+        Expected counts at every step.
     low_tg, high_tg
         5% and 95% quantiles of the expected counts: over the posterior of the cells around each step, or over the
-        paths of a bundle.
+        trajectories of a bundle.
     changes
-        What each gene does.
+        Changes of every gene.
     pseudotime_n
-        Where each cell lies along the walk, 0 to 1; NaN for cells far from it.
+        Position of each cell along the trajectory, 0 to 1; NaN for cells far from it.
     bundle_ptk
-        Latent points of all coupled paths, of which this is the most central one; None for a single path.
+        Latent positions of all trajectories of a bundle, of which this is the most central one; None for a single
+        trajectory.
     of_counts
         Whether the model is one of counts, and not of real numbers.
     """
@@ -76,37 +80,47 @@ class Trajectory:
     of_counts: bool = True
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Indices of the n genes that change most, most first."""
+        """Return the indices of the n genes that change most, in descending order."""
         return np.argsort(-self.changes.effect_g, kind="stable")[:n]
 
     def warning(self) -> str | None:
-        """Where the walk leaves the manifold and what to try; None where it does not."""
+        """Say at which steps no cells were observed, and how to avoid it; None if there are none."""
         off_t = np.flatnonzero(self.steps.off)
         if len(off_t) == 0:
             return None
-        stretches = np.split(off_t, np.flatnonzero(np.diff(off_t) > 1) + 1)
-        named = ", ".join(f"{s[0]}" if len(s) == 1 else f"{s[0]} to {s[-1]}" for s in stretches)
+        last = len(self.steps.position_t) - 1
+        runs = np.split(off_t, np.flatnonzero(np.diff(off_t) > 1) + 1)
+        named = ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+        steps, lie = ("step", "lies") if len(off_t) == 1 else ("steps", "lie")
+        passed = self.steps.groups_passed()
+        if len(passed) > _LISTED_GROUPS:
+            passed[3:-2] = ["…"]
+        where = f"the trajectory passes {' → '.join(passed)};" if passed else "on the trajectory,"
         score = float(self.steps.off_manifold_t[off_t].max())
-        share = float(np.mean(off_t % (len(self.steps.position_t) - 1) == 0))
-        if self.kind == ASCENT:
-            unusual = "the start is an unusual place: begin at a population, or another cell"
-            remedy = unusual if off_t[0] == 0 else "leave out --unconstrained, which lets it"
-        elif self.kind != "geodesic":
-            remedy = "try --path geodesic, which keeps to the cells"
-        elif share > 0.5:
-            remedy = "an end of the walk is an unusual place: try --endpoint density, or another cell"
-        else:
-            remedy = "no cells lie between: sample the states in between, or name one with --via"
         return (
-            f"the walk leaves the manifold at step(s) {named} of 0 to {len(self.steps.position_t) - 1} "
-            f"(off-manifold score up to {score:.3f}; 0.95 is the limit): do not trust the genes decoded there; {remedy}"
+            f"{where} {steps} {named} of 0–{last} {lie} where no cells were observed (off-manifold score up to "
+            f"{score:.3f}, limit {OFF_MANIFOLD}): do not trust the genes decoded there; {self._remedy(off_t, last)}"
         )
 
+    def _remedy(self, off_t: np.ndarray, last: int) -> str:
+        """How to avoid steps where no cells were observed."""
+        if self.kind == ASCENT:
+            if off_t[0] == 0:
+                return "few cells are like the start: choose another --group or --from-cell"
+            return "without --unconstrained, the trajectory stays where cells are"
+        if self.kind != "geodesic":
+            return "--path geodesic stays where cells are, if it can"
+        if np.mean(off_t % last == 0) <= 0.5:
+            return "no cells lie in between: measure intermediate states, or name an intermediate group with --via"
+        if self.endpoint == "density":
+            return "few cells are like its ends: choose other ends"
+        return "few cells are like its ends: use --endpoint density"
+
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """Where the result goes; genes of the file that are not modelled get NaN."""
+        """List the slots of the result; genes of the file that are not in the model get NaN."""
         name = self.name
-        position = {gene: i for i, gene in enumerate(self.genes)}
-        columns_f = np.asarray([position.get(gene, -1) for gene in file_genes])
+        column = {gene: i for i, gene in enumerate(self.genes)}
+        columns_f = np.asarray([column.get(gene, -1) for gene in file_genes])
 
         def genes_by_steps(value_tg: np.ndarray) -> np.ndarray:
             value_ft = np.full((len(file_genes), len(value_tg)), np.nan, dtype=np.float32)
@@ -155,7 +169,7 @@ class Trajectory:
 
 
 def default_name(labels: Sequence[str]) -> str:
-    """A path's name made of its way-points, of many only of the ends.
+    """Make the name of a trajectory of its waypoints, or only of its ends if there are more than three.
 
     >>> default_name(["HSC", "CD4+ T"])
     'HSC_to_CD4_T'

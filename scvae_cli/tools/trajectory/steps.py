@@ -1,6 +1,6 @@
-"""What lies along a walk: how fast it goes, whether cells are there, which ones, and what they would show.
+"""Description of the steps of a trajectory: speed, off-manifold score, nearest cells and their groups.
 
-Shapes: t steps, n cells, k latent dimensions, g genes, j nearest cells, s samples.
+Shapes: t steps, s intervals between steps, n cells, k latent dimensions, j nearest cells.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ NEAREST_CELLS = 15
 
 @dataclass(frozen=True, kw_only=True)
 class Steps:
-    """The walk, step by step.
+    """The steps of a trajectory.
 
     Parameters
     ----------
     length
-        Fisher–Rao length of the walk: standard deviations of a count.
+        Fisher–Rao length of the trajectory, in standard deviations of a count.
     position_t
-        0 to 1.
+        Position of each step along the trajectory, 0 to 1.
     speed_t
-        Fisher–Rao speed: standard deviations of a count per unit of position.
+        Fisher–Rao speed, in standard deviations of a count per unit of position.
     off_manifold_t
-        Share of held-out cells that lie in denser places: near 1 is a hole.
+        Off-manifold score: the fraction of the held-out cells that lie at a higher density. Near 1, there are no cells.
     nearest_tj
         Indices of the nearest cells, nearest first.
     group_t
-        The group most of these belong to, "" without groups.
+        The most frequent group among the nearest cells; "" without groups.
     group_share_t
-        The share of them that does; NaN without groups.
+        The fraction of the nearest cells in this group; NaN without groups.
     """
 
     length: float
@@ -52,12 +52,12 @@ class Steps:
 
     @property
     def off(self) -> np.ndarray:
-        """Mask of the steps that lie off the manifold, shape (t,)."""
+        """Mask of the steps where no cells were observed (off-manifold score above 0.95), shape (t,)."""
         mask: np.ndarray = self.off_manifold_t > OFF_MANIFOLD
         return mask
 
     def groups_passed(self) -> list[str]:
-        """Groups in the order they are passed, each once per visit."""
+        """List the groups in the order in which they are passed; a group that is passed again is listed again."""
         groups = [str(group) for group in self.group_t if group]
         return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
 
@@ -65,16 +65,18 @@ class Steps:
 def along(
     geometry: Geometry, density: LatentDensity, mean_nk: Tensor, z_tk: np.ndarray, groups_n: np.ndarray | None
 ) -> Steps:
-    """Describe a walk.
+    """Describe the steps of a trajectory.
 
     Parameters
     ----------
+    geometry, density
+        Geometry of the decoder and density of the cells in latent space.
     mean_nk
-        The cells' posterior means.
+        Posterior means of the cells, in the coordinates of the networks.
     z_tk
-        The walk, in the same frame (the training's).
+        Latent positions of the steps, in the same coordinates.
     groups_n
-        Group of each cell, None for a cell in none; None for no groups at all.
+        Group of each cell, None for a cell without a group; None if there are no groups.
     """
     position_t = np.linspace(0, 1, len(z_tk))
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
@@ -85,10 +87,10 @@ def along(
         for t, cells in enumerate(nearest_tj):
             named = [group for group in groups_n[cells] if group is not None]
             if named:
-                # Of equally frequent groups the one with the nearest cell.
+                # Of equally frequent groups, the one of the nearest cell is used.
                 group_t[t] = max(dict.fromkeys(named), key=named.count)
                 share_t[t] = named.count(group_t[t]) / len(cells)
-    # At a step, the mean of the speeds before and after it.
+    # The speed at a step is the mean of the speeds before and after it.
     length_s = step_lengths(geometry, z_tk)
     speed_s = length_s * len(length_s)
     speed_t = np.concatenate([speed_s[:1], (speed_s[1:] + speed_s[:-1]) / 2, speed_s[-1:]])

@@ -1,4 +1,4 @@
-"""The steps of a trajectory as the cells of an AnnData of their own: the file of `--path-out`."""
+"""The file of `--path-out`: an AnnData with one row for each step of a trajectory."""
 
 from __future__ import annotations
 
@@ -18,22 +18,26 @@ from scvae_cli.tools.trajectory.result import Trajectory
 
 
 def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> None:
-    """Refuse early a file that could not or should not be written.
+    """Refuse a file that cannot or must not be written, before anything is computed.
 
     Parameters
     ----------
+    file
+        The file of `--path-out`.
     others
-        Files that hold the cells; what is no path is ignored.
+        Data and output; values that are not paths are ignored.
+    force
+        Replace an existing file.
 
     Raises
     ------
     ConfigError
         If it is one of the others.
     DataError
-        If it exists and `force` is not given, or cannot be written.
+        If it exists and `force` is not given, or if it cannot be written.
     """
     if file.resolve() in {other.resolve() for other in others if isinstance(other, Path)}:
-        raise ConfigError(f"--path-out is {file}, which holds the cells", "give the steps a file of their own")
+        raise ConfigError(f"--path-out is {file}, which contains the cells", "write the steps to another file")
     check_new_file(file, force=force)
     check_writable(file)
 
@@ -41,12 +45,20 @@ def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> Non
 def steps_file(
     trajectory: Trajectory, file: Path, names: SlotNames, *, force: bool, score_t: np.ndarray | None = None
 ) -> AbstractContextManager[None]:
-    """Write one row for each step, with expected counts as X; the file appears when the block is left.
+    """Write one row for each step, with expected counts as X; the file appears at the end of the `with` block.
 
     Parameters
     ----------
+    trajectory
+        What is written.
+    file
+        The .h5ad file.
+    names
+        Names of the slots.
+    force
+        Replace an existing file.
     score_t
-        Score of a gene program at each step, written to obs["score"].
+        Score of each step, written to obs["score"]; None without scores.
     """
     along, changes = trajectory.steps, trajectory.changes
     steps = pd.DataFrame(

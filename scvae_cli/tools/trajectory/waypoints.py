@@ -1,4 +1,4 @@
-"""Where a trajectory passes: one place for each population, or pairs of cells that optimal transport joins.
+"""Waypoints of trajectories: one position for each population, or pairs of cells from optimal transport.
 
 Shapes: n cells, k latent dimensions, w waypoints, p paths.
 """
@@ -17,48 +17,57 @@ from scvae_cli.latent.populations import Population, densest
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 
-# Cells of each population that optimal transport pairs: its cost grows with their product.
+# Number of cells of each population in optimal transport, whose cost increases with the product of both numbers.
 _COUPLED_CELLS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Waypoints:
-    """Where paths pass.
+    """Waypoints of paths.
 
     Parameters
     ----------
-    ends_pwk
-        Latent waypoints of each path, in the frame of the training.
+    z_pwk
+        Latent positions of the waypoints of each path, in the coordinates of the networks.
     nodes_pw
-        The graph's node at, or nearest to, each of them.
+        The node of the neighbor graph at, or nearest to, each waypoint.
     """
 
-    ends_pwk: np.ndarray
+    z_pwk: np.ndarray
     nodes_pw: np.ndarray
 
 
-def places(
-    graph: CellGraph, density: LatentDensity, mean_nk: Tensor, waypoints: Sequence[Population], endpoint: str
+def positions(
+    graph: CellGraph, density: LatentDensity, mean_nk: Tensor, populations: Sequence[Population], endpoint: str
 ) -> Waypoints:
-    """One path through a place for each way-point.
+    """Choose the position of each population, as the waypoints of one path.
 
     Parameters
     ----------
+    graph
+        Neighbor graph of the cells.
+    density
+        Density of the cells in latent space.
+    mean_nk
+        Posterior means of the cells.
+    populations
+        Populations or single cells, in order.
     endpoint
-        "density": a population stands at the densest place of its core; "centroid": at the mean of its cells.
-        A single cell stands where it is.
+        "density": the densest position in the core of a population; "centroid": the mean of its cells. The position of
+        a single cell is its posterior mean.
     """
-    ends, nodes = [], []
-    for point in waypoints:
-        if len(point.cells) > 1 and endpoint == "centroid":
-            centre_1k = mean_nk[torch.as_tensor(point.cells)].mean(0, keepdim=True)
-            ends.append(centre_1k[0].numpy())
-            nodes.append(int(nearest(centre_1k, graph.mean_mk, 1)[0][0, 0]))
+    z, nodes = [], []
+    for population in populations:
+        cells = population.cells
+        if len(cells) > 1 and endpoint == "centroid":
+            center_1k = mean_nk[torch.as_tensor(cells)].mean(0, keepdim=True)
+            z.append(center_1k[0].numpy())
+            nodes.append(int(nearest(center_1k, graph.mean_mk, 1)[0][0, 0]))
             continue
-        node = graph.node_of(point.cells[0]) if len(point.cells) == 1 else densest(graph, density, point.cells)
-        ends.append(graph.mean_mk[node].numpy())
+        node = graph.node_of(cells[0]) if len(cells) == 1 else densest(graph, density, cells)
+        z.append(graph.mean_mk[node].numpy())
         nodes.append(node)
-    return Waypoints(ends_pwk=np.stack(ends)[None], nodes_pw=np.asarray(nodes)[None])
+    return Waypoints(z_pwk=np.stack(z)[None], nodes_pw=np.asarray(nodes)[None])
 
 
 def coupled(
@@ -71,15 +80,29 @@ def coupled(
     n_paths: int,
     seed: int,
 ) -> Waypoints:
-    """Paths from cells of the first population to the cells of the last that optimal transport pairs them with.
+    """Draw pairs of cells from the first and the last population, as the ends of paths.
 
-    The plan moves one population onto the other at the least sum of squared Fisher–Rao distances (Monge–Kantorovich,
-    solved exactly by POT); pairs are drawn from it. The way-points between are those of the single path.
+    Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
+    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). The waypoints in between are those of the single
+    path.
+
+    Parameters
+    ----------
+    graph, geometry
+        Neighbor graph of the cells and geometry of the decoder.
+    single
+        Waypoints of the single path.
+    start, end
+        First and last population.
+    n_paths
+        Number of pairs; a pair is repeated only if the plan has fewer pairs.
+    seed
+        Random seed.
     """
     import ot
 
     random = np.random.default_rng(seed)
-    members = [graph.nodes_of(point.cells) for point in (start, end)]
+    members = [graph.nodes_of(population.cells) for population in (start, end)]
     members = [random.permutation(nodes)[:_COUPLED_CELLS] for nodes in members]
     y_ag, y_bg = (coordinates(geometry, graph.mean_mk[torch.as_tensor(nodes)]).double() for nodes in members)
     plan_ab = ot.emd([], [], torch.cdist(y_ag, y_bg).square().numpy())
@@ -88,8 +111,8 @@ def coupled(
     )
     starts, ends = members[0][drawn // plan_ab.shape[1]], members[1][drawn % plan_ab.shape[1]]
     nodes_pw = np.repeat(single.nodes_pw, n_paths, axis=0)
-    ends_pwk = np.repeat(single.ends_pwk, n_paths, axis=0)
+    z_pwk = np.repeat(single.z_pwk, n_paths, axis=0)
     for column, nodes in ((0, starts), (-1, ends)):
         nodes_pw[:, column] = nodes
-        ends_pwk[:, column] = graph.mean_mk[torch.as_tensor(nodes)].numpy()
-    return Waypoints(ends_pwk=ends_pwk, nodes_pw=nodes_pw)
+        z_pwk[:, column] = graph.mean_mk[torch.as_tensor(nodes)].numpy()
+    return Waypoints(z_pwk=z_pwk, nodes_pw=nodes_pw)

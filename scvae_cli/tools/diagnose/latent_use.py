@@ -1,16 +1,16 @@
-"""Is the latent space used, and is the aggregated posterior what the prior says it is?
+"""Which latent dimensions carry information, and how the aggregated posterior compares with the prior.
 
-The aggregated posterior q(z) is where the cells are: the mixture of their posteriors. Its covariance is exact; its
-density is estimated by the mixture that the model's training fitted (`scvae_cli.model.density`) and averaged over
-posterior samples of cells that mixture has not seen. A mixture that fits them imperfectly makes KL(q ‖ p) too small and
-the mutual information too large by the same nats.
+The aggregated posterior q(z) is the mixture of the posteriors of all cells. Its covariance is exact. Its density is
+estimated by the Gaussian mixture that was fitted at the end of the training (`scvae_cli.model.density`), evaluated at
+posterior samples of cells to which the mixture was not fitted. A mixture that fits the cells imperfectly makes
+KL(q ‖ p) too small, and the mutual information too large by the same number of nats.
 
-All of this is stated in the frame of the training. The prior would allow any rotation, but a posterior with a diagonal
-covariance does not: in another frame the numbers of single dimensions would mean nothing.
+All values refer to the training axes. The prior is invariant to rotations, but a posterior with a diagonal covariance
+is not: along other axes, values of single dimensions would have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
 
-Shapes: n cells, m samples of held-out cells' posteriors, k latent dimensions, c components, b bins.
+Shapes: n cells, m posterior samples of held-out cells, k latent dimensions, c mixture components, b bins.
 """
 
 from __future__ import annotations
@@ -26,36 +26,37 @@ from torch import Tensor
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
 
-# A dimension is active when the posterior means vary more along it.
+# A dimension is active if the variance of the posterior means along it is larger than this.
 ACTIVE_VARIANCE = 0.01
-# A prior sample lies in a hole when its density is below that of all but this share of held-out cells' samples.
+# A prior sample lies in a hole if the density there is below this quantile of the density at the posterior samples of
+# held-out cells.
 HOLE_SHARE = 0.01
-# Posterior samples of each cell, and prior samples.
+# Number of posterior samples per cell, and of prior samples.
 N_SAMPLES, N_PRIOR = 5, 10_000
 _BINS = 20
-# Densities of this many points at once.
+# Number of points whose density is evaluated at once.
 _BLOCK = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
-class Usage:
-    """Which dimensions tell something about a cell.
+class LatentUse:
+    """Information that each latent dimension carries about the cells.
 
     Parameters
     ----------
     kl_k
-        Mean KL(q(z_d|x) ‖ N(0, 1)) over the cells, nats; shape (k,).
-    spread_k
-        Var_x(E[z_d|x]), shape (k,).
+        KL(q(z_d|x) ‖ N(0, 1)) of each dimension, mean over the cells, nats; shape (k,).
+    mean_variance_k
+        Variance of the posterior means over the cells, Var_x(E[z_d|x]); shape (k,).
     """
 
     kl_k: np.ndarray
-    spread_k: np.ndarray
+    mean_variance_k: np.ndarray
 
     @property
     def active_k(self) -> np.ndarray:
-        """Mask of the dimensions along which the posterior means vary, shape (k,)."""
-        active_k: np.ndarray = self.spread_k > ACTIVE_VARIANCE
+        """Mask of the active dimensions, along which the posterior means vary; shape (k,)."""
+        active_k: np.ndarray = self.mean_variance_k > ACTIVE_VARIANCE
         return active_k
 
     @property
@@ -65,16 +66,16 @@ class Usage:
 
     @property
     def collapse(self) -> str:
-        """How many dimensions say nothing: "none", "some" or "all"."""
+        """How many dimensions have collapsed to the prior: "none", "some" or "all"."""
         if self.n_active == len(self.active_k):
             return "none"
         return "some" if self.n_active else "all"
 
     def values(self) -> dict[str, Any]:
-        """Plain numbers and arrays."""
+        """Return plain numbers and arrays."""
         return {
             "kl": self.kl_k,
-            "variance_of_means": self.spread_k,
+            "variance_of_means": self.mean_variance_k,
             "active": self.active_k,
             "active_units": self.n_active,
             "collapse": self.collapse,
@@ -82,28 +83,29 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shape:
-    """What the aggregated posterior looks like beside the prior.
+class AggregatedPosterior:
+    """The aggregated posterior in comparison with the prior.
 
     Parameters
     ----------
     covariance_kk
-        Of the aggregated posterior, within and between cells, shape (k, k).
+        Covariance of the aggregated posterior, within and between cells, shape (k, k).
     active_k
-        Dimensions whose correlations count.
+        Mask of the active dimensions, whose correlations are reported, shape (k,).
     kl_to_prior
-        KL(q(z) ‖ p), nats, estimated.
+        KL(q(z) ‖ p), nats, estimated from the posterior samples.
     prior_kl
-        KL(p ‖ q(z)), nats, estimated over prior samples.
+        KL(p ‖ q(z)), nats, estimated from the prior samples.
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
         KL(q(z) ‖ Π q(z_d)), nats, estimated.
     holes
-        Share of prior samples in places less dense than where 99% of held-out cells' posterior samples lie; 0.01 where
-        prior and aggregated posterior are the same.
+        Fraction of prior samples at a density below the 1% quantile of the density at posterior samples of held-out
+        cells; it is 0.01 if prior and aggregated posterior are identical.
     prior_ranks_b
-        Share of prior samples by the share of held-out samples in denser places, in even bins from 0 to 1.
+        Histogram of the prior samples over the fraction of posterior samples at a higher density, in equal bins from 0
+        to 1; shape (b,), sum 1.
     """
 
     covariance_kk: np.ndarray
@@ -117,14 +119,14 @@ class Shape:
 
     @property
     def correlation_kk(self) -> np.ndarray:
-        """Correlations between dimensions, shape (k, k)."""
+        """Correlations between the dimensions, shape (k, k)."""
         sd_k = np.sqrt(np.diag(self.covariance_kk))
         correlation_kk: np.ndarray = self.covariance_kk / np.outer(sd_k, sd_k)
         return correlation_kk
 
     @property
     def most_correlated(self) -> tuple[int, int] | None:
-        """The two active dimensions with the largest correlation; None where fewer than two are active."""
+        """The two active dimensions with the largest absolute correlation; None if fewer than two are active."""
         active = np.flatnonzero(self.active_k)
         if len(active) < 2:
             return None
@@ -135,12 +137,12 @@ class Shape:
 
     @property
     def correlation(self) -> float | None:
-        """Their correlation."""
+        """The correlation of these two dimensions."""
         pair = self.most_correlated
         return None if pair is None else float(self.correlation_kk[pair])
 
     def values(self) -> dict[str, Any]:
-        """Plain numbers and arrays."""
+        """Return plain numbers and arrays."""
         values = {
             "covariance": self.covariance_kk,
             "kl_to_prior": self.kl_to_prior,
@@ -155,41 +157,43 @@ class Shape:
         return values
 
 
-def usage(posterior: Posterior) -> Usage:
-    """Which dimensions some cells' posteriors use."""
+def latent_use(posterior: Posterior) -> LatentUse:
+    """Measure how much information each dimension of the posteriors of some cells carries."""
     mean_nk = posterior.mean_nk.double()
-    return Usage(
+    return LatentUse(
         kl_k=posterior.kl_nk().double().mean(0).cpu().numpy(),
-        spread_k=mean_nk.var(0, correction=0).cpu().numpy(),
+        mean_variance_k=mean_nk.var(0, correction=0).cpu().numpy(),
     )
 
 
 def covariance(posterior: Posterior) -> np.ndarray:
-    """Of the mixture of some cells' posteriors, exact, shape (k, k)."""
+    """Compute the exact covariance of the mixture of the posteriors of some cells, shape (k, k)."""
     mean_nk = posterior.mean_nk.double().cpu()
-    centred_nk = mean_nk - mean_nk.mean(0)
+    centered_nk = mean_nk - mean_nk.mean(0)
     within_k = posterior.var_nk.double().cpu().mean(0)
-    covariance_kk: np.ndarray = (centred_nk.T @ centred_nk / len(mean_nk) + torch.diag(within_k)).numpy()
+    covariance_kk: np.ndarray = (centered_nk.T @ centered_nk / len(mean_nk) + torch.diag(within_k)).numpy()
     return covariance_kk
 
 
-def shape(everyone: Posterior, unseen: Posterior, density: LatentDensity, *, seed: int = 0) -> Shape:
-    """What the aggregated posterior looks like.
+def aggregated_posterior(
+    of_all: Posterior, of_heldout: Posterior, density: LatentDensity, *, seed: int = 0
+) -> AggregatedPosterior:
+    """Compare the aggregated posterior with the prior.
 
     Parameters
     ----------
-    everyone
-        Posteriors of all cells: the covariance is theirs.
-    unseen
-        Posteriors of cells that the density was not fitted to.
+    of_all
+        Posteriors of all cells, from which the covariance is computed.
+    of_heldout
+        Posteriors of cells to which the density was not fitted.
     density
-        Estimate of the aggregated posterior, in the same frame.
+        Density of the aggregated posterior along the training axes.
     seed
-        Of the samples.
+        Seed of the posterior and prior samples.
     """
     noise = torch.Generator().manual_seed(seed)
     density = LatentDensity(*(part.double().cpu() for part in vars(density).values()))
-    mean_nk, var_nk = (part.double().cpu() for part in unseen)
+    mean_nk, var_nk = (part.double().cpu() for part in of_heldout)
     draws = [torch.randn(mean_nk.shape, generator=noise, dtype=torch.float64) for _ in range(N_SAMPLES)]
     z_mk = torch.cat([mean_nk + var_nk.sqrt() * draw_nk for draw_nk in draws])
     prior_mk = torch.randn(N_PRIOR, mean_nk.shape[1], generator=noise, dtype=torch.float64)
@@ -198,12 +202,12 @@ def shape(everyone: Posterior, unseen: Posterior, density: LatentDensity, *, see
     ascending_m = (-log_q_m).sort().values
     rank_m = torch.searchsorted(ascending_m, -log_prior_q_m).double() / len(ascending_m)
     counted_b, _ = np.histogram(rank_m.numpy(), np.linspace(0, 1, _BINS + 1))
-    return Shape(
-        covariance_kk=covariance(everyone),
-        active_k=usage(everyone).active_k,
+    return AggregatedPosterior(
+        covariance_kk=covariance(of_all),
+        active_k=latent_use(of_all).active_k,
         kl_to_prior=kl_to_prior,
         prior_kl=float((_log_normal(prior_mk) - log_prior_q_m).mean()),
-        mutual_information=float(unseen.kl_nk().double().sum(1).mean()) - kl_to_prior,
+        mutual_information=float(of_heldout.kl_nk().double().sum(1).mean()) - kl_to_prior,
         total_correlation=float((log_q_m - _log_marginals(density, z_mk)).mean()),
         holes=float((log_prior_q_m < torch.quantile(log_q_m, HOLE_SHARE)).double().mean()),
         prior_ranks_b=counted_b / N_PRIOR,
@@ -219,8 +223,8 @@ def _log_normal(z_mk: Tensor) -> Tensor:
 
 
 def _log_marginals(density: LatentDensity, z_mk: Tensor) -> Tensor:
-    """Σ_d log q(z_d): each dimension of a Gaussian mixture is a mixture of as many Gaussians; shape (m,)."""
-    # Σ = W⁻ᵀ W⁻¹, and its diagonal.
+    """Compute Σ_d log q(z_d), shape (m,): each dimension of a Gaussian mixture is a mixture of as many Gaussians."""
+    # Σ = W⁻ᵀ W⁻¹; the variances are its diagonal.
     inverse_ckk = torch.linalg.inv(density.whiten_ckk)
     var_ck = inverse_ckk.square().sum(1)
     parts = []

@@ -1,0 +1,180 @@
+"""Labels of the cells in a column of obs, and which of them a caller means.
+
+`scvae_cli.labels` says what a label is, for columns of every type. What a caller names is looked up in two steps
+(`matching`): a label of that text; else, where all labels are numbers (or True and False), the one of that value.
+So 1, 1.0, "1", "1.0" and True all find lane 1, while "1.0" and "1" stay apart where a column of strings has both.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.labels import as_label
+
+__all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_in", "values_of"]
+
+
+def labels_of(values: Any) -> np.ndarray:
+    """The labels of a column: n strings, None for a cell in no group.
+
+    Parameters
+    ----------
+    values
+        An array, or a column of a data frame; shape (n,).
+
+    >>> list(labels_of(np.array([2.0, 1.0, np.nan])))
+    ['2', '1', None]
+    >>> list(labels_of(np.array([1, "1.0", True, None, b"T cell"], dtype=object)))
+    ['1', '1.0', 'True', None, 'T cell']
+    """
+    values = values_of(values)
+    if values.dtype.kind != "O":
+        distinct, index_n = np.unique(values, return_inverse=True)
+        label_of = _objects([as_label(value) for value in distinct])
+        labels_n: np.ndarray = label_of[index_n]
+        return labels_n
+    # 1, 1.0 and True are one key of a dictionary, so the type is a part of it.
+    known: dict[tuple[type, object], str | None] = {}
+    labels = []
+    for value in values:
+        key = (type(value), value)
+        try:
+            if key not in known:
+                known[key] = as_label(value)
+            labels.append(known[key])
+        except TypeError:  # lists, and whatever else cannot be a key
+            labels.append(as_label(value))
+    return _objects(labels)
+
+
+def values_of(column: Any) -> np.ndarray:
+    """A column of a data frame as n values, integers and booleans kept what they are where some are missing.
+
+    Missing values are NaN in a column of floats, else None.
+    """
+    if isinstance(column, np.ndarray):
+        return column
+    array = getattr(column, "array", column)
+    if hasattr(array, "categories"):
+        # By hand: pandas turns categories that are integers into floats where a cell has none, its code being -1.
+        by_code = _objects([*array.categories, None])
+        values_n: np.ndarray = by_code[np.asarray(array.codes)]
+        return values_n
+    dtype = getattr(array, "dtype", None)
+    if dtype is None:
+        return _objects(list(array))
+    if not isinstance(dtype, np.dtype) and (plain := getattr(dtype, "numpy_dtype", None)) is not None:
+        missing_n = np.asarray(array.isna())
+        if plain.kind == "f":
+            return np.asarray(array.to_numpy(dtype=plain, na_value=np.nan))
+        if plain.kind != "O" and not missing_n.any():
+            return np.asarray(array.to_numpy(dtype=plain))
+        values_n = np.array(array, dtype=object)
+        values_n[missing_n] = None
+        return values_n
+    return np.asarray(array)
+
+
+def are_measurements(values: np.ndarray) -> bool:
+    """Whether a column holds floats that are not all whole numbers, so that it names no groups.
+
+    >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
+    [True, False, False]
+    """
+    if values.dtype.kind != "f":
+        return False
+    finite = values[np.isfinite(values)]
+    return bool((finite != np.trunc(finite)).any()) or len(finite) == 0
+
+
+def matching(given: object, labels: Collection[str]) -> str | None:
+    """Which of some labels a caller means, None for none of them.
+
+    >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
+    ('1', '1', '2.0')
+    >>> matching(True, ["False", "True"]), matching("true", ["False", "True"]), matching(True, ["0", "1"])
+    ('True', 'True', '1')
+    >>> matching(1.0, ["1.0", "A"]), matching("1.0", ["1", "A"]), matching("100", ["1E2", "1E3"])
+    ('1.0', None, None)
+    """
+    label = as_label(given)
+    if label is None:
+        return None
+    for text in (label, str(given)):
+        if text in labels:
+            return text
+    wanted = _number_given(given)
+    if wanted is None:
+        return None
+    found = []
+    for known in labels:
+        number = _number_of_label(known)
+        if number is None:
+            return None
+        if number == wanted:
+            found.append(known)
+    return found[0] if len(found) == 1 else None
+
+
+def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
+    """Which of some names each label is, −1 for none of them; shape (n,), int64.
+
+    Parameters
+    ----------
+    names
+        Labels that a model was trained with.
+    label_n
+        Strings, or None.
+
+    >>> positions_in(["1.0", "2.0"], np.array(["2", "1", "3", None], dtype=object))
+    array([ 1,  0, -1, -1])
+    """
+    index = {name: i for i, name in enumerate(names)}
+    found = {label: matching(label, index) for label in set(label_n)}
+    at = {label: -1 if name is None else index[name] for label, name in found.items()}
+    return np.asarray([at[label] for label in label_n], dtype=np.int64)
+
+
+def _objects(items: Sequence[Any]) -> np.ndarray:
+    array: np.ndarray = np.empty(len(items), dtype=object)
+    array[:] = items
+    return array
+
+
+def _number_given(given: object) -> float | None:
+    """The number that a caller may mean."""
+    if isinstance(given, np.ndarray | bytes):
+        return _number_given(as_label(given))
+    if isinstance(given, bool | np.bool_ | int | np.integer):
+        return int(given)
+    if isinstance(given, float | np.floating):
+        return float(given)
+    if not isinstance(given, str) or "_" in given:
+        return None
+    text = given.strip().casefold()
+    if text in ("true", "false"):
+        return int(text == "true")
+    return _parsed(text)
+
+
+def _number_of_label(label: str) -> float | None:
+    """The number that a label is, where it is written as numbers are: "1", "1.0" and "True", but not "1E2" or "01"."""
+    if label in ("True", "False"):
+        return int(label == "True")
+    number = _parsed(label)
+    return number if number is not None and label in (str(number), as_label(number)) else None
+
+
+def _parsed(text: str) -> float | None:
+    # Integers first: as floats, large ones would be rounded.
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return None

@@ -1,0 +1,30 @@
+"""Genes named on the command line: A,B,C or a file. Imported by every command, so it needs little itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scvae_cli.errors import ConfigError
+
+
+def parse_genes(option: str, text: str) -> tuple[str, ...]:
+    """The genes named by A,B,C or @FILE, one gene a line; each once, in order.
+
+    Raises
+    ------
+    ConfigError
+        For a file that cannot be read, or no gene.
+
+    >>> parse_genes("--genes", "Klf1, Car1,Klf1")
+    ('Klf1', 'Car1')
+    """
+    hint = f"{option} takes A,B,C or @FILE, one gene a line; a name that holds a comma needs @FILE"
+    try:
+        in_file = text.startswith("@")
+        named = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if in_file else text.split(",")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
+    genes = tuple(dict.fromkeys(gene.strip() for gene in named if gene.strip()))
+    if not genes:
+        raise ConfigError(f"{option} {text!r} names no gene", hint)
+    return genes

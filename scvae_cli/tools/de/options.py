@@ -1,0 +1,115 @@
+"""Options of `scvae de` and `scvae_cli.de`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import OUTPUT, option
+from scvae_cli.shared_options import Drawing, Reading, Writing
+from scvae_cli.verb import Verb
+
+# A mean of fewer cells has no error that could be estimated.
+MIN_CELLS = 3
+
+Centre = Literal["auto", "bulk", "none"]
+
+
+def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
+    """Columns and values of KEY=VALUE, given once or several times.
+
+    Raises
+    ------
+    ConfigError
+        For a text of another form, or a column that is given twice.
+
+    >>> parse_within("--within", ["cell_type=B cells", "donor=2"])
+    {'cell_type': 'B cells', 'donor': '2'}
+    """
+    within: dict[str, str] = {}
+    for text in [texts] if isinstance(texts, str) else texts:
+        key, is_there, value = text.partition("=")
+        if not (key and is_there and value):
+            raise ConfigError(f"{flag} is {text!r}", f'it takes KEY=VALUE, for example: {flag} "cell_type=B cells"')
+        if key in within:
+            raise ConfigError(f"{flag} is given twice for {key!r}", "a cell has one value in each column")
+        within[key] = value
+    return within
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeOptions(Reading, Drawing, Writing):
+    """Which groups are compared, and how."""
+
+    groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
+    group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
+    reference: str | None = option(
+        None,
+        help="Group to compare it with.",
+        label=True,
+        shown_default="all other cells of the column",
+    )
+    within: Mapping[str, str] | None = option(
+        None,
+        help="Compare only cells with this value in a column of obs; may be repeated.",
+        metavar="KEY=VALUE",
+        takes="columns of obs, each with one value",
+        parse=parse_within,
+        repeated=True,
+        label=True,
+    )
+    threshold: float = option(
+        0.25, help="Smallest absolute log2 ratio that counts as a change; 0 tests for any change.", least=0
+    )
+    fdr: float = option(0.05, help="Expected false discovery rate at which genes are called.", above=0, below=1)
+    centre: Centre = option(
+        "auto",
+        help="bulk: changes relative to the change that most genes have in common; none: changes of a gene's share of "
+        "all counts; auto: bulk if at least half of the genes lie within 0.25 (log2) of the common change.",
+    )
+    max_cells: int = option(
+        5000, flags=("--cells",), help="Largest number of cells per group; larger groups are subsampled.",
+        least=MIN_CELLS,
+    )  # fmt: skip
+    n_samples: int = option(10, flags=("--samples",), help="Number of posterior samples per cell.", least=1)
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
+    table: Path | None = option(
+        None,
+        help="Also write all genes to a .csv file, most certain changes first.",
+        panel=OUTPUT,
+        metavar="FILE",
+        in_record=False,
+    )
+
+    @property
+    def needs_batch(self) -> bool:
+        """Batches are compared within themselves."""
+        return True
+
+    def check(self) -> None:
+        """Two different groups."""
+        if self.group == self.reference:
+            raise compared_with_itself(self.group)
+
+
+def compared_with_itself(group: str) -> ConfigError:
+    """The refusal of a group as its own reference."""
+    return ConfigError(f"{group!r} is compared with itself", "choose another --reference, or leave it out")
+
+
+DE = Verb(
+    name="de",
+    panel="Results",
+    options=DeOptions,
+    home="scvae_cli.tools.de.question:De",
+    about="""Test which genes differ in expression between two groups of cells.
+
+    Writes uns["rank_genes_groups_scvae"], which sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read with
+    that key: for every gene the log2 ratio, the posterior probability that it exceeds the threshold, and the expected
+    false discovery rate. There are no p-values. Cells are treated as independent: replicates such as donors are not
+    modeled.""",
+    example='scvae de data.h5ad --groupby condition --group stim --reference ctrl --within "cell_type=B cells"',
+)

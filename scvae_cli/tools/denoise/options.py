@@ -1,0 +1,77 @@
+"""What `scvae denoise` and `scvae_cli.denoise` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.gene_list import parse_genes
+from scvae_cli.options import DECODING, option
+from scvae_cli.shared_options import Reading, Writing, batch_as_option, library_option
+from scvae_cli.verb import Verb
+
+Estimate = Literal["state", "cell"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseOptions(Reading, Writing):
+    """Which expected counts are computed."""
+
+    estimate: Estimate = option(
+        "state",
+        help="state: the mean of cells in this state; cell: the cell's own rate, which its counts inform too.",
+        panel=DECODING,
+    )
+    n_samples: int = option(
+        10,
+        flags=("--samples",),
+        help="Number of posterior samples to average over; 0 decodes the posterior mean.",
+        least=0,
+        panel=DECODING,
+    )
+    library: str | float = library_option(
+        "observed",
+        words=("observed", "median"),
+        help="Library size to decode at: observed (each cell's own), median (of the training cells), or a number.",
+    )
+    genes: tuple[str, ...] | None = option(
+        None,
+        help="Genes to denoise: A,B,C or @FILE.",
+        shown_default="all modelled genes",
+        parse=parse_genes,
+        panel=DECODING,
+    )
+    batch_as: str = batch_as_option(
+        help="Batch to decode in: a category, average (over all, by their share of the training cells), or observed "
+        "(each cell's own)."
+    )
+    with_zero_inflation: bool = option(
+        False, help="Lower the expected counts by the probability of technical zeros.", panel=DECODING
+    )
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=DECODING)
+
+    def check(self) -> None:
+        """No genes are not all genes."""
+        if self.genes == ():
+            raise ConfigError("--genes names no gene", "leave it out to denoise all modelled genes")
+
+    @property
+    def needs_batch(self) -> bool:
+        """A cell's own rate depends on the likelihood of its counts, and that on its batch."""
+        return self.estimate == "cell" or self.batch_as == "observed"
+
+
+DENOISE = Verb(
+    name="denoise",
+    panel="Results",
+    options=DenoiseOptions,
+    home="scvae_cli.tools.denoise.question:Denoise",
+    about="""Write the expected counts of every cell to layers["scvae_denoised"].
+
+    The expected counts are averaged over posterior samples with a fixed seed, so the same command gives the same
+    numbers. Genes outside the model are NaN, and var["scvae_modelled"] is False for them.""",
+    example="scvae denoise data.h5ad",
+    returns="None; with `inplace=False` the result, whose blocks are computed when they are read: "
+    "`result.rows.whole()` is the matrix.",
+)

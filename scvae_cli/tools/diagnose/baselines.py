@@ -1,0 +1,229 @@
+"""Comparison of a VAE with a mean model, PCA and a linear decoder on the same cells.
+
+Two quantities are compared. The first is the log-probability of held-out cells: exact for the mean model, a lower bound
+for the two decoders; PCA has none. The second is the prediction of withheld molecules from thinned counts. Each model
+predicts them once from the cell's state alone, and once with the cell's own counts weighed in according to the
+dispersion of the gene (`scvae_cli.latent.expected_counts`); a latent space is useful as far as it improves on the own
+counts.
+
+Shapes: n cells, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.evaluation.mean_model import MeanModel
+from scvae_cli.evaluation.pca_model import PcaModel
+from scvae_cli.evaluation.retraining import Train, as_asked, train_silently, with_linear_decoder
+from scvae_cli.evaluation.thinning import Thinned, predicted, thin
+from scvae_cli.latent.expected_counts import CELL, STATE
+from scvae_cli.latent.selection import even
+from scvae_cli.model.bundle import Model
+from scvae_cli.progress import Progress, silent, tracked
+from scvae_cli.tools.score.scoring import bounds
+
+VAE, LINEAR, PCA, MEAN, NO_DENOISING = "VAE", "linear decoder", "PCA", "mean model", "no denoising"
+# Largest number of held-out cells that are evaluated, and number of importance samples per cell.
+MAX_HELDOUT, N_SAMPLES = 1000, 50
+
+# Mean advantage and its standard error over cells, NaN for a single cell.
+Advantage = tuple[float, float]
+# Poisson losses of every cell, shape (n,): predicted from the state alone, and with the cell's own counts.
+Losses = tuple[np.ndarray, np.ndarray | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedModel:
+    """One model of the comparison.
+
+    Parameters
+    ----------
+    name
+        Name of the model.
+    heldout_log_prob
+        Mean log-probability of a held-out cell, nats (a lower bound for a model with a latent space); None for a model
+        without probabilities.
+    vae_advantage_heldout
+        How much higher this is for the VAE, nats per cell; None for a model without probabilities.
+    thinned_loss_state, thinned_loss_cell
+        Poisson loss of the withheld counts, nats per cell up to a constant, predicted from the cell's state and with
+        the cell's own counts weighed in; None where there is no such prediction.
+    vae_advantage_thinned
+        How much lower the better of the two losses is for the VAE, nats per cell; None where nothing was withheld.
+    """
+
+    name: str
+    heldout_log_prob: float | None
+    vae_advantage_heldout: Advantage | None
+    thinned_loss_state: float | None
+    thinned_loss_cell: float | None
+    vae_advantage_thinned: Advantage | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineComparison:
+    """The compared models, the VAE first.
+
+    Parameters
+    ----------
+    models
+        The models; a VAE whose own decoder is linear is not compared with a linear decoder.
+    n_heldout
+        Number of held-out cells that were evaluated.
+    n_thinned
+        Number of thinned cells; 0 for real numbers, which cannot be thinned.
+    n_components
+        Number of principal components with the best prediction, chosen on the withheld counts, which favors PCA.
+    """
+
+    models: tuple[ComparedModel, ...]
+    n_heldout: int
+    n_thinned: int
+    n_components: int
+
+    def values(self) -> dict[str, Any]:
+        """Return one array over the models for each value, NaN where a model has none."""
+
+        def column(value_of: Callable[[ComparedModel], float | None]) -> np.ndarray:
+            return np.asarray([np.nan if (value := value_of(model)) is None else value for model in self.models])
+
+        return {
+            "model": np.asarray([model.name for model in self.models], dtype=object),
+            "heldout_log_prob": column(lambda m: m.heldout_log_prob),
+            "vae_advantage_heldout": column(lambda m: m.vae_advantage_heldout and m.vae_advantage_heldout[0]),
+            "vae_advantage_heldout_error": column(lambda m: m.vae_advantage_heldout and m.vae_advantage_heldout[1]),
+            "thinned_loss_state": column(lambda m: m.thinned_loss_state),
+            "thinned_loss_cell": column(lambda m: m.thinned_loss_cell),
+            "vae_advantage_thinned": column(lambda m: m.vae_advantage_thinned and m.vae_advantage_thinned[0]),
+            "vae_advantage_thinned_error": column(lambda m: m.vae_advantage_thinned and m.vae_advantage_thinned[1]),
+            "n_heldout": self.n_heldout,
+            "n_thinned": self.n_thinned,
+            "n_components": self.n_components,
+        }
+
+
+def compare_with_baselines(
+    model: Model, counts: Counts, *, train: Train = train_silently, progress: Progress = silent
+) -> BaselineComparison:
+    """Compare a VAE with the baselines.
+
+    Parameters
+    ----------
+    model
+        A VAE trained on these cells (`scvae_cli.evaluation.retraining.on_some`). Its options are those of the other
+        trainings; that of the linear decoder has `--decoder linear` besides.
+    counts
+        n cells in the model's genes, with batches if the model has them.
+    train
+        Trains a model.
+    progress
+        Shows how far the evaluation is.
+
+    Raises
+    ------
+    ScvaeError
+        As for a training.
+    """
+    config = as_asked(model)
+    runs = {VAE: config}
+    # A VAE with a linear decoder would be compared with another training of itself.
+    if config.model.decoder != "linear":
+        runs[LINEAR] = with_linear_decoder(config)
+    models = {VAE: model}
+    if LINEAR in runs:
+        models[LINEAR] = train("Training with a linear decoder", counts, runs[LINEAR])
+    heldout, n_heldout = _heldout(models, counts, config, progress)
+    losses: dict[str, Losses] = {}
+    n_thinned = n_components = 0
+    if model.of_counts:
+        thinned = thin(counts, seed=config.train.seed)
+        losses, n_components = _thinned_losses(thinned, runs, model, train, progress)
+        n_thinned = thinned.kept.n_cells
+    return BaselineComparison(
+        models=tuple(
+            _compared(name, heldout, losses)
+            for name in (VAE, LINEAR, PCA, MEAN, NO_DENOISING)
+            if name in heldout or name in losses
+        ),
+        n_heldout=n_heldout,
+        n_thinned=n_thinned,
+        n_components=n_components,
+    )
+
+
+def _heldout(
+    models: dict[str, Model], counts: Counts, config: RunConfig, progress: Progress
+) -> tuple[dict[str, np.ndarray], int]:
+    """Compute the log-probability of each held-out cell under every model that has one, and count these cells."""
+    device = models[VAE].device
+    out = models[VAE].held_out(counts.cell_names)
+    rows = even(np.flatnonzero(out), MAX_HELDOUT)
+    evaluated = counts.cells(rows)
+    log_prob = {}
+    for name, model in tracked(list(models.items()), progress, "Evaluating held-out cells", len(models)):
+        model.vae.to(device)
+        log_prob[name] = bounds(model, evaluated, n_samples=N_SAMPLES, seed=config.train.seed).iwae
+    log_prob[MEAN] = MeanModel(counts, np.flatnonzero(~out), config, device).log_prob_n(counts, rows)
+    return log_prob, len(rows)
+
+
+def _thinned_losses(
+    thinned: Thinned, runs: dict[str, RunConfig], model: Model, train: Train, progress: Progress
+) -> tuple[dict[str, Losses], int]:
+    """Compute the Poisson losses of each cell with every model, and the best number of principal components."""
+    kept = thinned.kept
+    mean = MeanModel(kept, None, runs[VAE], model.device)
+    losses: dict[str, Losses] = {NO_DENOISING: (thinned.poisson_loss(_rows(kept)), None)}
+    losses[MEAN] = (
+        thinned.poisson_loss(mean.expected(kept, of_cell=False)),
+        thinned.poisson_loss(mean.expected(kept, of_cell=True)),
+    )
+    pca = PcaModel(kept)
+    pca_state, pca_cell = {}, {}
+    for c in tracked(pca.components, progress, "Evaluating PCA", len(pca.components)):
+        pca_state[c] = thinned.poisson_loss(pca.expected(c))
+        pca_cell[c] = thinned.poisson_loss(pca.expected_of_cells(c))
+    n_components = min(pca_cell, key=lambda c: min(pca_cell[c].mean(), pca_state[c].mean()))
+    losses[PCA] = (min(pca_state.values(), key=np.mean), min(pca_cell.values(), key=np.mean))
+    for name, run in runs.items():
+        trained = train(f"Training on thinned counts ({name})", kept, run)
+        trained.vae.to(model.device)
+        losses[name] = (
+            thinned.poisson_loss(predicted(trained, kept, STATE)),
+            thinned.poisson_loss(predicted(trained, kept, CELL)),
+        )
+    return losses, n_components
+
+
+def _compared(name: str, heldout: dict[str, np.ndarray], losses: dict[str, Losses]) -> ComparedModel:
+    log_prob_n = heldout.get(name)
+    state_n, cell_n = losses.get(name, (None, None))
+    return ComparedModel(
+        name=name,
+        heldout_log_prob=None if log_prob_n is None else float(log_prob_n.mean()),
+        vae_advantage_heldout=None if log_prob_n is None else _mean_and_error(heldout[VAE] - log_prob_n),
+        thinned_loss_state=None if state_n is None else float(state_n.mean()),
+        thinned_loss_cell=None if cell_n is None else float(cell_n.mean()),
+        vae_advantage_thinned=_mean_and_error(_best(losses[name]) - _best(losses[VAE])) if name in losses else None,
+    )
+
+
+def _rows(counts: Counts, size: int = 512) -> Iterator[np.ndarray]:
+    return (counts.matrix[start : start + size].toarray() for start in range(0, counts.n_cells, size))
+
+
+def _best(losses: Losses) -> np.ndarray:
+    state_n, cell_n = losses
+    return state_n if cell_n is None else min(state_n, cell_n, key=np.mean)
+
+
+def _mean_and_error(difference_n: np.ndarray) -> Advantage:
+    n = len(difference_n)
+    return float(difference_n.mean()), float(difference_n.std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")

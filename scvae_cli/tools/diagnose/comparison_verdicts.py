@@ -1,0 +1,126 @@
+"""Verdicts on a model in comparison with baselines and with trainings of other random seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scvae_cli.heldout import MIN_HELDOUT
+from scvae_cli.tools.diagnose.baselines import (
+    LINEAR,
+    MEAN,
+    NO_DENOISING,
+    PCA,
+    VAE,
+    Advantage,
+    BaselineComparison,
+)
+from scvae_cli.tools.diagnose.stability import Stability
+from scvae_cli.tools.diagnose.verdict import Verdict
+
+# A difference counts if it is larger than this number of standard errors.
+SIGNIFICANT = 3.0
+# Fraction of the variance that differs between two aligned embeddings: up to the first, they look alike in any plot;
+# beyond the second, structure in one training may be absent from the next.
+ALIKE, UNLIKE = 0.2, 0.5
+
+
+def baseline_verdicts(comparison: BaselineComparison) -> list[Verdict]:
+    """Judge whether the VAE improves on the baselines."""
+    likelihood = _likelihood_verdict(comparison)
+    return [likelihood, _denoising_verdict(comparison)] if comparison.n_thinned else [likelihood]
+
+
+def stability_verdict(stability: Stability) -> Verdict:
+    """Judge whether trainings with other random seeds agree."""
+    differs = stability.procrustes
+    level = "good" if differs <= ALIKE else "watch" if differs <= UNLIKE else "poor"
+    return Verdict(
+        topic="stability",
+        level=level,
+        sentence=f"between {stability.n_trainings} trainings with different random seeds {differs:.0%} of the variance "
+        f"differs after alignment ({stability.procrustes_by_chance:.0%} if unrelated), "
+        f"{stability.neighbors_shared:.0%} of each cell's nearest neighbors are shared, and the strong canonical axes "
+        f"have a correlation of {stability.axis_correlation:.2f}",
+        remedy="" if level == "good" else "rely on results that several seeds agree on; train with more cells",
+    )
+
+
+def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
+    by_name = {model.name: model for model in comparison.models}
+    vae, mean = by_name[VAE], by_name[MEAN]
+    # A VAE with a linear decoder is not compared with itself.
+    linear = by_name[LINEAR].vae_advantage_heldout if LINEAR in by_name else None
+    assert vae.heldout_log_prob is not None
+    assert mean.vae_advantage_heldout is not None
+    bounds = [_compared(mean.vae_advantage_heldout, "higher than with", "lower than with", MEAN)]
+    bounds += [] if linear is None else [_compared(linear, "higher than with", "lower than with", LINEAR)]
+    bound = f"{vae.heldout_log_prob:.1f} nats per cell"
+    sentence = f"the log-likelihood bound of held-out cells is {bound}, {' and '.join(bounds)}"
+    if comparison.n_heldout < MIN_HELDOUT:
+        cells = "held-out cell" if comparison.n_heldout == 1 else "held-out cells"
+        return Verdict(
+            topic="baselines: likelihood",
+            level="watch",
+            sentence=f"{sentence}; with only {comparison.n_heldout} {cells} these values are uncertain",
+            remedy="train with more cells, or hold out a larger fraction (--validation-fraction)",
+        )
+    if not _significant(mean.vae_advantage_heldout):
+        return Verdict(
+            topic="baselines: likelihood",
+            level="poor",
+            sentence=f"{sentence}; these cells can be explained without a latent space",
+            remedy="check that the cells differ and have enough counts; train with a lower --beta or other genes "
+            "(--n-top-genes)",
+        )
+    if linear is None or _significant(linear):
+        return Verdict(topic="baselines: likelihood", level="good", sentence=sentence)
+    return Verdict(
+        topic="baselines: likelihood",
+        level="watch",
+        sentence=f"{sentence}; a linear decoder fits these cells as well",
+        remedy="consider --decoder linear, whose loadings can be read gene by gene",
+    )
+
+
+def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
+    others = [model for model in comparison.models if model.name not in (VAE, NO_DENOISING)]
+    compared = [
+        _compared(model.vae_advantage_thinned, "better than", "worse than", model.name)
+        for model in others
+        if model.vae_advantage_thinned
+    ]
+    sentence = f"the VAE predicts withheld molecules, in nats per cell, {', '.join(compared)}"
+    better = {
+        model.name: model.vae_advantage_thinned[0]
+        for model in others
+        if model.vae_advantage_thinned and _significant(_negated(model.vae_advantage_thinned))
+    }
+    if not better:
+        return Verdict(topic="baselines: denoising", level="good", sentence=sentence)
+    best = min(better, key=lambda name: better[name])
+    return Verdict(
+        topic="baselines: denoising",
+        level="watch" if best == LINEAR else "poor",
+        sentence=f"{sentence}; {_with_article(best)} predicts them best",
+        remedy="consider --decoder linear"
+        if best == LINEAR
+        else "compare values of --beta or --n-latent with scvae sweep",
+    )
+
+
+def _compared(advantage: Advantage, ahead: str, behind: str, name: str) -> str:
+    difference, error = advantage
+    size = f"{abs(difference):.2f}" + ("" if np.isnan(error) else f" ± {error:.2f}")
+    return f"{size} {ahead if difference >= 0 else behind} {_with_article(name)}"
+
+
+def _with_article(name: str) -> str:
+    return name if name == PCA else f"the {name}"
+
+
+def _significant(advantage: Advantage) -> bool:
+    return advantage[0] > SIGNIFICANT * advantage[1]
+
+
+def _negated(advantage: Advantage) -> Advantage:
+    return -advantage[0], advantage[1]

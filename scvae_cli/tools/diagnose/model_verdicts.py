@@ -1,0 +1,223 @@
+"""Verdicts on a trained model by itself.
+
+The limits of the levels are defined here, each with its reason. They are judgments, so every verdict reports its
+number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from scvae_cli.tools.diagnose.distortion import Distortion
+from scvae_cli.tools.diagnose.gaps import Gaps
+from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
+from scvae_cli.tools.diagnose.predictive import GeneStatistic, PredictiveCheck
+from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
+
+# One axis can only order the cells: with fewer active axes than this the latent space is of little use.
+FEW_ACTIVE = 2
+# Two axes with a correlation of 0.3 share a tenth of their variance; with 0.6 they carry much the same information.
+CORRELATIONS = 0.3, 0.6
+# The expected fraction is 1%. If one prior sample in twenty lies in a hole, samples need --avoid-holes; if half of them
+# do, the prior does not describe the cells. Trainings with the defaults have about a quarter.
+HOLES = 0.05, 0.50
+# Percent of the bound. A change of the training recipe changes the bound by half a percent; good and bad models differ
+# by two percent.
+AMORTIZATION, VARIATIONAL = (0.5, 2.0), (0.5, 2.0)
+# 1% of the genes are expected. One in twenty is more than chance; one in five is a fault of the likelihood.
+OUTSIDE = 0.05, 0.20
+# Spearman's ρ between latent and Fisher–Rao distances: --flat 1 reaches 0.95; below 0.7 less than half of the variance
+# of the ranks is explained.
+RANKS = 0.95, 0.70
+
+
+def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
+    """Judge whether the latent space is used."""
+    k = len(use.active_k)
+    numbers = f"rate {gaps.rate:.2f} and distortion {gaps.distortion:.2f} nats per cell at β = {beta:g}"
+    lower = f"train with a lower --beta (now {beta:g})" + (", such as 1" if beta > 1 else "")
+    remedy = f"{lower}, or longer (--patience, --max-epochs)"
+    if use.collapse == "all":
+        return Verdict(
+            topic="latent use",
+            level="poor",
+            sentence=f"all {k} dimensions have collapsed to the prior: the latent space carries no information "
+            f"(posterior collapse; {numbers})",
+            remedy=remedy,
+        )
+    if use.n_active < min(FEW_ACTIVE, k):
+        return Verdict(
+            topic="latent use",
+            level="watch",
+            sentence=f"only {use.n_active} of {k} dimensions is active ({numbers})",
+            remedy=remedy,
+        )
+    rest = "; the others have collapsed to the prior, which is harmless" if use.collapse == "some" else ""
+    # The model alone does not show whether more dimensions would help.
+    more = "all dimensions are used; scvae sweep --n-latent shows whether more would help" if not rest else ""
+    return Verdict(
+        topic="latent use",
+        level="good",
+        sentence=f"{use.n_active} of {k} dimensions are active ({numbers}){rest}",
+        remedy=more,
+    )
+
+
+def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
+    """Judge whether the latent axes carry different information."""
+    total = f"total correlation {aggregate.total_correlation:.2f} nats"
+    if aggregate.most_correlated is None or aggregate.correlation is None:
+        return Verdict(
+            topic="axes",
+            level="good",
+            sentence=f"fewer than two axes are active, so that no two can be correlated; {total}",
+        )
+    first, second = aggregate.most_correlated
+    level = _level(abs(aggregate.correlation), CORRELATIONS)
+    return Verdict(
+        topic="axes",
+        level=level,
+        sentence=f"the largest correlation of two active axes is {aggregate.correlation:+.2f} (training axes "
+        f"{first + 1} and {second + 1}); {total}",
+        remedy="" if level == "good" else "do not interpret single axes on their own",
+    )
+
+
+def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
+    """Judge whether the prior matches the cells."""
+    level = _level(aggregate.holes, HOLES)
+    return Verdict(
+        topic="prior",
+        level=level,
+        sentence=f"{aggregate.holes:.1%} of prior samples lie in holes, where no cells are (1% if the prior matched "
+        f"the cells); KL of the aggregated posterior to the prior {aggregate.kl_to_prior:.2f} nats, mutual information "
+        f"of cells and latent positions {aggregate.mutual_information:.2f} nats",
+        remedy="" if level == "good" else "generate cells with scvae sample --from density or --avoid-holes",
+    )
+
+
+def gap_verdicts(gaps: Gaps) -> list[Verdict]:
+    """Judge the encoder, and the diagonal Gaussian that approximates the posterior."""
+    amortization, variational = gaps.amortization, gaps.variational
+    by_encoder = _level(amortization.percent, AMORTIZATION)
+    by_family = _level(variational.percent, VARIATIONAL)
+    of_scale = "of the bound" if gaps.scale is None else "of the loss of as many standard normal features"
+    return [
+        Verdict(
+            topic="encoder",
+            level=by_encoder,
+            sentence=f"the amortization gap is {amortization.mean:.2f} ± {amortization.error:.2f} nats per cell "
+            f"({amortization.percent:.2f}% {of_scale})",
+            remedy=""
+            if by_encoder == "good"
+            else "embed cells with scvae embed --refine 100; train with more cells, or a wider encoder (--n-hidden)",
+        ),
+        Verdict(
+            topic="posterior",
+            level=by_family,
+            sentence=f"the variational gap is at least {variational.mean:.2f} ± {variational.error:.2f} nats per cell "
+            f"({variational.percent:.2f}% {of_scale}; effective importance samples: {gaps.effective_samples:.0f} of "
+            f"{gaps.n_samples})",
+            remedy=""
+            if by_family == "good"
+            else "compare models by the importance-weighted bound of scvae score, which does not include this gap",
+        ),
+    ]
+
+
+def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence[str] | None = None) -> list[Verdict]:
+    """Judge whether the likelihood reproduces the zeros and variances of the genes.
+
+    Parameters
+    ----------
+    likelihood
+        Name of the likelihood, as `--likelihood` takes it.
+    genes
+        Names by which the sentences call the genes; None for those of the check.
+    """
+    names = check.genes if genes is None else genes
+    verdicts = []
+    if (zeros := check.zeros) is not None:
+        more = bool((zeros.score_g[zeros.outside_g] > 0).mean() > 0.5) if zeros.outside_g.any() else False
+        sentence = (
+            f"{zeros.outside:.1%} of {zeros.n_evaluated:,} genes have a fraction of zeros outside the 99% band of "
+            f"simulated cells; mean error {zeros.error:.4f} ({zeros.error_expected:.4f} expected)"
+        )
+        detection = "is detected in enough cells"
+        remedy = "diagnose more cells (--cells), or cells with more counts"
+        verdicts.append(
+            _gene_verdict("zeros", zeros, names, sentence, _likelihood_remedy(likelihood, more), detection, remedy)
+        )
+    else:
+        detection, remedy = "varies enough", "diagnose cells that differ more"
+    variances = check.variances
+    sentence = (
+        f"{variances.outside:.1%} of {variances.n_evaluated:,} genes have a variance outside the 99% band of "
+        f"simulated cells; median ratio of observed to predicted variance {variances.median_ratio:.2f}"
+    )
+    other = _likelihood_remedy(likelihood, variances.median_ratio > 1)
+    verdicts.append(_gene_verdict("variances", variances, names, sentence, other, detection, remedy))
+    return verdicts
+
+
+def distance_verdict(distortion: Distortion) -> Verdict:
+    """Judge whether latent distances are meaningful."""
+    if distortion.rank_correlation is None:
+        return Verdict(topic="distances", level="watch", sentence="there are too few cells to compare distances")
+    level = LEVELS[sum(distortion.rank_correlation < limit for limit in RANKS)]
+    condition = f"{float(distortion.condition_n.mean()):,.0f} over all axes"
+    if distortion.active_condition_n is not None:
+        condition = f"{float(distortion.active_condition_n.mean()):,.0f} over the active axes, {condition}"
+    return Verdict(
+        topic="distances",
+        level=level,
+        sentence="the rank correlation of latent and Fisher–Rao distances between cells is "
+        f"{distortion.rank_correlation:.2f}; mean condition number of the decoder's metric {condition}",
+        remedy="" if level == "good" else "train with --flat 1 if distances matter",
+    )
+
+
+def _level(value: float, limits: tuple[float, float]) -> str:
+    return LEVELS[sum(value > limit for limit in limits)]
+
+
+def _gene_verdict(
+    topic: str,
+    statistic: GeneStatistic,
+    names: Sequence[str],
+    sentence: str,
+    remedy: str,
+    needed: str,
+    needed_remedy: str,
+) -> Verdict:
+    """Judge how many genes are outside their band; if no gene can be evaluated, the level is not good."""
+    if statistic.n_evaluated == 0:
+        return Verdict(
+            topic=topic,
+            level="watch",
+            sentence=f"the {topic} cannot be evaluated: none of {len(statistic.evaluated_g):,} genes {needed}",
+            remedy=needed_remedy,
+        )
+    level = _level(statistic.outside, OUTSIDE)
+    return Verdict(
+        topic=topic,
+        level=level,
+        sentence=sentence + _largest_scores(statistic, names),
+        remedy="" if level == "good" else remedy,
+    )
+
+
+def _largest_scores(statistic: GeneStatistic, names: Sequence[str]) -> str:
+    """List the genes with the largest scores, if any gene is outside its band."""
+    worst = [g for g in statistic.worst(3) if statistic.outside_g[g]]
+    listed = ", ".join(f"{names[g]} ({statistic.score_g[g]:+.1f})" for g in worst)
+    return f"; largest deviations in standard errors: {listed}" if listed else ""
+
+
+def _likelihood_remedy(likelihood: str, more: bool) -> str:
+    """Advice where observed values deviate from simulated ones; `more` if most observed values are larger."""
+    if likelihood == "poisson":
+        return "use a likelihood with overdispersion: --likelihood nb or zinb"
+    if likelihood == "nb" and more:
+        return "use --likelihood zinb, or train longer (--patience)"
+    return "train longer (--patience) or with a larger --n-hidden; inspect the listed genes"

@@ -1,0 +1,66 @@
+"""What `scvae diagnose` and `scvae_cli.diagnose` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.heldout import MIN_HELDOUT
+from scvae_cli.options import option
+from scvae_cli.shared_options import Drawing, Reading, Writing
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseOptions(Reading, Drawing, Writing):
+    """How a model is diagnosed."""
+
+    n_samples: int = option(200, help="Importance samples per cell.", flags=("--samples",), least=2)
+    refine: int = option(100, help="Refinement steps of the posteriors that the encoder is compared with.", least=1)
+    max_cells: int = option(
+        1000,
+        help="Largest number of cells on which the gaps and the likelihood are evaluated.",
+        flags=("--cells",),
+        least=MIN_HELDOUT,
+    )
+    quick: bool = option(
+        False, help="Evaluate only this model: train no baselines and no models with other random seeds."
+    )
+    n_trainings: int = option(
+        3,
+        help="Number of trainings with different random seeds to compare, this model included.",
+        flags=("--trainings",),
+    )
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
+
+    def check(self) -> None:
+        """A comparison of trainings needs two of them."""
+        if not self.quick and self.n_trainings < 2:
+            raise ConfigError(
+                f"--trainings is {self.n_trainings}",
+                "it takes a whole number, 2 or more, this model included; --quick compares no trainings",
+            )
+
+    @property
+    def needs_batch(self) -> bool:
+        """The likelihood depends on the batch."""
+        return True
+
+
+DIAGNOSE = Verb(
+    name="diagnose",
+    panel="Checks",
+    options=DiagnoseOptions,
+    home="scvae_cli.tools.diagnose.question:Diagnose",
+    about="""Diagnose a model: verdicts on its quality, each with the number behind it and advice.
+
+    The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
+    comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
+    latent distances are meaningful. They are measured on held-out cells.
+
+    Unless --quick is given, further models are trained: one with a linear decoder and some on thinned counts, to
+    compare the VAE with a linear decoder, PCA and a mean model; and some with other random seeds, to measure how much
+    the trainings agree. All numbers go to uns["scvae"]["diagnosis"].""",
+    example="scvae diagnose data.h5ad --plot diagnosis.png",
+    returns="None; with `inplace=False` the diagnosis, whose `verdicts` are its findings, and nothing is written.",
+)

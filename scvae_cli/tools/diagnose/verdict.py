@@ -1,0 +1,64 @@
+"""A verdict: one finding of a diagnosis, with its level and advice; and a page of verdicts as text."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+from scvae_cli.errors import ConfigError
+
+LEVELS = ("good", "watch", "poor")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One finding of a diagnosis.
+
+    Parameters
+    ----------
+    topic
+        Topic in a few words; the verdicts of a diagnosis have different topics.
+    level
+        "good", "watch" or "poor".
+    sentence
+        The finding, with its number.
+    remedy
+        Advice; empty if nothing needs to be done.
+    """
+
+    topic: str
+    level: str
+    sentence: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ConfigError(f"the level of a verdict is {self.level!r}", f"it is one of: {', '.join(LEVELS)}")
+
+    def values(self) -> dict[str, str]:
+        """Return plain texts."""
+        return asdict(self)
+
+
+def worst_level(verdicts: Sequence[Verdict]) -> str:
+    """Return the worst level of some verdicts.
+
+    >>> worst_level([Verdict(topic="a", level="watch", sentence="."), Verdict(topic="b", level="good", sentence=".")])
+    'watch'
+    """
+    return LEVELS[max((LEVELS.index(verdict.level) for verdict in verdicts), default=0)]
+
+
+def page(verdicts: Sequence[Verdict], *, width: int = 100) -> str:
+    """Format verdicts as text, each with its advice below it."""
+    topic_width = max((len(verdict.topic) for verdict in verdicts), default=0)
+    lines: list[str] = []
+    for verdict in verdicts:
+        lead = f"{verdict.level:<5}  {verdict.topic:<{topic_width}}  "
+        for start, text in ((lead, verdict.sentence), (" " * len(lead) + "→ ", verdict.remedy)):
+            if text:
+                lines += textwrap.wrap(
+                    text, width, initial_indent=start, subsequent_indent=" " * len(start), break_on_hyphens=False
+                )
+    return "\n".join(lines)

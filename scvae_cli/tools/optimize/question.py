@@ -1,0 +1,99 @@
+"""`optimize` as the driver runs it, and what the command line shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.tools.optimize.gene_program import program_columns
+from scvae_cli.tools.optimize.optimization import optimize
+from scvae_cli.tools.optimize.options import OptimizeOptions
+from scvae_cli.tools.optimize.result import Optimization
+from scvae_cli.tools.trajectory.question import AlongTrajectory
+from scvae_cli.tools.trajectory.result import Trajectory
+
+_ENDS = {
+    "maximum": "a local maximum of the score",
+    "max_length": "its largest length",
+    "max_steps": "the largest number of optimization steps",
+}
+
+
+class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
+    """Optimize a trajectory toward a gene program."""
+
+    def prepare(self) -> None:
+        """Find the genes and the cells of the start."""
+        options = self.options
+        self.name = options.result_name
+        program_columns(self.session.model, options)
+        self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
+        label = options.from_cell or options.group
+        assert label is not None, "checked by the options"
+        groupby = None if options.from_cell is not None else options.groupby
+        [self.start] = self.session.populations([label], groupby=groupby)
+
+    def answer(self) -> Optimization:
+        """Increase the score and decode the trajectory."""
+        return optimize(
+            self.session.model,
+            self.session.counts,
+            self.start,
+            self.options,
+            groups=self.groups_n,
+            cells=self.session.cells,
+            progress=self.shell.progress,
+        )
+
+    def trajectory_of(self, result: Optimization) -> Trajectory:
+        """The trajectory without its scores."""
+        return result.trajectory
+
+    def score_of(self, result: Optimization) -> np.ndarray:
+        """Score of every step."""
+        return result.score_t
+
+    def slots(self, result: Optimization) -> list[Any]:
+        """The slots of a trajectory, with scores."""
+        return result.slots(self.names, self.session.store.gene_names)
+
+    def warnings(self, result: Optimization) -> Sequence[str]:
+        """Where the result must not be trusted."""
+        return result.warnings()
+
+    def notes(self, result: Optimization) -> Sequence[str]:
+        """How the trajectory was found."""
+        return result.notes()
+
+    def facts(self, result: Optimization) -> dict[str, Any]:
+        """Scores, what lies along the trajectory, and its genes."""
+        return {
+            "name": self.name,
+            "start": self.start.label,
+            "toward": result.toward,
+            "away": result.away,
+            "n_steps": self.options.n_steps,
+            "length": result.trajectory.steps.length,
+            "score_start": float(result.score_t[0]),
+            "score_end": float(result.score_t[-1]),
+            "best_score": result.best_score,
+            "best_cell": result.best_cell,
+            "share_below": result.share_below,
+            "extrapolated_from": result.extrapolated_from,
+            "stopped": result.stopped,
+            **self.shared_facts(result.trajectory),
+            "genes": self.gene_table(result.trajectory),
+        }
+
+    def text(self, result: Optimization, facts: dict[str, Any]) -> str:
+        """The same in words."""
+        lines = [
+            f"{facts['start']} → {self.options.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
+            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it",
+            f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
+            f"{facts['share_below']:.1%} of the cells have a lower score than its end",
+            f"ends at {_ENDS[facts['stopped']]}",
+        ]
+        return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])

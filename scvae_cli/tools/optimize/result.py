@@ -1,0 +1,114 @@
+"""An optimized trajectory, its scores, and their slots in an AnnData.
+
+Shapes: t steps, f genes of the file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.tools.optimize.gradient_ascent import MAX_LENGTH, MAXIMUM
+from scvae_cli.tools.trajectory.result import Trajectory
+
+# A decrease of the score by more than this fraction of its total increase is reported.
+_REPORTED_DECREASE = 0.05
+# A local maximum above at least this fraction of the cells is not reported.
+_HIGH = 0.99
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimization:
+    """A trajectory along which a score increases.
+
+    Parameters
+    ----------
+    trajectory
+        The decoded trajectory.
+    toward, away
+        Genes to increase and to decrease; a function stands in `toward` by its name.
+    score_t
+        Score of every step: in standard deviations over the cells for genes, the value of the function otherwise.
+    best_score, best_cell
+        Highest score of a cell, at its posterior mean, and the name of this cell.
+    share_below
+        Fraction of the cells whose score is lower than that of the last step.
+    stopped
+        Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
+    """
+
+    trajectory: Trajectory
+    toward: tuple[str, ...]
+    away: tuple[str, ...]
+    score_t: np.ndarray
+    best_score: float
+    best_cell: str
+    share_below: float
+    stopped: str
+
+    @property
+    def extrapolated_from(self) -> int | None:
+        """First step after which all scores are higher than that of any cell; None if the end is not."""
+        lower_t = np.flatnonzero(self.score_t <= self.best_score)
+        first = int(lower_t[-1]) + 1 if len(lower_t) else 0
+        return first if first < len(self.score_t) else None
+
+    @property
+    def decrease(self) -> float:
+        """Largest decrease of the score below an earlier value."""
+        return float((np.maximum.accumulate(self.score_t) - self.score_t).max())
+
+    def warnings(self) -> list[str]:
+        """Say where the result must not be trusted, and whether higher scores exist."""
+        texts, last = [], len(self.score_t) - 1
+        if (first := self.extrapolated_from) is not None:
+            texts.append(
+                f"steps {first}–{last} of 0–{last} are extrapolated: their scores are higher than the score of every "
+                f"cell (end {self.score_t[-1]:.3g}, best cell {self.best_score:.3g}), so no cell confirms what is "
+                "decoded there"
+            )
+        if (off := self.trajectory.warning()) is not None:
+            texts.append(off)
+        if self.stopped == MAXIMUM and self.share_below < _HIGH:
+            texts.append(
+                f"the trajectory ends at a local maximum: {1 - self.share_below:.1%} of the cells have a higher score "
+                f"(end {self.score_t[-1]:.3g}, best cell {self.best_cell!r} {self.best_score:.3g}): start elsewhere, "
+                "or interpolate to the best cell"
+            )
+        return texts
+
+    def notes(self) -> list[str]:
+        """Say how the trajectory was found, if that matters."""
+        texts = []
+        if self.decrease > _REPORTED_DECREASE * (self.score_t[-1] - self.score_t[0]):
+            texts.append(
+                f"the score decreases by up to {self.decrease:.3g} on the way to a higher maximum; with --starts 1 it "
+                "only increases, and ends at a lower one"
+            )
+        if self.stopped == MAX_LENGTH:
+            texts.append(
+                "the trajectory ends at its largest length while the score still increases: a larger --max-length "
+                "extends it"
+            )
+        return texts
+
+    def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
+        """List the slots of the trajectory, with the scores beside its steps."""
+        facts = {
+            **{
+                side: np.asarray(getattr(self, side), dtype=object)
+                for side in ("toward", "away")
+                if getattr(self, side)
+            },
+            "score": self.score_t,
+            "best_score": self.best_score,
+            "best_cell": self.best_cell,
+            "share_below": self.share_below,
+            "stopped": self.stopped,
+        }
+        if self.extrapolated_from is not None:
+            facts["extrapolated_from"] = self.extrapolated_from
+        first, *rest = self.trajectory.slots(names, file_genes)
+        return [replace(first, value=first.value | facts), *rest]

@@ -1,0 +1,69 @@
+"""Options of `scvae perturb` and `scvae_cli.perturb`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import option
+from scvae_cli.shared_options import Drawing, Reading, WritingNewCells
+from scvae_cli.verb import Verb
+
+# What hints say that they take.
+_COLUMN, _LABEL = "a column of obs", "a label of the --perturbation-key column"
+
+Method = Literal["auto", "centroid", "ot"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerturbOptions(Reading, Drawing, WritingNewCells):
+    """Which perturbation of which cells is predicted, and how."""
+
+    perturbation_key: str = option(help="Column of obs with the perturbation of each cell.", takes=_COLUMN)
+    control: str = option(help="Label of the untreated control cells.", takes=_LABEL, label=True)
+    treated: str = option(help="Label of the perturbation to predict; A+B for a combination.", takes=_LABEL, label=True)
+    groupby: str = option(help="Column of obs that names the groups, such as cell types.", takes=_COLUMN)
+    group: str = option(help="Group whose response is predicted.", takes="a group of the --groupby column", label=True)
+    method: Method = option(
+        "auto",
+        help="How cells shift in latent space: centroid (as the means of the other groups), ot (as their cells, paired "
+        "by optimal transport), or auto (whichever predicts the other groups better).",
+    )
+    retrain: bool = option(
+        False,
+        help="Test the prediction with models trained without the treated cells of each group, which measures the "
+        "accuracy for a group without treated cells.",
+    )
+    counts: bool = option(False, help="Draw random counts instead of expected counts.")
+    seed: int = option(0, help="Random seed of the drawn counts.", least=0)
+
+    def check(self) -> None:
+        """Two different columns, and two different labels."""
+        if self.perturbation_key == self.groupby:
+            raise ConfigError(
+                f"--perturbation-key and --groupby are both {self.groupby!r}",
+                "one column holds the perturbation of each cell, the other its group",
+            )
+        if self.treated == self.control:
+            raise ConfigError(
+                f"--treated and --control are both {self.control!r}", "a perturbation compares two labels"
+            )
+
+
+PERTURB = Verb(
+    name="perturb",
+    panel="Results",
+    options=PerturbOptions,
+    home="scvae_cli.tools.perturb.question:Perturb",
+    about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
+
+    The group's control cells shift in latent space as the cells of the other groups did, and the decoder gives the
+    change of every gene. The same prediction is made for every group with treated cells and compared with the observed
+    change, as are the mean change of the other groups and, for combinations, the sum of the parts. Changes of genes are
+    differences of the mean of log(1 + 10⁴·count/library).""",
+    example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
+    '--group "B cells" -o stimulated.h5ad',
+    returns="None; without an output, the predicted cells as an AnnData: changes of the genes in var, the accuracy in "
+    'groups with treated cells in uns["scvae"]["perturbations"].',
+)

@@ -1,0 +1,248 @@
+"""`perturb` as the driver runs it, and what the command line shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+
+from scvae_cli.data.labels import labels_of
+from scvae_cli.data.new_cells import NewCells
+from scvae_cli.data.slots import Slot
+from scvae_cli.errors import ModelError
+from scvae_cli.new_cells_question import NewCellsQuestion
+from scvae_cli.tools.perturb.design import design, refuse_explained_away
+from scvae_cli.tools.perturb.options import PerturbOptions
+from scvae_cli.tools.perturb.perturbation import perturb
+from scvae_cli.tools.perturb.result import Accuracy, Perturbation
+from scvae_cli.tools.perturb.validation import LEAST_AGREEMENT
+from scvae_cli.training.fit import FitEvent
+from scvae_cli.training_progress import follow
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_GENES = 20
+_HEADINGS = {
+    "log2_fold_change": "log2 fold",
+    "change": "change",
+    "mean_change": "others' mean",
+    "additive": "sum of parts",
+    "observed": "observed",
+}
+
+
+class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
+    """Predict the response of a group."""
+
+    needs_file: ClassVar[bool] = False
+    doing: ClassVar[str] = "Predicting"
+
+    def prepare(self) -> None:
+        """Find the cells from which the response is learned."""
+        options, session = self.options, self.session
+        key = session.model.config.data.batch_key
+        if session.model.batches and key == options.perturbation_key:
+            raise ModelError(
+                f"the model was trained with --batch-key {key}, so it removes the perturbation as a batch effect",
+                "train a model without it: scvae train DATA -m OTHER.scvae",
+            )
+        session.populations([options.group], groupby=options.groupby)
+        self.design = design(
+            options.group,
+            options.control,
+            options.treated,
+            group_n=session.labels(options.groupby),
+            label_n=session.labels(options.perturbation_key),
+            perturbation_key=options.perturbation_key,
+        )
+        self.counts = session.counts_and_batches()
+        refuse_explained_away(self.design, self.counts.batch, key)
+
+    @property
+    def run(self) -> str:
+        """Name of the run, which names group and perturbation."""
+        return f"perturb_{self.design.group}_{self.design.treated}"
+
+    def answer(self) -> Perturbation:
+        """Choose how to predict, and predict."""
+        return perturb(
+            self.session.model,
+            self.counts,
+            self.design,
+            self.options,
+            cells=self.session.cells,
+            follow=self._follow,
+            progress=self.shell.progress,
+        )
+
+    def _follow(self, title: str, events: Iterator[FitEvent]) -> FitEvent | None:
+        self.shell.info(f"training {title}")
+        return follow(events, self.shell, title=title, brief=True)
+
+    def slots(self, result: Perturbation) -> list[Slot]:
+        """Scores and positions of the cells, changes of the genes, and accuracies."""
+        return result.slots(self.names)
+
+    def new_cells(self, result: Perturbation) -> NewCells:
+        """The predicted cells; their obs is that of the control cells, except for the perturbation."""
+        control_names = self.session.counts.cell_names[result.cells]
+        return NewCells(
+            cell_names=np.asarray([f"{cell}_{result.treated}" for cell in control_names]),
+            gene_names=result.genes,
+            blocks=result.blocks,
+            dense=not (self.options.counts and self.session.model.of_counts),
+            slots=[*self._obs(result), *self.slots(result)],
+        )
+
+    def _obs(self, result: Perturbation) -> Iterator[Slot]:
+        store = self.session.store
+        for key in store.obs_keys:
+            if key == self.options.perturbation_key:
+                yield Slot(group="obs", key=key, value=pd.Categorical([result.treated] * len(result.cells)))
+                continue
+            values = store.obs_column(key)[self.session.kept][result.cells]
+            numeric = values.dtype.kind in "biuf"
+            yield Slot(group="obs", key=key, value=values if numeric else pd.Categorical(labels_of(values)))
+
+    def record(self, result: Perturbation) -> dict[str, Any]:
+        """Options, with the method and share that were chosen."""
+        chosen = {"method": result.recipe.method, "mean_shift_share": result.recipe.mean_shift_share}
+        return super().record(result) | chosen
+
+    def figure(self, result: Perturbation) -> Figure:
+        """Changes of the genes, positions of the cells, and accuracies."""
+        from scvae_cli.tools.perturb.figure import cell_plane, perturbation_figure
+
+        z_nk = self.session.model.axes.position(self.session.cells.mean_nk).numpy()
+        named = replace(result, genes=tuple(self.session.genes.shown(result.genes)))
+        return perturbation_figure(named, cell_plane(result, z_nk, self.design))
+
+    def warnings(self, result: Perturbation) -> Sequence[str]:
+        """A model that disagrees with the observed shifts."""
+        agreement = result.model_agreement
+        if agreement is None or agreement >= LEAST_AGREEMENT:
+            return ()
+        if not result.checks:
+            extent = f"their correlation is {agreement:.2f}"
+        elif agreement <= 0:
+            extent = "they do not correlate, or do not in the other groups"
+        else:
+            extent = f"their correlation is {agreement:.0%} of that in the other groups"
+        return [
+            f"the model's prediction for {result.group} and the mean shift of the other groups disagree ({extent}), so "
+            "the mean shift is used as the prediction"
+        ]
+
+    def notes(self, result: Perturbation) -> Sequence[str]:
+        """Accuracy that is too optimistic."""
+        if self.warnings(result) or not result.checks or result.checks[0].held_out:
+            return ()
+        if not result.tested and result.recipe.mean_shift_share == 1:
+            return ()
+        return [
+            "the model was trained on the treated cells of these groups, so a group without treated cells is predicted "
+            "less accurately: --retrain measures how accurately"
+        ]
+
+    def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
+        """Write the cells, or put them beside the observed ones."""
+        output = self.output()
+        if output is None:
+            return "-o PREDICTED.h5ad writes the predicted cells"
+        return f'anndata.concat([adata, anndata.read_h5ad("{output}")], label="origin")'
+
+    def facts(self, result: Perturbation) -> dict[str, Any]:
+        """Prediction, accuracies, and the genes that change most."""
+        columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES)
+        names = ("change", "log2_fold_change", "mean_change", "additive", "observed")
+        return result.facts() | {
+            "genes": [
+                {"gene": gene} | {name: float(columns[name][g]) if name in columns else None for name in names}
+                for g, gene in zip(top, self.session.genes.shown([result.genes[g] for g in top]), strict=True)
+            ]
+        }
+
+    def text(self, result: Perturbation, facts: dict[str, Any]) -> str:
+        """The same in words."""
+        of_counts = self.session.model.of_counts
+        method = {"centroid": "shift of the groups' means", "ot": "shifts of cells paired by optimal transport"}
+        lines = [
+            f"{result.group}, {result.control} → {result.treated}: {facts['n_cells']:,} cells × "
+            f"{facts['n_genes']:,} genes, method {result.recipe.method} ({method[result.recipe.method]})"
+        ]
+        lines += [f"learned from {label} in {', '.join(groups)}" for label, groups in result.sources.items()]
+        lines.append(_mixture(result, "log ratio of expression" if of_counts else "difference of expression"))
+        lines.append(
+            f"off the manifold (score above 0.95): {result.off_manifold:.1%} of the predicted cells, and about 5% of "
+            "observed cells"
+        )
+        columns = result.changes.columns()
+        shown = {name: heading for name, heading in _HEADINGS.items() if name in columns}
+        width = max(16, *(len(row["gene"]) + 2 for row in facts["genes"]))
+        lines.append(f"{'gene':<{width}}" + "".join(f"{heading:>14}" for heading in shown.values()))
+        for row in facts["genes"]:
+            lines.append(f"{row['gene']:<{width}}" + "".join(f"{row[name]:>+14.2f}" for name in shown))
+        of = "mean of log(1 + 10⁴·count/library)" if of_counts else "mean"
+        lines.append(f"(changes are differences of the {of})")
+        return "\n".join([*lines, *_accuracy_lines(result)])
+
+
+def _mixture(result: Perturbation, measure: str) -> str:
+    """What the prediction is made of."""
+    share = result.recipe.mean_shift_share
+    if share == 1 and result.treated not in result.sources:
+        return (
+            f"the prediction is the sum of the parts' mean shifts ({measure}); where they change a gene in the same "
+            "direction, it is the mean of that sum and the strongest shift"
+        )
+    if share == 1:
+        return f"the prediction is the mean shift of these groups ({measure})"
+    if share == 0:
+        return "the prediction is the change decoded by the model"
+    return (
+        f"the prediction is {share:.0%} mean shift of these groups ({measure}) and {1 - share:.0%} change decoded by "
+        "the model"
+    )
+
+
+def _accuracy_lines(result: Perturbation) -> list[str]:
+    checks = result.all_checks
+    if not checks:
+        return ["accuracy: unknown, because no other group has treated cells that can be predicted without using them"]
+    baselines = [
+        (name, heading)
+        for name, heading in (("mean_change", "others' mean"), ("additive", "sum of parts"))
+        if any(getattr(check, name) is not None for check in checks)
+    ]
+    columns = [("predicted", "predicted"), *baselines]
+    held_out = all(check.held_out for check in checks)
+    training = "trained without these cells" if held_out else "trained on these cells"
+    lines = [
+        f"accuracy in groups with treated cells, by {'models' if held_out else 'a model'} {training}: correlation of "
+        "predicted and observed changes, all genes / 50 most significant genes (0 / 0 for no change)",
+        f"{'group':<28}" + "".join(f"{heading:>18}" for _, heading in columns),
+    ]
+
+    def row(title: str, found: list[Accuracy | None]) -> str:
+        cells = ("-" if one is None else f"{one.correlation:.2f} / {one.top_correlation:.2f}" for one in found)
+        return f"{title:<28}" + "".join(f"{cell:>18}" for cell in cells)
+
+    single = len({check.treated for check in checks}) == 1
+    for check in checks:
+        title = check.group if single else f"{check.group}, {check.treated}"
+        title += " (group to predict)" if check is result.group_check else ""
+        lines.append(row(title, [getattr(check, name) for name, _ in columns]))
+    if len(result.checks) > 1:
+        title = "mean of the other groups" if held_out else "mean of the others, at most"
+        title = title if result.tested else "mean, single perturbations"
+        lines.append(row(title, [result.mean_accuracy(name) for name, _ in columns]))
+    predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
+    if predicted is not None and mean_change is not None and mean_change.score > predicted.score:
+        lines.append("in these groups the mean change of the other groups is more accurate than this prediction")
+    if not result.tested and result.checks:
+        lines.append(f"no cells have the label {result.treated}, so these data cannot show how well its parts add up")
+    return lines

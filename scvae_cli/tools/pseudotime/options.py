@@ -1,0 +1,67 @@
+"""What `scvae pseudotime` and `scvae_cli.pseudotime` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import option
+from scvae_cli.shared_options import Reading, Writing
+from scvae_cli.verb import Verb
+
+# Branch of the cells that belong to no end.
+SHARED = "shared"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudotimeOptions(Reading, Writing):
+    """Where the order of the cells begins, and where it may end."""
+
+    groupby: str | None = option(None, help="Column of obs that names the groups.")
+    root: str | None = option(None, help="Group at which the order begins.", label=True)
+    root_cell: str | None = option(None, help="Cell at which it begins, instead of a group.", metavar="ID")
+    ends: tuple[str, ...] = option(
+        (), flags=("--to",), help="Group at which it may end; may be repeated.", metavar="GROUP", label=True
+    )
+    name: str | None = option(None, help="Name of the result.", shown_default="from_ROOT")
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
+
+    def check(self) -> None:
+        """One root, and ends that differ from it and from each other."""
+        if self.root is not None and self.root_cell is not None:
+            raise ConfigError("the root was given twice", "use one of --root and --root-cell")
+        if self.root is None and self.root_cell is None:
+            raise ConfigError(
+                "an order needs --groupby with --root (or --root-cell)",
+                "scvae check DATA lists the columns that group cells",
+            )
+        if self.root is not None and self.groupby is None:
+            raise ConfigError(
+                "the group in --root needs --groupby",
+                "name its column of obs with --groupby, or use --root-cell for a single cell",
+            )
+        if self.ends and self.groupby is None:
+            raise ConfigError("the groups in --to need --groupby", "name their column of obs with --groupby")
+        named = [*self.ends] if self.root is None else [self.root, *self.ends]
+        for group in named:
+            if named.count(group) > 1:
+                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must be different groups")
+        if SHARED in self.ends:
+            raise ConfigError(
+                f"an end is called {SHARED!r}, which is the branch of the cells that belong to no end",
+                "give that group another name in obs",
+            )
+
+
+PSEUDOTIME = Verb(
+    name="pseudotime",
+    panel="Trajectories",
+    options=PseudotimeOptions,
+    home="scvae_cli.tools.pseudotime.question:OrderCells",
+    about="""Order the cells by their distance from a root along the manifold, and assign them to ends.
+
+    Writes obs["scvae_pseudotime_NAME"] (0 to 1) and the geodesic distance from the root, obs["scvae_distance_NAME"].
+    With --to, also writes the end of each cell, obs["scvae_branch_NAME"] ("shared" for cells that belong to no end),
+    and the weight of each end, obsm["scvae_ends_NAME"].""",
+    example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
+)

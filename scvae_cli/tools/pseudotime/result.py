@@ -1,0 +1,88 @@
+"""The order of the cells, and its slots in an AnnData.
+
+Shapes: n cells, e ends.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.data.slots import Slot, SlotNames, slug
+from scvae_cli.tools.pseudotime.options import SHARED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pseudotime:
+    """The order of the cells.
+
+    Parameters
+    ----------
+    name
+        Name of the result, in slots.
+    root, ends
+        Names of the root and of the ends.
+    root_cells, end_cells
+        Names of the cells that represent the root, and each end.
+    pseudotime_n
+        Smoothed distance from the root, divided by the largest one: 0 to 1.
+    distance_n
+        Mean length of the shortest paths from the cells of the root, in standard deviations of a count.
+    weight_ne
+        Weight of each end for each cell; rows sum to 1. The weight is proportional to exp(−detour/usual detour), where
+        the detour is the additional length of the path from the root to the end if it passes the cell.
+    branch_n
+        The end whose weight is at least 0.8, otherwise "shared"; "" without ends.
+    n_components
+        Number of connected components of the neighbor graph.
+    """
+
+    name: str
+    root: str
+    ends: tuple[str, ...]
+    root_cells: tuple[str, ...]
+    end_cells: tuple[tuple[str, ...], ...]
+    pseudotime_n: np.ndarray
+    distance_n: np.ndarray
+    weight_ne: np.ndarray
+    branch_n: np.ndarray
+    n_components: int
+
+    def branch_sizes(self) -> dict[str, int]:
+        """Count the cells of each branch, the shared ones first; empty without ends."""
+        return {branch: int((self.branch_n == branch).sum()) for branch in ((SHARED, *self.ends) if self.ends else ())}
+
+    def warning(self) -> str | None:
+        """Say whether the neighbor graph is disconnected."""
+        if self.n_components == 1:
+            return None
+        return (
+            f"the neighbor graph has {self.n_components} disconnected components; no cells lie between them, so the "
+            "order across these gaps is uncertain: remove groups that do not belong to the process"
+        )
+
+    def slots(self, names: SlotNames) -> list[Slot]:
+        """List the slots of the result."""
+        slots = [
+            Slot(group="obs", key=names.pseudotime(self.name), value=self.pseudotime_n),
+            Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),
+        ]
+        if self.ends:
+            import pandas as pd  # only here: it takes time to import, and an order without ends does not need it
+
+            branches = pd.Categorical(self.branch_n, categories=[SHARED, *self.ends])
+            slots += [
+                Slot(group="obs", key=names.branch(self.name), value=branches),
+                Slot(group="obsm", key=names.end_weights(self.name), value=self.weight_ne.astype(np.float32)),
+            ]
+        return slots
+
+
+def default_name(root: str) -> str:
+    """Make the name of an order of its root.
+
+    >>> default_name("CD34+ HSC")
+    'from_CD34_HSC'
+    """
+    return f"from_{slug(root)}"

@@ -1,0 +1,99 @@
+"""What `scvae sample` and `scvae_cli.sample` may be asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import DECODING, option
+from scvae_cli.shared_options import Drawing, Reading, WritingNewCells, batch_as_option, library_option
+from scvae_cli.verb import Verb
+
+SAMPLING = "Sampling"
+
+Source = Literal["auto", "prior", "density"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions(Reading, Drawing, WritingNewCells):
+    """Which new cells are drawn, and how."""
+
+    n: int | None = option(None, flags=("--cells", "-n"), help="Number of new cells.", least=1, positional=True)
+    source: Source = option(
+        "auto",
+        flags=("--from",),
+        help="Distribution of the latent positions: prior (N(0, I)), density (that of the training cells), or auto "
+        "(whichever of the two fits the held-out cells better).",
+        panel=SAMPLING,
+    )
+    groupby: str | None = option(None, help="Column of obs that names the groups.", panel=SAMPLING)
+    group: str | None = option(
+        None, help="Group from whose cells to draw, instead of --from.", label=True, panel=SAMPLING
+    )
+    prototype: bool = option(
+        False, help="Decode the single cell at the center of the latent space, z = 0.", panel=SAMPLING
+    )
+    avoid_holes: bool = option(False, help="Reject draws with an off-manifold score above 0.95.", panel=SAMPLING)
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)
+    library: str | float | None = library_option(
+        None,
+        words=("observed", "median"),
+        help="Library size to decode at: observed (that of a real cell nearby), median (of the training cells), or a "
+        "number.",
+        shown_default="observed; for the prototype, median",
+    )
+    batch_as: str | None = batch_as_option(
+        None,
+        help="Batch to decode in: a category, or drawn (at random, by their share of the training cells).",
+        shown_default="drawn; for the prototype, average",
+    )
+    mean: bool = option(False, help="Write expected counts instead of drawn ones.", panel=DECODING)
+
+    def check(self) -> None:
+        """Either cells or the prototype, from one source, and a figure only of drawn counts."""
+        if self.prototype:
+            self._check_prototype()
+        elif self.n is None:
+            raise ConfigError("no number of cells was given", "use --cells N, or --prototype for a single cell")
+        if (self.groupby is None) != (self.group is None):
+            given, missing = ("--groupby", "--group") if self.group is None else ("--group", "--groupby")
+            raise ConfigError(f"{given} was given without {missing}", "use both: --groupby KEY --group NAME")
+        if self.group is not None and self.source != "auto":
+            raise ConfigError(
+                f"--from {self.source} and --group were both given", "a group is sampled from its own cells"
+            )
+        if self.plot is not None and (self.mean or self.prototype):
+            raise ConfigError(
+                "--plot compares drawn counts with those of real cells", "leave out --mean or --prototype, or --plot"
+            )
+
+    def _check_prototype(self) -> None:
+        others = {"--cells": self.n is not None, "--from": self.source != "auto", "--groupby": self.groupby is not None}
+        others |= {"--group": self.group is not None, "--mean": self.mean, "--avoid-holes": self.avoid_holes}
+        for name, was_given in others.items():
+            if was_given:
+                raise ConfigError(f"--prototype and {name} were both given", "the prototype is a single cell, z = 0")
+        if self.library == "observed":
+            raise ConfigError("the prototype has no observed library size", "--library takes median or a number")
+
+    @property
+    def library_or_default(self) -> str | float:
+        """Library size to decode at."""
+        return self.library or ("median" if self.prototype else "observed")
+
+
+SAMPLE = Verb(
+    name="sample",
+    panel="Results",
+    options=SampleOptions,
+    home="scvae_cli.tools.sample.question:Sample",
+    about="""Draw new cells: latent positions, and counts from the likelihood.
+
+    The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
+    written to a file of their own, with obs["scvae_off_manifold"] (above 0.95 a cell lies in a hole, where no cells
+    were observed) and obs["scvae_library"]. The genes' means, variances and zero fractions are compared with those of
+    real cells; the differences between two halves of the real cells are shown for reference.""",
+    example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
+    returns="None; without an output, the new cells as an AnnData.",
+)

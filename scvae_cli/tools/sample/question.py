@@ -1,0 +1,208 @@
+"""`sample` as the driver runs it, and what the command line shows of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import matching
+from scvae_cli.data.new_cells import NewCells
+from scvae_cli.data.slots import Slot
+from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.new_cells_question import NewCellsQuestion
+from scvae_cli.tools.sample.agreement import Agreement, Comparison
+from scvae_cli.tools.sample.options import SampleOptions
+from scvae_cli.tools.sample.prototype import Prototype, prototype
+from scvae_cli.tools.sample.result import Sampled
+from scvae_cli.tools.sample.sampling import sample
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SHOWN_GENES = 20
+
+
+class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
+    """Draw new cells, or decode the prototype."""
+
+    # Set while counts are drawn that will be reported or plotted.
+    comparison: Comparison | None = None
+
+    def prepare(self) -> None:
+        """Find the group's cells."""
+        label, key = self.options.group, self.options.groupby
+        self.group = None if label is None else self.session.populations([label], groupby=key)[0]
+
+    def answer(self) -> Sampled | Prototype:
+        """Draw positions; counts are computed when they are written."""
+        session, options, progress = self.session, self.options, self.shell.progress
+        if options.prototype:
+            return prototype(session.model, session.counts, options, progress=progress)
+        self.counts = session.counts_and_batches()
+        result = sample(session.model, self.counts, options, group=self.group, progress=progress)
+        # The comparison costs a pass over the real cells.
+        if not options.mean and (self.request.reported or options.plot is not None):
+            of_counts = session.model.of_counts
+            real = self._real_cells().matrix
+            self.comparison = Comparison(real, len(result.z_nk), seed=options.seed, of_counts=of_counts)
+        return result
+
+    def _real_cells(self) -> Counts:
+        """The real cells that the new ones should resemble: those of the group, of the batch, or all."""
+        if self.group is not None:
+            return self.session.counts.cells(self.group.cells)
+        batch_c = self.counts.batch
+        if self.options.batch_as is not None and batch_c is not None:
+            batch = matching(self.options.batch_as, sorted(set(batch_c)))
+            if batch is not None:
+                return self.counts.cells(batch_c == batch)
+        return self.counts
+
+    def slots(self, result: Sampled | Prototype) -> list[Slot]:
+        """Position, off-manifold score, library size, batch and group."""
+        return result.slots(self.names)
+
+    def new_cells(self, result: Sampled | Prototype) -> NewCells:
+        """The cells with their counts, which are compared with real ones while they are written."""
+        options = self.options
+        blocks: Any = result.blocks if self.comparison is None else self.comparison.watch(result.blocks)
+        return NewCells(
+            cell_names=result.cell_names(),
+            gene_names=result.genes,
+            blocks=blocks,
+            dense=options.prototype or options.mean or not self.session.model.of_counts,
+            slots=self.slots(result),
+        )
+
+    def record(self, result: Sampled | Prototype) -> dict[str, Any]:
+        """With the library size, batch and source that the options stand for."""
+        record = super().record(result)
+        record |= {"library": self.options.library_or_default, "batch_as": result.batch_as}
+        if isinstance(result, Sampled):
+            record |= {"drawn_from": result.source, "rejected": result.rejected}
+        return record
+
+    def figure(self, result: Sampled | Prototype) -> Figure:
+        """The new cells among real ones, and the genes of both."""
+        from scvae_cli.tools.sample.figure import Points, sample_figure
+
+        assert isinstance(result, Sampled), "refused with the options"
+        assert self.comparison is not None, "it was made for the figure"
+        points = Points.of(self.session.model, self._real_cells(), result, seed=self.options.seed)
+        return sample_figure(points, result, self.comparison.real, self.comparison.samples)
+
+    def warnings(self, result: Sampled | Prototype) -> Sequence[str]:
+        """Many cells in holes."""
+        if not isinstance(result, Sampled) or result.in_holes <= 0.5:
+            return ()
+        return [
+            f"{result.in_holes:.0%} of the cells lie in holes, where no cells were observed and the decoder "
+            "extrapolates: --avoid-holes rejects such draws"
+        ]
+
+    def facts(self, result: Sampled | Prototype) -> dict[str, Any]:
+        """The source, its scores, and the comparison with real cells; the prototype's genes."""
+        options = self.options
+        drawn = isinstance(result, Sampled)
+        scores = result.scores if isinstance(result, Sampled) else None
+        agreement = self._agreement()
+        return {
+            "n_cells": len(result.cell_names()),
+            "n_genes": len(result.genes),
+            "source": result.source if isinstance(result, Sampled) else "prototype",
+            "prior_nats": None if scores is None else scores.prior,
+            "density_nats": None if scores is None else scores.density,
+            "n_compared": None if scores is None else scores.n_cells,
+            "off_manifold": result.in_holes if isinstance(result, Sampled) else result.off_manifold,
+            "rejected": result.rejected if isinstance(result, Sampled) else 0.0,
+            "genes": None if isinstance(result, Sampled) else _gene_table(result),
+            "groupby": options.groupby,
+            "group": options.group,
+            "batch_as": result.batch_as,
+            "mean": options.mean or not drawn,
+            "agreement": None if agreement is None else agreement.as_dict(),
+        }
+
+    def _agreement(self) -> Agreement | None:
+        """The comparison with real cells, unless the library sizes differ, and with them the genes."""
+        if self.comparison is None or self.options.library_or_default != "observed":
+            return None
+        return self.comparison.agreement()
+
+    def text(self, result: Sampled | Prototype, facts: dict[str, Any]) -> str:
+        """The same in words."""
+        if isinstance(result, Sampled):
+            lines = [*self._sampled_lines(result, facts), *_agreement_lines(self._agreement())]
+        else:
+            lines = self._prototype_lines(result, facts)
+        return "\n".join(lines)
+
+    def _sampled_lines(self, result: Sampled, facts: dict[str, Any]) -> list[str]:
+        group = f"the cells of {facts['group']}"
+        source = {"prior": "the prior", "density": "the density of the training cells", "group": group}[result.source]
+        lines = [f"drew {facts['n_cells']:,} cells × {facts['n_genes']:,} genes from {source}"]
+        if (scores := result.scores) is not None:
+            real = "held-out cells" if scores.heldout else "cells, held out or not,"
+            better, other = ("density", "prior") if scores.better == "density" else ("prior", "density")
+            lines.append(
+                f"{scores.n_cells:,} {real} are {scores.gain:.2f} nats per cell more likely under the {better} than "
+                f"under the {other}"
+            )
+        if self.options.avoid_holes:
+            lines.append(
+                f"{result.rejected:.1%} of {result.n_proposed:,} draws were rejected: they lie in holes (off-manifold "
+                f"score above {OFF_MANIFOLD})"
+            )
+        else:
+            lines.append(
+                f"{result.in_holes:.1%} of the cells lie in holes (off-manifold score above {OFF_MANIFOLD}); of "
+                "held-out cells, 5% do"
+            )
+        return lines
+
+    def _prototype_lines(self, result: Prototype, facts: dict[str, Any]) -> list[str]:
+        library = "" if result.library is None else f", decoded at a library size of {result.library:,.0f}"
+        lines = [f"the prototype, z = 0{library}; off-manifold score {result.off_manifold:.2f}"]
+        lines.append(f"{'gene':<16}{'prototype':>11}{'average':>10}{'change':>9}")
+        for row in facts["genes"]:
+            lines.append(f"{row['gene']:<16}{row['prototype']:>11.3g}{row['average']:>10.3g}{row['change']:>+9.2f}")
+        unit = "values" if result.library is None else "counts"
+        return [
+            *lines,
+            f"(expected {unit} of the prototype and of the average training cell; change in "
+            f"{self.session.distance_unit})",
+        ]
+
+    def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
+        """Put them beside the real cells."""
+        return f'anndata.concat({{"real": adata, "sampled": anndata.read_h5ad("{self.output()}")}}, label="origin")'
+
+
+def _gene_table(result: Prototype) -> list[dict[str, Any]]:
+    """The genes that differ most from the average training cell, a row each."""
+    return [
+        {
+            "gene": result.genes[g],
+            "prototype": float(result.mean_g[g]),
+            "average": float(result.average_g[g]),
+            "change": float(result.change_g[g]),
+        }
+        for g in result.top_genes(SHOWN_GENES)
+    ]
+
+
+def _agreement_lines(agreement: Agreement | None) -> list[str]:
+    if agreement is None:
+        return []
+    lines = [f"{f'compared with {agreement.n_real:,} real cells':<36}{'sampled':>10}{'other real':>12}"]
+    of_counts = agreement.real.zero_fraction is not None
+    rows = {
+        "mean": "gene means, log2 ratio" if of_counts else "gene means, standard deviations",
+        "variance": "gene variances, log2 ratio",
+    }
+    if of_counts:
+        rows["zero_fraction"] = "zero fractions, difference"
+    for name, label in rows.items():
+        lines.append(f"{label:<36}{getattr(agreement.samples, name):>10.3f}{getattr(agreement.real, name):>12.3f}")
+    return [*lines, f"(root mean squares over the genes, {agreement.n_cells:,} cells each)"]

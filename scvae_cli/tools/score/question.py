@@ -1,0 +1,72 @@
+"""`score` as the driver runs it, and what the command line shows of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from scvae_cli.data.slots import Slot
+from scvae_cli.question import Question
+from scvae_cli.tools.score.options import ScoreOptions
+from scvae_cli.tools.score.result import NOMINAL_LEVEL, Scores
+from scvae_cli.tools.score.scoring import score
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Score(Question[ScoreOptions, Scores]):
+    """Score the cells."""
+
+    def answer(self) -> Scores:
+        """Evaluate the bounds and compare the cells with simulated ones."""
+        return score(self.session.model, self.session.counts, self.options, progress=self.shell.progress)
+
+    def slots(self, result: Scores) -> list[Slot]:
+        """A column of obs for every score."""
+        return result.slots(self.names)
+
+    def figure(self, result: Scores) -> Figure:
+        """p-values, scores by library size, and the anomalies among the cells."""
+        from scvae_cli.tools.score.figure import score_figure
+
+        axes = ("latent axis 1", "latent axis 2")
+        return score_figure(result, self.session.position_n2, axes, self.options.fdr)
+
+    def facts(self, result: Scores) -> dict[str, Any]:
+        """Means over the cells, nats, and the number of anomalies."""
+        return {
+            "n_cells": len(result.elbo),
+            "mean_elbo": float(result.elbo.mean()),
+            "mean_iwae": float(result.iwae.mean()),
+            "mean_iwae_density": float(result.iwae_density.mean()),
+            "mean_reconstruction": float(result.reconstruction.mean()),
+            "mean_kl": float(result.kl.mean()),
+            "anomalies": int(result.anomalies(self.options.fdr).sum()),
+            "fdr": self.options.fdr,
+            "heldout_below_05": result.heldout_below_05,
+            "n_heldout": int(result.heldout.sum()),
+            "samples": self.options.n_samples,
+            "simulated": len(result.simulated_score),
+        }
+
+    def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts are all of it
+        """The same in words."""
+        lines = [
+            f"scored {facts['n_cells']:,} cells; means in nats per cell:",
+            f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
+            f"{facts['mean_kl']:.2f})",
+            f"  importance-weighted bound {facts['mean_iwae']:.2f}; with the training cells' density as the prior "
+            f"{facts['mean_iwae_density']:.2f}",
+            f"{facts['anomalies']:,} cells are anomalies at a false discovery rate of {facts['fdr']:g}, compared with "
+            f"{facts['simulated']:,} simulated cells",
+        ]
+        if facts["heldout_below_05"] is not None:
+            lines.append(
+                f"{facts['heldout_below_05']:.1%} of the {facts['n_heldout']:,} held-out cells have p ≤ "
+                f"{NOMINAL_LEVEL:g}; {NOMINAL_LEVEL:.0%} is expected if the model fits them"
+            )
+        return "\n".join(lines)
+
+    def next_step(self, result: Scores) -> str:  # noqa: ARG002
+        """Look at the worst."""
+        return f'the cells least like the model: adata.obs["{self.names.anomaly_score}"].nlargest(20)'
