@@ -44,7 +44,7 @@ def main() -> None:
     adata = anndata.read_h5ad(arguments.data)
     groups = adata.obs["cell_type"].astype(str).to_numpy()
     lines = [
-        f"Climbs from {START} towards markers of lineages, by the defaults of `scvae optimize`.",
+        f"Optimizations from {START} towards markers of lineages, by the defaults of `scvae optimize`.",
         "",
         f"Machine: {describe_machine(torch.get_num_threads())}; torch {torch.__version__}.",
         "",
@@ -68,13 +68,17 @@ def main() -> None:
                     )
                     for off in (False, True)
                 )
-            end, off, far = held.walk.steps, *(float(x.walk.steps.off_manifold_t.max()) for x in (held, free))
+            end, off, far = (
+                held.trajectory.steps,
+                *(float(x.trajectory.steps.off_manifold_t.max()) for x in (held, free)),
+            )
             among = str(end.group_t[-1]) == home
             right, kept, left, total = right + among, kept + (off <= 0.95), left + (far > 0.95), total + 1
             lines.append(
                 f"| {lineage} | {seed} | {home} | {end.group_t[-1]} ({end.group_share_t[-1]:.2f}) "
                 f"| {'yes' if among else '**no**'} | {raw_n[end.nearest_tj[-1]].mean():.2f}, {mean[home]:.2f}, "
-                f"{mean[START]:.2f} | {off:.3f} | {far:.3f} | {told(held.beyond)}; unconstrained {told(free.beyond)} |"
+                f"{mean[START]:.2f} | {off:.3f} | {far:.3f} "
+                f"| {shown(held.extrapolated_from)}; unconstrained {shown(free.extrapolated_from)} |"
             )
             print(lines[-1], flush=True)
     lines += [
@@ -94,7 +98,7 @@ def raw_score(adata: anndata.AnnData, genes: list[str]) -> np.ndarray:
     return ((root - root.mean(0)) / root.std(0)).mean(1)
 
 
-def told(step: int | None) -> str:
+def shown(step: int | None) -> str:
     return "never" if step is None else str(step)
 
 

@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--stretches", type=int, default=20, help=f"of {SEGMENT_STEPS} steps, that are timed (20)")
+    parser.add_argument("--segments", type=int, default=20, help=f"of {SEGMENT_STEPS} steps, that are timed (20)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "roofline.md")
     args = parser.parse_args()
@@ -90,7 +90,7 @@ def measured(
         steps.take([Plan(cells=cells, kl_weight=1.0, factors=Factors.of_step(1e-3, 1)) for cells in batches])
 
     stretch()
-    seconds = timed(stretch, compute.device, args.stretches) / SEGMENT_STEPS
+    seconds = timed(stretch, compute.device, args.segments) / SEGMENT_STEPS
     work = counted(vae, batch_size, args.genes)
     least = max(work["flops"] / flops, work["bytes"] / bandwidth)
     return {

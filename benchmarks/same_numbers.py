@@ -57,6 +57,15 @@ RENAMED: dict[str, str] = {
     r"/diagnosis/worth/": "/diagnosis/baselines/",
     r"/sweep/(beta|n_latent)/judge$": r"/sweep/\1/criterion",
     r"/sweep/(beta|n_latent)/kept$": r"/sweep/\1/kept_molecules",
+    r"/(de[^/]*/printed|rank_genes_groups_scvae/params)/shift$": r"/\1/common_change",
+    r"/(de[^/]*/printed)/agreeing$": r"/\1/near_common_share",
+    r"/(de[^/]*/printed)/null_share$": r"/\1/unchanged_share",
+    r"/plain_share$": "/mean_shift_share",
+    r"/(perturb[^/]*/printed)/carried$": r"/\1/model_agreement",
+    r"/(perturb[^/]*/printed)/expected/": r"/\1/mean_accuracy/",
+    r"/(perturb[^/]*/printed)/own/": r"/\1/group_check/",
+    r"/checks/unseen$": "/checks/held_out",
+    r"/(checks|own|group_check)(/\d+)?/unseen$": r"/\1\2/held_out",
 }
 # What moved, came or went on purpose: pattern (as in re.search, on names after RENAMED) → why.
 ON_PURPOSE: dict[str, str] = {

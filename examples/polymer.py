@@ -106,11 +106,11 @@ def main() -> None:
             for off in (False, True)
         )
     for name, found in (("among the shapes", kept), ("going on without them", free)):
-        last = found.walk.mean_tg[-1:]
+        last = found.trajectory.mean_tg[-1:]
         print(
             f"climbed {name}: radius {float(size(last)):.2f}, were its bonds 1 on average "
             f"{float(size(last) / bonds(last).mean()):.2f} (most compact shape {real.min():.2f}); off-manifold score "
-            f"{found.walk.steps.off_manifold_t[-1]:.2f}"
+            f"{found.trajectory.steps.off_manifold_t[-1]:.2f}"
         )
         tell("  its bonds", bonds(last))
     if len(sys.argv) > 1:
@@ -130,7 +130,7 @@ def draw(model, z_nk, real, kept, free) -> Figure:
     dots = plane.scatter(*z_nk.T, c=real, s=10, cmap="viridis")
     figure.colorbar(dots, ax=plane, label="radius of gyration")
     for found, look, label in ((free, "r--", "free climb"), (kept, "k-", "climb among the shapes")):
-        plane.plot(*found.walk.z_tk.T, look, linewidth=1.8, label=label)
+        plane.plot(*found.trajectory.z_tk.T, look, linewidth=1.8, label=label)
     plane.legend(loc="lower left", fontsize=8)
     plane.set(xlabel="latent axis 1", ylabel="latent axis 2", title="where shapes lie")
 
@@ -145,9 +145,9 @@ def draw(model, z_nk, real, kept, free) -> Figure:
     grid.set_aspect((high - low)[0] / (high - low)[1])
     grid.set(xlabel="latent axis 1", ylabel="latent axis 2", title="shapes decoded there")
 
-    for t in range(0, len(free.walk.mean_tg), 7):
-        shape = free.walk.mean_tg[t].reshape(BEADS, 2)
-        off = free.walk.steps.off_manifold_t[t] > 0.95
+    for t in range(0, len(free.trajectory.mean_tg), 7):
+        shape = free.trajectory.mean_tg[t].reshape(BEADS, 2)
+        off = free.trajectory.steps.off_manifold_t[t] > 0.95
         x, y = shape.T
         steps.plot(x + 1.35 * t, y, "-o", color="red" if off else "black", markersize=3, linewidth=1)
         steps.text(1.35 * t, -3.4, f"{float(size(shape)):.2f}", ha="center", fontsize=8)

@@ -335,11 +335,11 @@ def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
     first = counts.cell_names[int(np.flatnonzero(~kept)[0])]
     if not kept.any():
         raise DataError(
-            "no cell has counts in the modelled genes",
+            "no cell has counts in the modeled genes",
             "gene names must be of the same kind in data and model (symbols or Ensembl ids)",
         )
     if not drop:
         raise DataError(
-            f"{n_empty} cell(s) have no counts in the modelled genes, the first is {first!r}",
+            f"{n_empty} cell(s) have no counts in the modeled genes, the first is {first!r}",
             "--drop-empty leaves them out; their results are NaN",
         )

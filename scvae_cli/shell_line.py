@@ -1,4 +1,4 @@
-"""A command as it is typed: what a command says to run next must run, and on the same cells and model."""
+"""Command lines that messages suggest: quoted for a shell, so that they run on the same cells and model."""
 
 from __future__ import annotations
 

@@ -251,8 +251,8 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "genes to train on": (
         DATA, "gene 'ACTB' is not in the data", lambda b: b.train("--genes", f"@{b.file('genes.txt', 'ACTB')}")
     ),
-    "library": (DATA, "--library is '-5'", lambda b: b.ask("denoise", "--library", "-5")),
-    "library in words": (DATA, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
+    "library": (USAGE, "--library is -5", lambda b: b.ask("denoise", "--library", "-5")),
+    "library in words": (USAGE, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
     "observed library of a walk": (
         DATA, "no observed library size", lambda b: b.hop("cell_001", "cell_002", "--library", "observed")
     ),
@@ -338,7 +338,7 @@ def test_genes_that_do_not_match(bench, n_shared):
 def test_no_shared_gene_cannot_be_allowed(bench):
     bench.changed(renamed(0))
     arguments = bench.ask("embed", "--allow-missing-genes")
-    refused(bench.folder, arguments, DATA, "no cell has counts in the modelled genes")
+    refused(bench.folder, arguments, DATA, "no cell has counts in the modeled genes")
 
 
 def test_missing_genes_can_be_allowed_and_are_counted(bench):

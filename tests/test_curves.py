@@ -181,7 +181,7 @@ def test_graph_paths_go_from_cell_to_cell(around):
 
 def test_neighbours_are_joined_directly(around):
     graph, _, x_nk = around
-    passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbours_mj[100, 0]]]])
+    passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbors_mj[100, 0]]]])
     assert along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0].shape == (2, 2)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from workbench import USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.simulation import true_mean
+from scvae_cli.errors import ConfigError, DataError
 
 
 def rate_by_quadrature(x: float, mu: float, theta: float, zero: float, *, dropouts_are_zero: bool) -> float:
@@ -105,3 +108,18 @@ def test_from_the_command_line(tmp_path, trained):
     run_well("denoise", copied.data, "-m", copied.model, "--estimate", "cell")
     assert np.isfinite(ad.read_h5ad(copied.data).layers["scvae_denoised"]).all()
     refused(tmp_path, ["denoise", copied.data, "-m", copied.model, "--estimate", "own"], USAGE, "--estimate is 'own'")
+
+
+def test_genes_are_named_by_symbols_too(copied):
+    adata = ad.read_h5ad(copied.data)
+    adata.var["symbol"] = [f"Symbol{i}" for i in range(adata.n_vars)]
+    named = {"genes": ["Symbol3", adata.var_names[1]], "gene_symbols": "symbol"}
+    scvae.denoise(adata, copied.model, n_samples=1, **named)
+    assert list(np.flatnonzero(adata.var["scvae_modelled"])) == [1, 3]
+    assert np.isfinite(adata.layers["scvae_denoised"][:, [1, 3]]).all()
+    record = json.loads(adata.uns["scvae"]["runs"]["denoise"])
+    assert record["options"]["genes"] == [adata.var_names[3], adata.var_names[1]]
+    with pytest.raises(DataError, match="'Symbol99' is not in the model"):
+        scvae.denoise(adata, copied.model, **named | {"genes": ["Symbol99"]})
+    with pytest.raises(ConfigError, match="genes names no gene"):
+        scvae.denoise(adata, copied.model, genes=[])

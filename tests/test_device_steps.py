@@ -127,7 +127,7 @@ def test_steps_compile_in_one_piece():
     compiled._play = torch.compile(compiled._step, dynamic=False, fullgraph=True, backend="aot_eager")
     for steps in (plain, compiled):
         torch.manual_seed(5)
-        for first in (0, 3):  # short stretches and full ones are compiled once
+        for first in (0, 3):  # short segments and full ones are compiled once
             steps.take(plans(3, first_step=first))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):

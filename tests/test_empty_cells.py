@@ -64,4 +64,4 @@ def test_cells_with_counts_of_other_genes_only_are_dropped_when_told(bench, verb
 def test_a_cell_without_counts_is_no_end_of_a_walk(bench):
     first = bench.changed(dropped_rows) and ad.read_h5ad(bench.data).obs_names
     arguments = bench.ask("interpolate", "--from-cell", first[0], "--to-cell", first[5], "--drop-empty")
-    refused(bench.folder, arguments, DATA, "has no counts in the modelled genes")
+    refused(bench.folder, arguments, DATA, "has no counts in the modeled genes")

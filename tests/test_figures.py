@@ -17,7 +17,7 @@ from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.populations import Population
 from scvae_cli.report import figure_file
 from scvae_cli.report.figure_file import check_figure_file, save_figure
-from scvae_cli.report.page import PALETTE, group_colours, legend_names
+from scvae_cli.report.page import PALETTE, group_colors, legend_names
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.drawing import trajectory_figure
 from scvae_cli.tools.trajectory.figure import Backdrop, path_figure, steps_in_plane
@@ -150,7 +150,7 @@ def test_heat_map_rows_are_sorted_and_scaled(trajectory, groups_n):
 
 
 def test_strip_shows_the_nearest_groups(trajectory, groups_n):
-    colors = group_colours(groups_n, trajectory.steps.groups_passed())
+    colors = group_colors(groups_n, trajectory.steps.groups_passed())
     shown = part(drawn(trajectory, groups_n), "groups").images[0].get_array()[0]
     expected = [matplotlib.colors.to_rgb(colors[group]) for group in trajectory.steps.group_t]
     np.testing.assert_allclose(shown, expected)
@@ -207,9 +207,9 @@ def test_legend_lists_each_group_once_and_those_passed_first(trajectory, groups_
 
 
 def test_a_group_has_the_same_color_for_all_trajectories(groups_n):
-    assert group_colours(groups_n, ["stem"]) == group_colours(groups_n, ["mature_2", "mature_1"])
+    assert group_colors(groups_n, ["stem"]) == group_colors(groups_n, ["mature_2", "mature_1"])
     many_n = np.asarray([f"g{i % 50}" for i in range(500)], dtype=object)
-    colors = group_colours(many_n, ["g49"])
+    colors = group_colors(many_n, ["g49"])
     assert len(colors) == len(set(colors.values())) == len(PALETTE) == 30
     assert "g49" in colors
 

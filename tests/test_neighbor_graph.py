@@ -34,7 +34,7 @@ def test_neighbours_are_the_nearest_in_latent_space():
     x_nk = cloud()
     graph = graph_of(x_nk)
     expected = np.argsort(cdist(x_nk, x_nk) + np.diag(np.full(60, np.inf)), axis=1)[:, :15]
-    np.testing.assert_array_equal(graph.neighbours_mj, expected)
+    np.testing.assert_array_equal(graph.neighbors_mj, expected)
     assert graph.bridges == 0
 
 
@@ -47,7 +47,7 @@ def test_edges_are_as_long_as_the_decoder_says():
     expected = 3 * np.abs(x_nk[lengths.row, 0] - x_nk[lengths.col, 0])
     np.testing.assert_allclose(lengths.data, expected, rtol=1e-3, atol=1e-5)
     joined = set(zip(lengths.row, lengths.col, strict=True))
-    pairs = {(i, int(j)) for i, row in enumerate(graph.neighbours_mj) for j in row}
+    pairs = {(i, int(j)) for i, row in enumerate(graph.neighbors_mj) for j in row}
     assert joined == pairs | {(j, i) for i, j in pairs}
 
 
@@ -59,17 +59,17 @@ def test_neighbours_by_state_are_the_nearest_decoded_ones(monkeypatch):
     graph = graph_by_state(x_nk, decoder)
     y_ng = x_nk @ decoder.map_gk.numpy().T
     expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(200, np.inf)), axis=1)[:, :15]
-    assert (graph.neighbours_mj == expected).mean() > 0.99
+    assert (graph.neighbors_mj == expected).mean() > 0.99
     lengths = graph.lengths.tocoo()
     np.testing.assert_allclose(lengths.data, cdist(y_ng, y_ng)[lengths.row, lengths.col], rtol=1e-3)
-    assert (graph_of(x_nk, decoder).neighbours_mj == expected).mean() < 0.5
+    assert (graph_of(x_nk, decoder).neighbors_mj == expected).mean() < 0.5
 
 
 def test_neighbours_by_state_of_a_curved_decoder():
     geometry, x_nk = Geometry(wild_vae(k=3, g=150).float()), cloud(300)
     y_ng = geometry.coordinates(points(x_nk)).detach().numpy()
     expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(300, np.inf)), axis=1)[:, :15]
-    found = graph_by_state(x_nk, geometry).neighbours_mj
+    found = graph_by_state(x_nk, geometry).neighbors_mj
     assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 14.9
 
 
@@ -101,8 +101,8 @@ def test_near_points_are_told_apart_far_from_the_origin():
 def test_twins_are_neighbours_but_nobody_is_its_own():
     x_nk = np.concatenate([np.zeros((30, 2)), cloud(20, 2) + 5])
     graph = graph_of(x_nk)
-    assert (graph.neighbours_mj != np.arange(50)[:, None]).all()
-    assert graph.neighbours_mj.shape == (50, 15)
+    assert (graph.neighbors_mj != np.arange(50)[:, None]).all()
+    assert graph.neighbors_mj.shape == (50, 15)
     assert graph.lengths.data.min() > 0
     assert np.isfinite(graph.distances([0])).all()
     assert graph.distances([0])[0, :30].max() < 1e-3
@@ -111,17 +111,15 @@ def test_twins_are_neighbours_but_nobody_is_its_own():
 @pytest.mark.parametrize("n", [2, 3, 10])
 def test_few_cells(n):
     graph = graph_of(cloud(n))
-    assert graph.neighbours_mj.shape == (n, n - 1)
+    assert graph.neighbors_mj.shape == (n, n - 1)
     assert np.isfinite(graph.distances([0])).all()
     smooth_m = graph.smooth_distances([np.array([0])])[0]
     assert np.isfinite(smooth_m).all()
     assert smooth_m[0] == 0
-    np.testing.assert_array_equal(
-        np.sort(graph_by_state(cloud(n), flat(3)).neighbours_mj), np.sort(graph.neighbours_mj)
-    )
+    np.testing.assert_array_equal(np.sort(graph_by_state(cloud(n), flat(3)).neighbors_mj), np.sort(graph.neighbors_mj))
 
 
-# --- islands ----------------------------------------------------------------------------------------------------------
+# --- components of the graph ------------------------------------------------------------------------------------------
 
 
 def test_islands_are_joined_where_they_are_nearest():
@@ -144,9 +142,9 @@ def test_islands_are_joined_where_they_are_nearest():
 def test_islands_are_counted_though_two_of_them_have_two_bridges():
     """The two small ones are nearest to each other, and each looks for its own nearest cell: three bridges."""
     graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
-    assert graph.islands == 3
+    assert graph.n_components == 3
     assert graph.bridges == 3
-    assert graph_of(cloud(60)).islands == 1
+    assert graph_of(cloud(60)).n_components == 1
 
 
 def test_a_lone_cell_has_neighbours_of_its_own():

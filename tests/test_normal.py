@@ -180,7 +180,7 @@ def test_bounds_close_in_on_the_models_own_marginal():
     model = linear_model()
     truth = marginal(model)
     x_ng = truth.rvs(60, random_state=1)
-    few, many = (scvae.score(ad_of(x_ng), model, n_samples=s, n_simulated=50, inplace=False) for s in (20, 3000))
+    few, many = (scvae.score(ad_of(x_ng), model, n_samples=s, n_simulated=100, inplace=False) for s in (20, 3000))
     log_p_n = truth.logpdf(x_ng.astype(np.float32))
     assert (many.elbo < log_p_n).all()
     assert few.elbo.mean() < few.iwae.mean() < log_p_n.mean()
@@ -206,7 +206,7 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
     loading_gk = vector_gg[:, -k:] * np.sqrt(value_g[-k:] - noise)
     pca = stats.multivariate_normal(x_ng.mean(0), loading_gk @ loading_gk.T + noise * np.eye(g))
     truth = stats.multivariate_normal(b_g, w_gk @ w_gk.T + 0.25 * np.eye(g))
-    scores = scvae.score(ad_of(new_ng), model, n_samples=100, n_simulated=50, inplace=False)
+    scores = scvae.score(ad_of(new_ng), model, n_samples=100, n_simulated=100, inplace=False)
     best, log_true_n = pca.logpdf(new_ng).mean(), truth.logpdf(new_ng)
     assert scores.iwae.mean() > best - 0.02 * abs(best)
     # No model beats the truth by more than the noise of a mean over so many cells.

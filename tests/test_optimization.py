@@ -349,7 +349,7 @@ GROUP = ["--groupby", "cell_type", "--group", "stem"]
         (USAGE, "--starts is 0", ["--toward", "gene_01", "--starts", "0", *GROUP]),
         (USAGE, "--max-length is 0", ["--toward", "gene_01", "--max-length", "0", *GROUP]),
         (USAGE, "figure.gif", ["--toward", "gene_01", "--plot", "figure.gif", *GROUP]),
-        (DATA, "gene 'Xist' and 1 more are not in the model", ["--toward", "Xist,gene_01,Hbb", *GROUP]),
+        (DATA, "2 genes (Xist, Hbb) are not in the model", ["--toward", "Xist,gene_01,Hbb", *GROUP]),
         (DATA, "'limbo'", ["--toward", "gene_01", "--groupby", "cell_type", "--group", "limbo"]),
         (DATA, "no cell called 'nobody'", ["--toward", "gene_01", "--from-cell", "nobody"]),
         (USAGE, "--library is 'observed'", ["--toward", "gene_01", "--library", "observed", *GROUP]),

@@ -66,6 +66,11 @@ def same(a: Any, b: Any, at: str) -> None:
         assert (sp.csr_matrix(a) != sp.csr_matrix(b)).nnz == 0, at
     elif isinstance(a, pd.Series | pd.Categorical):
         assert list(a) == list(b) or np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True), at
+    elif getattr(a, "dtype", None) is not None and a.dtype.names:
+        # NaN is equal to NaN in plain arrays only.
+        assert a.dtype.names == b.dtype.names, at
+        for name in a.dtype.names:
+            same(a[name], b[name], f"{at}/{name}")
     else:
         a, b = np.asarray(a), np.asarray(b)
         assert a.shape == b.shape, at

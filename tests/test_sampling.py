@@ -6,6 +6,7 @@ Shapes: n cells, g genes, k latent dimensions.
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import anndata
 import numpy as np
@@ -399,3 +400,12 @@ def test_labels_need_not_be_strings(adata, model):
     cells.obs["cluster"] = np.arange(cells.n_obs) % 3
     made = scvae.sample(cells, model, 20, groupby="cluster", group=1)
     assert set(made.obs["cluster"]) == {"1"}
+
+
+def test_genes_of_the_prototype_are_shown_by_their_symbols(copied):
+    cells = anndata.read_h5ad(copied.data)
+    cells.var["symbol"] = [f"Symbol{i}" for i in range(cells.n_vars)]
+    cells.write_h5ad(copied.data)
+    asked = ["sample", copied.data, "-m", copied.model, "--prototype", "-o", copied.data.with_name("new.h5ad")]
+    rows = json.loads(run_well(*asked, "--gene-symbols", "symbol", "--json").out)["genes"]
+    assert all(row["gene"].startswith("Symbol") for row in rows)

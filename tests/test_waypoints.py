@@ -37,7 +37,7 @@ def test_a_small_population_stands_among_its_own(border):
     chosen = densest(graph, density, small)
 
     def share(cell: int) -> float:
-        return float(np.isin(graph.neighbours_mj[cell], small).mean())
+        return float(np.isin(graph.neighbors_mj[cell], small).mean())
 
     assert share(naive) < 0.5
     assert share(chosen) > 2 * share(naive)

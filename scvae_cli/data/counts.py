@@ -168,7 +168,7 @@ def read_counts(
         )
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'raw counts belong in layers["counts"], or name a --layer; values that are no counts are modelled with '
+        'raw counts belong in layers["counts"], or name a --layer; values that are no counts are modeled with '
         "--likelihood normal",
     )
 

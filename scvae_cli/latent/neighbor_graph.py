@@ -50,22 +50,22 @@ class CellGraph:
         Indices of the cells that are nodes, in ascending order, shape (m,).
     mean_mk
         Posterior means of the nodes, shape (m, k).
-    neighbours_mj
+    neighbors_mj
         Indices of the nearest nodes of each node, nearest first, without the node itself, shape (m, j).
     lengths
         Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m), in standard deviations of a count.
     bridges
         Number of edges that were added between disconnected components; there are no cells along these edges.
-    islands
+    n_components
         Number of connected components before bridges were added, at least 1.
     """
 
     cells: np.ndarray
     mean_mk: Tensor
-    neighbours_mj: np.ndarray
+    neighbors_mj: np.ndarray
     lengths: sp.csr_matrix
     bridges: int
-    islands: int
+    n_components: int
 
     def node_of(self, cell: int) -> int:
         """Return the index of the node of a cell."""
@@ -165,10 +165,10 @@ def cell_graph(
     y_mg = coordinates(geometry, mean_mk)
     j = min(NEIGHBORS, len(cells) - 1)
     point_md = _principal_coordinates(y_mg) if by_state else mean_mk
-    neighbours_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
+    neighbors_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
-    edges = np.stack([source, neighbours_mj.ravel()], axis=1)
-    islands = _components(edges, len(cells))[0]
+    edges = np.stack([source, neighbors_mj.ravel()], axis=1)
+    n_components = _components(edges, len(cells))[0]
     bridges = _bridges(point_md, edges)
     edges = np.concatenate([edges, bridges])
     # In a sparse matrix, a length of exactly zero would not be an edge.
@@ -177,10 +177,10 @@ def cell_graph(
     return CellGraph(
         cells=cells,
         mean_mk=mean_mk,
-        neighbours_mj=neighbours_mj,
+        neighbors_mj=neighbors_mj,
         lengths=directed.maximum(directed.T).tocsr(),
         bridges=len(bridges),
-        islands=islands,
+        n_components=n_components,
     )
 
 

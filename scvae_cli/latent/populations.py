@@ -59,7 +59,7 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     inside_m[members] = True
     if usual_m is not None and usual_m[members].any():
         members = members[usual_m[members]]
-    purity = inside_m[graph.neighbours_mj[members, :_PURITY_NEIGHBORS]].mean(1)
+    purity = inside_m[graph.neighbors_mj[members, :_PURITY_NEIGHBORS]].mean(1)
     chosen: np.ndarray = members[purity >= _PURE * purity.max()]
     return chosen
 

@@ -85,7 +85,7 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
     return result
 
 
-def group_colours(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
+def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
     """Assign colors to groups: first those along a trajectory, then the largest ones, until no colors are left.
 
     The color of a group depends on the names of all groups with a color, not on the trajectory. If there are enough
@@ -98,10 +98,10 @@ def group_colours(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[st
     return {group: color[group] for group in colored}
 
 
-def stretches(mask_t: np.ndarray) -> list[tuple[int, int]]:
+def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
     """Return the first and last step of every run of consecutive steps in a mask.
 
-    >>> stretches(np.array([True, False, True, True]))
+    >>> segments(np.array([True, False, True, True]))
     [(0, 0), (2, 3)]
     """
     steps = np.flatnonzero(mask_t)
@@ -118,7 +118,7 @@ def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
     half = 0.5 / (len(off_t) - 1)
     looks: list[dict[str, Any]] = [{"facecolor": "none", "edgecolor": OFF, "hatch": "////", "alpha": 0.55}]
     looks += [{"facecolor": "white", "alpha": 0.4}] if above else []
-    for first, last in stretches(off_t):
+    for first, last in segments(off_t):
         begin, end = 2 * half * first - half, 2 * half * last + half
         for look in looks[::-1]:
             look = {"linewidth": 0, "zorder": 2 if above else 0, "transform": axes.get_xaxis_transform()} | look

@@ -2,7 +2,7 @@
 
 y(z) is the decoder in isometric coordinates and M(z) = J_yᵀJ_y is its Fisher–Rao metric (`scvae_cli.model.geometry`).
 The first of the three terms of the penalty uses lines between cells; the other two use the metric at single points.
-None of them depends on the scale of y, so the penalty neither stretches nor shrinks the latent space:
+None of them depends on the scale of y, so the penalty neither segments nor shrinks the latent space:
 
 - **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair and L is the
   Fisher–Rao length of the straight line between the two cells. This is the stress of multidimensional scaling (Kruskal

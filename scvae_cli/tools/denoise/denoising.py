@@ -1,18 +1,17 @@
 """Expected counts of every cell, with a column for every gene of the file.
 
-Shapes: n cells, g modelled genes, f genes of the file.
+Shapes: n cells, g modeled genes, f genes of the file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
-from scvae_cli.errors import DataError
 from scvae_cli.latent.expected_counts import expected_counts
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, counted, silent
@@ -48,7 +47,13 @@ class Denoised:
 
 
 def denoise(
-    model: Model, counts: Counts, file_genes: np.ndarray, options: DenoiseOptions, *, progress: Progress = silent
+    model: Model,
+    counts: Counts,
+    file_genes: np.ndarray,
+    options: DenoiseOptions,
+    *,
+    genes: Sequence[str] | None = None,
+    progress: Progress = silent,
 ) -> Denoised:
     """Expected counts of every cell.
 
@@ -62,13 +67,15 @@ def denoise(
         Names of the result's genes in order, shape (f,).
     options
         The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
+    genes
+        Names of the modeled genes to denoise, those of `options.genes`; None for all.
     progress
         Shows how many cells are done while the blocks are read.
 
     Raises
     ------
     DataError
-        For an unknown gene or batch, or cells of an unknown batch where theirs is needed.
+        For an unknown batch, or cells of an unknown batch where theirs is needed.
     ConfigError
         If a model of real numbers is asked for a library size, zero inflation or the cells' own rates.
     """
@@ -82,7 +89,9 @@ def denoise(
         with_zero_inflation=options.with_zero_inflation,
         seed=options.seed,
     )
-    columns_f = _columns(model, file_genes, options.genes)
+    chosen = set(model.genes if genes is None else genes)
+    index = {gene: g for g, gene in enumerate(model.genes) if gene in chosen}
+    columns_f = np.asarray([index.get(gene, -1) for gene in file_genes])
     modelled = columns_f >= 0
     shape = (counts.n_cells, len(file_genes))
 
@@ -94,14 +103,3 @@ def denoise(
                 yield block
 
     return Denoised(rows=RowBlocks(shape=shape, dtype=np.dtype(np.float32), blocks=blocks()), modelled=modelled)
-
-
-def _columns(model: Model, file_genes: np.ndarray, genes: tuple[str, ...] | None) -> np.ndarray:
-    """Index in the model of every gene of the file, −1 for a gene that is not denoised, shape (f,)."""
-    index = {gene: g for g, gene in enumerate(model.genes)}
-    if genes is not None:
-        for gene in genes:
-            if gene not in index:
-                raise DataError(f"gene {gene!r} is not in the model", f"it models {len(index)} genes: scvae info")
-        index = {gene: index[gene] for gene in genes}
-    return np.asarray([index.get(gene, -1) for gene in file_genes])

@@ -38,7 +38,7 @@ class DenoiseOptions(Reading, Writing):
     genes: tuple[str, ...] | None = option(
         None,
         help="Genes to denoise: A,B,C or @FILE.",
-        shown_default="all modelled genes",
+        shown_default="all modeled genes",
         parse=parse_genes,
         panel=DECODING,
     )
@@ -54,7 +54,7 @@ class DenoiseOptions(Reading, Writing):
     def check(self) -> None:
         """No genes are not all genes."""
         if self.genes == ():
-            raise ConfigError("--genes names no gene", "leave it out to denoise all modelled genes")
+            raise ConfigError("--genes names no gene", "leave it out to denoise all modeled genes")
 
     @property
     def needs_batch(self) -> bool:

@@ -13,11 +13,25 @@ from scvae_cli.tools.denoise.options import DenoiseOptions
 class Denoise(Question[DenoiseOptions, Denoised]):
     """Denoise the counts."""
 
+    def prepare(self) -> None:
+        """Find the genes."""
+        named = self.options.genes
+        self.genes = None if named is None else self.session.genes.ids_of(named)
+
     def answer(self) -> Denoised:
         """Prepare the blocks; they are computed when they are written."""
-        session = self.session
-        file_genes = session.store.gene_names
-        return denoise(session.model, session.counts, file_genes, self.options, progress=self.shell.progress)
+        return denoise(
+            self.session.model,
+            self.session.counts,
+            self.session.store.gene_names,
+            self.options,
+            genes=self.genes,
+            progress=self.shell.progress,
+        )
+
+    def record(self, result: Denoised) -> dict[str, Any]:
+        """With the genes by their unique names."""
+        return super().record(result) | {"genes": self.genes}
 
     def slots(self, result: Denoised) -> list[Slot]:
         """The layer, and which genes it holds."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.errors import ConfigError
 from scvae_cli.latent.decoding import decoder_at
 from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
@@ -27,28 +27,6 @@ from scvae_cli.tools.optimize.options import OptimizeOptions
 _LEAST_SD = 1e-3
 
 
-def program_columns(model: Model, options: OptimizeOptions) -> list[int]:
-    """Find the columns of the genes of a program in the model, those to increase first.
-
-    Raises
-    ------
-    DataError
-        For a gene that is not in the model.
-    """
-    genes = (*(() if callable(options.toward) else options.toward), *options.away)
-    column = {gene: i for i, gene in enumerate(model.genes)}
-    unknown = [gene for gene in genes if gene not in column]
-    if unknown:
-        named = (
-            f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"gene {unknown[0]!r} and {len(unknown) - 1} more are"
-        )
-        raise DataError(
-            f"{named} not in the model",
-            f"scvae info lists what the model contains: {len(model.genes)} genes",
-        )
-    return [column[gene] for gene in genes]
-
-
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells.
 
@@ -57,7 +35,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
     model
         Decodes latent positions.
     options
-        The genes or the function, and the library size and batch for decoding.
+        The genes, as the model names them, or the function, and the library size and batch for decoding.
     mean_nk
         Posterior means of the cells, at which they are scored and over which genes are standardized.
 
@@ -69,7 +47,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
     Raises
     ------
     DataError
-        For a gene that is not in the model, or an unknown batch.
+        For an unknown batch.
     ConfigError
         For a function that does not map each cell to a finite number that torch can differentiate.
     """
@@ -83,7 +61,8 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
         if not torch.isfinite(score_n).all():
             raise ConfigError(f"{name} is not finite for every cell", "it must be finite wherever there are cells")
         return lambda z_nk: function(decoded(z_nk)), score_n.double().numpy()
-    columns = torch.as_tensor(program_columns(model, options), device=model.device)
+    column = {gene: i for i, gene in enumerate(model.genes)}
+    columns = torch.as_tensor([column[gene] for gene in (*options.increased, *options.away)], device=model.device)
     head = model.vae.decoder.head
 
     def coordinates(z_nk: Tensor) -> Tensor:

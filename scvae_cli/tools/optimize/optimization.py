@@ -52,6 +52,8 @@ def optimize(
     start: Population,
     options: OptimizeOptions,
     *,
+    name: str = "optimization",
+    target: str = "",
     groups: np.ndarray | None = None,
     cells: Posterior | None = None,
     progress: Progress = silent,
@@ -72,7 +74,12 @@ def optimize(
     start
         A population, or one cell.
     options
-        Gene program, constraint, number of starts and steps, and library size and batch for decoding.
+        Gene program, with genes as the model names them; constraint, number of starts and steps, and library size and
+        batch for decoding.
+    name
+        Name of the result.
+    target
+        Name of the end of the trajectory; `options.target` if empty.
     groups
         Group of each cell, None for a cell without a group, for the description of the steps.
     cells
@@ -83,7 +90,7 @@ def optimize(
     Raises
     ------
     DataError
-        For a gene that is not in the model, or a start from which the score cannot increase.
+        For an unknown batch, or a start from which the score cannot increase.
     ConfigError
         For a function that returns no valid score.
     """
@@ -142,12 +149,12 @@ def optimize(
         counts,
         cells,
         points_tk.numpy(),
-        name=options.result_name,
+        name=name,
         kind=ASCENT,
         library=options.library,
         batch_as=options.batch_as,
         seed=options.seed,
-        labels=(start.label, options.target),
+        labels=(start.label, target or options.target),
         population=np.unique(nearest(points_tk[[0, -1]], mean_nk, NEIGHBORS)[0]),
         groups=groups,
         progress=progress,

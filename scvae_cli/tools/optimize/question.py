@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from scvae_cli.tools.optimize.gene_program import program_columns
+from scvae_cli.data.slots import Slot
 from scvae_cli.tools.optimize.optimization import optimize
 from scvae_cli.tools.optimize.options import OptimizeOptions
 from scvae_cli.tools.optimize.result import Optimization
@@ -28,7 +29,10 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         """Find the genes and the cells of the start."""
         options = self.options
         self.name = options.result_name
-        program_columns(self.session.model, options)
+        genes = self.session.genes
+        # The same options with genes as the model names them, and as people read them.
+        self.by_id = _renamed(options, genes.ids_of)
+        self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
         label = options.from_cell or options.group
         assert label is not None, "checked by the options"
@@ -41,7 +45,9 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
             self.session.model,
             self.session.counts,
             self.start,
-            self.options,
+            self.by_id,
+            name=self.name,
+            target=self.shown.target,
             groups=self.groups_n,
             cells=self.session.cells,
             progress=self.shell.progress,
@@ -55,7 +61,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         """Score of every step."""
         return result.score_t
 
-    def slots(self, result: Optimization) -> list[Any]:
+    def slots(self, result: Optimization) -> list[Slot]:
         """The slots of a trajectory, with scores."""
         return result.slots(self.names, self.session.store.gene_names)
 
@@ -72,8 +78,8 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         return {
             "name": self.name,
             "start": self.start.label,
-            "toward": result.toward,
-            "away": result.away,
+            "toward": self.shown.increased,
+            "away": self.shown.away,
             "n_steps": self.options.n_steps,
             "length": result.trajectory.steps.length,
             "score_start": float(result.score_t[0]),
@@ -90,10 +96,16 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
     def text(self, result: Optimization, facts: dict[str, Any]) -> str:
         """The same in words."""
         lines = [
-            f"{facts['start']} → {self.options.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
+            f"{facts['start']} → {self.shown.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
             f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it",
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
             f"{facts['share_below']:.1%} of the cells have a lower score than its end",
             f"ends at {_ENDS[facts['stopped']]}",
         ]
         return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])
+
+
+def _renamed(options: OptimizeOptions, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> OptimizeOptions:
+    """Rename the genes of a program."""
+    toward = options.toward if callable(options.toward) else rename(options.toward)
+    return replace(options, toward=toward, away=rename(options.away))

@@ -109,7 +109,7 @@ def pseudotime(
         distance_n=graph.spread(from_root_m, mean_nk),
         weight_ne=weight_ne,
         branch_n=branch_n,
-        n_components=graph.islands,
+        n_components=graph.n_components,
     )
 
 

@@ -33,7 +33,7 @@ class Prototype:
     Parameters
     ----------
     genes
-        Names of the g modelled genes.
+        Names of the g modeled genes.
     mean_g
         Expected counts, lowered by zero inflation, float32.
     average_g

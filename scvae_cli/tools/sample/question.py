@@ -116,7 +116,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             "n_compared": None if scores is None else scores.n_cells,
             "off_manifold": result.in_holes if isinstance(result, Sampled) else result.off_manifold,
             "rejected": result.rejected if isinstance(result, Sampled) else 0.0,
-            "genes": None if isinstance(result, Sampled) else _gene_table(result),
+            "genes": None if isinstance(result, Sampled) else self._gene_table(result),
             "groupby": options.groupby,
             "group": options.group,
             "batch_as": result.batch_as,
@@ -174,22 +174,22 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             f"{self.session.distance_unit})",
         ]
 
+    def _gene_table(self, result: Prototype) -> list[dict[str, Any]]:
+        """The genes that differ most from the average training cell, a row each."""
+        top = result.top_genes(SHOWN_GENES)
+        return [
+            {
+                "gene": name,
+                "prototype": float(result.mean_g[g]),
+                "average": float(result.average_g[g]),
+                "change": float(result.change_g[g]),
+            }
+            for g, name in zip(top, self.session.genes.shown([result.genes[g] for g in top]), strict=True)
+        ]
+
     def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
         """Put them beside the real cells."""
         return f'anndata.concat({{"real": adata, "sampled": anndata.read_h5ad("{self.output()}")}}, label="origin")'
-
-
-def _gene_table(result: Prototype) -> list[dict[str, Any]]:
-    """The genes that differ most from the average training cell, a row each."""
-    return [
-        {
-            "gene": result.genes[g],
-            "prototype": float(result.mean_g[g]),
-            "average": float(result.average_g[g]),
-            "change": float(result.change_g[g]),
-        }
-        for g in result.top_genes(SHOWN_GENES)
-    ]
 
 
 def _agreement_lines(agreement: Agreement | None) -> list[str]:

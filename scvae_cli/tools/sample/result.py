@@ -53,7 +53,7 @@ class Sampled:
     Parameters
     ----------
     genes
-        Names of the g modelled genes.
+        Names of the g modeled genes.
     source
         "prior", "density" or "group".
     scores

@@ -43,7 +43,7 @@ class Scores:
     heldout
         Mask of the cells that were held out of the training, found by their names, shape (n,).
     library
-        Counts of each cell in the modelled genes; 1 for real numbers; shape (n,).
+        Counts of each cell in the modeled genes; 1 for real numbers; shape (n,).
     simulated_library, simulated_score
         Library sizes and anomaly scores of the simulated cells, shape (m,).
     """

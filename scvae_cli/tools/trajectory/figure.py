@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from scvae_cli.report.figure_file import house_style
-from scvae_cli.report.page import WIDTH, group_colours, shortened, write
+from scvae_cli.report.page import WIDTH, group_colors, shortened, write
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, curves_height, draw_curves
 from scvae_cli.tools.trajectory.heat_map import draw_heat_map, heat_map_height
 from scvae_cli.tools.trajectory.plane import Backdrop, Legend, draw_plane, plane_height, steps_in_plane
@@ -51,7 +51,7 @@ def path_figure(
     """
     chosen = np.asarray(chosen, dtype=int)[:N_CURVES]
     passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
-    colors = group_colours(backdrop.groups_n, passed)
+    colors = group_colors(backdrop.groups_n, passed)
     with house_style():
         legend = Legend(trajectory, backdrop, colors)
         upper = max(plane_height(legend), heat_map_height(trajectory))

@@ -23,8 +23,8 @@ from scvae_cli.report.page import (
     head,
     legend_names,
     place,
+    segments,
     shortened,
-    stretches,
     text_width,
 )
 from scvae_cli.tools.trajectory.result import Trajectory
@@ -233,7 +233,7 @@ def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> 
         )
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
-    for first, last in stretches(trajectory.steps.off):
+    for first, last in segments(trajectory.steps.off):
         # The marked part begins and ends halfway to the next steps on the manifold.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
