@@ -78,7 +78,7 @@ command_of() {
     deterministic-*) COMMAND+=(--results "$table.md") ;;
     roofline-*) COMMAND=("$PYTHON" benchmarks/roofline.py --device "$DEVICE") ;;&
     roofline-cuda) COMMAND+=(--batch-size 128 2048) ;;&
-    roofline-cpu) COMMAND+=(--genes 100 --batch-size 32 --stretches 1) ;;&
+    roofline-cpu) COMMAND+=(--genes 100 --batch-size 32 --segments 1) ;;&
     roofline-*) COMMAND+=(--results "$table.md") ;;
     throughput-*) COMMAND=("$PYTHON" benchmarks/throughput.py "${beside[@]}" --threads "$THREADS") ;;&
     throughput-cuda) COMMAND+=(--gpu --genes 2000 --cells 200000 --epochs 3 --rounds 2) ;;&
