@@ -3,20 +3,23 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# What pins the versions; with none (`make test CONSTRAINTS= VENV=.venv-newest`) pip takes the newest.
+CONSTRAINTS := constraints.txt
+PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PEER := .venv-scvi
 DEMO := demo
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test lint reference bench clean
+.PHONY: venv demo test test-lowest test-newest lint reference bench gpu clean
 
 venv: $(STAMP)
 
 # torch first and alone, so that nothing else decides which build of it is taken.
-$(STAMP): pyproject.toml constraints.txt
+$(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("scvae needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,lint,demo]'
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) -e '.[test,lint,demo]'
 	touch $(STAMP)
 
 demo: venv
@@ -36,6 +39,13 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# The tests with the oldest and with the newest dependencies that pyproject.toml allows.
+test-lowest:
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+test-newest:
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=
 
 lint: venv
 	$(BIN)/ruff check .
@@ -62,6 +72,10 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
 
+# What only a GPU shows, in at most nine minutes.
+gpu: venv
+	PYTHON=$(BIN)/python benchmarks/gpu.sh
+
 $(PEER)/.installed: benchmarks/constraints-scvi.txt
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt torch
@@ -69,4 +83,4 @@ $(PEER)/.installed: benchmarks/constraints-scvi.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(PEER) $(DEMO)
+	rm -rf $(VENV) .venv-lowest .venv-newest $(PEER) $(DEMO)

@@ -57,14 +57,16 @@ def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: in
     n_test = round(test_share * adata.n_obs)
     # Sorted, so that the trainers see the file's own order.
     cells = {"test": np.sort(order[:n_test]), "trainer": np.sort(order[n_test:])}
-    genes = np.flatnonzero(counts[cells["trainer"]].getnnz(axis=0) >= MIN_CELLS)
+    counts_of = {part: counts[rows] for part, rows in cells.items()}
+    genes = np.flatnonzero(counts_of["trainer"].getnnz(axis=0) >= MIN_CELLS)
     if len(genes) > MANY_GENES:
-        genes = genes[_most_variable(counts[cells["trainer"]][:, genes])]
+        genes = genes[_most_variable(counts_of["trainer"][:, genes])]
 
     folder.mkdir(parents=True)
     digest = hashlib.sha256(str(samples).encode())
     for part, rows in cells.items():
-        x_ng = counts[rows][:, genes]
+        # Choosing every gene would copy the counts once more, which takes long for a million cells.
+        x_ng = counts_of[part] if len(genes) == adata.n_vars else counts_of[part][:, genes]
         obs, var = pd.DataFrame(index=adata.obs_names[rows]), pd.DataFrame(index=adata.var_names[genes])
         anndata.AnnData(x_ng, obs=obs, var=var).write_h5ad(folder / f"{part}.h5ad")
         for piece in ("\n".join(obs.index), "\n".join(var.index)):

@@ -151,7 +151,10 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
         "reached": None if reached is None else scored[reached.number],
         "scored_epochs": [scored[number] for number in sorted(scored)],
         "epoch_seconds": [round(epoch.seconds, 3) for epoch in epochs],
-        "versions": {name: importlib.metadata.version(name) for name in ("scvae-cli", "torch", "anndata")},
+        "versions": {
+            "scvae-cli": scvae_cli.__version__,
+            **{name: importlib.metadata.version(name) for name in ("torch", "anndata")},
+        },
     }
 
 

@@ -9,7 +9,7 @@ card's rate of copying. Both rates are measured here, by one large product in th
 
 Counted are the matrix products (2·m·n·k each) and the traffic without which the step cannot be done if nothing stays in
 a cache: every parameter and its gradient, moments and average as often as they are read and written; the dense input;
-the outputs over genes and their gradients. Writes results/roofline.md.
+the outputs over genes and their gradients. Writes `--results` after every way of taking steps.
 """
 
 from __future__ import annotations
@@ -50,26 +50,27 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 512, 2048])
     parser.add_argument("--segments", type=int, default=20, help=f"of {SEGMENT_STEPS} steps, that are timed (20)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "roofline.md")
     args = parser.parse_args()
     compute = choose_compute(ComputeConfig(device=args.device, precision=args.precision))
     dtype = torch.bfloat16 if compute.precision == "bf16" else torch.float32
     flops, bandwidth = matmul_rate(compute.device, dtype), copy_rate(compute.device)
-    rows = []
-    for batch_size in args.batch_size:
-        for compiles in (False, True):
-            rows.append(measured(args, compute, batch_size, compiles, flops, bandwidth))
-    gpu = compute.device.type == "cuda"
+    rows: list[dict[str, Any]] = []
     result = {
         "compute": compute.reason,
         "matmul_tflops": flops / 1e12,
         "copy_gb_s": bandwidth / 1e9,
         "genes": args.genes,
         "steps": rows,
-        "machine": describe_machine(torch.get_num_threads(), gpu=gpu),
+        "machine": describe_machine(torch.get_num_threads(), gpu=compute.device.type == "cuda"),
         "torch": torch.__version__,
     }
-    (HERE / "results" / "roofline.md").write_text(text := as_text(result))
-    print(json.dumps(result) if args.json else text)
+    args.results.parent.mkdir(parents=True, exist_ok=True)
+    for batch_size in args.batch_size:
+        for compiles in (False, True):
+            rows.append(measured(args, compute, batch_size, compiles, flops, bandwidth))
+            args.results.write_text(as_text(result))
+    print(json.dumps(result) if args.json else as_text(result))
 
 
 def measured(

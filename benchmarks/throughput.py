@@ -16,9 +16,9 @@ the speed with the first step, from the beginning of each epoch ("whole epoch").
 dozens at a time: there the latter is the one to read.
 
 The ratio is the median over the rounds of scvae's speed by that of scvi-tools'. Results go to `--results` (JSON, and a
-table as .md beside it); the table is printed too, or with `--json` the JSON object.
+table as .md beside it) after every process; the table is printed too, or with `--json` the JSON object.
 
-scvi-tools may live in another environment (`--scvi-python`).
+scvi-tools may live in another environment (`--scvi-python`). `--only scvae` measures scvae alone, where it is missing.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
@@ -53,12 +54,20 @@ minibatches of {batch_size}. Medians over the rounds ({rounds}), which follow be
 
 
 def main() -> None:
-    """Simulate, let the tools take turns, write and print."""
+    """Simulate, let the tools take turns, write after every process, print."""
     args = parse_arguments()
-    cases = []
+    cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
         for n_genes in args.genes:
-            cases.append(measure_case(n_genes, Path(folder) / f"{n_genes}.h5ad", args))
+            case: dict[str, Any] = {}
+            for case in measured_case(n_genes, Path(folder) / f"{n_genes}.h5ad", args):
+                result = save([*cases, case], args)
+            cases.append(case)
+    print(json.dumps(result) if args.json else render(result))
+
+
+def save(cases: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
+    """Write what has been measured so far, and return it."""
     flat = {f"{key}_{case['n_genes']}": case[key] for case in cases for key in ("ratio", "density", "cells_per_s")}
     result = flat | {
         "cases": cases,
@@ -67,14 +76,13 @@ def main() -> None:
         "rounds": args.rounds,
         "threads": args.threads,
         "machine": describe_machine(args.threads, gpu=args.gpu),
-        "versions": {tool: cases[0]["runs"][i]["versions"] for i, tool in enumerate(TOOLS)},
+        "versions": {run["tool"]: run["versions"] for run in cases[0]["runs"]},
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
     }
-    text = render(result)
     args.results.parent.mkdir(parents=True, exist_ok=True)
     args.results.write_text(json.dumps(result, indent=1) + "\n")
-    args.results.with_suffix(".md").write_text(text)
-    print(json.dumps(result) if args.json else text)
+    args.results.with_suffix(".md").write_text(render(result))
+    return result
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -89,6 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8, help="epochs of a process; the first is left out (8)")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
     parser.add_argument("--gpu", action="store_true", help="let both tools see the GPU")
+    parser.add_argument("--only", choices=TOOLS, help="measure one tool; there is then no ratio")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "throughput.json")
     args = parser.parse_args()
     if args.epochs < 2:
@@ -96,8 +105,8 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def measure_case(n_genes: int, file: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """All rounds on one file."""
+def measured_case(n_genes: int, file: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """All rounds on one file; what is known so far is given after every process."""
     n_cells = args.cells or (FEW_GENES_CELLS if n_genes <= MANY_GENES else MANY_GENES_CELLS)
     depth = COUNTS_PER_GENE * n_genes
     shape = ["--cells", str(n_cells), "--genes", str(n_genes), "--depth", str(depth)]
@@ -106,26 +115,24 @@ def measure_case(n_genes: int, file: Path, args: argparse.Namespace) -> dict[str
     density = density_of(file)
     print(f"{n_cells} cells x {n_genes} genes, {density:.1%} of the counts are not zero", file=sys.stderr)
 
-    runs = []
+    runs: list[dict[str, Any]] = []
     for round_ in range(args.rounds):
-        for tool in TOOLS:
+        for tool in [args.only] if args.only else TOOLS:
             run = measure(tool, file, args)
             if run["n_genes"] != n_genes:
                 raise SystemExit(f"{tool} did not model the {n_genes} genes it was given")
             runs.append({"tool": tool, "round": round_ + 1, **run})
             print(f"  {tool}, round {round_ + 1}: {run['cells_per_s']:.0f} cells/s", file=sys.stderr)
-    speed = {tool: _middle(runs, tool, "cells_per_s") for tool in TOOLS}
-    whole = {tool: _middle(runs, tool, "with_first_step") for tool in TOOLS}
-    return {
-        "n_genes": n_genes,
-        "n_cells": n_cells,
-        "depth": depth,
-        "density": round(density, 4),
-        "cells_per_s": speed,
-        "ratio": round(speed["scvae"] / speed["scvi"], 3),
-        "ratio_with_first_step": round(whole["scvae"] / whole["scvi"], 3),
-        "runs": runs,
-    }
+            yield {
+                "n_genes": n_genes,
+                "n_cells": n_cells,
+                "depth": depth,
+                "density": round(density, 4),
+                "cells_per_s": _speeds(runs, "cells_per_s"),
+                "ratio": _ratio(runs, "cells_per_s"),
+                "ratio_with_first_step": _ratio(runs, "with_first_step"),
+                "runs": runs,
+            }
 
 
 def measure(tool: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
@@ -151,8 +158,8 @@ def render(result: dict[str, Any]) -> str:
     rows, singles = [], []
     for case in result["cases"]:
         name = f"{case['n_cells']:,} cells × {case['n_genes']:,} genes"
-        speed = [f"{case['cells_per_s'][tool]:,.0f}" for tool in TOOLS]
-        ratios = [f"{case[key]:.2f}" for key in ("ratio", "ratio_with_first_step")]
+        speed = [f"{case['cells_per_s'][tool]:,.0f}" if tool in case["cells_per_s"] else "" for tool in TOOLS]
+        ratios = ["" if case[key] is None else f"{case[key]:.2f}" for key in ("ratio", "ratio_with_first_step")]
         rows.append([name, f"{case['density']:.1%}", *speed, *ratios])
         for run in case["runs"]:
             others = "?" if run["other_cores"] is None else f"{run['other_cores']:.1f} cores"
@@ -175,8 +182,15 @@ def render(result: dict[str, Any]) -> str:
     )
 
 
-def _middle(runs: list[dict[str, Any]], tool: str, key: str) -> float:
-    return median(run[key] for run in runs if run["tool"] == tool)
+def _speeds(runs: list[dict[str, Any]], key: str) -> dict[str, float]:
+    """Each tool's median over its rounds."""
+    return {tool: median(of_tool) for tool in TOOLS if (of_tool := [run[key] for run in runs if run["tool"] == tool])}
+
+
+def _ratio(runs: list[dict[str, Any]], key: str) -> float | None:
+    """scvae's speed by that of scvi-tools'; None while one of them is missing."""
+    speed = _speeds(runs, key)
+    return round(speed["scvae"] / speed["scvi"], 3) if len(speed) == len(TOOLS) else None
 
 
 if __name__ == "__main__":

@@ -9,13 +9,13 @@ dropout 0.1 in the encoder only (scvae normalises layers where scvi-tools normal
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from step_timing import EpochTimes, cells_per_second
 
 import scvae_cli
@@ -83,7 +83,7 @@ def main() -> None:
         "steps_per_epoch": clock.prepared.steps_per_epoch,
         "n_training": clock.prepared.n_training,
         "n_genes": clock.prepared.n_genes,
-        "versions": {name: importlib.metadata.version(name) for name in ("scvae-cli", "torch")},
+        "versions": {"scvae-cli": scvae_cli.__version__, "torch": torch.__version__},
     }
     print(json.dumps(result))
 

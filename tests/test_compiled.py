@@ -130,9 +130,9 @@ def test_other_arguments_than_those_at_the_address_are_refused():
 
 
 def test_indices_of_either_width_mean_the_same():
-    counts = sp.random_array((6, 40), density=0.4, format="csr", rng=np.random.default_rng(0), dtype=np.float32)
+    counts = sp.random(6, 40, density=0.4, format="csr", random_state=0, dtype=np.float32)
     counts.data = np.ceil(9 * counts.data)
-    cells = CellTable(sp.csr_matrix(counts), None, torch.device("cpu")).take(np.arange(6))
+    cells = CellTable(counts, None, torch.device("cpu")).take(np.arange(6))
     few = cells.nonzeros
     wide = replace(few, row_start=few.row_start.long(), gene=few.gene.long())
     raw, bias, log_theta, centre = torch.randn(6, 80), torch.randn(80), torch.randn(40), torch.rand(40)

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from scipy.spatial.distance import cdist
 from simulated import learned
 
@@ -141,7 +142,7 @@ def test_speed_adds_up_to_the_length(model, trajectory):
         y_tg = Geometry(model.vae).coordinates(in_training_frame(model, trajectory.z_tk)).double()
     length = float((y_tg[1:] - y_tg[:-1]).norm(dim=1).sum())
     assert trajectory.steps.length == pytest.approx(length, rel=1e-3)
-    assert np.trapezoid(trajectory.steps.speed_t, trajectory.steps.position_t) == pytest.approx(length, rel=1e-3)
+    assert trapezoid(trajectory.steps.speed_t, trajectory.steps.position_t) == pytest.approx(length, rel=1e-3)
     # Constant, but for a step or two: where the decoder folds, the chord between two steps cuts the corner.
     typical = np.median(trajectory.steps.speed_t)
     assert (np.abs(trajectory.steps.speed_t - typical) < 0.05 * typical).mean() >= 0.9

@@ -1,0 +1,86 @@
+"""The script for a GPU: what it would run, how long that may take, and what it says where there is none."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from scvae_cli.cli.app import app
+
+ROOT = Path(__file__).parents[1]
+NINE_MINUTES = 540
+PARTS = ["install", "check", "tests", "deterministic", "roofline", "throughput", "simulate", "quality"]
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("bash") is None or shutil.which("timeout") is None, reason="the script needs bash and GNU timeout"
+)
+
+
+def script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(ROOT / "benchmarks" / "gpu.sh"), *arguments]
+    environment = os.environ | {"PYTHON": sys.executable} | variables
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+
+
+def planned(*arguments: str, **variables: str) -> dict[str, str]:
+    """Part → command, of a run that is only planned."""
+    done = script("--dry-run", *arguments, **variables)
+    assert done.returncode == 0, done.stderr
+    return dict(re.findall(r"^(\w+), at most \d+ s: (.*)$", done.stdout, re.MULTILINE))
+
+
+def test_all_parts_together_take_at_most_nine_minutes():
+    told = script("--dry-run").stdout
+    limits = re.findall(r"^(\w+), at most (\d+) s", told, re.MULTILINE)
+    assert [part for part, _ in limits] == PARTS
+    in_all = re.search(r"^in all at most (\d+) s", told, re.MULTILINE)
+    assert in_all is not None
+    # The rest is what each part may take to end once it is told to.
+    assert sum(int(limit) for _, limit in limits) < int(in_all[1]) <= NINE_MINUTES
+
+
+@pytest.mark.parametrize("where", [(), ("--cpu",)], ids=["gpu", "cpu"])
+def test_every_command_has_the_options_that_it_is_given(where):
+    for part, command in planned(*where, SCVI_PYTHON="python").items():
+        words = command.split()
+        options = {word for word in words if word.startswith("--")}
+        files = [ROOT / word for word in words if word.endswith(".py")]
+        assert all(file.exists() for file in files), part
+        if part == "simulate":
+            known = {name for p in typer.main.get_command(app).commands[part].params for name in p.opts}
+        else:
+            sources = [*files, ROOT / "benchmarks" / "heldout_runs.py"]
+            known = set(re.findall(r'"(--[\w-]+)"', "".join(source.read_text() for source in sources)))
+        assert options <= known, part
+
+
+def test_only_the_gpu_run_uses_the_gpu():
+    assert "--gpu" in planned()["throughput"]
+    assert "--device cuda" in planned()["roofline"]
+    assert not [command for command in planned("--cpu").values() if "--gpu" in command or "cuda" in command]
+
+
+def test_parts_can_be_chosen():
+    assert list(planned("quality", "tests")) == ["install", "check", "simulate", "quality", "tests"]
+
+
+def test_a_part_that_is_not_there_is_a_mistake_of_usage():
+    done = script("speed")
+    assert done.returncode == 2
+    assert "no part or option 'speed'" in done.stderr
+
+
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path):
+    out = tmp_path / "out"
+    done = script(OUT=str(out), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 5, done.stderr
+    assert done.stderr.startswith("error: there is no CUDA device: torch ")
+    assert done.stdout == ""
+    assert not out.exists()

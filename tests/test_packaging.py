@@ -1,0 +1,59 @@
+"""The versions that are promised, pinned and tested belong together."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PYTHONS = ["3.11", "3.12", "3.13"]
+
+
+def promised(*extras: str) -> dict[str, Requirement]:
+    """Requirements of pyproject.toml by name."""
+    lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
+    requirements = [Requirement(line) for some in lists for line in some]
+    return {canonicalize_name(requirement.name): requirement for requirement in requirements}
+
+
+def pinned(file: str, python: str) -> dict[str, Version]:
+    """Versions of a constraints file by name, for one Python."""
+    versions = {}
+    for line in (ROOT / file).read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        requirement = Requirement(line)
+        if requirement.marker is None or requirement.marker.evaluate({"python_version": python}):
+            (specifier,) = requirement.specifier
+            name = canonicalize_name(requirement.name)
+            assert name not in versions, f"{name} is pinned twice for Python {python}"
+            versions[name] = Version(specifier.version)
+    return versions
+
+
+@pytest.mark.parametrize("python", PYTHONS)
+def test_the_lowest_versions_are_the_bounds(python):
+    lowest = pinned("constraints-lowest.txt", python)
+    requirements = promised("test", "demo")
+    assert set(lowest) == set(requirements)
+    for name, requirement in requirements.items():
+        assert lowest[name] in requirement.specifier, f"{requirement} does not allow {lowest[name]}"
+        (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
+        # Later Pythons have no wheels of some of the lowest.
+        assert lowest[name] == bound or python != PYTHONS[0], f"{requirement} is tested with {lowest[name]}"
+
+
+def test_the_pinned_versions_are_allowed():
+    versions = pinned("constraints.txt", PYTHONS[0])
+    for name, requirement in promised("test", "lint", "demo").items():
+        assert versions[name] in requirement.specifier, f"{requirement} does not allow {versions[name]}"
+
+
+def test_the_package_tells_that_it_has_types():
+    assert (ROOT / "scvae_cli" / "py.typed").exists()
