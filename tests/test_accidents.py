@@ -73,15 +73,15 @@ def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where)
 
 
 def test_a_file_removed_meanwhile_is_one_line(copied, monkeypatch):
-    from scvae_cli.latent import posteriors as embedding
+    from scvae_cli.tools.embed import question
 
-    original = embedding.embed
+    original = question.embed
 
     def meddling(*arguments: Any, **options: Any) -> Any:
         copied.data.unlink()
         return original(*arguments, **options)
 
-    monkeypatch.setattr(embedding, "embed", meddling)
+    monkeypatch.setattr(question, "embed", meddling)
     outcome = run_cli("embed", copied.data, "-m", copied.model)
     assert outcome.code == 3
     assert "Traceback" not in outcome.err

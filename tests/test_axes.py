@@ -149,12 +149,12 @@ def test_embedding_is_rotated_and_nothing_else(trained):
         np.linalg.norm(plain.mean_nk - plain.mean_nk[0], axis=1),
         atol=1e-4,
     )
-    with pytest.raises(ConfigError, match="--axes is 'umap'"):
+    with pytest.raises(ConfigError, match="axes is 'umap'"):
         scvae.embed(data, model, axes="umap", inplace=False)
 
 
 def test_command_takes_axes(bench):
-    hint = refused(bench.folder, bench.ask("embed", "--axes", "umap"), USAGE, "--axes is 'umap'")
+    hint = refused(bench.folder, bench.ask("embed", "--axes", "umap"), USAGE, "axes is 'umap'")
     assert "canonical, training" in hint
     written = {}
     for axes in ("training", "canonical"):

@@ -239,8 +239,10 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "group": (DATA, "no cells with obs['cell_type'] == 'Neuron'", lambda b: b.walk("stem", "Neuron")),
     "cell": (DATA, "no cell called 'nobody'", lambda b: b.hop("cell_001", "nobody")),
     "from = to": (USAGE, "from 'stem' to itself", lambda b: b.walk("stem", "stem")),
-    "from without groupby": (USAGE, "a walk needs --groupby", lambda b: b.ask("interpolate", "--from", "stem")),
-    "one cell": (USAGE, "needs both", lambda b: b.ask("interpolate", "--from-cell", "cell_001")),
+    "from without groupby": (
+        USAGE, "a trajectory needs --groupby", lambda b: b.ask("interpolate", "--from", "stem", "--to", "progenitor")
+    ),
+    "one cell": (USAGE, "without --to-cell", lambda b: b.ask("interpolate", "--from-cell", "cell_001")),
     "cells and groups": (USAGE, "given twice", lambda b: b.walk("a", "b", "--from-cell", "a", "--to-cell", "b")),
     "kind of path": (USAGE, "--path is 'curved'", lambda b: b.walk("stem", "progenitor", "--path", "curved")),
     "batch to decode as": (DATA, "the model has no batch 'May'", lambda b: b.ask("denoise", "--batch-as", "May")),
@@ -253,8 +255,8 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     ),
     "library": (USAGE, "--library is -5", lambda b: b.ask("denoise", "--library", "-5")),
     "library in words": (USAGE, "--library is 'deep'", lambda b: b.ask("denoise", "--library", "deep")),
-    "observed library of a walk": (
-        DATA, "no observed library size", lambda b: b.hop("cell_001", "cell_002", "--library", "observed")
+    "observed library of a trajectory": (
+        USAGE, "--library is 'observed'", lambda b: b.hop("cell_001", "cell_002", "--library", "observed")
     ),
     "key that nests": (USAGE, "--key-added is 'a/b'", lambda b: b.ask("embed", "--key-added", "a/b")),
     "empty key": (USAGE, "--key-added is ''", lambda b: b.ask("embed", "--key-added", "")),

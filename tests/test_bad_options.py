@@ -79,7 +79,7 @@ def test_second_device_that_is_not_there(bench, monkeypatch):
         ("--n-latent is True", "[model]\nn_latent = true\n"),
         ("--n-latent is 2.5", "[model]\nn_latent = 2.5\n"),
         ("--n-layers is 0", "[model]\nn_layers = 0\n"),
-        ("error: eased_dropout is 2.0", "[train]\neased_dropout = 2.0\n"),
+        ("error: eased_dropout is 2", "[train]\neased_dropout = 2.0\n"),
     ],
 )
 def test_configuration_files_that_cannot_be_meant(bench, fragment, text):

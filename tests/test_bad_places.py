@@ -102,15 +102,15 @@ PLACES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "no such folder": (DATA, "is not a folder", lambda b: b.ask("embed", "-o", b.folder / "no" / "out.h5ad")),
     "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.walk("a", "b", "--path-out", "steps.csv")),
     "steps exist": (DATA, "exists", lambda b: b.walk("a", "b", "--path-out", b.file("steps.h5ad"))),
-    "steps in the data": (USAGE, "holds the cells", lambda b: b.walk("a", "b", "--path-out", b.data, "--force")),
+    "steps in the data": (USAGE, "contains the cells", lambda b: b.walk("a", "b", "--path-out", b.data, "--force")),
     "steps in the input": (
         USAGE,
-        "holds the cells",
+        "contains the cells",
         lambda b: b.walk("a", "b", "--path-out", b.data, "-o", b.folder / "out.h5ad", "--force"),
     ),
     "steps in the output": (
         USAGE,
-        "holds the cells",
+        "contains the cells",
         lambda b: b.walk("a", "b", "--path-out", b.folder / "out.h5ad", "-o", b.folder / "out.h5ad"),
     ),
     "simulation exists": (DATA, "exists", lambda b: ["simulate", b.data]),

@@ -346,7 +346,7 @@ def test_batches_are_known_whatever_their_type(lanes, dtype):
     assert batch_codes(read_counts(session.store, batch_key="lane"))[0] == ("1", "2")
     for batch_as in (1, 1.0, True, "1", "1.0"):
         assert batch_index(model, batch_as) == 0
-    with pytest.raises(DataError, match="the model knows no batch '7'"):
+    with pytest.raises(DataError, match="the model has no batch '7'"):
         batch_index(model, "7")
 
 

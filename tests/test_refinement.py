@@ -183,7 +183,7 @@ def test_embed_refines_in_both_frames(batched):
     assert scvae.embed(adata, model, inplace=False).gain is None
     with pytest.raises(scvae.DataError, match="batch"):
         scvae.embed(anndata.AnnData(adata.X, var=adata.var), model, refine=5, inplace=False)
-    with pytest.raises(scvae.ConfigError, match="--refine is -1"):
+    with pytest.raises(scvae.ConfigError, match="refine is -1"):
         scvae.embed(adata, model, refine=-1, inplace=False)
 
 
