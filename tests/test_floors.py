@@ -165,8 +165,12 @@ def test_only_one_room_opens_hdf5(path):
     assert not opens or module.startswith("data.h5ad") or module in ("data.patient_file", "data.formats")
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "cli").glob("*.py")), ids=name_of)
-def test_commands_import_nothing_heavy_at_the_top(path):
+LIGHT = [*(PACKAGE / "cli").glob("*.py"), *(PACKAGE / "tools").glob("*/options.py")]
+LIGHT += [PACKAGE / f"{name}.py" for name in ("options", "shared_options", "verb", "verbs", "config", "config_file")]
+
+
+@pytest.mark.parametrize("path", sorted(LIGHT), ids=name_of)
+def test_what_help_reads_imports_nothing_heavy_at_the_top(path):
     assert not {name.split(".")[0] for name in imports(parsed(path), top_level_only=True)} & HEAVY
 
 
