@@ -47,6 +47,7 @@ from timed import describe_machine
 # A name is DATA/MODEL/COMMAND/FILE/ELEMENT, as compare prints it: "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae".
 # What got another name: pattern → replacement (as in re.sub), applied to the names of the first recording.
 RENAMED: dict[str, str] = {
+    r"/beyond_step$": "/extrapolated_from",
     r"/diagnosis/n_judged$": "/diagnosis/n_evaluated",
     r"/(zeros|variances)/judged$": r"/\1/n_evaluated",
     r"/diagnosis/worth/contender$": "/diagnosis/baselines/model",
@@ -70,6 +71,8 @@ RENAMED: dict[str, str] = {
 # What moved, came or went on purpose: pattern (as in re.search, on names after RENAMED) → why.
 ON_PURPOSE: dict[str, str] = {
     r"/diagnosis/verdicts/topic$": "two topics are called by what the VAE is compared with",
+    r"/pseudotime[^/]*/printed/(bridges|n_components)$": "components of the neighbor graph are counted, not added edges",
+    r"/stopped$": "the reasons to stop have plainer names",
 }
 # Never compared: timings, and the sentences of a diagnosis.
 LEFT_OUT = re.compile(r"/(seconds|sentence|remedy)$")
