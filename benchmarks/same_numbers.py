@@ -71,7 +71,7 @@ RENAMED: dict[str, str] = {
 # What moved, came or went on purpose: pattern (as in re.search, on names after RENAMED) → why.
 ON_PURPOSE: dict[str, str] = {
     r"/diagnosis/verdicts/topic$": "two topics are called by what the VAE is compared with",
-    r"/pseudotime[^/]*/printed/(bridges|n_components)$": "components of the neighbor graph are counted, not added edges",
+    r"/pseudotime[^/]*/printed/(bridges|n_components)$": "components of the neighbor graph, not added edges",
     r"/stopped$": "the reasons to stop have plainer names",
 }
 # Never compared: timings, and the sentences of a diagnosis.
