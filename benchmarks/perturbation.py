@@ -22,6 +22,7 @@ import argparse
 import json
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,7 @@ def left_out_types(folder: Path, seeds: list[int], threads: int) -> Iterator[dic
                 change_g = predictor.changes(known, method, (0.0,))[0]
                 row["fits"][f"latent arithmetic, {method}"] = accuracy(change_g, true_g, top)._asdict()
             sources = known.sources
-            changes = np.stack([truth.change(design.of(other)) for other in sources])
+            changes = np.stack([truth.change(replace(design, group=other)) for other in sources])
             weights_s = predictor.latent.weights(known, sources)
             row["fits"]["mean change of the others"] = accuracy(changes.mean(0), true_g, top)._asdict()
             row["fits"]["that, weighted by similarity"] = accuracy(weights_s @ changes, true_g, top)._asdict()

@@ -23,7 +23,7 @@ from scvae_cli.api import PythonShell
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.design import Design
-from scvae_cli.tools.perturb.figure import CellPlane, perturbation_figure
+from scvae_cli.tools.perturb.figure import perturbation_figure
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb
@@ -241,7 +241,7 @@ def test_a_model_that_disagrees_leaves_the_mean_shift(everything, known, model, 
     agrees = {"ape": 0.2, "bee": 0.9, "cat": 1.0, "dog": 0.8, "elk": 0.9}
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: agrees[design.group])
     predictor = Predictor.of(model, session.counts)
-    assert relative_agreement(predictor, asked, asked.checks(), "ot") == pytest.approx(0.2 / 0.9)
+    assert relative_agreement(predictor, asked, asked.checks, "ot") == pytest.approx(0.2 / 0.9)
     assert relative_agreement(predictor, asked, (), "ot") == pytest.approx(0.2)
     result = answered(known, model, "ape", "B").result
     assert result.recipe.mean_shift_share == 1
@@ -325,16 +325,15 @@ def test_the_command_writes_a_file_and_a_figure(files, known, model):
 
 
 def test_the_figure_shows_the_result(known, everything, model):
-    result = answered(everything, model, "ape", "B").result
-    some_n2 = np.zeros((3, 2))
-    cells = CellPlane(
-        control=some_n2, predicted=some_n2, treated=some_n2, others_control=some_n2, others_treated=some_n2
-    )
-    figure = perturbation_figure(result, cells)
+    result, predictor, design = answered(everything, model, "ape", "B")
+    figure = perturbation_figure(result, predictor.latent.mean_nk.numpy(), design)
     axes = {part.get_label(): part for part in figure.axes}
     assert list(axes) == ["genes", "plane", "correlation", "top_correlation"]
     dots = next(part for part in axes["genes"].collections if part.get_gid() == "genes").get_offsets()
     np.testing.assert_allclose(dots, np.stack([result.changes.observed_g, result.changes.change_g], 1))
+    sizes = {part.get_gid(): len(part.get_offsets()) for part in axes["plane"].collections}
+    assert sizes["ape, B: observed"] == sizes["ape, B: predicted"] == EACH
+    assert sizes["other groups, B"] == 4 * EACH
     bars = [bar.get_width() for bar in axes["correlation"].patches if bar.get_gid() == "predicted"]
     fits = [check.predicted for check in (*result.checks, result.group_check)] + [result.mean_accuracy()]
     np.testing.assert_allclose(bars, [found.correlation for found in fits])

@@ -9,14 +9,13 @@ import torch
 from scipy.stats import nbinom, poisson
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.tools.perturb.combined import combined
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.expected_log import mean_log1p
 from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed
-from scvae_cli.tools.perturb.pooling import between_variance, pooled
+from scvae_cli.tools.perturb.pooling import between_variance, combined, pooled
 from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
-from scvae_cli.tools.perturb.validation import Trial, candidates, choose
+from scvae_cli.tools.perturb.validation import candidates, choose
 
 
 def toy(*sizes: tuple[str, str, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +157,6 @@ def test_the_better_recipe_is_chosen():
     rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "held_out": True}
     rest |= {"mean_change": None, "additive": None}
     scores = {recipe: Accuracy(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
-    trial = Trial(checks={recipe: Check(predicted=score, **rest) for recipe, score in scores.items()})
-    assert choose([trial], recipes) == best
+    checks = {recipe: Check(predicted=score, **rest) for recipe, score in scores.items()}
+    assert choose([checks], recipes) == best
     assert choose([], recipes) == recipes[0]

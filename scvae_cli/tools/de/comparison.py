@@ -18,14 +18,14 @@ import math
 import numpy as np
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.de.group_means import group_mean
 from scvae_cli.tools.de.options import DeOptions
 from scvae_cli.tools.de.result import Contrast, DifferentialExpression
-from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
+from scvae_cli.tools.de.shrinkage import common_shift, expected_fdr, shrink
 
 # Fitting the prior over the genes' changes takes at least this many genes.
 _MIN_GENES = 10
@@ -45,23 +45,14 @@ def differential_expression(
 
     Parameters
     ----------
-    model
-        A model of counts.
-    counts
-        Cells in the model's genes, with the batches of a model that has them.
-    contrast
-        The two groups.
-    options
-        Threshold, false discovery rate, centering and sampling.
+    model, counts
+        A model of counts, and cells in its genes, with the batches of a model that has them.
 
     Raises
     ------
-    ConfigError
-        For a model of real numbers.
     DataError
         For unknown batches, groups without a batch in common, or too few genes with counts.
     """
-    refuse_real(model)
     batch_n = known_batches(model, counts)
     table = cell_table(model, counts, batch_n=batch_n)
     drawn = _subsample(contrast.group_cells, options), _subsample(contrast.reference_cells, options)
@@ -90,9 +81,22 @@ def differential_expression(
     with np.errstate(divide="ignore", invalid="ignore"):
         raw_g = np.log2(group.raw_g / reference.raw_g)
     library = float(model.vae.reference_library)
-    numbers = {"estimate_g": estimate_t, "error_g": error_t, **_summary(posterior, options.threshold)}
-    numbers |= {"mean_g": library * np.exp(group.log_mean_g[tested]), "raw_g": raw_g[tested]}
-    numbers |= {"reference_mean_g": library * np.exp(reference.log_mean_g[tested])}
+    log_null_t = np.minimum(posterior.log_probability_within(options.threshold), 0.0)
+    numbers = {
+        "estimate_g": estimate_t,
+        "error_g": error_t,
+        "change_g": posterior.mean_g,
+        "sd_g": posterior.sd_g,
+        "low_g": posterior.quantile(_LOW),
+        "high_g": posterior.quantile(_HIGH),
+        "probability_g": -np.expm1(log_null_t),
+        "log_null_g": log_null_t,
+        "false_sign_g": posterior.false_sign_rate(),
+        "expected_fdr_g": expected_fdr(log_null_t),
+        "mean_g": library * np.exp(group.log_mean_g[tested]),
+        "reference_mean_g": library * np.exp(reference.log_mean_g[tested]),
+        "raw_g": raw_g[tested],
+    }
     return DifferentialExpression(
         contrast=contrast,
         options=options,
@@ -107,35 +111,6 @@ def differential_expression(
         n_reference=sum(map(len, strata[1])),
         n_left_out=sum(map(len, drawn)) - sum(len(cells) for side in strata for cells in side),
     )
-
-
-def refuse_real(model: Model) -> None:
-    """Refuse a model of real numbers, which may be negative and have no ratios.
-
-    Raises
-    ------
-    ConfigError
-        For such a model.
-    """
-    if not model.of_counts:
-        raise ConfigError(
-            "differential expression needs a model of counts, and this one models real numbers",
-            "train a model on the raw counts",
-        )
-
-
-def _summary(posterior: ShrunkEffects, threshold: float) -> dict[str, np.ndarray]:
-    log_null_t = np.minimum(posterior.log_probability_within(threshold), 0.0)
-    return {
-        "change_g": posterior.mean_g,
-        "sd_g": posterior.sd_g,
-        "low_g": posterior.quantile(_LOW),
-        "high_g": posterior.quantile(_HIGH),
-        "probability_g": -np.expm1(log_null_t),
-        "log_null_g": log_null_t,
-        "false_sign_g": posterior.false_sign_rate(),
-        "expected_fdr_g": expected_fdr(log_null_t),
-    }
 
 
 def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ Shapes: g genes, t of them tested.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,12 +24,7 @@ _MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
 
 
 def de_figure(result: DifferentialExpression) -> Figure:
-    """Draw a comparison.
-
-    Returns
-    -------
-    A figure of three panels for `save_figure`, outside pyplot.
-    """
+    """Draw a comparison in three panels, for `save_figure`, outside pyplot."""
     contrast = result.contrast
     title = f"{shortened(contrast.group, 20)} against {shortened(contrast.reference, 20)}"
     with house_style():
@@ -56,7 +52,8 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
         (called_t & (change_t > 0), _UP, 8),
     ):
         axes.scatter(change_t[mask_t], height_t[mask_t], s=size, color=color, linewidth=0, rasterized=True, zorder=3)
-    axes.set_xlabel("change (log2)" + _relative(result))
+    of = "relative to most genes" if result.centre == "bulk" else "of the share of all counts"
+    axes.set_xlabel(f"change (log2) {of}")
     axes.set_ylabel(f"−log10 P(|change| ≤ {result.options.threshold:g})")
     # A square root, because a few very certain genes would press all others to the bottom.
     axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
@@ -88,10 +85,8 @@ def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None
         if any(abs(y - row) < line and begin < until and since < end for row, since, until in placed):
             continue
         placed.append((y, begin, end))
-        axes.text(
-            start, y, name, transform=axes.transAxes, size=6, ha="left" if side > 0 else "right", va="center_baseline",
-            zorder=4,
-        )  # fmt: skip
+        font: dict[str, Any] = {"ha": "left" if side > 0 else "right", "va": "center_baseline", "zorder": 4}
+        axes.text(start, y, name, transform=axes.transAxes, size=6, **font)
 
 
 def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
@@ -127,7 +122,3 @@ def _draw_calls(axes: Axes, result: DifferentialExpression) -> None:
         ylabel="expected false discovery rate",
     )
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-
-
-def _relative(result: DifferentialExpression) -> str:
-    return " relative to most genes" if result.centre == "bulk" else " of the share of all counts"

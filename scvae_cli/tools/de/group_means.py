@@ -24,7 +24,7 @@ Shapes: n cells, g genes, S batches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,20 +42,17 @@ _DECODER_COUNTS = 1.0
 _LEAST_EXPECTED = 1e-10
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupMean:
-    """Mean expression of one group.
+class GroupMean(NamedTuple):
+    """Mean expression of one group, each of shape (g,).
 
     Parameters
     ----------
-    log_mean_g
-        Natural log of R · C, the mean share of a cell's counts; shape (g,).
-    variance_g
-        Variance of `log_mean_g`; shape (g,).
+    log_mean_g, variance_g
+        Natural log of R · C, the mean share of a cell's counts, and its variance.
     raw_g
-        Mean of counts divided by library size, with the same shares of the batches and no model; shape (g,).
+        Mean of counts divided by library size, with the same shares of the batches and no model.
     n_counts_g
-        Total counts of the group's cells; shape (g,).
+        Total counts of the group's cells.
     """
 
     log_mean_g: np.ndarray
@@ -79,18 +76,12 @@ def group_mean(
 
     Parameters
     ----------
-    model
-        A model of counts.
-    table
-        Cells, with their batches for a model that has batches.
-    strata
-        Indices of the group's cells in each of S batches, at least two in each.
-    share_s
-        Weight of each batch; sums to 1; shape (S,).
-    n_samples
-        Number of posterior samples over which a cell's expected counts are averaged.
-    seed
-        Random seed of the samples.
+    model, table
+        A model of counts, and cells, with their batches for a model that has batches.
+    strata, share_s
+        Indices of the group's cells in each of S batches, at least two in each, and the batches' weights, sum 1.
+    n_samples, seed
+        Number of posterior samples over which a cell's expected counts are averaged, and their random seed.
     advance
         Reports the number of cells that are done.
     """
@@ -129,10 +120,7 @@ def group_mean(
     # Variance of the log of a Gamma variable with the effective number of counts of the negative binomial.
     least_g = polygamma(1, _DECODER_COUNTS + predicted_g / model_g * counted_g)
     return GroupMean(
-        log_mean_g=np.log(r_g * factor_g),
-        variance_g=np.maximum(spread_g, least_g),
-        raw_g=raw_g,
-        n_counts_g=n_counts_g,
+        log_mean_g=np.log(r_g * factor_g), variance_g=np.maximum(spread_g, least_g), raw_g=raw_g, n_counts_g=n_counts_g
     )
 
 

@@ -19,12 +19,7 @@ Centre = Literal["auto", "bulk", "none"]
 
 
 def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
-    """Columns and values of KEY=VALUE, given once or several times.
-
-    Raises
-    ------
-    ConfigError
-        For a text of another form, or a column that is given twice.
+    """Columns and values of KEY=VALUE, given once or several times; refuses other forms and a column given twice.
 
     >>> parse_within("--within", ["cell_type=B cells", "donor=2"])
     {'cell_type': 'B cells', 'donor': '2'}
@@ -47,20 +42,12 @@ class DeOptions(Reading, Drawing, Writing):
     groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
     group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
     reference: str | None = option(
-        None,
-        help="Group to compare it with.",
-        label=True,
-        shown_default="all other cells of the column",
+        None, help="Group to compare it with.", label=True, shown_default="all other cells of the column"
     )
     within: Mapping[str, str] | None = option(
-        None,
-        help="Compare only cells with this value in a column of obs; may be repeated.",
-        metavar="KEY=VALUE",
-        takes="columns of obs, each with one value",
-        parse=parse_within,
-        repeated=True,
-        label=True,
-    )
+        None, help="Compare only cells with this value in a column of obs; may be repeated.", metavar="KEY=VALUE",
+        takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
+    )  # fmt: skip
     threshold: float = option(
         0.25, help="Smallest absolute log2 ratio that counts as a change; 0 tests for any change.", least=0
     )
@@ -77,12 +64,9 @@ class DeOptions(Reading, Drawing, Writing):
     n_samples: int = option(10, flags=("--samples",), help="Number of posterior samples per cell.", least=1)
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     table: Path | None = option(
-        None,
-        help="Also write all genes to a .csv file, most certain changes first.",
-        panel=OUTPUT,
-        metavar="FILE",
+        None, help="Also write all genes to a .csv file, most certain changes first.", panel=OUTPUT, metavar="FILE",
         in_record=False,
-    )
+    )  # fmt: skip
 
     @property
     def needs_batch(self) -> bool:

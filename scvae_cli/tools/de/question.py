@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,9 +13,8 @@ import numpy as np
 from scvae_cli.data.atomic import check_writable, replacing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.latent.populations import Population
 from scvae_cli.question import Question
-from scvae_cli.tools.de.comparison import differential_expression, refuse_real
+from scvae_cli.tools.de.comparison import differential_expression
 from scvae_cli.tools.de.options import DeOptions, compared_with_itself
 from scvae_cli.tools.de.result import REST, Contrast, DifferentialExpression
 from scvae_cli.verb import Request
@@ -50,25 +48,29 @@ class De(Question[DeOptions, DifferentialExpression]):
             raise DataError(f"{table} exists", "use --force to replace it, or another name")
 
     def prepare(self) -> None:
-        refuse_real(self.session.model)
         options, session = self.options, self.session
-        inside = np.ones(session.counts.n_cells, dtype=bool)
-        # Labels as the data spells them.
+        if not session.model.of_counts:
+            raise ConfigError(
+                "differential expression needs a model of counts, and this one models real numbers",
+                "train a model on the raw counts",
+            )
+        # Labels as the data spells them, and the cells that have them.
         self.within: dict[str, str] = {}
+        inside = np.arange(session.counts.n_cells)
         for key, value in (options.within or {}).items():
             [part] = session.populations([value], groupby=key)
             self.within[key] = part.label
-            inside &= self._mask(part)
+            inside = np.intersect1d(inside, part.cells)
         named = [options.group] if options.reference is None else [options.group, options.reference]
         groups = session.populations(named, groupby=options.groupby)
         group, reference = groups[0].label, REST if options.reference is None else groups[-1].label
         if options.reference is not None and group == reference:
             raise compared_with_itself(group)
-        masks = [self._mask(one) for one in groups]
+        cells = [one.cells for one in groups]
         if options.reference is None:
-            labeled = np.asarray([label is not None for label in session.labels(options.groupby)])
-            masks.append(labeled & ~masks[0])
-            if not masks[1].any():
+            labeled = np.flatnonzero([label is not None for label in session.labels(options.groupby)])
+            cells.append(np.setdiff1d(labeled, cells[0]))
+            if not len(cells[1]):
                 raise DataError(
                     f"{session.store.title}: all cells have obs[{options.groupby!r}] == {group!r}",
                     "there are no other cells to compare them with; choose another column",
@@ -77,29 +79,33 @@ class De(Question[DeOptions, DifferentialExpression]):
             groupby=options.groupby,
             group=group,
             reference=reference,
-            group_cells=np.flatnonzero(masks[0] & inside),
-            reference_cells=np.flatnonzero(masks[1] & inside),
+            group_cells=np.intersect1d(cells[0], inside),
+            reference_cells=np.intersect1d(cells[1], inside),
         )
-
-    def _mask(self, group: Population) -> np.ndarray:
-        return np.isin(np.arange(self.session.counts.n_cells), group.cells)
 
     def _named(self, result: DifferentialExpression) -> DifferentialExpression:
         """The result with genes named for people."""
         return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
     def answer(self) -> DifferentialExpression:
-        session = self.session
-        return differential_expression(
-            session.model, session.counts, self.contrast, self.options, progress=self.shell.progress
-        )
+        session, progress = self.session, self.shell.progress
+        return differential_expression(session.model, session.counts, self.contrast, self.options, progress=progress)
 
     def slots(self, result: DifferentialExpression) -> list[Slot]:
         return result.slots(self.names, self.session.store.gene_names)
 
-    def files(self, result: DifferentialExpression) -> AbstractContextManager[None]:
-        table = self.options.table
-        return contextlib.nullcontext() if table is None else _table_file(self._named(result), table)
+    @contextlib.contextmanager
+    def files(self, result: DifferentialExpression) -> Iterator[None]:
+        if self.options.table is None:
+            yield
+            return
+        import pandas as pd
+
+        # The most certain genes first, the untested ones last.
+        rows = np.concatenate([result.order, np.flatnonzero(~result.tested)])
+        with replacing(self.options.table) as sibling:
+            pd.DataFrame(self._named(result).columns()).iloc[rows].to_csv(sibling, index=False)
+            yield
 
     def record(self, result: DifferentialExpression) -> dict[str, Any]:
         reference = None if self.options.reference is None else result.contrast.reference
@@ -112,29 +118,17 @@ class De(Question[DeOptions, DifferentialExpression]):
         return de_figure(self._named(result))
 
     def facts(self, result: DifferentialExpression) -> dict[str, Any]:
-        options, called, columns = self.options, result.called, self._named(result).columns()
+        contrast, called, columns = result.contrast, result.called, self._named(result).columns()
+        facts: dict[str, Any] = {"groupby": self.options.groupby, "group": contrast.group}
+        facts |= {"reference": contrast.reference, "within": self.within}
+        facts |= {name: getattr(result, name) for name in ("n_group", "n_reference", "n_left_out")}
+        facts |= {"threshold": self.options.threshold, "fdr": self.options.fdr, "centre": result.centre}
+        facts |= {name: getattr(result, name) for name in ("common_change", "near_common_share", "unchanged_share")}
+        facts |= {"n_tested": int(result.tested.sum()), "n_genes": len(self.session.store.gene_names)}
+        facts |= {"called": int(called.sum()), "up": int((called & (result.change_g > 0)).sum())}
+        facts |= {"down": int((called & (result.change_g < 0)).sum())}
         shown = result.order[: max(SHOWN_GENES, called.sum())]
-        return {
-            "groupby": options.groupby,
-            "group": result.contrast.group,
-            "reference": result.contrast.reference,
-            "within": self.within,
-            "n_group": result.n_group,
-            "n_reference": result.n_reference,
-            "n_left_out": result.n_left_out,
-            "threshold": options.threshold,
-            "fdr": options.fdr,
-            "centre": result.centre,
-            "common_change": result.common_change,
-            "near_common_share": result.near_common_share,
-            "unchanged_share": result.unchanged_share,
-            "n_tested": int(result.tested.sum()),
-            "n_genes": len(self.session.store.gene_names),
-            "called": int(called.sum()),
-            "up": int((called & (result.change_g > 0)).sum()),
-            "down": int((called & (result.change_g < 0)).sum()),
-            "genes": [{name: columns[name][g] for name in _GENE_COLUMNS} for g in shown],
-        }
+        return facts | {"genes": [{name: columns[name][g] for name in _GENE_COLUMNS} for g in shown]}
 
     def text(self, result: DifferentialExpression, facts: dict[str, Any]) -> str:  # noqa: ARG002
         inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
@@ -182,15 +176,3 @@ def _gene_lines(rows: list[dict[str, Any]]) -> list[str]:
             f"{row['raw']:>8.2f}{row['mean']:>9.3g}{row['reference_mean']:>11.3g}"
         )
     return lines
-
-
-@contextlib.contextmanager
-def _table_file(result: DifferentialExpression, table: Path) -> Iterator[None]:
-    """Write all genes, the most certain first and untested ones last; the file appears when the block is left."""
-    import pandas as pd
-
-    frame = pd.DataFrame(result.columns())
-    with replacing(table) as sibling:
-        rows = np.concatenate([result.order, np.flatnonzero(~result.tested)])
-        frame.iloc[rows].to_csv(sibling, index=False)
-        yield

@@ -21,16 +21,7 @@ REST = "rest"
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Two groups of cells.
-
-    Parameters
-    ----------
-    groupby
-        Column of obs that names the groups.
-    group, reference
-        Names of the groups; "rest" stands for all other cells of the column.
-    group_cells, reference_cells
-        Indices of their cells, at least three in each group, none in both.
+    """Two groups of a column of obs, "rest" for all other cells, and the indices of their cells, at least three each.
 
     Raises
     ------
@@ -59,18 +50,12 @@ class DifferentialExpression:
 
     Parameters
     ----------
-    contrast, options
-        Groups that were compared, and how.
-    genes
-        Names; shape (g,).
-    tested
-        Mask of the genes that have counts in either group; shape (g,).
+    genes, tested
+        Names, and mask of the genes that have counts in either group; shape (g,).
     estimate_g, error_g
         log2 ratio of the groups' means before shrinkage, and its standard error.
-    common_change
-        log2 ratio that most genes have in common.
-    near_common_share
-        Expected share of genes within 0.25 of it.
+    common_change, near_common_share
+        log2 ratio that most genes have in common, and the expected share of genes within 0.25 of it.
     centre
         "bulk" where changes are relative to the common change, else "none".
     unchanged_share
@@ -90,10 +75,8 @@ class DifferentialExpression:
         Mean expression of both groups, in counts at the model's median library size.
     raw_g
         log2 ratio of mean normalized counts without a model, infinite where one of them is 0.
-    n_group, n_reference
-        Number of cells compared.
-    n_left_out
-        Number of cells in batches that have fewer than two cells of one of the groups.
+    n_group, n_reference, n_left_out
+        Numbers of cells compared, and of those in batches that have fewer than two cells of one of the groups.
     """
 
     contrast: Contrast
@@ -142,54 +125,25 @@ class DifferentialExpression:
 
     def columns(self) -> dict[str, np.ndarray]:
         """Columns of the gene table, each of shape (g,), genes in the model's order."""
-        return {
-            "gene": np.asarray(self.genes, dtype=object),
-            "change": self.change_g,
-            "low": self.low_g,
-            "high": self.high_g,
-            "probability": self.probability_g,
-            "expected_fdr": self.expected_fdr_g,
-            "false_sign": self.false_sign_g,
-            "called": self.called,
-            "estimate": self.estimate_g,
-            "error": self.error_g,
-            "raw": self.raw_g,
-            "mean": self.mean_g,
-            "reference_mean": self.reference_mean_g,
-        }
+        first = ("change", "low", "high", "probability", "expected_fdr", "false_sign")
+        last = ("estimate", "error", "raw", "mean", "reference_mean")
+        columns = {"gene": np.asarray(self.genes, dtype=object)}
+        columns |= {name: getattr(self, f"{name}_g") for name in first} | {"called": self.called}
+        return columns | {name: getattr(self, f"{name}_g") for name in last}
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """Where the result goes: a slot like scanpy's `rank_genes_groups`, from rising to falling genes.
+        """Where the result goes: a slot like scanpy's `rank_genes_groups`, from rising to falling genes of the data.
 
-        Genes of the data that are not tested stand in the middle with a score of 0 and NaN in all other fields, because
-        some of scanpy's plots need every gene. The p-values that scanpy's readers ask for are NaN, because a posterior
-        has none.
-
-        Parameters
-        ----------
-        file_genes
-            Genes of the data, shape (f,).
+        Genes that are not tested stand in the middle with a score of 0 and NaN in all other fields, because some of
+        scanpy's plots need every gene. The p-values that scanpy's readers ask for are NaN: a posterior has none.
         """
         position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])
-
-        def of_file(values_g: np.ndarray) -> np.ndarray:
-            return np.where(column_f >= 0, values_g[column_f], np.nan)
-
-        missing = np.full(len(self.genes), np.nan)
-        numbers = {
-            "scores": self.score_g,
-            "logfoldchanges": self.change_g,
-            "pvals": missing,
-            "pvals_adj": missing,
-            "change_sd": self.sd_g,
-            "probability": self.probability_g,
-            "expected_fdr": self.expected_fdr_g,
-            "false_sign": self.false_sign_g,
-            "estimate": self.estimate_g,
-            "error": self.error_g,
-        }
-        fields = {name: of_file(values_g) for name, values_g in numbers.items()}
+        numbers = {"scores": self.score_g, "logfoldchanges": self.change_g}
+        numbers |= dict.fromkeys(("pvals", "pvals_adj"), np.full(len(self.genes), np.nan))
+        same = ("probability", "expected_fdr", "false_sign", "estimate", "error")
+        numbers |= {"change_sd": self.sd_g} | {name: getattr(self, f"{name}_g") for name in same}
+        fields = {name: np.where(column_f >= 0, values_g[column_f], np.nan) for name, values_g in numbers.items()}
         fields["scores"] = np.nan_to_num(fields["scores"])
         order = np.argsort(-fields["scores"], kind="stable")
         kinds = {"names": "O"} | dict.fromkeys(fields, "f8")
@@ -197,13 +151,7 @@ class DifferentialExpression:
             name: np.rec.fromarrays([column[order]], dtype=[(self.contrast.group, kinds[name])])
             for name, column in ({"names": np.asarray(file_genes, dtype=object)} | fields).items()
         }
-        value["params"] = {
-            "groupby": self.contrast.groupby,
-            "reference": self.contrast.reference,
-            "method": "scvae",
-            "use_raw": False,
-            "threshold": self.options.threshold,
-            "centre": self.centre,
-            "common_change": self.common_change,
-        }
+        params: dict[str, Any] = {"groupby": self.contrast.groupby, "reference": self.contrast.reference}
+        params |= {"method": "scvae", "use_raw": False, "threshold": self.options.threshold}
+        value["params"] = params | {"centre": self.centre, "common_change": self.common_change}
         return [Slot(group="uns", key=names.rank_genes_groups, value=value)]

@@ -66,7 +66,9 @@ class ShrunkEffects:
 
     def log_probability_within(self, threshold: float) -> np.ndarray:
         """log P(|β| ≤ threshold), shape (g,); accurate for tiny probabilities."""
-        return self._log_sum(_log_interval(-threshold, threshold, self.mean_gc, self.sd_gc))
+        log_share_gc = self.log_weight_gc + _log_within(threshold, self.mean_gc, self.sd_gc)
+        log_within_g: np.ndarray = logsumexp(log_share_gc, axis=1)
+        return log_within_g
 
     def probability_beyond(self, threshold: float) -> np.ndarray:
         """P(|β| > threshold), shape (g,)."""
@@ -80,7 +82,7 @@ class ShrunkEffects:
         score_gc[:, 1:] = (value_g1 - self.mean_gc[:, 1:]) / self.sd_gc[:, 1:]
         # The point mass at zero is below every value above zero.
         score_gc[:, :1] = np.where(value_g1 > 0, np.inf, -np.inf)
-        below_g: np.ndarray = np.exp(self._log_sum(log_ndtr(score_gc)))
+        below_g: np.ndarray = np.exp(logsumexp(self.log_weight_gc + log_ndtr(score_gc), axis=1))
         return below_g
 
     def quantile(self, share: float) -> np.ndarray:
@@ -102,22 +104,16 @@ class ShrunkEffects:
         rate_g: np.ndarray = np.clip(np.minimum(below_g + zero_g, 1 - below_g), 0, 1)
         return rate_g
 
-    def _log_sum(self, log_share_gc: np.ndarray) -> np.ndarray:
-        total_g: np.ndarray = logsumexp(self.log_weight_gc + log_share_gc, axis=1)
-        return total_g
-
 
 def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
     """Fit the prior to all effects, and return the posterior of each.
+
+    The posterior is odd in the estimates: flipping all signs flips it.
 
     Parameters
     ----------
     estimate_g, error_g
         Estimates and their standard errors, all finite, the errors above zero; shape (g,).
-
-    Returns
-    -------
-    The posterior. It is odd in the estimates: flipping all signs flips the posterior.
     """
     sd_c = _grid(estimate_g, error_g)
     variance_gc = error_g[:, None] ** 2 + sd_c**2
@@ -139,13 +135,8 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
 def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
     """The shift that most estimates share: the center around which the effects' prior fits them best.
 
-    Alternates between fitting the prior and the shift, both by expectation maximization, starting from the weighted
-    median.
-
-    Parameters
-    ----------
-    estimate_g, error_g
-        As for `shrink`.
+    Takes what `shrink` takes. Alternates between fitting the prior and the shift, both by expectation maximization,
+    starting from the weighted median.
     """
     shift = _weighted_median(estimate_g, 1 / error_g)
     sd_c = _grid(estimate_g - shift, error_g)
@@ -165,10 +156,7 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
     """Expected share of false calls among each effect and all more certain ones, shape (g,).
 
-    Parameters
-    ----------
-    log_null_g
-        Log probability that calling the effect is false.
+    `log_null_g` are log probabilities that calling the effect is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])
@@ -222,12 +210,12 @@ def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
     return float(np.interp(weight_g.sum() / 2, middle_g, value_g[order]))
 
 
-def _log_interval(low: float, high: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
-    """log P(low ≤ N(mean, sd²) ≤ high) of an interval around zero, which holds the component without width."""
+def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
+    """log P(|N(mean, sd²)| ≤ threshold), 0 for the component without width."""
     with np.errstate(divide="ignore", invalid="ignore"):
         # By symmetry on the side where the tail is small, which avoids cancellation.
         away_gc = np.abs(mean_gc)
-        upper_gc, lower_gc = log_ndtr((high - away_gc) / sd_gc), log_ndtr((low - away_gc) / sd_gc)
+        upper_gc, lower_gc = (log_ndtr((edge - away_gc) / sd_gc) for edge in (threshold, -threshold))
         inside_gc = upper_gc + np.log1p(-np.exp(np.minimum(lower_gc - upper_gc, 0)))
     log_inside_gc: np.ndarray = np.where(sd_gc == 0, 0.0, inside_gc)
     return log_inside_gc

@@ -48,7 +48,7 @@ class Design:
     parts
         Labels of the single perturbations of a combination; empty for a single one.
     members
-        Indices of the cells of every group under every label, ascending.
+        Ascending indices of the cells of every group under every label.
     """
 
     group: str
@@ -125,24 +125,18 @@ class Design:
     def _groups(self) -> list[str]:
         return sorted({group for group, _ in self.members})
 
-    def of(self, group: str, treated: str | None = None) -> Design:
-        """The design for another target group, or for a part of the combination."""
-        if treated is None or treated == self.treated:
-            return replace(self, group=group)
-        return replace(self, group=group, treated=treated, parts=())
-
+    @property
     def checks(self) -> tuple[Design, ...]:
         """Designs of all groups with treated cells that can be predicted without using them.
 
         For a combination that no other group has undergone, designs of its parts.
         """
-        labels = (self.treated,) if self.sources else self.parts
-        possible = [self.of(group, label) for label in labels for group in self._groups]
-        return tuple(
-            design
-            for design in possible
-            if (design.group != self.group or not self.sources) and design.observed and design.sources
-        )
+        if self.sources:
+            possible = [replace(self, group=group) for group in self._groups if group != self.group]
+        else:
+            singles = [replace(self, treated=part, parts=()) for part in self.parts]
+            possible = [replace(single, group=group) for single in singles for group in self._groups]
+        return tuple(design for design in possible if design.observed and design.sources)
 
 
 def design(
@@ -155,10 +149,8 @@ def design(
     group, control, treated
         As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
         any order. A treated label that no cell has is split at its plus signs.
-    group_n, label_n
-        Group and label of every cell, strings or None; shape (n,).
-    perturbation_key
-        Column that the labels are from, for messages.
+    group_n, label_n, perturbation_key
+        Group and label of every cell, strings or None, shape (n,), and the labels' column, for messages.
 
     Raises
     ------
@@ -169,8 +161,12 @@ def design(
     """
     group = matching(group, set(group_n) - {None}) or group
     control, treated, parts, label_n = _resolved(control, treated, label_n, perturbation_key)
-    members = _members(group_n, label_n)
-    result = Design(group=group, control=control, treated=treated, parts=parts, members=members)
+    members: dict[tuple[str, str], list[int]] = {}
+    for cell, pair in enumerate(zip(group_n, label_n, strict=True)):
+        if None not in pair:
+            members.setdefault(pair, []).append(cell)
+    rows = {pair: np.asarray(cells) for pair, cells in members.items()}
+    result = Design(group=group, control=control, treated=treated, parts=parts, members=rows)
     n_control = len(result.rows(group, control))
     if n_control < MIN_CELLS:
         raise DataError(
@@ -188,17 +184,15 @@ def design(
 
 
 def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key: str | None) -> None:
-    """Refuse a model that removes the perturbation from the latent space as a batch effect.
-
-    Raises
-    ------
-    ModelError
-        When no batch holds both control and treated cells.
-    """
+    """Refuse a model that removes the perturbation as a batch effect: no batch holds both control and treated cells."""
     if batch_n is None:
         return
+
+    def batches(label: str) -> set[str]:
+        return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
+
     for label in (design.treated,) if design.sources else design.parts:
-        if not _of_label(batch_n, design, design.control) & _of_label(batch_n, design, label):
+        if not batches(design.control) & batches(label):
             raise ModelError(
                 f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model "
                 "removes the perturbation as a batch effect",
@@ -237,15 +231,3 @@ def _resolved(
     if len(set(parts)) < len(parts):
         raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations")
     return start, label or "+".join(pieces), parts, labels.label_n
-
-
-def _of_label(batch_n: np.ndarray, design: Design, label: str) -> set[str]:
-    return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}
-
-
-def _members(group_n: np.ndarray, label_n: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    members: dict[tuple[str, str], list[int]] = {}
-    for cell, (group, label) in enumerate(zip(group_n, label_n, strict=True)):
-        if group is not None and label is not None:
-            members.setdefault((group, label), []).append(cell)
-    return {key: np.asarray(cells) for key, cells in members.items()}

@@ -26,16 +26,8 @@ _LEAST_TAIL = 1e-4
 def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n: Tensor) -> Tensor:
     """E[log(1 + s·x)] of zero-inflated negative binomial counts, shape (n, g).
 
-    Parameters
-    ----------
-    mean_ng
-        μ, float64.
-    theta_g
-        Inverse dispersions; None for a Poisson.
-    keep_ng
-        Probability that a count is not a technical zero.
-    scale_n
-        s of each cell.
+    Takes μ (float64), inverse dispersions (None for a Poisson), probabilities that a count is not a technical zero, and
+    s of each cell.
 
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> round(float(mean_log1p(0.001 * one, None, one, one[0])), 6)  # 0.001·log 2, nearly

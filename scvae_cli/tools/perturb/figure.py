@@ -6,7 +6,6 @@ Shapes: n cells, m predicted cells, g genes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,56 +29,11 @@ _COMPARED = {"predicted": ("predicted", _PREDICTED), "mean_change": ("others' me
 _COMPARED |= {"additive": ("sum of the parts", "#0072B2")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class CellPlane:
-    """Cells along the first two canonical axes, each of shape (n, 2).
+def perturbation_figure(result: Perturbation, z_nk: np.ndarray, design: Design) -> Figure:
+    """Draw genes, cells and accuracies, for `save_figure`, outside pyplot.
 
-    Parameters
-    ----------
-    control, predicted
-        Cells of the target group.
-    treated
-        Its treated cells; empty where there are none.
-    others_control, others_treated
-        Cells of the groups from which the change was learned.
+    `z_nk` are positions of all cells along the canonical axes, and `design` has their groups and labels.
     """
-
-    control: np.ndarray
-    predicted: np.ndarray
-    treated: np.ndarray
-    others_control: np.ndarray
-    others_treated: np.ndarray
-
-
-def cell_plane(result: Perturbation, z_nk: np.ndarray, design: Design) -> CellPlane:
-    """Positions of the cells that the figure shows, an even selection of many.
-
-    Parameters
-    ----------
-    result
-        The prediction.
-    z_nk
-        Positions of all cells along the canonical axes.
-    design
-        Their groups and labels.
-    """
-
-    def of(groups: Sequence[str], labels: Sequence[str]) -> np.ndarray:
-        rows = [design.rows(group, label) for group in groups for label in labels]
-        return _plane(z_nk[even(np.concatenate([np.empty(0, dtype=int), *rows]), _MAX_DOTS)])
-
-    sources = sorted({group for groups in result.sources.values() for group in groups} - {design.group})
-    return CellPlane(
-        control=of([design.group], [design.control]),
-        predicted=_plane(result.z_mk[even(np.arange(len(result.z_mk)), _MAX_DOTS)]),
-        treated=of([design.group], [design.treated]),
-        others_control=of(sources, [design.control]),
-        others_treated=of(sources, list(result.sources)),
-    )
-
-
-def perturbation_figure(result: Perturbation, plane: CellPlane) -> Figure:
-    """Draw genes, cells and accuracies, for `save_figure`, outside pyplot."""
     checks = result.all_checks
     bars = _TITLE + _BAR_ROW * max(len(checks) + (len(result.checks) > 1), 1) + _BARS_BELOW
     height = _TOP + _TITLE + _PANEL + _LEGEND + bars
@@ -88,7 +42,7 @@ def perturbation_figure(result: Perturbation, plane: CellPlane) -> Figure:
         title = f"{shortened(result.group, 30)}: {shortened(result.control, 20)} → {shortened(result.treated, 20)}"
         write(figure, 0.1, _TITLE_LINE, title, size=9, weight="bold")
         _draw_genes(figure, result)
-        _draw_cells(figure, result, plane)
+        _draw_cells(figure, result, z_nk, design)
         _draw_checks(figure, result, checks, _TOP + _TITLE + _PANEL + _LEGEND)
     return figure
 
@@ -136,37 +90,34 @@ def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits
             # Each name starts where the one before ends, in the direction in which names give way.
             before = max(sign * float(y_t[t]), before + least)
             axes.annotate(
-                shortened(names[t], 14),
-                (x_t[t], y_t[t]),
-                (x_t[t] - sign * aside, sign * before),
-                size=5.5,
-                ha=alignment,
-                va="center",
-                arrowprops=line,
-                annotation_clip=False,
-            )
+                shortened(names[t], 14), (x_t[t], y_t[t]), (x_t[t] - sign * aside, sign * before), size=5.5,
+                ha=alignment, va="center", arrowprops=line, annotation_clip=False,
+            )  # fmt: skip
 
 
-def _draw_cells(figure: Figure, result: Perturbation, plane: CellPlane) -> None:
-    head(
-        figure,
-        _RIGHT - 0.25,
-        _TOP,
-        "b",
-        f"The {len(result.cells):,} cells before and after, on the first two latent axes",
-    )
+def _draw_cells(figure: Figure, result: Perturbation, z_nk: np.ndarray, design: Design) -> None:
+    def of(groups: Sequence[str], labels: Sequence[str]) -> np.ndarray:
+        rows = [design.rows(group, label) for group in groups for label in labels]
+        return np.concatenate([np.empty(0, dtype=int), *rows])
+
+    others = sorted({group for groups in result.sources.values() for group in groups} - {design.group})
+    title = f"The {len(result.cells):,} cells before and after, on the first two latent axes"
+    head(figure, _RIGHT - 0.25, _TOP, "b", title)
     axes = place(figure, _RIGHT, _TOP + _TITLE, WIDTH - _RIGHT - 0.15, _PANEL)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel="latent axis 1", ylabel="latent axis 2")
     shown: list[tuple[np.ndarray, str, str]] = [
-        (plane.others_control, NO_GROUP, f"other groups, {result.control}"),
-        (plane.others_treated, OTHER_GROUPS, f"other groups, {' or '.join(result.sources)}"),
-        (plane.control, _CONTROL, f"{result.group}, {result.control}"),
-        (plane.treated, _TREATED, f"{result.group}, {result.treated}: observed"),
-        (plane.predicted, _PREDICTED, f"{result.group}, {result.treated}: predicted"),
+        (z_nk[of(others, [design.control])], NO_GROUP, f"other groups, {result.control}"),
+        (z_nk[of(others, list(result.sources))], OTHER_GROUPS, f"other groups, {' or '.join(result.sources)}"),
+        (z_nk[of([design.group], [design.control])], _CONTROL, f"{result.group}, {result.control}"),
+        (z_nk[of([design.group], [design.treated])], _TREATED, f"{result.group}, {result.treated}: observed"),
+        (result.z_mk, _PREDICTED, f"{result.group}, {result.treated}: predicted"),
     ]
     shown = [part for part in shown if len(part[0])]
-    for xy_n2, color, name in shown:
+    for all_nk, color, name in shown:
+        some_nk = all_nk[even(np.arange(len(all_nk)), _MAX_DOTS)]
+        # The second coordinate is 0 where there is only one.
+        xy_n2 = np.pad(some_nk, ((0, 0), (0, max(0, 2 - some_nk.shape[1]))))[:, :2]
         size = float(np.clip(150 / np.sqrt(len(xy_n2)), 2.5, 10))
         style: dict[str, Any] = {"s": size, "c": color, "alpha": 0.7, "linewidths": 0, "rasterized": True}
         axes.scatter(xy_n2[:, 0], xy_n2[:, 1], gid=name, **style)
@@ -182,13 +133,8 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     by = "models trained without them" if held_out else "a model trained on them"
     head(figure, 0.1, top, "c", f"Treated cells of each group, predicted by {by}: correlation with the observed change")
     if not checks:
-        write(
-            figure,
-            _LEFT,
-            top + _TITLE + 0.1,
-            "no other group has treated cells that can be predicted without using them",
-            size=7,
-        )
+        text = "no other group has treated cells that can be predicted without using them"
+        write(figure, _LEFT, top + _TITLE + 0.1, text, size=7)
         return
     single = len({check.treated for check in checks}) == 1
     rows: list[tuple[str, dict[str, Any]]] = [
@@ -226,8 +172,3 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     names = [_COMPARED[what][0] for what in there]
     below = {"loc": "upper right", "bbox_to_anchor": (1, -0.14 / _BAR_ROW / len(rows) * 1.3), "ncols": 3}
     axes.legend(handles, names, frameon=False, borderaxespad=0, handletextpad=0.2, columnspacing=1.0, **below)
-
-
-def _plane(z_nk: np.ndarray) -> np.ndarray:
-    """The first two coordinates; the second is 0 where there is only one."""
-    return np.pad(z_nk, ((0, 0), (0, max(0, 2 - z_nk.shape[1]))))[:, :2]

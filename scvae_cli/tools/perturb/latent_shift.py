@@ -32,13 +32,7 @@ _SHARPNESS = 2.0
 
 @dataclass(frozen=True)
 class LatentShifts:
-    """Cells and their latent positions; pairs of cells are computed once and kept.
-
-    Parameters
-    ----------
-    mean_nk
-        Posterior means in the frame of the training, on the CPU.
-    """
+    """Posterior means of the cells in the frame of the training, on the CPU; pairs of cells are computed once."""
 
     mean_nk: Tensor
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -80,13 +74,10 @@ class LatentShifts:
         if (group, label) not in self._paired:
             import ot
 
-            start_rk, end_rk = (self.mean_nk[_even(design.rows(group, of))] for of in (design.control, label))
+            sides = (design.rows(group, of) for of in (design.control, label))
+            start_rk, end_rk = (self.mean_nk[rows[:: -(-len(rows) // _PAIRED)]] for rows in sides)
             cost_rs = torch.cdist(start_rk.double(), end_rk.double()).square().numpy()
             plan_rs = torch.as_tensor(ot.emd([], [], cost_rs))
             end_of_rk = (plan_rs / plan_rs.sum(1, keepdim=True)) @ end_rk.double()
             self._paired[group, label] = start_rk, (end_of_rk - start_rk).to(start_rk)
         return self._paired[group, label]
-
-
-def _even(rows: np.ndarray) -> np.ndarray:
-    return rows[:: -(-len(rows) // _PAIRED)]

@@ -19,15 +19,10 @@ from scvae_cli.tools.perturb.result import TOP_GENES, Accuracy
 
 @dataclass(frozen=True)
 class Observed:
-    """Log expression of cells, log(1 + 10⁴·x/library); real numbers are not transformed.
-
-    Parameters
-    ----------
-    counts
-        n cells in the model's genes.
-    """
+    """Log expression of cells, log(1 + 10⁴·x/library); real numbers are not transformed."""
 
     counts: Counts
+    # Means and variances that were computed.
     _known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _shares: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -67,9 +62,14 @@ class Observed:
         order: np.ndarray = np.argsort(-t_g, kind="stable")[:TOP_GENES]
         return order
 
-    def proportions(self, design: Design, group: str, label: str) -> np.ndarray:
-        """Mean share of the counts in a group's cells, or mean of real numbers, shape (g,)."""
-        return self._shares_of(design, group, label)[0]
+    def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
+        """Mean share of the counts in a group's cells, or mean of real numbers, and its squared error, shapes (g,)."""
+        if (group, label) not in self._shares:
+            rows = design.rows(group, label)
+            share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
+            mean_g, variance_g = _mean_and_variance(share_ng)
+            self._shares[group, label] = mean_g, variance_g / len(rows)
+        return self._shares[group, label]
 
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
         """Effect of a label on a group, and its squared standard error, each of shape (g,).
@@ -77,7 +77,7 @@ class Observed:
         Log ratios of mean shares of the counts, each plus `pseudo`; for real numbers, differences of means.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
-            self._shares_of(design, group, of) for of in (label, design.control)
+            self.shares(design, group, of) for of in (label, design.control)
         )
         if self.counts.real:
             return after_g - before_g, after_error_g + before_error_g
@@ -96,26 +96,15 @@ class Observed:
         return mean_g
 
     def _moments(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance, computed once."""
+        """Mean and variance of log expression."""
         if (group, label) not in self._known:
-            self._known[group, label] = self._moments_of(design.rows(group, label))
-        return self._known[group, label]
-
-    def _shares_of(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean share of the counts and its squared standard error, computed once."""
-        if (group, label) not in self._shares:
             rows = design.rows(group, label)
-            share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
-            mean_g, variance_g = _mean_and_variance(share_ng)
-            self._shares[group, label] = mean_g, variance_g / len(rows)
-        return self._shares[group, label]
-
-    def _moments_of(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
-        if not self.counts.real:
-            x_ng = sp.csr_matrix(sp.diags(TARGET_SUM / self.library_n[rows]) @ x_ng)
-            x_ng.data = np.log1p(x_ng.data)
-        return _mean_and_variance(x_ng)
+            x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
+            if not self.counts.real:
+                x_ng = sp.csr_matrix(sp.diags(TARGET_SUM / self.library_n[rows]) @ x_ng)
+                x_ng.data = np.log1p(x_ng.data)
+            self._known[group, label] = _mean_and_variance(x_ng)
+        return self._known[group, label]
 
 
 def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:

@@ -13,11 +13,17 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.tools.perturb.design import Design
-from scvae_cli.tools.perturb.leave_one_group_out import retrained_trials
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor, predict
 from scvae_cli.tools.perturb.result import Perturbation
-from scvae_cli.tools.perturb.validation import LEAST_AGREEMENT, assess, candidates, choose, relative_agreement
+from scvae_cli.tools.perturb.validation import (
+    LEAST_AGREEMENT,
+    assess,
+    candidates,
+    choose,
+    relative_agreement,
+    retrained_checks,
+)
 from scvae_cli.training.fit import FitEvent, last_event
 
 
@@ -35,10 +41,8 @@ def perturb(
 
     Parameters
     ----------
-    model
-        Encodes and decodes the cells.
-    counts
-        n cells in the model's genes, with their batches where all are known.
+    model, counts
+        The model, and n cells in its genes, with their batches where all are known.
     design
         Cells from which the response is learned.
     options
@@ -51,30 +55,30 @@ def perturb(
     Raises
     ------
     ScvaeError
-        As `retrained_trials`.
+        As `retrained_checks`.
     """
     predictor = Predictor.of(model, counts, cells=cells, progress=progress)
     recipes = candidates(options.method, held_out=options.retrain, only_own_parts=design.only_own_parts)
-    others = design.checks()
+    others = design.checks
     # The group's own treated cells, if there are any, judge the prediction but have no part in choosing it.
     designs = [*others, *([design] if design.observed else [])]
     if options.retrain:
-        trials = retrained_trials(model, counts, designs, recipes, follow=follow)
+        checks = retrained_checks(model, counts, designs, recipes, follow=follow)
     else:
         known = tracked(designs, progress, "Testing", len(designs))
-        trials = [assess(predictor, one, recipes, held_out=False) for one in known]
-    recipe = choose(trials[: len(others)], recipes)
+        checks = [assess(predictor, one, recipes, held_out=False) for one in known]
+    recipe = choose(checks[: len(others)], recipes)
     agreement = None
     if not options.retrain and not design.only_own_parts:
         agreement = relative_agreement(predictor, design, others, recipe.method)
         recipe = recipe if agreement >= LEAST_AGREEMENT else replace(recipe, mean_shift_share=1.0)
-    checks = [trial.checks[recipe] for trial in trials]
+    chosen = [check[recipe] for check in checks]
     return predict(
         predictor,
         design,
         recipe,
-        checks=checks[: len(others)],
-        group_check=checks[-1] if design.observed else None,
+        checks=tuple(chosen[: len(others)]),
+        group_check=chosen[-1] if design.observed else None,
         model_agreement=agreement,
         drawn=options.counts,
         seed=options.seed,

@@ -1,11 +1,15 @@
-"""A group's own change combined with the change of other groups under the same perturbation, by random effects.
+"""One change made of several: of groups under the same perturbation, and of perturbations that were never combined.
 
 The change that a few cells show is uncertain, and the change of other groups may not apply to this one. So, gene by
 gene, the groups' changes are taken as draws around a common mean. Their true variance is estimated from how much more
 they differ than their errors explain (DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), and the group's own
 change is shrunk to the others' mean according to the ratio of its error to that variance.
 
-Shapes: s groups, g genes.
+Where two perturbations change a gene in opposite directions, or only one of them changes it, their changes add up.
+Where both raise it, or both lower it, their separate effects do not show whether the second adds to the first or has
+nothing left to do. Then the joint effect is the mean of the two cases: half the sum and half the stronger change.
+
+Shapes: s groups, p perturbations, g genes.
 """
 
 from __future__ import annotations
@@ -17,14 +21,7 @@ _NO_ERROR = 1e-30
 
 
 def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
-    """Posterior mean of the first group's change, given the others', shape (g,).
-
-    Parameters
-    ----------
-    change_sg
-        Observed change of each group; the first is the target.
-    error_sg
-        Squared standard errors of the changes.
+    """Posterior mean of the first group's change, given the others' and all squared standard errors, shape (g,).
 
     >>> pooled(np.array([[3.0], [0.0], [0.0]]), np.array([[1.0], [1e-6], [1e-6]])).round(2)  # the others agree
     array([0.])
@@ -51,4 +48,15 @@ def between_variance(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
     mean_g = (weight_sg * change_sg).sum(0) / total_g
     excess_g = (weight_sg * np.square(change_sg - mean_g)).sum(0) - (len(change_sg) - 1)
     result: np.ndarray = np.maximum(excess_g / (total_g - np.square(weight_sg).sum(0) / total_g), 0)
+    return result
+
+
+def combined(change_pg: np.ndarray) -> np.ndarray:
+    """Change under all perturbations together, given the log ratios or differences under each alone, shape (g,).
+
+    >>> combined(np.array([[1.0, 1.0, -2.0, 0.0], [0.5, -1.5, -1.0, 3.0]])).tolist()
+    [1.25, -0.5, -2.5, 3.0]
+    """
+    strongest_g = change_pg.max(0).clip(min=0) + change_pg.min(0).clip(max=0)
+    result: np.ndarray = (change_pg.sum(0) + strongest_g) / 2
     return result

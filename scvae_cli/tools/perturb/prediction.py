@@ -29,12 +29,11 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
-from scvae_cli.tools.perturb.combined import combined
 from scvae_cli.tools.perturb.design import Design, Term
 from scvae_cli.tools.perturb.expected_log import TARGET_SUM, mean_log1p
 from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed, pearson
-from scvae_cli.tools.perturb.pooling import pooled
+from scvae_cli.tools.perturb.pooling import combined, pooled
 from scvae_cli.tools.perturb.result import Changes, Check, Perturbation, Recipe
 
 # Means are taken over at most this many cells; more would hardly reduce their error.
@@ -52,17 +51,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shifted:
-    """Some control cells of a target before and after their shift, and the mean shift of the source groups.
-
-    Parameters
-    ----------
-    before, after
-        Decoded at their own positions, and at the shifted ones.
-    mean_shift_g
-        Log ratio of expression observed in the source groups; for real numbers, a difference.
-    library_m
-        Library size of each cell.
-    """
+    """Some control cells of a target, decoded before and after their shift, and the mean shift of the source groups."""
 
     before: Decoded
     after: Decoded
@@ -80,19 +69,10 @@ class Shifted:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model, and cells with their latent positions.
+    """A model, and cells with their observed expression and latent positions.
 
-    Parameters
-    ----------
-    model
-        Decodes.
-    observed
-        Observed expression of n cells, in the model's genes.
-    latent
-        Their latent positions, and the shifts of groups.
-    batch_n
-        Index of each cell's batch; None for a model without batches or cells whose batches are not all known, for which
-        the decoded means are averaged over batches.
+    `batch_n` are indices of the cells' batches; None for a model without batches or cells whose batches are not all
+    known, for which the decoded means are averaged over batches.
     """
 
     model: Model
@@ -171,7 +151,7 @@ class Predictor:
         batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
         decoded = self._decoded(self.latent.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
         decoded_g = (decoded.mean_mg * decoded.keep_mg / library_m[:, None]).mean(0)
-        observed_g = torch.as_tensor(self.observed.proportions(design, design.group, design.control))
+        observed_g = torch.as_tensor(self.observed.shares(design, design.group, design.control)[0])
         if not self.model.of_counts:
             return observed_g - decoded_g
         return torch.log((observed_g + self._pseudo) / (decoded_g + self._pseudo))
@@ -209,33 +189,29 @@ class Predictor:
             assert isinstance(mean, Tensor)
             assert isinstance(kept, Tensor)
             means.append(mean.cpu().double())
-            keeps.append(_ratio(kept.cpu().double(), means[-1]) if inflated else torch.ones_like(means[-1]))
+            # Of means that are 0, the ratio is 0.
+            least = means[-1].clamp(min=torch.finfo(torch.float32).tiny)
+            keeps.append((kept.cpu().double() / least).clamp(0, 1) if inflated else torch.ones_like(least))
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _mean_shift(self, design: Design) -> Tensor:
         """Observed shift of expression, shape (g,): log ratios, or differences of real numbers."""
-        changes = [
-            (self._own_shift if term.groups == (design.group,) else self._others_shift)(design, term)
-            for term in design.terms
-        ]
+        changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
             return torch.as_tensor(combined(np.stack(changes)))
         return torch.as_tensor(
             sum(term.weight * change_g for term, change_g in zip(design.terms, changes, strict=True))
         )
 
-    def _others_shift(self, design: Design, term: Term) -> np.ndarray:
-        """Mean shift of a term's groups, with more weight on groups near the target, shape (g,)."""
-        weights_s = self.latent.weights(design, term.groups)
-        effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo)[0] for group in term.groups]
-        change_g: np.ndarray = weights_s @ np.stack(effects)
-        return change_g
-
-    def _own_shift(self, design: Design, term: Term) -> np.ndarray:
-        """Shift of the target itself, pooled with that of the other groups, shape (g,)."""
+    def _shift_of(self, design: Design, term: Term) -> np.ndarray:
+        """The target's own shift pooled with that of other groups, or their mean, weighted by nearness, shape (g,)."""
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]
-        return pooled(*(np.stack(parts) for parts in zip(*effects, strict=True)))
+        change_sg, error_sg = (np.stack(parts) for parts in zip(*effects, strict=True))
+        if term.groups == (design.group,):
+            return pooled(change_sg, error_sg)
+        change_g: np.ndarray = self.latent.weights(design, groups) @ change_sg
+        return change_g
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
         """Mean over cells of their expected log-normalized counts, shape (g,)."""
@@ -273,36 +249,20 @@ def _at_library(mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> Tensor:
     return mean_mg * (library_m / (mean_mg * keep_mg).sum(1))[:, None]
 
 
-def _ratio(kept_mg: Tensor, mean_mg: Tensor) -> Tensor:
-    return (kept_mg / mean_mg.clamp(min=torch.finfo(torch.float32).tiny)).clamp(0, 1)
-
-
 def predict(
     predictor: Predictor,
     design: Design,
     recipe: Recipe,
     *,
-    checks: Sequence[Check] = (),
-    group_check: Check | None = None,
-    model_agreement: float | None = None,
-    drawn: bool = False,
-    seed: int = 0,
+    checks: tuple[Check, ...],
+    group_check: Check | None,
+    model_agreement: float | None,
+    drawn: bool,
+    seed: int,
 ) -> Perturbation:
-    """Predict the target's control cells under the perturbation.
+    """Predict the target's control cells under the perturbation, with random counts if `drawn`.
 
-    Parameters
-    ----------
-    predictor
-        Model and cells.
-    design
-        Target, perturbation, and the cells to learn from.
-    recipe
-        How the prediction is made.
-    checks, group_check, model_agreement
-        Accuracy where the response was observed, and agreement of model and mean shift
-        (`scvae_cli.tools.perturb.validation`).
-    drawn, seed
-        Draw random counts instead of expected ones, with this seed.
+    The checks and the agreement of model and mean shift are kept with the result.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)
@@ -326,7 +286,7 @@ def predict(
         cells=rows,
         z_mk=model.axes.position(shifted_mk).numpy(),
         off_manifold_m=off_m.numpy(),
-        checks=tuple(checks),
+        checks=checks,
         group_check=group_check,
         model_agreement=model_agreement,
         blocks=predictor.blocks(design, recipe, drawn=drawn, seed=seed),

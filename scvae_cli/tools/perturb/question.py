@@ -26,13 +26,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_GENES = 20
-_HEADINGS = {
-    "log2_fold_change": "log2 fold",
-    "change": "change",
-    "mean_change": "others' mean",
-    "additive": "sum of parts",
-    "observed": "observed",
-}
+_BASELINES = {"mean_change": "others' mean", "additive": "sum of parts"}
+_HEADINGS = {"log2_fold_change": "log2 fold", "change": "change"} | _BASELINES | {"observed": "observed"}
 
 
 class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
@@ -43,38 +38,27 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     def prepare(self) -> None:
         options, session = self.options, self.session
-        key = session.model.config.data.batch_key
-        if session.model.batches and key == options.perturbation_key:
+        batch_key = session.model.config.data.batch_key
+        if session.model.batches and batch_key == options.perturbation_key:
             raise ModelError(
-                f"the model was trained with --batch-key {key}, so it removes the perturbation as a batch effect",
+                f"the model was trained with --batch-key {batch_key}, so it removes the perturbation as a batch effect",
                 "train a model without it: scvae train DATA -m OTHER.scvae",
             )
         session.populations([options.group], groupby=options.groupby)
-        self.design = design(
-            options.group,
-            options.control,
-            options.treated,
-            group_n=session.labels(options.groupby),
-            label_n=session.labels(options.perturbation_key),
-            perturbation_key=options.perturbation_key,
-        )
+        group_n, label_n = session.labels(options.groupby), session.labels(options.perturbation_key)
+        names, key = (options.group, options.control, options.treated), options.perturbation_key
+        self.design = design(*names, group_n=group_n, label_n=label_n, perturbation_key=key)
         self.counts = session.counts_and_batches()
-        refuse_explained_away(self.design, self.counts.batch, key)
+        refuse_explained_away(self.design, self.counts.batch, batch_key)
 
     @property
     def run(self) -> str:
         return f"perturb_{self.design.group}_{self.design.treated}"
 
     def answer(self) -> Perturbation:
-        return perturb(
-            self.session.model,
-            self.counts,
-            self.design,
-            self.options,
-            cells=self.session.cells,
-            follow=self._follow,
-            progress=self.shell.progress,
-        )
+        session, progress = self.session, self.shell.progress
+        asked = (session.model, self.counts, self.design, self.options)
+        return perturb(*asked, cells=session.cells, follow=self._follow, progress=progress)
 
     def _follow(self, title: str, events: Iterator[FitEvent]) -> FitEvent | None:
         self.shell.info(f"training {title}")
@@ -105,11 +89,11 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         return super().record(result) | chosen
 
     def figure(self, result: Perturbation) -> Figure:
-        from scvae_cli.tools.perturb.figure import cell_plane, perturbation_figure
+        from scvae_cli.tools.perturb.figure import perturbation_figure
 
         z_nk = self.session.model.axes.position(self.session.cells.mean_nk).numpy()
         named = replace(result, genes=tuple(self.session.genes.shown(result.genes)))
-        return perturbation_figure(named, cell_plane(result, z_nk, self.design))
+        return perturbation_figure(named, z_nk, self.design)
 
     def warnings(self, result: Perturbation) -> Sequence[str]:
         agreement = result.model_agreement
@@ -144,7 +128,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     def facts(self, result: Perturbation) -> dict[str, Any]:
         columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES)
-        names = ("change", "log2_fold_change", "mean_change", "additive", "observed")
+        names = ("change", "log2_fold_change", *_BASELINES, "observed")
         return result.facts() | {
             "genes": [
                 {"gene": gene} | {name: float(columns[name][g]) if name in columns else None for name in names}
@@ -198,18 +182,14 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     checks = result.all_checks
     if not checks:
         return ["accuracy: unknown, because no other group has treated cells that can be predicted without using them"]
-    baselines = [
-        (name, heading)
-        for name, heading in (("mean_change", "others' mean"), ("additive", "sum of parts"))
-        if any(getattr(check, name) is not None for check in checks)
-    ]
-    columns = [("predicted", "predicted"), *baselines]
+    headings = {"predicted": "predicted"} | _BASELINES
+    columns = [name for name in headings if any(getattr(check, name) is not None for check in checks)]
     held_out = all(check.held_out for check in checks)
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
         f"accuracy in groups with treated cells, by {'models' if held_out else 'a model'} {training}: correlation of "
         "predicted and observed changes, all genes / 50 most significant genes (0 / 0 for no change)",
-        f"{'group':<28}" + "".join(f"{heading:>18}" for _, heading in columns),
+        f"{'group':<28}" + "".join(f"{headings[name]:>18}" for name in columns),
     ]
 
     def row(title: str, found: list[Accuracy | None]) -> str:
@@ -220,11 +200,11 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     for check in checks:
         title = check.group if single else f"{check.group}, {check.treated}"
         title += " (group to predict)" if check is result.group_check else ""
-        lines.append(row(title, [getattr(check, name) for name, _ in columns]))
+        lines.append(row(title, [getattr(check, name) for name in columns]))
     if len(result.checks) > 1:
         title = "mean of the other groups" if held_out else "mean of the others, at most"
         title = title if result.tested else "mean, single perturbations"
-        lines.append(row(title, [result.mean_accuracy(name) for name, _ in columns]))
+        lines.append(row(title, [result.mean_accuracy(name) for name in columns]))
     predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
     if predicted is not None and mean_change is not None and mean_change.score > predicted.score:
         lines.append("in these groups the mean change of the other groups is more accurate than this prediction")

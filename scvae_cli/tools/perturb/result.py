@@ -43,14 +43,10 @@ class Accuracy(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Accuracy in one group whose response was observed.
+    """Accuracy in one group whose response was observed, predicted without using its treated cells.
 
     Parameters
     ----------
-    group, treated
-        Group, and label of the perturbation that was predicted without using the group's treated cells.
-    n_control, n_treated
-        Numbers of its cells.
     predicted, mean_change, additive
         Accuracy of the prediction, of the mean change of the other groups, and of the sum of a combination's parts;
         None where there is no such baseline.
@@ -76,14 +72,9 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a prediction is made.
+    """How a prediction is made: by "centroid" or "ot", and with which share of the source groups' mean shift.
 
-    Parameters
-    ----------
-    method
-        "centroid" or "ot".
-    mean_shift_share
-        Share of the source groups' mean shift in the prediction; the rest is the change decoded by the model.
+    The rest of the prediction is the change decoded by the model.
     """
 
     method: str
@@ -96,10 +87,8 @@ class Changes:
 
     Parameters
     ----------
-    change_g
-        Predicted change.
-    log2_fold_g
-        Predicted log2 fold change of the expression rate; None for real numbers.
+    change_g, log2_fold_g
+        Predicted change, and log2 fold change of the expression rate; None for real numbers.
     mean_change_g, additive_g
         Mean change of the other groups; sum of the changes of a combination's parts. None where there is no such thing.
     observed_g
@@ -114,13 +103,8 @@ class Changes:
 
     def columns(self) -> dict[str, np.ndarray]:
         """The changes that are there, by name."""
-        columns = {
-            "change": self.change_g,
-            "log2_fold_change": self.log2_fold_g,
-            "mean_change": self.mean_change_g,
-            "additive": self.additive_g,
-            "observed": self.observed_g,
-        }
+        columns = {"change": self.change_g, "log2_fold_change": self.log2_fold_g, "mean_change": self.mean_change_g}
+        columns |= {"additive": self.additive_g, "observed": self.observed_g}
         return {name: column_g for name, column_g in columns.items() if column_g is not None}
 
 
@@ -132,24 +116,14 @@ class Perturbation:
     ----------
     group, control, treated
         Group, and the labels of its cells before and after.
-    recipe
-        How the change was predicted.
     sources
         For each label whose change was used, the groups it was learned from.
-    genes
-        Names of the g modeled genes.
-    changes
-        Changes of the genes.
-    cells
-        Indices of the control cells that were shifted, shape (m,).
-    z_mk
-        Their latent positions after the shift, along the canonical axes.
+    cells, z_mk
+        Indices of the control cells that were shifted, and their positions after the shift, along the canonical axes.
     off_manifold_m
         Off-manifold score of each cell: share of held-out cells in denser positions.
-    checks
-        Accuracy in groups whose response was observed; empty where there are none.
-    group_check
-        Accuracy in the group itself, if it has treated cells.
+    checks, group_check
+        Accuracy in other groups whose response was observed, and in the group itself, if it has treated cells.
     model_agreement
         Correlation of the model's change with the mean shift, divided by its mean over the checked groups; without such
         groups, the correlation itself. None with models trained without the treated cells, or where the change has only
@@ -172,11 +146,6 @@ class Perturbation:
     group_check: Check | None
     model_agreement: float | None
     blocks: Iterator[sp.csr_matrix] | Iterator[np.ndarray]
-
-    @property
-    def name(self) -> str:
-        """Name of the result in slots."""
-        return f"{self.group}_{self.treated}"
 
     @property
     def all_checks(self) -> tuple[Check, ...]:
@@ -204,14 +173,14 @@ class Perturbation:
         """Indices of the n genes with the largest changes, the largest first."""
         return np.argsort(-np.abs(self.changes.change_g), kind="stable")[:n]
 
+    @property
+    def _asked(self) -> dict[str, Any]:
+        names = {"group": self.group, "control": self.control, "treated": self.treated}
+        return names | {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
+
     def facts(self) -> dict[str, Any]:
         """The result as plain values."""
-        return {
-            "group": self.group,
-            "control": self.control,
-            "treated": self.treated,
-            "method": self.recipe.method,
-            "mean_shift_share": self.recipe.mean_shift_share,
+        return self._asked | {
             "learned_from": {label: list(groups) for label, groups in self.sources.items()},
             "n_cells": len(self.cells),
             "n_genes": len(self.genes),
@@ -224,13 +193,12 @@ class Perturbation:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """Where the result goes in its own file, apart from the cells' names and labels."""
-        found: dict[str, Any] = {"group": self.group, "control": self.control, "treated": self.treated}
-        found |= {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
+        found = self._asked
         if self.checks:
+            kinds = {"group": object, "treated": object, "held_out": bool}
             found["checks"] = {
-                "group": np.asarray([check.group for check in self.checks], dtype=object),
-                "treated": np.asarray([check.treated for check in self.checks], dtype=object),
-                "held_out": np.asarray([check.held_out for check in self.checks]),
+                name: np.asarray([getattr(check, name) for check in self.checks], dtype=kind)
+                for name, kind in kinds.items()
             } | {
                 f"{what}_{part}": np.asarray([getattr(getattr(check, what), part) for check in self.checks])
                 for what in COMPARED
@@ -244,7 +212,7 @@ class Perturbation:
                 for column, column_g in self.changes.columns().items()
             ),
             Slot(group="obsm", key=names.embedding, value=self.z_mk),
-            Slot(group="uns", key=names.perturbation(self.name), value=found),
+            Slot(group="uns", key=names.perturbation(f"{self.group}_{self.treated}"), value=found),
         ]
 
 

@@ -1,22 +1,26 @@
 """Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
 The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
-if the model was not trained on them either (`leave_one_group_out.py`): a model that was decodes the region where they
-lie, and the prediction looks more accurate than it will be for a group without treated cells.
+if the model was not trained on them either (`retrained_checks`): a model that was decodes the region where they lie,
+and the prediction looks more accurate than it will be for a group without treated cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from scvae_cli.data.counts import Counts
+from scvae_cli.errors import DataError
+from scvae_cli.model.bundle import Model
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.latent_shift import METHODS
 from scvae_cli.tools.perturb.observed_change import accuracy
 from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
+from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
 # Below this agreement of model and mean shift in a group, as a share of their agreement in the checked groups, the
 # prediction is the mean shift alone.
@@ -27,18 +31,10 @@ SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
 def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
-    """The recipes to choose from.
+    """The recipes to choose from, of one method or "auto" for all, given whether models are trained without the answer.
 
-    Parameters
-    ----------
-    method
-        One of the methods, or "auto" for all.
-    held_out
-        Whether the models were trained without the cells that judge them.
-    only_own_parts
-        Whether the change consists only of parts that the group itself has undergone. Then there is no change for a
-        model to transfer from other groups, and no group that shows how well it adds shifts, so the prediction is the
-        mean shift.
+    Where the change consists only of parts that the group itself has undergone, there is no change for a model to
+    transfer from other groups, and no group that shows how well it adds shifts, so the prediction is the mean shift.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -46,33 +42,8 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
     return tuple(Recipe(method=name, mean_shift_share=share) for share in shares for name in methods)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Predictions of one group by every recipe.
-
-    Parameters
-    ----------
-    checks
-        One for each recipe.
-    """
-
-    checks: dict[Recipe, Check]
-
-
-def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, held_out: bool) -> Trial:
-    """Predict a group whose response was observed, by every recipe.
-
-    Parameters
-    ----------
-    predictor
-        Model and cells.
-    design
-        Design of a group that has treated cells.
-    recipes
-        Ways to predict.
-    held_out
-        Whether the model was trained without these treated cells.
-    """
+def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, held_out: bool) -> dict[Recipe, Check]:
+    """Predict a group whose response was observed, by every recipe; `held_out` as in `Check`."""
     observed = predictor.observed
     true_g, top = observed.change(design), observed.most_significant(design)
 
@@ -95,14 +66,48 @@ def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, h
                 additive=additive,
                 held_out=held_out,
             )
-    return Trial(checks=checks)
+    return checks
 
 
-def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
+def retrained_checks(
+    model: Model,
+    counts: Counts,
+    designs: Sequence[Design],
+    recipes: Sequence[Recipe],
+    *,
+    follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
+) -> list[dict[Recipe, Check]]:
+    """Train with the model's genes and settings, but without the treated cells of each group, and predict them.
+
+    `follow` runs a training, given a title and its events, and returns the last event.
+
+    Raises
+    ------
+    DataError
+        When the model has batches and the data does not, or as `fit`.
+    """
+    if model.batches and counts.batch is None:
+        key = model.config.data.batch_key
+        raise DataError(f"the model was trained with --batch-key {key}", f"training needs that column: obs[{key!r}]")
+    config = model.config.of_all_genes()
+    data, compute = replace(config.data, drop_empty=True), replace(config.compute, device=str(model.device))
+    config = replace(config, data=data, compute=compute)
+    found = []
+    for design in designs:
+        kept = np.ones(counts.n_cells, dtype=bool)
+        kept[design.rows(design.group, design.treated)] = False
+        last = follow(f"without {design.treated} {design.group}", fit(counts.cells(kept), config))
+        assert isinstance(last, Finished), "a training that cannot be stopped ends finished"
+        last.model.vae.to(model.device)
+        found.append(assess(Predictor.of(last.model, counts), design, recipes, held_out=True))
+    return found
+
+
+def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> Recipe:
     """The recipe with the best mean score over the groups; the first where no group was observed."""
-    if not trials:
+    if not checks:
         return recipes[0]
-    scores = [float(np.mean([trial.checks[recipe].predicted.score for trial in trials])) for recipe in recipes]
+    scores = [float(np.mean([check[recipe].predicted.score for check in checks])) for recipe in recipes]
     return recipes[int(np.argmax(np.round(scores, 6)))]
 
 
