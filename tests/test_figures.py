@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
-from simulated import TINY, counts_of, tree
+from simulated import TINY, tree
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError
@@ -19,13 +19,12 @@ from scvae_cli.report import figure_file
 from scvae_cli.report.figure_file import check_figure_file, save_figure
 from scvae_cli.report.page import PALETTE, group_colors, legend_names
 from scvae_cli.session import Session
-from scvae_cli.tools.trajectory.drawing import trajectory_figure
-from scvae_cli.tools.trajectory.figure import Backdrop, path_figure, steps_in_plane
+from scvae_cli.tools.trajectory.figure import path_figure, trajectory_figure
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, smoothed
 from scvae_cli.tools.trajectory.heat_map import N_GENES, heat_map_genes
 from scvae_cli.tools.trajectory.interpolation import interpolate
 from scvae_cli.tools.trajectory.options import InterpolateOptions
-from scvae_cli.tools.trajectory.plane import waypoint_steps
+from scvae_cli.tools.trajectory.plane import Backdrop, steps_in_plane, waypoint_steps
 from scvae_cli.tools.trajectory.result import Trajectory
 
 KINDS = (".png", ".svg", ".pdf")
@@ -59,7 +58,8 @@ def bundle(adata, model, groups_n):
 def interpolated(adata, model, groups_n, labels=("stem", "mature_1"), *, grouped=True, **options) -> Trajectory:
     places = [Population(label=label, cells=np.flatnonzero(groups_n == label)) for label in labels]
     asked = InterpolateOptions(cells=labels, **{"n_steps": 12, "path": "straight"} | options)
-    return interpolate(model, counts_of(adata), places, asked, groups=groups_n if grouped else None)
+    session = Session.open(adata, model, device="cpu")
+    return interpolate(session, places, asked, name="trajectory", groups_n=groups_n if grouped else None)
 
 
 def with_off(trajectory, off_t) -> Trajectory:
@@ -74,7 +74,8 @@ def drawn(trajectory, groups_n, n_chosen=1, **backdrop) -> Figure:
     chosen = trajectory.top_genes(n_chosen)
     expression_nc = rng.poisson(2.0, size=(n_cells, len(chosen))).astype(float)
     seen = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
-    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
+    same_tc = np.ones((len(trajectory.z_tk), len(chosen)))
+    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen, inflation_tc=same_tc)
 
 
 def part(figure, label):
@@ -157,10 +158,9 @@ def test_strip_shows_the_nearest_groups(trajectory, groups_n):
 
 
 def test_curves_are_the_decoded_means(trajectory, groups_n):
-    figure = drawn(trajectory, groups_n, n_chosen=20)
+    figure = drawn(trajectory, groups_n, n_chosen=N_CURVES)
     panels = [axes for axes in figure.axes if axes.get_label().startswith("gene ")]
-    assert len(panels) == N_CURVES
-    for axes, gene in zip(panels, trajectory.top_genes(20), strict=False):
+    for axes, gene in zip(panels, trajectory.top_genes(N_CURVES), strict=True):
         (line,) = lines(axes, "decoded")
         np.testing.assert_allclose(line.get_ydata(), trajectory.mean_tg[:, gene])
         assert axes.get_ylim()[0] == 0

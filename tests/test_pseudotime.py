@@ -6,6 +6,7 @@ Shapes: n cells, k latent dimensions.
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import anndata as ad
 import networkx as nx
@@ -29,8 +30,8 @@ from scvae_cli.latent.populations import Population, core
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.progress import silent
 from scvae_cli.session import Session
-from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
 
@@ -66,10 +67,9 @@ def planted(adata, model):
 
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
-        cells = Posterior(z, torch.full_like(z, 1e-3))
-        return pseudotime(
-            model, counts_of(adata[: len(z)]), root, ends, PseudotimeOptions(root_cell="any"), cells=cells
-        )
+        cells, counts = Posterior(z, torch.full_like(z, 1e-3)), counts_of(adata[: len(z)])
+        session = SimpleNamespace(model=model, counts=counts, cells=cells, progress=silent)
+        return pseudotime(session, root, ends, name="planted", seed=0)
 
     return order
 

@@ -28,28 +28,16 @@ _LEAST_SD = 1e-3
 
 
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
-    """Make the score function of a gene program, and score the cells.
+    """Make the score function of a gene program, and score the cells at their posterior means.
 
-    Parameters
-    ----------
-    model
-        Decodes latent positions.
-    options
-        The genes, as the model names them, or the function, and the library size and batch for decoding.
-    mean_nk
-        Posterior means of the cells, at which they are scored and over which genes are standardized.
-
-    Returns
-    -------
-    A differentiable function of latent positions on the device of the model, (n, k) → (n,), and the scores of the
-    cells, shape (n,).
+    `options` name the genes as the model does. Returns a differentiable function of latent positions on the device of
+    the model, (n, k) → (n,), and the scores of the cells, shape (n,).
 
     Raises
     ------
-    DataError
-        For an unknown batch.
-    ConfigError
-        For a function that does not map each cell to a finite number that torch can differentiate.
+    DataError, ConfigError
+        For an unknown batch; for a function that does not map each cell to a finite number that torch can
+        differentiate.
     """
     decoded = decoder_at(model, options.library, options.batch_as)
     blocks = [block_nk.to(model.device) for block_nk in torch.split(mean_nk, BLOCK_CELLS)]

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# A differentiable function of latent positions, (n, k) → (n,).
 Score = Callable[[Tensor], Tensor]
 MAXIMUM, MAX_LENGTH, MAX_STEPS = "maximum", "max_length", "max_steps"
 # Latent length of a step, in standard deviations of the prior: the first and largest one, and the smallest one.
@@ -41,10 +42,8 @@ class Ascent:
 
     Parameters
     ----------
-    z_tk
-        Points of the path, the start first, in short steps of different lengths.
-    score_t
-        Scores of the points, increasing.
+    z_tk, score_t
+        Points of the path, the start first, in short steps of different lengths; their scores, increasing.
     stopped
         Why it ends: at a local "maximum", at its largest length ("max_length") or number of steps ("max_steps").
     """
@@ -56,15 +55,7 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit; a path that starts outside must not go to lower densities.
-
-    Parameters
-    ----------
-    log_prob
-        Log density of latent positions, differentiable, (n, k) → (n,).
-    limit
-        The limit c, in nats.
-    """
+    """Latent positions where −log p(z) ≤ limit, in nats; a path that starts outside must not go to lower densities."""
 
     log_prob: Score
     limit: float
@@ -78,28 +69,19 @@ def ascend(
     length: Callable[[Tensor, Tensor], float],
     max_length: float,
 ) -> Ascent:
-    """Increase a score from a starting position.
+    """Increase a score from a starting position, within a region, or anywhere if it is None.
 
-    Parameters
-    ----------
-    score
-        Score of latent positions, differentiable, (n, k) → (n,).
-    start_k
-        Starting position.
-    region
-        Region in which the path stays; None for no limit.
-    length
-        Length of a step between two positions.
-    max_length
-        Length at which the path ends.
+    `length` is the length of a step between two positions; the path ends at `max_length`.
     """
     z_k = start_k.detach().clone()
     value, slope_k = _with_slope(score, z_k)
     points, values = [z_k], [value]
     total, step, stopped, limit = 0.0, _LONGEST, MAX_STEPS, math.inf
     for _ in range(_MAX_ITERATIONS):
-        nll, normal_k = _outward(region, z_k)
+        nll, normal_k = 0.0, None
         if region is not None:
+            log_prob, inward_k = _with_slope(region.log_prob, z_k)
+            nll, normal_k = -log_prob, -inward_k
             # A path that starts outside the region enters it and never leaves it again.
             limit = min(limit, max(region.limit, nll))
         moved = None
@@ -144,14 +126,6 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
     return torch.stack([_inside(region, z_k, limit) for z_k in z_tk])
 
 
-def _outward(region: Region | None, z_k: Tensor) -> tuple[float, Tensor | None]:
-    """Compute −log density at a position, and its gradient."""
-    if region is None:
-        return 0.0, None
-    log_prob, inward_k = _with_slope(region.log_prob, z_k)
-    return -log_prob, -inward_k
-
-
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
     """Compute a step along the gradient; at the boundary of the region, a step to the boundary and along it.
 
@@ -183,10 +157,15 @@ def _inside(region: Region, z_k: Tensor, limit: float) -> Tensor:
     return z_k
 
 
-@torch.enable_grad()
 def _with_slope(function: Score, z_k: Tensor) -> tuple[float, Tensor]:
-    """Compute the value and the gradient of a function at a position."""
-    z_1k = z_k.detach()[None].clone().requires_grad_(True)
-    value_1 = function(z_1k)
-    (slope_1k,) = torch.autograd.grad(value_1.sum(), z_1k)
-    return float(value_1.detach()), slope_1k[0]
+    value_1, slope_1k = with_slopes(function, z_k[None])
+    return float(value_1), slope_1k[0]
+
+
+@torch.enable_grad()
+def with_slopes(function: Score, z_nk: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the values and the gradients of a function at some positions."""
+    z_nk = z_nk.detach().clone().requires_grad_(True)
+    value_n = function(z_nk)
+    (slope_nk,) = torch.autograd.grad(value_n.sum(), z_nk)
+    return value_n.detach(), slope_nk

@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, coordinates, nearest
 from scvae_cli.latent.populations import Population
-from scvae_cli.latent.posteriors import BLOCK_CELLS, posteriors
+from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
-from scvae_cli.model.posterior import Posterior
-from scvae_cli.progress import Progress, silent
+from scvae_cli.session import Session
 from scvae_cli.tools.optimize.gene_program import scorer
 from scvae_cli.tools.optimize.gradient_ascent import Ascent, Region, Score, ascend, kept_inside
 from scvae_cli.tools.optimize.options import OptimizeOptions
@@ -47,16 +45,13 @@ _ROUNDING = 1e-3
 
 
 def optimize(
-    model: Model,
-    counts: Counts,
+    session: Session,
     start: Population,
     options: OptimizeOptions,
     *,
-    name: str = "optimization",
-    target: str = "",
-    groups: np.ndarray | None = None,
-    cells: Posterior | None = None,
-    progress: Progress = silent,
+    name: str,
+    target: str,
+    groups_n: np.ndarray | None,
 ) -> Optimization:
     """Increase the score of a gene program from a population or a cell, and decode every step.
 
@@ -67,25 +62,17 @@ def optimize(
 
     Parameters
     ----------
-    model
-        Trained model that encodes the cells and decodes the steps.
-    counts
-        Counts of n cells in the genes of the model.
+    session
+        The n cells and the model.
     start
         A population, or one cell.
     options
         Gene program, with genes as the model names them; constraint, number of starts and steps, and library size and
         batch for decoding.
-    name
-        Name of the result.
-    target
-        Name of the end of the trajectory; `options.target` if empty.
-    groups
+    name, target
+        Names of the result and of the end of the trajectory.
+    groups_n
         Group of each cell, None for a cell without a group, for the description of the steps.
-    cells
-        q(z|x) of the cells; computed if missing.
-    progress
-        Shows progress.
 
     Raises
     ------
@@ -94,14 +81,13 @@ def optimize(
     ConfigError
         For a function that returns no valid score.
     """
+    model, mean_nk = session.model, session.cells.mean_nk
     geometry = Geometry(model.vae)
-    cells = posteriors(model, counts, progress=progress) if cells is None else cells
-    mean_nk = cells.mean_nk
     score, cell_score_n = scorer(model, options, mean_nk)
 
     @functools.cache
     def graph() -> CellGraph:
-        with progress("Building the neighbor graph", None):
+        with session.progress("Building the neighbor graph", None):
             return cell_graph(geometry, mean_nk, always=start.candidates(), seed=options.seed)
 
     starts_sk = _starts(model, graph, mean_nk, start, options)
@@ -117,7 +103,7 @@ def optimize(
 
     max_length = options.max_length or _FARTHEST_CELLS * _farthest(geometry, starts_sk[0], mean_nk)
     first, *others = (each.to(model.device) for each in starts_sk)
-    with progress("Optimizing", len(starts_sk)) as advance:
+    with session.progress("Optimizing", len(starts_sk)) as advance:
         ascents = [ascend(score, first, region=region, length=length, max_length=max_length)]
         advance()
         if ascents[0].score_t[-1] < cell_score_n.max():
@@ -127,7 +113,7 @@ def optimize(
     equal = _EQUAL * cell_score_n.std()
     if region is not None and options.n_starts > 1:
         highest = max(each.score_t[-1] for each in ascents)
-        path = _to_best_maximum(graph, score, cell_score_n, mean_nk, first, region, progress, above=highest + equal)
+        path = _to_best_maximum(session, graph, score, cell_score_n, first, region, above=highest + equal)
         if path is not None and step_lengths(geometry, path.z_tk).sum() <= max_length:
             ascents.append(path)
     enough = max(each.score_t[-1] for each in ascents) - equal
@@ -145,19 +131,16 @@ def optimize(
         score_t = score(points_tk).double().cpu().numpy()
     points_tk = points_tk.cpu()
     trajectory = described(
-        model,
-        counts,
-        cells,
+        session,
         points_tk.numpy(),
+        groups_n=groups_n,
+        near=np.unique(nearest(points_tk[[0, -1]], mean_nk, NEIGHBORS)[0]),
+        seed=options.seed,
         name=name,
         kind=ASCENT,
         library=options.library,
         batch_as=options.batch_as,
-        seed=options.seed,
-        labels=(start.label, target or options.target),
-        population=np.unique(nearest(points_tk[[0, -1]], mean_nk, NEIGHBORS)[0]),
-        groups=groups,
-        progress=progress,
+        labels=(start.label, target),
     )
     best = int(cell_score_n.argmax())
     return Optimization(
@@ -166,7 +149,7 @@ def optimize(
         away=options.away,
         score_t=score_t,
         best_score=float(cell_score_n[best]),
-        best_cell=str(counts.cell_names[best]),
+        best_cell=str(session.counts.cell_names[best]),
         share_below=float((cell_score_n < score_t[-1]).mean()),
         stopped=chosen.stopped,
     )
@@ -194,17 +177,17 @@ def _starts(
 
 
 def _to_best_maximum(
+    session: Session,
     graph: Callable[[], CellGraph],
     score: Score,
     cell_score_n: np.ndarray,
-    mean_nk: Tensor,
     start_k: Tensor,
     region: Region,
-    progress: Progress,
     *,
     above: float,
 ) -> Ascent | None:
     """Find a path to the maximum near the best cell of the region; None if it is not higher, or cannot be reached."""
+    mean_nk = session.cells.mean_nk
     with torch.no_grad():
         blocks = torch.split(mean_nk, BLOCK_CELLS)
         nll_n = torch.cat([-region.log_prob(block_nk.to(start_k)).cpu() for block_nk in blocks])
@@ -218,7 +201,7 @@ def _to_best_maximum(
         return None
     end_k = torch.as_tensor(top.z_tk[-1]).to(start_k)
     built = graph()
-    with progress("Crossing a saddle point", None):
+    with session.progress("Crossing a saddle point", None):
         z_tk = across_saddle_point(built, region.log_prob, start_k, end_k, limit=limit + _ROUNDING)
     if z_tk is None:
         return None
@@ -230,7 +213,5 @@ def _to_best_maximum(
 def _farthest(geometry: Geometry, start_k: Tensor, mean_nk: Tensor) -> float:
     """Compute the Fisher–Rao distance from a position to the farthest cell."""
     y_1g = coordinates(geometry, start_k[None])
-    return max(
-        float((coordinates(geometry, block_nk) - y_1g).norm(dim=1).max())
-        for block_nk in torch.split(mean_nk, BLOCK_CELLS)
-    )
+    blocks = torch.split(mean_nk, BLOCK_CELLS)
+    return max(float((coordinates(geometry, block_nk) - y_1g).norm(dim=1).max()) for block_nk in blocks)

@@ -39,17 +39,8 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         [self.start] = self.session.populations([label], groupby=groupby)
 
     def answer(self) -> Optimization:
-        return optimize(
-            self.session.model,
-            self.session.counts,
-            self.start,
-            self.by_id,
-            name=self.name,
-            target=self.shown.target,
-            groups=self.groups_n,
-            cells=self.session.cells,
-            progress=self.shell.progress,
-        )
+        target = self.shown.target
+        return optimize(self.session, self.start, self.by_id, name=self.name, target=target, groups_n=self.groups_n)
 
     def trajectory_of(self, result: Optimization) -> Trajectory:
         return result.trajectory

@@ -6,6 +6,7 @@ Shapes: t steps, f genes of the file.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -25,8 +26,6 @@ class Optimization:
 
     Parameters
     ----------
-    trajectory
-        The decoded trajectory.
     toward, away
         Genes to increase and to decrease; a function stands in `toward` by its name.
     score_t
@@ -96,18 +95,10 @@ class Optimization:
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
         """List the slots of the trajectory, with the scores beside its steps."""
-        facts = {
-            **{
-                side: np.asarray(getattr(self, side), dtype=object)
-                for side in ("toward", "away")
-                if getattr(self, side)
-            },
-            "score": self.score_t,
-            "best_score": self.best_score,
-            "best_cell": self.best_cell,
-            "share_below": self.share_below,
-            "stopped": self.stopped,
-        }
+        sides = {"toward": self.toward, "away": self.away}
+        facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
+        facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}
+        facts |= {"share_below": self.share_below, "stopped": self.stopped}
         if self.extrapolated_from is not None:
             facts["extrapolated_from"] = self.extrapolated_from
         first, *rest = self.trajectory.slots(names, file_genes)

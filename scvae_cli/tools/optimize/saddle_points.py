@@ -20,7 +20,7 @@ from scipy.sparse.csgraph import dijkstra, minimum_spanning_tree
 from torch import Tensor
 
 from scvae_cli.latent.neighbor_graph import CellGraph, nearest
-from scvae_cli.tools.optimize.gradient_ascent import Score
+from scvae_cli.tools.optimize.gradient_ascent import Score, with_slopes
 
 # Number of points of an edge at which the density is evaluated, both ends included.
 _EDGE_POINTS = 5
@@ -35,30 +35,17 @@ _BLOCK = 8192
 def across_saddle_point(
     graph: CellGraph, log_prob: Score, start_k: Tensor, end_k: Tensor, *, limit: float
 ) -> Tensor | None:
-    """Find a path along which −log density ≤ limit.
+    """Find a path along which −log density ≤ limit, in nats, between two positions on the device of the density.
 
-    Parameters
-    ----------
-    graph
-        Neighbor graph of the cells.
-    log_prob
-        Log density of latent positions, differentiable, (n, k) → (n,).
-    start_k, end_k
-        Ends of the path, on the device of the density.
-    limit
-        Largest −log density, in nats.
-
-    Returns
-    -------
-    Points of the path, both ends included, shape (t, k); None if no path was found.
+    Returns its points, both ends included, shape (t, k); None if no path was found.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)
     inner_tk = mean_mk[torch.as_tensor(_bottleneck(graph, mean_mk, log_prob, nodes, limit))]
     string_tk = _evenly(torch.cat([start_k[None], inner_tk, end_k[None]]))
     for iteration in range(_MAX_ITERATIONS):
-        nll_t, gradient_tk = _nll(log_prob, string_tk)
-        if iteration >= _SMOOTH and bool((nll_t <= limit).all()):
+        log_prob_t, gradient_tk = with_slopes(log_prob, string_tk)
+        if iteration >= _SMOOTH and bool((-log_prob_t <= limit).all()):
             return string_tk
         along_tk = string_tk[2:] - string_tk[:-2]
         along_tk = along_tk / along_tk.norm(dim=1, keepdim=True).clamp_min(1e-12)
@@ -104,15 +91,6 @@ def _largest_nll(mean_mk: Tensor, log_prob: Score, from_e: np.ndarray, to_e: np.
         blocks.append(torch.stack([-log_prob(torch.lerp(a_ek, b_ek, share)) for share in shares]).amax(0))
     nll_e: np.ndarray = torch.cat(blocks).double().cpu().numpy()
     return nll_e
-
-
-def _nll(log_prob: Score, z_tk: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute −log density at some positions, and the gradient of the log density."""
-    with torch.enable_grad():
-        z_tk = z_tk.detach().clone().requires_grad_(True)
-        log_prob_t = log_prob(z_tk)
-        (gradient_tk,) = torch.autograd.grad(log_prob_t.sum(), z_tk)
-    return -log_prob_t.detach(), gradient_tk
 
 
 def _evenly(z_tk: Tensor) -> Tensor:

@@ -13,16 +13,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
 from scvae_cli.latent.populations import Population, core
-from scvae_cli.latent.posteriors import posteriors
-from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
-from scvae_cli.model.posterior import Posterior
-from scvae_cli.progress import Progress, silent
-from scvae_cli.tools.pseudotime.options import SHARED, PseudotimeOptions
+from scvae_cli.session import Session
+from scvae_cli.tools.pseudotime.options import SHARED
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
 # A cell belongs to an end if the weight of the end is at least this.
@@ -31,17 +27,7 @@ _DECIDED = 0.8
 _REFERENCES = 200
 
 
-def pseudotime(
-    model: Model,
-    counts: Counts,
-    root: Population,
-    ends: Sequence[Population],
-    options: PseudotimeOptions,
-    *,
-    name: str = "pseudotime",
-    cells: Posterior | None = None,
-    progress: Progress = silent,
-) -> Pseudotime:
+def pseudotime(session: Session, root: Population, ends: Sequence[Population], *, name: str, seed: int) -> Pseudotime:
     """Order cells by their distance from a root, and assign them to ends.
 
     A population that is the root is represented by the tenth of its core that is farthest from the ends, or, without
@@ -50,33 +36,24 @@ def pseudotime(
 
     Parameters
     ----------
-    model
-        Trained model that encodes and decodes the cells.
-    counts
-        Counts of n cells in the genes of the model.
+    session
+        The n cells and the model.
     root, ends
         Populations or single cells.
-    options
-        The seed for the selection of cells if there are very many.
-    name
-        Name of the result.
-    cells
-        q(z|x) of the cells; computed if missing.
-    progress
-        Shows progress.
+    name, seed
+        Name of the result, and seed for the selection of cells if there are very many.
 
     Raises
     ------
     DataError
         If an end has the same position as the root.
     """
-    geometry = Geometry(model.vae)
-    mean_nk = (posteriors(model, counts, progress=progress) if cells is None else cells).mean_nk
+    geometry, mean_nk = Geometry(session.model.vae), session.cells.mean_nk
     always = np.concatenate([population.candidates() for population in (root, *ends)])
-    with progress("Ordering", 4) as advance:
-        graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
+    with session.progress("Ordering", 4) as advance:
+        graph = cell_graph(geometry, mean_nk, always=always, seed=seed)
         advance(1, "distances from the root")
-        start = _outermost(graph, root, ends, np.random.default_rng(options.seed))
+        start = _outermost(graph, root, ends, np.random.default_rng(seed))
         from_root_m = graph.distances(start).mean(0)
         end_nodes = [_farthest(graph, end, from_root_m) for end in ends]
         for end, nodes in zip(ends, end_nodes, strict=True):
@@ -85,7 +62,7 @@ def pseudotime(
                     f"the end {end.label!r} has the same position as the root", "choose an end apart from the root"
                 )
         advance(1, "neighbor graph by expression")
-        by_state = cell_graph(geometry, mean_nk, always=always, by_state=True, seed=options.seed)
+        by_state = cell_graph(geometry, mean_nk, always=always, by_state=True, seed=seed)
         advance(1, "smoothed distances")
         smooth_m = by_state.smooth_distances([start])[0]
         advance()
@@ -97,7 +74,7 @@ def pseudotime(
         branch_n = np.where(weight_ne.max(1) >= _DECIDED, labels[weight_ne.argmax(1)], SHARED)
 
     def names(nodes: np.ndarray) -> tuple[str, ...]:
-        return tuple(str(cell) for cell in counts.cell_names[graph.cells[nodes]])
+        return tuple(str(cell) for cell in session.counts.cell_names[graph.cells[nodes]])
 
     return Pseudotime(
         name=name,
@@ -128,18 +105,13 @@ def _outermost(
         outside = np.setdiff1d(np.arange(len(graph.cells)), graph.nodes_of(root.cells))
         references = [random.permutation(outside if len(outside) else members)[:_REFERENCES]]
     distance_m = np.mean([graph.distances(nodes).mean(0) for nodes in references], axis=0)
-    return _top_tenth(members, distance_m)
+    return _farthest(graph, root, distance_m)
 
 
-def _farthest(graph: CellGraph, end: Population, from_root_m: np.ndarray) -> np.ndarray:
-    if len(end.cells) == 1:
-        return graph.nodes_of(end.cells)
-    return _top_tenth(core(graph, end.cells), from_root_m)
-
-
-def _top_tenth(nodes: np.ndarray, value_m: np.ndarray) -> np.ndarray:
-    """Choose the tenth of some nodes with the largest values, at least one."""
-    order = np.argsort(-value_m[nodes], kind="stable")
+def _farthest(graph: CellGraph, population: Population, distance_m: np.ndarray) -> np.ndarray:
+    """Choose the tenth of the core of a population with the largest distances, at least one node."""
+    nodes = core(graph, population.cells) if len(population.cells) > 1 else graph.nodes_of(population.cells)
+    order = np.argsort(-distance_m[nodes], kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // 10)]]
     return top
 

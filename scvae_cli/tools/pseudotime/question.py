@@ -18,8 +18,8 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         options = self.options
         label = options.root_cell or options.root
         assert label is not None, "checked by the options"
-        by_group = options.root_cell is None
-        [self.root] = self.session.populations([label], groupby=options.groupby if by_group else None)
+        groupby = options.groupby if options.root_cell is None else None
+        [self.root] = self.session.populations([label], groupby=groupby)
         self.ends = self.session.populations(options.ends, groupby=options.groupby) if options.ends else []
         self.name = options.name or default_name(label)
 
@@ -34,16 +34,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return None if self.options.name else {"root": self.root.label}
 
     def answer(self) -> Pseudotime:
-        return pseudotime(
-            self.session.model,
-            self.session.counts,
-            self.root,
-            self.ends,
-            self.options,
-            name=self.name,
-            cells=self.session.cells,
-            progress=self.shell.progress,
-        )
+        return pseudotime(self.session, self.root, self.ends, name=self.name, seed=self.options.seed)
 
     def record(self, result: Pseudotime) -> dict[str, Any]:
         return super().record(result) | {"name": self.name, "root": self.root.label}

@@ -19,10 +19,8 @@ class Pseudotime:
 
     Parameters
     ----------
-    name
-        Name of the result, in slots.
-    root, ends
-        Names of the root and of the ends.
+    name, root, ends
+        Names of the result, of the root and of the ends.
     root_cells, end_cells
         Names of the cells that represent the root, and each end.
     pseudotime_n

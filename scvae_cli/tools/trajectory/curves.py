@@ -56,20 +56,10 @@ def step_lengths(geometry: Geometry, points_tk: np.ndarray) -> np.ndarray:
 
 
 def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarray) -> list[list[np.ndarray]]:
-    """Compute the segments of the shortest paths through the neighbor graph, each of shape (t, k).
+    """Compute the segments of the shortest paths through the neighbor graph of the cells, each of shape (t, k).
 
-    Parameters
-    ----------
-    graph
-        Neighbor graph of the cells.
-    waypoints_pwk
-        Latent positions of the waypoints of each path.
-    nodes_pw
-        The node at, or nearest to, each waypoint.
-
-    Returns
-    -------
-    For each path, its segments in order; the points between the waypoints of a segment are cells.
+    `nodes_pw` is the node at, or nearest to, each waypoint. Returns, for each path, its segments in order; the points
+    between the waypoints of a segment are cells.
     """
     pairs = [(int(a), int(b)) for path in nodes_pw for a, b in pairwise(path)]
     nodes = iter(graph.shortest_paths(pairs))
@@ -112,18 +102,8 @@ def geodesics(
     the factor `cost`. The solution is resampled at constant speed, which reveals what lies between its points, and
     optimized once more.
 
-    Parameters
-    ----------
-    geometry, density
-        Geometry of the decoder and density of the cells in latent space.
-    guesses
-        Initial guess of each segment, of shape (t, k), any t ≥ 2.
-    progress
-        Shows the number of solved segments.
-
-    Returns
-    -------
-    The segments, each of shape (t', k), in the same order.
+    `guesses` has the initial guess of each segment, of shape (t, k), any t ≥ 2. Returns the segments, each of shape
+    (t', k), in the same order.
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
@@ -147,7 +127,9 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
     basis_tc = _basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
-    optimizer = _Adam(inner_lck)
+    # Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
+    # torch's own optimizers import its compiler, which takes most of a second.
+    mean_lck, square_lc1 = torch.zeros_like(inner_lck), torch.zeros_like(inner_lck[..., :1])
     n_segments, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):
         points_ltk = basis_tc @ torch.cat([first_l1k, inner_lck, last_l1k], dim=1)
@@ -157,32 +139,15 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
         squared_lt = (y_ltg[:, 1:] - y_ltg[:, :-1]).square().sum(2)
         energy = (cost_lt.square() * squared_lt).sum()
         (gradient_lck,) = torch.autograd.grad(energy, inner_lck)
-        optimizer.step(gradient_lck, first_step * (1 - iteration / _ITERATIONS))
+        mean_lck.lerp_(gradient_lck, 0.1)
+        square_lc1.lerp_(gradient_lck.square().mean(-1, keepdim=True), 0.001)
+        direction_lck = mean_lck / (1 - 0.9 ** (iteration + 1))
+        scale_lc1 = (square_lc1 / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-12
+        with torch.no_grad():
+            inner_lck -= first_step * (1 - iteration / _ITERATIONS) * direction_lck / scale_lc1
     dense_tc = _basis(4 * _SOLVED).to(guess_ltk)
     result: Tensor = dense_tc @ torch.cat([first_l1k, inner_lck.detach(), last_l1k], dim=1)
     return result
-
-
-class _Adam:
-    """Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
-
-    torch's own optimizers import its compiler, which takes most of a second.
-    """
-
-    def __init__(self, parameter: Tensor) -> None:
-        self.parameter = parameter
-        self.mean, self.square = torch.zeros_like(parameter), torch.zeros_like(parameter[..., :1])
-        self.steps = 0
-
-    @torch.no_grad()
-    def step(self, gradient: Tensor, rate: float) -> None:
-        """Update the parameter, given its gradient and the step size."""
-        self.steps += 1
-        self.mean.lerp_(gradient, 0.1)
-        self.square.lerp_(gradient.square().mean(-1, keepdim=True), 0.001)
-        mean = self.mean / (1 - 0.9**self.steps)
-        scale = (self.square / (1 - 0.999**self.steps)).sqrt()
-        self.parameter -= rate * mean / (scale + 1e-12)
 
 
 def _basis(n_points: int) -> Tensor:

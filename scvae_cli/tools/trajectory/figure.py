@@ -5,20 +5,43 @@ Shapes: n cells, t steps, g genes, c chosen genes.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from scvae_cli.latent.decoding import decode
+from scvae_cli.latent.expected_counts import library_size
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import WIDTH, group_colors, shortened, write
+from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, curves_height, draw_curves
 from scvae_cli.tools.trajectory.heat_map import draw_heat_map, heat_map_height
 from scvae_cli.tools.trajectory.plane import Backdrop, Legend, draw_plane, plane_height, steps_in_plane
 from scvae_cli.tools.trajectory.result import Trajectory
 
-__all__ = ["Backdrop", "path_figure", "steps_in_plane"]
-
+UMAP = "X_umap"
 _TOP, _BETWEEN, _BOTTOM = 0.42, 0.22, 0.1
 _TITLE_LENGTH = 84
+
+
+def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Figure:
+    """Draw a trajectory over the UMAP of the data, or over the first two latent axes if there is none.
+
+    `groups_n` is the group of each cell, or None.
+    """
+    chosen = trajectory.top_genes(N_CURVES)
+    size = library_size(session.model, trajectory.library, usual="median")
+    assert size is not None, "a trajectory is decoded at one library size"
+    expression_nc = session.counts.matrix[:, chosen].toarray() / session.counts.library_n[:, None] * size
+    return path_figure(
+        replace(trajectory, genes=tuple(session.genes.shown(trajectory.genes))),
+        backdrop=_backdrop(session, trajectory, groups_n),
+        expression_nc=expression_nc,
+        chosen=chosen,
+        inflation_tc=_inflation(session, trajectory, chosen),
+    )
 
 
 def path_figure(
@@ -27,31 +50,23 @@ def path_figure(
     backdrop: Backdrop,
     expression_nc: np.ndarray,
     chosen: np.ndarray,
-    inflation_tc: np.ndarray | None = None,
+    inflation_tc: np.ndarray,
 ) -> Figure:
-    """Draw a trajectory.
+    """Draw a trajectory: a figure with three panels, for `save_figure`; it is not registered with pyplot.
 
     Parameters
     ----------
-    trajectory
-        The trajectory and its genes.
-    backdrop
-        Positions of the cells and of the trajectory in a plane.
+    trajectory, backdrop
+        The trajectory and its genes, and the plane in which it is drawn.
     expression_nc
         Counts of the chosen genes in the cells, scaled to the library size of the trajectory.
     chosen
-        Indices in `trajectory.genes`; the first twelve are drawn.
+        Indices in `trajectory.genes`, at most twelve.
     inflation_tc
-        Factors by which zero inflation changes the decoded counts of the chosen genes at the same library size; None
-        for no change. The counts of the cells contain technical zeros, so the curves drawn over them must as well.
-
-    Returns
-    -------
-    A figure with three panels, for `save_figure`; it is not registered with pyplot.
+        Factors by which zero inflation changes the decoded counts of the chosen genes at the same library size. The
+        counts of the cells contain technical zeros, so the curves drawn over them must as well.
     """
-    chosen = np.asarray(chosen, dtype=int)[:N_CURVES]
-    passed = list(dict.fromkeys(trajectory.steps.groups_passed()))
-    colors = group_colors(backdrop.groups_n, passed)
+    colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())))
     with house_style():
         legend = Legend(trajectory, backdrop, colors)
         upper = max(plane_height(legend), heat_map_height(trajectory))
@@ -60,7 +75,6 @@ def path_figure(
         write(figure, 0.1, 0.14, _title(trajectory), size=9, weight="bold")
         draw_plane(figure, trajectory, backdrop, colors, legend, _TOP, upper)
         draw_heat_map(figure, trajectory, colors, _TOP, upper)
-        inflation_tc = np.ones((len(trajectory.z_tk), len(chosen))) if inflation_tc is None else inflation_tc
         draw_curves(figure, trajectory, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
     return figure
 
@@ -72,3 +86,38 @@ def _title(trajectory: Trajectory) -> str:
     fits = sum(map(len, labels)) + 3 * len(labels) <= _TITLE_LENGTH
     length = _TITLE_LENGTH if fits else _TITLE_LENGTH // len(labels) - 3
     return " → ".join(shortened(label, length) for label in labels)
+
+
+def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
+    """Compute factors that apply zero inflation to the decoded counts, for comparison with cells; 1 without counts.
+
+    Decoded counts add up to the library size before zero inflation, the counts of cells after it.
+    """
+    if not trajectory.of_counts:
+        return np.ones((len(trajectory.z_tk), len(chosen)))
+    z_tk = session.model.axes.in_training_frame(torch.as_tensor(trajectory.z_tk)).numpy()
+    shown_tg = decode(session.model, z_tk, trajectory.library, trajectory.batch_as, with_zero_inflation=True)
+    shown_tg *= trajectory.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
+    factor_tc: np.ndarray = shown_tg[:, chosen] / np.maximum(trajectory.mean_tg[:, chosen], 1e-30)
+    return factor_tc
+
+
+def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Backdrop:
+    umap = session.store.obsm(UMAP)
+    if umap is not None and umap.ndim == 2 and umap.shape[1] >= 2:
+        xy_n2 = np.asarray(umap[session.kept, :2], dtype=np.float64)
+        xy_t2 = steps_in_plane(trajectory, xy_n2)
+        return Backdrop(xy_n2=xy_n2, xy_t2=xy_t2, names=("UMAP 1", "UMAP 2"), groups_n=groups_n)
+    bundle = trajectory.bundle_ptk
+    return Backdrop(
+        xy_n2=session.position_n2,
+        xy_t2=_plane(trajectory.z_tk),
+        names=("latent axis 1", "latent axis 2"),
+        groups_n=groups_n,
+        xy_bundle_pt2=None if bundle is None else _plane(bundle),
+    )
+
+
+def _plane(z: np.ndarray) -> np.ndarray:
+    """Return the first two latent coordinates; the second is zero if there is only one."""
+    return np.concatenate([z, np.zeros_like(z)], axis=-1)[..., :2].astype(np.float64)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-DIRECTIONS = ("up", "down", "peak", "dip")
 # A gene whose net change is less than this fraction of its range has a peak or a dip instead of a direction.
 _RETURNED = 0.5
 
@@ -23,10 +22,8 @@ class GeneChanges:
 
     Parameters
     ----------
-    effect_g
-        Range of the gene along the trajectory, in standard deviations of a count.
-    net_g
-        Value at the end minus value at the start, in the same unit.
+    effect_g, net_g
+        Range along the trajectory, and value at the end minus value at the start, in standard deviations of a count.
     direction_g
         "up" or "down"; "peak" or "dip" for a gene that returns by more than half of its range.
     monotonicity_g
@@ -62,12 +59,11 @@ def gene_changes(y_tg: np.ndarray) -> GeneChanges:
     base_g = (y_tg[0] + y_tg[-1]) / 2
     peak_g = high_g - base_g >= base_g - low_g
     extreme_g = np.where(peak_g, y_tg.argmax(0), y_tg.argmin(0))
+    direction_g = np.where(returned_g, np.where(peak_g, "peak", "dip"), np.where(net_g >= 0, "up", "down"))
     return GeneChanges(
         effect_g=effect_g,
         net_g=net_g,
-        direction_g=np.where(returned_g, np.where(peak_g, "peak", "dip"), np.where(net_g >= 0, "up", "down")).astype(
-            object
-        ),
+        direction_g=direction_g.astype(object),
         monotonicity_g=np.abs(net_g) / np.maximum(total_g, 1e-12),
         switch_g=np.where(returned_g, extreme_g, switch_g),
     )

@@ -19,15 +19,8 @@ from scvae_cli.tools.trajectory.result import Trajectory
 
 N_CURVES = 12
 _DECODED, _CELLS = "#0072B2", "#333333"
-_BEYOND: dict[str, Any] = {
-    "color": _CELLS,
-    "marker": "s",
-    "markersize": 3,
-    "linestyle": "",
-    "linewidth": 1,
-    "zorder": 4,
-    "clip_on": False,
-}
+_BEYOND: dict[str, Any] = {"color": _CELLS, "marker": "s", "markersize": 3, "linestyle": "", "linewidth": 1}
+_BEYOND |= {"zorder": 4, "clip_on": False}
 _BINS = 400
 _MAX_DOTS = 1500
 # Means over fewer cells than this are not shown.
@@ -103,16 +96,9 @@ def draw_curves(
         axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         if lowest:
             axes.set_xlabel("position along the trajectory", labelpad=2)
-    down = curves_height(len(chosen))
-    write(
-        figure,
-        0.13,
-        top + (_TITLE + down - _AXIS) / 2,
-        "counts at the same library size" if trajectory.of_counts else "values",
-        rotation=90,
-        ha="center",
-        va="center",
-    )
+    middle = top + (_TITLE + curves_height(len(chosen)) - _AXIS) / 2
+    unit = "counts at the same library size" if trajectory.of_counts else "values"
+    write(figure, 0.13, middle, unit, rotation=90, ha="center", va="center")
     _draw_legend(figure, top, drawn)
 
 
@@ -164,11 +150,9 @@ def _draw_gene(
     axes.fill_between(at_t, low_t, high_t, color=_DECODED, alpha=0.25, linewidth=0, zorder=2)
     axes.plot(at_t, mean_t, color=_DECODED, linewidth=1.5, gid="decoded", zorder=3)
     hatch_off(axes, trajectory.steps.off, above=False)
-    if trajectory.of_counts:
-        axes.set(xlim=(-0.02, 1.02), ylim=(0, 1.06 * top))
-    else:
-        # Real numbers may be negative.
-        axes.set(xlim=(-0.02, 1.02))
+    axes.set_xlim(-0.02, 1.02)
+    if trajectory.of_counts:  # real numbers may be negative
+        axes.set_ylim(0, 1.06 * top)
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.tick_params(pad=1.5)
     axes.set_title(shortened(trajectory.genes[gene], 24), style="italic", pad=3)

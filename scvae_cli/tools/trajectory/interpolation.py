@@ -9,21 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, nearest
 from scvae_cli.latent.populations import Population
-from scvae_cli.latent.posteriors import BLOCK_CELLS, posteriors
+from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
-from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
+from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
 from scvae_cli.tools.trajectory.options import InterpolateOptions
@@ -38,36 +38,25 @@ NEIGHBORS = 50
 
 
 def interpolate(
-    model: Model,
-    counts: Counts,
+    session: Session,
     waypoints: Sequence[Population],
     options: InterpolateOptions,
     *,
-    name: str = "trajectory",
-    groups: np.ndarray | None = None,
-    cells: Posterior | None = None,
-    progress: Progress = silent,
+    name: str,
+    groups_n: np.ndarray | None = None,
 ) -> Trajectory:
-    """Interpolate a trajectory from the first waypoint to the last and decode every step.
+    """Interpolate a trajectory from the first of two or more waypoints to the last and decode every step.
 
     Parameters
     ----------
-    model
-        Trained model that encodes the cells and decodes the steps.
-    counts
-        Counts of n cells in the genes of the model.
+    session
+        The n cells and the model.
     waypoints
-        Two or more populations or single cells.
-    options
-        Kind of path, number of steps, pairing, and library size and batch for decoding.
-    name
-        Name of the result.
-    groups
+        Populations or single cells.
+    options, name
+        Kind of path, number of steps, pairing, library size and batch for decoding; name of the result.
+    groups_n
         Group of each cell, None for a cell without a group, for the description of the steps.
-    cells
-        q(z|x) of the cells; computed if missing.
-    progress
-        Shows progress.
 
     Raises
     ------
@@ -75,13 +64,12 @@ def interpolate(
         If two consecutive waypoints have the same position, a population to be paired is a single cell, or the batch is
         unknown.
     """
-    geometry = Geometry(model.vae)
-    cells = posteriors(model, counts, progress=progress) if cells is None else cells
-    mean_nk = cells.mean_nk
-    density = model.density.to(torch.device("cpu"))
+    model = session.model
+    geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
+    mean_nk = session.cells.mean_nk
     # Refuses an unknown batch before the long computation.
     decoder_at(model, options.library, options.batch_as)
-    with progress("Building the neighbor graph", None):
+    with session.progress("Building the neighbor graph", None):
         always = np.concatenate([population.candidates() for population in waypoints])
         graph = cell_graph(geometry, mean_nk, always=always, seed=options.seed)
         single = positions(graph, density, mean_nk, waypoints, options.endpoint)
@@ -91,123 +79,88 @@ def interpolate(
         _refuse_single_cells(waypoints)
         first, last = waypoints[0], waypoints[-1]
         pairs = coupled(graph, geometry, single, first, last, n_paths=options.n_paths, seed=options.seed)
-        bundle_ptk = solve(model, graph, pairs, options, progress=progress)
+        bundle_ptk = solve(model, graph, pairs, options, progress=session.progress)
         z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
     else:
-        z_tk = solve(model, graph, single, options, progress=progress)[0]
+        z_tk = solve(model, graph, single, options, progress=session.progress)[0]
     return described(
-        model,
-        counts,
-        cells,
+        session,
         z_tk,
+        bundle_ptk=bundle_ptk,
+        groups_n=groups_n,
+        near=_cells_at(waypoints, mean_nk),
+        seed=options.seed,
         name=name,
         kind=options.path,
         endpoint=options.endpoint,
         couple=options.couple,
         library=options.library,
         batch_as=options.batch_as,
-        seed=options.seed,
         labels=tuple(population.label for population in waypoints),
-        population=_cells_at(waypoints, mean_nk),
-        groups=groups,
-        bundle_ptk=bundle_ptk,
-        progress=progress,
     )
 
 
 def described(
-    model: Model,
-    counts: Counts,
-    cells: Posterior,
+    session: Session,
     z_tk: np.ndarray,
     *,
-    name: str,
-    kind: str,
+    bundle_ptk: np.ndarray | None = None,
+    groups_n: np.ndarray | None,
+    near: np.ndarray,
+    seed: int,
     library: str | float,
     batch_as: str,
-    seed: int,
-    endpoint: str = "density",
-    couple: str = "none",
-    labels: tuple[str, ...],
-    population: np.ndarray,
-    groups: np.ndarray | None = None,
-    bundle_ptk: np.ndarray | None = None,
-    progress: Progress = silent,
+    **made: Any,
 ) -> Trajectory:
     """Decode every step of a trajectory and describe it.
 
     Parameters
     ----------
-    model, counts, name, groups, progress
+    session, groups_n
         As for `interpolate`.
-    cells
-        q(z|x) of the n cells.
     z_tk, bundle_ptk
         The trajectory and, if there are several, all trajectories of the bundle, in the coordinates of the networks.
-    kind, endpoint, couple
-        How it was computed.
-    library, batch_as
-        Library size and batch for decoding.
+    near
+        Indices of the cells whose distances define up to which distance cells are near the trajectory.
     seed
         Random seed of the draws for the 5–95% band.
-    labels
-        Names of the waypoints.
-    population
-        Indices of the cells at the waypoints, which define the distance up to which cells are near the trajectory.
+    library, batch_as, made
+        How it is decoded and how it was computed, as fields of `Trajectory`.
     """
-    geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
-    mean_nk, var_nk = cells
-    steps = along(geometry, density, mean_nk, z_tk, groups)
+    model, (mean_nk, var_nk) = session.model, session.cells
+    steps = along(Geometry(model.vae), model.density.to(torch.device("cpu")), mean_nk, z_tk, groups_n)
     mean_tg = decode(model, z_tk, library, batch_as)
     if bundle_ptk is None:
         around_tk = var_nk[torch.as_tensor(steps.nearest_tj)].mean(1).numpy()
         low_tg, high_tg = posterior_band(model, z_tk, around_tk, library, batch_as, seed=seed)
     else:
-        paths = tracked(bundle_ptk, progress, "Decoding", len(bundle_ptk))
+        paths = tracked(bundle_ptk, session.progress, "Decoding", len(bundle_ptk))
         each_ptg = np.stack([decode(model, path_tk, library, batch_as) for path_tk in paths])
         low_tg, high_tg = np.quantile(each_ptg, (0.05, 0.95), axis=0).astype(np.float32)
-    position_n, distance_n = project(mean_nk.numpy(), z_tk, progress=progress)
-    limit = np.quantile(distance_n[population], NEAR_QUANTILE)
+    position_n, distance_n = project(mean_nk.numpy(), z_tk, progress=session.progress)
+    limit = np.quantile(distance_n[near], NEAR_QUANTILE)
     return Trajectory(
-        name=name,
-        kind=kind,
-        endpoint=endpoint,
-        couple=couple,
         library=library,
         batch_as=batch_as,
-        labels=labels,
         genes=model.genes,
         z_tk=_canonical(model, z_tk),
         steps=steps,
-        nearest_names_tj=counts.cell_names[steps.nearest_tj],
+        nearest_names_tj=session.counts.cell_names[steps.nearest_tj],
         mean_tg=mean_tg,
         low_tg=low_tg,
         high_tg=high_tg,
-        changes=gene_changes(_coordinates(model, mean_tg)),
+        changes=gene_changes(model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()),
         pseudotime_n=np.where(distance_n <= limit, position_n, np.nan),
         bundle_ptk=None if bundle_ptk is None else _canonical(model, bundle_ptk),
         of_counts=model.of_counts,
+        **made,
     )
 
 
 def solve(
     model: Model, graph: CellGraph, waypoints: Waypoints, options: InterpolateOptions, *, progress: Progress = silent
 ) -> np.ndarray:
-    """Compute all paths through given waypoints, shape (p, t, k).
-
-    Parameters
-    ----------
-    model
-        Geometry of its decoder and density of its latent space define geodesics.
-    graph
-        Neighbor graph of the cells.
-    waypoints
-        Waypoints of each path.
-    options
-        Kind of path and number of steps.
-    progress
-        Shows the number of solved segments.
-    """
+    """Compute all paths through given waypoints, shape (p, t, k); the model and the graph of the cells guide them."""
     z_pwk = waypoints.z_pwk.astype(np.float64)
     if options.path == "straight":
         return np.stack([straight(z_wk, options.n_steps) for z_wk in z_pwk])
@@ -227,23 +180,14 @@ def solve(
 
 
 def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-    """Project cells on a trajectory.
+    """Project cells on a trajectory, both in the same coordinates.
 
-    Parameters
-    ----------
-    z_nk, z_tk
-        Latent positions of the cells and of the steps, in the same coordinates.
-    progress
-        Shows the number of projected cells.
-
-    Returns
-    -------
-    The position of the nearest point of the trajectory, 0 to 1, and the latent distance to it, each of shape (n,).
+    Returns the position of the nearest point of the trajectory, 0 to 1, and the latent distance to it, each of shape
+    (n,).
     """
     start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
     squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
-    position_n = np.empty(len(z_nk))
-    distance_n = np.empty(len(z_nk))
+    position_n, distance_n = np.empty(len(z_nk)), np.empty(len(z_nk))
     with progress("Projecting the cells", len(z_nk)) as advance:
         for begin in range(0, len(z_nk), BLOCK_CELLS):
             rows = slice(begin, begin + BLOCK_CELLS)
@@ -264,32 +208,23 @@ def _canonical(model: Model, z_tk: np.ndarray) -> np.ndarray:
     return z
 
 
-def _coordinates(model: Model, mean_tg: np.ndarray) -> np.ndarray:
-    """Compute the Fisher–Rao coordinates of decoded means."""
-    y_tg: np.ndarray = model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()
-    return y_tg
-
-
 def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
     """Find the path with the least sum of distances to the others, step by step, in Fisher–Rao coordinates."""
     device = geometry.vae.reference_library.device
-    total_pp: Tensor | float = 0.0
+    total_pp = torch.zeros(len(bundle_ptk), len(bundle_ptk), device=device)
     with torch.no_grad():
         for z_pk in torch.as_tensor(bundle_ptk, dtype=torch.float32).transpose(0, 1):
             y_pg = geometry.coordinates(z_pk.to(device))
-            total_pp = total_pp + torch.cdist(y_pg, y_pg)
-    assert isinstance(total_pp, Tensor), "a bundle has steps"
+            total_pp += torch.cdist(y_pg, y_pg)
     return int(total_pp.sum(1).argmin())
 
 
 def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
     """List the cells of the waypoints; the nearest cells represent a waypoint that is a single cell."""
-    members = []
-    for population in waypoints:
-        if len(population.cells) > 1:
-            members.append(population.cells)
-        else:
-            members.append(nearest(mean_nk[torch.as_tensor(population.cells)], mean_nk, NEIGHBORS)[0][0])
+    members = [
+        cells if len(cells) > 1 else nearest(mean_nk[torch.as_tensor(cells)], mean_nk, NEIGHBORS)[0][0]
+        for cells in (population.cells for population in waypoints)
+    ]
     return np.unique(np.concatenate(members))
 
 

@@ -5,6 +5,7 @@ Shapes: n cells, t steps, p paths of a bundle.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +44,12 @@ class Backdrop:
 
     Parameters
     ----------
-    xy_n2
-        Position of each cell.
-    xy_t2
-        Position of each step.
+    xy_n2, xy_t2, xy_bundle_pt2
+        Position of each cell, of each step, and of the steps of all trajectories of a bundle.
     names
         Names of the two axes.
     groups_n
         Group of each cell, None for a cell without a group; None if there are no groups.
-    xy_bundle_pt2
-        Positions of the steps of all trajectories of a bundle.
     """
 
     xy_n2: np.ndarray
@@ -138,14 +135,9 @@ class Legend:
         """Draw it, with its upper edge at `top` inches."""
         axes = place(figure, _LEFT, top, _WIDTH, self.height)
         axes.set_axis_off()
-        look: dict[str, Any] = {
-            "loc": "upper left",
-            "frameon": False,
-            "borderpad": 0,
-            "borderaxespad": 0,
-            "handletextpad": 0.4,
-        }
-        look |= {"labelspacing": _LINE * 72 / _NAME_SIZE - 1, "columnspacing": 1.0, "handleheight": 1.0}
+        look: dict[str, Any] = {"loc": "upper left", "frameon": False, "borderpad": 0, "borderaxespad": 0}
+        look |= {"labelspacing": _LINE * 72 / _NAME_SIZE - 1, "columnspacing": 1.0}
+        look |= {"handleheight": 1.0, "handletextpad": 0.4}
         down = 0.0
         for row in self._symbol_rows:
             names, lines = zip(*row, strict=True)
@@ -201,9 +193,7 @@ def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
 def _draw_cells(axes: Axes, backdrop: Backdrop, colors: dict[str, str]) -> None:
     xy_n2, n_cells = backdrop.xy_n2, len(backdrop.xy_n2)
     groups_n = np.full(n_cells, None) if backdrop.groups_n is None else backdrop.groups_n
-    sizes: dict[str | None, int] = {}
-    for group in groups_n:
-        sizes[group] = sizes.get(group, 0) + 1
+    sizes = Counter(groups_n)
     # Small groups are drawn last, over large ones; cells without a group are drawn first.
     sizes[None] = n_cells + 1
     order = np.argsort([-sizes[group] for group in groups_n], kind="stable")
@@ -228,9 +218,8 @@ _OFF: dict[str, Any] = {"color": OFF, "linewidth": 1.8, "linestyle": (0, (2.2, 1
 def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> None:
     xy_t2 = np.asarray(backdrop.xy_t2, dtype=np.float64)
     if backdrop.xy_bundle_pt2 is not None:
-        axes.add_collection(
-            LineCollection(list(backdrop.xy_bundle_pt2), colors="black", linewidths=0.4, alpha=0.4), autolim=False
-        )
+        thin = LineCollection(list(backdrop.xy_bundle_pt2), colors="black", linewidths=0.4, alpha=0.4)
+        axes.add_collection(thin, autolim=False)
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     for first, last in segments(trajectory.steps.off):
@@ -272,7 +261,7 @@ def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken:
     half = np.asarray([text_width([text], size) * 1.18, size / 72]) / 2 * inch
     frame = axes.bbox
     at, paper_t2 = axes.transData.transform(xy), axes.transData.transform(xy_t2)
-    best: tuple[float, np.ndarray] | None = None
+    best, least = at, np.inf
     for angle in np.arange(16) * np.pi / 8:
         away = np.asarray([np.cos(angle), np.sin(angle)])
         center = at + away * 0.09 * inch + half * np.clip(1.5 * away, -1, 1)
@@ -281,21 +270,10 @@ def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken:
         hidden = ((paper_t2 > low - 3) & (paper_t2 < high + 3)).all(1).mean()
         over = sum(bool((low < box[1]).all() and (high > box[0]).all()) for box in taken)
         cost = outside + 100 * over + 50 * hidden
-        if best is None or cost < best[0] - 1e-9:
-            best = cost, center
-    assert best is not None, "sixteen directions were tried"
+        if cost < least - 1e-9:
+            best, least = center, cost
     # A label that extends over the frame is moved inward.
-    center = np.clip(best[1], frame.min + half, np.maximum(frame.max - half, frame.min + half))
+    center = np.clip(best, frame.min + half, np.maximum(frame.max - half, frame.min + half))
     taken.append(np.stack([center - half, center + half]))
-    axes.annotate(
-        text,
-        (xy[0], xy[1]),
-        (center - at) / inch * 72,
-        textcoords="offset points",
-        size=size,
-        weight="bold",
-        ha="center",
-        va="center",
-        zorder=6,
-        path_effects=[_HALO],
-    )
+    look: dict[str, Any] = {"size": size, "weight": "bold", "ha": "center", "va": "center", "path_effects": [_HALO]}
+    axes.annotate(text, (xy[0], xy[1]), (center - at) / inch * 72, textcoords="offset points", zorder=6, **look)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -72,11 +71,9 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return steps_file(trajectory, options.path_out, self.names, force=options.force, score_t=score_t)
 
     def figure(self, result: Result) -> Figure:
-        from scvae_cli.tools.trajectory.drawing import trajectory_figure
+        from scvae_cli.tools.trajectory.figure import trajectory_figure
 
-        trajectory = self.trajectory_of(result)
-        named = replace(trajectory, genes=tuple(self.session.genes.shown(trajectory.genes)))
-        return trajectory_figure(self.session, named, self.groups_n)
+        return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002
         return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
@@ -112,11 +109,10 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         highest = facts["off_manifold"]
         lines.append(f"highest off-manifold score: {highest:.2f} (above {OFF_MANIFOLD}, no cells were observed)")
         lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
-        for row in facts["genes"]:
-            lines.append(
-                f"{row['gene']:<16}{row['start']:>10.3g}{row['end']:>10.3g}{row['change']:>9.2f}{row['direction']:>11}"
-                f"{row['switch_step']:>13}"
-            )
+        lines += [
+            "{gene:<16}{start:>10.3g}{end:>10.3g}{change:>9.2f}{direction:>11}{switch_step:>13}".format(**row)
+            for row in facts["genes"]
+        ]
         library = trajectory.library
         size = "the median library size" if library == "median" else f"a library size of {library:g}"
         expected = f"expected counts at {size}" if trajectory.of_counts else "expected values"
@@ -129,7 +125,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
     def prepare(self) -> None:
         options = self.options
         key = options.time_key
-        named = list(options.groups or options.cells) if key is None else self.session.time_points(key)
+        named = options.groups or options.cells if key is None else self.session.time_points(key)
         self.waypoints = self.session.populations(named, groupby=None if options.cells else key or options.groupby)
         self.labels = [population.label for population in self.waypoints]
         for before, after in pairwise(self.labels):
@@ -143,16 +139,7 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         return None if self.options.name else {"waypoints": self.labels}
 
     def answer(self) -> Trajectory:
-        return interpolate(
-            self.session.model,
-            self.session.counts,
-            self.waypoints,
-            self.options,
-            name=self.name,
-            groups=self.groups_n,
-            cells=self.session.cells,
-            progress=self.shell.progress,
-        )
+        return interpolate(self.session, self.waypoints, self.options, name=self.name, groups_n=self.groups_n)
 
     def trajectory_of(self, result: Trajectory) -> Trajectory:
         return result

@@ -28,27 +28,19 @@ class Trajectory:
 
     Parameters
     ----------
-    name
-        Name of the result, in slots.
+    name, labels, genes
+        Names of the result, of its waypoints, and of the g genes of the model.
     kind, endpoint, couple
         How it was computed: the kind of path, the position that represents a population, and how cells were paired.
     library, batch_as
         Library size and batch at which it is decoded.
-    labels
-        Names of its waypoints.
-    genes
-        Names of the g genes of the model.
     z_tk
         Latent positions of the steps in canonical coordinates, those of `obsm["X_scvae"]`.
-    steps
-        Position, speed, off-manifold score, nearest cells and groups of every step.
-    nearest_names_tj
-        Names of the nearest cells.
-    mean_tg
-        Expected counts at every step.
-    low_tg, high_tg
-        5% and 95% quantiles of the expected counts: over the posterior of the cells around each step, or over the
-        trajectories of a bundle.
+    steps, nearest_names_tj
+        Position, speed, off-manifold score, nearest cells and groups of every step; names of the nearest cells.
+    mean_tg, low_tg, high_tg
+        Expected counts at every step, and their 5% and 95% quantiles: over the posterior of the cells around each step,
+        or over the trajectories of a bundle.
     changes
         Changes of every gene.
     pseudotime_n
@@ -77,7 +69,7 @@ class Trajectory:
     changes: GeneChanges
     pseudotime_n: np.ndarray
     bundle_ptk: np.ndarray | None
-    of_counts: bool = True
+    of_counts: bool
 
     def top_genes(self, n: int) -> np.ndarray:
         """Return the indices of the n genes that change most, in descending order."""

@@ -28,18 +28,14 @@ class Steps:
     ----------
     length
         Fisher–Rao length of the trajectory, in standard deviations of a count.
-    position_t
-        Position of each step along the trajectory, 0 to 1.
-    speed_t
-        Fisher–Rao speed, in standard deviations of a count per unit of position.
+    position_t, speed_t
+        Position along the trajectory, 0 to 1, and Fisher–Rao speed, in standard deviations of a count per position.
     off_manifold_t
         Off-manifold score: the fraction of the held-out cells that lie at a higher density. Near 1, there are no cells.
     nearest_tj
         Indices of the nearest cells, nearest first.
-    group_t
-        The most frequent group among the nearest cells; "" without groups.
-    group_share_t
-        The fraction of the nearest cells in this group; NaN without groups.
+    group_t, group_share_t
+        The most frequent group among them and its fraction; "" and NaN without groups.
     """
 
     length: float
@@ -65,20 +61,10 @@ class Steps:
 def along(
     geometry: Geometry, density: LatentDensity, mean_nk: Tensor, z_tk: np.ndarray, groups_n: np.ndarray | None
 ) -> Steps:
-    """Describe the steps of a trajectory.
+    """Describe the steps of a trajectory among the posterior means of the cells, in the coordinates of the networks.
 
-    Parameters
-    ----------
-    geometry, density
-        Geometry of the decoder and density of the cells in latent space.
-    mean_nk
-        Posterior means of the cells, in the coordinates of the networks.
-    z_tk
-        Latent positions of the steps, in the same coordinates.
-    groups_n
-        Group of each cell, None for a cell without a group; None if there are no groups.
+    `groups_n` is the group of each cell, None for a cell without a group; None if there are no groups.
     """
-    position_t = np.linspace(0, 1, len(z_tk))
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
     nearest_tj = nearest(points_tk, mean_nk, NEAREST_CELLS)[0]
     group_t = np.full(len(z_tk), "", dtype=object)
@@ -96,7 +82,7 @@ def along(
     speed_t = np.concatenate([speed_s[:1], (speed_s[1:] + speed_s[:-1]) / 2, speed_s[-1:]])
     return Steps(
         length=float(length_s.sum()),
-        position_t=position_t,
+        position_t=np.linspace(0, 1, len(z_tk)),
         speed_t=speed_t,
         off_manifold_t=density.off_manifold(points_tk).double().numpy(),
         nearest_tj=nearest_tj,

@@ -22,19 +22,13 @@ def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> Non
 
     Parameters
     ----------
-    file
-        The file of `--path-out`.
     others
         Data and output; values that are not paths are ignored.
-    force
-        Replace an existing file.
 
     Raises
     ------
-    ConfigError
-        If it is one of the others.
-    DataError
-        If it exists and `force` is not given, or if it cannot be written.
+    ConfigError, DataError
+        If it is one of the others; if it exists and `force` is not given, or if it cannot be written.
     """
     if file.resolve() in {other.resolve() for other in others if isinstance(other, Path)}:
         raise ConfigError(f"--path-out is {file}, which contains the cells", "write the steps to another file")
@@ -43,22 +37,11 @@ def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> Non
 
 
 def steps_file(
-    trajectory: Trajectory, file: Path, names: SlotNames, *, force: bool, score_t: np.ndarray | None = None
+    trajectory: Trajectory, file: Path, names: SlotNames, *, force: bool, score_t: np.ndarray | None
 ) -> AbstractContextManager[None]:
     """Write one row for each step, with expected counts as X; the file appears at the end of the `with` block.
 
-    Parameters
-    ----------
-    trajectory
-        What is written.
-    file
-        The .h5ad file.
-    names
-        Names of the slots.
-    force
-        Replace an existing file.
-    score_t
-        Score of each step, written to obs["score"]; None without scores.
+    `score_t` is the score of each step, written to obs["score"]; None without scores.
     """
     along, changes = trajectory.steps, trajectory.changes
     steps = pd.DataFrame(

@@ -23,15 +23,7 @@ _COUPLED_CELLS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Waypoints:
-    """Waypoints of paths.
-
-    Parameters
-    ----------
-    z_pwk
-        Latent positions of the waypoints of each path, in the coordinates of the networks.
-    nodes_pw
-        The node of the neighbor graph at, or nearest to, each waypoint.
-    """
+    """Latent positions in the coordinates of the networks, and the nodes of the graph at, or nearest to, them."""
 
     z_pwk: np.ndarray
     nodes_pw: np.ndarray
@@ -40,21 +32,10 @@ class Waypoints:
 def positions(
     graph: CellGraph, density: LatentDensity, mean_nk: Tensor, populations: Sequence[Population], endpoint: str
 ) -> Waypoints:
-    """Choose the position of each population, as the waypoints of one path.
+    """Choose the position of each population, in order, as the waypoints of one path.
 
-    Parameters
-    ----------
-    graph
-        Neighbor graph of the cells.
-    density
-        Density of the cells in latent space.
-    mean_nk
-        Posterior means of the cells.
-    populations
-        Populations or single cells, in order.
-    endpoint
-        "density": the densest position in the core of a population; "centroid": the mean of its cells. The position of
-        a single cell is its posterior mean.
+    With the endpoint "density", it is the densest position in the core of a population; with "centroid", the mean of
+    its cells. The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
     for population in populations:
@@ -84,20 +65,7 @@ def coupled(
 
     Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
     Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). The waypoints in between are those of the single
-    path.
-
-    Parameters
-    ----------
-    graph, geometry
-        Neighbor graph of the cells and geometry of the decoder.
-    single
-        Waypoints of the single path.
-    start, end
-        First and last population.
-    n_paths
-        Number of pairs; a pair is repeated only if the plan has fewer pairs.
-    seed
-        Random seed.
+    path. A pair is repeated only if the plan has fewer pairs than `n_paths`.
     """
     import ot
 
