@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -110,7 +109,11 @@ def described(
     seed: int,
     library: str | float,
     batch_as: str,
-    **made: Any,
+    name: str,
+    kind: str,
+    labels: tuple[str, ...],
+    endpoint: str = "density",
+    couple: str = "none",
 ) -> Trajectory:
     """Decode every step of a trajectory and describe it.
 
@@ -124,8 +127,8 @@ def described(
         Indices of the cells whose distances define up to which distance cells are near the trajectory.
     seed
         Random seed of the draws for the 5–95% band.
-    library, batch_as, made
-        How it is decoded and how it was computed, as fields of `Trajectory`.
+    library, batch_as, name, kind, labels, endpoint, couple
+        How it is decoded and how it was computed: fields of `Trajectory`.
     """
     model, (mean_nk, var_nk) = session.model, session.cells
     steps = along(Geometry(model.vae), model.density.to(torch.device("cpu")), mean_nk, z_tk, groups_n)
@@ -140,8 +143,13 @@ def described(
     position_n, distance_n = project(mean_nk.numpy(), z_tk, progress=session.progress)
     limit = np.quantile(distance_n[near], NEAR_QUANTILE)
     return Trajectory(
+        name=name,
+        kind=kind,
+        endpoint=endpoint,
+        couple=couple,
         library=library,
         batch_as=batch_as,
+        labels=labels,
         genes=model.genes,
         z_tk=_canonical(model, z_tk),
         steps=steps,
@@ -153,7 +161,6 @@ def described(
         pseudotime_n=np.where(distance_n <= limit, position_n, np.nan),
         bundle_ptk=None if bundle_ptk is None else _canonical(model, bundle_ptk),
         of_counts=model.of_counts,
-        **made,
     )
 
 
