@@ -7,7 +7,7 @@ Each result lists its slots with these names, and two writers (for an AnnData in
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,17 +20,7 @@ DEFAULT_KEY = "scvae"
 
 @dataclass(frozen=True, kw_only=True)
 class RowBlocks:
-    """A matrix that is too large for memory, as blocks of rows that can be read once.
-
-    Parameters
-    ----------
-    shape
-        Rows × columns.
-    dtype
-        Data type of every block.
-    blocks
-        Matrix as consecutive blocks of rows.
-    """
+    """A matrix (`shape`: rows × columns) too large for memory, as consecutive blocks of rows that can be read once."""
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -53,10 +43,9 @@ class Slot:
 
     Parameters
     ----------
-    group
-        The AnnData mapping: "obs", "var", "obsm", "varm", "layers" or "uns".
-    key
-        The name inside it; for "uns" a "/"-separated path.
+    group, key
+        The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name inside it; for "uns" a
+        "/"-separated path.
     value
         A numeric array, a `pandas.Categorical`, a string, a number, a dict of these, or (layers only) a `RowBlocks`.
     """
@@ -69,6 +58,26 @@ class Slot:
     def path(self) -> str:
         """Name of the slot in messages and in the file, for example "obsm/X_scvae"."""
         return f"{self.group}/{self.key}"
+
+
+@dataclass(frozen=True)
+class _Key:
+    """A key of `SlotNames`: the template with `key_added` filled in."""
+
+    template: str
+
+    def __get__(self, names: SlotNames, _: type) -> str:
+        return self.template.format(names.key_added)
+
+
+@dataclass(frozen=True)
+class _NamedKey:
+    """A key of `SlotNames` that also contains the name of a result: a function of that name."""
+
+    template: str
+
+    def __get__(self, names: SlotNames, _: type) -> Callable[[str], str]:
+        return lambda name: self.template.format(names.key_added, slug(name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,129 +98,56 @@ class SlotNames:
                 f"--key-added is {self.key_added!r}", "use letters, digits, _ and -, for example: wide_model"
             )
 
-    @property
-    def embedding(self) -> str:
-        """`obsm`: posterior means, cells × latent dimensions."""
-        return f"X_{self.key_added}"
-
-    @property
-    def latent_var(self) -> str:
-        """`obsm`: posterior variances, cells × latent dimensions."""
-        return f"{self.key_added}_latent_var"
-
-    @property
-    def denoised(self) -> str:
-        """`layers`: expected counts, cells × genes."""
-        return f"{self.key_added}_denoised"
-
-    @property
-    def modelled(self) -> str:
-        """`var`: True for the genes of the model."""
-        return f"{self.key_added}_modelled"
-
-    @property
-    def elbo(self) -> str:
-        """`obs`: evidence lower bound, nats."""
-        return f"{self.key_added}_elbo"
-
-    @property
-    def iwae(self) -> str:
-        """`obs`: importance-weighted bound, nats."""
-        return f"{self.key_added}_iwae"
-
-    @property
-    def iwae_density(self) -> str:
-        """`obs`: importance-weighted bound with the density of the cells in latent space as the prior, nats."""
-        return f"{self.key_added}_iwae_density"
-
-    @property
-    def reconstruction(self) -> str:
-        """`obs`: expected log-likelihood E_q[log p(x|z)], nats."""
-        return f"{self.key_added}_reconstruction"
-
-    @property
-    def kl(self) -> str:
-        """`obs`: KL of a cell's posterior to the prior, nats."""
-        return f"{self.key_added}_kl"
-
-    @property
-    def anomaly_score(self) -> str:
-        """`obs`: how much less likely a cell is than simulated cells of its kind, standard deviations."""
-        return f"{self.key_added}_anomaly_score"
-
-    @property
-    def anomaly_p(self) -> str:
-        """`obs`: fraction of cells simulated from the model that are as unlikely or more unlikely."""
-        return f"{self.key_added}_anomaly_p"
-
-    @property
-    def anomaly_p_adjusted(self) -> str:
-        """`obs`: p-value of the anomaly score, adjusted for the number of cells by Benjamini and Hochberg's method."""
-        return f"{self.key_added}_anomaly_p_adjusted"
-
-    @property
-    def off_manifold(self) -> str:
-        """`obs`: off-manifold score of sampled cells, 0 to 1."""
-        return f"{self.key_added}_off_manifold"
-
-    @property
-    def library(self) -> str:
-        """`obs`: library size at which sampled cells were decoded."""
-        return f"{self.key_added}_library"
-
-    @property
-    def rank_genes_groups(self) -> str:
-        """`uns`: differential expression between two groups, in the format of scanpy."""
-        return f"rank_genes_groups_{self.key_added}"
-
-    def pseudotime(self, name: str) -> str:
-        """`obs`: position along a path, 0 to 1, NaN for cells far from it."""
-        return f"{self.key_added}_pseudotime_{slug(name)}"
-
-    def root_distance(self, name: str) -> str:
-        """`obs`: Fisher–Rao distance from the root of an ordering, standard deviations of a count."""
-        return f"{self.key_added}_distance_{slug(name)}"
-
-    def branch(self, name: str) -> str:
-        """`obs`: end (fate) of an ordering to which a cell belongs, or "shared"."""
-        return f"{self.key_added}_branch_{slug(name)}"
-
-    def end_weights(self, name: str) -> str:
-        """`obsm`: weight of each end (fate) of an ordering for each cell, cells × ends."""
-        return f"{self.key_added}_ends_{slug(name)}"
-
-    def path_genes(self, name: str) -> str:
-        """`varm`: decoded expression along a path, genes × steps."""
-        return f"{self.key_added}_path_{slug(name)}"
+    # obsm: posterior means and variances, cells × latent dimensions.
+    embedding = _Key("X_{}")
+    latent_var = _Key("{}_latent_var")
+    # layers: expected counts, cells × genes. var: True for the genes of the model.
+    denoised = _Key("{}_denoised")
+    modelled = _Key("{}_modelled")
+    # obs, nats: evidence lower bound; importance-weighted bound, also with the density of the cells in latent space as
+    # the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the prior.
+    elbo = _Key("{}_elbo")
+    iwae = _Key("{}_iwae")
+    iwae_density = _Key("{}_iwae_density")
+    reconstruction = _Key("{}_reconstruction")
+    kl = _Key("{}_kl")
+    # obs: how much less likely a cell is than simulated cells of its kind, standard deviations; the fraction of cells
+    # simulated from the model that are as unlikely or more unlikely; and this p-value adjusted for the number of cells
+    # by Benjamini and Hochberg's method.
+    anomaly_score = _Key("{}_anomaly_score")
+    anomaly_p = _Key("{}_anomaly_p")
+    anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
+    # obs: off-manifold score of sampled cells, 0 to 1, and the library size at which they were decoded.
+    off_manifold = _Key("{}_off_manifold")
+    library = _Key("{}_library")
+    # uns: differential expression between two groups, in the format of scanpy.
+    rank_genes_groups = _Key("rank_genes_groups_{}")
+    # uns: results of a diagnosis, with its sections and verdicts.
+    diagnosis = _Key("{}/diagnosis")
+    # obs: position along a path, 0 to 1, NaN for cells far from it.
+    pseudotime = _NamedKey("{}_pseudotime_{}")
+    # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the end (fate) to which
+    # a cell belongs, or "shared". obsm: weight of each end for each cell, cells × ends.
+    root_distance = _NamedKey("{}_distance_{}")
+    branch = _NamedKey("{}_branch_{}")
+    end_weights = _NamedKey("{}_ends_{}")
+    # varm: decoded expression along a path, genes × steps. uns: its latent points, cells and genes along it, settings.
+    path_genes = _NamedKey("{}_path_{}")
+    path_latent = _NamedKey("{}/paths/{}")
+    # uns: results of a sweep over a training option (the name), one array per column.
+    sweep = _NamedKey("{}/sweep/{}")
+    # uns: settings of a perturbation prediction, and its accuracy where the true response is known.
+    perturbation = _NamedKey("{}/perturbations/{}")
+    # uns: provenance of the command that wrote a result, as JSON text.
+    run = _NamedKey("{}/runs/{}")
 
     def path_band(self, name: str) -> tuple[str, str]:
         """`varm`: 5% and 95% quantiles of expression along a path, genes × steps."""
         return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
 
-    def path_latent(self, name: str) -> str:
-        """`uns`: latent points of a path, cells and genes along it, and settings."""
-        return f"{self.key_added}/paths/{slug(name)}"
-
-    def sweep(self, varied: str) -> str:
-        """`uns`: results of a sweep over a training option, one array per column."""
-        return f"{self.key_added}/sweep/{slug(varied)}"
-
-    @property
-    def diagnosis(self) -> str:
-        """`uns`: results of a diagnosis, with its sections and verdicts."""
-        return f"{self.key_added}/diagnosis"
-
-    def perturbation(self, name: str) -> str:
-        """`uns`: settings of a perturbation prediction, and its accuracy where the true response is known."""
-        return f"{self.key_added}/perturbations/{slug(name)}"
-
     def perturbation_gene(self, column: str) -> str:
         """`var`: effect of a perturbation on every gene."""
         return f"{self.key_added}_{column}"
-
-    def run(self, name: str) -> str:
-        """`uns`: provenance of the command that wrote a result, as JSON text."""
-        return f"{self.key_added}/runs/{slug(name)}"
 
     def written_by(self, verb: str, path: str = "") -> list[str]:
         """Return the paths of all slots that a command writes; they are known before the computation.
@@ -221,30 +157,23 @@ class SlotNames:
         >>> SlotNames().written_by("denoise")
         ['layers/scvae_denoised', 'var/scvae_modelled']
         """
-        trajectory = [
-            f"uns/{self.path_latent(path)}",
-            *(f"varm/{key}" for key in (self.path_genes(path), *self.path_band(path))),
-            f"obs/{self.pseudotime(path)}",
-        ]
+        path_genes, (low, high) = self.path_genes(path), self.path_band(path)
+        along = f"obs/{self.pseudotime(path)}"
+        trajectory = [f"uns/{self.path_latent(path)}", *(f"varm/{key}" for key in (path_genes, low, high)), along]
+        scores = (self.elbo, self.iwae, self.iwae_density, self.reconstruction, self.kl)
+        anomalies = (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)
+        by_cell = [along, f"obs/{self.root_distance(path)}", f"obs/{self.branch(path)}"]
         by_verb = {
             "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
             "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
             "interpolate": trajectory,
             "optimize": trajectory,
-            "pseudotime": [
-                f"obs/{self.pseudotime(path)}",
-                f"obs/{self.root_distance(path)}",
-                f"obs/{self.branch(path)}",
-                f"obsm/{self.end_weights(path)}",
-            ],
-            "score": [
-                *(f"obs/{key}" for key in (self.elbo, self.iwae, self.iwae_density, self.reconstruction, self.kl)),
-                *(f"obs/{key}" for key in (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)),
-            ],
+            "pseudotime": [*by_cell, f"obsm/{self.end_weights(path)}"],
+            "score": [f"obs/{key}" for key in (*scores, *anomalies)],
             "sweep": [f"uns/{self.sweep(path)}"],
             "diagnose": [f"uns/{self.diagnosis}"],
             "de": [f"uns/{self.rank_genes_groups}"],
-        }  # fmt: skip
+        }
         return by_verb[verb]
 
 
@@ -263,12 +192,7 @@ def slug(name: str) -> str:
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
     """Extend results for some cells to all cells, with NaN for the other cells.
 
-    Parameters
-    ----------
-    slots
-        Results; obs, obsm and layers have one row for each True in `kept`.
-    kept
-        Mask over all cells.
+    `kept` is a mask over all cells; in obs, obsm and layers, the results have one row for each True.
     """
     if kept.all():
         return list(slots)
