@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +30,9 @@ _TENSORS, _NUMBERS = "state.safetensors", "state.json"
 
 
 class Checkpoint:
-    """The saved state of one training.
+    """The saved state of one training, next to the folder in which the finished model will be saved.
 
-    Parameters
-    ----------
-    model_folder
-        Folder in which the finished model will be saved.
-    run_hash
-        Identifier of data and configuration. A state can only be restored with the identifier that it was saved with.
+    A state can only be restored with the `run_hash` of data and configuration that it was saved with.
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
@@ -54,7 +49,7 @@ class Checkpoint:
         numbers = {
             "run_hash": self._run_hash,
             "sha256": hashlib.sha256(content).hexdigest(),
-            "schedule": trainer.schedule.state(),
+            "schedule": asdict(trainer.schedule),
             "rollbacks": trainer.rollbacks,
             "seconds": trainer.seconds,
             "history": history,
@@ -67,17 +62,10 @@ class Checkpoint:
             os.replace(temporary, self.folder / name)
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
-        """Restore the saved state of a trainer.
+        """Restore the saved state of a trainer, and return the history so far, one row per epoch.
 
-        Returns
-        -------
-        list
-            The history so far, one row per epoch.
-
-        Raises
-        ------
-        ModelError
-            If there is no saved state, or it is damaged, or it belongs to other data or another configuration.
+        Raises a ModelError if there is no saved state, or it is damaged, or it belongs to other data or another
+        configuration.
         """
         try:
             content = (self.folder / _TENSORS).read_bytes()

@@ -67,19 +67,7 @@ class Losses:
 
 
 class DeviceSteps:
-    """Training steps on a device.
-
-    Parameters
-    ----------
-    vae, optimizer
-        Model of counts, on the device, and the optimizer of its parameters.
-    table
-        Training cells.
-    n_cells
-        Number of cells in the largest minibatch.
-    compute
-        Device, precision, and whether steps are compiled.
-    """
+    """Training steps on a device, with minibatches of at most `n_cells` training cells of the table."""
 
     def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
         self._vae, self._optimizer, self._compute = vae, optimizer, compute

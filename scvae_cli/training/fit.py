@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -48,16 +47,10 @@ class Prepared:
     ----------
     n_training, n_heldout, n_genes, n_dropped
         Numbers of training cells, held-out cells, modeled genes, and empty cells that were dropped.
-    genes_chosen
-        Description of how the genes were chosen.
-    batches
-        Names of the batches.
-    batch_size, max_epochs, steps_per_epoch
-        Cells per step, largest number of epochs, and steps per epoch.
-    resumed_epoch
-        Last epoch of the interrupted training that is resumed, or 0.
-    compute
-        Device and precision and the reason for this choice, as text.
+    batch_size, resumed_epoch
+        Cells per step; last epoch of the interrupted training that is resumed, or 0.
+    genes_chosen, compute
+        How the genes were chosen; device and precision and the reason for this choice; as text.
     """
 
     n_training: int
@@ -111,11 +104,9 @@ def fit(
         Configuration of the user. Values that are None are chosen here and recorded in the model.
     names
         Names by which a gene list may name the genes; None for their ids.
-    model_folder
-        Folder in which the finished model will be saved. The state for `resume` is saved next to it. None saves no
-        state.
-    resume
-        Whether to resume from the state saved next to `model_folder`.
+    model_folder, resume
+        Folder in which the finished model will be saved, and whether to resume from the state that is saved next to it.
+        None saves no state.
     start_from
         A model of the same data whose weights are the starting point, which takes less time. With the same β, training
         continues from these weights; with another β, most of each weight matrix is reset.
@@ -200,18 +191,21 @@ def fit(
         else:
             yield event
 
-    schedule = trainer.schedule
     training_posterior, heldout_posterior = _posteriors(trainer)
     density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
     axes = canonical_axes(Geometry(vae), training_posterior[0])
-    recorded = replace(
-        config,
-        train=replace(
-            config.train, max_epochs=schedule.max_epochs, patience=schedule.patience
-        ),
-    )  # fmt: skip
-    means = torch.cat([training_posterior[0], heldout_posterior[0]])
-    facts = _facts(trainer, means, heldout_cells=len(heldout)) | {
+    nll, kl = trainer.evaluate()
+    mean_nk = torch.cat([training_posterior[0], heldout_posterior[0]])
+    facts = {
+        "heldout_elbo": -(nll + kl),
+        "heldout_nll": nll,
+        "heldout_kl": kl,
+        "n_heldout": len(heldout),
+        "epochs": schedule.epoch,
+        "best_epoch": schedule.best_epoch,
+        "seconds": round(trainer.seconds, 2),
+        "rollbacks": trainer.rollbacks,
+        "active_units": int((mean_nk.var(0) > ACTIVE_VARIANCE).sum()),
         "counts_source": counts.source,
         "genes_chosen": genes_chosen,
         "n_cells": counts.n_cells,
@@ -219,25 +213,22 @@ def fit(
         "n_genes": len(columns),
         "compute": compute.reason,
     }
-    yield Finished(
-        model=Model(
-            vae=vae.to("cpu"),
-            density=density,
-            axes=axes,
-            genes=tuple(str(gene) for gene in counts.gene_names),
-            heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
-            config=recorded,
-            facts=facts,
-            history=_as_csv(history),
-        )
+    settled = replace(config.train, max_epochs=schedule.max_epochs, patience=schedule.patience)
+    model = Model(
+        vae=vae.to("cpu"),
+        density=density,
+        axes=axes,
+        genes=tuple(str(gene) for gene in counts.gene_names),
+        heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
+        config=replace(config, train=settled),
+        facts=facts,
+        history=_as_csv(history),
     )
+    yield Finished(model=model)
 
 
 def last_event(_title: object, events: Iterator[FitEvent]) -> FitEvent | None:
-    """Run a training to its end without displaying anything, and return its last event.
-
-    Functions that display a training have the same interface and use the title.
-    """
+    """Return the last event of a training, as the functions do that display its events; this one displays none."""
     last = None
     for event in events:
         last = event
@@ -275,22 +266,6 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     training, heldout = trainer.training, trainer.heldout
     some = np.arange(0, training.n_cells, -(-training.n_cells // MAX_FITTED))
     return encode(training, some), encode(heldout, np.arange(heldout.n_cells))
-
-
-def _facts(trainer: Trainer, mean_nk: Tensor, *, heldout_cells: int) -> dict[str, Any]:
-    """Evaluate the finished training; `mean_nk` are posterior means of training and held-out cells."""
-    nll, kl = trainer.evaluate()
-    return {
-        "heldout_elbo": -(nll + kl),
-        "heldout_nll": nll,
-        "heldout_kl": kl,
-        "n_heldout": heldout_cells,
-        "epochs": trainer.schedule.epoch,
-        "best_epoch": trainer.schedule.best_epoch,
-        "seconds": round(trainer.seconds, 2),
-        "rollbacks": trainer.rollbacks,
-        "active_units": int((mean_nk.var(0) > ACTIVE_VARIANCE).sum()),
-    }
 
 
 def _as_csv(history: list[dict[str, float]]) -> str:

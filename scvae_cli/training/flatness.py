@@ -55,14 +55,9 @@ _FLATNESS, _EVENNESS = 0.002, 0.0009
 def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
     """Compute how far the decoder is from an isometry: a scalar, 0 or more; differentiable.
 
-    Random numbers come from torch's generator.
-
-    Parameters
-    ----------
-    vae
-        Model whose decoder is evaluated, without dropout and at the reference library size.
-    mean_nk, z_nk
-        Posterior means of a minibatch, and a posterior sample of each cell. The samples receive no gradient.
+    The decoder is evaluated without dropout and at the reference library size, at the posterior means of a minibatch
+    and a posterior sample of each cell (`z_nk`), which receives no gradient. Random numbers come from torch's
+    generator.
     """
     mean_nk = mean_nk.float()
     # No gradient here: the encoder must not move cells to positions where the decoder happens to be flat.
@@ -110,15 +105,7 @@ def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
 
 
 def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
-    """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
-
-    Parameters
-    ----------
-    metric_pkk
-        M at p points.
-    cov_kk
-        C, the covariance of the cells' posterior means.
-    """
+    """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar; C is the covariance of the posterior means."""
     # The constant avoids 0/0 for a collapsed posterior.
     cov_kk = cov_kk + 1e-6 * torch.eye(len(cov_kk), dtype=cov_kk.dtype, device=cov_kk.device)
     seen_pkk = metric_pkk @ cov_kk

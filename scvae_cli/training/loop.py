@@ -39,20 +39,17 @@ MAX_ROLLBACKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Event: an epoch has ended.
+    """Event: an epoch has ended (the first is number 1).
 
     Parameters
     ----------
-    epoch
-        Number of the epoch, starting at 1.
     learning_rate, kl_weight
         Learning rate and weight of the KL at the last step.
     train_loss
         Mean over the training cells of NLL + KL weight · KL, plus the penalty of `--flat`, nats.
-    heldout_nll, heldout_kl
-        Means over the held-out cells, nats.
-    heldout_loss
-        heldout_nll + β · heldout_kl; this loss decides which weights are best and when training ends.
+    heldout_nll, heldout_kl, heldout_loss
+        Means over the held-out cells, nats; the loss heldout_nll + β · heldout_kl decides which weights are best and
+        when training ends.
     is_best
         Whether the averaged weights of this epoch are the best so far.
     seconds
@@ -89,14 +86,11 @@ class Rollback:
 
     Parameters
     ----------
-    epoch
-        Number of the epoch that is repeated.
-    learning_rate
-        New peak learning rate.
-    cells
-        Indices of the cells whose loss was not finite, among the training cells.
-    cell_names
-        Names of these cells; `fit` fills them in, because the loop does not know the names.
+    epoch, learning_rate
+        Number of the epoch that is repeated, and the new peak learning rate.
+    cells, cell_names
+        Those whose loss was not finite: indices among the training cells, and names, which `fit` fills in, because the
+        loop does not know them.
     """
 
     epoch: int
@@ -124,27 +118,16 @@ class Trainer:
         Model on the device, initialized from the data.
     training, heldout
         Cells on which the model is trained; cells that decide when training ends and which weights are best.
-    config
-        Training configuration: β, rates, seed and so on.
-    batch_size
-        Number of cells per step.
-    compute
-        Device and precision.
+    config, batch_size
+        β, rates, seed and so on; number of cells per step.
     kl_warmup_share
         Length of the KL warm-up as a fraction of its usual length; see `Schedule`.
     """
 
     def __init__(
-        self,
-        vae: VAE,
-        training: CellTable,
-        heldout: CellTable,
-        config: TrainConfig,
-        batch_size: int,
-        compute: Compute,
-        *,
-        kl_warmup_share: float = 1.0,
-    ) -> None:
+        self, vae: VAE, training: CellTable, heldout: CellTable, config: TrainConfig, batch_size: int, compute: Compute,
+        *, kl_warmup_share: float = 1.0,
+    ) -> None:  # fmt: skip
         self.vae = vae
         self.training, self.heldout = training, heldout
         self._config, self._batch_size, self._compute = config, batch_size, compute
@@ -203,16 +186,9 @@ class Trainer:
                 self.best_weights = averaged
             self.seconds = time.perf_counter() - started
             yield EpochReport(
-                epoch=schedule.epoch,
-                learning_rate=rate,
-                kl_weight=weight,
-                train_loss=train_loss,
-                heldout_nll=nll,
-                heldout_kl=kl,
-                heldout_loss=heldout_loss,
-                is_best=is_best,
-                seconds=self.seconds,
-            )
+                epoch=schedule.epoch, learning_rate=rate, kl_weight=weight, train_loss=train_loss, heldout_nll=nll,
+                heldout_kl=kl, heldout_loss=heldout_loss, is_best=is_best, seconds=self.seconds,
+            )  # fmt: skip
             if schedule.converged:
                 yield Converged(epoch=schedule.epoch)
         self.vae.load_state_dict(self.best_weights)

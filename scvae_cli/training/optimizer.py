@@ -39,11 +39,9 @@ class Factors(NamedTuple):
 
     Parameters
     ----------
-    rate
-        Learning rate.
-    corrected, scale
-        Learning rate multiplied by the bias correction of the first moment, and the bias correction of the second
-        moment; the corrections are needed because the moments start at zero.
+    rate, corrected, scale
+        Learning rate; the same multiplied by the bias correction of the first moment; and the bias correction of the
+        second moment; the corrections are needed because the moments start at zero.
     weight
         Weight of the current parameters in the running average; 0 in steps that do not update the average.
     """
@@ -67,15 +65,8 @@ class AveragedAdamW:
     """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
 
     This class is not a `torch.optim.Optimizer`, because creating one imports torch's compiler, which takes longer than
-    many trainings.
-
-    Parameters
-    ----------
-    model
-        Model whose parameters are optimized. Weight decay applies to its weight matrices, and not to biases,
-        normalizations, dispersions and batch effects of genes.
-    weight_decay
-        Decay of the weight matrices per step, as a multiple of the learning rate.
+    many trainings. Weight decay (per step, as a multiple of the learning rate) applies to the weight matrices of the
+    model, and not to biases, normalizations, dispersions and batch effects of genes.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
@@ -84,11 +75,7 @@ class AveragedAdamW:
             for name, p in model.named_parameters()
         }
         self.state: dict[Tensor, dict[str, Tensor]] = {
-            p: {
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-                "average": p.detach().clone(),
-            }
+            p: {"exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p), "average": p.detach().clone()}
             for p in self._decay
         }
         self._views: dict[Tensor, tuple[Any, ...]] = {}
@@ -107,17 +94,7 @@ class AveragedAdamW:
 
     @torch.no_grad()
     def advance(self, gradients: dict[Tensor, Tensor], rate: float, n_before: int) -> None:
-        """Take a step.
-
-        Parameters
-        ----------
-        gradients
-            Gradient of each parameter; on a CPU in float32 or bfloat16.
-        rate
-            Learning rate.
-        n_before
-            Number of steps taken before.
-        """
+        """Take a step after `n_before` others, with the gradient of each parameter; on a CPU in float32 or bfloat16."""
         factors = Factors.of_step(rate, n_before)
         if self._compiled:
             self._advance_compiled(gradients, factors)

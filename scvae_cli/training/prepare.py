@@ -25,10 +25,7 @@ MAX_HELDOUT_CELLS = 10_000
 def as_modelled(counts: Counts, config: RunConfig) -> Counts:
     """Return the data as counts or as real numbers, depending on the likelihood; counts can be modeled as both.
 
-    Raises
-    ------
-    DataError
-        If the likelihood describes counts and the data are real numbers.
+    Raises a DataError if the likelihood describes counts and the data are real numbers.
     """
     if config.model.of_counts:
         if counts.real:
@@ -44,13 +41,7 @@ def as_modelled(counts: Counts, config: RunConfig) -> Counts:
 
 
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
-    """Drop cells without counts, or raise an error if there are any.
-
-    Raises
-    ------
-    DataError
-        If there are cells without counts and `drop` is False.
-    """
+    """Drop cells without counts, or raise a DataError if there are any and `drop` is False."""
     empty = ~counts.filled
     if not empty.any():
         return counts
@@ -64,13 +55,7 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
 
 
 def refuse_few(counts: Counts) -> Counts:
-    """Check that there are enough cells for a training.
-
-    Raises
-    ------
-    DataError
-        If there are too few.
-    """
+    """Raise a DataError if there are too few cells for a training."""
     if counts.n_cells < MIN_CELLS:
         raise DataError(f"{counts.n_cells} cell(s) are too few to train on", f"at least {MIN_CELLS} are needed")
     return counts
@@ -95,20 +80,9 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
 def started(
     config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
 ) -> VAE:
-    """Create an untrained network that is initialized at the averages of the training cells.
+    """Create an untrained network that is initialized at the averages of the training cells, given by index.
 
-    Parameters
-    ----------
-    config
-        Configuration of the network, and the seed.
-    counts
-        All cells.
-    training
-        Indices of the training cells.
-    batches
-        Names of the batches.
-    batch_n
-        Index of each cell's batch in `batches`, or None.
+    `batch_n` is the index of each cell's batch in `batches`, or None.
     """
     # The random state of the caller is not changed.
     with seeded(config.train.seed):

@@ -36,27 +36,18 @@ class Regularisation(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Fill in the batch size, learning rate, dropout, final fraction of the dropout, and weight decay.
+    """Fill in the batch size, learning rate, dropout, final fraction of the dropout, and weight decay that are None.
 
-    Parameters
-    ----------
-    config
-        Configuration of the user; only values that are None are filled in.
-    n_training
-        Number of training cells.
-    n_genes
-        Number of modeled genes; None for many.
+    `n_genes` is the number of modeled genes; None for many.
     """
     model, train = config.model, config.train
     usual = _regularisation(model, n_training, n_genes)
-    if model.encoder_dropout is None:
-        model = replace(model, encoder_dropout=usual.encoder_dropout)
-    if model.decoder_dropout is None:
-        model = replace(model, decoder_dropout=usual.decoder_dropout)
-    if train.weight_decay is None:
-        train = replace(train, weight_decay=usual.weight_decay)
-    if train.eased_dropout is None:
-        train = replace(train, eased_dropout=usual.eased_dropout)
+    for name in ("encoder_dropout", "decoder_dropout"):
+        if getattr(model, name) is None:
+            model = replace(model, **{name: getattr(usual, name)})
+    for name in ("weight_decay", "eased_dropout"):
+        if getattr(train, name) is None:
+            train = replace(train, **{name: getattr(usual, name)})
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     # A step cannot average over more cells than there are.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))

@@ -9,8 +9,7 @@ recipe says so. When the held-out loss has stopped decreasing again, training en
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from scvae_cli.config import TrainConfig
 
@@ -38,8 +37,8 @@ class Schedule:
 
     Parameters
     ----------
-    steps_per_epoch, max_epochs, patience
-        Steps per epoch; largest number of epochs; epochs without a noticeable improvement before training ends.
+    max_epochs, patience
+        Largest number of epochs; epochs without a noticeable improvement before training ends.
     beta, peak_rate
         Final KL weight; learning rate at the end of its warm-up.
     eases
@@ -147,12 +146,9 @@ class Schedule:
         self.eased_epoch = self.epoch
 
     def end_epoch(self, heldout_loss: float) -> bool:
-        """Count an epoch and record its held-out loss (NLL + β·KL).
+        """Count an epoch, record its held-out loss (NLL + β·KL), and return whether its weights are the best so far.
 
-        Returns
-        -------
-        bool
-            Whether these weights are the best so far. Weights from before the KL weight reaches β are never the best.
+        Weights from before the KL weight reaches β are never the best.
         """
         self.epoch += 1
         is_best = self._warmed_up and heldout_loss < self.best_loss
@@ -161,7 +157,3 @@ class Schedule:
             if self.noticed_epoch == 0 or heldout_loss < self.noticed_loss - NOTICEABLE * abs(self.noticed_loss):
                 self.noticed_loss, self.noticed_epoch = heldout_loss, self.epoch
         return is_best
-
-    def state(self) -> dict[str, Any]:
-        """Return all fields for a checkpoint."""
-        return asdict(self)

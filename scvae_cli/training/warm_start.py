@@ -21,13 +21,7 @@ REMEMBERED, KL_WARMUP = 0.3, 0.5
 def refuse_unlike(
     model: Model, config: RunConfig, counts: Counts, heldout: np.ndarray, batches: tuple[str, ...]
 ) -> None:
-    """Check that a model has the same genes, batches, networks and held-out cells as the new training.
-
-    Raises
-    ------
-    ModelError
-        If one of them differs.
-    """
+    """Raise a ModelError if a model has other genes, batches, networks or held-out cells than the new training."""
     alike = {
         "other genes": model.genes == tuple(str(gene) for gene in counts.gene_names),
         "other batches": model.batches == batches,
@@ -45,15 +39,10 @@ def refuse_unlike(
 
 @torch.no_grad()
 def take_over(vae: VAE, model: Model, beta: float) -> float:
-    """Copy the weights of a finished model to a newly initialized VAE.
+    """Copy the weights of a finished model to a newly initialized VAE; return the share of the usual KL warm-up to use.
 
     At the same β, training continues from the copied weights. At another β, each weight matrix is mostly reset to its
     initial value.
-
-    Returns
-    -------
-    float
-        Length of the KL warm-up, as a fraction of its usual length.
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}
