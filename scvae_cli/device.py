@@ -29,10 +29,9 @@ class Compute:
 
     Parameters
     ----------
-    device
-        The torch device.
-    precision
-        Precision of the matrix products: "fp32", "tf32" or "bf16". Likelihoods are computed in float32 or better.
+    device, precision
+        The torch device, and the precision of the matrix products: "fp32", "tf32" or "bf16". Likelihoods are computed
+        in float32 or better.
     reason
         Reason for this choice, as text for the user.
     compiles
@@ -100,12 +99,8 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 def choose_compute(config: ComputeConfig) -> Compute:
     """Choose the device and precision for a configuration.
 
-    "auto" chooses CUDA if torch finds a CUDA device, and otherwise the CPU.
-
-    Raises
-    ------
-    DeviceError
-        If a device or precision was requested by name and is not available.
+    "auto" chooses CUDA if torch finds a CUDA device, and otherwise the CPU. Raises a DeviceError if a device or
+    precision was requested by name and is not available.
     """
     import torch
 
@@ -126,9 +121,8 @@ def choose_compute(config: ComputeConfig) -> Compute:
         if not torch.cuda.is_available():
             raise DeviceError(f"{name} was requested, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            raise DeviceError(
-                f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)", "see nvidia-smi"
-            )
+            message = f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)"
+            raise DeviceError(message, "see nvidia-smi")
     elif device.type == "mps":
         raise DeviceError("mps has no float64, in which likelihoods are summed", "use --device cpu or auto")
     elif device.type != "cpu":
@@ -153,10 +147,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
 def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> Compute:
     """Decide whether torch compiles the steps of a training on this number of cells.
 
-    Raises
-    ------
-    DeviceError
-        If compiling was requested and no compiler is installed.
+    Raises a DeviceError if compiling was requested and no compiler is installed.
     """
     on_gpu = compute.device.type == "cuda"
     tool = "Triton" if on_gpu else "a C++ compiler"
@@ -227,8 +218,8 @@ def _choose_precision(requested: str, device: torch.device) -> tuple[str, str]:
             return "bf16", "this CPU has units for bfloat16 products"
         return "fp32", "plain float32 on this device"
     if requested == "tf32" and not has_tensor_cores:
-        raise DeviceError(f"--precision tf32 needs an NVIDIA GPU of the Ampere generation or later, not {device}",
-                          "use --precision auto")  # fmt: skip
+        message = f"--precision tf32 needs an NVIDIA GPU of the Ampere generation or later, not {device}"
+        raise DeviceError(message, "use --precision auto")
     if requested == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise DeviceError(f"--precision bf16 is not supported by {device}", "use --precision auto")
     return requested, "as requested"

@@ -10,10 +10,7 @@ from scvae_cli.errors import ConfigError
 def parse_genes(option: str, text: str) -> tuple[str, ...]:
     """The genes named by A,B,C or @FILE, one gene a line; each once, in order.
 
-    Raises
-    ------
-    ConfigError
-        For a file that cannot be read, or no gene.
+    Raises a ConfigError for a file that cannot be read, or no gene.
 
     >>> parse_genes("--genes", "Klf1, Car1,Klf1")
     ('Klf1', 'Car1')

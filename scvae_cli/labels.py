@@ -1,7 +1,7 @@
 """What a label is: the text that names a group of cells, whatever type the column or the caller gives it.
 
-One rule for columns of obs and for what a caller names. A missing value (None, NaN, NA) is no label. A string stays the
-string it is, so "1.0" in a column of strings stays "1.0". A whole number reads "1", be it 1 or 1.0 or a category of
+One rule for columns of obs and for what a caller names. A missing value (None, NaN, NA) is no label. A string is its
+own label, so "1.0" in a column of strings stays "1.0". A whole number reads "1", be it 1 or 1.0 or a category of
 either: pandas turns integers into floats when one is missing, and the cells are still those of lane 1. True and False
 read "True" and "False". Bytes are decoded. A date without a time of day reads "2024-05-31".
 """

@@ -88,10 +88,7 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
 def check_new_file(target: Path, *, force: bool) -> None:
     """Check that an output file does not exist and that its name ends in .h5ad.
 
-    Raises
-    ------
-    DataError
-        If its name does not end in .h5ad, or it is a folder, or it exists and `force` is False.
+    Raises a DataError if its name does not end in .h5ad, or it is a folder, or it exists and `force` is False.
     """
     if target.suffix != ".h5ad":
         raise DataError(f"{target} does not end in .h5ad", "choose a name that ends in .h5ad")
@@ -104,10 +101,7 @@ def check_new_file(target: Path, *, force: bool) -> None:
 def check_writable(target: Path) -> None:
     """Check before a computation that a file can be written.
 
-    Raises
-    ------
-    DataError
-        If the folder does not exist or is read-only, the target is a folder, or the file is read-only.
+    Raises a DataError if the folder does not exist or is read-only, the target is a folder, or the file is read-only.
     """
     target = target.resolve()
     folder = target.parent

@@ -14,12 +14,12 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.labels import are_measurements, labels_of
+from scvae_cli.data.moments import cell_blocks
 from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
-# Number of cells or values of a large matrix that are processed at once, which limits the memory needed.
-_CELLS_AT_ONCE = 4096
+# Number of values of a large matrix that are checked at once, which limits the memory needed.
 _VALUES_AT_ONCE = 1 << 20
 
 # Values that do not occur in raw counts.
@@ -48,12 +48,10 @@ class Counts:
     ----------
     matrix
         CSR, float32, with non-negative integers (for real numbers: finite values), without explicit zeros.
-    cell_names, gene_names
-        n and g strings.
+    cell_names, gene_names, batch
+        n and g strings; the name of each cell's batch, n strings, or None.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
-    batch
-        Name of each cell's batch, n strings, or None.
     real
         Whether the values are treated as real numbers, which have no library size; no cell is then empty.
     """
@@ -92,32 +90,23 @@ class Counts:
 
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
         """Return the number of cells (or of some cells, given by index) that express each gene, shape (g,)."""
-        cells = np.arange(self.n_cells) if cells is None else cells
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
-        for start in range(0, len(cells), _CELLS_AT_ONCE):
-            block = self.matrix[cells[start : start + _CELLS_AT_ONCE]]
+        for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
             seen_in_g += np.bincount(block.indices, minlength=self.n_genes)
         return seen_in_g
 
     def cells(self, rows: np.ndarray) -> Counts:
         """Return the counts of some cells, given by index or mask."""
-        return replace(
-            self,
-            matrix=self.matrix[rows],
-            cell_names=self.cell_names[rows],
-            batch=None if self.batch is None else self.batch[rows],
-        )
+        batch = None if self.batch is None else self.batch[rows]
+        return replace(self, matrix=self.matrix[rows], cell_names=self.cell_names[rows], batch=batch)
 
     def filled_cells(self) -> Counts:
         """Return the counts of the cells that have counts, without copying values."""
         filled, old = self.filled, self.matrix
         parts = (old.data, old.indices, np.append(old.indptr[:-1][filled], old.indptr[-1]))
-        return replace(
-            self,
-            matrix=sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes)),
-            cell_names=self.cell_names[filled],
-            batch=None if self.batch is None else self.batch[filled],
-        )
+        matrix = sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes))
+        batch = None if self.batch is None else self.batch[filled]
+        return replace(self, matrix=matrix, cell_names=self.cell_names[filled], batch=batch)
 
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, given by index, in that order; no copy is made if they are all genes."""
@@ -132,28 +121,21 @@ def read_counts(
     """Read the raw counts or the real numbers of a store.
 
     Without `layer`, the first matrix of `layers["counts"]`, X and raw that contains only non-negative integers is used
-    (from raw only the genes in var_names). For real numbers, X is always used.
-
-    Raises
-    ------
-    DataError
-        If there are no cells or genes, if gene or cell names are not unique, or if no matrix has such values.
+    (from raw only the genes in var_names). For real numbers, X is always used. Raises a DataError if there are no cells
+    or genes, if gene or cell names are not unique, or if no matrix has such values.
     """
-    check_shape(store)
-    duplicate = first_duplicate(store.gene_names)
-    if duplicate is not None:
-        raise DataError(
-            f"{store.title}: gene name {duplicate!r} occurs more than once", "adata.var_names_make_unique()"
-        )
-    duplicate = first_duplicate(store.cell_names)
-    if duplicate is not None:
-        raise DataError(
-            f"{store.title}: cell name {duplicate!r} occurs more than once", "adata.obs_names_make_unique()"
-        )
+    n_cells, n_genes = len(store.cell_names), len(store.gene_names)
+    if n_cells == 0 or n_genes == 0:
+        message = f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)"
+        raise DataError(message, "check how it was made")
+    for kind, frame, names in (("gene", "var", store.gene_names), ("cell", "obs", store.cell_names)):
+        duplicate = first_duplicate(names)
+        if duplicate is not None:
+            message = f"{store.title}: {kind} name {duplicate!r} occurs more than once"
+            raise DataError(message, f"adata.{frame}_names_make_unique()")
 
-    names = candidate_matrices(store, layer, real=real)
     refusals = []
-    for name in names:
+    for name in candidate_matrices(store, layer, real=real):
         loaded = _load(store, name, real=real)
         if isinstance(loaded, str):
             refusals.append(f"{name}: {loaded}")
@@ -176,10 +158,7 @@ def read_counts(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order they are tried; X for real numbers.
 
-    Raises
-    ------
-    DataError
-        If the layer does not exist, or there is no matrix.
+    Raises a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
         if layer not in store.layer_keys:
@@ -195,15 +174,6 @@ def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = Fals
     return store.matrix_names
 
 
-def check_shape(store: CellStore) -> None:
-    """Check that there are cells and genes, and raise a DataError if not."""
-    n_cells, n_genes = len(store.cell_names), len(store.gene_names)
-    if n_cells == 0 or n_genes == 0:
-        raise DataError(
-            f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)", "check how it was made"
-        )
-
-
 def first_duplicate(names: np.ndarray) -> str | None:
     """Return the first name that occurs twice, or None."""
     seen: set[str] = set()
@@ -215,25 +185,14 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
-    """Read the batch of every cell, as n strings.
-
-    Raises
-    ------
-    DataError
-        If the column does not exist or has missing values.
-    """
-    return read_labels(store, batch_key, purpose="--batch-key")
-
-
-def read_labels(store: CellStore, key: str, *, purpose: str) -> np.ndarray:
-    """Read a categorical column of obs as n strings; missing values raise a DataError."""
-    column = obs_values(store, key, purpose=purpose)
+    """Read the batch of every cell, as n strings; a DataError if the column does not exist or has missing values."""
+    column = obs_values(store, batch_key, purpose="--batch-key")
     missing = is_missing(column)
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
-            f'drop them: adata[adata.obs["{key}"].notna()], or fill them in',
+            f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
+            f'drop them: adata[adata.obs["{batch_key}"].notna()], or fill them in',
         )
     return labels_of(column)
 
@@ -264,13 +223,7 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
-    """Find the first value that is not a raw count (or, with `real`, not a valid real number).
-
-    Returns
-    -------
-    tuple or None
-        None if all values are finite non-negative integers (with `real`: finite), and otherwise the reason and the
-        index of the first invalid value.
+    """Find the first value that is not a raw count (with `real`: not finite); return the reason and its index, or None.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))

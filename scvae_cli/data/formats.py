@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad import H5adFile
@@ -44,17 +44,9 @@ class ForeignFile(AnnDataStore):
 
 
 def open_store(data: AnnData | Path | str) -> CellStore:
-    """Open data in any supported format.
+    """Open data in any supported format: an AnnData, or the path of an .h5ad file, a 10x .h5 file, or a 10x mtx folder.
 
-    Parameters
-    ----------
-    data
-        An AnnData, or the path of an .h5ad file, a 10x .h5 file, or a 10x mtx folder.
-
-    Raises
-    ------
-    DataError
-        If the path does not exist, or scvae cannot read it.
+    Raises a DataError if the path does not exist, or scvae cannot read it.
     """
     if not isinstance(data, str | Path):
         return AnnDataStore(data)
@@ -98,8 +90,7 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _unique_genes(adata: Any) -> AnnData:
+def _unique_genes(adata: AnnData) -> AnnData:
     # 10x names genes by their symbols, and a few symbols belong to two genes. scanpy's readers do not make them unique.
     adata.var_names_make_unique()
-    result: AnnData = adata
-    return result
+    return adata

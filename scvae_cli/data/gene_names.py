@@ -1,7 +1,4 @@
-"""What genes are called: by their id, which is unique (var_names), and by a symbol that people read.
-
-Shapes: g genes.
-"""
+"""What genes are called: by their id, which is unique (var_names), and by a symbol that people read."""
 
 from __future__ import annotations
 
@@ -24,14 +21,12 @@ class GeneNames:
 
     Parameters
     ----------
-    ids
-        Unique names.
-    symbols
-        One for each id, None where it has none; None when genes go by their ids alone.
+    ids, symbols
+        Unique names, and one symbol for each (or None); None when genes go by their ids alone.
     column, place
         Where the symbols are from, and where the genes are, for messages.
     others
-        Names (ids and symbols) of genes that are in the data but cannot be asked for.
+        Names (ids and symbols) of genes that are in the data but not in the model.
 
     >>> genes = GeneNames(ids=("ENSG1", "ENSG2", "ENSG3"), symbols=("GATA1", "TBCE", "TBCE"), column="symbol")
     >>> genes.ids_of(["GATA1", "ENSG3"])
@@ -49,12 +44,8 @@ class GeneNames:
     def ids_of(self, named: Iterable[str] | str) -> tuple[str, ...]:
         """The ids of genes named by id, by symbol, or as `shown` shows them; each once, in order.
 
-        A name that is the id of one gene and the symbol of another means the first.
-
-        Raises
-        ------
-        DataError
-            For a symbol that several genes carry, or a name that no gene has.
+        A name that is the id of one gene and the symbol of another means the first. A symbol that several genes carry,
+        or a name that no gene has, raises a DataError.
         """
         names = [named] if isinstance(named, str) else [as_label(name) or "" for name in named]
         found, unknown = [], []
@@ -62,7 +53,7 @@ class GeneNames:
             candidates = self._ids_by_name.get(name, ())
             if len(candidates) > 1:
                 raise DataError(
-                    f"{name!r} is the symbol of {len(candidates)} genes: {_listed(candidates)}",
+                    f"{name!r} is the symbol of {len(candidates)} genes: {listed(candidates)}",
                     "name the one you mean by its id (var_names)",
                 )
             if candidates:
@@ -90,10 +81,8 @@ class GeneNames:
         # An id counts too: a symbol that is the id of another gene does not say which is meant.
         carriers = Counter(self._symbol_by_id.values())
         carriers.update(self.ids)
-        return {
-            gene: symbol if carriers[symbol] == 1 else f"{symbol} ({gene})"
-            for gene, symbol in self._symbol_by_id.items()
-        }
+        by_id = self._symbol_by_id.items()
+        return {gene: symbol if carriers[symbol] == 1 else f"{symbol} ({gene})" for gene, symbol in by_id}
 
     @cached_property
     def _ids_by_name(self) -> dict[str, tuple[str, ...]]:
@@ -105,31 +94,26 @@ class GeneNames:
         return shown | by_symbol | {gene: (gene,) for gene in self.ids}
 
     def _why_unknown(self, unknown: Sequence[str]) -> tuple[str, str]:
-        what = f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"{len(unknown)} genes ({_listed(unknown)}) are"
+        what = f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"{len(unknown)} genes ({listed(unknown)}) are"
         if all(name in self.others for name in unknown):
             return f"{what} not in {self.place}, though in the data", "choose among the genes it was trained on"
-        near = self._near(next(name for name in unknown if name not in self.others))
+        first, names = next(name for name in unknown if name not in self.others), list(self._ids_by_name)
+        same = [known for known in names if known.casefold() == first.strip().casefold()]
+        near = same[:3] or difflib.get_close_matches(first, names, n=3)
         where = "var_names" if self.column is None else f"var_names or var[{self.column!r}]"
         hint = f"did you mean {', '.join(near)}" if near else f"such as {', '.join(self.shown(self.ids[:3]))}"
         return f"{what} not in {self.place}", f"genes are named as in {where}; {hint}"
 
-    def _near(self, name: str) -> list[str]:
-        names = list(self._ids_by_name)
-        same = [known for known in names if known.casefold() == name.strip().casefold()]
-        return same[:3] or difflib.get_close_matches(name, names, n=3)
-
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
-    """The names of genes.
+    """The names of the genes of a store.
 
     Parameters
     ----------
-    store
-        Where they are.
     column
         Column of var with their symbols (--gene-symbols); None when they go by var_names alone.
     ids
-        Those of a model, which can be asked for whether the data has them or not; None for all of the data.
+        Those of a model, all of which can be named, whether the data has them or not; None for all of the data.
 
     Raises
     ------
@@ -142,23 +126,18 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
     place = "the data" if ids is known else "the model"
     if column is None:
         return GeneNames(ids=ids, place=place, others=frozenset(others))
-    _refuse_unknown(store, column)
+    keys = store.existing("var")
+    if column not in keys:
+        # Ids are no help to somebody who looks for symbols, but numbers would be even less.
+        columns = ", ".join(key for key in dict.fromkeys(keys) if _is_text(store, key)) or "none"
+        raise DataError(f"{store.title}: no column {column!r} in var", f"--gene-symbols takes one of: {columns}")
     symbols = [None if label is None else label.strip() or None for label in labels_of(store.var_column(column))]
     if not any(symbols):
         raise DataError(f"{store.title}: var[{column!r}] has no value", "--gene-symbols takes a column of gene names")
     symbol_of = dict(zip(known, symbols, strict=True))
-    asked = set(ids)
     own = tuple(symbol_of.get(gene) for gene in ids)
-    others |= {symbol for gene, symbol in symbol_of.items() if symbol and gene not in asked}
+    others |= {symbol for gene, symbol in symbol_of.items() if symbol and gene in others}
     return GeneNames(ids=ids, symbols=own, column=column, place=place, others=frozenset(others - {*own}))
-
-
-def _refuse_unknown(store: CellStore, column: str) -> None:
-    keys = store.existing("var")
-    if column not in keys:
-        # Ids are no help to somebody who looks for symbols, but numbers would be even less.
-        known = ", ".join(key for key in dict.fromkeys(keys) if _is_text(store, key)) or "none"
-        raise DataError(f"{store.title}: no column {column!r} in var", f"--gene-symbols takes one of: {known}")
 
 
 def _is_text(store: CellStore, key: str) -> bool:
@@ -168,5 +147,6 @@ def _is_text(store: CellStore, key: str) -> bool:
         return False
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few names, for a message."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

@@ -14,7 +14,7 @@ import scipy.sparse as sp
 
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.gene_names import GeneNames
+from scvae_cli.data.gene_names import GeneNames, listed
 from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
@@ -33,10 +33,8 @@ def select_genes(
 
     Parameters
     ----------
-    counts
-        All cells, all genes.
-    training
-        Indices of the training cells.
+    counts, training
+        All cells and all genes, and the indices of the training cells.
     config
         `genes`, `n_top_genes` and `batch_key` are used.
     names
@@ -82,12 +80,10 @@ def match_genes(
 
     Parameters
     ----------
-    counts
-        n cells with the genes of the data.
     genes
         Genes of the model, in the order of the model.
     max_missing
-        Largest fraction of the model's genes that may be missing in the data.
+        Largest fraction of the model's genes that may be missing in the data; a DataError if more are.
     absent_g
         Values of genes that are missing in the data, instead of zero, shape (len(genes),).
 
@@ -95,19 +91,13 @@ def match_genes(
     -------
     tuple
         Counts of n cells × len(genes), and the names of the missing genes.
-
-    Raises
-    ------
-    DataError
-        If more than `max_missing` of the genes are missing.
     """
     position = {gene: i for i, gene in enumerate(counts.gene_names)}
     columns = np.asarray([position.get(gene, -1) for gene in genes])
     missing = [gene for gene, column in zip(genes, columns, strict=True) if column < 0]
     if len(missing) > max_missing * len(genes):
-        shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
         raise DataError(
-            f"{len(missing)} of the model's {len(genes)} genes are not in the data ({shown})",
+            f"{len(missing)} of the model's {len(genes)} genes are not in the data ({listed(missing)})",
             "use the same kind of gene names (symbols or Ensembl ids), or --allow-missing-genes to set them to zero",
         )
     if not missing:

@@ -28,15 +28,7 @@ from scvae_cli.errors import DataError
 class H5adFile:
     """The cells of an .h5ad file (a `CellStore`).
 
-    Parameters
-    ----------
-    path
-        Path of the file.
-
-    Raises
-    ------
-    DataError
-        If the file does not exist, is a folder, is not HDF5, is truncated, or is not an AnnData.
+    Raises a DataError if the file does not exist, is a folder, is not HDF5, is truncated, or is not an AnnData.
     """
 
     def __init__(self, path: Path) -> None:
@@ -49,33 +41,27 @@ class H5adFile:
 
     @property
     def title(self) -> str:
-        """Name of the file."""
         return self.path.name
 
     @cached_property
     def cell_names(self) -> np.ndarray:
-        """obs_names."""
         return self._index("obs")
 
     @cached_property
     def gene_names(self) -> np.ndarray:
-        """var_names."""
         return self._index("var")
 
     @cached_property
     def obs_keys(self) -> list[str]:
-        """Columns of obs."""
         with self._open() as file:
             return _columns(file["obs"])
 
     @cached_property
     def layer_keys(self) -> list[str]:
-        """Names of the layers."""
         return self.existing("layers")
 
     @cached_property
     def matrix_names(self) -> list[str]:
-        """Matrices that may contain counts, in the order they are tried."""
         with self._open() as file:
             names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
             names += ["X"] if "X" in file and is_matrix(file["X"]) else []
@@ -84,15 +70,12 @@ class H5adFile:
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
-        """Read a column of obs as n values."""
         return values_of(self._column("obs", key))
 
     def var_column(self, key: str) -> np.ndarray:
-        """Read a column of var as g values."""
         return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
-        """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
         return category_order(self._column("obs", key))
 
     def _column(self, group: str, key: str) -> Any:
@@ -105,17 +88,14 @@ class H5adFile:
             return self._element(frame)[key] if "__categories" in frame else self._element(frame[key])
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """Read a dense element of obsm; None if it does not exist."""
         with self._open() as file:
             element = file.get(f"obsm/{key}")
             return np.asarray(element) if isinstance(element, h5py.Dataset) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Return the gene names of the columns of a matrix."""
         return self._index("raw/var") if name == "raw" else self.gene_names
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        """Read a matrix as consecutive CSR blocks of rows."""
         with self._open() as file:
             item = file[_location(name)]
             expected = (len(self.cell_names), len(self.matrix_genes(name)))
@@ -127,7 +107,6 @@ class H5adFile:
             yield from row_blocks(item, self.title)
 
     def existing(self, group: str) -> list[str]:
-        """Return the keys of an AnnData mapping; for "uns" the paths of all its elements."""
         with self._open() as file:
             if group in ("obs", "var"):
                 return _columns(file[group])
@@ -142,7 +121,6 @@ class H5adFile:
             return paths
 
     def uns_text(self, key: str) -> str | None:
-        """Read the string at `uns[key]`, or None."""
         with self._open() as file:
             item = file.get(f"uns/{key}")
             if not isinstance(item, h5py.Dataset) or item.shape != () or h5py.check_string_dtype(item.dtype) is None:
@@ -151,7 +129,7 @@ class H5adFile:
             return value
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
-        """Check before a computation that `write` will be possible: file writable, and its format not too old."""
+        """Check before a computation that the file can be written, and that its format is not too old for additions."""
         target = output or self.path
         if target.resolve() != self.path.resolve():
             check_new_file(target, force=force)

@@ -37,11 +37,13 @@ def create_h5ad(
 ) -> None:
     """Write a new .h5ad from blocks of rows.
 
+    The file appears only when it is complete. If an error occurs, an existing file of that name is not changed and no
+    other file remains.
+
     Parameters
     ----------
     path
-        Path of the new file, ending in .h5ad. The file appears only when it is complete. If an error occurs, an
-        existing file of that name is not changed and no other file remains.
+        Path of the new file, ending in .h5ad; an existing file is replaced with `force`.
     obs, var
         One row per cell, and one row per gene.
     blocks
@@ -50,10 +52,6 @@ def create_h5ad(
         As in an AnnData: numeric arrays, categoricals, strings and dictionaries of these.
     layer_blocks
         Name → layer, n × g, as consecutive dense blocks of rows, which are used after X.
-    dense
-        Whether X is a dense matrix.
-    force
-        Whether an existing file is replaced.
 
     Raises
     ------
@@ -88,12 +86,8 @@ def create_h5ad(
 def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     """Context manager that writes an AnnData to a new file, which appears if the `with` block raises no error.
 
-    The complete file is written before the block starts. It only gets its final name after the block.
-
-    Raises
-    ------
-    DataError
-        As for `create_h5ad`.
+    The complete file is written before the block starts. It only gets its final name after the block. Raises a
+    DataError as `create_h5ad` does.
     """
     from anndata.io import write_elem
 

@@ -20,22 +20,11 @@ from scvae_cli.data.slots import RowBlocks, Slot
 
 
 def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint) -> None:
-    """Write slots to a copy of `source` and save it as `target`.
+    """Write slots to a copy of `source` and save it as `target`, which may be the same file.
 
-    Parameters
-    ----------
-    source, target
-        File that is read and file that is written; they may be the same.
-    slots
-        Elements to write. Existing elements with the same names are replaced; the caller has checked that they and
-        `target` may be replaced.
-    read_as
-        Fingerprint of `source` when the results were computed from it.
-
-    Raises
-    ------
-    DataError
-        If the target cannot be written, the disk is full, or `source` has changed. The target is not changed then.
+    Existing elements with the same names are replaced; the caller has checked that they and `target` may be replaced.
+    `read_as` is the fingerprint of `source` when the results were computed from it. Raises a DataError if the target
+    cannot be written, the disk is full, or `source` has changed. The target is not changed then.
     """
     with replacing(target, copy_of=source, read_as=read_as) as sibling:
         # A copy of a read-only file must be writable.

@@ -35,19 +35,9 @@ def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
 
 
 def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
-    """Read a matrix as consecutive CSR blocks of rows.
+    """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
-    Parameters
-    ----------
-    item
-        Matrix in an open file.
-    title
-        Name of the file in messages.
-
-    Raises
-    ------
-    DataError
-        If the element is not a matrix, does not contain numbers, or its indices are inconsistent.
+    Raises a DataError if the element is not a matrix, does not contain numbers, or its indices are inconsistent.
     """
     if not is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write the file with anndata")

@@ -7,15 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.data.counts import (
-    Counts,
-    candidate_matrices,
-    check_shape,
-    is_missing,
-    read_batch,
-    read_counts,
-    what_is_wrong,
-)
+from scvae_cli.data.counts import Counts, is_missing, read_batch, read_counts, what_is_wrong
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
@@ -49,16 +41,12 @@ class Inspection:
 
     Parameters
     ----------
-    n_cells, n_genes
-        Numbers of cells and genes in the file.
-    matrices
-        Names of all matrices that may contain counts.
-    counts_source
-        Name of the matrix with counts, or None.
+    n_cells, n_genes, n_genes_modelled
+        Numbers of cells and genes in the file, and of genes that training would model by default.
+    matrices, counts_source
+        Names of all matrices that may contain counts, and of the one with counts, or None.
     zero_share, median_library
         Fraction of zeros, and median library size (None for real numbers).
-    n_genes_modelled
-        Number of genes that training would model by default.
     obs
         Columns that may group cells: name → number of values.
     memory_gib, cpu_minutes
@@ -93,17 +81,9 @@ class Inspection:
 def inspect(
     store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
 ) -> Inspection:
-    """Run the checks of a training on data, without stopping at the first problem.
+    """Run the checks of a training on data, without stopping at the first problem; options as for `read_counts`.
 
-    Parameters
-    ----------
-    layer, batch_key, real
-        As for `read_counts`.
-
-    Raises
-    ------
-    DataError
-        If the file cannot be read.
+    Raises a DataError if the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {
@@ -115,11 +95,9 @@ def inspect(
     }
     counts: Counts | None = None
     try:
-        check_shape(store)
-        candidate_matrices(store, layer, real=real)
         counts = read_counts(store, layer=layer, real=real)
     except DataError as error:
-        findings.append(_refusal(error))
+        findings.append(_refuse(error.message, error.hint))
     if counts is not None:
         seen |= _figures(counts)
         findings += _cell_findings(counts) + (_feature_findings(counts) if real else _gene_findings(counts))
@@ -127,13 +105,17 @@ def inspect(
         try:
             findings += _batch_findings(store, read_batch(store, batch_key), batch_key, seen["obs"])
         except DataError as error:
-            findings.append(_refusal(error))
+            findings.append(_refuse(error.message, error.hint))
     findings.sort(key=lambda finding: finding.level != "refuse")
     return Inspection(**seen, findings=findings)
 
 
-def _refusal(error: DataError) -> Finding:
-    return Finding(level="refuse", message=error.message, hint=error.hint)
+def _refuse(message: str, hint: str) -> Finding:
+    return Finding(level="refuse", message=message, hint=hint)
+
+
+def _warn(message: str, hint: str) -> Finding:
+    return Finding(level="warn", message=message, hint=hint)
 
 
 def _groupings(store: CellStore) -> dict[str, int]:
@@ -153,10 +135,7 @@ def _groupings(store: CellStore) -> dict[str, int]:
 
 
 def _figures(counts: Counts) -> dict[str, Any]:
-    if counts.real:
-        expressed = int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
-    else:
-        expressed = int((counts.seen_in_g() >= MIN_CELLS).sum())
+    expressed = _varying(counts) if counts.real else int((counts.seen_in_g() >= MIN_CELLS).sum())
     modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
     stored = counts.matrix.nnz
     # Counts (8 bytes for value and column), a second copy if genes are selected, and the interpreter and torch.
@@ -178,13 +157,13 @@ def _cell_findings(counts: Counts) -> list[Finding]:
     n_left = counts.n_cells - len(empty)
     if n_left < MIN_TRAINING_CELLS:
         message = f"{n_left} cell(s) with counts are too few to train on"
-        findings.append(Finding(level="refuse", message=message, hint=f"at least {MIN_TRAINING_CELLS} are needed"))
+        findings.append(_refuse(message, f"at least {MIN_TRAINING_CELLS} are needed"))
     elif counts.n_cells < FEW_CELLS:
         message = f"{counts.n_cells} cells are few: a model of this size may overfit"
-        findings.append(Finding(level="warn", message=message, hint="consider a smaller --n-latent and --n-hidden"))
+        findings.append(_warn(message, "consider a smaller --n-latent and --n-hidden"))
     if len(empty):
         message = f"{len(empty)} cell(s) have no counts, the first is {counts.cell_names[empty[0]]!r}"
-        findings.append(Finding(level="refuse", message=message, hint="use --drop-empty to drop empty cells"))
+        findings.append(_refuse(message, "use --drop-empty to drop empty cells"))
     return findings
 
 
@@ -192,44 +171,41 @@ def _gene_findings(counts: Counts) -> list[Finding]:
     rare = int((counts.seen_in_g() < MIN_CELLS).sum())
     if counts.n_genes - rare < 2:
         message = f"{counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
-        return [Finding(level="refuse", message=message, hint="a model needs at least two such genes")]
+        return [_refuse(message, "a model needs at least two such genes")]
     if rare:
         message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modeled"
-        return [Finding(level="warn", message=message, hint="--genes all models them too")]
+        return [_warn(message, "--genes all models them too")]
     return []
 
 
 def _feature_findings(counts: Counts) -> list[Finding]:
     findings = []
-    varying = int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
+    varying = _varying(counts)
     if varying < 2:
-        message = f"{varying} feature(s) vary between cells"
-        findings.append(Finding(level="refuse", message=message, hint="a model needs at least two"))
+        findings.append(_refuse(f"{varying} feature(s) vary between cells", "a model needs at least two"))
     elif varying < counts.n_genes:
         message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modeled"
-        findings.append(Finding(level="warn", message=message, hint="--genes all models them too"))
+        findings.append(_warn(message, "--genes all models them too"))
     if what_is_wrong(counts.matrix.data) is None:
         message = f"{counts.source} holds raw counts"
-        findings.append(Finding(level="warn", message=message, hint="a count likelihood, zinb or nb, fits them better"))
+        findings.append(_warn(message, "a count likelihood, zinb or nb, fits them better"))
     return findings
+
+
+def _varying(counts: Counts) -> int:
+    return int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
 
 
 def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:
     """Find small batches, and columns whose differences a batch correction would also remove."""
-    findings = []
     names, sizes = np.unique(batch.astype(str), return_counts=True)
     small = names[sizes < 3]
+    findings = []
     if len(names) == 1:
-        findings.append(
-            Finding(
-                level="warn", message=f"obs[{batch_key!r}] has one value", hint="--batch-key has nothing to correct"
-            )
-        )
+        findings.append(_warn(f"obs[{batch_key!r}] has one value", "--batch-key has nothing to correct"))
     if len(small):
         message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
-        findings.append(
-            Finding(level="warn", message=message, hint="their effect cannot be learned; merge or drop them")
-        )
+        findings.append(_warn(message, "their effect cannot be learned; merge or drop them"))
     confounded = []
     for key in obs if len(names) > 1 else ():
         labels = labels_of(store.obs_column(key))
@@ -240,7 +216,7 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
     if confounded:
         message = f"the batch determines these columns for nearly every cell: {', '.join(confounded)}"
         hint = "batch correction would also remove their differences, which is harmless only for technical columns"
-        findings.append(Finding(level="warn", message=message, hint=hint))
+        findings.append(_warn(message, hint))
     return findings
 
 

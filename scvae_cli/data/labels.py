@@ -20,12 +20,7 @@ __all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_i
 
 
 def labels_of(values: Any) -> np.ndarray:
-    """The labels of a column: n strings, None for a cell in no group.
-
-    Parameters
-    ----------
-    values
-        An array, or a column of a data frame; shape (n,).
+    """The labels of a column (an array, or a column of a data frame): n strings, None for a cell in no group.
 
     >>> list(labels_of(np.array([2.0, 1.0, np.nan])))
     ['2', '1', None]
@@ -33,35 +28,23 @@ def labels_of(values: Any) -> np.ndarray:
     ['1', '1.0', 'True', None, 'T cell']
     """
     values = values_of(values)
-    if values.dtype.kind != "O":
-        distinct, index_n = np.unique(values, return_inverse=True)
-        label_of = _objects([as_label(value) for value in distinct])
-        labels_n: np.ndarray = label_of[index_n]
-        return labels_n
-    # 1, 1.0 and True are one key of a dictionary, so the type is a part of it.
-    known: dict[tuple[type, object], str | None] = {}
-    labels = []
-    for value in values:
-        key = (type(value), value)
-        try:
-            if key not in known:
-                known[key] = as_label(value)
-            labels.append(known[key])
-        except TypeError:  # lists, and whatever else cannot be a key
-            labels.append(as_label(value))
-    return _objects(labels)
+    if values.dtype.kind == "O":
+        return _objects([as_label(value) for value in values])
+    distinct, index_n = np.unique(values, return_inverse=True)
+    labels_n: np.ndarray = _objects([as_label(value) for value in distinct])[index_n]
+    return labels_n
 
 
 def values_of(column: Any) -> np.ndarray:
-    """A column of a data frame as n values, integers and booleans kept what they are where some are missing.
+    """A column of a data frame as n values; missing ones are NaN in a column of floats, else None.
 
-    Missing values are NaN in a column of floats, else None.
+    Integers and booleans stay integers and booleans where some are missing.
     """
     if isinstance(column, np.ndarray):
         return column
     array = getattr(column, "array", column)
     if hasattr(array, "categories"):
-        # By hand: pandas turns categories that are integers into floats where a cell has none, its code being -1.
+        # Not by pandas, which turns integer categories into floats if a cell has none (code -1).
         by_code = _objects([*array.categories, None])
         values_n: np.ndarray = by_code[np.asarray(array.codes)]
         return values_n
@@ -108,7 +91,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
     for text in (label, str(given)):
         if text in labels:
             return text
-    wanted = _number_given(given)
+    wanted = _number_given(label)
     if wanted is None:
         return None
     found = []
@@ -122,14 +105,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
-    """Which of some names each label is, −1 for none of them; shape (n,), int64.
-
-    Parameters
-    ----------
-    names
-        Labels that a model was trained with.
-    label_n
-        Strings, or None.
+    """Which of some names (those that a model was trained with) each label is, −1 for none of them; shape (n,), int64.
 
     >>> positions_in(["1.0", "2.0"], np.array(["2", "1", "3", None], dtype=object))
     array([ 1,  0, -1, -1])
@@ -146,20 +122,12 @@ def _objects(items: Sequence[Any]) -> np.ndarray:
     return array
 
 
-def _number_given(given: object) -> float | None:
-    """The number that a caller may mean."""
-    if isinstance(given, np.ndarray | bytes):
-        return _number_given(as_label(given))
-    if isinstance(given, bool | np.bool_ | int | np.integer):
-        return int(given)
-    if isinstance(given, float | np.floating):
-        return float(given)
-    if not isinstance(given, str) or "_" in given:
-        return None
-    text = given.strip().casefold()
+def _number_given(label: str) -> float | None:
+    """The number that a caller may mean by a label."""
+    text = label.strip().casefold()
     if text in ("true", "false"):
         return int(text == "true")
-    return _parsed(text)
+    return None if "_" in text else _parsed(text)
 
 
 def _number_of_label(label: str) -> float | None:

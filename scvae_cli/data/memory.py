@@ -22,7 +22,7 @@ _DENSE_BLOCK_ROWS = 4096
 
 
 class AnnDataStore:
-    """The cells of an AnnData in memory (a `CellStore`).
+    """The cells of an AnnData in memory (a `CellStore`); a DataError if its matrix is not in memory.
 
     Parameters
     ----------
@@ -30,11 +30,6 @@ class AnnDataStore:
         AnnData that is read and to which results are written.
     title
         Name of the AnnData in messages.
-
-    Raises
-    ------
-    DataError
-        If its matrix is not in memory.
     """
 
     def __init__(self, adata: AnnData, title: str = "adata") -> None:
@@ -45,42 +40,35 @@ class AnnDataStore:
 
     @property
     def cell_names(self) -> np.ndarray:
-        """obs_names."""
         return np.asarray(self.adata.obs_names.astype(str), dtype=object)
 
     @property
     def gene_names(self) -> np.ndarray:
-        """var_names."""
         return np.asarray(self.adata.var_names.astype(str), dtype=object)
 
     @property
     def obs_keys(self) -> list[str]:
-        """Columns of obs."""
         return [str(key) for key in self.adata.obs.columns]
 
     @property
     def layer_keys(self) -> list[str]:
-        """Names of the layers; anndata 0.13 also lists X as None, which is omitted."""
+        # anndata 0.13 also lists X, as None.
         return [str(key) for key in self.adata.layers if key is not None]
 
     @property
     def matrix_names(self) -> list[str]:
-        """Matrices that may contain counts, in the order they are tried."""
         names = ['layers["counts"]'] if "counts" in self.layer_keys else []
         names += ["X"] if self.adata.X is not None else []
         names += ["raw"] if self.adata.raw is not None else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
-        """Read a column of obs as n values."""
         return values_of(self._column("obs", key))
 
     def var_column(self, key: str) -> np.ndarray:
-        """Read a column of var as g values."""
         return values_of(self._column("var", key))
 
     def obs_order(self, key: str) -> list[str] | None:
-        """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
         return category_order(self._column("obs", key))
 
     def _column(self, group: str, key: str) -> Any:
@@ -91,18 +79,15 @@ class AnnDataStore:
         return frame.iloc[:, keys.index(key)]
 
     def obsm(self, key: str) -> np.ndarray | None:
-        """Return a dense element of obsm; None if it does not exist."""
         element = self.adata.obsm.get(key)
         return element if isinstance(element, np.ndarray) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Return the gene names of the columns of a matrix."""
         if name == "raw":
             return np.asarray(self.adata.raw.var_names.astype(str), dtype=object)
         return self.gene_names
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        """Read a matrix as consecutive CSR blocks of rows."""
         if name == "raw":
             matrix: Any = self.adata.raw.X
         elif name.startswith('layers["'):
@@ -120,14 +105,12 @@ class AnnDataStore:
             yield sp.csr_matrix(plain_numbers(matrix[start : start + _DENSE_BLOCK_ROWS]))
 
     def existing(self, group: str) -> list[str]:
-        """Return the keys of an AnnData mapping; for "uns" the paths of all its elements."""
         if group == "uns":
             return list(_paths(self.adata.uns))
         container = getattr(self.adata, group)
         return [str(key) for key in (container.columns if group in ("obs", "var") else container) if key is not None]
 
     def uns_text(self, key: str) -> str | None:
-        """Return the string at `uns[key]`, or None."""
         value: Any = self.adata.uns
         for part in key.split("/"):
             if part not in value:

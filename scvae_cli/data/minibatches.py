@@ -20,16 +20,14 @@ GATHERED_CELLS = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class Nonzeros:
-    """The nonzero counts of n cells.
+    """The m nonzero counts of n cells.
 
     Parameters
     ----------
     row_start
         Index of the first nonzero of each cell, followed by m; shape (n + 1,).
-    gene
-        Column of each nonzero, int32 or int64, shape (m,).
-    value
-        Counts, float32, shape (m,).
+    gene, value
+        Column of each nonzero, int32 or int64, and its count, float32; shape (m,).
     """
 
     row_start: Tensor
@@ -52,16 +50,7 @@ class Nonzeros:
 class Minibatch:
     """Some cells, on the device of the model.
 
-    Parameters
-    ----------
-    n_genes
-        Number of genes g.
-    nonzeros
-        Nonzero counts of the cells.
-    library_n
-        Library size of each cell, float32.
-    batch_n
-        Index of each cell's batch, int64; None without batches.
+    `library_n` is the library size of each cell, float32; `batch_n` the index of each cell's batch, int64, or None.
     """
 
     n_genes: int
@@ -94,10 +83,8 @@ class CellTable:
 
     Parameters
     ----------
-    matrix
-        CSR counts, cells × g genes; the matrix is not copied.
-    batch_n
-        Index of the batch of each row of the matrix (int64), or None.
+    matrix, batch_n
+        CSR counts, cells × g genes, which are not copied; the index of the batch of each row (int64), or None.
     device
         Device of the minibatches.
     cells
@@ -109,9 +96,8 @@ class CellTable:
 
     Attributes
     ----------
-    n_cells, n_genes, library_n, batch_n, device
-        Number of cells, number of genes, library size of each cell (float64), index of each cell's batch or None, and
-        device of the minibatches.
+    library_n, batch_n
+        Library size (float64) and index of the batch of each of the `n_cells` cells; `batch_n` may be None.
     resident
         The whole matrix on the device, or None.
     """
@@ -184,27 +170,25 @@ class CellTable:
         index = self._cells[rows]
         library_n = self._to_device(self.library_n[rows].astype(np.float32))
         batch_n = None if self.batch_n is None else self._to_device(self.batch_n[rows])
-        index_n = None if self.resident is None else self._to_device(index)
-        counts = self._matrix[index] if self.resident is None else None
-        block = None if counts is None else self._on_device(counts)
-        # Read from the copy on the host, because reading from the device would wait for it.
-        starts = None if counts is None else counts.indptr.tolist()
+        if self.resident is None:
+            counts = self._matrix[index]
+            block = self._on_device(counts)
+            # Read from the copy on the host, because reading from the device would wait for it.
+            starts = counts.indptr.tolist()
+        else:
+            index_n = self._to_device(index)
         end = 0
         for part in some:
             first, end = end, end + len(part)
-            if block is not None and starts is not None:
+            if self.resident is None:
                 stored = slice(starts[first], starts[end])
                 row_start = block.row_start[first : end + 1] - starts[first]
                 nonzeros = Nonzeros(row_start=row_start, gene=block.gene[stored], value=block.value[stored])
             else:
-                assert self.resident is not None
-                assert index_n is not None
                 nonzeros = gather(self.resident, index_n[first:end])
+            own_batch_n = None if batch_n is None else batch_n[first:end]
             yield Minibatch(
-                n_genes=self.n_genes,
-                nonzeros=nonzeros,
-                library_n=library_n[first:end],
-                batch_n=None if batch_n is None else batch_n[first:end],
+                n_genes=self.n_genes, nonzeros=nonzeros, library_n=library_n[first:end], batch_n=own_batch_n
             )
 
     def _on_device(self, matrix: sp.csr_matrix, *, pinned: bool = True) -> Nonzeros:

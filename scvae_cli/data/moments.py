@@ -27,11 +27,11 @@ def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.nd
     """
     n, n_features = len(cells), matrix.shape[1]
     sum_g, seen_g, spread_g = np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)
-    for block in _blocks(matrix, cells):
+    for block in cell_blocks(matrix, cells):
         sum_g += np.bincount(block.indices, block.data, n_features)
         seen_g += np.bincount(block.indices, minlength=n_features)
     mean_g = sum_g / n
-    for block in _blocks(matrix, cells):
+    for block in cell_blocks(matrix, cells):
         rest = block.data.astype(np.float64) - mean_g[block.indices]
         spread_g += np.bincount(block.indices, rest**2, n_features)
     variance_g = (spread_g + (n - seen_g) * mean_g**2) / n
@@ -45,12 +45,13 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
     """
     some = cells[:: -(-len(cells) // _ENOUGH_CELLS)]
     sum_g = np.zeros(matrix.shape[1])
-    for block in _blocks(matrix, some, size=_TRANSFORMED_AT_ONCE):
+    for block in cell_blocks(matrix, some, size=_TRANSFORMED_AT_ONCE):
         library_n = block.sum(axis=1, dtype=np.float64).A1
         scale_m = np.repeat(depth / library_n, np.diff(block.indptr))
         sum_g += np.bincount(block.indices, np.log1p(block.data * scale_m), matrix.shape[1])
     return sum_g / len(some)
 
 
-def _blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = _CELLS_AT_ONCE) -> Iterator[sp.csr_matrix]:
+def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = _CELLS_AT_ONCE) -> Iterator[sp.csr_matrix]:
+    """Return the rows of cells given by index, in blocks, which limits the memory needed."""
     return (matrix[cells[start : start + size]] for start in range(0, len(cells), size))

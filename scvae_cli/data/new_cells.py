@@ -27,12 +27,8 @@ class NewCells:
 
     Parameters
     ----------
-    cell_names, gene_names
-        n and g strings.
-    blocks
-        X as consecutive blocks of rows, CSR or dense, which can be read once.
-    dense
-        Whether the blocks are dense.
+    blocks, dense
+        X as consecutive blocks of rows, which can be read once, and whether they are dense or CSR.
     slots
         Annotations of the cells and genes, in obs, var, obsm and uns.
     """
@@ -44,13 +40,7 @@ class NewCells:
     slots: Sequence[Slot]
 
     def write(self, path: Path, *, force: bool) -> None:
-        """Write the cells to a new file, completely or not at all.
-
-        Raises
-        ------
-        DataError
-            As for `create_h5ad`.
-        """
+        """Write the cells to a new file, completely or not at all; a DataError as for `create_h5ad`."""
         uns: dict[str, Any] = {}
         for slot in self._of("uns"):
             *folders, key = slot.key.split("/")
@@ -75,9 +65,8 @@ class NewCells:
 
         blocks: list[Any] = list(self.blocks)
         x = np.concatenate(blocks) if self.dense else sp.vstack(blocks, format="csr")
-        adata = anndata.AnnData(
-            x, obs=pd.DataFrame(index=_names(self.cell_names)), var=pd.DataFrame(index=_names(self.gene_names))
-        )
+        obs, var = pd.DataFrame(index=_names(self.cell_names)), pd.DataFrame(index=_names(self.gene_names))
+        adata = anndata.AnnData(x, obs=obs, var=var)
         AnnDataStore(adata).put(self.slots)
         return adata
 
@@ -88,12 +77,8 @@ class NewCells:
 def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
     """Check that the output file can be written, and return it.
 
-    Raises
-    ------
-    ConfigError
-        If no file is given, or it is the file of the data.
-    DataError
-        If the file exists and `force` is False, or it cannot be written.
+    Raises a ConfigError if no file is given, or it is the file of the data, and a DataError if the file exists and
+    `force` is False, or it cannot be written.
     """
     if output is None:
         raise ConfigError("new cells need a file of their own", "choose a file with -o NEW.h5ad")

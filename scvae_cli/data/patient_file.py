@@ -19,14 +19,7 @@ class PatientFile(io.FileIO):
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
     segmentation fault. Data that cannot be written are therefore kept in memory (the rest of one block and the caches
     of HDF5), HDF5 closes the file normally, and the caller then raises the error. A Ctrl-C during a write is also
-    delayed.
-
-    Parameters
-    ----------
-    path
-        Path of the file.
-    new
-        Whether to create an empty file instead of opening an existing one.
+    delayed. With `new`, an empty file is created instead of opening an existing one.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -85,10 +78,7 @@ class PatientFile(io.FileIO):
 def open_to_write(path: Path, *, new: bool) -> Iterator[tuple[h5py.File, PatientFile]]:
     """Context manager that opens an HDF5 file for writing; it raises errors of delayed writes at the end.
 
-    Raises
-    ------
-    OSError
-        If the file could not be written, for example because the disk is full.
+    Raises an OSError if the file could not be written, for example because the disk is full.
     """
     with PatientFile(path, new=new) as patient:
         with h5py.File(patient, "w" if new else "r+") as file:

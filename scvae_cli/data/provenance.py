@@ -64,23 +64,10 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Check that no element would be overwritten that scvae did not write.
+    """Raise a DataError if an element would be overwritten that scvae did not write; it names the first one.
 
-    An element was written by scvae if a run recorded under the same key lists it.
-
-    Parameters
-    ----------
-    store
-        Store to which results will be written.
-    paths
-        Paths (`Slot.path`) of the slots that will be written.
-    names
-        Names of the slots.
-
-    Raises
-    ------
-    DataError
-        If there is such an element; the message names the first one.
+    An element was written by scvae if a run recorded under the same key lists it. `paths` are those of the slots
+    (`Slot.path`) that will be written.
     """
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
@@ -98,26 +85,17 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
 def refuse_another(
     store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Check that no other trajectory, optimization or ordering would be replaced whose name gives the same slots.
+    """Raise a DataError if another trajectory, optimization or ordering would be replaced whose name gives these slots.
+
+    That is the case if all runs that wrote one of the slots had another name or other options.
 
     Parameters
     ----------
-    store
-        Store to which results will be written.
-    paths
-        Paths of the slots that will be written.
-    names
-        Names of the slots.
-    run
-        Command and name of the run that will write the slots.
+    paths, run
+        Paths of the slots that will be written; command and name of the run that will write them.
     made_of
         Options from which an automatic name was made. Different options may have the same automatic name, because it
         omits signs and all way-points but the ends. If the user chose the name, its earlier result is replaced.
-
-    Raises
-    ------
-    DataError
-        If all runs that wrote one of the slots had another name or other options.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
     options = made_of or {}

@@ -18,11 +18,6 @@ class RowStack:
 
     scipy's vstack needs memory for all blocks and for the result, and the process may keep the memory of small blocks
     that were freed. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
-
-    Parameters
-    ----------
-    n_columns
-        Number of columns of every block.
     """
 
     def __init__(self, n_columns: int) -> None:

@@ -19,16 +19,10 @@ from scvae_cli.data.minibatches import CellTable, Nonzeros
 
 
 class DenseCells(NamedTuple):
-    """One minibatch with dense counts.
+    """One minibatch with dense counts (float32).
 
-    Parameters
-    ----------
-    x_ng, library_n
-        Counts, and library size of each cell, float32.
-    share_n
-        Weight of each cell in a mean over the minibatch; 0 for cells that pad the minibatch.
-    batch_n
-        Index of each cell's batch, int64; None without batches.
+    `share_n` is the weight of each cell in a mean over the minibatch, 0 for cells that pad it; `batch_n` the index of
+    each cell's batch, int64, or None.
     """
 
     x_ng: Tensor
@@ -38,17 +32,10 @@ class DenseCells(NamedTuple):
 
 
 class Segment:
-    """Device memory for the cells of `size` minibatches of `n_cells`.
+    """Device memory for the cells of `size` minibatches of `n_cells` cells of a table.
 
     If the matrix of the table is on the device, cells are read from it. Otherwise the rows of a segment are copied from
     pinned memory while the device processes the previous segment.
-
-    Parameters
-    ----------
-    table
-        Cells that the minibatches contain.
-    size, n_cells
-        Number of minibatches s, and number of cells per minibatch n.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
@@ -123,18 +110,9 @@ class Segment:
 
 
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:
-    """Return some rows of sparse counts as a dense matrix, shape (n, g); no shape depends on which rows they are.
+    """Return the rows `row_n` of sparse counts as a dense matrix, n × g; no shape depends on which rows they are.
 
-    Parameters
-    ----------
-    nonzeros
-        All nonzero counts.
-    row_n
-        Indices of the rows.
-    n_genes
-        Number of genes g.
-    longest
-        Largest number of nonzero counts in a row.
+    `longest` is the largest number of nonzero counts in a row.
     """
     start_n1 = nonzeros.row_start[row_n].unsqueeze(1)
     length_n1 = nonzeros.row_start[row_n + 1].unsqueeze(1) - start_n1

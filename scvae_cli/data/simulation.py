@@ -59,8 +59,6 @@ class Simulation:
 
     Parameters
     ----------
-    config
-        Configuration of the simulation.
     obs
         A row per cell: `cell_type`, `batch` and `true_branch` (trunk, branch_1, …) as categoricals,
         `true_pseudotime` in [0, 1] and `true_library` (ℓ, counts before zero inflation).
@@ -138,14 +136,12 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     obs
         Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        `true_rho_<branch>` and `true_batch_log_effect`, as in `Simulation.varm` or in the `varm` of an AnnData that was
-        read from a file. A subset of the genes has the same μ as in the complete simulation.
+        As in `Simulation.varm`, or in an AnnData that was read from a file. A subset of the genes has the same μ.
 
     Returns
     -------
     numpy.ndarray
-        μ, n × g, float32, in counts before zero inflation. The expected counts are μ times
-        1 − `var["true_zero_inflation"]`.
+        μ, n × g, float32: counts before zero inflation; the expected counts are μ (1 − `var["true_zero_inflation"]`).
     """
     return _Curves(varm).mean(obs)
 
@@ -222,9 +218,7 @@ def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray
     level_g = rng.standard_normal(g)
     mixed_g = THETA_MEAN_CORRELATION * level_g + math.sqrt(1 - THETA_MEAN_CORRELATION**2) * rng.standard_normal(g)
     theta_g = np.clip(np.exp(LOG_THETA_MEAN + LOG_THETA_SD * mixed_g), *THETA_RANGE)
-    zero_inflation_g = np.zeros(g)
-    if config.zero_inflation:
-        zero_inflation_g = rng.beta(1, 1 / config.zero_inflation - 1, g)
+    zero_inflation_g = rng.beta(1, 1 / config.zero_inflation - 1, g) if config.zero_inflation else np.zeros(g)
 
     pattern_g = rng.permutation(np.searchsorted(np.cumsum(list(PATTERNS.values())), (np.arange(g) + 0.5) / g))
     branch_g = np.zeros(g, np.int64)
@@ -265,8 +259,7 @@ def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, 
     up_g = rng.choice([1, -1], (g, 1))
     shape_gs = is_a["rise"] * slope_gs - is_a["fall"] * slope_gs + is_a["transient"] * bump_gs
     shape_gs += is_a["switch"] * up_g * step_gs
-    # The change starts at or slightly after the split, follows a cubic with zero slope at both ends, and is mostly
-    # upward.
+    # Mostly upward: a cubic with zero slope at both ends, which starts at or slightly after the split.
     onset_g = SPLIT + rng.uniform(0, 0.25, (g, 1))
     part_gs = np.clip((grid_s - onset_g) / rng.uniform(0.15, 0.35, (g, 1)), 0, 1)
     sign_g = np.where(rng.random((g, 1)) < 0.75, 1, -1)

@@ -89,10 +89,7 @@ def category_order(column: Any) -> list[str] | None:
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
     """Refuse a name that does not say which column is meant.
 
-    Raises
-    ------
-    DataError
-        When none of the columns of obs (or var, as `group` says) has that name, or several have.
+    Raises a DataError if none of the columns (`keys`) of obs or var (`group`) has that name, or several have.
     """
     if key not in keys:
         known = ", ".join(dict.fromkeys(keys)) or "none"

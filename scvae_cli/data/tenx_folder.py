@@ -23,16 +23,9 @@ _GENES = "Gene Expression"
 def read_tenx_folder(folder: Path) -> AnnData:
     """Read a folder as cells × genes; each file may be gzipped or not.
 
-    Parameters
-    ----------
-    folder
-        Folder with matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of the latter
-        has an id, a symbol and a type; symbol and type may be missing. If features have types, only genes are read.
-
-    Raises
-    ------
-    ValueError
-        If a file is missing, or the numbers of features or cells differ between files.
+    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of the latter
+    has an id, a symbol and a type; symbol and type may be missing. If features have types, only genes are read. Raises
+    a ValueError if a file is missing, or the numbers of features or cells differ between files.
     """
     import anndata
     import pandas as pd
@@ -48,10 +41,8 @@ def read_tenx_folder(folder: Path) -> AnnData:
             f"{matrix.name} has {counts.shape[1]:,} features × {counts.shape[0]:,} cells, but {features.name} has "
             f"{len(lines):,} lines and {barcodes.name} has {len(cells):,}"
         )
-    genes = pd.DataFrame(
-        {"gene_ids": [row[0] for row in lines]},
-        index=pd.Index([row[1] if len(row) > 1 else row[0] for row in lines], dtype=object),
-    )
+    symbols = pd.Index([row[1] if len(row) > 1 else row[0] for row in lines], dtype=object)
+    genes = pd.DataFrame({"gene_ids": [row[0] for row in lines]}, index=symbols)
     adata = anndata.AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=genes)
     if not lines or min(map(len, lines)) < 3:
         return adata

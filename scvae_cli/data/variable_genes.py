@@ -7,43 +7,23 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.moments import cell_blocks
 from scvae_cli.errors import DataError
 
 # Fraction of the genes that the local regression of variance on mean uses around each gene.
 _SPAN = 0.3
-_CELLS_AT_ONCE = 4096
 
 
 def most_variable(
     matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray, n_top: int, batch: np.ndarray | None
 ) -> np.ndarray:
-    """Choose the most variable genes, based on some cells.
+    """Choose the `n_top` most variable of the genes `columns`, based on some cells; returned in their original order.
 
-    Parameters
-    ----------
-    matrix
-        CSR counts, float32.
-    cells, columns
-        Indices of the cells that are used, and of the genes among which is chosen.
-    n_top
-        Number of genes to choose.
-    batch
-        Names of the batches of `cells`, or None. Genes are ranked within each batch, and the median rank decides.
-
-    Returns
-    -------
-    numpy.ndarray
-        Chosen columns, in their original order.
-
-    Raises
-    ------
-    DataError
-        If the cells are too few or too sparse.
+    With `batch`, the names of the batches of `cells`, genes are ranked within each batch, and the median rank decides.
+    Raises a DataError if the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
 
@@ -79,7 +59,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
 
     n, n_genes = len(cells), matrix.shape[1]
     sum_g, square_g = np.zeros(n_genes), np.zeros(n_genes)
-    for block in _blocks(matrix, cells):
+    for block in cell_blocks(matrix, cells):
         # The order of these sums does not matter, because their terms are whole numbers.
         sum_g += np.bincount(block.indices, block.data, n_genes)
         square_g += np.bincount(block.indices, np.square(block.data), n_genes)
@@ -102,7 +82,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     clip_g = np.full(n_genes, np.inf)
     clip_g[columns] = sd_g * np.sqrt(n) + mean_g
     sum_g, square_g = np.zeros(n_genes), np.zeros(n_genes)
-    for block in _blocks(matrix, cells):
+    for block in cell_blocks(matrix, cells):
         clipped = np.minimum(block.data, clip_g[block.indices])
         # Clipped counts are not whole numbers, so they must be added one by one, in scanpy's order.
         np.add.at(sum_g, block.indices, clipped)
@@ -110,7 +90,3 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     scale_g = 1 / ((n - 1) * np.square(sd_g))
     spread_g: np.ndarray = scale_g * (n * np.square(mean_g) + square_g[columns] - 2 * sum_g[columns] * mean_g)
     return spread_g
-
-
-def _blocks(matrix: sp.csr_matrix, cells: np.ndarray) -> Iterator[sp.csr_matrix]:
-    return (matrix[cells[start : start + _CELLS_AT_ONCE]] for start in range(0, len(cells), _CELLS_AT_ONCE))

@@ -23,7 +23,7 @@ _STEPS = 256
 def draw_zinb(
     mu_ng: FloatArray, theta_g: FloatArray, zero_inflation: FloatArray, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Draw zero-inflated negative binomial counts exactly; sparser matrices take less time.
+    """Draw zero-inflated negative binomial counts exactly, n × g, float32; sparser matrices take less time.
 
     One uniform number u decides on both zero inflation and count: if u/(1 − π) ≥ 1, the count is a technical zero, and
     otherwise u/(1 − π) is again uniform. Since P(x > 0) ≤ (1 − π)μ, one comparison identifies most zeros of a sparse
@@ -32,19 +32,10 @@ def draw_zinb(
 
     Parameters
     ----------
-    mu_ng
-        Means of the NB, shape (n, g).
-    theta_g
-        Inverse dispersions θ > 0, shape (g,).
+    mu_ng, theta_g
+        Means of the NB, and its inverse dispersions θ > 0.
     zero_inflation
         Zero-inflation probabilities π, shape (g,) or (n, g).
-    rng
-        Random number generator.
-
-    Returns
-    -------
-    scipy.sparse.csr_matrix
-        Counts, n × g, float32.
     """
     n_cells, n_genes = mu_ng.shape
     mu_ng = np.asarray(mu_ng, np.float32)
