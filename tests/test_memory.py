@@ -16,7 +16,7 @@ import scipy.sparse as sp
 from simulated import counts_of, tiny_config, tree
 
 from scvae_cli.data import counts as counts_module
-from scvae_cli.data import h5ad_rows, row_stack, variable_genes
+from scvae_cli.data import h5ad_rows, moments, row_stack
 from scvae_cli.data.counts import Counts, read_counts, what_is_wrong
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_selection import match_genes, select_genes
@@ -30,9 +30,8 @@ def small_blocks(monkeypatch):
     """Whatever is done in blocks takes many."""
     monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", 1000)
     monkeypatch.setattr(row_stack, "_PIECE_VALUES", 777)
-    monkeypatch.setattr(counts_module, "_CELLS_AT_ONCE", 7)
     monkeypatch.setattr(counts_module, "_VALUES_AT_ONCE", 100)
-    monkeypatch.setattr(variable_genes, "_CELLS_AT_ONCE", 7)
+    monkeypatch.setattr(moments, "_CELLS_AT_ONCE", 7)
 
 
 def peak_of(work: Callable[[], object]) -> int:

@@ -52,6 +52,7 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
     return sum_g / len(some)
 
 
-def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = _CELLS_AT_ONCE) -> Iterator[sp.csr_matrix]:
-    """Return the rows of cells given by index, in blocks, which limits the memory needed."""
+def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = 0) -> Iterator[sp.csr_matrix]:
+    """Return the rows of cells given by index, in blocks (of a default size), which limits the memory needed."""
+    size = size or _CELLS_AT_ONCE
     return (matrix[cells[start : start + size]] for start in range(0, len(cells), size))
