@@ -11,7 +11,6 @@ import torch
 from scipy import stats
 
 from scvae_cli.data.zinb_draws import draw_zinb
-from scvae_cli.latent.count_draws import draw
 from scvae_cli.model.network import CountOutput
 
 
@@ -24,7 +23,7 @@ def test_drawn_counts_have_the_moments_of_the_likelihood(likelihood):
     if likelihood == "zinb":
         bias_g = torch.cat([bias_g, zero_g])
     output = CountOutput(torch.zeros(n, len(bias_g)), bias_g, log_theta_g, g)
-    x_ng = draw(output, torch.full((n,), 12.0), np.random.default_rng(0)).toarray()
+    x_ng = output.draw(torch.full((n,), 12.0), np.random.default_rng(0)).toarray()
     mu_g = torch.softmax(bias_g[:g], 0).double().numpy() * 12
     keep_g = torch.sigmoid(-zero_g).double().numpy() if likelihood == "zinb" else np.ones(g)
     extra_g = np.zeros(g) if log_theta_g is None else mu_g**2 / log_theta_g.double().exp().numpy()

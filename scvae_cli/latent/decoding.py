@@ -23,14 +23,8 @@ def decoder_at(
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that maps latent positions to expected counts, (t, k) → (t, g); differentiable.
 
-    Parameters
-    ----------
-    model
-        Model that decodes. The function takes positions on the device of the model.
-    library, batch_as
-        Library size and batch, as for `expected_counts`; "observed" is not possible.
-    with_zero_inflation
-        Whether zero inflation lowers the expected counts.
+    The function takes positions on the device of the model. Library size, batch and zero inflation are as for
+    `expected_counts`; "observed" is not possible.
 
     Raises
     ------
@@ -54,21 +48,12 @@ def decoder_at(
 def decode(
     model: Model, z_tk: np.ndarray, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
 ) -> np.ndarray:
-    """Compute expected counts at a library size and in a batch, shape (t, g), float32.
-
-    Parameters
-    ----------
-    model
-        Model that decodes.
-    z_tk
-        Latent positions, in the coordinates of the networks.
-    library, batch_as, with_zero_inflation
-        As for `decoder_at`.
+    """Compute expected counts at latent positions in the coordinates of the networks, shape (t, g), float32.
 
     Raises
     ------
     DataError
-        As for `decoder_at`.
+        As for `decoder_at`, whose function computes them.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()

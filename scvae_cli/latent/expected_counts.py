@@ -14,11 +14,9 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import matching
-from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table, known_batches
 from scvae_cli.model.bundle import Model
@@ -44,7 +42,7 @@ def expected_counts(
     Parameters
     ----------
     model, counts
-        Model that decodes, and n cells with the genes of the model.
+        Model that decodes, and n cells in its genes.
     estimate
         "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. The latter needs the batches of the cells if the model has
         batches.
@@ -58,8 +56,6 @@ def expected_counts(
         proportions in the training cells, or "observed" for the batch of each cell.
     with_zero_inflation
         Whether the probability of a technical zero lowers the expectation.
-    seed
-        Seed of the posterior samples.
 
     Raises
     ------
@@ -72,68 +68,66 @@ def expected_counts(
         raise ConfigError("a model of real numbers has no zero inflation", "remove --with-zero-inflation")
     if estimate == CELL and not model.of_counts:
         raise ConfigError("a model of real numbers has no rates of single cells", "remove --estimate cell")
-    own_batch_n = known_batches(model, counts) if estimate == CELL or batch_as == OBSERVED else None
+    of_cell = estimate == CELL
+    own_batch_n = known_batches(model, counts) if of_cell or batch_as == OBSERVED else None
     table = cell_table(model, counts, batch_n=own_batch_n)
     batch = None if batch_as == OBSERVED else batch_index(model, batch_as)
     fixed_library = library_size(model, library)
 
+    @torch.inference_mode()
     def blocks() -> Iterator[np.ndarray]:
         # One generator and blocks of fixed size, so that the noise of a cell depends only on the seed and its row.
         noise = torch.Generator().manual_seed(seed)
         for rows, cells in table.in_order(BLOCK_CELLS):
-            with torch.inference_mode():
-                posterior = model.vae.encode(cells)
-                library_n = cells.library_n
-                if fixed_library is not None:
-                    library_n = torch.full_like(library_n, fixed_library)
-                batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
-                if batch_as == OBSERVED:
-                    batch_n = cells.batch_n
-                points = [posterior.mean_nk]
-                if n_samples:
-                    draws = (torch.randn(posterior.mean_nk.shape, generator=noise) for _ in range(n_samples))
-                    points = [posterior.sample(noise_nk.to(model.device)) for noise_nk in draws]
-                mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
-                for z_nk in points:
-                    expected_ng = _expected(
-                        model, z_nk, library_n, batch_n, cells, of_cell=estimate == CELL, technical=with_zero_inflation
-                    )
-                    mean_ng += expected_ng / len(points)
-                block = mean_ng.cpu().numpy()
-            yield block
+            posterior = model.vae.encode(cells)
+            library_n = cells.library_n
+            if fixed_library is not None:
+                library_n = torch.full_like(library_n, fixed_library)
+            batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
+            if batch_as == OBSERVED:
+                batch_n = cells.batch_n
+            points = [posterior.mean_nk]
+            if n_samples:
+                draws = (torch.randn(posterior.mean_nk.shape, generator=noise) for _ in range(n_samples))
+                points = [posterior.sample(noise_nk.to(model.device)) for noise_nk in draws]
+            mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
+            for z_nk in points:
+                technical = with_zero_inflation and not of_cell
+                expected_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical)
+                if of_cell:
+                    # A cell's counts are compared with the expectation at the cell's own library size and batch.
+                    output = model.vae.decode(z_nk, cells.batch_n)
+                    assert isinstance(output, CountOutput), "models of real numbers were refused before"
+                    expected_ng = expected_ng * output.own_factor_ng(cells, with_zero_inflation=with_zero_inflation)
+                mean_ng += expected_ng / len(points)
+            yield mean_ng.cpu().numpy()
 
     # An inner generator, so that errors are raised when this function is called and not when the first block is read.
     return blocks()
 
 
-def batch_index(model: Model, batch_as: str) -> int | None:
-    """Return the index of the batch for decoding; None for the average over batches or a model without batches.
+def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int | None:
+    """Return the index of the batch for decoding; None for the usual choice, "average" or "drawn".
 
     Raises
     ------
     DataError
         If the model does not have the batch.
     """
-    if batch_as == "average":
+    if batch_as == usual:
         return None
     batch = matching(batch_as, model.batches)
     if batch is None:
-        known = ", ".join(model.batches) or "none: it was trained without --batch-key"
-        raise DataError(f"the model has no batch {batch_as!r}", f"--batch-as takes average or one of: {known}")
+        known = f"--batch-as takes {usual} or one of: {', '.join(model.batches)}"
+        none = "leave out --batch-as: the model was trained without --batch-key"
+        raise DataError(f"the model has no batch {batch_as!r}", known if model.batches else none)
     return model.batches.index(batch)
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """Return the library size for decoding; None for the library size of each cell.
 
-    Parameters
-    ----------
-    model
-        Model that decodes.
-    library
-        "observed", "median" or a number of counts.
-    usual
-        Default of `library`, which is the only valid value for a model of real numbers.
+    `library` is "observed", "median" or a number of counts; a model of real numbers takes only the `usual` one.
 
     Raises
     ------
@@ -157,23 +151,3 @@ def library_size(model: Model, library: str | float, *, usual: str = "observed")
     if not (np.isfinite(size) and size > 0):
         raise DataError(f"--library is {library!r}", "use observed, median, or a number of counts above 0")
     return size
-
-
-def _expected(
-    model: Model,
-    z_nk: Tensor,
-    library_n: Tensor,
-    batch_n: Tensor | None,
-    cells: Minibatch,
-    *,
-    of_cell: bool,
-    technical: bool,
-) -> Tensor:
-    """Compute expected counts of some cells at given latent positions, library sizes and batches, shape (n, g)."""
-    mean_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical and not of_cell)
-    if not of_cell:
-        return mean_ng
-    # A cell's counts are compared with the expectation at the cell's own library size and batch.
-    output = model.vae.decode(z_nk, cells.batch_n)
-    assert isinstance(output, CountOutput), "models of real numbers were refused before"
-    return mean_ng * output.own_factor_ng(cells, with_zero_inflation=technical)

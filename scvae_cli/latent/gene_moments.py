@@ -15,13 +15,7 @@ _ROUNDING = 1e-6
 
 
 class GeneMoments:
-    """Mean, variance and fraction of zeros of every gene, accumulated over blocks of cells.
-
-    Parameters
-    ----------
-    n_genes
-        Number of genes g.
-    """
+    """Mean, variance and fraction of zeros of every gene, accumulated over blocks of cells."""
 
     def __init__(self, n_genes: int) -> None:
         self.n_cells = 0

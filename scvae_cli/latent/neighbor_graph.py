@@ -46,18 +46,15 @@ class CellGraph:
 
     Parameters
     ----------
-    cells
-        Indices of the cells that are nodes, in ascending order, shape (m,).
-    mean_mk
-        Posterior means of the nodes, shape (m, k).
+    cells, mean_mk
+        Indices of the cells that are nodes, in ascending order, shape (m,), and their posterior means.
     neighbors_mj
         Indices of the nearest nodes of each node, nearest first, without the node itself, shape (m, j).
     lengths
         Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m), in standard deviations of a count.
-    bridges
-        Number of edges that were added between disconnected components; there are no cells along these edges.
-    n_components
-        Number of connected components before bridges were added, at least 1.
+    bridges, n_components
+        Number of edges that were added between disconnected components, along which there are no cells; and number of
+        connected components before that, at least 1.
     """
 
     cells: np.ndarray
@@ -144,17 +141,13 @@ def cell_graph(
 
     Parameters
     ----------
-    geometry
-        Fisher–Rao geometry of the decoder.
-    mean_nk
-        Posterior means of all cells, in the coordinates of the networks.
+    geometry, mean_nk
+        Fisher–Rao geometry of the decoder, and posterior means of all cells in the coordinates of the networks.
     always
-        Indices of cells that must be nodes.
+        Indices of cells that must be nodes; the others are selected by `seed` if there are too many cells.
     by_state
         Whether nodes are connected to the nearest nodes by Fisher–Rao distance instead of by distance in latent space.
         The nodes are the same.
-    seed
-        Seed of the selection of nodes if there are too many cells.
     """
     most = min(_MAX_NODES, max(1000, _MAX_VALUES // geometry.vae.n_genes))
     cells = np.arange(len(mean_nk))
@@ -239,9 +232,7 @@ def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
         if n_components == 1:
             return bridges
         largest = np.bincount(component_m).argmax()
-        for component in range(n_components):
-            if component == largest:
-                continue
+        for component in np.delete(np.arange(n_components), largest):
             inside, outside = np.flatnonzero(component_m == component), np.flatnonzero(component_m != component)
             to, distance = nearest(point_md[torch.as_tensor(inside)], point_md[torch.as_tensor(outside)], 1)
             at = int(distance[:, 0].argmin())
@@ -250,10 +241,8 @@ def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
 
 def _lengths(y_mg: Tensor, edges: np.ndarray) -> np.ndarray:
     """Compute the distance between the coordinates of the two nodes of every edge."""
-    size = max(1, _BLOCK_VALUES // y_mg.shape[1])
-    ends = torch.as_tensor(edges)
     parts = []
-    for part in torch.split(ends, size):
+    for part in torch.split(torch.as_tensor(edges), max(1, _BLOCK_VALUES // y_mg.shape[1])):
         difference_eg = y_mg.index_select(0, part[:, 0])
         difference_eg -= y_mg.index_select(0, part[:, 1])
         parts.append(torch.linalg.vector_norm(difference_eg, dim=1))

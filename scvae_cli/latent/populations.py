@@ -20,15 +20,7 @@ _ALWAYS_NODES = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """A named set of cells: a group, or a single cell.
-
-    Parameters
-    ----------
-    label
-        Name, as the user typed it.
-    cells
-        Indices of the cells; one index for a single cell.
-    """
+    """A group or a single cell: its name, as the user typed it, and the indices of its cells."""
 
     label: str
     cells: np.ndarray
@@ -43,16 +35,8 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
 
     The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
     highest purity. Where a small population borders on a large one, the densest region of the small population belongs
-    to the large one and does not represent the small one.
-
-    Parameters
-    ----------
-    graph
-        Neighbor graph of the cells.
-    cells
-        Indices of the cells of the population.
-    usual_m
-        Mask of the nodes from which the core is chosen, shape (m,); ignored if it excludes the whole population.
+    to the large one and does not represent the small one. The core is chosen from the nodes in the mask `usual_m`,
+    shape (m,), unless it excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)

@@ -50,9 +50,7 @@ def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> 
         for rows, cells in table.in_order(BLOCK_CELLS):
             parts.append(model.vae.encode(cells))
             advance(len(rows))
-    return Posterior(
-        torch.cat([part.mean_nk.cpu() for part in parts]), torch.cat([part.var_nk.cpu() for part in parts])
-    )
+    return Posterior(*(torch.cat(values).cpu() for values in zip(*parts, strict=True)))
 
 
 def refined_posteriors(
@@ -65,8 +63,7 @@ def refined_posteriors(
     DataError
         If the model does not have the batch of a cell; the likelihood of that cell is not defined.
     """
-    table = cell_table(model, counts, batch_n=known_batches(model, counts))
-    parts = []
+    table, parts = cell_table(model, counts, batch_n=known_batches(model, counts)), []
     with progress("Refining", table.n_cells) as advance:
         for rows, cells in table.in_order(_REFINED_CELLS):
             with torch.no_grad():

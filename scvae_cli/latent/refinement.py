@@ -53,16 +53,13 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
 
     Parameters
     ----------
-    vae
-        Model whose decoder is used, without dropout. The model is not changed.
-    cells
-        n cells, with batches if the decoder has batches.
+    vae, cells
+        Model whose decoder is used, without dropout, and not changed; n cells, with the batches of a decoder that has
+        batches.
     start
         Posteriors of the encoder.
     n_steps
         Number of steps of Adam; each step decodes all cells twice. 0 returns the posteriors of the encoder.
-    seed
-        Seed of the samples.
     """
     mean_nk = start.mean_nk
     if n_steps == 0:

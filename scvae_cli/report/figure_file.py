@@ -52,13 +52,6 @@ def house_style() -> Iterator[None]:
 def check_figure_file(path: Path | str, *, force: bool) -> None:
     """Check before a computation that `save_figure` will be able to write a file.
 
-    Parameters
-    ----------
-    path
-        Path of the figure.
-    force
-        Whether an existing file may be replaced.
-
     Raises
     ------
     ConfigError
@@ -76,12 +69,7 @@ def check_figure_file(path: Path | str, *, force: bool) -> None:
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Save a figure as PNG, SVG or PDF, depending on the extension of the file; an existing file is replaced.
 
-    Parameters
-    ----------
-    figure
-        Figure created without pyplot, so that no window and no current figure exist.
-    path
-        Path of the file.
+    The figure was created without pyplot, so that no window and no current figure exist.
 
     Raises
     ------

@@ -20,14 +20,9 @@ from scvae_cli.tools.denoise.options import DenoiseOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """Expected counts of n cells × f genes, NaN where a gene was not denoised.
+    """Expected counts of n cells × f genes, and which genes have values (f,); the others are NaN.
 
-    Parameters
-    ----------
-    rows
-        Blocks of rows, float32, which are computed when they are read, and only once.
-    modelled
-        Mask of the genes that have values, shape (f,).
+    The blocks of rows, float32, are computed when they are read, and only once.
     """
 
     rows: RowBlocks
@@ -59,18 +54,14 @@ def denoise(
 
     Parameters
     ----------
-    model
-        Encodes the cells and decodes them.
-    counts
-        n cells in the model's genes, with their batches if `options.needs_batch` and the model has batches.
+    model, counts
+        What decodes, and n cells in its genes, with their batches if `options.needs_batch` and the model has batches.
     file_genes
         Names of the result's genes in order, shape (f,).
     options
         The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
     genes
         Names of the modeled genes to denoise, those of `options.genes`; None for all.
-    progress
-        Shows how many cells are done while the blocks are read.
 
     Raises
     ------
@@ -79,16 +70,8 @@ def denoise(
     ConfigError
         If a model of real numbers is asked for a library size, zero inflation or the cells' own rates.
     """
-    expected = expected_counts(
-        model,
-        counts,
-        estimate=options.estimate,
-        n_samples=options.n_samples,
-        library=options.library,
-        batch_as=options.batch_as,
-        with_zero_inflation=options.with_zero_inflation,
-        seed=options.seed,
-    )
+    passed_on = ("estimate", "n_samples", "library", "batch_as", "with_zero_inflation", "seed")
+    expected = expected_counts(model, counts, **{name: getattr(options, name) for name in passed_on})
     chosen = set(model.genes if genes is None else genes)
     index = {gene: g for g, gene in enumerate(model.genes) if gene in chosen}
     columns_f = np.asarray([index.get(gene, -1) for gene in file_genes])

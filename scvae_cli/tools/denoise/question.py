@@ -18,14 +18,9 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         self.genes = None if named is None else self.session.genes.ids_of(named)
 
     def answer(self) -> Denoised:
-        return denoise(
-            self.session.model,
-            self.session.counts,
-            self.session.store.gene_names,
-            self.options,
-            genes=self.genes,
-            progress=self.shell.progress,
-        )
+        session, progress = self.session, self.shell.progress
+        file_genes = session.store.gene_names
+        return denoise(session.model, session.counts, file_genes, self.options, genes=self.genes, progress=progress)
 
     def record(self, result: Denoised) -> dict[str, Any]:
         return super().record(result) | {"genes": self.genes}

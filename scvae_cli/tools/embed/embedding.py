@@ -19,14 +19,10 @@ from scvae_cli.tools.embed.options import EmbedOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """Posterior of every cell.
+    """Mean of q(z|x) and the diagonal of its covariance along the axes asked for, float32, shape (n, k).
 
-    Parameters
-    ----------
-    mean_nk, var_nk
-        Mean of q(z|x) and the diagonal of its covariance along the axes asked for, float32, shape (n, k).
-    gain
-        Nats by which refining raised the ELBO, mean over the cells; None for the encoder's posteriors.
+    `gain` is the number of nats by which refining raised the ELBO, mean over the cells; None for the encoder's
+    posteriors.
     """
 
     mean_nk: np.ndarray
@@ -42,14 +38,7 @@ class Embedding:
 
 
 def embed(model: Model, counts: Counts, options: EmbedOptions, *, progress: Progress = silent) -> Embedding:
-    """Encode cells.
-
-    Parameters
-    ----------
-    model
-        Its encoder does not see the batch.
-    counts
-        n cells in the model's genes; to be refined, with the batches of a model that has them.
+    """Encode n cells in the model's genes; only refining needs their batches, since the encoder does not see them.
 
     Raises
     ------

@@ -9,7 +9,7 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,42 +25,16 @@ MAX_CELLS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How much sampled cells and, as a baseline, real cells differ from the same other real cells.
-
-    Parameters
-    ----------
-    samples, real
-        Differences of the sampled cells, and of the other half of the real ones.
-    n_cells
-        Number of cells compared, of either.
-    n_real
-        Number of real cells that they are compared with.
-    """
+    """How much n sampled and, as a baseline, n real cells differ from `n_real` other real cells."""
 
     samples: Differences
     real: Differences
     n_cells: int
     n_real: int
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 class Comparison:
-    """Compares sampled counts with real ones while they are written.
-
-    Parameters
-    ----------
-    real
-        Counts of real cells, CSR (n, g).
-    n_samples
-        Number of cells that will be sampled.
-    seed
-        Of the halves.
-    of_counts
-        Whether the values are counts, and not real numbers.
-    """
+    """Compares `n_samples` sampled cells with real ones (CSR, n × g, halved by `seed`) while they are written."""
 
     def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int, of_counts: bool = True) -> None:
         self._of_counts = of_counts
@@ -68,11 +42,9 @@ class Comparison:
         half = len(order) // 2
         self._n_compared = min(half, n_samples)
         n_genes = real.shape[1]
-        self._reference = GeneMoments(n_genes).add(real[order[half : 2 * half]])
-        self._other_half = GeneMoments(n_genes).add(real[order[: self._n_compared]])
-        self._compared = GeneMoments(n_genes)
-        self.real = GeneMoments(n_genes).add(real[order])
-        self.samples = GeneMoments(n_genes)
+        chosen = (order[half : 2 * half], order[: self._n_compared], order)
+        self._reference, self._other_half, self.real = (GeneMoments(n_genes).add(real[rows]) for rows in chosen)
+        self._compared, self.samples = GeneMoments(n_genes), GeneMoments(n_genes)
 
     def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
         """Pass blocks of sampled counts on, and add up their moments."""
@@ -86,9 +58,8 @@ class Comparison:
         """The differences, after all blocks have passed; None if the cells are too few."""
         if self._n_compared < MIN_CELLS:
             return None
-        return Agreement(
-            samples=self._compared.differences(self._reference, real=not self._of_counts),
-            real=self._other_half.differences(self._reference, real=not self._of_counts),
-            n_cells=self._n_compared,
-            n_real=self._reference.n_cells,
+        samples, real = (
+            moments.differences(self._reference, real=not self._of_counts)
+            for moments in (self._compared, self._other_half)
         )
+        return Agreement(samples=samples, real=real, n_cells=self._n_compared, n_real=self._reference.n_cells)

@@ -6,6 +6,7 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,15 +36,7 @@ _BOTTOM = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Real and sampled cells over the first two canonical axes.
-
-    Parameters
-    ----------
-    real_n2, sampled_n2
-        Their positions; each array has its own number of cells.
-    in_hole_n
-        Mask of the sampled cells that lie in a hole.
-    """
+    """Real and sampled cells over the first two canonical axes, and which of the sampled ones lie in a hole."""
 
     real_n2: np.ndarray
     sampled_n2: np.ndarray
@@ -74,15 +67,13 @@ def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: G
         head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"{len(real.mean_g):,} genes, one dot per gene")
         # Real numbers, which have no library size, may be negative and are hardly ever zero.
         of_counts = result.library_n is not None
-        axes = place(figure, _PANEL_LEFT, _TOP + _TITLE, _PANEL, _PANEL)
-        _draw_genes(axes, "mean", real.mean_g, sampled.mean_g, limits=None if of_counts else _around(real, sampled))
-        axes = place(figure, right, _TOP + _TITLE, _PANEL, _PANEL)
-        _draw_genes(axes, "variance", real.variance_g, sampled.variance_g)
+        limits = None if of_counts else _around(real.mean_g, sampled.mean_g)
+        panel = partial(place, figure, width=_PANEL, height=_PANEL)
+        _draw_genes(panel(_PANEL_LEFT, _TOP + _TITLE), "mean", real.mean_g, sampled.mean_g, limits)
+        _draw_genes(panel(right, _TOP + _TITLE), "variance", real.variance_g, sampled.variance_g)
         if of_counts:
-            axes = place(figure, _PANEL_LEFT, lower, _PANEL, _PANEL)
-            _draw_genes(axes, "zero fraction", real.zero_g, sampled.zero_g, limits=(-0.02, 1.02))
-        axes = place(figure, right, lower, _PANEL, _PANEL)
-        _draw_scores(axes, result)
+            _draw_genes(panel(_PANEL_LEFT, lower), "zero fraction", real.zero_g, sampled.zero_g, (-0.02, 1.02))
+        _draw_scores(panel(right, lower), result)
     return figure
 
 
@@ -115,21 +106,24 @@ def _draw_plane(figure: Figure, points: Points, result: Sampled, n_real: int) ->
     axes.legend(handles, names, handletextpad=0.2, columnspacing=1.0, handlelength=1.0, borderpad=0, **below)
 
 
-def _around(real: GeneMoments, sampled: GeneMoments) -> tuple[float, float]:
-    """Axis limits that include all means."""
-    both = np.concatenate([real.mean_g, sampled.mean_g])
+def _around(real_g: np.ndarray, sampled_g: np.ndarray) -> tuple[float, float]:
+    """Axis limits that include all values."""
+    both = np.concatenate([real_g, sampled_g])
     margin = 0.05 * float(np.ptp(both)) + 1e-6
     return float(both.min()) - margin, float(both.max()) + margin
 
 
+def _name(axes: Axes, label: str, title: str, x: str, y: str) -> None:
+    axes.set_title(title, pad=3)
+    axes.set(label=label, xlabel=x, ylabel=y)
+    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+
+
 def _draw_genes(
-    axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, *, limits: tuple[float, float] | None = None
+    axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, limits: tuple[float, float] | None = None
 ) -> None:
     """One dot per gene; on logarithmic axes if no limits are given."""
-    axes.set_label(name)
-    axes.set_title(name, pad=3)
-    axes.set(xlabel="real cells", ylabel="sampled cells")
-    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+    _name(axes, name, name, "real cells", "sampled cells")
     if limits is None:
         # A gene that is zero on one side has no logarithm; it is drawn at the edge.
         shown = np.concatenate([real_g[real_g > 0], sampled_g[sampled_g > 0], [1e-3]])
@@ -149,15 +143,12 @@ def _draw_genes(
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
     """Histogram of the off-manifold scores; those of real cells are uniform."""
-    axes.set_label("scores")
-    axes.set_title("off-manifold score", pad=3)
+    _name(axes, "scores", "off-manifold score", "score (line: real cells)", "share of sampled cells")
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)
-    colors = [_SAMPLED] * 19 + [OFF]
-    axes.bar(edges[:-1], share_b, width=0.05, align="edge", color=colors, linewidth=0)
+    axes.bar(edges[:-1], share_b, width=0.05, align="edge", color=[_SAMPLED] * 19 + [OFF], linewidth=0)
     axes.axhline(0.05, color="black", linewidth=0.6)
-    axes.set(xlabel="score (line: real cells)", ylabel="share of sampled cells", xlim=(0, 1), xticks=[0, 0.5, 1])
-    axes.xaxis.labelpad = axes.yaxis.labelpad = 1
+    axes.set(xlim=(0, 1), xticks=[0, 0.5, 1])
 
 
 def _plane(z_nk: np.ndarray) -> np.ndarray:

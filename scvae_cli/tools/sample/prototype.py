@@ -32,26 +32,19 @@ class Prototype:
 
     Parameters
     ----------
-    genes
-        Names of the g modeled genes.
-    mean_g
-        Expected counts, lowered by zero inflation, float32.
-    average_g
-        Counts of the average training cell at the same library size.
-    change_g
-        Difference of the two in Fisher–Rao coordinates, standard deviations of a count.
-    z_k
-        Latent position, all zero.
+    mean_g, average_g, change_g
+        Expected counts, lowered by zero inflation, float32; counts of the average training cell at the same library
+        size; and the difference of the two in Fisher–Rao coordinates, standard deviations of a count.
+    z_k, off_manifold
+        Latent position, all zero, and share of the held-out cells' posterior samples that lie where the density is
+        higher.
     library
         Library size; None for real numbers.
-    off_manifold
-        Share of the held-out cells' posterior samples that lie where the density is higher.
     batch_as, batch_key
         Batch it was decoded in, "average" for the average over batches, and the column of obs that names batches;
         None for a model without batches.
     """
 
-    genes: tuple[str, ...]
     mean_g: np.ndarray
     average_g: np.ndarray
     change_g: np.ndarray
@@ -90,15 +83,11 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 
     Parameters
     ----------
-    model
-        Decodes it.
-    counts
-        Real cells in the model's genes; the held-out ones are left out of the average.
+    model, counts
+        What decodes, and real cells in its genes; the held-out ones are left out of the average.
     options
         Library size ("median" or a number), batch ("average" or a category), and the seed of the posterior samples
         behind the off-manifold score.
-    progress
-        Shows how many real cells are encoded.
 
     Raises
     ------
@@ -121,7 +110,6 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     z_ck, _ = reference_draws(model, counts, seed=options.seed, progress=progress)
     density = calibrated_for_samples(model.density.to(torch.device("cpu")), z_ck)
     return Prototype(
-        genes=model.genes,
         mean_g=mean_g.numpy(),
         average_g=average_g.float().numpy(),
         change_g=change_g.numpy(),

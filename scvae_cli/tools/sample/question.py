@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from scvae_cli.data.counts import Counts
@@ -10,7 +11,7 @@ from scvae_cli.data.labels import matching
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.new_cells_question import NewCellsQuestion
-from scvae_cli.tools.sample.agreement import Agreement, Comparison
+from scvae_cli.tools.sample.agreement import Comparison
 from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.prototype import Prototype, prototype
 from scvae_cli.tools.sample.result import Sampled
@@ -61,7 +62,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         blocks: Any = result.blocks if self.comparison is None else self.comparison.watch(result.blocks)
         return NewCells(
             cell_names=result.cell_names(),
-            gene_names=result.genes,
+            gene_names=self.session.model.genes,
             blocks=blocks,
             dense=options.prototype or options.mean or not self.session.model.of_counts,
             slots=self.slots(result),
@@ -92,38 +93,33 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
 
     def facts(self, result: Sampled | Prototype) -> dict[str, Any]:
         options = self.options
-        drawn = isinstance(result, Sampled)
-        scores = result.scores if isinstance(result, Sampled) else None
-        agreement = self._agreement()
+        drawn = result if isinstance(result, Sampled) else None
+        scores = None if drawn is None else drawn.scores
+        agreement = None
+        # With other library sizes than the observed ones, the genes differ too.
+        if self.comparison is not None and options.library_or_default == "observed":
+            agreement = self.comparison.agreement()
         return {
             "n_cells": len(result.cell_names()),
-            "n_genes": len(result.genes),
-            "source": result.source if isinstance(result, Sampled) else "prototype",
+            "n_genes": len(self.session.model.genes),
+            "source": "prototype" if drawn is None else drawn.source,
             "prior_nats": None if scores is None else scores.prior,
             "density_nats": None if scores is None else scores.density,
             "n_compared": None if scores is None else scores.n_cells,
             "off_manifold": result.in_holes if isinstance(result, Sampled) else result.off_manifold,
-            "rejected": result.rejected if isinstance(result, Sampled) else 0.0,
+            "rejected": 0.0 if drawn is None else drawn.rejected,
             "genes": None if isinstance(result, Sampled) else self._gene_table(result),
             "groupby": options.groupby,
             "group": options.group,
             "batch_as": result.batch_as,
-            "mean": options.mean or not drawn,
-            "agreement": None if agreement is None else agreement.as_dict(),
+            "mean": options.mean or drawn is None,
+            "agreement": None if agreement is None else asdict(agreement),
         }
-
-    def _agreement(self) -> Agreement | None:
-        """The comparison with real cells, unless the library sizes differ, and with them the genes."""
-        if self.comparison is None or self.options.library_or_default != "observed":
-            return None
-        return self.comparison.agreement()
 
     def text(self, result: Sampled | Prototype, facts: dict[str, Any]) -> str:
         if isinstance(result, Sampled):
-            lines = [*self._sampled_lines(result, facts), *_agreement_lines(self._agreement())]
-        else:
-            lines = self._prototype_lines(result, facts)
-        return "\n".join(lines)
+            return "\n".join([*self._sampled_lines(result, facts), *_agreement_lines(facts["agreement"])])
+        return "\n".join(self._prototype_lines(result, facts))
 
     def _sampled_lines(self, result: Sampled, facts: dict[str, Any]) -> list[str]:
         group = f"the cells of {facts['group']}"
@@ -164,25 +160,23 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def _gene_table(self, result: Prototype) -> list[dict[str, Any]]:
         """The genes that differ most from the average training cell, a row each."""
         top = result.top_genes(SHOWN_GENES)
+        names = self.session.genes.shown([self.session.model.genes[g] for g in top])
+        columns = {"prototype": result.mean_g, "average": result.average_g, "change": result.change_g}
         return [
-            {
-                "gene": name,
-                "prototype": float(result.mean_g[g]),
-                "average": float(result.average_g[g]),
-                "change": float(result.change_g[g]),
-            }
-            for g, name in zip(top, self.session.genes.shown([result.genes[g] for g in top]), strict=True)
+            {"gene": name} | {column: float(value_g[g]) for column, value_g in columns.items()}
+            for g, name in zip(top, names, strict=True)
         ]
 
     def next_step(self, result: Sampled | Prototype) -> str:  # noqa: ARG002
         return f'anndata.concat({{"real": adata, "sampled": anndata.read_h5ad("{self.output()}")}}, label="origin")'
 
 
-def _agreement_lines(agreement: Agreement | None) -> list[str]:
+def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
     if agreement is None:
         return []
-    lines = [f"{f'compared with {agreement.n_real:,} real cells':<36}{'sampled':>10}{'other real':>12}"]
-    of_counts = agreement.real.zero_fraction is not None
+    samples, real, with_what = agreement["samples"], agreement["real"], f"{agreement['n_real']:,} real cells"
+    lines = [f"{f'compared with {with_what}':<36}{'sampled':>10}{'other real':>12}"]
+    of_counts = real["zero_fraction"] is not None
     rows = {
         "mean": "gene means, log2 ratio" if of_counts else "gene means, standard deviations",
         "variance": "gene variances, log2 ratio",
@@ -190,5 +184,5 @@ def _agreement_lines(agreement: Agreement | None) -> list[str]:
     if of_counts:
         rows["zero_fraction"] = "zero fractions, difference"
     for name, label in rows.items():
-        lines.append(f"{label:<36}{getattr(agreement.samples, name):>10.3f}{getattr(agreement.real, name):>12.3f}")
-    return [*lines, f"(root mean squares over the genes, {agreement.n_cells:,} cells each)"]
+        lines.append(f"{label:<36}{samples[name]:>10.3f}{real[name]:>12.3f}")
+    return [*lines, f"(root mean squares over the genes, {agreement['n_cells']:,} cells each)"]

@@ -20,14 +20,8 @@ from scvae_cli.heldout import OFF_MANIFOLD
 class SourceScores:
     """Mean log density of real cells' posterior samples under two distributions, nats per cell.
 
-    Parameters
-    ----------
-    prior, density
-        Under N(0, I), and under the mixture fitted to the training cells.
-    n_cells
-        Number of real cells.
-    heldout
-        Whether they were held out of the training.
+    `prior` is that under N(0, I), `density` that under the mixture fitted to the training cells; `heldout` says whether
+    the cells were held out of the training.
     """
 
     prior: float
@@ -52,23 +46,17 @@ class Sampled:
 
     Parameters
     ----------
-    genes
-        Names of the g modeled genes.
-    source
-        "prior", "density" or "group".
-    scores
-        Comparison of the prior and the density; None for a group.
+    source, scores
+        "prior", "density" or "group", and the comparison of the prior and the density; None for a group.
     group
         Column of obs and group from whose cells the new ones were drawn, or None.
     z_nk
         Latent positions along the canonical axes, float32.
     library_n
         Library size at which each cell was decoded, shape (n,); None for real numbers.
-    batch_n, batch_key
-        Name of the batch in which each cell was decoded, shape (n,), and the column of obs that names batches; None
-        for a model without batches.
-    batch_as
-        Batch that all cells were decoded in, or "drawn"; None for a model without batches.
+    batch_n, batch_key, batch_as
+        Name of the batch in which each cell was decoded, shape (n,), the column of obs that names batches, and the
+        batch that all cells were decoded in, or "drawn"; None for a model without batches.
     off_manifold_n
         Share of the held-out cells' posterior samples that lie where the density is higher, shape (n,).
     n_proposed
@@ -78,7 +66,6 @@ class Sampled:
         dense for expected counts and for real numbers.
     """
 
-    genes: tuple[str, ...]
     source: str
     scores: SourceScores | None
     group: tuple[str, str] | None

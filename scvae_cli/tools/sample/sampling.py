@@ -22,8 +22,8 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import matching, positions_in
 from scvae_cli.errors import DataError
 from scvae_cli.heldout import MIN_HELDOUT, OFF_MANIFOLD
-from scvae_cli.latent.count_draws import drawn_counts, expected_blocks
-from scvae_cli.latent.expected_counts import library_size
+from scvae_cli.latent.count_draws import drawn_counts
+from scvae_cli.latent.expected_counts import batch_index, library_size
 from scvae_cli.latent.neighbor_graph import nearest
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
@@ -65,11 +65,9 @@ def sample(
 
     Parameters
     ----------
-    model
-        Decodes them.
-    counts
-        c real cells in the model's genes. They decide between the sources and give the library sizes and the group's
-        positions; their `batch` may be None.
+    model, counts
+        What decodes, and c real cells in its genes. They decide between the sources and give the library sizes and the
+        group's positions; their `batch` may be None.
     options
         `n` is given. `source` "auto" takes the density under which held-out cells are more likely. `library`
         "observed" takes the library size of a real cell near each new one (of the same batch if known), or that of
@@ -77,8 +75,6 @@ def sample(
         the group's cell.
     group
         The cells of `options.group`, whose posteriors are sampled.
-    progress
-        Shows how many real cells are encoded.
 
     Raises
     ------
@@ -90,7 +86,8 @@ def sample(
     assert options.n is not None, "only the prototype needs no number"
     batch_as = decoding_batch(model, options)
     fixed_library = library_size(model, options.library_or_default)
-    batch_of_c = _known_batches(model, counts)
+    # −1 for a batch that the model does not have.
+    batch_of_c = np.full(counts.n_cells, -1) if counts.batch is None else positions_in(model.batches, counts.batch)
     z_ck, heldout = reference_draws(model, counts, seed=options.seed, progress=progress)
     density = calibrated_for_samples(model.density.to(torch.device("cpu")), z_ck)
     generator = torch.Generator().manual_seed(_stream(options.seed, _POSITIONS))
@@ -112,12 +109,8 @@ def sample(
         library_n = counts.library_n[cell_n]
     else:
         library_n = _nearby_libraries(model, counts, z_nk, batch_n, batch_of_c, options.seed, progress)
-    if options.mean:
-        blocks = expected_blocks(model, z_nk, library_n, batch_n)
-    else:
-        blocks = drawn_counts(model, z_nk, library_n, batch_n, np.random.SeedSequence(_stream(options.seed, _COUNTS)))
+    seeds = None if options.mean else np.random.SeedSequence(_stream(options.seed, _COUNTS))
     return Sampled(
-        genes=model.genes,
         source=source,
         scores=scores,
         group=None if group is None or options.groupby is None else (options.groupby, group.label),
@@ -128,39 +121,24 @@ def sample(
         batch_as=batch_as if model.batches else None,
         off_manifold_n=off_manifold_n,
         n_proposed=n_proposed,
-        blocks=blocks,
+        blocks=drawn_counts(model, z_nk, library_n, batch_n, seeds),
     )
 
 
 def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """The batch to decode in, or "drawn"; a group that is a batch of the model is decoded in that batch.
-
-    Raises
-    ------
-    DataError
-        For an unknown batch.
-    """
+    """The batch to decode in, or "drawn"; a group that is a batch of the model is decoded in that batch."""
     batch_as = options.batch_as
     if batch_as is None and options.group is not None and options.groupby == model.config.data.batch_key:
         batch_as = matching(options.group, model.batches)
-    if batch_as in (None, DRAWN):
-        return DRAWN
-    batch = matching(batch_as, model.batches)
-    if batch is None:
-        known = f"--batch-as takes drawn or one of: {', '.join(model.batches)}"
-        none = "leave out --batch-as: the model was trained without --batch-key"
-        raise DataError(f"the model has no batch {batch_as!r}", known if model.batches else none)
-    return batch
+    batch = batch_index(model, DRAWN if batch_as is None else batch_as, usual=DRAWN)
+    return DRAWN if batch is None else model.batches[batch]
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
-    """Posterior samples of the held-out cells in the data, to which draws are compared.
+    """Posterior samples of the held-out cells in the data, to which draws are compared; whether they were held out.
 
-    All cells are used if the data holds fewer than ten of the held-out cells.
-
-    Returns
-    -------
-    Samples in the frame of the training, shape (c × samples, k), and whether the cells were held out.
+    All cells are used if the data holds fewer than ten of the held-out cells. The samples, shape (c × samples, k), are
+    in the frame of the training.
     """
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
@@ -192,16 +170,7 @@ def source_scores(density: LatentDensity, z_ck: Tensor, *, heldout: bool) -> Sou
 def accepted(
     density: LatentDensity, propose: Propose, n: int, *, avoid_holes: bool
 ) -> tuple[Tensor, np.ndarray | None, np.ndarray, int]:
-    """Draw until n positions are accepted.
-
-    Parameters
-    ----------
-    density
-        Gives the off-manifold scores.
-    propose
-        Makes draws.
-    avoid_holes
-        Whether draws in holes are rejected.
+    """Draw until n positions are accepted; with `avoid_holes`, draws in holes are rejected.
 
     Returns
     -------
@@ -231,9 +200,10 @@ def accepted(
                 f"{OFF_MANIFOLD})",
                 "leave out --avoid-holes and look at the scores, or use --from density or --group",
             )
-    z_nk, score_n = torch.cat([part[0] for part in parts]), torch.cat([part[2] for part in parts])
-    from_cells = [part[1] for part in parts if part[1] is not None]
-    return z_nk, np.concatenate(from_cells) if from_cells else None, score_n.numpy(), n_proposed
+    positions, cells, scores = zip(*parts, strict=True)
+    from_cells = [cell_m for cell_m in cells if cell_m is not None]
+    cell_n = np.concatenate(from_cells) if from_cells else None
+    return torch.cat(positions), cell_n, torch.cat(scores).numpy(), n_proposed
 
 
 def _log_prob(density: LatentDensity, z_nk: Tensor) -> Tensor:
@@ -242,11 +212,9 @@ def _log_prob(density: LatentDensity, z_nk: Tensor) -> Tensor:
 
 
 def _from_source(model: Model, source: str, generator: torch.Generator) -> Propose:
-    n_latent = model.density.mean_ck.shape[1]
-
     def propose(m: int) -> tuple[Tensor, np.ndarray | None]:
         if source == "prior":
-            return torch.randn(m, n_latent, generator=generator), None
+            return torch.randn(m, model.density.mean_ck.shape[1], generator=generator), None
         return model.density.sample(m, generator).float(), None
 
     return propose
@@ -265,13 +233,6 @@ def _from_group(
         return z_mk, members[picked_m.numpy()]
 
     return propose
-
-
-def _known_batches(model: Model, counts: Counts) -> np.ndarray:
-    """Index of each cell's batch in the model, −1 for an unknown one, shape (c,)."""
-    if counts.batch is None:
-        return np.full(counts.n_cells, -1)
-    return positions_in(model.batches, counts.batch)
 
 
 def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:
@@ -304,12 +265,9 @@ def _nearby_libraries(
         anchors = counts.cells(even(of_batch if len(of_batch) else np.arange(counts.n_cells), _MAX_ANCHORS))
         new = np.flatnonzero(batch_n == batch)
         mean_ck = posteriors(model, anchors, progress=progress).mean_nk
-        anchor_library_c = anchors.library_n
-        for start in range(0, len(new), _BLOCK):
-            block = new[start : start + _BLOCK]
-            near, _ = nearest(z_nk[torch.as_tensor(block)], mean_ck, _NEIGHBORS)
-            picked = near[np.arange(len(block)), random.integers(near.shape[1], size=len(block))]
-            library_n[block] = anchor_library_c[picked]
+        near, _ = nearest(z_nk[torch.as_tensor(new)], mean_ck, _NEIGHBORS)
+        picked = near[np.arange(len(new)), random.integers(near.shape[1], size=len(new))]
+        library_n[new] = anchors.library_n[picked]
     return library_n
 
 

@@ -36,16 +36,9 @@ _TAIL = 0.05
 
 @dataclass(frozen=True)
 class Covariates:
-    """What the expected fit of a cell may depend on.
+    """What the expected fit of a cell may depend on: its library size, the index of its batch, its posterior mean.
 
-    Parameters
-    ----------
-    library_n
-        Counts of each cell, shape (n,).
-    batch_n
-        Index of each cell's batch, shape (n,), or None.
-    mean_nk
-        Posterior means, shape (n, k); None for a fit whose expectation must not depend on the position.
+    `mean_nk` is None for a fit whose expectation must not depend on the position.
     """
 
     library_n: np.ndarray
@@ -57,14 +50,7 @@ class Covariates:
 class CellFit:
     """How well the counts of some cells are explained, and how common their positions are.
 
-    Parameters
-    ----------
-    log_likelihood_n
-        E_q[log p(x|z)], nats, shape (n,).
-    negative_kl_n
-        −KL(q ‖ density), nats up to a constant, shape (n,).
-    covariates
-        Of these cells, with their positions.
+    E_q[log p(x|z)] in nats, −KL(q ‖ density) in nats up to a constant, and the covariates with positions.
     """
 
     log_likelihood_n: np.ndarray
@@ -108,22 +94,17 @@ class _Features:
         return np.column_stack(parts)
 
 
-@dataclass(frozen=True)
 class _Expectation:
     """Mean and log standard deviation of a fit, both linear in the features."""
 
-    mean_f: np.ndarray
-    log_spread_f: np.ndarray
-
-    @classmethod
-    def learned(cls, features_nf: np.ndarray, fit_n: np.ndarray) -> _Expectation:
+    def __init__(self, features_nf: np.ndarray, fit_n: np.ndarray) -> None:
         mean_f = _ridge(features_nf, fit_n, _MEAN_RIDGE)
         residual_n = np.abs(fit_n - features_nf @ mean_f)
         log_residual_n = np.log(np.maximum(residual_n, _SMALLEST * residual_n.mean() + 1e-12))
         log_spread_f = _ridge(features_nf, log_residual_n, _SPREAD_RIDGE)
         # The mean log residual is not the log standard deviation: shift it, so that scores have unit variance.
         log_spread_f[0] += 0.5 * np.log(np.mean((residual_n / np.exp(features_nf @ log_spread_f)) ** 2) + 1e-12)
-        return cls(mean_f, log_spread_f)
+        self.mean_f, self.log_spread_f = mean_f, log_spread_f
 
     def shortfall(self, features_nf: np.ndarray, fit_n: np.ndarray) -> np.ndarray:
         shortfall_n: np.ndarray = (features_nf @ self.mean_f - fit_n) / np.exp(features_nf @ self.log_spread_f)
@@ -131,28 +112,21 @@ class _Expectation:
 
 
 class ExpectedFit:
-    """The fit that is expected of a cell with given covariates, learned from simulated cells.
+    """The fit that is expected of a cell with given covariates, learned from simulated cells; higher is better.
 
-    Parameters
-    ----------
-    fit_n
-        Of simulated cells, higher is better, shape (n,).
-    covariates
-        Of the same cells.
-    n_batches
-        Number of batches of the model; 0 or 1 for none.
+    `n_batches` is 0 or 1 for a model without batches.
     """
 
     def __init__(self, fit_n: np.ndarray, covariates: Covariates, n_batches: int) -> None:
         self._features = _Features.of(covariates, n_batches)
         features_nf = self._features(covariates)
-        self._expectation = _Expectation.learned(features_nf, fit_n)
+        self._expectation = _Expectation(features_nf, fit_n)
         # A simulated cell is compared with an expectation that was learned without it, as is every other cell.
         self.shortfall_n = np.empty(len(fit_n))
         fold_n = np.arange(len(fit_n)) % _FOLDS
         for fold in range(_FOLDS):
             in_fold = fold_n == fold
-            learned = _Expectation.learned(features_nf[~in_fold], fit_n[~in_fold])
+            learned = _Expectation(features_nf[~in_fold], fit_n[~in_fold])
             self.shortfall_n[in_fold] = learned.shortfall(features_nf[in_fold], fit_n[in_fold])
 
     def shortfall(self, fit_n: np.ndarray, covariates: Covariates) -> np.ndarray:
@@ -161,15 +135,7 @@ class ExpectedFit:
 
 
 class Calibration:
-    """Compares cells with simulated ones.
-
-    Parameters
-    ----------
-    simulated
-        Fit of cells drawn from the model.
-    n_batches
-        Number of batches of the model; 0 or 1 for none.
-    """
+    """Compares cells with simulated ones; `n_batches` as for `ExpectedFit`."""
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
         self._expected = [ExpectedFit(fit_n, covariates, n_batches) for fit_n, covariates in simulated.parts]
@@ -190,29 +156,19 @@ class Calibration:
         n_simulated = len(self._ascending)
         below_n = np.searchsorted(self._ascending, score_n, side="left")
         p_n: np.ndarray = (1 + n_simulated - below_n) / (1 + n_simulated)
-        n_tail = max(1, int(_TAIL * n_simulated))
-        start = self._ascending[-n_tail]
-        excess_n = np.maximum(score_n - start, 0)
-        in_tail_p_n = (1 + n_tail) / (1 + n_simulated) * self._tail.survival(excess_n)
+        highest = self._ascending[-max(1, int(_TAIL * n_simulated)) :]
+        tail = ParetoTail.fitted(highest - highest[0])
+        excess_n = np.maximum(score_n - highest[0], 0)
+        in_tail_p_n = (1 + len(highest)) / (1 + n_simulated) * tail.survival(excess_n)
         return np.where(excess_n > 0, np.maximum(in_tail_p_n, np.finfo(float).tiny), p_n)
-
-    @property
-    def _tail(self) -> ParetoTail:
-        highest = self._ascending[-max(1, int(_TAIL * len(self._ascending))) :]
-        return ParetoTail.fitted(highest - highest[0])
 
 
 @dataclass(frozen=True)
 class ParetoTail:
     """A generalized Pareto distribution of excesses over a threshold.
 
-    Parameters
-    ----------
-    shape
-        0 is an exponential tail, larger values are heavier. Negative values are not used: such a tail ends, and the
-        p-value of a cell beyond its end would be 0 because of a few simulated cells.
-    scale
-        In the unit of the values.
+    Shape 0 is an exponential tail, larger shapes are heavier. Negative ones are not used: such a tail ends, and the
+    p-value of a cell beyond its end would be 0 because of a few simulated cells.
     """
 
     shape: float
@@ -220,12 +176,9 @@ class ParetoTail:
 
     @classmethod
     def fitted(cls, excess_m: np.ndarray) -> ParetoTail:
-        """Fit by probability-weighted moments (Hosking & Wallis 1987, doi:10.1080/00401706.1987.10488243).
+        """Fit to excesses, ascending, by probability-weighted moments.
 
-        Parameters
-        ----------
-        excess_m
-            How far values lie above the threshold, ascending, shape (m,).
+        Source: Hosking & Wallis 1987, doi:10.1080/00401706.1987.10488243.
         """
         mean = float(excess_m.mean())
         if mean <= 0:

@@ -24,22 +24,10 @@ _SCORE_LABEL = "score (s.d. worse than expected)"
 
 
 def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr: float) -> Figure:
-    """Draw scores.
+    """Draw scores in three panels, for `save_figure`; the figure is not registered with pyplot.
 
-    Parameters
-    ----------
-    scores
-        Of n cells.
-    xy_n2
-        Positions of the cells in a plane, shape (n, 2).
-    names
-        Labels of its axes.
-    fdr
-        False discovery rate at which cells are called anomalies.
-
-    Returns
-    -------
-    A figure of three parts, for `save_figure`; it is not registered with pyplot.
+    The last panel is a plane with the cells at `xy_n2`, its axes have `names`, and anomalies are those at the false
+    discovery rate `fdr`.
     """
     is_anomaly_n = scores.anomalies(fdr)
     with house_style():
@@ -64,12 +52,7 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
 
 
 def library_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
-    """Quantiles of simulated scores in bins of library size that hold equally many simulated cells.
-
-    Returns
-    -------
-    Median library size of each bin, shape (d,), and the quantiles, shape (d, number of shares).
-    """
+    """Median library size of bins of equally many simulated cells (d,), and quantiles of their scores (d, shares)."""
     order = np.argsort(library_m, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _CELLS_PER_BIN, 1, _MAX_BINS)))
     library_d = np.asarray([np.median(library_m[cells]) for cells in bins])
@@ -96,9 +79,7 @@ def _draw_by_library(axes: Axes, scores: Scores, is_anomaly_n: np.ndarray) -> No
     library_d, quantile_d3 = library_quantiles(scores.simulated_library, scores.simulated_score, (0.05, 0.5, 0.95))
     for quantile_d, style in zip(quantile_d3.T, (":", "-", ":"), strict=True):
         axes.plot(library_d, quantile_d, color=_BLUE, linewidth=1.1, linestyle=style, zorder=4)
-    handles = axes.plot([], [], color=_BLUE, linewidth=1.1) + axes.plot(
-        [], [], color=_BLUE, linewidth=1.1, linestyle=":"
-    )
+    handles = [axes.plot([], [], color=_BLUE, linewidth=1.1, linestyle=style)[0] for style in ("-", ":")]
     axes.set(xscale="log", xlabel="library size (counts)", ylabel=_SCORE_LABEL)
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))

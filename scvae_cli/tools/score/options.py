@@ -15,10 +15,7 @@ class ScoreOptions(Reading, Drawing, Writing):
 
     n_samples: int = option(100, flags=("--samples",), help="Number of importance samples per cell.", least=1)
     n_simulated: int = option(
-        4000,
-        flags=("--simulated",),
-        help="Number of cells to simulate from the model for comparison.",
-        least=100,
+        4000, flags=("--simulated",), help="Number of cells to simulate from the model for comparison.", least=100
     )
     fdr: float = option(
         0.05, help="False discovery rate at which anomalies are counted.", above=0, below=1, in_record=False

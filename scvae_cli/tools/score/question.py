@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from scvae_cli.question import Question
 from scvae_cli.tools.score.options import ScoreOptions
-from scvae_cli.tools.score.result import NOMINAL_LEVEL, Scores
+from scvae_cli.tools.score.result import BOUNDS, NOMINAL_LEVEL, Scores
 from scvae_cli.tools.score.scoring import score
 
 if TYPE_CHECKING:
@@ -28,11 +28,7 @@ class Score(Question[ScoreOptions, Scores]):
     def facts(self, result: Scores) -> dict[str, Any]:
         return {
             "n_cells": len(result.elbo),
-            "mean_elbo": float(result.elbo.mean()),
-            "mean_iwae": float(result.iwae.mean()),
-            "mean_iwae_density": float(result.iwae_density.mean()),
-            "mean_reconstruction": float(result.reconstruction.mean()),
-            "mean_kl": float(result.kl.mean()),
+            **{f"mean_{name}": float(getattr(result, name).mean()) for name in BOUNDS},
             "anomalies": int(result.anomalies(self.options.fdr).sum()),
             "fdr": self.options.fdr,
             "heldout_below_05": result.heldout_below_05,

@@ -13,6 +13,8 @@ from scvae_cli.data.slots import Slot, SlotNames
 
 # Held-out cells with p-values up to this level are counted: this share of them is expected if the model is true.
 NOMINAL_LEVEL = 0.05
+# Log p(x) from below and its parts.
+BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +38,9 @@ class Scores:
         How many standard deviations worse a cell fits than expected, shape (n,). Two fits are combined: that of its
         counts, given its library size, batch and position; and that of its position, given its library size and
         batch.
-    anomaly_p
-        Share of simulated cells with this score or a higher one, shape (n,).
-    anomaly_p_adjusted
-        The same, adjusted after Benjamini and Hochberg over the n cells, shape (n,).
+    anomaly_p, anomaly_p_adjusted
+        Share of simulated cells with this score or a higher one, shape (n,); the same, adjusted after Benjamini and
+        Hochberg over the n cells.
     heldout
         Mask of the cells that were held out of the training, found by their names, shape (n,).
     library
@@ -78,14 +79,5 @@ class Scores:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """Where the result goes."""
-        columns = {
-            names.elbo: self.elbo,
-            names.iwae: self.iwae,
-            names.iwae_density: self.iwae_density,
-            names.reconstruction: self.reconstruction,
-            names.kl: self.kl,
-            names.anomaly_score: self.anomaly_score,
-            names.anomaly_p: self.anomaly_p,
-            names.anomaly_p_adjusted: self.anomaly_p_adjusted,
-        }
-        return [Slot(group="obs", key=key, value=value) for key, value in columns.items()]
+        columns = (*BOUNDS, "anomaly_score", "anomaly_p", "anomaly_p_adjusted")
+        return [Slot(group="obs", key=getattr(names, name), value=getattr(self, name)) for name in columns]

@@ -19,7 +19,7 @@ from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Advance, Progress, silent
 from scvae_cli.tools.score.anomalies import Calibration, CellFit, Covariates, adjusted
 from scvae_cli.tools.score.options import ScoreOptions
-from scvae_cli.tools.score.result import Scores
+from scvae_cli.tools.score.result import BOUNDS, Scores
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 # Decoding takes most of the time, and is fastest when a block stays in the processor's cache.
@@ -40,40 +40,30 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
     Parameters
     ----------
-    model
-        Evaluates the likelihood.
-    counts
-        n cells in the model's genes, with their batches if the model has batches.
+    model, counts
+        What evaluates the likelihood, and n cells in its genes, with their batches if the model has batches.
     options
         S is `options.n_samples`. The simulated cells are spread evenly over the batches, with library sizes of
         that batch's cells.
-    progress
-        Shows how many samples of cells are decoded.
 
     Raises
     ------
     DataError
         For cells of a batch that is unknown to the model: their likelihood is not defined.
     """
-    batch_n = known_batches(model, counts)
-    table = cell_table(model, counts, batch_n=batch_n)
+    table = cell_table(model, counts, batch_n=known_batches(model, counts))
     n_samples, n_fit = options.n_samples, min(options.n_samples, _FIT_SAMPLES)
     with progress("Scoring", options.n_simulated * n_fit + table.n_cells * n_samples) as advance:
         simulated = _simulated_fit(model, table, options.n_simulated, n_fit, options.seed, advance)
         calibration = Calibration(simulated, len(model.batches))
-        noise = torch.Generator().manual_seed(options.seed)
-        bounds_and_parts = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
-        columns = {name: np.empty(table.n_cells) for name in (*bounds_and_parts, "anomaly_score")}
-        for rows, cells in table.in_order(_BLOCK_CELLS):
-            block = _evaluate(model, cells, n_samples, n_fit, noise)
-            for name in bounds_and_parts:
-                columns[name][rows] = getattr(block, name)
-            fit = block.fit(table.library_n[rows], None if batch_n is None else batch_n[rows])
-            columns["anomaly_score"][rows] = calibration.score(fit)
-            advance(cells.n_cells * n_samples)
-    p_n = calibration.p_value(columns["anomaly_score"])
+        found = _evaluated(model, table, n_samples, options.seed, advance)
+    # In blocks, since the regression has many features.
+    blocks = (slice(start, start + _BLOCK_CELLS) for start in range(0, table.n_cells, _BLOCK_CELLS))
+    score_n = np.concatenate([calibration.score(found.fit(table, rows)) for rows in blocks])
+    p_n = calibration.p_value(score_n)
     return Scores(
-        **columns,
+        **{name: getattr(found, name) for name in BOUNDS},
+        anomaly_score=score_n,
         anomaly_p=p_n,
         anomaly_p_adjusted=adjusted(p_n),
         heldout=model.held_out(counts.cell_names),
@@ -84,11 +74,22 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
 
 class Bounds(NamedTuple):
-    """Of n cells, in nats, each of shape (n,): E_q[log p(x|z)], the exact KL, and the importance-weighted bound."""
+    """Bounds and fits of n cells as in `Scores` and `CellFit`, nats, shape (n,), and posterior means (n, k)."""
 
+    elbo: np.ndarray
+    iwae: np.ndarray
+    iwae_density: np.ndarray
     reconstruction: np.ndarray
     kl: np.ndarray
-    iwae: np.ndarray
+    log_likelihood: np.ndarray
+    negative_kl: np.ndarray
+    mean_nk: np.ndarray
+
+    def fit(self, table: CellTable, rows: slice) -> CellFit:
+        """The fit by which anomalies are recognized among these rows of the table that was evaluated."""
+        batch_n = None if table.batch_n is None else table.batch_n[rows]
+        covariates = Covariates(table.library_n[rows], batch_n, self.mean_nk[rows])
+        return CellFit(self.log_likelihood[rows], self.negative_kl[rows], covariates)
 
 
 @torch.inference_mode()
@@ -103,33 +104,21 @@ def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0, progr
         For cells of a batch that is unknown to the model.
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
+    with progress("Scoring", table.n_cells * n_samples) as advance:
+        return _evaluated(model, table, n_samples, seed, advance)
+
+
+def _evaluated(model: Model, table: CellTable, n_samples: int, seed: int, advance: Advance) -> Bounds:
     noise = torch.Generator().manual_seed(seed)
     blocks = []
-    with progress("Scoring", table.n_cells) as advance:
-        for _, cells in table.in_order(_BLOCK_CELLS):
-            blocks.append(_evaluate(model, cells, n_samples, 0, noise))
-            advance(cells.n_cells)
-    return Bounds(*(np.concatenate([getattr(block, name) for block in blocks]) for name in Bounds._fields))
+    for _, cells in table.in_order(_BLOCK_CELLS):
+        blocks.append(_evaluate(model, cells, n_samples, noise))
+        advance(cells.n_cells * n_samples)
+    return Bounds(*(np.concatenate(parts) for parts in zip(*blocks, strict=True)))
 
 
-class _Evaluated(NamedTuple):
-    """Bounds and fits of some cells, each of shape (n,), and their posterior means (n, k)."""
-
-    elbo: np.ndarray
-    iwae: np.ndarray
-    iwae_density: np.ndarray
-    reconstruction: np.ndarray
-    kl: np.ndarray
-    log_likelihood: np.ndarray
-    negative_kl: np.ndarray
-    mean_nk: np.ndarray
-
-    def fit(self, library_n: np.ndarray, batch_n: np.ndarray | None) -> CellFit:
-        """The fit by which anomalies are recognized, for cells of these library sizes and batches."""
-        return CellFit(self.log_likelihood, self.negative_kl, Covariates(library_n, batch_n, self.mean_nk))
-
-
-def _evaluate(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise: torch.Generator) -> _Evaluated:
+def _evaluate(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> Bounds:
+    n_fit = min(n_samples, _FIT_SAMPLES)
     posterior: Posterior = model.vae.encode(cells)
     log_weight_ns, density_ratio_ns = torch.empty(2, cells.n_cells, n_samples, dtype=torch.float64)
     density = model.density.to(model.device)
@@ -150,7 +139,7 @@ def _evaluate(model: Model, cells: Minibatch, n_samples: int, n_fit: int, noise:
         if s < n_fit:
             fit_n += log_p_n / n_fit
             negative_kl_n += density_ratio_ns[:, s] / n_fit
-    return _Evaluated(
+    return Bounds(
         elbo=(reconstruction_n - kl_n).numpy(),
         iwae=_log_mean(log_weight_ns),
         iwae_density=_log_mean(log_weight_ns + density_ratio_ns),
@@ -176,19 +165,9 @@ def _simulated_fit(
     chosen_n = _evenly_over_batches(table.batch_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
     batch_n = None if table.batch_n is None else table.batch_n[chosen_n]
     matrix = simulate_cells(model, table.library_n[chosen_n], batch_n, seed=of_cells)
-    filled = np.diff(matrix.indptr) > 0
-    batch_n = None if batch_n is None else batch_n[filled]
-    drawn = CellTable(matrix[filled], batch_n, model.device, real=not model.of_counts)
-    noise = torch.Generator().manual_seed(of_samples)
-    blocks = []
-    for _, cells in drawn.in_order(_BLOCK_CELLS):
-        blocks.append(_evaluate(model, cells, n_fit, n_fit, noise))
-        advance(cells.n_cells * n_fit)
-    log_likelihood_n, negative_kl_n, mean_nk = (
-        np.concatenate([getattr(block, name) for block in blocks])
-        for name in ("log_likelihood", "negative_kl", "mean_nk")
-    )
-    return CellFit(log_likelihood_n, negative_kl_n, Covariates(drawn.library_n, batch_n, mean_nk))
+    filled = np.flatnonzero(np.diff(matrix.indptr))
+    drawn = CellTable(matrix, batch_n, model.device, filled, real=not model.of_counts)
+    return _evaluated(model, drawn, n_fit, of_samples, advance).fit(drawn, slice(None))
 
 
 def _evenly_over_batches(

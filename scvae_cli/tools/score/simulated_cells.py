@@ -13,7 +13,6 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from scvae_cli.latent.count_draws import draw
 from scvae_cli.model.bundle import Model
 
 _BLOCK_CELLS = 256
@@ -21,22 +20,9 @@ _BLOCK_CELLS = 256
 
 @torch.inference_mode()
 def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | None, *, seed: int) -> sp.csr_matrix:
-    """Draw cells from the model.
+    """Draw cells of given expected library sizes and batches: counts (or real numbers), CSR float32, shape (n, g).
 
-    Parameters
-    ----------
-    model
-        Its density gives the positions, its decoder the distributions of the counts.
-    library_n
-        Expected library size of each cell, shape (n,).
-    batch_n
-        Index of each cell's batch, shape (n,); None for a model without batches.
-    seed
-        Of positions and counts.
-
-    Returns
-    -------
-    Counts (or real numbers), CSR float32, shape (n, g). A cell with a very small library size may be empty.
+    A cell with a very small library size may be empty.
     """
     noise, rng = torch.Generator().manual_seed(seed), np.random.default_rng(seed)
     z_nk = model.density.sample(len(library_n), noise)
@@ -49,5 +35,5 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
         if model.of_counts:
             # Zero inflation removes counts, and the library sizes of real cells are those after it.
             library = library / output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
-        blocks.append(sp.csr_matrix(draw(output, library, rng)))
+        blocks.append(sp.csr_matrix(output.draw(library, rng)))
     return sp.vstack(blocks, format="csr")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scvae_cli.data.counts import read_counts
@@ -49,7 +49,7 @@ def train(request: Request, shell: Shell) -> Outcome:
         )
         # The training alone holds the counts from here on, and can release those of genes that are not modeled.
         del store, counts
-        last = follow(_heard(events, options), shell)
+        last = follow(events if options.on_event is None else _heard(events, options.on_event), shell)
     if isinstance(last, Stopped):
         raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
     assert isinstance(last, Finished), "a training ends finished or stopped"
@@ -60,11 +60,9 @@ def train(request: Request, shell: Shell) -> Outcome:
     return Outcome(value=model, report=lambda: _report(model, request), warnings=_warnings(model))
 
 
-def _heard(events: Iterator[FitEvent], options: TrainOptions) -> Iterator[FitEvent]:
-    """Pass events on, telling the caller's function of each."""
+def _heard(events: Iterator[FitEvent], on_event: Callable[[FitEvent], None]) -> Iterator[FitEvent]:
     for event in events:
-        if options.on_event is not None:
-            options.on_event(event)
+        on_event(event)
         yield event
 
 
