@@ -17,7 +17,13 @@ from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.evaluation.mean_model import MeanModel
 from scvae_cli.evaluation.pca_model import PcaModel
-from scvae_cli.evaluation.retraining import Train, as_asked, on_some, train_silently, with_linear_decoder
+from scvae_cli.evaluation.retraining import (
+    Train,
+    model_trained_on,
+    requested_config,
+    train_silently,
+    with_linear_decoder,
+)
 from scvae_cli.evaluation.thinning import thin
 from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, VAE, compare_with_baselines
 from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts
@@ -195,10 +201,10 @@ def test_the_recipe_chooses_anew_what_it_chose_and_users_keep_what_they_set():
     own = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "batch_size": 32, "patience": 2, "beta": 2.0}
     own["decoder_dropout"] = 0.1
     model = fit_to_end(counts, RunConfig.of(own))
-    assert as_asked(model) == RunConfig.of(own)
+    assert requested_config(model) == RunConfig.of(own)
     assert model.config.train.learning_rate is not None
-    with_loadings = with_linear_decoder(as_asked(model))
-    assert with_loadings.train == as_asked(model).train
+    with_loadings = with_linear_decoder(requested_config(model))
+    assert with_loadings.train == requested_config(model).train
     assert with_loadings.model == ModelConfig(decoder="linear", n_hidden=16)
 
 
@@ -268,9 +274,9 @@ def test_trainings_on_a_tree_agree_better_than_chance():
 def test_cells_of_the_training_need_no_other_model(monkeypatch):
     adata, model = learned()
     counts = counts_of(adata, "batch")
-    assert on_some(model, counts)[0] is model
+    assert model_trained_on(model, counts)[0] is model
     monkeypatch.setattr("scvae_cli.evaluation.retraining.MAX_CELLS", 400)
-    other, some = on_some(model, counts)
+    other, some = model_trained_on(model, counts)
     assert some.n_cells == other.facts["n_cells"] == 400
     assert set(other.heldout_cells) <= set(some.cell_names)
 
@@ -284,5 +290,5 @@ def test_other_cells_are_judged_by_a_model_trained_on_them():
     found = with_trainings(diagnosis, model, counts, DiagnoseOptions(n_trainings=2), train=noted(titles))
     assert titles.count("Training on these cells") == 1
     assert found.baselines.n_heldout == 20
-    own, _ = on_some(model, counts)
+    own, _ = model_trained_on(model, counts)
     assert found.stability.heldout_elbo[0] == own.facts["heldout_elbo"] != model.facts["heldout_elbo"]

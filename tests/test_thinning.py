@@ -40,8 +40,8 @@ def counts(mean_ng):
 def test_the_parts_are_the_counts(counts):
     before = counts.matrix.copy()
     thinned = thin(counts)
-    assert (thinned.kept.matrix + thinned.aside != counts.matrix).nnz == 0
-    for part in (thinned.kept.matrix, thinned.aside):
+    assert (thinned.kept.matrix + thinned.withheld != counts.matrix).nnz == 0
+    for part in (thinned.kept.matrix, thinned.withheld):
         assert part.dtype == np.float32
         assert (part.data > 0).all()
         assert (part.data == np.rint(part.data)).all()
@@ -72,7 +72,7 @@ def test_the_loss_is_that_of_a_poisson(counts, mean_ng):
     thinned = thin(counts)
     predicted_ng = KEPT * mean_ng
     losses = thinned.poisson_loss(np.array_split(predicted_ng, 7))
-    x_ng = np.asarray(thinned.aside.todense())
+    x_ng = np.asarray(thinned.withheld.todense())
     expected_ng = (1 - KEPT) * mean_ng
     reference = -(poisson.logpmf(x_ng, expected_ng) + gammaln(x_ng + 1)).sum(1)
     np.testing.assert_allclose(losses, reference, rtol=1e-6)
@@ -111,8 +111,8 @@ def test_cells_that_lose_everything_leave_both_parts():
     thinned = thin(counts, share=0.5)
     assert 150 < thinned.kept.n_cells < 300
     assert thinned.kept.filled.all()
-    assert thinned.aside.shape == thinned.kept.matrix.shape
+    assert thinned.withheld.shape == thinned.kept.matrix.shape
     # The rows of the two parts are still those of the same cells.
     position = [int(name.removeprefix("cell_")) for name in thinned.kept.cell_names]
-    assert np.array_equal(np.asarray((thinned.kept.matrix + thinned.aside).todense()), matrix[position])
+    assert np.array_equal(np.asarray((thinned.kept.matrix + thinned.withheld).todense()), matrix[position])
     assert [f"batch_{i % 2}" for i in position] == list(thinned.kept.batch)

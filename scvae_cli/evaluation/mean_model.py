@@ -29,14 +29,10 @@ class MeanModel:
 
     Parameters
     ----------
-    counts
-        n cells, g genes.
-    training
-        Indices of the cells to which the model is fitted; None for all.
+    counts, training
+        n cells with g genes, and the indices of those to which the model is fitted; None for all.
     config
         Configuration of the model that is compared with this one. Its likelihood and seed are used.
-    device
-        Device on which the model is fitted.
     """
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:

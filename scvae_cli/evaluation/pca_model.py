@@ -25,13 +25,7 @@ _THETA_RANGE = (1e-2, 1e4)
 
 
 class PcaModel:
-    """Principal components of log-normalized counts.
-
-    Parameters
-    ----------
-    counts
-        n cells, g genes.
-    """
+    """Principal components of log-normalized counts."""
 
     def __init__(self, counts: Counts) -> None:
         from sklearn.decomposition import PCA
@@ -66,16 +60,16 @@ class PcaModel:
 
         Dispersions are estimated from the moments of the counts around the projection.
         """
-        over_g, squared_g = np.zeros(self._counts.n_genes), np.zeros(self._counts.n_genes)
-        for x_ng, mean_ng in self._beside_counts(n_components):
+        over_g, squared_g = np.zeros((2, self._counts.n_genes))
+        for x_ng, mean_ng in self._with_counts(n_components):
             over_g += ((x_ng - mean_ng) ** 2 - mean_ng).sum(0)
             squared_g += (mean_ng**2).sum(0)
         theta_g = squared_g / np.maximum(over_g, squared_g / _THETA_RANGE[1])
         theta_g = np.maximum(theta_g, _THETA_RANGE[0])
-        for x_ng, mean_ng in self._beside_counts(n_components):
+        for x_ng, mean_ng in self._with_counts(n_components):
             yield mean_ng * (x_ng + theta_g) / (mean_ng + theta_g)
 
-    def _beside_counts(self, n_components: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _with_counts(self, n_components: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         start = 0
         for mean_ng in self.expected(n_components):
             yield self._counts.matrix[start : start + len(mean_ng)].toarray(), mean_ng

@@ -6,9 +6,9 @@ the recipe are treated as not chosen by the user, so the recipe chooses them aga
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Callable, Set
 from dataclasses import fields, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
+# Trains a model; the title says what for.
+Train = Callable[[str, Counts, RunConfig], Model]
 # If there are more cells than this, evenly spaced cells are used.
 MAX_CELLS = 20_000
 # Settings whose defaults depend on the kind of decoder.
@@ -30,49 +32,34 @@ _REGULARIZATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_
 _CHOSEN = _REGULARIZATION | {"batch_size", "learning_rate", "max_epochs", "patience"}
 
 
-class Train(Protocol):
-    """Trains a model, and may show how far the training is."""
-
-    def __call__(self, title: str, counts: Counts, config: RunConfig) -> Model:
-        """Train on counts; the title says what for."""
-
-
-def train_silently(title: str, counts: Counts, config: RunConfig) -> Model:  # noqa: ARG001  # the signature is Train's
+def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
     """Train a model and show nothing."""
     return fit_to_end(counts, config)
 
 
-def as_asked(model: Model) -> RunConfig:
+def requested_config(model: Model) -> RunConfig:
     """Return the settings of a model for all of its genes; settings that equal the automatic choice are None."""
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
     # The batch size is kept here, because other automatic settings follow from it.
-    settled = settle(_left_open(config, _CHOSEN - {"batch_size"}), n_training, n_genes=n_genes)
+    settled = settle(_unset(config, _CHOSEN - {"batch_size"}), n_training, n_genes=n_genes)
     batch_size = settled.train.batch_size
     assert batch_size is not None, "settled"
     schedule = Schedule.plan(settled.train, len(even_batches(np.arange(n_training), batch_size)))
     chosen = _values(settled) | {
-        "batch_size": settle(_left_open(config, _CHOSEN), n_training, n_genes=n_genes).train.batch_size,
+        "batch_size": settle(_unset(config, _CHOSEN), n_training, n_genes=n_genes).train.batch_size,
         "max_epochs": schedule.max_epochs,
         "patience": schedule.patience,
     }
     recorded = _values(config)
-    return _left_open(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
+    return _unset(config, {name for name in _CHOSEN if recorded[name] == chosen[name]})
 
 
-def on_some(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
-    """Return cells for further trainings, and a model that was trained on these cells.
+def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
+    """Return a model that was trained on some cells, and these cells; of more than 20,000, evenly spaced ones.
 
-    Parameters
-    ----------
-    model
-        This model is returned if its held-out cells are those that a training on the cells would hold out. Otherwise a
-        new model is trained on the cells and returned.
-    counts
-        n cells with the genes of the model, and with batches if the model has batches. If there are more than 20,000,
-        evenly spaced cells are used.
-    train
-        Function that trains a model.
+    The model itself is returned if its held-out cells are those that a training on the cells would hold out. Otherwise
+    a new model is trained. The cells have the genes of the model, and batches if it has batches.
 
     Raises
     ------
@@ -80,7 +67,7 @@ def on_some(model: Model, counts: Counts, *, train: Train = train_silently) -> t
         As for a training.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    config = as_asked(model)
+    config = requested_config(model)
     if set(counts.cell_names[split(counts, config)[1]]) == set(model.heldout_cells):
         return model, counts
     trained = train("Training on these cells", counts, config)
@@ -93,11 +80,11 @@ def with_linear_decoder(config: RunConfig) -> RunConfig:
 
     Regularization that was chosen for hidden layers would be too strong for a linear decoder.
     """
-    config = _left_open(config, _REGULARIZATION)
+    config = _unset(config, _REGULARIZATION)
     return replace(config, model=replace(config.model, decoder="linear"))
 
 
-def _left_open(config: RunConfig, names: Set[str]) -> RunConfig:
+def _unset(config: RunConfig, names: Set[str]) -> RunConfig:
     def none(part: ModelConfig | TrainConfig) -> dict[str, Any]:
         return {f.name: None for f in fields(part) if f.name in names}
 

@@ -35,64 +35,45 @@ class Thinned:
     ----------
     kept
         First part: counts for training and prediction. Cells without counts in this part are removed.
-    aside
+    withheld
         Second part: the remaining counts of the same cells, CSR float32, shape (n, g).
     share
         Probability that a molecule is in the first part.
     """
 
     kept: Counts
-    aside: sp.csr_matrix
+    withheld: sp.csr_matrix
     share: float
 
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Compute Σ_g λ − x log λ of every cell, shape (n,), nats up to a constant.
+        """Compute Σ_g λ − x log λ of every cell, shape (n,), nats up to a constant; λ is expected of the second part.
 
-        λ are the expected counts of the second part.
-
-        Parameters
-        ----------
-        blocks
-            Expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows.
+        `blocks` are expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows.
         """
         losses, start = [], 0
         for block in blocks:
-            x = self.aside[start : start + len(block)]
+            x = self.withheld[start : start + len(block)]
             expected_ng = np.maximum(block.astype(np.float64) * ((1 - self.share) / self.share), LEAST_MEAN)
             row = np.repeat(np.arange(x.shape[0]), np.diff(x.indptr))
             gain = x.data * np.log(expected_ng[row, x.indices])
             losses.append(expected_ng.sum(1) - np.bincount(row, weights=gain, minlength=x.shape[0]))
             start += len(block)
-        assert start == self.aside.shape[0], "the blocks must cover every cell"
+        assert start == self.withheld.shape[0], "the blocks must cover every cell"
         return np.concatenate(losses)
 
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
-    """Hold out some molecules of every cell.
-
-    Parameters
-    ----------
-    counts
-        n cells, g genes.
-    share
-        Probability that a molecule is in the first part, between 0 and 1.
-    seed
-        Seed of the random assignment.
-    """
+    """Hold out some molecules of every cell; each is kept with a probability between 0 and 1, `share`."""
     matrix = counts.matrix
     kept_values = np.random.default_rng(seed).binomial(matrix.data.astype(np.int64), share).astype(np.float32)
     kept = _with_values(matrix, kept_values)
-    aside = _with_values(matrix, matrix.data - kept_values)
-    left = replace(counts, matrix=kept)
-    return Thinned(kept=left.filled_cells(), aside=aside[left.filled], share=share)
+    withheld = _with_values(matrix, matrix.data - kept_values)
+    first = replace(counts, matrix=kept)
+    return Thinned(kept=first.filled_cells(), withheld=withheld[first.filled], share=share)
 
 
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """Compute the expected counts of a model from the first part, in blocks.
-
-    The expectation includes technical zeros, and each cell is decoded in its batch. `estimate` is as for
-    `expected_counts`.
-    """
+    """Compute `expected_counts` from the first part, in blocks; with technical zeros, each cell in its own batch."""
     return expected_counts(model, kept, estimate=estimate, with_zero_inflation=True, batch_as="observed")
 
 

@@ -12,6 +12,8 @@ from torch import Tensor
 
 # The lower bound on the variance and the upper bound on its logarithm keep the KL finite for any network output.
 MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
+# A dimension is active if the variance of its posterior means between cells is above this (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
 
 
 class Posterior(NamedTuple):

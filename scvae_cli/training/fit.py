@@ -28,6 +28,7 @@ from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
 from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.posterior import ACTIVE_VARIANCE
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
 from scvae_cli.training.prepare import as_modelled, batch_codes, refuse_empty, refuse_few, split, started
@@ -35,8 +36,6 @@ from scvae_cli.training.recipe import settle
 from scvae_cli.training.warm_start import refuse_unlike, take_over
 
 CHECKPOINT_SECONDS = 30.0
-# A latent dimension is active if the variance of its posterior mean between cells is above this (Burda et al. 2016).
-ACTIVE_VARIANCE = 0.01
 
 
 @dataclass(frozen=True, kw_only=True)

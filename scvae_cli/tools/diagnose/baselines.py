@@ -11,7 +11,6 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +20,7 @@ from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.evaluation.mean_model import MeanModel
 from scvae_cli.evaluation.pca_model import PcaModel
-from scvae_cli.evaluation.retraining import Train, as_asked, train_silently, with_linear_decoder
+from scvae_cli.evaluation.retraining import Train, requested_config, train_silently, with_linear_decoder
 from scvae_cli.evaluation.thinning import Thinned, predicted, thin
 from scvae_cli.latent.expected_counts import CELL, STATE
 from scvae_cli.latent.selection import even
@@ -45,13 +44,9 @@ class ComparedModel:
 
     Parameters
     ----------
-    name
-        Name of the model.
-    heldout_log_prob
-        Mean log-probability of a held-out cell, nats (a lower bound for a model with a latent space); None for a model
-        without probabilities.
-    vae_advantage_heldout
-        How much higher this is for the VAE, nats per cell; None for a model without probabilities.
+    heldout_log_prob, vae_advantage_heldout
+        Mean log-probability of a held-out cell, nats (a lower bound for a model with a latent space), and how much
+        higher it is for the VAE; None for a model without probabilities.
     thinned_loss_state, thinned_loss_cell
         Poisson loss of the withheld counts, nats per cell up to a constant, predicted from the cell's state and with
         the cell's own counts weighed in; None where there is no such prediction.
@@ -74,11 +69,9 @@ class BaselineComparison:
     Parameters
     ----------
     models
-        The models; a VAE whose own decoder is linear is not compared with a linear decoder.
-    n_heldout
-        Number of held-out cells that were evaluated.
-    n_thinned
-        Number of thinned cells; 0 for real numbers, which cannot be thinned.
+        A VAE whose own decoder is linear is not compared with a linear decoder.
+    n_heldout, n_thinned
+        Number of held-out cells that were evaluated, and of thinned cells: 0 for real numbers, which cannot be thinned.
     n_components
         Number of principal components with the best prediction, chosen on the withheld counts, which favors PCA.
     """
@@ -91,22 +84,16 @@ class BaselineComparison:
     def values(self) -> dict[str, Any]:
         """Return one array over the models for each value, NaN where a model has none."""
 
-        def column(value_of: Callable[[ComparedModel], float | None]) -> np.ndarray:
-            return np.asarray([np.nan if (value := value_of(model)) is None else value for model in self.models])
-
-        return {
-            "model": np.asarray([model.name for model in self.models], dtype=object),
-            "heldout_log_prob": column(lambda m: m.heldout_log_prob),
-            "vae_advantage_heldout": column(lambda m: m.vae_advantage_heldout and m.vae_advantage_heldout[0]),
-            "vae_advantage_heldout_error": column(lambda m: m.vae_advantage_heldout and m.vae_advantage_heldout[1]),
-            "thinned_loss_state": column(lambda m: m.thinned_loss_state),
-            "thinned_loss_cell": column(lambda m: m.thinned_loss_cell),
-            "vae_advantage_thinned": column(lambda m: m.vae_advantage_thinned and m.vae_advantage_thinned[0]),
-            "vae_advantage_thinned_error": column(lambda m: m.vae_advantage_thinned and m.vae_advantage_thinned[1]),
-            "n_heldout": self.n_heldout,
-            "n_thinned": self.n_thinned,
-            "n_components": self.n_components,
-        }
+        columns: dict[str, Any] = {"model": np.asarray([model.name for model in self.models], dtype=object)}
+        losses = ("thinned_loss_state", "thinned_loss_cell")
+        for name in ("heldout_log_prob", "vae_advantage_heldout", *losses, "vae_advantage_thinned"):
+            column = [getattr(model, name) for model in self.models]
+            if name.startswith("vae_advantage"):
+                pairs = np.asarray([pair or (np.nan, np.nan) for pair in column])
+                columns |= {name: pairs[:, 0].copy(), f"{name}_error": pairs[:, 1].copy()}
+            else:
+                columns[name] = np.asarray(column, dtype=np.float64)
+        return columns | {name: getattr(self, name) for name in ("n_heldout", "n_thinned", "n_components")}
 
 
 def compare_with_baselines(
@@ -116,28 +103,20 @@ def compare_with_baselines(
 
     Parameters
     ----------
-    model
-        A VAE trained on these cells (`scvae_cli.evaluation.retraining.on_some`). Its options are those of the other
-        trainings; that of the linear decoder has `--decoder linear` besides.
-    counts
-        n cells in the model's genes, with batches if the model has them.
-    train
-        Trains a model.
-    progress
-        Shows how far the evaluation is.
+    model, counts
+        A VAE trained on these n cells (`scvae_cli.evaluation.retraining.model_trained_on`), with batches if the model
+        has them. Its options are those of the other trainings; the linear decoder has `--decoder linear` besides.
 
     Raises
     ------
     ScvaeError
         As for a training.
     """
-    config = as_asked(model)
-    runs = {VAE: config}
+    config = requested_config(model)
+    runs, models = {VAE: config}, {VAE: model}
     # A VAE with a linear decoder would be compared with another training of itself.
     if config.model.decoder != "linear":
         runs[LINEAR] = with_linear_decoder(config)
-    models = {VAE: model}
-    if LINEAR in runs:
         models[LINEAR] = train("Training with a linear decoder", counts, runs[LINEAR])
     heldout, n_heldout = _heldout(models, counts, config, progress)
     losses: dict[str, Losses] = {}
@@ -146,16 +125,9 @@ def compare_with_baselines(
         thinned = thin(counts, seed=config.train.seed)
         losses, n_components = _thinned_losses(thinned, runs, model, train, progress)
         n_thinned = thinned.kept.n_cells
-    return BaselineComparison(
-        models=tuple(
-            _compared(name, heldout, losses)
-            for name in (VAE, LINEAR, PCA, MEAN, NO_DENOISING)
-            if name in heldout or name in losses
-        ),
-        n_heldout=n_heldout,
-        n_thinned=n_thinned,
-        n_components=n_components,
-    )
+    names = [name for name in (VAE, LINEAR, PCA, MEAN, NO_DENOISING) if name in heldout or name in losses]
+    compared = tuple(_compared(name, heldout, losses) for name in names)
+    return BaselineComparison(models=compared, n_heldout=n_heldout, n_thinned=n_thinned, n_components=n_components)
 
 
 def _heldout(
@@ -180,11 +152,10 @@ def _thinned_losses(
     """Compute the Poisson losses of each cell with every model, and the best number of principal components."""
     kept = thinned.kept
     mean = MeanModel(kept, None, runs[VAE], model.device)
-    losses: dict[str, Losses] = {NO_DENOISING: (thinned.poisson_loss(_rows(kept)), None)}
-    losses[MEAN] = (
-        thinned.poisson_loss(mean.expected(kept, of_cell=False)),
-        thinned.poisson_loss(mean.expected(kept, of_cell=True)),
-    )
+    rows = (kept.matrix[start : start + 512].toarray() for start in range(0, kept.n_cells, 512))
+    losses: dict[str, Losses] = {NO_DENOISING: (thinned.poisson_loss(rows), None)}
+    state_n, cell_n = (thinned.poisson_loss(mean.expected(kept, of_cell=of_cell)) for of_cell in (False, True))
+    losses[MEAN] = state_n, cell_n
     pca = PcaModel(kept)
     pca_state, pca_cell = {}, {}
     for c in tracked(pca.components, progress, "Evaluating PCA", len(pca.components)):
@@ -195,10 +166,8 @@ def _thinned_losses(
     for name, run in runs.items():
         trained = train(f"Training on thinned counts ({name})", kept, run)
         trained.vae.to(model.device)
-        losses[name] = (
-            thinned.poisson_loss(predicted(trained, kept, STATE)),
-            thinned.poisson_loss(predicted(trained, kept, CELL)),
-        )
+        state_n, cell_n = (thinned.poisson_loss(predicted(trained, kept, estimate)) for estimate in (STATE, CELL))
+        losses[name] = state_n, cell_n
     return losses, n_components
 
 
@@ -213,10 +182,6 @@ def _compared(name: str, heldout: dict[str, np.ndarray], losses: dict[str, Losse
         thinned_loss_cell=None if cell_n is None else float(cell_n.mean()),
         vae_advantage_thinned=_mean_and_error(_best(losses[name]) - _best(losses[VAE])) if name in losses else None,
     )
-
-
-def _rows(counts: Counts, size: int = 512) -> Iterator[np.ndarray]:
-    return (counts.matrix[start : start + size].toarray() for start in range(0, counts.n_cells, size))
 
 
 def _best(losses: Losses) -> np.ndarray:

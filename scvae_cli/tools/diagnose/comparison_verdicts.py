@@ -5,15 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from scvae_cli.heldout import MIN_HELDOUT
-from scvae_cli.tools.diagnose.baselines import (
-    LINEAR,
-    MEAN,
-    NO_DENOISING,
-    PCA,
-    VAE,
-    Advantage,
-    BaselineComparison,
-)
+from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, VAE, Advantage, BaselineComparison
 from scvae_cli.tools.diagnose.stability import Stability
 from scvae_cli.tools.diagnose.verdict import Verdict
 
@@ -56,56 +48,41 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
     bounds += [] if linear is None else [_compared(linear, "higher than with", "lower than with", LINEAR)]
     bound = f"{vae.heldout_log_prob:.1f} nats per cell"
     sentence = f"the log-likelihood bound of held-out cells is {bound}, {' and '.join(bounds)}"
+    level, remedy = "watch", ""
     if comparison.n_heldout < MIN_HELDOUT:
         cells = "held-out cell" if comparison.n_heldout == 1 else "held-out cells"
-        return Verdict(
-            topic="baselines: likelihood",
-            level="watch",
-            sentence=f"{sentence}; with only {comparison.n_heldout} {cells} these values are uncertain",
-            remedy="train with more cells, or hold out a larger fraction (--validation-fraction)",
-        )
-    if not _significant(mean.vae_advantage_heldout):
-        return Verdict(
-            topic="baselines: likelihood",
-            level="poor",
-            sentence=f"{sentence}; these cells can be explained without a latent space",
-            remedy="check that the cells differ and have enough counts; train with a lower --beta or other genes "
-            "(--n-top-genes)",
-        )
-    if linear is None or _significant(linear):
-        return Verdict(topic="baselines: likelihood", level="good", sentence=sentence)
-    return Verdict(
-        topic="baselines: likelihood",
-        level="watch",
-        sentence=f"{sentence}; a linear decoder fits these cells as well",
-        remedy="consider --decoder linear, whose loadings can be read gene by gene",
-    )
+        sentence += f"; with only {comparison.n_heldout} {cells} these values are uncertain"
+        remedy = "train with more cells, or hold out a larger fraction (--validation-fraction)"
+    elif not _significant(mean.vae_advantage_heldout):
+        level = "poor"
+        sentence += "; these cells can be explained without a latent space"
+        remedy = "check that the cells differ and have enough counts; train with a lower --beta or other genes "
+        remedy += "(--n-top-genes)"
+    elif linear is None or _significant(linear):
+        level = "good"
+    else:
+        sentence += "; a linear decoder fits these cells as well"
+        remedy = "consider --decoder linear, whose loadings can be read gene by gene"
+    return Verdict(topic="baselines: likelihood", level=level, sentence=sentence, remedy=remedy)
 
 
 def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
-    others = [model for model in comparison.models if model.name not in (VAE, NO_DENOISING)]
-    compared = [
-        _compared(model.vae_advantage_thinned, "better than", "worse than", model.name)
-        for model in others
-        if model.vae_advantage_thinned
-    ]
-    sentence = f"the VAE predicts withheld molecules, in nats per cell, {', '.join(compared)}"
-    better = {
-        model.name: model.vae_advantage_thinned[0]
-        for model in others
-        if model.vae_advantage_thinned and _significant(_negated(model.vae_advantage_thinned))
+    others = {
+        model.name: model.vae_advantage_thinned
+        for model in comparison.models
+        if model.name not in (VAE, NO_DENOISING) and model.vae_advantage_thinned
     }
-    if not better:
-        return Verdict(topic="baselines: denoising", level="good", sentence=sentence)
-    best = min(better, key=lambda name: better[name])
-    return Verdict(
-        topic="baselines: denoising",
-        level="watch" if best == LINEAR else "poor",
-        sentence=f"{sentence}; {_with_article(best)} predicts them best",
-        remedy="consider --decoder linear"
-        if best == LINEAR
-        else "compare values of --beta or --n-latent with scvae sweep",
-    )
+    compared = [_compared(advantage, "better than", "worse than", name) for name, advantage in others.items()]
+    sentence = f"the VAE predicts withheld molecules, in nats per cell, {', '.join(compared)}"
+    better = {name: difference for name, (difference, error) in others.items() if _significant((-difference, error))}
+    level, remedy = "good", ""
+    if better:
+        best = min(better, key=lambda name: better[name])
+        sentence += f"; {_with_article(best)} predicts them best"
+        level, remedy = "poor", "compare values of --beta or --n-latent with scvae sweep"
+        if best == LINEAR:
+            level, remedy = "watch", "consider --decoder linear"
+    return Verdict(topic="baselines: denoising", level=level, sentence=sentence, remedy=remedy)
 
 
 def _compared(advantage: Advantage, ahead: str, behind: str, name: str) -> str:
@@ -120,7 +97,3 @@ def _with_article(name: str) -> str:
 
 def _significant(advantage: Advantage) -> bool:
     return advantage[0] > SIGNIFICANT * advantage[1]
-
-
-def _negated(advantage: Advantage) -> Advantage:
-    return -advantage[0], advantage[1]

@@ -8,14 +8,15 @@ Shapes: n cells, k latent dimensions, g genes.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.evaluation.retraining import Train, on_some, train_silently
+from scvae_cli.evaluation.retraining import Train, model_trained_on, train_silently
 from scvae_cli.heldout import MIN_HELDOUT
 from scvae_cli.latent.posteriors import known_batches, posteriors
 from scvae_cli.latent.selection import even
@@ -38,29 +39,18 @@ from scvae_cli.tools.diagnose.model_verdicts import (
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
 from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_check
 from scvae_cli.tools.diagnose.stability import Stability, stability
-from scvae_cli.tools.diagnose.verdict import Verdict, worst_level
+from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
 # More cells than these do not make covariances and densities more precise.
 _MAX_ENCODED = 20_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A part of a diagnosis.
-
-    Parameters
-    ----------
-    name
-        Key of its values in the file.
-    values
-        Numbers, arrays, texts and dicts of these; no value is None.
-    verdicts
-        The verdicts on these values.
-    """
+class Section(NamedTuple):
+    """A part of a diagnosis: the key of its values in the file, the values (none is None), and the verdicts on them."""
 
     name: str
     values: dict[str, Any]
-    verdicts: tuple[Verdict, ...]
+    verdicts: Sequence[Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +59,11 @@ class Diagnosis:
 
     Parameters
     ----------
-    use, aggregate, gaps, check, distortion
-        Measurements of the model.
-    n_cells
-        Number of cells in the data.
-    n_evaluated
-        Number of cells on which gaps and likelihood were evaluated.
+    n_cells, n_evaluated
+        Number of cells in the data, and of those on which gaps and likelihood were evaluated.
     heldout
         Whether these cells were held out of the training. If the data has fewer than ten held-out cells, cells are
         chosen from all.
-    beta, likelihood
-        Options of the training.
     gene_labels
         Names by which the verdicts call the model's genes.
     baselines, stability
@@ -103,23 +87,20 @@ class Diagnosis:
     @property
     def sections(self) -> tuple[Section, ...]:
         """All sections, in the order in which they are reported."""
-        of_use = (use_verdict(self.use, self.gaps, self.beta),)
-        of_aggregate = (axes_verdict(self.aggregate), prior_verdict(self.aggregate))
-        of_genes = tuple(likelihood_verdicts(self.check, self.likelihood, self.gene_labels))
-        of_distances = (distance_verdict(self.distortion),)
+        of_genes = likelihood_verdicts(self.check, self.likelihood, self.gene_labels)
         sections = [
-            Section(name="usage", values=self.use.values(), verdicts=of_use),
-            Section(name="aggregate", values=self.aggregate.values(), verdicts=of_aggregate),
-            Section(name="gaps", values=self.gaps.values(), verdicts=tuple(gap_verdicts(self.gaps))),
-            Section(name="predictive", values=self.check.values(), verdicts=of_genes),
-            Section(name="distances", values=self.distortion.values(), verdicts=of_distances),
+            Section("usage", self.use.values(), [use_verdict(self.use, self.gaps, self.beta)]),
+            Section(
+                "aggregate", self.aggregate.values(), [axes_verdict(self.aggregate), prior_verdict(self.aggregate)]
+            ),
+            Section("gaps", self.gaps.values(), gap_verdicts(self.gaps)),
+            Section("predictive", self.check.values(), of_genes),
+            Section("distances", self.distortion.values(), [distance_verdict(self.distortion)]),
         ]
         if self.baselines is not None:
-            verdicts = tuple(baseline_verdicts(self.baselines))
-            sections.append(Section(name="baselines", values=self.baselines.values(), verdicts=verdicts))
+            sections.append(Section("baselines", self.baselines.values(), baseline_verdicts(self.baselines)))
         if self.stability is not None:
-            verdict = stability_verdict(self.stability)
-            sections.append(Section(name="stability", values=self.stability.values(), verdicts=(verdict,)))
+            sections.append(Section("stability", self.stability.values(), [stability_verdict(self.stability)]))
         return tuple(sections)
 
     @property
@@ -130,21 +111,17 @@ class Diagnosis:
     @property
     def level(self) -> str:
         """The worst level of all verdicts."""
-        return worst_level(self.verdicts)
+        return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
+
+    def summary(self) -> dict[str, Any]:
+        """The cells that were evaluated, and the level, as plain values."""
+        return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List where the result goes."""
-        verdicts = [verdict.values() for verdict in self.verdicts]
-        values: dict[str, Any] = {
-            "n_cells": self.n_cells,
-            "n_evaluated": self.n_evaluated,
-            "heldout": self.heldout,
-            "beta": self.beta,
-            "level": self.level,
-        }
-        values |= {section.name: section.values for section in self.sections}
+        values = self.summary() | {section.name: section.values for section in self.sections}
         values["verdicts"] = {
-            key: np.asarray([verdict[key] for verdict in verdicts], dtype=object)
+            key: np.asarray([getattr(verdict, key) for verdict in self.verdicts], dtype=object)
             for key in ("topic", "level", "sentence", "remedy")
         }
         return [Slot(group="uns", key=names.diagnosis, value=values)]
@@ -162,10 +139,9 @@ def diagnose(
 
     Parameters
     ----------
-    model
-        Model to diagnose.
-    counts
-        Cells in the model's genes, preferably with those held out of its training; with batches if the model has them.
+    model, counts
+        Model, and cells in its genes, preferably with those held out of its training; with batches if the model has
+        them.
     gene_labels
         Names by which the verdicts call the model's genes; None for those of the model.
 
@@ -184,8 +160,7 @@ def diagnose(
     of_heldout = posteriors(model, counts.cells(even(rows, _MAX_ENCODED)), progress=progress)
     some = counts.cells(even(rows, options.max_cells))
     of_some = posteriors(model, some)
-    use = latent_use(of_all)
-    seed = options.seed
+    use, seed = latent_use(of_all), options.seed
     return Diagnosis(
         use=use,
         aggregate=aggregated_posterior(of_all, of_heldout, model.density, seed=seed),
@@ -214,20 +189,16 @@ def with_trainings(
 
     Parameters
     ----------
-    diagnosis
-        Diagnosis of the model by itself.
     model, counts
         The model, and cells in its genes with batches if the model has them. If these are not the cells that it was
         trained on, a model trained on them is compared instead.
-    train
-        Trains a model.
 
     Raises
     ------
     ScvaeError
         As for a training.
     """
-    model, counts = on_some(model, counts, train=train)
+    model, counts = model_trained_on(model, counts, train=train)
     return replace(
         diagnosis,
         baselines=compare_with_baselines(model, counts, train=train, progress=progress),

@@ -37,10 +37,9 @@ class Distortion:
 
     Parameters
     ----------
-    condition_n
-        Condition number of M at the posterior means of some cells, shape (n,).
-    active_condition_n
-        Condition number of M restricted to the active dimensions, shape (n,); None if fewer than two are active.
+    condition_n, active_condition_n
+        Condition number of M at the posterior means of some cells, and of M restricted to the active dimensions; shape
+        (n,). The second is None if fewer than two are active.
     rank_correlation
         Spearman correlation, over random pairs of cells, between their latent distance and the Fisher–Rao length of the
         straight line between them; None for fewer than ten cells.
@@ -74,17 +73,11 @@ def distortion(
 
     Parameters
     ----------
-    geometry
-        Geometry of the decoder.
     mean_nk
         Posterior means of the cells along the training axes, of which an even selection of at most 200 is used; shape
         (n, k).
     active_k
         Mask of the active dimensions, shape (k,).
-    seed
-        Seed of the random pairs.
-    progress
-        Shows how many pairs are done.
     """
     some_nk = mean_nk[torch.as_tensor(even(np.arange(len(mean_nk)), _CELLS))]
     metric_nkk = geometry.metric(some_nk.to(geometry.vae.reference_library.device)).double().cpu()

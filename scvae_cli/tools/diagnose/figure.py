@@ -18,11 +18,11 @@ from scvae_cli.report.page import NO_GROUP, OFF, WIDTH, head, place, write
 from scvae_cli.tools.diagnose.diagnosis import Diagnosis
 from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
 from scvae_cli.tools.diagnose.predictive import GeneStatistic
+from scvae_cli.tools.diagnose.verdict import LEVELS
 
 _ACTIVE, _AMORTIZATION, _VARIATIONAL = "#0072B2", "#0072B2", "#E69F00"
 _LEFTS, _WIDE, _TALL = (0.5, 3.05, 5.65), 1.7, 1.7
-_TITLE_LINE, _FIRST, _SECOND, _BOTTOM = 0.14, 0.42, 2.85, 0.45
-_TITLE = 0.2
+_TITLE_LINE, _FIRST, _SECOND, _BOTTOM, _TITLE = 0.14, 0.42, 2.85, 0.45, 0.2
 
 
 def diagnosis_figure(result: Diagnosis) -> Figure:
@@ -31,7 +31,9 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
     with house_style():
         figure = Figure((WIDTH, _SECOND + _TITLE + _TALL + _BOTTOM))
         cells = "held-out cells" if result.heldout else "cells"
-        write(figure, 0.1, _TITLE_LINE, f"Diagnosis on {result.n_evaluated:,} {cells}: {_levels(result)}", size=9)
+        levels = [verdict.level for verdict in result.verdicts]
+        counted = ", ".join(f"{levels.count(level)} {level}" for level in LEVELS if level in levels)
+        write(figure, 0.1, _TITLE_LINE, f"Diagnosis on {result.n_evaluated:,} {cells}: {counted}", size=9)
         axes = []
         titles = ("Use of the axes", "Correlation of the axes", "Gaps", "Zeros of genes", "Variances of genes")
         for i, title in enumerate((*titles, "Prior samples")):
@@ -50,11 +52,6 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
         _draw_genes(axes[4], check.variances, "variance", logged=True)
         _draw_prior(axes[5], result.aggregate)
     return figure
-
-
-def _levels(result: Diagnosis) -> str:
-    levels = [verdict.level for verdict in result.verdicts]
-    return ", ".join(f"{levels.count(level)} {level}" for level in ("good", "watch", "poor") if level in levels)
 
 
 def _draw_use(axes: Axes, use: LatentUse) -> None:
@@ -82,8 +79,7 @@ def _draw_correlations(figure: Figure, axes: Axes, aggregate: AggregatedPosterio
     image = axes.imshow(among, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     every = -(-len(active) // 16)
     ticks = np.arange(len(active))[::every]
-    names = [str(d + 1) for d in active[::every]]
-    small = 5 if len(active) > 10 else None
+    names, small = [str(d + 1) for d in active[::every]], 5 if len(active) > 10 else None
     axes.set_xticks(ticks, names, size=small)
     axes.set_yticks(ticks, names, size=small)
     axes.set(xlabel="active training axis")
@@ -99,40 +95,24 @@ def _draw_gaps(axes: Axes, result: Diagnosis) -> None:
     """Draw the gaps as a stack from the encoder's ELBO up to the importance-weighted bound."""
     amortization, variational = result.gaps.amortization, result.gaps.variational
     error: dict[str, Any] = {"ecolor": "black", "capsize": 2, "error_kw": {"linewidth": 0.6}}
-    look: dict[str, Any] = {"width": 0.5, "linewidth": 0}
-    axes.bar(0, amortization.mean, color=_AMORTIZATION, yerr=amortization.error, label="amortization", **look, **error)
-    axes.bar(
-        0,
-        variational.mean,
-        bottom=amortization.mean,
-        color=_VARIATIONAL,
-        yerr=variational.error,
-        label="variational",
-        **look,
-        **error,
-    )
+    look: dict[str, Any] = {"width": 0.5, "linewidth": 0} | error
+    axes.bar(0, amortization.mean, color=_AMORTIZATION, yerr=amortization.error, label="amortization", **look)
+    look |= {"bottom": amortization.mean, "color": _VARIATIONAL}
+    axes.bar(0, variational.mean, yerr=variational.error, label="variational", **look)
     bounds = result.gaps.values()
     heights = (0.0, amortization.mean, amortization.mean + variational.mean)
     top = max(*heights, 1e-3) * 1.35
     # Labels of similar heights are moved apart.
     apart, at = 0.14 * top, -np.inf
-    for height, key, name in zip(
-        heights, ("elbo", "refined_elbo", "bound"), ("ELBO", "refined ELBO", "importance bound"), strict=True
-    ):
+    names = {"elbo": "ELBO", "refined_elbo": "refined ELBO", "bound": "importance bound"}
+    line = {"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"}
+    font: dict[str, Any] = {"va": "center", "size": 6.5, "linespacing": 1.0}
+    for height, (key, name) in zip(heights, names.items(), strict=True):
         at = max(height, at + apart)
-        axes.annotate(
-            f"{name}\n{bounds[key]:,.2f}".replace("-", "−"),
-            (0.27, height),
-            (0.42, at),
-            va="center",
-            size=6.5,
-            linespacing=1.0,
-            arrowprops={"arrowstyle": "-", "linewidth": 0.5, "color": "0.5"},
-            annotation_clip=False,
-        )
-    axes.set(
-        xlim=(-0.4, 1.3), ylim=(min(0.0, *heights) - 0.05 * top, top), xticks=[], ylabel="nats per cell above the ELBO"
-    )
+        text = f"{name}\n{bounds[key]:,.2f}".replace("-", "−")
+        axes.annotate(text, (0.27, height), (0.42, at), arrowprops=line, annotation_clip=False, **font)
+    axes.set(xlim=(-0.4, 1.3), ylim=(min(0.0, *heights) - 0.05 * top, top))
+    axes.set(xticks=[], ylabel="nats per cell above the ELBO")
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.spines["bottom"].set_visible(False)
     axes.legend(frameon=False, loc="upper left", handlelength=0.8, handleheight=0.8, borderaxespad=0.0)
@@ -156,20 +136,11 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
     else:
         low, high = -0.02, 1.02
     axes.plot([low, high], [low, high], color="black", linewidth=0.6, zorder=4)
-    for mask_g, color, size, label in (
-        (evaluated_g & ~outside_g, _ACTIVE, 2, f"inside the 99% band ({int((evaluated_g & ~outside_g).sum()):,})"),
-        (outside_g, OFF, 5, f"outside ({int(outside_g.sum()):,})"),
-    ):
-        axes.scatter(
-            predicted_g[mask_g],
-            observed_g[mask_g],
-            s=size,
-            c=color,
-            alpha=0.5,
-            linewidths=0,
-            rasterized=True,
-            label=label,
-        )
+    look: dict[str, Any] = {"alpha": 0.5, "linewidths": 0, "rasterized": True}
+    inside_g = evaluated_g & ~outside_g
+    for mask_g, color, size, where in ((inside_g, _ACTIVE, 2, "inside the 99% band"), (outside_g, OFF, 5, "outside")):
+        label = f"{where} ({int(mask_g.sum()):,})"
+        axes.scatter(predicted_g[mask_g], observed_g[mask_g], s=size, c=color, label=label, **look)
     axes.set(xlim=(low, high), ylim=(low, high), xlabel=f"{name}, predicted", ylabel="observed")
     axes.legend(frameon=False, loc="upper left", handletextpad=0.1, borderaxespad=0.0, markerscale=1.5)
 
@@ -187,10 +158,5 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
     axes.text(0.02, 0.97, f"in holes: {aggregate.holes:.1%}", transform=axes.transAxes, va="top", color=OFF)
     axes.text(0.02, 0.87, "line: prior matches the cells", transform=axes.transAxes, va="top")
     top = max(float(share_b.max()) * 1.25, 3 * width)
-    axes.set(
-        xlim=(0, 1),
-        ylim=(0, top),
-        xticks=[0, 0.5, 1],
-        xlabel="fraction of cells at higher density",
-        ylabel="fraction of prior samples",
-    )
+    axes.set(xlim=(0, 1), ylim=(0, top), xticks=[0, 0.5, 1])
+    axes.set(xlabel="fraction of cells at higher density", ylabel="fraction of prior samples")

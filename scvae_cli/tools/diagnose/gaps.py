@@ -18,7 +18,7 @@ Shapes: n cells, k latent dimensions, s samples.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -41,23 +41,11 @@ _BLOCK_CELLS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap over cells.
-
-    Parameters
-    ----------
-    mean, error
-        Mean and its standard error, nats per cell.
-    percent
-        Mean in percent of the scale described in `Gaps`.
-    """
+    """Mean of a gap over cells and its standard error, nats per cell, and the mean in percent of `Gaps.scale`."""
 
     mean: float
     error: float
     percent: float
-
-    def values(self) -> dict[str, float]:
-        """Return plain numbers."""
-        return {"mean": self.mean, "error": self.error, "percent": self.percent}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +60,8 @@ class Gaps:
         Importance-weighted bound.
     kl_n
         KL of the encoder's posterior to the prior.
-    effective_n
-        Effective number of importance samples, at most `n_samples`.
-    n_samples
-        Number of importance samples per cell, s.
+    effective_n, n_samples
+        Effective number of importance samples; number of importance samples per cell, s.
     scale
         100% of the percentages, nats; None for the absolute mean of the importance-weighted bound. A bound on densities
         of real numbers may be 0; for these the scale is the negative log-density of as many standard normal features.
@@ -131,9 +117,9 @@ class Gaps:
             "elbo": float(self.encoder_n.mean()),
             "refined_elbo": float(self.refined_n.mean()),
             "bound": float(self.bound_n.mean()),
-            "amortization": self.amortization.values(),
-            "variational": self.variational.values(),
-            "inference": self.inference.values(),
+            "amortization": asdict(self.amortization),
+            "variational": asdict(self.variational),
+            "inference": asdict(self.inference),
             "rate": self.rate,
             "distortion": self.distortion,
             "effective_samples": self.effective_samples,
@@ -146,10 +132,8 @@ def gaps(model: Model, counts: Counts, options: DiagnoseOptions, *, progress: Pr
 
     Parameters
     ----------
-    model
-        Model whose encoder is evaluated.
-    counts
-        n cells in the model's genes, with batches if the model has them.
+    model, counts
+        Model, and n cells in its genes, with batches if the model has them.
     options
         Refinement steps, importance samples per cell (from both posteriors together) and the seed.
 

@@ -24,10 +24,8 @@ import torch
 from torch import Tensor
 
 from scvae_cli.model.density import LatentDensity
-from scvae_cli.model.posterior import Posterior
+from scvae_cli.model.posterior import ACTIVE_VARIANCE, Posterior
 
-# A dimension is active if the variance of the posterior means along it is larger than this.
-ACTIVE_VARIANCE = 0.01
 # A prior sample lies in a hole if the density there is below this quantile of the density at the posterior samples of
 # held-out cells.
 HOLE_SHARE = 0.01
@@ -44,10 +42,9 @@ class LatentUse:
 
     Parameters
     ----------
-    kl_k
-        KL(q(z_d|x) ‖ N(0, 1)) of each dimension, mean over the cells, nats; shape (k,).
-    mean_variance_k
-        Variance of the posterior means over the cells, Var_x(E[z_d|x]); shape (k,).
+    kl_k, mean_variance_k
+        Mean KL(q(z_d|x) ‖ N(0, 1)) over the cells, nats, and variance of the posterior means, Var_x(E[z_d|x]), of each
+        dimension; shape (k,).
     """
 
     kl_k: np.ndarray
@@ -92,10 +89,8 @@ class AggregatedPosterior:
         Covariance of the aggregated posterior, within and between cells, shape (k, k).
     active_k
         Mask of the active dimensions, whose correlations are reported, shape (k,).
-    kl_to_prior
-        KL(q(z) ‖ p), nats, estimated from the posterior samples.
-    prior_kl
-        KL(p ‖ q(z)), nats, estimated from the prior samples.
+    kl_to_prior, prior_kl
+        KL(q(z) ‖ p), estimated from the posterior samples, and KL(p ‖ q(z)), from the prior samples; nats.
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
@@ -159,20 +154,8 @@ class AggregatedPosterior:
 
 def latent_use(posterior: Posterior) -> LatentUse:
     """Measure how much information each dimension of the posteriors of some cells carries."""
-    mean_nk = posterior.mean_nk.double()
-    return LatentUse(
-        kl_k=posterior.kl_nk().double().mean(0).cpu().numpy(),
-        mean_variance_k=mean_nk.var(0, correction=0).cpu().numpy(),
-    )
-
-
-def covariance(posterior: Posterior) -> np.ndarray:
-    """Compute the exact covariance of the mixture of the posteriors of some cells, shape (k, k)."""
-    mean_nk = posterior.mean_nk.double().cpu()
-    centered_nk = mean_nk - mean_nk.mean(0)
-    within_k = posterior.var_nk.double().cpu().mean(0)
-    covariance_kk: np.ndarray = (centered_nk.T @ centered_nk / len(mean_nk) + torch.diag(within_k)).numpy()
-    return covariance_kk
+    variance_k = posterior.mean_nk.double().var(0, correction=0)
+    return LatentUse(kl_k=posterior.kl_nk().double().mean(0).cpu().numpy(), mean_variance_k=variance_k.cpu().numpy())
 
 
 def aggregated_posterior(
@@ -182,15 +165,15 @@ def aggregated_posterior(
 
     Parameters
     ----------
-    of_all
-        Posteriors of all cells, from which the covariance is computed.
-    of_heldout
-        Posteriors of cells to which the density was not fitted.
+    of_all, of_heldout
+        Posteriors of all cells, from which the covariance is computed, and of cells to which the density was not
+        fitted.
     density
         Density of the aggregated posterior along the training axes.
-    seed
-        Seed of the posterior and prior samples.
     """
+    mean_nk, within_nk = (part.double().cpu() for part in of_all)
+    centered_nk = mean_nk - mean_nk.mean(0)
+    covariance_kk = centered_nk.T @ centered_nk / len(mean_nk) + torch.diag(within_nk.mean(0))
     noise = torch.Generator().manual_seed(seed)
     density = LatentDensity(*(part.double().cpu() for part in vars(density).values()))
     mean_nk, var_nk = (part.double().cpu() for part in of_heldout)
@@ -203,7 +186,7 @@ def aggregated_posterior(
     rank_m = torch.searchsorted(ascending_m, -log_prior_q_m).double() / len(ascending_m)
     counted_b, _ = np.histogram(rank_m.numpy(), np.linspace(0, 1, _BINS + 1))
     return AggregatedPosterior(
-        covariance_kk=covariance(of_all),
+        covariance_kk=covariance_kk.numpy(),
         active_k=latent_use(of_all).active_k,
         kl_to_prior=kl_to_prior,
         prior_kl=float((_log_normal(prior_mk) - log_prior_q_m).mean()),

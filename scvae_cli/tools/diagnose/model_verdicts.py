@@ -36,42 +36,28 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     k = len(use.active_k)
     numbers = f"rate {gaps.rate:.2f} and distortion {gaps.distortion:.2f} nats per cell at β = {beta:g}"
     lower = f"train with a lower --beta (now {beta:g})" + (", such as 1" if beta > 1 else "")
-    remedy = f"{lower}, or longer (--patience, --max-epochs)"
+    level, remedy = "good", f"{lower}, or longer (--patience, --max-epochs)"
     if use.collapse == "all":
-        return Verdict(
-            topic="latent use",
-            level="poor",
-            sentence=f"all {k} dimensions have collapsed to the prior: the latent space carries no information "
-            f"(posterior collapse; {numbers})",
-            remedy=remedy,
-        )
-    if use.n_active < min(FEW_ACTIVE, k):
-        return Verdict(
-            topic="latent use",
-            level="watch",
-            sentence=f"only {use.n_active} of {k} dimensions is active ({numbers})",
-            remedy=remedy,
-        )
-    rest = "; the others have collapsed to the prior, which is harmless" if use.collapse == "some" else ""
-    # The model alone does not show whether more dimensions would help.
-    more = "all dimensions are used; scvae sweep --n-latent shows whether more would help" if not rest else ""
-    return Verdict(
-        topic="latent use",
-        level="good",
-        sentence=f"{use.n_active} of {k} dimensions are active ({numbers}){rest}",
-        remedy=more,
-    )
+        level = "poor"
+        sentence = f"all {k} dimensions have collapsed to the prior: the latent space carries no information "
+        sentence += f"(posterior collapse; {numbers})"
+    elif use.n_active < min(FEW_ACTIVE, k):
+        level, sentence = "watch", f"only {use.n_active} of {k} dimensions is active ({numbers})"
+    else:
+        sentence = f"{use.n_active} of {k} dimensions are active ({numbers})"
+        # The model alone does not show whether more dimensions would help.
+        remedy = "all dimensions are used; scvae sweep --n-latent shows whether more would help"
+        if use.collapse == "some":
+            remedy, sentence = "", f"{sentence}; the others have collapsed to the prior, which is harmless"
+    return Verdict(topic="latent use", level=level, sentence=sentence, remedy=remedy)
 
 
 def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
     """Judge whether the latent axes carry different information."""
     total = f"total correlation {aggregate.total_correlation:.2f} nats"
     if aggregate.most_correlated is None or aggregate.correlation is None:
-        return Verdict(
-            topic="axes",
-            level="good",
-            sentence=f"fewer than two axes are active, so that no two can be correlated; {total}",
-        )
+        sentence = f"fewer than two axes are active, so that no two can be correlated; {total}"
+        return Verdict(topic="axes", level="good", sentence=sentence)
     first, second = aggregate.most_correlated
     level = _level(abs(aggregate.correlation), CORRELATIONS)
     return Verdict(
@@ -99,8 +85,7 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
 def gap_verdicts(gaps: Gaps) -> list[Verdict]:
     """Judge the encoder, and the diagonal Gaussian that approximates the posterior."""
     amortization, variational = gaps.amortization, gaps.variational
-    by_encoder = _level(amortization.percent, AMORTIZATION)
-    by_family = _level(variational.percent, VARIATIONAL)
+    by_encoder, by_family = _level(amortization.percent, AMORTIZATION), _level(variational.percent, VARIATIONAL)
     of_scale = "of the bound" if gaps.scale is None else "of the loss of as many standard normal features"
     return [
         Verdict(
@@ -126,15 +111,7 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
 
 
 def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence[str] | None = None) -> list[Verdict]:
-    """Judge whether the likelihood reproduces the zeros and variances of the genes.
-
-    Parameters
-    ----------
-    likelihood
-        Name of the likelihood, as `--likelihood` takes it.
-    genes
-        Names by which the sentences call the genes; None for those of the check.
-    """
+    """Judge whether the likelihood reproduces the zeros and variances of the genes; `genes` are the names to show."""
     names = check.genes if genes is None else genes
     verdicts = []
     if (zeros := check.zeros) is not None:
@@ -143,20 +120,17 @@ def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence
             f"{zeros.outside:.1%} of {zeros.n_evaluated:,} genes have a fraction of zeros outside the 99% band of "
             f"simulated cells; mean error {zeros.error:.4f} ({zeros.error_expected:.4f} expected)"
         )
-        detection = "is detected in enough cells"
-        remedy = "diagnose more cells (--cells), or cells with more counts"
-        verdicts.append(
-            _gene_verdict("zeros", zeros, names, sentence, _likelihood_remedy(likelihood, more), detection, remedy)
-        )
+        too_few = ("is detected in enough cells", "diagnose more cells (--cells), or cells with more counts")
+        verdicts.append(_gene_verdict("zeros", zeros, names, sentence, _likelihood_remedy(likelihood, more), *too_few))
     else:
-        detection, remedy = "varies enough", "diagnose cells that differ more"
+        too_few = ("varies enough", "diagnose cells that differ more")
     variances = check.variances
     sentence = (
         f"{variances.outside:.1%} of {variances.n_evaluated:,} genes have a variance outside the 99% band of "
         f"simulated cells; median ratio of observed to predicted variance {variances.median_ratio:.2f}"
     )
-    other = _likelihood_remedy(likelihood, variances.median_ratio > 1)
-    verdicts.append(_gene_verdict("variances", variances, names, sentence, other, detection, remedy))
+    remedy = _likelihood_remedy(likelihood, variances.median_ratio > 1)
+    verdicts.append(_gene_verdict("variances", variances, names, sentence, remedy, *too_few))
     return verdicts
 
 
@@ -182,36 +156,16 @@ def _level(value: float, limits: tuple[float, float]) -> str:
 
 
 def _gene_verdict(
-    topic: str,
-    statistic: GeneStatistic,
-    names: Sequence[str],
-    sentence: str,
-    remedy: str,
-    needed: str,
-    needed_remedy: str,
+    topic: str, genes: GeneStatistic, names: Sequence[str], sentence: str, remedy: str, needed: str, needed_remedy: str
 ) -> Verdict:
     """Judge how many genes are outside their band; if no gene can be evaluated, the level is not good."""
-    if statistic.n_evaluated == 0:
-        return Verdict(
-            topic=topic,
-            level="watch",
-            sentence=f"the {topic} cannot be evaluated: none of {len(statistic.evaluated_g):,} genes {needed}",
-            remedy=needed_remedy,
-        )
-    level = _level(statistic.outside, OUTSIDE)
-    return Verdict(
-        topic=topic,
-        level=level,
-        sentence=sentence + _largest_scores(statistic, names),
-        remedy="" if level == "good" else remedy,
-    )
-
-
-def _largest_scores(statistic: GeneStatistic, names: Sequence[str]) -> str:
-    """List the genes with the largest scores, if any gene is outside its band."""
-    worst = [g for g in statistic.worst(3) if statistic.outside_g[g]]
-    listed = ", ".join(f"{names[g]} ({statistic.score_g[g]:+.1f})" for g in worst)
-    return f"; largest deviations in standard errors: {listed}" if listed else ""
+    if genes.n_evaluated == 0:
+        sentence = f"the {topic} cannot be evaluated: none of {len(genes.evaluated_g):,} genes {needed}"
+        return Verdict(topic=topic, level="watch", sentence=sentence, remedy=needed_remedy)
+    worst = [f"{names[g]} ({genes.score_g[g]:+.1f})" for g in genes.worst(3) if genes.outside_g[g]]
+    sentence += f"; largest deviations in standard errors: {', '.join(worst)}" if worst else ""
+    level = _level(genes.outside, OUTSIDE)
+    return Verdict(topic=topic, level=level, sentence=sentence, remedy="" if level == "good" else remedy)
 
 
 def _likelihood_remedy(likelihood: str, more: bool) -> str:

@@ -28,6 +28,7 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
 
+Scale = Callable[[np.ndarray], np.ndarray]
 N_REPLICATES = 25
 # Probability that a gene of the model itself lies inside its band.
 BAND = 0.99
@@ -35,8 +36,6 @@ BAND = 0.99
 _MIN_DETECTED = 5
 # Added to variances of real numbers before the logarithm, as a fraction of the observed variance: units may differ.
 _LEAST_VARIANCE = 1e-6
-# Likelihoods under which a zero is a count of zero.
-_OF_COUNTS = ("zinb", "nb", "poisson")
 _WORST = 10
 
 
@@ -52,10 +51,9 @@ class GeneStatistic:
         Difference between observation and mean of the replicates, in standard errors of a replicate.
     evaluated_g
         Mask of the genes that are detected in enough cells to be evaluated; of real numbers, those that vary.
-    limit
-        Absolute score at the limit of the 99% band.
-    error_expected
-        Mean absolute difference between a replicate and the prediction, for comparison with `error`.
+    limit, error_expected
+        Absolute score at the limit of the 99% band; mean absolute difference between a replicate and the prediction,
+        for comparison with `error`.
     """
 
     observed_g: np.ndarray
@@ -99,13 +97,8 @@ class GeneStatistic:
 
     def summary(self) -> dict[str, Any]:
         """Return plain numbers over all evaluated genes."""
-        return {
-            "outside": self.outside,
-            "error": self.error,
-            "error_expected": self.error_expected,
-            "median_ratio": self.median_ratio,
-            "n_evaluated": self.n_evaluated,
-        }
+        names = ("outside", "error", "error_expected", "median_ratio", "n_evaluated")
+        return {name: getattr(self, name) for name in names}
 
     def values(self, genes: Sequence[str]) -> dict[str, Any]:
         """Return the summary, the genes with the largest scores, and arrays over all genes of the model."""
@@ -126,14 +119,11 @@ class PredictiveCheck:
 
     Parameters
     ----------
-    genes
-        Names of the g genes.
-    mean_g
-        Mean of every gene over the observed cells, shape (g,).
-    zeros
-        Fractions of cells without a count; None for a likelihood of real numbers.
-    variances
-        Variances over the cells; the scores are those of their logarithms.
+    genes, mean_g
+        Names of the g genes, and their means over the observed cells, shape (g,).
+    zeros, variances
+        Fractions of cells without a count, None for a likelihood of real numbers; and variances over the cells, whose
+        scores are those of their logarithms.
     """
 
     genes: tuple[str, ...]
@@ -158,22 +148,9 @@ def predictive_check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PredictiveCheck:
-    """Compare cells with replicates of them.
+    """Compare n cells in the model's genes, with batches if the model has them, with 2 or more replicates of them.
 
-    Parameters
-    ----------
-    model
-        Model that simulates the replicates.
-    counts
-        n cells in the model's genes, with batches if the model has them.
-    posterior
-        Posteriors of these cells, on the CPU.
-    n_replicates
-        Number of replicates r, 2 or more.
-    seed
-        Seed of the posterior samples and counts.
-    progress
-        Shows how many replicates are done.
+    `posterior` are the posteriors of these cells, on the CPU.
     """
     batch_n = known_batches(model, counts)
     library_n = counts.library_n
@@ -187,7 +164,7 @@ def predictive_check(
             moments.add(block)
         replicates.append(moments)
     observed = GeneMoments(counts.n_genes).add(counts.matrix)
-    return compare(observed, replicates, model.genes, zeros_are_counts=model.config.model.likelihood in _OF_COUNTS)
+    return compare(observed, replicates, model.genes, zeros_are_counts=model.of_counts)
 
 
 def compare(
@@ -214,12 +191,7 @@ def compare(
 
 
 def _statistic(
-    observed_g: np.ndarray,
-    value_rg: np.ndarray,
-    evaluated_g: np.ndarray,
-    *,
-    least_sd: float,
-    scale: Callable[[np.ndarray], np.ndarray],
+    observed_g: np.ndarray, value_rg: np.ndarray, evaluated_g: np.ndarray, *, least_sd: float, scale: Scale
 ) -> GeneStatistic:
     n_replicates = len(value_rg)
     scaled_rg, predicted_g = scale(value_rg), value_rg.mean(0)

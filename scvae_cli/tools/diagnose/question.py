@@ -35,9 +35,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         result = diagnose(session.model, session.counts, options, gene_labels=self.gene_labels, progress=progress)
         if options.quick:
             return result
-        return with_trainings(
-            result, session.model, session.counts, options, train=self.train, progress=progress
-        )  # fmt: skip
+        return with_trainings(result, session.model, session.counts, options, train=self.train, progress=progress)
 
     def train(self, title: str, counts: Counts, config: RunConfig) -> Model:
         """Train a model and show how far the training is."""
@@ -52,15 +50,11 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         return diagnosis_figure(result)
 
     def facts(self, result: Diagnosis) -> dict[str, Any]:
-        use, aggregate, check = result.use, result.aggregate, result.check
+        use, aggregate, check, stability = result.use, result.aggregate, result.check, result.stability
         distances, axes = result.distortion.values(), aggregate.most_correlated
         return {
-            "n_cells": result.n_cells,
-            "n_evaluated": result.n_evaluated,
-            "heldout": result.heldout,
-            "beta": result.beta,
-            "level": result.level,
-            "verdicts": [verdict.values() for verdict in result.verdicts],
+            **result.summary(),
+            "verdicts": [asdict(verdict) for verdict in result.verdicts],
             "n_latent": len(use.kl_k),
             "active_units": use.n_active,
             "kl_to_prior": aggregate.kl_to_prior,
@@ -76,9 +70,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
             "active_condition": distances.get("active_condition"),
             "rank_correlation": distances.get("rank_correlation"),
             "baselines": None if result.baselines is None else asdict(result.baselines),
-            "stability": None
-            if result.stability is None
-            else result.stability.values() | {"heldout_elbo": result.stability.heldout_elbo},
+            "stability": None if stability is None else stability.values() | {"heldout_elbo": stability.heldout_elbo},
         }
 
     def _genes(self, statistic: GeneStatistic) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.evaluation.retraining import Train, as_asked, train_silently
+from scvae_cli.evaluation.retraining import Train, requested_config, train_silently
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
@@ -37,10 +37,9 @@ class Stability:
     ----------
     n_trainings
         Number of trainings, the diagnosed model included.
-    procrustes
-        Fraction of the variance that differs after the best alignment, 0 to 1.
-    procrustes_by_chance
-        The same fraction with the cells of one embedding in random order.
+    procrustes, procrustes_by_chance
+        Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction with the cells of
+        one embedding in random order.
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
     axis_correlation
@@ -70,21 +69,15 @@ class Stability:
 
 
 def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Train = train_silently) -> Stability:
-    """Train with other random seeds, and compare the embeddings.
+    """Train with other random seeds, and compare the embeddings of 2 or more trainings.
 
     Parameters
     ----------
-    model
-        The first training, which must have been on these cells (`scvae_cli.evaluation.retraining.on_some`).
-    counts
-        n cells in the model's genes, with batches if the model has them. All are trained on; of more than 5,000 an even
-        selection is embedded.
-    n_trainings
-        Number of trainings to compare, 2 or more.
-    train
-        Trains a model.
+    model, counts
+        The first training, and the cells that it was on (`scvae_cli.evaluation.retraining.model_trained_on`). All are
+        trained on; of more than 5,000 an even selection is embedded.
     """
-    config = as_asked(model)
+    config = requested_config(model)
     models = [model]
     for number in range(1, n_trainings):
         seed = (config.train.seed + number) % 2**32

@@ -1,12 +1,10 @@
-"""A verdict: one finding of a diagnosis, with its level and advice; and a page of verdicts as text."""
+"""A verdict, one finding of a diagnosis with its level and advice, and a page of verdicts as text."""
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-
-from scvae_cli.errors import ConfigError
+from dataclasses import dataclass
 
 LEVELS = ("good", "watch", "poor")
 
@@ -20,34 +18,15 @@ class Verdict:
     topic
         Topic in a few words; the verdicts of a diagnosis have different topics.
     level
-        "good", "watch" or "poor".
-    sentence
-        The finding, with its number.
-    remedy
-        Advice; empty if nothing needs to be done.
+        One of `LEVELS`.
+    sentence, remedy
+        The finding, with its number; and advice, empty if nothing needs to be done.
     """
 
     topic: str
     level: str
     sentence: str
     remedy: str = ""
-
-    def __post_init__(self) -> None:
-        if self.level not in LEVELS:
-            raise ConfigError(f"the level of a verdict is {self.level!r}", f"it is one of: {', '.join(LEVELS)}")
-
-    def values(self) -> dict[str, str]:
-        """Return plain texts."""
-        return asdict(self)
-
-
-def worst_level(verdicts: Sequence[Verdict]) -> str:
-    """Return the worst level of some verdicts.
-
-    >>> worst_level([Verdict(topic="a", level="watch", sentence="."), Verdict(topic="b", level="good", sentence=".")])
-    'watch'
-    """
-    return LEVELS[max((LEVELS.index(verdict.level) for verdict in verdicts), default=0)]
 
 
 def page(verdicts: Sequence[Verdict], *, width: int = 100) -> str:

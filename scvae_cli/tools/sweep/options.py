@@ -17,7 +17,7 @@ BETAS, DIMENSIONS = "0.1,0.3,1,3,10", "2,5,10,20,40"
 
 
 def _numbers(flag: str, text: str) -> tuple[float, ...]:
-    """The numbers of a list.
+    """Read the numbers of a list.
 
     >>> _numbers("--beta", "0.1, 1,10")
     (0.1, 1.0, 10.0)
@@ -73,11 +73,10 @@ class SweepOptions(Drawing, Writing):
             )
         if self.beta is None and self.n_latent is None:
             raise ConfigError("there is nothing to sweep", f"give --beta {BETAS} or --n-latent {DIMENSIONS}")
-        flag = "--beta" if self.beta is not None else "--n-latent"
-        values = self.beta if self.beta is not None else self.n_latent or ()
+        flag, example = ("--beta", BETAS) if self.beta is not None else ("--n-latent", DIMENSIONS)
+        values = self.values
         text = ",".join(f"{value:g}" for value in values)
         if len(values) < 2:
-            example = BETAS if self.beta is not None else DIMENSIONS
             raise ConfigError(f"{flag} is {text or 'empty'!r}", f"a sweep takes two values or more: {example}")
         for value in values:
             if self.n_latent is not None and value % 1:

@@ -6,7 +6,8 @@ Shapes: r runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from scvae_cli.data.slots import Slot, SlotNames
 _SIGNIFICANT, _RELEVANT = 2.0, 0.05
 # A standard error needs two cells.
 MIN_CELLS = 2
+# How figures and texts call the varied options.
+NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,14 +27,10 @@ class Run:
 
     Parameters
     ----------
-    beta, n_latent
-        Options of the training.
     rate, distortion
         Mean KL(q(z|x) ‖ N(0, I)) and mean −E_q[log p(x|z)] of held-out cells, nats.
     elbo, bound
         Mean evidence lower bound (at β = 1) and importance-weighted bound of the same cells, nats.
-    active_units
-        Number of active latent dimensions.
     loss
         Mean of the criterion: Poisson loss of the withheld molecules, or −bound; nats per cell, up to a constant.
     gain
@@ -39,8 +38,6 @@ class Run:
     excess, excess_se
         Mean difference of the loss to that of the best run, and the standard error of this paired difference over the
         cells.
-    epochs, seconds
-        Length of the training.
     """
 
     beta: float
@@ -58,19 +55,8 @@ class Run:
     seconds: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reversal:
-    """Two neighboring runs between which the rate or the distortion changes in the wrong direction.
-
-    Parameters
-    ----------
-    lower, upper
-        β of the two runs.
-    what
-        "rate", which should decrease from the lower to the upper β, or "distortion", which should increase.
-    by
-        Size of the change, nats.
-    """
+class Reversal(NamedTuple):
+    """Two neighboring β between which the "rate" increases or the "distortion" decreases, by so many nats."""
 
     lower: float
     upper: float
@@ -84,10 +70,8 @@ class Sweep:
 
     Parameters
     ----------
-    varied
-        "beta" or "n_latent".
-    runs
-        The r runs, in ascending order of the value.
+    varied, runs
+        "beta" or "n_latent", and the r runs, in ascending order of the value.
     best, suggested
         Value of the run with the smallest loss; and the suggested value: among the runs within one standard error of
         the best run, or within the variation between random seeds, that with the largest β or the fewest dimensions.
@@ -97,10 +81,8 @@ class Sweep:
         Fraction of the molecules that the runs were trained on.
     n_cells, n_genes, n_heldout
         Number of cells and genes used, and of held-out cells on which rate, distortion and bounds were evaluated.
-    counts_source
-        Matrix from which the counts were read.
-    device
-        Device of the trainings.
+    counts_source, device
+        Matrix from which the counts were read, and device of the trainings.
     reversals
         Where the rate–distortion curve is not monotonic.
     """
@@ -135,12 +117,12 @@ class Sweep:
     def warnings(self) -> list[str]:
         """Reasons to doubt the curve."""
         messages = []
-        for reversal in self.reversals:
-            change = "increases" if reversal.what == "rate" else "decreases"
+        for lower, upper, what, by in self.reversals:
+            change = "increases" if what == "rate" else "decreases"
             messages.append(
-                f"from β = {reversal.lower:g} to {reversal.upper:g} the {reversal.what} {change} by {reversal.by:.2f} "
-                "nats, which is the wrong direction: one of the two trainings has not converged, or the model with the "
-                "lower β overfits. Try a larger --patience, or leave out the lower β"
+                f"from β = {lower:g} to {upper:g} the {what} {change} by {by:.2f} nats, which is the wrong direction: "
+                "one of the two trainings has not converged, or the model with the lower β overfits. Try a larger "
+                "--patience, or leave out the lower β"
             )
         if self.suggested_run.active_units == 0:
             messages.append(
@@ -156,16 +138,9 @@ class Sweep:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List where the result goes."""
-        facts = {
-            name: getattr(self, name)
-            for name in ("best", "suggested", "criterion", "kept_molecules", "n_cells", "n_genes", "n_heldout")
-        }
-        table = {f.name: self.column(f.name) for f in fields(Run)}
-        return [Slot(group="uns", key=names.sweep(self.varied), value=table | facts)]
-
-    def rows(self) -> list[dict[str, float]]:
-        """Return the runs as plain values."""
-        return [asdict(run) for run in self.runs]
+        facts = ("best", "suggested", "criterion", "kept_molecules", "n_cells", "n_genes", "n_heldout")
+        table = {f.name: self.column(f.name) for f in fields(Run)} | {name: getattr(self, name) for name in facts}
+        return [Slot(group="uns", key=names.sweep(self.varied), value=table)]
 
 
 def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, int, int]:
@@ -196,26 +171,16 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
     """Find neighboring runs between which the rate increases or the distortion decreases significantly.
 
-    The change must be larger than two standard errors over the cells, and than 0.05 nats.
-
-    Parameters
-    ----------
-    beta_r
-        Ascending.
-    rate_rn, distortion_rn
-        Rate and distortion of n held-out cells in each run; a single cell has no standard error and shows nothing.
+    The change must be larger than two standard errors over the n held-out cells, and than 0.05 nats; a single cell has
+    no standard error and shows nothing. β is in ascending order.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:
         return ()
     for i in range(len(beta_r) - 1):
-        for what, wrong_n in (
-            ("rate", rate_rn[i + 1] - rate_rn[i]),
-            ("distortion", distortion_rn[i] - distortion_rn[i + 1]),
-        ):
-            if (
-                wrong_n.mean() > _SIGNIFICANT * wrong_n.std(ddof=1) / np.sqrt(len(wrong_n))
-                and wrong_n.mean() > _RELEVANT
-            ):
-                found.append(Reversal(lower=beta_r[i], upper=beta_r[i + 1], what=what, by=float(wrong_n.mean())))
+        wrong = {"rate": rate_rn[i + 1] - rate_rn[i], "distortion": distortion_rn[i] - distortion_rn[i + 1]}
+        for what, wrong_n in wrong.items():
+            error = wrong_n.std(ddof=1) / np.sqrt(len(wrong_n))
+            if wrong_n.mean() > max(_SIGNIFICANT * error, _RELEVANT):
+                found.append(Reversal(beta_r[i], beta_r[i + 1], what, float(wrong_n.mean())))
     return tuple(found)

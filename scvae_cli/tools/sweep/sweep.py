@@ -70,12 +70,8 @@ def sweep(
 
     Parameters
     ----------
-    counts
-        All cells and genes.
-    config
-        Options of the trainings, except the varied one.
-    options
-        Values of the varied option, and the criterion.
+    counts, config
+        All cells and genes, and the options of the trainings, except the varied one.
     names
         Names that `--genes @FILE` may use; None for those of the counts.
     follow
@@ -88,10 +84,16 @@ def sweep(
     DataError, ModelError
         As for `fit`; and if the criterion is the bound and only one cell is held out.
     """
-    counts, genes_chosen = _modelled(counts, config, names)
+    # The cells and genes that `fit` would use, selected once and before thinning.
+    counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
+    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
+    counts = refuse_few(refuse_empty(counts.genes(columns), drop=config.data.drop_empty))
     criterion = options.judge_of(config.model)
-    if criterion == "bound":
-        _refuse_one_cell(counts, config)
+    if criterion == "bound" and len(split(counts, config)[1]) < MIN_CELLS:
+        raise DataError(
+            f"of {counts.n_cells} cells only one is held out, which is too few to compare runs",
+            "hold out a larger fraction, such as --validation-fraction 0.3",
+        )
     thinned = thin(counts, seed=config.train.seed) if criterion == "thinning" else None
     trained_on = counts if thinned is None else thinned.kept
     values = options.values[::-1] if options.varied == "beta" else options.values
@@ -109,14 +111,13 @@ def sweep(
         facts = {"genes_chosen": genes_chosen, "kept_molecules": 1.0 if thinned is None else thinned.share}
         recorded = replace(model.config, data=config.data)
         on_model(value, replace(model, config=recorded, facts=model.facts | facts))
-    assert model is not None, "there are two values or more"
     baseline = float("nan")
     if thinned is not None:
         mean = MeanModel(thinned.kept, None, config, device)
         baseline = float(thinned.poisson_loss(mean.expected(thinned.kept, of_cell=True)).mean())
-    return _put_together(
-        [evaluated[value] for value in options.values], options, criterion, baseline, trained_on, model
-    )
+    assert model is not None, "there are two values or more"
+    runs = [evaluated[value] for value in options.values]
+    return _put_together(runs, options, criterion, baseline, trained_on, str(model.device))
 
 
 class _Evaluated(NamedTuple):
@@ -126,23 +127,6 @@ class _Evaluated(NamedTuple):
     facts: dict[str, float]
     bounds: Bounds
     loss_n: np.ndarray
-
-
-def _modelled(counts: Counts, config: RunConfig, names: GeneNames | None) -> tuple[Counts, str]:
-    """Select the cells and genes that `fit` would use, once and before thinning; also return how they were chosen."""
-    drop = config.data.drop_empty
-    counts = refuse_few(refuse_empty(counts, drop=drop))
-    columns, genes_chosen = select_genes(counts, split(counts, config)[0], config.data, names=names)
-    return refuse_few(refuse_empty(counts.genes(columns), drop=drop)), genes_chosen
-
-
-def _refuse_one_cell(counts: Counts, config: RunConfig) -> None:
-    """Refuse a single held-out cell before the trainings: a difference would have no standard error."""
-    if len(split(counts, config)[1]) < MIN_CELLS:
-        raise DataError(
-            f"of {counts.n_cells} cells only one is held out, which is too few to compare runs",
-            "hold out a larger fraction, such as --validation-fraction 0.3",
-        )
 
 
 def _config_of(config: RunConfig, options: SweepOptions, value: float) -> RunConfig:
@@ -160,7 +144,7 @@ def _evaluate(model: Model, trained_on: Counts, thinned: Thinned | None, *, seed
 
 
 def _put_together(
-    evaluated: list[_Evaluated], options: SweepOptions, criterion: str, baseline: float, counts: Counts, model: Model
+    evaluated: list[_Evaluated], options: SweepOptions, criterion: str, baseline: float, counts: Counts, device: str
 ) -> Sweep:
     over_beta = options.varied == "beta"
     loss_rn = np.stack([run.loss_n for run in evaluated])
@@ -200,6 +184,6 @@ def _put_together(
         n_genes=counts.n_genes,
         n_heldout=rate_rn.shape[1],
         counts_source=counts.source,
-        device=str(model.device),
+        device=device,
         reversals=find_reversals(options.values, rate_rn, distortion_rn) if over_beta else (),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from scvae_cli._version import __version__
@@ -16,7 +17,7 @@ from scvae_cli.model.bundle import Model, check_new_model
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.sweep.options import SweepOptions
-from scvae_cli.tools.sweep.result import Sweep
+from scvae_cli.tools.sweep.result import NAMES, Sweep
 from scvae_cli.tools.sweep.sweep import Training, sweep
 from scvae_cli.training.fit import Finished, FitEvent
 from scvae_cli.training_progress import follow
@@ -26,7 +27,6 @@ from scvae_cli.verb import Request
 _NEARLY = 0.98
 # Nats by which the bound of another run must be higher for it to be mentioned.
 _MUCH = 1.0
-_NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 
 def sweep_and_write(request: Request, shell: Shell) -> Outcome:
@@ -45,7 +45,10 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
         check_figure_file(options.plot, force=options.force)
     store = open_store(request.data)
     if request.inplace:
-        _check_destination(store, options, names)
+        slots = names.written_by("sweep", options.varied)
+        store.check_destination(slots, output=options.output, force=options.force)
+        if not options.force:
+            refuse_foreign(store, slots, names)
     _check_models(options)
     real = not run.model.of_counts
     counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
@@ -53,7 +56,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
 
     def followed(training: Training, events: Iterator[FitEvent]) -> FitEvent | None:
-        title = f"{_NAMES[options.varied]} = {training.value:g} ({training.number} of {training.of})"
+        title = f"{NAMES[options.varied]} = {training.value:g} ({training.number} of {training.of})"
         last = follow(events, shell, title=title, brief=training.number > 1)
         if isinstance(last, Finished):
             facts = last.model.facts
@@ -82,13 +85,6 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
 
 def _folder_name(options: SweepOptions, value: float) -> str:
     return f"{options.varied}_{value:g}.scvae"
-
-
-def _check_destination(store: CellStore, options: SweepOptions, names: SlotNames) -> None:
-    paths = names.written_by("sweep", options.varied)
-    store.check_destination(paths, output=options.output, force=options.force)
-    if not options.force:
-        refuse_foreign(store, paths, names)
 
 
 def _check_models(options: SweepOptions) -> None:
@@ -127,16 +123,10 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
     target = str(options.output or request.data)
     facts: dict[str, Any] = {
         "output": target,
-        "varied": result.varied,
-        "criterion": result.criterion,
-        "suggested": result.suggested,
-        "best": result.best,
-        "runs": result.rows(),
-        "kept_molecules": result.kept_molecules,
-        "n_cells": result.n_cells,
-        "n_genes": result.n_genes,
-        "n_heldout": result.n_heldout,
-        "reversals": [[found.lower, found.upper, found.what, found.by] for found in result.reversals],
+        **{name: getattr(result, name) for name in ("varied", "criterion", "suggested", "best")},
+        "runs": [asdict(run) for run in result.runs],
+        **{name: getattr(result, name) for name in ("kept_molecules", "n_cells", "n_genes", "n_heldout")},
+        "reversals": [list(reversal) for reversal in result.reversals],
         "models": None if options.models is None else str(options.models),
         "plot": None if options.plot is None else str(options.plot),
         "slots": slots,
@@ -154,28 +144,16 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
 
 def _text(result: Sweep) -> str:
     criterion = "thinning loss" if result.criterion == "thinning" else "−bound"
-    heads = (
-        _NAMES[result.varied],
-        "rate",
-        "distortion",
-        "ELBO",
-        "bound",
-        "active",
-        criterion,
-        "gain",
-        "epochs",
-        "seconds",
-    )
-    rows = []
+    figures = ("rate", "distortion", "ELBO", "bound", "active", criterion, "gain", "epochs", "seconds")
+    rows = [(f"{NAMES[result.varied]}  ", *figures)]
     for value, run in zip(result.values, result.runs, strict=True):
         excess = f"+{run.excess:.2f} ± {run.excess_se:.2f}" if value != result.best else "best"
         gain = f"{run.gain:.1%}" if run.gain == run.gain else "-"
         marked = f"{value:g}" + (" *" if value == result.suggested else "  ")
-        figures = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
-        rows.append((marked, *figures, str(run.active_units), excess, gain, str(run.epochs), f"{run.seconds:.1f}"))
-    heads = (heads[0] + "  ", *heads[1:])
-    widths = [max(len(row[i]) for row in (heads, *rows)) for i in range(len(heads))]
-    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in (heads, *rows)]
+        numbers = (f"{run.rate:.2f}", f"{run.distortion:.2f}", f"{run.elbo:.2f}", f"{run.bound:.2f}")
+        rows.append((marked, *numbers, str(run.active_units), excess, gain, str(run.epochs), f"{run.seconds:.1f}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if result.criterion == "thinning":
         lines += [
             f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; "
