@@ -126,8 +126,8 @@ class Question(Generic[AnyOptions, Result]):
         return self.request.verb.name
 
     def planned(self) -> list[str]:
-        """Paths of the slots that will be written."""
-        return self.names.written_by(self.request.verb.name)
+        """Paths of the slots that will be written, known before the computation."""
+        raise NotImplementedError
 
     def made_of(self) -> dict[str, Any] | None:
         """For results that have names: the options that a default name was made of (`refuse_another`)."""
@@ -194,8 +194,10 @@ class Question(Generic[AnyOptions, Result]):
     def write(self, result: Result) -> list[str]:
         """Write the result where it belongs; returns the paths of its slots."""
         with self.files(result):
+            slots = self.slots(result)
+            assert {slot.path for slot in slots} <= set(self.planned()), "what is written was checked before"
             return self.session.write(
-                self.slots(result),
+                slots,
                 names=self.names,
                 run=self.run,
                 options=self.record(result),

@@ -249,7 +249,7 @@ class Session:
         Parameters
         ----------
         paths
-            Paths of the slots that will be written (`SlotNames.written_by`).
+            Paths of the slots that will be written.
         run, made_of
             For results that have names, as for `refuse_another`; None for others.
 

@@ -149,33 +149,6 @@ class SlotNames:
         """`var`: effect of a perturbation on every gene."""
         return f"{self.key_added}_{column}"
 
-    def written_by(self, verb: str, path: str = "") -> list[str]:
-        """Return the paths of all slots that a command writes; they are known before the computation.
-
-        `path` is the name of the trajectory or ordering, or of the option that a sweep varies.
-
-        >>> SlotNames().written_by("denoise")
-        ['layers/scvae_denoised', 'var/scvae_modelled']
-        """
-        path_genes, (low, high) = self.path_genes(path), self.path_band(path)
-        along = f"obs/{self.pseudotime(path)}"
-        trajectory = [f"uns/{self.path_latent(path)}", *(f"varm/{key}" for key in (path_genes, low, high)), along]
-        scores = (self.elbo, self.iwae, self.iwae_density, self.reconstruction, self.kl)
-        anomalies = (self.anomaly_score, self.anomaly_p, self.anomaly_p_adjusted)
-        by_cell = [along, f"obs/{self.root_distance(path)}", f"obs/{self.branch(path)}"]
-        by_verb = {
-            "embed": [f"obsm/{self.embedding}", f"obsm/{self.latent_var}"],
-            "denoise": [f"layers/{self.denoised}", f"var/{self.modelled}"],
-            "interpolate": trajectory,
-            "optimize": trajectory,
-            "pseudotime": [*by_cell, f"obsm/{self.end_weights(path)}"],
-            "score": [f"obs/{key}" for key in (*scores, *anomalies)],
-            "sweep": [f"uns/{self.sweep(path)}"],
-            "diagnose": [f"uns/{self.diagnosis}"],
-            "de": [f"uns/{self.rank_genes_groups}"],
-        }
-        return by_verb[verb]
-
 
 def slug(name: str) -> str:
     """Convert a name to a safe HDF5 key, in which "/" would create a group; letters of all scripts are kept.

@@ -87,6 +87,9 @@ class De(Question[DeOptions, DifferentialExpression]):
         """The result with genes named for people."""
         return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
+    def planned(self) -> list[str]:
+        return [f"uns/{self.names.rank_genes_groups}"]
+
     def answer(self) -> DifferentialExpression:
         session, progress = self.session, self.shell.progress
         return differential_expression(session.model, session.counts, self.contrast, self.options, progress=progress)

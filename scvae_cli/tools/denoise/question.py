@@ -17,6 +17,9 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         named = self.options.genes
         self.genes = None if named is None else self.session.genes.ids_of(named)
 
+    def planned(self) -> list[str]:
+        return [f"layers/{self.names.denoised}", f"var/{self.names.modelled}"]
+
     def answer(self) -> Denoised:
         session, progress = self.session, self.shell.progress
         file_genes = session.store.gene_names

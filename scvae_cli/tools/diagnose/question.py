@@ -30,6 +30,9 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         """Names by which the model's genes are shown."""
         return tuple(self.session.genes.shown(self.session.model.genes))
 
+    def planned(self) -> list[str]:
+        return [f"uns/{self.names.diagnosis}"]
+
     def answer(self) -> Diagnosis:
         session, options, progress = self.session, self.options, self.shell.progress
         result = diagnose(session.model, session.counts, options, gene_labels=self.gene_labels, progress=progress)

@@ -13,6 +13,9 @@ from scvae_cli.tools.embed.options import EmbedOptions
 class Embed(Question[EmbedOptions, Embedding]):
     """Embed the cells."""
 
+    def planned(self) -> list[str]:
+        return [f"obsm/{self.names.embedding}", f"obsm/{self.names.latent_var}"]
+
     def answer(self) -> Embedding:
         return embed(self.session.model, self.session.counts, self.options, progress=self.shell.progress)
 

@@ -28,7 +28,9 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return f"{self.request.verb.name}_{self.name}"
 
     def planned(self) -> list[str]:
-        return self.names.written_by("pseudotime", self.name)[: None if self.ends else 2]
+        names, name = self.names, self.name
+        order = [f"obs/{names.pseudotime(name)}", f"obs/{names.root_distance(name)}"]
+        return [*order, f"obs/{names.branch(name)}", f"obsm/{names.end_weights(name)}"] if self.ends else order
 
     def made_of(self) -> dict[str, Any] | None:
         return None if self.options.name else {"root": self.root.label}

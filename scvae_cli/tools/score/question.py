@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 class Score(Question[ScoreOptions, Scores]):
     """Score the cells."""
 
+    def planned(self) -> list[str]:
+        names = self.names
+        bounds = (names.elbo, names.iwae, names.iwae_density, names.reconstruction, names.kl)
+        anomalies = (names.anomaly_score, names.anomaly_p, names.anomaly_p_adjusted)
+        return [f"obs/{key}" for key in (*bounds, *anomalies)]
+
     def answer(self) -> Scores:
         return score(self.session.model, self.session.counts, self.options, progress=self.shell.progress)
 

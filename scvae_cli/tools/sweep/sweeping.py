@@ -45,7 +45,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
         check_figure_file(options.plot, force=options.force)
     store = open_store(request.data)
     if request.inplace:
-        slots = names.written_by("sweep", options.varied)
+        slots = [f"uns/{names.sweep(options.varied)}"]
         store.check_destination(slots, output=options.output, force=options.force)
         if not options.force:
             refuse_foreign(store, slots, names)

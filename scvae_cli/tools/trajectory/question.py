@@ -56,7 +56,9 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return f"{self.request.verb.name}_{self.name}"
 
     def planned(self) -> list[str]:
-        return self.names.written_by(self.request.verb.name, self.name)
+        names, name = self.names, self.name
+        genes = [f"varm/{key}" for key in (names.path_genes(name), *names.path_band(name))]
+        return [f"uns/{names.path_latent(name)}", *genes, f"obs/{names.pseudotime(name)}"]
 
     def slots(self, result: Result) -> list[Slot]:
         return self.trajectory_of(result).slots(self.names, self.session.store.gene_names)
