@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.network import CountHead, Output, RealEncoder, decoder_for, encoder_for
+from scvae_cli.model.network import CountHead, Decoder, Output, RealEncoder, encoder_for
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
@@ -59,7 +59,7 @@ class VAE(nn.Module):
         self.n_genes = n_genes
         self.batches = tuple(batches)
         self.encoder = encoder_for(config, n_genes)
-        self.decoder = decoder_for(config, n_genes, len(self.batches))
+        self.decoder = Decoder(config, n_genes, len(self.batches))
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 
@@ -130,19 +130,8 @@ class VAE(nn.Module):
         output: Output = self.decoder(z_nk, batch_n)
         return output
 
-    def mean_nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the two terms of the negative ELBO with one posterior sample per cell, averaged over cells, nats.
-
-        Returns
-        -------
-        tuple
-            −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
-        """
-        terms = self.elbo_terms(cells, noise_nk)
-        return terms.nll, terms.kl
-
     def elbo_terms(self, cells: Minibatch, noise_nk: Tensor) -> ElboTerms:
-        """Compute the two terms of the negative ELBO, together with the posterior means and samples."""
+        """Compute the two terms of the negative ELBO, with one posterior sample per cell."""
         mean_nk, log_var_nk = self.encoder(cells, self.reference_library)
         z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
         return ElboTerms(self.decode(z_nk, cells.batch_n).mean_nll(cells), kl, mean_nk, z_nk)
