@@ -32,16 +32,9 @@ from scvae_cli.model.log_gamma import log_gamma_terms
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
     """Compute the negative log-probability of the counts per cell, averaged over cells: a differentiable scalar, nats.
 
-    Parameters
-    ----------
-    raw_ng, bias_g
-        Last matrix product of the decoder, and the bias that has not been added yet: logits of all genes
-        (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation.
-        Shapes (n, g) or (n, 2g), and (g,) or (2g,).
-    log_theta_g
-        Log inverse dispersion; None for a Poisson.
-    cells
-        Counts and library sizes of the cells.
+    `raw_ng` is the last matrix product of the decoder, to which the bias has not been added yet: logits of all genes
+    (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation. Shapes
+    (n, g) or (n, 2g), and (g,) or (2g,). `log_theta_g` is the log inverse dispersion; None for a Poisson.
     """
     inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
     mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's

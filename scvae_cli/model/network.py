@@ -71,8 +71,7 @@ class RealEncoder(Encoder):
 
     def absent_g(self) -> np.ndarray:
         """Return the mean of the training cells, because zero may be far from all cells."""
-        mean_g: np.ndarray = self.centre_g.cpu().numpy()
-        return mean_g
+        return np.asarray(self.centre_g.cpu())
 
 
 class BatchEffect(nn.Module):
@@ -98,23 +97,13 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
 
 
 class CountHead(nn.Module):
-    """Likelihood head of counts: last layer of the decoder → distribution of a cell's counts.
-
-    Parameters
-    ----------
-    n_inputs, n_genes
-        Number of inputs (hidden units and latent dimensions), and number of genes g.
-    likelihood
-        "zinb", "nb" or "poisson".
-    """
+    """Likelihood head of counts ("zinb", "nb" or "poisson"): last layer of the decoder → distribution of the counts."""
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
         # One matrix for all outputs of a gene, because one product is faster than two.
         self.outputs = nn.Linear(n_inputs, 2 * n_genes if likelihood == "zinb" else n_genes)
-        self.raw_log_theta_g: nn.Parameter | None = None
-        if likelihood != "poisson":
-            self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes))
+        self.raw_log_theta_g = None if likelihood == "poisson" else nn.Parameter(torch.zeros(n_genes))
         self.n_genes = n_genes
 
     @torch.no_grad()
@@ -170,15 +159,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    Parameters
-    ----------
-    raw_ng, bias_g
-        Their sum is the logits of all genes, followed by the zero-inflation logits of all genes if the model has zero
-        inflation. Shapes (n, g) or (n, 2g), and (g,) or (2g,).
-    log_theta_g
-        Log inverse dispersion, shape (g,); None for a Poisson.
-    n_genes
-        Number of genes g.
+    The first three are those of `count_nll.mean_nll`.
     """
 
     raw_ng: Tensor
