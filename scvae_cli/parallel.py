@@ -39,18 +39,9 @@ def array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Any:
 def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., int], Callable[..., None]]:
     """Return a function that looks up the address of a compiled function, and a function that calls such an address.
 
-    Parameters
-    ----------
-    function
-        Compiled function without a return value.
-    types
-        Numba types of its arguments, one tuple for each signature. Calls with other types are refused.
-
-    Returns
-    -------
-    tuple
-        The first function is called from Python with the index of the signature in `types` (by default 0). The second
-        is called from compiled code with the address, followed by the arguments.
+    The compiled function returns nothing. `types` are the numba types of its arguments, one tuple for each signature;
+    calls with other types are refused. The first function is called from Python with the index of the signature, the
+    second from compiled code with the address, followed by the arguments.
     """
 
     @functools.cache

@@ -13,7 +13,8 @@ import torch
 from handmade import plain_coordinates, plain_mean, theta_of, wild_vae
 from scipy import stats
 
-from scvae_cli.model.geometry import Geometry, isometric
+from scvae_cli.model.geometry import Geometry
+from scvae_cli.model.isometric import isometric
 from scvae_cli.tools.trajectory.curves import step_lengths
 
 LIBRARY = 60.0

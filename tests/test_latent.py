@@ -8,13 +8,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from plain_likelihood import zinb_log_prob
 from simulated import TINY, tree
 
 import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.latent.posteriors import cell_table
-from scvae_cli.model.likelihood import zinb_log_prob
 from scvae_cli.session import Session
 
 

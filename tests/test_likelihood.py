@@ -13,17 +13,12 @@ import scipy.stats
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain_likelihood import nb_log_prob, poisson_log_prob, zinb_log_prob
 
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.model.compiled.count_nll import fused_nll, fused_nll_and_gradients
+from scvae_cli.model.compiled.count_nll import fused_nll
 from scvae_cli.model.count_nll import dense_nll, mean_nll
-from scvae_cli.model.likelihood import (
-    LOG_THETA_MAX,
-    LOG_THETA_MIN,
-    nb_log_prob,
-    poisson_log_prob,
-    zinb_log_prob,
-)
+from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 KINDS = ("zinb", "nb", "poisson")
@@ -124,8 +119,7 @@ def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
         raw, bias = raw[:, : x.shape[1]], bias[: x.shape[1]]
     if form == "dense":
         return dense_nll(raw, bias, log_theta, library_n, x.to(raw.dtype), with_gradient=with_gradient)
-    of = (raw, bias, log_theta, library_n, minibatch(x).nonzeros)
-    return fused_nll_and_gradients(*of) if with_gradient else (fused_nll(*of), None)
+    return fused_nll(raw, bias, log_theta, library_n, minibatch(x).nonzeros, with_gradient=with_gradient)
 
 
 def reference(kind, x, library_n, outputs):

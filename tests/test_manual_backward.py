@@ -10,8 +10,8 @@ import torch
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.compiled.operations import CompiledOperations
-from scvae_cli.model.likelihood import LOG_THETA_MAX
 from scvae_cli.model.manual_backward import ElboGradients, can_train
+from scvae_cli.model.network import LOG_THETA_MAX
 from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 

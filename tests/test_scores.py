@@ -13,6 +13,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 from command_line import run_well
+from plain_likelihood import zinb_log_prob
 from scipy import stats
 from simulated import TINY, learned, tree
 from workbench import USAGE, refused
@@ -21,7 +22,6 @@ import scvae_cli as scvae
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import ConfigError
 from scvae_cli.model.density import LatentDensity
-from scvae_cli.model.likelihood import zinb_log_prob
 from scvae_cli.tools.score.anomalies import Calibration, CellFit, Covariates, ParetoTail, adjusted
 from scvae_cli.tools.score.figure import library_quantiles, score_figure
 from scvae_cli.tools.score.simulated_cells import simulate_cells

@@ -35,13 +35,9 @@ NEAR_TIE = 0.95
 class CanonicalAxes:
     """A rotation of latent space.
 
-    Parameters
-    ----------
-    rotation_kk
-        Rotation matrix, shape (k, k). Row i is the ith canonical axis in the coordinates of the networks.
-    strength_k
-        Variance of expression, summed over genes, that each axis explains by itself, in descending order. The unit is
-        the squared standard deviation of a count.
+    Row i of the rotation is the ith canonical axis in the coordinates of the networks. The strength of an axis is the
+    variance of expression, summed over genes, that it explains by itself, in squared standard deviations of a count.
+    Strengths are in descending order.
     """
 
     rotation_kk: Tensor
@@ -74,15 +70,7 @@ class CanonicalAxes:
 
 @torch.no_grad()
 def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
-    """Compute the canonical axes of a decoder from some cells.
-
-    Parameters
-    ----------
-    geometry
-        Fisher–Rao geometry of the decoder.
-    mean_nk
-        Posterior means of the cells, shape (n, k). At most 5,000 evenly spaced cells are used.
-    """
+    """Compute the canonical axes of a decoder from posterior means; at most 5,000 evenly spaced cells are used."""
     mean_nk = mean_nk[:: -(-len(mean_nk) // _CELLS)]
     centered_nk = (mean_nk - mean_nk.mean(0)).double().cpu()
     n, k = centered_nk.shape

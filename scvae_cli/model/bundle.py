@@ -40,24 +40,16 @@ class Model:
 
     Parameters
     ----------
-    vae
-        The networks, in eval mode.
-    density
-        Density of the cells in latent space, in the coordinates of the networks.
-    axes
-        Canonical axes: the coordinate frame that users see.
-    genes
-        Names of the modeled genes, in the order of the networks.
-    heldout_cells
-        Names of the cells that were held out from training.
+    vae, density, axes
+        The networks, in eval mode; the density of the cells in their coordinates; the coordinate frame that users see.
+    genes, heldout_cells
+        Names of the modeled genes, in the order of the networks, and of the cells that were held out from training.
     config
         Complete training configuration, including the values that were chosen automatically.
     facts
         Results of the training (held-out ELBO, number of epochs, source of the counts and so on), as plain values.
-    history
-        Training history as CSV text, one row per epoch.
-    hash
-        Identifier of the model's content; empty if the model has not been saved.
+    history, hash
+        Training history as CSV text, one row per epoch; identifier of the content, empty if it has not been saved.
     """
 
     vae: VAE
@@ -113,19 +105,17 @@ class Model:
                     os.fsync(file.fileno())
             _swap(sibling, folder)
         except OSError as error:
-            raise ModelError(
-                f"cannot write {folder}: {error.strerror or error}", "choose another folder with -m"
-            ) from error
+            reason = error.strerror or error
+            raise ModelError(f"cannot write {folder}: {reason}", "choose another folder with -m") from error
         finally:
             shutil.rmtree(sibling, ignore_errors=True)
 
     def _files(self) -> dict[str, bytes]:
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.vae.state_dict().items()}
         files = {
             GENES: _lines(self.genes),
             HELDOUT: _lines(self.heldout_cells),
-            WEIGHTS: save_tensors(tensors),
-            LATENT: save_tensors(_fields(self.density) | _fields(self.axes)),
+            WEIGHTS: _tensors(self.vae.state_dict()),
+            LATENT: _tensors(vars(self.density) | vars(self.axes)),
             HISTORY: self.history.encode(),
         }
         config: dict[str, Any] = {
@@ -151,9 +141,8 @@ def check_new_model(folder: Path, *, force: bool) -> None:
         parent folder does not exist or is read-only.
     """
     if not folder.parent.is_dir() or not may_write(folder.parent):
-        raise ModelError(
-            f"{folder.parent} is not a folder that can be written to", "choose another folder for the model with -m"
-        )
+        unwritable = f"{folder.parent} is not a folder that can be written to"
+        raise ModelError(unwritable, "choose another folder for the model with -m")
     if not folder.exists():
         return
     if not (folder / CONFIG).exists():
@@ -175,23 +164,22 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     _recover(folder)
     if not folder.is_dir():
         raise ModelError(f"there is no model folder {folder}", "train one: scvae train DATA.h5ad, or name it with -m")
-    config = read_config(folder)
+    config = _read_config(folder)
     files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)}
     found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
     found[CONFIG] = _own_sha256(config)
     for name in files:
         if found[name] != config["sha256"].get(name):
-            raise ModelError(
-                f"{folder / name} is not the file that was saved with this model", "restore the file, or train again"
-            )
+            changed = f"{folder / name} is not the file that was saved with this model"
+            raise ModelError(changed, "restore the file, or train again")
     try:
         genes = _names(files[GENES])
         run = RunConfig.from_dict(config["run"])
         vae = VAE(run.model, len(genes), config["batches"])
         vae.load_state_dict(load_tensors(files[WEIGHTS]))
         latent = load_tensors(files[LATENT])
-        density = LatentDensity(**{name: latent[name] for name in _names_of(LatentDensity)})
-        axes = CanonicalAxes(**{name: latent[name] for name in _names_of(CanonicalAxes)})
+        density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
+        axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
     return Model(
@@ -203,19 +191,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         config=run,
         facts=config["facts"],
         history=files[HISTORY].decode(),
-        hash=model_hash(files[CONFIG]),
+        # config.json contains the hashes of all other files.
+        hash=hashlib.sha256(files[CONFIG]).hexdigest()[:12],
     )
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """Read and check config.json, without reading the weights.
-
-    Raises
-    ------
-    ModelError
-        If the file is missing, incomplete or damaged, or has a newer or older format.
-    """
-    _recover(folder)
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(_read(folder, CONFIG))
         version = config["format"]
@@ -227,18 +208,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
     if version < FORMAT:
         made_by = config.get("scvae_version", "an earlier version")
-        raise ModelError(
-            f"{folder} was written by scvae {made_by}, in an older format", "train again: scvae train --force"
-        )
+        older = f"{folder} was written by scvae {made_by}, in an older format"
+        raise ModelError(older, "train again: scvae train --force")
     if not complete or not isinstance(config["sha256"], dict):
         raise ModelError(f"{folder / CONFIG} is incomplete", "restore the file, or train again")
     result: dict[str, Any] = config
     return result
-
-
-def model_hash(config_bytes: bytes) -> str:
-    """Return twelve hexadecimal digits that identify a model; config.json contains the hashes of all other files."""
-    return hashlib.sha256(config_bytes).hexdigest()[:12]
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
@@ -247,12 +222,8 @@ def _own_sha256(config: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
 
-def _names_of(part: type[LatentDensity] | type[CanonicalAxes]) -> list[str]:
-    return [f.name for f in fields(part)]
-
-
-def _fields(part: LatentDensity | CanonicalAxes) -> dict[str, torch.Tensor]:
-    return {name: getattr(part, name).detach().cpu().contiguous() for name in _names_of(type(part))}
+def _tensors(named: dict[str, torch.Tensor]) -> bytes:
+    return save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in named.items()})
 
 
 def _lines(names: tuple[str, ...]) -> bytes:

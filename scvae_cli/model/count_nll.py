@@ -32,30 +32,13 @@ from scvae_cli.model.log_gamma import log_gamma_terms
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
     """Compute the negative log-probability of the counts per cell, averaged over cells: a differentiable scalar, nats.
 
-    Parameters
-    ----------
-    raw_ng, bias_g
-        Last matrix product of the decoder, and the bias that has not been added yet: logits of all genes
-        (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation.
-        Shapes (n, g) or (n, 2g), and (g,) or (2g,).
-    log_theta_g
-        Log inverse dispersion; None for a Poisson.
-    cells
-        Counts and library sizes of the cells.
+    `raw_ng` is the last matrix product of the decoder, to which the bias has not been added yet: logits of all genes
+    (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation. Shapes
+    (n, g) or (n, 2g), and (g,) or (2g,). `log_theta_g` is the log inverse dispersion; None for a Poisson.
     """
-    mean: Tensor = _MeanNLL.apply(  # type: ignore[no-untyped-call]  # torch leaves Function.apply untyped
-        raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled()
-    )
+    inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
+    mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
     return mean
-
-
-@torch.no_grad()
-def nll_n(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
-    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats; not differentiable.
-
-    The parameters are those of `mean_nll`.
-    """
-    return _evaluate(raw_ng, bias_g, log_theta_g, cells, with_gradient=False)[0]
 
 
 class _MeanNLL(torch.autograd.Function):
@@ -65,7 +48,7 @@ class _MeanNLL(torch.autograd.Function):
     def forward(
         ctx: Any, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, with_gradient: bool
     ) -> Tensor:
-        values_n, ctx.gradients = _evaluate(raw_ng, bias_g, log_theta_g, cells, with_gradient=with_gradient)
+        values_n, ctx.gradients = nll_and_gradients(raw_ng, bias_g, log_theta_g, cells, with_gradient=with_gradient)
         return values_n.mean().to(raw_ng.dtype)
 
     @staticmethod
@@ -76,50 +59,28 @@ class _MeanNLL(torch.autograd.Function):
         return (*ctx.gradients, None, None)
 
 
-def _evaluate(
+def nll_and_gradients(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
+    """Compute what `dense_nll` does for cells of a minibatch, by compiled code if it applies."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
-        from scvae_cli.model.compiled.count_nll import fused_nll, fused_nll_and_gradients
+        from scvae_cli.model.compiled.count_nll import fused_nll
 
-        inputs = (raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros)
-        return fused_nll_and_gradients(*inputs) if with_gradient else (fused_nll(*inputs), None)
+        return fused_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros, with_gradient=with_gradient)
     return dense_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.x_ng, with_gradient=with_gradient)
 
 
 def dense_nll(
-    raw_ng: Tensor,
-    bias_g: Tensor,
-    log_theta_g: Tensor | None,
-    library_n: Tensor,
-    x_ng: Tensor,
-    *,
-    with_gradient: bool,
-    share_n: Tensor | None = None,
-) -> tuple[Tensor, Gradients | None]:
-    """Compute the negative log-probability from dense counts, on any device and in any precision.
+    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, x_ng: Tensor,
+    *, with_gradient: bool, share_n: Tensor | None = None,
+) -> tuple[Tensor, Gradients | None]:  # fmt: skip
+    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats, and gradients of its mean.
+
+    The counts are dense, on any device and in any precision. The mean has weights `share_n`; None for 1/n.
 
     No operation waits for the device and no shape depends on the counts, so a training step that calls this function
     can be recorded as a CUDA graph. (`torch.where` with a Python number would copy that number to the device and wait.)
-
-    Parameters
-    ----------
-    raw_ng, bias_g, log_theta_g
-        As for `mean_nll`.
-    library_n
-        Library size of each cell, shape (n,).
-    x_ng
-        Dense counts, shape (n, g).
-    with_gradient
-        Whether gradients are computed.
-    share_n
-        Weight of each cell in the mean whose gradients are computed, shape (n,); None for equal weights 1/n.
-
-    Returns
-    -------
-    tuple
-        Negative log-probability of each cell, shape (n,), float64, nats; and the gradients of the mean, or None.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g
@@ -131,9 +92,8 @@ def dense_nll(
         log_prob_ng = x_ng * eta_ng - mu_ng - torch.lgamma(x_ng + 1)
         d_eta_ng, d_theta_ng, d_zero_ng = x_ng - mu_ng, None, None
     else:
-        log_prob_ng, d_eta_ng, d_theta_ng, d_zero_ng = _negative_binomial(
-            eta_ng, mu_ng, x_ng, log_theta_g, zero_logit_ng
-        )
+        terms = _negative_binomial(eta_ng, mu_ng, x_ng, log_theta_g, zero_logit_ng)
+        log_prob_ng, d_eta_ng, d_theta_ng, d_zero_ng = terms
     nll_n = -log_prob_ng.sum(1, dtype=torch.float64)
     if not with_gradient:
         return nll_n, None

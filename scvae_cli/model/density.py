@@ -43,12 +43,10 @@ class LatentDensity:
 
     Parameters
     ----------
-    log_weight_c
-        Log weights of the components, shape (c,).
-    mean_ck
-        Means of the components, shape (c, k).
+    log_weight_c, mean_ck
+        Log weights and means of the components.
     whiten_ckk
-        Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ, shape (c, k, k).
+        Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ.
     heldout_nll
         Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
         ten held-out cells it covers all cells.
@@ -103,15 +101,10 @@ class LatentDensity:
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
     """Fit and calibrate the density.
 
-    Parameters
-    ----------
-    training, heldout
-        Posterior means and variances of some training cells and of the held-out cells, each of shape (n, k). The score
-        is calibrated on the held-out cells. If there are fewer than ten, the training cells are added. Training cells
-        lie at a slightly higher density than unseen cells, so slightly too many points then count as holes; with too
-        few held-out cells alone, no point would.
-    seed
-        Random seed of the posterior samples and of the initial means of the components.
+    Cells are given by their posterior means and variances, each of shape (n, k). The score is calibrated on the
+    held-out cells. If there are fewer than ten, the training cells are added. Training cells lie at a slightly higher
+    density than unseen cells, so slightly too many points then count as holes; with too few held-out cells alone, no
+    point would.
     """
     noise = torch.Generator().manual_seed(seed)
 

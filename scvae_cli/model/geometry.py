@@ -23,10 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scvae_cli.model.isometric import isometric
 from scvae_cli.model.vae import VAE
-
-__all__ = ["Geometry", "isometric"]
 
 # Number of points whose metric is computed at once.
 _METRIC_POINTS = 64
@@ -34,14 +31,9 @@ _METRIC_POINTS = 64
 
 @dataclass(frozen=True)
 class Geometry:
-    """Fisher–Rao geometry of a decoder.
+    """Fisher–Rao geometry of a decoder. Dropout is never applied, in training mode or eval mode.
 
-    Parameters
-    ----------
-    vae
-        Model whose decoder is used. Dropout is never applied, in training mode or eval mode.
-    library
-        Library size at which expression is compared, counts per cell; None for the median of the training cells.
+    Expression is compared at a library size, in counts per cell; None is the median of the training cells.
     """
 
     vae: VAE

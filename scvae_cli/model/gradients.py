@@ -14,21 +14,9 @@ Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 
 class Hidden(NamedTuple):
-    """Hidden units, and the intermediate results that their gradients need.
-
-    Parameters
-    ----------
-    hidden_nh
-        Hidden units, shape (n, h).
-    slope_nh
-        Derivative of the hidden units with respect to the input of the activation; zero for dropped units.
-    normal_nh
-        Normalized linear part, shape (n, h).
-    inverse_sd_n
-        Factor of that normalization, shape (n,).
-    """
+    """Hidden units, and the intermediate results that their gradients need."""
 
     hidden_nh: Tensor
-    slope_nh: Tensor
-    normal_nh: Tensor
-    inverse_sd_n: Tensor
+    slope_nh: Tensor  # derivative with respect to the input of the activation; zero for dropped units
+    normal_nh: Tensor  # the normalized linear part
+    inverse_sd_n: Tensor  # the factor of that normalization

@@ -19,12 +19,7 @@ TABLE_COUNTS = 16
 def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
     """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ, each of shape (n, g); both are exactly 0 at x = 0.
 
-    Parameters
-    ----------
-    x_ng
-        Counts: whole numbers.
-    theta_g
-        Inverse dispersions, in the same precision as the counts.
+    Counts are whole numbers, in the same precision as θ.
     """
     j_j1 = torch.arange(TABLE_COUNTS, dtype=x_ng.dtype, device=x_ng.device).unsqueeze(1)
     theta_jg = theta_g + j_j1

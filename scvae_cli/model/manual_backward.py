@@ -12,16 +12,14 @@ Shapes: n cells, g genes, h hidden units, i inputs, k latent dimensions, b batch
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from scvae_cli.model.gradients import Gradients, Hidden
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
-from scvae_cli.model.network import BatchEffect, CountHead, Decoder, Encoder, GeneShift, indicator
-from scvae_cli.model.normal import NormalHead
+from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder, indicator
 from scvae_cli.model.vae import VAE
 
 
@@ -35,49 +33,22 @@ class Operations(Protocol):
         """Compute dropout(SiLU(LayerNorm(a)))."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the backward pass of `hidden`.
-
-        Returns
-        -------
-        tuple
-            Gradients with respect to the linear part, shape (n, h), and to the weight and the bias of the
-            normalization, shape (h,).
-        """
+        """Compute the gradients of `hidden` at the linear part (n, h), and at the weight and the bias (h,)."""
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a sample of each posterior, shape (n, k), and compute the mean KL to N(0, I), nats.
+        """Draw a sample of each posterior from means and log variances, shape (n, k), and compute the mean KL, nats."""
 
-        The columns of `statistics_n2k` are the means, followed by the log variances.
-        """
-
-    def draw_gradients(
-        self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, kl_weight: Tensor | float
-    ) -> Tensor:
-        """Compute the backward pass of `draw`, including kl_weight · KL: gradients at `statistics_n2k`."""
+    def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
+        """Compute the gradients at `statistics_n2k` from those at the sample and at the KL."""
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """Compute −log p(x|z) averaged over cells, and its gradients.
-
-        With `narrow`, the gradient with respect to the raw outputs is in bfloat16.
-        """
+        """Compute −log p(x|z) averaged over cells, and its gradients; the first is in bfloat16 with `narrow`."""
 
 
-class Layer(NamedTuple):
-    """A layer, its input and its output."""
-
-    linear: nn.Linear
-    norm: NormalizedHidden
-    x_ni: Tensor
-    made: Hidden
-
-
-class Batches(NamedTuple):
-    """The batch of each cell as indicators 0 or 1, and the effect of the batches on the decoder."""
-
-    indicator_nb: Tensor
-    effect: BatchEffect | GeneShift
+# A layer, its input and its output.
+Layer = tuple[nn.Linear, NormalizedHidden, Tensor, Hidden]
 
 
 def can_train(vae: VAE) -> bool:
@@ -90,10 +61,8 @@ class ElboGradients:
 
     Parameters
     ----------
-    vae
-        Model in training mode.
-    batch_n, noise_nk, kl_weight
-        Index of each cell's batch, or None; standard normal noise for one sample per cell; weight of the KL.
+    vae, batch_n, noise_nk, kl_weight
+        Model in training mode; index of each cell's batch, or None; standard normal noise; weight of the KL.
     operations
         Operations between the matrix products, which hold the cells of the minibatch.
     narrow
@@ -109,15 +78,9 @@ class ElboGradients:
     """
 
     def __init__(
-        self,
-        vae: VAE,
-        batch_n: Tensor | None,
-        noise_nk: Tensor,
-        kl_weight: Tensor | float,
-        operations: Operations,
-        *,
-        narrow: bool,
-    ) -> None:
+        self, vae: VAE, batch_n: Tensor | None, noise_nk: Tensor, kl_weight: Tensor | float, operations: Operations,
+        *, narrow: bool,
+    ) -> None:  # fmt: skip
         self.gradients: dict[Tensor, Tensor] = {}
         self._operations, self._dtype_of_genes = operations, torch.bfloat16 if narrow else torch.float32
         encoder, decoder = vae.encoder, vae.decoder
@@ -126,38 +89,31 @@ class ElboGradients:
         statistics_n2k = nn.functional.linear(h_nh, encoder.posterior.weight, encoder.posterior.bias)
         z_nk, self.kl = operations.draw(statistics_n2k, noise_nk)
 
-        batches, pairs, shift_nh = None, [], None
-        if decoder.batch is not None and batch_n is not None:
-            batches = Batches(indicator(batch_n, decoder.batch.gene_bg), decoder.batch)
-        if isinstance(decoder, Decoder):
-            pairs = [(decoder.first, decoder.first_norm), *decoder.hidden.pairs()]
-        if batches is not None and isinstance(batches.effect, BatchEffect):
-            shift_nh = batches.indicator_nb @ batches.effect.hidden_bh
+        pairs, effect = decoder.pairs(), decoder.batch
+        indicator_nb = None if effect is None or batch_n is None else indicator(batch_n, effect.gene_bg)
+        hidden_bh = None if effect is None else effect.hidden_bh
+        shift_nh = None if hidden_bh is None or indicator_nb is None else indicator_nb @ hidden_bh
         last_nh, decoder_layers = self._through(pairs, z_nk, shift_nh)
 
         # If the decoder has hidden layers, the input of its head is the last of them and the latent position.
         seen_ni = torch.cat([last_nh, z_nk], dim=1) if pairs else z_nk
-        d_seen_ni = self._head(decoder.head, seen_ni, batches)
+        d_seen_ni = self._head(decoder, seen_ni, indicator_nb)
         d_first_nh, d_z_nk = d_seen_ni, d_seen_ni
         if pairs:
             n_hidden = last_nh.shape[1]
             d_first_nh, d_z_nk = self._back(decoder_layers, d_seen_ni[:, :n_hidden])
             d_z_nk += d_seen_ni[:, n_hidden:]
-        if batches is not None and isinstance(batches.effect, BatchEffect):
-            self.gradients[batches.effect.hidden_bh] = batches.indicator_nb.T @ d_first_nh
+        if hidden_bh is not None and indicator_nb is not None:
+            self.gradients[hidden_bh] = indicator_nb.T @ d_first_nh
 
         d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
         self._linear_gradients(encoder.posterior, h_nh, d_statistics_n2k)
         self._back(encoder_layers, d_statistics_n2k @ encoder.posterior.weight, of_genes=True)
 
     def _through(
-        self,
-        pairs: Iterable[tuple[nn.Linear, NormalizedHidden]],
-        x_ni: Tensor,
-        shift_nh: Tensor | None = None,
-        *,
-        of_genes: bool = False,
-    ) -> tuple[Tensor, list[Layer]]:
+        self, pairs: Iterable[tuple[nn.Linear, NormalizedHidden]], x_ni: Tensor, shift_nh: Tensor | None = None,
+        *, of_genes: bool = False,
+    ) -> tuple[Tensor, list[Layer]]:  # fmt: skip
         """Forward pass through some layers.
 
         The shift is added to the linear part of the first layer; `of_genes` marks a first layer whose inputs are genes.
@@ -171,52 +127,47 @@ class ElboGradients:
             if shift_nh is not None and not layers:
                 a_nh += shift_nh
             made = self._operations.hidden(a_nh, norm)
-            layers.append(Layer(linear, norm, x_ni, made))
+            layers.append((linear, norm, x_ni, made))
             x_ni = made.hidden_nh
         return x_ni, layers
 
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
-        """Backward pass through some layers.
+        """Backward pass through some layers: gradients at the linear part of the first layer and at its input.
 
-        Returns
-        -------
-        tuple
-            Gradients with respect to the linear part of the first layer and to its input. If that input is genes, the
-            second gradient is not needed and not computed.
+        If that input is genes, the second gradient is not needed and not computed.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):
             linear, norm, x_ni, made = layers[index]
-            weight_h, last = norm.norm.weight, of_genes and index == 0
-            d_a_nh, self.gradients[weight_h], self.gradients[norm.norm.bias] = self._operations.hidden_gradients(
-                d_nh, made, weight_h
-            )
+            weight_h = norm.norm.weight
+            d_a_nh, d_weight_h, d_bias_h = self._operations.hidden_gradients(d_nh, made, weight_h)
+            self.gradients[weight_h], self.gradients[norm.norm.bias] = d_weight_h, d_bias_h
             self._linear_gradients(linear, x_ni, d_a_nh)
-            d_nh = d_a_nh if last else d_a_nh @ linear.weight
+            d_nh = d_a_nh if of_genes and index == 0 else d_a_nh @ linear.weight
         return d_a_nh, d_nh
 
     def _linear_gradients(self, linear: nn.Linear, x_ni: Tensor, d_nh: Tensor) -> None:
         self.gradients[linear.weight] = d_nh.to(x_ni.dtype).T @ x_ni
         self.gradients[linear.bias] = d_nh.sum(0)
 
-    def _head(self, head: CountHead | NormalHead, h_nh: Tensor, batches: Batches | None) -> Tensor:
+    def _head(self, decoder: Decoder, h_nh: Tensor, indicator_nb: Tensor | None) -> Tensor:
         """Forward and backward pass through the likelihood: returns the gradients with respect to its input."""
+        head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes
         h_nh, weight = h_nh.to(self._dtype_of_genes), head.outputs.weight.to(self._dtype_of_genes)
         raw_ng = nn.functional.linear(h_nh, weight).float()
-        if batches is not None:
-            raw_ng[:, :n_genes] += batches.indicator_nb @ batches.effect.gene_bg
+        if effect is not None and indicator_nb is not None:
+            raw_ng[:, :n_genes] += indicator_nb @ effect.gene_bg
         narrow = self._dtype_of_genes == torch.bfloat16
         self.nll, (d_raw_ng, self.gradients[bias_g], d_log_theta_g) = self._operations.nll(
             raw_ng, bias_g, head.log_theta_g, narrow=narrow
         )
-        if batches is not None:
-            self.gradients[batches.effect.gene_bg] = batches.indicator_nb.T @ d_raw_ng[:, :n_genes].float()
+        if effect is not None and indicator_nb is not None:
+            self.gradients[effect.gene_bg] = indicator_nb.T @ d_raw_ng[:, :n_genes].float()
         self.gradients[head.outputs.weight] = d_raw_ng.T @ h_nh
-        d_h_nh = (d_raw_ng @ weight).float()
         raw_log_theta_g = head.raw_log_theta_g
         if raw_log_theta_g is not None and d_log_theta_g is not None:
             inside_g = (raw_log_theta_g >= LOG_THETA_MIN).logical_and(raw_log_theta_g <= LOG_THETA_MAX)
             self.gradients[raw_log_theta_g] = d_log_theta_g * inside_g
-        return d_h_nh
+        return (d_raw_ng @ weight).float()

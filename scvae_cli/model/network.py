@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.data.zinb_draws import draw_zinb
-from scvae_cli.model.count_nll import mean_nll, nll_n
+from scvae_cli.model.count_nll import mean_nll, nll_and_gradients
 from scvae_cli.model.encoder_input import log1p_at_depth
 from scvae_cli.model.hidden import HiddenLayers, NormalizedHidden
 from scvae_cli.model.isometric import isometric, slope
-from scvae_cli.model.likelihood import LOG_THETA_MAX, LOG_THETA_MIN
 from scvae_cli.model.normal import NormalHead, NormalOutput
+
+# Bounds on the inverse dispersion within which float32 can distinguish it from its limits. Below them a gene is pure
+# noise; above them it is Poisson.
+LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4), log(1e4)
 
 
 class Encoder(nn.Module):
@@ -68,34 +71,21 @@ class RealEncoder(Encoder):
 
     def absent_g(self) -> np.ndarray:
         """Return the mean of the training cells, because zero may be far from all cells."""
-        mean_g: np.ndarray = self.centre_g.cpu().numpy()
-        return mean_g
+        return np.asarray(self.centre_g.cpu())
 
 
 class BatchEffect(nn.Module):
-    """Effect of a batch: a shift of the decoder's first hidden layer, and of the log proportion of every gene."""
+    """Effect of a batch: a shift of the log proportion of every gene, and of the first hidden layer, if any."""
 
     def __init__(self, n_batches: int, n_hidden: int, n_genes: int) -> None:
         super().__init__()
-        self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden))
+        self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden)) if n_hidden else None
         self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
 
-    def forward(self, batch_n: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the two shifts for cells of the given batches, shapes (n, h) and (n, g)."""
+    def forward(self, batch_n: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the shifts of the hidden layer, (n, h), and of the genes, (n, g), for cells of the given batches."""
         indicator_nb = indicator(batch_n, self.gene_bg)
-        return indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
-
-
-class GeneShift(nn.Module):
-    """Effect of a batch on a decoder without a hidden layer: a shift of the log proportion of every gene."""
-
-    def __init__(self, n_batches: int, n_genes: int) -> None:
-        super().__init__()
-        self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
-
-    def forward(self, batch_n: Tensor) -> Tensor:
-        """Return the shift for cells of the given batches, shape (n, g)."""
-        return indicator(batch_n, self.gene_bg) @ self.gene_bg
+        return None if self.hidden_bh is None else indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
 
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
@@ -107,23 +97,13 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
 
 
 class CountHead(nn.Module):
-    """Likelihood head of counts: last layer of the decoder → distribution of a cell's counts.
-
-    Parameters
-    ----------
-    n_inputs, n_genes
-        Number of inputs (hidden units and latent dimensions), and number of genes g.
-    likelihood
-        "zinb", "nb" or "poisson".
-    """
+    """Likelihood head of counts ("zinb", "nb" or "poisson"): last layer of the decoder → distribution of the counts."""
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
         # One matrix for all outputs of a gene, because one product is faster than two.
         self.outputs = nn.Linear(n_inputs, 2 * n_genes if likelihood == "zinb" else n_genes)
-        self.raw_log_theta_g: nn.Parameter | None = None
-        if likelihood != "poisson":
-            self.raw_log_theta_g = nn.Parameter(torch.zeros(n_genes))
+        self.raw_log_theta_g = None if likelihood == "poisson" else nn.Parameter(torch.zeros(n_genes))
         self.n_genes = n_genes
 
     @torch.no_grad()
@@ -179,15 +159,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    Parameters
-    ----------
-    raw_ng, bias_g
-        Their sum is the logits of all genes, followed by the zero-inflation logits of all genes if the model has zero
-        inflation. Shapes (n, g) or (n, 2g), and (g,) or (2g,).
-    log_theta_g
-        Log inverse dispersion, shape (g,); None for a Poisson.
-    n_genes
-        Number of genes g.
+    The first three are those of `count_nll.mean_nll`.
     """
 
     raw_ng: Tensor
@@ -219,7 +191,7 @@ class CountOutput(NamedTuple):
     @torch.no_grad()
     def nll_n(self, cells: Minibatch) -> Tensor:
         """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats."""
-        return nll_n(self.raw_ng, self.bias_g, self.log_theta_g, cells)
+        return nll_and_gradients(self.raw_ng, self.bias_g, self.log_theta_g, cells, with_gradient=False)[0]
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
         """Compute expected counts μ at given library sizes, shape (n, g), optionally lowered by zero inflation."""
@@ -272,72 +244,51 @@ class Decoder(nn.Module):
     """Latent position (and batch) → distribution of a cell's counts or features.
 
     The inputs of the head are the hidden units and the latent position itself, so that linear effects need no hidden
-    layer.
+    layer. A linear decoder has no hidden units. Its weights are loadings of gene g on latent axis k, in log proportion
+    per latent unit (for real numbers, in standard deviations of the feature per latent unit).
     """
 
     def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
         super().__init__()
-        n_hidden = config.n_hidden
-        # None only if the model is not trained.
-        dropout = config.decoder_dropout or 0.0
-        self.first = nn.Linear(config.n_latent, n_hidden)
-        self.first_norm = NormalizedHidden(n_hidden, dropout)
-        self.hidden = HiddenLayers(n_hidden, n_hidden, config.n_layers - 1, dropout)
-        self.head = head_for(config, n_hidden + config.n_latent, n_genes)
-        self.batch = BatchEffect(n_batches, n_hidden, n_genes) if n_batches else None
+        self.n_hidden = 0 if config.decoder == "linear" else config.n_hidden
+        if self.n_hidden:
+            # None only if the model is not trained.
+            dropout = config.decoder_dropout or 0.0
+            self.first = nn.Linear(config.n_latent, self.n_hidden)
+            self.first_norm = NormalizedHidden(self.n_hidden, dropout)
+            self.hidden = HiddenLayers(self.n_hidden, self.n_hidden, config.n_layers - 1, dropout)
+        self.head = head_for(config, self.n_hidden + config.n_latent, n_genes)
+        self.batch = BatchEffect(n_batches, self.n_hidden, n_genes) if n_batches else None
+
+    def pairs(self) -> list[tuple[nn.Linear, NormalizedHidden]]:
+        """Return the linear part of each hidden layer, with the normalization and activation after it."""
+        return [(self.first, self.first_norm), *self.hidden.pairs()] if self.n_hidden else []
 
     def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode latent positions, each in its batch."""
-        a_nh, gene_shift_ng = self.first(z_nk), None
-        if self.batch is not None:
-            hidden_shift_nh, gene_shift_ng = self.batch(batch_n)
-            a_nh = a_nh + hidden_shift_nh
-        output: Output = self.head(torch.cat([self.hidden(self.first_norm(a_nh)), z_nk], dim=1))
-        return output if gene_shift_ng is None else output.shifted(gene_shift_ng)
+        shift_nh, shift_ng = (None, None) if self.batch is None else self.batch(batch_n)
+        h_ni = z_nk
+        if self.n_hidden:
+            a_nh = self.first(z_nk) if shift_nh is None else self.first(z_nk) + shift_nh
+            h_ni = torch.cat([self.hidden(self.first_norm(a_nh)), z_nk], dim=1)
+        output: Output = self.head(h_ni)
+        return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute logits of the genes, shape (n, g), and their change along m tangents per position, shape (m, n, g).
 
         Dropout is not applied. The result is differentiable.
         """
-        a_nh, d_mnh = self.first(z_nk), v_mnk @ self.first.weight.T
-        shift_ng: Tensor | float = 0.0
-        if self.batch is not None:
-            hidden_shift_nh, shift_ng = self.batch(batch_n)
-            a_nh = a_nh + hidden_shift_nh
-        h_nh, d_mnh = self.first_norm.push(a_nh, d_mnh)
-        for linear, norm in self.hidden.pairs():
-            h_nh, d_mnh = norm.push(linear(h_nh), d_mnh @ linear.weight.T)
-        logits_ng, d_mng = self.head.push(torch.cat([h_nh, z_nk], dim=1), torch.cat([d_mnh, v_mnk], dim=2))
+        shift_nh, shift_ng = (None, 0.0) if self.batch is None else self.batch(batch_n)
+        h_ni, d_mni = z_nk, v_mnk
+        for linear, norm in self.pairs():
+            a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
+            h_ni, d_mni = norm.push(a_nh, d_mni @ linear.weight.T)
+            shift_nh = None  # of the first layer alone
+        if self.n_hidden:
+            h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
+        logits_ng, d_mng = self.head.push(h_ni, d_mni)
         return logits_ng + shift_ng, d_mng
-
-
-class LinearDecoder(nn.Module):
-    """Decoder without a hidden layer: the head acts on the latent position, and a batch only shifts genes.
-
-    Its weights are loadings of gene g on latent axis k, in log proportion per latent unit (for real numbers, in
-    standard deviations of the feature per latent unit).
-    """
-
-    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
-        super().__init__()
-        self.head = head_for(config, config.n_latent, n_genes)
-        self.batch = GeneShift(n_batches, n_genes) if n_batches else None
-
-    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
-        """Decode latent positions, each in its batch."""
-        output: Output = self.head(z_nk)
-        return output if self.batch is None else output.shifted(self.batch(batch_n))
-
-    def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes and their change along tangents, as `Decoder.push_logits` does."""
-        logits_ng, d_mng = self.head.push(z_nk, v_mnk)
-        return logits_ng if self.batch is None else logits_ng + self.batch(batch_n), d_mng
-
-
-def decoder_for(config: ModelConfig, n_genes: int, n_batches: int) -> Decoder | LinearDecoder:
-    """Return the decoder for a configuration."""
-    return (LinearDecoder if config.decoder == "linear" else Decoder)(config, n_genes, n_batches)
 
 
 def encoder_for(config: ModelConfig, n_genes: int) -> Encoder:

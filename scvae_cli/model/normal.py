@@ -32,12 +32,7 @@ _LEAST, _MOST = 1e-3, 10.0
 class NormalHead(nn.Module):
     """Likelihood head of real numbers: last layer of the decoder → distribution of a cell's features.
 
-    Parameters
-    ----------
-    n_inputs, n_genes
-        Number of inputs (hidden units and latent dimensions), and number of features g.
-    variance
-        σ² of all features; None to learn one value per feature.
+    `variance` is σ² of all features; None to learn one value per feature.
     """
 
     centre_g: Tensor
@@ -100,24 +95,13 @@ class NormalHead(nn.Module):
     def typical_loss(self, nll: Tensor) -> Tensor:
         """Return the scale of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
 
-        The number of features is that of the head. The loss itself is no scale, because it depends on the units of the
-        features and may be negative.
+        The loss itself is no scale, because it depends on the units of the features and may be negative.
         """
         return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
 
 
 class NormalOutput(NamedTuple):
-    """The distribution of the features of n cells.
-
-    Parameters
-    ----------
-    unit_ng
-        Output u of the network, shape (n, g).
-    centre_g, scale_g
-        Mean and standard deviation of each feature in the training cells, shape (g,): μ = center + scale · u.
-    log_sd_g
-        log σ, shape (g,).
-    """
+    """The distribution of the features of n cells: log σ, and μ = center + scale · u, where u is the output."""
 
     unit_ng: Tensor
     centre_g: Tensor

@@ -16,20 +16,16 @@ from scvae_cli.model.count_nll import dense_nll
 from scvae_cli.model.gradients import Gradients, Hidden
 from scvae_cli.model.hidden import NormalizedHidden
 from scvae_cli.model.network import Encoder
-from scvae_cli.model.posterior import MAX_LOG_VARIANCE, MIN_VARIANCE
+from scvae_cli.model.posterior import MAX_LOG_VARIANCE, MIN_VARIANCE, Posterior
+
+_LOW = 0xFFFFFFFF
 
 
 class TorchOperations:
     """Implementation of `manual_backward.Operations` for dense counts on any device.
 
-    Parameters
-    ----------
-    x_ng, library_n
-        Counts, and library size of each cell.
-    share_n
-        Weight of each cell in means over the cells; 0 for cells that only pad a minibatch.
-    seed_l
-        Seed of the dropout of each layer, in the order of the step, int64.
+    `share_n` is the weight of each cell in means over the cells, 0 for cells that only pad a minibatch; `seed_l` is the
+    seed of the dropout of each layer, in the order of the step, int64.
     """
 
     def __init__(self, x_ng: Tensor, library_n: Tensor, share_n: Tensor, seed_l: Tensor) -> None:
@@ -37,12 +33,10 @@ class TorchOperations:
         self._layer = 0
 
     def seen(self, encoder: Encoder, reference_library: Tensor) -> Tensor:
-        """See `Operations`."""
         scale_n1 = (reference_library / self._library_n).unsqueeze(1)
         return torch.log1p(self._x_ng * scale_n1) - encoder.centre_g
 
     def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
-        """See `Operations`."""
         centered_nh = a_nh - a_nh.mean(1, keepdim=True)
         inverse_sd_n = (centered_nh.square().mean(1) + norm.norm.eps).rsqrt()
         normal_nh = centered_nh * inverse_sd_n.unsqueeze(1)
@@ -50,13 +44,12 @@ class TorchOperations:
         sigmoid_nh = torch.sigmoid(u_nh)
         hidden_nh, slope_nh = u_nh * sigmoid_nh, sigmoid_nh * (1 + u_nh * (1 - sigmoid_nh))
         if norm.dropout:
-            scale_nh = dropout_mask(self._seed_l[self._layer], a_nh, norm.dropout) / (1 - norm.dropout)
+            scale_nh = _dropout_mask(self._seed_l[self._layer], a_nh, norm.dropout) / (1 - norm.dropout)
             hidden_nh, slope_nh = hidden_nh * scale_nh, slope_nh * scale_nh
         self._layer += 1
         return Hidden(hidden_nh, slope_nh, normal_nh, inverse_sd_n)
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """See `Operations`."""
         d_u_nh = d_hidden_nh * made.slope_nh
         d_normal_nh = d_u_nh * weight_h
         along_n1 = (d_normal_nh * made.normal_nh).mean(1, keepdim=True)
@@ -64,21 +57,15 @@ class TorchOperations:
         return d_centered_nh * made.inverse_sd_n.unsqueeze(1), (d_u_nh * made.normal_nh).sum(0), d_u_nh.sum(0)
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Operations`."""
-        mean_nk, log_var_nk = statistics_n2k.chunk(2, dim=1)
-        var_nk = log_var_nk.clamp(max=MAX_LOG_VARIANCE).exp() + MIN_VARIANCE
-        kl_n = 0.5 * (mean_nk.square() + var_nk - 1 - var_nk.log()).sum(1)
-        return mean_nk + var_nk.sqrt() * noise_nk, (kl_n * self._share_n).sum()
+        posterior = Posterior.from_network(*statistics_n2k.chunk(2, dim=1))
+        return posterior.sample(noise_nk), (posterior.kl_nk().sum(1) * self._share_n).sum()
 
-    def draw_gradients(
-        self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, kl_weight: Tensor | float
-    ) -> Tensor:
-        """See `Operations`."""
+    def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
         mean_nk, log_var_nk = statistics_n2k.chunk(2, dim=1)
         # The derivative of the variance with respect to the log variance is the variance without its floor.
         varying_nk = log_var_nk.clamp(max=MAX_LOG_VARIANCE).exp()
         var_nk = varying_nk + MIN_VARIANCE
-        price_n1 = (kl_weight * self._share_n).unsqueeze(1)
+        price_n1 = (d_kl * self._share_n).unsqueeze(1)
         d_var_nk = 0.5 * (d_z_nk * noise_nk * var_nk.rsqrt() + price_n1 * (1 - 1 / var_nk))
         d_log_var_nk = (d_var_nk * varying_nk).masked_fill(log_var_nk > MAX_LOG_VARIANCE, 0.0)
         return torch.cat([d_z_nk + price_n1 * mean_nk, d_log_var_nk], dim=1)
@@ -86,7 +73,6 @@ class TorchOperations:
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """See `Operations`."""
         inputs = (raw_ng, bias_g, log_theta_g, self._library_n, self._x_ng)
         nll_n, gradients = dense_nll(*inputs, with_gradient=True, share_n=self._share_n)
         assert gradients is not None, "with_gradient is True"
@@ -95,13 +81,10 @@ class TorchOperations:
         return (nll_n * self._share_n).sum(), (d_raw_ng.to(dtype), d_bias_g, d_log_theta_g)
 
 
-def dropout_mask(seed: Tensor, like_nh: Tensor, dropout: float) -> Tensor:
+def _dropout_mask(seed: Tensor, like_nh: Tensor, dropout: float) -> Tensor:
     """Return 0 for dropped units and 1 for the others, shape (n, h), from the counter hash of `compiled/hidden.py`."""
     x_nh = (seed + torch.arange(like_nh.numel(), device=like_nh.device)) & _LOW
     # Subtracting 2³² from the factors does not change the low 32 bits and keeps products within 64 bits.
     x_nh = ((x_nh ^ (x_nh >> 16)) * (0x85EBCA6B - 2**32)) & _LOW
     x_nh = ((x_nh ^ (x_nh >> 13)) * (0xC2B2AE35 - 2**32)) & _LOW
     return ((x_nh ^ (x_nh >> 16)) >= int(dropout * 2**32)).to(like_nh.dtype).view_as(like_nh)
-
-
-_LOW = 0xFFFFFFFF

@@ -15,21 +15,13 @@ from torch import Tensor, nn
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.network import CountHead, Output, RealEncoder, decoder_for, encoder_for
+from scvae_cli.model.network import CountHead, Decoder, Output, RealEncoder, encoder_for
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class ElboTerms(NamedTuple):
-    """Terms of the negative ELBO of some cells, and the latent positions from which they were computed.
-
-    Parameters
-    ----------
-    nll, kl
-        −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
-    mean_nk, z_nk
-        Posterior means and posterior samples of the cells, shape (n, k).
-    """
+    """−log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells in nats, with the posterior means and samples."""
 
     nll: Tensor
     kl: Tensor
@@ -38,17 +30,7 @@ class ElboTerms(NamedTuple):
 
 
 class VAE(nn.Module):
-    """The encoder q(z|x) and the decoder p(x|z, library, batch).
-
-    Parameters
-    ----------
-    config
-        Likelihood and sizes of the networks.
-    n_genes
-        Number of genes g.
-    batches
-        Names of the batches on which the decoder is conditioned; empty for none.
-    """
+    """The encoder q(z|x) and the decoder p(x|z, library, batch); `batches` names those on which it is conditioned."""
 
     reference_library: Tensor
     batch_share_b: Tensor
@@ -59,7 +41,7 @@ class VAE(nn.Module):
         self.n_genes = n_genes
         self.batches = tuple(batches)
         self.encoder = encoder_for(config, n_genes)
-        self.decoder = decoder_for(config, n_genes, len(self.batches))
+        self.decoder = Decoder(config, n_genes, len(self.batches))
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 
@@ -71,14 +53,10 @@ class VAE(nn.Module):
 
         Parameters
         ----------
-        gene_sums_g
-            Sum of the counts of each gene over the training cells.
-        mean_log_g
-            Mean of the encoder's input for each gene over the training cells, before centering.
-        depth
-            Reference library size: the median library size of the training cells.
-        batch_n
-            Index of each training cell's batch, or None.
+        gene_sums_g, mean_log_g
+            Sum of the counts of each gene over the training cells, and mean of the encoder's input before centering.
+        depth, batch_n
+            Median library size of the training cells, and index of each one's batch, or None.
         """
         assert isinstance(self.decoder.head, CountHead), "counts have proportions"
         # Half a count keeps the log proportion of a gene without counts in the training cells finite.
@@ -90,14 +68,9 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def start_from_moments(self, mean_g: np.ndarray, variance_g: np.ndarray, batch_n: np.ndarray | None) -> None:
-        """Initialize a model of real numbers at the mean and variance of the training cells.
+        """Initialize a model of real numbers at the mean and variance of each feature over the training cells.
 
-        Parameters
-        ----------
-        mean_g, variance_g
-            Mean and variance of each feature over the training cells. A constant feature is scaled by 1.
-        batch_n
-            Index of each training cell's batch, or None.
+        A constant feature is scaled by 1.
         """
         assert isinstance(self.decoder.head, NormalHead), "real numbers have moments"
         assert isinstance(self.encoder, RealEncoder), "the encoder and the head describe the same kind of data"
@@ -130,19 +103,8 @@ class VAE(nn.Module):
         output: Output = self.decoder(z_nk, batch_n)
         return output
 
-    def mean_nll_and_kl(self, cells: Minibatch, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute the two terms of the negative ELBO with one posterior sample per cell, averaged over cells, nats.
-
-        Returns
-        -------
-        tuple
-            −log p(x|z), and KL(q(z|x) ‖ N(0, I)).
-        """
-        terms = self.elbo_terms(cells, noise_nk)
-        return terms.nll, terms.kl
-
     def elbo_terms(self, cells: Minibatch, noise_nk: Tensor) -> ElboTerms:
-        """Compute the two terms of the negative ELBO, together with the posterior means and samples."""
+        """Compute the two terms of the negative ELBO, with one posterior sample per cell."""
         mean_nk, log_var_nk = self.encoder(cells, self.reference_library)
         z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
         return ElboTerms(self.decode(z_nk, cells.batch_n).mean_nll(cells), kl, mean_nk, z_nk)
@@ -150,19 +112,10 @@ class VAE(nn.Module):
     def expected_counts(
         self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False
     ) -> Tensor:
-        """Compute expected counts μ at given latent positions and library sizes, shape (n, g).
+        """Compute expected counts μ, shape (n, g), optionally lowered by zero inflation.
 
-        Parameters
-        ----------
-        z_nk
-            Latent positions, in the coordinates of the networks.
-        library_n
-            Library sizes, shape (n,).
-        batch_n
-            Index of the batch in which each position is decoded. None averages over the batches, weighted by their
-            proportions in the training cells.
-        with_zero_inflation
-            Whether zero inflation lowers the expected counts.
+        Positions are in the coordinates of the networks, and each is decoded in its batch. If `batch_n` is None, the
+        counts are averaged over the batches, weighted by their proportions in the training cells.
         """
         if batch_n is not None or not self.batches:
             return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)

@@ -210,7 +210,7 @@ class Trainer:
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
             # Never in bfloat16, because the finished model is not used in bfloat16 either.
-            mean_nll, mean_kl = self.vae.mean_nll_and_kl(cells, noise_nk)
+            mean_nll, mean_kl, *_ = self.vae.elbo_terms(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
             nll += share * float(mean_nll)
             kl += share * float(mean_kl)

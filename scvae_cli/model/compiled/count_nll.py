@@ -1,15 +1,15 @@
 """The likelihood of counts on a CPU: one pass over the genes of a cell computes its value and gradients.
 
-Shapes: n cells, g genes, m nonzeros, p parts. The formulas are those of `model/count_nll.py`. This version is compiled
-with numba and keeps all values of a cell in the processor's cache between its logarithms and exponentials. It first
-evaluates all genes as if every count were zero, and then corrects the result for the sparse nonzero counts.
+The formulas are those of `model/count_nll.py`. This version keeps all values of a cell in the processor's cache between
+its logarithms and exponentials. It first evaluates all genes as if every count were zero, and then corrects the result
+for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
-Cells are divided among as many threads as torch uses. The division depends only on their number, so that trainings are
-reproducible bit for bit.
+Shapes: n cells, g genes, m nonzeros, p parts.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numba
@@ -19,7 +19,6 @@ from numpy import float32, float64, int32, int64, uint16, uint32
 from torch import Tensor
 
 from scvae_cli.data.minibatches import Nonzeros
-from scvae_cli.model.compiled.stirling import stirling, stirling_slope
 from scvae_cli.model.compiled.vector_math import (
     LANES,
     compiled,
@@ -37,63 +36,17 @@ from scvae_cli.parallel import array, by_address, use_threads
 
 _POISSON, _NB, _ZINB = range(3)
 _ZERO, _ONE = float32(0), float32(1)
+_HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 
 
 def fused_nll(
-    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros
-) -> Tensor:
-    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats.
+    raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros,
+    *, with_gradient: bool, narrow: bool = False,
+) -> tuple[Tensor, Gradients | None]:  # fmt: skip
+    """Compute what `model.count_nll.dense_nll` does, from the nonzero counts, in float32 on the CPU.
 
-    Parameters
-    ----------
-    raw_ng, bias_g
-        Last matrix product of the decoder, and the bias that has not been added yet, float32, on the CPU: logits of all
-        genes, followed by the zero-inflation logits of all genes if the model has zero inflation.
-    log_theta_g
-        Log inverse dispersion; None for a Poisson.
-    library_n
-        Library size of each cell.
-    nonzeros
-        Nonzero counts of the cells.
-    """
-    return _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, None)[0]
-
-
-def fused_nll_and_gradients(
-    raw_ng: Tensor,
-    bias_g: Tensor,
-    log_theta_g: Tensor | None,
-    library_n: Tensor,
-    nonzeros: Nonzeros,
-    *,
-    narrow: bool = False,
-) -> tuple[Tensor, Gradients]:
-    """Compute the negative log-probability of each cell's counts, and the gradients of its mean over the cells.
-
-    Parameters
-    ----------
-    raw_ng, bias_g, log_theta_g, library_n, nonzeros
-        As for `fused_nll`.
-    narrow
-        Whether the gradient with respect to the raw outputs is rounded to bfloat16, for matrix products that would
-        round it anyway.
-    """
-    d_raw_ng = torch.empty(raw_ng.shape, dtype=torch.bfloat16 if narrow else torch.float32)
-    nll_n, d_bias_g, d_log_theta_g = _evaluate(raw_ng, bias_g, log_theta_g, library_n, nonzeros, d_raw_ng)
-    return nll_n, (d_raw_ng, d_bias_g, d_log_theta_g)
-
-
-def _evaluate(
-    raw_ng: Tensor,
-    bias_g: Tensor,
-    log_theta_g: Tensor | None,
-    library_n: Tensor,
-    nonzeros: Nonzeros,
-    d_raw_ng: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Compute the NLL of each cell and the gradients of its mean with respect to the bias and log θ.
-
-    If `d_raw_ng` is given, the gradient with respect to the raw outputs is written to it.
+    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16, for matrix products that would
+    round it anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -108,19 +61,23 @@ def _evaluate(
     value = array(nonzeros.value)
     # Numba has no bfloat16 and compiles again for every type, so there is one array for each precision; one is empty.
     d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
-    if d_raw_ng is not None and d_raw_ng.dtype == torch.bfloat16:
+    shape = raw_ng.shape if with_gradient else (n_cells, 0)
+    d_raw_ng = torch.empty(shape, dtype=torch.bfloat16 if narrow else torch.float32)
+    if narrow:
         d_narrow = d_raw_ng.view(torch.uint16).numpy()
-    elif d_raw_ng is not None:
+    else:
         d_wide = d_raw_ng.numpy()
     n_counts = min(TABLE_COUNTS, int(value.max(initial=0))) + 1
     table, slopes = np.zeros((2, n_counts, len(log_theta)), float32)
     _fill_tables(kind, log_theta, table, slopes)
     _all_rows(
-        _rows_at(), n_parts, kind, d_raw_ng is not None, raw, bias, log_theta, array(library_n), row_start, gene,
+        _rows_at(), n_parts, kind, with_gradient, raw, bias, log_theta, array(library_n), row_start, gene,
         value, table, slopes, nll_n, d_wide, d_narrow, d_bias, d_log_theta,
     )  # fmt: skip
-    d_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
-    return torch.from_numpy(nll_n), torch.from_numpy(d_bias.sum(0)), d_theta_g
+    if not with_gradient:
+        return torch.from_numpy(nll_n), None
+    d_log_theta_g = None if kind == _POISSON else torch.from_numpy(d_log_theta.sum(0))
+    return torch.from_numpy(nll_n), (d_raw_ng, torch.from_numpy(d_bias.sum(0)), d_log_theta_g)
 
 
 @compiled()
@@ -266,10 +223,7 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write values, followed by as many of the others as fit, to a float32 row and to a row of bfloat16 bits.
-
-    One of the two rows is empty, and nothing is written to it.
-    """
+    """Write values, then as many of the others as fit, to a float32 row or a row of bfloat16 bits; one is empty."""
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])
@@ -303,10 +257,7 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 
 @compiled()
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
-    """Write lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ to row x of the tables, shape (counts, g).
-
-    The tables must contain zeros.
-    """
+    """Write lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ to row x of tables of zeros, shape (counts, g)."""
     n_genes = len(log_theta_g)
     theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
     if kind != _POISSON:
@@ -327,14 +278,29 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
     """Compute the lgΓ terms of a count beyond the table, minus those of the last count in the table."""
     last = float64(TABLE_COUNTS)
-    more = stirling(last + 1.0) - stirling(x + 1.0)
+    more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:
         theta = np.exp(float64(log_theta))
-        more += stirling(x + theta) - stirling(last + theta)
+        more += _stirling(x + theta) - _stirling(last + theta)
     return more
 
 
 @compiled()
 def _slope_beyond(x: Any, theta: Any) -> Any:
     """Compute the derivative of `_log_gamma_beyond` in θ."""
-    return stirling_slope(x + float64(theta)) - stirling_slope(float64(TABLE_COUNTS) + theta)
+    return _stirling_slope(x + float64(theta)) - _stirling_slope(float64(TABLE_COUNTS) + theta)
+
+
+@compiled()
+def _stirling(y: Any) -> Any:
+    """Compute lgΓ(y) for y ≥ 16, where the series is accurate to 1e-12 (Abramowitz & Stegun 6.1.41)."""
+    square = 1.0 / (y * y)
+    series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / y
+    return (y - 0.5) * np.log(y) - y + _HALF_LOG_2PI + series
+
+
+@compiled()
+def _stirling_slope(y: Any) -> Any:
+    """Compute ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    square = 1.0 / (y * y)
+    return np.log(y) - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

@@ -61,16 +61,9 @@ class _NormalizedHidden(torch.autograd.Function):
 
 @compiled()
 def _forward(
-    a_nh: Any,
-    weight_h: Any,
-    bias_h: Any,
-    dropout: float,
-    seed: Any,
-    hidden_nh: Any,
-    slope_nh: Any,
-    normal_nh: Any,
+    a_nh: Any, weight_h: Any, bias_h: Any, dropout: float, seed: Any, hidden_nh: Any, slope_nh: Any, normal_nh: Any,
     inverse_sd_n: Any,
-) -> None:
+) -> None:  # fmt: skip
     n_cells, n_hidden = a_nh.shape
     scale, threshold = float32(1 / (1 - dropout)), uint32(dropout * 2**32)
     for i in range(n_cells):
@@ -96,15 +89,9 @@ def _forward(
 
 @compiled()
 def _backward(
-    grad_nh: Any,
-    slope_nh: Any,
-    normal_nh: Any,
-    inverse_sd_n: Any,
-    weight_h: Any,
-    d_a_nh: Any,
-    d_weight_h: Any,
+    grad_nh: Any, slope_nh: Any, normal_nh: Any, inverse_sd_n: Any, weight_h: Any, d_a_nh: Any, d_weight_h: Any,
     d_bias_h: Any,
-) -> None:
+) -> None:  # fmt: skip
     n_cells, n_hidden = slope_nh.shape
     d_normal = np.empty(n_hidden, float32)
     for i in range(n_cells):

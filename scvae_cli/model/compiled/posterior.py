@@ -20,25 +20,17 @@ _FLOOR, _CEILING = float32(MIN_VARIANCE), float32(MAX_LOG_VARIANCE)
 _ZERO, _HALF, _ONE = float32(0), float32(0.5), float32(1)
 
 
-def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, float]:
-    """Draw a sample of each cell's posterior, shape (n, k), and compute the KL to N(0, I), averaged over cells, nats.
-
-    Parameters
-    ----------
-    statistics_n2k
-        Means in the first k columns and log variances in the last k, float32.
-    noise_nk
-        Standard normal noise.
-    """
+def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw a sample of each cell's posterior, shape (n, k), and compute the mean KL to N(0, I), nats."""
     z_nk = torch.empty_like(noise_nk)
     kl = _draw(statistics_n2k.numpy(), noise_nk.numpy(), z_nk.numpy())
-    return z_nk, kl / len(noise_nk)
+    return z_nk, torch.tensor(kl / len(noise_nk))
 
 
-def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: float) -> Tensor:
+def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
     """Compute the gradients at the means and log variances, shape (n, 2k), from those at the sample and at the KL."""
     d_statistics_n2k = torch.empty_like(statistics_n2k)
-    share = float32(d_kl / len(noise_nk))
+    share = float32(float(d_kl) / len(noise_nk))
     _draw_gradients(statistics_n2k.numpy(), noise_nk.numpy(), d_z_nk.numpy(), share, d_statistics_n2k.numpy())
     return d_statistics_n2k
 
