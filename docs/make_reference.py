@@ -45,7 +45,9 @@ def reference() -> str:
     lines = [
         "# Reference",
         "",
-        "Every verb is a command, `scvae VERB`, and a function, `scvae_cli.VERB`, with the same options. Options may also",
+        "Every verb is a command, `scvae VERB`, and all but `info` and `simulate` are a function, `scvae_cli.VERB(data, model)`,",
+        "with the same options. Commands find the model with `-m/--model` (default: DATA.scvae). Functions write into the data,",
+        "or return the result with `inplace=False`. Options may also",
         "stand in a TOML file (`--config FILE`, `config=`): those of a training under `[data]`, `[model]`, `[train]` and",
         "`[compute]`, those of any other verb under its name, spelled as in Python. What is given directly wins over the",
         "file. The command line also has `--json` (print the result as one JSON object) and `--quiet`.",
@@ -72,16 +74,16 @@ def _section(verb: Verb) -> Iterator[str]:
     yield ""
     yield "| option | in Python | values | default | |"
     yield "|---|---|---|---|---|"
-    for declared in declarations(verb.options, hidden=False):
-        yield _row(declared, python=verb.in_python)
+    for declared in declarations(verb.options):
+        if declared.on_command_line or (verb.in_python and declared.in_python):
+            yield _row(declared, python=verb.in_python)
 
 
 def _row(declared: Declared, *, python: bool) -> str:
-    flags = ", ".join(f"`{spelling}`" for spelling in declared.spellings) or "only in a file"
-    if not declared.on_command_line and declared.in_python and not declared.section:
-        flags = "–"
+    flags = ", ".join(f"`{spelling}`" for spelling in declared.spellings) or "–"
     name = f"`{declared.name}`" if python and declared.in_python else "–"
     words = ", ".join(f"`{word}`" for word in declared.words) or declared.annotation.replace("|", "\\|")
+    words += " or a number" if declared.words and float in declared.alternatives else ""
     default = declared.shown_default or ("required" if declared.default is ... else f"`{declared.default!r}`")
     help = " ".join(f"`{flag.name}`: {flag.help}" for flag in declared.joined) or declared.help
     return f"| {flags} | {name} | {words} | {default} | {help} |"

@@ -58,11 +58,11 @@ def function_of(verb: Verb) -> Callable[..., Any]:
             )
             outcome = perform(request, PythonShell())
         except ScvaeError as error:
-            error.message, error.hint = (respelled(text, verb.options) for text in (error.message, error.hint))
+            error.message, error.hint = (respell(text, verb) for text in (error.message, error.hint))
             error.args = (error.message,)
             raise
         for text in outcome.warnings:
-            warnings.warn(ScvaeWarning(respelled(text, verb.options)), stacklevel=2)
+            warnings.warn(ScvaeWarning(respell(text, verb)), stacklevel=2)
         return outcome.value
 
     function.__name__ = function.__qualname__ = verb.name
@@ -70,6 +70,11 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     function.__module__ = "scvae_cli"
     function.__signature__ = signature  # type: ignore[attr-defined]  # a function may have one
     return function
+
+
+def respell(text: str, verb: Verb) -> str:
+    """A message of a verb, with options named as arguments."""
+    return respelled(text, verb.options, [other.options for other in VERBS])
 
 
 def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -108,13 +113,16 @@ def _parameter(declared: Declared, kind: Any) -> inspect.Parameter:
 
 
 def _docstring(verb: Verb) -> str:
-    lines = [*inspect.cleandoc(verb.about).splitlines(), "", "Parameters", "----------"]
+    about = verb.python_about or respell(inspect.cleandoc(verb.about), verb)
+    lines = [*inspect.cleandoc(about).splitlines(), "", "Parameters", "----------"]
     lines += ["data", "    Cells × genes: an AnnData, or a path."]
     if verb.takes_model and not verb.trains:
         lines += ["model", "    A trained model, or its folder."]
     for declared in declarations(verb.options):
         if declared.in_python:
-            lines += [declared.name, f"    {respelled(declared.help, verb.options)}"]
+            help = declared.python_help or respell(declared.help, verb)
+            default = f" Default: {declared.shown_default}." if declared.shown_default else ""
+            lines += [declared.name, f"    {help}{default}"]
     lines += ["config", "    A TOML file with options; arguments win over it."]
     if _writes(verb):
         lines += ["inplace", "    Write into the data and return None; else write nothing and return the result."]

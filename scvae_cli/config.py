@@ -125,9 +125,7 @@ class ModelConfig(Options):
 class TrainConfig(Options):
     """How the model is fitted."""
 
-    beta: float = option(
-        1.0, help="Weight of the KL term, the price of information; always reached.", panel=MODEL, least=0
-    )
+    beta: float = option(1.0, help="Weight of the KL term: the price of information.", panel=MODEL, least=0)
     flat: float = option(
         0.0,
         help="Weight of the flatness penalty, with which latent distances follow distances in expression. 1 is a good "
@@ -205,7 +203,9 @@ class ComputeConfig(Options):
     deterministic: bool = option(
         False, help="Use only algorithms that repeat to the bit on a GPU too; on a CPU they always do.", panel=COMPUTE
     )
-    threads: int | None = option(None, help="CPU threads.", panel=COMPUTE, least=1, shown_default="as torch has them")
+    threads: int | None = option(
+        None, help="Number of CPU threads.", panel=COMPUTE, least=1, shown_default="chosen by torch"
+    )
     compile: bool | None = option(
         None,
         help="Let torch compile the training steps.",

@@ -49,7 +49,9 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
             raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
         for key, value in section.items():
             if key not in sections[name]:
-                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", _closest(key, sections[name]))
+                elsewhere = [f"[{other}]" for other, keys in sections.items() if key in keys]
+                hint = f"it belongs under {' or '.join(elsewhere)}" if elsewhere else _closest(key, sections[name])
+                raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", hint)
             found = mine.get((name, key))
             if found is None:
                 continue

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -50,6 +50,8 @@ class Declared:
     ----------
     help
         One line that says what the option does, for `--help`, docstrings and the reference.
+    python_help
+        The same for docstrings, where the command line's sentence would mislead.
     panel
         Heading under which `--help` shows it; "" is the verb's own panel.
     flags
@@ -75,6 +77,7 @@ class Declared:
     """
 
     help: str
+    python_help: str = ""
     panel: str = ""
     flags: tuple[str | Flag, ...] = ()
     least: float | None = None
@@ -365,22 +368,29 @@ def build(
     return options(**values)
 
 
-def respelled(text: str, options: type[Options]) -> str:
-    """A message or hint that names options as Python spells them, made of one that names flags.
+def respelled(text: str, options: type[Options], others: Iterable[type[Options]] = ()) -> str:
+    """Name the options in a message as Python spells them, where it names flags; command lines stay as they are.
+
+    A flag that the options do not have is looked up among the others.
 
     >>> @dataclass(frozen=True, kw_only=True)
-    ... class Walk(Options):
+    ... class Steps(Options):
     ...     n_steps: int = option(50, help="Number of steps.", flags=("--steps",))
-    >>> respelled("--steps is 0", Walk)
-    'n_steps is 0'
+    >>> respelled("--steps is 0; see scvae interpolate --steps", Steps)
+    'n_steps is 0; see scvae interpolate --steps'
     """
-    names = {flag: declared.name for declared in declarations(options) for flag in declared.spellings}
-    names |= {"-m": "model", "--config": "config"}
-    # "--from and --to" fill one argument, which is named once.
-    for declared in declarations(options):
-        if declared.joined:
-            text = text.replace(declared.spelled, declared.name)
-    return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), text)
+    names = {"-m": "model", "--config": "config"}
+    for one in (*others, options):
+        names |= {flag: declared.name for declared in declarations(one) for flag in declared.spellings}
+
+    def spelled(part: str) -> str:
+        # "--from and --to" fill one argument, which is named once.
+        for declared in declarations(options):
+            part = part.replace(declared.spelled, declared.name) if declared.joined else part
+        return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
+
+    commands = re.split(r"(\bscvae [a-z]+[^;,)]*)", text)
+    return "".join(part if i % 2 else spelled(part) for i, part in enumerate(commands))
 
 
 def _written(kind: Any) -> str:

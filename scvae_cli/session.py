@@ -22,7 +22,7 @@ from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
@@ -109,6 +109,8 @@ class Session:
         """
         store = open_store(data)
         if not isinstance(model, Model):
+            if not isinstance(model, str | Path):
+                raise ModelError(f"the model is a {type(model).__name__}", "give a trained model, or its folder")
             model = load(model)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key

@@ -30,6 +30,8 @@ class Verb:
         Help: a line that says what it does, then paragraphs.
     example
         A command line.
+    python_about
+        The same as `about` for the Python function's docstring, where that would mislead.
     argument, argument_help
         Metavar and help of the first argument.
     takes_model
@@ -48,6 +50,7 @@ class Verb:
     home: str
     about: str
     example: str
+    python_about: str = ""
     argument: str = "DATA"
     argument_help: str = "Cells: an .h5ad file; with an output elsewhere also a 10x .h5 file or mtx folder."
     takes_model: bool = True

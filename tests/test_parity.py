@@ -15,8 +15,8 @@ from command_line import TINY, run_cli, run_well
 from workbench import contents
 
 import scvae_cli as scvae
+from scvae_cli.api import respell
 from scvae_cli.errors import ScvaeError
-from scvae_cli.options import respelled
 from scvae_cli.verbs import VERBS
 
 ENDS = ["batch_1", "batch_2"]
@@ -246,10 +246,10 @@ def test_refusals_are_equal(copied, monkeypatch, verb, typed, passed):
     with pytest.raises(ScvaeError) as refusal:
         getattr(scvae, verb)(copied.data, *([copied.model] if takes_model else []), **passed)
     assert outcome.code == refusal.value.exit_code, outcome.err
-    options = next(v for v in VERBS if v.name == verb).options
+    asked = next(v for v in VERBS if v.name == verb)
     lines = outcome.err.splitlines()
-    assert respelled(lines[-2].removeprefix("error: "), options) == refusal.value.message
-    assert respelled(lines[-1].removeprefix("hint: "), options) == refusal.value.hint
+    assert respell(lines[-2].removeprefix("error: "), asked) == refusal.value.message
+    assert respell(lines[-1].removeprefix("hint: "), asked) == refusal.value.hint
     assert contents(copied.data.parent) == before
 
 

@@ -74,9 +74,9 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
     help = "TOML file with options; those on the command line win."
     yield _keyword("config", Path | None, typer.Option(help=help, metavar="FILE", rich_help_panel=INPUT), None)
     help = "Print the result as one JSON object."
-    yield _keyword("json", bool, typer.Option("--json", help=help, rich_help_panel=OUTPUT), False)
+    yield _keyword("json", bool, typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT), False)
     help = "Print only the result, warnings and errors."
-    yield _keyword("quiet", bool, typer.Option("--quiet", "-q", help=help, rich_help_panel=OUTPUT), False)
+    yield _keyword("quiet", bool, typer.Option("--quiet", "-q", metavar="", help=help, rich_help_panel=OUTPUT), False)
 
 
 def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Parameter:
@@ -126,6 +126,8 @@ def _metavar(declared: Declared) -> str | None:
     if declared.metavar:
         return declared.metavar
     kinds = declared.alternatives
+    if bool in kinds:
+        return ""  # it takes no value
     if not declared.words:
         return "INTEGER" if int in kinds else "NUMBER" if float in kinds else None
     number = ["NUMBER"] if float in kinds else []
@@ -133,8 +135,10 @@ def _metavar(declared: Declared) -> str | None:
 
 
 def _shown_default(declared: Declared) -> str:
+    if declared.default is REQUIRED:
+        return " \\[required]"
     text = declared.shown_default
-    if not text and declared.default not in (REQUIRED, None, ()) and declared.default is not False:
+    if not text and declared.default not in (None, ()) and declared.default is not False:
         text = f"{declared.default:g}" if isinstance(declared.default, float) else str(declared.default)
     # The backslash keeps the brackets from being taken for markup.
     return f" \\[default: {text}]" if text else ""

@@ -49,6 +49,8 @@ def open_store(data: AnnData | Path | str) -> CellStore:
     Raises a DataError if the path does not exist, or scvae cannot read it.
     """
     if not isinstance(data, str | Path):
+        if not hasattr(data, "obs_names"):
+            raise DataError(f"the data are a {type(data).__name__}", "give an AnnData, or the path of a file")
         return AnnDataStore(data)
     path = Path(data)
     if path.is_dir():

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,16 @@ class Model:
     heldout_cells: tuple[str, ...]
     config: RunConfig
     facts: dict[str, Any]
-    history: str = field(repr=False)
+    history: str
     hash: str = ""
+
+    def __repr__(self) -> str:
+        """What a notebook shows: the kind of model, its size, and its held-out ELBO."""
+        shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
+        size = f"{len(self.genes):,} genes, {shape.n_latent} latent dimensions"
+        return (
+            f"Model({shape.likelihood}, {size}, held-out ELBO {elbo:.2f} nats per cell, hash {self.hash or 'unsaved'})"
+        )
 
     @property
     def batches(self) -> tuple[str, ...]:

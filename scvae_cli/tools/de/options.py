@@ -46,6 +46,7 @@ class DeOptions(Reading, Drawing, Writing):
     )
     within: Mapping[str, str] | None = option(
         None, help="Compare only cells with this value in a column of obs; may be repeated.", metavar="KEY=VALUE",
+        python_help="Compare only cells with these values: a mapping of columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
     )  # fmt: skip
     threshold: float = option(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import MIN_CELLS, DeOptions
@@ -78,6 +79,8 @@ class DifferentialExpression:
     n_group, n_reference, n_left_out
         Numbers of cells compared, and of those in batches that have fewer than two cells of one of the groups.
     """
+
+    __repr__ = brief
 
     contrast: Contrast
     options: DeOptions

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
 from scvae_cli.latent.expected_counts import expected_counts
@@ -24,6 +25,8 @@ class Denoised:
 
     The blocks of rows, float32, are computed when they are read, and only once.
     """
+
+    __repr__ = brief
 
     rows: RowBlocks
     modelled: np.ndarray

@@ -38,6 +38,7 @@ class DenoiseOptions(Reading, Writing):
     genes: tuple[str, ...] | None = option(
         None,
         help="Genes to denoise: A,B,C or @FILE.",
+        python_help="Names of the genes to denoise.",
         shown_default="all modeled genes",
         parse=parse_genes,
         panel=DECODING,

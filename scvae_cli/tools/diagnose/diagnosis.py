@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.evaluation.retraining import Train, model_trained_on, train_silently
@@ -69,6 +70,8 @@ class Diagnosis:
     baselines, stability
         Comparisons with further trainings; None if there were none.
     """
+
+    __repr__ = brief
 
     use: LatentUse
     aggregate: AggregatedPosterior

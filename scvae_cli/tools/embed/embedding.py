@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.latent.posteriors import posteriors, refined_posteriors
@@ -24,6 +25,8 @@ class Embedding:
     `gain` is the number of nats by which refining raised the ELBO, mean over the cells; None for the encoder's
     posteriors.
     """
+
+    __repr__ = brief
 
     mean_nk: np.ndarray
     var_nk: np.ndarray

@@ -25,14 +25,19 @@ class OptimizeOptions(Reading, Drawing, Writing):
 
     toward: tuple[str, ...] | Callable[..., Any] = option(
         (),
-        help="Genes to increase: A,B,C or @FILE; in Python also a function of decoded values (cells × genes), written "
-        "in torch.",
+        help="Genes to increase: A,B,C or @FILE.",
+        python_help="Genes to increase; or a function, in torch, of decoded values (cells × genes).",
         parse=parse_genes,
         metavar="GENES",
         takes=_GENES,
     )
     away: tuple[str, ...] = option(
-        (), help="Genes to decrease: A,B,C or @FILE.", parse=parse_genes, metavar="GENES", takes=_GENES
+        (),
+        help="Genes to decrease: A,B,C or @FILE.",
+        python_help="Genes to decrease.",
+        parse=parse_genes,
+        metavar="GENES",
+        takes=_GENES,
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     group: str | None = option(None, help="Group at which the trajectory starts.", label=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.tools.optimize.gradient_ascent import MAX_LENGTH, MAXIMUM
 from scvae_cli.tools.trajectory.result import Trajectory
@@ -37,6 +38,8 @@ class Optimization:
     stopped
         Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
     """
+
+    __repr__ = brief
 
     trajectory: Trajectory
     toward: tuple[str, ...]

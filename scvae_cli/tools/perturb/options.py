@@ -35,7 +35,7 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
         help="Test the prediction with models trained without the treated cells of each group, which measures the "
         "accuracy for a group without treated cells.",
     )
-    counts: bool = option(False, help="Draw random counts instead of expected counts.")
+    counts: bool = option(False, help="Write counts drawn at random instead of expected counts.")
     seed: int = option(0, help="Random seed of the drawn counts.", least=0)
 
     def check(self) -> None:
@@ -59,9 +59,9 @@ PERTURB = Verb(
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
 
     The group's control cells shift in latent space as the cells of the other groups did, and the decoder gives the
-    change of every gene. The same prediction is made for every group with treated cells and compared with the observed
-    change, as are the mean change of the other groups and, for combinations, the sum of the parts. Changes of genes are
-    differences of the mean of log(1 + 10⁴·count/library).""",
+    change of every gene. As a check, every group with treated cells is predicted too: the correlation with the
+    observed change is printed beside that of two simple predictions, the mean change of the other groups and, for
+    combinations, the sum of the parts. Changes are differences of the mean of log(1 + 10⁴·count/library).""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     returns="None; without an output, the predicted cells as an AnnData: changes of the genes in var, the accuracy in "

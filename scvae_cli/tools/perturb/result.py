@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.heldout import OFF_MANIFOLD
 
@@ -131,6 +132,8 @@ class Perturbation:
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
+
+    __repr__ = brief
 
     group: str
     control: str

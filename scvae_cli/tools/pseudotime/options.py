@@ -21,7 +21,12 @@ class PseudotimeOptions(Reading, Writing):
     root: str | None = option(None, help="Group at which the order begins.", label=True)
     root_cell: str | None = option(None, help="Cell at which it begins, instead of a group.", metavar="ID")
     ends: tuple[str, ...] = option(
-        (), flags=("--to",), help="Group at which it may end; may be repeated.", metavar="GROUP", label=True
+        (),
+        flags=("--to",),
+        help="Group at which it may end; may be repeated.",
+        python_help="Groups at which it may end.",
+        metavar="GROUP",
+        label=True,
     )
     name: str | None = option(None, help="Name of the result.", shown_default="from_ROOT")
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
@@ -31,10 +36,7 @@ class PseudotimeOptions(Reading, Writing):
         if self.root is not None and self.root_cell is not None:
             raise ConfigError("the root was given twice", "use one of --root and --root-cell")
         if self.root is None and self.root_cell is None:
-            raise ConfigError(
-                "an order needs --groupby with --root (or --root-cell)",
-                "scvae check DATA lists the columns that group cells",
-            )
+            raise ConfigError("an order needs --root (or --root-cell)", "name the group or cell at which it begins")
         if self.root is not None and self.groupby is None:
             raise ConfigError(
                 "the group in --root needs --groupby",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames, slug
 from scvae_cli.tools.pseudotime.options import SHARED
 
@@ -35,6 +36,8 @@ class Pseudotime:
     n_components
         Number of connected components of the neighbor graph.
     """
+
+    __repr__ = brief
 
     name: str
     root: str

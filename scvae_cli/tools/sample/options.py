@@ -32,7 +32,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
         None, help="Group from whose cells to draw, instead of --from.", label=True, panel=SAMPLING
     )
     prototype: bool = option(
-        False, help="Decode the single cell at the center of the latent space, z = 0.", panel=SAMPLING
+        False, help="Decode one typical cell instead, at the center of the latent space (z = 0).", panel=SAMPLING
     )
     avoid_holes: bool = option(False, help="Reject draws with an off-manifold score above 0.95.", panel=SAMPLING)
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)

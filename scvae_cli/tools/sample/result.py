@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.heldout import OFF_MANIFOLD
 
@@ -65,6 +66,8 @@ class Sampled:
         The counts, float32, as consecutive blocks of rows, which are computed when they are read, and only once: CSR;
         dense for expected counts and for real numbers.
     """
+
+    __repr__ = brief
 
     source: str
     scores: SourceScores | None

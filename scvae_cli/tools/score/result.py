@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
 # Held-out cells with p-values up to this level are counted: this share of them is expected if the model is true.
@@ -48,6 +49,8 @@ class Scores:
     simulated_library, simulated_score
         Library sizes and anomaly scores of the simulated cells, shape (m,).
     """
+
+    __repr__ = brief
 
     elbo: np.ndarray
     iwae: np.ndarray

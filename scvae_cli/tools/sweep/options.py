@@ -35,7 +35,7 @@ class SweepOptions(Drawing, Writing):
 
     beta: tuple[float, ...] | None = option(
         None,
-        help=f"Weights of the KL term to train with: {BETAS}.",
+        help=f"Weights of the KL term to train with, for example {BETAS}.",
         metavar="LIST",
         parse=_numbers,
         panel=VARIED,
@@ -44,7 +44,7 @@ class SweepOptions(Drawing, Writing):
     )
     n_latent: tuple[float, ...] | None = option(
         None,
-        help=f"Numbers of latent dimensions to train with: {DIMENSIONS}.",
+        help=f"Numbers of latent dimensions to train with, for example {DIMENSIONS}.",
         metavar="LIST",
         parse=_numbers,
         panel=VARIED,
@@ -60,7 +60,7 @@ class SweepOptions(Drawing, Writing):
     training: RunConfig = section(RunConfig, without=frozenset({"beta", "n_latent"}))
     models: Path | None = option(
         None,
-        help="Folder that keeps every model, as FOLDER/beta_0.3.scvae; they know nine tenths of the molecules.",
+        help="Folder to keep the models in, as FOLDER/beta_0.3.scvae; each is trained on nine tenths of the molecules.",
         metavar="FOLDER",
         panel=OUTPUT,
     )
@@ -109,10 +109,10 @@ SWEEP = Verb(
     home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
     about="""Train once for every β, or number of latent dimensions, and suggest the one to use.
 
-    A tenth of every cell's molecules is set aside. Each model learns from the rest and predicts them; the suggestion is
-    the largest β (the fewest dimensions) that predicts as well as the best within noise. Rate and distortion of
-    held-out cells trace the rate–distortion curve of the data. All results go to uns["scvae"]["sweep"]. Real numbers
-    (--likelihood normal) cannot be set aside in part: there the bound of held-out cells decides.""",
+    A tenth of every cell's molecules is set aside. Each model is trained on the rest and predicts the molecules set
+    aside. The suggestion is the largest β (with --n-latent: the smallest number) whose predictions are as good as the
+    best ones, within noise. Rate and distortion of held-out cells trace the rate–distortion curve. All results go to
+    uns["scvae"]["sweep"]. With --likelihood normal, the bound of held-out cells decides instead.""",
     example="scvae sweep data.h5ad --beta 0.1,0.3,1,3,10 --plot sweep.png",
     takes_model=False,
 )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
 # A change in the wrong direction is reported if it is larger than this number of standard errors, and of nats.
@@ -86,6 +87,8 @@ class Sweep:
     reversals
         Where the rate–distortion curve is not monotonic.
     """
+
+    __repr__ = brief
 
     varied: str
     runs: tuple[Run, ...]

@@ -35,7 +35,12 @@ TRAIN = Verb(
     With --likelihood normal the values may be any real numbers. Some cells are held out; the weights that are best on
     them are kept, and training stops when they no longer improve. Ctrl-C ends the training after the epoch in
     progress; --resume continues it.""",
+    python_about="""Train a model on raw counts.
+
+    With a normal likelihood the values may be any real numbers. Some cells are held out; the weights that are best on
+    them are kept, and training stops when they no longer improve.""",
     example="scvae train data.h5ad --batch-key donor",
+    argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     trains=True,
     returns='The trained model; `model.save("NAME.scvae")` writes its folder.',
 )

@@ -109,7 +109,9 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         """What every trajectory prints."""
         lines = [f"passes {' → '.join(facts['groups_passed'])}"] if facts["groups_passed"] else []
         highest = facts["off_manifold"]
-        lines.append(f"highest off-manifold score: {highest:.2f} (above {OFF_MANIFOLD}, no cells were observed)")
+        lines.append(
+            f"highest off-manifold score: {highest:.2f} (no cells were observed where it is above {OFF_MANIFOLD})"
+        )
         lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
         lines += [
             "{gene:<16}{start:>10.3g}{end:>10.3g}{change:>9.2f}{direction:>11}{switch_step:>13}".format(**row)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames, slug
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
@@ -51,6 +52,8 @@ class Trajectory:
     of_counts
         Whether the model is one of counts, and not of real numbers.
     """
+
+    __repr__ = brief
 
     name: str
     kind: str
@@ -103,7 +106,7 @@ class Trajectory:
         if self.kind != "geodesic":
             return "--path geodesic stays where cells are, if it can"
         if np.mean(off_t % last == 0) <= 0.5:
-            return "no cells lie in between: measure intermediate states, or name an intermediate group with --via"
+            return "sample the states in between, or name an intermediate group with --via"
         if self.endpoint == "density":
             return "few cells are like its ends: choose other ends"
         return "few cells are like its ends: use --endpoint density"
