@@ -99,7 +99,8 @@ def draw_curves(
     middle = top + (_TITLE + curves_height(len(chosen)) - _AXIS) / 2
     unit = "counts at the same library size" if trajectory.of_counts else "values"
     write(figure, 0.13, middle, unit, rotation=90, ha="center", va="center")
-    _draw_legend(figure, top, drawn)
+    decoded = "decoded, technical zeros included" if (inflation_tc != 1).any() else "decoded"
+    _draw_legend(figure, top, drawn, f"{decoded}, 5–95% band")
 
 
 def _columns(n_genes: int) -> int:
@@ -159,9 +160,9 @@ def _draw_gene(
     return drawn
 
 
-def _draw_legend(figure: Figure, top: float, drawn: set[str]) -> None:
+def _draw_legend(figure: Figure, top: float, drawn: set[str], decoded: str) -> None:
     entries: list[tuple[str, Any]] = [
-        ("decoded, with 5–95% band", (Patch(color=_DECODED, alpha=0.25), Line2D([], [], color=_DECODED, linewidth=1.5)))
+        (decoded, (Patch(color=_DECODED, alpha=0.25), Line2D([], [], color=_DECODED, linewidth=1.5)))
     ]
     if "mean" in drawn:
         mean = Line2D([], [], color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)))
