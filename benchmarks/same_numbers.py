@@ -48,7 +48,7 @@ from timed import describe_machine
 # What got another name: pattern → replacement (as in re.sub), applied to the names of the first recording.
 RENAMED: dict[str, str] = {
     r"/beyond_step$": "/extrapolated_from",
-    r"/diagnosis/n_judged$": "/diagnosis/n_evaluated",
+    r"/(diagnosis|printed)/n_judged$": r"/\1/n_evaluated",
     r"/(zeros|variances)/judged$": r"/\1/n_evaluated",
     r"/diagnosis/worth/contender$": "/diagnosis/baselines/model",
     r"/diagnosis/worth/heldout$": "/diagnosis/baselines/heldout_log_prob",
@@ -56,6 +56,11 @@ RENAMED: dict[str, str] = {
     r"/diagnosis/worth/(heldout|thinned)_error$": r"/diagnosis/baselines/vae_advantage_\1_error",
     r"/diagnosis/worth/thinned_(state|cell)$": r"/diagnosis/baselines/thinned_loss_\1",
     r"/diagnosis/worth/": "/diagnosis/baselines/",
+    r"/printed/worth/contenders/(\d+)/heldout$": r"/printed/baselines/models/\1/heldout_log_prob",
+    r"/printed/worth/contenders/(\d+)/(heldout|thinned)_behind/": r"/printed/baselines/models/\1/vae_advantage_\2/",
+    r"/printed/worth/contenders/(\d+)/thinned_(state|cell)$": r"/printed/baselines/models/\1/thinned_loss_\2",
+    r"/printed/worth/": "/printed/baselines/",
+    r"/(sweep[^/]*/printed)/kept$": r"/\1/kept_molecules",
     r"/sweep/(beta|n_latent)/judge$": r"/sweep/\1/criterion",
     r"/sweep/(beta|n_latent)/kept$": r"/sweep/\1/kept_molecules",
     r"/(de[^/]*/printed|rank_genes_groups_scvae/params)/shift$": r"/\1/common_change",

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from scvae_cli.config_file import resolve
-from scvae_cli.errors import ScvaeError, ScvaeWarning
+from scvae_cli.errors import ConfigError, ScvaeError, ScvaeWarning
 from scvae_cli.options import REQUIRED, Declared, declarations, respelled
 from scvae_cli.progress import Progress, silent
 from scvae_cli.question import perform
@@ -49,11 +49,18 @@ def function_of(verb: Verb) -> Callable[..., Any]:
         data, model = given.pop("data"), given.pop("model", None)
         inplace, config = given.pop("inplace", _writes(verb)), given.pop("config", None)
         try:
+            if not isinstance(inplace, bool):
+                raise ConfigError(f"inplace is {inplace!r}", "it takes True or False")
+            if config is not None and not isinstance(config, str | Path):
+                raise ConfigError(f"--config is a {type(config).__name__}", "it takes the path of a TOML file")
+            options = resolve(verb, given, config)
+            if _writes(verb) and not inplace and options.output is not None:
+                raise ConfigError("--output was given with inplace=False", "leave out one of the two")
             request = Request(
                 verb=verb,
                 data=Path(data) if isinstance(data, str) else data,
                 model=model,
-                options=resolve(verb, given, config),
+                options=options,
                 inplace=inplace,
             )
             outcome = perform(request, PythonShell())

@@ -39,6 +39,8 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     sections: dict[str, set[str]] = {}
     for one in VERBS:
         for declared in declarations(one.options):
+            if "Callable" in declared.annotation and not declared.on_command_line:
+                continue  # no file holds a function
             sections.setdefault(_section_of(one, declared), set()).add(declared.name)
     mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
     stated: dict[str, Any] = {}
@@ -66,7 +68,7 @@ def _read(file: Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", "--config takes a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(
             f"{file} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"'
         ) from error

@@ -17,7 +17,10 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from scvae_cli.errors import ConfigError
+from scvae_cli.labels import as_label
 
+# Whole numbers are smaller, as arrays hold them; longer texts are cut in messages.
+_LARGEST, _SHOWN = 2**63, 80
 # The default of an option that must be given.
 REQUIRED: Any = ...
 
@@ -180,8 +183,7 @@ class Declared:
         """
         if value is None and self.optional:
             return None
-        if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:
-            value = value.item()
+        value = value if self.label else _scalar(value)
         for kind in self.alternatives:
             fitting = self._as(kind, value)
             if fitting is not None:
@@ -205,17 +207,17 @@ class Declared:
         if kind is int:
             return value if _is_number(value, int) and self._in_range(value) else None
         if kind is float:
-            if float in self.alternatives and str in self.alternatives and isinstance(value, str):
-                value = _number(value)
-            return value if _is_number(value, (int, float)) and self._in_range(value) else None
+            either = str in self.alternatives
+            number = _number(value) if either and isinstance(value, str) else value
+            if number is None or not (_is_number(number, (int, float)) and self._in_range(number)):
+                return None
+            return float(number) if either else number
         if origin is Literal:
             return value if isinstance(value, str) and value in get_args(kind) else None
         if kind is str:
-            if self.label and value is not None and not isinstance(value, list | tuple | dict):
-                from scvae_cli.labels import as_label
-
-                return as_label(value)
-            return value if isinstance(value, str) and (not self.choices or value in self.choices) else None
+            if self.label:
+                return as_label(value) if _is_scalar(value) else None
+            return value if isinstance(value, str) and value and (not self.choices or value in self.choices) else None
         if kind is Path:
             return Path(value) if isinstance(value, str | Path) and str(value) else None
         if origin is tuple:
@@ -228,11 +230,14 @@ class Declared:
 
     def _as_tuple(self, kind: Any, value: Any) -> tuple[Any, ...] | None:
         """Several values; a lone one counts as several of one."""
-        if callable(value) or isinstance(value, Mapping):
+        if callable(value) or isinstance(value, Mapping | set | frozenset):
             return None
-        many = [value] if isinstance(value, str | int | float) else list(value)
         one = dataclasses.replace(self, kind=kind)
-        fitting = [one._as(kind, item.item() if hasattr(item, "item") else item) for item in many]
+        try:
+            many = [value] if _is_scalar(value) else list(value)
+        except TypeError:
+            return None
+        fitting = [one._as(kind, item if self.label else _scalar(item)) for item in many]
         return None if None in fitting else tuple(fitting)
 
     def _as_mapping(self, kind: Any, value: Mapping[Any, Any]) -> dict[str, Any] | None:
@@ -243,7 +248,7 @@ class Declared:
 
     def _in_range(self, value: float) -> bool:
         return (
-            math.isfinite(value)
+            (abs(value) < _LARGEST if isinstance(value, int) else math.isfinite(value))
             and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
@@ -389,8 +394,11 @@ def respelled(text: str, options: type[Options], others: Iterable[type[Options]]
             part = part.replace(declared.spelled, declared.name) if declared.joined else part
         return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
 
-    commands = re.split(r"(\bscvae [a-z]+[^;,)]*)", text)
-    return "".join(part if i % 2 else spelled(part) for i, part in enumerate(commands))
+    # Command lines and quoted values are the user's or the shell's own.
+    parts = re.split(r"(\bscvae [a-z]+[^;,)]*|'[^']*')", text)
+    joined = "".join(part if i % 2 else spelled(part) for i, part in enumerate(parts))
+    # Several flags of one argument name it once.
+    return re.sub(r"\b(\w+)(?:, \1)*,? (?:and|or) \1\b", r"\1", joined)
 
 
 def _written(kind: Any) -> str:
@@ -408,6 +416,17 @@ def _is_number(value: Any, kinds: Any) -> bool:
     return isinstance(value, kinds) and not isinstance(value, bool)
 
 
+def _is_scalar(value: Any) -> bool:
+    """Whether a value can be a label or number: no array, series, list or function."""
+    several = isinstance(value, list | tuple | Mapping | set | frozenset) or getattr(value, "ndim", 0) > 0
+    return not (several or callable(value))
+
+
+def _scalar(value: Any) -> Any:
+    """The Python value of a numpy scalar."""
+    return value.item() if hasattr(value, "item") and _is_scalar(value) else value
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -416,8 +435,11 @@ def _number(text: str) -> float | None:
 
 
 def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else repr(value)
+    if isinstance(value, int) and abs(value) >= _LARGEST:
+        return "a number of more than 18 digits"
+    text = f"{value:g}" if isinstance(value, float) else " ".join(repr(value).split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _plain(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else _shown(value)

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import declarations
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.verb import Request
@@ -250,6 +252,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     """
     options = request.options
     plot = getattr(options, "plot", None)
+    _refuse_shared_files(kind, request)
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
 
@@ -286,6 +289,21 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         report=lambda: question.report(result, slots),
         warnings=question.warnings(result),
     )
+
+
+def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
+    """Refuse an additional file that is the data, the output, or another additional file: it would be overwritten."""
+    options = request.options
+    taken = {file.resolve() for file in (request.data, options.output) if isinstance(file, Path)}
+    spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
+    for name in (*kind.extra_files, "plot"):
+        file = getattr(options, name, None)
+        if file is None:
+            continue
+        if file.resolve() in taken:
+            message = f"{spelled[name]} is {file}, which contains the cells or another result"
+            raise ConfigError(message, "name another file")
+        taken.add(file.resolve())
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

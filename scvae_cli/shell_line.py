@@ -18,7 +18,8 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     >>> shell_line("embed", "my cells.h5ad", m="a.scvae", refine=100, drop_empty=True, layer=None)
     "scvae embed 'my cells.h5ad' -m a.scvae --refine 100 --drop-empty"
     """
-    words = ["scvae", verb, *map(str, arguments)]
+    # A name that begins like an option is given as a path.
+    words = ["scvae", verb, *(f"./{word}" if str(word).startswith("-") else str(word) for word in arguments)]
     for name, value in options.items():
         if value is None or value is False:
             continue

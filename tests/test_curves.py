@@ -144,7 +144,7 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
     together = solved_paths(curved, ends_pwk, kind)
     single = np.concatenate([solved_paths(curved, ends_pwk[p : p + 1], kind) for p in range(3)])
     np.testing.assert_allclose(together, single, atol=2e-3)
-    monkeypatch.setattr(curves, "_CPU_VALUES", 1)
+    monkeypatch.setattr(curves, "CPU_VALUES", 1)
     np.testing.assert_allclose(solved_paths(curved, ends_pwk, kind), single, atol=2e-3)
 
 
@@ -338,4 +338,4 @@ def test_splines_are_those_of_scipy(n_points):
     c = curves._CONTROLS
     knots = np.concatenate([[0.0] * 3, np.linspace(0, 1, c - 2), [1.0] * 3])
     expected_tc = BSpline.design_matrix(np.linspace(0, 1, n_points), knots, 3).toarray()
-    np.testing.assert_allclose(curves._basis(n_points).numpy(), expected_tc, atol=1e-7)
+    np.testing.assert_allclose(curves.spline_basis(n_points).numpy(), expected_tc, atol=1e-7)

@@ -113,9 +113,9 @@ def test_a_step_depends_on_no_value(resident, config, precision):
     network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
     vae, cells = vae_of(network, META), table(META, resident=resident)
     steps = steps_of(vae, cells, precision)
-    steps._segment.fill([plan.cells for plan in plans(2)])
+    steps.segment.fill([plan.cells for plan in plans(2)])
     with torch.no_grad():
-        steps._step()
+        steps.step()
     assert all(p.device == META for p in vae.parameters())
 
 
@@ -124,7 +124,7 @@ def test_steps_compile_in_one_piece():
     twin = copy.deepcopy(vae)
     plain, compiled = steps_of(vae, cells), steps_of(twin, cells)
     torch._dynamo.utils.counters.clear()
-    compiled._play = torch.compile(compiled._step, dynamic=False, fullgraph=True, backend="aot_eager")
+    compiled.play = torch.compile(compiled.step, dynamic=False, fullgraph=True, backend="aot_eager")
     for steps in (plain, compiled):
         torch.manual_seed(5)
         for first in (0, 3):  # short segments and full ones are compiled once
@@ -172,7 +172,7 @@ def test_steps_are_prepared_anew_when_dropout_is_eased(counts, on_device, monkey
     prepared, usual = [], device_steps.DeviceSteps._prepared
 
     def prepare(steps):
-        prepared.append(steps._vae.decoder.first_norm.dropout)
+        prepared.append(steps.vae.decoder.first_norm.dropout)
         return usual(steps)
 
     monkeypatch.setattr(device_steps.DeviceSteps, "_prepared", prepare)
@@ -198,7 +198,7 @@ def test_cells_are_not_blamed_for_weights_that_later_steps_have_spoilt(counts, o
     def spoiling(self, plans):
         losses = take(self, plans)
         if next(first, False):
-            next(self._vae.parameters()).data.fill_(float("nan"))
+            next(self.vae.parameters()).data.fill_(float("nan"))
             losses._loss_s.fill_(float("nan"))
         return losses
 

@@ -258,7 +258,7 @@ def test_the_way_counts_are_kept_does_not_matter(copied, reference, monkeypatch,
     else:
         stored(ad.read_h5ad(copied.data), kind).write_h5ad(copied.data)
     whole = read_counts(H5adFile(copied.data))
-    monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", 100)
+    monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", 100)
     blocks = read_counts(H5adFile(copied.data))
     assert (whole.matrix != blocks.matrix).nnz == 0
     assert set(whole.gene_names) == set(ad.read_h5ad(copied.data).var_names)
@@ -282,7 +282,7 @@ def test_names_are_those_anndata_reads(tmp_path, kind):
 def test_blocks_of_rows_together_are_the_matrix(copied, monkeypatch, kind, values):
     adata = stored(ad.read_h5ad(copied.data), kind)
     adata.write_h5ad(copied.data)
-    monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", values)
+    monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", values)
     blocks = list(H5adFile(copied.data).row_blocks("X"))
     assert all(block.shape[0] for block in blocks)
     np.testing.assert_array_equal(sp.vstack(blocks).toarray(), sp.csr_matrix(adata.X).toarray())

@@ -28,10 +28,10 @@ from scvae_cli.training.fit import Prepared, fit
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Whatever is done in blocks takes many."""
-    monkeypatch.setattr(h5ad_rows, "_BLOCK_VALUES", 1000)
-    monkeypatch.setattr(row_stack, "_PIECE_VALUES", 777)
-    monkeypatch.setattr(counts_module, "_VALUES_AT_ONCE", 100)
-    monkeypatch.setattr(moments, "_CELLS_AT_ONCE", 7)
+    monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", 1000)
+    monkeypatch.setattr(row_stack, "PIECE_VALUES", 777)
+    monkeypatch.setattr(counts_module, "VALUES_AT_ONCE", 100)
+    monkeypatch.setattr(moments, "CELLS_AT_ONCE", 7)
 
 
 def peak_of(work: Callable[[], object]) -> int:

@@ -53,7 +53,7 @@ def test_edges_are_as_long_as_the_decoder_says():
 
 def test_neighbours_by_state_are_the_nearest_decoded_ones(monkeypatch):
     """More genes than directions are looked along, and more cells than show which these are."""
-    monkeypatch.setattr(room, "_DIRECTION_CELLS", 40)
+    monkeypatch.setattr(room, "DIRECTION_CELLS", 40)
     x_nk = cloud(200, 5)
     decoder = FlatGeometry(torch.as_tensor(np.random.default_rng(1).normal(size=(90, 5)) * [9, 3, 1, 0.3, 0.1]).float())
     graph = graph_by_state(x_nk, decoder)
@@ -85,7 +85,7 @@ def test_shortest_paths_are_networkx_s():
 
 def test_nearest_is_brute_force_whatever_the_blocks(monkeypatch):
     x_nk, among_mk = cloud(50), cloud(30, seed=1)
-    monkeypatch.setattr(room, "_BLOCK_VALUES", 100)
+    monkeypatch.setattr(room, "BLOCK_VALUES", 100)
     index, distance = nearest(points(x_nk), points(among_mk), 4)
     expected = cdist(x_nk, among_mk)
     np.testing.assert_array_equal(index, np.argsort(expected, axis=1)[:, :4])
@@ -213,7 +213,7 @@ def test_smooth_distances_do_not_depend_on_the_unit():
 
 @pytest.fixture
 def few_nodes(monkeypatch):
-    monkeypatch.setattr(room, "_MAX_NODES", 150)
+    monkeypatch.setattr(room, "MAX_NODES", 150)
 
 
 def test_some_cells_are_always_nodes(few_nodes):
@@ -232,7 +232,7 @@ def test_some_cells_are_always_nodes(few_nodes):
 
 
 def test_many_genes_leave_room_for_fewer_nodes(monkeypatch):
-    monkeypatch.setattr(room, "_MAX_VALUES", 10)
+    monkeypatch.setattr(room, "MAX_VALUES", 10)
     graph = cell_graph(flat(), points(cloud(1200, 2)), always=np.empty(0, dtype=np.int64))
     assert len(graph.cells) == 1000
 

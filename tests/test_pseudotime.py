@@ -108,7 +108,7 @@ def test_distances_are_shortest_paths_from_the_root(adata, model):
 
 
 def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monkeypatch):
-    monkeypatch.setattr(neighbor_graph, "_MAX_NODES", 300)
+    monkeypatch.setattr(neighbor_graph, "MAX_NODES", 300)
     fewer = ordered(adata, model, root="stem", ends=MATURE)
     assert len(fewer.pseudotime_n) == adata.n_obs
     assert spearmanr(fewer.pseudotime_n, branches.pseudotime_n).statistic > 0.9
@@ -214,7 +214,7 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
     ("message", "options"),
     [
         ("the root was given twice", {"groupby": "cell_type", "root": "stem", "root_cell": "cell_001"}),
-        ("an order needs groupby with root", {"groupby": "cell_type"}),
+        ("an order needs root", {"groupby": "cell_type"}),
         ("the group in root needs groupby", {"groupby": None, "root": "stem"}),
         ("the groups in ends need groupby", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),

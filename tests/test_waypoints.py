@@ -134,7 +134,7 @@ def test_pairs_repeat_with_the_seed_and_only_when_they_must():
 
 
 def test_very_many_cells_are_paired_in_part(monkeypatch):
-    monkeypatch.setattr(waypoints, "_COUPLED_CELLS", 20)
+    monkeypatch.setattr(waypoints, "COUPLED_CELLS", 20)
     drawn = pairs_of(100, 60, n_paths=20)[1]
     assert len(set(drawn.nodes_pw[:, 0])) == len(set(drawn.nodes_pw[:, -1])) == 20
     assert torch.as_tensor(drawn.z_pwk).isfinite().all()

@@ -20,7 +20,7 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
 # Number of values of a large matrix that are checked at once, which limits the memory needed.
-_VALUES_AT_ONCE = 1 << 20
+VALUES_AT_ONCE = 1 << 20
 
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
@@ -235,8 +235,8 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
     if real:
         faults = [] if values.dtype.kind == "i" else _FAULTS_OF_REAL
     for reason, has_it in faults:
-        for start in range(0, values.size, _VALUES_AT_ONCE):
-            bad = has_it(values[start : start + _VALUES_AT_ONCE])
+        for start in range(0, values.size, VALUES_AT_ONCE):
+            bad = has_it(values[start : start + VALUES_AT_ONCE])
             if bad.any():
                 first = start + int(bad.argmax())
                 return reason.format(values[first]), first

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
-_BLOCK_VALUES = 1 << 23
+BLOCK_VALUES = 1 << 23
 # A CSC matrix is read completely for every block of rows. A large matrix therefore gets larger blocks.
 _MAX_PASSES = 16
 
@@ -45,7 +45,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
     if kind not in "fiub":
         raise DataError(f"{title}: {item.name} does not hold numbers", "store counts as integers or floats")
     if isinstance(item, h5py.Dataset):
-        step = max(1, _BLOCK_VALUES // max(1, item.shape[1]))
+        step = max(1, BLOCK_VALUES // max(1, item.shape[1]))
         for start in range(0, item.shape[0], step):
             yield sp.csr_matrix(plain_numbers(item[start : start + step]))
         return
@@ -60,7 +60,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
 def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     """Read a CSR matrix in blocks of rows."""
     indptr = item["indptr"][:].astype(np.int64)
-    for start, end in _row_ranges(indptr, shape_of(item)[0], _BLOCK_VALUES):
+    for start, end in _row_ranges(indptr, shape_of(item)[0], BLOCK_VALUES):
         yield _csr_rows(item, indptr[start : end + 1])
 
 
@@ -84,7 +84,7 @@ def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
             raise ValueError(f"a row index of {item.name} is out of range")
         lengths += np.bincount(rows, minlength=n_rows)
     row_ends = np.concatenate([[0], np.cumsum(lengths)])
-    for start, end in _row_ranges(row_ends, n_rows, max(_BLOCK_VALUES, int(indptr[-1]) // _MAX_PASSES)):
+    for start, end in _row_ranges(row_ends, n_rows, max(BLOCK_VALUES, int(indptr[-1]) // _MAX_PASSES)):
         yield _csc_rows(item, indptr, start, end, int(row_ends[end] - row_ends[start]))
 
 
@@ -111,7 +111,7 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
 def _segments(indptr: np.ndarray) -> Iterator[slice]:
     """Split the stored values into consecutive segments."""
     stored = int(indptr[-1])
-    return (slice(start, min(start + _BLOCK_VALUES, stored)) for start in range(0, stored, _BLOCK_VALUES))
+    return (slice(start, min(start + BLOCK_VALUES, stored)) for start in range(0, stored, BLOCK_VALUES))
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:

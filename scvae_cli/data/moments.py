@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import scipy.sparse as sp
 
-_CELLS_AT_ONCE = 4096
+CELLS_AT_ONCE = 4096
 # Smaller blocks if values are also transformed in float64.
 _TRANSFORMED_AT_ONCE = 256
 # The standard error of a mean over this many cells is a hundredth of the standard deviation.
@@ -54,5 +54,5 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
 
 def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = 0) -> Iterator[sp.csr_matrix]:
     """Return the rows of cells given by index, in blocks (of a default size), which limits the memory needed."""
-    size = size or _CELLS_AT_ONCE
+    size = size or CELLS_AT_ONCE
     return (matrix[cells[start : start + size]] for start in range(0, len(cells), size))

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 # Number of values in a piece: 64 MiB. The operating system allocates and frees arrays of this size directly, and a part
 # that has not been written to needs no memory.
-_PIECE_VALUES = 1 << 24
+PIECE_VALUES = 1 << 24
 
 
 class RowStack:
@@ -52,18 +52,18 @@ class _Pieces:
 
     def append(self, values: np.ndarray) -> None:
         while len(values):
-            filled = self.length % _PIECE_VALUES
+            filled = self.length % PIECE_VALUES
             if filled == 0:
-                self._pieces.append(np.empty(_PIECE_VALUES, dtype=self._dtype))
-            part = values[: _PIECE_VALUES - filled]
+                self._pieces.append(np.empty(PIECE_VALUES, dtype=self._dtype))
+            part = values[: PIECE_VALUES - filled]
             self._pieces[-1][filled : filled + len(part)] = part
             self.length += len(part)
             values = values[len(part) :]
 
     def joined(self, dtype: Any) -> np.ndarray:
         whole = np.empty(self.length, dtype=dtype)
-        for start in range(0, self.length, _PIECE_VALUES):
-            rest = whole[start : start + _PIECE_VALUES]
+        for start in range(0, self.length, PIECE_VALUES):
+            rest = whole[start : start + PIECE_VALUES]
             rest[:] = self._pieces.popleft()[: len(rest)]
         self.length = 0
         return whole

@@ -26,18 +26,18 @@ from scvae_cli.model.geometry import Geometry
 
 NEIGHBORS = 15
 # More nodes do not make paths smoother. The decoded states (float32) of the nodes may take half a GB.
-_MAX_NODES, _MAX_VALUES = 20_000, 128_000_000
+MAX_NODES, MAX_VALUES = 20_000, 128_000_000
 # Decoded states vary along as many directions as there are latent dimensions in use, and a few more because of
 # curvature. This number of directions keeps all but a hundredth of a percent of the variance. The directions are
 # computed from this number of cells.
-_DIRECTIONS, _DIRECTION_CELLS = 64, 1000
+_DIRECTIONS, DIRECTION_CELLS = 64, 1000
 # Duration of heat diffusion, in steps of a typical random walk: long enough to average over paths, and short enough
 # that the distance from the start is still visible.
 _HEAT_TIME = 30.0
 # In heat diffusion, edges are at least this fraction of the median edge length.
 _LEAST_LENGTH = 0.1
 # Number of values processed at once, 8 MB in float32. Larger blocks exceed the cache, and temporary arrays become slow.
-_BLOCK_VALUES = 2_000_000
+BLOCK_VALUES = 2_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,7 +149,7 @@ def cell_graph(
         Whether nodes are connected to the nearest nodes by Fisher–Rao distance instead of by distance in latent space.
         The nodes are the same.
     """
-    most = min(_MAX_NODES, max(1000, _MAX_VALUES // geometry.vae.n_genes))
+    most = min(MAX_NODES, max(1000, MAX_VALUES // geometry.vae.n_genes))
     cells = np.arange(len(mean_nk))
     if len(cells) > most:
         chosen = np.random.default_rng(seed).choice(len(cells), most, replace=False)
@@ -180,14 +180,14 @@ def cell_graph(
 @torch.no_grad()
 def coordinates(geometry: Geometry, z_nk: Tensor) -> Tensor:
     """Compute Fisher–Rao coordinates of many points, on the CPU, shape (n, g)."""
-    size = max(1, _BLOCK_VALUES // geometry.vae.n_genes)
+    size = max(1, BLOCK_VALUES // geometry.vae.n_genes)
     device = geometry.vae.reference_library.device
     return torch.cat([geometry.coordinates(block_nk.to(device)).cpu() for block_nk in torch.split(z_nk, size)])
 
 
 def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the j points of `among_mk` nearest to each of n points: indices and Euclidean distances, shape (n, j)."""
-    size = max(1, _BLOCK_VALUES // len(among_mk))
+    size = max(1, BLOCK_VALUES // len(among_mk))
     # A matrix product would be too inaccurate to distinguish nearby points.
     exact = "donot_use_mm_for_euclid_dist"
     found = [
@@ -199,10 +199,10 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 
 def _principal_coordinates(y_mg: Tensor) -> Tensor:
     """Project Fisher–Rao coordinates on the directions of largest variance, which preserves distances, shape (m, d)."""
-    some_sg = y_mg[:: -(-len(y_mg) // _DIRECTION_CELLS)]
+    some_sg = y_mg[:: -(-len(y_mg) // DIRECTION_CELLS)]
     center_g = some_sg.mean(0)
     axes_dg = torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
-    size = max(1, _BLOCK_VALUES // y_mg.shape[1])
+    size = max(1, BLOCK_VALUES // y_mg.shape[1])
     return torch.cat([(block_ng - center_g) @ axes_dg.T for block_ng in torch.split(y_mg, size)])
 
 
@@ -242,7 +242,7 @@ def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
 def _lengths(y_mg: Tensor, edges: np.ndarray) -> np.ndarray:
     """Compute the distance between the coordinates of the two nodes of every edge."""
     parts = []
-    for part in torch.split(torch.as_tensor(edges), max(1, _BLOCK_VALUES // y_mg.shape[1])):
+    for part in torch.split(torch.as_tensor(edges), max(1, BLOCK_VALUES // y_mg.shape[1])):
         difference_eg = y_mg.index_select(0, part[:, 0])
         difference_eg -= y_mg.index_select(0, part[:, 1])
         parts.append(torch.linalg.vector_norm(difference_eg, dim=1))

@@ -70,44 +70,44 @@ class DeviceSteps:
     """Training steps on a device, with minibatches of at most `n_cells` training cells of the table."""
 
     def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
-        self._vae, self._optimizer, self._compute = vae, optimizer, compute
+        self.vae, self._optimizer, self._compute = vae, optimizer, compute
         device, size, k = compute.device, SEGMENT_STEPS, vae.config.n_latent
-        self._segment = Segment(table, size, n_cells)
+        self.segment = Segment(table, size, n_cells)
         self._noise_snk = torch.zeros(size, n_cells, k, device=device)
         self._seed_sl = torch.zeros(size, 2 * vae.config.n_layers, dtype=torch.long, device=device)
         self._factors_sf = torch.zeros(size, 1 + len(Factors._fields), device=device)
         self._loss_s = torch.zeros(size, device=device)
         self._at = torch.zeros(1, dtype=torch.long, device=device)
-        self._play: Callable[[], None] | None = None
+        self.play: Callable[[], None] | None = None
 
     @torch.no_grad()
     def take(self, plans: Sequence[Plan]) -> Losses:
         """Take at most `SEGMENT_STEPS` steps; torch's generators draw the noise and the seeds of dropout."""
-        self._segment.fill([plan.cells for plan in plans])
+        self.segment.fill([plan.cells for plan in plans])
         factors_sf = np.array([[plan.kl_weight, *plan.factors] for plan in plans], dtype=np.float32)
-        self._segment.send(self._factors_sf, factors_sf)
-        self._segment.send(self._seed_sl, torch.randint(2**31, self._seed_sl.shape).numpy())
+        self.segment.send(self._factors_sf, factors_sf)
+        self.segment.send(self._seed_sl, torch.randint(2**31, self._seed_sl.shape).numpy())
         self._noise_snk.normal_()
-        if self._play is None:
-            self._play = self._prepared()
+        if self.play is None:
+            self.play = self._prepared()
         self._at.zero_()
         for _ in plans:
-            self._play()
+            self.play()
         return Losses(self._loss_s[: len(plans)])
 
     def forget(self) -> None:
         """Discard the compiled or recorded step, because dropout has changed."""
-        self._play = None
+        self.play = None
 
-    def _step(self) -> None:
+    def step(self) -> None:
         """Take the step to which the counter points. No operation depends on a value that the host has to read."""
         at = self._at
-        cells = self._segment.cells(at)
+        cells = self.segment.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()
         seed_l, noise_nk = self._seed_sl.index_select(0, at)[0], self._noise_snk.index_select(0, at)[0]
         operations = TorchOperations(cells.x_ng, cells.library_n, cells.share_n, seed_l)
         narrow = self._compute.precision == "bf16"
-        terms = ElboGradients(self._vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
+        terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
         self._optimizer.advance_torch(terms.gradients, Factors(*factors))
         self._loss_s.index_copy_(0, at, (terms.nll + kl_weight * terms.kl).to(self._loss_s.dtype).view(1))
         at.add_(1)
@@ -120,25 +120,25 @@ class DeviceSteps:
         on_gpu = self._compute.device.type == "cuda"
         if self._compute.compiles:
             try:
-                return self._tried(torch.compile(self._step, dynamic=False), record=on_gpu)
+                return self._tried(torch.compile(self.step, dynamic=False), record=on_gpu)
             except RuntimeError as error:
                 self._without("compiled", error)
         if on_gpu:
             try:
-                return self._tried(self._step, record=True)
+                return self._tried(self.step, record=True)
             except RuntimeError as error:
                 self._without("recorded", error)
-        return self._step
+        return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
         """Continue without compiled or recorded steps, and warn the user."""
-        self._segment.send_in_turn()
+        self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(ScvaeWarning(f"training steps could not be {what} and take longer: {reason}"), stacklevel=4)
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
         """Run a step and optionally record it. The model and the optimizer are restored afterwards."""
-        moving = [*self._vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
+        moving = [*self.vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
         before = [tensor.clone() for tensor in moving]
         try:
             if not record:

@@ -26,7 +26,10 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it take
 
 
 def _report(found: Inspection, request: Request, *, of_counts: bool) -> Report:
-    following = shell_line("train", request.data, **request.flags)
+    options = request.options
+    asked = {"layer": options.layer, "batch_key": options.batch_key, "config": request.flags.get("config")}
+    asked |= {"likelihood": options.likelihood} if options.likelihood != "zinb" else {}
+    following = shell_line("train", request.data, **asked)
     return Report(
         facts=found.as_dict(),
         text=_text(found, of_counts=of_counts),

@@ -7,6 +7,7 @@ from typing import Any
 
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
+from scvae_cli.data.slots import SlotNames
 from scvae_cli.model.bundle import CONFIG, load
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
@@ -33,8 +34,9 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
             "config": model.config.as_dict(),
         }
         return Outcome(value=facts, report=lambda: Report(facts=facts, text=_model_text(facts)))
+    names = SlotNames(key_added=request.options.key_added)
     store = open_store(target)
-    runs = read_runs(store, request.options.key_added)
+    runs = read_runs(store, names.key_added)
     facts = {"data": store.title if not isinstance(target, Path) else str(target), "runs": runs}
     return Outcome(value=facts, report=lambda: Report(facts=facts, text=_runs_text(facts["data"], runs)))
 

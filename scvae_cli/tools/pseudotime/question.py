@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from scvae_cli.errors import ConfigError
 from scvae_cli.question import Question
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
@@ -21,6 +22,11 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         groupby = options.groupby if options.root_cell is None else None
         [self.root] = self.session.populations([label], groupby=groupby)
         self.ends = self.session.populations(options.ends, groupby=options.groupby) if options.ends else []
+        # Labels that are spelled differently may mean the same group.
+        named = [population.label for population in (*([self.root] if groupby else []), *self.ends)]
+        for group in named:
+            if named.count(group) > 1:
+                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must be different groups")
         self.name = options.name or default_name(label)
 
     @property

@@ -84,7 +84,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
 
 
 def _folder_name(options: SweepOptions, value: float) -> str:
-    return f"{options.varied}_{value:g}.scvae"
+    return f"{options.varied}_{value:.15g}.scvae"
 
 
 def _check_models(options: SweepOptions) -> None:

@@ -32,7 +32,7 @@ _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
 _COST_INCREASE = 10.0
 # Number of values processed at once (points × genes). On a CPU 2 MB in float32: larger blocks exceed the cache, and a
 # bundle takes nearly twice as long. On other devices 160 MB, because small blocks would not keep the device busy.
-_CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
+CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
 
 
 def straight(waypoints_wk: np.ndarray, n_steps: int) -> np.ndarray:
@@ -107,7 +107,7 @@ def geodesics(
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
-    values = _CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
+    values = CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES
     at_once = max(1, values // (_SOLVED * geometry.vae.n_genes))
     solved: list[np.ndarray] = []
     with progress("Solving", len(guesses)) as advance:
@@ -124,7 +124,7 @@ def geodesics(
 
 @torch.enable_grad()
 def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor, first_step: float) -> Tensor:
-    basis_tc = _basis(_SOLVED).to(guess_ltk)
+    basis_tc = spline_basis(_SOLVED).to(guess_ltk)
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
     # Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
@@ -145,12 +145,12 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
         scale_lc1 = (square_lc1 / (1 - 0.999 ** (iteration + 1))).sqrt() + 1e-12
         with torch.no_grad():
             inner_lck -= first_step * (1 - iteration / _ITERATIONS) * direction_lck / scale_lc1
-    dense_tc = _basis(4 * _SOLVED).to(guess_ltk)
+    dense_tc = spline_basis(4 * _SOLVED).to(guess_ltk)
     result: Tensor = dense_tc @ torch.cat([first_l1k, inner_lck.detach(), last_l1k], dim=1)
     return result
 
 
-def _basis(n_points: int) -> Tensor:
+def spline_basis(n_points: int) -> Tensor:
     """Evaluate clamped cubic B-splines at equally spaced positions, shape (t, c).
 
     The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor; scipy's splines

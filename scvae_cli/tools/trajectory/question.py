@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import OFF_MANIFOLD
@@ -47,9 +48,8 @@ class AlongTrajectory(Question[AnyOptions, Result]):
     def check_files(cls, request: Request) -> None:
         options = request.options
         if options.path_out is not None:
-            from scvae_cli.tools.trajectory.steps_file import check_steps_file
-
-            check_steps_file(options.path_out, others=(request.data, options.output), force=options.force)
+            check_new_file(options.path_out, force=options.force)
+            check_writable(options.path_out)
 
     @property
     def run(self) -> str:

@@ -4,36 +4,14 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import anndata
 import numpy as np
 import pandas as pd
 
-from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad_create import new_h5ad
 from scvae_cli.data.slots import SlotNames
-from scvae_cli.errors import ConfigError
 from scvae_cli.tools.trajectory.result import Trajectory
-
-
-def check_steps_file(file: Path, *, others: tuple[Any, ...], force: bool) -> None:
-    """Refuse a file that cannot or must not be written, before anything is computed.
-
-    Parameters
-    ----------
-    others
-        Data and output; values that are not paths are ignored.
-
-    Raises
-    ------
-    ConfigError, DataError
-        If it is one of the others; if it exists and `force` is not given, or if it cannot be written.
-    """
-    if file.resolve() in {other.resolve() for other in others if isinstance(other, Path)}:
-        raise ConfigError(f"--path-out is {file}, which contains the cells", "write the steps to another file")
-    check_new_file(file, force=force)
-    check_writable(file)
 
 
 def steps_file(

@@ -18,7 +18,7 @@ from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 
 # Number of cells of each population in optimal transport, whose cost increases with the product of both numbers.
-_COUPLED_CELLS = 500
+COUPLED_CELLS = 500
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +71,7 @@ def coupled(
 
     random = np.random.default_rng(seed)
     members = [graph.nodes_of(population.cells) for population in (start, end)]
-    members = [random.permutation(nodes)[:_COUPLED_CELLS] for nodes in members]
+    members = [random.permutation(nodes)[:COUPLED_CELLS] for nodes in members]
     y_ag, y_bg = (coordinates(geometry, graph.mean_mk[torch.as_tensor(nodes)]).double() for nodes in members)
     plan_ab = ot.emd([], [], torch.cdist(y_ag, y_bg).square().numpy())
     drawn = random.choice(
