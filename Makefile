@@ -30,12 +30,12 @@ demo: venv
 	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae denoise $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte" \
-		--plot $(DEMO)/walk.png --force
+		--plot $(DEMO)/trajectory.png --force
 	$(BIN)/scvae pseudotime $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --root CD34+ --to "CD14+ Monocyte" --to "CD19+ B"
 	$(BIN)/scvae score $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae diagnose $(DEMO)/pbmc68k_700.h5ad --quick --plot $(DEMO)/diagnosis.png --force
 	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
-	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/walk.png $(DEMO)/diagnosis.png"
+	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/trajectory.png $(DEMO)/diagnosis.png"
 
 test: venv
 	$(BIN)/python -m pytest

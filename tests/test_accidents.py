@@ -14,6 +14,8 @@ from workbench import WALK, elements_of
 
 from scvae_cli.data.atomic import sibling_of
 
+pytestmark = pytest.mark.slow
+
 MOMENTS = {
     "before the copy": ("before", "scvae_cli.data.atomic:_clone", 1),
     "after the copy": ("after", "scvae_cli.data.atomic:_clone", 1),

@@ -20,6 +20,8 @@ from scvae_cli.training.device_steps import DeviceSteps, Plan
 from scvae_cli.training.fit import fit_to_end
 from scvae_cli.training.optimizer import AVERAGE_EVERY, AveragedAdamW, Factors
 
+pytestmark = pytest.mark.slow
+
 CPU, META = torch.device("cpu"), torch.device("meta")
 CELLS, GENES, LATENT, BATCH = 90, 40, 3, 16
 NETWORK = ModelConfig(n_hidden=12, n_latent=LATENT, n_layers=1, encoder_dropout=0.0, decoder_dropout=0.0)

@@ -24,6 +24,8 @@ from scvae_cli.errors import DataError
 from scvae_cli.training import fit as fit_module
 from scvae_cli.training.fit import Prepared, fit
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small_blocks(monkeypatch):

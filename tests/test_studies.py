@@ -31,6 +31,8 @@ from scvae_cli.tools.diagnose.diagnosis import with_trainings
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
 from scvae_cli.tools.diagnose.stability import axis_correlation, disparity, nearest_neighbors, shared, stability
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
