@@ -54,8 +54,7 @@ def __getattr__(name: str) -> Any:
     from scvae_cli.importing import importing
 
     with importing():
-        home = importlib.import_module(_HOMES.get(name, "scvae_cli.api"))
-    return getattr(home, name)
+        return getattr(importlib.import_module(_HOMES.get(name, "scvae_cli.api")), name)
 
 
 def __dir__() -> list[str]:
