@@ -130,9 +130,9 @@ def _docstring(verb: Verb) -> str:
             help = declared.python_help or respell(declared.help, verb)
             default = f" Default: {declared.shown_default}." if declared.shown_default else ""
             lines += [declared.name, f"    {help}{default}"]
-    lines += ["config", "    A TOML file with options; arguments win over it."]
+    lines += ["config", "    A TOML file with options; arguments override it."]
     if _writes(verb):
-        lines += ["inplace", "    Write into the data and return None; else write nothing and return the result."]
+        lines += ["inplace", "    Write into the data and return None. If False, write nothing and return the result."]
     lines += ["", "Returns", "-------", verb.returns]
     lines += ["", "Raises", "------", "ScvaeError", "    For data, models or options that cannot be used."]
     return "\n".join(lines)

@@ -31,15 +31,17 @@ class DataConfig(Options):
         None,
         help="Layer to model.",
         panel=INPUT,
-        shown_default="the first of counts, X, raw with raw counts; X for a normal likelihood",
+        shown_default="the first of counts, X and raw that holds raw counts; X for a normal likelihood",
     )
-    batch_key: str | None = option(None, help="Column of obs with batches; the decoder depends on them.", panel=INPUT)
+    batch_key: str | None = option(
+        None, help="Column of obs with batches, on which the decoder is conditioned.", panel=INPUT
+    )
     n_top_genes: int | None = option(
         None,
-        help="Number of highly variable genes to model (seurat_v3; for real numbers, by variance).",
+        help="Number of highly variable genes to model (by flavor seurat_v3; for real numbers, by variance).",
         panel=INPUT,
         least=2,
-        shown_default="all up to 5,000 expressed genes, else 4,000",
+        shown_default="all expressed genes if at most 5,000, else 4,000",
     )
     genes: str | None = option(
         None,
@@ -48,9 +50,9 @@ class DataConfig(Options):
         takes='"all", or "@FILE" with one gene per line',
     )
     gene_symbols: str | None = option(
-        None, help="Column of var with the names that --genes @FILE uses.", panel=INPUT, shown_default="var_names"
+        None, help="Column of var with the gene names used in --genes @FILE.", panel=INPUT, shown_default="var_names"
     )
-    drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing them.", panel=INPUT)
+    drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing the data.", panel=INPUT)
 
     def check(self) -> None:
         """One way of choosing genes."""
@@ -78,7 +80,7 @@ class ModelConfig(Options):
         help="Variance of the normal likelihood, the same for all features.",
         panel=MODEL,
         above=0,
-        shown_default="learned for each",
+        shown_default="learned for each feature",
     )
     decoder: DecoderKind = option(
         "mlp",
@@ -86,8 +88,10 @@ class ModelConfig(Options):
         panel=MODEL,
     )
     n_latent: int = option(20, help="Number of latent dimensions.", panel=MODEL, least=1)
-    n_hidden: int = option(256, help="Units in a hidden layer.", panel=MODEL, least=1)
-    n_layers: int = option(1, help="Hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1)
+    n_hidden: int = option(256, help="Number of units in each hidden layer.", panel=MODEL, least=1)
+    n_layers: int = option(
+        1, help="Number of hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1
+    )
     encoder_dropout: float | None = option(
         None,
         help="Share of the encoder's hidden units dropped in training.",
@@ -112,7 +116,7 @@ class ModelConfig(Options):
         if self.variance is not None and self.of_counts:
             raise ConfigError(
                 f"--variance was given with --likelihood {self.likelihood}",
-                "a count's variance follows from its mean; --variance is an option of the normal likelihood",
+                "remove --variance, or use --likelihood normal",
             )
 
     @property
@@ -125,27 +129,29 @@ class ModelConfig(Options):
 class TrainConfig(Options):
     """How the model is fitted."""
 
-    beta: float = option(1.0, help="Weight of the KL term: the price of information.", panel=MODEL, least=0)
+    beta: float = option(
+        1.0, help="Weight of the KL term (β): a larger one keeps less information on each cell.", panel=MODEL, least=0
+    )
     flat: float = option(
         0.0,
-        help="Weight of the flatness penalty, with which latent distances follow distances in expression. 1 is a good "
-        "value; it costs about 0.35% of the bound and two to three times the time.",
+        help="Weight of the flatness penalty, which makes latent distances follow distances in expression. A weight of "
+        "1 is a good value; it costs about 0.35% of the ELBO, and training takes two to three times as long.",
         panel=MODEL,
         least=0,
     )
     max_epochs: int | None = option(
         None,
-        help="Largest number of passes over the training cells.",
+        help="Maximum number of passes over the training cells.",
         panel=FITTING,
         least=1,
         shown_default="by number of cells",
     )
     batch_size: int | None = option(
-        None, help="Cells in a training step.", panel=FITTING, least=2, shown_default="by number of cells"
+        None, help="Number of cells in each training step.", panel=FITTING, least=2, shown_default="by number of cells"
     )
     learning_rate: float | None = option(
         None,
-        help="Largest learning rate of AdamW, reached after its warm-up.",
+        help="Peak learning rate of AdamW, reached after the warm-up.",
         panel=FITTING,
         above=0,
         shown_default="by batch size",
@@ -159,8 +165,9 @@ class TrainConfig(Options):
     )
     eased_dropout: float | None = option(
         None,
-        help="Share of the dropout that is left once the held-out loss has stopped falling: training goes on from the "
-        "best weights, at a lower rate, until it stops falling again. 1 ends it the first time.",
+        help="Share of the dropout to keep once the held-out loss has stopped falling: training continues from the "
+        "best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends "
+        "the first time.",
         least=0,
         most=1,
         takes="a share from 0 to 1",
@@ -169,7 +176,7 @@ class TrainConfig(Options):
     )
     validation_fraction: float = option(
         0.1,
-        help="Share of the cells held out, which decide when to stop and which weights to keep.",
+        help="Share of the cells to hold out; they decide when training stops and which weights are kept.",
         panel=FITTING,
         above=0,
         most=0.5,
@@ -177,7 +184,7 @@ class TrainConfig(Options):
     )
     patience: int | None = option(
         None,
-        help="Epochs without a noticeable improvement after which training ends.",
+        help="Number of epochs without a noticeable improvement after which training ends.",
         panel=FITTING,
         least=1,
         shown_default="by number of cells",
@@ -201,7 +208,9 @@ class ComputeConfig(Options):
         "auto", help="Precision of matrix products; the likelihood is always float32 or better.", panel=COMPUTE
     )
     deterministic: bool = option(
-        False, help="Use only algorithms that repeat to the bit on a GPU too; on a CPU they always do.", panel=COMPUTE
+        False,
+        help="Use only algorithms whose results are identical in every run on a GPU; on a CPU they always are.",
+        panel=COMPUTE,
     )
     threads: int | None = option(
         None, help="Number of CPU threads.", panel=COMPUTE, least=1, shown_default="chosen by torch"

@@ -70,7 +70,8 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(f"cannot read {file}: {error.strerror}", "--config takes a TOML file") from error
     except (ValueError, RecursionError) as error:
         raise ConfigError(
-            f"{file} is not TOML: {error}", 'for example:  [model]  newline  likelihood = "nb"'
+            f"{file} is not TOML: {error}",
+            'write a line such as [model], and below it a line such as likelihood = "nb"',
         ) from error
 
 

@@ -122,9 +122,9 @@ def choose_compute(config: ComputeConfig) -> Compute:
             raise DeviceError(f"{name} was requested, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
             message = f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)"
-            raise DeviceError(message, "see nvidia-smi")
+            raise DeviceError(message, "run nvidia-smi to list the GPUs")
     elif device.type == "mps":
-        raise DeviceError("mps has no float64, in which likelihoods are summed", "use --device cpu or auto")
+        raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
     elif device.type != "cpu":
         raise DeviceError(f"{name!r} is not a device scvae runs on", "use auto, cpu, cuda or cuda:N")
 

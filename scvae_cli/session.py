@@ -110,7 +110,7 @@ class Session:
         store = open_store(data)
         if not isinstance(model, Model):
             if not isinstance(model, str | Path):
-                raise ModelError(f"the model is a {type(model).__name__}", "give a trained model, or its folder")
+                raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
             model = load(model)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key
@@ -118,7 +118,7 @@ class Session:
         if batch_key is not None and batch_key not in store.obs_keys:
             raise DataError(
                 f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
-                "give the cells' batches a column of that name",
+                "add a column of that name with the batch of each cell",
             )
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
@@ -328,7 +328,10 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
     if new:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{len(new)} batch(es) were not in the training data ({shown})"
-        message = f"{known}: their cells can be embedded, since the encoder does not see batches, but are not corrected"
+        message = (
+            f"{known}: their cells can be embedded, because the encoder does not use the batch, but the batch "
+            "effect is not corrected"
+        )
         warnings.warn(ScvaeWarning(message), stacklevel=3)
 
 
@@ -342,6 +345,6 @@ def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
         )
     if not drop:
         raise DataError(
-            f"{n_empty} cell(s) have no counts in the modeled genes, the first is {first!r}",
+            f"{n_empty} cell(s) have no counts in the modeled genes; the first is {first!r}",
             "--drop-empty leaves them out; their results are NaN",
         )

@@ -17,20 +17,23 @@ class Reading(Options):
 
     layer: str | None = option(
         None,
-        help="Layer with the values that the model takes.",
+        help="Layer with the counts, or the real numbers, to read.",
         panel=INPUT,
-        shown_default="the model's layer; else counts, X, raw",
+        shown_default="chosen as in training",
         in_record=False,
     )
     gene_symbols: str | None = option(
         None,
-        help="Column of var with gene symbols, by which genes are named and shown.",
+        help="Column of var with gene symbols, to use in options and in results.",
         panel=INPUT,
         shown_default="var_names",
         in_record=False,
     )
     allow_missing_genes: bool = option(
-        False, help="Accept any number of missing genes; they count as zero.", panel=INPUT, in_record=False
+        False,
+        help="Accept any number of missing genes; they count as zero, or for real numbers as their training mean.",
+        panel=INPUT,
+        in_record=False,
     )
     drop_empty: bool = option(
         False, help="Skip cells without counts; their results are NaN.", panel=INPUT, in_record=False
@@ -45,17 +48,17 @@ class Writing(Options):
     output: Path | None = option(
         None,
         flags=("--output", "-o"),
-        help="File to write, an .h5ad.",
+        help="The .h5ad file to write.",
         panel=OUTPUT,
         shown_default="back into DATA",
         in_record=False,
     )
     key_added: str = option(
-        "scvae", help="Name that replaces scvae in every slot written.", panel=OUTPUT, in_record=False
+        "scvae", help='Name to use instead of "scvae" in every slot written.', panel=OUTPUT, in_record=False
     )
     force: bool = option(
         False,
-        help="Replace an existing file, slots that scvae did not write, or another named result.",
+        help="Replace an existing file, slots that scvae did not write, or a different result with the same name.",
         panel=OUTPUT,
         in_record=False,
     )
@@ -106,7 +109,9 @@ def batch_as_option(default: str | None = "average", *, help: str = "", shown_de
     """The batch in which a model decodes."""
     return option(
         default,
-        help=help or "Batch to decode in: a category, or average (over all, by their share of the training cells).",
+        help=help
+        or "Batch to decode in: the name of a batch, or average (over all batches, weighted by number of training "
+        "cells).",
         panel=DECODING,
         label=True,
         shown_default=shown_default,

@@ -327,7 +327,7 @@ def test_resuming_with_other_options_is_refused(copied, monkeypatch):
         assert run_cli("train", copied.data, *TINY, "-m", folder).code == 130
     outcome = run_cli("train", copied.data, *TINY, "-m", folder, "--resume", "--n-latent", "5")
     assert outcome.code == 4
-    assert "had other data or other options" in outcome.err
+    assert "used other data or other options" in outcome.err
 
 
 # Moments of a training that replaces a model: while it learns, while the new folder is written, around the two renames.

@@ -238,6 +238,6 @@ def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
     steps_of(twin, cells).take(plans(4))
     monkeypatch.setattr(torch, "compile", broken)
     torch.manual_seed(5)
-    with pytest.warns(ScvaeWarning, match="could not be compiled and take longer: no such compiler$"):
+    with pytest.warns(ScvaeWarning, match="could not be compiled, so training takes longer: no such compiler$"):
         steps_of(vae, cells, compiles=True).take(plans(4))
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(vae.parameters(), twin.parameters(), strict=True))

@@ -71,7 +71,7 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
     for declared in shown:
         if declared.panel:
             yield from _of(declared)
-    help = "TOML file with options; those on the command line win."
+    help = "TOML file with options; the command line overrides it."
     yield _keyword("config", Path | None, typer.Option(help=help, metavar="FILE", rich_help_panel=INPUT), None)
     help = "Print the result as one JSON object."
     yield _keyword("json", bool, typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT), False)

@@ -52,7 +52,7 @@ class Console:
             if asked:
                 raise KeyboardInterrupt
             asked = True
-            self.info("stopping after this epoch (again: at once)")
+            self.info("stopping after this epoch (press Ctrl-C again to stop at once)")
 
         before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

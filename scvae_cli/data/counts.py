@@ -150,7 +150,7 @@ def read_counts(
         )
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'raw counts belong in layers["counts"], or name a --layer; values that are no counts are modeled with '
+        'put raw counts in layers["counts"], or name their --layer; for values that are not counts, use '
         "--likelihood normal",
     )
 
@@ -191,7 +191,7 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s), the first is {cell!r}",
+            f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
             f'drop them: adata[adata.obs["{batch_key}"].notna()], or fill them in',
         )
     return labels_of(column)

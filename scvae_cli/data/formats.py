@@ -30,7 +30,7 @@ class ForeignFile(AnnDataStore):
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has it
         """Check before a computation that `write` will be possible."""
         if output is None:
-            raise ConfigError(f"{self.path} is not an .h5ad, so results cannot go back into it", "use -o OUT.h5ad")
+            raise ConfigError(f"{self.path} is not an .h5ad, so results cannot be written into it", "use -o OUT.h5ad")
         check_new_file(output, force=force)
         check_writable(output)
 
@@ -50,7 +50,7 @@ def open_store(data: AnnData | Path | str) -> CellStore:
     """
     if not isinstance(data, str | Path):
         if not hasattr(data, "obs_names"):
-            raise DataError(f"the data are a {type(data).__name__}", "give an AnnData, or the path of a file")
+            raise DataError(f"the data has type {type(data).__name__}", "give an AnnData, or the path of a file")
         return AnnDataStore(data)
     path = Path(data)
     if path.is_dir():

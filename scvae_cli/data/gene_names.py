@@ -133,7 +133,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
         raise DataError(f"{store.title}: no column {column!r} in var", f"--gene-symbols takes one of: {columns}")
     symbols = [None if label is None else label.strip() or None for label in labels_of(store.var_column(column))]
     if not any(symbols):
-        raise DataError(f"{store.title}: var[{column!r}] has no value", "--gene-symbols takes a column of gene names")
+        raise DataError(f"{store.title}: var[{column!r}] has no values", "--gene-symbols takes a column of gene names")
     symbol_of = dict(zip(known, symbols, strict=True))
     own = tuple(symbol_of.get(gene) for gene in ids)
     others |= {symbol for gene, symbol in symbol_of.items() if symbol and gene in others}

@@ -138,7 +138,7 @@ class H5adFile:
             for group in sorted({path.split("/")[0] for path in paths}):
                 if isinstance(file.get(group), h5py.Dataset):
                     raise DataError(
-                        f"{self.path}: {group} is stored in the format of anndata before 0.7, which takes no additions",
+                        f"{self.path}: {group} is in the format of anndata before 0.7, to which nothing can be added",
                         "convert it once: anndata.read_h5ad(FILE).write_h5ad(FILE)",
                     )
 

@@ -100,7 +100,7 @@ class AnnDataStore:
             return
         matrix = np.asarray(matrix)
         if matrix.dtype.kind not in "fiub":
-            raise DataError(f"{self.title}: {name} does not hold numbers", "counts are integers or floats")
+            raise DataError(f"{self.title}: {name} does not hold numbers", "store counts as integers or floats")
         for start in range(0, matrix.shape[0], _DENSE_BLOCK_ROWS):
             yield sp.csr_matrix(plain_numbers(matrix[start : start + _DENSE_BLOCK_ROWS]))
 
@@ -121,7 +121,9 @@ class AnnDataStore:
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has them
         """Refuse an output file, because an AnnData in memory is changed in place; everything else is possible."""
         if output is not None:
-            raise ConfigError("an AnnData in memory is changed in place", "save it with adata.write_h5ad(...)")
+            raise ConfigError(
+                "an AnnData in memory is changed in place", "remove --output, and save it with adata.write_h5ad(...)"
+            )
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
         """Write results to the AnnData; all results are computed before the AnnData is changed."""

@@ -31,7 +31,9 @@ def provenance(
         left = {path: model for path, model in known.items() if path not in paths and _is_there(store, path)}
         if left:
             record["earlier"] = left
-            message = f"{', '.join(left)} of {store.title}: from an earlier run of {run}, and not replaced by this run"
+            message = (
+                f"{', '.join(left)} of {store.title} are from an earlier run of {run}; this run did not replace them"
+            )
             warnings.warn(ScvaeWarning(message), stacklevel=2)
     return Slot(group="uns", key=names.run(run), value=json.dumps(record, indent=1, sort_keys=True, default=_plain))
 

@@ -23,15 +23,19 @@ class SimulationConfig(Options):
     n_cells: int = option(5000, flags=("--cells",), help="Number of cells.", least=1, most=10**9)
     n_genes: int = option(2000, flags=("--genes",), help="Number of genes.", least=10, most=10**6)
     n_branches: int = option(
-        2, flags=("--branches",), help="Branches after the trunk; 1 gives a straight line.", least=1, most=20
+        2,
+        flags=("--branches",),
+        help="Number of branches after the trunk; with 1, the tree is a single line.",
+        least=1,
+        most=20,
     )
     n_batches: int = option(
-        1, flags=("--batches",), help="Batches, each with its own shift of every gene.", least=1, most=1000
+        1, flags=("--batches",), help="Number of batches, each with its own effect on every gene.", least=1, most=1000
     )
     depth: float = option(DEFAULT_DEPTH, help="Median library size before zero inflation, in counts.", above=0)
     zero_inflation: float = option(
         DEFAULT_ZERO_INFLATION,
-        help="Mean probability over genes that a count is replaced by zero; 0 gives a negative binomial.",
+        help="Probability that a count is replaced by zero, averaged over genes; 0 gives a negative binomial.",
         least=0,
         most=0.9,
     )

@@ -35,7 +35,7 @@ def most_variable(
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
-            "the most variable genes cannot be determined: there are too few different means and variances for a fit",
+            "the most variable genes cannot be determined: there are too few different means and variances to fit",
             "use --genes all, or --genes @FILE with your own list",
         )
     spread_bg = np.stack(variance_per_batch)

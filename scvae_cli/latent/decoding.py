@@ -33,7 +33,7 @@ def decoder_at(
     """
     size = library_size(model, library, usual="median")
     if size is None:
-        raise DataError("a trajectory has no observed library size", "use --library median or --library with a number")
+        raise DataError("a trajectory has no observed library size", "use --library median, or a number of counts")
     batch = batch_index(model, batch_as)
 
     def decoded(z_tk: Tensor) -> Tensor:

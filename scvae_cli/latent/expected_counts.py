@@ -67,7 +67,9 @@ def expected_counts(
     if with_zero_inflation and not model.of_counts:
         raise ConfigError("a model of real numbers has no zero inflation", "remove --with-zero-inflation")
     if estimate == CELL and not model.of_counts:
-        raise ConfigError("a model of real numbers has no rates of single cells", "remove --estimate cell")
+        raise ConfigError(
+            "--estimate cell needs a model of counts, and this one models real numbers", "remove --estimate cell"
+        )
     of_cell = estimate == CELL
     own_batch_n = known_batches(model, counts) if of_cell or batch_as == OBSERVED else None
     table = cell_table(model, counts, batch_n=own_batch_n)

@@ -36,7 +36,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
-            f"{len(empty)} cell(s) have no counts in the modeled genes, the first is {counts.cell_names[empty[0]]!r}",
+            f"{len(empty)} cell(s) have no counts in the modeled genes; the first is {counts.cell_names[empty[0]]!r}",
             "filter them out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     return CellTable(counts.matrix, batch_n, model.device, real=counts.real)
@@ -86,7 +86,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
         return None
     key = model.config.data.batch_key
     if counts.batch is None:
-        raise DataError(f"the model was trained with --batch-key {key}", f"the data needs that column: obs[{key!r}]")
+        raise DataError(f"the model was trained with --batch-key {key}", f"add that column to the data: obs[{key!r}]")
     batch_n = positions_in(model.batches, counts.batch)
     if (batch_n < 0).any():
         unknown = min(counts.batch[batch_n < 0])

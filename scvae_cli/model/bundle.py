@@ -41,7 +41,7 @@ class Model:
     Parameters
     ----------
     vae, density, axes
-        The networks, in eval mode; the density of the cells in their coordinates; the coordinate frame that users see.
+        The networks, in eval mode; the density of the training cells in latent space; the canonical axes.
     genes, heldout_cells
         Names of the modeled genes, in the order of the networks, and of the cells that were held out from training.
     config
@@ -49,7 +49,7 @@ class Model:
     facts
         Results of the training (held-out ELBO, number of epochs, source of the counts and so on), as plain values.
     history, hash
-        Training history as CSV text, one row per epoch; identifier of the content, empty if it has not been saved.
+        Training history as CSV text, one row per epoch; identifier of the content, empty if it was never saved.
     """
 
     vae: VAE
@@ -171,7 +171,9 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     folder = Path(folder)
     _recover(folder)
     if not folder.is_dir():
-        raise ModelError(f"there is no model folder {folder}", "train one: scvae train DATA.h5ad, or name it with -m")
+        raise ModelError(
+            f"there is no model folder {folder}", "train a model (scvae train DATA.h5ad), or name its folder with -m"
+        )
     config = _read_config(folder)
     files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)}
     found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}

@@ -76,7 +76,7 @@ class Checkpoint:
             raise ModelError(f"the saved state {self.folder} cannot be read", "train again without --resume") from error
         if numbers.get("run_hash") != self._run_hash:
             raise ModelError(
-                "the interrupted training had other data or other options",
+                "the interrupted training used other data or other options",
                 "repeat the same command with --resume added, or train again without --resume",
             )
         if hashlib.sha256(content).hexdigest() != numbers["sha256"]:

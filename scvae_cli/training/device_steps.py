@@ -127,14 +127,16 @@ class DeviceSteps:
             try:
                 return self._tried(self.step, record=True)
             except RuntimeError as error:
-                self._without("recorded", error)
+                self._without("recorded as a CUDA graph", error)
         return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
         """Continue without compiled or recorded steps, and warn the user."""
         self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        warnings.warn(ScvaeWarning(f"training steps could not be {what} and take longer: {reason}"), stacklevel=4)
+        warnings.warn(
+            ScvaeWarning(f"training steps could not be {what}, so training takes longer: {reason}"), stacklevel=4
+        )
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
         """Run a step and optionally record it. The model and the optimizer are restored afterwards."""

@@ -49,8 +49,8 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
         return counts.filled_cells()
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
-        f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered, the first is {first!r}",
-        "use --drop-empty to drop empty cells",
+        f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered; the first is {first!r}",
+        "use --drop-empty to leave them out",
     )
 
 

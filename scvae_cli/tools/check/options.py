@@ -17,7 +17,7 @@ class CheckOptions(Options):
         None,
         help="Layer to check.",
         panel=INPUT,
-        shown_default="the first of counts, X, raw with raw counts; X for a normal likelihood",
+        shown_default="the first of counts, X and raw that holds raw counts; X for a normal likelihood",
     )
     batch_key: str | None = option(None, help="Column of obs with batches.", panel=INPUT)
     likelihood: Likelihood = option("zinb", help="Likelihood to train with; normal takes real numbers.", panel=INPUT)
@@ -29,7 +29,7 @@ CHECK = Verb(
     options=CheckOptions,
     home="scvae_cli.tools.check.checking:check",
     about="""Report what a file holds, and what training would refuse (exit code 3) or warn about.""",
-    python_about="Report what data hold, and what training would refuse or warn about.",
+    python_about="Report what the data contain, and what training would refuse or warn about.",
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     example="scvae check data.h5ad --batch-key donor",
     takes_model=False,

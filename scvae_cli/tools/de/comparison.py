@@ -65,8 +65,8 @@ def differential_expression(
     tested = group.n_counts_g + reference.n_counts_g > 0
     if tested.sum() < _MIN_GENES:
         raise DataError(
-            f"{int(tested.sum())} gene(s) have counts in these cells",
-            f"the changes of all genes are estimated together, which takes at least {_MIN_GENES} genes",
+            f"only {int(tested.sum())} gene(s) have counts in these cells",
+            f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
         )
     estimate_t = (group.log_mean_g - reference.log_mean_g)[tested] / math.log(2)
     error_t = np.sqrt(group.variance_g + reference.variance_g)[tested] / math.log(2)

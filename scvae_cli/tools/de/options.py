@@ -42,7 +42,7 @@ class DeOptions(Reading, Drawing, Writing):
     groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
     group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
     reference: str | None = option(
-        None, help="Group to compare it with.", label=True, shown_default="all other cells of the column"
+        None, help="Reference group to compare with.", label=True, shown_default="all other cells of the column"
     )
     within: Mapping[str, str] | None = option(
         None, help="Compare only cells with this value in a column of obs; may be repeated.", metavar="KEY=VALUE",
@@ -52,21 +52,23 @@ class DeOptions(Reading, Drawing, Writing):
     threshold: float = option(
         0.25, help="Smallest absolute log2 ratio that counts as a change; 0 tests for any change.", least=0
     )
-    fdr: float = option(0.05, help="Expected false discovery rate at which genes are called.", above=0, below=1)
+    fdr: float = option(
+        0.05, help="Expected false discovery rate at which genes are called differentially expressed.", above=0, below=1
+    )
     centre: Centre = option(
         "auto",
-        help="bulk: changes relative to the change that most genes have in common; none: changes of a gene's share of "
-        "all counts; auto: bulk if at least half of the genes lie within 0.25 (log2) of the common change.",
+        help="Kind of change: bulk (relative to the change that most genes have in common), none (of a gene's share of "
+        "all counts), or auto (bulk if at least half of the genes lie within 0.25 (log2) of the common change).",
     )
     max_cells: int = option(
-        5000, flags=("--cells",), help="Largest number of cells per group; larger groups are subsampled.",
+        5000, flags=("--cells",), help="Maximum number of cells per group; larger groups are subsampled.",
         least=MIN_CELLS,
     )  # fmt: skip
     n_samples: int = option(10, flags=("--samples",), help="Number of posterior samples per cell.", least=1)
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     table: Path | None = option(
-        None, help="Also write all genes to a .csv file, most certain changes first.", panel=OUTPUT, metavar="FILE",
-        in_record=False,
+        None, help="Also write all genes to a .csv file, with the most certain changes first.", panel=OUTPUT,
+        metavar="FILE", in_record=False,
     )  # fmt: skip
 
     @property
@@ -93,8 +95,8 @@ DE = Verb(
     about="""Test which genes differ in expression between two groups of cells.
 
     Writes uns["rank_genes_groups_scvae"], which sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read with
-    that key: for every gene the log2 ratio, the posterior probability that it exceeds the threshold, and the expected
-    false discovery rate. There are no p-values. Cells are treated as independent: replicates such as donors are not
-    modeled.""",
+    that key: for every gene the log2 ratio, the posterior probability that its absolute value exceeds the threshold,
+    and the expected false discovery rate. There are no p-values. Cells are treated as independent: replicates such as
+    donors are not modeled.""",
     example='scvae de data.h5ad --groupby condition --group stim --reference ctrl --within "cell_type=B cells"',
 )

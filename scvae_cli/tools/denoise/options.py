@@ -20,7 +20,7 @@ class DenoiseOptions(Reading, Writing):
 
     estimate: Estimate = option(
         "state",
-        help="state: the mean of cells in this state; cell: the cell's own rate, which its counts inform too.",
+        help="Expected counts: state (mean of cells in this state) or cell (the cell's own rate, given its counts).",
         panel=DECODING,
     )
     n_samples: int = option(
@@ -44,8 +44,8 @@ class DenoiseOptions(Reading, Writing):
         panel=DECODING,
     )
     batch_as: str = batch_as_option(
-        help="Batch to decode in: a category, average (over all, by their share of the training cells), or observed "
-        "(each cell's own)."
+        help="Batch to decode in: the name of a batch, average (over all batches, weighted by number of training "
+        "cells), or observed (each cell's own)."
     )
     with_zero_inflation: bool = option(
         False, help="Lower the expected counts by the probability of technical zeros.", panel=DECODING
@@ -73,6 +73,5 @@ DENOISE = Verb(
     The expected counts are averaged over posterior samples with a fixed seed, so the same command gives the same
     numbers. Genes outside the model are NaN, and var["scvae_modelled"] is False for them.""",
     example="scvae denoise data.h5ad",
-    returns="None; with `inplace=False` the result, whose blocks are computed when they are read: "
-    "`result.rows.whole()` is the matrix.",
+    returns="None; with `inplace=False` the result: `result.rows.whole()` computes the whole matrix.",
 )

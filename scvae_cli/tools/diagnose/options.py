@@ -15,11 +15,13 @@ from scvae_cli.verb import Verb
 class DiagnoseOptions(Reading, Drawing, Writing):
     """How a model is diagnosed."""
 
-    n_samples: int = option(200, help="Importance samples per cell.", flags=("--samples",), least=2)
-    refine: int = option(100, help="Refinement steps of the posteriors that the encoder is compared with.", least=1)
+    n_samples: int = option(200, help="Number of importance samples per cell.", flags=("--samples",), least=2)
+    refine: int = option(
+        100, help="Number of gradient steps that refine the posteriors with which the encoder is compared.", least=1
+    )
     max_cells: int = option(
         1000,
-        help="Largest number of cells on which the gaps and the likelihood are evaluated.",
+        help="Maximum number of cells on which the encoder's posteriors and the likelihood are evaluated.",
         flags=("--cells",),
         least=MIN_HELDOUT,
     )
@@ -28,7 +30,7 @@ class DiagnoseOptions(Reading, Drawing, Writing):
     )
     n_trainings: int = option(
         3,
-        help="Number of trainings with different random seeds to compare, this model included.",
+        help="Number of models with different random seeds to compare, this model included.",
         flags=("--trainings",),
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
@@ -38,7 +40,7 @@ class DiagnoseOptions(Reading, Drawing, Writing):
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, this model included; --quick compares no trainings",
+                "it takes a whole number, 2 or more, this model included; use --quick to compare none",
             )
 
     @property
@@ -59,8 +61,8 @@ DIAGNOSE = Verb(
     latent distances are meaningful. They are measured on held-out cells.
 
     Unless --quick is given, further models are trained: one with a linear decoder and some on thinned counts, to
-    compare the VAE with a linear decoder, PCA and a mean model; and some with other random seeds, to measure how much
-    the trainings agree. All numbers go to uns["scvae"]["diagnosis"].""",
+    compare the VAE with a linear decoder, PCA and a model that gives every gene a fixed mean; and some with other
+    random seeds, to measure how well they agree. All numbers go to uns["scvae"]["diagnosis"].""",
     example="scvae diagnose data.h5ad --plot diagnosis.png",
-    returns="None; with `inplace=False` the diagnosis, whose `verdicts` are its findings, and nothing is written.",
+    returns="None; with `inplace=False` the diagnosis, with its findings in `verdicts`, and nothing is written.",
 )

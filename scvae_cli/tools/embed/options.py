@@ -18,13 +18,13 @@ class EmbedOptions(Reading, Writing):
 
     axes: Axes = option(
         "canonical",
-        help="Latent axes: canonical (ordered by the expression they explain, alike in two trainings) or training (as "
-        "the networks have them).",
+        help="Latent axes: canonical (ordered by the variance of expression that they explain, and similar between "
+        "trainings) or training (those of the networks).",
     )
     refine: int = option(
         0,
-        help="Gradient steps from the encoder's posterior toward each cell's best one; 100 is plenty. Needs the "
-        "batches that the model knows.",
+        help="Number of gradient steps that improve the encoder's posterior of each cell; 100 is plenty. The cells "
+        "must come from batches that the model was trained on.",
         least=0,
         takes="a number of steps, 0 or more; 100 is plenty",
     )
@@ -43,7 +43,7 @@ EMBED = Verb(
     about="""Write the latent position of every cell to obsm["X_scvae"].
 
     The variances of the posterior go to obsm["scvae_latent_var"]. New cells can be embedded with a trained model. The
-    encoder does not see the batch, so cells of new batches can be embedded too. --refine improves the encoder's
+    encoder does not use the batch, so cells of new batches can be embedded too. --refine improves the encoder's
     posterior cell by cell.""",
     example="scvae embed data.h5ad",
 )

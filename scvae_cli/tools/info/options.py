@@ -12,7 +12,7 @@ from scvae_cli.verb import Verb
 class InfoOptions(Options):
     """Whose results to list."""
 
-    key_added: str = option("scvae", help="Name that replaces scvae in the slots.", panel=OUTPUT)
+    key_added: str = option("scvae", help='Name in the slots instead of "scvae".', panel=OUTPUT)
 
 
 INFO = Verb(

@@ -120,8 +120,8 @@ def optimize(
     chosen = next(each for each in ascents if each.score_t[-1] >= enough)
     if len(chosen.z_tk) < 2:
         raise DataError(
-            f"from {start.label!r}, the score cannot increase where cells are",
-            "start elsewhere, or allow more regions (--within 0.95, --unconstrained)",
+            f"from {start.label!r}, the score cannot increase in regions with cells",
+            "start elsewhere, or allow a larger region (--within 0.95 or --unconstrained)",
         )
     z_tk = at_constant_speed(geometry, chosen.z_tk.astype(np.float64), options.n_steps)
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)

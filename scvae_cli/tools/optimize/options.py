@@ -26,7 +26,8 @@ class OptimizeOptions(Reading, Drawing, Writing):
     toward: tuple[str, ...] | Callable[..., Any] = option(
         (),
         help="Genes to increase: A,B,C or @FILE.",
-        python_help="Genes to increase; or a function, in torch, of decoded values (cells × genes).",
+        python_help="Genes to increase, or a torch function that maps decoded values (cells × genes) to one score "
+        "per cell.",
         parse=parse_genes,
         metavar="GENES",
         takes=_GENES,
@@ -41,30 +42,32 @@ class OptimizeOptions(Reading, Drawing, Writing):
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     group: str | None = option(None, help="Group at which the trajectory starts.", label=True)
-    from_cell: str | None = option(None, help="Cell at which it starts, instead of a group.", metavar="ID")
+    from_cell: str | None = option(None, help="Cell at which the trajectory starts, instead of a group.", metavar="ID")
     name: str | None = option(None, help="Name of the result.", shown_default="toward_GENE")
-    n_steps: int = option(50, flags=("--steps",), help="Number of steps, both ends included.", least=2)
+    n_steps: int = option(
+        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2
+    )
     within: float = option(
         0.9,
-        help="Stay in the densest region of latent space, which contains this fraction of the held-out cells.",
+        help="Stay in the densest region of latent space that contains this fraction of the held-out cells.",
         panel=OPTIMIZATION,
         above=0,
         most=OFF_MANIFOLD,
         takes=f"a fraction above 0, up to {OFF_MANIFOLD}; --unconstrained allows any region",
     )
-    unconstrained: bool = option(False, help="Allow any region, also without cells.", panel=OPTIMIZATION)
+    unconstrained: bool = option(False, help="Allow any region, even without cells.", panel=OPTIMIZATION)
     max_length: float | None = option(
         None,
-        help="Largest length of the trajectory, in the unit that the result reports.",
+        help="Maximum length of the trajectory, in standard deviations of a count (for real numbers, of the noise).",
         panel=OPTIMIZATION,
         above=0,
-        shown_default="five times the distance to the farthest cell",
+        shown_default="five times the distance from the start to the farthest cell",
     )
     n_starts: int = option(
         8,
         flags=("--starts",),
-        help="Number of starting positions to try in the group if the first one does not lead to the highest score; "
-        "with 1, the score only increases.",
+        help="Number of starting positions in the group to try if the trajectory from the first one ends below the "
+        "score of the best cell. With 1, the score increases at every step.",
         panel=OPTIMIZATION,
         least=1,
     )
@@ -85,7 +88,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
         if callable(self.toward):
             if self.away:
                 raise ConfigError(
-                    "--away cannot be combined with a function", "let the function decrease with these genes"
+                    "--away cannot be combined with a function", "write a function that decreases with these genes"
                 )
         elif not self.toward and not self.away:
             raise ConfigError(
@@ -142,10 +145,11 @@ OPTIMIZE = Verb(
     panel="Trajectories",
     options=OptimizeOptions,
     home="scvae_cli.tools.optimize.question:Optimize",
-    about="""Optimize a trajectory toward more of some genes (and less of others), in regions where cells are.
+    about="""Find a trajectory along which some genes increase (and others decrease), in regions with cells.
 
-    Writes the trajectory in the same way as interpolate, with the score of every step. Prints how the score at its end
-    compares with the scores of the cells. Warns where the score exceeds that of every cell, where the trajectory ends
-    at a local maximum, and where no cells were observed along it.""",
+    The score is the mean standardized expression of the genes to increase minus that of the genes to decrease. Writes
+    the trajectory in the same way as interpolate, with the score of every step. Prints how the score at its end
+    compares with the scores of the cells. Warns if the score exceeds that of every cell, if the trajectory ends at a
+    local maximum, and about steps where no cells were observed.""",
     example="scvae optimize data.h5ad --toward Klf1,Car1 --away Irf8 --groupby cell_type --group MEP",
 )

@@ -225,9 +225,9 @@ def _resolved(
     if label is None and missing:
         raise DataError(
             f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
-            f"a combination is its parts' labels joined by +, in any order, such as A+B; labels: {listed}",
+            f"join the labels of the parts of a combination by +, in any order, such as A+B; labels: {listed}",
         )
     parts = () if missing else tuple(single for single in found if single is not None)
     if len(set(parts)) < len(parts):
-        raise ConfigError(f"--treated is {treated!r}", "a combination is of different perturbations")
+        raise ConfigError(f"--treated is {treated!r}", "combine different perturbations")
     return start, label or "+".join(pieces), parts, labels.label_n

@@ -24,15 +24,15 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     control: str = option(help="Label of the untreated control cells.", takes=_LABEL, label=True)
     treated: str = option(help="Label of the perturbation to predict; A+B for a combination.", takes=_LABEL, label=True)
     groupby: str = option(help="Column of obs that names the groups, such as cell types.", takes=_COLUMN)
-    group: str = option(help="Group whose response is predicted.", takes="a group of the --groupby column", label=True)
+    group: str = option(help="Group whose response to predict.", takes="a group of the --groupby column", label=True)
     method: Method = option(
         "auto",
-        help="How cells shift in latent space: centroid (as the means of the other groups), ot (as their cells, paired "
-        "by optimal transport), or auto (whichever predicts the other groups better).",
+        help="How to shift cells in latent space: centroid (like the means of the other groups), ot (like their cells, "
+        "paired by optimal transport), or auto (whichever predicts the other groups better).",
     )
     retrain: bool = option(
         False,
-        help="Test the prediction with models trained without the treated cells of each group, which measures the "
+        help="Test the prediction with new models, each trained without the treated cells of one group, to measure the "
         "accuracy for a group without treated cells.",
     )
     counts: bool = option(False, help="Write counts drawn at random instead of expected counts.")
@@ -58,12 +58,13 @@ PERTURB = Verb(
     home="scvae_cli.tools.perturb.question:Perturb",
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
 
-    The group's control cells shift in latent space as the cells of the other groups did, and the decoder gives the
-    change of every gene. As a check, every group with treated cells is predicted too: the correlation with the
-    observed change is printed beside that of two simple predictions, the mean change of the other groups and, for
-    combinations, the sum of the parts. Changes are differences of the mean of log(1 + 10⁴·count/library).""",
+    The group's control cells are shifted in latent space as the perturbation shifted the cells of the other groups,
+    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too: the
+    correlation with the observed change is printed beside that of two simple predictions, the mean change of the other
+    groups and, for combinations, the sum of the changes by the parts. A change is a difference between means of
+    log(1 + 10⁴·count/library).""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
-    returns="None; without an output, the predicted cells as an AnnData: changes of the genes in var, the accuracy in "
-    'groups with treated cells in uns["scvae"]["perturbations"].',
+    returns="The predicted cells as an AnnData; None if they were written to an output. var holds the changes of the "
+    'genes, and uns["scvae"]["perturbations"] the accuracy in groups with treated cells.',
 )

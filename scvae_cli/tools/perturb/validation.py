@@ -88,7 +88,9 @@ def retrained_checks(
     """
     if model.batches and counts.batch is None:
         key = model.config.data.batch_key
-        raise DataError(f"the model was trained with --batch-key {key}", f"training needs that column: obs[{key!r}]")
+        raise DataError(
+            f"the model was trained with --batch-key {key}", f"add that column to the data, for training: obs[{key!r}]"
+        )
     config = model.config.of_all_genes()
     data, compute = replace(config.data, drop_empty=True), replace(config.compute, device=str(model.device))
     config = replace(config, data=data, compute=compute)

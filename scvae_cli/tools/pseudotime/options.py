@@ -18,13 +18,13 @@ class PseudotimeOptions(Reading, Writing):
     """Where the order of the cells begins, and where it may end."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
-    root: str | None = option(None, help="Group at which the order begins.", label=True)
-    root_cell: str | None = option(None, help="Cell at which it begins, instead of a group.", metavar="ID")
+    root: str | None = option(None, help="Group at which pseudotime begins.", label=True)
+    root_cell: str | None = option(None, help="Cell at which pseudotime begins, instead of a group.", metavar="ID")
     ends: tuple[str, ...] = option(
         (),
         flags=("--to",),
-        help="Group at which it may end; may be repeated.",
-        python_help="Groups at which it may end.",
+        help="Group at which a branch ends; may be repeated.",
+        python_help="Groups at which the branches end.",
         metavar="GROUP",
         label=True,
     )
@@ -47,7 +47,7 @@ class PseudotimeOptions(Reading, Writing):
         named = [*self.ends] if self.root is None else [self.root, *self.ends]
         for group in named:
             if named.count(group) > 1:
-                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must be different groups")
+                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
         if SHARED in self.ends:
             raise ConfigError(
                 f"an end is called {SHARED!r}, which is the branch of the cells that belong to no end",
@@ -60,10 +60,10 @@ PSEUDOTIME = Verb(
     panel="Trajectories",
     options=PseudotimeOptions,
     home="scvae_cli.tools.pseudotime.question:OrderCells",
-    about="""Order the cells by their distance from a root along the manifold, and assign them to ends.
+    about="""Order the cells by their distance from a root along the manifold, and assign them to end groups.
 
     Writes obs["scvae_pseudotime_NAME"] (0 to 1) and the geodesic distance from the root, obs["scvae_distance_NAME"].
-    With --to, also writes the end of each cell, obs["scvae_branch_NAME"] ("shared" for cells that belong to no end),
-    and the weight of each end, obsm["scvae_ends_NAME"].""",
+    With --to, also writes the end group of each cell, obs["scvae_branch_NAME"] ("shared" for cells that belong to
+    none), and the weight of each end group, obsm["scvae_ends_NAME"].""",
     example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
 )

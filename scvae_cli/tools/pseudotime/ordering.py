@@ -58,9 +58,7 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
         end_nodes = [_farthest(graph, end, from_root_m) for end in ends]
         for end, nodes in zip(ends, end_nodes, strict=True):
             if np.isin(nodes, start).any():
-                raise DataError(
-                    f"the end {end.label!r} has the same position as the root", "choose an end apart from the root"
-                )
+                raise DataError(f"the end {end.label!r} has the same position as the root", "choose another end")
         advance(1, "neighbor graph by expression")
         by_state = cell_graph(geometry, mean_nk, always=always, by_state=True, seed=seed)
         advance(1, "smoothed distances")

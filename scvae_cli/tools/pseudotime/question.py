@@ -26,7 +26,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         named = [population.label for population in (*([self.root] if groupby else []), *self.ends)]
         for group in named:
             if named.count(group) > 1:
-                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must be different groups")
+                raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
         self.name = options.name or default_name(label)
 
     @property

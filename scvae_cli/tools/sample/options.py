@@ -29,12 +29,14 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.", panel=SAMPLING)
     group: str | None = option(
-        None, help="Group from whose cells to draw, instead of --from.", label=True, panel=SAMPLING
+        None, help="Group from whose latent positions to draw, instead of --from.", label=True, panel=SAMPLING
     )
     prototype: bool = option(
         False, help="Decode one typical cell instead, at the center of the latent space (z = 0).", panel=SAMPLING
     )
-    avoid_holes: bool = option(False, help="Reject draws with an off-manifold score above 0.95.", panel=SAMPLING)
+    avoid_holes: bool = option(
+        False, help="Reject draws that lie in holes (off-manifold score above 0.95).", panel=SAMPLING
+    )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)
     library: str | float | None = library_option(
         None,
@@ -45,10 +47,10 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     )
     batch_as: str | None = batch_as_option(
         None,
-        help="Batch to decode in: a category, or drawn (at random, by their share of the training cells).",
+        help="Batch to decode in: the name of a batch, or drawn (at random, weighted by number of training cells).",
         shown_default="drawn; for the prototype, average",
     )
-    mean: bool = option(False, help="Write expected counts instead of drawn ones.", panel=DECODING)
+    mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
 
     def check(self) -> None:
         """Either cells or the prototype, from one source, and a figure only of drawn counts."""
@@ -61,11 +63,13 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
             raise ConfigError(f"{given} was given without {missing}", "use both: --groupby KEY --group NAME")
         if self.group is not None and self.source != "auto":
             raise ConfigError(
-                f"--from {self.source} and --group were both given", "a group is sampled from its own cells"
+                f"--from {self.source} and --group were both given",
+                "remove one of them: --group draws from the cells of the group",
             )
         if self.plot is not None and (self.mean or self.prototype):
             raise ConfigError(
-                "--plot compares drawn counts with those of real cells", "leave out --mean or --prototype, or --plot"
+                "--plot compares drawn counts with those of real cells",
+                "leave out --plot, or leave out --mean and --prototype",
             )
 
     def _check_prototype(self) -> None:
@@ -91,9 +95,10 @@ SAMPLE = Verb(
     about="""Draw new cells: latent positions, and counts from the likelihood.
 
     The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
-    written to a file of their own, with obs["scvae_off_manifold"] (above 0.95 a cell lies in a hole, where no cells
-    were observed) and obs["scvae_library"]. The genes' means, variances and zero fractions are compared with those of
-    real cells; the differences between two halves of the real cells are shown for reference.""",
+    written to a file of their own, with their library size, obs["scvae_library"], and off-manifold score,
+    obs["scvae_off_manifold"]: above 0.95, a cell lies in a hole of latent space, where no cells were observed. The
+    genes' means, variances and zero fractions are compared with those of real cells; the differences between
+    two halves of the real cells are shown for reference.""",
     example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
-    returns="None; without an output, the new cells as an AnnData.",
+    returns="The new cells as an AnnData; None if they were written to an output.",
 )

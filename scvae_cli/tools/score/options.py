@@ -18,7 +18,7 @@ class ScoreOptions(Reading, Drawing, Writing):
         4000, flags=("--simulated",), help="Number of cells to simulate from the model for comparison.", least=100
     )
     fdr: float = option(
-        0.05, help="False discovery rate at which anomalies are counted.", above=0, below=1, in_record=False
+        0.05, help="False discovery rate at which a cell counts as an anomaly.", above=0, below=1, in_record=False
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
@@ -35,11 +35,12 @@ SCORE = Verb(
     home="scvae_cli.tools.score.question:Score",
     about="""Write how likely each cell is under the model, and whether it is an anomaly.
 
-    In nats: obs["scvae_elbo"] and its parts obs["scvae_reconstruction"] and obs["scvae_kl"]; the importance-weighted
-    bound obs["scvae_iwae"], which is tighter; and obs["scvae_iwae_density"], the same bound with the distribution of
-    the training cells in latent space in place of the prior.
+    Writes, in nats, obs["scvae_elbo"] and its parts obs["scvae_reconstruction"] and obs["scvae_kl"]; the tighter,
+    importance-weighted bound obs["scvae_iwae"]; and obs["scvae_iwae_density"], the same bound with the distribution
+    of the training cells in latent space in place of the prior.
 
-    obs["scvae_anomaly_p"] is the share of cells simulated from the model that fit the model as badly as this cell or
-    worse, given their library sizes and batches; obs["scvae_anomaly_p_adjusted"] controls the false discovery rate.""",
+    obs["scvae_anomaly_p"] is a p-value: the share of cells simulated from the model that fit it as badly as this cell
+    or worse, given their library sizes and batches. obs["scvae_anomaly_p_adjusted"] is adjusted to control the false
+    discovery rate.""",
     example="scvae score data.h5ad --plot scores.png",
 )

@@ -13,7 +13,9 @@ from scvae_cli.verb import Verb
 class SimulateOptions(SimulationConfig):
     """What to simulate, and what to write of it."""
 
-    true_mean: bool = option(False, help="Also write layers/true_mean, dense: 4 bytes per cell and gene.", panel=OUTPUT)
+    true_mean: bool = option(
+        False, help="Also write layers/true_mean (dense, 4 bytes per cell and gene).", panel=OUTPUT
+    )
     force: bool = option(False, help="Replace an existing file.", panel=OUTPUT)
 
 
@@ -22,10 +24,10 @@ SIMULATE = Verb(
     panel="Checks",
     options=SimulateOptions,
     home="scvae_cli.tools.simulate.simulating:simulate",
-    about="""Simulate raw counts of cells that differentiate along a tree, with the truth beside them.
+    about="""Simulate raw counts of cells that differentiate along a tree, together with the true parameters.
 
-    The truth is in obs true_*, var true_* and varm true_rho_BRANCH (expression along a branch). The columns obs
-    cell_type and obs batch group the cells.""",
+    The true parameters are in the columns true_* of obs and var, and in varm["true_rho_BRANCH"] (expression along a
+    branch). obs["cell_type"] and obs["batch"] hold the cell type and batch of every cell.""",
     example="scvae simulate tree.h5ad --cells 5000 --branches 3 --batches 2",
     argument="OUT",
     argument_help="The .h5ad file to write.",

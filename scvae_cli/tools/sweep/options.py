@@ -12,7 +12,7 @@ from scvae_cli.options import OUTPUT, option, section
 from scvae_cli.shared_options import Drawing, Writing
 from scvae_cli.verb import Verb
 
-VARIED = "Option to vary: one of"
+VARIED = "Option to vary (choose one)"
 BETAS, DIMENSIONS = "0.1,0.3,1,3,10", "2,5,10,20,40"
 
 
@@ -26,7 +26,7 @@ def _numbers(flag: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         example = BETAS if flag == "--beta" else DIMENSIONS
-        raise ConfigError(f"{flag} is {text!r}", f"it takes numbers with commas between, such as {example}") from None
+        raise ConfigError(f"{flag} is {text!r}", f"it takes numbers separated by commas, such as {example}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class SweepOptions(Drawing, Writing):
     training: RunConfig = section(RunConfig, without=frozenset({"beta", "n_latent"}))
     models: Path | None = option(
         None,
-        help="Folder to keep the models in, as FOLDER/beta_0.3.scvae; each is trained on nine tenths of the molecules.",
+        help="Folder for the models, with names like beta_0.3.scvae; each is trained on nine tenths of the molecules.",
         metavar="FOLDER",
         panel=OUTPUT,
     )
@@ -69,7 +69,7 @@ class SweepOptions(Drawing, Writing):
         """Two or more different values of one of the two."""
         if self.beta is not None and self.n_latent is not None:
             raise ConfigError(
-                "--beta and --n-latent were both given", "sweep one of them; the other may stand in a --config file"
+                "--beta and --n-latent were both given", "sweep one of them, and set the other in a --config file"
             )
         if self.beta is None and self.n_latent is None:
             raise ConfigError("there is nothing to sweep", f"give --beta {BETAS} or --n-latent {DIMENSIONS}")
@@ -82,7 +82,7 @@ class SweepOptions(Drawing, Writing):
             if self.n_latent is not None and value % 1:
                 raise ConfigError(f"{flag} is {value:g} in {text!r}", f"it takes whole numbers, such as {DIMENSIONS}")
         if len(set(values)) < len(values):
-            raise ConfigError(f"{flag} is {text!r}", "one of the values is there twice")
+            raise ConfigError(f"{flag} is {text!r}", "name each value only once")
         # In whatever order they came; a field of a frozen dataclass is set like this.
         kind = float if self.varied == "beta" else int
         object.__setattr__(self, self.varied, tuple(sorted(map(kind, values))))
@@ -107,12 +107,13 @@ SWEEP = Verb(
     panel="Start",
     options=SweepOptions,
     home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
-    about="""Train once for every β, or number of latent dimensions, and suggest the one to use.
+    about="""Train one model for every β or number of latent dimensions, and suggest which value to use.
 
     A tenth of every cell's molecules is set aside. Each model is trained on the rest and predicts the molecules set
     aside. The suggestion is the largest β (with --n-latent: the smallest number) whose predictions are as good as the
-    best ones, within noise. Rate and distortion of held-out cells trace the rate–distortion curve. All results go to
-    uns["scvae"]["sweep"]. With --likelihood normal, the bound of held-out cells decides instead.""",
+    best ones, within noise. With --likelihood normal, the importance-weighted bound of held-out cells decides
+    instead. The KL term (rate) and the reconstruction loss (distortion) of held-out cells give the rate–distortion
+    curve. All results go to uns["scvae"]["sweep"].""",
     example="scvae sweep data.h5ad --beta 0.1,0.3,1,3,10 --plot sweep.png",
     takes_model=False,
 )

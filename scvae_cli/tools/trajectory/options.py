@@ -29,44 +29,46 @@ class InterpolateOptions(Reading, Drawing, Writing):
         help="Groups that the trajectory passes, in order: two or more.",
         flags=(
             Flag(name="--from", help="Group at which the trajectory starts."),
-            Flag(name="--via", help="Group that it passes; may be repeated.", repeated=True),
-            Flag(name="--to", help="Group at which it ends."),
+            Flag(name="--via", help="Group that the trajectory passes in between; may be repeated.", repeated=True),
+            Flag(name="--to", help="Group at which the trajectory ends."),
         ),
         label=True,
     )
     cells: tuple[str, ...] = option(
         (),
-        help="Cells that the trajectory passes, in order, instead of groups: names of obs, two or more.",
+        help="Cells that the trajectory passes, in order, instead of groups: two or more obs_names.",
         flags=(
-            Flag(name="--from-cell", metavar="ID", help="Cell at which it starts, instead of a group."),
-            Flag(name="--to-cell", metavar="ID", help="Cell at which it ends."),
+            Flag(name="--from-cell", metavar="ID", help="Cell at which the trajectory starts, instead of a group."),
+            Flag(name="--to-cell", metavar="ID", help="Cell at which the trajectory ends, instead of a group."),
         ),
     )
     time_key: str | None = option(
-        None, help="Column of obs with time points, which are passed in order, instead of groups."
+        None, help="Column of obs with time points, which the trajectory passes in order, instead of groups."
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
-    n_steps: int = option(50, flags=("--steps",), help="Number of steps, both ends included.", least=2)
+    n_steps: int = option(
+        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2
+    )
     path: PathKind = option(
         "geodesic",
-        help="geodesic: least change in expression, where there are cells; graph: from cell to cell; straight: a line "
-        "in latent space.",
+        help="Kind of trajectory: geodesic (with the least change in expression, in regions with cells), graph (from "
+        "cell to neighboring cell) or straight (a line in latent space).",
         panel=TRAJECTORY,
     )
     endpoint: Endpoint = option(
         "density",
-        help="Position that stands for a group: density (where its cells are densest) or centroid.",
+        help="Position that represents a group: density (where its cells are densest) or centroid.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
         "none",
-        help="ot: also compute trajectories between cells of both ends, paired by optimal transport.",
+        help="With ot, also compute trajectories between single cells of both ends, paired by optimal transport.",
         panel=TRAJECTORY,
     )
     n_paths: int = option(
         50,
         flags=("--paths",),
-        help="Number of paired trajectories with --couple ot.",
+        help="Number of trajectories between paired cells with --couple ot.",
         least=2,
         most=MAX_PATHS,
         panel=TRAJECTORY,
@@ -105,7 +107,7 @@ INTERPOLATE = Verb(
     about="""Interpolate a trajectory between two groups (or cells) in latent space and decode every step.
 
     Writes the trajectory and the expression of every gene along it (uns and varm), and the position of each cell on
-    it, obs["scvae_pseudotime_NAME"], which is NaN for cells far from it. Prints the groups that it passes and the
-    genes that change most. Warns where no cells were observed along it.""",
+    it, obs["scvae_pseudotime_NAME"], which is NaN for cells far from it. Prints the groups that the trajectory
+    passes and the genes that change most. Warns about steps where no cells were observed.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )
