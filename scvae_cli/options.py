@@ -395,7 +395,7 @@ def respelled(text: str, options: type[Options], others: Iterable[type[Options]]
         return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
 
     # Command lines and quoted values are the user's or the shell's own.
-    parts = re.split(r"(\bscvae [a-z]+[^;,)]*|'[^']*')", text)
+    parts = re.split(r"(\bscvae [a-z]+[^;,)]*|(?<!\w)'[^']*'(?!\w))", text)
     joined = "".join(part if i % 2 else spelled(part) for i, part in enumerate(parts))
     # Several flags of one argument name it once.
     return re.sub(r"\b(\w+)(?:, \1)*,? (?:and|or) \1\b", r"\1", joined)
