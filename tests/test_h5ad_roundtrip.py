@@ -137,6 +137,18 @@ def test_commands_write_what_they_said_they_would(copied):
         assert all(name in folders or any(name == p or name.startswith(f"{p}/") for p in planned) for name in new), new
 
 
+def test_results_of_version_0_1_0_are_recognized(copied):
+    """Its records name what it wrote; options have other names since, and are not needed for that."""
+    adata = ad.read_h5ad(copied.data)
+    adata.obsm["X_scvae"] = np.zeros((adata.n_obs, 3), dtype=np.float32)
+    record = {"command": "embed", "scvae_version": "0.1.0", "model_hash": "0123456789ab", "counts_source": "X"}
+    record |= {"device": "cpu", "missing_genes": 0, "options": {"axes": "canonical", "refine": 0}}
+    adata.uns["scvae"] = {"runs": {"embed": json.dumps(record | {"slots": ["obsm/X_scvae"]})}}
+    adata.write_h5ad(copied.data)
+    run_well("embed", copied.data, "-m", copied.model)
+    assert ad.read_h5ad(copied.data).obsm["X_scvae"].any()
+
+
 @pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
 def test_reruns_take_the_place_of_the_results_before(copied):
     adata = ad.read_h5ad(copied.data)

@@ -17,7 +17,7 @@ class InfoOptions(Options):
 
 INFO = Verb(
     name="info",
-    panel="Checks",
+    panel="Model",
     options=InfoOptions,
     home="scvae_cli.tools.info.information:info",
     about="""Describe a model, or list the runs that left results in a file.""",

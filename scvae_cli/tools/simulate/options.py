@@ -21,7 +21,7 @@ class SimulateOptions(SimulationConfig):
 
 SIMULATE = Verb(
     name="simulate",
-    panel="Checks",
+    panel="Start",
     options=SimulateOptions,
     home="scvae_cli.tools.simulate.simulating:simulate",
     about="""Simulate raw counts of cells that differentiate along a tree, together with the true parameters.

@@ -104,7 +104,7 @@ class SweepOptions(Drawing, Writing):
 
 SWEEP = Verb(
     name="sweep",
-    panel="Start",
+    panel="Model",
     options=SweepOptions,
     home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
     about="""Train one model for every β or number of latent dimensions, and suggest which value to use.

@@ -27,7 +27,7 @@ class TrainOptions(Options):
 
 TRAIN = Verb(
     name="train",
-    panel="Start",
+    panel="Model",
     options=TrainOptions,
     home="scvae_cli.tools.train.training:train",
     about="""Train a model on raw counts and write the model folder; DATA itself is only read.
