@@ -89,7 +89,7 @@ def compared_with_itself(group: str) -> ConfigError:
 
 DE = Verb(
     name="de",
-    panel="Results",
+    panel="Comparisons",
     options=DeOptions,
     home="scvae_cli.tools.de.question:De",
     about="""Test which genes differ in expression between two groups of cells.

@@ -53,7 +53,7 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
 
 PERTURB = Verb(
     name="perturb",
-    panel="Results",
+    panel="Comparisons",
     options=PerturbOptions,
     home="scvae_cli.tools.perturb.question:Perturb",
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
