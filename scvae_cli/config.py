@@ -29,7 +29,7 @@ class DataConfig(Options):
 
     layer: str | None = option(
         None,
-        help="Layer to model.",
+        help="Matrix to model: a layer, X or raw.",
         panel=INPUT,
         shown_default="the first of counts, X and raw that holds raw counts; X for a normal likelihood",
     )

@@ -23,5 +23,5 @@ def parse_genes(option: str, text: str) -> tuple[str, ...]:
         raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
     genes = tuple(dict.fromkeys(gene.strip() for gene in named if gene.strip()))
     if not genes:
-        raise ConfigError(f"{option} {text!r} names no gene", hint)
+        raise ConfigError(f"{option} {text!r} contains no gene names", hint)
     return genes

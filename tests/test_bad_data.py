@@ -247,7 +247,7 @@ NAMES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "kind of path": (USAGE, "--path is 'curved'", lambda b: b.walk("stem", "progenitor", "--path", "curved")),
     "batch to decode as": (DATA, "the model has no batch 'May'", lambda b: b.ask("denoise", "--batch-as", "May")),
     "gene to denoise": (DATA, "gene 'ACTB' is not in the model", lambda b: b.ask("denoise", "--genes", "ACTB")),
-    "no gene to denoise": (USAGE, "names no gene", lambda b: b.ask("denoise", "--genes", ",")),
+    "no gene to denoise": (USAGE, "contains no gene names", lambda b: b.ask("denoise", "--genes", ",")),
     "gene list to denoise": (USAGE, "cannot read the gene list", lambda b: b.ask("denoise", "--genes", "@no.txt")),
     "gene list to train on": (DATA, "cannot read the gene list", lambda b: b.train("--genes", "@no.txt")),
     "genes to train on": (

@@ -121,5 +121,5 @@ def test_genes_are_named_by_symbols_too(copied):
     assert record["options"]["genes"] == [adata.var_names[3], adata.var_names[1]]
     with pytest.raises(DataError, match="'Symbol99' is not in the model"):
         scvae.denoise(adata, copied.model, **named | {"genes": ["Symbol99"]})
-    with pytest.raises(ConfigError, match="genes names no gene"):
+    with pytest.raises(ConfigError, match="genes contains no gene names"):
         scvae.denoise(adata, copied.model, genes=[])

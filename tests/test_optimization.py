@@ -334,7 +334,7 @@ GROUP = ["--groupby", "cell_type", "--group", "stem"]
     ("code", "fragment", "options"),
     [
         (USAGE, "no gene to increase or to decrease", GROUP),
-        (USAGE, "names no gene", ["--toward", " ,", *GROUP]),
+        (USAGE, "contains no gene names", ["--toward", " ,", *GROUP]),
         (USAGE, "cannot read the gene list none.txt", ["--toward", "@none.txt", *GROUP]),
         (
             USAGE,

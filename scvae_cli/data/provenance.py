@@ -17,7 +17,7 @@ from scvae_cli.errors import DataError, ScvaeWarning
 def provenance(
     store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
 ) -> Slot:
-    """Create the record of the results of a command, which also marks its slots as written by scvae.
+    """Create the record of a command's results. A slot listed in a record is known to be written by scvae.
 
     An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
     record, listed separately with their model, and a warning names them, because users could mistake them for results

@@ -49,7 +49,7 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
 
 
 def densest(graph: CellGraph, density: LatentDensity, cells: np.ndarray) -> int:
-    """Return the node with the highest density of all cells in the core of a population, ignoring outliers."""
+    """Return the node with the highest latent density in the core of a population, leaving out unusual cells."""
     usual_m = density.off_manifold(graph.mean_mk).numpy() <= _USUAL
     nodes = core(graph, cells, usual_m)
     return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

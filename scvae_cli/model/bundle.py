@@ -156,7 +156,9 @@ def check_new_model(folder: Path, *, force: bool) -> None:
     if not (folder / CONFIG).exists():
         raise ModelError(f"{folder} exists and is not a model folder", "choose another name for the model with -m")
     if not force:
-        raise ModelError(f"the model {folder} exists", "use --force to replace it, or choose another name with -m")
+        raise ModelError(
+            f"the model {folder} already exists", "use --force to replace it, or choose another name with -m"
+        )
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:

@@ -55,7 +55,7 @@ class DenoiseOptions(Reading, Writing):
     def check(self) -> None:
         """No genes are not all genes."""
         if self.genes == ():
-            raise ConfigError("--genes names no gene", "leave it out to denoise all modeled genes")
+            raise ConfigError("--genes contains no gene names", "leave it out to denoise all modeled genes")
 
     @property
     def needs_batch(self) -> bool:
