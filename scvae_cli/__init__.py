@@ -5,7 +5,7 @@
     model = scvae.train(adata)
     scvae.embed(adata, model)
 
-Everything is imported when it is first asked for, so that `scvae --help` is quick.
+A function or class is imported only when it is first used, so that `scvae --help` starts quickly.
 """
 
 from __future__ import annotations

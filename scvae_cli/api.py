@@ -1,6 +1,7 @@
-"""The Python API: a function for each verb, made of the options that its command has.
+"""The Python API: one function for each verb, built from the options of the command with the same name.
 
-Data comes first and results go into it, as scanpy's functions do; `inplace=False` returns the result instead.
+As in scanpy, the first argument is the data, and a function writes its results into the data. With `inplace=False` it
+returns the result instead.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from scvae_cli.verbs import VERBS
 
 
 class PythonShell:
-    """Python code asks: it sees no progress, and warnings are Python's."""
+    """The `Shell` of the Python API: it shows no progress bar, and it issues warnings as Python warnings."""
 
     progress: Progress = staticmethod(silent)
 
@@ -31,17 +32,17 @@ class PythonShell:
         """Say nothing: there is no terminal."""
 
     def warn(self, text: str) -> None:
-        """Warn as Python does."""
+        """Issue a Python warning."""
         warnings.warn(ScvaeWarning(text), stacklevel=2)
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Nothing stops a training but Python's own KeyboardInterrupt."""
+        """Never request a stop: only Python's own KeyboardInterrupt ends a training."""
         yield lambda: False
 
 
 def function_of(verb: Verb) -> Callable[..., Any]:
-    """The Python function of a verb."""
+    """Make the Python function of a verb."""
     signature = inspect.Signature(_parameters(verb))
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -55,7 +56,7 @@ def function_of(verb: Verb) -> Callable[..., Any]:
                 raise ConfigError(f"--config is a {type(config).__name__}", "it takes the path of a TOML file")
             options = resolve(verb, given, config)
             if _writes(verb) and not inplace and options.output is not None:
-                raise ConfigError("--output was given with inplace=False", "leave out one of the two")
+                raise ConfigError("--output was given with inplace=False", "use only one of the two")
             request = Request(
                 verb=verb,
                 data=Path(data) if isinstance(data, str) else data,
@@ -80,12 +81,12 @@ def function_of(verb: Verb) -> Callable[..., Any]:
 
 
 def respell(text: str, verb: Verb) -> str:
-    """A message of a verb, with options named as arguments."""
+    """Return a verb's message with the command-line options replaced by the names of Python arguments."""
     return respelled(text, verb.options, [other.options for other in VERBS])
 
 
 def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Arguments by name; an unknown one is a TypeError, as for any function, that names the nearest."""
+    """Return the arguments by name. An unknown argument raises a TypeError that suggests the most similar name."""
     try:
         return signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -96,7 +97,7 @@ def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str
 
 
 def _writes(verb: Verb) -> bool:
-    """Whether its results go into the data, unless the caller wants them back."""
+    """Whether the function writes its results into the data by default; if so, it has the argument `inplace`."""
     return "inplace" in verb.returns
 
 

@@ -1,4 +1,4 @@
-"""How results and models present themselves in a notebook: numbers in full, arrays by their shape."""
+"""Short representations of results and models for notebooks; an array is represented by its shape."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _LENGTH = 60
 
 
 def brief(result: Any) -> str:
-    """A representation of a dataclass that fits on a few lines."""
+    """Return a representation of a dataclass that fits on a few lines."""
     shown = ", ".join(f"{field.name}={_shown(getattr(result, field.name))}" for field in fields(result) if field.repr)
     return f"{type(result).__name__}({shown})"
 

@@ -1,6 +1,6 @@
-"""The options of a training: what is modeled, by which model, how it is fitted, and where.
+"""The options of a training: the data, the model, the fitting and the device.
 
-None means that the option is chosen from the data; the choice is recorded in the model folder.
+If an option is None, its value is chosen from the data, and the chosen value is recorded in the model folder.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Options):
-    """Which values of the file are modeled."""
+    """Which matrix, batches, genes and cells of the data are modeled."""
 
     layer: str | None = option(
         None,
@@ -55,21 +55,21 @@ class DataConfig(Options):
     drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing the data.", panel=INPUT)
 
     def check(self) -> None:
-        """One way of choosing genes."""
+        """Refuse an invalid `genes`, and `genes` together with `n_top_genes`."""
         if self.genes is None:
             return
         if self.genes != "all" and not (self.genes.startswith("@") and len(self.genes) > 1):
             raise ConfigError(f"--genes is {self.genes!r}", 'it takes "all", or "@FILE" with one gene per line')
         if self.n_top_genes is not None:
-            raise ConfigError("--genes and --n-top-genes were both given", "choose the genes in one of the two ways")
+            raise ConfigError("--genes and --n-top-genes were both given", "use only one of the two")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Options):
-    """The model.
+    """The likelihood and the network of the model.
 
-    A linear decoder makes every gene's output an affine function of the latent position; its weights are loadings, as
-    in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
+    With a linear decoder, the output for every gene is an affine function of the latent position. The weights of this
+    function are loadings, as in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
     """
 
     likelihood: Likelihood = option(
@@ -112,7 +112,7 @@ class ModelConfig(Options):
     )
 
     def check(self) -> None:
-        """A variance belongs to the normal likelihood."""
+        """Refuse a variance for any likelihood except the normal one."""
         if self.variance is not None and self.of_counts:
             raise ConfigError(
                 f"--variance was given with --likelihood {self.likelihood}",
@@ -121,7 +121,7 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether it models counts, which have a library size, and not real numbers."""
+        """Whether the model describes counts, which have a library size, and not real numbers."""
         return self.likelihood != "normal"
 
 
@@ -130,7 +130,10 @@ class TrainConfig(Options):
     """How the model is fitted."""
 
     beta: float = option(
-        1.0, help="Weight of the KL term (β): a larger one keeps less information on each cell.", panel=MODEL, least=0
+        1.0,
+        help="Weight of the KL term (β). The larger it is, the less information the latent space keeps on each cell.",
+        panel=MODEL,
+        least=0,
     )
     flat: float = option(
         0.0,
@@ -166,8 +169,8 @@ class TrainConfig(Options):
     eased_dropout: float | None = option(
         None,
         help="Share of the dropout to keep once the held-out loss has stopped falling: training continues from the "
-        "best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends "
-        "the first time.",
+        "best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends when the "
+        "loss stops falling for the first time.",
         least=0,
         most=1,
         takes="a share from 0 to 1",
@@ -176,7 +179,7 @@ class TrainConfig(Options):
     )
     validation_fraction: float = option(
         0.1,
-        help="Share of the cells to hold out; they decide when training stops and which weights are kept.",
+        help="Share of the cells to hold out; these cells decide when training stops and which weights are kept.",
         panel=FITTING,
         above=0,
         most=0.5,
@@ -209,7 +212,7 @@ class ComputeConfig(Options):
     )
     deterministic: bool = option(
         False,
-        help="Use only algorithms whose results are identical in every run on a GPU; on a CPU they always are.",
+        help="Use only GPU algorithms that give identical results in every run; results on a CPU are always identical.",
         panel=COMPUTE,
     )
     threads: int | None = option(
@@ -234,7 +237,7 @@ class RunConfig(Options):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Make it of values by the names of the options; no two sections share one.
+        """Make a `RunConfig` from values by option name; no two sections have an option of the same name.
 
         Raises
         ------
@@ -245,16 +248,16 @@ class RunConfig(Options):
         return config
 
     def of_all_genes(self) -> RunConfig:
-        """The same for counts whose genes have been chosen already."""
+        """Return the same options for counts that are already restricted to the chosen genes: all genes are modeled."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, genes="all", n_top_genes=None))
 
     def as_dict(self) -> dict[str, Any]:
-        """Nested plain values, as they stand in a model folder's config.json."""
+        """Return the options as nested plain values, as they are stored in the config.json of a model folder."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
-        """The inverse of `as_dict`.
+        """Make a `RunConfig` from the values that `as_dict` returns.
 
         Raises
         ------

@@ -1,7 +1,7 @@
-"""Options from a TOML file: default < file < what was given.
+"""Options from a TOML file. The file overrides defaults; options given by the user override the file.
 
-A file may hold a whole analysis. The options of a training stand under [data], [model], [train] and [compute], those of
-any other verb under its name.
+One file may hold the options of a whole analysis. The options of a training are in the sections [data], [model],
+[train] and [compute]; the options of any other verb are in a section with the name of the verb.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from scvae_cli.verbs import VERBS
 
 
 def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
-    """Make a verb's options of its defaults, a file and what was given, later ones winning.
+    """Make a verb's options from defaults, a file and given values, each of which overrides the ones before it.
 
     Raises
     ------
     ConfigError
-        For a file that cannot be read, a section or key in it that nothing has, or values that cannot be used.
+        If the file cannot be read, if it has an unknown section or key, or if a value is invalid.
     """
     stated = {} if file is None else _stated(verb, Path(file))
     return build(verb.options, stated | dict(given))
@@ -35,7 +35,7 @@ def _section_of(verb: Verb, declared: Declared) -> str:
 
 
 def _stated(verb: Verb, file: Path) -> dict[str, Any]:
-    """The verb's options that a file states, by section and name."""
+    """Return the verb's options that a file sets, by section and name."""
     sections: dict[str, set[str]] = {}
     for one in VERBS:
         for declared in declarations(one.options):
@@ -46,7 +46,7 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     for name, section in _read(file).items():
         if not isinstance(section, dict):
-            raise ConfigError(f"{file}: {name!r} stands outside a section", f"put it under [{verb.name}], for example")
+            raise ConfigError(f"{file}: {name!r} is outside a section", f"put it under [{verb.name}], for example")
         if name not in sections:
             raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
         for key, value in section.items():

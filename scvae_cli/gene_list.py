@@ -1,4 +1,4 @@
-"""Genes named on the command line: A,B,C or a file. Imported by every command, so it needs little itself."""
+"""Lists of genes on the command line: A,B,C or @FILE. Every command imports this module, so it imports little."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from scvae_cli.errors import ConfigError
 
 
 def parse_genes(option: str, text: str) -> tuple[str, ...]:
-    """The genes named by A,B,C or @FILE, one gene a line; each once, in order.
+    """Return the genes of A,B,C or of @FILE, which has one gene per line. Repeated genes are returned once, in order.
 
-    Raises a ConfigError for a file that cannot be read, or no gene.
+    Raises a ConfigError if the file cannot be read or the list contains no gene.
 
     >>> parse_genes("--genes", "Klf1, Car1,Klf1")
     ('Klf1', 'Car1')
     """
-    hint = f"{option} takes A,B,C or @FILE, one gene a line; a name that holds a comma needs @FILE"
+    hint = f"{option} takes A,B,C or @FILE with one gene per line; a name that holds a comma needs @FILE"
     try:
         in_file = text.startswith("@")
         named = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if in_file else text.split(",")

@@ -1,9 +1,9 @@
-"""What a label is: the text that names a group of cells, whatever type the column or the caller gives it.
+"""Conversion of values to labels. A label is the text that names a group of cells.
 
-One rule for columns of obs and for what a caller names. A missing value (None, NaN, NA) is no label. A string is its
-own label, so "1.0" in a column of strings stays "1.0". A whole number reads "1", be it 1 or 1.0 or a category of
-either: pandas turns integers into floats when one is missing, and the cells are still those of lane 1. True and False
-read "True" and "False". Bytes are decoded. A date without a time of day reads "2024-05-31".
+The same rules hold for columns of obs and for values that a caller gives. A missing value (None, NaN, NA) has no label.
+A string is its own label, so "1.0" in a column of strings stays "1.0". The label of 1 and of 1.0 is "1", also in a
+categorical column, because pandas turns integers into floats when one of them is missing. The labels of True and False
+are "True" and "False". Bytes are decoded. The label of a date without a time of day has the form "2024-05-31".
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 def as_label(value: Any) -> str | None:
-    """The label that a value is, None for a missing one.
+    """Return the label of a value, or None for a missing value.
 
     >>> as_label(1), as_label(1.0), as_label(0.5), as_label(True), as_label("1.0"), as_label(b"T cell")
     ('1', '1', '0.5', 'True', '1.0', 'T cell')
@@ -24,14 +24,14 @@ def as_label(value: Any) -> str | None:
     ['1', '1', '1', 'False', 'B']
     """
     if isinstance(value, str):
-        # Of an enumeration of strings the string itself.
+        # For a member of a string enumeration, this gives the plain string.
         return str.__str__(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if _is_missing(value):
         return None
     plain = value
-    # Values of numpy, which is not imported for those of Python.
+    # A numpy scalar. It is recognized by its attributes, so that numpy need not be imported.
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         plain = (value.astype("datetime64[us]") if value.dtype.kind == "M" else value).item()
     if isinstance(plain, float) and plain.is_integer():
@@ -39,7 +39,7 @@ def as_label(value: Any) -> str | None:
     if isinstance(plain, datetime.datetime) and plain.time() == datetime.time() and plain.tzinfo is None:
         return plain.date().isoformat()
     if isinstance(plain, float):
-        # Of float32, as short as its own precision allows: 0.1, not 0.10000000149.
+        # The original value, because a float32 of 0.1 gives 0.1, but converted to a Python float 0.10000000149.
         return str(value)
     return as_label(plain) if isinstance(plain, str | bytes) else str(plain)
 

@@ -1,4 +1,4 @@
-"""A question that is answered with new cells, which go into a file of their own, or to Python as an AnnData."""
+"""A question whose answer is new cells. They are written to a new file, or returned to Python as an AnnData."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class NewCellsQuestion(Question[AnyOptions, Result]):
     """A question whose answer is cells that are not in the data; its options inherit `WritingNewCells`.
 
-    With an output the cells are written to that file. Without one Python gets them as an AnnData, and a command line
-    either refuses or only reports (`needs_file`).
+    If an output is given, the cells are written to that file. Otherwise a Python caller gets them as an AnnData. A
+    command without an output is refused if `needs_file` is True; if it is False, the command only prints a report.
     """
 
     # Whether a command line must name a file.
@@ -30,7 +30,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """The cells, with every slot that is written except their provenance; the blocks are computed once."""
+        """Return the cells with all slots except the provenance; the blocks of rows can be iterated only once."""
         raise NotImplementedError
 
     @classmethod
@@ -42,14 +42,14 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Always: to a file, or to an AnnData in memory."""
+        """Always True: the cells are written to a file or into an AnnData in memory."""
         return True
 
     def check_destination(self) -> None:
-        """A file of its own has no slots that could be in the way; `check_files` did the rest."""
+        """Check nothing: a new file has no slots that could be overwritten, and `check_files` has checked the file."""
 
     def write(self, result: Result) -> list[str]:
-        """Write the cells to their file or make an AnnData of them; returns the paths of `slots`."""
+        """Write the cells to the output or make an AnnData of them, and return the paths of `slots`."""
         output = self.destination()
         if output is None and self.request.reported:
             return []
@@ -67,15 +67,15 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
         return [slot.path for slot in self.slots(result)]
 
     def value(self, result: Result) -> AnnData | None:  # noqa: ARG002  # made while it was written
-        """The cells, unless they are in a file."""
+        """Return the cells as an AnnData, or None if they were written to a file."""
         return self._in_memory
 
     def output(self) -> str | None:
-        """The file of the cells, or None."""
+        """Return the path of the file that the cells were written to, or None."""
         output = self.destination()
         return None if output is None else str(output)
 
     def places(self, slots: list[str]) -> Sequence[str]:  # noqa: ARG002  # the whole file is new
-        """The file of the cells."""
+        """Return the file that the cells were written to, if any."""
         output = self.output()
         return () if output is None else (output,)

@@ -1,6 +1,6 @@
-"""One declaration of an option: a dataclass field with its type, default, range, help and spelling.
+"""Declaration of options: each option is a dataclass field with a type, default, range, help text and spelling.
 
-The command line, the Python functions, `--config`, the checks and the reference are all made from it.
+The command line, the Python functions, `--config`, the checks and the reference are all made from this declaration.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from scvae_cli.errors import ConfigError
 from scvae_cli.labels import as_label
 
-# Whole numbers are smaller, as arrays hold them; longer texts are cut in messages.
+# Whole numbers must be smaller than _LARGEST, to fit into int64. Messages show at most _SHOWN characters of a value.
 _LARGEST, _SHOWN = 2**63, 80
 # The default of an option that must be given.
 REQUIRED: Any = ...
@@ -36,7 +36,8 @@ class Flag:
     name, help, metavar
         As on the command line.
     repeated
-        Whether it may be absent, or given several times; any other flag of the field is needed once one is given.
+        Whether the flag may be left out or given several times. If any flag of the field is given, all flags of the
+        field that are not `repeated` are required.
     """
 
     name: str
@@ -47,36 +48,38 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """What one field declares; `option` makes it, and `declarations` adds name, type and default.
+    """The declaration of one option. `option` creates it, and `declarations` adds the name, type and default.
 
     Parameters
     ----------
     help
         One line that says what the option does, for `--help`, docstrings and the reference.
     python_help
-        The same for docstrings, where the command line's sentence would mislead.
+        Text that replaces `help` in docstrings, if `help` would be wrong for the Python function.
     panel
-        Heading under which `--help` shows it; "" is the verb's own panel.
+        Heading under which `--help` shows the option; "" for the options that belong to the verb itself.
     flags
-        Spellings on the command line; empty makes one of the name. Several `Flag`s fill the field together.
+        Spellings on the command line; if empty, the spelling is made from the name. Several `Flag`s set the field
+        together.
     least, most, above, below
-        Range of a number; the first two are allowed values, the others are not.
+        Range of a number; the bounds `least` and `most` are allowed values, the bounds `above` and `below` are not.
     choices
         Words allowed besides a number, for a field that takes both.
     takes
-        What the hint of a refusal says it takes; made of type and range if empty.
+        Description of the allowed values for the hint of an error; if empty, it is made from the type and range.
     metavar, shown_default
         What `--help` shows for the value and for the default.
     parse
-        Makes the value of the text on the command line, given the flag and the text (or list of texts).
+        Function that converts the text on the command line (or the list of texts) to a value; it takes the flag and the
+        text.
     repeated
-        Whether the flag may be given several times, for a field that `parse` makes of all texts.
+        Whether the flag may be given several times; `parse` then makes one value from all texts.
     label
-        Whether the value names a group, which callers may give as a number or boolean.
+        Whether the value names a group; callers may then give a number or boolean instead of a text.
     on_command_line, in_python, in_record
-        Whether the command line has it, the Python functions have it, and a result's provenance lists it.
+        Whether the option exists on the command line, in the Python functions, and in the provenance of a result.
     positional
-        Whether Python callers may give it without its name.
+        Whether the Python function accepts the option as a positional argument.
     """
 
     help: str
@@ -106,12 +109,12 @@ class Declared:
 
     @property
     def joined(self) -> tuple[Flag, ...]:
-        """The flags that fill it together; empty for one flag and its short forms."""
+        """The `Flag`s that set the field together; empty if the option has only one flag with its short forms."""
         return tuple(flag for flag in self.flags if isinstance(flag, Flag))
 
     @property
     def spellings(self) -> tuple[str, ...]:
-        """All flags of it, the long one first."""
+        """All flags of the option, the long form first."""
         if not self.on_command_line:
             return ()
         names = tuple(flag.name if isinstance(flag, Flag) else flag for flag in self.flags)
@@ -119,24 +122,24 @@ class Declared:
 
     @property
     def spelled(self) -> str:
-        """How messages name it: as the command line does, or by its name where only a file or Python sets it."""
+        """The option's name in messages: its flag, or the field's name if it is not on the command line."""
         if self.joined:
             return " and ".join(flag.name for flag in self.joined if not flag.repeated)
         return self.spellings[0] if self.spellings else self.name
 
     @property
     def alternatives(self) -> tuple[Any, ...]:
-        """The types it may have, None among them where it may be left open."""
+        """The types that the value may have, including NoneType if the value may be None."""
         return get_args(self.kind) if get_origin(self.kind) in (Union, UnionType) else (self.kind,)
 
     @property
     def optional(self) -> bool:
-        """Whether None is a value."""
+        """Whether the value may be None."""
         return type(None) in self.alternatives
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words it takes, if it takes only some."""
+        """The words that the option accepts; empty if it accepts any text or no text."""
         for kind in self.alternatives:
             if get_origin(kind) is Literal:
                 return get_args(kind)
@@ -144,12 +147,12 @@ class Declared:
 
     @property
     def annotation(self) -> str:
-        """Its type as Python code writes it."""
+        """The type of the option, as a Python annotation."""
         return " | ".join("None" if kind is type(None) else _written(kind) for kind in self.alternatives)
 
     @property
     def expected(self) -> str:
-        """What it takes, in words."""
+        """Description of the values that the option accepts."""
         if self.takes:
             return self.takes
         kinds = self.alternatives
@@ -174,7 +177,7 @@ class Declared:
         return number or next((text for kind, text in simple.items() if kind in kinds), "names")
 
     def checked(self, value: Any) -> Any:
-        """The value in the field's own type.
+        """Return the value, converted to the type of the field.
 
         Raises
         ------
@@ -191,7 +194,7 @@ class Declared:
         raise ConfigError(f"{self.spelled} is {self._refused(value)}", f"it takes {self.expected}")
 
     def _refused(self, value: Any) -> str:
-        """What is wrong with a value: of several, the first that is."""
+        """Describe an invalid value; if there are several values, describe the first invalid one."""
         kinds = [get_args(kind)[0] for kind in self.alternatives if get_origin(kind) is tuple]
         if kinds and isinstance(value, list | tuple) and value:
             one = dataclasses.replace(self, kind=kinds[0])
@@ -200,7 +203,7 @@ class Declared:
         return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
-        """The value as one of the field's types; None where it is none of that type."""
+        """Convert the value to one of the field's types; return None if it does not have this type."""
         origin = get_origin(kind)
         if kind is bool:
             return value if isinstance(value, bool) else None
@@ -229,7 +232,7 @@ class Declared:
         return None
 
     def _as_tuple(self, kind: Any, value: Any) -> tuple[Any, ...] | None:
-        """Several values; a lone one counts as several of one."""
+        """Convert several values to a tuple; a single value becomes a tuple of one."""
         if callable(value) or isinstance(value, Mapping | set | frozenset):
             return None
         one = dataclasses.replace(self, kind=kind)
@@ -241,7 +244,7 @@ class Declared:
         return None if None in fitting else tuple(fitting)
 
     def _as_mapping(self, kind: Any, value: Mapping[Any, Any]) -> dict[str, Any] | None:
-        """Values by name, each in the type that values have."""
+        """Convert a mapping of names to values, each value to the given type."""
         one = dataclasses.replace(self, kind=kind)
         fitting = {str(key): one._as(kind, item) for key, item in value.items()}
         return None if None in fitting.values() else fitting
@@ -257,26 +260,26 @@ class Declared:
 
 
 def option(default: Any = MISSING, **declared: Any) -> Any:
-    """A dataclass field that declares an option; the parameters are those of `Declared`."""
+    """Make a dataclass field that declares an option; the parameters are those of `Declared`."""
     return field(default=default, metadata={"option": Declared(**declared)})
 
 
 def section(options: type[Options], *, without: frozenset[str] = frozenset()) -> Any:
-    """A dataclass field that holds options of its own, which stand beside the others on the command line.
+    """Make a dataclass field that contains a group of options; the command line shows them like all other options.
 
     Parameters
     ----------
     options
-        Their class.
+        Class of the options in the group.
     without
-        Names of those that only a file can set.
+        Names of the options that can be set only in a file.
     """
     return field(default_factory=options, metadata={"section": (options, without)})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Options that are checked when they are made.
+    """Base class of options, whose values are checked when an object is created.
 
     Raises
     ------
@@ -298,7 +301,7 @@ class Options:
         return False
 
     def record(self) -> dict[str, Any]:
-        """What a result's provenance says of the options: those that may change the result."""
+        """Return the options that may change the result, for its provenance."""
         return {
             declared.name: getattr(self, declared.name)
             for declared in declarations(type(self), nested=False)
@@ -307,16 +310,16 @@ class Options:
 
 
 def declarations(options: type[Options], *, nested: bool = True, hidden: bool = False) -> tuple[Declared, ...]:
-    """The options that a class declares, its own before those it inherits.
+    """Return the options of a class: first those that the class declares, then those that it inherits.
 
     Parameters
     ----------
     nested
-        Whether the options of its sections count.
+        Whether to include the options of sections.
     hidden
-        Whether those count which only a file can set.
+        Whether to include the options that can be set only in a file.
     """
-    reading: Any = options  # mypy takes a class for an instance of it, which could not be hashed
+    reading: Any = options  # mypy confuses the class with its instances, which cannot be hashed
     return tuple(declared for declared in _read_once(reading, nested) if hidden or not declared.hidden)
 
 
@@ -344,14 +347,14 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
 def build(
     options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
 ) -> Any:
-    """Make options of values by name, those of sections among them.
+    """Make an options object, including the options of its sections, from values by name.
 
     Parameters
     ----------
     given
-        Values by name, or by section and name ("train/beta"); a name alone wins.
+        Values by name, or by section and name ("train/beta"). A value by name overrides one by section and name.
     within, hidden
-        The section that is made, and the names in it that only count with their section.
+        The section whose options are made, and the names that are used in it only if given together with the section.
 
     Raises
     ------
@@ -374,9 +377,9 @@ def build(
 
 
 def respelled(text: str, options: type[Options], others: Iterable[type[Options]] = ()) -> str:
-    """Name the options in a message as Python spells them, where it names flags; command lines stay as they are.
+    """Replace the flags in a message by the names of Python arguments; command lines in the message are not changed.
 
-    A flag that the options do not have is looked up among the others.
+    A flag that does not belong to `options` is looked up in `others`.
 
     >>> @dataclass(frozen=True, kw_only=True)
     ... class Steps(Options):
@@ -389,15 +392,15 @@ def respelled(text: str, options: type[Options], others: Iterable[type[Options]]
         names |= {flag: declared.name for declared in declarations(one) for flag in declared.spellings}
 
     def spelled(part: str) -> str:
-        # "--from and --to" fill one argument, which is named once.
+        # "--from and --to" set the same argument, whose name replaces the whole phrase.
         for declared in declarations(options):
             part = part.replace(declared.spelled, declared.name) if declared.joined else part
         return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
 
-    # Command lines and quoted values are the user's or the shell's own.
+    # Command lines and quoted values are not changed.
     parts = re.split(r"(\bscvae [a-z]+[^;,)]*|(?<!\w)'[^']*'(?!\w))", text)
     joined = "".join(part if i % 2 else spelled(part) for i, part in enumerate(parts))
-    # Several flags of one argument name it once.
+    # If several flags of one argument were replaced, its name is shown only once.
     return re.sub(r"\b(\w+)(?:, \1)*,? (?:and|or) \1\b", r"\1", joined)
 
 

@@ -1,4 +1,4 @@
-"""Progress of a long computation, reported to whoever shows it."""
+"""Progress of a long computation, reported to a progress bar or to nothing."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ class Advance(Protocol):
     """Reports that some units of work are done."""
 
     def __call__(self, amount: float = 1, note: str = "", total: float | None = None) -> None:
-        """Add to the work done; a note or a new total replaces the one shown."""
+        """Add to the amount of work done; `note` and `total` replace the note and the total that are shown."""
 
 
 class Progress(Protocol):
-    """Opens a progress bar, or nothing that is seen."""
+    """Opens a progress bar; implementations may show nothing."""
 
     def __call__(self, title: str, total: float | None) -> AbstractContextManager[Advance]:
-        """Show a title and, until the block ends, how much of the total is done."""
+        """Show a title and the share of the work that is done, until the block ends."""
 
 
 @contextlib.contextmanager
 def silent(title: str, total: float | None) -> Iterator[Advance]:  # noqa: ARG001  # the signature is Progress's
-    """Progress that nobody sees."""
+    """Implement `Progress` without showing anything."""
 
     def advance(amount: float = 1, note: str = "", total: float | None = None) -> None:
         pass
@@ -42,14 +42,14 @@ Item = TypeVar("Item")
 
 
 def counted(blocks: Iterable[Block], advance: Advance) -> Iterator[Block]:
-    """Pass blocks of rows on, reporting the rows of each."""
+    """Yield blocks of rows, and report the number of rows of each block as work done."""
     for block in blocks:
         yield block
         advance(block.shape[0])
 
 
 def tracked(items: Iterable[Item], progress: Progress, title: str, total: float | None) -> Iterator[Item]:
-    """Pass items on, showing how many of them are done."""
+    """Yield items, and show how many of them are done."""
     with progress(title, total) as advance:
         for item in items:
             yield item

@@ -1,7 +1,9 @@
-"""The one driver: a question about cells is opened, checked, answered, written and reported here, for both shells.
+"""The common procedure of commands and Python functions that ask a trained model about cells.
 
-A verb that asks a trained model subclasses `Question` and says what is its own. Other verbs are functions of the same
-signature as `ask`.
+`ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
+
+Each of these verbs is a subclass of `Question`, which implements what differs between verbs. All other verbs are
+functions of a `Request` and a `Shell` that return an `Outcome`.
 """
 
 from __future__ import annotations
@@ -28,38 +30,38 @@ Result = TypeVar("Result")
 
 
 class Shell(Protocol):
-    """Whoever asks: a terminal, or Python code."""
+    """The interface to the user: the command line or the Python API."""
 
     @property
     def progress(self) -> Progress:
-        """Shows how far a computation is."""
+        """Shows the progress of a computation."""
 
     def info(self, text: str) -> None:
-        """Say something worth knowing on the way."""
+        """Show a message during a computation."""
 
     def warn(self, text: str) -> None:
-        """Say something that may need a change."""
+        """Show a warning."""
 
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Until the block ends, an interruption is a request to stop; yields what says whether there was one."""
+        """Treat an interruption in the block as a request to stop; the yielded function says whether there was one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What a command line shows of an answer.
+    """What the command line shows about an answer.
 
     Parameters
     ----------
     facts
-        Plain values for pipelines.
+        The answer as plain values, for `--json`.
     text
-        The same for people.
+        The answer as text.
     next_step
-        What to run next, or None.
+        The command to run next, or None.
     notes
         Remarks shown after the text.
     exit_code
-        0, unless the answer is itself a refusal.
+        Exit code of the command. It is not 0 if the answer says that the data cannot be used.
     """
 
     facts: dict[str, Any]
@@ -71,16 +73,16 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What comes of a request.
+    """The outcome of a request.
 
     Parameters
     ----------
     value
-        What Python code gets.
+        What the Python function returns.
     report
-        Makes what the command line shows.
+        Function that makes the report for the command line.
     warnings
-        What the user should doubt.
+        Warnings about the result.
     """
 
     value: Any
@@ -94,19 +96,19 @@ class Question(Generic[AnyOptions, Result]):
     Parameters
     ----------
     session
-        Data and model, opened.
+        The opened data and model.
     request
-        What was asked.
+        The verb, its options, the data and the model.
     shell
-        Shows progress.
+        Shows the progress.
 
     Raises
     ------
     ScvaeError
-        When it names groups, cells or genes that are not there.
+        If the options name groups, cells or genes that do not exist.
     """
 
-    # Options that name files which appear together with the results.
+    # Options that name additional files, which are written together with the results.
     extra_files: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, session: Session, request: Request, shell: Shell) -> None:
@@ -116,7 +118,7 @@ class Question(Generic[AnyOptions, Result]):
         self.prepare()
 
     def prepare(self) -> None:
-        """Look up what the options name in the data."""
+        """Find in the data the groups, cells and genes that the options name."""
 
     @classmethod
     def check_files(cls, request: Request) -> None:
@@ -124,7 +126,7 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def run(self) -> str:
-        """Name of the run in the provenance; results of one verb that stand side by side differ in it."""
+        """Name of the run in the provenance. Two results of one verb can be in the same file if their names differ."""
         return self.request.verb.name
 
     def planned(self) -> list[str]:
@@ -132,25 +134,25 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def made_of(self) -> dict[str, Any] | None:
-        """For results that have names: the options that a default name was made of (`refuse_another`)."""
+        """Return the options from which a default name was made, if results have names (`refuse_another`)."""
         return None
 
     def answer(self) -> Result:
-        """Compute it."""
+        """Compute the answer."""
         raise NotImplementedError
 
     def slots(self, result: Result) -> list[Slot]:
-        """Where the result goes."""
+        """Return the slots that hold the result."""
         slots: list[Slot] = cast("Any", result).slots(self.names)
         return slots
 
     def record(self, result: Result) -> dict[str, Any]:  # noqa: ARG002  # some record what was found
-        """Options, as the provenance has them."""
+        """Return the options as they are recorded in the provenance."""
         recorded: dict[str, Any] = self.request.options.record()
         return recorded
 
     def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most have none
-        """Other files, which appear when the block, in which the results are written, is left."""
+        """Context manager that writes additional files; the results are written within it, the files at its end."""
         return contextlib.nullcontext()
 
     def figure(self, result: Result) -> Figure:
@@ -158,15 +160,15 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
-        """What to doubt."""
+        """Return warnings about the result."""
         return ()
 
     def facts(self, result: Result) -> dict[str, Any]:
-        """The result as plain values, for `--json`."""
+        """Return the result as plain values, for `--json`."""
         raise NotImplementedError
 
     def text(self, result: Result, facts: dict[str, Any]) -> str:
-        """The result for people."""
+        """Return the result as text."""
         raise NotImplementedError
 
     def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
@@ -174,16 +176,16 @@ class Question(Generic[AnyOptions, Result]):
         return ()
 
     def next_step(self, result: Result) -> str | None:  # noqa: ARG002  # most know it beforehand
-        """What to run next."""
+        """Return the command to run next, or None."""
         return None
 
     def destination(self) -> Path | None:
-        """The file that results go to, or None for the data's own."""
+        """Return the output file, or None if the results are written into the data."""
         output: Path | None = self.request.options.output
         return output
 
     def check_destination(self) -> None:
-        """Refuse before the computation what `write` would refuse after it."""
+        """Check before the computation that `write` will be able to write the result."""
         self.session.check_destination(
             self.planned(),
             names=self.names,
@@ -194,7 +196,7 @@ class Question(Generic[AnyOptions, Result]):
         )
 
     def write(self, result: Result) -> list[str]:
-        """Write the result where it belongs; returns the paths of its slots."""
+        """Write the result to the output or into the data, and return the paths of its slots."""
         with self.files(result):
             slots = self.slots(result)
             assert {slot.path for slot in slots} <= set(self.planned()), "what is written was checked before"
@@ -209,23 +211,23 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Whether the result is written; a caller in Python may want it back instead."""
+        """Whether the result is written. If not, it is returned to the Python caller instead."""
         return self.request.inplace
 
     def value(self, result: Result) -> Any:
-        """What Python code gets."""
+        """Return the value that the Python function returns."""
         return None if self.writes else result
 
     def output(self) -> str | None:
-        """The file that holds the results."""
+        """Return the path of the file that holds the results."""
         return str(self.destination() or self.request.data)
 
     def places(self, slots: list[str]) -> Sequence[str]:
-        """Where the results are, for people."""
+        """Return descriptions of where the results are, as text for the user."""
         return (f"{', '.join(slots)} of {self.output()}",)
 
     def report(self, result: Result, slots: list[str]) -> Report:
-        """What the command line shows."""
+        """Make the report that the command line shows."""
         options = self.request.options
         files = {name: getattr(options, name) for name in (*self.extra_files, "plot") if hasattr(options, name)}
         facts = {"output": self.output()} | self.facts(result)
@@ -243,12 +245,12 @@ class Question(Generic[AnyOptions, Result]):
 
 
 def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outcome:
-    """Open data and model, answer a question, write the answer and where it came from.
+    """Open data and model, answer a question, and write the answer with its provenance.
 
     Raises
     ------
     ScvaeError
-        For data, models or options that cannot be used; nothing is written then.
+        If the data, the model or the options cannot be used. In this case, nothing is written.
     """
     options = request.options
     plot = getattr(options, "plot", None)
@@ -277,7 +279,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     if question.writes:
         slots = question.write(result)
     else:
-        # Files that were asked for are written also when the caller gets the result.
+        # The additional files are also written if the result is returned to the caller.
         with question.files(result):
             pass
     if plot is not None:
@@ -307,7 +309,7 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
 
 
 def perform(request: Request, shell: Shell) -> Outcome:
-    """Do what a request asks for.
+    """Run the verb of a request.
 
     Raises
     ------

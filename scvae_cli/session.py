@@ -1,4 +1,4 @@
-"""Data and a model, opened together: the counts in the model's genes, and the slots that results are written to."""
+"""A session: data and a model that are opened together, with the counts of the model's genes."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Session:
 
     @property
     def position_n2(self) -> np.ndarray:
-        """The cells along the first two latent axes, for figures; the second is 0 where there is one axis."""
+        """Positions of the cells on the first two latent axes, for figures; without a second axis, its values are 0."""
         mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
         return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
 
@@ -202,7 +202,7 @@ class Session:
         return points
 
     def time_points(self, key: str) -> list[str]:
-        """Time points of a column of obs: numbers by value, an ordered categorical in its order.
+        """Return the ordered time points of a column of obs: numbers by value, an ordered categorical in its own order.
 
         Raises
         ------
@@ -226,11 +226,11 @@ class Session:
             ) from None
 
     def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
-        """A column of obs that names groups, for the cells in `counts`, as `scvae_cli.labels` reads every column.
+        """Return the labels of the cells in `counts`, from a column of obs that names groups (see `scvae_cli.labels`).
 
         Returns
         -------
-        Strings, None for a cell in no group; shape (n,).
+        Strings, or None for a cell without a group; shape (n,).
         """
         purpose = "--time-key" if of_times else "--groupby"
         values = obs_values(self.store, key, purpose=purpose, measured=of_times)[self.kept]
@@ -246,20 +246,20 @@ class Session:
         run: str | None = None,
         made_of: dict[str, Any] | None = None,
     ) -> None:
-        """Refuse before a long computation what `write` would refuse after it.
+        """Check before a long computation that `write` will be able to write the results.
 
         Parameters
         ----------
         paths
             Paths of the slots that will be written.
         run, made_of
-            For results that have names, as for `refuse_another`; None for others.
+            Arguments of `refuse_another`, for results that have names; None for other results.
 
         Raises
         ------
         DataError
-            When a slot holds something that scvae did not write, or a result of another name, and `force` is not given;
-            or the destination cannot be written to.
+            If the destination cannot be written to. Also if `force` is False and a slot holds an element that scvae did
+            not write, or a result of another name.
         """
         self.store.check_destination(paths, output=output, force=force)
         if force:
@@ -298,7 +298,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Provenance of results, for the file that they are written to; `new_file` if that is a file of their own."""
+        """Return the slot with the provenance of results. `new_file` says that they are written to a new file."""
         facts = {
             "command": run,
             "scvae_version": __version__,
@@ -311,7 +311,7 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self) -> Counts:
-        """The counts, with the batch of each cell if the model has batches and the data names them all."""
+        """Return the counts, with the batch of each cell if the model has batches and every cell has a batch label."""
         key = self.model.config.data.batch_key
         if not self.model.batches or key is None or key not in self.store.obs_keys:
             return self.counts
@@ -320,7 +320,7 @@ class Session:
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
-    """Warn when cells come from batches that the model has not seen; they can be embedded all the same."""
+    """Warn if cells come from batches that were not in the training data; such cells can still be embedded."""
     if key not in store.obs_keys:
         return
     batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
@@ -346,5 +346,5 @@ def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
     if not drop:
         raise DataError(
             f"{n_empty} cell(s) have no counts in the modeled genes; the first is {first!r}",
-            "--drop-empty leaves them out; their results are NaN",
+            "use --drop-empty to leave these cells out; their results will be NaN",
         )

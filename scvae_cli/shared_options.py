@@ -1,4 +1,4 @@
-"""Options that several verbs share: what they read, where their results go, and how they decode."""
+"""Options that several verbs share: options for reading cells, writing results, drawing figures and decoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DEVICES = "auto, cpu, cuda or cuda:N"
 
 @dataclass(frozen=True, kw_only=True)
 class Reading(Options):
-    """How a model's question reads the cells."""
+    """Options for reading the cells."""
 
     layer: str | None = option(
         None,
@@ -31,7 +31,7 @@ class Reading(Options):
     )
     allow_missing_genes: bool = option(
         False,
-        help="Accept any number of missing genes; they count as zero, or for real numbers as their training mean.",
+        help="Accept any number of missing genes. Their counts are set to zero, or real numbers to the training mean.",
         panel=INPUT,
         in_record=False,
     )
@@ -43,7 +43,7 @@ class Reading(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Writing(Options):
-    """Where results go."""
+    """Options for writing results."""
 
     output: Path | None = option(
         None,
@@ -66,7 +66,7 @@ class Writing(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class WritingNewCells(Writing):
-    """Where new cells go."""
+    """Options for writing new cells to a file."""
 
     output: Path | None = option(
         None,
@@ -80,7 +80,7 @@ class WritingNewCells(Writing):
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing(Options):
-    """Whether a figure is drawn."""
+    """The option to draw a figure."""
 
     plot: Path | None = option(
         None,
@@ -94,7 +94,7 @@ class Drawing(Options):
 def library_option(
     default: str | None, *, words: tuple[str, ...] = ("median",), help: str = "", shown_default: str = ""
 ) -> Any:
-    """The library size at which a model decodes."""
+    """Make the option for the library size at which the model decodes."""
     return option(
         default,
         help=help or f"Library size to decode at: {', '.join(words)}, or a number of counts.",
@@ -106,7 +106,7 @@ def library_option(
 
 
 def batch_as_option(default: str | None = "average", *, help: str = "", shown_default: str = "") -> Any:
-    """The batch in which a model decodes."""
+    """Make the option for the batch in which the model decodes."""
     return option(
         default,
         help=help

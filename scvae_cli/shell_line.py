@@ -1,4 +1,4 @@
-"""Command lines that messages suggest: quoted for a shell, so that they run on the same cells and model."""
+"""Command lines that messages suggest to the user, quoted so that they can be pasted into a shell."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     Parameters
     ----------
     verb, arguments
-        What comes first.
+        The verb and its positional arguments.
     options
-        By name; those that are None or False were not given, True is a flag.
+        Options by name. None and False leave an option out; True gives a flag without a value.
 
     >>> shell_line("embed", "my cells.h5ad", m="a.scvae", refine=100, drop_empty=True, layer=None)
     "scvae embed 'my cells.h5ad' -m a.scvae --refine 100 --drop-empty"
     """
-    # A name that begins like an option is given as a path.
+    # A file name that starts with "-" would be read as an option, so it gets the prefix "./".
     words = ["scvae", verb, *(f"./{word}" if str(word).startswith("-") else str(word) for word in arguments)]
     for name, value in options.items():
         if value is None or value is False:

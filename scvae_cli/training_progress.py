@@ -1,4 +1,4 @@
-"""A training as whoever asked for it sees it run."""
+"""The progress of a training, as the user sees it."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from scvae_cli.training.loop import Converged, EpochReport, Rollback, StepReport
 def follow(
     events: Iterator[FitEvent], shell: Shell, *, title: str = "Training", brief: bool = False
 ) -> FitEvent | None:
-    """Run a training to its end, showing how far it is.
+    """Run a training to its end and show its progress.
 
     Parameters
     ----------
     events
-        Events of the training, which runs as they are passed over.
+        Events of the training; iterating over the events runs the training.
     title
         Title of the progress bar.
     brief
-        Leave out what the trainings of a series have in common.
+        Leave out the messages about data, device and plateau, for one of a series of trainings.
 
     Returns
     -------

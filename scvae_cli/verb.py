@@ -1,4 +1,4 @@
-"""What a verb is: its options, and where its work is done. Light: `scvae --help` imports every verb's."""
+"""Definition of a verb. This module imports little, because `scvae --help` needs the definitions of all verbs."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from scvae_cli.options import Options
 
 @dataclass(frozen=True, kw_only=True)
 class Verb:
-    """One thing that users ask for, by a command and by a Python function of the same name.
+    """An operation of scvae, available as a command and as a Python function of the same name.
 
     Parameters
     ----------
     name
-        Of both.
+        Name of the command and of the Python function.
     panel
-        Heading under which `scvae --help` lists it.
+        Heading under which `scvae --help` lists the command.
     options
-        What may be asked: a class of checked options.
+        Class of the verb's options.
     home
-        "module:name" of what does the work, imported when it is first needed: a subclass of
+        "module:name" of the implementation, which is imported when it is first needed: a subclass of
         `scvae_cli.question.Question` or a function of a `Request` and a `Shell` that returns an `Outcome`.
     about
-        Help: a line that says what it does, then paragraphs.
+        Help text of the command: a line that says what the command does, then further paragraphs.
     example
-        A command line.
+        An example of a command line.
     python_about
-        The same as `about` for the Python function's docstring, where that would mislead.
+        Text that replaces `about` in the Python docstring, if `about` would be wrong for the Python function.
     argument, argument_help
         Metavar and help of the first argument.
     takes_model
-        Whether it works with a trained model.
+        Whether the verb has the option `--model`, which names a trained model.
     trains
-        Whether `--model` names the folder to write, and not one to read.
+        Whether `--model` names the model folder to write; otherwise it names a folder to read.
     in_python
-        Whether the Python API has it as a function made of its options.
+        Whether the Python API has a function for this verb that is made from its options.
     returns
         What the Python function returns, for its docstring.
     """
@@ -59,7 +59,7 @@ class Verb:
     returns: str = "None; with `inplace=False` the result, and nothing is written."
 
     def load(self) -> Any:
-        """What does the work."""
+        """Import and return the implementation."""
         module, _, name = self.home.partition(":")
         with importing():
             return getattr(importlib.import_module(module), name)
@@ -72,19 +72,19 @@ class Request:
     Parameters
     ----------
     verb
-        Which.
+        The verb to run.
     data
         An AnnData, or a path.
     model
         A model in memory, its folder, or None for the folder beside the data.
     options
-        Checked.
+        The checked options.
     inplace
-        Whether results are written; only Python says no.
+        Whether results are written; only Python callers can set this to False.
     flags
-        The options that were given on the command line, for the next command that needs them too.
+        The options that were given on the command line, so that they can be repeated in a suggested next command.
     reported
-        Whether a report is shown, as a command line does.
+        Whether a report is shown; True on the command line, False in Python.
     """
 
     verb: Verb
@@ -97,7 +97,7 @@ class Request:
 
     @property
     def model_folder(self) -> Any:
-        """The model meant: the one named, else DATA.scvae beside the data."""
+        """The model that was given; if none was given and the data is a path, DATA.scvae beside the data."""
         if self.model is not None or not isinstance(self.data, Path):
             return self.model
         return self.data.parent / f"{self.data.stem}.scvae"

@@ -1,4 +1,4 @@
-"""All verbs, in the order in which `scvae --help` lists them: a new one is a folder in `tools` and a line here."""
+"""All verbs, in the order of `scvae --help`. To add a verb, add a folder in `tools` and a line to VERBS."""
 
 from __future__ import annotations
 

@@ -310,7 +310,7 @@ def test_cells_in_no_group_do_not_hinder_a_walk(bench):
 def test_model_with_batches_asks_for_them(bench_with_batches):
     bench = bench_with_batches
     bench.changed(column("batch", lambda a: ["new", *a.obs["batch"][1:]]))
-    refused(bench.folder, bench.ask("score"), DATA, "batch 'new' is not one the model was trained on")
+    refused(bench.folder, bench.ask("score"), DATA, "the model was not trained on batch 'new'")
     outcome = run_well(*bench.ask("embed"))
     assert "warning: 1 batch(es) were not in the training data (new)" in outcome.err
     bench.changed(lambda a: a.obs.__delitem__("batch"))

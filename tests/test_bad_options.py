@@ -74,7 +74,7 @@ def test_second_device_that_is_not_there(bench, monkeypatch):
         ("is not TOML", b"\xff\xfe"),
         ("unknown key 'n_laten'", "[model]\nn_laten = 3\n"),
         ("unknown section [modle]", "[modle]\nn_latent = 3\n"),
-        ("stands outside a section", "n_latent = 3\n"),
+        ("is outside a section", "n_latent = 3\n"),
         ("--n-latent is 'three'", '[model]\nn_latent = "three"\n'),
         ("--n-latent is True", "[model]\nn_latent = true\n"),
         ("--n-latent is 2.5", "[model]\nn_latent = 2.5\n"),

@@ -46,8 +46,8 @@ def test_samples_that_cannot_be_meant(bench, code, fragment, options):
 
 def test_a_file_of_their_own(bench):
     asked = bench.ask("sample", "-n", "5")
-    refused(bench.folder, asked, USAGE, "need a file of their own")
-    refused(bench.folder, [*asked, "-o", bench.data, "--force"], USAGE, "which holds the cells")
+    refused(bench.folder, asked, USAGE, "must be written to a separate file")
+    refused(bench.folder, [*asked, "-o", bench.data, "--force"], USAGE, "the file of the input cells")
     there = bench.file("there.h5ad", "mine")
     assert "--force" in refused(bench.folder, [*asked, "-o", there], DATA, "exists")
     refused(bench.folder, [*asked, "-o", bench.folder / "new.txt"], DATA, "does not end in .h5ad")

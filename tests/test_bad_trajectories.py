@@ -277,4 +277,4 @@ def test_steps_off_the_manifold_are_warned_of(bench, monkeypatch):
     outcome = run_well(*bench.walk("stem", "mature_1", "--path", "straight", "--quiet"))
     assert outcome.err.startswith("warning: the trajectory passes stem → ")
     assert "steps 0–49 of 0–49 lie where no cells were observed" in outcome.err
-    assert "--path geodesic stays where cells are" in outcome.err
+    assert "--path geodesic stays in regions with cells" in outcome.err

@@ -75,10 +75,10 @@ def test_messages_name_what_is_near():
     for name, message, hint in (
         ("Gata1", "gene 'Gata1' is not in the model", "var_names or var['symbol']; did you mean GATA1"),
         ("GATA2", "gene 'GATA2' is not in the model", "did you mean GATA1"),
-        ("zzz", "gene 'zzz' is not in the model", "such as GATA1, TBCE (ENSG2), TBCE (ENSG3)"),
+        ("zzz", "gene 'zzz' is not in the model", "for example GATA1, TBCE (ENSG2), TBCE (ENSG3)"),
         ("TBCE", "'TBCE' is the symbol of 2 genes: ENSG2, ENSG3", "by its id"),
-        ("KLF1", "gene 'KLF1' is not in the model, though in the data", "it was trained on"),
-        (None, "gene '' is not in", "such as"),
+        ("KLF1", "gene 'KLF1' is not in the model, though in the data", "model was trained on"),
+        (None, "gene '' is not in", "for example"),
     ):
         with pytest.raises(DataError) as caught:
             genes.ids_of(["ENSG1", name])

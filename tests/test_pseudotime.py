@@ -219,7 +219,7 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
         ("the groups in ends need groupby", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),
         ("'stem' was named twice", {"root": "stem", "ends": ["stem"]}),
-        ("an end is called 'shared'", {"root": "stem", "ends": ["mature_1", "shared"]}),
+        ("no group in ends may be called 'shared'", {"root": "stem", "ends": ["mature_1", "shared"]}),
         ("seed is -1", {"root": "stem", "seed": -1}),
     ],
 )

@@ -152,7 +152,7 @@ def test_speed_adds_up_to_the_length(model, trajectory):
 def test_geodesic_keeps_to_the_cells_and_the_straight_line_does_not(adata, model):
     geodesic = interpolated(adata, model, groups=APART)
     assert geodesic.warning() is None
-    with pytest.warns(ScvaeWarning, match=r"where no cells were observed.*path geodesic stays where cells are"):
+    with pytest.warns(ScvaeWarning, match=r"where no cells were observed.*path geodesic stays in regions with cells"):
         line = interpolated(adata, model, groups=APART, path="straight")
     assert line.steps.off_manifold_t.max() > 0.95 > geodesic.steps.off_manifold_t.max()
     assert line.steps.length < geodesic.steps.length
@@ -179,7 +179,7 @@ def test_warning_says_where_and_what_to_do(trajectory):
     assert "step 0 of 0–39 lies" in warned([0])
     assert "with --via" in warned([0, 1, 2, 3])
     for path in ("straight", "graph"):
-        assert "--path geodesic stays where cells are" in warned([5, 6, 7, 20], kind=path)
+        assert "--path geodesic stays in regions with cells" in warned([5, 6, 7, 20], kind=path)
     assert "choose another --group" in warned([0, 1], kind=ASCENT)
     assert "without --unconstrained" in warned([30, 31], kind=ASCENT)
     nowhere = replace(trajectory.steps, group_t=np.full(40, "", dtype=object), off_manifold_t=np.full(40, 0.99))

@@ -1,1 +1,1 @@
-"""The command line: one thin file a command."""
+"""The command line, which makes one Typer command from each verb."""

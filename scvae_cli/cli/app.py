@@ -19,9 +19,9 @@ from scvae_cli.errors import ScvaeError
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
-# New objects between two searches for garbage; Python's own habit is some hundreds.
+# Number of new objects after which Python searches for garbage; Python's default is some hundreds or thousands.
 _GARBAGE = 10_000
-# Typer's usage errors: click's own class up to typer 0.2x, a vendored twin of it later.
+# The class of Typer's usage errors. Up to typer 0.2x it belongs to click; later versions of typer contain a copy.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -35,14 +35,14 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Say that Ctrl-C ended a command; Typer would end it without a word."""
+    """Print a message when Ctrl-C ends a command; Typer alone would print nothing."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("interrupted; the data is as it was", err=True)
+            typer.echo("interrupted; the data was not changed", err=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapper
@@ -70,7 +70,7 @@ def _options(
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0 done, 1 a bug (which keeps its traceback), 2 usage, 3 data, 4 model, 5 device, 130 interrupted.
+    0: done; 1: a bug, raised with its traceback; 2: usage; 3: data; 4: model; 5: device; 130: interrupted.
     """
     print_warnings()
     try:
@@ -81,10 +81,10 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # while the command is still being taken apart
+    except (KeyboardInterrupt, typer.Abort):  # while the command line is still being parsed
         return INTERRUPTED
     except BrokenPipeError:
-        # The reader of a pipe has gone (`scvae ... | head`): not an error of ours.
+        # The program that reads from the pipe has ended, as in `scvae ... | head`. This is not an error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return result if isinstance(result, int) else 0
@@ -93,8 +93,8 @@ def run(arguments: list[str] | None = None) -> int:
 def main() -> None:
     """Entry point of the `scvae` command."""
     bound_spinning()
-    # Much of what a short run makes stays to its end, compiled functions first: little garbage is worth looking for.
+    # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
     gc.set_threshold(_GARBAGE)
     code = run()
-    gc.freeze()  # and once more on the way out
+    gc.freeze()  # so that Python does not examine all objects again at exit
     sys.exit(code)

@@ -1,4 +1,4 @@
-"""A Typer command made of a verb: its options become parameters, its report is printed."""
+"""Makes a Typer command from a verb: the verb's options become parameters, and the verb's report is printed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from scvae_cli.verb import Request, Verb
 
 
 def command_of(verb: Verb) -> Callable[..., None]:
-    """The function that Typer makes a command of."""
+    """Return the function from which Typer makes a command."""
 
     def command(**typed: Any) -> None:
         console = Console(json=typed.pop("json"), quiet=typed.pop("quiet"))
@@ -44,7 +44,7 @@ def command_of(verb: Verb) -> Callable[..., None]:
 
     parameters = list(_parameters(verb))
     command.__name__ = verb.name
-    # One line a paragraph, so that the terminal's width wraps it.
+    # Each paragraph is one line, so that it is wrapped to the width of the terminal.
     paragraphs = [" ".join(paragraph.split()) for paragraph in verb.about.split("\n\n")]
     command.__doc__ = "\n\n".join([*paragraphs, f"Example: {verb.example}"])
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -85,7 +85,7 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
 
 
 def _of(declared: Declared) -> Iterator[inspect.Parameter]:
-    """The parameters of one option: usually one, several where several flags fill it."""
+    """Yield the parameters of one option: usually one, but one per flag if several flags set the option."""
     panel = declared.panel or None
     for flag in declared.joined:
         kind = list[str] | None if flag.repeated else str | None
@@ -112,13 +112,13 @@ def _slot(declared: Declared, flag: Flag) -> str:
 
 
 def _typed(declared: Declared) -> Any:
-    """The type Typer parses; None means that the option was not given."""
+    """The type that Typer parses. It allows None, which means that the option was not given."""
     kinds = declared.alternatives
     if declared.parse is not None:
         return list[str] | None if declared.repeated else str | None
     if any(get_origin(kind) is tuple for kind in kinds):
         return list[get_args(kinds[0])[0]] | None  # type: ignore[misc]  # made when the program runs
-    # Numbers are read as text, so that one check refuses them, in Python too.
+    # Typer passes numbers on as text, so that the same check is used on the command line and in Python.
     return next((kind for kind in (bool, Path) if kind in kinds), str) | None
 
 
@@ -140,7 +140,7 @@ def _shown_default(declared: Declared) -> str:
     text = declared.shown_default
     if not text and declared.default not in (None, ()) and declared.default is not False:
         text = f"{declared.default:g}" if isinstance(declared.default, float) else str(declared.default)
-    # The backslash keeps the brackets from being taken for markup.
+    # Without the backslash, the brackets would be read as markup.
     return f" \\[default: {text}]" if text else ""
 
 
@@ -150,7 +150,7 @@ def _completion(declared: Declared) -> Callable[[str], list[str]] | None:
 
 
 def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """The options that were given, as the options class takes them."""
+    """Yield the names and values of the options that were given, with values as the options class takes them."""
     for declared in declarations(verb.options):
         if not declared.on_command_line:
             continue
@@ -168,7 +168,7 @@ def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _number(declared: Declared, text: str) -> Any:
-    """The number that a text spells, for an option that takes one; any other text is left to the check."""
+    """Convert a text to a number if the option takes one. Any other text is returned unchanged and checked later."""
     for kind in (int, float):
         if kind in declared.alternatives and (str not in declared.alternatives or declared.choices):
             with contextlib.suppress(ValueError):

@@ -1,7 +1,7 @@
-"""The one sink: results on stdout, everything else on stderr.
+"""Output of the command line: results go to stdout, everything else goes to stderr.
 
-With `--json` the result is one object and stdout holds nothing else; with `--quiet` stderr holds only warnings and
-errors. Progress bars are drawn on a terminal and nowhere else.
+With `--json`, stdout contains one JSON object and nothing else. With `--quiet`, stderr contains only warnings and
+errors. Progress bars are shown only if stderr is a terminal.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from scvae_cli.progress import Advance, silent
 
 
 class Console:
-    """Where a command says what it has to say.
+    """The `Shell` of the command line, which prints results, messages and progress bars.
 
     Parameters
     ----------
     json
         Print the result as one JSON object.
     quiet
-        Say nothing beyond the result, warnings and errors.
+        Print only the result, warnings and errors.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
@@ -34,17 +34,17 @@ class Console:
         self.quiet = quiet
 
     def info(self, text: str) -> None:
-        """Something worth knowing on the way."""
+        """Print a message on stderr, unless `quiet` is True."""
         if not self.quiet:
             print(text, file=sys.stderr, flush=True)
 
     def warn(self, text: str) -> None:
-        """Something that may need a change; said even when quiet."""
+        """Print a warning on stderr, even if `quiet` is True."""
         print(f"warning: {text}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Turn the first Ctrl-C or SIGTERM into a request to stop; a second one stops at once."""
+        """Treat the first Ctrl-C or SIGTERM as a request to stop; a second signal stops the command at once."""
         asked = False
 
         def ask(_signal: int, _frame: object) -> None:
@@ -62,17 +62,17 @@ class Console:
                 signal.signal(number, handler)
 
     def next_step(self, text: str) -> None:
-        """What to run next."""
+        """Print the command to run next."""
         self.info(f"next: {text}")
 
     def result(self, values: dict[str, Any], text: str) -> None:
-        """The answer: an object for pipelines, or text for people."""
+        """Print the result, as a JSON object if `json` is True and otherwise as text."""
         shown = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
         print(shown, flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: float | None) -> Iterator[Advance]:
-        """A progress bar on stderr, gone when the block ends."""
+        """Show a progress bar on stderr and remove it when the block ends."""
         if self.quiet or not sys.stderr.isatty():
             with silent(title, total) as advance:
                 yield advance
@@ -97,14 +97,14 @@ class Console:
 
 
 def print_error(error: ScvaeError) -> None:
-    """One line for what is wrong, one for what mends it."""
+    """Print an error: one line with the message and one line with the hint."""
     print(f"error: {error.message}", file=sys.stderr)
     if error.hint:
         print(f"hint: {error.hint}", file=sys.stderr)
 
 
 def print_warnings() -> None:
-    """From now on, show scvae's own warnings as one line each and nobody else's."""
+    """From now on, show each warning of scvae as one line, and hide the warnings of other packages."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, ScvaeWarning):
@@ -115,7 +115,7 @@ def print_warnings() -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Values as JSON has them: numpy scalars as numbers, NaN and infinity as null."""
+    """Convert a value to JSON types: numpy scalars become numbers, NaN and infinity become null."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -36,7 +36,8 @@ def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint
     target
         File to write. If it is a symbolic link, the file to which it points is written.
     copy_of
-        File that is copied to the temporary path first. If it changes in the meantime, the target is not written.
+        File that is copied to the temporary path first. If another program changes this file meanwhile, the target is
+        not written.
     read_as
         Fingerprint of `copy_of` when it was read; by default its current fingerprint.
 
@@ -88,7 +89,8 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
 def check_new_file(target: Path, *, force: bool) -> None:
     """Check that an output file does not exist and that its name ends in .h5ad.
 
-    Raises a DataError if its name does not end in .h5ad, or it is a folder, or it exists and `force` is False.
+    Raises a DataError if the name does not end in .h5ad, if it is a folder, or if the file exists and `force`
+    is False.
     """
     if target.suffix != ".h5ad":
         raise DataError(f"{target} does not end in .h5ad", "choose a name that ends in .h5ad")

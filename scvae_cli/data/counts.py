@@ -1,6 +1,6 @@
 """The class that holds raw counts, and checks that values are raw counts.
 
-Real numbers, for a model with a normal likelihood, are held in the same class and marked (`real`).
+The same class holds real numbers for a model with a normal likelihood. Its field `real` is then True.
 
 Shapes: n cells, g genes.
 """
@@ -32,7 +32,7 @@ _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
 _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("a negative value ({})", lambda values: values < 0)
 ]
-# Values that are invalid for real numbers; scvae computes in float32.
+# Values that are refused in real-valued data. scvae computes in float32, so values outside its range are refused.
 _LARGEST = float(np.finfo(np.float32).max)
 _FAULTS_OF_REAL: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     *_FAULTS[:2],
@@ -49,11 +49,11 @@ class Counts:
     matrix
         CSR, float32, with non-negative integers (for real numbers: finite values), without explicit zeros.
     cell_names, gene_names, batch
-        n and g strings; the name of each cell's batch, n strings, or None.
+        Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
-        Whether the values are treated as real numbers, which have no library size; no cell is then empty.
+        Whether the values are treated as real numbers. Cells then have no library size, and no cell counts as empty.
     """
 
     matrix: sp.csr_matrix
@@ -89,7 +89,7 @@ class Counts:
         return filled
 
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
-        """Return the number of cells (or of some cells, given by index) that express each gene, shape (g,)."""
+        """Return how many of all cells, or of the cells given by index, express each gene; shape (g,)."""
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
             seen_in_g += np.bincount(block.indices, minlength=self.n_genes)
@@ -109,7 +109,7 @@ class Counts:
         return replace(self, matrix=matrix, cell_names=self.cell_names[filled], batch=batch)
 
     def genes(self, columns: np.ndarray) -> Counts:
-        """Return the counts of some genes, given by index, in that order; no copy is made if they are all genes."""
+        """Return the counts of some genes, in the order of the given indices; no copy if nothing changes."""
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
         return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
@@ -120,14 +120,14 @@ def read_counts(
 ) -> Counts:
     """Read the raw counts or the real numbers of a store.
 
-    Without `layer`, the first matrix of `layers["counts"]`, X and raw that contains only non-negative integers is used
-    (from raw only the genes in var_names). For real numbers, X is always used. Raises a DataError if there are no cells
-    or genes, if gene or cell names are not unique, or if no matrix has such values.
+    Without `layer`, raw counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative
+    integers (from raw only the genes in var_names), and real numbers are read from X. Raises a DataError if there are
+    no cells or genes, if gene or cell names are not unique, or if no matrix contains only raw counts or real numbers.
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
         message = f"{store.title}: the matrix is empty ({n_cells} cells × {n_genes} genes)"
-        raise DataError(message, "check how it was made")
+        raise DataError(message, "check how the matrix was made")
     for kind, frame, names in (("gene", "var", store.gene_names), ("cell", "obs", store.cell_names)):
         duplicate = first_duplicate(names)
         if duplicate is not None:
@@ -146,11 +146,11 @@ def read_counts(
     if real:
         raise DataError(
             f"{store.title}: not every value is a finite number ({'; '.join(refusals)})",
-            "drop or fill in what is missing, or name another --layer",
+            "remove or fill in the missing values, or choose another matrix with --layer NAME",
         )
     raise DataError(
         f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'put raw counts in layers["counts"], or name their --layer; for values that are not counts, use '
+        'put raw counts in layers["counts"], or use --layer NAME; for values that are not counts, use '
         "--likelihood normal",
     )
 
@@ -185,20 +185,27 @@ def first_duplicate(names: np.ndarray) -> str | None:
 
 
 def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
-    """Read the batch of every cell, as n strings; a DataError if the column does not exist or has missing values."""
+    """Read the batch of every cell, as n strings.
+
+    Raises a DataError if the column does not exist or has missing values.
+    """
     column = obs_values(store, batch_key, purpose="--batch-key")
     missing = is_missing(column)
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
             f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
-            f'drop them: adata[adata.obs["{batch_key}"].notna()], or fill them in',
+            f'drop these cells: adata[adata.obs["{batch_key}"].notna()], or fill in the missing values',
         )
     return labels_of(column)
 
 
 def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
-    """Read a column of obs; if it does not exist, raise a DataError that lists columns (numeric ones if `measured`)."""
+    """Read a column of obs.
+
+    If the column does not exist, raises a DataError that lists the columns that can be used for `purpose`. Columns of
+    measurements are listed only if `measured` is True.
+    """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if _could_name_groups(store, name, measured=measured)]
         known = ", ".join(names) or "none"

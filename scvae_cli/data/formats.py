@@ -82,7 +82,7 @@ def _read_10x_h5(path: Path) -> AnnData:
 
     try:
         return _unique_genes(sc.read_10x_h5(path))
-    except Exception as error:  # as above
+    except Exception as error:  # the parser raises various errors for damaged files
         raise DataError(
             f"{path} cannot be read as a 10x .h5: {_first_line(error)}", "use a file written by Cell Ranger"
         ) from error

@@ -1,4 +1,4 @@
-"""What genes are called: by their id, which is unique (var_names), and by a symbol that people read."""
+"""Names of genes: a unique id (in var_names) and, optionally, a symbol (in a column of var)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class GeneNames:
-    """Ids of g genes, and the symbols they are shown by.
+    """Ids of g genes, and the symbols that are shown to users.
 
     Parameters
     ----------
     ids, symbols
-        Unique names, and one symbol for each (or None); None when genes go by their ids alone.
+        Unique ids, and the symbol of each gene (None for a gene without one). `symbols` is None if only ids are used.
     column, place
-        Where the symbols are from, and where the genes are, for messages.
+        For messages: the column of var with the symbols, and "the data" or "the model", which has the genes.
     others
         Names (ids and symbols) of genes that are in the data but not in the model.
 
@@ -42,10 +42,10 @@ class GeneNames:
     others: frozenset[str] = frozenset()
 
     def ids_of(self, named: Iterable[str] | str) -> tuple[str, ...]:
-        """The ids of genes named by id, by symbol, or as `shown` shows them; each once, in order.
+        """Return the ids of genes that are named by id, by symbol or in the form of `shown`; each id once, in order.
 
-        A name that is the id of one gene and the symbol of another means the first. A symbol that several genes carry,
-        or a name that no gene has, raises a DataError.
+        A name that is the id of one gene and the symbol of another gene means the gene with that id. A symbol that
+        several genes have raises a DataError, and so does a name that no gene has.
         """
         names = [named] if isinstance(named, str) else [as_label(name) or "" for name in named]
         found, unknown = [], []
@@ -54,7 +54,7 @@ class GeneNames:
             if len(candidates) > 1:
                 raise DataError(
                     f"{name!r} is the symbol of {len(candidates)} genes: {listed(candidates)}",
-                    "name the one you mean by its id (var_names)",
+                    "name the gene by its id (in var_names)",
                 )
             if candidates:
                 found.append(candidates[0])
@@ -65,9 +65,10 @@ class GeneNames:
         return tuple(dict.fromkeys(found))
 
     def shown(self, ids: Iterable[str]) -> list[str]:
-        """What genes are called in lists and pictures.
+        """Return the names of genes for lists and figures.
 
-        The symbol; the id where there is none; both where the symbol alone would not say which gene is meant.
+        A gene is shown by its symbol, or by its id if it has no symbol. If the symbol is also a symbol or the id of
+        another gene, both symbol and id are shown.
         """
         return [self._name_by_id.get(str(gene), str(gene)) for gene in ids]
 
@@ -78,7 +79,7 @@ class GeneNames:
 
     @cached_property
     def _name_by_id(self) -> dict[str, str]:
-        # An id counts too: a symbol that is the id of another gene does not say which is meant.
+        # Ids are counted too, because a symbol that is also the id of another gene is ambiguous.
         carriers = Counter(self._symbol_by_id.values())
         carriers.update(self.ids)
         by_id = self._symbol_by_id.items()
@@ -90,35 +91,35 @@ class GeneNames:
         for gene, symbol in self._symbol_by_id.items():
             by_symbol[symbol] = (*by_symbol.get(symbol, ()), gene)
         shown = {name: (gene,) for gene, name in self._name_by_id.items()}
-        # Later ones win: symbols over the two together, ids over both.
+        # Later dictionaries take precedence: symbols over the form of `shown`, and ids over both.
         return shown | by_symbol | {gene: (gene,) for gene in self.ids}
 
     def _why_unknown(self, unknown: Sequence[str]) -> tuple[str, str]:
         what = f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"{len(unknown)} genes ({listed(unknown)}) are"
         if all(name in self.others for name in unknown):
-            return f"{what} not in {self.place}, though in the data", "choose among the genes it was trained on"
+            return f"{what} not in {self.place}, though in the data", "choose genes that the model was trained on"
         first, names = next(name for name in unknown if name not in self.others), list(self._ids_by_name)
         same = [known for known in names if known.casefold() == first.strip().casefold()]
         near = same[:3] or difflib.get_close_matches(first, names, n=3)
         where = "var_names" if self.column is None else f"var_names or var[{self.column!r}]"
-        hint = f"did you mean {', '.join(near)}" if near else f"such as {', '.join(self.shown(self.ids[:3]))}"
+        hint = f"did you mean {', '.join(near)}" if near else f"for example {', '.join(self.shown(self.ids[:3]))}"
         return f"{what} not in {self.place}", f"genes are named as in {where}; {hint}"
 
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
-    """The names of the genes of a store.
+    """Return the names of the genes of a store.
 
     Parameters
     ----------
     column
-        Column of var with their symbols (--gene-symbols); None when they go by var_names alone.
+        Column of var with the symbols (--gene-symbols); None if genes are named only by var_names.
     ids
-        Those of a model, all of which can be named, whether the data has them or not; None for all of the data.
+        Ids of the genes of a model, some of which may be missing in the data; None for all genes of the data.
 
     Raises
     ------
     DataError
-        For a column that is not there, or holds no symbol.
+        If the column does not exist or contains no symbols.
     """
     known = tuple(str(gene) for gene in store.gene_names)
     ids = known if ids is None else tuple(str(gene) for gene in ids)
@@ -128,7 +129,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
         return GeneNames(ids=ids, place=place, others=frozenset(others))
     keys = store.existing("var")
     if column not in keys:
-        # Ids are no help to somebody who looks for symbols, but numbers would be even less.
+        # Columns of numbers are not listed, because they cannot contain symbols.
         columns = ", ".join(key for key in dict.fromkeys(keys) if _is_text(store, key)) or "none"
         raise DataError(f"{store.title}: no column {column!r} in var", f"--gene-symbols takes one of: {columns}")
     symbols = [None if label is None else label.strip() or None for label in labels_of(store.var_column(column))]
@@ -143,10 +144,10 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
 def _is_text(store: CellStore, key: str) -> bool:
     try:
         return store.var_column(key).dtype.kind not in "biuf"
-    except DataError:  # a column that cannot be read, or shares its name with another
+    except DataError:  # a column that cannot be read, or has the same name as another column
         return False
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first few names, for a message."""
+    """Return the first few names as text for a message."""
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")

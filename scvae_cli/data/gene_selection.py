@@ -38,7 +38,7 @@ def select_genes(
     config
         `genes`, `n_top_genes` and `batch_key` are used.
     names
-        Names by which a gene list may name the genes; None for their ids.
+        Ids and symbols that a gene list may contain; None if it may contain only ids.
 
     Returns
     -------
@@ -83,7 +83,7 @@ def match_genes(
     genes
         Genes of the model, in the order of the model.
     max_missing
-        Largest fraction of the model's genes that may be missing in the data; a DataError if more are.
+        Largest fraction of the model's genes that may be missing in the data; a larger fraction raises a DataError.
     absent_g
         Values of genes that are missing in the data, instead of zero, shape (len(genes),).
 
@@ -98,7 +98,8 @@ def match_genes(
     if len(missing) > max_missing * len(genes):
         raise DataError(
             f"{len(missing)} of the model's {len(genes)} genes are not in the data ({listed(missing)})",
-            "use the same kind of gene names (symbols or Ensembl ids), or --allow-missing-genes to set them to zero",
+            "use the same kind of gene names (symbols or Ensembl ids), or set missing genes to zero with "
+            "--allow-missing-genes",
         )
     if not missing:
         return counts.genes(columns), missing
@@ -115,7 +116,10 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose features of real numbers that vary between training cells, or the most variable; add a description."""
+    """Choose all real-valued features that vary between training cells, or only those of highest variance.
+
+    Returns the column indices, and a description of how the features were chosen.
+    """
     _, variance_g = moments(counts.matrix, training)
     columns = np.flatnonzero(variance_g > 0)
     if n_top is None and len(columns) > MAX_ALL_GENES:

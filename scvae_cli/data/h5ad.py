@@ -84,7 +84,7 @@ class H5adFile:
             refuse_twins(self.title, group, _columns(frame), key)
             if isinstance(frame, h5py.Dataset):
                 return _field(frame, key, file.get(f"uns/{key}_categories"))
-            # Before anndata 0.8, categories were stored in a separate group; a single column would be read as codes.
+            # Before anndata 0.8, categories were in a separate group, so reading one column alone gives only codes.
             return self._element(frame)[key] if "__categories" in frame else self._element(frame[key])
 
     def obsm(self, key: str) -> np.ndarray | None:
@@ -193,7 +193,7 @@ class H5adFile:
             try:
                 yield file
             except (OSError, KeyError) as error:
-                # HDF5 reports a damaged chunk or header only when it is read.
+                # HDF5 reports a damaged part of a file only when this part is read.
                 reason = str(error).splitlines()[0]
                 raise DataError(f"{self.path} is damaged: {reason}", "copy or download it again") from error
 
@@ -209,7 +209,7 @@ def _why_not_open(path: Path, error: OSError) -> tuple[str, str]:
     if "signature" in text:
         return f"{path} is not HDF5, so it is not an .h5ad file", "write it with adata.write_h5ad(...)"
     if "lock" in text:
-        return f"{path} is open for writing in another program", "close it there and run again"
+        return f"{path} is open for writing in another program", "close it there and run the command again"
     return f"{path} cannot be opened: {text.splitlines()[0]}", "check the file"
 
 

@@ -1,5 +1,6 @@
-"""Writing a new .h5ad file from an AnnData, or in blocks of rows, so that the matrix need not fit in memory.
+"""Writing a new .h5ad file, either from an AnnData or from blocks of rows.
 
+If blocks of rows are written, the whole matrix need not fit in memory.
 The layout is that of anndata, so anndata, scanpy and R can read the file.
 """
 
@@ -86,8 +87,8 @@ def create_h5ad(
 def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     """Context manager that writes an AnnData to a new file, which appears if the `with` block raises no error.
 
-    The complete file is written before the block starts. It only gets its final name after the block. Raises a
-    DataError as `create_h5ad` does.
+    The complete file is written to a temporary path before the block starts, and is renamed after the block. Raises a
+    DataError in the same cases as `create_h5ad`.
     """
     from anndata.io import write_elem
 

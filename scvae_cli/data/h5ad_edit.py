@@ -22,9 +22,9 @@ from scvae_cli.data.slots import RowBlocks, Slot
 def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint) -> None:
     """Write slots to a copy of `source` and save it as `target`, which may be the same file.
 
-    Existing elements with the same names are replaced; the caller has checked that they and `target` may be replaced.
-    `read_as` is the fingerprint of `source` when the results were computed from it. Raises a DataError if the target
-    cannot be written, the disk is full, or `source` has changed. The target is not changed then.
+    Existing elements with the same names are replaced. The caller must have checked that these elements and `target`
+    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. If the target cannot
+    be written, the disk is full, or `source` has changed, a DataError is raised and the target is not changed.
     """
     with replacing(target, copy_of=source, read_as=read_as) as sibling:
         # A copy of a read-only file must be writable.
@@ -77,5 +77,5 @@ def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
 
 
 def _is_mapping(group: h5py.Group) -> Any:
-    """Whether a group is a dict, and not a data frame or sparse matrix; before anndata 0.8, dicts had no mark."""
+    """Whether a group is a dict, not a data frame or sparse matrix; before anndata 0.8, dicts had no encoding-type."""
     return group.attrs.get("encoding-type", "dict") == "dict"

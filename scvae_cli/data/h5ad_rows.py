@@ -37,7 +37,7 @@ def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
 def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
     """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
-    Raises a DataError if the element is not a matrix, does not contain numbers, or its indices are inconsistent.
+    Raises a DataError if the element is not a matrix, does not contain numbers, or has inconsistent indices.
     """
     if not is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write the file with anndata")
@@ -133,7 +133,7 @@ def _sound(matrix: Any) -> Any:
 def plain_numbers(values: np.ndarray) -> np.ndarray:
     """Convert values to a type with which scipy's sparse matrices can compute.
 
-    float16 and bool are storage formats, and so is the byte order of another machine.
+    Values of float16 or bool are converted, and so are numbers in the byte order of another machine.
     """
     if values.dtype == np.float16:
         return values.astype(np.float32)

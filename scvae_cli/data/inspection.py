@@ -1,4 +1,4 @@
-"""Inspection of data before training: their content, and the errors and warnings of a training."""
+"""Inspection of data before training: their content, and the errors and warnings that training would give."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _CELLS_AT_MOST = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A problem of the data. With the level "refuse" training would stop, and with "warn" it would start."""
+    """A problem of the data. Training would not start with a problem of level "refuse", but would with "warn"."""
 
     level: str
     message: str
@@ -44,7 +44,7 @@ class Inspection:
     n_cells, n_genes, n_genes_modelled
         Numbers of cells and genes in the file, and of genes that training would model by default.
     matrices, counts_source
-        Names of all matrices that may contain counts, and of the one with counts, or None.
+        Names of all matrices that may contain counts, and the name of the matrix that was read (None if none was).
     zero_share, median_library
         Fraction of zeros, and median library size (None for real numbers).
     obs
@@ -156,13 +156,13 @@ def _cell_findings(counts: Counts) -> list[Finding]:
     empty = np.flatnonzero(~counts.filled)
     n_left = counts.n_cells - len(empty)
     if n_left < MIN_TRAINING_CELLS:
-        message = f"{n_left} cell(s) with counts are too few to train on"
-        findings.append(_refuse(message, f"at least {MIN_TRAINING_CELLS} are needed"))
+        message = f"{n_left} cell(s) with counts are too few for training"
+        findings.append(_refuse(message, f"training needs at least {MIN_TRAINING_CELLS} such cells"))
     elif counts.n_cells < FEW_CELLS:
-        message = f"{counts.n_cells} cells are few: a model of this size may overfit"
+        message = f"{counts.n_cells} cells are few, so a model may overfit"
         findings.append(_warn(message, "consider a smaller --n-latent and --n-hidden"))
     if len(empty):
-        message = f"{len(empty)} cell(s) have no counts, the first is {counts.cell_names[empty[0]]!r}"
+        message = f"{len(empty)} cell(s) have no counts; the first is {counts.cell_names[empty[0]]!r}"
         findings.append(_refuse(message, "use --drop-empty to drop empty cells"))
     return findings
 
@@ -174,7 +174,7 @@ def _gene_findings(counts: Counts) -> list[Finding]:
         return [_refuse(message, "a model needs at least two such genes")]
     if rare:
         message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modeled"
-        return [_warn(message, "--genes all models them too")]
+        return [_warn(message, "use --genes all to model these genes too")]
     return []
 
 
@@ -182,13 +182,13 @@ def _feature_findings(counts: Counts) -> list[Finding]:
     findings = []
     varying = _varying(counts)
     if varying < 2:
-        findings.append(_refuse(f"{varying} feature(s) vary between cells", "a model needs at least two"))
+        findings.append(_refuse(f"{varying} feature(s) vary between cells", "a model needs at least two such features"))
     elif varying < counts.n_genes:
         message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modeled"
-        findings.append(_warn(message, "--genes all models them too"))
+        findings.append(_warn(message, "use --genes all to model these features too"))
     if what_is_wrong(counts.matrix.data) is None:
         message = f"{counts.source} holds raw counts"
-        findings.append(_warn(message, "a count likelihood, zinb or nb, fits them better"))
+        findings.append(_warn(message, "a likelihood for counts, zinb or nb, fits raw counts better"))
     return findings
 
 
@@ -202,10 +202,10 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
     small = names[sizes < 3]
     findings = []
     if len(names) == 1:
-        findings.append(_warn(f"obs[{batch_key!r}] has one value", "--batch-key has nothing to correct"))
+        findings.append(_warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: nothing can be corrected"))
     if len(small):
         message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
-        findings.append(_warn(message, "their effect cannot be learned; merge or drop them"))
+        findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
     confounded = []
     for key in obs if len(names) > 1 else ():
         labels = labels_of(store.obs_column(key))
@@ -215,7 +215,7 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
             confounded.append(key)
     if confounded:
         message = f"the batch determines these columns for nearly every cell: {', '.join(confounded)}"
-        hint = "batch correction would also remove their differences, which is harmless only for technical columns"
+        hint = "batch correction also removes differences in these columns; this is harmless only for technical columns"
         findings.append(_warn(message, hint))
     return findings
 

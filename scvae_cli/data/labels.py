@@ -1,8 +1,9 @@
-"""Labels of the cells in a column of obs, and which of them a caller means.
+"""Labels of the cells in a column of obs, and the lookup of a label that a caller names.
 
-`scvae_cli.labels` says what a label is, for columns of every type. What a caller names is looked up in two steps
-(`matching`): a label of that text; else, where all labels are numbers (or True and False), the one of that value.
-So 1, 1.0, "1", "1.0" and True all find lane 1, while "1.0" and "1" stay apart where a column of strings has both.
+`scvae_cli.labels` defines labels for columns of every type. `matching` looks up the label that a caller names in two
+steps. First, it searches for a label with the same text. If there is none, and all labels are numbers (or True and
+False), it searches for the label with the same value. The values 1, 1.0, "1", "1.0" and True therefore all find the
+label "1", but if a column of strings contains both "1.0" and "1", these remain different labels.
 
 Shapes: n cells.
 """
@@ -20,7 +21,7 @@ __all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_i
 
 
 def labels_of(values: Any) -> np.ndarray:
-    """The labels of a column (an array, or a column of a data frame): n strings, None for a cell in no group.
+    """Return the labels of a column (an array, or a column of a data frame): n strings, or None for a missing value.
 
     >>> list(labels_of(np.array([2.0, 1.0, np.nan])))
     ['2', '1', None]
@@ -36,15 +37,15 @@ def labels_of(values: Any) -> np.ndarray:
 
 
 def values_of(column: Any) -> np.ndarray:
-    """A column of a data frame as n values; missing ones are NaN in a column of floats, else None.
+    """Return a column of a data frame as n values; missing values are NaN among floats, and None otherwise.
 
-    Integers and booleans stay integers and booleans where some are missing.
+    Integers and booleans keep their type even if some values are missing.
     """
     if isinstance(column, np.ndarray):
         return column
     array = getattr(column, "array", column)
     if hasattr(array, "categories"):
-        # Not by pandas, which turns integer categories into floats if a cell has none (code -1).
+        # pandas itself would convert integer categories to floats if a cell has no category (code -1).
         by_code = _objects([*array.categories, None])
         values_n: np.ndarray = by_code[np.asarray(array.codes)]
         return values_n
@@ -64,7 +65,7 @@ def values_of(column: Any) -> np.ndarray:
 
 
 def are_measurements(values: np.ndarray) -> bool:
-    """Whether a column holds floats that are not all whole numbers, so that it names no groups.
+    """Whether a column contains floats that are not all whole numbers and therefore cannot name groups of cells.
 
     >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
     [True, False, False]
@@ -76,7 +77,7 @@ def are_measurements(values: np.ndarray) -> bool:
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
-    """Which of some labels a caller means, None for none of them.
+    """Return which of `labels` a caller means, or None if it is none of them.
 
     >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
     ('1', '1', '2.0')
@@ -105,7 +106,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
-    """Which of some names (those that a model was trained with) each label is, −1 for none of them; shape (n,), int64.
+    """Return the position of each label in `names` (found by `matching`), or −1 if it has none; shape (n,), int64.
 
     >>> positions_in(["1.0", "2.0"], np.array(["2", "1", "3", None], dtype=object))
     array([ 1,  0, -1, -1])
@@ -123,7 +124,7 @@ def _objects(items: Sequence[Any]) -> np.ndarray:
 
 
 def _number_given(label: str) -> float | None:
-    """The number that a caller may mean by a label."""
+    """Return the number that a caller may mean by a label, or None."""
     text = label.strip().casefold()
     if text in ("true", "false"):
         return int(text == "true")
@@ -131,7 +132,7 @@ def _number_given(label: str) -> float | None:
 
 
 def _number_of_label(label: str) -> float | None:
-    """The number that a label is, where it is written as numbers are: "1", "1.0" and "True", but not "1E2" or "01"."""
+    """Return the number in a label with Python's notation, such as "1", "1.0" or "True"; None for "1E2" or "01"."""
     if label in ("True", "False"):
         return int(label == "True")
     number = _parsed(label)
@@ -139,7 +140,7 @@ def _number_of_label(label: str) -> float | None:
 
 
 def _parsed(text: str) -> float | None:
-    # Integers first: as floats, large ones would be rounded.
+    # Integers are tried first, because a conversion to float would round large integers.
     for kind in (int, float):
         try:
             return kind(text)

@@ -22,7 +22,9 @@ _DENSE_BLOCK_ROWS = 4096
 
 
 class AnnDataStore:
-    """The cells of an AnnData in memory (a `CellStore`); a DataError if its matrix is not in memory.
+    """The cells of an AnnData in memory (a `CellStore`).
+
+    Raises a DataError if the AnnData is backed by a file.
 
     Parameters
     ----------
@@ -75,7 +77,7 @@ class AnnDataStore:
         frame = getattr(self.adata, group)
         keys = [str(name) for name in frame.columns]
         refuse_twins(self.title, group, keys, key)
-        # By place: a column may have a number for a name.
+        # The column is selected by position, because its name may be a number and not a string.
         return frame.iloc[:, keys.index(key)]
 
     def obsm(self, key: str) -> np.ndarray | None:
@@ -95,7 +97,7 @@ class AnnDataStore:
         else:
             matrix = self.adata.X
         if sp.issparse(matrix):
-            # float16 only here: scipy computes with sparse booleans, and a conversion is a copy.
+            # Only float16 is converted. scipy can compute with sparse booleans, and converting them would need a copy.
             yield sp.csr_matrix(matrix.astype(np.float32) if matrix.dtype == np.float16 else matrix)
             return
         matrix = np.asarray(matrix)
@@ -119,7 +121,7 @@ class AnnDataStore:
         return value if isinstance(value, str) else None
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has them
-        """Refuse an output file, because an AnnData in memory is changed in place; everything else is possible."""
+        """Raise a ConfigError if an output file is given, because an AnnData in memory is changed in place."""
         if output is not None:
             raise ConfigError(
                 "an AnnData in memory is changed in place", "remove --output, and save it with adata.write_h5ad(...)"
@@ -134,7 +136,7 @@ class AnnDataStore:
         """Write slots to the AnnData."""
         values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
         if self.adata.is_view:
-            # This makes a separate AnnData of a view. Changes to the uns of a view would be lost or change the parent.
+            # This makes a view a separate AnnData. Changes to the uns of a view would be lost or change the parent.
             self.adata.obs = self.adata.obs.copy()
         for slot, value in zip(slots, values, strict=True):
             if slot.group != "uns":

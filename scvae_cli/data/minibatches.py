@@ -90,7 +90,7 @@ class CellTable:
     cells
         Rows of the matrix that belong to this table; None for all. Methods take indices into these cells.
     resident
-        Whether the whole matrix is copied to the device; None decides by the device and its free memory.
+        Whether the whole matrix is copied to the device; with None, the device and its free memory decide.
     real
         Whether the values are real numbers; the library size of every cell is then 1.
 
@@ -118,11 +118,11 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinning the whole matrix would use its memory on the host twice.
+        # Pinning the whole matrix would need a second copy of it in the memory of the host.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
-        """Return a table of other rows of the same matrix, which share the copy of the matrix on the device."""
+        """Return a table of other rows of the same matrix; both tables share the copy of the matrix on the device."""
         other = copy.copy(self)
         other._choose(cells)
         return other
@@ -173,7 +173,7 @@ class CellTable:
         if self.resident is None:
             counts = self._matrix[index]
             block = self._on_device(counts)
-            # Read from the copy on the host, because reading from the device would wait for it.
+            # Row starts are read on the host, because reading them from the device would wait for the device.
             starts = counts.indptr.tolist()
         else:
             index_n = self._to_device(index)
@@ -228,7 +228,7 @@ def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
 
 
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
-    """Split an order of cells into minibatches of nearly equal size, with at most `size` cells.
+    """Split a sequence of cells, in order, into minibatches of nearly equal size, with at most `size` cells each.
 
     No minibatch is therefore a small remainder.
 

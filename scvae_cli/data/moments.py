@@ -11,7 +11,7 @@ import numpy as np
 import scipy.sparse as sp
 
 CELLS_AT_ONCE = 4096
-# Smaller blocks if values are also transformed in float64.
+# Blocks are smaller if values are also transformed in float64.
 _TRANSFORMED_AT_ONCE = 256
 # The standard error of a mean over this many cells is a hundredth of the standard deviation.
 _ENOUGH_CELLS = 10_000

@@ -28,7 +28,7 @@ class NewCells:
     Parameters
     ----------
     blocks, dense
-        X as consecutive blocks of rows, which can be read once, and whether they are dense or CSR.
+        X as consecutive blocks of rows, which can be read only once, and whether the blocks are dense (otherwise CSR).
     slots
         Annotations of the cells and genes, in obs, var, obsm and uns.
     """
@@ -40,7 +40,7 @@ class NewCells:
     slots: Sequence[Slot]
 
     def write(self, path: Path, *, force: bool) -> None:
-        """Write the cells to a new file, completely or not at all; a DataError as for `create_h5ad`."""
+        """Write the cells to a new file, completely or not at all; errors as for `create_h5ad`."""
         uns: dict[str, Any] = {}
         for slot in self._of("uns"):
             *folders, key = slot.key.split("/")
@@ -77,13 +77,13 @@ class NewCells:
 def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
     """Check that the output file can be written, and return it.
 
-    Raises a ConfigError if no file is given, or it is the file of the data, and a DataError if the file exists and
-    `force` is False, or it cannot be written.
+    Raises a ConfigError if no output file is given, or if it is the file of the data. Raises a DataError if the output
+    file cannot be written, or if it exists and `force` is False.
     """
     if output is None:
-        raise ConfigError("new cells need a file of their own", "choose a file with -o NEW.h5ad")
+        raise ConfigError("new cells must be written to a separate file", "choose a file with -o NEW.h5ad")
     if isinstance(data, Path) and output.resolve() == data.resolve():
-        raise ConfigError(f"-o is {output}, which holds the cells", "choose another file for the new cells")
+        raise ConfigError(f"-o is {output}, the file of the input cells", "choose another file for the new cells")
     check_new_file(output, force=force)
     check_writable(output)
     return output

@@ -17,7 +17,7 @@ from scvae_cli.errors import DataError, ScvaeWarning
 def provenance(
     store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
 ) -> Slot:
-    """Create the record of a command's results. A slot listed in a record is known to be written by scvae.
+    """Create the record of a command's results. scvae wrote every slot that is listed in a record.
 
     An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
     record, listed separately with their model, and a warning names them, because users could mistake them for results
@@ -45,7 +45,7 @@ def _plain(value: object) -> object:
     raise TypeError(f"a record holds no {type(value).__name__}")
 
 
-# Every record of scvae has at least these entries; another value in its position belongs to the user.
+# Every record of scvae has at least these entries; a value without them was written by the user.
 _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
 
 
@@ -66,7 +66,7 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Raise a DataError if an element would be overwritten that scvae did not write; it names the first one.
+    """Raise a DataError if an element that scvae did not write would be overwritten; the error names the first one.
 
     An element was written by scvae if a run recorded under the same key lists it. `paths` are those of the slots
     (`Slot.path`) that will be written.
@@ -74,7 +74,7 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
     taken = [path for path in paths if path not in ours and _is_there(store, path)]
-    # Every command writes its record to uns, where the user may have a value with the name of that folder.
+    # Every command writes its record below uns[key_added], where the user may already have a value.
     if not runs and names.key_added in store.existing("uns"):
         taken.append(f"uns/{names.key_added}")
     if taken:
@@ -87,17 +87,18 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
 def refuse_another(
     store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Raise a DataError if another trajectory, optimization or ordering would be replaced whose name gives these slots.
+    """Raise a DataError if another trajectory, optimization or ordering in the same slots would be replaced.
 
-    That is the case if all runs that wrote one of the slots had another name or other options.
+    That is the case if earlier runs wrote some of the slots, and all of these runs had another name or other options.
 
     Parameters
     ----------
     paths, run
         Paths of the slots that will be written; command and name of the run that will write them.
     made_of
-        Options from which an automatic name was made. Different options may have the same automatic name, because it
-        omits signs and all way-points but the ends. If the user chose the name, its earlier result is replaced.
+        Options from which an automatic name was made. Different options may have the same automatic name, because the
+        name omits signs and all way-points except the first and last. If the user chose the name, an earlier result
+        with that name is replaced.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
     options = made_of or {}

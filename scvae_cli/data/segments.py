@@ -62,7 +62,7 @@ class Segment:
             self._nonzeros = table.resident
 
     def fill(self, batches: Sequence[np.ndarray]) -> None:
-        """Store minibatches, given by the indices of their cells in the table; at most `size`, of at most `n_cells`."""
+        """Store at most `size` minibatches of at most `n_cells` cells, given by indices of cells in the table."""
         n = self._row_sn.shape[1]
         # Each minibatch is padded with its first cell.
         cell_sn = np.stack([np.concatenate([cells, np.repeat(cells[:1], n - len(cells))]) for cells in batches])
@@ -110,9 +110,10 @@ class Segment:
 
 
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:
-    """Return the rows `row_n` of sparse counts as a dense matrix, n × g; no shape depends on which rows they are.
+    """Return the rows `row_n` of sparse counts as a dense matrix, n × g.
 
-    `longest` is the largest number of nonzero counts in a row.
+    The shapes of all arrays are the same for any `row_n` of the same length. `longest` is the largest number
+    of nonzero counts in a row.
     """
     start_n1 = nonzeros.row_start[row_n].unsqueeze(1)
     length_n1 = nonzeros.row_start[row_n + 1].unsqueeze(1) - start_n1
@@ -122,7 +123,7 @@ def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) ->
     # Positions without a count are written to extra columns after the genes, so that no element is written twice.
     column_nj = torch.where(stored_nj, nonzeros.gene[position_nj].long(), n_genes + j_j)
     n_columns = n_genes + longest
-    # One long row, because the reproducible scatter of torch along several rows involves the host.
+    # The matrix is filled as one long row, because torch's reproducible scatter along several rows involves the host.
     flat_nj = column_nj + n_columns * torch.arange(len(row_n), device=row_n.device).unsqueeze(1)
     x_c = torch.zeros(len(row_n) * n_columns, dtype=nonzeros.value.dtype, device=row_n.device)
     x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[position_nj].view(-1)).view(-1, n_columns)

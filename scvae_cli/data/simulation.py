@@ -80,7 +80,7 @@ class Simulation:
     uns: dict[str, Any]
 
     def blocks(self, rows: int = 4096) -> Iterator[sp.csr_matrix]:
-        """Draw the counts, in order, as float32 CSR blocks of `rows` cells; the last may be shorter.
+        """Draw the counts, in order, as float32 CSR blocks of `rows` cells; the last block may be smaller.
 
         The counts do not depend on `rows` and are the same in each call. Indices are sorted and no zeros are stored.
         """
@@ -136,7 +136,8 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     obs
         Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        As in `Simulation.varm`, or in an AnnData that was read from a file. A subset of the genes has the same μ.
+        As in `Simulation.varm`, or in an AnnData that was read from a file. A subset of the genes gives the same
+        μ for these genes.
 
     Returns
     -------
@@ -259,7 +260,7 @@ def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, 
     up_g = rng.choice([1, -1], (g, 1))
     shape_gs = is_a["rise"] * slope_gs - is_a["fall"] * slope_gs + is_a["transient"] * bump_gs
     shape_gs += is_a["switch"] * up_g * step_gs
-    # Mostly upward: a cubic with zero slope at both ends, which starts at or slightly after the split.
+    # Branch genes mostly increase, along a cubic with zero slope at both ends that starts at or after the split.
     onset_g = SPLIT + rng.uniform(0, 0.25, (g, 1))
     part_gs = np.clip((grid_s - onset_g) / rng.uniform(0.15, 0.35, (g, 1)), 0, 1)
     sign_g = np.where(rng.random((g, 1)) < 0.75, 1, -1)

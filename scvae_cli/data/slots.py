@@ -72,7 +72,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _NamedKey:
-    """A key of `SlotNames` that also contains the name of a result: a function of that name."""
+    """A key of `SlotNames` that also contains the name of a result. Its value is a function of this name."""
 
     template: str
 
@@ -104,8 +104,8 @@ class SlotNames:
     # layers: expected counts, cells × genes. var: True for the genes of the model.
     denoised = _Key("{}_denoised")
     modelled = _Key("{}_modelled")
-    # obs, nats: evidence lower bound; importance-weighted bound, also with the density of the cells in latent space as
-    # the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the prior.
+    # obs, nats: evidence lower bound; importance-weighted bound; the same bound with the density of the cells in latent
+    # space as the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the prior.
     elbo = _Key("{}_elbo")
     iwae = _Key("{}_iwae")
     iwae_density = _Key("{}_iwae_density")
@@ -131,7 +131,8 @@ class SlotNames:
     root_distance = _NamedKey("{}_distance_{}")
     branch = _NamedKey("{}_branch_{}")
     end_weights = _NamedKey("{}_ends_{}")
-    # varm: decoded expression along a path, genes × steps. uns: its latent points, cells and genes along it, settings.
+    # varm: decoded expression along a path, genes × steps. uns: settings, and the latent points, cells and
+    # genes along the path.
     path_genes = _NamedKey("{}_path_{}")
     path_latent = _NamedKey("{}/paths/{}")
     # uns: results of a sweep over a training option (the name), one array per column.
@@ -153,7 +154,7 @@ class SlotNames:
 def slug(name: str) -> str:
     """Convert a name to a safe HDF5 key, in which "/" would create a group; letters of all scripts are kept.
 
-    Different names may have the same result; `provenance.refuse_another` prevents overwriting in that case.
+    Different names may give the same key; `provenance.refuse_another` prevents overwriting in that case.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')

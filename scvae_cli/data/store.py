@@ -47,11 +47,11 @@ class CellStore(Protocol):
         Raises
         ------
         DataError
-            For a column that is not there, cannot be read, or shares its name with another.
+            If the column does not exist, cannot be read, or has the same name as another column.
         """
 
     def var_column(self, key: str) -> np.ndarray:
-        """Read a column of var as g values, in the same way."""
+        """Read a column of var as g values; missing values and errors as for `obs_column`."""
 
     def obs_order(self, key: str) -> list[str] | None:
         """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
@@ -87,9 +87,10 @@ def category_order(column: Any) -> list[str] | None:
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
-    """Refuse a name that does not say which column is meant.
+    """Check that exactly one column has a name.
 
-    Raises a DataError if none of the columns (`keys`) of obs or var (`group`) has that name, or several have.
+    Raises a DataError if no column, or more than one column, of obs or var (`group`) is called `key`. `keys` are the
+    names of all columns.
     """
     if key not in keys:
         known = ", ".join(dict.fromkeys(keys)) or "none"

@@ -1,7 +1,7 @@
 """Reading a folder of three text files (counts, features, barcodes) written by Cell Ranger, STARsolo and other tools.
 
-scanpy's reader is not used: it requires gzipped files (for Cell Ranger 2, files that are not gzipped) and features with
-a type.
+scanpy's reader is not used. It requires gzipped files (in the format of Cell Ranger 2: files that are not gzipped), and
+a type for every feature.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ _GENES = "Gene Expression"
 def read_tenx_folder(folder: Path) -> AnnData:
     """Read a folder as cells × genes; each file may be gzipped or not.
 
-    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of the latter
-    has an id, a symbol and a type; symbol and type may be missing. If features have types, only genes are read. Raises
-    a ValueError if a file is missing, or the numbers of features or cells differ between files.
+    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of
+    features.tsv or genes.tsv has an id, a symbol and a type; symbol and type may be missing. If features have types,
+    only genes are read. Raises a ValueError if a file is missing, or the numbers of features or cells differ between
+    files.
     """
     import anndata
     import pandas as pd
@@ -57,7 +58,7 @@ def _find(folder: Path, *names: str) -> Path:
         for path in (folder / f"{name}.gz", folder / name):
             if path.exists():
                 return path
-    raise ValueError(f"it has no {' or '.join(names)}, gzipped or not")
+    raise ValueError(f"the folder has no {' or '.join(names)}, gzipped or not")
 
 
 def _rows(table: Path) -> list[list[str]]:

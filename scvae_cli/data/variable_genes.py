@@ -31,7 +31,7 @@ def most_variable(
         found = (_standardized_variance(matrix, group, columns) for group in groups)
         return [variance_g for variance_g in found if variance_g is not None]
 
-    # Batches with too few or too sparse cells are ignored. If this applies to all batches, the cells are one batch.
+    # Batches with too few or too sparse cells are ignored. If all are ignored, all cells are treated as one batch.
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
@@ -44,7 +44,7 @@ def most_variable(
     rank_bg[rank_bg >= n_top] = np.nan
     median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy leaves it untyped
     n_batches_g = (~np.isnan(rank_bg)).sum(0)
-    # Sort by median rank, with genes that are in no batch's list last, and then by the number of batches.
+    # Sort by median rank, with genes that are in no batch's top genes last, and then by the number of batches.
     order = np.lexsort((-n_batches_g, median_g.filled(np.nan)))
     chosen: np.ndarray = columns[np.sort(order[:n_top])]
     return chosen

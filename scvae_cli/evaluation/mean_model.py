@@ -1,7 +1,7 @@
 """A baseline model that uses only the library size and batch of a cell: each gene has a fixed mean and dispersion.
 
-A useful latent space must explain the counts better than this model. The model is a decoder with the same likelihood
-that is only evaluated at z = 0 and is fitted by maximum likelihood.
+A useful latent space must explain the counts better than this model. The baseline is a decoder
+that is evaluated only at z = 0. It has the likelihood of the evaluated model and is fitted by maximum likelihood.
 
 Shapes: n cells, g genes.
 """
@@ -30,7 +30,7 @@ class MeanModel:
     Parameters
     ----------
     counts, training
-        n cells with g genes, and the indices of those to which the model is fitted; None for all.
+        Counts of n cells, and the indices of the cells to which the model is fitted (None for all cells).
     config
         Configuration of the model that is compared with this one. Its likelihood and seed are used.
     """

@@ -20,7 +20,7 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS
 
 COMPONENTS = (5, 10, 20, 30, 50)
 _LEAST_SHARE = 0.1
-# Bounds on inverse dispersions, within which moments can estimate them.
+# Bounds within which inverse dispersions can be estimated from moments.
 _THETA_RANGE = (1e-2, 1e4)
 
 

@@ -22,7 +22,7 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
-# Trains a model; the title says what for.
+# A function that trains a model. Its first argument is a title that describes the training.
 Train = Callable[[str, Counts, RunConfig], Model]
 # If there are more cells than this, evenly spaced cells are used.
 MAX_CELLS = 20_000
@@ -33,7 +33,7 @@ _CHOSEN = _REGULARIZATION | {"batch_size", "learning_rate", "max_epochs", "patie
 
 
 def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
-    """Train a model and show nothing."""
+    """Train a model without showing progress."""
     return fit_to_end(counts, config)
 
 
@@ -56,10 +56,11 @@ def requested_config(model: Model) -> RunConfig:
 
 
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
-    """Return a model that was trained on some cells, and these cells; of more than 20,000, evenly spaced ones.
+    """Return a model that was trained on some cells, and these cells.
 
-    The model itself is returned if its held-out cells are those that a training on the cells would hold out. Otherwise
-    a new model is trained. The cells have the genes of the model, and batches if it has batches.
+    Of more than 20,000 cells, evenly spaced ones are used. The given model is returned if its held-out cells are those
+    that a training on the cells would hold out. Otherwise a new model is trained. The cells must have the genes of the
+    model, and batches if the model has batches.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Count thinning: some molecules of every cell are held out, and the best denoising method predicts them best.
+"""Count thinning: some molecules of every cell are held out to test how well a denoising method predicts them.
 
 Each molecule is independently assigned to the first part with a fixed probability, and otherwise to the second part
 (molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). Both parts then have the same mean up to
@@ -46,7 +46,7 @@ class Thinned:
     share: float
 
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Compute Σ_g λ − x log λ of every cell, shape (n,), nats up to a constant; λ is expected of the second part.
+        """Compute Σ_g λ − x log λ of every cell, shape (n,), nats up to a constant; λ is the expected second part.
 
         `blocks` are expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows.
         """
@@ -63,7 +63,7 @@ class Thinned:
 
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
-    """Hold out some molecules of every cell; each is kept with a probability between 0 and 1, `share`."""
+    """Hold out some molecules of every cell; each molecule is kept with probability `share`."""
     matrix = counts.matrix
     kept_values = np.random.default_rng(seed).binomial(matrix.data.astype(np.int64), share).astype(np.float32)
     kept = _with_values(matrix, kept_values)
@@ -73,7 +73,7 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 
 
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """Compute `expected_counts` from the first part, in blocks; with technical zeros, each cell in its own batch."""
+    """Compute `expected_counts` from the first part, in blocks, with technical zeros and the batch of each cell."""
     return expected_counts(model, kept, estimate=estimate, with_zero_inflation=True, batch_as="observed")
 
 

@@ -1,4 +1,4 @@
-"""Counts at latent positions: drawn from the likelihood, or the expectation of such draws.
+"""Counts at latent positions: random draws from the likelihood, or the expectation of these draws.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -29,8 +29,8 @@ def drawn_counts(
     library_n, batch_n
         Library size of each cell, and index of its batch; None for a model without batches.
     seeds
-        Seed sequence from which each block of fixed size gets its own random stream; None for the expectation of drawn
-        counts, including zero inflation, dense.
+        Seed sequence from which each block of fixed size gets its own random stream. If it is None, the blocks are
+        dense and hold the expectation of the draws, including zero inflation.
     """
     for start in range(0, len(z_nk), BLOCK_CELLS):
         rows = slice(start, start + BLOCK_CELLS)

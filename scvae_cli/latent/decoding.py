@@ -1,4 +1,4 @@
-"""Expected counts at latent positions that are not those of cells.
+"""Expected counts at any latent positions, for example along a trajectory.
 
 Shapes: t positions, k latent dimensions, g genes, s samples.
 """
@@ -23,8 +23,8 @@ def decoder_at(
 ) -> Callable[[Tensor], Tensor]:
     """Return a function that maps latent positions to expected counts, (t, k) → (t, g); differentiable.
 
-    The function takes positions on the device of the model. Library size, batch and zero inflation are as for
-    `expected_counts`; "observed" is not possible.
+    The function takes positions on the device of the model. The other arguments are those of `expected_counts`, but
+    "observed" is not allowed, because a latent position has no observed library size or batch.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def decode(
     Raises
     ------
     DataError
-        As for `decoder_at`, whose function computes them.
+        If the model does not have the batch, or the library size is invalid (as for `decoder_at`).
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
@@ -65,8 +65,8 @@ def posterior_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Compute 5% and 95% quantiles of expected counts over N(z, var) at every position, each of shape (t, g), float32.
 
-    `var_tk` is the posterior variance of a cell at each position. The quantiles therefore show how uncertain the
-    expression of such a cell would be because of the uncertainty of its latent position.
+    `var_tk` is the posterior variance of a cell at each position. The quantiles therefore show how
+    uncertain the expected counts of such a cell are, given the uncertainty of the latent position of the cell.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

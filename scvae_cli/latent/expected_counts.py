@@ -1,9 +1,9 @@
-"""Expected counts of a cell, given its latent position only or also its own counts.
+"""Expected counts of a cell, given only its latent position, or given its latent position and its own counts.
 
 A negative binomial is a Poisson whose rate λ varies between cells around μ. E_q[μ] is the average expression of cells
 in the same state. E_q[E[λ | x]] is the rate of the individual cell, which also uses the cell's own counts as evidence
-(as in SAVER, Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the state, and the second
-describes the cell.
+(as in SAVER, Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the
+second describes the individual cell.
 
 Shapes: n cells, g modeled genes, k latent dimensions.
 """
@@ -44,8 +44,8 @@ def expected_counts(
     model, counts
         Model that decodes, and n cells in its genes.
     estimate
-        "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. The latter needs the batches of the cells if the model has
-        batches.
+        "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. If the model has batches, "cell" needs the batches of the
+        cells.
     n_samples
         Number of seeded posterior samples that are averaged; 0 decodes the posterior mean instead.
     library
@@ -60,7 +60,7 @@ def expected_counts(
     Raises
     ------
     DataError
-        If the batch or library size is invalid, or if batches of cells are needed and the model does not have them.
+        If the batch or library size is invalid, or if the batch of a cell is needed and the model does not have it.
     ConfigError
         If a library size, zero inflation or the estimate "cell" is requested from a model of real numbers.
     """
@@ -68,7 +68,7 @@ def expected_counts(
         raise ConfigError("a model of real numbers has no zero inflation", "remove --with-zero-inflation")
     if estimate == CELL and not model.of_counts:
         raise ConfigError(
-            "--estimate cell needs a model of counts, and this one models real numbers", "remove --estimate cell"
+            "--estimate cell needs a model of counts, but this model describes real numbers", "remove --estimate cell"
         )
     of_cell = estimate == CELL
     own_batch_n = known_batches(model, counts) if of_cell or batch_as == OBSERVED else None
@@ -78,7 +78,7 @@ def expected_counts(
 
     @torch.inference_mode()
     def blocks() -> Iterator[np.ndarray]:
-        # One generator and blocks of fixed size, so that the noise of a cell depends only on the seed and its row.
+        # With one generator and blocks of fixed size, the noise of a cell depends only on the seed and the cell's row.
         noise = torch.Generator().manual_seed(seed)
         for rows, cells in table.in_order(BLOCK_CELLS):
             posterior = model.vae.encode(cells)
@@ -104,12 +104,12 @@ def expected_counts(
                 mean_ng += expected_ng / len(points)
             yield mean_ng.cpu().numpy()
 
-    # An inner generator, so that errors are raised when this function is called and not when the first block is read.
+    # The generator is an inner function, so that errors are raised before the first block is requested.
     return blocks()
 
 
 def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int | None:
-    """Return the index of the batch for decoding; None for the usual choice, "average" or "drawn".
+    """Return the index of the batch for decoding; None if `batch_as` is the usual choice ("average" or "drawn").
 
     Raises
     ------

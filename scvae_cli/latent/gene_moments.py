@@ -56,7 +56,7 @@ class GeneMoments:
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """Compare these moments with those of as many or more other cells.
+        """Compare these moments with those of other cells, which must be at least as many.
 
         Real numbers may have any sign and unit. Their means are therefore compared in standard deviations of the other
         cells, and fractions of zeros are not compared.

@@ -4,9 +4,10 @@ Nodes are cells, at their posterior means. Each node is connected to its nearest
 by distance between decoded states. The length of an edge is always the Fisher–Rao distance between the decoded states.
 If there are very many cells, a random subset of them are nodes.
 
-The two definitions of nearest cells differ: the prior makes all latent dimensions in use equally wide, whether many or
-few genes change along them. Neighbors in latent space connect cells step by step through latent space, and separate two
-fates even if only few genes distinguish them. Neighbors by decoded state are cells with the same expression.
+The two definitions of nearest nodes differ, because the prior makes all latent dimensions in use equally wide, whether
+many or few genes change along a dimension. A graph of neighbors in latent space separates two cell fates even if only a
+few genes distinguish the fates. In a graph of neighbors by decoded state, the neighbors of a cell have nearly the same
+expression as the cell.
 
 Shapes: n cells, k latent dimensions, g genes, m nodes, j neighbors, d directions, s cells of a subset.
 """
@@ -25,11 +26,12 @@ from torch import Tensor
 from scvae_cli.model.geometry import Geometry
 
 NEIGHBORS = 15
-# More nodes do not make paths smoother. The decoded states (float32) of the nodes may take half a GB.
+# Largest number of nodes, and largest number of values in the decoded states of all nodes (half a GB in float32). More
+# nodes do not make paths smoother.
 MAX_NODES, MAX_VALUES = 20_000, 128_000_000
 # Decoded states vary along as many directions as there are latent dimensions in use, and a few more because of
-# curvature. This number of directions keeps all but a hundredth of a percent of the variance. The directions are
-# computed from this number of cells.
+# curvature. `_DIRECTIONS` directions keep all but a hundredth of a percent of the variance. They are computed from at
+# most `DIRECTION_CELLS` cells.
 _DIRECTIONS, DIRECTION_CELLS = 64, 1000
 # Duration of heat diffusion, in steps of a typical random walk: long enough to average over paths, and short enough
 # that the distance from the start is still visible.
@@ -53,8 +55,8 @@ class CellGraph:
     lengths
         Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m), in standard deviations of a count.
     bridges, n_components
-        Number of edges that were added between disconnected components, along which there are no cells; and number of
-        connected components before that, at least 1.
+        Number of edges that were added between disconnected components (there are no cells along these edges); number
+        of connected components before these edges were added, at least 1.
     """
 
     cells: np.ndarray
@@ -97,9 +99,9 @@ class CellGraph:
 
         According to Varadhan, heat that starts in a set and diffuses for some time decreases as exp(−distance) far from
         the set. Minus the log of the heat, minus its smallest value, is therefore a distance. It averages over all
-        short paths, where the shortest path depends on a single one (Crane, Weischedel & Wardetzky 2013,
-        doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge conductances
-        1/length², as in diffusion maps; the kernel is (1 + tL)⁻¹ (Smola & Kondor 2003,
+        short paths, whereas the length of the shortest path depends on that path alone (Crane, Weischedel & Wardetzky
+        2013, doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge
+        conductances 1/length², as in diffusion maps; the kernel is (1 + tL)⁻¹ (Smola & Kondor 2003,
         doi:10.1007/978-3-540-45167-9_12). The unit of the distance is arbitrary.
         """
         from scipy.sparse.linalg import splu
@@ -123,7 +125,7 @@ class CellGraph:
         return result
 
     def spread(self, value_m: np.ndarray, mean_nk: Tensor) -> np.ndarray:
-        """Extend a value of the nodes to all n cells; a cell that is no node gets the mean over its nearest nodes."""
+        """Extend values of the nodes to all n cells; a cell that is not a node gets the mean over its nearest nodes."""
         if len(self.cells) == len(mean_nk):
             return value_m
         nearest_nj, distance_nj = nearest(mean_nk, self.mean_mk, 5)
@@ -144,10 +146,10 @@ def cell_graph(
     geometry, mean_nk
         Fisher–Rao geometry of the decoder, and posterior means of all cells in the coordinates of the networks.
     always
-        Indices of cells that must be nodes; the others are selected by `seed` if there are too many cells.
+        Indices of cells that must be nodes. If there are too many cells, `seed` determines which other cells are nodes.
     by_state
-        Whether nodes are connected to the nearest nodes by Fisher–Rao distance instead of by distance in latent space.
-        The nodes are the same.
+        Whether the nearest nodes are found by Fisher–Rao distance instead of by distance in latent space. This option
+        does not change which cells are nodes.
     """
     most = min(MAX_NODES, max(1000, MAX_VALUES // geometry.vae.n_genes))
     cells = np.arange(len(mean_nk))
@@ -198,7 +200,7 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 
 
 def _principal_coordinates(y_mg: Tensor) -> Tensor:
-    """Project Fisher–Rao coordinates on the directions of largest variance, which preserves distances, shape (m, d)."""
+    """Project Fisher–Rao coordinates on the directions of largest variance, shape (m, d); distances hardly change."""
     some_sg = y_mg[:: -(-len(y_mg) // DIRECTION_CELLS)]
     center_g = some_sg.mean(0)
     axes_dg = torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
@@ -207,7 +209,7 @@ def _principal_coordinates(y_mg: Tensor) -> Tensor:
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
-    """Remove each node from its own neighbors. If identical nodes displaced it, the farthest neighbor is removed."""
+    """Remove each node from its own neighbors. If identical nodes displaced the node, remove its farthest neighbor."""
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
     others: np.ndarray = neighbors[~itself].reshape(len(neighbors), -1)

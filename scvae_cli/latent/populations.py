@@ -10,9 +10,10 @@ import torch
 from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.model.density import LatentDensity
 
-# Number of neighbors that define the purity of a node, and the smallest purity of a core node relative to the purest.
+# Number of neighbors that define the purity of a node. Smallest purity of a core node, relative to the highest purity.
 _PURITY_NEIGHBORS, _PURE = 15, 0.9
-# If possible, a trajectory does not start where more than this fraction of the held-out cells lies at a higher density.
+# A node is unusual if more than this fraction of the held-out cells lies at a higher density. Trajectories start at
+# unusual nodes only if a population has no other nodes.
 _USUAL = 0.9
 # Number of cells of each population that are always nodes of the graph.
 _ALWAYS_NODES = 500
@@ -26,7 +27,7 @@ class Population:
     cells: np.ndarray
 
     def candidates(self) -> np.ndarray:
-        """Return the indices of the cells; evenly spaced ones if there are very many."""
+        """Return the indices of the cells, or of an evenly spaced subset if there are very many cells."""
         return self.cells[:: -(-len(self.cells) // _ALWAYS_NODES)]
 
 
@@ -36,7 +37,7 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
     highest purity. Where a small population borders on a large one, the densest region of the small population belongs
     to the large one and does not represent the small one. The core is chosen from the nodes in the mask `usual_m`,
-    shape (m,), unless it excludes the whole population.
+    shape (m,), unless the mask excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)

@@ -26,18 +26,18 @@ _REFINED_CELLS = 256
 
 
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
-    """Prepare counts with the genes of the model for the device of the model.
+    """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
     Raises
     ------
     DataError
-        If a cell has no counts in these genes; its latent position is then unknown.
+        If a cell has no counts in these genes, because the latent position of such a cell is unknown.
     """
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
             f"{len(empty)} cell(s) have no counts in the modeled genes; the first is {counts.cell_names[empty[0]]!r}",
-            "filter them out first: scanpy.pp.filter_cells(adata, min_counts=1)",
+            "filter these cells out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     return CellTable(counts.matrix, batch_n, model.device, real=counts.real)
 
@@ -61,7 +61,7 @@ def refined_posteriors(
     Raises
     ------
     DataError
-        If the model does not have the batch of a cell; the likelihood of that cell is not defined.
+        If the model does not have the batch of a cell, because the likelihood of such a cell is not defined.
     """
     table, parts = cell_table(model, counts, batch_n=known_batches(model, counts)), []
     with progress("Refining", table.n_cells) as advance:
@@ -91,7 +91,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
     if (batch_n < 0).any():
         unknown = min(counts.batch[batch_n < 0])
         raise DataError(
-            f"batch {unknown!r} is not one the model was trained on, so its cells have no likelihood",
-            f"known batches: {', '.join(model.batches)}",
+            f"the model was not trained on batch {unknown!r}, so the likelihood of cells of this batch is undefined",
+            f"the model was trained on these batches: {', '.join(model.batches)}",
         )
     return batch_n

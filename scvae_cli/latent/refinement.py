@@ -5,8 +5,8 @@ amortization gap. Starting from the encoder's posterior, the mean and the log va
 gradient ascent on the ELBO of that cell, with the decoder held fixed. Means are measured in standard deviations of the
 encoder's posterior, so that one rate suits all cells and axes. The rate decreases to zero, so that the noise of the
 samples averages out. The noise is the same for every cell, so the result for a cell does not depend on the other cells.
-The optimization multiplies matrices as training does, in bfloat16 if the device supports it. Whether the refined
-posterior of a cell is better is evaluated in float32.
+The optimization multiplies matrices as training does, in bfloat16 if the device supports it. The ELBOs that decide
+whether the refined posterior of a cell is used are computed in float32.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; Adam: Kingma & Ba 2015, arXiv:1412.6980.
 
@@ -29,7 +29,7 @@ from scvae_cli.device import choose_compute
 from scvae_cli.model.posterior import MAX_LOG_VARIANCE, MIN_VARIANCE, Posterior
 from scvae_cli.model.vae import VAE
 
-# Largest change in the first step: of a mean in standard deviations, and of the log of a variance.
+# Size of the first step, for means (in standard deviations) and for log variances.
 _RATE = 0.2
 _DECAYS = 0.8, 0.95
 # Smallest number of sample pairs (a sample and its mirror image) in a set. One set decides whether the refined
@@ -40,8 +40,8 @@ _LEAST_SET = 16
 class Refined(NamedTuple):
     """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats, 0 or more.
 
-    The increase is estimated with other noise than the optimization uses. A cell whose ELBO did not increase keeps the
-    posterior of the encoder.
+    The noise in the estimate of the increase is independent of the noise in the optimization. A cell whose ELBO did not
+    increase keeps the posterior of the encoder.
     """
 
     posterior: Posterior
@@ -54,8 +54,8 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
     Parameters
     ----------
     vae, cells
-        Model whose decoder is used, without dropout, and not changed; n cells, with the batches of a decoder that has
-        batches.
+        Model whose decoder is used without dropout and is not changed; n cells, with their batches if the decoder is
+        conditioned on batches.
     start
         Posteriors of the encoder.
     n_steps
@@ -67,7 +67,7 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
     noise = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed))
     with choose_compute(ComputeConfig(device=str(mean_nk.device))).matrix_products():
         found = _optimize(vae, cells, start, n_steps, noise)
-    # A new generator, because the evaluation needs one complete set and the optimization may end within a set.
+    # A new generator is needed, because the evaluation needs a complete set and the optimization may end within a set.
     fresh = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed + 1))
     gain_n = _gain(vae, cells, start, found, fresh)
     better_n1 = (gain_n > 0).to(mean_nk.device)[:, None]
@@ -102,7 +102,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     randomly rotated orthogonal frames, and their lengths are stratified: one from each quantile interval, in random
     order. Averages over a set are nearly exact for quadratic functions.
     """
-    # Imported only here: every embedding imports this file, and few are refined.
+    # Imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
 
     n_frames = _set_size(k) // k
@@ -123,8 +123,8 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # The sum of two means over the cells. Scaling by the number of cells is applied to the small gradients below,
-        # and not to those of all outputs.
+        # The sum of two means over the cells. To obtain sums over cells, the gradients with respect to latent positions
+        # are scaled below: they are much smaller than the gradients with respect to all outputs.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)
         d_z_nk, d_mirrored_nk = torch.autograd.grad(nll, (z_nk, mirrored_nk))
     half = 0.5 * len(z_nk)
@@ -136,7 +136,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
 
 @torch.no_grad()
 def _gain(vae: VAE, cells: Minibatch, start: Posterior, found: Posterior, noise: Iterator[Tensor]) -> Tensor:
-    """Compute the ELBO of the refined minus that of the initial posterior, same noise, shape (n,), float64, CPU."""
+    """Compute refined ELBO minus initial ELBO of each cell with the same noise, shape (n,), float64, on the CPU."""
     gain_n = (start.kl_nk() - found.kl_nk()).double().sum(1).cpu()
     n_pairs = _set_size(start.mean_nk.shape[1])
     for _ in range(n_pairs):

@@ -1,13 +1,14 @@
 """Canonical latent axes: a coordinate frame on which two trainings of the same data agree.
 
-The prior is rotationally symmetric, so each training ends with nearly randomly rotated latent axes. The expression of
-the cells does not depend on the training. The canonical axes are therefore the axes along which the position of the
-cells explains most of the variance of their decoded expression. Expression is measured in the Fisher–Rao coordinate y,
-whose unit is the standard deviation of a count. The axes are the left singular vectors of C^(−½) Cov(z, y), with
-C = Cov(z, z) over the cells; this matrix is the decoder's mean linear response, weighted by the spread of the cells.
-The axes are sorted by explained variance, the largest first, and each points in the direction of the longer tail of the
-cells. (Eigenvectors of the mean metric E[J_yᵀJ_y] agree less between trainings than these axes do: the mean metric
-includes directions along which the cells do not vary, and every small wiggle of the decoder.)
+The prior is rotationally symmetric, so the latent axes of each training are rotated nearly at random. The decoded
+expression of the cells, in contrast, is nearly the same in each training. The canonical axes are therefore the axes
+along which the latent position of the cells explains most of the variance of their decoded expression. Expression is
+measured in the Fisher–Rao coordinate y, whose unit is the standard deviation of a count. The axes are the left singular
+vectors of C^(−½) Cov(z, y), with C = Cov(z, z) over the cells; this matrix is the decoder's mean linear response,
+weighted by the spread of the cells. The axes are sorted by explained variance, the largest first, and each points in
+the direction of the longer tail of the cells. (Eigenvectors of the mean metric E[J_yᵀJ_y] agree less between trainings
+than these axes do: the mean metric includes directions along which the cells do not vary, and every small wiggle of the
+decoder.)
 
 The rotation is applied only to results that users see. ELBOs, densities and distances do not depend on it.
 
@@ -56,7 +57,7 @@ class CanonicalAxes:
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
     def near_ties(self) -> list[int]:
-        """Return the indices of axes about as strong as the next axis: the two may swap or mix between trainings.
+        """Return the indices of axes about as strong as the next axis. Such a pair may swap or mix between trainings.
 
         Axes that explain hardly anything (less than a thousandth of the strongest axis) are not compared.
 
@@ -79,7 +80,7 @@ def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
     for block_nk, some_nk in zip(torch.split(mean_nk, size), torch.split(centered_nk, size), strict=True):
         cross_kg += some_nk.T @ geometry.coordinates(block_nk).double().cpu() / n
     variance_k, columns_kk = torch.linalg.eigh(centered_nk.T @ centered_nk / n)
-    # Directions along which the cells do not vary explain zero variance; without this they would give 0/0.
+    # Directions along which the cells do not vary explain no variance; without this mask they would give 0/0.
     inverse_root_k = torch.where(variance_k > 1e-9 * variance_k.max(), variance_k.clamp_min(1e-30).rsqrt(), 0.0)
     whitened_kg = (columns_kk * inverse_root_k) @ columns_kk.T @ cross_kg
     strength_k, axes_kk = torch.linalg.eigh(whitened_kg @ whitened_kg.T)

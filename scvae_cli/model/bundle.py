@@ -49,7 +49,7 @@ class Model:
     facts
         Results of the training (held-out ELBO, number of epochs, source of the counts and so on), as plain values.
     history, hash
-        Training history as CSV text, one row per epoch; identifier of the content, empty if it was never saved.
+        Training history as CSV text, one row per epoch; hash of the saved model, empty for a model that was not saved.
     """
 
     vae: VAE
@@ -63,7 +63,7 @@ class Model:
     hash: str = ""
 
     def __repr__(self) -> str:
-        """What a notebook shows: the kind of model, its size, and its held-out ELBO."""
+        """Text that a notebook shows for the model: likelihood, numbers of genes and dimensions, ELBO and hash."""
         shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
         size = f"{len(self.genes):,} genes, {shape.n_latent} latent dimensions"
         return (
@@ -86,7 +86,7 @@ class Model:
         return self.vae.reference_library.device
 
     def held_out(self, cell_names: Iterable[str]) -> np.ndarray:
-        """Return a boolean mask of the named cells that were held out from training."""
+        """Return a boolean mask, True for each named cell that was held out from training."""
         known = set(self.heldout_cells)
         return np.asarray([name in known for name in cell_names], dtype=bool)
 
@@ -140,7 +140,7 @@ class Model:
 
 
 def check_new_model(folder: Path, *, force: bool) -> None:
-    """Check that a model folder can be written, without replacing anything by accident.
+    """Check that a model folder can be written and that nothing would be replaced by accident.
 
     Raises
     ------
@@ -253,7 +253,7 @@ def _read(folder: Path, name: str) -> bytes:
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is incomplete: it has no {name}", "restore the file, or train again") from error
     except OSError as error:
-        raise ModelError(f"cannot read {folder / name}: {error.strerror}", "check its permissions") from error
+        raise ModelError(f"cannot read {folder / name}: {error.strerror}", "check the file permissions") from error
 
 
 def _previous(folder: Path) -> Path:
@@ -261,7 +261,7 @@ def _previous(folder: Path) -> Path:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Move a finished folder to its final name; `_recover` repairs a crash between the two renames."""
+    """Move a finished folder to its final name; `_recover` undoes the first rename if a crash prevented the second."""
     previous = _previous(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)

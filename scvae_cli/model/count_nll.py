@@ -1,6 +1,6 @@
 """The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
 
-Shapes: n cells, g genes. x counts, μ mean, θ inverse dispersion per gene, a zero-inflation logit.
+Shapes: n cells, g genes. Symbols: count x, mean μ, inverse dispersion θ of a gene, zero-inflation logit a.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
 binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. The log-probability of one count is
@@ -10,10 +10,10 @@ binomial: σ(−h) for zeros, 1 for other counts and for models without zero inf
     ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
 
 and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) The
-value and the gradients share logarithms and exponentials, so one pass computes both.
+value and the gradients share logarithms and exponentials, so one pass over the genes computes both.
 
-On a CPU in float32, `compiled/count_nll.py` computes that pass. On other devices and in other precisions, `dense_nll`
-computes the same quantities in plain torch.
+On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. On other devices and in other precisions,
+`dense_nll` computes the same quantities in plain torch.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class _MeanNLL(torch.autograd.Function):
 def nll_and_gradients(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
-    """Compute what `dense_nll` does for cells of a minibatch, by compiled code if it applies."""
+    """Compute what `dense_nll` does for the cells of a minibatch, with compiled code on a CPU in float32."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll
@@ -77,7 +77,7 @@ def dense_nll(
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
     """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats, and gradients of its mean.
 
-    The counts are dense, on any device and in any precision. The mean has weights `share_n`; None for 1/n.
+    The counts are dense, on any device and in any precision. `share_n` are the weights of the mean; None for 1/n.
 
     No operation waits for the device and no shape depends on the counts, so a training step that calls this function
     can be recorded as a CUDA graph. (`torch.where` with a Python number would copy that number to the device and wait.)

@@ -1,10 +1,10 @@
 """The density of the cells in latent space: a model of the aggregated posterior, calibrated on held-out cells.
 
-A Gaussian mixture is fitted to posterior samples of training cells. The number of components is the one that gives
-samples of held-out cells the highest density. (With a mixture of the posteriors of all cells, any other point would
-look like a hole.) The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher
-density than that point. Fewer than ten held-out cells cannot resolve a fraction of one in twenty; in that case the
-score is the fraction of all cells, held-out and training.
+A Gaussian mixture is fitted to posterior samples of training cells. The chosen number of components is the one that
+gives posterior samples of held-out cells the highest density. (In a mixture of the posteriors of all cells, any point
+that is not close to a cell would look like a hole.) The off-manifold score of a point is the fraction of held-out cells
+whose posterior mean has a higher density than that point. Fewer than ten held-out cells cannot resolve a fraction of
+one in twenty; in that case the score is the fraction of all cells, held-out and training.
 
 The mixture is fitted here by expectation–maximization in torch, because importing scikit-learn's mixture takes longer
 than this fit.
@@ -22,10 +22,11 @@ from torch import Tensor
 
 from scvae_cli.heldout import MIN_HELDOUT
 
-# Numbers of components, tried in this order. The search stops when the held-out cells gain less than _GAIN nats per
-# cell, but not below _FEW components: small mixtures are fast to fit, and one of them may have had a poor start.
+# Numbers of components, tried in this order. The search stops when the log density of the held-out cells increases by
+# less than _GAIN nats per cell. Mixtures with fewer than _FEW components never stop the search: they are fast to fit,
+# and one of them may have had a poor start.
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
-# Largest number of training cells in the fit. More cells make the fit slower and not better.
+# Largest number of training cells in the fit. More cells make the fit slower but no better.
 MAX_FITTED = 20_000
 _MAX_ITERATIONS = 30
 _TOLERANCE = 3e-3  # nats per point
@@ -48,8 +49,8 @@ class LatentDensity:
     whiten_ckk
         Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ.
     heldout_nll
-        Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
-        ten held-out cells it covers all cells.
+        Negative log density at the posterior means of the held-out cells, in ascending order, nats. If there are fewer
+        than ten held-out cells, the values of the training cells are included.
     """
 
     log_weight_c: Tensor
@@ -75,8 +76,8 @@ class LatentDensity:
     def off_manifold(self, z_nk: Tensor) -> Tensor:
         """Return the fraction of held-out cells that lie at a higher density than each point, shape (n,).
 
-        A typical point scores 0.5; a score near 1 marks a hole in the density. Half a cell is added on either side, so
-        that the score is never exactly 0 or 1.
+        A typical point scores 0.5; a score near 1 marks a hole in the density. Half a cell is added at either end of
+        the ranking, so that the score is never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
@@ -101,10 +102,10 @@ class LatentDensity:
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
     """Fit and calibrate the density.
 
-    Cells are given by their posterior means and variances, each of shape (n, k). The score is calibrated on the
-    held-out cells. If there are fewer than ten, the training cells are added. Training cells lie at a slightly higher
-    density than unseen cells, so slightly too many points then count as holes; with too few held-out cells alone, no
-    point would.
+    Cells are given by their posterior means and variances, each of shape (n, k). The off-manifold score is calibrated
+    on the held-out cells. If there are fewer than ten held-out cells, the training cells are added: a few held-out
+    cells alone could never mark a point as a hole. Training cells lie at a slightly higher density than unseen cells,
+    so slightly too many points then count as holes.
     """
     noise = torch.Generator().manual_seed(seed)
 

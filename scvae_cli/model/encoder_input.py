@@ -23,8 +23,9 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
     centre_g
         Value that is subtracted from each gene.
     fused
-        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. It takes a third of the time but half
-        a second to start, so it is worthwhile for many passes and not for one. The two results differ by rounding.
+        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. It takes a third of the time of plain
+        torch but half a second to start, so it is worthwhile only for many passes. The results of the two versions
+        differ by rounding.
     """
     scale_n = depth / cells.library_n
     if scale_n.device.type != "cpu":

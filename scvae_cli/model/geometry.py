@@ -1,17 +1,17 @@
-"""The Fisher–Rao geometry of the decoder: the distance between latent points, measured by the expression they predict.
+"""The Fisher–Rao geometry of the decoder: the distance between latent points, measured by their decoded expression.
 
 For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family with the
 isometric coordinate
 
-    y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)), its Fisher information
+    y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
 
 (2√μ for a Poisson, μ/σ for a normal; each likelihood head implements its own coordinate). The Euclidean distance
 between the y of two latent points is their Fisher–Rao distance in the space of all counts. The Jacobian J_y of the
 decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y. Expression is compared at one library
 size and averaged over batches. Zero inflation is ignored, because it is technical.
 
-Tangents are propagated through the decoder explicitly. The forward mode of torch would import its compiler, which takes
-a second.
+Tangents are propagated through the decoder explicitly. Forward-mode differentiation in torch would import torch's
+compiler, and that import takes a second.
 
 Shapes: n points, m tangents at each, k latent dimensions, h hidden units, g genes.
 """
@@ -25,15 +25,15 @@ from torch import Tensor
 
 from scvae_cli.model.vae import VAE
 
-# Number of points whose metric is computed at once.
+# Number of points for which the metric is computed at once.
 _METRIC_POINTS = 64
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """Fisher–Rao geometry of a decoder. Dropout is never applied, in training mode or eval mode.
+    """Fisher–Rao geometry of a decoder. Dropout is never applied, not even in training mode.
 
-    Expression is compared at a library size, in counts per cell; None is the median of the training cells.
+    Expression is compared at the library size `library`, in counts per cell; None is the median of the training cells.
     """
 
     vae: VAE

@@ -1,4 +1,4 @@
-"""Results of the layers and losses with explicit gradients, both compiled and in plain torch.
+"""Types for the results of layers and losses with explicit gradients; compiled code and plain torch share these types.
 
 Shapes: n cells, g genes, h hidden units.
 """
@@ -19,4 +19,4 @@ class Hidden(NamedTuple):
     hidden_nh: Tensor
     slope_nh: Tensor  # derivative with respect to the input of the activation; zero for dropped units
     normal_nh: Tensor  # the normalized linear part
-    inverse_sd_n: Tensor  # the factor of that normalization
+    inverse_sd_n: Tensor  # the inverse standard deviation by which it was multiplied

@@ -1,4 +1,4 @@
-"""Hidden layers: linear, normalized within each cell, SiLU, dropout.
+"""Hidden layers: a linear map, normalization within each cell, SiLU and dropout.
 
 Shapes: n cells, h hidden units, m tangents per cell.
 """
@@ -42,7 +42,7 @@ class NormalizedHidden(nn.Module):
     def forward(self, a_nh: Tensor) -> Tensor:
         """Compute hidden units from the output of the linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
-            # Compiled code takes half a second to start: negligible for a training, but slow for a single command.
+            # Compiled code takes half a second to start, so it is used for training and not for a single pass.
             from scvae_cli.model.compiled.hidden import normalized_hidden
 
             return normalized_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)

@@ -1,4 +1,4 @@
-"""The isometric coordinate of a negative binomial gene with fixed inverse dispersion: its variance is 1 at every mean.
+"""The isometric coordinate of a negative binomial gene: a function of the mean with Fisher information 1 at every mean.
 
 Shapes: n points, g genes.
 """
@@ -23,7 +23,7 @@ def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
 
 
 class _Isometric(torch.autograd.Function):
-    """In-place computation with an explicit derivative, which takes a third of the time of the plain formula."""
+    """In-place computation with an explicit derivative. It takes a third of the time of the plain formula."""
 
     @staticmethod
     def forward(ctx: Any, mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:

@@ -1,4 +1,6 @@
-"""The lgΓ terms of the log-probability of counts in plain torch. No shape depends on the counts, so no step waits.
+"""The lgΓ terms of the log-probability of counts in plain torch.
+
+No shape depends on the counts, so a training step on a GPU need not wait for the values of the counts.
 
 Nearly all counts are small. Their terms come from a table, because differences between values of lgΓ would lose
 precision by cancellation. For larger counts, the difference from the last entry of the table is computed with
@@ -12,7 +14,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Largest count in the table over (count, gene). Stirling's series is accurate to 1e-12 from 16 upwards.
+# Largest count in the table, which has one row per count and one column per gene. From 16 upwards, Stirling's series is
+# accurate to 1e-12.
 TABLE_COUNTS = 16
 
 
@@ -27,7 +30,7 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
     value_ng = _running_sums((theta_jg / (j_j1 + 1)).log()).gather(0, small_ng)
     slope_ng = _running_sums(1 / theta_jg).gather(0, small_ng)
 
-    # For small counts these are differences between equal numbers, which are exactly 0.
+    # For counts in the table, the following terms are differences between equal numbers, so they are exactly 0.
     large_ng, wide_g = x_ng.clamp(min=TABLE_COUNTS).double(), theta_g.double()
     first_ng = torch.full_like(large_ng, TABLE_COUNTS)
     more_ng = _stirling(large_ng + wide_g) - _stirling(first_ng + wide_g)

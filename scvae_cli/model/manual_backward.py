@@ -1,7 +1,7 @@
 """The negative ELBO of a count model and its gradients without autograd, for one training step.
 
-On a CPU, the bookkeeping of autograd takes a quarter of the time of a training step with small matrices. On a GPU, a
-step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The
+With small matrices on a CPU, the bookkeeping of autograd would take a quarter of the time of a training step. On a GPU,
+a step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The
 operations are those of `VAE.elbo_terms`, in the same order and with the same random numbers; each is followed by its
 backward pass. The operations between the matrix products are implemented twice: compiled for the CPU
 (`compiled/operations.py`), and in plain torch (`torch_operations.py`).
@@ -33,21 +33,21 @@ class Operations(Protocol):
         """Compute dropout(SiLU(LayerNorm(a)))."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the gradients of `hidden` at the linear part (n, h), and at the weight and the bias (h,)."""
+        """Compute gradients with respect to the input of `hidden`, (n, h), and the weight and bias of `norm`, (h,)."""
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a sample of each posterior from means and log variances, shape (n, k), and compute the mean KL, nats."""
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-        """Compute the gradients at `statistics_n2k` from those at the sample and at the KL."""
+        """Compute gradients with respect to `statistics_n2k` from those with respect to the sample and the KL."""
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """Compute −log p(x|z) averaged over cells, and its gradients; the first is in bfloat16 with `narrow`."""
+        """Compute the mean −log p(x|z) and its gradients; with `narrow`, the gradient of `raw_ng` is in bfloat16."""
 
 
-# A layer, its input and its output.
+# The two modules of a layer, the input of the layer, and its results.
 Layer = tuple[nn.Linear, NormalizedHidden, Tensor, Hidden]
 
 
@@ -66,15 +66,15 @@ class ElboGradients:
     operations
         Operations between the matrix products, which hold the cells of the minibatch.
     narrow
-        Whether matrix products with one row or column per gene are in bfloat16. The other products are always float32:
-        they are small, and rounding would take longer than it saves.
+        Whether matrix products with one row or column per gene are in bfloat16. The other products are always in
+        float32: these products are small, and rounding their inputs would take longer than it saves.
 
     Attributes
     ----------
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
     gradients
-        Gradient of nll + kl_weight · kl with respect to every parameter; bfloat16 for products in that precision.
+        Gradient of nll + kl_weight · kl with respect to every parameter; in bfloat16 if a bfloat16 product computed it.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class ElboGradients:
         shift_nh = None if hidden_bh is None or indicator_nb is None else indicator_nb @ hidden_bh
         last_nh, decoder_layers = self._through(pairs, z_nk, shift_nh)
 
-        # If the decoder has hidden layers, the input of its head is the last of them and the latent position.
+        # If the decoder has hidden layers, the inputs of the head are the last hidden layer and the latent position.
         seen_ni = torch.cat([last_nh, z_nk], dim=1) if pairs else z_nk
         d_seen_ni = self._head(decoder, seen_ni, indicator_nb)
         d_first_nh, d_z_nk = d_seen_ni, d_seen_ni
@@ -114,14 +114,14 @@ class ElboGradients:
         self, pairs: Iterable[tuple[nn.Linear, NormalizedHidden]], x_ni: Tensor, shift_nh: Tensor | None = None,
         *, of_genes: bool = False,
     ) -> tuple[Tensor, list[Layer]]:  # fmt: skip
-        """Forward pass through some layers.
+        """Compute the forward pass through some layers.
 
         The shift is added to the linear part of the first layer; `of_genes` marks a first layer whose inputs are genes.
         """
         layers: list[Layer] = []
         for linear, norm in pairs:
             dtype = self._dtype_of_genes if of_genes and not layers else torch.float32
-            # The input is rounded here once, and not again in each product.
+            # The input is rounded only once here, because the backward pass uses it again.
             x_ni = x_ni.to(dtype)
             a_nh = nn.functional.linear(x_ni, linear.weight.to(dtype)).float().add_(linear.bias)
             if shift_nh is not None and not layers:
@@ -132,9 +132,9 @@ class ElboGradients:
         return x_ni, layers
 
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
-        """Backward pass through some layers: gradients at the linear part of the first layer and at its input.
+        """Return gradients with respect to the linear part and to the input of the first layer, by a backward pass.
 
-        If that input is genes, the second gradient is not needed and not computed.
+        If the inputs are genes (`of_genes`), the second gradient is not needed and not computed.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):
@@ -151,7 +151,7 @@ class ElboGradients:
         self.gradients[linear.bias] = d_nh.sum(0)
 
     def _head(self, decoder: Decoder, h_nh: Tensor, indicator_nb: Tensor | None) -> Tensor:
-        """Forward and backward pass through the likelihood: returns the gradients with respect to its input."""
+        """Run the likelihood head forward and backward, and return the gradient with respect to its input `h_nh`."""
         head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes

@@ -21,13 +21,13 @@ from scvae_cli.model.hidden import HiddenLayers, NormalizedHidden
 from scvae_cli.model.isometric import isometric, slope
 from scvae_cli.model.normal import NormalHead, NormalOutput
 
-# Bounds on the inverse dispersion within which float32 can distinguish it from its limits. Below them a gene is pure
-# noise; above them it is Poisson.
+# Bounds on the inverse dispersion θ. Below the lower bound, float32 cannot distinguish a gene from pure noise; above
+# the upper bound, float32 cannot distinguish a gene from a Poisson.
 LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4), log(1e4)
 
 
 class Encoder(nn.Module):
-    """Cells → posterior. The input is only the counts and not the batch, so cells of new batches can be embedded.
+    """Cells → posterior. The input does not include the batch, so cells of new batches can be embedded.
 
     Counts are scaled to the reference library size, log1p-transformed and centered on the mean of the training cells.
     Without centering, the part common to all cells would dominate the normalization of the first layer.
@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the value of each gene in data that lacks the gene, shape (g,); None for zero."""
+        """Return the values that replace genes which new data lack, one for each gene, shape (g,); None for zero."""
         return None
 
 
@@ -70,12 +70,12 @@ class RealEncoder(Encoder):
         return (cells.x_ng - self.centre_g) / self.scale_g
 
     def absent_g(self) -> np.ndarray:
-        """Return the mean of the training cells, because zero may be far from all cells."""
+        """Return the mean of each feature over the training cells, because zero may be far from all cells."""
         return np.asarray(self.centre_g.cpu())
 
 
 class BatchEffect(nn.Module):
-    """Effect of a batch: a shift of the log proportion of every gene, and of the first hidden layer, if any."""
+    """Effect of a batch: it shifts the log proportion of every gene, and the first hidden layer if there is one."""
 
     def __init__(self, n_batches: int, n_hidden: int, n_genes: int) -> None:
         super().__init__()
@@ -90,8 +90,8 @@ class BatchEffect(nn.Module):
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
     """Return the indicator of each cell's batch: 1 in the column of its batch and 0 elsewhere, shape (n, b)."""
-    # Batch effects are a product with indicators and not an index operation: the gradient of indexing adds up the cells
-    # of a batch in the order in which threads happen to run, so two trainings would differ.
+    # Batch effects are computed as a product with indicators and not by indexing. The gradient of indexing adds up the
+    # cells of a batch in the order in which threads happen to run, so two trainings with one seed would differ.
     batches_b = torch.arange(len(like_bg), device=batch_n.device)
     return (batch_n.unsqueeze(1) == batches_b).to(like_bg.dtype)
 
@@ -122,7 +122,7 @@ class CountHead(nn.Module):
 
     def forward(self, h_nh: Tensor) -> CountOutput:
         """Compute the decoder output, before library size and batch effect are applied."""
-        # The bias is added later, where the outputs are used; this saves two passes over them.
+        # The bias is added later, where the outputs are used. This saves two passes over the outputs.
         raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
@@ -137,7 +137,7 @@ class CountHead(nn.Module):
         """Compute share · mean from logits, shape (n, g), and its change along tangents, shape (m, n, g)."""
         proportion_ng = torch.softmax(logits_ng, dim=1)
         part_ng = share * library * proportion_ng
-        # In brackets: the derivative of the log-softmax.
+        # The difference in brackets is the derivative of the log-softmax.
         return part_ng, part_ng * (d_logits_mng - (proportion_ng * d_logits_mng).sum(2, keepdim=True))
 
     def isometric(self, mean_ng: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    The first three are those of `count_nll.mean_nll`.
+    The first three fields are the arguments of the same names of `count_nll.mean_nll`.
     """
 
     raw_ng: Tensor
@@ -205,8 +205,8 @@ class CountOutput(NamedTuple):
         """Compute E[λ | x] / μ, the factor by which a cell's own count changes its expected rate, shape (n, g).
 
         A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
-        m is Gamma(θ + x, θ + μ). A technical zero carries no information about m; with `with_zero_inflation`, λ is zero
-        for a technical zero.
+        m is Gamma(θ + x, θ + μ). A technical zero carries no information about m. With `with_zero_inflation`, the
+        expected rate of a technical zero is zero.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -252,7 +252,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.n_hidden = 0 if config.decoder == "linear" else config.n_hidden
         if self.n_hidden:
-            # None only if the model is not trained.
+            # Dropout is None only in a network that will not be trained.
             dropout = config.decoder_dropout or 0.0
             self.first = nn.Linear(config.n_latent, self.n_hidden)
             self.first_norm = NormalizedHidden(self.n_hidden, dropout)
@@ -284,7 +284,7 @@ class Decoder(nn.Module):
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
             h_ni, d_mni = norm.push(a_nh, d_mni @ linear.weight.T)
-            shift_nh = None  # of the first layer alone
+            shift_nh = None  # Only the first layer is shifted.
         if self.n_hidden:
             h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
         logits_ng, d_mng = self.head.push(h_ni, d_mni)
@@ -294,6 +294,6 @@ class Decoder(nn.Module):
 def encoder_for(config: ModelConfig, n_genes: int) -> Encoder:
     """Return the encoder for a configuration."""
     kind = Encoder if config.of_counts else RealEncoder
-    # None only if the model is not trained.
+    # Dropout is None only in a network that will not be trained.
     dropout = config.encoder_dropout or 0.0
     return kind(n_genes, config.n_hidden, config.n_layers, config.n_latent, dropout)

@@ -2,12 +2,13 @@
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is either learned for each feature or fixed to one value for all features. Means are standardized by the training
-cells: μ = mean + sd · u, where u is the output of the network. One learning rate then works for features of any scale.
+σ_g is either learned for each feature or fixed to one value for all features. The mean and the standard
+deviation of each feature over the training cells scale the output u of the network: μ = mean + sd · u. One learning
+rate then works for features of any scale.
 The Fisher information of the mean of a normal is 1/σ², so y = μ/σ is its isometric coordinate.
 
-Real numbers have neither a library size nor zero inflation. Methods accept these arguments, because all likelihood
-heads have the same interface, and ignore them.
+Real numbers have neither a library size nor zero inflation. The methods below accept arguments for both, because all
+likelihood heads have the same interface, but they ignore these arguments.
 
 Shapes: n cells, m tangents, g features, h hidden units.
 """
@@ -32,7 +33,7 @@ _LEAST, _MOST = 1e-3, 10.0
 class NormalHead(nn.Module):
     """Likelihood head of real numbers: last layer of the decoder → distribution of a cell's features.
 
-    `variance` is σ² of all features; None to learn one value per feature.
+    `variance` is the fixed σ² of all features. If it is None, one σ is learned for each feature.
     """
 
     centre_g: Tensor
@@ -95,13 +96,13 @@ class NormalHead(nn.Module):
     def typical_loss(self, nll: Tensor) -> Tensor:
         """Return the scale of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
 
-        The loss itself is no scale, because it depends on the units of the features and may be negative.
+        The loss itself is not a suitable scale, because it depends on the units of the features and may be negative.
         """
         return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
 
 
 class NormalOutput(NamedTuple):
-    """The distribution of the features of n cells: log σ, and μ = center + scale · u, where u is the output."""
+    """The distribution of the features of n cells: log σ, and μ = center + scale · u, where the last layer gives u."""
 
     unit_ng: Tensor
     centre_g: Tensor

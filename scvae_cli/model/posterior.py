@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The lower bound on the variance and the upper bound on its logarithm keep the KL finite for any network output.
 MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
-# A dimension is active if the variance of its posterior means between cells is above this (Burda et al. 2016).
+# A latent dimension is active if the variance of the posterior means over cells exceeds this bound (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -39,7 +39,7 @@ class Posterior(NamedTuple):
 def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a sample of the posterior, shape (n, k), and compute its KL to N(0, I), averaged over cells, nats.
 
-    The results are those of `Posterior`. Explicit gradients need a few operations, where autograd needs thirty.
+    The results equal those of `Posterior`. Explicit gradients need only a few operations; autograd would need thirty.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl

@@ -1,8 +1,8 @@
 """The operations of a training step between its matrix products, in plain torch, for GPUs.
 
 No shape depends on the cells, no operation waits for the device, and all random numbers come from given seeds. A step
-of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results are those of
-`compiled/operations.py`; the dropout masks are identical.
+of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal those
+of `compiled/operations.py` up to rounding; the dropout masks are identical.
 
 Shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
 """
@@ -24,8 +24,8 @@ _LOW = 0xFFFFFFFF
 class TorchOperations:
     """Implementation of `manual_backward.Operations` for dense counts on any device.
 
-    `share_n` is the weight of each cell in means over the cells, 0 for cells that only pad a minibatch; `seed_l` is the
-    seed of the dropout of each layer, in the order of the step, int64.
+    `share_n` is the weight of each cell in means over the cells; it is 0 for cells that only pad a minibatch. `seed_l`
+    holds one dropout seed (int64) for each layer, in the order in which the step evaluates the layers.
     """
 
     def __init__(self, x_ng: Tensor, library_n: Tensor, share_n: Tensor, seed_l: Tensor) -> None:

@@ -21,7 +21,7 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class ElboTerms(NamedTuple):
-    """−log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells in nats, with the posterior means and samples."""
+    """Mean −log p(x|z) and mean KL(q(z|x) ‖ N(0, I)) over the cells, nats; posterior means and samples of the cells."""
 
     nll: Tensor
     kl: Tensor
@@ -30,7 +30,7 @@ class ElboTerms(NamedTuple):
 
 
 class VAE(nn.Module):
-    """The encoder q(z|x) and the decoder p(x|z, library, batch); `batches` names those on which it is conditioned."""
+    """The encoder q(z|x) and the decoder p(x|z, library, batch). `batches` are the names of the decoder's batches."""
 
     reference_library: Tensor
     batch_share_b: Tensor
@@ -49,14 +49,14 @@ class VAE(nn.Module):
     def start_from_data(
         self, gene_sums_g: np.ndarray, mean_log_g: np.ndarray, depth: float, batch_n: np.ndarray | None
     ) -> None:
-        """Initialize the decoder at the gene proportions of the data, and store averages of the training cells.
+        """Initialize the decoder at the gene proportions of the training cells, and store averages of these cells.
 
         Parameters
         ----------
         gene_sums_g, mean_log_g
             Sum of the counts of each gene over the training cells, and mean of the encoder's input before centering.
         depth, batch_n
-            Median library size of the training cells, and index of each one's batch, or None.
+            Median library size of the training cells; index of the batch of each training cell, None without batches.
         """
         assert isinstance(self.decoder.head, CountHead), "counts have proportions"
         # Half a count keeps the log proportion of a gene without counts in the training cells finite.
@@ -114,8 +114,9 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Compute expected counts μ, shape (n, g), optionally lowered by zero inflation.
 
-        Positions are in the coordinates of the networks, and each is decoded in its batch. If `batch_n` is None, the
-        counts are averaged over the batches, weighted by their proportions in the training cells.
+        Positions are in the coordinates of the networks, and each position is decoded in the batch given by `batch_n`.
+        If `batch_n` is None, the counts are averaged over the batches, weighted by the proportions of the batches in
+        the training cells.
         """
         if batch_n is not None or not self.batches:
             return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)

@@ -1,4 +1,4 @@
-"""The style of figures, and saving them: completely or not at all, and reproducible byte for byte."""
+"""The style of figures, and a function that saves a figure completely or not at all, reproducibly byte for byte."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _STYLE = {
 
 @contextlib.contextmanager
 def house_style() -> Iterator[None]:
-    """Context manager with the matplotlib settings of scvae; it restores the settings of the caller afterwards."""
+    """Context manager that applies the matplotlib settings of scvae and restores the caller's settings afterwards."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -69,7 +69,7 @@ def check_figure_file(path: Path | str, *, force: bool) -> None:
 def save_figure(figure: Figure, path: Path | str) -> None:
     """Save a figure as PNG, SVG or PDF, depending on the extension of the file; an existing file is replaced.
 
-    The figure was created without pyplot, so that no window and no current figure exist.
+    The figure must have been created without pyplot, so that no window opens and no current figure is set.
 
     Raises
     ------

@@ -1,1 +1,1 @@
-"""Fitting a model to counts."""
+"""Training of a model on counts or real numbers."""

@@ -32,7 +32,7 @@ _TENSORS, _NUMBERS = "state.safetensors", "state.json"
 class Checkpoint:
     """The saved state of one training, next to the folder in which the finished model will be saved.
 
-    A state can only be restored with the `run_hash` of data and configuration that it was saved with.
+    A saved state can be restored only for the same data and configuration, that is, with the same `run_hash`.
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
@@ -64,8 +64,8 @@ class Checkpoint:
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
         """Restore the saved state of a trainer, and return the history so far, one row per epoch.
 
-        Raises a ModelError if there is no saved state, or it is damaged, or it belongs to other data or another
-        configuration.
+        Raises a ModelError if there is no saved state, if the saved state is damaged, or if it belongs to other data or
+        to another configuration.
         """
         try:
             content = (self.folder / _TENSORS).read_bytes()

@@ -2,9 +2,9 @@
 
 On a GPU, a step of these networks takes less time than launching its operations one by one. The cells of many steps (a
 segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise, seeds and
-optimizer factors of these steps. One step, which finds its data by a counter on the device, is recorded as a CUDA graph
-and replayed for all others, or compiled by torch, or both. The host reads the losses one segment later, so that it
-never waits for steps that have just been queued.
+optimizer factors of these steps. A step finds its data by a counter on the device. One step is recorded as a CUDA
+graph and replayed for all other steps, or compiled by torch, or both. The host reads the losses of a segment after the
+next segment has been queued, so that the device always has work.
 
 On a CPU the same steps run operation by operation, or compiled; tests use this version.
 
@@ -32,7 +32,7 @@ from scvae_cli.training.optimizer import AveragedAdamW, Factors
 
 # Steps per segment: enough that the overhead between segments is negligible, and few enough to report progress often.
 SEGMENT_STEPS = 64
-# A step must run before it is recorded, because libraries allocate their working memory and torch compiles first.
+# Number of runs before a step is recorded. In the first runs, libraries allocate working memory and torch compiles.
 _WARM_UP_STEPS = 3
 
 
@@ -46,7 +46,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of the steps of a segment, which are copied from the device without waiting."""
+    """The losses of the steps of a segment. They are copied from the device while the host continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None
@@ -82,7 +82,7 @@ class DeviceSteps:
 
     @torch.no_grad()
     def take(self, plans: Sequence[Plan]) -> Losses:
-        """Take at most `SEGMENT_STEPS` steps; torch's generators draw the noise and the seeds of dropout."""
+        """Take the planned steps, at most `SEGMENT_STEPS`; torch's generators draw the noise and the dropout seeds."""
         self.segment.fill([plan.cells for plan in plans])
         factors_sf = np.array([[plan.kl_weight, *plan.factors] for plan in plans], dtype=np.float32)
         self.segment.send(self._factors_sf, factors_sf)
@@ -131,7 +131,7 @@ class DeviceSteps:
         return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
-        """Continue without compiled or recorded steps, and warn the user."""
+        """Copy data only between steps from now on, and warn the user that compiling or recording failed."""
         self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
@@ -162,7 +162,7 @@ class DeviceSteps:
             return graph.replay
         finally:
             if record:
-                # After a failed recording, its stream is still the current stream.
+                # After a failed recording, the recording stream is still the current stream.
                 torch.cuda.set_stream(now)
                 torch.cuda.synchronize(self._compute.device)
             for tensor, value in zip(moving, before, strict=True):

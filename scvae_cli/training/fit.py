@@ -49,7 +49,7 @@ class Prepared:
     batch_size, resumed_epoch
         Cells per step; last epoch of the interrupted training that is resumed, or 0.
     genes_chosen, compute
-        How the genes were chosen; device and precision and the reason for this choice; as text.
+        Text on how the genes were chosen; text on the device, the precision, and the reason for this choice.
     """
 
     n_training: int
@@ -67,7 +67,7 @@ class Prepared:
 
 @dataclass(frozen=True, kw_only=True)
 class Stopped:
-    """Event: the training stopped on request; its state is saved for `--resume`."""
+    """Event: the training stopped on request. If there is a model folder, the state is saved for `--resume`."""
 
     epoch: int
 
@@ -97,18 +97,18 @@ def fit(
     Parameters
     ----------
     counts
-        All cells and all genes of the data. If the caller holds a reference to them, they remain in memory in addition
-        to the chosen genes.
+        All cells and all genes of the data. If the caller keeps a reference to `counts`, all genes remain in memory in
+        addition to the chosen genes.
     config
         Configuration of the user. Values that are None are chosen here and recorded in the model.
     names
         Names by which a gene list may name the genes; None for their ids.
     model_folder, resume
-        Folder in which the finished model will be saved, and whether to resume from the state that is saved next to it.
-        None saves no state.
+        Folder in which the finished model will be saved; without a folder, no state is saved during training. Whether
+        to resume from the state that is saved next to this folder.
     start_from
-        A model of the same data whose weights are the starting point, which takes less time. With the same β, training
-        continues from these weights; with another β, most of each weight matrix is reset.
+        A model of the same data whose weights are the starting point, so that training takes less time. With the same
+        β, training continues from these weights; with another β, each weight matrix is mostly reset.
     stop_requested
         Function that is called after every epoch; training stops if it returns True.
 
@@ -227,7 +227,7 @@ def fit(
 
 
 def last_event(_title: object, events: Iterator[FitEvent]) -> FitEvent | None:
-    """Return the last event of a training, as the functions do that display its events; this one displays none."""
+    """Return the last event of a training without displaying any event, for callers that show no progress."""
     last = None
     for event in events:
         last = event

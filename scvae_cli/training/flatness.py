@@ -7,11 +7,12 @@ None of them depends on the scale of y, so the penalty neither segments nor shri
 - **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair and L is the
   Fisher–Rao length of the straight line between the two cells. This is the stress of multidimensional scaling (Kruskal
   1964, doi:10.1007/BF02289565): the fraction of the squared distances that no common scale explains. Users read
-  distances, and the other terms constrain distances only weakly: they treat every point and direction separately, and
-  penalize deviations that cancel along a line as much as deviations that add up. Where cells form groups, most of the
-  length between two groups lies in the gap between them. Only this term also has a gradient in the encoder, because
-  moving the cells costs less ELBO than bending the decoder around them. When only the decoder could adapt, the loss of
-  ELBO was a third to a half larger and distances followed lengths less well.
+  distances, and the other two terms constrain distances only weakly: these terms treat every point and direction
+  separately, and penalize deviations that cancel along a line as much as deviations that add up. Where cells form
+  groups, most of the length between two groups lies in the gap between them. Only this term has a gradient in the
+  encoder as well as in the decoder, because moving the cells lowers the ELBO less than bending the decoder around the
+  cells. When only the decoder could adapt, the ELBO decreased by a third to a half more, and latent distances agreed
+  less well with Fisher–Rao lengths.
 - **flatness**, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, where C is the covariance of the cells' posterior means and α
   is the mean of M over C. This equals ‖M/α − I‖²_F (FlatVI) if the cells vary equally along all directions. Otherwise
   it demands isometry only along the directions in which the cells differ. Demanding the identity in all k dimensions
@@ -24,8 +25,8 @@ None of them depends on the scale of y, so the penalty neither segments nor shri
 M is computed exactly, with k tangents, at a few posterior samples of the minibatch. FlatVI also evaluates M between
 samples; here the lines of the first term cover that region, and evaluating M there lowered the ELBO without any gain.
 Two random tangents at many more points would take as long and give no information about det M. Lengths need no
-tangents, so many pairs are possible. Every third step has the penalty, with three times its weight: this takes a third
-of the time and gives models of about the same quality. The penalty needs no warm-up.
+tangents, so many pairs are possible. The penalty is applied in every third step with three times its weight. This takes
+a third of the time and gives models of about the same quality. The penalty needs no warm-up.
 
 Shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden units.
 """
@@ -38,17 +39,18 @@ from torch import Tensor
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.vae import VAE
 
-# Weight of the penalty at --flat 1, as a fraction of the reconstruction loss −log p(x|z); the highest stress is 1. With
-# a fraction, one value of --flat suits few and many genes, and small and large library sizes.
+# Weight of the penalty at --flat 1, as a fraction of the reconstruction loss −log p(x|z). Because the weight is a
+# fraction, one value of --flat suits few and many genes, and small and large library sizes.
 PRICE = 0.16
-# Number of steps from one with the penalty to the next.
+# The penalty is applied once in this number of steps.
 PENALTY_EVERY = 3
-# Posterior samples per step.
+# Number of posterior samples per step at which the metric is computed.
 _SAMPLES = 6
-# Pairs of cells per step, and the number of chords that approximate the line between two cells.
+# Number of pairs of cells per step, and number of chords that approximate the line between two cells.
 _PAIRS, _CHORDS = 64, 3
-# Weights relative to a stress of weight 1. More evenness lowers the condition number of M and the ELBO. Without
-# flatness, distances follow lengths less well; with much more flatness, the ELBO loses more than distances gain.
+# Weights of flatness and evenness; the weight of the stress is 1. More evenness lowers the condition number of M, but
+# also the ELBO. Without flatness, latent distances agree less well with Fisher–Rao lengths. With much more flatness,
+# the decrease in ELBO outweighs the improvement of the distances.
 _FLATNESS, _EVENNESS = 0.002, 0.0009
 
 
@@ -60,12 +62,12 @@ def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
     generator.
     """
     mean_nk = mean_nk.float()
-    # No gradient here: the encoder must not move cells to positions where the decoder happens to be flat.
+    # These tensors have no gradient: the encoder must not move cells to positions where the decoder happens to be flat.
     seen_nk, apart_nk = z_nk.detach(), (mean_nk - mean_nk.mean(0)).detach()
     metric_pkk = pulled_back(vae, seen_nk[torch.randint(len(z_nk), (_SAMPLES,), device=z_nk.device)])
     cov_kk = apart_nk.T @ apart_nk / len(apart_nk)
     local = _FLATNESS * unflatness(metric_pkk, cov_kk) + _EVENNESS * unevenness(metric_pkk)
-    # Distances are read between posterior means, not samples.
+    # The stress uses posterior means and not samples, because users read distances between posterior means.
     return stress(*lengths_between(vae, mean_nk)) + local
 
 

@@ -1,10 +1,10 @@
 """The training loop. It yields events and prints nothing.
 
-In every epoch, the order of the cells, the noise and the dropout come from seeds made of the training's seed and the
-number of the epoch. A training that is resumed at any epoch is therefore identical, bit for bit, to an uninterrupted
-one.
+In every epoch, the order of the cells, the noise and the dropout are drawn from a seed that is derived from the seed of
+the training, the number of the epoch and the number of rollbacks. A training that is resumed at any epoch is therefore
+identical, bit for bit, to an uninterrupted one.
 
-The weights that are evaluated on the held-out cells and saved are the optimizer's running average of the weights.
+The held-out cells are evaluated with the optimizer's running average of the weights, and this average is saved.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -74,7 +74,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Event: a step has been taken; the number of steps before it, and its loss, nats per cell."""
+    """Event: a training step. `step` is the number of steps before it, and `loss` is its loss, nats per cell."""
 
     step: int
     loss: float
@@ -89,8 +89,8 @@ class Rollback:
     epoch, learning_rate
         Number of the epoch that is repeated, and the new peak learning rate.
     cells, cell_names
-        Those whose loss was not finite: indices among the training cells, and names, which `fit` fills in, because the
-        loop does not know them.
+        Cells whose loss was not finite: their indices among the training cells, and their names. `fit` fills in the
+        names, because the training loop does not know them.
     """
 
     epoch: int
@@ -117,7 +117,7 @@ class Trainer:
     vae
         Model on the device, initialized from the data.
     training, heldout
-        Cells on which the model is trained; cells that decide when training ends and which weights are best.
+        Cells on which the model is trained; held-out cells, which decide when training ends and which weights are best.
     config, batch_size
         β, rates, seed and so on; number of cells per step.
     kl_warmup_share
@@ -177,9 +177,9 @@ class Trainer:
                 yield Rollback(epoch=schedule.epoch + 1, learning_rate=schedule.peak_rate, cells=broken)
                 continue
             rate, weight = schedule.learning_rate(), schedule.kl_weight()
-            # This loss excludes the penalty of `--flat`. The random draws of the penalty would make the loss noisy, and
-            # the ELBO must not suffer from it. The criteria for the best weights and for the end of the training are
-            # therefore the same with and without `--flat`.
+            # This loss excludes the penalty of `--flat`, because the random draws of the penalty would make the loss
+            # noisy, and because a smaller penalty must not outweigh a worse ELBO. The criteria for the best weights and
+            # for the end of the training are therefore the same with and without `--flat`.
             heldout_loss = nll + self._config.beta * kl
             is_best = schedule.end_epoch(heldout_loss)
             if is_best:
@@ -209,7 +209,7 @@ class Trainer:
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
-            # Never in bfloat16, because the finished model is not used in bfloat16 either.
+            # The evaluation is never in bfloat16, because the finished model is not used in bfloat16 either.
             mean_nll, mean_kl, *_ = self.vae.elbo_terms(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
             nll += share * float(mean_nll)
@@ -218,7 +218,7 @@ class Trainer:
 
     @torch.no_grad()
     def _not_finite(self, rows: np.ndarray, before: dict[str, Any]) -> np.ndarray:
-        """Return those of some training cells whose likelihood at the posterior mean is not finite."""
+        """Return the training cells in `rows` whose likelihood at the posterior mean is not finite."""
         if self._device_steps is not None:
             # Steps that were queued after the failed step have made the weights unusable for every cell.
             self.vae.load_state_dict(before["weights"])
@@ -233,7 +233,7 @@ class Trainer:
         schedule = self.schedule
         self.vae.train()
         self.vae.scale_dropout(self._eased_dropout if schedule.eased else 1.0)
-        # A repeated epoch gets other random numbers; with the same ones it would fail again.
+        # A repeated epoch gets other random numbers; with the same random numbers it might fail again.
         seeds = np.random.SeedSequence([self._config.seed, schedule.epoch, self.rollbacks])
         order = np.random.default_rng(seeds).permutation(self.training.n_cells)
         with seeded(int(seeds.generate_state(1, np.uint64)[0]), self._compute.device):
@@ -243,7 +243,7 @@ class Trainer:
                 yield from self._one_by_one(order)
 
     def _one_by_one(self, order: np.ndarray) -> Iterator[tuple[np.ndarray, float]]:
-        """Take the steps of an epoch one by one, and yield each loss before the next step."""
+        """Take the steps of an epoch one by one, and yield each loss before the weights are updated."""
         schedule = self.schedule
         for rows, cells in self.training.in_batches(order, self._batch_size):
             noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=self._compute.device)
@@ -295,7 +295,7 @@ class Trainer:
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
-        # Never in bfloat16, because log det M depends on the smallest eigenvalues.
+        # The penalty is never in bfloat16, because log det M depends on the smallest eigenvalues.
         weight = self._config.flat * PRICE * PENALTY_EVERY * self.vae.decoder.head.typical_loss(terms.nll.detach())
         penalty = weight * flatness_penalty(self.vae, terms.mean_nk, terms.z_nk)
         added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
@@ -313,7 +313,7 @@ class Trainer:
         self.rollbacks += 1
         if self.rollbacks > MAX_ROLLBACKS:
             raise ModelError(
-                f"training diverged {self.rollbacks} times, last at a learning rate of {self.schedule.peak_rate:.2g}",
+                f"training diverged {self.rollbacks} times; the last learning rate was {self.schedule.peak_rate:.2g}",
                 "lower --learning-rate, or look for cells with extreme counts (scvae check)",
             )
         self.vae.load_state_dict(before["weights"])

@@ -1,12 +1,12 @@
 """AdamW with a running average of the weights.
 
-The weights that are evaluated on the held-out cells and saved are the average over about the last hundred steps. This
-average is about as good as the weights after lowering the learning rate to zero, and it is available at any time: no
-one has to decide when to start lowering the rate.
+The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
+saved. The average is about as good as the weights after lowering the learning rate to zero, and it is available at any
+time, so the step at which the rate would have to be lowered need not be chosen.
 
-On a CPU, one compiled pass over the parameters does all that takes torch a dozen passes: clipping, weight decay,
-moments, step and average. On other devices the optimizer is plain torch, whose step can be recorded with its factors as
-tensors.
+On a CPU, one compiled pass over the parameters replaces a dozen passes in torch: clipping, weight decay, moments, step
+and average. On other devices the optimizer uses plain torch. Its step can be recorded as a CUDA graph, because the
+factors of a step can be tensors.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ AVERAGED_STEPS = 100
 # An average over the weights of every fifth step is as good as one over all steps, and costs almost no time.
 AVERAGE_EVERY = 5
 MAX_GRADIENT_NORM = 1000.0
-# Smaller parameters are updated by one thread: starting a second thread takes as long as updating this many numbers.
+# Parameters with fewer numbers than this are updated by one thread, because starting more threads would take longer.
 SMALL = 20_000
 
 
@@ -40,8 +40,8 @@ class Factors(NamedTuple):
     Parameters
     ----------
     rate, corrected, scale
-        Learning rate; the same multiplied by the bias correction of the first moment; and the bias correction of the
-        second moment; the corrections are needed because the moments start at zero.
+        Learning rate; learning rate multiplied by the bias correction of the first moment; bias correction of the
+        second moment. The corrections are needed because the moments start at zero.
     weight
         Weight of the current parameters in the running average; 0 in steps that do not update the average.
     """
@@ -64,9 +64,9 @@ class Factors(NamedTuple):
 class AveragedAdamW:
     """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
 
-    This class is not a `torch.optim.Optimizer`, because creating one imports torch's compiler, which takes longer than
-    many trainings. Weight decay (per step, as a multiple of the learning rate) applies to the weight matrices of the
-    model, and not to biases, normalizations, dispersions and batch effects of genes.
+    This class is not a `torch.optim.Optimizer`, because creating such an optimizer imports torch's compiler, and that
+    import takes longer than many trainings. Weight decay (per step, as a multiple of the learning rate) applies to the
+    weight matrices of the model, and not to biases, normalizations, dispersions and batch effects of genes.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
@@ -94,7 +94,7 @@ class AveragedAdamW:
 
     @torch.no_grad()
     def advance(self, gradients: dict[Tensor, Tensor], rate: float, n_before: int) -> None:
-        """Take a step after `n_before` others, with the gradient of each parameter; on a CPU in float32 or bfloat16."""
+        """Take the step that follows `n_before` steps; each gradient is in float32 or bfloat16."""
         factors = Factors.of_step(rate, n_before)
         if self._compiled:
             self._advance_compiled(gradients, factors)
@@ -152,7 +152,7 @@ class AveragedAdamW:
                 _update_in_parts(_update_at(gradient.itemsize == 2), n_parts, *arguments)
 
     def _arrays(self, p: Tensor) -> tuple[Any, ...]:
-        """A parameter, its moments and its average, as flat arrays over the same memory."""
+        """Return a parameter, its moments and its average as flat numpy arrays that share memory with the tensors."""
         if p not in self._views:
             state = self.state[p]
             held = (p.detach(), state["exp_avg"], state["exp_avg_sq"], state["average"])
@@ -183,7 +183,7 @@ def _squares(gradient: Any) -> Any:
 
 @compiled(inline=True)
 def _inverse_root(x: Any) -> Any:
-    """Compute 1/√x of a positive number to 5 parts in a million, in a third of the time of a root and a division."""
+    """Compute 1/√x of a positive number to 5 parts in a million, three times as fast as a root and a division."""
     # Halving and negating the exponent gives a first approximation, which two Newton steps improve (Lomont 2003).
     y = uint32(uint32(0x5F375A86) - uint32(float32(x).view(uint32) >> uint32(1))).view(float32)
     half = float32(0.5) * x
@@ -198,7 +198,7 @@ def _update(
 ) -> None:  # fmt: skip
     """Update a part of a parameter if `moves`, or else sum the squares of its gradient.
 
-    One function for both compiles faster than two.
+    One function for both tasks compiles faster than two functions.
     """
     beta_1, beta_2, one, tiny = float32(BETA_1), float32(BETA_2), float32(1), float32(EPSILON**2)
     n, is_bits = len(p), gradient.itemsize == 2

@@ -23,25 +23,26 @@ MAX_HELDOUT_CELLS = 10_000
 
 
 def as_modelled(counts: Counts, config: RunConfig) -> Counts:
-    """Return the data as counts or as real numbers, depending on the likelihood; counts can be modeled as both.
+    """Return the data as counts or as real numbers, depending on the likelihood.
 
-    Raises a DataError if the likelihood describes counts and the data are real numbers.
+    Counts can also be modeled as real numbers. Raises a DataError if the likelihood describes counts and the data are
+    real numbers.
     """
     if config.model.of_counts:
         if counts.real:
             raise DataError(
-                f"{counts.source} was read as real numbers, and {config.model.likelihood} is a likelihood of counts",
+                f"{counts.source} was read as real numbers, but {config.model.likelihood} is a likelihood of counts",
                 "use --likelihood normal for real numbers",
             )
         return counts
     if counts.n_cells and what_is_wrong(counts.matrix.data) is None:
-        message = f"{counts.source} holds raw counts, which a count likelihood (--likelihood zinb or nb) fits better"
+        message = f"{counts.source} holds raw counts; a count likelihood (--likelihood zinb or nb) fits counts better"
         warnings.warn(ScvaeWarning(message), stacklevel=3)
     return replace(counts, real=True)
 
 
 def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
-    """Drop cells without counts, or raise a DataError if there are any and `drop` is False."""
+    """Drop the cells without counts if `drop` is True; otherwise raise a DataError if there are such cells."""
     empty = ~counts.filled
     if not empty.any():
         return counts
@@ -50,19 +51,21 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
         f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered; the first is {first!r}",
-        "use --drop-empty to leave them out",
+        "use --drop-empty to leave these cells out",
     )
 
 
 def refuse_few(counts: Counts) -> Counts:
-    """Raise a DataError if there are too few cells for a training."""
+    """Return the counts, or raise a DataError if there are too few cells for a training."""
     if counts.n_cells < MIN_CELLS:
-        raise DataError(f"{counts.n_cells} cell(s) are too few to train on", f"at least {MIN_CELLS} are needed")
+        raise DataError(
+            f"{counts.n_cells} cell(s) are too few for training", f"training needs at least {MIN_CELLS} cells"
+        )
     return counts
 
 
 def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Split the cells at random with the configured seed; returns sorted indices of training and held-out cells."""
+    """Split the cells at random with the configured seed, and return sorted indices of training and held-out cells."""
     n_heldout = round(config.train.validation_fraction * counts.n_cells)
     n_heldout = min(max(n_heldout, 1), MAX_HELDOUT_CELLS)
     order = np.random.default_rng(config.train.seed).permutation(counts.n_cells)
@@ -80,9 +83,10 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
 def started(
     config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
 ) -> VAE:
-    """Create an untrained network that is initialized at the averages of the training cells, given by index.
+    """Create an untrained network that is initialized at the averages of the training cells.
 
-    `batch_n` is the index of each cell's batch in `batches`, or None.
+    `training` holds the indices of the training cells. `batch_n` is the index of each cell's batch in `batches`, or
+    None.
     """
     # The random state of the caller is not changed.
     with seeded(config.train.seed):

@@ -11,16 +11,15 @@ from typing import NamedTuple
 
 from scvae_cli.config import ModelConfig, RunConfig
 
-# The fewer cells there are, the sooner the network overfits unless dropout is high. With very many cells it hardly
-# overfits.
+# With fewer cells, the network overfits sooner and needs more dropout. With very many cells, it hardly overfits.
 FEW_CELLS, MANY_CELLS, VERY_MANY_CELLS = 1000, 2000, 20_000
 # Small data sets need many steps per epoch; larger data sets need a high throughput.
 SMALL_BATCH, LARGE_BATCH = 64, 128
-# With fewer features than this (coordinates, for example), real numbers determine each other. All hidden units are then
-# needed, and there is little risk of overfitting.
+# Real numbers with fewer features than this (coordinates, for example) are often functions of each other. All hidden
+# units are then needed, and there is little risk of overfitting.
 FEW_FEATURES = 200
-# A network trained with high dropout does not perform best without dropout, so dropout is lowered to this fraction at
-# the end.
+# Towards the end of the training, dropout is lowered to this fraction. A network that was trained only with high
+# dropout does not perform best when it is used without dropout.
 EASED_DROPOUT = 0.7
 # Learning rate at the small batch size. It grows with the square root of the number of cells per step.
 RATE = 8e-3
@@ -36,9 +35,9 @@ class Regularisation(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Fill in the batch size, learning rate, dropout, final fraction of the dropout, and weight decay that are None.
+    """Replace None by defaults: batch size, learning rate, dropout, final fraction of the dropout, weight decay.
 
-    `n_genes` is the number of modeled genes; None for many.
+    `n_genes` is the number of modeled genes or features; None is treated as a large number.
     """
     model, train = config.model, config.train
     usual = _regularisation(model, n_training, n_genes)
@@ -49,7 +48,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
         if getattr(train, name) is None:
             train = replace(train, **{name: getattr(usual, name)})
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
-    # A step cannot average over more cells than there are.
+    # A step cannot average over more cells than the training cells.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))
     rate = RATE * math.sqrt(averaged / SMALL_BATCH) if train.learning_rate is None else train.learning_rate
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))

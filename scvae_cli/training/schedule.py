@@ -2,8 +2,8 @@
 
 The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
 need not be known in advance. The KL weight rises with the step, independently of the number of cells, and always
-reaches β. When the held-out loss has stopped decreasing noticeably, dropout and the learning rate are lowered if the
-recipe says so. When the held-out loss has stopped decreasing again, training ends.
+reaches β. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered, unless the
+configuration keeps dropout constant. When the held-out loss stops decreasing again, training ends.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from scvae_cli.config import TrainConfig
 
 # Lengths are in steps, so that the schedule is the same for small and large data sets.
 RATE_WARMUP_STEPS = 100
-# Small data sets overfit within a few hundred steps, and weights from before the KL weight reaches β are never used.
+# The KL warm-up must be short, because small data sets overfit within a few hundred steps, and the weights from before
+# the end of the warm-up are never used.
 KL_WARMUP_EPOCHS = 10
 MIN_KL_WARMUP_STEPS, MAX_KL_WARMUP_STEPS = 100, 400
 PATIENCE_STEPS = 120
 MIN_PATIENCE_EPOCHS = 3
 # Factor on the learning rate after dropout is lowered, so that the weights converge.
 EASED_RATE = 0.3
-# Factor on the patience. With the penalty of `--flat`, trainings would often end early, with a loss about a tenth of a
-# percent above the loss that they can reach.
+# Factor on the patience with the penalty of `--flat`. Without this factor, such trainings would often end too early,
+# with a loss about a tenth of a percent above the lowest possible loss.
 PATIENCE_IF_FLAT = 3
 # An improvement restarts the patience if it is at least this fraction of the loss.
 NOTICEABLE = 2e-4
@@ -33,12 +34,12 @@ MAX_EPOCHS = 400
 
 @dataclass(kw_only=True)
 class Schedule:
-    """Schedule and progress of a training; plain numbers, so that they can be saved and resumed.
+    """Schedule and progress of a training. All fields are plain numbers, so that they can be saved and restored.
 
     Parameters
     ----------
     max_epochs, patience
-        Largest number of epochs; epochs without a noticeable improvement before training ends.
+        Largest number of epochs; number of epochs without a noticeable improvement after which training ends.
     beta, peak_rate
         Final KL weight; learning rate at the end of its warm-up.
     eases
@@ -48,7 +49,7 @@ class Schedule:
     best_loss, best_epoch
         Lowest held-out loss after the KL warm-up, and the epoch in which it was reached (0: none yet).
     noticed_loss, noticed_epoch
-        Last held-out loss that was noticeably below the previous one of these, and its epoch (0: none yet).
+        Held-out loss at the last noticeable improvement, and the epoch of that improvement (0: none yet).
     eased_epoch
         Number of completed epochs when dropout was lowered (0: not yet).
     kl_warmup_share
@@ -72,7 +73,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Create a schedule; values that are None in the configuration follow from the number of steps per epoch."""
+        """Create a schedule; the number of steps per epoch determines all values that are None in the configuration."""
         assert config.learning_rate is not None, "settled before the training starts"
         assert config.eased_dropout is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
@@ -95,7 +96,7 @@ class Schedule:
     @property
     def _kl_warmup(self) -> int:
         wanted = max(KL_WARMUP_EPOCHS * self.steps_per_epoch, MIN_KL_WARMUP_STEPS)
-        # In a short training, the warm-up is the first third.
+        # In a short training, the KL warm-up is the first third of all steps.
         steps = max(1, min(wanted, MAX_KL_WARMUP_STEPS, self._last_step // 3))
         return math.ceil(self.kl_warmup_share * steps)
 
@@ -109,7 +110,7 @@ class Schedule:
 
     def learning_rate(self) -> float:
         """Return the learning rate at this step."""
-        # In a short training, the warm-up is the first tenth, so that the rate still decreases before the end.
+        # In a short training, the warm-up is the first tenth of all steps, so that the rate decreases before the end.
         warmup = min(RATE_WARMUP_STEPS, 1 + self._last_step // 10)
         step = self.step + 1
         peak = self.peak_rate * (EASED_RATE if self.eased else 1)
@@ -146,7 +147,7 @@ class Schedule:
         self.eased_epoch = self.epoch
 
     def end_epoch(self, heldout_loss: float) -> bool:
-        """Count an epoch, record its held-out loss (NLL + β·KL), and return whether its weights are the best so far.
+        """Count an epoch, record its held-out loss (NLL + β·KL), and return whether this loss is the lowest so far.
 
         Weights from before the KL weight reaches β are never the best.
         """

@@ -1,4 +1,4 @@
-"""Starting a training from the weights of another model, which takes half the time if only β differs."""
+"""Starting a training from the weights of another model, which halves the training time if only β differs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from scvae_cli.errors import ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
 
-# A training at another β that starts from unchanged weights ends with a higher loss than a training from scratch: it
-# overfits, and the same latent dimensions stay collapsed or in use. If each weight matrix is mostly reset (Ash & Adams
-# 2020, arXiv:1910.08475), training reaches the same loss in half the epochs. The KL weight then warms up again, in half
-# the usual number of steps.
+# A training at another β that starts from unchanged weights ends with a higher loss than a training from scratch: the
+# network overfits, collapsed latent dimensions stay collapsed, and latent dimensions in use stay in use. If each weight
+# matrix is mostly reset (Ash & Adams 2020, arXiv:1910.08475), training reaches the same loss in half the epochs. The KL
+# weight then warms up again, in half the usual number of steps.
 REMEMBERED, KL_WARMUP = 0.3, 0.5
 
 
@@ -39,7 +39,7 @@ def refuse_unlike(
 
 @torch.no_grad()
 def take_over(vae: VAE, model: Model, beta: float) -> float:
-    """Copy the weights of a finished model to a newly initialized VAE; return the share of the usual KL warm-up to use.
+    """Copy the weights of a model to a newly initialized VAE, and return the fraction of the usual KL warm-up to use.
 
     At the same β, training continues from the copied weights. At another β, each weight matrix is mostly reset to its
     initial value.

@@ -1,8 +1,8 @@
-"""The likelihood of counts on a CPU: one pass over the genes of a cell computes its value and gradients.
+"""The likelihood of counts on a CPU: one pass over the genes of a cell computes the likelihood and its gradients.
 
-The formulas are those of `model/count_nll.py`. This version keeps all values of a cell in the processor's cache between
-its logarithms and exponentials. It first evaluates all genes as if every count were zero, and then corrects the result
-for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
+The formulas are those of `model/count_nll.py`. This version processes one cell at a time, so that all values of the
+cell stay in the processor's cache. It first evaluates all genes as if every count were zero, and then corrects the
+result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
 Shapes: n cells, g genes, m nonzeros, p parts.
 """
@@ -59,7 +59,7 @@ def fused_nll(
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
     value = array(nonzeros.value)
-    # Numba has no bfloat16 and compiles again for every type, so there is one array for each precision; one is empty.
+    # Numba has no bfloat16 and compiles again for every type. There is thus one array per precision, and one is empty.
     d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
     shape = raw_ng.shape if with_gradient else (n_cells, 0)
     d_raw_ng = torch.empty(shape, dtype=torch.bfloat16 if narrow else torch.float32)
@@ -86,7 +86,7 @@ def _rows(
     library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
     d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
-    """Evaluate one part p of the cells, and add its gradients to its rows of `d_bias_pg` and `d_log_theta_pg`."""
+    """Evaluate part p of the cells, and add the gradients of this part to row p of `d_bias_pg` and `d_log_theta_pg`."""
     n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
     weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
@@ -97,8 +97,8 @@ def _rows(
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])
             inverse_theta[g] = exp(-log_theta_g[g])
-    # The arrays are separate and no loop below writes to more than two of them. Only then does the compiler detect that
-    # they do not overlap, and processes several genes at once.
+    # The arrays are allocated separately, and no loop below writes to more than two of them. Only under these
+    # conditions does the compiler detect that the arrays do not overlap and vectorize the loops.
     logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
     per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
     from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
@@ -214,7 +214,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """Return an array filled with one number; numpy's functions for this take longer to compile."""
+    """Return an array filled with one number. This loop compiles faster than numpy's functions for the purpose."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -223,7 +223,7 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write values, then as many of the others as fit, to a float32 row or a row of bfloat16 bits; one is empty."""
+    """Write values, then as many of the others as fit, to the row that is not empty: float32 or bfloat16 bits."""
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])

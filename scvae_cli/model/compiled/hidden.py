@@ -1,8 +1,9 @@
 """LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
 
-Shapes: n cells, h hidden units. In plain torch these are a dozen operations on small matrices, whose overhead takes
-longer than their arithmetic. The random numbers of dropout are hashes of a counter and a seed (the finalizer of
-MurmurHash3), which takes a few instructions per unit; torch's generator takes about a hundred.
+Shapes: n cells, h hidden units. In plain torch, these functions would be a dozen operations on small matrices, and the
+overhead of the operations would take longer than their arithmetic. The random numbers of dropout are hashes of a
+counter and a seed (the finalizer of MurmurHash3). A hash takes a few instructions per unit; a random number from
+torch's generator takes about a hundred.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scvae_cli.model.compiled.vector_math import compiled, dot, exp, total
 from scvae_cli.model.gradients import Hidden
 
 _ZERO, _ONE = float32(0), float32(1)
-_EPSILON = float32(1e-5)  # of torch's LayerNorm
+_EPSILON = float32(1e-5)  # the default of torch's LayerNorm
 
 
 def normalized_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
@@ -38,7 +39,7 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 
 
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients at the linear part (n, h), the weight and the bias (h,) from those at the hidden units."""
+    """Compute gradients with respect to the linear part (n, h), weight and bias (h,) from those of the hidden units."""
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])
     upstream, weight = d_hidden_nh.contiguous().numpy(), weight_h.detach().numpy()

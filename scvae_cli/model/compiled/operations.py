@@ -17,7 +17,7 @@ from scvae_cli.model.network import Encoder
 
 @dataclass(frozen=True)
 class CompiledOperations:
-    """Implementation of `manual_backward.Operations` on the CPU; dropout uses torch's generator, as under autograd."""
+    """Implementation of `manual_backward.Operations` on the CPU; torch's generator seeds dropout, as with autograd."""
 
     cells: Minibatch
 

@@ -1,7 +1,7 @@
 """Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
-The functions are compiled with numba. Functions of the C library are calls, and a loop that contains a call processes
-one number at a time. The functions here are plain arithmetic without branches (the polynomials of FreeBSD's `logf` and
+The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: it processes one
+number at a time. The functions here are plain arithmetic without branches (the polynomials of FreeBSD's `logf` and
 Cephes' `expf`), accurate to 2 units in the last place.
 """
 
@@ -28,8 +28,8 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
     parallel
         Whether `prange` loops run in parallel.
     any_order
-        Whether sums may be computed in any order, because only then are they vectorized. In other functions, rounding
-        corrections rely on the order of the terms.
+        Whether sums may be computed in any order. Sums are vectorized only in that case. Functions that correct
+        rounding errors rely on the order of the terms and must not set this option.
     inline
         Whether the function is inlined where it is called.
     """
@@ -46,7 +46,7 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
         try:
             result: F = numba.njit(cache=True, **options)(function)
         except RuntimeError:
-            # Neither the package folder nor the user's cache folder is writable, so it is compiled again in each run.
+            # Neither the package folder nor the user's cache folder is writable: the function is compiled in every run.
             result = numba.njit(**options)(function)
         return result
 
@@ -64,7 +64,8 @@ _E0, _E1, _E2, _E3, _E4, _E5 = (
 # Arguments of exp are clipped to these bounds; beyond them the result would be a denormal or infinite.
 _LOWEST, _HIGHEST = float32(-87.0), float32(88.0)
 _EXPONENT_BIAS, _MANTISSA_BITS, _MANTISSA = int32(127), uint32(23), uint32(0x007FFFFF)
-# Number of products computed in parallel, and number of factors in each: 2¹⁰⁰ and 2⁻¹⁰⁰ are well within float32.
+# Number of products computed in parallel, and number of factors in each product. Each factor lies between ½ and 2, so a
+# product lies between 2⁻¹⁰⁰ and 2¹⁰⁰, well within the range of float32.
 LANES, _FACTORS = 64, 100
 # The bits of √½ and of 1 minus √½; mantissas are normalized to lie between √½ and √2.
 _SQRT_HALF, _ONE_MINUS_SQRT_HALF = uint32(0x3F3504F3), uint32(0x3F800000 - 0x3F3504F3)

@@ -1,1 +1,1 @@
-"""What a file holds, and what training would refuse."""
+"""A check of the contents of a file, and of what training would refuse."""

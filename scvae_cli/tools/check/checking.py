@@ -1,4 +1,4 @@
-"""`check` as both shells run it."""
+"""`check` for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from scvae_cli.verb import Request
 
 
 def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
-    """Look at the data.
+    """Report what the data contain, and what training would refuse or warn about.
 
     Raises
     ------
     DataError
-        For a file that cannot be opened.
+        If a file cannot be opened.
     """
     options = request.options
     of_counts = ModelConfig(likelihood=options.likelihood).of_counts

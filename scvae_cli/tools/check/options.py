@@ -1,4 +1,4 @@
-"""What `scvae check` and `scvae_cli.check` may be asked."""
+"""The options of `scvae check` and `scvae_cli.check`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(Options):
-    """What training would be asked."""
+    """The training options that decide which values are checked."""
 
     layer: str | None = option(
         None,
@@ -28,7 +28,7 @@ CHECK = Verb(
     panel="Start",
     options=CheckOptions,
     home="scvae_cli.tools.check.checking:check",
-    about="""Report what a file holds, and what training would refuse (exit code 3) or warn about.""",
+    about="""Report what a file contains, and what training would refuse (exit code 3) or warn about.""",
     python_about="Report what the data contain, and what training would refuse or warn about.",
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     example="scvae check data.h5ad --batch-key donor",

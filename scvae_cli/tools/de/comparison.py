@@ -1,10 +1,11 @@
 """Genes whose expression differs between two groups of cells, with the size and the certainty of each change.
 
-The quantity is the log2 ratio of the groups' mean expression at one library size, estimated in `group_means`. Its
-posterior comes from shrinking the ratios of all genes together (`shrinkage`). The posterior probabilities are
-calibrated: among genes called at an expected false discovery rate of 5%, about 5% do not change beyond the threshold.
+The change is the log2 ratio of the groups' mean expression at one library size, estimated in `group_means`. The
+posterior of the change comes from shrinking the ratios of all genes together (`shrinkage`). The posterior probabilities
+are calibrated: among genes called at an expected false discovery rate of 5%, about 5% do not change beyond the
+threshold.
 
-Comparing the decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) was rejected, for two
+Comparing the decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) is not done, for two
 reasons: the spread between cells is not the uncertainty of the groups' means, and the posterior of the decoder does not
 cover the error made by its smoothing.
 
@@ -29,7 +30,7 @@ from scvae_cli.tools.de.shrinkage import common_shift, expected_fdr, shrink
 
 # Fitting the prior over the genes' changes takes at least this many genes.
 _MIN_GENES = 10
-# `auto` subtracts the common change if at least this share of the genes lies within this distance (log2) of it.
+# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of it.
 _NEAR_COMMON, _MOST = 0.25, 0.5
 # Quantiles that bound the 90% interval of each change.
 _LOW, _HIGH = 0.05, 0.95
@@ -40,18 +41,19 @@ def differential_expression(
 ) -> DifferentialExpression:
     """Compare two groups of cells, gene by gene.
 
-    With a model that has batches, groups are compared within batches: each batch has the same weight in both groups,
-    proportional to n·m / (n + m) for its n and m cells, the precision of a difference of two means.
+    With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
+    For a batch with n cells of one group and m of the other, the weight is proportional to n·m / (n + m), the precision
+    of a difference between means of n and m cells.
 
     Parameters
     ----------
     model, counts
-        A model of counts, and cells in its genes, with the batches of a model that has them.
+        A model of counts, and cells in its genes, with their batches if the model has batches.
 
     Raises
     ------
     DataError
-        For unknown batches, groups without a batch in common, or too few genes with counts.
+        If a batch is unknown, if the groups have no batch in common, or if too few genes have counts.
     """
     batch_n = known_batches(model, counts)
     table = cell_table(model, counts, batch_n=batch_n)
@@ -144,7 +146,8 @@ def _strata(
     if not weight_s:
         raise DataError(
             f"no batch has cells of both {contrast.group!r} and {contrast.reference!r}",
-            "the groups' difference cannot be separated from that of the batches "
-            f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another one",
+            "the difference between the groups cannot be separated from that between batches "
+            f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another "
+            "--batch-key",
         )
     return sides, np.asarray(weight_s) / sum(weight_s)

@@ -1,22 +1,22 @@
 """Mean expression of a group of cells: the decoder's mean, corrected by the group's own counts.
 
-Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change,
-alike in all cells, so that the bias does not shrink with the number of cells. Weighing in the counts cell by cell does
-not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the counts of the
-whole group are weighed in together. With m_n the expected count of cell n (zero inflation included) and ℓ_n its library
-size,
+Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change.
+This bias is alike in all cells, so it does not shrink with the number of cells. Correcting each cell by its own counts
+does not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the decoded mean
+is corrected by the counts of the whole group together. With m_n the expected count of cell n (zero inflation included)
+and ℓ_n its library size,
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of a Gamma–Poisson factor, as for a single cell, but for a group with E expected counts; the
-decoder itself has the weight of κ counts. The weights a_n are the efficient ones, so cells with large libraries weigh
-more. The v_n are shares of the cells, which sum to 1. They give every batch the same share of both groups, so that the
-effect of a batch on a gene, decoded or not, is the same in both.
+C is the posterior mean of a Gamma–Poisson factor for a group with E expected counts, in which the decoder has the
+weight of κ counts. The weights a_n are the statistically efficient ones, so cells with large libraries weigh more. The
+shares v_n of the cells sum to 1. They give every batch the same share in both groups, so that the effect of a batch on
+a gene is the same in both groups, whether or not the decoder models this effect.
 
-The error is that of sampling the cells (within each batch), estimated from their spread around R · C, but never below
-the error of as many negative binomial counts.
+The standard error is that of sampling the cells within each batch. It is estimated from the spread of the cells around
+R · C, but is never below the error of as many negative binomial counts.
 
 Shapes: n cells, g genes, S batches.
 """
@@ -48,9 +48,9 @@ class GroupMean(NamedTuple):
     Parameters
     ----------
     log_mean_g, variance_g
-        Natural log of R · C, the mean share of a cell's counts, and its variance.
+        Natural log of R · C (the gene's mean share of a cell's counts), and the variance of this log.
     raw_g
-        Mean of counts divided by library size, with the same shares of the batches and no model.
+        Mean of the counts divided by library size, without a model, with the same shares of the batches.
     n_counts_g
         Total counts of the group's cells.
     """
@@ -77,7 +77,7 @@ def group_mean(
     Parameters
     ----------
     model, table
-        A model of counts, and cells, with their batches for a model that has batches.
+        A model of counts, and cells, with their batches if the model has batches.
     strata, share_s
         Indices of the group's cells in each of S batches, at least two in each, and the batches' weights, sum 1.
     n_samples, seed
@@ -140,5 +140,5 @@ def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
         if output.log_theta_g is not None:
             dispersion_g = (-output.log_theta_g).exp()
     excess_ng = (dispersion_g + inflation_ng) / (1 - inflation_ng).clamp(min=1e-6)
-    # Expectations that float32 rounds to zero are above zero.
+    # An expectation that float32 rounds to zero is in truth above zero.
     return expected_ng.clamp(min=_LEAST_EXPECTED).cpu().double().numpy(), excess_ng.cpu().double().numpy()

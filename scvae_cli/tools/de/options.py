@@ -12,14 +12,14 @@ from scvae_cli.options import OUTPUT, option
 from scvae_cli.shared_options import Drawing, Reading, Writing
 from scvae_cli.verb import Verb
 
-# A mean of fewer cells has no error that could be estimated.
+# Smallest number of cells in a group for which the error of the mean can be estimated.
 MIN_CELLS = 3
 
 Centre = Literal["auto", "bulk", "none"]
 
 
 def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
-    """Columns and values of KEY=VALUE, given once or several times; refuses other forms and a column given twice.
+    """Read one or several texts KEY=VALUE as columns and values; refuse other forms and a column given twice.
 
     >>> parse_within("--within", ["cell_type=B cells", "donor=2"])
     {'cell_type': 'B cells', 'donor': '2'}
@@ -57,8 +57,9 @@ class DeOptions(Reading, Drawing, Writing):
     )
     centre: Centre = option(
         "auto",
-        help="Kind of change: bulk (relative to the change that most genes have in common), none (of a gene's share of "
-        "all counts), or auto (bulk if at least half of the genes lie within 0.25 (log2) of the common change).",
+        help="Change to report: bulk (relative to the change that most genes have in common), none (the change of a "
+        "gene's share of all counts), or auto (bulk if at least half of the genes lie within 0.25 (log2) of the common "
+        "change).",
     )
     max_cells: int = option(
         5000, flags=("--cells",), help="Maximum number of cells per group; larger groups are subsampled.",
@@ -73,11 +74,11 @@ class DeOptions(Reading, Drawing, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """Batches are compared within themselves."""
+        """Whether batches are needed: yes, because groups are compared within each batch."""
         return True
 
     def check(self) -> None:
-        """Two different groups."""
+        """Require two different groups."""
         if self.group == self.reference:
             raise compared_with_itself(self.group)
 
@@ -94,9 +95,9 @@ DE = Verb(
     home="scvae_cli.tools.de.question:De",
     about="""Test which genes differ in expression between two groups of cells.
 
-    Writes uns["rank_genes_groups_scvae"], which sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read with
-    that key: for every gene the log2 ratio, the posterior probability that its absolute value exceeds the threshold,
-    and the expected false discovery rate. There are no p-values. Cells are treated as independent: replicates such as
-    donors are not modeled.""",
+    Writes uns["rank_genes_groups_scvae"]: for every gene, the log2 ratio, the posterior probability that the absolute
+    log2 ratio exceeds the threshold, and the expected false discovery rate. sc.get.rank_genes_groups_df and
+    sc.pl.rank_genes_groups read these results with key="rank_genes_groups_scvae". There are no p-values.
+    Cells are treated as independent: replicates such as donors are not modeled.""",
     example='scvae de data.h5ad --groupby condition --group stim --reference ctrl --within "cell_type=B cells"',
 )

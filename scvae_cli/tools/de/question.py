@@ -1,4 +1,4 @@
-"""`de` as the driver runs it, and what the command line shows of it."""
+"""The steps of `scvae de`, which the driver calls, and the text that the command line prints."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         )
 
     def _named(self, result: DifferentialExpression) -> DifferentialExpression:
-        """The result with genes named for people."""
+        """The result with the gene names that are shown to users."""
         return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
     def planned(self) -> list[str]:
@@ -142,11 +142,13 @@ class De(Question[DeOptions, DifferentialExpression]):
             f"{facts['fdr']:g}"
         ]
         if facts["n_left_out"]:
-            lines.append(f"left out: {facts['n_left_out']:,} cells of batches without two cells of each group")
+            lines.append(
+                f"left out: {facts['n_left_out']:,} cells in batches with fewer than two cells of one of the groups"
+            )
         use = (
-            "it was subtracted, so the changes below are relative to it"
+            "it was subtracted, so the changes below are relative to the common change"
             if facts["centre"] == "bulk"
-            else "it was not subtracted, so the changes below are of each gene's share of the counts"
+            else "it was not subtracted, so the changes below are changes of each gene's share of the counts"
         )
         lines.append(
             f"common change of the genes: {facts['common_change']:+.2f} (log2), with {facts['near_common_share']:.0%} "
@@ -156,8 +158,8 @@ class De(Question[DeOptions, DifferentialExpression]):
             lines.append(f"not tested: {not_tested:,} genes that the model lacks or that have no counts in these cells")
         lines += _gene_lines(facts["genes"][:SHOWN_GENES])
         return "\n".join(
-            [*lines, "(change and raw ratio in log2, the raw ratio without model and shrinkage; means in counts at the "
-             "median library size)"]
+            [*lines, "(change and raw are log2 ratios, raw without model and shrinkage; means are counts at the median "
+             "library size)"]
         )  # fmt: skip
 
     def next_step(self, result: DifferentialExpression) -> str:

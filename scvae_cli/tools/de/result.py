@@ -16,18 +16,20 @@ from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import MIN_CELLS, DeOptions
 
-# Name of a reference that is all other cells, as scanpy has it.
+# Name of the reference that consists of all other cells, as in scanpy.
 REST = "rest"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Two groups of a column of obs, "rest" for all other cells, and the indices of their cells, at least three each.
+    """Group and reference in a column of obs, and the indices of their cells, at least three each.
+
+    The reference "rest" consists of all other cells.
 
     Raises
     ------
     DataError
-        For too few cells.
+        If the group or the reference has too few cells.
     """
 
     groupby: str
@@ -66,10 +68,10 @@ class DifferentialExpression:
     probability_g
         Posterior probability of a change beyond the threshold, in either direction.
     log_null_g
-        Natural log of the probability of no such change, never above 0. It orders genes whose probability is 1 in
-        float64.
+        Natural log of the posterior probability that the change is within the threshold, never above 0. It orders genes
+        whose `probability_g` is rounded to 1.
     false_sign_g
-        Local false sign rate: the probability that the sign of the change differs from that of its mean.
+        Local false sign rate: the probability that the change is zero or does not have its more probable sign.
     expected_fdr_g
         Share of false calls expected when this gene and all more certain ones are called.
     mean_g, reference_mean_g
@@ -77,7 +79,8 @@ class DifferentialExpression:
     raw_g
         log2 ratio of mean normalized counts without a model, infinite where one of them is 0.
     n_group, n_reference, n_left_out
-        Numbers of cells compared, and of those in batches that have fewer than two cells of one of the groups.
+        Numbers of cells compared in each group, and number of cells left out because their batch has fewer than two
+        cells of one of the groups.
     """
 
     __repr__ = brief
@@ -135,10 +138,10 @@ class DifferentialExpression:
         return columns | {name: getattr(self, f"{name}_g") for name in last}
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """Where the result goes: a slot like scanpy's `rank_genes_groups`, from rising to falling genes of the data.
+        """The result as a slot like scanpy's `rank_genes_groups`, with the genes of the data sorted by falling score.
 
         Genes that are not tested stand in the middle with a score of 0 and NaN in all other fields, because some of
-        scanpy's plots need every gene. The p-values that scanpy's readers ask for are NaN: a posterior has none.
+        scanpy's plots need every gene. The p-values that scanpy's functions require are NaN: a posterior has none.
         """
         position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])

@@ -1,11 +1,12 @@
-"""Shrinkage of many effects that are estimated with known errors and of which most are zero.
+"""Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
 
-An effect β is exactly zero, or drawn from one of several normal distributions around zero, whose widths form a grid;
-its estimate is N(β, error²). The weights of these components are fitted to all estimates together by expectation
-maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). Estimates that may be noise are then
-shrunk to zero, clear ones stay, and the probabilities that effects exceed a threshold yield calibrated error rates.
+An effect β is exactly zero, or drawn from one of several normal distributions around zero, whose widths form a grid.
+The estimate of β is distributed as N(β, error²). The weights of these components are fitted to all estimates
+together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). Estimates that may
+be noise are then shrunk to zero, and clear ones stay. The probabilities that effects exceed a threshold yield
+calibrated error rates.
 
-A shift that all estimates share and that belongs to none of the effects can be fitted with them: `common_shift`.
+`common_shift` fits, together with the effects, a shift that all estimates share and that is no part of any effect.
 
 Shapes: g effects, c components of the prior.
 """
@@ -17,7 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_ndtr, logsumexp
 
-# Ratio of neighboring widths in the grid, which reaches from this share of the smallest error to the largest effect.
+# Ratio of neighboring widths in the grid. Its widths reach from `_BELOW_ERRORS` times the smallest error to an upper
+# bound of the effects' width.
 _STEP = np.sqrt(2.0)
 _BELOW_ERRORS = 0.1
 # Pseudo-counts of the zero component, which favor "no effect" in case of doubt (the default of ash).
@@ -98,7 +100,7 @@ class ShrunkEffects:
         return quantile_g
 
     def false_sign_rate(self) -> np.ndarray:
-        """Local false sign rate: probability that β is zero or has not its more probable sign, shape (g,)."""
+        """Local false sign rate: probability that β is zero or lacks its more probable sign, shape (g,)."""
         zero_g = np.exp(self.log_weight_gc[:, 0])
         below_g = self.probability_below(0.0)
         rate_g: np.ndarray = np.clip(np.minimum(below_g + zero_g, 1 - below_g), 0, 1)
@@ -108,7 +110,7 @@ class ShrunkEffects:
 def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
     """Fit the prior to all effects, and return the posterior of each.
 
-    The posterior is odd in the estimates: flipping all signs flips it.
+    If the signs of all estimates are flipped, the signs of all effects in the posterior are flipped too.
 
     Parameters
     ----------
@@ -135,8 +137,8 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
 def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
     """The shift that most estimates share: the center around which the effects' prior fits them best.
 
-    Takes what `shrink` takes. Alternates between fitting the prior and the shift, both by expectation maximization,
-    starting from the weighted median.
+    The parameters are those of `shrink`. The prior and the shift are fitted in turn, both by expectation maximization,
+    starting from the weighted median of the estimates.
     """
     shift = _weighted_median(estimate_g, 1 / error_g)
     sd_c = _grid(estimate_g - shift, error_g)
@@ -154,7 +156,7 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """Expected share of false calls among each effect and all more certain ones, shape (g,).
+    """For each effect, the expected share of false calls among it and all more certain effects, shape (g,).
 
     `log_null_g` are log probabilities that calling the effect is false.
 
@@ -178,7 +180,7 @@ def _grid(estimate_g: np.ndarray, error_g: np.ndarray) -> np.ndarray:
 
 
 def _fitted(log_fit_gc: np.ndarray, n_rounds: int, weight_c: np.ndarray | None = None) -> np.ndarray:
-    """Weights of the components of greatest penalized likelihood, shape (c,), starting from equal or given ones."""
+    """Component weights that maximize the penalized likelihood, shape (c,), fitted from equal or given weights."""
     fit_gc = _relative(log_fit_gc)
     counts_c = np.zeros(fit_gc.shape[1])
     counts_c[0] = _NULL_COUNTS
@@ -204,16 +206,16 @@ def _relative(log_fit_gc: np.ndarray) -> np.ndarray:
 
 
 def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
-    """Value with half of the weight on either side; odd in the values."""
+    """Value with half of the weight on either side; flipping the signs of all values flips its sign."""
     order = np.argsort(value_g, kind="stable")
     middle_g = np.cumsum(weight_g[order]) - weight_g[order] / 2
     return float(np.interp(weight_g.sum() / 2, middle_g, value_g[order]))
 
 
 def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
-    """log P(|N(mean, sd²)| ≤ threshold), 0 for the component without width."""
+    """log P(|N(mean, sd²)| ≤ threshold), 0 for the point mass at zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        # By symmetry on the side where the tail is small, which avoids cancellation.
+        # By symmetry, it is computed on the side where the tail is small, to avoid cancellation.
         away_gc = np.abs(mean_gc)
         upper_gc, lower_gc = (log_ndtr((edge - away_gc) / sd_gc) for edge in (threshold, -threshold))
         inside_gc = upper_gc + np.log1p(-np.exp(np.minimum(lower_gc - upper_gc, 0)))

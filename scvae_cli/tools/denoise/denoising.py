@@ -21,9 +21,9 @@ from scvae_cli.tools.denoise.options import DenoiseOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """Expected counts of n cells × f genes, and which genes have values (f,); the others are NaN.
+    """Expected counts of n cells × f genes, and a mask of the denoised genes (f,); the other genes are NaN.
 
-    The blocks of rows, float32, are computed when they are read, and only once.
+    The blocks of rows, float32, are computed when they are read. They can be read only once.
     """
 
     __repr__ = brief
@@ -37,7 +37,7 @@ class Denoised:
         return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """List the slots of the data to which the result is written."""
         return [
             Slot(group="layers", key=names.denoised, value=self.rows),
             Slot(group="var", key=names.modelled, value=self.modelled),
@@ -53,25 +53,25 @@ def denoise(
     genes: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> Denoised:
-    """Expected counts of every cell.
+    """Compute the expected counts of every cell.
 
     Parameters
     ----------
     model, counts
-        What decodes, and n cells in its genes, with their batches if `options.needs_batch` and the model has batches.
+        Model, and n cells with the model's genes; with batches if `options.needs_batch` and the model has batches.
     file_genes
-        Names of the result's genes in order, shape (f,).
+        Names of the genes of the file, in the order of the result's columns, shape (f,).
     options
         The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
     genes
-        Names of the modeled genes to denoise, those of `options.genes`; None for all.
+        Names of the modeled genes to denoise; None for all. They replace `options.genes`, which is not read here.
 
     Raises
     ------
     DataError
-        For an unknown batch, or cells of an unknown batch where theirs is needed.
+        If `options.batch_as` is unknown to the model, or if a cell's own batch is needed and unknown to the model.
     ConfigError
-        If a model of real numbers is asked for a library size, zero inflation or the cells' own rates.
+        If the options ask a model of real numbers for a library size, zero inflation or the cells' own rates.
     """
     passed_on = ("estimate", "n_samples", "library", "batch_as", "with_zero_inflation", "seed")
     expected = expected_counts(model, counts, **{name: getattr(options, name) for name in passed_on})

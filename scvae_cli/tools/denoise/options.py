@@ -1,4 +1,4 @@
-"""What `scvae denoise` and `scvae_cli.denoise` may be asked."""
+"""The options of `scvae denoise` and `scvae_cli.denoise`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class DenoiseOptions(Reading, Writing):
 
     estimate: Estimate = option(
         "state",
-        help="Expected counts: state (mean of cells in this state) or cell (the cell's own rate, given its counts).",
+        help="Expected counts: state (mean of all cells in the same state) or cell (the cell's own rate, given its own "
+        "counts).",
         panel=DECODING,
     )
     n_samples: int = option(
@@ -53,13 +54,13 @@ class DenoiseOptions(Reading, Writing):
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=DECODING)
 
     def check(self) -> None:
-        """No genes are not all genes."""
+        """Refuse an empty list of genes, which does not mean all genes."""
         if self.genes == ():
             raise ConfigError("--genes contains no gene names", "leave it out to denoise all modeled genes")
 
     @property
     def needs_batch(self) -> bool:
-        """A cell's own rate depends on the likelihood of its counts, and that on its batch."""
+        """True if the cells are decoded in their own batches, or their own rates are estimated."""
         return self.estimate == "cell" or self.batch_as == "observed"
 
 

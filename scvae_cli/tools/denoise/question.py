@@ -1,4 +1,4 @@
-"""`denoise` as the driver runs it, and what the command line shows of it."""
+"""`denoise` for `scvae_cli.question`, and the text that the command line prints after it."""
 
 from __future__ import annotations
 

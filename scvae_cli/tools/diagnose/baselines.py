@@ -1,10 +1,10 @@
 """Comparison of a VAE with a mean model, PCA and a linear decoder on the same cells.
 
-Two quantities are compared. The first is the log-probability of held-out cells: exact for the mean model, a lower bound
-for the two decoders; PCA has none. The second is the prediction of withheld molecules from thinned counts. Each model
-predicts them once from the cell's state alone, and once with the cell's own counts weighed in according to the
-dispersion of the gene (`scvae_cli.latent.expected_counts`); a latent space is useful as far as it improves on the own
-counts.
+Two quantities are compared. The first is the log-probability of held-out cells: it is exact for the mean model and a
+lower bound for the VAE and the linear decoder; PCA defines no probability. The second is the Poisson loss of withheld
+molecules that are predicted from thinned counts. Each model predicts them twice: from the cell's state alone, and from
+the state combined with the cell's own counts, which get a weight that depends on the dispersion of the gene
+(`scvae_cli.latent.expected_counts`). A latent space is useful if it predicts better than the cell's own counts do.
 
 Shapes: n cells, g genes.
 """
@@ -48,10 +48,12 @@ class ComparedModel:
         Mean log-probability of a held-out cell, nats (a lower bound for a model with a latent space), and how much
         higher it is for the VAE; None for a model without probabilities.
     thinned_loss_state, thinned_loss_cell
-        Poisson loss of the withheld counts, nats per cell up to a constant, predicted from the cell's state and with
-        the cell's own counts weighed in; None where there is no such prediction.
+        Poisson loss of the withheld counts, nats per cell up to a constant. The first is for a prediction from the
+        cell's state alone, the second for a prediction that also uses the cell's own counts. None if the model makes
+        no such prediction.
     vae_advantage_thinned
-        How much lower the better of the two losses is for the VAE, nats per cell; None where nothing was withheld.
+        Difference between this model and the VAE in the smaller of the two losses, nats per cell; positive if the VAE
+        predicts better. None if no counts were withheld.
     """
 
     name: str
@@ -71,9 +73,11 @@ class BaselineComparison:
     models
         A VAE whose own decoder is linear is not compared with a linear decoder.
     n_heldout, n_thinned
-        Number of held-out cells that were evaluated, and of thinned cells: 0 for real numbers, which cannot be thinned.
+        Number of held-out cells that were evaluated, and number of thinned cells. The second is 0 for real numbers,
+        which cannot be thinned.
     n_components
-        Number of principal components with the best prediction, chosen on the withheld counts, which favors PCA.
+        Number of principal components that predicts best. It is chosen on the withheld counts themselves; this favors
+        PCA.
     """
 
     models: tuple[ComparedModel, ...]
@@ -105,7 +109,7 @@ def compare_with_baselines(
     ----------
     model, counts
         A VAE trained on these n cells (`scvae_cli.evaluation.retraining.model_trained_on`), with batches if the model
-        has them. Its options are those of the other trainings; the linear decoder has `--decoder linear` besides.
+        has them. The other trainings use the options of this VAE, except that one has a linear decoder.
 
     Raises
     ------
@@ -114,7 +118,7 @@ def compare_with_baselines(
     """
     config = requested_config(model)
     runs, models = {VAE: config}, {VAE: model}
-    # A VAE with a linear decoder would be compared with another training of itself.
+    # If the VAE has a linear decoder, a second training with a linear decoder would be the same model.
     if config.model.decoder != "linear":
         runs[LINEAR] = with_linear_decoder(config)
         models[LINEAR] = train("Training with a linear decoder", counts, runs[LINEAR])

@@ -1,4 +1,4 @@
-"""Verdicts on a model in comparison with baselines and with trainings of other random seeds."""
+"""Verdicts on a model in comparison with baselines, and with trainings that use other random seeds."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from scvae_cli.tools.diagnose.verdict import Verdict
 
 # A difference counts if it is larger than this number of standard errors.
 SIGNIFICANT = 3.0
-# Fraction of the variance that differs between two aligned embeddings: up to the first, they look alike in any plot;
-# beyond the second, structure in one training may be absent from the next.
+# Limits of the fraction of variance that differs between two aligned embeddings. Up to ALIKE, the two embeddings look
+# alike in any plot. Above UNLIKE, structure in one training may be absent from another.
 ALIKE, UNLIKE = 0.2, 0.5
 
 
@@ -30,7 +30,7 @@ def stability_verdict(stability: Stability) -> Verdict:
         topic="stability",
         level=level,
         sentence=f"between {stability.n_trainings} trainings with different random seeds {differs:.0%} of the variance "
-        f"differs after alignment ({stability.procrustes_by_chance:.0%} if unrelated), "
+        f"differs after alignment ({stability.procrustes_by_chance:.0%} for unrelated embeddings), "
         f"{stability.neighbors_shared:.0%} of each cell's nearest neighbors are shared, and the strong canonical axes "
         f"have a correlation of {stability.axis_correlation:.2f}",
         remedy="" if level == "good" else "rely on results that several seeds agree on; train with more cells",
@@ -40,7 +40,7 @@ def stability_verdict(stability: Stability) -> Verdict:
 def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
     by_name = {model.name: model for model in comparison.models}
     vae, mean = by_name[VAE], by_name[MEAN]
-    # A VAE with a linear decoder is not compared with itself.
+    # If the VAE itself has a linear decoder, there is no separate model with a linear decoder.
     linear = by_name[LINEAR].vae_advantage_heldout if LINEAR in by_name else None
     assert vae.heldout_log_prob is not None
     assert mean.vae_advantage_heldout is not None
@@ -62,7 +62,7 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
         level = "good"
     else:
         sentence += "; a linear decoder fits these cells as well"
-        remedy = "consider --decoder linear, whose loadings can be read gene by gene"
+        remedy = "consider --decoder linear: each gene then has one loading per latent dimension"
     return Verdict(topic="baselines: likelihood", level=level, sentence=sentence, remedy=remedy)
 
 

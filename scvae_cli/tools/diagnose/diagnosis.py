@@ -1,7 +1,7 @@
 """The diagnosis of a trained model: all measurements, and the verdicts on them.
 
-A diagnosis consists of sections, each with its values and verdicts. Most sections describe the one model; two more
-compare it with further trainings, which take longer (`with_trainings`).
+A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
+Two more sections compare it with further trainings (`with_trainings`); these take longer.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -42,7 +42,7 @@ from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_chec
 from scvae_cli.tools.diagnose.stability import Stability, stability
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# More cells than these do not make covariances and densities more precise.
+# Largest number of encoded cells. More cells would hardly make covariances and densities more precise.
 _MAX_ENCODED = 20_000
 
 
@@ -61,10 +61,10 @@ class Diagnosis:
     Parameters
     ----------
     n_cells, n_evaluated
-        Number of cells in the data, and of those on which gaps and likelihood were evaluated.
+        Number of cells in the data, and number of cells on which gaps and likelihood were evaluated.
     heldout
-        Whether these cells were held out of the training. If the data has fewer than ten held-out cells, cells are
-        chosen from all.
+        Whether the evaluated cells were held out of the training. If the data has fewer than ten held-out cells, the
+        evaluated cells are chosen from all cells.
     gene_labels
         Names by which the verdicts call the model's genes.
     baselines, stability
@@ -117,11 +117,11 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """The cells that were evaluated, and the level, as plain values."""
+        """The numbers of cells, whether they were held out, β, and the worst level, as plain values."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """List where the result goes."""
+        """List the slots of the data to which the result is written."""
         values = self.summary() | {section.name: section.values for section in self.sections}
         values["verdicts"] = {
             key: np.asarray([getattr(verdict, key) for verdict in self.verdicts], dtype=object)
@@ -138,15 +138,15 @@ def diagnose(
     gene_labels: tuple[str, ...] | None = None,
     progress: Progress = silent,
 ) -> Diagnosis:
-    """Diagnose a model by itself.
+    """Diagnose a model without further trainings.
 
     Parameters
     ----------
     model, counts
-        Model, and cells in its genes, preferably with those held out of its training; with batches if the model has
-        them.
+        Model, and cells with the model's genes, and with batches if the model has them. The cells should include those
+        that were held out of the training.
     gene_labels
-        Names by which the verdicts call the model's genes; None for those of the model.
+        Names by which the verdicts call the model's genes; None for the names in the model.
 
     Raises
     ------
@@ -193,8 +193,8 @@ def with_trainings(
     Parameters
     ----------
     model, counts
-        The model, and cells in its genes with batches if the model has them. If these are not the cells that it was
-        trained on, a model trained on them is compared instead.
+        The model, and cells with the model's genes, and with batches if the model has them. If the model was trained
+        on other cells, a new model is trained on these cells and is compared instead.
 
     Raises
     ------

@@ -1,9 +1,10 @@
 """Distortion of latent distances: how unevenly the decoder scales the directions of the latent space.
 
-The condition number of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) is the ratio of its largest to its
-smallest eigenvalue, the squared local scale factors; it is 1 where the decoder is isometric. Over all dimensions it
-includes those that carry no information, along which the decoder hardly changes. Over the active dimensions it states
-how far distances between cells can be trusted.
+The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
+decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
+is isometric. The condition number over all dimensions is large if some dimensions carry no information, because the
+decoder hardly changes along them. The condition number over the active dimensions shows how much latent distances
+between cells can be trusted.
 
 Shapes: n cells, k latent dimensions, p pairs of cells.
 """
@@ -38,8 +39,8 @@ class Distortion:
     Parameters
     ----------
     condition_n, active_condition_n
-        Condition number of M at the posterior means of some cells, and of M restricted to the active dimensions; shape
-        (n,). The second is None if fewer than two are active.
+        Condition number of M at the posterior means of some cells, and condition number of M restricted to the active
+        dimensions; shape (n,). The second is None if fewer than two dimensions are active.
     rank_correlation
         Spearman correlation, over random pairs of cells, between their latent distance and the Fisher–Rao length of the
         straight line between them; None for fewer than ten cells.
@@ -50,7 +51,7 @@ class Distortion:
     rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers and arrays, without those that are None."""
+        """Return the values that are not None as plain numbers and arrays."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),
@@ -74,8 +75,7 @@ def distortion(
     Parameters
     ----------
     mean_nk
-        Posterior means of the cells along the training axes, of which an even selection of at most 200 is used; shape
-        (n, k).
+        Posterior means of the cells along the training axes, shape (n, k). At most 200 evenly spaced cells are used.
     active_k
         Mask of the active dimensions, shape (k,).
     """

@@ -46,7 +46,7 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
         _draw_gaps(axes[2], result)
         if check.zeros is None:
             axes[3].set_axis_off()
-            axes[3].text(0.5, 0.5, "not evaluated:\nthe likelihood is not of counts", ha="center", va="center")
+            axes[3].text(0.5, 0.5, "not evaluated:\nthe data are not counts", ha="center", va="center")
         else:
             _draw_genes(axes[3], check.zeros, "fraction of zeros", logged=False)
         _draw_genes(axes[4], check.variances, "variance", logged=True)
@@ -124,7 +124,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
     if logged:
         # The logarithm of a variance of 0 is not defined: such genes are drawn at the edge.
         shown = np.concatenate([part[evaluated_g & (part > 0)] for part in (observed_g, predicted_g)])
-        # Real numbers have variances of any size; without evaluated genes the axes are drawn empty.
+        # Without evaluated genes the axes are drawn empty.
         shown = shown if len(shown) else np.ones(1)
         low, high = float(shown.min()) / 1.5, float(shown.max()) * 1.5
         axes.set(xscale="log", yscale="log")
@@ -146,7 +146,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
 
 
 def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
-    """Draw the prior samples over the fraction of posterior samples at a higher density."""
+    """Draw a histogram of the prior samples by the fraction of posterior samples that lie at a higher density."""
     share_b = aggregate.prior_ranks_b
     width = 1 / len(share_b)
     left_b = np.arange(len(share_b)) * width

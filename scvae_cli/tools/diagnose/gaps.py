@@ -1,4 +1,4 @@
-"""The gap between the ELBO and the log-likelihood of cells, split by cause.
+"""The gap between the ELBO and the log-likelihood of cells, split into two parts with different causes.
 
     log p(x) − ELBO(encoder) = [ELBO(refined) − ELBO(encoder)] + [log p(x) − ELBO(refined)]
                              = amortization gap + variational gap
@@ -7,7 +7,7 @@ The amortization gap is the loss of using one encoder for all cells instead of t
 The variational gap is the loss of a diagonal Gaussian compared with the true posterior. log p(x) is replaced by a lower
 bound from importance sampling: half of the samples come from the encoder's posterior and half from the refined one,
 each weighted against the mixture of both, so that the bound is never much looser than with either posterior alone.
-Where few samples carry most of the weight the bound is still loose, and the true variational gap is larger than the
+If few samples carry most of the weight, the bound is loose even so, and the true variational gap is larger than the
 estimate.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights against a mixture: Owen & Zhou 2000.
@@ -61,10 +61,11 @@ class Gaps:
     kl_n
         KL of the encoder's posterior to the prior.
     effective_n, n_samples
-        Effective number of importance samples; number of importance samples per cell, s.
+        Effective number of importance samples of each cell; number of importance samples per cell, s.
     scale
-        100% of the percentages, nats; None for the absolute mean of the importance-weighted bound. A bound on densities
-        of real numbers may be 0; for these the scale is the negative log-density of as many standard normal features.
+        Value that counts as 100% in percentages, nats; None for the absolute mean of the importance-weighted bound. The
+        bound may be 0 for real numbers, because it is then a log-density. For them the scale is the expected negative
+        log-density of standard normal features, as many as the model has.
     """
 
     encoder_n: np.ndarray
@@ -133,9 +134,9 @@ def gaps(model: Model, counts: Counts, options: DiagnoseOptions, *, progress: Pr
     Parameters
     ----------
     model, counts
-        Model, and n cells in its genes, with batches if the model has them.
+        Model, and n cells with the model's genes, and with batches if the model has them.
     options
-        Refinement steps, importance samples per cell (from both posteriors together) and the seed.
+        Number of refinement steps, number of importance samples per cell (from both posteriors together), and seed.
 
     Raises
     ------
@@ -179,7 +180,7 @@ def bounds(
     log_weight_ns = torch.empty(shape[0], 2 * n_each, dtype=torch.float64)
     drawn_nk = torch.empty(0)
     for s in range(n_each):
-        # Antithetic sampling: every second sample mirrors the one before.
+        # Antithetic sampling: every second sample is the previous one with the opposite sign.
         drawn_nk = torch.randn(shape, generator=noise) if s % 2 == 0 else -drawn_nk
         for i, q in enumerate(posteriors):
             z_nk = q.sample(drawn_nk.to(q.mean_nk))

@@ -1,12 +1,12 @@
 """Which latent dimensions carry information, and how the aggregated posterior compares with the prior.
 
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. Its covariance is exact. Its density is
-estimated by the Gaussian mixture that was fitted at the end of the training (`scvae_cli.model.density`), evaluated at
-posterior samples of cells to which the mixture was not fitted. A mixture that fits the cells imperfectly makes
-KL(q ‖ p) too small, and the mutual information too large by the same number of nats.
+estimated by the Gaussian mixture that was fitted at the end of the training (`scvae_cli.model.density`). The mixture is
+evaluated at posterior samples of cells to which it was not fitted. If the mixture fits the cells imperfectly, the
+estimate of KL(q ‖ p) is too small, and that of the mutual information is too large by the same number of nats.
 
 All values refer to the training axes. The prior is invariant to rotations, but a posterior with a diagonal covariance
-is not: along other axes, values of single dimensions would have no meaning.
+is not. Along other axes, the values of single dimensions would therefore have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -43,8 +43,8 @@ class LatentUse:
     Parameters
     ----------
     kl_k, mean_variance_k
-        Mean KL(q(z_d|x) ‖ N(0, 1)) over the cells, nats, and variance of the posterior means, Var_x(E[z_d|x]), of each
-        dimension; shape (k,).
+        For each dimension d, the mean KL(q(z_d|x) ‖ N(0, 1)) over the cells, in nats, and the variance of the posterior
+        means, Var_x(E[z_d|x]); shape (k,).
     """
 
     kl_k: np.ndarray
@@ -86,11 +86,11 @@ class AggregatedPosterior:
     Parameters
     ----------
     covariance_kk
-        Covariance of the aggregated posterior, within and between cells, shape (k, k).
+        Covariance of the aggregated posterior: the sum of the covariances within and between cells, shape (k, k).
     active_k
         Mask of the active dimensions, whose correlations are reported, shape (k,).
     kl_to_prior, prior_kl
-        KL(q(z) ‖ p), estimated from the posterior samples, and KL(p ‖ q(z)), from the prior samples; nats.
+        KL(q(z) ‖ p), estimated from posterior samples, and KL(p ‖ q(z)), estimated from prior samples; nats.
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
@@ -132,7 +132,7 @@ class AggregatedPosterior:
 
     @property
     def correlation(self) -> float | None:
-        """The correlation of these two dimensions."""
+        """The correlation of the two dimensions of `most_correlated`; None if fewer than two are active."""
         pair = self.most_correlated
         return None if pair is None else float(self.correlation_kk[pair])
 
@@ -166,8 +166,8 @@ def aggregated_posterior(
     Parameters
     ----------
     of_all, of_heldout
-        Posteriors of all cells, from which the covariance is computed, and of cells to which the density was not
-        fitted.
+        Posteriors of all cells, from which the covariance is computed; and posteriors of cells to which the density was
+        not fitted.
     density
         Density of the aggregated posterior along the training axes.
     """

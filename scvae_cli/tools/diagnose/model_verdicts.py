@@ -1,7 +1,7 @@
-"""Verdicts on a trained model by itself.
+"""Verdicts on a trained model that need no further trainings.
 
-The limits of the levels are defined here, each with its reason. They are judgments, so every verdict reports its
-number.
+The limits between the levels are defined here, each with its reason. The limits are matters of judgment, so every
+verdict also reports the measured number.
 """
 
 from __future__ import annotations
@@ -14,20 +14,21 @@ from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
 from scvae_cli.tools.diagnose.predictive import GeneStatistic, PredictiveCheck
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# One axis can only order the cells: with fewer active axes than this the latent space is of little use.
+# With fewer active axes than this, the latent space is of little use: a single axis can only order the cells.
 FEW_ACTIVE = 2
 # Two axes with a correlation of 0.3 share a tenth of their variance; with 0.6 they carry much the same information.
 CORRELATIONS = 0.3, 0.6
-# The expected fraction is 1%. If one prior sample in twenty lies in a hole, samples need --avoid-holes; if half of them
-# do, the prior does not describe the cells. Trainings with the defaults have about a quarter.
+# Fraction of prior samples in holes; 1% is expected. Above 5%, sampling needs --avoid-holes. Above 50%, the prior does
+# not describe the cells. Models trained with the default options have about 25%.
 HOLES = 0.05, 0.50
-# Percent of the bound. A change of the training recipe changes the bound by half a percent; good and bad models differ
-# by two percent.
+# Gaps in percent of the bound. A change of the training procedure changes the bound by about 0.5%; good and bad models
+# differ by 2%.
 AMORTIZATION, VARIATIONAL = (0.5, 2.0), (0.5, 2.0)
-# 1% of the genes are expected. One in twenty is more than chance; one in five is a fault of the likelihood.
+# Fraction of genes outside their band; 1% is expected. 5% is more than expected by chance. 20% means that the
+# likelihood does not fit.
 OUTSIDE = 0.05, 0.20
-# Spearman's ρ between latent and Fisher–Rao distances: --flat 1 reaches 0.95; below 0.7 less than half of the variance
-# of the ranks is explained.
+# Spearman's ρ between latent and Fisher–Rao distances. Models trained with --flat 1 reach 0.95. Below 0.7, latent
+# distances explain less than half of the variance of the ranks.
 RANKS = 0.95, 0.70
 
 
@@ -56,7 +57,7 @@ def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
     """Judge whether the latent axes carry different information."""
     total = f"total correlation {aggregate.total_correlation:.2f} nats"
     if aggregate.most_correlated is None or aggregate.correlation is None:
-        sentence = f"fewer than two axes are active, so that no two can be correlated; {total}"
+        sentence = f"fewer than two axes are active, so there is no correlation between axes; {total}"
         return Verdict(topic="axes", level="good", sentence=sentence)
     first, second = aggregate.most_correlated
     level = _level(abs(aggregate.correlation), CORRELATIONS)
@@ -75,9 +76,10 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
     return Verdict(
         topic="prior",
         level=level,
-        sentence=f"{aggregate.holes:.1%} of prior samples lie in holes, where no cells are (1% if the prior matched "
-        f"the cells); KL of the aggregated posterior to the prior {aggregate.kl_to_prior:.2f} nats, mutual information "
-        f"of cells and latent positions {aggregate.mutual_information:.2f} nats",
+        sentence=f"{aggregate.holes:.1%} of prior samples lie in holes, regions with almost no cells (1% is expected "
+        f"if the prior matches the cells); the KL of the aggregated posterior to the prior is "
+        f"{aggregate.kl_to_prior:.2f} nats, and the mutual information of cells and latent positions is "
+        f"{aggregate.mutual_information:.2f} nats",
         remedy="" if level == "good" else "generate cells with scvae sample --from density or --avoid-holes",
     )
 
@@ -86,7 +88,7 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
     """Judge the encoder, and the diagonal Gaussian that approximates the posterior."""
     amortization, variational = gaps.amortization, gaps.variational
     by_encoder, by_family = _level(amortization.percent, AMORTIZATION), _level(variational.percent, VARIATIONAL)
-    of_scale = "of the bound" if gaps.scale is None else "of the loss of as many standard normal features"
+    of_scale = "of the bound" if gaps.scale is None else "of the loss expected for standard normal features"
     return [
         Verdict(
             topic="encoder",
@@ -146,7 +148,7 @@ def distance_verdict(distortion: Distortion) -> Verdict:
         topic="distances",
         level=level,
         sentence="the rank correlation of latent and Fisher–Rao distances between cells is "
-        f"{distortion.rank_correlation:.2f}; mean condition number of the decoder's metric {condition}",
+        f"{distortion.rank_correlation:.2f}; the mean condition number of the decoder's metric is {condition}",
         remedy="" if level == "good" else "train with --flat 1 if distances matter",
     )
 
@@ -169,7 +171,7 @@ def _gene_verdict(
 
 
 def _likelihood_remedy(likelihood: str, more: bool) -> str:
-    """Advice where observed values deviate from simulated ones; `more` if most observed values are larger."""
+    """Advice if observed values deviate from simulated ones; `more` is True if most observed values are larger."""
     if likelihood == "poisson":
         return "use a likelihood with overdispersion: --likelihood nb or zinb"
     if likelihood == "nb" and more:

@@ -1,4 +1,4 @@
-"""What `scvae diagnose` and `scvae_cli.diagnose` may be asked."""
+"""The options of `scvae diagnose` and `scvae_cli.diagnose`."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class DiagnoseOptions(Reading, Drawing, Writing):
 
     n_samples: int = option(200, help="Number of importance samples per cell.", flags=("--samples",), least=2)
     refine: int = option(
-        100, help="Number of gradient steps that refine the posteriors with which the encoder is compared.", least=1
+        100, help="Number of gradient steps for the refined posteriors that the encoder is compared with.", least=1
     )
     max_cells: int = option(
         1000,
-        help="Maximum number of cells on which the encoder's posteriors and the likelihood are evaluated.",
+        help="Maximum number of cells on which the encoder and the likelihood are evaluated.",
         flags=("--cells",),
         least=MIN_HELDOUT,
     )
@@ -30,22 +30,22 @@ class DiagnoseOptions(Reading, Drawing, Writing):
     )
     n_trainings: int = option(
         3,
-        help="Number of models with different random seeds to compare, this model included.",
+        help="Number of models with different random seeds to compare, including this model.",
         flags=("--trainings",),
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
-        """A comparison of trainings needs two of them."""
+        """Refuse to compare fewer than two trainings."""
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, this model included; use --quick to compare none",
+                "it takes a whole number, 2 or more, which includes this model; use --quick to train no further models",
             )
 
     @property
     def needs_batch(self) -> bool:
-        """The likelihood depends on the batch."""
+        """Always True, because the likelihood depends on the batch."""
         return True
 
 
@@ -58,7 +58,8 @@ DIAGNOSE = Verb(
 
     The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
     comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
-    latent distances are meaningful. They are measured on held-out cells.
+    latent distances are meaningful. If the data has at least ten held-out cells, the encoder and the likelihood are
+    evaluated on held-out cells only.
 
     Unless --quick is given, further models are trained: one with a linear decoder and some on thinned counts, to
     compare the VAE with a linear decoder, PCA and a model that gives every gene a fixed mean; and some with other

@@ -2,8 +2,8 @@
 
 Each replicate simulates all cells: a posterior sample of each cell is decoded at the cell's own library size and in its
 batch, and a count of every gene is drawn from the likelihood. The same statistics are computed for the observed cells
-and for every replicate; where the observed value lies among the replicates shows how well the likelihood is calibrated.
-The encoder has seen the cells that are checked, so they agree slightly better than unseen cells would.
+and for every replicate. If the likelihood is well calibrated, the observed value lies within the range of the
+replicates. The posterior samples already depend on the observed counts, so the agreement is slightly too good.
 
 Source: Gelman, Meng & Stern 1996.
 
@@ -30,11 +30,12 @@ from scvae_cli.progress import Progress, silent, tracked
 
 Scale = Callable[[np.ndarray], np.ndarray]
 N_REPLICATES = 25
-# Probability that a gene of the model itself lies inside its band.
+# Probability that a gene lies inside its band if the model is true.
 BAND = 0.99
-# The variance of a gene detected in fewer cells (mean of observed cells and replicates) is not evaluated.
+# A gene is not evaluated if it is detected in fewer cells than this (mean of the observed cells and the replicates).
 _MIN_DETECTED = 5
-# Added to variances of real numbers before the logarithm, as a fraction of the observed variance: units may differ.
+# Number that is added to variances of real numbers before the logarithm, as a fraction of the observed variance because
+# the features may have any units.
 _LEAST_VARIANCE = 1e-6
 _WORST = 10
 
@@ -50,10 +51,11 @@ class GeneStatistic:
     score_g
         Difference between observation and mean of the replicates, in standard errors of a replicate.
     evaluated_g
-        Mask of the genes that are detected in enough cells to be evaluated; of real numbers, those that vary.
+        Mask of the evaluated genes: for counts, the genes detected in enough cells; for real numbers, the genes that
+        vary.
     limit, error_expected
-        Absolute score at the limit of the 99% band; mean absolute difference between a replicate and the prediction,
-        for comparison with `error`.
+        Absolute score at the limit of the 99% band; and mean absolute difference between a new replicate and the
+        prediction, which is the expected value of `error` for a perfect model.
     """
 
     observed_g: np.ndarray
@@ -122,8 +124,8 @@ class PredictiveCheck:
     genes, mean_g
         Names of the g genes, and their means over the observed cells, shape (g,).
     zeros, variances
-        Fractions of cells without a count, None for a likelihood of real numbers; and variances over the cells, whose
-        scores are those of their logarithms.
+        Fraction of cells without a count of the gene, None for real numbers; and variance over the cells. The scores of
+        variances are computed from their logarithms.
     """
 
     genes: tuple[str, ...]
@@ -148,9 +150,9 @@ def predictive_check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PredictiveCheck:
-    """Compare n cells in the model's genes, with batches if the model has them, with 2 or more replicates of them.
+    """Compare n observed cells with 2 or more simulated replicates of them.
 
-    `posterior` are the posteriors of these cells, on the CPU.
+    The cells have the model's genes, and batches if the model has them. `posterior` holds their posteriors, on the CPU.
     """
     batch_n = known_batches(model, counts)
     library_n = counts.library_n
@@ -178,11 +180,11 @@ def compare(
         evaluated_g = n * (detected_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_DETECTED
         # Half a cell keeps the score finite for a gene that is detected in every cell of every replicate.
         zeros = _statistic(observed.zero_g, 1 - detected_rg, evaluated_g, least_sd=0.5 / n, scale=lambda value: value)
-        # The variance of one count in n cells: variances of few large counts range over orders of magnitude.
+        # 1 / n is about the variance of a gene with a single count in n cells; it keeps the logarithm finite.
         least_g = np.full(len(evaluated_g), 1 / n)
     else:
         zeros, evaluated_g = None, observed.varies_g
-        # Keeps the logarithm finite also for the variances that are not evaluated.
+        # The value 1 keeps the logarithm finite for genes that are not evaluated.
         least_g = np.where(evaluated_g, _LEAST_VARIANCE * observed.variance_g, 1.0)
     variances = _statistic(
         observed.variance_g, variance_rg, evaluated_g, least_sd=1e-6, scale=lambda value: np.log(value + least_g)

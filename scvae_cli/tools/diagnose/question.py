@@ -1,4 +1,4 @@
-"""`diagnose` for the driver, and what the command line shows of a diagnosis."""
+"""`diagnose` for `scvae_cli.question`, and the text that the command line prints after it."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         return with_trainings(result, session.model, session.counts, options, train=self.train, progress=progress)
 
     def train(self, title: str, counts: Counts, config: RunConfig) -> Model:
-        """Train a model and show how far the training is."""
+        """Train a model and show the progress of the training."""
         self.shell.info(title)
         last = follow(fit(counts, config), self.shell, title="Training", brief=True)
         assert isinstance(last, Finished), "nothing stops this training"
@@ -83,12 +83,12 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         return statistic.summary() | {"worst": worst}
 
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers
-        cells = "held-out cells" if result.heldout else "cells, as too few were held out of the training,"
+        cells = "held-out cells" if result.heldout else "cells (too few were held out of the training)"
         return f"evaluated on {result.n_evaluated:,} {cells} of {result.n_cells:,}\n\n{page(result.verdicts)}\n"
 
     def next_step(self, result: Diagnosis) -> str:  # noqa: ARG002
         request, options = self.request, self.options
-        # An output is an .h5ad file that takes results, whatever the data is; no model lies beside it.
+        # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
         model = request.model if options.output is None else request.model_folder
         return shell_line(
             "embed",

@@ -1,9 +1,9 @@
 """Agreement of trainings that differ only in their random seeds.
 
-Every pair of embeddings of the same cells is aligned by the best translation, rotation, reflection and scale
-(Procrustes), in which two equally good latent spaces may differ; the variance that still differs measures instability.
-The nearest neighbors that two embeddings share measure the same for what usually follows, clustering and
-two-dimensional layouts.
+Two equally good latent spaces may differ by a translation, rotation, reflection and scale. Every pair of embeddings of
+the same cells is therefore aligned by the best of these transformations (Procrustes), and the variance that still
+differs measures instability. The fraction of nearest neighbors that two embeddings share shows how stable clusterings
+and two-dimensional layouts would be.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -25,7 +25,7 @@ from scvae_cli.model.bundle import Model
 
 MAX_CELLS = 5000
 NEIGHBORS = 15
-# Canonical axes are compared if they explain at least this fraction of what the first axis explains.
+# A canonical axis is compared if its strength is above this fraction of the strength of the first axis.
 _STRONG = 0.01
 
 
@@ -38,13 +38,13 @@ class Stability:
     n_trainings
         Number of trainings, the diagnosed model included.
     procrustes, procrustes_by_chance
-        Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction with the cells of
-        one embedding in random order.
+        Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction if the cells of
+        one embedding are put in random order.
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
     axis_correlation
-        Absolute correlation of canonical axes of the same rank, mean over the strong axes, which explain at least a
-        hundredth of what the first axis explains.
+        Mean absolute correlation of canonical axes of the same rank. The mean is over the strong axes: those that
+        explain more than a hundredth of what the first axis explains.
     heldout_elbo
         Mean ELBO of the held-out cells of each training, nats; trainings hold out different cells.
     """
@@ -74,8 +74,8 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
     Parameters
     ----------
     model, counts
-        The first training, and the cells that it was on (`scvae_cli.evaluation.retraining.model_trained_on`). All are
-        trained on; of more than 5,000 an even selection is embedded.
+        The first model, and the cells that it was trained on (`scvae_cli.evaluation.retraining.model_trained_on`). All
+        cells are used for training. If there are more than 5,000, only 5,000 evenly spaced cells are embedded.
     """
     config = requested_config(model)
     models = [model]

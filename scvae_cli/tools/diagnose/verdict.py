@@ -16,11 +16,11 @@ class Verdict:
     Parameters
     ----------
     topic
-        Topic in a few words; the verdicts of a diagnosis have different topics.
+        Topic in a few words; no two verdicts of a diagnosis have the same topic.
     level
         One of `LEVELS`.
     sentence, remedy
-        The finding, with its number; and advice, empty if nothing needs to be done.
+        The finding, with the measured number; and advice, which is empty if nothing needs to be done.
     """
 
     topic: str

@@ -1,4 +1,4 @@
-"""Where each cell lies in latent space, and with which uncertainty.
+"""The latent position of each cell, and its uncertainty.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -20,10 +20,9 @@ from scvae_cli.tools.embed.options import EmbedOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """Mean of q(z|x) and the diagonal of its covariance along the axes asked for, float32, shape (n, k).
+    """Posterior means and variances (the diagonal of the covariance) along the chosen axes, float32, shape (n, k).
 
-    `gain` is the number of nats by which refining raised the ELBO, mean over the cells; None for the encoder's
-    posteriors.
+    `gain` is the mean increase of the ELBO by refinement, nats per cell; None if the posteriors were not refined.
     """
 
     __repr__ = brief
@@ -33,7 +32,7 @@ class Embedding:
     gain: float | None = None
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """List the slots of the data to which the result is written."""
         return [
             Slot(group="obsm", key=names.embedding, value=self.mean_nk),
             Slot(group="obsm", key=names.latent_var, value=self.var_nk),
@@ -41,7 +40,7 @@ class Embedding:
 
 
 def embed(model: Model, counts: Counts, options: EmbedOptions, *, progress: Progress = silent) -> Embedding:
-    """Encode n cells in the model's genes; only refining needs their batches, since the encoder does not see them.
+    """Encode n cells with the model's genes. Batches are needed only for refinement: the encoder does not use them.
 
     Raises
     ------

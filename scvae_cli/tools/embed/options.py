@@ -1,4 +1,4 @@
-"""What `scvae embed` and `scvae_cli.embed` may be asked."""
+"""The options of `scvae embed` and `scvae_cli.embed`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class EmbedOptions(Reading, Writing):
     axes: Axes = option(
         "canonical",
         help="Latent axes: canonical (ordered by the variance of expression that they explain, and similar between "
-        "trainings) or training (those of the networks).",
+        "trainings) or training (the axes that the encoder and the decoder use).",
     )
     refine: int = option(
         0,
@@ -31,7 +31,7 @@ class EmbedOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """Refining evaluates the likelihood, which depends on the batch."""
+        """True for refinement, because it evaluates the likelihood, which depends on the batch."""
         return self.refine > 0
 
 

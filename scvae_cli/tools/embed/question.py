@@ -1,4 +1,4 @@
-"""`embed` as the driver runs it, and what the command line shows of it."""
+"""`embed` for `scvae_cli.question`, and the text that the command line prints after it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Embed(Question[EmbedOptions, Embedding]):
         if not ties:
             return ()
         named = ", ".join(f"{axis + 1} and {axis + 2}" for axis in ties)
-        return [f"axes {named} explain nearly as much: another training may swap or mix them"]
+        return [f"axes {named} explain nearly the same variance: another training may swap or mix them"]
 
     def next_step(self, result: Embedding) -> str:  # noqa: ARG002
         return f'sc.pp.neighbors(adata, use_rep="{self.names.embedding}")'

@@ -1,1 +1,1 @@
-"""What a model is, and which results a file holds."""
+"""Information on a model, or on the results in a file."""

@@ -1,4 +1,4 @@
-"""`info` as both shells run it."""
+"""`info` for the command line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
     Raises
     ------
     DataError, ModelError
-        For what cannot be opened.
+        If the model or the data cannot be opened.
     """
     target = request.data
     facts: dict[str, Any]

@@ -1,4 +1,4 @@
-"""What `scvae info` may be asked."""
+"""The options of `scvae info`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(Options):
-    """Whose results to list."""
+    """Which results are listed."""
 
     key_added: str = option("scvae", help='Name in the slots instead of "scvae".', panel=OUTPUT)
 

@@ -1,9 +1,10 @@
 """The score that a trajectory increases: a gene program, or any differentiable property of decoded values.
 
-The score of a gene program at a latent position is the mean, over the genes to increase, of the difference between the
-decoded gene and its mean over the cells, in standard deviations over the cells; minus the same mean over the genes to
-decrease. Genes are compared in their isometric coordinate, in which the noise of a count is the same at all expression
-levels, so that neither highly expressed nor noisy genes dominate the score.
+Each decoded gene is standardized: its mean over the cells is subtracted, and the difference is divided by its standard
+deviation over the cells. The score of a gene program at a latent position is the mean standardized value of the genes
+to increase minus the mean standardized value of the genes to decrease. Genes are compared in their isometric
+coordinate, in which the noise of a count is the same at all expression levels, so that neither highly expressed nor
+noisy genes dominate the score.
 
 Shapes: n cells or latent positions, k latent dimensions, g genes, c genes of the program.
 """
@@ -30,14 +31,15 @@ _LEAST_SD = 1e-3
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells at their posterior means.
 
-    `options` name the genes as the model does. Returns a differentiable function of latent positions on the device of
-    the model, (n, k) → (n,), and the scores of the cells, shape (n,).
+    The genes in `options` must have their names in the model. Returns a differentiable function of latent
+    positions on the device of the model, (n, k) → (n,), and the scores of the cells, shape (n,).
 
     Raises
     ------
-    DataError, ConfigError
-        For an unknown batch; for a function that does not map each cell to a finite number that torch can
-        differentiate.
+    DataError
+        For an unknown batch.
+    ConfigError
+        For a function that does not map each cell to a finite number that torch can differentiate.
     """
     decoded = decoder_at(model, options.library, options.batch_as)
     blocks = [block_nk.to(model.device) for block_nk in torch.split(mean_nk, BLOCK_CELLS)]
@@ -74,7 +76,7 @@ def _check(function: Callable[..., Tensor], name: str, decoded: Callable[[Tensor
         value_n = function(decoded(z_nk.detach().clone().requires_grad_(True)))
     if not isinstance(value_n, Tensor) or value_n.shape != (len(z_nk),):
         raise ConfigError(
-            f"{name} does not return one number per cell", "it must map a tensor (n, g) to a tensor of shape (n,)"
+            f"{name} does not return one number per cell", "it must map a tensor of shape (n, g) to one of shape (n,)"
         )
     if not value_n.requires_grad:
-        raise ConfigError(f"{name} has no gradient", "write it in torch, as a function of the tensor it receives")
+        raise ConfigError(f"{name} has no gradient", "compute it with torch from the tensor that the function receives")

@@ -1,10 +1,10 @@
 """Projected gradient ascent in latent space, within the region where cells are.
 
 Maximizes a score over the latent positions z where a density is high enough, −log p(z) ≤ c. A step follows the gradient
-of the score; where that would leave the region, it follows the boundary instead, and Newton's method corrects it back
-onto the boundary. A step that does not increase the score as expected from its slope is halved, so the score increases
-from point to point. At the end, the gradient is zero or points straight out of the region (the Karush–Kuhn–Tucker
-conditions): a local maximum, not always the global maximum of the region.
+of the score. A step that would leave the region follows the boundary instead, and Newton's method then moves the end of
+the step back onto the boundary. A step that does not increase the score as expected from its slope is halved, so the
+score increases from point to point. At the end, the gradient is zero or points straight out of the region (the
+Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not always the global maximum of the region.
 
 Shapes: n latent positions, k latent dimensions, t points of the path.
 """
@@ -22,7 +22,8 @@ from torch import Tensor
 # A differentiable function of latent positions, (n, k) → (n,).
 Score = Callable[[Tensor], Tensor]
 MAXIMUM, MAX_LENGTH, MAX_STEPS = "maximum", "max_length", "max_steps"
-# Latent length of a step, in standard deviations of the prior: the first and largest one, and the smallest one.
+# Latent length of a step, in standard deviations of the prior: the length of the first step, which
+# is also the largest one, and the smallest one.
 _LONGEST, _SHORTEST = 0.1, 1e-4
 # A step must increase the score by this fraction of the increase expected from the slope (Armijo).
 _EXPECTED = 0.1
@@ -43,9 +44,10 @@ class Ascent:
     Parameters
     ----------
     z_tk, score_t
-        Points of the path, the start first, in short steps of different lengths; their scores, increasing.
+        Points of the path from its start, at short and unequal distances, and the score at each point.
     stopped
-        Why it ends: at a local "maximum", at its largest length ("max_length") or number of steps ("max_steps").
+        Why the path ends: at a local maximum ("maximum"), at the largest length ("max_length") or at the largest number
+        of steps ("max_steps").
     """
 
     z_tk: np.ndarray
@@ -55,7 +57,7 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit, in nats; a path that starts outside must not go to lower densities."""
+    """Latent positions where −log p(z) ≤ limit, in nats; paths from outside must not go to lower densities."""
 
     log_prob: Score
     limit: float
@@ -69,9 +71,9 @@ def ascend(
     length: Callable[[Tensor, Tensor], float],
     max_length: float,
 ) -> Ascent:
-    """Increase a score from a starting position, within a region, or anywhere if it is None.
+    """Increase a score from a starting position within `region`, or anywhere if `region` is None.
 
-    `length` is the length of a step between two positions; the path ends at `max_length`.
+    `length` computes the length of a step between two positions. The path ends when its length reaches `max_length`.
     """
     z_k = start_k.detach().clone()
     value, slope_k = _with_slope(score, z_k)
@@ -102,7 +104,7 @@ def ascend(
             break
         added = length(z_k, moved)
         if total + added >= max_length:
-            # The last step is shortened; the score increases along it as far as it is linear.
+            # The last step is shortened. The score increases along it if the score is about linear there.
             z_k = z_k + (max_length - total) / added * (moved - z_k)
             points.append(z_k)
             values.append(_with_slope(score, z_k)[0])
@@ -120,7 +122,10 @@ def ascend(
 
 
 def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
-    """Move positions back into a region, shape (t, k): between two points of its boundary, they may be just outside."""
+    """Move positions back into a region, shape (t, k).
+
+    Positions that were interpolated between two points on the boundary may lie just outside the region.
+    """
     with torch.no_grad():
         limit = max(region.limit, float(-region.log_prob(z_tk[:1])))
     return torch.stack([_inside(region, z_k, limit) for z_k in z_tk])
@@ -129,7 +134,8 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
     """Compute a step along the gradient; at the boundary of the region, a step to the boundary and along it.
 
-    `margin` is the limit of −log density minus its value. Returns None if no step increases the score.
+    `margin` is the limit of −log density minus −log density at the current position. Returns None if no step
+    increases the score.
     """
     if not float(slope_k.norm()) > 0:
         return None
@@ -147,7 +153,7 @@ def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: floa
 
 
 def _inside(region: Region, z_k: Tensor, limit: float) -> Tensor:
-    """Return the position itself, or a nearby position on the boundary if it lies outside."""
+    """Return the position itself, or a nearby position on the boundary if the position lies outside the region."""
     for _ in range(_NEWTON_STEPS):
         log_prob, inward_k = _with_slope(region.log_prob, z_k)
         outside = -log_prob - limit

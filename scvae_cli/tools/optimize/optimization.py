@@ -1,8 +1,8 @@
 """A trajectory that increases the score of a gene program, in regions where cells are.
 
-The score is increased from the start by gradient ascent. If that ends at a lower maximum than gradient ascent from the
-cell with the highest score, a path to the higher maximum is constructed across the saddle point of the density between
-them; along that path, the score need not increase everywhere.
+The score is increased from the start by gradient ascent. Gradient ascent from the cell with the highest score may end
+at a higher maximum. In this case, a path from the start to the higher maximum is constructed across a saddle point of
+the density. Along such a path, the score need not increase everywhere.
 
 Shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -36,7 +36,8 @@ from scvae_cli.tools.trajectory.waypoints import positions
 
 # Default of the largest length, in units of the distance from the start to the farthest cell.
 _FARTHEST_CELLS = 5.0
-# Without a constraint, the start still lies where at most this fraction of the held-out cells lies at a higher density.
+# Without a constraint, all starting positions but the first still lie where at most this fraction of the held-out cells
+# lies at a higher density.
 _USUAL = 0.9
 # Two ends count as equally high if their scores differ by at most this many standard deviations over the cells.
 _EQUAL = 0.1
@@ -55,10 +56,10 @@ def optimize(
 ) -> Optimization:
     """Increase the score of a gene program from a population or a cell, and decode every step.
 
-    Gradient ascent starts at the densest position of the population. If it ends below the best cell, it is repeated
-    from `options.n_starts` positions of the population that are far from each other, and a path across a saddle point
-    to the maximum near the best cell is tried last. Of the paths whose ends are about as high as the highest end, the
-    first is used.
+    Gradient ascent starts at the densest position of the population. If the score at its end is lower
+    than that of the best cell, gradient ascent is repeated from other positions of the population that are far from
+    each other, `options.n_starts` positions in all. A path across a saddle point to the maximum near the best cell is
+    tried last. The result is the first path whose score at the end is about as high as the highest one.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def optimize(
     name, target
         Names of the result and of the end of the trajectory.
     groups_n
-        Group of each cell, None for a cell without a group, for the description of the steps.
+        Group of each cell, None for a cell without a group. The groups are used to describe the steps.
 
     Raises
     ------
@@ -186,7 +187,10 @@ def _to_best_maximum(
     *,
     above: float,
 ) -> Ascent | None:
-    """Find a path to the maximum near the best cell of the region; None if it is not higher, or cannot be reached."""
+    """Find a path to the maximum near the best cell of the region.
+
+    Returns None if the score of this maximum is not higher than `above`, or if no path was found.
+    """
     mean_nk = session.cells.mean_nk
     with torch.no_grad():
         blocks = torch.split(mean_nk, BLOCK_CELLS)

@@ -1,4 +1,4 @@
-"""What `scvae optimize` and `scvae_cli.optimize` may be asked."""
+"""Options of `scvae optimize` and `scvae_cli.optimize`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _GENES = "genes: A,B,C or @FILE, one gene per line"
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizeOptions(Reading, Drawing, Writing):
-    """Which genes increase and decrease along a trajectory, where it starts, and how far it goes."""
+    """Options that say which genes change along a trajectory, where the trajectory starts, and how far it goes."""
 
     toward: tuple[str, ...] | Callable[..., Any] = option(
         (),
@@ -80,7 +80,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """At least one gene, each on one side only, and one start."""
+        """Require at least one gene, no gene both to increase and to decrease, and exactly one start."""
         for side in ("toward", "away"):
             genes = getattr(self, side)
             if not callable(genes):
@@ -131,7 +131,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
         return self.name or (f"toward_{self.increased[0]}" if self.increased else f"away_{self.away[0]}")
 
     def record(self) -> dict[str, Any]:
-        """With the name of a function in place of the function."""
+        """Return the options as they are recorded, with the name of a function in place of the function."""
         return super().record() | {"name": self.result_name, "toward": self.increased}
 
 
@@ -148,8 +148,8 @@ OPTIMIZE = Verb(
     about="""Find a trajectory along which some genes increase (and others decrease), in regions with cells.
 
     The score is the mean standardized expression of the genes to increase minus that of the genes to decrease. Writes
-    the trajectory in the same way as interpolate, with the score of every step. Prints how the score at its end
-    compares with the scores of the cells. Warns if the score exceeds that of every cell, if the trajectory ends at a
-    local maximum, and about steps where no cells were observed.""",
+    the trajectory in the same way as interpolate, with the score of every step. Prints how the score at the end of
+    the trajectory compares with the scores of the cells. Warns if the score exceeds that of every cell,
+    if the trajectory ends at a local maximum, and about steps where no cells were observed.""",
     example="scvae optimize data.h5ad --toward Klf1,Car1 --away Irf8 --groupby cell_type --group MEP",
 )

@@ -1,4 +1,4 @@
-"""`optimize` as the driver runs it, and what the command line shows of it."""
+"""How `optimize` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         options = self.options
         self.name = options.result_name
         genes = self.session.genes
-        # The same options with genes as the model names them, and as people read them.
+        # The same options, once with the gene names of the model and once with the gene names that are printed.
         self.by_id = _renamed(options, genes.ids_of)
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
@@ -81,7 +81,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
             f"{facts['start']} → {self.shown.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
             f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it",
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
-            f"{facts['share_below']:.1%} of the cells have a lower score than its end",
+            f"{facts['share_below']:.1%} of the cells have a lower score than the end",
             f"ends at {_ENDS[facts['stopped']]}",
         ]
         return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])

@@ -17,7 +17,7 @@ from scvae_cli.tools.trajectory.result import Trajectory
 
 # A decrease of the score by more than this fraction of its total increase is reported.
 _REPORTED_DECREASE = 0.05
-# A local maximum above at least this fraction of the cells is not reported.
+# No warning about a local maximum is given if the score there is higher than that of at least this fraction of cells.
 _HIGH = 0.99
 
 
@@ -28,7 +28,7 @@ class Optimization:
     Parameters
     ----------
     toward, away
-        Genes to increase and to decrease; a function stands in `toward` by its name.
+        Genes to increase and to decrease; for a function, `toward` contains the name of the function.
     score_t
         Score of every step: in standard deviations over the cells for genes, the value of the function otherwise.
     best_score, best_cell
@@ -52,7 +52,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step after which all scores are higher than that of any cell; None if the end is not."""
+        """First step from which on all scores exceed the score of every cell; None if the last score does not."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
@@ -86,8 +86,8 @@ class Optimization:
         texts = []
         if self.decrease > _REPORTED_DECREASE * (self.score_t[-1] - self.score_t[0]):
             texts.append(
-                f"the score decreases by up to {self.decrease:.3g} on the way to a higher maximum; with --starts 1 it "
-                "only increases, and ends at a lower one"
+                f"the score decreases by up to {self.decrease:.3g} on the way to a higher maximum; with --starts 1, "
+                "the score only increases, but ends at a lower maximum"
             )
         if self.stopped == MAX_LENGTH:
             texts.append(
@@ -97,7 +97,7 @@ class Optimization:
         return texts
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the trajectory, with the scores beside its steps."""
+        """List the slots of the trajectory, with the score of every step."""
         sides = {"toward": self.toward, "away": self.away}
         facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
         facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}

@@ -1,10 +1,10 @@
-"""Paths between two latent positions across the saddle point of the density, where it stays as high as possible.
+"""Paths across a saddle point of the density: two latent positions are connected where the density is highest.
 
 Where the cells lie in two regions that are connected only by a narrow bridge, gradient ascent rarely finds the path
 between them. The path is therefore constructed from both ends. The neighbor graph of the cells yields a path whose
 least dense edge is as dense as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
 doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough everywhere, or cannot be increased.
+density is high enough everywhere. If this takes too many iterations, no path is found.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """
@@ -35,9 +35,10 @@ _BLOCK = 8192
 def across_saddle_point(
     graph: CellGraph, log_prob: Score, start_k: Tensor, end_k: Tensor, *, limit: float
 ) -> Tensor | None:
-    """Find a path along which −log density ≤ limit, in nats, between two positions on the device of the density.
+    """Find a path between two positions along which −log density ≤ limit, in nats.
 
-    Returns its points, both ends included, shape (t, k); None if no path was found.
+    Both positions must be on the torch device of the density. Returns the points of the path, both ends
+    included, shape (t, k); None if no path was found.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)
@@ -56,10 +57,14 @@ def across_saddle_point(
 
 
 def _bottleneck(graph: CellGraph, mean_mk: Tensor, log_prob: Score, nodes: list[int], limit: float) -> np.ndarray:
-    """Find the shortest path between two nodes over edges as dense as the limit, or as dense as possible."""
+    """Find the shortest path between two nodes over edges along which −log density ≤ limit.
+
+    If there is no such path, the limit is raised to the least value that connects the nodes.
+    """
     edges = sp.triu(graph.lengths).tocoo()
     nll_e = _largest_nll(mean_mk, log_prob, edges.row, edges.col)
-    # The path between two nodes in a minimum spanning tree has the smallest largest edge. Edges must not be zero.
+    # The path between two nodes in a minimum spanning tree has the smallest largest edge. No edge may be
+    # zero, because a zero means that there is no edge.
     least = nll_e.min() - 1
     tree = minimum_spanning_tree(sp.csr_matrix((nll_e - least, (edges.row, edges.col)), shape=edges.shape))
     _, before_m = dijkstra(tree, directed=False, indices=nodes[0], return_predecessors=True, unweighted=True)

@@ -1,15 +1,19 @@
 """Cells from which a perturbation is learned: groups, labels, and the terms that add up to the target's change.
 
-A group's cells under a label are compared with its control cells. The change of the target group is a sum of terms,
-each the change under a label in some groups. A single perturbation has one term, its change in the other groups. For a
-combination, B+C, that other groups have undergone, the change is half theirs under B+C, plus half of: the target's own
-changes under B and under C and the others' interaction (the change under B+C beyond the two). The first half is more
-certain, the second is the target's own. If the target has not undergone both parts, the first alone is used. A
-combination that no other group has undergone is the sum of its parts, each as observed in the target where possible.
+The change of a group under a label is the difference between its cells with that label and its control cells. The
+change predicted for the target group is a sum of terms. Each term is the change under one label in some groups. A
+single perturbation has one term: the change under the perturbation in the other groups.
+
+For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first is the
+change of the other groups under B+C. The second is the target's own change under B, plus its own change under C, plus
+the interaction in the other groups: their change under B+C minus their changes under B and under C. The first estimate
+is more certain; the second is specific to the target. Only the first is used if the target has not undergone both B and
+C, or if no other group has undergone all of B, C and B+C. For a combination that no other group has undergone, the
+changes under its parts are added, each observed in the target if possible, else in the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
-them matter: cells labeled B+C and C + B have the same perturbation. Where no cell has the given label, the control
-label is added or removed as a part: B+ctrl is found as B, and the part B of B+C as ctrl+B.
+them matter: cells labeled B+C and C + B have the same perturbation. If no cell has the given label, a label that
+differs only by the control as a part is used instead: B in place of B+ctrl, or ctrl+B in place of the part B of B+C.
 """
 
 from __future__ import annotations
@@ -24,13 +28,13 @@ from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
 
-# A change between fewer cells than this is too uncertain to use.
+# A change estimated from fewer treated or fewer control cells than this is too uncertain to use.
 MIN_CELLS = 5
 _SHOWN = 12
 
 
 class Term(NamedTuple):
-    """Change under a label in some groups, with its weight in the sum, which may be negative."""
+    """Change under a label in some groups, and the weight of this change in the sum; the weight may be negative."""
 
     weight: float
     label: str
@@ -44,11 +48,11 @@ class Design:
     Parameters
     ----------
     group, control, treated
-        Target group, and the labels of its cells before and after.
+        Target group, label of its control cells, and label of the perturbation to predict.
     parts
-        Labels of the single perturbations of a combination; empty for a single one.
+        Labels of the single perturbations in a combination; empty for a single perturbation.
     members
-        Ascending indices of the cells of every group under every label.
+        Ascending indices of the cells with each pair of group and label.
     """
 
     group: str
@@ -62,11 +66,11 @@ class Design:
         return self.members.get((group, label), np.empty(0, dtype=np.int64))
 
     def has(self, group: str, *labels: str) -> bool:
-        """Whether a group has enough cells under all of some labels, and enough control cells."""
+        """Whether a group has enough control cells, and enough cells under each of the given labels."""
         return all(len(self.rows(group, label)) >= MIN_CELLS for label in (self.control, *labels))
 
     def others(self, *labels: str) -> tuple[str, ...]:
-        """The other groups with enough cells under all of some labels, sorted by name."""
+        """The other groups with enough control cells and enough cells under each given label, sorted by name."""
         return tuple(group for group in self._groups if group != self.group and self.has(group, *labels))
 
     @property
@@ -76,7 +80,7 @@ class Design:
 
     @property
     def observed(self) -> bool:
-        """Whether the target has treated cells, which are used to judge the prediction but never to make it."""
+        """Whether the target has enough treated cells; they serve to judge the prediction, never to make it."""
         return self.has(self.group, self.treated)
 
     @property
@@ -86,7 +90,7 @@ class Design:
 
     @property
     def only_own_parts(self) -> bool:
-        """Whether all terms are the target's own: a combination that no other group has undergone."""
+        """Whether no other group has undergone a combination, but the target has undergone all of its parts."""
         return not self.sources and self.own_parts
 
     @property
@@ -103,18 +107,18 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """The parts of a combination, each observed in the target itself, else in the other groups."""
+        """One term for each part of a combination: its change in the target if observed, else in the other groups."""
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
 
     def contributors(self, term: Term) -> tuple[str, ...]:
-        """Groups that contribute to a term; for the target's own change, the target and then the others."""
+        """Groups that contribute to a term; for a term of the target alone, the target and then the other groups."""
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
     def learned_from(self) -> dict[str, tuple[str, ...]]:
-        """Groups that contribute to the change, by label; two terms of one label may have different ones."""
+        """For each label, the groups that contribute to any of its terms with a positive weight."""
         found: dict[str, tuple[str, ...]] = {}
         for term in self.terms:
             if term.weight > 0:
@@ -127,9 +131,9 @@ class Design:
 
     @property
     def checks(self) -> tuple[Design, ...]:
-        """Designs of all groups with treated cells that can be predicted without using them.
+        """Designs of the groups whose treated cells can be predicted without using these cells.
 
-        For a combination that no other group has undergone, designs of its parts.
+        For a combination that no other group has undergone, these are designs of its parts.
         """
         if self.sources:
             possible = [replace(self, group=group) for group in self._groups if group != self.group]
@@ -150,14 +154,14 @@ def design(
         As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
         any order. A treated label that no cell has is split at its plus signs.
     group_n, label_n, perturbation_key
-        Group and label of every cell, strings or None, shape (n,), and the labels' column, for messages.
+        Group and label of every cell, strings or None, shape (n,), and the column of obs with the labels.
 
     Raises
     ------
     ConfigError
-        When treated is control.
+        If treated and control are the same label, or if a combination has the same part twice.
     DataError
-        For labels that no cells have, a group without control cells, or no group to learn from.
+        If no cell has a label, if the group has too few control cells, or if there is no group to learn from.
     """
     group = matching(group, set(group_n) - {None}) or group
     control, treated, parts, label_n = _resolved(control, treated, label_n, perturbation_key)
@@ -184,7 +188,10 @@ def design(
 
 
 def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key: str | None) -> None:
-    """Refuse a model that removes the perturbation as a batch effect: no batch holds both control and treated cells."""
+    """Refuse a model with batches if no batch holds both control and treated cells.
+
+    Such a model removes the perturbation as a batch effect.
+    """
     if batch_n is None:
         return
 
@@ -196,14 +203,14 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
             raise ModelError(
                 f"no batch (obs[{batch_key!r}]) holds cells of both {design.control!r} and {label!r}, so the model "
                 "removes the perturbation as a batch effect",
-                "train without --batch-key, or with one whose batches hold both",
+                "train without --batch-key, or with a --batch-key whose batches hold cells of both labels",
             )
 
 
 def _resolved(
     control: str, treated: str, label_n: np.ndarray, key: str
 ) -> tuple[str, str, tuple[str, ...], np.ndarray]:
-    """Control, treated and its parts as the data spells them, and the cells' labels, one spelling per combination."""
+    """Control, treated and the parts of treated as the data spells them, and the cells' labels in one spelling each."""
     labels = PerturbationLabels.of(label_n, control, treated)
     listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
     start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)
@@ -229,5 +236,5 @@ def _resolved(
         )
     parts = () if missing else tuple(single for single in found if single is not None)
     if len(set(parts)) < len(parts):
-        raise ConfigError(f"--treated is {treated!r}", "combine different perturbations")
+        raise ConfigError(f"--treated {treated!r} names a perturbation twice", "combine different perturbations")
     return start, label or "+".join(pieces), parts, labels.label_n

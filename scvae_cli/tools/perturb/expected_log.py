@@ -2,9 +2,10 @@
 
 Changes of expression are reported and judged as differences of the mean of log(1 + 10⁴·x/library), the usual scale of
 single-cell analyses. The mean of a logarithm is not the logarithm of a mean: for a gene with at most one count in a
-cell, it is nearly proportional to the probability of that count. So it is summed over the distribution of the counts.
+cell, the mean of the logarithm is nearly proportional to the probability of that count. So the logarithm is averaged
+over the distribution of the counts.
 
-Shapes: n cells, g genes, t pairs of these whose counts may be large.
+Shapes: n cells, g genes, t pairs of a cell and a gene whose count may be large.
 """
 
 from __future__ import annotations
@@ -15,19 +16,20 @@ from torch import Tensor
 
 TARGET_SUM = 1e4
 # Counts below `_COUNTS` are summed one by one. Larger ones contribute an integral over their logarithm, by
-# Gauss–Legendre quadrature with `_POINTS` points. It reaches `_DEVIATIONS` standard deviations to either side of the
+# Gauss–Legendre quadrature with `_POINTS` points. It spans `_DEVIATIONS` standard deviations to either side of the
 # mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma distributions have long
-# upper tails. The relative error of the whole is at most 2 in 10,000.
+# upper tails. The relative error of the result is at most 2 in 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
-# A tail with less probability than this share of the sum before it is evaluated at its first count.
+# If the probability of all larger counts is below this share of the sum over the smaller ones, the logarithm of each
+# larger count is replaced by that of the first.
 _LEAST_TAIL = 1e-4
 
 
 def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n: Tensor) -> Tensor:
     """E[log(1 + s·x)] of zero-inflated negative binomial counts, shape (n, g).
 
-    Takes μ (float64), inverse dispersions (None for a Poisson), probabilities that a count is not a technical zero, and
-    s of each cell.
+    The arguments are μ (float64), the genes' inverse dispersions (None for Poisson counts), the probabilities that a
+    count is not a technical zero, and the scale s of each cell.
 
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> round(float(mean_log1p(0.001 * one, None, one, one[0])), 6)  # 0.001·log 2, nearly
@@ -57,7 +59,7 @@ def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Te
     # Ratio of variance to mean, with which the width of the distribution grows.
     dispersion_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
     reach_t = _DEVIATIONS * (mean_t * dispersion_t).sqrt()
-    # An integral in place of the sum starts half a count lower.
+    # An integral that replaces a sum over counts starts half a count lower.
     low_t = (mean_t - reach_t).clamp(min=_COUNTS - 0.5).log()
     high_t = (mean_t + reach_t + _BEYOND * dispersion_t).clamp(min=1.5 * _COUNTS).log()
     mass_t, sum_t = torch.zeros_like(mean_t), torch.zeros_like(mean_t)
@@ -79,5 +81,5 @@ def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Te
         term_t = weight * log_term_t.exp()
         mass_t += term_t
         sum_t += term_t * torch.log1p(scale_t * x_t)
-    # All terms are 0 where the tail is almost empty; then its first count stands for it.
+    # If the tail is almost empty, all terms are 0; then the result is the value at the first count of the tail.
     return torch.where(mass_t > 0, sum_t / mass_t.clamp(min=1e-300), torch.log1p(scale_t * _COUNTS))

@@ -30,7 +30,7 @@ _COMPARED |= {"additive": ("sum of the parts", "#0072B2")}
 
 
 def perturbation_figure(result: Perturbation, z_nk: np.ndarray, design: Design) -> Figure:
-    """Draw genes, cells and accuracies, for `save_figure`, outside pyplot.
+    """Draw genes, cells and accuracies in a figure for `save_figure`, which is not registered with pyplot.
 
     `z_nk` are positions of all cells along the canonical axes, and `design` has their groups and labels.
     """
@@ -79,7 +79,7 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
 
 
 def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits: tuple[float, float]) -> None:
-    """Write names beside the dots without overlap: upward of dots above the diagonal, downward of the others."""
+    """Write names beside the dots; to avoid overlap, names move up above the diagonal and down below it."""
     low, high = limits
     least, aside = 0.036 * (high - low), 0.025 * (high - low)
     line = {"arrowstyle": "-", "linewidth": 0.3, "color": OTHER_GROUPS, "shrinkA": 0, "shrinkB": 1}
@@ -87,7 +87,7 @@ def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits
         side = np.flatnonzero((y_t >= x_t) == (sign > 0))
         before = -np.inf
         for t in side[np.argsort(sign * y_t[side])]:
-            # Each name starts where the one before ends, in the direction in which names give way.
+            # Each name is at least one line beyond the name before, in the direction in which names move.
             before = max(sign * float(y_t[t]), before + least)
             axes.annotate(
                 shortened(names[t], 14), (x_t[t], y_t[t]), (x_t[t] - sign * aside, sign * before), size=5.5,
@@ -116,7 +116,7 @@ def _draw_cells(figure: Figure, result: Perturbation, z_nk: np.ndarray, design: 
     shown = [part for part in shown if len(part[0])]
     for all_nk, color, name in shown:
         some_nk = all_nk[even(np.arange(len(all_nk)), _MAX_DOTS)]
-        # The second coordinate is 0 where there is only one.
+        # With a single latent dimension, the second coordinate is 0.
         xy_n2 = np.pad(some_nk, ((0, 0), (0, max(0, 2 - some_nk.shape[1]))))[:, :2]
         size = float(np.clip(150 / np.sqrt(len(xy_n2)), 2.5, 10))
         style: dict[str, Any] = {"s": size, "c": color, "alpha": 0.7, "linewidths": 0, "rasterized": True}

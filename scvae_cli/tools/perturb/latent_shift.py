@@ -1,10 +1,10 @@
 """Shift of cells in latent space under a perturbation, learned from cells of other groups.
 
-Two methods. By centroids: a group shifts from the mean of its control cells to the mean of its treated cells, and the
-target cells shift as the groups do, with more weight on groups near their own (Lotfollahi et al. 2019,
-doi:10.1038/s41592-019-0494-8, weigh all groups alike). By matched cells: optimal transport pairs a group's control
-cells with its treated cells, each shifts to the mean of those it is paired with, and a target cell shifts as the
-control cells nearest to it do.
+There are two methods. With "centroid", a source group shifts from the mean of its control cells to the mean of its
+treated cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the
+target (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, weigh all groups alike). With "ot", optimal transport
+pairs the control cells of each source group with its treated cells. Each source control cell shifts to the mean of the
+treated cells that it is paired with. A target cell shifts by the mean shift of the source control cells nearest to it.
 
 Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
@@ -32,7 +32,7 @@ _SHARPNESS = 2.0
 
 @dataclass(frozen=True)
 class LatentShifts:
-    """Posterior means of the cells in the frame of the training, on the CPU; pairs of cells are computed once."""
+    """Posterior means of the cells in the latent coordinates of the training, on the CPU; cells are paired once."""
 
     mean_nk: Tensor
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -70,7 +70,7 @@ class LatentShifts:
         return step_rk[torch.as_tensor(near_mj)].mean(1)
 
     def _pairs(self, design: Design, group: str, label: str) -> tuple[Tensor, Tensor]:
-        """Control cells of a group, and the shift of each to the treated cells it is paired with."""
+        """Control cells of a group, and the shift of each to the mean of the treated cells that it is paired with."""
         if (group, label) not in self._paired:
             import ot
 

@@ -19,10 +19,10 @@ from scvae_cli.tools.perturb.result import TOP_GENES, Accuracy
 
 @dataclass(frozen=True)
 class Observed:
-    """Log expression of cells, log(1 + 10⁴·x/library); real numbers are not transformed."""
+    """Observed log expression of cells: log(1 + 10⁴·x/library) of counts; real numbers are not transformed."""
 
     counts: Counts
-    # Means and variances that were computed.
+    # Results that were already computed: means and variances, and shares with their squared errors.
     _known: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     _shares: dict[tuple[str, str], tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
@@ -42,7 +42,7 @@ class Observed:
         return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
-        """Mean change of the other groups, equally weighted; None where none has treated cells."""
+        """Mean change of the other groups, equally weighted; None if no other group has treated cells."""
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
@@ -63,7 +63,7 @@ class Observed:
         return order
 
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean share of the counts in a group's cells, or mean of real numbers, and its squared error, shapes (g,)."""
+        """Mean share of each gene in a cell's counts (or mean real number), and its squared error, both (g,)."""
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
             share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
@@ -74,7 +74,7 @@ class Observed:
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
         """Effect of a label on a group, and its squared standard error, each of shape (g,).
 
-        Log ratios of mean shares of the counts, each plus `pseudo`; for real numbers, differences of means.
+        For counts, log ratios of mean shares, after adding `pseudo` to each; for real numbers, differences of means.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)

@@ -10,7 +10,7 @@ from scvae_cli.options import option
 from scvae_cli.shared_options import Drawing, Reading, WritingNewCells
 from scvae_cli.verb import Verb
 
-# What hints say that they take.
+# What the options take, as the hints of error messages say it.
 _COLUMN, _LABEL = "a column of obs", "a label of the --perturbation-key column"
 
 Method = Literal["auto", "centroid", "ot"]
@@ -27,8 +27,9 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     group: str = option(help="Group whose response to predict.", takes="a group of the --groupby column", label=True)
     method: Method = option(
         "auto",
-        help="How to shift cells in latent space: centroid (like the means of the other groups), ot (like their cells, "
-        "paired by optimal transport), or auto (whichever predicts the other groups better).",
+        help="How to shift cells in latent space: centroid (by the shifts of the other groups' means), ot (by the "
+        "shifts of the other groups' cells, paired by optimal transport), or auto (the method that predicts the other "
+        "groups better).",
     )
     retrain: bool = option(
         False,
@@ -39,7 +40,7 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     seed: int = option(0, help="Random seed of the drawn counts.", least=0)
 
     def check(self) -> None:
-        """Two different columns, and two different labels."""
+        """Require two different columns, and two different labels."""
         if self.perturbation_key == self.groupby:
             raise ConfigError(
                 f"--perturbation-key and --groupby are both {self.groupby!r}",
@@ -59,10 +60,10 @@ PERTURB = Verb(
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
 
     The group's control cells are shifted in latent space as the perturbation shifted the cells of the other groups,
-    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too: the
-    correlation with the observed change is printed beside that of two simple predictions, the mean change of the other
-    groups and, for combinations, the sum of the changes by the parts. A change is a difference between means of
-    log(1 + 10⁴·count/library).""",
+    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too. The
+    correlation of the predicted with the observed change is printed, beside the correlations of two simple predictions:
+    the mean change of the other groups and, for combinations, the sum of the changes under the parts. A change is
+    a difference between means of log(1 + 10⁴·count/library).""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     returns="The predicted cells as an AnnData; None if they were written to an output. var holds the changes of the "

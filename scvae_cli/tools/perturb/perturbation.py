@@ -1,4 +1,4 @@
-"""A perturbation of one group: choose how to predict by the groups whose response was observed, then predict.
+"""Prediction of one group, by the recipe that is most accurate in the groups whose response was observed.
 
 Shapes: n cells.
 """
@@ -42,15 +42,15 @@ def perturb(
     Parameters
     ----------
     model, counts
-        The model, and n cells in its genes, with their batches where all are known.
+        The model, and n cells in its genes, with batches if the batch of every cell is known.
     design
         Cells from which the response is learned.
     options
-        Method, retraining, drawing.
+        Method, whether to retrain, and whether to draw counts.
     cells
         q(z|x) of the n cells; computed if None.
     follow
-        Runs a training, given a title and its events, and returns the last event.
+        Runs a training, given a title and the events of the training, and returns the last event.
 
     Raises
     ------

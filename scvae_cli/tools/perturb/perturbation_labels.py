@@ -1,4 +1,4 @@
-"""Labels of single and combined perturbations, found in any spelling of their parts.
+"""Labels of single and combined perturbations, found with their parts in any order and spacing.
 
 Shapes: n cells.
 """
@@ -22,11 +22,11 @@ class PerturbationLabels:
     label_n
         Label of every cell, or None, with one spelling for each set of parts; shape (n,).
     known
-        All labels, in order.
+        All labels, sorted.
     by_parts
         The label of each sorted set of parts.
     control_part
-        Label of the control, which as a part has no effect; None where the control is itself a combination.
+        Label of the control, which has no effect as a part of a label; None if the control is itself a combination.
 
     >>> cells = np.array(["ctrl", "B+ctrl", "ctrl + B", "C", "C+D", "D+C"], dtype=object)
     >>> labels = PerturbationLabels.of(cells, "ctrl", "D+C")
@@ -62,12 +62,12 @@ class PerturbationLabels:
         )
 
     def pieces(self, asked: object) -> tuple[str, ...]:
-        """The parts of a given label, in its order, without the control; empty for the control itself."""
+        """The parts of a given label, in the given order, without the control; empty for the control itself."""
         label = matching(asked, self.known) or as_label(asked) or ""
         return self._without_control(tuple(matching(part, self.known) or part for part in _parts(label)))
 
     def find(self, asked: object) -> str | None:
-        """The cells' label that a given one stands for; None where no cell has it in any spelling."""
+        """The label in the data that a given label stands for; None if no cell has the given label in any spelling."""
         exact = matching(asked, self.known)
         if exact is not None:
             return exact

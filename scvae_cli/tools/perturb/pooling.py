@@ -1,13 +1,14 @@
-"""One change made of several: of groups under the same perturbation, and of perturbations that were never combined.
+"""One change estimated from several: from several groups, or from several perturbations that were never combined.
 
-The change that a few cells show is uncertain, and the change of other groups may not apply to this one. So, gene by
-gene, the groups' changes are taken as draws around a common mean. Their true variance is estimated from how much more
-they differ than their errors explain (DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2), and the group's own
-change is shrunk to the others' mean according to the ratio of its error to that variance.
+A change estimated from a few cells is uncertain, and the change of other groups may differ from that of the target
+group. So, gene by gene, the groups' true changes are treated as draws around a common mean. The variance between groups
+is estimated from how much more the observed changes differ than their errors explain (DerSimonian & Laird 1986,
+doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other groups. The larger its
+squared error relative to the variance between groups, the more it is shrunk.
 
 Where two perturbations change a gene in opposite directions, or only one of them changes it, their changes add up.
-Where both raise it, or both lower it, their separate effects do not show whether the second adds to the first or has
-nothing left to do. Then the joint effect is the mean of the two cases: half the sum and half the stronger change.
+Where both raise it, or both lower it, the separate effects do not show whether they add up or whether the joint effect
+is only the stronger one. Then the result is the mean of the two cases: half the sum plus half the stronger change.
 
 Shapes: s groups, p perturbations, g genes.
 """
@@ -16,12 +17,12 @@ from __future__ import annotations
 
 import numpy as np
 
-# Stands for no error: small, but the square of its inverse is still finite.
+# Replaces a squared error of 0; the square of its inverse is still finite.
 _NO_ERROR = 1e-30
 
 
 def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
-    """Posterior mean of the first group's change, given the others' and all squared standard errors, shape (g,).
+    """Posterior mean of the first group's change, given all groups' changes and squared standard errors, shape (g,).
 
     >>> pooled(np.array([[3.0], [0.0], [0.0]]), np.array([[1.0], [1e-6], [1e-6]])).round(2)  # the others agree
     array([0.])
@@ -35,7 +36,7 @@ def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
     between_g = between_variance(change_sg, error_sg)
     weight_rg = 1 / (error_sg[1:] + between_g)
     others_g = (weight_rg * change_sg[1:]).sum(0) / weight_rg.sum(0)
-    # Variance of this group around the others' mean: that between groups, and the error of the mean.
+    # Variance of this group around the others' mean: variance between groups plus squared error of that mean.
     prior_g = between_g + 1 / weight_rg.sum(0)
     result: np.ndarray = others_g + prior_g / (prior_g + error_sg[0]) * (change_sg[0] - others_g)
     return result

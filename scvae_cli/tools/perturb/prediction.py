@@ -1,10 +1,11 @@
 """Expression of cells under a perturbation, learned from cells of other groups that have undergone it.
 
-A control cell shifts in latent space (`latent_shift.py`), and the decoder gives the ratio by which the expression rate
-of each gene changes with the shift. Because a decoder smooths, this ratio is mixed with the mean shift: the mean log
-ratio of the source groups' expression, without the model. The share of the mean shift is chosen by leaving groups out.
-The change applies to the target's own profile: decoded rates are scaled, gene by gene, so that the mean over control
-cells is the observed one. For real numbers, differences replace ratios.
+A control cell shifts in latent space (`latent_shift.py`), and the decoder gives the log ratio by which the expression
+rate of each gene changes with the shift. Because a decoder smooths, this log ratio is mixed with the mean shift: the
+mean log ratio of treated to control expression observed in the source groups, without the model. The share of the mean
+shift is chosen by predicting groups whose treated cells are left out. The change is applied to the target's own
+expression profile: decoded rates are scaled, gene by gene, so that their mean over control cells equals the observed
+mean. For real numbers, differences replace log ratios.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -36,7 +37,7 @@ from scvae_cli.tools.perturb.observed_change import Observed, pearson
 from scvae_cli.tools.perturb.pooling import combined, pooled
 from scvae_cli.tools.perturb.result import Changes, Check, Perturbation, Recipe
 
-# Means are taken over at most this many cells; more would hardly reduce their error.
+# Means are taken over at most this many cells; more cells would hardly reduce the error of the means.
 _MEAN_CELLS = 1000
 # Pseudo-count per cell of the reference library size, added to rates before a ratio is taken.
 _PSEUDO_COUNT = 0.05
@@ -71,8 +72,8 @@ class Shifted:
 class Predictor:
     """A model, and cells with their observed expression and latent positions.
 
-    `batch_n` are indices of the cells' batches; None for a model without batches or cells whose batches are not all
-    known, for which the decoded means are averaged over batches.
+    `batch_n` holds the index of each cell's batch. It is None for a model without batches. It is also None if the batch
+    of some cell is unknown; then the decoded means are averaged over the model's batches.
     """
 
     model: Model
@@ -189,7 +190,7 @@ class Predictor:
             assert isinstance(mean, Tensor)
             assert isinstance(kept, Tensor)
             means.append(mean.cpu().double())
-            # Of means that are 0, the ratio is 0.
+            # Where a mean is 0, the ratio is 0.
             least = means[-1].clamp(min=torch.finfo(torch.float32).tiny)
             keeps.append((kept.cpu().double() / least).clamp(0, 1) if inflated else torch.ones_like(least))
         return Decoded(torch.cat(means), torch.cat(keeps))
@@ -204,7 +205,11 @@ class Predictor:
         )
 
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
-        """The target's own shift pooled with that of other groups, or their mean, weighted by nearness, shape (g,)."""
+        """Observed shift of one term, shape (g,).
+
+        For a term of the target alone, the target's shift is pooled with those of the other groups. For any other term,
+        the result is the mean over its groups, with more weight on groups near the target.
+        """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]
         change_sg, error_sg = (np.stack(parts) for parts in zip(*effects, strict=True))

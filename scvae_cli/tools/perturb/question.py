@@ -1,4 +1,4 @@
-"""`perturb` as the driver runs it, and what the command line shows of it."""
+"""The steps of `scvae perturb`, which the driver calls, and the text that the command line prints."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if not result.checks:
             extent = f"their correlation is {agreement:.2f}"
         elif agreement <= 0:
-            extent = "they do not correlate, or do not in the other groups"
+            extent = "they do not correlate, or they do not correlate in the other groups"
         else:
             extent = f"their correlation is {agreement:.0%} of that in the other groups"
         return [
@@ -116,8 +116,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if not result.tested and result.recipe.mean_shift_share == 1:
             return ()
         return [
-            "the model was trained on the treated cells of these groups, so a group without treated cells is predicted "
-            "less accurately: --retrain measures how accurately"
+            "the model was trained on the treated cells of the groups in which the accuracy was measured, so a group "
+            "without treated cells is predicted less accurately; --retrain measures the accuracy for such a group"
         ]
 
     def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
@@ -161,7 +161,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """What the prediction is made of."""
+    """Sentence that says how the mean shift and the decoded change are mixed in the prediction."""
     share = result.recipe.mean_shift_share
     if share == 1 and result.treated not in result.sources:
         return (
@@ -169,12 +169,12 @@ def _mixture(result: Perturbation, measure: str) -> str:
             "direction, it is the mean of that sum and the strongest shift"
         )
     if share == 1:
-        return f"the prediction is the mean shift of these groups ({measure})"
+        return f"the prediction is the mean shift of the groups it was learned from ({measure})"
     if share == 0:
         return "the prediction is the change decoded by the model"
     return (
-        f"the prediction is {share:.0%} mean shift of these groups ({measure}) and {1 - share:.0%} change decoded by "
-        "the model"
+        f"the prediction is {share:.0%} mean shift of the groups it was learned from ({measure}) and {1 - share:.0%} "
+        "change decoded by the model"
     )
 
 
@@ -188,7 +188,7 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
         f"accuracy in groups with treated cells, by {'models' if held_out else 'a model'} {training}: correlation of "
-        "predicted and observed changes, all genes / 50 most significant genes (0 / 0 for no change)",
+        "predicted and observed changes, all genes / 50 most significant genes (0 / 0 for the prediction of no change)",
         f"{'group':<28}" + "".join(f"{headings[name]:>18}" for name in columns),
     ]
 
@@ -207,7 +207,9 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
         lines.append(row(title, [result.mean_accuracy(name) for name in columns]))
     predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
     if predicted is not None and mean_change is not None and mean_change.score > predicted.score:
-        lines.append("in these groups the mean change of the other groups is more accurate than this prediction")
+        lines.append("in the checked groups, the mean change of the other groups is more accurate than the prediction")
     if not result.tested and result.checks:
-        lines.append(f"no cells have the label {result.treated}, so these data cannot show how well its parts add up")
+        lines.append(
+            f"no other group has undergone {result.treated}, so no other group can show how well its parts add up"
+        )
     return lines

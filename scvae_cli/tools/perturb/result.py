@@ -38,13 +38,13 @@ class Accuracy(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Mean of the three, by which recipes are compared: it counts both the direction and the size of changes."""
+        """Mean of the three measures, used to compare recipes; it depends on the direction and the size of changes."""
         return (self.correlation + self.top_correlation + self.explained) / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Accuracy in one group whose response was observed, predicted without using its treated cells.
+    """Accuracy in one group whose response was observed; the change was learned without its treated cells.
 
     Parameters
     ----------
@@ -89,11 +89,12 @@ class Changes:
     Parameters
     ----------
     change_g, log2_fold_g
-        Predicted change, and log2 fold change of the expression rate; None for real numbers.
+        Predicted change, and predicted log2 fold change of the expression rate; the latter is None for real numbers.
     mean_change_g, additive_g
-        Mean change of the other groups; sum of the changes of a combination's parts. None where there is no such thing.
+        Baselines: mean change of the other groups, and sum of the changes under a combination's parts. A baseline that
+        cannot be computed is None.
     observed_g
-        Change of the group's own treated cells; None where there are none.
+        Observed change of the group itself; None if it has no treated cells.
     """
 
     change_g: np.ndarray
@@ -103,7 +104,7 @@ class Changes:
     observed_g: np.ndarray | None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """The changes that are there, by name."""
+        """The changes that are not None, by column name."""
         columns = {"change": self.change_g, "log2_fold_change": self.log2_fold_g, "mean_change": self.mean_change_g}
         columns |= {"additive": self.additive_g, "observed": self.observed_g}
         return {name: column_g for name, column_g in columns.items() if column_g is not None}
@@ -116,19 +117,20 @@ class Perturbation:
     Parameters
     ----------
     group, control, treated
-        Group, and the labels of its cells before and after.
+        Group, label of its control cells, and label of the predicted perturbation.
     sources
         For each label whose change was used, the groups it was learned from.
     cells, z_mk
         Indices of the control cells that were shifted, and their positions after the shift, along the canonical axes.
     off_manifold_m
-        Off-manifold score of each cell: share of held-out cells in denser positions.
+        Off-manifold score of each cell: share of the held-out cells that lie where the density is higher.
     checks, group_check
         Accuracy in other groups whose response was observed, and in the group itself, if it has treated cells.
     model_agreement
-        Correlation of the model's change with the mean shift, divided by its mean over the checked groups; without such
-        groups, the correlation itself. None with models trained without the treated cells, or where the change has only
-        the group's own parts. Below 0.75, the prediction is the mean shift.
+        Correlation of the change predicted by the model with the mean shift in this group, divided by the mean of this
+        correlation over the checked groups. Without checked groups, it is not divided. Below 0.75, the prediction is
+        the mean shift. None if the checks used retrained models, or if the change is learned only from the group's own
+        changes under the parts of the combination.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
@@ -157,7 +159,7 @@ class Perturbation:
 
     @property
     def off_manifold(self) -> float:
-        """Share of the cells where no cells were observed."""
+        """Share of the predicted cells that lie where no cells were observed."""
         return float((self.off_manifold_m > OFF_MANIFOLD).mean())
 
     @property
@@ -195,7 +197,7 @@ class Perturbation:
         }
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes in its own file, apart from the cells' names and labels."""
+        """Slots of the output file that hold the result, apart from the cells' names and labels."""
         found = self._asked
         if self.checks:
             kinds = {"group": object, "treated": object, "held_out": bool}

@@ -1,8 +1,8 @@
 """Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
 The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
-if the model was not trained on them either (`retrained_checks`): a model that was decodes the region where they lie,
-and the prediction looks more accurate than it will be for a group without treated cells.
+if the model was not trained on these cells either (`retrained_checks`). A model trained on them has learned to decode
+the region where they lie, so the prediction looks more accurate than it is for a group without treated cells.
 """
 
 from __future__ import annotations
@@ -25,16 +25,18 @@ from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 # Below this agreement of model and mean shift in a group, as a share of their agreement in the checked groups, the
 # prediction is the mean shift alone.
 LEAST_AGREEMENT = 0.75
-# Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on; then the share is
-# at least one half.
+# Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on, so the share is
+# at least one half unless the models are trained without the treated cells.
 SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
 def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
-    """The recipes to choose from, of one method or "auto" for all, given whether models are trained without the answer.
+    """The recipes to choose from, for one method, or for all methods if it is "auto".
 
-    Where the change consists only of parts that the group itself has undergone, there is no change for a model to
-    transfer from other groups, and no group that shows how well it adds shifts, so the prediction is the mean shift.
+    `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
+    whether the change consists only of the group's own changes under the parts of a combination. Then the model has no
+    change to transfer from other groups, and no group shows how well the model adds shifts, so the prediction is the
+    mean shift.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -77,19 +79,20 @@ def retrained_checks(
     *,
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
 ) -> list[dict[Recipe, Check]]:
-    """Train with the model's genes and settings, but without the treated cells of each group, and predict them.
+    """For each group, train a model of the same genes and settings without its treated cells, and predict them.
 
-    `follow` runs a training, given a title and its events, and returns the last event.
+    `follow` runs a training, given a title and the events of the training, and returns the last event.
 
     Raises
     ------
     DataError
-        When the model has batches and the data does not, or as `fit`.
+        If the model has batches and the data has none; otherwise as for `fit`.
     """
     if model.batches and counts.batch is None:
         key = model.config.data.batch_key
         raise DataError(
-            f"the model was trained with --batch-key {key}", f"add that column to the data, for training: obs[{key!r}]"
+            f"the model was trained with --batch-key {key}",
+            f"--retrain needs the batches of the cells: add the column obs[{key!r}] to the data",
         )
     config = model.config.of_all_genes()
     data, compute = replace(config.data, drop_empty=True), replace(config.compute, device=str(model.device))
@@ -106,7 +109,7 @@ def retrained_checks(
 
 
 def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe with the best mean score over the groups; the first where no group was observed."""
+    """The recipe with the best mean score over the groups; the first recipe if no group was observed."""
     if not checks:
         return recipes[0]
     scores = [float(np.mean([check[recipe].predicted.score for check in checks])) for recipe in recipes]
@@ -116,11 +119,11 @@ def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> 
 def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
     """Agreement of model and mean shift in a group, as a share of their agreement in groups with treated cells.
 
-    A model may place the treated cells of each group anywhere, and shifted cells of another group may then decode to
-    arbitrary expression, which no test on cells of its training shows. So the change that the model predicts for the
-    group is correlated with the mean shift, and the correlation divided by its mean over the checked groups. Without
-    such groups the result is the correlation itself; where their mean correlation is not positive it is 0, because then
-    there is no agreement to compare with.
+    A model may place the treated cells of each group anywhere in latent space. Shifted cells of another group may then
+    decode to arbitrary expression, and no test on the training cells shows this. So the change that the model predicts
+    for the group is correlated with the mean shift, and this correlation is divided by its mean over the checked
+    groups. Without checked groups, the result is the correlation itself. If the mean over the checked groups is not
+    positive, the result is 0, because there is no agreement to compare with.
     """
     known = [predictor.agreement(check, method) for check in checks]
     usual = float(np.mean(known)) if known else 1.0

@@ -1,4 +1,4 @@
-"""What `scvae pseudotime` and `scvae_cli.pseudotime` may be asked."""
+"""Options of `scvae pseudotime` and `scvae_cli.pseudotime`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHARED = "shared"
 
 @dataclass(frozen=True, kw_only=True)
 class PseudotimeOptions(Reading, Writing):
-    """Where the order of the cells begins, and where it may end."""
+    """Options that say where the order of the cells begins, and where it may end."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     root: str | None = option(None, help="Group at which pseudotime begins.", label=True)
@@ -32,11 +32,11 @@ class PseudotimeOptions(Reading, Writing):
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
-        """One root, and ends that differ from it and from each other."""
+        """Require exactly one root, and ends that differ from the root and from each other."""
         if self.root is not None and self.root_cell is not None:
             raise ConfigError("the root was given twice", "use one of --root and --root-cell")
         if self.root is None and self.root_cell is None:
-            raise ConfigError("an order needs --root (or --root-cell)", "name the group or cell at which it begins")
+            raise ConfigError("an order needs --root (or --root-cell)", "name the group or cell where the order begins")
         if self.root is not None and self.groupby is None:
             raise ConfigError(
                 "the group in --root needs --groupby",
@@ -50,7 +50,7 @@ class PseudotimeOptions(Reading, Writing):
                 raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
         if SHARED in self.ends:
             raise ConfigError(
-                f"an end is called {SHARED!r}, which is the branch of the cells that belong to no end",
+                f"no group in --to may be called {SHARED!r}: this is the branch of the cells that belong to no end",
                 "give that group another name in obs",
             )
 

@@ -21,7 +21,7 @@ from scvae_cli.session import Session
 from scvae_cli.tools.pseudotime.options import SHARED
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# A cell belongs to an end if the weight of the end is at least this.
+# A cell belongs to an end if the weight of the end for this cell is at least this value.
 _DECIDED = 0.8
 # Number of cells that represent all others in the search for the outermost cells of a root.
 _REFERENCES = 200
@@ -30,9 +30,9 @@ _REFERENCES = 200
 def pseudotime(session: Session, root: Population, ends: Sequence[Population], *, name: str, seed: int) -> Pseudotime:
     """Order cells by their distance from a root, and assign them to ends.
 
-    A population that is the root is represented by the tenth of its core that is farthest from the ends, or, without
-    ends, from all cells outside it. A population that is an end is represented by the tenth of its core that is
-    farthest from the root.
+    If the root is a population, it is represented by the tenth of its core that is farthest from the ends or, without
+    ends, from all cells outside the population. If an end is a population, it is represented by the tenth of its core
+    that is farthest from the root.
 
     Parameters
     ----------
@@ -120,7 +120,7 @@ def _weights(graph: CellGraph, from_root_m: np.ndarray, end_nodes: Sequence[np.n
     direct_e = np.asarray([from_root_m[nodes].mean() for nodes in end_nodes])
     detour_me = (from_root_m + to_end_em).T - direct_e
     least_m1 = detour_me.min(1, keepdims=True)
-    # The detour of typical cells on the path, which results from their spread across it.
+    # Cells on the path have a detour as well, because they are spread around the path. This is its typical size.
     usual = max(float(np.median(least_m1)), 1e-12)
     weight_me: np.ndarray = np.exp(-(detour_me - least_m1) / usual)
     weight_me /= weight_me.sum(1, keepdims=True)

@@ -1,4 +1,4 @@
-"""`pseudotime` as the driver runs it, and what the command line shows of it."""
+"""How `pseudotime` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
 
 
 class OrderCells(Question[PseudotimeOptions, Pseudotime]):
-    """Order the cells from a root."""
+    """Order the cells by their distance from a root."""
 
     def prepare(self) -> None:
         options = self.options

@@ -23,7 +23,7 @@ class Pseudotime:
     name, root, ends
         Names of the result, of the root and of the ends.
     root_cells, end_cells
-        Names of the cells that represent the root, and each end.
+        Names of the cells that represent the root, and of the cells that represent each end.
     pseudotime_n
         Smoothed distance from the root, divided by the largest one: 0 to 1.
     distance_n
@@ -55,7 +55,7 @@ class Pseudotime:
         return {branch: int((self.branch_n == branch).sum()) for branch in ((SHARED, *self.ends) if self.ends else ())}
 
     def warning(self) -> str | None:
-        """Say whether the neighbor graph is disconnected."""
+        """Return a warning if the neighbor graph is disconnected; None otherwise."""
         if self.n_components == 1:
             return None
         return (
@@ -81,7 +81,7 @@ class Pseudotime:
 
 
 def default_name(root: str) -> str:
-    """Make the name of an order of its root.
+    """Make the name of an order from the label of its root.
 
     >>> default_name("CD34+ HSC")
     'from_CD34_HSC'

@@ -1,7 +1,7 @@
 """Whether the genes of sampled cells have the means, variances and zero fractions of real cells.
 
 The real cells are split into two random halves. One half is the reference. Sampled cells are compared with it and, as
-a baseline, equally many cells of the other half. What exceeds the baseline is an error of the model.
+a baseline, equally many cells of the other half. A difference beyond the baseline is an error of the model.
 
 Shapes: n cells, g genes.
 """
@@ -17,15 +17,15 @@ import scipy.sparse as sp
 
 from scvae_cli.latent.gene_moments import Differences, GeneMoments
 
-# Fewer cells on a side are too few for a comparison.
+# A comparison needs at least this many sampled cells, and as many real ones.
 MIN_CELLS = 20
-# More real cells than this would not make it more precise.
+# At most this many real cells are used; more would not make the comparison more precise.
 MAX_CELLS = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How much n sampled and, as a baseline, n real cells differ from `n_real` other real cells."""
+    """Differences of `n_cells` sampled and (the baseline) as many real cells from `n_real` other real cells."""
 
     samples: Differences
     real: Differences
@@ -34,7 +34,10 @@ class Agreement:
 
 
 class Comparison:
-    """Compares `n_samples` sampled cells with real ones (CSR, n × g, halved by `seed`) while they are written."""
+    """Compares sampled cells with real ones while the sampled cells are written.
+
+    `real` (CSR, n × g) is split into two random halves by `seed`; `n_samples` is the number of sampled cells.
+    """
 
     def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int, of_counts: bool = True) -> None:
         self._of_counts = of_counts

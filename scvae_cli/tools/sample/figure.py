@@ -57,7 +57,7 @@ class Points:
 
 
 def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: GeneMoments) -> Figure:
-    """Positions of the cells, and comparisons of their genes; for `save_figure`, it is not registered with pyplot."""
+    """Draw cells and comparisons of their genes in a figure for `save_figure`, which is not registered with pyplot."""
     with house_style():
         figure = Figure((WIDTH, _TOP + _TITLE + _PLANE_HEIGHT + _BOTTOM))
         write(figure, 0.1, _TITLE_LINE, _title(result), size=9, weight="bold")
@@ -152,5 +152,5 @@ def _draw_scores(axes: Axes, result: Sampled) -> None:
 
 
 def _plane(z_nk: np.ndarray) -> np.ndarray:
-    """The first two coordinates; the second is 0 where there is one."""
+    """The first two coordinates; with a single latent dimension, the second is 0."""
     return np.pad(z_nk, ((0, 0), (0, max(0, 2 - z_nk.shape[1]))))[:, :2]

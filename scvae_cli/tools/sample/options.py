@@ -1,4 +1,4 @@
-"""What `scvae sample` and `scvae_cli.sample` may be asked."""
+"""Options of `scvae sample` and `scvae_cli.sample`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
         None, help="Group from whose latent positions to draw, instead of --from.", label=True, panel=SAMPLING
     )
     prototype: bool = option(
-        False, help="Decode one typical cell instead, at the center of the latent space (z = 0).", panel=SAMPLING
+        False,
+        help="Decode one typical cell (z = 0, the center of the latent space) instead of drawing cells.",
+        panel=SAMPLING,
     )
     avoid_holes: bool = option(
         False, help="Reject draws that lie in holes (off-manifold score above 0.95).", panel=SAMPLING
@@ -53,7 +55,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
 
     def check(self) -> None:
-        """Either cells or the prototype, from one source, and a figure only of drawn counts."""
+        """Require a number of cells or the prototype, at most one source, and drawn counts for a figure."""
         if self.prototype:
             self._check_prototype()
         elif self.n is None:
@@ -95,10 +97,10 @@ SAMPLE = Verb(
     about="""Draw new cells: latent positions, and counts from the likelihood.
 
     The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
-    written to a file of their own, with their library size, obs["scvae_library"], and off-manifold score,
-    obs["scvae_off_manifold"]: above 0.95, a cell lies in a hole of latent space, where no cells were observed. The
-    genes' means, variances and zero fractions are compared with those of real cells; the differences between
-    two halves of the real cells are shown for reference.""",
+    written to a file of their own, with their library size in obs["scvae_library"] and their off-manifold score in
+    obs["scvae_off_manifold"]. A cell with a score above 0.95 lies in a hole of latent space, where no cells were
+    observed. The genes' means, variances and zero fractions are compared with those of real cells; the differences
+    between two halves of the real cells are shown for reference.""",
     example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
     returns="The new cells as an AnnData; None if they were written to an output.",
 )

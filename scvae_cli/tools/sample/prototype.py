@@ -34,15 +34,15 @@ class Prototype:
     ----------
     mean_g, average_g, change_g
         Expected counts, lowered by zero inflation, float32; counts of the average training cell at the same library
-        size; and the difference of the two in Fisher–Rao coordinates, standard deviations of a count.
+        size; and the difference of the two in Fisher–Rao coordinates, in standard deviations of a count.
     z_k, off_manifold
-        Latent position, all zero, and share of the held-out cells' posterior samples that lie where the density is
-        higher.
+        Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
+        where the density is higher.
     library
         Library size; None for real numbers.
     batch_as, batch_key
-        Batch it was decoded in, "average" for the average over batches, and the column of obs that names batches;
-        None for a model without batches.
+        Batch in which z = 0 was decoded ("average" for the average over batches), and column of obs that names
+        batches; both are None for a model without batches.
     """
 
     mean_g: np.ndarray
@@ -60,7 +60,7 @@ class Prototype:
         return iter([self.mean_g[None]])
 
     def cell_names(self) -> np.ndarray:
-        """Its name."""
+        """Name of the prototype, shape (1,)."""
         return np.asarray(["prototype"], dtype=object)
 
     def top_genes(self, n: int) -> np.ndarray:
@@ -68,7 +68,7 @@ class Prototype:
         return np.argsort(-np.abs(self.change_g), kind="stable")[:n]
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """Slots of the output file that hold the result."""
         slots = [Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32))]
         if self.library is not None:
             slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
@@ -84,7 +84,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     Parameters
     ----------
     model, counts
-        What decodes, and real cells in its genes; the held-out ones are left out of the average.
+        The model that decodes, and real cells in its genes; cells held out of training are left out of the average.
     options
         Library size ("median" or a number), batch ("average" or a category), and the seed of the posterior samples
         behind the off-manifold score.

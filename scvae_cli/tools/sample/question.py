@@ -1,4 +1,4 @@
-"""`sample` as the driver runs it, and what the command line shows of it."""
+"""The steps of `scvae sample`, which the driver calls, and the text that the command line prints."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         drawn = result if isinstance(result, Sampled) else None
         scores = None if drawn is None else drawn.scores
         agreement = None
-        # With other library sizes than the observed ones, the genes differ too.
+        # Library sizes other than the observed ones change the genes' moments, so the comparison would be misleading.
         if self.comparison is not None and options.library_or_default == "observed":
             agreement = self.comparison.agreement()
         return {
@@ -139,8 +139,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             )
         else:
             lines.append(
-                f"{result.in_holes:.1%} of the cells lie in holes (off-manifold score above {OFF_MANIFOLD}); of "
-                "held-out cells, 5% do"
+                f"{result.in_holes:.1%} of the cells lie in holes (off-manifold score above {OFF_MANIFOLD}), "
+                "compared with 5% of held-out cells"
             )
         return lines
 
@@ -185,4 +185,4 @@ def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
         rows["zero_fraction"] = "zero fractions, difference"
     for name, label in rows.items():
         lines.append(f"{label:<36}{samples[name]:>10.3f}{real[name]:>12.3f}")
-    return [*lines, f"(root mean squares over the genes, {agreement['n_cells']:,} cells each)"]
+    return [*lines, f"(root mean squares over the genes; {agreement['n_cells']:,} cells in each column)"]

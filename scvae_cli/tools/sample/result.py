@@ -37,7 +37,7 @@ class SourceScores:
 
     @property
     def gain(self) -> float:
-        """By how many nats per cell."""
+        """By how many nats per cell the cells are more likely under the better distribution."""
         return abs(self.density - self.prior)
 
 
@@ -48,7 +48,7 @@ class Sampled:
     Parameters
     ----------
     source, scores
-        "prior", "density" or "group", and the comparison of the prior and the density; None for a group.
+        "prior", "density" or "group", and the comparison of the prior and the density; for a group, `scores` is None.
     group
         Column of obs and group from whose cells the new ones were drawn, or None.
     z_nk
@@ -57,14 +57,14 @@ class Sampled:
         Library size at which each cell was decoded, shape (n,); None for real numbers.
     batch_n, batch_key, batch_as
         Name of the batch in which each cell was decoded, shape (n,), the column of obs that names batches, and the
-        batch that all cells were decoded in, or "drawn"; None for a model without batches.
+        batch that all cells were decoded in, or "drawn"; all three are None for a model without batches.
     off_manifold_n
-        Share of the held-out cells' posterior samples that lie where the density is higher, shape (n,).
+        Off-manifold score: share of the held-out cells' posterior samples where the density is higher, shape (n,).
     n_proposed
-        Number of draws, with those that were rejected.
+        Number of draws, including the rejected ones.
     blocks
-        The counts, float32, as consecutive blocks of rows, which are computed when they are read, and only once: CSR;
-        dense for expected counts and for real numbers.
+        The counts, float32, as consecutive blocks of rows: dense for expected counts and for real numbers, else CSR. A
+        block is computed when it is read, and can be read only once.
     """
 
     __repr__ = brief
@@ -96,7 +96,7 @@ class Sampled:
         return np.asarray([f"sample_{i}" for i in range(len(self.z_nk))], dtype=object)
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """Slots of the output file that hold the result."""
         slots = [Slot(group="obs", key=names.off_manifold, value=self.off_manifold_n)]
         if self.library_n is not None:
             slots.append(Slot(group="obs", key=names.library, value=self.library_n))

@@ -1,9 +1,10 @@
 """New cells: latent positions from the prior, the density of the training cells or a group's cells, then counts.
 
-A group is sampled through its own cells, since the density describes small groups badly: a cell is picked at random,
-and a position is drawn from its posterior. That is a draw from the aggregated posterior of the group.
+A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
+at random, and a position is drawn from the posterior of that cell. This is a draw from the aggregated posterior of the
+group.
 
-Positions are drawn in the frame of the training; the result is along the canonical axes.
+Positions are drawn in the latent coordinates of the training; the result has positions along the canonical axes.
 
 Shapes: n sampled cells, m proposed ones, c cells of the data, k latent dimensions.
 """
@@ -46,10 +47,10 @@ _NEIGHBORS = 20
 _SAMPLES = 5
 # Number of draws whose density is evaluated at once.
 _BLOCK = 4096
-# After the first number of draws, sampling stops if less than the second share of them was accepted.
+# After `_MIN_PROPOSED` draws, sampling stops if less than the share `_MIN_ACCEPTED` of the draws was accepted.
 _MIN_PROPOSED, _MIN_ACCEPTED = 5_000, 0.01
 
-# Makes a number of draws: positions (m, k), and the index of the real cell of each (m,), if it comes from one.
+# Makes m draws: positions (m, k), and the index of the real cell that each comes from (m,), or None for no such cells.
 Propose = Callable[[int], tuple[Tensor, np.ndarray | None]]
 
 
@@ -66,10 +67,10 @@ def sample(
     Parameters
     ----------
     model, counts
-        What decodes, and c real cells in its genes. They decide between the sources and give the library sizes and the
-        group's positions; their `batch` may be None.
+        The model that decodes, and c real cells in its genes. The real cells decide between the sources, and give the
+        library sizes and the group's positions; their `batch` may be None.
     options
-        `n` is given. `source` "auto" takes the density under which held-out cells are more likely. `library`
+        `n` must be given. `source` "auto" takes the density under which held-out cells are more likely. `library`
         "observed" takes the library size of a real cell near each new one (of the same batch if known), or that of
         the group's cell. `batch_as` "drawn" takes the batches by their share of the training cells, or the batch of
         the group's cell.
@@ -135,10 +136,10 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
-    """Posterior samples of the held-out cells in the data, to which draws are compared; whether they were held out.
+    """Posterior samples of held-out cells in the data, to which draws are compared, and whether they were held out.
 
     All cells are used if the data holds fewer than ten of the held-out cells. The samples, shape (c × samples, k), are
-    in the frame of the training.
+    in the latent coordinates of the training.
     """
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
@@ -207,7 +208,7 @@ def accepted(
 
 
 def _log_prob(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    # In blocks, since it takes a vector for every pair of a position and a component.
+    # In blocks, because the computation holds a vector for every pair of a position and a component.
     return torch.cat([density.log_prob(block_nk) for block_nk in torch.split(z_nk, _BLOCK)])
 
 
@@ -272,5 +273,5 @@ def _nearby_libraries(
 
 
 def _stream(seed: int, stream: int) -> int:
-    """The seed of one of the streams."""
+    """The seed of one of the streams of random numbers."""
     return int(np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1)[0])

@@ -1,17 +1,18 @@
-"""How well a cell should fit the model, learned from cells simulated from the model, and p-values for a worse fit.
+"""The expected fit of a cell to the model, learned from cells simulated from the model, and p-values for a worse fit.
 
-A cell can be unlike the model in two ways: the decoder explains its counts badly, or its latent position is one where
-the model has few cells. Both are parts of a lower bound on log p(x): E_q[log p(x|z)] and −KL(q ‖ density). Each is
-evaluated separately, since the chance variation of the first, tens of nats per cell, would hide the second.
+A cell can be unlike the model in two ways: the decoder explains its counts badly, or the model has few cells at its
+latent position. A lower bound on log p(x) has one term for each: E_q[log p(x|z)] and −KL(q ‖ density). The terms are
+evaluated separately, because the first varies by tens of nats between cells by chance, which would hide the second.
 
 How well counts are explained depends on their number and on the cell's state: shallow cells, and cells of a type that
-expresses few genes, are easier to explain. Cells are therefore not compared with all simulated cells directly. The mean
-and the standard deviation of both parts are learned from the simulated cells as functions of library size and batch,
-those of the first part also as functions of the latent position. The score of a cell is its distance below the mean in
-standard deviations, combined over the two parts. Thus all simulated cells inform the reference at every library size,
-and the p-value is the share of them with the same score or a higher one. Shares that are too small to be counted are
-extrapolated with a tail distribution fitted to the highest scores, as is done where permutations are few (Knijnenburg
-et al. 2009, doi:10.1093/bioinformatics/btp211). Without it no cell among many could ever become significant.
+expresses few genes, are easier to explain. Cells are therefore not compared with all simulated cells directly. Instead,
+the mean and the standard deviation of each term are learned from the simulated cells, as functions of library size and
+batch; for the first term, they are also functions of the latent position. The score of a cell is its distance below the
+mean in standard deviations, combined over the two terms. The p-value is the share of the simulated cells with the same
+score or a higher one. All simulated cells can be used for cells of any library size. Shares that are too small to be
+counted are extrapolated with a tail distribution fitted to the highest scores, as for permutation tests with few
+permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without this extrapolation, no cell could be
+significant after adjustment for many cells.
 
 Shapes: n cells, k latent dimensions, b batches, f features, m excesses.
 """
@@ -24,11 +25,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 _FOLDS = 5
-# Weights of the ridge penalties, in numbers of pseudo-observations without any dependence on the features.
+# Weights of the ridge penalties, as numbers of pseudo-observations that do not depend on the features.
 _MEAN_RIDGE, _SPREAD_RIDGE = 1.0, 50.0
-# Features are clipped at this many standard deviations of the simulated cells, so that nothing is extrapolated.
+# Features are clipped at this many standard deviations of the simulated cells, to avoid extrapolation.
 _CLIP = 4.0
-# Residuals are at least this share of the mean residual, so that the logarithms of tiny ones do not dominate.
+# Residuals are raised to at least this share of the mean residual, so that logarithms of tiny ones do not dominate.
 _SMALLEST = 0.1
 # Share of the simulated cells, those with the highest scores, to which the tail is fitted.
 _TAIL = 0.05
@@ -36,9 +37,9 @@ _TAIL = 0.05
 
 @dataclass(frozen=True)
 class Covariates:
-    """What the expected fit of a cell may depend on: its library size, the index of its batch, its posterior mean.
+    """The properties of cells that their expected fit may depend on: library size, batch index and posterior mean.
 
-    `mean_nk` is None for a fit whose expectation must not depend on the position.
+    `mean_nk` is None if the expected fit must not depend on the latent position.
     """
 
     library_n: np.ndarray
@@ -48,9 +49,10 @@ class Covariates:
 
 @dataclass(frozen=True)
 class CellFit:
-    """How well the counts of some cells are explained, and how common their positions are.
+    """How well the counts of some cells are explained, and how common their latent positions are.
 
-    E_q[log p(x|z)] in nats, −KL(q ‖ density) in nats up to a constant, and the covariates with positions.
+    The fields are E_q[log p(x|z)] in nats, −KL(q ‖ density) in nats up to a constant, and the covariates including the
+    latent positions.
     """
 
     log_likelihood_n: np.ndarray
@@ -59,7 +61,7 @@ class CellFit:
 
     @property
     def parts(self) -> list[tuple[np.ndarray, Covariates]]:
-        """Both fits, each with its covariates: a position that explained its own rarity would never be rare."""
+        """Both fits with their covariates, for the second without the position: else no position would be rare."""
         without_position = replace(self.covariates, mean_nk=None)
         return [(self.log_likelihood_n, self.covariates), (self.negative_kl_n, without_position)]
 
@@ -112,7 +114,7 @@ class _Expectation:
 
 
 class ExpectedFit:
-    """The fit that is expected of a cell with given covariates, learned from simulated cells; higher is better.
+    """The expected fit of a cell with given covariates, learned from simulated cells; a higher fit is better.
 
     `n_batches` is 0 or 1 for a model without batches.
     """
@@ -121,7 +123,7 @@ class ExpectedFit:
         self._features = _Features.of(covariates, n_batches)
         features_nf = self._features(covariates)
         self._expectation = _Expectation(features_nf, fit_n)
-        # A simulated cell is compared with an expectation that was learned without it, as is every other cell.
+        # Cross-validation: like a real cell, a simulated cell is compared with an expectation learned without it.
         self.shortfall_n = np.empty(len(fit_n))
         fold_n = np.arange(len(fit_n)) % _FOLDS
         for fold in range(_FOLDS):
@@ -143,15 +145,15 @@ class Calibration:
         self._ascending = np.sort(self.score_n)
 
     def score(self, cells: CellFit) -> np.ndarray:
-        """How many standard deviations each cell fits worse than expected, both parts combined; shape (n,)."""
+        """How many standard deviations each cell fits worse than expected, combined over both parts; shape (n,)."""
         pairs = zip(self._expected, cells.parts, strict=True)
         return _combined([expected.shortfall(*part) for expected, part in pairs])
 
     def p_value(self, score_n: np.ndarray) -> np.ndarray:
         """Share of the simulated cells with the same score or a higher one, shape (n,).
 
-        Shares above 5% are counted, with the cell itself as one of the simulated cells; smaller ones are read from the
-        fitted tail.
+        Shares above 5% are counted, with the cell itself counted as one of the simulated cells. Smaller shares are
+        computed from the fitted tail.
         """
         n_simulated = len(self._ascending)
         below_n = np.searchsorted(self._ascending, score_n, side="left")
@@ -167,8 +169,8 @@ class Calibration:
 class ParetoTail:
     """A generalized Pareto distribution of excesses over a threshold.
 
-    Shape 0 is an exponential tail, larger shapes are heavier. Negative ones are not used: such a tail ends, and the
-    p-value of a cell beyond its end would be 0 because of a few simulated cells.
+    Shape 0 is an exponential tail, and tails with larger shapes are heavier. Negative shapes are not used: such a tail
+    has an upper end, estimated from few simulated cells, and a cell beyond it would have a p-value of 0.
     """
 
     shape: float
@@ -198,7 +200,8 @@ class ParetoTail:
 def adjusted(p_n: np.ndarray) -> np.ndarray:
     """p-values adjusted after Benjamini and Hochberg (1995), shape (n,).
 
-    If all cells with an adjusted p-value up to q are called anomalies, the expected share of false ones is at most q.
+    If all cells with an adjusted p-value of at most q are called anomalies, the expected share of false anomalies among
+    them is at most q.
 
     >>> adjusted(np.array([0.01, 0.5, 0.02])).tolist()
     [0.03, 0.5, 0.03]

@@ -18,7 +18,7 @@ _HEIGHT, _TOP, _TALL, _WIDE = 2.75, 0.3, 2.0, 1.95
 _GRAY, _BLUE, _ANOMALY = "#8C8C8C", "#0072B2", OFF
 _P_BINS = 20
 _MAX_DOTS = 20_000
-# A bin of library size holds at least this many simulated cells, for the sake of its quantiles.
+# Minimum number of simulated cells in a bin of library size, so that the quantiles are precise; largest number of bins.
 _CELLS_PER_BIN, _MAX_BINS = 200, 12
 _SCORE_LABEL = "score (s.d. worse than expected)"
 
@@ -26,14 +26,14 @@ _SCORE_LABEL = "score (s.d. worse than expected)"
 def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr: float) -> Figure:
     """Draw scores in three panels, for `save_figure`; the figure is not registered with pyplot.
 
-    The last panel is a plane with the cells at `xy_n2`, its axes have `names`, and anomalies are those at the false
-    discovery rate `fdr`.
+    The last panel shows the cells at `xy_n2`, with `names` as axis labels. Anomalies are the cells that are significant
+    at the false discovery rate `fdr`.
     """
     is_anomaly_n = scores.anomalies(fdr)
     with house_style():
         figure = Figure((WIDTH, _HEIGHT))
         lefts = (0.42, 3.0, 5.45)
-        # Real numbers have no library size: all are 1.
+        # Real numbers have no library size: the library size of every cell is 1.
         has_library = bool((scores.library != 1).any())
         titles = ("p-values", f"Score by {'library size' if has_library else 'reconstruction'}", "Anomalies")
         parts = []

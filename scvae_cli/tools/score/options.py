@@ -1,4 +1,4 @@
-"""What `scvae score` and `scvae_cli.score` may be asked."""
+"""The options of `scvae score` and `scvae_cli.score`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ScoreOptions(Reading, Drawing, Writing):
         4000, flags=("--simulated",), help="Number of cells to simulate from the model for comparison.", least=100
     )
     fdr: float = option(
-        0.05, help="False discovery rate at which a cell counts as an anomaly.", above=0, below=1, in_record=False
+        0.05, help="False discovery rate at which cells are called anomalies.", above=0, below=1, in_record=False
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     @property
     def needs_batch(self) -> bool:
-        """The likelihood of a cell depends on its batch."""
+        """Always True, because the likelihood of a cell depends on its batch."""
         return True
 
 
@@ -36,11 +36,11 @@ SCORE = Verb(
     about="""Write how likely each cell is under the model, and whether it is an anomaly.
 
     Writes, in nats, obs["scvae_elbo"] and its parts obs["scvae_reconstruction"] and obs["scvae_kl"]; the tighter,
-    importance-weighted bound obs["scvae_iwae"]; and obs["scvae_iwae_density"], the same bound with the distribution
-    of the training cells in latent space in place of the prior.
+    importance-weighted bound obs["scvae_iwae"]; and obs["scvae_iwae_density"], the same bound with the fitted latent
+    density of the training cells in place of the prior.
 
-    obs["scvae_anomaly_p"] is a p-value: the share of cells simulated from the model that fit it as badly as this cell
-    or worse, given their library sizes and batches. obs["scvae_anomaly_p_adjusted"] is adjusted to control the false
-    discovery rate.""",
+    obs["scvae_anomaly_p"] is a p-value: the share of simulated cells that fit the model as badly as this cell or
+    worse, after accounting for library size and batch. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to
+    control the false discovery rate.""",
     example="scvae score data.h5ad --plot scores.png",
 )

@@ -1,4 +1,4 @@
-"""`score` as the driver runs it, and what the command line shows of it."""
+"""`score` for `scvae_cli.question`, and the text that the command line prints after it."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Score(Question[ScoreOptions, Scores]):
         if facts["heldout_below_05"] is not None:
             lines.append(
                 f"{facts['heldout_below_05']:.1%} of the {facts['n_heldout']:,} held-out cells have p ≤ "
-                f"{NOMINAL_LEVEL:g}; {NOMINAL_LEVEL:.0%} is expected if the model fits them"
+                f"{NOMINAL_LEVEL:g}; {NOMINAL_LEVEL:.0%} is expected if the model fits these cells"
             )
         return "\n".join(lines)
 

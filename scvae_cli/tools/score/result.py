@@ -1,4 +1,4 @@
-"""The scores of every cell, and where they go.
+"""The scores of every cell, and the slots to which they are written.
 
 Shapes: n cells, m simulated cells.
 """
@@ -12,15 +12,15 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
-# Held-out cells with p-values up to this level are counted: this share of them is expected if the model is true.
+# The share of held-out cells with p-values of at most this level is reported. It equals the level if the model is true.
 NOMINAL_LEVEL = 0.05
-# Log p(x) from below and its parts.
+# Lower bounds on log p(x), and the two parts of the ELBO.
 BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Bounds on log p(x) of every cell and their parts, in nats, and how anomalous the cell is.
+    """Lower bounds on log p(x) of every cell, the parts of the ELBO, both in nats, and measures of anomaly.
 
     Parameters
     ----------
@@ -29,23 +29,22 @@ class Scores:
     iwae
         Importance-weighted bound (Burda et al. 2016), which is tighter, shape (n,).
     iwae_density
-        The same bound with the model's density of the training cells in place of the prior: log p(x) of cells drawn
-        as `sample` draws them, shape (n,).
+        The same bound with the model's latent density of the training cells in place of the prior, shape (n,).
     reconstruction
         E_q[log p(x|z)] over the samples, shape (n,).
     kl
         KL(q(z|x) ‖ N(0, I)), exact, shape (n,).
     anomaly_score
-        How many standard deviations worse a cell fits than expected, shape (n,). Two fits are combined: that of its
-        counts, given its library size, batch and position; and that of its position, given its library size and
-        batch.
+        How many standard deviations worse than expected each cell fits the model, shape (n,). The score combines the
+        fit of the counts, given library size, batch and latent position, with the fit of the latent position, given
+        library size and batch.
     anomaly_p, anomaly_p_adjusted
-        Share of simulated cells with this score or a higher one, shape (n,); the same, adjusted after Benjamini and
-        Hochberg over the n cells.
+        p-value of each cell: the share of simulated cells with the same score or a higher one, shape (n,); and the
+        p-values adjusted after Benjamini and Hochberg over the n cells, shape (n,).
     heldout
         Mask of the cells that were held out of the training, found by their names, shape (n,).
     library
-        Counts of each cell in the modeled genes; 1 for real numbers; shape (n,).
+        Total count of each cell over the modeled genes, shape (n,); 1 for real numbers.
     simulated_library, simulated_score
         Library sizes and anomaly scores of the simulated cells, shape (m,).
     """
@@ -74,13 +73,13 @@ class Scores:
     def heldout_below_05(self) -> float | None:
         """Share of the held-out cells with p ≤ 0.05; None if the data has no held-out cells.
 
-        It may differ from 0.05, since the real cells are not drawn from the model.
+        The share may differ from 0.05, because real cells are not drawn from the model.
         """
         if not self.heldout.any():
             return None
         return float((self.anomaly_p[self.heldout] <= NOMINAL_LEVEL).mean())
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Where the result goes."""
+        """List the slots of the data to which the result is written."""
         columns = (*BOUNDS, "anomaly_score", "anomaly_p", "anomaly_p_adjusted")
         return [Slot(group="obs", key=getattr(names, name), value=getattr(self, name)) for name in columns]

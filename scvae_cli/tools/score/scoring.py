@@ -1,4 +1,4 @@
-"""How likely each cell is under the model, and how its fit compares with that of cells simulated from the model.
+"""The likelihood of each cell under the model, and a comparison of its fit with that of simulated cells.
 
 Shapes: n cells, k latent dimensions, s samples.
 """
@@ -22,10 +22,10 @@ from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.result import BOUNDS, Scores
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
-# Decoding takes most of the time, and is fastest when a block stays in the processor's cache.
+# Decoding takes most of the time. It is fastest when a block of cells fits into the processor's cache.
 _BLOCK_CELLS = 128
-# Samples from which the fit of a cell is estimated for the comparison with simulated cells. More would change it
-# little compared with the spread between cells, and the simulated cells need no others.
+# Number of posterior samples from which the fit of a cell is estimated for the comparison with simulated cells. More
+# samples would change the fit only little compared with the spread between cells.
 _FIT_SAMPLES = 25
 
 
@@ -41,15 +41,15 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
     Parameters
     ----------
     model, counts
-        What evaluates the likelihood, and n cells in its genes, with their batches if the model has batches.
+        Model, and n cells with the model's genes, and with batches if the model has them.
     options
-        S is `options.n_samples`. The simulated cells are spread evenly over the batches, with library sizes of
-        that batch's cells.
+        S is `options.n_samples`. Equally many cells are simulated in every batch, with library sizes of the cells of
+        that batch.
 
     Raises
     ------
     DataError
-        For cells of a batch that is unknown to the model: their likelihood is not defined.
+        If a cell's batch is unknown to the model, because the likelihood of the cell is then not defined.
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
     n_samples, n_fit = options.n_samples, min(options.n_samples, _FIT_SAMPLES)
@@ -57,7 +57,7 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
         simulated = _simulated_fit(model, table, options.n_simulated, n_fit, options.seed, advance)
         calibration = Calibration(simulated, len(model.batches))
         found = _evaluated(model, table, n_samples, options.seed, advance)
-    # In blocks, since the regression has many features.
+    # Cells are scored in blocks, because the features of all cells would take much memory.
     blocks = (slice(start, start + _BLOCK_CELLS) for start in range(0, table.n_cells, _BLOCK_CELLS))
     score_n = np.concatenate([calibration.score(found.fit(table, rows)) for rows in blocks])
     p_n = calibration.p_value(score_n)
@@ -86,7 +86,7 @@ class Bounds(NamedTuple):
     mean_nk: np.ndarray
 
     def fit(self, table: CellTable, rows: slice) -> CellFit:
-        """The fit by which anomalies are recognized among these rows of the table that was evaluated."""
+        """The fit of some rows of the evaluated table, from which anomaly scores are computed."""
         batch_n = None if table.batch_n is None else table.batch_n[rows]
         covariates = Covariates(table.library_n[rows], batch_n, self.mean_nk[rows])
         return CellFit(self.log_likelihood[rows], self.negative_kl[rows], covariates)
@@ -94,14 +94,14 @@ class Bounds(NamedTuple):
 
 @torch.inference_mode()
 def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0, progress: Progress = silent) -> Bounds:
-    """The bounds of `score`, without its anomalies.
+    """Compute the bounds that `score` computes, without anomaly scores.
 
     Two models with the same number of latent dimensions are evaluated with the same noise.
 
     Raises
     ------
     DataError
-        For cells of a batch that is unknown to the model.
+        If a cell's batch is unknown to the model.
     """
     table = cell_table(model, counts, batch_n=known_batches(model, counts))
     with progress("Scoring", table.n_cells * n_samples) as advance:
@@ -152,7 +152,7 @@ def _evaluate(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
 
 
 def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
-    """Log of the mean over the samples of weights given by their logs, shape (n,)."""
+    """Compute the log of the mean weight over the samples from log weights, shape (n,)."""
     result: np.ndarray = torch.logsumexp(log_weight_ns, dim=1).numpy() - math.log(log_weight_ns.shape[1])
     return result
 
@@ -160,7 +160,7 @@ def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
 def _simulated_fit(
     model: Model, table: CellTable, n_simulated: int, n_fit: int, seed: int, advance: Advance
 ) -> CellFit:
-    """The fit of cells drawn from the model, with library sizes and batches of a table's cells."""
+    """Simulate cells with library sizes and batches of cells in a table, and compute the fit of the simulated cells."""
     of_choice, of_cells, of_samples = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
     chosen_n = _evenly_over_batches(table.batch_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
     batch_n = None if table.batch_n is None else table.batch_n[chosen_n]
@@ -173,7 +173,7 @@ def _simulated_fit(
 def _evenly_over_batches(
     batch_n: np.ndarray | None, n_cells: int, n_simulated: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Indices of cells drawn at random, equally many of each batch, so that small batches are calibrated as well."""
+    """Draw indices of cells at random, equally many from each batch, so that small batches are also calibrated."""
     if batch_n is None:
         return rng.integers(n_cells, size=n_simulated)
     of_batch = [np.flatnonzero(batch_n == b) for b in np.unique(batch_n)]

@@ -1,1 +1,1 @@
-"""Simulated counts whose truth is known."""
+"""Simulated counts with known true parameters."""

@@ -1,4 +1,4 @@
-"""What `scvae simulate` may be asked."""
+"""The options of `scvae simulate`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateOptions(SimulationConfig):
-    """What to simulate, and what to write of it."""
+    """The parameters of a simulation, and what is written to the file."""
 
     true_mean: bool = option(
         False, help="Also write layers/true_mean (dense, 4 bytes per cell and gene).", panel=OUTPUT

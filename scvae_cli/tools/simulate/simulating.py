@@ -1,4 +1,4 @@
-"""`simulate` as the command line runs it."""
+"""`simulate` for the command line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def simulate(request: Request, shell: Shell) -> Outcome:
     Raises
     ------
     DataError
-        For a file that exists or cannot be written.
+        If the file exists and must not be replaced, or if it cannot be written.
     """
     options: SimulateOptions = request.options
     simulation = set_up(SimulationConfig(**{d.name: getattr(options, d.name) for d in declarations(SimulationConfig)}))

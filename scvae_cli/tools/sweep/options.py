@@ -1,4 +1,4 @@
-"""What `scvae sweep` and `scvae_cli.sweep` may be asked."""
+"""The options of `scvae sweep` and `scvae_cli.sweep`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _numbers(flag: str, text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Drawing, Writing):
-    """What is varied, what decides, and how each model is trained."""
+    """Which option is varied, which criterion decides, and how each model is trained."""
 
     beta: tuple[float, ...] | None = option(
         None,
@@ -53,7 +53,8 @@ class SweepOptions(Drawing, Writing):
     )
     judge: Literal["thinning", "bound"] | None = option(
         None,
-        help="Criterion that decides: thinning (prediction of molecules set aside) or bound (of held-out cells).",
+        help="Criterion that decides: thinning (prediction of withheld molecules) or bound (importance-weighted bound "
+        "of held-out cells).",
         on_command_line=False,
         shown_default="thinning, for counts",
     )
@@ -66,7 +67,7 @@ class SweepOptions(Drawing, Writing):
     )
 
     def check(self) -> None:
-        """Two or more different values of one of the two."""
+        """Require two or more different values of either β or the number of latent dimensions."""
         if self.beta is not None and self.n_latent is not None:
             raise ConfigError(
                 "--beta and --n-latent were both given", "sweep one of them, and set the other in a --config file"
@@ -83,22 +84,22 @@ class SweepOptions(Drawing, Writing):
                 raise ConfigError(f"{flag} is {value:g} in {text!r}", f"it takes whole numbers, such as {DIMENSIONS}")
         if len(set(values)) < len(values):
             raise ConfigError(f"{flag} is {text!r}", "name each value only once")
-        # In whatever order they came; a field of a frozen dataclass is set like this.
+        # The values may be given in any order. A field of a frozen dataclass can only be set with object.__setattr__.
         kind = float if self.varied == "beta" else int
         object.__setattr__(self, self.varied, tuple(sorted(map(kind, values))))
 
     @property
     def varied(self) -> str:
-        """Which option of the training is varied."""
+        """Name of the training option that is varied."""
         return "beta" if self.beta is not None else "n_latent"
 
     @property
     def values(self) -> tuple[float, ...]:
-        """Its values, ascending."""
+        """Values of the varied option, ascending."""
         return tuple(self.beta or self.n_latent or ())
 
     def judge_of(self, model: ModelConfig) -> str:
-        """The criterion for a kind of model: only counts can be thinned."""
+        """The criterion for a kind of model; the default is thinning for counts and the bound for real numbers."""
         return self.judge or ("thinning" if model.of_counts else "bound")
 
 
@@ -107,13 +108,13 @@ SWEEP = Verb(
     panel="Model",
     options=SweepOptions,
     home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
-    about="""Train one model for every β or number of latent dimensions, and suggest which value to use.
+    about="""Train one model for each of several β or numbers of latent dimensions, and suggest which value to use.
 
-    A tenth of every cell's molecules is set aside. Each model is trained on the rest and predicts the molecules set
-    aside. The suggestion is the largest β (with --n-latent: the smallest number) whose predictions are as good as the
-    best ones, within noise. With --likelihood normal, the importance-weighted bound of held-out cells decides
-    instead. The KL term (rate) and the reconstruction loss (distortion) of held-out cells give the rate–distortion
-    curve. All results go to uns["scvae"]["sweep"].""",
+    A tenth of every cell's molecules is withheld. Each model is trained on the other molecules and predicts the
+    withheld ones. The suggestion is the largest β (with --n-latent: the smallest number of dimensions) whose
+    predictions are as good as the best ones, within noise. With --likelihood normal, the importance-weighted bound of
+    held-out cells decides instead. The KL term (rate) and the reconstruction loss (distortion) of held-out cells give
+    the rate–distortion curve. All results go to uns["scvae"]["sweep"].""",
     example="scvae sweep data.h5ad --beta 0.1,0.3,1,3,10 --plot sweep.png",
     takes_model=False,
 )

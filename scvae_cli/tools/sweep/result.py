@@ -14,11 +14,11 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
-# A change in the wrong direction is reported if it is larger than this number of standard errors, and of nats.
+# A change in the wrong direction is reported if it exceeds both this number of standard errors and this number of nats.
 _SIGNIFICANT, _RELEVANT = 2.0, 0.05
 # A standard error needs two cells.
 MIN_CELLS = 2
-# How figures and texts call the varied options.
+# Names of the varied options in figures and texts.
 NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 
@@ -31,14 +31,15 @@ class Run:
     rate, distortion
         Mean KL(q(z|x) ‖ N(0, I)) and mean −E_q[log p(x|z)] of held-out cells, nats.
     elbo, bound
-        Mean evidence lower bound (at β = 1) and importance-weighted bound of the same cells, nats.
+        Mean evidence lower bound (at β = 1) and mean importance-weighted bound of the held-out cells, nats.
     loss
         Mean of the criterion: Poisson loss of the withheld molecules, or −bound; nats per cell, up to a constant.
     gain
-        Fraction of the best run's advantage over a mean model; NaN if the criterion is the bound.
+        Advantage over a mean model, as a fraction of the best run's advantage. NaN if the criterion is the bound, or if
+        no run predicts better than the mean model.
     excess, excess_se
-        Mean difference of the loss to that of the best run, and the standard error of this paired difference over the
-        cells.
+        Mean difference between the losses of this run and of the best run, and the standard error of this difference,
+        paired by cell.
     """
 
     beta: float
@@ -74,18 +75,19 @@ class Sweep:
     varied, runs
         "beta" or "n_latent", and the r runs, in ascending order of the value.
     best, suggested
-        Value of the run with the smallest loss; and the suggested value: among the runs within one standard error of
-        the best run, or within the variation between random seeds, that with the largest β or the fewest dimensions.
+        Value of the run with the smallest loss; and the suggested value. The latter is the largest β, or the smallest
+        number of dimensions, among the runs whose loss differs from that of the best run by at most one standard error
+        or by at most the variation between random seeds.
     criterion
         "thinning" (prediction of withheld molecules) or "bound" (of held-out cells).
     kept_molecules
         Fraction of the molecules that the runs were trained on.
     n_cells, n_genes, n_heldout
-        Number of cells and genes used, and of held-out cells on which rate, distortion and bounds were evaluated.
+        Number of cells and of genes, and number of held-out cells on which rate, distortion and bounds were evaluated.
     counts_source, device
         Matrix from which the counts were read, and device of the trainings.
     reversals
-        Where the rate–distortion curve is not monotonic.
+        Neighboring values of β between which the rate–distortion curve is not monotonic.
     """
 
     __repr__ = brief
@@ -118,7 +120,7 @@ class Sweep:
         return np.asarray([getattr(run, name) for run in self.runs])
 
     def warnings(self) -> list[str]:
-        """Reasons to doubt the curve."""
+        """List reasons to doubt the rate–distortion curve or the suggested run."""
         messages = []
         for lower, upper, what, by in self.reversals:
             change = "increases" if what == "rate" else "decreases"
@@ -140,7 +142,7 @@ class Sweep:
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """List where the result goes."""
+        """List the slots of the data to which the result is written."""
         facts = ("best", "suggested", "criterion", "kept_molecules", "n_cells", "n_genes", "n_heldout")
         table = {f.name: self.column(f.name) for f in fields(Run)} | {name: getattr(self, name) for name in facts}
         return [Slot(group="uns", key=names.sweep(self.varied), value=table)]
@@ -152,7 +154,7 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
     Parameters
     ----------
     loss_rn
-        Losses of r runs on the same n cells, two or more.
+        Losses of r runs on the same n cells; n is 2 or more.
     prefer_last
         Whether the last or the first run is selected among those whose excess over the best run is at most one standard
         error, or at most the noise.
@@ -174,8 +176,8 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
     """Find neighboring runs between which the rate increases or the distortion decreases significantly.
 
-    The change must be larger than two standard errors over the n held-out cells, and than 0.05 nats; a single cell has
-    no standard error and shows nothing. β is in ascending order.
+    The change must be larger than two standard errors over the n held-out cells, and larger than 0.05 nats. For a
+    single cell, which has no standard error, the result is empty. β is in ascending order.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:

@@ -5,10 +5,10 @@ distortion (−E_q[log p(x|z)], the error of the reconstruction) increases; toge
 of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464). The curve does not show which β to use. The
 prediction of withheld molecules does: a model with too much information about a cell reproduces the noise of the
 molecules it was given, a model with too little averages over different cells, and both predict the withheld molecules
-worse (`scvae_cli.evaluation.thinning`). The cell's own counts are weighed in with every prediction. Without them, a
-latent space that memorizes the deviations of every cell would appear best at any β.
+worse (`scvae_cli.evaluation.thinning`). Every prediction combines the latent space with the cell's own counts. Without
+these counts, a latent space that memorizes the deviations of every cell would appear best at any β.
 
-The rate–distortion curve uses the same trainings, and therefore the molecules that were not withheld.
+The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
 
 Shapes: n cells, g genes, r runs.
 """
@@ -38,11 +38,11 @@ from scvae_cli.tools.sweep.result import MIN_CELLS, Run, Sweep, compare, find_re
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 from scvae_cli.training.prepare import refuse_empty, refuse_few, split
 
-# Number of importance samples, and largest number of held-out cells: with more, the evaluation of small data would take
-# longer than the trainings.
+# Number of importance samples, and largest number of held-out cells that are evaluated. With larger numbers, the
+# evaluation of small data would take longer than the trainings.
 N_SAMPLES, MAX_HELDOUT = 25, 1000
-# Standard deviation between trainings with different random seeds, as a fraction of the gain over a mean model: it was
-# 0.4% to 0.7% on two data sets at two values of β, with four seeds each.
+# Standard deviation of the loss between trainings with different random seeds, as a fraction of the advantage over a
+# mean model. It was 0.4% to 0.7% on two data sets at two values of β, with four seeds each.
 SEED_NOISE = 0.005
 
 
@@ -63,21 +63,21 @@ def sweep(
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
-    """Train with every value, and suggest one.
+    """Train with every value, and suggest one of the values.
 
-    A run over β starts from the weights of the run before, the largest β first; runs over numbers of latent dimensions
-    start from random weights.
+    If β is varied, the largest β is trained first, and each later run starts from the weights of the previous run. If
+    the number of latent dimensions is varied, every run starts from random weights.
 
     Parameters
     ----------
     counts, config
         All cells and genes, and the options of the trainings, except the varied one.
     names
-        Names that `--genes @FILE` may use; None for those of the counts.
+        Names that `--genes @FILE` may use; None for the gene names of the counts.
     follow
-        Runs a training to its end, given its events, and returns the last event.
+        Function that runs a training to its end by reading its events, and returns the last event.
     on_model
-        Called with each value and its model after its training.
+        Function that is called after each training with the value and the trained model.
 
     Raises
     ------

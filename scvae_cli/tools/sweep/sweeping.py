@@ -1,4 +1,4 @@
-"""`sweep` as both shells run it, and what the command line shows of it."""
+"""`sweep` for the command line and for Python, and the text that the command line prints after it."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from scvae_cli.training.fit import Finished, FitEvent
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
-# Fraction of the gain above which a run with a larger β is mentioned.
+# A run with a larger β than the suggested one is mentioned if its gain is at least this fraction.
 _NEARLY = 0.98
-# Nats by which the bound of another run must be higher for it to be mentioned.
+# Another run is mentioned if its bound is higher than that of the suggested run by at least this number of nats.
 _MUCH = 1.0
 
 
 def sweep_and_write(request: Request, shell: Shell) -> Outcome:
-    """Run a sweep, keep the models that are to be kept as they come, and write what was found.
+    """Run a sweep, save each model after its training if models are to be saved, and write the results.
 
     Raises
     ------
     ScvaeError
-        For data or options that cannot be used, or places that cannot be written to; before any training.
+        Before any training, if data or options cannot be used, or if a result could not be written.
     """
     options: SweepOptions = request.options
     run, names = options.training, SlotNames(key_added=options.key_added)
@@ -88,7 +88,7 @@ def _folder_name(options: SweepOptions, value: float) -> str:
 
 
 def _check_models(options: SweepOptions) -> None:
-    """Refuse before the trainings a folder that models could not be saved in."""
+    """Raise an error before the trainings if the models could not be saved in the folder."""
     if options.models is None:
         return
     if not options.models.is_dir():
@@ -131,7 +131,7 @@ def _report(result: Sweep, request: Request, slots: list[str]) -> Report:
         "plot": None if options.plot is None else str(options.plot),
         "slots": slots,
     }
-    # A training of the same kind needs the options of these trainings too.
+    # The suggested `train` command repeats the training options of the sweep.
     own = {"beta", "n_latent", "models", "output", "plot", "key_added", "force"}
     chosen = {result.varied: f"{result.suggested:g}"} | {k: v for k, v in request.flags.items() if k not in own}
     lines = [_text(result), *(f"→ {place}" for place in (facts["models"], facts["plot"]) if place)]
@@ -156,15 +156,15 @@ def _text(result: Sweep) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if result.criterion == "thinning":
         lines += [
-            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; "
-            f"rate, distortion, ELBO and bound of {result.n_heldout:,} held-out cells",
-            "thinning loss: loss of predicting the withheld molecules, minus that of the best run, ± standard error; "
-            "all in nats per cell",
-            "gain: fraction of the best run's advantage over a mean model, which predicts the same proportions for all "
-            "cells",
+            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, "
+            f"ELBO and bound are means over {result.n_heldout:,} held-out cells",
+            "thinning loss: Poisson loss of the withheld molecules, minus the loss of the best run, ± standard error; "
+            "rate, distortion, ELBO, bound and thinning loss are in nats per cell",
+            "gain: advantage over a mean model, which predicts the same proportions for all cells, as a fraction of "
+            "the best run's advantage",
         ]
     else:
-        lines.append(f"nats per cell, on {result.n_heldout:,} held-out cells, whose bound is the criterion")
+        lines.append(f"values in nats per cell, on {result.n_heldout:,} held-out cells; the criterion is their bound")
     return "\n".join([*lines, *_suggestion(result)])
 
 

@@ -1,4 +1,4 @@
-"""What `scvae train` and `scvae_cli.train` may be asked: the options of `scvae_cli.config`, and a few more."""
+"""The options of `scvae train` and `scvae_cli.train`: those of `scvae_cli.config`, and a few more."""
 
 from __future__ import annotations
 

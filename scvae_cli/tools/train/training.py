@@ -1,4 +1,4 @@
-"""`train` as both shells run it."""
+"""`train` for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def train(request: Request, shell: Shell) -> Outcome:
     Raises
     ------
     DataError, ModelError, DeviceError
-        For what cannot be trained on, written, resumed or computed with.
+        If the data cannot be used, the model cannot be written or resumed, or the device cannot be used.
     Interrupted
-        When the user stopped it; its state is saved beside the model folder.
+        If the user stopped the training; the state of the training is saved beside the model folder.
     """
     options: TrainOptions = request.options
     run, folder = options.training, request.model_folder if request.inplace else None
@@ -47,7 +47,7 @@ def train(request: Request, shell: Shell) -> Outcome:
             resume=options.resume,
             stop_requested=stop_requested,
         )
-        # The training alone holds the counts from here on, and can release those of genes that are not modeled.
+        # Only the training keeps a reference to the counts now, so it can free those of genes that are not modeled.
         del store, counts
         last = follow(events if options.on_event is None else _heard(events, options.on_event), shell)
     if isinstance(last, Stopped):
@@ -83,10 +83,10 @@ def _report(model: Model, request: Request) -> Report:
 
 
 def _warnings(model: Model) -> list[str]:
-    """What to change when the model learned nothing."""
+    """Warn of a posterior collapse, with advice; the list is empty if any latent dimension is active."""
     if model.facts["active_units"]:
         return []
     return [
         "posterior collapse: the latent space carries no information about the cells. Lower --beta, train longer "
-        "(--max-epochs), or check that the cells differ at all"
+        "(--max-epochs), or check that the cells differ from each other"
     ]

@@ -25,13 +25,15 @@ from scvae_cli.progress import Progress, silent
 
 # A segment is a clamped cubic B-spline with this number of control points, evaluated at this number of points.
 _CONTROLS, _SOLVED = 12, 24
-# Each segment is optimized twice, with this number of iterations. The step size of a control point starts at these
-# latent lengths and decreases linearly to zero.
+# Each segment is optimized twice, each time with this number of iterations. In each optimization, the step size of a
+# control point starts at the respective latent length and decreases linearly to zero.
 _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
-# Increase of the cost of a path from the density that half of the held-out cells exceed to the density that 95% exceed.
+# The factor `cost` increases by this amount between the density that half of the held-out cells exceed and the density
+# that 95% of them exceed.
 _COST_INCREASE = 10.0
-# Number of values processed at once (points × genes). On a CPU 2 MB in float32: larger blocks exceed the cache, and a
-# bundle takes nearly twice as long. On other devices 160 MB, because small blocks would not keep the device busy.
+# Number of values processed at once (points × genes). On a CPU, a block has 2 MB in float32: larger blocks exceed the
+# cache, and a bundle then takes nearly twice as long. On other devices, a block has 160 MB, because small blocks would
+# not keep the device busy.
 CPU_VALUES, _DEVICE_VALUES = 500_000, 40_000_000
 
 
@@ -58,8 +60,8 @@ def step_lengths(geometry: Geometry, points_tk: np.ndarray) -> np.ndarray:
 def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarray) -> list[list[np.ndarray]]:
     """Compute the segments of the shortest paths through the neighbor graph of the cells, each of shape (t, k).
 
-    `nodes_pw` is the node at, or nearest to, each waypoint. Returns, for each path, its segments in order; the points
-    between the waypoints of a segment are cells.
+    `nodes_pw` is the graph node nearest to each waypoint. Returns the segments of each path in order. Between its two
+    waypoints, a segment runs through posterior means of cells.
     """
     pairs = [(int(a), int(b)) for path in nodes_pw for a, b in pairwise(path)]
     nodes = iter(graph.shortest_paths(pairs))
@@ -74,7 +76,7 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
 
 
 def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    """Compute the factor by which lengths count more at latent points where few cells are, shape (n,).
+    """Compute the factor, shape (n,), that multiplies lengths at latent points; it is large where few cells are.
 
     The factor is 1 where at least half of the held-out cells lie at a lower density. From there it increases linearly
     with −log density, to 1 + 10 where 95% of the held-out cells lie at a higher density.
@@ -99,8 +101,8 @@ def geodesics(
     """Compute paths of least energy between two points, in a metric in which paths off the manifold are long.
 
     Minimizes Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the ends of the initial guesses, where w is
-    the factor `cost`. The solution is resampled at constant speed, which reveals what lies between its points, and
-    optimized once more.
+    the factor `cost`. The solution is resampled at constant speed, so that new points
+    reveal what lies between the first ones. It is then optimized once more.
 
     `guesses` has the initial guess of each segment, of shape (t, k), any t ≥ 2. Returns the segments, each of shape
     (t', k), in the same order.
@@ -128,7 +130,7 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
     # Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
-    # torch's own optimizers import its compiler, which takes most of a second.
+    # The optimizers of torch are not used: they import the compiler of torch, which takes most of a second.
     mean_lck, square_lc1 = torch.zeros_like(inner_lck), torch.zeros_like(inner_lck[..., :1])
     n_segments, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):
@@ -153,8 +155,8 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 def spline_basis(n_points: int) -> Tensor:
     """Evaluate clamped cubic B-splines at equally spaced positions, shape (t, c).
 
-    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor; scipy's splines
-    would import its optimizers, which takes a fifth of a second.
+    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor; The splines
+    of scipy are not used: they import the optimizers of scipy, which takes a fifth of a second.
     """
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])

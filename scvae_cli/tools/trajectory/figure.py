@@ -1,4 +1,4 @@
-"""The figure of a trajectory: its path among the cells, a heat map of its genes, and curves compared with cells.
+"""The figure of a trajectory: its path among the cells, a heat map of genes, and gene curves compared with cells.
 
 Shapes: n cells, t steps, g genes, c chosen genes.
 """
@@ -27,7 +27,7 @@ _TITLE_LENGTH = 84
 
 
 def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Figure:
-    """Draw a trajectory over the UMAP of the data, or over the first two latent axes if there is none.
+    """Draw a trajectory over the UMAP of the data, or over the first two latent axes without a UMAP.
 
     `groups_n` is the group of each cell, or None.
     """
@@ -52,7 +52,7 @@ def path_figure(
     chosen: np.ndarray,
     inflation_tc: np.ndarray,
 ) -> Figure:
-    """Draw a trajectory: a figure with three panels, for `save_figure`; it is not registered with pyplot.
+    """Draw a figure with three panels; the figure is not registered with pyplot, so save it with `save_figure`.
 
     Parameters
     ----------
@@ -64,7 +64,8 @@ def path_figure(
         Indices in `trajectory.genes`, at most twelve.
     inflation_tc
         Factors by which zero inflation changes the decoded counts of the chosen genes at the same library size. The
-        counts of the cells contain technical zeros, so the curves drawn over them must as well.
+        counts of the cells contain technical zeros, so the decoded curves drawn over these counts must include
+        technical zeros too.
     """
     colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())))
     with house_style():
@@ -89,9 +90,10 @@ def _title(trajectory: Trajectory) -> str:
 
 
 def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
-    """Compute factors that apply zero inflation to the decoded counts, for comparison with cells; 1 without counts.
+    """Compute factors that apply zero inflation to the decoded counts, for comparison with cells.
 
-    Decoded counts add up to the library size before zero inflation, the counts of cells after it.
+    Decoded counts add up to the library size before zero inflation is applied. The counts of cells add up to it with
+    technical zeros included. For a model of real numbers, all factors are 1.
     """
     if not trajectory.of_counts:
         return np.ones((len(trajectory.z_tk), len(chosen)))
@@ -119,5 +121,5 @@ def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | N
 
 
 def _plane(z: np.ndarray) -> np.ndarray:
-    """Return the first two latent coordinates; the second is zero if there is only one."""
+    """Return the first two latent coordinates; the second one is zero in a latent space with one dimension."""
     return np.concatenate([z, np.zeros_like(z)], axis=-1)[..., :2].astype(np.float64)

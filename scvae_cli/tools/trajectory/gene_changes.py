@@ -1,7 +1,8 @@
 """Changes of each gene along a trajectory.
 
-Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)) of the expected count μ. Its unit is the
-standard deviation of a count, so that changes of rare and of highly expressed genes can be compared.
+Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)) of the expected count μ, where θ is
+the inverse dispersion. The unit of y is the standard deviation of a count, so that changes of rare and of highly
+expressed genes can be compared.
 
 Shapes: t steps, g genes.
 """
@@ -25,9 +26,9 @@ class GeneChanges:
     effect_g, net_g
         Range along the trajectory, and value at the end minus value at the start, in standard deviations of a count.
     direction_g
-        "up" or "down"; "peak" or "dip" for a gene that returns by more than half of its range.
+        "up" or "down"; "peak" or "dip" for a gene whose net change is less than half of its range.
     monotonicity_g
-        |net change| divided by the sum of all changes, up and down: 1 for a monotone gene.
+        |net change| divided by the sum of the absolute changes between consecutive steps: 1 for a monotone gene.
     switch_g
         Step at which the gene crosses the middle of its range for the first time; for a peak or dip, the step of its
         extreme value.

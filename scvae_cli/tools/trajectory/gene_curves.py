@@ -34,10 +34,10 @@ _NAME, _TICKS, _BETWEEN = 0.17, 0.3, 0.14
 def smoothed(
     position_n: np.ndarray, value_n: np.ndarray, at_q: np.ndarray, width: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth values of cells along positions in 0..1; returns means and standard errors, each of shape (q,).
+    """Smooth values of cells along positions from 0 to 1; returns means and standard errors, each of shape (q,).
 
-    The weights decrease as a parabola to zero at twice the width, so that cells do not contribute across a gap. The
-    result is NaN where there are too few cells.
+    The weight of a cell decreases as a parabola and is zero beyond twice the width, so that cells on the other side of
+    a gap do not contribute. The result is NaN where there are too few cells.
     """
     # Cells are first counted in narrow bins, which is fast for a million cells.
     bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)
@@ -50,11 +50,11 @@ def smoothed(
     total_q = np.maximum(kernel_qb @ n_b, 1e-100)
     mean_q = kernel_qb @ sum_b / total_q
     variance_q = np.maximum(kernel_qb @ squares_b / total_q - mean_q**2, 0)
-    # One divided by the effective number of cells.
+    # The share is one divided by the effective number of cells.
     share_q = np.square(kernel_qb) @ n_b / np.square(total_q)
     error_q = np.sqrt(variance_q * share_q / np.maximum(1 - share_q, 1e-12))
     few_q = (share_q * _MIN_CELLS > 1) | (kernel_qb @ n_b == 0)
-    # Positions whose cells lie only on one side are NaN as well.
+    # Positions with cells on only one side also get NaN.
     few_q |= np.abs(kernel_qb @ (n_b * middle_b) / total_q - at_q) > width
     return np.where(few_q, np.nan, mean_q), np.where(few_q, np.nan, error_q)
 
@@ -75,7 +75,7 @@ def draw_curves(
     inflation_tc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the panel, with its upper edge in inches; decoded counts are multiplied by `inflation_tc`."""
+    """Draw the panel with its upper edge at `top` inches; decoded counts are multiplied by `inflation_tc`."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
@@ -114,7 +114,7 @@ def _panel_height(n_genes: int) -> float:
 def _draw_gene(
     axes: Axes, trajectory: Trajectory, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
 ) -> set[str]:
-    """Draw one gene; returns which parts of the cells were drawn."""
+    """Draw one gene; returns which symbols of cells were drawn, for the legend."""
     drawn = {"cells"} if len(near) else set()
     at_t = trajectory.steps.position_t
     decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)
@@ -123,13 +123,14 @@ def _draw_gene(
     if len(near):
         position_n = trajectory.pseudotime_n[near]
         at_q = np.linspace(0, 1, 101)
-        # Silverman's rule, within limits between oversmoothing and too few cells.
+        # The width follows Silverman's rule, with limits that prevent oversmoothing and means over too few cells.
         width = float(np.clip(0.9 * position_n.std() * len(near) ** -0.2, 0.025, 0.1))
         between = (position_n > 0) & (position_n < 1)
         mean_q, error_q = smoothed(position_n[between], value_n[between], at_q, width)
         drawn |= {"mean"} if np.isfinite(mean_q).any() else set()
         top = float(np.nanmax([top, *(mean_q + error_q)]))
-        # Many cells lie before the start or beyond the end and have position 0 or 1; they would distort the curve.
+        # Cells before the start or beyond the end have position 0 or 1. These cells are many and would distort the
+        # curve, so their mean is drawn separately.
         for end in (0, 1):
             at_end = value_n[position_n == end]
             if len(at_end) >= _MIN_CELLS:
@@ -137,7 +138,8 @@ def _draw_gene(
                 error = at_end.std(ddof=1) / np.sqrt(len(at_end))
                 axes.errorbar(end, at_end.mean(), error, gid="beyond", **_BEYOND)
                 top = max(top, float(at_end.mean() + error))
-        # Single counts of a rare gene are far above their mean and would flatten the curves.
+        # The axis may end below the highest counts. Single counts of a rare gene lie far above the mean and would
+        # flatten the curves.
         top = max(top, min(float(np.quantile(value_n, 0.98)), 2 * top))
         dots = np.arange(len(near))
         if len(dots) > _MAX_DOTS:

@@ -1,4 +1,6 @@
-"""Heat map of the genes along a trajectory: one row per gene, scaled to its range, ordered by switch step.
+"""Panel b of the trajectory figure: a heat map of the genes that change most.
+
+Each row is one gene, scaled to the range of the gene. Rows are ordered by kind of change, then by switch step.
 
 Shapes: t steps, r genes shown.
 """
@@ -42,7 +44,7 @@ def heat_map_height(trajectory: Trajectory) -> float:
 
 
 def draw_heat_map(figure: Figure, trajectory: Trajectory, colors: dict[str, str], top: float, height: float) -> None:
-    """Draw the panel, with its upper edge and its height given in inches."""
+    """Draw the panel; its upper edge, `top`, and its `height` are in inches."""
     rows = heat_map_genes(trajectory)
     names = [shortened(trajectory.genes[g], _NAME_LENGTH, tail=_NAME_LENGTH // 2) for g in rows]
     left = _LEFT + text_width(names, _NAME_SIZE) + 0.06

@@ -1,6 +1,7 @@
 """Trajectories through latent space from one population of cells to another, decoded at every step.
 
-Everything here is computed in the coordinates of the networks; results are in canonical coordinates.
+All computations use the latent coordinates of the networks. Results are in canonical coordinates, those of
+`obsm["X_scvae"]`.
 
 Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths of a bundle.
 """
@@ -30,7 +31,8 @@ from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import along
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
 
-# Cells are near a trajectory if their distance is at most this quantile of the distances of the cells at its waypoints.
+# A cell is near a trajectory if its distance to the trajectory is at most a limit. The limit is this quantile of the
+# distances of the cells that belong to the waypoints.
 NEAR_QUANTILE = 0.9
 # Number of nearest cells that represent the surroundings of a single cell.
 NEIGHBORS = 50
@@ -55,7 +57,7 @@ def interpolate(
     options, name
         Kind of path, number of steps, pairing, library size and batch for decoding; name of the result.
     groups_n
-        Group of each cell, None for a cell without a group, for the description of the steps.
+        Group of each cell, None for a cell without a group. The groups are used to describe the steps.
 
     Raises
     ------
@@ -66,7 +68,7 @@ def interpolate(
     model = session.model
     geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
     mean_nk = session.cells.mean_nk
-    # Refuses an unknown batch before the long computation.
+    # This call refuses an unknown batch before the long computation begins.
     decoder_at(model, options.library, options.batch_as)
     with session.progress("Building the neighbor graph", None):
         always = np.concatenate([population.candidates() for population in waypoints])
@@ -124,11 +126,12 @@ def described(
     z_tk, bundle_ptk
         The trajectory and, if there are several, all trajectories of the bundle, in the coordinates of the networks.
     near
-        Indices of the cells whose distances define up to which distance cells are near the trajectory.
+        Indices of reference cells. A quantile of their distances to the trajectory is the largest distance at which a
+        cell counts as near the trajectory.
     seed
         Random seed of the draws for the 5–95% band.
     library, batch_as, name, kind, labels, endpoint, couple
-        How it is decoded and how it was computed: fields of `Trajectory`.
+        Fields of the returned `Trajectory`. The steps are decoded with `library` and `batch_as`.
     """
     model, (mean_nk, var_nk) = session.model, session.cells
     steps = along(Geometry(model.vae), model.density.to(torch.device("cpu")), mean_nk, z_tk, groups_n)
@@ -167,7 +170,7 @@ def described(
 def solve(
     model: Model, graph: CellGraph, waypoints: Waypoints, options: InterpolateOptions, *, progress: Progress = silent
 ) -> np.ndarray:
-    """Compute all paths through given waypoints, shape (p, t, k); the model and the graph of the cells guide them."""
+    """Compute one path of the kind `options.path` through each row of waypoints, shape (p, t, k)."""
     z_pwk = waypoints.z_pwk.astype(np.float64)
     if options.path == "straight":
         return np.stack([straight(z_wk, options.n_steps) for z_wk in z_pwk])
@@ -187,10 +190,10 @@ def solve(
 
 
 def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-    """Project cells on a trajectory, both in the same coordinates.
+    """Project cells on a trajectory; cells and trajectory must be in the same latent coordinates.
 
-    Returns the position of the nearest point of the trajectory, 0 to 1, and the latent distance to it, each of shape
-    (n,).
+    Returns, for each cell, the position (0 to 1) of the nearest point of the trajectory and the latent distance to this
+    point, each of shape (n,).
     """
     start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
     squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
@@ -216,7 +219,10 @@ def _canonical(model: Model, z_tk: np.ndarray) -> np.ndarray:
 
 
 def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
-    """Find the path with the least sum of distances to the others, step by step, in Fisher–Rao coordinates."""
+    """Find the path with the least total distance to the other paths.
+
+    The distance between two paths is the sum of the Fisher–Rao distances between steps with the same index.
+    """
     device = geometry.vae.reference_library.device
     total_pp = torch.zeros(len(bundle_ptk), len(bundle_ptk), device=device)
     with torch.no_grad():
@@ -227,7 +233,7 @@ def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
 
 
 def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
-    """List the cells of the waypoints; the nearest cells represent a waypoint that is a single cell."""
+    """List the cells of all waypoints; a waypoint that is a single cell contributes its nearest cells."""
     members = [
         cells if len(cells) > 1 else nearest(mean_nk[torch.as_tensor(cells)], mean_nk, NEIGHBORS)[0][0]
         for cells in (population.cells for population in waypoints)

@@ -1,4 +1,4 @@
-"""What `scvae interpolate` and `scvae_cli.interpolate` may be asked."""
+"""Options of `scvae interpolate` and `scvae_cli.interpolate`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Coupling = Literal["none", "ot"]
 
 @dataclass(frozen=True, kw_only=True)
 class InterpolateOptions(Reading, Drawing, Writing):
-    """Between which cell states a trajectory runs, and how."""
+    """Options that say between which cell states a trajectory runs, and how it is computed."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     groups: tuple[str, ...] = option(
@@ -82,7 +82,7 @@ class InterpolateOptions(Reading, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """One way of naming the ends, and two different ones at least."""
+        """Require exactly one way of naming the ends, and at least two ends."""
         given = [bool(self.groups), bool(self.cells), self.time_key is not None]
         if sum(given) > 1:
             raise ConfigError(
@@ -106,8 +106,9 @@ INTERPOLATE = Verb(
     home="scvae_cli.tools.trajectory.question:Interpolate",
     about="""Interpolate a trajectory between two groups (or cells) in latent space and decode every step.
 
-    Writes the trajectory and the expression of every gene along it (uns and varm), and the position of each cell on
-    it, obs["scvae_pseudotime_NAME"], which is NaN for cells far from it. Prints the groups that the trajectory
-    passes and the genes that change most. Warns about steps where no cells were observed.""",
+    Writes the trajectory (uns) and the expression of every gene along the trajectory (varm). Also writes the position
+    of each cell along the trajectory, obs["scvae_pseudotime_NAME"]; the position is NaN for cells far from the
+    trajectory. Prints the groups that the trajectory passes and the genes that change most. Warns about steps where no
+    cells were observed.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )

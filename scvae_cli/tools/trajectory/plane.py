@@ -1,4 +1,4 @@
-"""The trajectory among the cells: a plane with the cells in the colors of their groups, and the trajectory.
+"""Panel a of the trajectory figure: the cells, colored by group, with the trajectory drawn over the cells.
 
 Shapes: n cells, t steps, p paths of a bundle.
 """
@@ -45,7 +45,8 @@ class Backdrop:
     Parameters
     ----------
     xy_n2, xy_t2, xy_bundle_pt2
-        Position of each cell, of each step, and of the steps of all trajectories of a bundle.
+        Positions in the plane: of each cell, of each step of the trajectory, and of each step of every trajectory of a
+        bundle.
     names
         Names of the two axes.
     groups_n
@@ -60,10 +61,10 @@ class Backdrop:
 
 
 def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
-    """Position steps in a plane where only the positions of cells are known, such as a UMAP, shape (t, 2).
+    """Compute positions of the steps, shape (t, 2), in a plane where only cells have positions, such as a UMAP.
 
     The position of a step is the mean position of its nearest cells, with larger weights for nearer cells. The
-    positions are then smoothed along the trajectory, with fixed ends.
+    positions are then smoothed along the trajectory; both ends stay fixed.
     """
     nearest_tj = trajectory.steps.nearest_tj
     weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
@@ -77,7 +78,7 @@ def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
 
 
 def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
-    """List the waypoints between the ends, each with the step that has most of its nearest cells in the waypoint.
+    """List each waypoint between the ends, with the step whose nearest cells most often belong to the waypoint.
 
     Waypoints that are near no step, or whose cells are unknown, are omitted.
     """
@@ -94,7 +95,7 @@ def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[
 
 
 class Legend:
-    """Legend of the plane: first the symbols of the trajectory, then the groups, those that it passes first."""
+    """Legend of the plane: the symbols, then the groups that the trajectory passes, then the other groups."""
 
     def __init__(self, trajectory: Trajectory, backdrop: Backdrop, colors: dict[str, str]) -> None:
         dot: dict[str, Any] = {"linestyle": "", "markeredgewidth": 0, "markersize": 4.5, "marker": "o"}
@@ -132,7 +133,7 @@ class Legend:
         return len(self._symbol_rows) * _LINE + _GAP + -(-len(self._groups) // self._columns) * _LINE
 
     def draw(self, figure: Figure, top: float) -> None:
-        """Draw it, with its upper edge at `top` inches."""
+        """Draw the legend with its upper edge at `top` inches."""
         axes = place(figure, _LEFT, top, _WIDTH, self.height)
         axes.set_axis_off()
         look: dict[str, Any] = {"loc": "upper left", "frameon": False, "borderpad": 0, "borderaxespad": 0}
@@ -164,7 +165,7 @@ def draw_plane(
     top: float,
     height: float,
 ) -> None:
-    """Draw the panel, with its upper edge and its height given in inches."""
+    """Draw the panel; its upper edge, `top`, and its `height` are in inches."""
     tall = height - _TITLE - _AXIS - legend.height
     head(figure, 0.1, top, "a", f"Trajectory among {len(backdrop.xy_n2):,} cells")
     axes = place(figure, _LEFT, top + _TITLE, _WIDTH, tall)
@@ -180,7 +181,7 @@ def draw_plane(
 
 
 def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
-    """Set limits that contain all points, with equal scales of both axes unless that leaves too much empty space."""
+    """Set axis limits that contain all points; both axes have the same scale unless much space would be empty."""
     low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     span = np.maximum(high - low, 1e-9) * 1.06
     box = np.asarray([ratio, 1.0])
@@ -223,7 +224,7 @@ def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> 
     (line,) = axes.plot(*xy_t2.T, color="black", linewidth=1.5, gid="trajectory")
     line.set_path_effects([withStroke(linewidth=3.2, foreground="white")])
     for first, last in segments(trajectory.steps.off):
-        # The marked part begins and ends halfway to the next steps on the manifold.
+        # The marked part extends halfway to the neighboring steps where cells were observed.
         begin = (xy_t2[max(first - 1, 0)] + xy_t2[first]) / 2
         end = (xy_t2[min(last + 1, len(xy_t2) - 1)] + xy_t2[last]) / 2
         part = np.concatenate([begin[None], xy_t2[first : last + 1], end[None]])
@@ -256,7 +257,7 @@ def _draw_arrows(axes: Axes, xy_t2: np.ndarray) -> None:
 
 
 def _draw_label(axes: Axes, text: str, xy: np.ndarray, xy_t2: np.ndarray, taken: list[np.ndarray]) -> None:
-    """Write a label beside a point, on the side where it covers least of the trajectory and of other labels."""
+    """Write a label beside a point, on the side where the label hides least of the trajectory and of other labels."""
     size, inch = 7.5, axes.figure.dpi
     half = np.asarray([text_width([text], size) * 1.18, size / 72]) / 2 * inch
     frame = axes.bbox

@@ -1,4 +1,4 @@
-"""`interpolate` as the driver runs it, and what every trajectory writes and shows."""
+"""How `interpolate` runs, and what every command that computes a trajectory writes and prints."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ Result = TypeVar("Result")
 
 
 class AlongTrajectory(Question[AnyOptions, Result]):
-    """A question whose answer holds a trajectory."""
+    """Base class of the commands whose result contains a trajectory."""
 
     extra_files: ClassVar[tuple[str, ...]] = ("path_out",)
     name: str
     groups_n: np.ndarray | None
 
     def trajectory_of(self, result: Result) -> Trajectory:
-        """The trajectory in an answer."""
+        """Return the trajectory in a result."""
         raise NotImplementedError
 
     def score_of(self, result: Result) -> np.ndarray | None:  # noqa: ARG002  # only an optimization has one
-        """A score of every step, or None."""
+        """Return the score of every step; None for a trajectory without scores."""
         return None
 
     @classmethod
@@ -81,7 +81,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
 
     def shared_facts(self, trajectory: Trajectory) -> dict[str, Any]:
-        """What every trajectory reports."""
+        """Return the facts that are reported for every trajectory."""
         return {
             "off_manifold": float(trajectory.steps.off_manifold_t.max()),
             "groups_passed": trajectory.steps.groups_passed(),
@@ -90,7 +90,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         }
 
     def gene_table(self, trajectory: Trajectory) -> list[dict[str, Any]]:
-        """The genes that change most, a row each."""
+        """Return one row for each of the genes that change most."""
         top = trajectory.top_genes(SHOWN_GENES)
         return [
             {
@@ -106,7 +106,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         ]
 
     def shared_lines(self, trajectory: Trajectory, facts: dict[str, Any]) -> list[str]:
-        """What every trajectory prints."""
+        """Return the lines that are printed for every trajectory."""
         lines = [f"passes {' → '.join(facts['groups_passed'])}"] if facts["groups_passed"] else []
         highest = facts["off_manifold"]
         lines.append(

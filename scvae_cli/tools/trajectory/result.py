@@ -19,7 +19,7 @@ from scvae_cli.tools.trajectory.steps import Steps
 
 # Kind of a trajectory that increases a score instead of connecting two populations.
 ASCENT = "ascent"
-# A warning lists the groups that are passed, up to this number.
+# A warning abbreviates the list of groups that the trajectory passes if it is longer than this.
 _LISTED_GROUPS = 6
 
 
@@ -32,25 +32,26 @@ class Trajectory:
     name, labels, genes
         Names of the result, of its waypoints, and of the g genes of the model.
     kind, endpoint, couple
-        How it was computed: the kind of path, the position that represents a population, and how cells were paired.
+        How the trajectory was computed: the kind of path, the position that represents a population, and how cells were
+        paired.
     library, batch_as
-        Library size and batch at which it is decoded.
+        Library size and batch at which the trajectory is decoded.
     z_tk
         Latent positions of the steps in canonical coordinates, those of `obsm["X_scvae"]`.
     steps, nearest_names_tj
         Position, speed, off-manifold score, nearest cells and groups of every step; names of the nearest cells.
     mean_tg, low_tg, high_tg
-        Expected counts at every step, and their 5% and 95% quantiles: over the posterior of the cells around each step,
-        or over the trajectories of a bundle.
+        Expected counts at every step, and their 5% and 95% quantiles. The quantiles are taken over the posterior of the
+        cells around each step or, for a bundle, over all trajectories of the bundle.
     changes
         Changes of every gene.
     pseudotime_n
         Position of each cell along the trajectory, 0 to 1; NaN for cells far from it.
     bundle_ptk
-        Latent positions of all trajectories of a bundle, of which this is the most central one; None for a single
-        trajectory.
+        Latent positions of all trajectories of a bundle; None without a bundle. The result describes the most central
+        trajectory of the bundle.
     of_counts
-        Whether the model is one of counts, and not of real numbers.
+        True for a model of counts, False for a model of real numbers.
     """
 
     __repr__ = brief
@@ -79,7 +80,7 @@ class Trajectory:
         return np.argsort(-self.changes.effect_g, kind="stable")[:n]
 
     def warning(self) -> str | None:
-        """Say at which steps no cells were observed, and how to avoid it; None if there are none."""
+        """Say at which steps no cells were observed, and how to avoid such steps; None if there are no such steps."""
         off_t = np.flatnonzero(self.steps.off)
         if len(off_t) == 0:
             return None
@@ -98,18 +99,18 @@ class Trajectory:
         )
 
     def _remedy(self, off_t: np.ndarray, last: int) -> str:
-        """How to avoid steps where no cells were observed."""
+        """Say how to avoid steps where no cells were observed."""
         if self.kind == ASCENT:
             if off_t[0] == 0:
-                return "few cells are like the start: choose another --group or --from-cell"
-            return "without --unconstrained, the trajectory stays where cells are"
+                return "few cells are similar to the start: choose another --group or --from-cell"
+            return "without --unconstrained, the trajectory stays in regions with cells"
         if self.kind != "geodesic":
-            return "--path geodesic stays where cells are, if it can"
+            return "--path geodesic stays in regions with cells where possible"
         if np.mean(off_t % last == 0) <= 0.5:
-            return "sample the states in between, or name an intermediate group with --via"
+            return "collect cells of the states in between, or name an intermediate group with --via"
         if self.endpoint == "density":
-            return "few cells are like its ends: choose other ends"
-        return "few cells are like its ends: use --endpoint density"
+            return "few cells are similar to the ends of the trajectory: choose other ends"
+        return "few cells are similar to the ends of the trajectory: use --endpoint density"
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
         """List the slots of the result; genes of the file that are not in the model get NaN."""
@@ -164,7 +165,7 @@ class Trajectory:
 
 
 def default_name(labels: Sequence[str]) -> str:
-    """Make the name of a trajectory of its waypoints, or only of its ends if there are more than three.
+    """Make the name of a trajectory from its waypoints, or from its two ends if there are more than three waypoints.
 
     >>> default_name(["HSC", "CD4+ T"])
     'HSC_to_CD4_T'

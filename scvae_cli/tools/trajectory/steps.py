@@ -29,13 +29,16 @@ class Steps:
     length
         Fisher–Rao length of the trajectory, in standard deviations of a count.
     position_t, speed_t
-        Position along the trajectory, 0 to 1, and Fisher–Rao speed, in standard deviations of a count per position.
+        Position along the trajectory, 0 to 1, and Fisher–Rao speed, in standard deviations of a count per unit of
+        position.
     off_manifold_t
-        Off-manifold score: the fraction of the held-out cells that lie at a higher density. Near 1, there are no cells.
+        Off-manifold score: the fraction of the held-out cells that lie at a higher density. A score near 1
+        means that no cells were observed there.
     nearest_tj
         Indices of the nearest cells, nearest first.
     group_t, group_share_t
-        The most frequent group among them and its fraction; "" and NaN without groups.
+        Most frequent group among the nearest cells, and the fraction of the nearest cells that belong to this group; ""
+        and NaN without groups.
     """
 
     length: float
@@ -61,9 +64,10 @@ class Steps:
 def along(
     geometry: Geometry, density: LatentDensity, mean_nk: Tensor, z_tk: np.ndarray, groups_n: np.ndarray | None
 ) -> Steps:
-    """Describe the steps of a trajectory among the posterior means of the cells, in the coordinates of the networks.
+    """Describe the steps of a trajectory.
 
-    `groups_n` is the group of each cell, None for a cell without a group; None if there are no groups.
+    The posterior means of the cells and the steps must be in the coordinates of the networks. `groups_n` is
+    the group of each cell, None for a cell without a group; None if there are no groups.
     """
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
     nearest_tj = nearest(points_tk, mean_nk, NEAREST_CELLS)[0]
@@ -73,7 +77,7 @@ def along(
         for t, cells in enumerate(nearest_tj):
             named = [group for group in groups_n[cells] if group is not None]
             if named:
-                # Of equally frequent groups, the one of the nearest cell is used.
+                # If several groups are equally frequent, the group that contains the nearest cell is used.
                 group_t[t] = max(dict.fromkeys(named), key=named.count)
                 share_t[t] = named.count(group_t[t]) / len(cells)
     # The speed at a step is the mean of the speeds before and after it.

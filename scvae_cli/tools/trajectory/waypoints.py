@@ -23,7 +23,7 @@ COUPLED_CELLS = 500
 
 @dataclass(frozen=True, kw_only=True)
 class Waypoints:
-    """Latent positions in the coordinates of the networks, and the nodes of the graph at, or nearest to, them."""
+    """Latent positions of waypoints in the coordinates of the networks, and the graph node nearest to each waypoint."""
 
     z_pwk: np.ndarray
     nodes_pw: np.ndarray
@@ -34,8 +34,8 @@ def positions(
 ) -> Waypoints:
     """Choose the position of each population, in order, as the waypoints of one path.
 
-    With the endpoint "density", it is the densest position in the core of a population; with "centroid", the mean of
-    its cells. The position of a single cell is its posterior mean.
+    With the endpoint "density", the position is the densest one in the core of a population. With "centroid", the
+    position is the mean of the cells of the population. The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
     for population in populations:
