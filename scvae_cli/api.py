@@ -97,7 +97,7 @@ def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str
 
 
 def _writes(verb: Verb) -> bool:
-    """Whether the function writes its results into the data by default; if so, it has the argument `inplace`."""
+    """Whether the function writes its results into the data by default. Such a function has the argument `inplace`."""
     return "inplace" in verb.returns
 
 

@@ -99,7 +99,7 @@ class ModelConfig(Options):
         below=1,
         takes="a share from 0 to below 1",
         on_command_line=False,
-        shown_default="by number of cells and genes",
+        shown_default="depends on the numbers of cells and genes",
     )
     decoder_dropout: float | None = option(
         None,
@@ -108,7 +108,7 @@ class ModelConfig(Options):
         below=1,
         takes="a share from 0 to below 1",
         on_command_line=False,
-        shown_default="by number of cells and genes",
+        shown_default="depends on the numbers of cells and genes",
     )
 
     def check(self) -> None:
@@ -147,24 +147,28 @@ class TrainConfig(Options):
         help="Maximum number of passes over the training cells.",
         panel=FITTING,
         least=1,
-        shown_default="by number of cells",
+        shown_default="depends on the number of cells",
     )
     batch_size: int | None = option(
-        None, help="Number of cells in each training step.", panel=FITTING, least=2, shown_default="by number of cells"
+        None,
+        help="Number of cells in each training step.",
+        panel=FITTING,
+        least=2,
+        shown_default="depends on the number of cells",
     )
     learning_rate: float | None = option(
         None,
         help="Peak learning rate of AdamW, reached after the warm-up.",
         panel=FITTING,
         above=0,
-        shown_default="by batch size",
+        shown_default="depends on the batch size",
     )
     weight_decay: float | None = option(
         None,
         help="Decoupled weight decay of the weight matrices.",
         least=0,
         on_command_line=False,
-        shown_default="by number of cells and genes",
+        shown_default="depends on the numbers of cells and genes",
     )
     eased_dropout: float | None = option(
         None,
@@ -175,7 +179,7 @@ class TrainConfig(Options):
         most=1,
         takes="a share from 0 to 1",
         on_command_line=False,
-        shown_default="by number of cells",
+        shown_default="depends on the number of cells",
     )
     validation_fraction: float = option(
         0.1,
@@ -190,7 +194,7 @@ class TrainConfig(Options):
         help="Number of epochs without a noticeable improvement after which training ends.",
         panel=FITTING,
         least=1,
-        shown_default="by number of cells",
+        shown_default="depends on the number of cells",
     )
     seed: int = option(
         0,
@@ -208,7 +212,7 @@ class ComputeConfig(Options):
 
     device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE)
     precision: Precision = option(
-        "auto", help="Precision of matrix products; the likelihood is always float32 or better.", panel=COMPUTE
+        "auto", help="Precision of matrix products; likelihoods are computed in float32 or better.", panel=COMPUTE
     )
     deterministic: bool = option(
         False,

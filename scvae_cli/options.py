@@ -359,7 +359,7 @@ def build(
     Raises
     ------
     ConfigError
-        As for `Options`.
+        In the same cases as `Options`.
     """
     values: dict[str, Any] = {}
     for f in fields(options):

@@ -314,7 +314,7 @@ def perform(request: Request, shell: Shell) -> Outcome:
     Raises
     ------
     ScvaeError
-        As for `ask`.
+        In the same cases as `ask`.
     """
     work = request.verb.load()
     if isinstance(work, type) and issubclass(work, Question):

@@ -52,7 +52,7 @@ class Session:
     kept
         Mask of the store's cells that are in `counts`, shape (cells of the store,).
     missing_genes
-        Genes of the model that the data lacks; they count as zero (real numbers: as their training mean).
+        Genes of the model that the data lacks. Their counts are set to 0, their real numbers to the training mean.
     genes
         Names and symbols of the model's genes.
     progress
@@ -287,7 +287,7 @@ class Session:
         Raises
         ------
         DataError
-            As for `check_destination`, or when writing fails.
+            In the same cases as `check_destination`, and if writing fails.
         """
         slots = spread(slots, self.kept)
         record = self.record(slots, names=names, run=run, options=options)

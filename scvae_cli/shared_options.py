@@ -31,7 +31,8 @@ class Reading(Options):
     )
     allow_missing_genes: bool = option(
         False,
-        help="Accept any number of missing genes. Their counts are set to zero, or real numbers to the training mean.",
+        help="Accept any number of missing genes. Missing counts are set to 0, and missing real numbers to the "
+        "training mean.",
         panel=INPUT,
         in_record=False,
     )

@@ -56,7 +56,7 @@ class Verb:
     takes_model: bool = True
     trains: bool = False
     in_python: bool = True
-    returns: str = "None; with `inplace=False` the result, and nothing is written."
+    returns: str = "None. With `inplace=False`, the result is returned and nothing is written."
 
     def load(self) -> Any:
         """Import and return the implementation."""

@@ -77,7 +77,7 @@ def test_messages_name_what_is_near():
         ("GATA2", "gene 'GATA2' is not in the model", "did you mean GATA1"),
         ("zzz", "gene 'zzz' is not in the model", "for example GATA1, TBCE (ENSG2), TBCE (ENSG3)"),
         ("TBCE", "'TBCE' is the symbol of 2 genes: ENSG2, ENSG3", "by its id"),
-        ("KLF1", "gene 'KLF1' is not in the model, though in the data", "model was trained on"),
+        ("KLF1", "gene 'KLF1' is in the data, but not in the model", "model was trained on"),
         (None, "gene '' is not in", "for example"),
     ):
         with pytest.raises(DataError) as caught:
@@ -127,7 +127,7 @@ def test_only_some_genes_can_be_asked_for(store):
     assert genes.ids_of(["TBCE", "ENSG9"]) == ("ENSG1", "ENSG9")
     assert genes.shown(["ENSG1", "ENSG9"]) == ["TBCE", "ENSG9"]
     for name in ("GATA1", "ENSG0"):
-        with pytest.raises(DataError, match="not in the model, though in the data"):
+        with pytest.raises(DataError, match="in the data, but not in the model"):
             genes.ids_of([name])
 
 

@@ -397,7 +397,7 @@ def test_labels_may_be_numbers_and_disagreement_is_a_warning(known, model, monke
     monkeypatch.setattr(Predictor, "agreement", lambda self, design, method: 0.2 if design.group == "ape" else 1.0)
     asked = {"perturbation_key": "dose", "control": 0, "treated": 1, "groupby": "kind", "group": "ape"}
     with pytest.warns(
-        ScvaeWarning, match=r"for ape and the mean shift of the other groups disagree \(their .* is 20% of"
+        ScvaeWarning, match=r"for ape and the average shift .* in the other groups disagree \(their .* is 20% of"
     ):
         new = scvae.perturb(cells, model, **asked, device="cpu")
     assert set(new.obs["dose"]) == {"1"}

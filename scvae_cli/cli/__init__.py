@@ -1,1 +1,1 @@
-"""The command line, which makes one Typer command from each verb."""
+"""The command line. Each verb becomes one Typer command."""

@@ -89,7 +89,7 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
 def check_new_file(target: Path, *, force: bool) -> None:
     """Check that an output file does not exist and that its name ends in .h5ad.
 
-    Raises a DataError if the name does not end in .h5ad, if it is a folder, or if the file exists and `force`
+    Raises a DataError if the name does not end in .h5ad, if `target` is a folder, or if the file exists and `force`
     is False.
     """
     if target.suffix != ".h5ad":

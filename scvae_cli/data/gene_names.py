@@ -97,7 +97,7 @@ class GeneNames:
     def _why_unknown(self, unknown: Sequence[str]) -> tuple[str, str]:
         what = f"gene {unknown[0]!r} is" if len(unknown) == 1 else f"{len(unknown)} genes ({listed(unknown)}) are"
         if all(name in self.others for name in unknown):
-            return f"{what} not in {self.place}, though in the data", "choose genes that the model was trained on"
+            return f"{what} in the data, but not in {self.place}", "choose genes that the model was trained on"
         first, names = next(name for name in unknown if name not in self.others), list(self._ids_by_name)
         same = [known for known in names if known.casefold() == first.strip().casefold()]
         near = same[:3] or difflib.get_close_matches(first, names, n=3)

@@ -45,8 +45,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if columns are constant (genes without values are NaN in all cells). Other real-valued means
-    become only a seventh smaller and take five times as long to write.
+    Compression is useful if columns are constant (genes without values are NaN in all cells). Compression
+    makes other arrays of real-valued means only a seventh smaller, and writing them takes five times as long.
     """
     dataset = None
     row = 0

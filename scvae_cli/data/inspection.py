@@ -81,9 +81,9 @@ class Inspection:
 def inspect(
     store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
 ) -> Inspection:
-    """Run the checks of a training on data, without stopping at the first problem; options as for `read_counts`.
+    """Run the checks of a training on data, without stopping at the first problem.
 
-    Raises a DataError if the file cannot be read.
+    The options mean the same as in `read_counts`. Raises a DataError if the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {

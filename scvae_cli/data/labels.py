@@ -77,7 +77,7 @@ def are_measurements(values: np.ndarray) -> bool:
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
-    """Return which of `labels` a caller means, or None if it is none of them.
+    """Return the one of `labels` that a caller means by `given`, or None if there is no such label.
 
     >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
     ('1', '1', '2.0')

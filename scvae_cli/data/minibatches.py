@@ -27,7 +27,7 @@ class Nonzeros:
     row_start
         Index of the first nonzero of each cell, followed by m; shape (n + 1,).
     gene, value
-        Column of each nonzero, int32 or int64, and its count, float32; shape (m,).
+        Column of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
     """
 
     row_start: Tensor

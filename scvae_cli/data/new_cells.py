@@ -40,7 +40,7 @@ class NewCells:
     slots: Sequence[Slot]
 
     def write(self, path: Path, *, force: bool) -> None:
-        """Write the cells to a new file, completely or not at all; errors as for `create_h5ad`."""
+        """Write the cells to a new file, completely or not at all. Raises the errors of `create_h5ad`."""
         uns: dict[str, Any] = {}
         for slot in self._of("uns"):
             *folders, key = slot.key.split("/")

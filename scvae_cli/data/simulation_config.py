@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from scvae_cli.options import Options, option
 
 # Measured in six public UMI data sets, which `simulation.py` lists.
-DEFAULT_DEPTH = 1500.0  # data sets of 2,000 to 3,000 genes: 900 and 1,700
+DEFAULT_DEPTH = 1500.0  # medians of the two data sets with 2,000 to 3,000 genes: 900 and 1,700
 # Fraction of zeros beyond those of the NB: 0.00 for the median gene, and 0.03 to 0.10 at the 95th percentile. The 95th
 # percentile of Beta(1, 49) is 0.06.
 DEFAULT_ZERO_INFLATION = 0.02

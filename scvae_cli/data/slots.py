@@ -111,9 +111,9 @@ class SlotNames:
     iwae_density = _Key("{}_iwae_density")
     reconstruction = _Key("{}_reconstruction")
     kl = _Key("{}_kl")
-    # obs: how much less likely a cell is than simulated cells of its kind, standard deviations; the fraction of cells
-    # simulated from the model that are as unlikely or more unlikely; and this p-value adjusted for the number of cells
-    # by Benjamini and Hochberg's method.
+    # obs: how much less likely a cell is than simulated cells of its kind, standard deviations; the p-value, which is
+    # the fraction of simulated cells that are as unlikely as the cell or more unlikely; and the p-value adjusted for
+    # the number of cells by Benjamini and Hochberg's method.
     anomaly_score = _Key("{}_anomaly_score")
     anomaly_p = _Key("{}_anomaly_p")
     anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
@@ -137,7 +137,7 @@ class SlotNames:
     path_latent = _NamedKey("{}/paths/{}")
     # uns: results of a sweep over a training option (the name), one array per column.
     sweep = _NamedKey("{}/sweep/{}")
-    # uns: settings of a perturbation prediction, and its accuracy where the true response is known.
+    # uns: settings of a perturbation prediction; and the accuracy of the prediction, if the true response is known.
     perturbation = _NamedKey("{}/perturbations/{}")
     # uns: provenance of the command that wrote a result, as JSON text.
     run = _NamedKey("{}/runs/{}")

@@ -1,7 +1,7 @@
 """Reading a folder of three text files (counts, features, barcodes) written by Cell Ranger, STARsolo and other tools.
 
-scanpy's reader is not used. It requires gzipped files (in the format of Cell Ranger 2: files that are not gzipped), and
-a type for every feature.
+scanpy's reader is not used, because it accepts fewer folders. It requires a type for every feature. It also requires
+gzipped files, or files that are not gzipped if the folder has the format of Cell Ranger 2.
 """
 
 from __future__ import annotations

@@ -44,16 +44,16 @@ def most_variable(
     rank_bg[rank_bg >= n_top] = np.nan
     median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy leaves it untyped
     n_batches_g = (~np.isnan(rank_bg)).sum(0)
-    # Sort by median rank, with genes that are in no batch's top genes last, and then by the number of batches.
+    # Sort by median rank, and then by the number of batches. Genes that are top genes in no batch come last.
     order = np.lexsort((-n_batches_g, median_g.filled(np.nan)))
     chosen: np.ndarray = columns[np.sort(order[:n_top])]
     return chosen
 
 
 def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
-    """Compute the variance of each gene relative to that expected from its mean, with clipped counts, shape (g,).
+    """Compute the variance of each gene's clipped counts, divided by the variance expected from the gene's mean.
 
-    The result is None if the cells are too few or too sparse for the fit.
+    Shape (g,). The result is None if the cells are too few or too sparse for the fit.
     """
     from skmisc.loess import loess
 

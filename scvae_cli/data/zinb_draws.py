@@ -14,7 +14,8 @@ import scipy.sparse as sp
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-# NB counts with a mean up to this are drawn by inversion, and others as a Poisson of a gamma, whichever is faster.
+# NB counts with a mean up to this are drawn by inversion, which is faster for them. All others are drawn as a Poisson
+# of a gamma.
 _INVERSION_MEAN = 3.0
 # Inversion tries one count after the other up to this one. Larger counts, in the long tail of a small θ, use scipy.
 _STEPS = 256
@@ -33,7 +34,7 @@ def draw_zinb(
     Parameters
     ----------
     mu_ng, theta_g
-        Means of the NB, and its inverse dispersions θ > 0.
+        Means of the NB, shape (n, g), and inverse dispersions θ of the NB, which are above 0, shape (g,).
     zero_inflation
         Zero-inflation probabilities π, shape (g,) or (n, g).
     """

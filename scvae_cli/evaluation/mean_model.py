@@ -65,7 +65,7 @@ class MeanModel:
     def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
         """Compute expected counts of all cells in blocks, including technical zeros.
 
-        With `of_cell`, the expectation of each cell also depends on its own counts.
+        With `of_cell`, the expected counts of each cell also depend on the observed counts of the cell.
         """
         for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(BLOCK_CELLS):
             output = self._decode(cells)

@@ -56,7 +56,7 @@ class PcaModel:
             yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]
 
     def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
-        """Compute expected counts that also depend on each cell's own counts, in blocks.
+        """Compute expected counts, in blocks; those of a cell also depend on the observed counts of the cell.
 
         Dispersions are estimated from the moments of the counts around the projection.
         """

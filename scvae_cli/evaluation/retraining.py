@@ -58,14 +58,14 @@ def requested_config(model: Model) -> RunConfig:
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Return a model that was trained on some cells, and these cells.
 
-    Of more than 20,000 cells, evenly spaced ones are used. The given model is returned if its held-out cells are those
-    that a training on the cells would hold out. Otherwise a new model is trained. The cells must have the genes of the
-    model, and batches if the model has batches.
+    If there are more than 20,000 cells, evenly spaced cells are used. The given model is returned if its held-out cells
+    are those that a training on the cells would hold out. Otherwise a new model is trained. The cells must have the
+    genes of the model, and batches if the model has batches.
 
     Raises
     ------
     ScvaeError
-        As for a training.
+        In the same cases as a training.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = requested_config(model)

@@ -21,7 +21,7 @@ _SAMPLES = 100
 def decoder_at(
     model: Model, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
 ) -> Callable[[Tensor], Tensor]:
-    """Return a function that maps latent positions to expected counts, (t, k) → (t, g); differentiable.
+    """Return a differentiable function that maps latent positions to expected counts. Shapes (t, k) → (t, g).
 
     The function takes positions on the device of the model. The other arguments are those of `expected_counts`, but
     "observed" is not allowed, because a latent position has no observed library size or batch.
@@ -53,7 +53,7 @@ def decode(
     Raises
     ------
     DataError
-        If the model does not have the batch, or the library size is invalid (as for `decoder_at`).
+        If the model does not have the batch, or the library size is invalid. "observed" is not allowed.
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
@@ -63,10 +63,11 @@ def decode(
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute 5% and 95% quantiles of expected counts over N(z, var) at every position, each of shape (t, g), float32.
+    """Compute 5% and 95% quantiles of the expected counts of samples from N(z, var), at every position z.
 
-    `var_tk` is the posterior variance of a cell at each position. The quantiles therefore show how
-    uncertain the expected counts of such a cell are, given the uncertainty of the latent position of the cell.
+    Both results have shape (t, g), float32. `var_tk` is the posterior variance of a cell at each position. The
+    quantiles therefore show how uncertain the expected counts of such a cell are, given the uncertainty of the latent
+    position of the cell.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

@@ -37,7 +37,7 @@ def expected_counts(
     with_zero_inflation: bool = False,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
-    """Compute the expected counts of every cell, in blocks of cells, each of shape (cells, g), float32.
+    """Compute the expected counts of every cell, in blocks of cells. A block has shape (cells, g), float32.
 
     Parameters
     ----------

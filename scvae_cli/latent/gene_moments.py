@@ -1,4 +1,4 @@
-"""Mean, variance and fraction of zeros of every gene, and the differences of these between two sets of cells.
+"""Mean, variance and fraction of zeros of every gene, and how much these statistics differ between two sets of cells.
 
 Shapes: n cells, g genes.
 """
@@ -56,7 +56,7 @@ class GeneMoments:
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """Compare these moments with those of other cells, which must be at least as many.
+        """Compare these moments with the moments of other cells. There must be at least as many other cells.
 
         Real numbers may have any sign and unit. Their means are therefore compared in standard deviations of the other
         cells, and fractions of zeros are not compared.

@@ -49,7 +49,8 @@ class CellGraph:
     Parameters
     ----------
     cells, mean_mk
-        Indices of the cells that are nodes, in ascending order, shape (m,), and their posterior means.
+        Indices of the cells that are nodes, in ascending order, shape (m,); posterior means of these cells,
+        shape (m, k).
     neighbors_mj
         Indices of the nearest nodes of each node, nearest first, without the node itself, shape (m, j).
     lengths
@@ -95,7 +96,7 @@ class CellGraph:
         return paths
 
     def smooth_distances(self, sets: Sequence[np.ndarray]) -> np.ndarray:
-        """Compute the distance from each of some sets of nodes to every node by heat diffusion, shape (sets, m).
+        """Compute the distance from each set of nodes to every node by heat diffusion. Shape (sets, m).
 
         According to Varadhan, heat that starts in a set and diffuses for some time decreases as exp(−distance) far from
         the set. Minus the log of the heat, minus its smallest value, is therefore a distance. It averages over all
@@ -200,7 +201,7 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 
 
 def _principal_coordinates(y_mg: Tensor) -> Tensor:
-    """Project Fisher–Rao coordinates on the directions of largest variance, shape (m, d); distances hardly change."""
+    """Project Fisher–Rao coordinates on the directions of largest variance. Distances hardly change. Shape (m, d)."""
     some_sg = y_mg[:: -(-len(y_mg) // DIRECTION_CELLS)]
     center_g = some_sg.mean(0)
     axes_dg = torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
@@ -209,7 +210,7 @@ def _principal_coordinates(y_mg: Tensor) -> Tensor:
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
-    """Remove each node from its own neighbors. If identical nodes displaced the node, remove its farthest neighbor."""
+    """Remove each node from its own neighbors. If identical nodes displaced the node, remove the farthest one."""
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
     others: np.ndarray = neighbors[~itself].reshape(len(neighbors), -1)
@@ -224,7 +225,7 @@ def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
 
 
 def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Add an edge from every component to the nearest node outside it, until all are connected, shape (bridges, 2).
+    """Add an edge from every component to the nearest node outside, until all are connected. Shape (bridges, 2).
 
     Two components that are nearest to each other get two edges, which may be identical.
     """

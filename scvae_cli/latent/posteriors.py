@@ -44,7 +44,7 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 @torch.inference_mode()
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
-    """Compute q(z|x) of every cell in the coordinates of the networks, on the CPU; mean and variance: shape (n, k)."""
+    """Compute mean and variance of q(z|x) of every cell, in the coordinates of the networks. Shape (n, k), on CPU."""
     table, parts = cell_table(model, counts), []
     with progress("Encoding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):

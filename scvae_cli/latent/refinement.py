@@ -38,7 +38,7 @@ _LEAST_SET = 16
 
 
 class Refined(NamedTuple):
-    """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats, 0 or more.
+    """Refined posteriors, and the increase of each cell's ELBO in nats. The increase is never negative. Shape (n,).
 
     The noise in the estimate of the increase is independent of the noise in the optimization. A cell whose ELBO did not
     increase keeps the posterior of the encoder.
@@ -100,7 +100,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
     Each vector is standard normal, but the vectors of a set are not independent. Their directions are the axes of
     randomly rotated orthogonal frames, and their lengths are stratified: one from each quantile interval, in random
-    order. Averages over a set are nearly exact for quadratic functions.
+    order. The average of a quadratic function over a set is nearly exact.
     """
     # Imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
@@ -123,8 +123,9 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # The sum of two means over the cells. To obtain sums over cells, the gradients with respect to latent positions
-        # are scaled below: they are much smaller than the gradients with respect to all outputs.
+        # This is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
+        # Only the gradients with respect to latent positions are scaled, because they are much smaller arrays than the
+        # gradients with respect to all outputs.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)
         d_z_nk, d_mirrored_nk = torch.autograd.grad(nll, (z_nk, mirrored_nk))
     half = 0.5 * len(z_nk)
@@ -136,7 +137,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
 
 @torch.no_grad()
 def _gain(vae: VAE, cells: Minibatch, start: Posterior, found: Posterior, noise: Iterator[Tensor]) -> Tensor:
-    """Compute refined ELBO minus initial ELBO of each cell with the same noise, shape (n,), float64, on the CPU."""
+    """Compute refined minus initial ELBO of each cell, both with the same noise. Shape (n,), float64, on the CPU."""
     gain_n = (start.kl_nk() - found.kl_nk()).double().sum(1).cpu()
     n_pairs = _set_size(start.mean_nk.shape[1])
     for _ in range(n_pairs):

@@ -57,9 +57,10 @@ class CanonicalAxes:
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
     def near_ties(self) -> list[int]:
-        """Return the indices of axes about as strong as the next axis. Such a pair may swap or mix between trainings.
+        """Return the indices of axes that are about as strong as the next axis.
 
-        Axes that explain hardly anything (less than a thousandth of the strongest axis) are not compared.
+        Two such axes may swap or mix between trainings. Axes that explain hardly anything (less than a thousandth
+        of the strongest axis) are not compared.
 
         >>> CanonicalAxes(torch.eye(3), torch.tensor([4.0, 3.9, 1.0])).near_ties()
         [0]

@@ -1,8 +1,8 @@
 """A trained model and the folder that stores it.
 
 `NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
-of the cells in latent space and the canonical axes) and history.csv. No file in it is executable, so loading a model
-from an untrusted source runs no code.
+of the cells in latent space and the canonical axes) and history.csv. No file in the folder is executable, so loading
+a model from an untrusted source runs no code.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
-    """Hash the content of config.json, without the entry that stores this hash."""
+    """Compute the hash of the content of config.json, without the entry that stores this hash."""
     others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 

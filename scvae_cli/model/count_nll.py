@@ -75,9 +75,10 @@ def dense_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, x_ng: Tensor,
     *, with_gradient: bool, share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute the negative log-probability of each cell's counts, shape (n,), float64, nats, and gradients of its mean.
+    """Compute the negative log-probability of each cell's counts, and the gradients of the mean over the cells.
 
-    The counts are dense, on any device and in any precision. `share_n` are the weights of the mean; None for 1/n.
+    The negative log-probabilities are in nats, shape (n,), float64. The counts are dense, on any device and in any
+    precision. `share_n` are the weights of the mean; None for 1/n.
 
     No operation waits for the device and no shape depends on the counts, so a training step that calls this function
     can be recorded as a CUDA graph. (`torch.where` with a Python number would copy that number to the device and wait.)

@@ -1,4 +1,4 @@
-"""The Fisher–Rao geometry of the decoder: the distance between latent points, measured by their decoded expression.
+"""The Fisher–Rao geometry of the decoder: distances between latent points are distances between decoded states.
 
 For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family with the
 isometric coordinate
@@ -44,7 +44,7 @@ class Geometry:
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute y of some points and J_y·v of tangents at them, shapes (n, g) and (m, n, g); differentiable."""
+        """Compute y of some points, and J_y·v of tangents at the points. Shapes (n, g), (m, n, g). Differentiable."""
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())

@@ -1,4 +1,4 @@
-"""The lgΓ terms of the log-probability of counts in plain torch.
+"""The lgΓ terms of the log-probability of counts, computed in plain torch.
 
 No shape depends on the counts, so a training step on a GPU need not wait for the values of the counts.
 
@@ -20,9 +20,9 @@ TABLE_COUNTS = 16
 
 
 def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ, each of shape (n, g); both are exactly 0 at x = 0.
+    """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ. Each has shape (n, g).
 
-    Counts are whole numbers, in the same precision as θ.
+    Both are exactly 0 at x = 0. Counts are whole numbers, in the same precision as θ.
     """
     j_j1 = torch.arange(TABLE_COUNTS, dtype=x_ng.dtype, device=x_ng.device).unsqueeze(1)
     theta_jg = theta_g + j_j1

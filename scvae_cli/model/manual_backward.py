@@ -33,10 +33,10 @@ class Operations(Protocol):
         """Compute dropout(SiLU(LayerNorm(a)))."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients with respect to the input of `hidden`, (n, h), and the weight and bias of `norm`, (h,)."""
+        """Compute gradients of the input of `hidden`, and of weight and bias of `norm`. Shapes (n, h), (h,), (h,)."""
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a sample of each posterior from means and log variances, shape (n, k), and compute the mean KL, nats."""
+        """Draw a sample of each posterior, and compute the mean KL in nats. The samples have shape (n, k)."""
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
         """Compute gradients with respect to `statistics_n2k` from those with respect to the sample and the KL."""
@@ -52,7 +52,7 @@ Layer = tuple[nn.Linear, NormalizedHidden, Tensor, Hidden]
 
 
 def can_train(vae: VAE) -> bool:
-    """Whether these explicit gradients apply to a model: it must describe counts and be in float32."""
+    """Whether these explicit gradients apply to a model: the model must describe counts and be in float32."""
     return vae.config.of_counts and all(p.dtype == torch.float32 for p in vae.parameters())
 
 

@@ -75,7 +75,7 @@ class RealEncoder(Encoder):
 
 
 class BatchEffect(nn.Module):
-    """Effect of a batch: it shifts the log proportion of every gene, and the first hidden layer if there is one."""
+    """Effect of a batch: a shift of the log proportion of every gene, and of the first hidden layer if there is one."""
 
     def __init__(self, n_batches: int, n_hidden: int, n_genes: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class BatchEffect(nn.Module):
         self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
 
     def forward(self, batch_n: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the shifts of the hidden layer, (n, h), and of the genes, (n, g), for cells of the given batches."""
+        """Return the shifts of hidden layer and genes for cells of the given batches. Shapes (n, h) and (n, g)."""
         indicator_nb = indicator(batch_n, self.gene_bg)
         return None if self.hidden_bh is None else indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
 

@@ -37,9 +37,10 @@ class Posterior(NamedTuple):
 
 
 def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a sample of the posterior, shape (n, k), and compute its KL to N(0, I), averaged over cells, nats.
+    """Draw a sample of the posterior, and compute the KL of the posterior to N(0, I), averaged over cells.
 
-    The results equal those of `Posterior`. Explicit gradients need only a few operations; autograd would need thirty.
+    The sample has shape (n, k); the KL is in nats. The results equal those of `Posterior`. Explicit gradients need only
+    a few operations; autograd would need thirty.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl

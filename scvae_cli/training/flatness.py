@@ -58,7 +58,7 @@ def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
     """Compute how far the decoder is from an isometry: a scalar, 0 or more; differentiable.
 
     The decoder is evaluated without dropout and at the reference library size, at the posterior means of a minibatch
-    and a posterior sample of each cell (`z_nk`), which receives no gradient. Random numbers come from torch's
+    and a posterior sample of each cell (`z_nk`). The samples receive no gradient. Random numbers come from torch's
     generator.
     """
     mean_nk = mean_nk.float()

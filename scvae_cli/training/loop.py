@@ -74,7 +74,7 @@ class EpochReport:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """Event: a training step. `step` is the number of steps before it, and `loss` is its loss, nats per cell."""
+    """Event: a training step. `step` is the number of steps before this one; `loss` is in nats per cell."""
 
     step: int
     loss: float

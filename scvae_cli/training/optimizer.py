@@ -2,7 +2,7 @@
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
 saved. The average is about as good as the weights after lowering the learning rate to zero, and it is available at any
-time, so the step at which the rate would have to be lowered need not be chosen.
+time. It is therefore not necessary to choose a step at which the learning rate is lowered.
 
 On a CPU, one compiled pass over the parameters replaces a dozen passes in torch: clipping, weight decay, moments, step
 and average. On other devices the optimizer uses plain torch. Its step can be recorded as a CUDA graph, because the
@@ -66,7 +66,7 @@ class AveragedAdamW:
 
     This class is not a `torch.optim.Optimizer`, because creating such an optimizer imports torch's compiler, and that
     import takes longer than many trainings. Weight decay (per step, as a multiple of the learning rate) applies to the
-    weight matrices of the model, and not to biases, normalizations, dispersions and batch effects of genes.
+    weight matrices of the model, but not to biases, normalizations, dispersions or batch effects of genes.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:

@@ -73,7 +73,7 @@ def split(counts: Counts, config: RunConfig) -> tuple[np.ndarray, np.ndarray]:
 
 
 def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """Return the sorted names of the batches, and the index of each cell's batch or None if there are no batches."""
+    """Return the sorted names of the batches, and the index of each cell's batch; None for data without batches."""
     if counts.batch is None:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
@@ -85,8 +85,8 @@ def started(
 ) -> VAE:
     """Create an untrained network that is initialized at the averages of the training cells.
 
-    `training` holds the indices of the training cells. `batch_n` is the index of each cell's batch in `batches`, or
-    None.
+    `training` holds the indices of the training cells. `batch_n` is the index of each cell's batch in `batches`;
+    None for data without batches.
     """
     # The random state of the caller is not changed.
     with seeded(config.train.seed):

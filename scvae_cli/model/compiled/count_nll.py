@@ -45,8 +45,8 @@ def fused_nll(
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
     """Compute what `model.count_nll.dense_nll` does, from the nonzero counts, in float32 on the CPU.
 
-    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16, for matrix products that would
-    round it anyway.
+    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16, because the matrix
+    products that use it would round it anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)

@@ -1,4 +1,4 @@
-"""Samples of q(z|x), the KL to the prior and the gradients of both on a CPU, each in one pass.
+"""Samples of q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
 
 Shapes: n cells, k latent dimensions. With variance v, z = m + √v·ε and KL = ½(m² + v − 1 − log v). With
 autograd in plain torch, these formulas would be thirty operations on a few thousand numbers.
@@ -21,14 +21,14 @@ _ZERO, _HALF, _ONE = float32(0), float32(0.5), float32(1)
 
 
 def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a sample of each cell's posterior, shape (n, k), and compute the mean KL to N(0, I), nats."""
+    """Draw a sample of each cell's posterior, and compute the mean KL to N(0, I) in nats. Samples: shape (n, k)."""
     z_nk = torch.empty_like(noise_nk)
     kl = _draw(statistics_n2k.numpy(), noise_nk.numpy(), z_nk.numpy())
     return z_nk, torch.tensor(kl / len(noise_nk))
 
 
 def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-    """Compute gradients with respect to means and log variances, (n, 2k), from those with respect to sample and KL."""
+    """Compute gradients of means and log variances from the gradients of sample and KL. Shape (n, 2k)."""
     d_statistics_n2k = torch.empty_like(statistics_n2k)
     share = float32(float(d_kl) / len(noise_nk))
     _draw_gradients(statistics_n2k.numpy(), noise_nk.numpy(), d_z_nk.numpy(), share, d_statistics_n2k.numpy())

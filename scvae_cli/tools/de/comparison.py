@@ -5,9 +5,9 @@ posterior of the change comes from shrinking the ratios of all genes together (`
 are calibrated: among genes called at an expected false discovery rate of 5%, about 5% do not change beyond the
 threshold.
 
-Comparing the decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) is not done, for two
-reasons: the spread between cells is not the uncertainty of the groups' means, and the posterior of the decoder does not
-cover the error made by its smoothing.
+The decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) is not compared, for two reasons. The
+spread between cells is not the uncertainty of the groups' means, and the posterior does not include the error that the
+smoothing by the decoder causes.
 
 Shapes: g genes, t of them tested, s batches.
 """
@@ -30,7 +30,8 @@ from scvae_cli.tools.de.shrinkage import common_shift, expected_fdr, shrink
 
 # Fitting the prior over the genes' changes takes at least this many genes.
 _MIN_GENES = 10
-# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of it.
+# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of the
+# common change.
 _NEAR_COMMON, _MOST = 0.25, 0.5
 # Quantiles that bound the 90% interval of each change.
 _LOW, _HIGH = 0.05, 0.95
@@ -48,7 +49,8 @@ def differential_expression(
     Parameters
     ----------
     model, counts
-        A model of counts, and cells in its genes, with their batches if the model has batches.
+        A model of counts, and cells with the genes of the model. If the model has batches, the batch of every cell must
+        be known.
 
     Raises
     ------
@@ -116,7 +118,7 @@ def differential_expression(
 
 
 def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Values of the tested genes among all genes, NaN elsewhere, shape (g,)."""
+    """Extend values of the tested genes to all genes, with NaN for the other genes, shape (g,)."""
     values_g = np.full(len(tested), np.nan)
     values_g[tested] = values_t
     return values_g
@@ -131,7 +133,10 @@ def _subsample(cells: np.ndarray, options: DeOptions) -> np.ndarray:
 def _strata(
     group: np.ndarray, reference: np.ndarray, batch_n: np.ndarray | None, contrast: Contrast, model: Model
 ) -> tuple[tuple[list[np.ndarray], list[np.ndarray]], np.ndarray]:
-    """Cells of both groups by batch, for batches with at least two cells of each group, and the batches' weights."""
+    """Split the cells of both groups by batch, and compute the weight of each batch.
+
+    Batches with fewer than two cells of one of the groups are left out.
+    """
     if batch_n is None:
         return ([group], [reference]), np.ones(1)
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
@@ -146,7 +151,7 @@ def _strata(
     if not weight_s:
         raise DataError(
             f"no batch has cells of both {contrast.group!r} and {contrast.reference!r}",
-            "the difference between the groups cannot be separated from that between batches "
+            "the difference between the groups cannot be separated from the difference between batches "
             f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another "
             "--batch-key",
         )

@@ -24,7 +24,7 @@ _MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
 
 
 def de_figure(result: DifferentialExpression) -> Figure:
-    """Draw a comparison as three panels of a figure for `save_figure`, which is not registered with pyplot."""
+    """Draw a figure with three panels; the figure is not registered with pyplot, so save it with `save_figure`."""
     contrast = result.contrast
     title = f"{shortened(contrast.group, 20)} against {shortened(contrast.reference, 20)}"
     with house_style():
@@ -55,7 +55,8 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     of = "relative to most genes" if result.centre == "bulk" else "of the share of all counts"
     axes.set_xlabel(f"change (log2) {of}")
     axes.set_ylabel(f"−log10 P(|change| ≤ {result.options.threshold:g})")
-    # A square-root scale, because on a linear one a few very certain genes would press all others to the bottom.
+    # The axis has a square-root scale. On a linear scale, a few very certain genes would press all others to the
+    # bottom.
     axes.set_yscale("function", functions=(lambda y: np.sqrt(np.maximum(y, 0)), np.square))
     top = max(float(height_t.max(initial=0)), 1.5)
     axes.set_ylim(0, top * 1.12)
@@ -71,7 +72,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Write names beside dots, the most certain first, unless they overlap another name."""
+    """Write gene names beside the dots, the most certain first; omit a name that would overlap another name."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     # Size of a letter at 6 points, as a share of the axes.
     line, letter = 0.036, 0.024

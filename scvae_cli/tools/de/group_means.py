@@ -1,22 +1,22 @@
 """Mean expression of a group of cells: the decoder's mean, corrected by the group's own counts.
 
 Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change.
-This bias is alike in all cells, so it does not shrink with the number of cells. Correcting each cell by its own counts
-does not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the decoded mean
-is corrected by the counts of the whole group together. With m_n the expected count of cell n (zero inflation included)
-and ℓ_n its library size,
+This bias is the same in all cells, so averaging over more cells does not reduce it. Correcting each cell by its own
+counts does not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the
+decoded mean is corrected by the counts of the whole group together. With m_n the expected count of cell n (zero
+inflation included) and ℓ_n its library size,
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of a Gamma–Poisson factor for a group with E expected counts, in which the decoder has the
-weight of κ counts. The weights a_n are the statistically efficient ones, so cells with large libraries weigh more. The
-shares v_n of the cells sum to 1. They give every batch the same share in both groups, so that the effect of a batch on
-a gene is the same in both groups, whether or not the decoder models this effect.
+C is the posterior mean of the factor in a Gamma–Poisson model. In this model, the group has E expected counts, and the
+decoder has the weight of κ counts. The weights a_n are the statistically efficient ones, so cells with large libraries
+have larger weights. The shares v_n of the cells sum to 1. They give every batch the same share in both groups, so that
+the effect of a batch on a gene is the same in both groups, whether or not the decoder models this effect.
 
-The standard error is that of sampling the cells within each batch. It is estimated from the spread of the cells around
-R · C, but is never below the error of as many negative binomial counts.
+The standard error describes the random sampling of cells within each batch. It is estimated from the spread of the
+cells around R · C, but is never smaller than the standard error of the same number of negative binomial counts.
 
 Shapes: n cells, g genes, S batches.
 """
@@ -35,7 +35,7 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 from scvae_cli.progress import Advance
 
-# Bounds the memory of the moments' float64 blocks: 20 MB each for 128 cells × 20,000 genes.
+# Number of cells in a block. It limits the memory of the float64 arrays of a block: 20 MB each for 20,000 genes.
 _BLOCK_CELLS = 128
 # κ is one count: a gene without counts in a group still has a mean, and hardly any gene follows the decoder alone.
 _DECODER_COUNTS = 1.0
@@ -43,14 +43,15 @@ _LEAST_EXPECTED = 1e-10
 
 
 class GroupMean(NamedTuple):
-    """Mean expression of one group, each of shape (g,).
+    """Mean expression of one group. All arrays have shape (g,).
 
     Parameters
     ----------
     log_mean_g, variance_g
         Natural log of R · C (the gene's mean share of a cell's counts), and the variance of this log.
     raw_g
-        Mean of the counts divided by library size, without a model, with the same shares of the batches.
+        Mean over the cells of counts divided by library size, computed without the model. The batches have the same
+        shares.
     n_counts_g
         Total counts of the group's cells.
     """
@@ -77,13 +78,15 @@ def group_mean(
     Parameters
     ----------
     model, table
-        A model of counts, and cells, with their batches if the model has batches.
+        A model of counts, and cells. If the model has batches, the batch of every cell must be given.
     strata, share_s
-        Indices of the group's cells in each of S batches, at least two in each, and the batches' weights, sum 1.
+        Indices of the group's cells in each of the S batches, at least two cells per batch; weights of the batches,
+        with sum 1.
     n_samples, seed
-        Number of posterior samples over which a cell's expected counts are averaged, and their random seed.
+        Number of posterior samples over which a cell's expected counts are averaged, and the random seed of these
+        samples.
     advance
-        Reports the number of cells that are done.
+        Called after each block of cells with the number of cells in the block.
     """
     noise = torch.Generator().manual_seed(seed)
     total_3g = np.zeros((3, table.n_genes))
@@ -107,7 +110,7 @@ def group_mean(
             n_counts_g += x_ng.sum(0)
             advance(cells.n_cells)
         total_3g += sum_3g
-        # Moments around the batch's own means, because each batch is a sample of its own.
+        # The moments are taken around the means of each batch, because each batch is a separate sample.
         n = len(rows)
         moments.append((product_33g - sum_3g[:, None] * sum_3g / n) * (n / (n - 1)))
     r_g, counted_g, predicted_g = total_3g
@@ -125,7 +128,7 @@ def group_mean(
 
 
 def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Expected counts m of some cells, zero inflation included, and (Var(x) − m) / m²; each float64, (n, g)."""
+    """Compute expected counts m, zero inflation included, and (Var(x) − m) / m²; both float64, shape (n, g)."""
     posterior = model.vae.encode(cells)
     expected_ng = torch.zeros(cells.n_cells, cells.n_genes, device=model.device)
     inflation_ng = torch.zeros_like(expected_ng)
@@ -140,5 +143,5 @@ def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
         if output.log_theta_g is not None:
             dispersion_g = (-output.log_theta_g).exp()
     excess_ng = (dispersion_g + inflation_ng) / (1 - inflation_ng).clamp(min=1e-6)
-    # An expectation that float32 rounds to zero is in truth above zero.
+    # An expected count that float32 rounds to zero is in fact above zero.
     return expected_ng.clamp(min=_LEAST_EXPECTED).cpu().double().numpy(), excess_ng.cpu().double().numpy()

@@ -37,7 +37,7 @@ def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class DeOptions(Reading, Drawing, Writing):
-    """Which groups are compared, and how."""
+    """Options that say which groups are compared, and how."""
 
     groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
     group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
@@ -84,7 +84,7 @@ class DeOptions(Reading, Drawing, Writing):
 
 
 def compared_with_itself(group: str) -> ConfigError:
-    """The refusal of a group as its own reference."""
+    """Return the error for a group that is compared with itself."""
     return ConfigError(f"{group!r} is compared with itself", "choose another --reference, or leave it out")
 
 

@@ -1,4 +1,4 @@
-"""The steps of `scvae de`, which the driver calls, and the text that the command line prints."""
+"""How `de` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_GENES = 20
-# Smaller rates depend on the far tails of normal distributions, which say little about real data.
+# Smaller rates are printed as "<1e-06". They depend on the far tails of normal distributions and say little about real
+# data.
 _LEAST_SHOWN = 1e-6
 _GENE_COLUMNS = (
     "gene", "change", "low", "high", "probability", "expected_fdr", "false_sign", "estimate", "error", "raw", "mean",

@@ -22,7 +22,7 @@ REST = "rest"
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """Group and reference in a column of obs, and the indices of their cells, at least three each.
+    """A group and a reference in a column of obs, and the indices of the cells of both, at least three cells each.
 
     The reference "rest" consists of all other cells.
 
@@ -54,13 +54,13 @@ class DifferentialExpression:
     Parameters
     ----------
     genes, tested
-        Names, and mask of the genes that have counts in either group; shape (g,).
+        Names of the genes, and mask of the genes that have counts in at least one of the two groups. Shape (g,).
     estimate_g, error_g
-        log2 ratio of the groups' means before shrinkage, and its standard error.
+        log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
     common_change, near_common_share
-        log2 ratio that most genes have in common, and the expected share of genes within 0.25 of it.
+        log2 ratio that most genes have in common, and the expected share of genes within 0.25 of this ratio.
     centre
-        "bulk" where changes are relative to the common change, else "none".
+        "bulk" if changes are relative to the common change, otherwise "none".
     unchanged_share
         Estimated share of genes without any change.
     change_g, sd_g, low_g, high_g
@@ -68,16 +68,16 @@ class DifferentialExpression:
     probability_g
         Posterior probability of a change beyond the threshold, in either direction.
     log_null_g
-        Natural log of the posterior probability that the change is within the threshold, never above 0. It orders genes
-        whose `probability_g` is rounded to 1.
+        Natural log of the posterior probability that the change is within the threshold, never above 0. This number
+        orders genes whose `probability_g` is rounded to 1.
     false_sign_g
         Local false sign rate: the probability that the change is zero or does not have its more probable sign.
     expected_fdr_g
-        Share of false calls expected when this gene and all more certain ones are called.
+        Expected share of false calls if this gene and all more certain genes are called.
     mean_g, reference_mean_g
         Mean expression of both groups, in counts at the model's median library size.
     raw_g
-        log2 ratio of mean normalized counts without a model, infinite where one of them is 0.
+        log2 ratio of mean normalized counts without a model; infinite if one of the two means is 0.
     n_group, n_reference, n_left_out
         Numbers of cells compared in each group, and number of cells left out because their batch has fewer than two
         cells of one of the groups.
@@ -130,7 +130,7 @@ class DifferentialExpression:
         return score_g
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Columns of the gene table, each of shape (g,), genes in the model's order."""
+        """Return the columns of the gene table, with genes in the order of the model. Each column has shape (g,)."""
         first = ("change", "low", "high", "probability", "expected_fdr", "false_sign")
         last = ("estimate", "error", "raw", "mean", "reference_mean")
         columns = {"gene": np.asarray(self.genes, dtype=object)}
@@ -138,10 +138,11 @@ class DifferentialExpression:
         return columns | {name: getattr(self, f"{name}_g") for name in last}
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """The result as a slot like scanpy's `rank_genes_groups`, with the genes of the data sorted by falling score.
+        """Return a slot in the format of scanpy's `rank_genes_groups`, with the genes of the data by descending score.
 
         Genes that are not tested stand in the middle with a score of 0 and NaN in all other fields, because some of
-        scanpy's plots need every gene. The p-values that scanpy's functions require are NaN: a posterior has none.
+        scanpy's plots need every gene. The p-values that scanpy's functions require are NaN, because a posterior has no
+        p-values.
         """
         position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])

@@ -1,12 +1,12 @@
 """Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
 
-An effect β is exactly zero, or drawn from one of several normal distributions around zero, whose widths form a grid.
-The estimate of β is distributed as N(β, error²). The weights of these components are fitted to all estimates
-together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). Estimates that may
-be noise are then shrunk to zero, and clear ones stay. The probabilities that effects exceed a threshold yield
-calibrated error rates.
+An effect β is either exactly zero or drawn from one of several normal distributions around zero. The widths of these
+distributions form a grid. The estimate of β is distributed as N(β, error²). The weights of these components are fitted
+to all estimates together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash").
+Estimates that may be noise are then shrunk to zero, and clear ones stay. The probabilities that effects exceed a
+threshold yield calibrated error rates.
 
-`common_shift` fits, together with the effects, a shift that all estimates share and that is no part of any effect.
+`common_shift` fits a shift together with the effects. All estimates share this shift, and it is not part of any effect.
 
 Shapes: g effects, c components of the prior.
 """
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_ndtr, logsumexp
 
-# Ratio of neighboring widths in the grid. Its widths reach from `_BELOW_ERRORS` times the smallest error to an upper
+# Ratio of neighboring widths in the grid. The widths reach from `_BELOW_ERRORS` times the smallest error to an upper
 # bound of the effects' width.
 _STEP = np.sqrt(2.0)
 _BELOW_ERRORS = 0.1
@@ -37,9 +37,10 @@ class ShrunkEffects:
     Parameters
     ----------
     weight_c, sd_c
-        The fitted prior: weights and standard deviations of its components, the first of which is a point mass at zero.
+        Weights and standard deviations of the components of the fitted prior. The first component is a point mass at
+        zero.
     log_weight_gc, mean_gc, sd_gc
-        Posterior of each effect: log weights, means and standard deviations of its components.
+        Posterior of each effect: log weights, means and standard deviations of the components.
     """
 
     weight_c: np.ndarray
@@ -100,7 +101,7 @@ class ShrunkEffects:
         return quantile_g
 
     def false_sign_rate(self) -> np.ndarray:
-        """Local false sign rate: probability that β is zero or lacks its more probable sign, shape (g,)."""
+        """Local false sign rate: probability that β is zero or does not have its more probable sign, shape (g,)."""
         zero_g = np.exp(self.log_weight_gc[:, 0])
         below_g = self.probability_below(0.0)
         rate_g: np.ndarray = np.clip(np.minimum(below_g + zero_g, 1 - below_g), 0, 1)
@@ -108,14 +109,14 @@ class ShrunkEffects:
 
 
 def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
-    """Fit the prior to all effects, and return the posterior of each.
+    """Fit the prior to all effects, and return the posterior of each effect.
 
     If the signs of all estimates are flipped, the signs of all effects in the posterior are flipped too.
 
     Parameters
     ----------
     estimate_g, error_g
-        Estimates and their standard errors, all finite, the errors above zero; shape (g,).
+        Estimates, and standard errors of the estimates. All are finite, and the errors are above zero. Shape (g,).
     """
     sd_c = _grid(estimate_g, error_g)
     variance_gc = error_g[:, None] ** 2 + sd_c**2
@@ -135,7 +136,7 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
 
 
 def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
-    """The shift that most estimates share: the center around which the effects' prior fits them best.
+    """Find the shift that most estimates share: the center around which the prior fits the estimates best.
 
     The parameters are those of `shrink`. The prior and the shift are fitted in turn, both by expectation maximization,
     starting from the weighted median of the estimates.
@@ -156,9 +157,9 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """For each effect, the expected share of false calls among it and all more certain effects, shape (g,).
+    """Compute the expected share of false calls among each effect and all more certain effects, shape (g,).
 
-    `log_null_g` are log probabilities that calling the effect is false.
+    `log_null_g` contains the log probability of each effect that calling it is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])
@@ -206,7 +207,7 @@ def _relative(log_fit_gc: np.ndarray) -> np.ndarray:
 
 
 def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
-    """Value with half of the weight on either side; flipping the signs of all values flips its sign."""
+    """Compute the weighted median; if the signs of all values are flipped, the sign of the median is flipped too."""
     order = np.argsort(value_g, kind="stable")
     middle_g = np.cumsum(weight_g[order]) - weight_g[order] / 2
     return float(np.interp(weight_g.sum() / 2, middle_g, value_g[order]))
@@ -215,7 +216,7 @@ def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
 def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
     """log P(|N(mean, sd²)| ≤ threshold), 0 for the point mass at zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        # By symmetry, it is computed on the side where the tail is small, to avoid cancellation.
+        # By symmetry, the probability can be computed on the side where the tail is small, to avoid cancellation.
         away_gc = np.abs(mean_gc)
         upper_gc, lower_gc = (log_ndtr((edge - away_gc) / sd_gc) for edge in (threshold, -threshold))
         inside_gc = upper_gc + np.log1p(-np.exp(np.minimum(lower_gc - upper_gc, 0)))

@@ -64,7 +64,7 @@ def denoise(
     options
         The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
     genes
-        Names of the modeled genes to denoise; None for all. They replace `options.genes`, which is not read here.
+        Names of the modeled genes to denoise; None for all. `options.genes` is not read here.
 
     Raises
     ------

@@ -54,13 +54,13 @@ class DenoiseOptions(Reading, Writing):
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=DECODING)
 
     def check(self) -> None:
-        """Refuse an empty list of genes, which does not mean all genes."""
+        """Refuse an empty list of genes: an empty list does not mean all genes."""
         if self.genes == ():
             raise ConfigError("--genes contains no gene names", "leave it out to denoise all modeled genes")
 
     @property
     def needs_batch(self) -> bool:
-        """True if the cells are decoded in their own batches, or their own rates are estimated."""
+        """True if each cell is decoded in its own batch, or if the cell's own rate is estimated."""
         return self.estimate == "cell" or self.batch_as == "observed"
 
 

@@ -1,1 +1,1 @@
-"""A diagnosis of a trained model: verdicts on its quality, each with the number behind it and advice."""
+"""A diagnosis of a trained model: verdicts on the quality of the model, each with a measured number and advice."""

@@ -114,7 +114,7 @@ def compare_with_baselines(
     Raises
     ------
     ScvaeError
-        As for a training.
+        The errors of a training (`scvae_cli.training.fit.fit`).
     """
     config = requested_config(model)
     runs, models = {VAE: config}, {VAE: model}

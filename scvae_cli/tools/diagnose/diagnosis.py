@@ -47,7 +47,7 @@ _MAX_ENCODED = 20_000
 
 
 class Section(NamedTuple):
-    """A part of a diagnosis: the key of its values in the file, the values (none is None), and the verdicts on them."""
+    """A part of a diagnosis: key of the values in the file, the values (none is None), and verdicts on the values."""
 
     name: str
     values: dict[str, Any]
@@ -199,7 +199,7 @@ def with_trainings(
     Raises
     ------
     ScvaeError
-        As for a training.
+        The errors of a training (`scvae_cli.training.fit.fit`).
     """
     model, counts = model_trained_on(model, counts, train=train)
     return replace(

@@ -35,13 +35,13 @@ from scvae_cli.model.vae import VAE
 from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
 
-# Most time is spent on decoding, which is fastest in blocks that fit into the processor's cache.
+# Most time is spent on decoding. Decoding is fastest in blocks that fit into the processor's cache.
 _BLOCK_CELLS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap over cells and its standard error, nats per cell, and the mean in percent of `Gaps.scale`."""
+    """Mean of a gap over cells and standard error of this mean, nats per cell; the mean in percent of `Gaps.scale`."""
 
     mean: float
     error: float

@@ -40,7 +40,7 @@ class DiagnoseOptions(Reading, Drawing, Writing):
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, which includes this model; use --quick to train no further models",
+                "it takes a whole number, 2 or more, and counts this model too; use --quick to train no further models",
             )
 
     @property
@@ -63,7 +63,7 @@ DIAGNOSE = Verb(
 
     Unless --quick is given, further models are trained: one with a linear decoder and some on thinned counts, to
     compare the VAE with a linear decoder, PCA and a model that gives every gene a fixed mean; and some with other
-    random seeds, to measure how well they agree. All numbers go to uns["scvae"]["diagnosis"].""",
+    random seeds, to measure how well the models agree. All numbers go to uns["scvae"]["diagnosis"].""",
     example="scvae diagnose data.h5ad --plot diagnosis.png",
     returns="None; with `inplace=False` the diagnosis, with its findings in `verdicts`, and nothing is written.",
 )

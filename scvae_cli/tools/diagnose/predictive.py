@@ -47,7 +47,7 @@ class GeneStatistic:
     Parameters
     ----------
     observed_g, predicted_g
-        Statistic of the observed cells, and its mean over the replicates.
+        Statistic of the observed cells, and mean of the statistic over the replicates.
     score_g
         Difference between observation and mean of the replicates, in standard errors of a replicate.
     evaluated_g
@@ -152,7 +152,7 @@ def predictive_check(
 ) -> PredictiveCheck:
     """Compare n observed cells with 2 or more simulated replicates of them.
 
-    The cells have the model's genes, and batches if the model has them. `posterior` holds their posteriors, on the CPU.
+    The cells have the model's genes, and batches if the model has batches. `posterior` is on the CPU.
     """
     batch_n = known_batches(model, counts)
     library_n = counts.library_n
@@ -198,7 +198,7 @@ def _statistic(
     n_replicates = len(value_rg)
     scaled_rg, predicted_g = scale(value_rg), value_rg.mean(0)
     sd_g = np.maximum(scaled_rg.std(0, ddof=1), least_sd)
-    # The mean of r replicates has a standard error of its own.
+    # The mean of r replicates has a standard error too.
     widened = np.sqrt(1 + 1 / n_replicates)
     # A replicate is closer to a mean that includes it than a new replicate would be.
     corrected = np.sqrt((n_replicates + 1) / (n_replicates - 1))

@@ -20,7 +20,7 @@ class Verdict:
     level
         One of `LEVELS`.
     sentence, remedy
-        The finding, with the measured number; and advice, which is empty if nothing needs to be done.
+        The finding, with the measured number; and advice. The advice is empty if nothing needs to be done.
     """
 
     topic: str

@@ -1,4 +1,4 @@
-"""The latent position of each cell, and its uncertainty.
+"""The latent position of each cell, and the uncertainty of the position.
 
 Shapes: n cells, k latent dimensions.
 """

@@ -31,7 +31,7 @@ class EmbedOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """True for refinement, because it evaluates the likelihood, which depends on the batch."""
+        """True for refinement, because refinement evaluates the likelihood, and the likelihood depends on the batch."""
         return self.refine > 0
 
 

@@ -22,8 +22,8 @@ from torch import Tensor
 # A differentiable function of latent positions, (n, k) → (n,).
 Score = Callable[[Tensor], Tensor]
 MAXIMUM, MAX_LENGTH, MAX_STEPS = "maximum", "max_length", "max_steps"
-# Latent length of a step, in standard deviations of the prior: the length of the first step, which
-# is also the largest one, and the smallest one.
+# Largest and smallest latent length of a step, in standard deviations of the prior. The first step is tried with the
+# largest length.
 _LONGEST, _SHORTEST = 0.1, 1e-4
 # A step must increase the score by this fraction of the increase expected from the slope (Armijo).
 _EXPECTED = 0.1
@@ -44,7 +44,7 @@ class Ascent:
     Parameters
     ----------
     z_tk, score_t
-        Points of the path from its start, at short and unequal distances, and the score at each point.
+        Points of the path in order from the start, at short and unequal distances, and the score at each point.
     stopped
         Why the path ends: at a local maximum ("maximum"), at the largest length ("max_length") or at the largest number
         of steps ("max_steps").
@@ -57,7 +57,7 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit, in nats; paths from outside must not go to lower densities."""
+    """Latent positions where −log p(z) ≤ limit, in nats; a path that starts outside must not go to lower densities."""
 
     log_prob: Score
     limit: float

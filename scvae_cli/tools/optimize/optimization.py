@@ -39,7 +39,8 @@ _FARTHEST_CELLS = 5.0
 # Without a constraint, all starting positions but the first still lie where at most this fraction of the held-out cells
 # lies at a higher density.
 _USUAL = 0.9
-# Two ends count as equally high if their scores differ by at most this many standard deviations over the cells.
+# Two ends of paths count as equally high if the scores there differ by at most this many standard deviations of the
+# scores of the cells.
 _EQUAL = 0.1
 # Tolerance of the boundary at a maximum, in nats, because of rounding.
 _ROUNDING = 1e-3
@@ -56,8 +57,8 @@ def optimize(
 ) -> Optimization:
     """Increase the score of a gene program from a population or a cell, and decode every step.
 
-    Gradient ascent starts at the densest position of the population. If the score at its end is lower
-    than that of the best cell, gradient ascent is repeated from other positions of the population that are far from
+    Gradient ascent starts at the densest position of the population. If the score at the end of the path is lower than
+    the score of the best cell, gradient ascent is repeated from other positions of the population that are far from
     each other, `options.n_starts` positions in all. A path across a saddle point to the maximum near the best cell is
     tried last. The result is the first path whose score at the end is about as high as the highest one.
 
@@ -71,16 +72,16 @@ def optimize(
         Gene program, with genes as the model names them; constraint, number of starts and steps, and library size and
         batch for decoding.
     name, target
-        Names of the result and of the end of the trajectory.
+        Name of the result, and label of the end of the trajectory.
     groups_n
         Group of each cell, None for a cell without a group. The groups are used to describe the steps.
 
     Raises
     ------
     DataError
-        For an unknown batch, or a start from which the score cannot increase.
+        If the batch is unknown, or if the score cannot increase from the start.
     ConfigError
-        For a function that returns no valid score.
+        If a function returns no valid score.
     """
     model, mean_nk = session.model, session.cells.mean_nk
     geometry = Geometry(model.vae)
@@ -159,9 +160,10 @@ def optimize(
 def _starts(
     model: Model, graph: Callable[[], CellGraph], mean_nk: Tensor, start: Population, options: OptimizeOptions
 ) -> Tensor:
-    """Choose starting positions, shape (s, k): the cell, or the densest position of a population and cells far from it.
+    """Choose starting positions, shape (s, k).
 
-    Each further cell is the one that is farthest from the positions chosen so far.
+    If the start is a single cell, its position is the only one. Otherwise, the first position is the densest position
+    of the population. Each next position is that of the cell farthest from all positions chosen before.
     """
     if len(start.cells) == 1:
         return mean_nk[torch.as_tensor(start.cells)]

@@ -1,4 +1,4 @@
-"""An optimized trajectory, its scores, and their slots in an AnnData.
+"""An optimized trajectory with the score of every step, and the slots of an AnnData to which both are written.
 
 Shapes: t steps, f genes of the file.
 """
@@ -15,7 +15,7 @@ from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.tools.optimize.gradient_ascent import MAX_LENGTH, MAXIMUM
 from scvae_cli.tools.trajectory.result import Trajectory
 
-# A decrease of the score by more than this fraction of its total increase is reported.
+# A decrease of the score is reported if it is larger than this fraction of the total increase of the score.
 _REPORTED_DECREASE = 0.05
 # No warning about a local maximum is given if the score there is higher than that of at least this fraction of cells.
 _HIGH = 0.99
@@ -30,7 +30,8 @@ class Optimization:
     toward, away
         Genes to increase and to decrease; for a function, `toward` contains the name of the function.
     score_t
-        Score of every step: in standard deviations over the cells for genes, the value of the function otherwise.
+        Score of every step. For genes, the score is in standard deviations over the cells; for a function, it is the
+        value of the function.
     best_score, best_cell
         Highest score of a cell, at its posterior mean, and the name of this cell.
     share_below
@@ -52,7 +53,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step from which on all scores exceed the score of every cell; None if the last score does not."""
+        """First step from which all scores up to the end exceed the score of every cell; None without such a step."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None

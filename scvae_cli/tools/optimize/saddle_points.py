@@ -63,8 +63,8 @@ def _bottleneck(graph: CellGraph, mean_mk: Tensor, log_prob: Score, nodes: list[
     """
     edges = sp.triu(graph.lengths).tocoo()
     nll_e = _largest_nll(mean_mk, log_prob, edges.row, edges.col)
-    # The path between two nodes in a minimum spanning tree has the smallest largest edge. No edge may be
-    # zero, because a zero means that there is no edge.
+    # Among all paths between two nodes, the path in a minimum spanning tree has the smallest maximum edge weight. No
+    # edge may have the weight zero, because a zero means that there is no edge.
     least = nll_e.min() - 1
     tree = minimum_spanning_tree(sp.csr_matrix((nll_e - least, (edges.row, edges.col)), shape=edges.shape))
     _, before_m = dijkstra(tree, directed=False, indices=nodes[0], return_predecessors=True, unweighted=True)

@@ -107,7 +107,7 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """One term for each part of a combination: its change in the target if observed, else in the other groups."""
+        """One term for each part of a combination: the change in the target if observed, else in the other groups."""
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
@@ -118,7 +118,7 @@ class Design:
 
     @property
     def learned_from(self) -> dict[str, tuple[str, ...]]:
-        """For each label, the groups that contribute to any of its terms with a positive weight."""
+        """For each label, the groups that contribute to a term with this label and a positive weight."""
         found: dict[str, tuple[str, ...]] = {}
         for term in self.terms:
             if term.weight > 0:
@@ -133,7 +133,7 @@ class Design:
     def checks(self) -> tuple[Design, ...]:
         """Designs of the groups whose treated cells can be predicted without using these cells.
 
-        For a combination that no other group has undergone, these are designs of its parts.
+        For a combination that no other group has undergone, these are designs of the single perturbations in it.
         """
         if self.sources:
             possible = [replace(self, group=group) for group in self._groups if group != self.group]

@@ -30,9 +30,9 @@ _COMPARED |= {"additive": ("sum of the parts", "#0072B2")}
 
 
 def perturbation_figure(result: Perturbation, z_nk: np.ndarray, design: Design) -> Figure:
-    """Draw genes, cells and accuracies in a figure for `save_figure`, which is not registered with pyplot.
+    """Draw genes, cells and accuracies for `save_figure`; the figure is not registered with pyplot.
 
-    `z_nk` are positions of all cells along the canonical axes, and `design` has their groups and labels.
+    `z_nk` are positions of all cells along the canonical axes, and `design` has the groups and labels of the cells.
     """
     checks = result.all_checks
     bars = _TITLE + _BAR_ROW * max(len(checks) + (len(result.checks) > 1), 1) + _BARS_BELOW

@@ -4,7 +4,8 @@ There are two methods. With "centroid", a source group shifts from the mean of i
 treated cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the
 target (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, weigh all groups alike). With "ot", optimal transport
 pairs the control cells of each source group with its treated cells. Each source control cell shifts to the mean of the
-treated cells that it is paired with. A target cell shifts by the mean shift of the source control cells nearest to it.
+treated cells that it is paired with. A target cell shifts by the average of the shifts of the
+nearest source control cells.
 
 Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
@@ -46,7 +47,7 @@ class LatentShifts:
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:
-        """Weight of each source group, shape (s,): the nearer its control cells are to the target's, the larger."""
+        """Weight of each source group, shape (s,); groups with control cells near those of the target weigh more."""
         center_k = self._center(design, design.group, design.control)
         centers = torch.stack([self._center(design, group, design.control) for group in groups])
         squared_s = (centers - center_k).square().sum(1).double()

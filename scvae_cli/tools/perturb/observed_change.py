@@ -63,7 +63,7 @@ class Observed:
         return order
 
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean share of each gene in a cell's counts (or mean real number), and its squared error, both (g,)."""
+        """Mean share of each gene in a cell's counts (or mean real number), and squared error of the mean, (g,)."""
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
             share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
@@ -72,9 +72,10 @@ class Observed:
         return self._shares[group, label]
 
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
-        """Effect of a label on a group, and its squared standard error, each of shape (g,).
+        """Effect of a label on a group, and squared standard error of the effect, each of shape (g,).
 
-        For counts, log ratios of mean shares, after adding `pseudo` to each; for real numbers, differences of means.
+        For counts, the effects are log ratios of mean shares, after `pseudo` is added to each share. For real numbers,
+        they are differences of means.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)

@@ -55,7 +55,7 @@ def perturb(
     Raises
     ------
     ScvaeError
-        As `retrained_checks`.
+        The errors of `retrained_checks`, if `options.retrain`.
     """
     predictor = Predictor.of(model, counts, cells=cells, progress=progress)
     recipes = candidates(options.method, held_out=options.retrain, only_own_parts=design.only_own_parts)

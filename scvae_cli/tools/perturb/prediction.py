@@ -52,7 +52,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shifted:
-    """Some control cells of a target, decoded before and after their shift, and the mean shift of the source groups."""
+    """Some control cells of a target, decoded before and after the shift, and the mean shift of the source groups."""
 
     before: Decoded
     after: Decoded
@@ -92,14 +92,14 @@ class Predictor:
         return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 
     def changes(self, design: Design, method: str, shares: Sequence[float]) -> list[np.ndarray]:
-        """Predicted changes of the mean log expression, one for each share of the mean shift, each of shape (g,)."""
+        """Predicted change of the mean log expression for each share of the mean shift. Each change has shape (g,)."""
         shifted = next(self._shifted(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         start_g = self._mean_log(*shifted.before, shifted.library_m)
         means = (shifted.mixed(share, of_counts=self.model.of_counts) for share in shares)
         return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
 
     def agreement(self, design: Design, method: str) -> float:
-        """Correlation of the change predicted by the model alone with that of the mean shift alone."""
+        """Correlation between the changes predicted by the model alone and by the mean shift alone."""
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
@@ -127,7 +127,7 @@ class Predictor:
                 yield (mean_mg * shifted.after.keep_mg).numpy().astype(np.float32)
 
     def _shifted(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Shifted]:
-        """The target's control cells, or an even selection of at most `most` of them, in blocks of `at_once`."""
+        """The target's control cells, or with `most` up to that many evenly spaced ones, in blocks of `at_once`."""
         shift_mk = self.latent.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
@@ -196,7 +196,7 @@ class Predictor:
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _mean_shift(self, design: Design) -> Tensor:
-        """Observed shift of expression, shape (g,): log ratios, or differences of real numbers."""
+        """Average observed shift from control to treated cells: log ratios, or differences of real numbers; (g,)."""
         changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
             return torch.as_tensor(combined(np.stack(changes)))
@@ -207,8 +207,8 @@ class Predictor:
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
         """Observed shift of one term, shape (g,).
 
-        For a term of the target alone, the target's shift is pooled with those of the other groups. For any other term,
-        the result is the mean over its groups, with more weight on groups near the target.
+        For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
+        other term, the result is the mean over the groups of the term, with more weight on groups near the target.
         """
         groups = design.contributors(term)
         effects = [self.observed.effect(design, group, term.label, pseudo=self._pseudo) for group in groups]
@@ -219,7 +219,7 @@ class Predictor:
         return change_g
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
-        """Mean over cells of their expected log-normalized counts, shape (g,)."""
+        """Mean of the expected log-normalized counts over cells, shape (g,)."""
         if self.model.of_counts:
             mean_mg = mean_log1p(mean_mg, self._theta_g, keep_mg, TARGET_SUM / library_m)
         result: np.ndarray = mean_mg.mean(0).numpy()
@@ -267,7 +267,7 @@ def predict(
 ) -> Perturbation:
     """Predict the target's control cells under the perturbation, with random counts if `drawn`.
 
-    The checks and the agreement of model and mean shift are kept with the result.
+    The result also holds the given checks, and the given agreement between model and mean shift.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)

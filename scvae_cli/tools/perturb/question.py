@@ -106,8 +106,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         else:
             extent = f"their correlation is {agreement:.0%} of that in the other groups"
         return [
-            f"the model's prediction for {result.group} and the mean shift of the other groups disagree ({extent}), so "
-            "the mean shift is used as the prediction"
+            f"the model's prediction for {result.group} and the average shift from control to treated cells in the "
+            f"other groups disagree ({extent}), so the average shift is used as the prediction"
         ]
 
     def notes(self, result: Perturbation) -> Sequence[str]:
@@ -165,16 +165,19 @@ def _mixture(result: Perturbation, measure: str) -> str:
     share = result.recipe.mean_shift_share
     if share == 1 and result.treated not in result.sources:
         return (
-            f"the prediction is the sum of the parts' mean shifts ({measure}); where they change a gene in the same "
-            "direction, it is the mean of that sum and the strongest shift"
+            f"the prediction is the sum of the average shifts under the parts ({measure}); where the parts change a "
+            "gene in the same direction, the prediction is the mean of that sum and the strongest shift"
         )
     if share == 1:
-        return f"the prediction is the mean shift of the groups it was learned from ({measure})"
+        return (
+            "the prediction is the average shift from control to treated cells in the groups that it was learned from "
+            f"({measure})"
+        )
     if share == 0:
         return "the prediction is the change decoded by the model"
     return (
-        f"the prediction is {share:.0%} mean shift of the groups it was learned from ({measure}) and {1 - share:.0%} "
-        "change decoded by the model"
+        f"the prediction is a mixture: {share:.0%} average shift from control to treated cells in the groups that "
+        f"it was learned from ({measure}), and {1 - share:.0%} change decoded by the model"
     )
 
 

@@ -73,9 +73,10 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a prediction is made: by "centroid" or "ot", and with which share of the source groups' mean shift.
+    """How a prediction is made: the method ("centroid" or "ot"), and the share of the mean shift.
 
-    The rest of the prediction is the change decoded by the model.
+    The mean shift is the average shift from control to treated cells in the source groups. The rest of the prediction
+    is the change decoded by the model.
     """
 
     method: str
@@ -127,10 +128,11 @@ class Perturbation:
     checks, group_check
         Accuracy in other groups whose response was observed, and in the group itself, if it has treated cells.
     model_agreement
-        Correlation of the change predicted by the model with the mean shift in this group, divided by the mean of this
-        correlation over the checked groups. Without checked groups, it is not divided. Below 0.75, the prediction is
-        the mean shift. None if the checks used retrained models, or if the change is learned only from the group's own
-        changes under the parts of the combination.
+        Correlation between two predictions for this group: the change decoded by the model, and the average shift from
+        control to treated cells in the other groups (mean shift). It is divided by the mean of this correlation over
+        the checked groups. Without checked groups, it is not divided. Below 0.75, the prediction is the mean shift.
+        None if the checks used retrained models, or if the change is learned only from the group's own changes under
+        the parts of the combination.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
@@ -164,7 +166,7 @@ class Perturbation:
 
     @property
     def tested(self) -> bool:
-        """Whether the checks are of the perturbation itself, and not only of its parts."""
+        """Whether there are checks, and every check predicts the perturbation itself, not one of its parts."""
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
 
     def mean_accuracy(self, what: str = "predicted") -> Accuracy | None:

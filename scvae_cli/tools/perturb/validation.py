@@ -22,8 +22,7 @@ from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
 from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
-# Below this agreement of model and mean shift in a group, as a share of their agreement in the checked groups, the
-# prediction is the mean shift alone.
+# If the result of `relative_agreement` is below this limit, the prediction is the mean shift alone.
 LEAST_AGREEMENT = 0.75
 # Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on, so the share is
 # at least one half unless the models are trained without the treated cells.
@@ -79,14 +78,15 @@ def retrained_checks(
     *,
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
 ) -> list[dict[Recipe, Check]]:
-    """For each group, train a model of the same genes and settings without its treated cells, and predict them.
+    """For each group, train a new model without the group's treated cells, and predict these cells.
 
-    `follow` runs a training, given a title and the events of the training, and returns the last event.
+    The new models have the same genes and settings as the given model. `follow` runs a training, given a title and the
+    events of the training, and returns the last event.
 
     Raises
     ------
     DataError
-        If the model has batches and the data has none; otherwise as for `fit`.
+        If the model has batches and the data has none. Also raises the errors of `fit`.
     """
     if model.batches and counts.batch is None:
         key = model.config.data.batch_key
@@ -117,13 +117,15 @@ def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> 
 
 
 def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
-    """Agreement of model and mean shift in a group, as a share of their agreement in groups with treated cells.
+    """Agreement of model and mean shift in a group, relative to the agreement in groups with treated cells.
+
+    The mean shift is the average shift from control to treated cells in the other groups.
 
     A model may place the treated cells of each group anywhere in latent space. Shifted cells of another group may then
-    decode to arbitrary expression, and no test on the training cells shows this. So the change that the model predicts
-    for the group is correlated with the mean shift, and this correlation is divided by its mean over the checked
-    groups. Without checked groups, the result is the correlation itself. If the mean over the checked groups is not
-    positive, the result is 0, because there is no agreement to compare with.
+    decode to arbitrary expression, and no test on the training cells shows this. So the result is the correlation
+    between the change that the model predicts for the group and the mean shift, divided by the mean of the same
+    correlation over the checked groups. Without checked groups, the result is the correlation itself. If the mean over
+    the checked groups is not positive, the result is 0, because there is no agreement to compare with.
     """
     known = [predictor.agreement(check, method) for check in checks]
     usual = float(np.mean(known)) if known else 1.0

@@ -1,1 +1,1 @@
-"""Order of cells from a root, and their fates."""
+"""Order of cells by their distance from a root, and the end group of each cell."""

@@ -1,8 +1,9 @@
-"""The distance of each cell from a root, and its weights for several ends.
+"""The distance of each cell from a root, and the weight of each end for each cell.
 
-Distances are geodesic: they are measured in the neighbor graph of the cells, whose edges have Fisher–Rao lengths.
-Distances from the root and weights of ends use the lengths of shortest paths between neighbors in latent space. The
-order of the cells uses distances that are smoothed over all short paths between cells with similar expression.
+Distances are geodesic: they are measured in the neighbor graph of the cells. The edges of this graph have Fisher–Rao
+lengths. Distances from the root and weights of ends are computed from shortest paths in the graph of neighbors in
+latent space. The order of the cells uses distances that are smoothed over all short paths between cells with similar
+expression.
 
 Shapes: n cells, m nodes of the graph, e ends, k latent dimensions.
 """
@@ -41,7 +42,7 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
     root, ends
         Populations or single cells.
     name, seed
-        Name of the result, and seed for the selection of cells if there are very many.
+        Name of the result, and random seed. The seed is used to select cells if there are very many.
 
     Raises
     ------
@@ -91,7 +92,7 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
 def _outermost(
     graph: CellGraph, root: Population, ends: Sequence[Population], random: np.random.Generator
 ) -> np.ndarray:
-    """Find the nodes of the root that are farthest from the ends, or from all other cells."""
+    """Find the nodes of the root that are farthest from the ends or, without ends, from all other cells."""
     if len(root.cells) == 1:
         return graph.nodes_of(root.cells)
     members = core(graph, root.cells)
@@ -120,7 +121,8 @@ def _weights(graph: CellGraph, from_root_m: np.ndarray, end_nodes: Sequence[np.n
     direct_e = np.asarray([from_root_m[nodes].mean() for nodes in end_nodes])
     detour_me = (from_root_m + to_end_em).T - direct_e
     least_m1 = detour_me.min(1, keepdims=True)
-    # Cells on the path have a detour as well, because they are spread around the path. This is its typical size.
+    # Even cells on the path have a detour, because cells scatter around the path. `usual` is the typical length of this
+    # detour.
     usual = max(float(np.median(least_m1)), 1e-12)
     weight_me: np.ndarray = np.exp(-(detour_me - least_m1) / usual)
     weight_me /= weight_me.sum(1, keepdims=True)

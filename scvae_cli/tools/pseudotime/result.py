@@ -1,4 +1,4 @@
-"""The order of the cells, and its slots in an AnnData.
+"""The order of the cells, and the slots of an AnnData to which the order is written.
 
 Shapes: n cells, e ends.
 """
@@ -30,9 +30,9 @@ class Pseudotime:
         Mean length of the shortest paths from the cells of the root, in standard deviations of a count.
     weight_ne
         Weight of each end for each cell; rows sum to 1. The weight is proportional to exp(−detour/usual detour), where
-        the detour is the additional length of the path from the root to the end if it passes the cell.
+        the detour is the additional length of the path from the root to the end if the path passes the cell.
     branch_n
-        The end whose weight is at least 0.8, otherwise "shared"; "" without ends.
+        For each cell, the end whose weight is at least 0.8, or "shared" if no weight is that large; "" without ends.
     n_components
         Number of connected components of the neighbor graph.
     """

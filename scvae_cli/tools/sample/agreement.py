@@ -1,7 +1,8 @@
 """Whether the genes of sampled cells have the means, variances and zero fractions of real cells.
 
-The real cells are split into two random halves. One half is the reference. Sampled cells are compared with it and, as
-a baseline, equally many cells of the other half. A difference beyond the baseline is an error of the model.
+The real cells are split into two random halves. One half is the reference. Sampled cells are compared with the
+reference. As a baseline, equally many cells of the other half are compared with the reference, too. A difference beyond
+the baseline is an error of the model.
 
 Shapes: n cells, g genes.
 """
@@ -25,7 +26,11 @@ MAX_CELLS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """Differences of `n_cells` sampled and (the baseline) as many real cells from `n_real` other real cells."""
+    """How much sampled cells, and as many real cells, differ from a reference of other real cells.
+
+    `samples` describes `n_cells` sampled cells. `real` is the baseline: it describes `n_cells` real cells. Both are
+    compared with the `n_real` cells of the reference.
+    """
 
     samples: Differences
     real: Differences
@@ -50,7 +55,7 @@ class Comparison:
         self._compared, self.samples = GeneMoments(n_genes), GeneMoments(n_genes)
 
     def watch(self, blocks: Iterable[Any]) -> Iterator[Any]:
-        """Pass blocks of sampled counts on, and add up their moments."""
+        """Yield the blocks of sampled counts unchanged, and add up the moments of the counts."""
         for block in blocks:
             self.samples.add(block)
             if self._compared.n_cells < self._n_compared:
@@ -58,7 +63,7 @@ class Comparison:
             yield block
 
     def agreement(self) -> Agreement | None:
-        """The differences, after all blocks have passed; None if the cells are too few."""
+        """Return the differences after all blocks have passed; None if there are too few cells."""
         if self._n_compared < MIN_CELLS:
             return None
         samples, real = (

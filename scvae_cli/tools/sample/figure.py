@@ -1,4 +1,4 @@
-"""The figure of sampled cells: where they lie among real ones, and how their genes compare with those of real cells.
+"""The figure of sampled cells: where sampled cells lie among real cells, and how the genes of both compare.
 
 Shapes: n cells, g genes.
 """
@@ -36,7 +36,7 @@ _BOTTOM = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Real and sampled cells over the first two canonical axes, and which of the sampled ones lie in a hole."""
+    """Real and sampled cells over the first two canonical axes, and which sampled cells lie in a hole."""
 
     real_n2: np.ndarray
     sampled_n2: np.ndarray
@@ -44,9 +44,10 @@ class Points:
 
     @classmethod
     def of(cls, model: Model, real: Counts, result: Sampled, *, seed: int) -> Points:
-        """An even selection of the real cells that the sampled ones should resemble, and of the sampled ones."""
+        """Choose evenly spaced cells among the sampled cells, and among the real cells they should resemble."""
         posterior = posteriors(model, real.cells(even(np.arange(real.n_cells), _MAX_DOTS)))
-        # Sampled cells should cover the posterior samples of real cells, which spread wider than the means.
+        # Sampled cells should cover the posterior samples of real cells. These samples spread wider than the posterior
+        # means.
         noise_nk = torch.randn(posterior.mean_nk.shape, generator=torch.Generator().manual_seed(seed))
         shown = even(np.arange(len(result.z_nk)), _MAX_DOTS)
         return cls(
@@ -57,7 +58,7 @@ class Points:
 
 
 def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: GeneMoments) -> Figure:
-    """Draw cells and comparisons of their genes in a figure for `save_figure`, which is not registered with pyplot."""
+    """Draw a figure of cells and genes; the figure is not registered with pyplot, so save it with `save_figure`."""
     with house_style():
         figure = Figure((WIDTH, _TOP + _TITLE + _PLANE_HEIGHT + _BOTTOM))
         write(figure, 0.1, _TITLE_LINE, _title(result), size=9, weight="bold")
@@ -65,7 +66,7 @@ def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: G
         right = _PANEL_LEFT + _PANEL + _BETWEEN_PANELS
         lower = _TOP + _TITLE + _PANEL + _BETWEEN_ROWS
         head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"{len(real.mean_g):,} genes, one dot per gene")
-        # Real numbers, which have no library size, may be negative and are hardly ever zero.
+        # Real numbers have no library size, may be negative, and are hardly ever zero.
         of_counts = result.library_n is not None
         limits = None if of_counts else _around(real.mean_g, sampled.mean_g)
         panel = partial(place, figure, width=_PANEL, height=_PANEL)
@@ -142,7 +143,7 @@ def _draw_genes(
 
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
-    """Histogram of the off-manifold scores; those of real cells are uniform."""
+    """Draw a histogram of the off-manifold scores; the scores of real cells are uniformly distributed."""
     _name(axes, "scores", "off-manifold score", "score (line: real cells)", "share of sampled cells")
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)

@@ -17,7 +17,7 @@ Source = Literal["auto", "prior", "density"]
 
 @dataclass(frozen=True, kw_only=True)
 class SampleOptions(Reading, Drawing, WritingNewCells):
-    """Which new cells are drawn, and how."""
+    """Options that say which new cells are drawn, and how."""
 
     n: int | None = option(None, flags=("--cells", "-n"), help="Number of new cells.", least=1, positional=True)
     source: Source = option(
@@ -97,7 +97,7 @@ SAMPLE = Verb(
     about="""Draw new cells: latent positions, and counts from the likelihood.
 
     The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
-    written to a file of their own, with their library size in obs["scvae_library"] and their off-manifold score in
+    written to a separate file, with the library size of each cell in obs["scvae_library"] and the off-manifold score in
     obs["scvae_off_manifold"]. A cell with a score above 0.95 lies in a hole of latent space, where no cells were
     observed. The genes' means, variances and zero fractions are compared with those of real cells; the differences
     between two halves of the real cells are shown for reference.""",

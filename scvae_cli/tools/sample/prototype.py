@@ -28,13 +28,14 @@ _MAX_CELLS = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Prototype:
-    """z = 0 as a cell.
+    """The prototype: latent position z = 0, decoded as one cell.
 
     Parameters
     ----------
     mean_g, average_g, change_g
-        Expected counts, lowered by zero inflation, float32; counts of the average training cell at the same library
-        size; and the difference of the two in Fisher–Rao coordinates, in standard deviations of a count.
+        Expected counts of the prototype, zero inflation included, float32; counts of the average training cell at the
+        same library size; and the difference between the two in Fisher–Rao coordinates, in standard deviations of a
+        count.
     z_k, off_manifold
         Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
         where the density is higher.
@@ -84,7 +85,8 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     Parameters
     ----------
     model, counts
-        The model that decodes, and real cells in its genes; cells held out of training are left out of the average.
+        The model that decodes, and real cells with the genes of the model. Cells held out of training are left out of
+        the average.
     options
         Library size ("median" or a number), batch ("average" or a category), and the seed of the posterior samples
         behind the off-manifold score.
@@ -122,7 +124,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 
 
 def _average(model: Model, counts: Counts) -> np.ndarray:
-    """Mean over training cells of the genes' shares of the counts, or of real numbers, shape (g,)."""
+    """Compute each gene's mean share of the counts over training cells (mean value for real numbers), shape (g,)."""
     rows = np.flatnonzero(~model.held_out(counts.cell_names))
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)
     library_n = counts.library_n

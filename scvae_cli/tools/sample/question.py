@@ -1,4 +1,4 @@
-"""The steps of `scvae sample`, which the driver calls, and the text that the command line prints."""
+"""How `sample` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHOWN_GENES = 20
 class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     """Draw new cells, or decode the prototype."""
 
-    # Set while counts are drawn that will be reported or plotted.
+    # None unless drawn counts will be reported or plotted.
     comparison: Comparison | None = None
 
     def prepare(self) -> None:
@@ -47,7 +47,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         return result
 
     def _real_cells(self) -> Counts:
-        """The real cells that the new ones should resemble: those of the group, of the batch, or all."""
+        """Return the real cells that the new cells should resemble: those of the group, those of the batch, or all."""
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)
         batch_c = self.counts.batch
@@ -158,7 +158,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         ]
 
     def _gene_table(self, result: Prototype) -> list[dict[str, Any]]:
-        """The genes that differ most from the average training cell, a row each."""
+        """Return one row for each of the genes that differ most from the average training cell."""
         top = result.top_genes(SHOWN_GENES)
         names = self.session.genes.shown([self.session.model.genes[g] for g in top])
         columns = {"prototype": result.mean_g, "average": result.average_g, "change": result.change_g}

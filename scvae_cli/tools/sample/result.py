@@ -1,4 +1,4 @@
-"""Sampled cells, and where their parts go in an AnnData.
+"""Sampled cells, and the slots of an AnnData to which the cells are written.
 
 Shapes: n sampled cells, k latent dimensions, g genes.
 """
@@ -21,8 +21,8 @@ from scvae_cli.heldout import OFF_MANIFOLD
 class SourceScores:
     """Mean log density of real cells' posterior samples under two distributions, nats per cell.
 
-    `prior` is that under N(0, I), `density` that under the mixture fitted to the training cells; `heldout` says whether
-    the cells were held out of the training.
+    `prior` is the mean under N(0, I). `density` is the mean under the mixture fitted to the training cells. `heldout`
+    says whether the real cells were held out of training.
     """
 
     prior: float
@@ -48,18 +48,18 @@ class Sampled:
     Parameters
     ----------
     source, scores
-        "prior", "density" or "group", and the comparison of the prior and the density; for a group, `scores` is None.
+        "prior", "density" or "group"; scores that compare the prior with the density, None for a group.
     group
-        Column of obs and group from whose cells the new ones were drawn, or None.
+        Column of obs, and label of the group from whose cells the new cells were drawn; None without a group.
     z_nk
         Latent positions along the canonical axes, float32.
     library_n
         Library size at which each cell was decoded, shape (n,); None for real numbers.
     batch_n, batch_key, batch_as
-        Name of the batch in which each cell was decoded, shape (n,), the column of obs that names batches, and the
-        batch that all cells were decoded in, or "drawn"; all three are None for a model without batches.
+        Name of the batch in which each cell was decoded, shape (n,); column of obs that names batches; batch in which
+        all cells were decoded, or "drawn". All three are None for a model without batches.
     off_manifold_n
-        Off-manifold score: share of the held-out cells' posterior samples where the density is higher, shape (n,).
+        Off-manifold score: share of the held-out cells' posterior samples that lie at a higher density. Shape (n,).
     n_proposed
         Number of draws, including the rejected ones.
     blocks

@@ -1,4 +1,4 @@
-"""New cells: latent positions from the prior, the density of the training cells or a group's cells, then counts.
+"""Drawing new cells: first latent positions (from the prior, a fitted density or a group), then counts.
 
 A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
 at random, and a position is drawn from the posterior of that cell. This is a draw from the aggregated posterior of the
@@ -38,19 +38,21 @@ from scvae_cli.tools.sample.result import Sampled, SourceScores
 DRAWN = "drawn"
 # Independent streams of random numbers.
 _POSITIONS, _SCORES, _LIBRARIES, _BATCHES, _COUNTS = range(5)
-# At most this many cells, evenly chosen, are used to compare the sources, to represent a group, and to give library
-# sizes; more would not make the result more precise.
+# At most this many evenly spaced cells are used to compare the sources, to represent a group, and to provide library
+# sizes; more cells would not make the result more precise.
 _MAX_SCORED, _MAX_MEMBERS, _MAX_ANCHORS = 10_000, 20_000, 5_000
-# The library size of a new cell is that of one of this many nearest real cells, since it depends on the cell type.
+# A new cell gets the library size of one of this many nearest real cells, because library sizes depend on the cell
+# type.
 _NEIGHBORS = 20
-# Number of posterior samples per real cell to which draws are compared.
+# Number of posterior samples per real cell with which draws are compared.
 _SAMPLES = 5
 # Number of draws whose density is evaluated at once.
 _BLOCK = 4096
 # After `_MIN_PROPOSED` draws, sampling stops if less than the share `_MIN_ACCEPTED` of the draws was accepted.
 _MIN_PROPOSED, _MIN_ACCEPTED = 5_000, 0.01
 
-# Makes m draws: positions (m, k), and the index of the real cell that each comes from (m,), or None for no such cells.
+# Makes m draws. Returns the positions, shape (m, k), and the indices of the real cells that the positions come from,
+# shape (m,). Returns None instead of indices if the positions do not come from real cells.
 Propose = Callable[[int], tuple[Tensor, np.ndarray | None]]
 
 
@@ -67,20 +69,20 @@ def sample(
     Parameters
     ----------
     model, counts
-        The model that decodes, and c real cells in its genes. The real cells decide between the sources, and give the
-        library sizes and the group's positions; their `batch` may be None.
+        The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
+        source, and provide the library sizes and the positions of the group. `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the density under which held-out cells are more likely. `library`
-        "observed" takes the library size of a real cell near each new one (of the same batch if known), or that of
-        the group's cell. `batch_as` "drawn" takes the batches by their share of the training cells, or the batch of
-        the group's cell.
+        "observed" takes the library size of a real cell near each new cell, of the same batch if known. `batch_as`
+        "drawn" draws batches in proportion to their numbers of training cells. With a group, the library size and the
+        batch are those of the cell whose posterior was sampled.
     group
         The cells of `options.group`, whose posteriors are sampled.
 
     Raises
     ------
     DataError
-        For an unknown batch, or if nearly all draws lie in holes.
+        If the batch is unknown, or if nearly all draws lie in holes (off-manifold score above 0.95).
     ConfigError
         If a model of real numbers is asked for a library size.
     """
@@ -127,7 +129,7 @@ def sample(
 
 
 def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """The batch to decode in, or "drawn"; a group that is a batch of the model is decoded in that batch."""
+    """Return the batch to decode in, or "drawn"; a group that is a batch of the model is decoded in that batch."""
     batch_as = options.batch_as
     if batch_as is None and options.group is not None and options.groupby == model.config.data.batch_key:
         batch_as = matching(options.group, model.batches)
@@ -136,10 +138,10 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
-    """Posterior samples of held-out cells in the data, to which draws are compared, and whether they were held out.
+    """Sample the posteriors of held-out cells in the data, for comparison with draws.
 
-    All cells are used if the data holds fewer than ten of the held-out cells. The samples, shape (c × samples, k), are
-    in the latent coordinates of the training.
+    All cells are used if the data has fewer than ten of the held-out cells. Returns the samples in the latent
+    coordinates of the training, shape (c × samples, k), and whether the cells were held out.
     """
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
@@ -151,7 +153,7 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
 
 
 def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensity:
-    """The density with its off-manifold score calibrated on posterior samples instead of posterior means.
+    """Return the density with the off-manifold score calibrated on posterior samples instead of posterior means.
 
     A sample lies farther from the center than a mean: by one standard deviation of the prior along every axis that the
     cells do not use. With the calibration on means, every draw would lie in a hole.
@@ -160,7 +162,7 @@ def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensit
 
 
 def source_scores(density: LatentDensity, z_ck: Tensor, *, heldout: bool) -> SourceScores:
-    """Mean log density of real cells' posterior samples under the prior and under the mixture of training cells."""
+    """Compute the mean log density of posterior samples under the prior and under the mixture of training cells."""
     under_prior = -0.5 * (z_ck.double().square() + math.log(2 * math.pi)).sum(1).mean()
     under_mixture = _log_prob(density, z_ck).double().mean()
     return SourceScores(
@@ -175,8 +177,8 @@ def accepted(
 
     Returns
     -------
-    Positions (n, k), the real cells they come from (n,) or None, their off-manifold scores (n,), and the number of
-    draws made.
+    Positions, shape (n, k); indices of the real cells that the positions come from, shape (n,), or None; off-manifold
+    scores of the positions, shape (n,); and the number of draws made.
 
     Raises
     ------
@@ -237,7 +239,7 @@ def _from_group(
 
 
 def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:
-    """Index of the batch of each new cell: the one named, that of the real cell it comes from, or a random one."""
+    """Return the index of each new cell's batch: the named batch, the batch of its real cell, or a random batch."""
     if not model.batches:
         return None
     if batch_as != DRAWN:
@@ -257,7 +259,10 @@ def _nearby_libraries(
     seed: int,
     progress: Progress,
 ) -> np.ndarray:
-    """The library size of a real cell near each new one, of the same batch if the data has cells of it, shape (n,)."""
+    """Return the library size of a real cell near each new cell, shape (n,).
+
+    The real cell is of the same batch as the new cell if the data has cells of this batch.
+    """
     random = np.random.default_rng(_stream(seed, _LIBRARIES))
     library_n = np.empty(len(z_nk))
     batch_n = np.full(len(z_nk), -1) if batch_n is None else batch_n

@@ -61,7 +61,7 @@ class CellFit:
 
     @property
     def parts(self) -> list[tuple[np.ndarray, Covariates]]:
-        """Both fits with their covariates, for the second without the position: else no position would be rare."""
+        """Both fits with covariates. The second fit is without the position, because else no position would be rare."""
         without_position = replace(self.covariates, mean_nk=None)
         return [(self.log_likelihood_n, self.covariates), (self.negative_kl_n, without_position)]
 
@@ -137,7 +137,7 @@ class ExpectedFit:
 
 
 class Calibration:
-    """Compares cells with simulated ones; `n_batches` as for `ExpectedFit`."""
+    """Compares cells with simulated ones; `n_batches` is 0 or 1 for a model without batches."""
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
         self._expected = [ExpectedFit(fit_n, covariates, n_batches) for fit_n, covariates in simulated.parts]
@@ -169,8 +169,9 @@ class Calibration:
 class ParetoTail:
     """A generalized Pareto distribution of excesses over a threshold.
 
-    Shape 0 is an exponential tail, and tails with larger shapes are heavier. Negative shapes are not used: such a tail
-    has an upper end, estimated from few simulated cells, and a cell beyond it would have a p-value of 0.
+    Shape 0 is an exponential tail, and tails with larger shapes are heavier. Negative shapes are not used, because such
+    a tail ends at a maximum. The maximum would be estimated from few simulated cells, and a cell above it would have a
+    p-value of 0.
     """
 
     shape: float

@@ -27,7 +27,7 @@ class Scores:
     elbo
         Evidence lower bound: the expected log-likelihood over the samples minus the exact KL, shape (n,).
     iwae
-        Importance-weighted bound (Burda et al. 2016), which is tighter, shape (n,).
+        Importance-weighted bound (Burda et al. 2016), tighter than the ELBO, shape (n,).
     iwae_density
         The same bound with the model's latent density of the training cells in place of the prior, shape (n,).
     reconstruction

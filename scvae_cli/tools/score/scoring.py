@@ -1,4 +1,4 @@
-"""The likelihood of each cell under the model, and a comparison of its fit with that of simulated cells.
+"""The likelihood of each cell under the model, and how well the cell fits the model compared with simulated cells.
 
 Shapes: n cells, k latent dimensions, s samples.
 """

@@ -1,1 +1,1 @@
-"""One training option varied."""
+"""Trainings that differ in the value of one option."""

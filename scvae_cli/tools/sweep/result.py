@@ -24,7 +24,7 @@ NAMES = {"beta": "β", "n_latent": "latent dimensions"}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One training and its evaluation.
+    """One training, and the evaluation of the trained model.
 
     Parameters
     ----------
@@ -177,7 +177,7 @@ def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: 
     """Find neighboring runs between which the rate increases or the distortion decreases significantly.
 
     The change must be larger than two standard errors over the n held-out cells, and larger than 0.05 nats. For a
-    single cell, which has no standard error, the result is empty. β is in ascending order.
+    single cell there is no standard error, so the result is empty. β is in ascending order.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:

@@ -1,4 +1,4 @@
-"""Trainings with different values of β, or of the number of latent dimensions, and their comparison.
+"""Train models with different β, or different numbers of latent dimensions, and compare the models.
 
 As β increases, the rate (mean KL, the information that the latent space carries about a cell) decreases and the
 distortion (−E_q[log p(x|z)], the error of the reconstruction) increases; together they trace the rate–distortion curve
@@ -47,7 +47,7 @@ SEED_NOISE = 0.005
 
 
 class Training(NamedTuple):
-    """A run of a sweep that is about to start: its value, its number (from 1) and the number of runs."""
+    """A training that is about to start: value of the varied option, number of the run (from 1), and number of runs."""
 
     value: float
     number: int
@@ -82,7 +82,7 @@ def sweep(
     Raises
     ------
     DataError, ModelError
-        As for `fit`; and if the criterion is the bound and only one cell is held out.
+        The errors of `fit`. Also a DataError if the criterion is the bound and only one cell is held out.
     """
     # The cells and genes that `fit` would use, selected once and before thinning.
     counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))

@@ -164,7 +164,7 @@ def _text(result: Sweep) -> str:
             "the best run's advantage",
         ]
     else:
-        lines.append(f"values in nats per cell, on {result.n_heldout:,} held-out cells; the criterion is their bound")
+        lines.append(f"values in nats per cell, on {result.n_heldout:,} held-out cells; the criterion is the bound")
     return "\n".join([*lines, *_suggestion(result)])
 
 

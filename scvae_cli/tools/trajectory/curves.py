@@ -58,10 +58,10 @@ def step_lengths(geometry: Geometry, points_tk: np.ndarray) -> np.ndarray:
 
 
 def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarray) -> list[list[np.ndarray]]:
-    """Compute the segments of the shortest paths through the neighbor graph of the cells, each of shape (t, k).
+    """Compute the segments of the shortest paths through the neighbor graph of the cells.
 
-    `nodes_pw` is the graph node nearest to each waypoint. Returns the segments of each path in order. Between its two
-    waypoints, a segment runs through posterior means of cells.
+    `nodes_pw` is the graph node nearest to each waypoint. Returns the segments of each path in order. Each segment runs
+    from one waypoint to the next through posterior means of cells. It has shape (t, k).
     """
     pairs = [(int(a), int(b)) for path in nodes_pw for a, b in pairwise(path)]
     nodes = iter(graph.shortest_paths(pairs))
@@ -76,10 +76,11 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
 
 
 def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    """Compute the factor, shape (n,), that multiplies lengths at latent points; it is large where few cells are.
+    """Compute the factor that multiplies lengths at latent points, shape (n,).
 
-    The factor is 1 where at least half of the held-out cells lie at a lower density. From there it increases linearly
-    with −log density, to 1 + 10 where 95% of the held-out cells lie at a higher density.
+    The factor is large where there are few cells. It is 1 where at least half of the held-out cells lie at a lower
+    density. From there it increases linearly with −log density, to 1 + 10 where 95% of the held-out cells lie at a
+    higher density.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
@@ -101,11 +102,11 @@ def geodesics(
     """Compute paths of least energy between two points, in a metric in which paths off the manifold are long.
 
     Minimizes Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the ends of the initial guesses, where w is
-    the factor `cost`. The solution is resampled at constant speed, so that new points
-    reveal what lies between the first ones. It is then optimized once more.
+    the factor `cost`. The solution is resampled at constant speed, which yields new points between the first points.
+    The resampled path is then optimized once more.
 
-    `guesses` has the initial guess of each segment, of shape (t, k), any t ≥ 2. Returns the segments, each of shape
-    (t', k), in the same order.
+    `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns the
+    segments in the same order. Each segment has shape (t', k).
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
@@ -130,7 +131,8 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
     first_l1k, last_l1k = guess_ltk[:, :1], guess_ltk[:, -1:]
     inner_lck = _fitted(basis_tc, guess_ltk).requires_grad_(True)
     # Adam (Kingma & Ba 2015) with one step size for all axes of a point, so that rotations do not change the result.
-    # The optimizers of torch are not used: they import the compiler of torch, which takes most of a second.
+    # The optimizers of torch are not used, because importing them also imports the compiler of torch and takes most of
+    # a second.
     mean_lck, square_lc1 = torch.zeros_like(inner_lck), torch.zeros_like(inner_lck[..., :1])
     n_segments, k = guess_ltk.shape[0], guess_ltk.shape[2]
     for iteration in range(_ITERATIONS):
@@ -155,8 +157,8 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 def spline_basis(n_points: int) -> Tensor:
     """Evaluate clamped cubic B-splines at equally spaced positions, shape (t, c).
 
-    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor; The splines
-    of scipy are not used: they import the optimizers of scipy, which takes a fifth of a second.
+    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor. The splines of
+    scipy are not used, because importing them also imports the optimizers of scipy and takes a fifth of a second.
     """
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
@@ -173,14 +175,14 @@ def spline_basis(n_points: int) -> Tensor:
 
 
 def _fitted(basis_tc: Tensor, points_ltk: Tensor) -> Tensor:
-    """Fit splines with fixed ends to points, by least squares; returns their inner control points (l, c - 2, k)."""
+    """Fit splines with fixed ends to points by least squares. Returns the inner control points, shape (l, c - 2, k)."""
     ends_lck = points_ltk[:, [0, -1]]
     inverse_ct: Tensor = torch.linalg.pinv(basis_tc[:, 1:-1])
     return inverse_ct @ (points_ltk - basis_tc[:, [0, -1]] @ ends_lck)
 
 
 def _resampled(points_tk: np.ndarray, length_s: np.ndarray, n_steps: int) -> np.ndarray:
-    """Interpolate a path linearly at equal distances, given the length of each of its steps."""
+    """Interpolate a path linearly at equal distances, given the length of each step of the path."""
     distance_t = np.concatenate([[0.0], np.cumsum(length_s)])
     at_t = np.linspace(0, distance_t[-1], n_steps)
     even_tk = np.stack([np.interp(at_t, distance_t, points_tk[:, d]) for d in range(points_tk.shape[1])], axis=1)

@@ -1,4 +1,4 @@
-"""The figure of a trajectory: its path among the cells, a heat map of genes, and gene curves compared with cells.
+"""The figure of a trajectory: the path among the cells, a heat map of genes, and gene curves compared with cells.
 
 Shapes: n cells, t steps, g genes, c chosen genes.
 """
@@ -27,7 +27,7 @@ _TITLE_LENGTH = 84
 
 
 def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Figure:
-    """Draw a trajectory over the UMAP of the data, or over the first two latent axes without a UMAP.
+    """Draw a trajectory over the UMAP of the data, or over the first two latent axes if there is no UMAP.
 
     `groups_n` is the group of each cell, or None.
     """
@@ -92,8 +92,8 @@ def _title(trajectory: Trajectory) -> str:
 def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
     """Compute factors that apply zero inflation to the decoded counts, for comparison with cells.
 
-    Decoded counts add up to the library size before zero inflation is applied. The counts of cells add up to it with
-    technical zeros included. For a model of real numbers, all factors are 1.
+    Decoded counts add up to the library size before zero inflation is applied. The counts of a cell add up to the
+    library size with technical zeros included. For a model of real numbers, all factors are 1.
     """
     if not trajectory.of_counts:
         return np.ones((len(trajectory.z_tk), len(chosen)))

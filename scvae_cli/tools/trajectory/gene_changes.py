@@ -19,7 +19,7 @@ _RETURNED = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class GeneChanges:
-    """Summary of every gene, each of shape (g,).
+    """Summary of the changes of every gene. All arrays have shape (g,).
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Decoded curves of single genes along a trajectory, compared with the counts of the cells near it.
+"""Decoded curves of single genes along a trajectory, compared with the counts of the cells near the trajectory.
 
 Shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
 """
@@ -34,10 +34,11 @@ _NAME, _TICKS, _BETWEEN = 0.17, 0.3, 0.14
 def smoothed(
     position_n: np.ndarray, value_n: np.ndarray, at_q: np.ndarray, width: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth values of cells along positions from 0 to 1; returns means and standard errors, each of shape (q,).
+    """Smooth values of cells along positions from 0 to 1.
 
-    The weight of a cell decreases as a parabola and is zero beyond twice the width, so that cells on the other side of
-    a gap do not contribute. The result is NaN where there are too few cells.
+    Returns means and standard errors. Both have shape (q,) and are NaN where there are too few cells. The weight of a
+    cell decreases with distance as a parabola and is zero beyond twice the width, so that cells on the other side of a
+    gap do not contribute.
     """
     # Cells are first counted in narrow bins, which is fast for a million cells.
     bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)

@@ -62,8 +62,8 @@ def interpolate(
     Raises
     ------
     DataError
-        If two consecutive waypoints have the same position, a population to be paired is a single cell, or the batch is
-        unknown.
+        If two consecutive waypoints have the same position, if a population to be paired is a single cell, or if the
+        batch is unknown.
     """
     model = session.model
     geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
@@ -122,12 +122,12 @@ def described(
     Parameters
     ----------
     session, groups_n
-        As for `interpolate`.
+        The parameters of `interpolate` with the same names.
     z_tk, bundle_ptk
         The trajectory and, if there are several, all trajectories of the bundle, in the coordinates of the networks.
     near
-        Indices of reference cells. A quantile of their distances to the trajectory is the largest distance at which a
-        cell counts as near the trajectory.
+        Indices of reference cells. A cell counts as near the trajectory if its distance to the trajectory is at most a
+        certain quantile of the distances of the reference cells.
     seed
         Random seed of the draws for the 5–95% band.
     library, batch_as, name, kind, labels, endpoint, couple
@@ -193,7 +193,7 @@ def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) 
     """Project cells on a trajectory; cells and trajectory must be in the same latent coordinates.
 
     Returns, for each cell, the position (0 to 1) of the nearest point of the trajectory and the latent distance to this
-    point, each of shape (n,).
+    point. Both have shape (n,).
     """
     start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
     squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
@@ -233,7 +233,7 @@ def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
 
 
 def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
-    """List the cells of all waypoints; a waypoint that is a single cell contributes its nearest cells."""
+    """List the cells of all waypoints; for a waypoint that is a single cell, list the cells nearest to this cell."""
     members = [
         cells if len(cells) > 1 else nearest(mean_nk[torch.as_tensor(cells)], mean_nk, NEIGHBORS)[0][0]
         for cells in (population.cells for population in waypoints)

@@ -63,8 +63,8 @@ class Backdrop:
 def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
     """Compute positions of the steps, shape (t, 2), in a plane where only cells have positions, such as a UMAP.
 
-    The position of a step is the mean position of its nearest cells, with larger weights for nearer cells. The
-    positions are then smoothed along the trajectory; both ends stay fixed.
+    The position of a step is the mean position of the cells nearest to the step, with larger weights for nearer cells.
+    The positions are then smoothed along the trajectory; both ends stay fixed.
     """
     nearest_tj = trajectory.steps.nearest_tj
     weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
@@ -165,7 +165,7 @@ def draw_plane(
     top: float,
     height: float,
 ) -> None:
-    """Draw the panel; its upper edge, `top`, and its `height` are in inches."""
+    """Draw the panel. `top` is the position of the upper edge; `top` and `height` are in inches."""
     tall = height - _TITLE - _AXIS - legend.height
     head(figure, 0.1, top, "a", f"Trajectory among {len(backdrop.xy_n2):,} cells")
     axes = place(figure, _LEFT, top + _TITLE, _WIDTH, tall)

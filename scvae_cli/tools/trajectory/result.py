@@ -1,4 +1,4 @@
-"""A decoded trajectory and its slots in an AnnData.
+"""A decoded trajectory, and the slots of an AnnData to which the trajectory is written.
 
 Shapes: n cells, k latent dimensions, g genes of the model, f genes of the file, t steps, j nearest cells, p paths.
 """
@@ -19,7 +19,7 @@ from scvae_cli.tools.trajectory.steps import Steps
 
 # Kind of a trajectory that increases a score instead of connecting two populations.
 ASCENT = "ascent"
-# A warning abbreviates the list of groups that the trajectory passes if it is longer than this.
+# A warning abbreviates the list of groups that the trajectory passes if there are more groups than this.
 _LISTED_GROUPS = 6
 
 
@@ -30,7 +30,7 @@ class Trajectory:
     Parameters
     ----------
     name, labels, genes
-        Names of the result, of its waypoints, and of the g genes of the model.
+        Name of the result, names of the waypoints, and names of the g genes of the model.
     kind, endpoint, couple
         How the trajectory was computed: the kind of path, the position that represents a population, and how cells were
         paired.
@@ -41,12 +41,12 @@ class Trajectory:
     steps, nearest_names_tj
         Position, speed, off-manifold score, nearest cells and groups of every step; names of the nearest cells.
     mean_tg, low_tg, high_tg
-        Expected counts at every step, and their 5% and 95% quantiles. The quantiles are taken over the posterior of the
-        cells around each step or, for a bundle, over all trajectories of the bundle.
+        Expected counts at every step, and 5% and 95% quantiles of the expected counts. The quantiles are taken over the
+        posterior of the cells around each step or, for a bundle, over all trajectories of the bundle.
     changes
         Changes of every gene.
     pseudotime_n
-        Position of each cell along the trajectory, 0 to 1; NaN for cells far from it.
+        Position of each cell along the trajectory, 0 to 1; NaN for cells far from the trajectory.
     bundle_ptk
         Latent positions of all trajectories of a bundle; None without a bundle. The result describes the most central
         trajectory of the bundle.

@@ -1,4 +1,4 @@
-"""Description of the steps of a trajectory: speed, off-manifold score, nearest cells and their groups.
+"""Description of the steps of a trajectory: speed, off-manifold score, nearest cells, and the groups of these cells.
 
 Shapes: t steps, s intervals between steps, n cells, k latent dimensions, j nearest cells.
 """
@@ -32,8 +32,8 @@ class Steps:
         Position along the trajectory, 0 to 1, and Fisher–Rao speed, in standard deviations of a count per unit of
         position.
     off_manifold_t
-        Off-manifold score: the fraction of the held-out cells that lie at a higher density. A score near 1
-        means that no cells were observed there.
+        Off-manifold score: the fraction of the held-out cells that lie at a higher density. A score near 1 means that
+        no cells were observed near the step.
     nearest_tj
         Indices of the nearest cells, nearest first.
     group_t, group_share_t
@@ -56,7 +56,7 @@ class Steps:
         return mask
 
     def groups_passed(self) -> list[str]:
-        """List the groups in the order in which they are passed; a group that is passed again is listed again."""
+        """List the groups in the order of the trajectory; a group that is passed again is listed again."""
         groups = [str(group) for group in self.group_t if group]
         return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
 

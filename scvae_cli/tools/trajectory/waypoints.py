@@ -17,7 +17,8 @@ from scvae_cli.latent.populations import Population, densest
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 
-# Number of cells of each population in optimal transport, whose cost increases with the product of both numbers.
+# Maximum number of cells of each population in optimal transport. The cost of optimal transport increases with the
+# product of the two numbers of cells.
 COUPLED_CELLS = 500
 
 
