@@ -104,13 +104,13 @@ ROUTES: Refusals = {
 
 ORDERS: Refusals = {
     "no root": (USAGE, "an order needs --root", order()),
-    "no column": (USAGE, "the group in --root needs --groupby", order("--root", "stem")),
+    "no column": (USAGE, "--root names a group, so --groupby is needed", order("--root", "stem")),
     "only an end": (USAGE, "an order needs --root", order("--groupby", "cell_type", "--to", "mature_1")),
     "two roots": (
         USAGE, "the root was given twice", order("--groupby", "batch", "--root", "batch_1", "--root-cell", "cell_001")
     ),
     "end of no column": (
-        USAGE, "the groups in --to need --groupby", order("--root-cell", "cell_001", "--to", "mature_1")
+        USAGE, "--to names groups, so --groupby is needed", order("--root-cell", "cell_001", "--to", "mature_1")
     ),
     "end twice": (
         USAGE, "'mature_1' was named twice",

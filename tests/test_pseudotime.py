@@ -215,8 +215,8 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
     [
         ("the root was given twice", {"groupby": "cell_type", "root": "stem", "root_cell": "cell_001"}),
         ("an order needs root", {"groupby": "cell_type"}),
-        ("the group in root needs groupby", {"groupby": None, "root": "stem"}),
-        ("the groups in ends need groupby", {"root_cell": "cell_001", "ends": ["mature_1"]}),
+        ("root names a group, so groupby is needed", {"groupby": None, "root": "stem"}),
+        ("ends names groups, so groupby is needed", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),
         ("'stem' was named twice", {"root": "stem", "ends": ["stem"]}),
         ("no group in ends may be called 'shared'", {"root": "stem", "ends": ["mature_1", "shared"]}),

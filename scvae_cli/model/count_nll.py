@@ -62,7 +62,7 @@ class _MeanNLL(torch.autograd.Function):
 def nll_and_gradients(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
-    """Compute what `dense_nll` does for the cells of a minibatch, with compiled code on a CPU in float32."""
+    """Compute the values of `dense_nll` for a minibatch; on a CPU in float32, this uses compiled code."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll

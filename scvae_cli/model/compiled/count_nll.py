@@ -43,7 +43,7 @@ def fused_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros,
     *, with_gradient: bool, narrow: bool = False,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute what `model.count_nll.dense_nll` does, from the nonzero counts, in float32 on the CPU.
+    """Compute the values of `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
     With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16, because the matrix
     products that use it would round it anyway.

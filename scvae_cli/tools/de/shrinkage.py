@@ -3,8 +3,8 @@
 An effect β is either exactly zero or drawn from one of several normal distributions around zero. The widths of these
 distributions form a grid. The estimate of β is distributed as N(β, error²). The weights of these components are fitted
 to all estimates together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash").
-Estimates that may be noise are then shrunk to zero, and clear ones stay. The probabilities that effects exceed a
-threshold yield calibrated error rates.
+Estimates that may be noise are then shrunk to zero, and clear ones stay. Calibrated error rates are computed from the
+probability that each effect exceeds a threshold.
 
 `common_shift` fits a shift together with the effects. All estimates share this shift, and it is not part of any effect.
 

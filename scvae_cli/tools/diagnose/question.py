@@ -77,7 +77,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         }
 
     def _genes(self, statistic: GeneStatistic) -> dict[str, Any]:
-        """The summary of a gene statistic, and the genes with the largest deviations."""
+        """Summarize a statistic over the genes, and list the genes whose values deviate most from the model."""
         labels = self.gene_labels
         worst = [{"gene": labels[g], "score": float(statistic.score_g[g])} for g in statistic.worst()]
         return statistic.summary() | {"worst": worst}

@@ -39,11 +39,11 @@ class PseudotimeOptions(Reading, Writing):
             raise ConfigError("an order needs --root (or --root-cell)", "name the group or cell where the order begins")
         if self.root is not None and self.groupby is None:
             raise ConfigError(
-                "the group in --root needs --groupby",
-                "name its column of obs with --groupby, or use --root-cell for a single cell",
+                "--root names a group, so --groupby is needed",
+                "give the column of obs with the groups, or choose a single cell with --root-cell",
             )
         if self.ends and self.groupby is None:
-            raise ConfigError("the groups in --to need --groupby", "name their column of obs with --groupby")
+            raise ConfigError("--to names groups, so --groupby is needed", "give the column of obs with the groups")
         named = [*self.ends] if self.root is None else [self.root, *self.ends]
         for group in named:
             if named.count(group) > 1:
