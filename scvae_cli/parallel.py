@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def use_threads() -> int:
-    """Make numba use as many threads as torch does, and return their number.
+    """Make numba use as many threads as torch does if it can, and return torch's number of threads.
 
     Work is divided by this number alone, so that sums are computed in the same order in every run.
     """

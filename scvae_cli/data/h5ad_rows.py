@@ -115,7 +115,7 @@ def _segments(indptr: np.ndarray) -> Iterator[slice]:
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges with at most `n_values` stored values, or one row if it has more."""
+    """Split the rows into consecutive ranges of at most `n_values` stored values. A row with more is its own range."""
     start = 0
     while start < n_rows:
         end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1

@@ -78,9 +78,9 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
 def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
     """Compute the factor that multiplies lengths at latent points, shape (n,).
 
-    The factor is large where there are few cells. It is 1 where at least half of the held-out cells lie at a lower
-    density. From there it increases linearly with −log density, to 1 + 10 where 95% of the held-out cells lie at a
-    higher density.
+    The factor is large where there are few cells. At the median density of the held-out cells and above, it is 1.
+    Below the median, it increases linearly with −log density: it is 11 at the density that 95% of the held-out cells
+    exceed, and it increases further below that.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
