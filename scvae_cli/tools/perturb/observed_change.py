@@ -74,8 +74,9 @@ class Observed:
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
         """Effect of a label on a group, and squared standard error of the effect, each of shape (g,).
 
-        For counts, the effects are log ratios of mean shares, after `pseudo` is added to each share. For real numbers,
-        they are differences of means.
+        For counts, the effect on a gene is a log ratio: the gene's mean share of the counts in cells with the label,
+        divided by its mean share in the control cells. `pseudo` is added to both shares. For real numbers, the effect
+        is the difference of the two means.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)

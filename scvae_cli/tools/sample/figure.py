@@ -44,7 +44,7 @@ class Points:
 
     @classmethod
     def of(cls, model: Model, real: Counts, result: Sampled, *, seed: int) -> Points:
-        """Choose evenly spaced cells among the sampled cells, and among the real cells they should resemble."""
+        """Choose at most `_MAX_DOTS` sampled and `_MAX_DOTS` real cells, at regular intervals of the rows."""
         posterior = posteriors(model, real.cells(even(np.arange(real.n_cells), _MAX_DOTS)))
         # Sampled cells should cover the posterior samples of real cells. These samples spread wider than the posterior
         # means.
