@@ -1,7 +1,7 @@
 """The Python API: one function for each verb, built from the options of the command with the same name.
 
-As in scanpy, the first argument is the data, and a function writes its results into the data. With `inplace=False` it
-returns the result instead.
+As in scanpy, the first argument is the data, and a function writes its results into the data. With `inplace=False`, the
+function returns the result instead.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from scvae_cli.verbs import VERBS
 
 
 def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
-    """Make a verb's options from defaults, a file and given values, each of which overrides the ones before it.
+    """Make a verb's options: given values override the values in a file, and these override the defaults.
 
     Raises
     ------

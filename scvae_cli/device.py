@@ -180,9 +180,9 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def bound_spinning() -> None:
     """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
 
-    By default they spin forever, and a training that takes 10 s by itself takes minutes beside another training. A
-    limit longer than the gaps between pieces of work costs nothing on an idle machine. If other processes are running,
-    a shorter limit is faster.
+    By default, idle threads spin forever, and a training that takes 10 s by itself takes minutes beside another
+    training. A limit longer than the gaps between pieces of work costs nothing on an idle machine. If other processes
+    are running, a shorter limit is faster.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0
@@ -192,7 +192,7 @@ def bound_spinning() -> None:
 def _keep_freed_memory() -> None:
     """Make glibc reuse freed memory instead of returning it to the operating system at once.
 
-    Every training step frees and allocates the same temporary arrays of megabytes. Each time they are returned, the
+    Every training step frees and allocates the same temporary arrays of megabytes. Whenever memory is returned, the
     next allocation costs one page fault per 4 KiB.
     """
     import ctypes

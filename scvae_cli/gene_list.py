@@ -1,4 +1,4 @@
-"""Lists of genes on the command line: A,B,C or @FILE. Every command imports this module, so it imports little."""
+"""Lists of genes on the command line: A,B,C or @FILE. Every command imports this module, so it has few imports."""
 
 from __future__ import annotations
 

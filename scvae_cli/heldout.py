@@ -1,4 +1,4 @@
-"""Thresholds based on held-out cells: the off-manifold score of a hole, and the smallest number of held-out cells."""
+"""Thresholds based on held-out cells: the off-manifold score that marks a hole, and the least number of these cells."""
 
 # A latent position lies in a hole (off the manifold) if more than this fraction of the held-out cells lies at a higher
 # density.

@@ -19,7 +19,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     """A question whose answer is cells that are not in the data; its options inherit `WritingNewCells`.
 
     If an output is given, the cells are written to that file. Otherwise a Python caller gets them as an AnnData. A
-    command without an output is refused if `needs_file` is True; if it is False, the command only prints a report.
+    command without an output is refused if `needs_file` is True; otherwise the command only prints a report.
     """
 
     # Whether a command line must name a file.

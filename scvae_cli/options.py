@@ -70,10 +70,10 @@ class Declared:
     metavar, shown_default
         What `--help` shows for the value and for the default.
     parse
-        Function that converts the text on the command line (or the list of texts) to a value; it takes the flag and the
-        text.
+        Function that takes the flag and the text on the command line and returns a value. If `repeated` is True, it
+        takes the list of all texts.
     repeated
-        Whether the flag may be given several times; `parse` then makes one value from all texts.
+        Whether the flag may be given several times.
     label
         Whether the value names a group; callers may then give a number or boolean instead of a text.
     on_command_line, in_python, in_record
@@ -265,7 +265,7 @@ def option(default: Any = MISSING, **declared: Any) -> Any:
 
 
 def section(options: type[Options], *, without: frozenset[str] = frozenset()) -> Any:
-    """Make a dataclass field that contains a group of options; the command line shows them like all other options.
+    """Make a dataclass field that contains a group of options; the command line shows these options like all others.
 
     Parameters
     ----------
@@ -354,7 +354,7 @@ def build(
     given
         Values by name, or by section and name ("train/beta"). A value by name overrides one by section and name.
     within, hidden
-        The section whose options are made, and the names that are used in it only if given together with the section.
+        The section whose options are made, and the names of the options that are set only by section and name.
 
     Raises
     ------

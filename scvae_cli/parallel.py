@@ -19,7 +19,7 @@ from torch import Tensor
 
 
 def use_threads() -> int:
-    """Make numba use as many threads as torch does if it can, and return torch's number of threads.
+    """Make numba use as many threads as torch if numba has enough, and return torch's number of threads.
 
     Work is divided by this number alone, so that sums are computed in the same order in every run.
     """
@@ -40,8 +40,8 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
     """Return a function that looks up the address of a compiled function, and a function that calls such an address.
 
     The compiled function returns nothing. `types` are the numba types of its arguments, one tuple for each signature;
-    calls with other types are refused. The first function is called from Python with the index of the signature, the
-    second from compiled code with the address, followed by the arguments.
+    calls with other types are refused. The first returned function is called from Python with the index of the
+    signature. The second returned function is called from compiled code with the address, followed by the arguments.
     """
 
     @functools.cache

@@ -2,8 +2,8 @@
 
 `ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
 
-Each of these verbs is a subclass of `Question`, which implements what differs between verbs. All other verbs are
-functions of a `Request` and a `Shell` that return an `Outcome`.
+Each verb that asks a trained model is a subclass of `Question`. The subclass implements what differs between verbs. All
+other verbs are functions of a `Request` and a `Shell` that return an `Outcome`.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Question(Generic[AnyOptions, Result]):
         return recorded
 
     def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most have none
-        """Context manager that writes additional files; the results are written within it, the files at its end."""
+        """Context manager that writes additional files when the block ends; the block itself writes the results."""
         return contextlib.nullcontext()
 
     def figure(self, result: Result) -> Figure:

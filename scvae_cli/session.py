@@ -52,7 +52,8 @@ class Session:
     kept
         Mask of the store's cells that are in `counts`, shape (cells of the store,).
     missing_genes
-        Genes of the model that the data lacks. Their counts are set to 0, their real numbers to the training mean.
+        Genes of the model that the data lacks. Missing counts are set to 0, and missing real numbers to the training
+        mean.
     genes
         Names and symbols of the model's genes.
     progress
@@ -151,12 +152,12 @@ class Session:
 
     @cached_property
     def cells(self) -> Posterior:
-        """q(z|x) of the cells in `counts`, in the frame of the training, computed once."""
+        """q(z|x) of the cells in `counts`, in the coordinates of the networks, computed once."""
         return posteriors(self.model, self.counts, progress=self.progress)
 
     @property
     def position_n2(self) -> np.ndarray:
-        """Positions of the cells on the first two latent axes, for figures; without a second axis, its values are 0."""
+        """Positions of the cells on the first two latent axes, for figures; a missing second axis gives 0."""
         mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
         return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
 
@@ -173,7 +174,7 @@ class Session:
         labels
             Groups of one column of obs, or names of cells.
         groupby
-            The column; None if the labels name cells.
+            Column of obs with the groups; None if the labels name cells.
 
         Raises
         ------
@@ -298,7 +299,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results. `new_file` says that they are written to a new file."""
+        """Return the slot with the provenance of results. `new_file` is True for a new output file."""
         facts = {
             "command": run,
             "scvae_version": __version__,

@@ -76,7 +76,7 @@ class Request:
     data
         An AnnData, or a path.
     model
-        A model in memory, its folder, or None for the folder beside the data.
+        A model in memory, a model folder, or None for the model folder beside the data.
     options
         The checked options.
     inplace

@@ -85,7 +85,7 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
 
 
 def _of(declared: Declared) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of one option: usually one, but one per flag if several flags set the option."""
+    """Yield the parameters of one option: one per `Flag` if several flags set the option, otherwise one."""
     panel = declared.panel or None
     for flag in declared.joined:
         kind = list[str] | None if flag.repeated else str | None

@@ -36,10 +36,10 @@ def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint
     target
         File to write. If it is a symbolic link, the file to which it points is written.
     copy_of
-        File that is copied to the temporary path first. If another program changes this file meanwhile, the target is
-        not written.
+        File that is copied to the temporary path first. If another program changes this file before the block ends,
+        the target is not written.
     read_as
-        Fingerprint of `copy_of` when it was read; by default its current fingerprint.
+        Fingerprint of `copy_of` at the time when the caller read the file; by default the current fingerprint.
 
     Raises
     ------
@@ -169,7 +169,7 @@ def _clone(source: Path, copy: Path) -> None:
 
 
 def _keep_owner(copy: Path, of: Path) -> None:
-    """Keep the owner of the original file; only the superuser may do this, so a lack of permission is ignored."""
+    """Give `copy` the owner of the file `of`; only the superuser may do this, so a lack of permission is ignored."""
     status = of.stat()
     with contextlib.suppress(PermissionError):
         os.chown(copy, status.st_uid, status.st_gid)

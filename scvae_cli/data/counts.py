@@ -1,6 +1,6 @@
 """The class that holds raw counts, and checks that values are raw counts.
 
-The same class holds real numbers for a model with a normal likelihood. Its field `real` is then True.
+For a model with a normal likelihood, the same class holds real numbers, and the field `real` of the class is True.
 
 Shapes: n cells, g genes.
 """
@@ -47,7 +47,7 @@ class Counts:
     Parameters
     ----------
     matrix
-        CSR, float32, with non-negative integers (for real numbers: finite values), without explicit zeros.
+        CSR, float32, without explicit zeros. Raw counts are non-negative integers; real numbers are finite.
     cell_names, gene_names, batch
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
     source
@@ -75,7 +75,7 @@ class Counts:
 
     @property
     def library_n(self) -> np.ndarray:
-        """Library size of each cell over these genes, shape (n,), float64; 1 for real numbers."""
+        """Library size of each cell: the sum over the g genes, shape (n,), float64; 1 for real numbers."""
         if self.real:
             return np.ones(self.n_cells)
         return np.asarray(self.matrix.sum(axis=1, dtype=np.float64)).ravel()
@@ -89,7 +89,10 @@ class Counts:
         return filled
 
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
-        """Return how many of all cells, or of the cells given by index, express each gene; shape (g,)."""
+        """Return the number of cells that express each gene, shape (g,).
+
+        Only the cells whose indices are in `cells` are counted; None for all cells.
+        """
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
             seen_in_g += np.bincount(block.indices, minlength=self.n_genes)
@@ -101,7 +104,7 @@ class Counts:
         return replace(self, matrix=self.matrix[rows], cell_names=self.cell_names[rows], batch=batch)
 
     def filled_cells(self) -> Counts:
-        """Return the counts of the cells that have counts, without copying values."""
+        """Return the counts without the empty cells; the values are not copied."""
         filled, old = self.filled, self.matrix
         parts = (old.data, old.indices, np.append(old.indptr[:-1][filled], old.indptr[-1]))
         matrix = sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes))
@@ -109,7 +112,10 @@ class Counts:
         return replace(self, matrix=matrix, cell_names=self.cell_names[filled], batch=batch)
 
     def genes(self, columns: np.ndarray) -> Counts:
-        """Return the counts of some genes, in the order of the given indices; no copy if nothing changes."""
+        """Return the counts of some genes, in the order of the given indices.
+
+        If these are all genes in their current order, the same object is returned.
+        """
         if np.array_equal(columns, np.arange(self.n_genes)):
             return self
         return replace(self, matrix=self.matrix[:, columns].tocsr(), gene_names=self.gene_names[columns])
@@ -120,9 +126,12 @@ def read_counts(
 ) -> Counts:
     """Read the raw counts or the real numbers of a store.
 
-    Without `layer`, raw counts are read from the first of `layers["counts"]`, X and raw that contains only non-negative
-    integers (from raw only the genes in var_names), and real numbers are read from X. Raises a DataError if there are
-    no cells or genes, if gene or cell names are not unique, or if no matrix contains only raw counts or real numbers.
+    With `layer`, the values are read from that layer. Without it, real numbers are read from X. Raw counts are then
+    read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. From raw, only the
+    genes in var_names are read.
+
+    Raises a DataError if there are no cells or genes, if gene or cell names are not unique, or if no matrix contains
+    only raw counts (with `real`: only finite numbers).
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
@@ -156,8 +165,9 @@ def read_counts(
 
 
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
-    """Return the names of the matrices that may contain raw counts, in the order they are tried; X for real numbers.
+    """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
+    With `layer`, this is only that layer; otherwise, with `real`, it is only X.
     Raises a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
@@ -230,7 +240,10 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
-    """Find the first value that is not a raw count (with `real`: not finite); return the reason and its index, or None.
+    """Find a value that is not a raw count, and return the reason and the index of the value; None if there is none.
+
+    With `real`, find a value that is not finite or too large for float32. The first kind of fault that occurs, in a
+    fixed order of kinds, is reported at its first position.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -251,7 +264,10 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
 
 
 def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np.ndarray] | str:
-    """Read a whole matrix as CSR with its gene names, or return why it has no raw counts (or no real numbers)."""
+    """Read a whole matrix as CSR, and its gene names.
+
+    If a value is not a raw count (with `real`: not a finite number), return the reason as text.
+    """
     genes = store.matrix_genes(name)
     columns: np.ndarray | None = None
     if name == "raw":
@@ -281,7 +297,7 @@ def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:
-    """Convert a block to float32 in canonical format without zeros; it is copied only if necessary.
+    """Convert a block to float32 in canonical format without zeros; the block is copied only if necessary.
 
     Values that a file stores twice for the same position are added, as scipy and anndata do.
     """

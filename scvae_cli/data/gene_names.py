@@ -22,9 +22,11 @@ class GeneNames:
     Parameters
     ----------
     ids, symbols
-        Unique ids, and the symbol of each gene (None for a gene without one). `symbols` is None if only ids are used.
+        Unique ids, and the symbol of each gene. A gene without a symbol has None. `symbols` is None if only ids are
+        used.
     column, place
-        For messages: the column of var with the symbols, and "the data" or "the model", which has the genes.
+        Used in messages: the column of var that contains the symbols, and where the genes are ("the data" or "the
+        model").
     others
         Names (ids and symbols) of genes that are in the data but not in the model.
 
@@ -42,10 +44,11 @@ class GeneNames:
     others: frozenset[str] = frozenset()
 
     def ids_of(self, named: Iterable[str] | str) -> tuple[str, ...]:
-        """Return the ids of genes that are named by id, by symbol or in the form of `shown`; each id once, in order.
+        """Return the ids of genes that are named by id, by symbol, or as the method `shown` names them.
 
-        A name that is the id of one gene and the symbol of another gene means the gene with that id. A symbol that
-        several genes have raises a DataError, and so does a name that no gene has.
+        Each id is returned once, in the order of the names. A name that is the id of one gene and the symbol of another
+        gene means the gene with that id. A symbol that several genes have raises a DataError, and so does a name that
+        no gene has.
         """
         names = [named] if isinstance(named, str) else [as_label(name) or "" for name in named]
         found, unknown = [], []

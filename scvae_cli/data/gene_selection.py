@@ -38,7 +38,7 @@ def select_genes(
     config
         `genes`, `n_top_genes` and `batch_key` are used.
     names
-        Ids and symbols that a gene list may contain; None if it may contain only ids.
+        Ids and symbols that a gene list may contain; None if the list may contain only ids.
 
     Returns
     -------
@@ -85,12 +85,12 @@ def match_genes(
     max_missing
         Largest fraction of the model's genes that may be missing in the data; a larger fraction raises a DataError.
     absent_g
-        Values of genes that are missing in the data, instead of zero, shape (len(genes),).
+        Values that missing genes get instead of zero, one per gene of the model, shape (len(genes),).
 
     Returns
     -------
     tuple
-        Counts of n cells × len(genes), and the names of the missing genes.
+        Counts with the genes of the model, shape (n, len(genes)), and the names of the missing genes.
     """
     position = {gene: i for i, gene in enumerate(counts.gene_names)}
     columns = np.asarray([position.get(gene, -1) for gene in genes])

@@ -1,7 +1,7 @@
 """Reading an .h5ad file, one element at a time.
 
-Only the elements that a command needs are read: names, a column of obs, a matrix in blocks of rows. The file is opened
-for each read and closed afterwards, so that it is not locked in between.
+Only the elements that a command needs are read, for example a column of obs, or a matrix in blocks of rows. The file is
+opened for each read and closed afterwards, so that other programs can open it between two reads.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class H5adFile:
         return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
-        """Read names; those in the usual format are read without anndata, which is slow to import."""
+        """Read names; names in the usual format are read without anndata, because anndata is slow to import."""
         if isinstance(item, h5py.Dataset) and item.attrs.get("encoding-type") == "string-array":
             kind = h5py.check_string_dtype(item.dtype)
             if kind is not None and kind.length is None:
@@ -227,7 +227,10 @@ def _location(name: str) -> str:
 
 
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
-    """Read a column of a data frame from before anndata 0.7: a compound array, with its categories in uns."""
+    """Read a column of a data frame that anndata before 0.7 wrote as a compound array.
+
+    The categories of such a column are in uns.
+    """
     values: np.ndarray = frame[key]
     if categories is not None:
         codes, values = values, categories[()]

@@ -1,4 +1,4 @@
-"""Writing matrices in blocks of rows, in the layout of anndata ("csr_matrix" 0.1.0 and "array" 0.2.0)."""
+"""Writing matrices in blocks of rows, in the encodings "csr_matrix" 0.1.0 and "array" 0.2.0 of anndata."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if columns are constant (genes without values are NaN in all cells). Compression
-    makes other arrays of real-valued means only a seventh smaller, and writing them takes five times as long.
+    Compression is useful if some columns are constant, for example NaN for every cell. Compression makes other arrays
+    of real-valued means only a seventh smaller, and writing these arrays then takes five times as long.
     """
     dataset = None
     row = 0

@@ -44,15 +44,16 @@ def create_h5ad(
     Parameters
     ----------
     path
-        Path of the new file, ending in .h5ad; an existing file is replaced with `force`.
+        Path of the new file, ending in .h5ad. If `force` is True, an existing file is replaced.
     obs, var
-        One row per cell, and one row per gene.
+        Data frames with one row per cell (`obs`) and one row per gene (`var`).
     blocks
-        X, n cells × g genes, as consecutive blocks of rows: CSR, or dense with `dense`. Each block is used once.
+        X, n cells × g genes, as consecutive blocks of rows. The blocks are dense if `dense` is True, otherwise CSR.
+        Each block is used once.
     obsm, uns, varm
-        As in an AnnData: numeric arrays, categoricals, strings and dictionaries of these.
+        As in an AnnData. Values are numeric arrays, categoricals, strings, and dictionaries of such values.
     layer_blocks
-        Name → layer, n × g, as consecutive dense blocks of rows, which are used after X.
+        Name → layer, n × g, as consecutive dense blocks of rows. Layers are written after X.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Writing results to an existing .h5ad file without changing any other element.
 
-A copy of the file is edited element by element and then replaces the file. The elements of the user keep their values,
-attributes and encodings.
+A copy of the file is edited element by element and then replaces the file. All elements that are not results keep their
+values, attributes and encodings.
 """
 
 from __future__ import annotations
@@ -77,5 +77,8 @@ def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
 
 
 def _is_mapping(group: h5py.Group) -> Any:
-    """Whether a group is a dict, not a data frame or sparse matrix; before anndata 0.8, dicts had no encoding-type."""
+    """Whether a group is a dict, not a data frame or sparse matrix.
+
+    Before anndata 0.8, dicts had no encoding-type.
+    """
     return group.attrs.get("encoding-type", "dict") == "dict"

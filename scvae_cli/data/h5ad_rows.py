@@ -21,7 +21,7 @@ _MAX_PASSES = 16
 
 
 def is_matrix(item: Any) -> bool:
-    """Whether an element is a matrix; X may also be null."""
+    """Whether an element is a matrix. The element X of a file without a matrix may be null."""
     if isinstance(item, h5py.Group):
         return "indptr" in item
     return item.shape is not None and len(item.shape) == 2
@@ -71,7 +71,10 @@ def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
 
 
 def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
-    """Read a CSC matrix in blocks of rows: one pass counts the values per row, and one more pass reads each block."""
+    """Read a CSC matrix in blocks of rows.
+
+    One pass over the matrix counts the values per row. Each block then needs another pass.
+    """
     n_rows, n_columns = shape_of(item)
     indptr = item["indptr"][:].astype(np.int64)
     stored = min(len(item["indices"]), len(item["data"]))
@@ -115,7 +118,7 @@ def _segments(indptr: np.ndarray) -> Iterator[slice]:
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges of at most `n_values` stored values. A row with more is its own range."""
+    """Split the rows into consecutive ranges of at most `n_values` stored values; a longer row is a range by itself."""
     start = 0
     while start < n_rows:
         end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1

@@ -28,7 +28,7 @@ _CELLS_AT_MOST = 4_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A problem of the data. Training would not start with a problem of level "refuse", but would with "warn"."""
+    """A problem of the data. A problem of level "refuse" prevents training; one of level "warn" does not."""
 
     level: str
     message: str
@@ -44,9 +44,11 @@ class Inspection:
     n_cells, n_genes, n_genes_modelled
         Numbers of cells and genes in the file, and of genes that training would model by default.
     matrices, counts_source
-        Names of all matrices that may contain counts, and the name of the matrix that was read (None if none was).
+        Names of all matrices that may contain counts, and the name of the matrix that was read. `counts_source` is None
+        if no matrix could be read.
     zero_share, median_library
-        Fraction of zeros, and median library size (None for real numbers).
+        Fraction of zeros in the matrix, and median library size of the cells. `median_library` is None for real
+        numbers.
     obs
         Columns that may group cells: name → number of values.
     memory_gib, cpu_minutes
@@ -119,7 +121,7 @@ def _warn(message: str, hint: str) -> Finding:
 
 
 def _groupings(store: CellStore) -> dict[str, int]:
-    """Return the columns of obs that have only a few different values."""
+    """Return the columns of obs that have only a few different values: name → number of values."""
     found = {}
     for key in store.obs_keys:
         try:

@@ -1,9 +1,10 @@
 """Labels of the cells in a column of obs, and the lookup of a label that a caller names.
 
-`scvae_cli.labels` defines labels for columns of every type. `matching` looks up the label that a caller names in two
-steps. First, it searches for a label with the same text. If there is none, and all labels are numbers (or True and
-False), it searches for the label with the same value. The values 1, 1.0, "1", "1.0" and True therefore all find the
-label "1", but if a column of strings contains both "1.0" and "1", these remain different labels.
+A label is the text that stands for a value of a column. `scvae_cli.labels` defines the label of every type of value.
+`matching` looks up a label in two steps. First, it searches for a label with the text that the caller gave. If no label
+has this text, and all labels are numbers, True or False, it searches for the label with the same value. The values 1,
+1.0, "1", "1.0" and True therefore all find the label "1". If a column of strings contains both "1.0" and "1", these
+remain different labels.
 
 Shapes: n cells.
 """
@@ -21,7 +22,9 @@ __all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_i
 
 
 def labels_of(values: Any) -> np.ndarray:
-    """Return the labels of a column (an array, or a column of a data frame): n strings, or None for a missing value.
+    """Return the n labels of a column: strings, and None for missing values.
+
+    The column is an array, or a column of a data frame.
 
     >>> list(labels_of(np.array([2.0, 1.0, np.nan])))
     ['2', '1', None]
@@ -106,7 +109,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:
-    """Return the position of each label in `names` (found by `matching`), or −1 if it has none; shape (n,), int64.
+    """Return the position of each label in `names` (found by `matching`), or −1 if none matches; shape (n,), int64.
 
     >>> positions_in(["1.0", "2.0"], np.array(["2", "1", "3", None], dtype=object))
     array([ 1,  0, -1, -1])
@@ -132,7 +135,7 @@ def _number_given(label: str) -> float | None:
 
 
 def _number_of_label(label: str) -> float | None:
-    """Return the number in a label with Python's notation, such as "1", "1.0" or "True"; None for "1E2" or "01"."""
+    """Return the number of a label that is written as Python prints it ("1", "1.0", "True"); None for "1E2" or "01"."""
     if label in ("True", "False"):
         return int(label == "True")
     number = _parsed(label)

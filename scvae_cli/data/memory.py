@@ -1,4 +1,4 @@
-"""An AnnData in memory as a source of cells, which the Python API uses."""
+"""An AnnData in memory as a source of cells. The Python API uses this source."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class Nonzeros:
     row_start
         Index of the first nonzero of each cell, followed by m; shape (n + 1,).
     gene, value
-        Column of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
+        Index of the gene of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
     """
 
     row_start: Tensor
@@ -41,7 +41,7 @@ class Nonzeros:
 
     @property
     def cell(self) -> Tensor:
-        """Row of each nonzero, int64, shape (m,)."""
+        """Index of the cell of each nonzero count, int64, shape (m,)."""
         rows = torch.arange(self.n_cells, device=self.gene.device)
         return torch.repeat_interleave(rows, self.row_start.diff(), output_size=len(self.gene))
 
@@ -50,7 +50,8 @@ class Nonzeros:
 class Minibatch:
     """Some cells, on the device of the model.
 
-    `library_n` is the library size of each cell, float32; `batch_n` the index of each cell's batch, int64, or None.
+    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64, or
+    None if the cells have no batches.
     """
 
     n_genes: int
@@ -78,26 +79,27 @@ class Minibatch:
 class CellTable:
     """Counts from which minibatches are taken.
 
-    On a CPU, several thousand rows of the matrix are gathered at a time, and minibatches are consecutive parts of
-    these. On other devices, the whole matrix is on the device if it fits, and rows are gathered there.
+    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. Otherwise
+    several thousand rows are gathered on the host at a time, and minibatches are consecutive parts of these rows.
 
     Parameters
     ----------
     matrix, batch_n
-        CSR counts, cells × g genes, which are not copied; the index of the batch of each row (int64), or None.
+        CSR counts, cells × g genes, which are not copied on the host, and the index of the batch of each row (int64).
+        `batch_n` is None if the cells have no batches.
     device
         Device of the minibatches.
     cells
         Rows of the matrix that belong to this table; None for all. Methods take indices into these cells.
     resident
-        Whether the whole matrix is copied to the device; with None, the device and its free memory decide.
+        Whether the whole matrix is copied to the device; with None, `fits` decides.
     real
         Whether the values are real numbers; the library size of every cell is then 1.
 
     Attributes
     ----------
     library_n, batch_n
-        Library size (float64) and index of the batch of each of the `n_cells` cells; `batch_n` may be None.
+        Library size (float64) and index of the batch of each cell of the table; `batch_n` may be None.
     resident
         The whole matrix on the device, or None.
     """
@@ -133,7 +135,7 @@ class CellTable:
         self.batch_n = None if self._batch_of_rows is None else self._batch_of_rows[cells]
 
     def rows_of(self, cells: np.ndarray) -> np.ndarray:
-        """Return the rows of the matrix for some cells of the table; the array of indices may have any shape."""
+        """Return the row indices, in the matrix, of some cells of the table; the array `cells` may have any shape."""
         rows: np.ndarray = self._cells[cells]
         return rows
 
@@ -151,13 +153,16 @@ class CellTable:
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over all cells in order: indices and minibatch of at most `size` cells at a time."""
+        """Iterate over all cells in order; yields the indices and the minibatch of at most `size` cells at a time."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over cells in a given order, in minibatches of nearly equal size and at most `size` cells."""
+        """Iterate over cells in a given order; yields the indices and the minibatch of at most `size` cells at a time.
+
+        All minibatches have nearly the same size.
+        """
         batches = even_batches(order, size)
         at_once = max(1, GATHERED_CELLS // size)
         for first in range(0, len(batches), at_once):
@@ -165,7 +170,7 @@ class CellTable:
             yield from zip(some, self._minibatches(some), strict=True)
 
     def _minibatches(self, some: list[np.ndarray]) -> Iterator[Minibatch]:
-        """Create the minibatches of several lists of cells; their data are copied to the device together."""
+        """Create one minibatch from each list of cells; the data of all lists are copied to the device together."""
         rows = np.concatenate(some)
         index = self._cells[rows]
         library_n = self._to_device(self.library_n[rows].astype(np.float32))
@@ -219,7 +224,7 @@ def gather(nonzeros: Nonzeros, rows: Tensor) -> Nonzeros:
 
 
 def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
-    """Whether counts fit on a device as a whole: it must be a GPU, and they may use at most half of its free memory."""
+    """Whether the device is a GPU, and the counts need at most half of the free memory of the GPU."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
@@ -230,7 +235,7 @@ def fits(matrix: sp.csr_matrix, device: torch.device) -> bool:
 def even_batches(order: np.ndarray, size: int) -> list[np.ndarray]:
     """Split a sequence of cells, in order, into minibatches of nearly equal size, with at most `size` cells each.
 
-    No minibatch is therefore a small remainder.
+    The last minibatch is therefore never much smaller than the others.
 
     >>> [len(batch) for batch in even_batches(np.arange(129), 64)]
     [43, 43, 43]

@@ -20,10 +20,11 @@ _ROUNDING = 1e-6
 
 
 def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Compute mean and variance (divided by n) of each feature over cells given by index, each of shape (g,), float64.
+    """Compute the mean and the variance of each feature over the cells with the indices `cells`.
 
-    Two passes over the data avoid a loss of precision for features far from zero. The variance of a constant feature is
-    exactly 0.
+    Both have shape (g,) and type float64. The sum of squares is divided by n, not by n − 1, to give the variance. The
+    variance of a constant feature is exactly 0. Two passes over the data avoid a loss of precision for features whose
+    values are far from zero.
     """
     n, n_features = len(cells), matrix.shape[1]
     sum_g, seen_g, spread_g = np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)
@@ -39,9 +40,10 @@ def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.ndarray:
-    """Compute the mean of log(1 + x · depth / library) of each gene over cells given by index, shape (g,), float64.
+    """Compute the mean of log(1 + x · depth / library) of each gene over the cells with the indices `cells`.
 
-    If there are many cells, evenly spaced cells are used.
+    x is the count and library is the library size of the cell. The result has shape (g,) and type float64. If there are
+    many cells, only cells at regular intervals of `cells` are used.
     """
     some = cells[:: -(-len(cells) // _ENOUGH_CELLS)]
     sum_g = np.zeros(matrix.shape[1])
@@ -53,6 +55,9 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
 
 
 def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = 0) -> Iterator[sp.csr_matrix]:
-    """Return the rows of cells given by index, in blocks (of a default size), which limits the memory needed."""
+    """Return the rows with the indices `cells` in blocks of `size` rows, which limits the memory needed.
+
+    With 0, the size is `CELLS_AT_ONCE`.
+    """
     size = size or CELLS_AT_ONCE
     return (matrix[cells[start : start + size]] for start in range(0, len(cells), size))

@@ -1,4 +1,4 @@
-"""New cells from a model, stored as a separate AnnData: in a new file, written in blocks of rows, or in memory."""
+"""New cells from a model, stored as a separate AnnData in memory, or written to a new file in blocks of rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ class NewCells:
     Parameters
     ----------
     blocks, dense
-        X as consecutive blocks of rows, which can be read only once, and whether the blocks are dense (otherwise CSR).
+        X as consecutive blocks of rows, which can be read only once. The blocks are dense if `dense` is True, otherwise
+        CSR.
     slots
         Annotations of the cells and genes, in obs, var, obsm and uns.
     """

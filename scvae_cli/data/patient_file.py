@@ -14,12 +14,12 @@ Block = TypeVar("Block")
 
 
 class PatientFile(io.FileIO):
-    """A file whose write operations never fail within HDF5; errors are raised later.
+    """A file that stores the errors of its write operations and raises them after HDF5 has closed the file.
 
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
-    segmentation fault. Data that cannot be written are therefore kept in memory (the rest of one block and the caches
-    of HDF5), HDF5 closes the file normally, and the caller then raises the error. A Ctrl-C during a write is also
-    delayed. With `new`, an empty file is created instead of opening an existing one.
+    segmentation fault. Data that cannot be written are therefore kept in memory, HDF5 closes the file normally, and
+    `check` then raises the error. The data in memory are at most the rest of one block and the caches of HDF5. A Ctrl-C
+    during a write is also delayed. With `new`, an empty file is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -68,7 +68,7 @@ class PatientFile(io.FileIO):
             raise self._error
 
     def watch(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Yield blocks until an error has been stored, and then raise it."""
+        """Yield the given blocks; before each block, raise the stored error, if there is one."""
         for block in blocks:
             self.check()
             yield block
@@ -76,7 +76,7 @@ class PatientFile(io.FileIO):
 
 @contextmanager
 def open_to_write(path: Path, *, new: bool) -> Iterator[tuple[h5py.File, PatientFile]]:
-    """Context manager that opens an HDF5 file for writing; it raises errors of delayed writes at the end.
+    """Context manager that opens an HDF5 file for writing, and raises stored errors after closing the file.
 
     Raises an OSError if the file could not be written, for example because the disk is full.
     """

@@ -17,7 +17,7 @@ from scvae_cli.errors import DataError, ScvaeWarning
 def provenance(
     store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
 ) -> Slot:
-    """Create the record of a command's results. scvae wrote every slot that is listed in a record.
+    """Create the record of the results of one run of a command, which lists all slots that the run writes.
 
     An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
     record, listed separately with their model, and a warning names them, because users could mistake them for results
@@ -50,7 +50,7 @@ _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": s
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Return all runs that are recorded in a store under one key: name of the run → record of `provenance`."""
+    """Return all runs that are recorded in a store under `key_added`: name of the run → record."""
     prefix = f"{key_added}/runs/"
     runs = {}
     for path in store.existing("uns"):
@@ -66,10 +66,10 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Raise a DataError if an element that scvae did not write would be overwritten; the error names the first one.
+    """Raise a DataError that names the first element that would be overwritten and was not written by scvae.
 
-    An element was written by scvae if a run recorded under the same key lists it. `paths` are those of the slots
-    (`Slot.path`) that will be written.
+    scvae wrote an element if a run that is recorded under the same `key_added` lists this element. `paths` are the
+    paths (`Slot.path`) of the slots that will be written.
     """
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
@@ -89,7 +89,8 @@ def refuse_another(
 ) -> None:
     """Raise a DataError if another trajectory, optimization or ordering in the same slots would be replaced.
 
-    That is the case if earlier runs wrote some of the slots, and all of these runs had another name or other options.
+    The error is raised if earlier runs wrote some of the slots, and each of these runs was of another command or name,
+    or had other options.
 
     Parameters
     ----------

@@ -16,8 +16,8 @@ PIECE_VALUES = 1 << 24
 class RowStack:
     """A CSR matrix of float32 that is assembled from blocks of rows.
 
-    scipy's vstack needs memory for all blocks and for the result, and the process may keep the memory of small blocks
-    that were freed. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
+    scipy's vstack needs memory for all blocks and for the result. In addition, the process may keep the memory of freed
+    small blocks. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
     """
 
     def __init__(self, n_columns: int) -> None:

@@ -1,7 +1,8 @@
 """The cells of many minibatches (a segment), stored on a device so that training steps need no data from the host.
 
-The memory is allocated once: the minibatches of every segment have the same addresses and shapes, which a recorded and
-replayed step requires. Short minibatches are padded with cells of weight zero.
+A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same
+addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
+with cells of weight zero.
 
 Shapes: s minibatches of a segment, n cells of a minibatch, g genes, j positions for the nonzero counts of a cell.
 """
@@ -21,8 +22,8 @@ from scvae_cli.data.minibatches import CellTable, Nonzeros
 class DenseCells(NamedTuple):
     """One minibatch with dense counts (float32).
 
-    `share_n` is the weight of each cell in a mean over the minibatch, 0 for cells that pad it; `batch_n` the index of
-    each cell's batch, int64, or None.
+    `share_n` is the weight of each cell in a mean over the minibatch; cells that were added as padding have weight 0.
+    `batch_n` is the index of each cell's batch, int64, or None if the cells have no batches.
     """
 
     x_ng: Tensor
@@ -32,10 +33,10 @@ class DenseCells(NamedTuple):
 
 
 class Segment:
-    """Device memory for the cells of `size` minibatches of `n_cells` cells of a table.
+    """Device memory for `size` minibatches, each with `n_cells` cells of a table.
 
-    If the matrix of the table is on the device, cells are read from it. Otherwise the rows of a segment are copied from
-    pinned memory while the device processes the previous segment.
+    If the matrix of the table is on the device, cells are read from this matrix. Otherwise the rows of a
+    segment are copied from pinned memory while the device processes the previous segment.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
@@ -62,7 +63,7 @@ class Segment:
             self._nonzeros = table.resident
 
     def fill(self, batches: Sequence[np.ndarray]) -> None:
-        """Store at most `size` minibatches of at most `n_cells` cells, given by indices of cells in the table."""
+        """Store at most `size` minibatches of at most `n_cells` cells; `batches` has the indices of their cells."""
         n = self._row_sn.shape[1]
         # Each minibatch is padded with its first cell.
         cell_sn = np.stack([np.concatenate([cells, np.repeat(cells[:1], n - len(cells))]) for cells in batches])

@@ -7,9 +7,10 @@ binomial:
     μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n})
     x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g)
 
-The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between grid points;
-this is the exact ground truth, not an approximation. Without batch effects Σ_g ρ_g = 1, so ℓ_n is the expected library
-size before zero inflation.
+Here ℓ_n is the library size, ρ_g the proportion of gene g at pseudotime t_n, e the batch effect and π_g the probability
+of zero inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear
+between grid points. This piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is
+the expected library size before batch effects and zero inflation.
 
 Array names carry their shape: n cells, g genes, b batches, s grid steps.
 """
@@ -61,16 +62,16 @@ class Simulation:
     ----------
     obs
         A row per cell: `cell_type`, `batch` and `true_branch` (trunk, branch_1, …) as categoricals,
-        `true_pseudotime` in [0, 1] and `true_library` (ℓ, counts before zero inflation).
+        `true_pseudotime` in [0, 1] and `true_library` (ℓ).
     var
-        A row per gene: `true_pattern`, `true_branch` (the branch in which a branch gene changes, otherwise "all"),
+        A row per gene: `true_pattern`, `true_branch` (the only branch in which the gene changes, or "all"),
         `true_theta` (θ) and `true_zero_inflation` (π).
     varm
-        `true_rho_<branch>` (g × s): proportions along the lineage from pseudotime 0 through the trunk to the tip of
-        that branch, on the grid `uns["simulation"]["pseudotime_grid"]`, linear between grid points; and
-        `true_batch_log_effect` (g × b), with columns batch_1, batch_2, ….
+        `true_rho_<branch>` (g × s): proportions ρ at the pseudotimes `uns["simulation"]["pseudotime_grid"]`, along the
+        lineage from pseudotime 0 through the trunk to the tip of that branch. `true_batch_log_effect` (g × b): batch
+        effects e, with one column for each of batch_1, batch_2, ….
     uns
-        `simulation`: the grid, and the configuration as JSON text.
+        `simulation`: a dict with `pseudotime_grid`, and with `config`, the configuration as JSON text.
     """
 
     config: SimulationConfig
@@ -98,7 +99,7 @@ class Simulation:
             yield sp.vstack(waiting, format="csr")
 
     def true_mean_blocks(self, rows: int = 4096) -> Iterator[FloatArray]:
-        """Compute μ as dense float32 blocks, rows × g, in the order of `blocks`."""
+        """Compute μ as dense float32 blocks of shape (rows, g); the cells are in the same order as in `blocks`."""
         curves = _Curves(self.varm)
         for start in range(0, self.config.n_cells, rows):
             yield curves.mean(self.obs.iloc[start : start + rows])
@@ -112,7 +113,8 @@ class Simulation:
 def simulate(config: SimulationConfig) -> Simulation:
     """Create the cells, the genes and their ground truth.
 
-    `Simulation.blocks` draws the counts, so memory grows with the numbers of cells and genes, not with their product.
+    The counts are drawn later, by `Simulation.blocks`. The memory therefore grows with the number of cells plus the
+    number of genes, not with the product of the two numbers.
 
     >>> simulation = simulate(SimulationConfig(n_cells=5, n_genes=20, seed=1))
     >>> next(simulation.blocks()).shape
@@ -129,7 +131,7 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
-    """Compute the true mean μ of cells of a simulation, with the code that is also used to draw the counts.
+    """Compute the true means μ of cells of a simulation. Counts are drawn from means that the same code computes.
 
     Parameters
     ----------
@@ -142,13 +144,17 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     Returns
     -------
     numpy.ndarray
-        μ, n × g, float32: counts before zero inflation; the expected counts are μ (1 − `var["true_zero_inflation"]`).
+        μ, the mean counts before zero inflation, n × g, float32. With zero inflation, the mean counts are
+        μ (1 − `var["true_zero_inflation"]`).
     """
     return _Curves(varm).mean(obs)
 
 
 def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
-    """Convert "batch_3" to 2. Names are used, because a subset of cells may have lost categories and changed codes."""
+    """Convert names such as "batch_3" to numbers from 0, such as 2.
+
+    Categorical codes are not used, because they change if a subset of the cells lacks some categories.
+    """
     values = pd.Categorical(labels)
     # On the trunk all lineages are equal, so the first one is used.
     numbers = [0 if name == "trunk" else int(str(name).rsplit("_", 1)[1]) - 1 for name in values.categories]
@@ -167,7 +173,7 @@ class _Curves:
         self.table = np.ascontiguousarray(table.reshape(-1, rho.shape[2]), np.float32)
 
     def mean(self, obs: pd.DataFrame) -> FloatArray:
-        """Compute μ, n × g: ℓ times the linear interpolation between the two adjacent grid points."""
+        """Compute μ, n × g: ℓ times the linear interpolation of the table between the two adjacent grid points."""
         position_n = obs["true_pseudotime"].to_numpy(np.float64) * (self.n_steps - 1)
         library_n = obs["true_library"].to_numpy(np.float64)
         step_n = np.clip(position_n.astype(np.int64), 0, self.n_steps - 2)
@@ -245,7 +251,10 @@ def _genes(config: SimulationConfig) -> tuple[pd.DataFrame, dict[str, FloatArray
 
 
 def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, FloatArray]:
-    """Draw each gene's change in log expression along the grid: in all lineages, and in its own branch only."""
+    """Draw the change in log expression of each gene along the grid, as two arrays of shape (g, s).
+
+    The first array has the changes in all lineages; the second has the changes that occur in only one branch.
+    """
     g = pattern_g.size
     grid_s = np.linspace(0, 1, GRID_STEPS)[None, :]
     is_a = {name: (pattern_g == number)[:, None] for number, name in enumerate(PATTERNS)}

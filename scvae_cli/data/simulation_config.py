@@ -50,5 +50,8 @@ class SimulationConfig(Options):
 
     @property
     def branches(self) -> list[str]:
-        """Names of the branches after the trunk; each also names the lineage from pseudotime 0 to the branch's tip."""
+        """Names of the branches after the trunk.
+
+        The name of a branch is also the name of the lineage from pseudotime 0 to the tip of the branch.
+        """
         return [f"branch_{k + 1}" for k in range(self.n_branches)]

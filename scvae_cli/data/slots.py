@@ -1,6 +1,6 @@
 """Names of all elements (slots) of an AnnData to which scvae writes.
 
-Each result lists its slots with these names, and two writers (for an AnnData in memory and for a file) write them.
+Each result lists its slots with these names. One writer writes slots to an AnnData in memory, another to a file.
 `key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
 """
 
@@ -20,7 +20,7 @@ DEFAULT_KEY = "scvae"
 
 @dataclass(frozen=True, kw_only=True)
 class RowBlocks:
-    """A matrix (`shape`: rows × columns) too large for memory, as consecutive blocks of rows that can be read once."""
+    """A matrix that may be too large for memory, as consecutive blocks of rows that can be read only once."""
 
     shape: tuple[int, int]
     dtype: np.dtype[Any]
@@ -44,8 +44,8 @@ class Slot:
     Parameters
     ----------
     group, key
-        The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name inside it; for "uns" a
-        "/"-separated path.
+        The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name of the element in this
+        mapping. In "uns", the name may be a path with "/" between the keys of nested dicts.
     value
         A numeric array, a `pandas.Categorical`, a string, a number, a dict of these, or (layers only) a `RowBlocks`.
     """
@@ -62,7 +62,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Key:
-    """A key of `SlotNames`: the template with `key_added` filled in."""
+    """A key of `SlotNames`. Its value is the template, in which {} is replaced by `key_added`."""
 
     template: str
 
@@ -72,7 +72,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _NamedKey:
-    """A key of `SlotNames` that also contains the name of a result. Its value is a function of this name."""
+    """A key of `SlotNames` that also contains the name of a result. Its value is a function of that name."""
 
     template: str
 
@@ -152,9 +152,9 @@ class SlotNames:
 
 
 def slug(name: str) -> str:
-    """Convert a name to a safe HDF5 key, in which "/" would create a group; letters of all scripts are kept.
+    """Convert a name to a safe HDF5 key, without "/", which would create a group; letters of all scripts are kept.
 
-    Different names may give the same key; `provenance.refuse_another` prevents overwriting in that case.
+    Different names may give the same key. `provenance.refuse_another` keeps one result from overwriting another.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')
@@ -166,7 +166,7 @@ def slug(name: str) -> str:
 def spread(slots: Sequence[Slot], kept: np.ndarray) -> list[Slot]:
     """Extend results for some cells to all cells, with NaN for the other cells.
 
-    `kept` is a mask over all cells; in obs, obsm and layers, the results have one row for each True.
+    `kept` is a mask over all cells. In obs, obsm and layers, the given results have one row for each True in the mask.
     """
     if kept.all():
         return list(slots)

@@ -15,7 +15,7 @@ from scvae_cli.errors import DataError
 
 
 class CellStore(Protocol):
-    """A source of cells to which results can be written: an AnnData in memory, or an .h5ad file."""
+    """A source of cells, with methods that read elements and write results."""
 
     @property
     def title(self) -> str:
@@ -39,7 +39,7 @@ class CellStore(Protocol):
 
     @property
     def matrix_names(self) -> list[str]:
-        """All matrices that could hold counts, in the order they are tried: 'layers["counts"]', "X", "raw"."""
+        """Those of 'layers["counts"]', "X" and "raw" that exist, in this order; counts are searched for in these."""
 
     def obs_column(self, key: str) -> np.ndarray:
         """Read a column of obs as n values; missing values are NaN or None.
@@ -60,16 +60,16 @@ class CellStore(Protocol):
         """Read a dense element of obsm; None if it does not exist."""
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Return the gene names of the columns of a matrix; they differ from `gene_names` only for raw."""
+        """Return the gene names of the columns of a matrix; only those of raw may differ from `gene_names`."""
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        """Read a matrix as consecutive CSR blocks of rows, so that a dense matrix is converted block by block."""
+        """Read a matrix as consecutive CSR blocks of rows, so that a dense matrix is converted in small parts."""
 
     def existing(self, group: str) -> list[str]:
-        """Return the keys of an AnnData mapping; for "uns" all "/"-separated paths."""
+        """Return the keys of the AnnData mapping `group`; for "uns" also the paths of nested keys, such as "a/b"."""
 
     def uns_text(self, key: str) -> str | None:
-        """Read the string at `uns[key]` ("/"-separated), or None."""
+        """Read the string at the path `key` in uns, such as "a/b"; None if there is no string."""
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
         """Check before a computation that `write` will be possible; `paths` are the paths of the slots."""
@@ -87,10 +87,9 @@ def category_order(column: Any) -> list[str] | None:
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
-    """Check that exactly one column has a name.
+    """Check that exactly one column is called `key`; raises a DataError otherwise.
 
-    Raises a DataError if no column, or more than one column, of obs or var (`group`) is called `key`. `keys` are the
-    names of all columns.
+    `group` is "obs" or "var", and `keys` are the names of all columns of this data frame.
     """
     if key not in keys:
         known = ", ".join(dict.fromkeys(keys)) or "none"

@@ -1,7 +1,7 @@
 """Reading a folder of three text files (counts, features, barcodes) written by Cell Ranger, STARsolo and other tools.
 
-scanpy's reader is not used, because it accepts fewer folders. It requires a type for every feature. It also requires
-gzipped files, or files that are not gzipped if the folder has the format of Cell Ranger 2.
+scanpy's reader is not used, because it accepts fewer folders. scanpy's reader requires a type for every feature. In the
+format of Cell Ranger 2, it accepts only files that are not gzipped; in later formats, it expects gzipped files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _GENES = "Gene Expression"
 
 
 def read_tenx_folder(folder: Path) -> AnnData:
-    """Read a folder as cells × genes; each file may be gzipped or not.
+    """Read a folder as an AnnData, cells × genes; each file may be gzipped or not.
 
     The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of
     features.tsv or genes.tsv has an id, a symbol and a type; symbol and type may be missing. If features have types,
@@ -53,7 +53,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _find(folder: Path, *names: str) -> Path:
-    """Return the first file that exists, gzipped or not."""
+    """Return the first of the named files that exists, gzipped or not."""
     for name in names:
         for path in (folder / f"{name}.gz", folder / name):
             if path.exists():

@@ -1,6 +1,7 @@
 """The most variable genes, identical to scanpy's flavor "seurat_v3" (Stuart et al. 2019).
 
-scanpy copies the matrix and every batch of it. This implementation makes two passes over blocks of cells instead.
+scanpy copies the matrix, and then the cells of each batch. This implementation makes two passes over blocks of
+cells instead.
 
 Shapes: n cells, g genes.
 """
@@ -20,9 +21,10 @@ _SPAN = 0.3
 def most_variable(
     matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray, n_top: int, batch: np.ndarray | None
 ) -> np.ndarray:
-    """Choose the `n_top` most variable of the genes `columns`, based on some cells; returned in their original order.
+    """Choose the `n_top` most variable of the genes `columns`, and return them in their original order.
 
-    With `batch`, the names of the batches of `cells`, genes are ranked within each batch, and the median rank decides.
+    Only the cells with the indices `cells` are used. `batch` has the name of the batch of each of these cells. If it is
+    given, genes are ranked within each batch, and the genes with the best median ranks are chosen.
     Raises a DataError if the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
@@ -53,7 +55,8 @@ def most_variable(
 def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np.ndarray) -> np.ndarray | None:
     """Compute the variance of each gene's clipped counts, divided by the variance expected from the gene's mean.
 
-    Shape (g,). The result is None if the cells are too few or too sparse for the fit.
+    The expected variance comes from a regression of variance on mean. The result has one value for each of the genes
+    `columns`. It is None if the cells are too few or too sparse for the regression.
     """
     from skmisc.loess import loess
 

@@ -24,12 +24,13 @@ _STEPS = 256
 def draw_zinb(
     mu_ng: FloatArray, theta_g: FloatArray, zero_inflation: FloatArray, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Draw zero-inflated negative binomial counts exactly, n × g, float32; sparser matrices take less time.
+    """Draw zero-inflated negative binomial counts x exactly, n × g, float32; sparser matrices take less time.
 
-    One uniform number u decides on both zero inflation and count: if u/(1 − π) ≥ 1, the count is a technical zero, and
-    otherwise u/(1 − π) is again uniform. Since P(x > 0) ≤ (1 − π)μ, one comparison identifies most zeros of a sparse
-    matrix. The other entries are drawn by inversion (x is the number of k with u/(1 − π) < P(NB > k)) or, where μ is
-    large, as a Poisson of a gamma.
+    One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, the count is a zero from zero inflation;
+    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, comparing u with this bound identifies
+    most zeros of a sparse matrix. Where μ is small, the other counts are drawn by inversion: x is the number of k ≥ 0
+    with u/(1 − π) < P(NB > k). Where μ is large, they are drawn from a Poisson distribution with a gamma-distributed
+    mean.
 
     Parameters
     ----------
@@ -65,7 +66,7 @@ def draw_zinb(
 
 
 def _invert_nb(u: FloatArray, mu: FloatArray, theta: FloatArray) -> IntArray:
-    """Count the k with u < P(NB(μ, θ) > k), for 1-D arrays; u ≥ 1 gives 0."""
+    """Return the number of integers k ≥ 0 with u < P(NB(μ, θ) > k), for 1-D arrays; u ≥ 1 gives 0."""
     log_zero = -theta * np.log1p(mu / theta)
     counts = np.zeros(u.size, np.int64)
     alive = np.flatnonzero(u < -np.expm1(log_zero))

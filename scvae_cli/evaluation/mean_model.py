@@ -1,7 +1,8 @@
 """A baseline model that uses only the library size and batch of a cell: each gene has a fixed mean and dispersion.
 
-A useful latent space must explain the counts better than this model. The baseline is a decoder
-that is evaluated only at z = 0. It has the likelihood of the evaluated model and is fitted by maximum likelihood.
+A useful latent space must explain the counts better than this baseline. The baseline is a decoder that is evaluated
+only at z = 0. This decoder has the same likelihood as the model that is compared with the baseline, and is fitted by
+maximum likelihood.
 
 Shapes: n cells, g genes.
 """
@@ -30,9 +31,9 @@ class MeanModel:
     Parameters
     ----------
     counts, training
-        Counts of n cells, and the indices of the cells to which the model is fitted (None for all cells).
+        Counts of n cells, and the indices of the cells to which the baseline is fitted; None for all cells.
     config
-        Configuration of the model that is compared with this one. Its likelihood and seed are used.
+        Configuration of the model that is compared with the baseline. The baseline uses the same likelihood and seed.
     """
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:

@@ -1,9 +1,9 @@
 """A baseline that denoises counts by principal component analysis.
 
-Counts are scaled to a common library size, log1p-transformed, projected on their first components, and transformed back
-to expected counts at the library size of each cell. The projection may be zero or negative, which would make any count
-impossible. Expected counts are therefore at least a tenth of the gene's average; among the fractions that were tried, a
-tenth gave the projection its best result.
+Counts are scaled to a common library size, log1p-transformed, projected on the first principal components, and
+transformed back to expected counts at the library size of each cell. The projection may be zero or negative, which
+would make any count impossible. Expected counts are therefore raised to at least a tenth of the gene's average. Among
+the fractions that were tried, a tenth gave the best predictions.
 
 Shapes: n cells, g genes, c components.
 """
@@ -56,7 +56,7 @@ class PcaModel:
             yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]
 
     def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
-        """Compute expected counts, in blocks; those of a cell also depend on the observed counts of the cell.
+        """Compute expected counts in blocks; the expected counts of a cell also depend on the cell's observed counts.
 
         Dispersions are estimated from the moments of the counts around the projection.
         """

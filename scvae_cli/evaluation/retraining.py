@@ -1,7 +1,8 @@
 """Repeating the training of a model on other cells or with another decoder.
 
-A model records its training settings, but not whether the user or the recipe chose them. Settings that equal those of
-the recipe are treated as not chosen by the user, so the recipe chooses them again for the new training.
+The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
+its settings, but not who chose them. Settings that equal those of the recipe are treated as chosen by the recipe, so
+the recipe chooses these settings again for the new training.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
 
 
 def requested_config(model: Model) -> RunConfig:
-    """Return the settings of a model for all of its genes; settings that equal the automatic choice are None."""
+    """Return the settings of a model for all of its genes; settings that equal those of the recipe are None."""
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
     # The batch size is kept here, because other automatic settings follow from it.
@@ -58,9 +59,9 @@ def requested_config(model: Model) -> RunConfig:
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Return a model that was trained on some cells, and these cells.
 
-    If there are more than 20,000 cells, evenly spaced cells are used. The given model is returned if its held-out cells
-    are those that a training on the cells would hold out. Otherwise a new model is trained. The cells must have the
-    genes of the model, and batches if the model has batches.
+    If there are more than 20,000 cells, only 20,000 are used, at regular intervals of the rows. The given model is
+    returned if a training on the cells would hold out the same cells as the training of the given model. Otherwise a
+    new model is trained. The cells must have the genes of the model, and batches if the model has batches.
 
     Raises
     ------

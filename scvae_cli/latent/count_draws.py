@@ -29,7 +29,7 @@ def drawn_counts(
     library_n, batch_n
         Library size of each cell, and index of its batch; None for a model without batches.
     seeds
-        Seed sequence from which each block of fixed size gets its own random stream. If it is None, the blocks are
+        Seed sequence from which each block of fixed size gets its own random stream. If `seeds` is None, the blocks are
         dense and hold the expectation of the draws, including zero inflation.
     """
     for start in range(0, len(z_nk), BLOCK_CELLS):

@@ -1,9 +1,10 @@
 """Expected counts of a cell, given only its latent position, or given its latent position and its own counts.
 
-A negative binomial is a Poisson whose rate λ varies between cells around μ. E_q[μ] is the average expression of cells
-in the same state. E_q[E[λ | x]] is the rate of the individual cell, which also uses the cell's own counts as evidence
-(as in SAVER, Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the
-second describes the individual cell.
+A negative binomial with mean μ is a Poisson whose rate λ varies between cells around μ. E_q is the mean over the
+posterior q(z|x) of a cell. E_q[μ] is the average expression of cells in the same state. E_q[E[λ | x]] is the rate of
+the individual cell, which also uses the cell's own counts as evidence (as in SAVER, Huang et al. 2018,
+doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the second describes the individual
+cell.
 
 Shapes: n cells, g modeled genes, k latent dimensions.
 """
@@ -42,7 +43,7 @@ def expected_counts(
     Parameters
     ----------
     model, counts
-        Model that decodes, and n cells in its genes.
+        Model that decodes, and the counts of n cells in the genes of the model.
     estimate
         "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. If the model has batches, "cell" needs the batches of the
         cells.
@@ -109,7 +110,7 @@ def expected_counts(
 
 
 def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int | None:
-    """Return the index of the batch for decoding; None if `batch_as` is the usual choice ("average" or "drawn").
+    """Return the index of the batch for decoding; None if `batch_as` equals `usual`, "average" or "drawn".
 
     Raises
     ------
@@ -129,7 +130,7 @@ def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int |
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """Return the library size for decoding; None for the library size of each cell.
 
-    `library` is "observed", "median" or a number of counts; a model of real numbers takes only the `usual` one.
+    `library` is "observed", "median" or a number of counts; a model of real numbers takes only the value of `usual`.
 
     Raises
     ------

@@ -56,7 +56,7 @@ class GeneMoments:
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """Compare these moments with the moments of other cells. There must be at least as many other cells.
+        """Compare these moments with the moments of other cells. `other` must have at least as many cells as `self`.
 
         Real numbers may have any sign and unit. Their means are therefore compared in standard deviations of the other
         cells, and fractions of zeros are not compared.
@@ -90,8 +90,9 @@ class Differences:
     Parameters
     ----------
     mean, variance
-        Root mean square of log2 ratios, with one count in n cells added to numerator and denominator. For means of real
-        numbers, root mean square of differences in standard deviations.
+        For counts, root mean square of the log2 ratio of the first set to the second set. Before division, 1/n is added
+        to both moments, where n is the number of cells of the smaller set. For real numbers, the variances are also
+        compared as log2 ratios, but the means as differences in standard deviations of the second set.
     zero_fraction
         Root mean square of differences between fractions of zeros; None for real numbers.
     """

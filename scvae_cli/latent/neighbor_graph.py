@@ -2,7 +2,7 @@
 
 Nodes are cells, at their posterior means. Each node is connected to its nearest nodes, by distance in latent space or
 by distance between decoded states. The length of an edge is always the Fisher–Rao distance between the decoded states.
-If there are very many cells, a random subset of them are nodes.
+If there are very many cells, only a random subset of the cells are nodes.
 
 The two definitions of nearest nodes differ, because the prior makes all latent dimensions in use equally wide, whether
 many or few genes change along a dimension. A graph of neighbors in latent space separates two cell fates even if only a
@@ -56,8 +56,8 @@ class CellGraph:
     lengths
         Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m), in standard deviations of a count.
     bridges, n_components
-        Number of edges that were added between disconnected components (there are no cells along these edges); number
-        of connected components before these edges were added, at least 1.
+        Number of edges that were added between disconnected components; number of connected components before these
+        edges were added, at least 1. There are no cells along the added edges.
     """
 
     cells: np.ndarray
@@ -99,9 +99,9 @@ class CellGraph:
         """Compute the distance from each set of nodes to every node by heat diffusion. Shape (sets, m).
 
         According to Varadhan, heat that starts in a set and diffuses for some time decreases as exp(−distance) far from
-        the set. Minus the log of the heat, minus its smallest value, is therefore a distance. It averages over all
-        short paths, whereas the length of the shortest path depends on that path alone (Crane, Weischedel & Wardetzky
-        2013, doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge
+        the set. Minus the log of the heat, minus its smallest value, is therefore a distance. This distance averages
+        over all short paths, whereas the length of the shortest path depends on that path alone (Crane, Weischedel &
+        Wardetzky 2013, doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge
         conductances 1/length², as in diffusion maps; the kernel is (1 + tL)⁻¹ (Smola & Kondor 2003,
         doi:10.1007/978-3-540-45167-9_12). The unit of the distance is arbitrary.
         """
@@ -225,7 +225,7 @@ def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
 
 
 def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Add an edge from every component to the nearest node outside, until all are connected. Shape (bridges, 2).
+    """Add an edge from every component to the nearest outside node until one component is left. Shape (bridges, 2).
 
     Two components that are nearest to each other get two edges, which may be identical.
     """

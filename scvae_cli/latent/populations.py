@@ -27,7 +27,7 @@ class Population:
     cells: np.ndarray
 
     def candidates(self) -> np.ndarray:
-        """Return the indices of the cells, or of an evenly spaced subset if there are very many cells."""
+        """Return the indices of the cells, or of a subset at regular intervals if there are very many cells."""
         return self.cells[:: -(-len(self.cells) // _ALWAYS_NODES)]
 
 

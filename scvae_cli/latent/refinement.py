@@ -98,9 +98,9 @@ def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise:
 def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield standard normal vectors without end, each of shape (k,), float64; callers also use their mirror images.
 
-    Each vector is standard normal, but the vectors of a set are not independent. Their directions are the axes of
-    randomly rotated orthogonal frames, and their lengths are stratified: one from each quantile interval, in random
-    order. The average of a quadratic function over a set is nearly exact.
+    The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
+    independent. Their directions are the axes of randomly rotated orthogonal frames, and their lengths are stratified:
+    one from each quantile interval, in random order. The average of a quadratic function over a set is nearly exact.
     """
     # Imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
@@ -117,7 +117,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradient of each cell's negative ELBO in mean and log variance from a sample and its mirror image."""
+    """Compute the gradient of each cell's negative ELBO by mean and log variance, from mirrored samples."""
     sd_nk = posterior.var_nk.sqrt()
     with torch.enable_grad():
         z_nk, mirrored_nk = (

@@ -1,4 +1,4 @@
-"""Selection of evenly spaced cells."""
+"""Selection of cells at regular intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def even(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` evenly spaced rows.
+    """Return at most `most` of the rows, at regular intervals.
 
     >>> even(np.arange(5), 2)
     array([0, 3])

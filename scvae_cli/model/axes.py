@@ -3,14 +3,18 @@
 The prior is rotationally symmetric, so the latent axes of each training are rotated nearly at random. The decoded
 expression of the cells, in contrast, is nearly the same in each training. The canonical axes are therefore the axes
 along which the latent position of the cells explains most of the variance of their decoded expression. Expression is
-measured in the Fisher–Rao coordinate y, whose unit is the standard deviation of a count. The axes are the left singular
-vectors of C^(−½) Cov(z, y), with C = Cov(z, z) over the cells; this matrix is the decoder's mean linear response,
-weighted by the spread of the cells. The axes are sorted by explained variance, the largest first, and each points in
-the direction of the longer tail of the cells. (Eigenvectors of the mean metric E[J_yᵀJ_y] agree less between trainings
-than these axes do: the mean metric includes directions along which the cells do not vary, and every small wiggle of the
-decoder.)
+measured in the Fisher–Rao coordinate y (`geometry.py`), whose unit is the standard deviation of a count. With the
+latent positions z of the cells and C = Cov(z, z), the axes are the left singular vectors of the matrix
+C^(−½) Cov(z, y). With the slopes B = C⁻¹ Cov(z, y) of a linear regression of y on z, this matrix is C^(½) B. The axes
+are sorted by explained variance, the largest first. The sign of each axis is chosen so that the longer tail of the
+cells is positive.
 
-The rotation is applied only to results that users see. ELBOs, densities and distances do not depend on it.
+An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
+eigenvectors agree less between trainings, because that mean includes directions along which the cells do not vary, and
+every small wiggle of the decoder.
+
+The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
+depend on it.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -36,31 +40,31 @@ NEAR_TIE = 0.95
 class CanonicalAxes:
     """A rotation of latent space.
 
-    Row i of the rotation is the ith canonical axis in the coordinates of the networks. The strength of an axis is the
-    variance of expression, summed over genes, that it explains by itself, in squared standard deviations of a count.
-    Strengths are in descending order.
+    Row i of `rotation_kk` is the ith canonical axis in the latent coordinates that encoder and decoder use. The
+    strength of an axis is the variance of expression that this axis alone explains. The variance is summed over genes,
+    in squared standard deviations of a count. Strengths are in descending order.
     """
 
     rotation_kk: Tensor
     strength_k: Tensor
 
     def position(self, z_nk: Tensor) -> Tensor:
-        """Transform points from the coordinates of the networks to the canonical frame, shape (n, k)."""
+        """Transform points from the coordinates of encoder and decoder to the canonical axes, shape (n, k)."""
         return z_nk @ self.rotation_kk.T.to(z_nk)
 
     def in_training_frame(self, z_nk: Tensor) -> Tensor:
-        """Transform points from the canonical frame to the coordinates of the networks, shape (n, k)."""
+        """Transform points from the canonical axes to the coordinates of encoder and decoder, shape (n, k)."""
         return z_nk @ self.rotation_kk.to(z_nk)
 
     def variance(self, var_nk: Tensor) -> Tensor:
-        """Return the diagonal of the rotated covariance R diag(σ²) Rᵀ, shape (n, k)."""
+        """Transform variances σ² to the canonical axes: return the diagonal of R diag(σ²) Rᵀ, shape (n, k)."""
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
     def near_ties(self) -> list[int]:
         """Return the indices of axes that are about as strong as the next axis.
 
-        Two such axes may swap or mix between trainings. Axes that explain hardly anything (less than a thousandth
-        of the strongest axis) are not compared.
+        Such an axis and the next one may swap or mix between trainings. An axis is not compared with the next one if
+        the next one has at most a thousandth of the strength of the strongest axis.
 
         >>> CanonicalAxes(torch.eye(3), torch.tensor([4.0, 3.9, 1.0])).near_ties()
         [0]
@@ -72,7 +76,7 @@ class CanonicalAxes:
 
 @torch.no_grad()
 def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
-    """Compute the canonical axes of a decoder from posterior means; at most 5,000 evenly spaced cells are used."""
+    """Compute the canonical axes of a decoder from the posterior means of at most 5,000 cells at regular intervals."""
     mean_nk = mean_nk[:: -(-len(mean_nk) // _CELLS)]
     centered_nk = (mean_nk - mean_nk.mean(0)).double().cpu()
     n, k = centered_nk.shape

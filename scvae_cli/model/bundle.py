@@ -1,8 +1,8 @@
 """A trained model and the folder that stores it.
 
 `NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
-of the cells in latent space and the canonical axes) and history.csv. No file in the folder is executable, so loading
-a model from an untrusted source runs no code.
+of the cells in latent space and the canonical axes) and history.csv. No file in the folder contains code, so
+loading a model from an untrusted source runs no code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Model:
     vae, density, axes
         The networks, in eval mode; the density of the training cells in latent space; the canonical axes.
     genes, heldout_cells
-        Names of the modeled genes, in the order of the networks, and of the cells that were held out from training.
+        Names of the modeled genes, in the order of the decoder's outputs; names of the cells held out from training.
     config
         Complete training configuration, including the values that were chosen automatically.
     facts
@@ -86,7 +86,7 @@ class Model:
         return self.vae.reference_library.device
 
     def held_out(self, cell_names: Iterable[str]) -> np.ndarray:
-        """Return a boolean mask, True for each named cell that was held out from training."""
+        """Return a boolean mask over the given names, True for each cell that was held out from training."""
         known = set(self.heldout_cells)
         return np.asarray([name in known for name in cell_names], dtype=bool)
 
@@ -261,7 +261,7 @@ def _previous(folder: Path) -> Path:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Move a finished folder to its final name; `_recover` undoes the first rename if a crash prevented the second."""
+    """Move the folder `new` to the name `folder`. After a crash in between, `_recover` restores the previous folder."""
     previous = _previous(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)

@@ -12,8 +12,8 @@ binomial: σ(−h) for zeros, 1 for other counts and for models without zero inf
 and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) The
 value and the gradients share logarithms and exponentials, so one pass over the genes computes both.
 
-On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. On other devices and in other precisions,
-`dense_nll` computes the same quantities in plain torch.
+On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. In all other cases, `dense_nll` computes the
+same quantities in plain torch.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from scvae_cli.model.log_gamma import log_gamma_terms
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
     """Compute the negative log-probability of the counts per cell, averaged over cells: a differentiable scalar, nats.
 
-    `raw_ng` is the last matrix product of the decoder, to which the bias has not been added yet: logits of all genes
-    (μ = library · softmax), followed by the zero-inflation logits of all genes if the model has zero inflation. Shapes
-    (n, g) or (n, 2g), and (g,) or (2g,). `log_theta_g` is the log inverse dispersion; None for a Poisson.
+    `raw_ng` is the last matrix product of the decoder, to which `bias_g` has not been added yet. The first g columns
+    are the logits of the genes, with μ = library · softmax(logits). With zero inflation, the zero-inflation logits of
+    the genes follow, so the shapes are (n, 2g) and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse
+    dispersion; None for a Poisson.
     """
     inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
     mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
@@ -42,7 +43,7 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 
 
 class _MeanNLL(torch.autograd.Function):
-    """The forward pass computes the value and the gradient; the backward pass only multiplies by a factor."""
+    """The forward pass computes value and gradients; the backward pass only multiplies the gradients by a factor."""
 
     @staticmethod
     def forward(
@@ -62,7 +63,7 @@ class _MeanNLL(torch.autograd.Function):
 def nll_and_gradients(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
-    """Compute the values of `dense_nll` for a minibatch; on a CPU in float32, this uses compiled code."""
+    """Compute the values of `dense_nll` for a minibatch; compiled code is used on a CPU in float32."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll
@@ -75,7 +76,7 @@ def dense_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, x_ng: Tensor,
     *, with_gradient: bool, share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute the negative log-probability of each cell's counts, and the gradients of the mean over the cells.
+    """Compute the negative log-probability of each cell's counts, and the gradients of their mean over the cells.
 
     The negative log-probabilities are in nats, shape (n,), float64. The counts are dense, on any device and in any
     precision. `share_n` are the weights of the mean; None for 1/n.

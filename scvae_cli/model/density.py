@@ -1,10 +1,12 @@
 """The density of the cells in latent space: a model of the aggregated posterior, calibrated on held-out cells.
 
 A Gaussian mixture is fitted to posterior samples of training cells. The chosen number of components is the one that
-gives posterior samples of held-out cells the highest density. (In a mixture of the posteriors of all cells, any point
-that is not close to a cell would look like a hole.) The off-manifold score of a point is the fraction of held-out cells
-whose posterior mean has a higher density than that point. Fewer than ten held-out cells cannot resolve a fraction of
-one in twenty; in that case the score is the fraction of all cells, held-out and training.
+gives posterior samples of held-out cells the highest density. The aggregated posterior itself, a mixture of the
+posteriors of all cells, is not used: any point that is not close to a cell would get a very low density.
+
+The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
+point. With fewer than ten held-out cells this fraction would be too coarse; in that case the score is the fraction of
+all cells, held-out and training.
 
 The mixture is fitted here by expectation–maximization in torch, because importing scikit-learn's mixture takes longer
 than this fit.
@@ -49,8 +51,8 @@ class LatentDensity:
     whiten_ckk
         Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ.
     heldout_nll
-        Negative log density at the posterior means of the held-out cells, in ascending order, nats. If there are fewer
-        than ten held-out cells, the values of the training cells are included.
+        Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
+        ten held-out cells, the values of the training cells are included.
     """
 
     log_weight_c: Tensor
@@ -76,14 +78,15 @@ class LatentDensity:
     def off_manifold(self, z_nk: Tensor) -> Tensor:
         """Return the fraction of held-out cells that lie at a higher density than each point, shape (n,).
 
-        A typical point scores 0.5; a score near 1 marks a hole in the density. Half a cell is added at either end of
-        the ranking, so that the score is never exactly 0 or 1.
+        A point as dense as the median held-out cell scores 0.5; a score near 1 marks a point that is less dense than
+        nearly all held-out cells. The score of a point is (r + ½) / (h + 1) if r of h held-out cells are denser, so it
+        is never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
 
     def nll_at(self, share: float) -> float:
-        """Return the negative log density below which this fraction of the held-out cells lies, nats."""
+        """Return the quantile of `heldout_nll` at the fraction `share`, nats."""
         return float(torch.quantile(self.heldout_nll.double(), share))
 
     def to(self, device: torch.device) -> LatentDensity:
@@ -103,9 +106,9 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
     """Fit and calibrate the density.
 
     Cells are given by their posterior means and variances, each of shape (n, k). The off-manifold score is calibrated
-    on the held-out cells. If there are fewer than ten held-out cells, the training cells are added: a few held-out
-    cells alone could never mark a point as a hole. Training cells lie at a slightly higher density than unseen cells,
-    so slightly too many points then count as holes.
+    on the held-out cells. If there are fewer than ten held-out cells, the training cells are added: the scores
+    from a few held-out cells alone would never come close to 1. Training cells lie at a slightly higher density than
+    unseen cells, so scores that are calibrated on training cells are slightly too high.
     """
     noise = torch.Generator().manual_seed(seed)
 
@@ -173,7 +176,7 @@ def _mixture(size_c: Tensor, mean_ck: Tensor, covariance_ckk: Tensor) -> LatentD
 
 
 def _spread_out(x_nk: Tensor, n_components: int, noise: torch.Generator) -> Tensor:
-    """Choose points that are far from each other by k-means++ (Arthur & Vassilvitskii 2007), shape (c, k)."""
+    """Use k-means++ to choose points that are far from each other (Arthur & Vassilvitskii 2007), shape (c, k)."""
     chosen = [int(torch.randint(len(x_nk), (1,), generator=noise))]
     squared_n = (x_nk - x_nk[chosen[0]]).square().sum(1)
     for _ in range(n_components - 1):

@@ -19,13 +19,13 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
     cells
         Counts and library sizes of the cells.
     depth
-        Number of counts per cell to which every cell is scaled.
+        Library size to which the counts of every cell are scaled.
     centre_g
-        Value that is subtracted from each gene.
+        Value that is subtracted from the logarithms of each gene.
     fused
-        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. It takes a third of the time of plain
-        torch but half a second to start, so it is worthwhile only for many passes. The results of the two versions
-        differ by rounding.
+        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. The compiled code takes a third of
+        the time of plain torch, but half a second to start, so it is worthwhile only for many passes. Compiled code and
+        plain torch differ only by rounding.
     """
     scale_n = depth / cells.library_n
     if scale_n.device.type != "cpu":

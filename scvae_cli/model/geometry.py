@@ -1,19 +1,19 @@
 """The Fisher–Rao geometry of the decoder: distances between latent points are distances between decoded states.
 
-For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family with the
-isometric coordinate
+For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family. Its
+isometric coordinate, in which the Fisher information is 1 everywhere, is
 
     y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
 
-(2√μ for a Poisson, μ/σ for a normal; each likelihood head implements its own coordinate). The Euclidean distance
-between the y of two latent points is their Fisher–Rao distance in the space of all counts. The Jacobian J_y of the
-decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y. Expression is compared at one library
-size and averaged over batches. Zero inflation is ignored, because it is technical.
+The coordinate is 2√μ for a Poisson and μ/σ for a normal; each likelihood head implements its own. The Euclidean
+distance between the y of two latent points is their Fisher–Rao distance in the space of all counts. The Jacobian J_y of
+the decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y. Expression is compared at one
+library size and averaged over batches. Zero inflation is ignored, because it is technical.
 
-Tangents are propagated through the decoder explicitly. Forward-mode differentiation in torch would import torch's
-compiler, and that import takes a second.
+The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
+in torch would import torch's compiler, and that import takes a second.
 
-Shapes: n points, m tangents at each, k latent dimensions, h hidden units, g genes.
+Shapes: n points, m tangents at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Geometry:
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute y of some points, and J_y·v of tangents at the points. Shapes (n, g), (m, n, g). Differentiable."""
+        """Compute y of points, shape (n, g), and J_y·v of tangents v there, shape (m, n, g); differentiable."""
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())

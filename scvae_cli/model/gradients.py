@@ -1,4 +1,4 @@
-"""Types for the results of layers and losses with explicit gradients; compiled code and plain torch share these types.
+"""Types for the results of layers and losses with explicit gradients, shared by compiled code and plain torch.
 
 Shapes: n cells, g genes, h hidden units.
 """

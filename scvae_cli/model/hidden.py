@@ -26,7 +26,7 @@ class HiddenLayers(nn.Sequential):
         super().__init__(*layers)
 
     def pairs(self) -> Iterator[tuple[nn.Linear, NormalizedHidden]]:
-        """Iterate over the layers: the linear part of each layer, and the normalization and activation after it."""
+        """Iterate over the layers, as pairs: the linear part of a layer, and its normalization and activation."""
         layers: list[Any] = list(self)
         return zip(layers[::2], layers[1::2], strict=True)
 

@@ -1,4 +1,4 @@
-"""The isometric coordinate of a negative binomial gene: a function of the mean with Fisher information 1 at every mean.
+"""The isometric coordinate of a negative binomial gene: the Fisher information of this function of the mean is 1.
 
 Shapes: n points, g genes.
 """
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """Compute the coordinate y of some means, shape (n, g). θ is None for a Poisson and receives no gradient.
+    """Compute the isometric coordinate y of some means, shape (n, g). θ is None for a Poisson and receives no gradient.
 
     >>> isometric(torch.tensor([[4.0]]), None)
     tensor([[4.]])
@@ -23,7 +23,7 @@ def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
 
 
 class _Isometric(torch.autograd.Function):
-    """In-place computation with an explicit derivative. It takes a third of the time of the plain formula."""
+    """In-place computation with an explicit derivative. The plain formula takes three times as long."""
 
     @staticmethod
     def forward(ctx: Any, mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:

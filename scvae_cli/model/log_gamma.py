@@ -2,11 +2,11 @@
 
 No shape depends on the counts, so a training step on a GPU need not wait for the values of the counts.
 
-Nearly all counts are small. Their terms come from a table, because differences between values of lgΓ would lose
-precision by cancellation. For larger counts, the difference from the last entry of the table is computed with
+Nearly all counts are small. The terms of small counts come from a table, because differences between values of lgΓ
+would lose precision by cancellation. For larger counts, the difference from the last row of the table is computed with
 Stirling's series in float64.
 
-Shapes: n cells, g genes, c counts in the table, j factors.
+Shapes: n cells, g genes, c counts in the table, j steps from one count in the table to the next.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ TABLE_COUNTS = 16
 def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
     """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ. Each has shape (n, g).
 
-    Both are exactly 0 at x = 0. Counts are whole numbers, in the same precision as θ.
+    Both results are exactly 0 at x = 0. The counts x are whole numbers, in the same floating-point type as θ.
     """
     j_j1 = torch.arange(TABLE_COUNTS, dtype=x_ng.dtype, device=x_ng.device).unsqueeze(1)
     theta_jg = theta_g + j_j1
@@ -40,7 +40,7 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running_sums(term_jg: Tensor) -> Tensor:
-    """Compute the sums of the first 0, 1, … rows, shape (c, g)."""
+    """Compute the sum of the first 0 rows, of the first row, of the first 2 rows and so on, shape (c, g)."""
     # A masked sum, because the order of the additions in a cumulative sum is not fixed on GPUs.
     n = len(term_jg)
     before_cj = torch.ones(n + 1, n, dtype=term_jg.dtype, device=term_jg.device).tril(-1)

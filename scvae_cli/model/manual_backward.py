@@ -27,7 +27,7 @@ class Operations(Protocol):
     """Operations of a training step between its matrix products, forward and backward, for the cells of a minibatch."""
 
     def seen(self, encoder: Encoder, reference_library: Tensor) -> Tensor:
-        """Compute the encoder's input, shape (n, g)."""
+        """Compute the scaled, logarithmized and centered counts that the encoder receives, shape (n, g)."""
 
     def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
         """Compute dropout(SiLU(LayerNorm(a)))."""
@@ -36,7 +36,7 @@ class Operations(Protocol):
         """Compute gradients of the input of `hidden`, and of weight and bias of `norm`. Shapes (n, h), (h,), (h,)."""
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-        """Draw a sample of each posterior, and compute the mean KL in nats. The samples have shape (n, k)."""
+        """Draw a sample from each cell's posterior, shape (n, k), and compute the mean KL over cells, nats."""
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
         """Compute gradients with respect to `statistics_n2k` from those with respect to the sample and the KL."""
@@ -44,7 +44,7 @@ class Operations(Protocol):
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """Compute the mean −log p(x|z) and its gradients; with `narrow`, the gradient of `raw_ng` is in bfloat16."""
+        """Compute the mean −log p(x|z) and its gradients; with `narrow`, the gradient for `raw_ng` is in bfloat16."""
 
 
 # The two modules of a layer, the input of the layer, and its results.
@@ -64,7 +64,7 @@ class ElboGradients:
     vae, batch_n, noise_nk, kl_weight
         Model in training mode; index of each cell's batch, or None; standard normal noise; weight of the KL.
     operations
-        Operations between the matrix products, which hold the cells of the minibatch.
+        Operations between the matrix products; this object also holds the cells of the minibatch.
     narrow
         Whether matrix products with one row or column per gene are in bfloat16. The other products are always in
         float32: these products are small, and rounding their inputs would take longer than it saves.
@@ -116,7 +116,7 @@ class ElboGradients:
     ) -> tuple[Tensor, list[Layer]]:  # fmt: skip
         """Compute the forward pass through some layers.
 
-        The shift is added to the linear part of the first layer; `of_genes` marks a first layer whose inputs are genes.
+        `shift_nh` is added to the linear part of the first layer. `of_genes`: the inputs of the first layer are genes.
         """
         layers: list[Layer] = []
         for linear, norm in pairs:
@@ -134,7 +134,7 @@ class ElboGradients:
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
         """Return gradients with respect to the linear part and to the input of the first layer, by a backward pass.
 
-        If the inputs are genes (`of_genes`), the second gradient is not needed and not computed.
+        With `of_genes`, the inputs are genes, and the gradient with respect to the input is not computed.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):

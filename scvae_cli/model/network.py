@@ -52,7 +52,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the values that replace genes which new data lack, one for each gene, shape (g,); None for zero."""
+        """Return the value that stands for each gene if new data lack that gene, shape (g,); None if it is zero."""
         return None
 
 
@@ -83,7 +83,7 @@ class BatchEffect(nn.Module):
         self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
 
     def forward(self, batch_n: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the shifts of hidden layer and genes for cells of the given batches. Shapes (n, h) and (n, g)."""
+        """Return the shifts of hidden layer and genes for cells in the given batches. Shapes (n, h) and (n, g)."""
         indicator_nb = indicator(batch_n, self.gene_bg)
         return None if self.hidden_bh is None else indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
 
@@ -108,7 +108,7 @@ class CountHead(nn.Module):
 
     @torch.no_grad()
     def start(self, log_proportion_g: Tensor) -> None:
-        """Initialize the head at given log proportions of the genes, shape (g,), with almost no zero inflation."""
+        """Initialize the head at given log proportions of the genes, shape (g,), and at a low zero inflation."""
         self.outputs.bias[: self.n_genes] = log_proportion_g
         # Training raises the zero inflation only where the counts support it.
         self.outputs.bias[self.n_genes :] = -3.0
@@ -159,7 +159,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    The first three fields are the arguments of the same names of `count_nll.mean_nll`.
+    The first three fields are arguments of `count_nll.mean_nll`, under the same names.
     """
 
     raw_ng: Tensor
@@ -241,11 +241,12 @@ def head_for(config: ModelConfig, n_inputs: int, n_genes: int) -> CountHead | No
 
 
 class Decoder(nn.Module):
-    """Latent position (and batch) → distribution of a cell's counts or features.
+    """Latent position and batch → distribution of a cell's counts or features.
 
     The inputs of the head are the hidden units and the latent position itself, so that linear effects need no hidden
-    layer. A linear decoder has no hidden units. Its weights are loadings of gene g on latent axis k, in log proportion
-    per latent unit (for real numbers, in standard deviations of the feature per latent unit).
+    layer. A linear decoder has no hidden units. Its weights are loadings of gene g on latent axis k. For counts, the
+    unit of a loading is log proportion per latent unit; for real numbers, standard deviations of the feature per latent
+    unit.
     """
 
     def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:

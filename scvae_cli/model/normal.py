@@ -5,10 +5,10 @@
 σ_g is either learned for each feature or fixed to one value for all features. The mean and the standard
 deviation of each feature over the training cells scale the output u of the network: μ = mean + sd · u. One learning
 rate then works for features of any scale.
-The Fisher information of the mean of a normal is 1/σ², so y = μ/σ is its isometric coordinate.
+The Fisher information of μ is 1/σ², so that of y = μ/σ is 1; y is the isometric coordinate (`geometry.py`).
 
 Real numbers have neither a library size nor zero inflation. The methods below accept arguments for both, because all
-likelihood heads have the same interface, but they ignore these arguments.
+likelihood heads have the same interface, but the arguments have no effect here.
 
 Shapes: n cells, m tangents, g features, h hidden units.
 """

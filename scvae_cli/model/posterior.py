@@ -24,7 +24,7 @@ class Posterior(NamedTuple):
 
     @classmethod
     def from_network(cls, mean_nk: Tensor, log_var_nk: Tensor) -> Posterior:
-        """Return the posterior from the two outputs of the encoder."""
+        """Return the posterior from the encoder's outputs, with a bounded variance."""
         return cls(mean_nk.float(), _variance(log_var_nk.float()))
 
     def sample(self, noise_nk: Tensor) -> Tensor:
@@ -39,8 +39,8 @@ class Posterior(NamedTuple):
 def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a sample of the posterior, and compute the KL of the posterior to N(0, I), averaged over cells.
 
-    The sample has shape (n, k); the KL is in nats. The results equal those of `Posterior`. Explicit gradients need only
-    a few operations; autograd would need thirty.
+    The sample has shape (n, k); the KL is in nats. The results equal those of `Posterior`. This function has
+    explicit gradients of a few operations; autograd would need thirty operations.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl

@@ -1,8 +1,8 @@
 """The operations of a training step between its matrix products, in plain torch, for GPUs.
 
-No shape depends on the cells, no operation waits for the device, and all random numbers come from given seeds. A step
-of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal those
-of `compiled/operations.py` up to rounding; the dropout masks are identical.
+No shape depends on the cells, no operation makes the CPU wait for the GPU, and all random numbers come from given
+seeds. A step of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
+those of `compiled/operations.py` up to rounding; the dropout masks are identical.
 
 Shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
 """

@@ -21,7 +21,7 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class ElboTerms(NamedTuple):
-    """Mean −log p(x|z) and mean KL(q(z|x) ‖ N(0, I)) over the cells, nats; posterior means and samples of the cells."""
+    """Means of −log p(x|z) and of KL(q(z|x) ‖ N(0, I)) over the cells, nats; each cell's posterior mean and sample."""
 
     nll: Tensor
     kl: Tensor
@@ -87,7 +87,7 @@ class VAE(nn.Module):
             self.batch_share_b.copy_(torch.as_tensor(share_b))
 
     def scale_dropout(self, share: float) -> None:
-        """Set dropout to this fraction of the configured dropout."""
+        """Set the dropout of encoder and decoder to the fraction `share` of the configured values."""
         config = self.config
         for part, dropout in ((self.encoder, config.encoder_dropout), (self.decoder, config.decoder_dropout)):
             for module in part.modules():
@@ -114,9 +114,9 @@ class VAE(nn.Module):
     ) -> Tensor:
         """Compute expected counts μ, shape (n, g), optionally lowered by zero inflation.
 
-        Positions are in the coordinates of the networks, and each position is decoded in the batch given by `batch_n`.
-        If `batch_n` is None, the counts are averaged over the batches, weighted by the proportions of the batches in
-        the training cells.
+        Positions are in the coordinates of encoder and decoder, not along the canonical axes. Each position is decoded
+        in the batch given by `batch_n`. If `batch_n` is None, the counts are averaged over the batches, weighted by the
+        proportions of the batches in the training cells.
         """
         if batch_n is not None or not self.batches:
             return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)

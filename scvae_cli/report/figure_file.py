@@ -1,4 +1,4 @@
-"""The style of figures, and a function that saves a figure completely or not at all, reproducibly byte for byte."""
+"""The style of figures, and a function that saves a figure completely or not at all, always with the same bytes."""
 
 from __future__ import annotations
 

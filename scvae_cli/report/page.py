@@ -86,7 +86,7 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
-    """Assign colors to groups: first those along a trajectory, then the largest ones, until no colors are left.
+    """Assign colors to groups: first to those in `passed`, then to the largest others, until no colors are left.
 
     The color of a group depends on the names of all groups with a color, not on the trajectory. If there are enough
     colors for all groups, a group therefore has the same color in every figure of the same cells.
@@ -111,7 +111,7 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the off-manifold steps in axes whose x coordinate is the position along a trajectory.
+    """Hatch the steps in the mask `off_t`, in axes whose x coordinate is the position along a trajectory.
 
     With `above`, the hatching covers the drawing and makes it paler; otherwise it is behind the drawing.
     """

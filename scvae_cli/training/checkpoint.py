@@ -1,6 +1,7 @@
-"""Saving a training between epochs and resuming it; the result is identical, bit for bit, to an uninterrupted training.
+"""Saving a training between epochs and resuming it; an uninterrupted training gives the same result, bit for bit.
 
-The state is saved next to the future model folder, as safetensors and JSON, until the model is saved.
+The state of the training is saved as safetensors and JSON, in a folder next to the future model folder. The folder with
+the state is removed when the model is saved.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Training steps that run on a device without waiting for the host.
 
-On a GPU, a step of these networks takes less time than launching its operations one by one. The cells of many steps (a
-segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise, seeds and
-optimizer factors of these steps. A step finds its data by a counter on the device. One step is recorded as a CUDA
-graph and replayed for all other steps, or compiled by torch, or both. The host reads the losses of a segment after the
-next segment has been queued, so that the device always has work.
+On a GPU, computing a training step takes less time than launching the operations of the step one by one. The cells of
+many steps (a segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise,
+seeds and optimizer factors of these steps. A counter on the device tells a step which data to use. One step is recorded
+as a CUDA graph, and this graph is replayed for every step. Torch can also compile the step. The host reads the losses
+of a segment after the next segment has been queued, so that the device always has work.
 
-On a CPU the same steps run operation by operation, or compiled; tests use this version.
+On a CPU, the same steps run without a recording; tests use this version.
 
 Shapes: s steps of a segment, n cells of a minibatch, k latent dimensions, l layers, f factors.
 """
@@ -38,7 +38,7 @@ _WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """One step: the indices of its cells in the table, the weight of the KL, and the factors of the optimizer."""
+    """One step: the indices of its cells in a `CellTable`, the weight of the KL, and the factors of the optimizer."""
 
     cells: np.ndarray
     kl_weight: float
@@ -67,7 +67,7 @@ class Losses:
 
 
 class DeviceSteps:
-    """Training steps on a device, with minibatches of at most `n_cells` training cells of the table."""
+    """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`."""
 
     def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
         self.vae, self._optimizer, self._compute = vae, optimizer, compute
@@ -100,7 +100,7 @@ class DeviceSteps:
         self.play = None
 
     def step(self) -> None:
-        """Take the step to which the counter points. No operation depends on a value that the host has to read."""
+        """Take the step whose number is in the counter. No operation depends on a value that the host has to read."""
         at = self._at
         cells = self.segment.cells(at)
         kl_weight, *factors = self._factors_sf.index_select(0, at)[0].unbind()
@@ -113,7 +113,7 @@ class DeviceSteps:
         at.add_(1)
 
     def _prepared(self) -> Callable[[], None]:
-        """Return the step in its fastest form: compiled, recorded, or neither.
+        """Return the step in its fastest form: compiled, recorded, both or neither.
 
         If compiling or recording fails, training takes longer and the results do not change.
         """

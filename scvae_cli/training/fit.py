@@ -47,7 +47,8 @@ class Prepared:
     n_training, n_heldout, n_genes, n_dropped
         Numbers of training cells, held-out cells, modeled genes, and empty cells that were dropped.
     batch_size, resumed_epoch
-        Cells per step; last epoch of the interrupted training that is resumed, or 0.
+        Number of cells per step; number of epochs that were complete when a resumed training was interrupted, 0 for a
+        new training.
     genes_chosen, compute
         Text on how the genes were chosen; text on the device, the precision, and the reason for this choice.
     """
@@ -242,7 +243,7 @@ def fit_to_end(
     start_from: Model | None = None,
     on_event: Callable[[FitEvent], None] | None = None,
 ) -> Model:
-    """Train a model as `fit` does and return it; each event is passed to `on_event`."""
+    """Train a model with `fit` and return the model; each event is passed to `on_event`."""
     event: FitEvent | None = None
     for event in fit(counts, config, names=names, start_from=start_from):
         if on_event is not None:
@@ -253,7 +254,7 @@ def fit_to_end(
 
 @torch.inference_mode()
 def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Compute posterior means and variances of evenly spaced training cells and of all held-out cells."""
+    """Compute posterior means and variances of training cells at regular intervals, and of all held-out cells."""
 
     def encode(table: CellTable, rows: np.ndarray) -> tuple[Tensor, Tensor]:
         parts = [

@@ -2,7 +2,7 @@
 
 y(z) is the decoder in isometric coordinates and M(z) = J_yᵀJ_y is its Fisher–Rao metric (`scvae_cli.model.geometry`).
 The first of the three terms of the penalty uses lines between cells; the other two use the metric at single points.
-None of them depends on the scale of y, so the penalty neither segments nor shrinks the latent space:
+None of them depends on the scale of y, so the penalty neither enlarges nor shrinks the latent space:
 
 - **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair and L is the
   Fisher–Rao length of the straight line between the two cells. This is the stress of multidimensional scaling (Kruskal
@@ -90,7 +90,7 @@ def lengths_between(vae: VAE, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
 def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
     """Compute min_s Σ(s·length − distance)² / Σdistance², a scalar from 0 to 1.
 
-    At the best s, this is one minus the squared cosine between the two vectors.
+    At the best s, this is one minus the squared cosine between the vectors of lengths and of distances.
     """
     # The constant avoids 0/0 for a collapsed posterior.
     both = length_p.square().sum() * distance_p.square().sum() + 1e-12
@@ -98,7 +98,7 @@ def stress(length_p: Tensor, distance_p: Tensor) -> Tensor:
 
 
 def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
-    """Compute M at some points, shape (p, k, k); differentiable."""
+    """Compute the Fisher–Rao metric M at some points, shape (p, k, k); differentiable."""
     p, k = z_pk.shape
     axes_kpk = torch.eye(k, dtype=z_pk.dtype, device=z_pk.device)[:, None, :].expand(k, p, k)
     _, tangent_kpg = Geometry(vae).push(z_pk, axes_kpk)

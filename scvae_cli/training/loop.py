@@ -39,7 +39,7 @@ MAX_ROLLBACKS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class EpochReport:
-    """Event: an epoch has ended (the first is number 1).
+    """Event: an epoch has ended. The first epoch has the number 1.
 
     Parameters
     ----------
@@ -258,7 +258,7 @@ class Trainer:
             schedule.step += 1
 
     def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
-        """Take the steps of an epoch on the device, and yield the losses of a segment after the next one is queued."""
+        """Take the steps of an epoch on the device, and yield a segment's losses once the next segment is queued."""
         schedule = self.schedule
         queued: list[tuple[list[np.ndarray], Losses]] = []
         for first in range(0, len(batches), SEGMENT_STEPS):

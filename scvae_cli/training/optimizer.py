@@ -167,7 +167,7 @@ def _as_array(gradient: Tensor) -> Any:
 
 @compiled(inline=True)
 def _number(x: Any, is_bits: bool) -> Any:
-    """Return a number as float32; `is_bits` means that it is given as the bits of a bfloat16."""
+    """Return a number as float32; if `is_bits` is True, the number is given as the bits of a bfloat16."""
     return uint32(uint32(x) << uint32(16)).view(float32) if is_bits else float32(x)
 
 
@@ -196,7 +196,7 @@ def _update(
     part: int, n_parts: int, gradient: Any, p: Any, mean: Any, square: Any, average: Any, moves: bool,
     clip: Any, decay: Any, rate: Any, scale: Any, weight: Any, squares: Any,
 ) -> None:  # fmt: skip
-    """Update a part of a parameter if `moves`, or else sum the squares of its gradient.
+    """If `moves` is True, update a part of a parameter; otherwise sum the squares of the gradient of this part.
 
     One function for both tasks compiles faster than two functions.
     """

@@ -3,7 +3,7 @@
 The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
 need not be known in advance. The KL weight rises with the step, independently of the number of cells, and always
 reaches β. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered, unless the
-configuration keeps dropout constant. When the held-out loss stops decreasing again, training ends.
+configuration keeps dropout constant. When the held-out loss stops decreasing for the second time, training ends.
 """
 
 from __future__ import annotations

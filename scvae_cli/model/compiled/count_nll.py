@@ -4,7 +4,7 @@ The formulas are those of `model/count_nll.py`. This version processes one cell 
 cell stay in the processor's cache. It first evaluates all genes as if every count were zero, and then corrects the
 result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
-Shapes: n cells, g genes, m nonzeros, p parts.
+Shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _rows(
     library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
     d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
-    """Evaluate part p of the cells, and add the gradients of this part to row p of `d_bias_pg` and `d_log_theta_pg`."""
+    """Evaluate one part of the cells, and add its gradients to row `part` of `d_bias_pg` and `d_log_theta_pg`."""
     n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
     weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
@@ -214,7 +214,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """Return an array filled with one number. This loop compiles faster than numpy's functions for the purpose."""
+    """Return an array filled with one number. The loop compiles faster than `np.full` would."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -223,7 +223,7 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write values, then as many of the others as fit, to the row that is not empty: float32 or bfloat16 bits."""
+    """Write `values`, then as many of `others` as fit, to `wide` (float32) or `narrow` (bfloat16); one is empty."""
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])
@@ -247,7 +247,7 @@ def _bfloat16(x: Any) -> Any:
 
 @compiled(any_order=True)
 def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> Any:
-    """Sum max(a, 0) − max(h, 0) over genes."""
+    """Sum max(a, 0) − max(h, 0) over genes, with a and h as in `model/count_nll.py`."""
     result = _ZERO
     for g in range(len(theta)):
         a = zero_raw[g] + zero_bias[g]
@@ -276,7 +276,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """Compute the lgΓ terms of a count beyond the table, minus those of the last count in the table."""
+    """Compute the lgΓ terms of a count beyond the table, minus the lgΓ terms of the last count in the table."""
     last = float64(TABLE_COUNTS)
     more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:

@@ -19,7 +19,7 @@ from scvae_cli.parallel import array, by_address, use_threads
 
 
 def fused_log1p(cells: Minibatch, scale_n: Tensor, centre_g: Tensor) -> Tensor:
-    """Compute log(1 + x · scale) − center, shape (n, g), float32."""
+    """Compute log(1 + x · scale) − center from the counts x, shape (n, g), float32."""
     nonzeros = cells.nonzeros
     input_ng = torch.empty(cells.n_cells, cells.n_genes)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))

@@ -39,7 +39,7 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 
 
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute gradients of linear part, weight and bias from those of the hidden units. Shapes (n, h), (h,), (h,)."""
+    """Compute the gradients for a, weight and bias of `hidden_units`. Shapes (n, h), (h,) and (h,)."""
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])
     upstream, weight = d_hidden_nh.contiguous().numpy(), weight_h.detach().numpy()

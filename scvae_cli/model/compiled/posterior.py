@@ -1,7 +1,7 @@
 """Samples of q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
 
-Shapes: n cells, k latent dimensions. With variance v, z = m + √v·ε and KL = ½(m² + v − 1 − log v). With
-autograd in plain torch, these formulas would be thirty operations on a few thousand numbers.
+Shapes: n cells, k latent dimensions. With mean m, variance v and noise ε, z = m + √v·ε and KL = ½(m² + v − 1 − log v).
+With autograd in plain torch, these formulas would be thirty operations on a few thousand numbers.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-    """Compute gradients of means and log variances from the gradients of sample and KL. Shape (n, 2k)."""
+    """Compute gradients for means and log variances from those for the samples and the mean KL. Shape (n, 2k)."""
     d_statistics_n2k = torch.empty_like(statistics_n2k)
     share = float32(float(d_kl) / len(noise_nk))
     _draw_gradients(statistics_n2k.numpy(), noise_nk.numpy(), d_z_nk.numpy(), share, d_statistics_n2k.numpy())

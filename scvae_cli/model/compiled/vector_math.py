@@ -73,7 +73,7 @@ _SQRT_HALF, _ONE_MINUS_SQRT_HALF = uint32(0x3F3504F3), uint32(0x3F800000 - 0x3F3
 
 @compiled(inline=True)
 def exp(x: Any) -> Any:
-    """Compute eˣ, clipped to between e⁻⁸⁷ and e⁸⁸."""
+    """Compute eˣ; x is first clipped to between −87 and 88."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -138,7 +138,7 @@ def dot(a: Any, b: Any) -> Any:
 
 @compiled(any_order=True)
 def sum_of_logs(values: Any) -> Any:
-    """Sum the natural logarithms of numbers between ½ and 2; their number must be a multiple of LANES."""
+    """Sum the natural logarithms of numbers between ½ and 2; `len(values)` must be a multiple of LANES."""
     result = _ZERO
     product = np.empty(LANES, float32)
     for first in range(0, len(values), LANES * _FACTORS):

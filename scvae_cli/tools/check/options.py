@@ -11,7 +11,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class CheckOptions(Options):
-    """The training options that decide which values are checked."""
+    """The training options that decide which matrix and which batches are checked."""
 
     layer: str | None = option(
         None,

@@ -1,13 +1,13 @@
 """Genes whose expression differs between two groups of cells, with the size and the certainty of each change.
 
-The change is the log2 ratio of the groups' mean expression at one library size, estimated in `group_means`. The
-posterior of the change comes from shrinking the ratios of all genes together (`shrinkage`). The posterior probabilities
-are calibrated: among genes called at an expected false discovery rate of 5%, about 5% do not change beyond the
-threshold.
+The mean expression of both groups at the same library size is estimated in `group_means`. The change of a gene is the
+log2 ratio of the two means. The ratios of all genes are shrunk together in `shrinkage`, which gives the posterior of
+each change. A gene is tested for an absolute change above a threshold that the user chooses. The posterior
+probabilities are calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
 
-The decoded expression of pairs of cells (Boyeau et al. 2019, doi:10.1101/794289) is not compared, for two reasons. The
-spread between cells is not the uncertainty of the groups' means, and the posterior does not include the error that the
-smoothing by the decoder causes.
+Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. This is not done here, for
+two reasons. The spread between cells is not the uncertainty of the groups' means. The posterior of the latent position
+does not include the error that the smoothing by the decoder causes.
 
 Shapes: g genes, t of them tested, s batches.
 """
@@ -43,8 +43,8 @@ def differential_expression(
     """Compare two groups of cells, gene by gene.
 
     With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
-    For a batch with n cells of one group and m of the other, the weight is proportional to n·m / (n + m), the precision
-    of a difference between means of n and m cells.
+    For a batch with n cells of one group and m of the other, the weight is proportional to n·m / (n + m). The precision
+    of a difference between the means of n and m cells is proportional to this number, too.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def differential_expression(
     Raises
     ------
     DataError
-        If a batch is unknown, if the groups have no batch in common, or if too few genes have counts.
+        If a batch is unknown, if no batch has at least two cells of each group, or if too few genes have counts.
     """
     batch_n = known_batches(model, counts)
     table = cell_table(model, counts, batch_n=batch_n)

@@ -1,4 +1,4 @@
-"""Figure of a comparison: volcano plot, intervals of the most certain genes, and error rate by number of calls.
+"""Figure of a comparison: volcano plot, 90% intervals of the most certain changes, and false discovery rate.
 
 Shapes: g genes, t of them tested.
 """
@@ -72,7 +72,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Write gene names beside the dots, the most certain first; omit a name that would overlap another name."""
+    """Write names beside the dots in the order of `genes`; omit a name that would overlap one already written."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     # Size of a letter at 6 points, as a share of the axes.
     line, letter = 0.036, 0.024

@@ -3,20 +3,23 @@
 Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change.
 This bias is the same in all cells, so averaging over more cells does not reduce it. Correcting each cell by its own
 counts does not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the
-decoded mean is corrected by the counts of the whole group together. With m_n the expected count of cell n (zero
-inflation included) and ℓ_n its library size,
+decoded mean R is multiplied by a correction C, which is computed from the counts of the whole group together. For one
+gene, x_n is the observed count of cell n, m_n is the expected count of this cell, zero inflation included, and ℓ_n is
+the library size of this cell:
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of the factor in a Gamma–Poisson model. In this model, the group has E expected counts, and the
-decoder has the weight of κ counts. The weights a_n are the statistically efficient ones, so cells with large libraries
-have larger weights. The shares v_n of the cells sum to 1. They give every batch the same share in both groups, so that
-the effect of a batch on a gene is the same in both groups, whether or not the decoder models this effect.
+C is the posterior mean of the correction in a Gamma–Poisson model. In this model, the group has E expected counts, and
+the decoder has the weight of κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells
+with large libraries have larger weights. The shares v_n of the cells sum to 1. With these shares, every batch has the
+same share in both groups, so that the effect of a batch on a gene is the same in both groups, whether or not the
+decoder models this effect.
 
-The standard error describes the random sampling of cells within each batch. It is estimated from the spread of the
-cells around R · C, but is never smaller than the standard error of the same number of negative binomial counts.
+The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
+from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution
+alone implies.
 
 Shapes: n cells, g genes, S batches.
 """
@@ -48,10 +51,11 @@ class GroupMean(NamedTuple):
     Parameters
     ----------
     log_mean_g, variance_g
-        Natural log of R · C (the gene's mean share of a cell's counts), and the variance of this log.
+        Natural log of the gene's mean share of a cell's counts, and the variance of this log. The mean share is R · C
+        in the formulas of this module.
     raw_g
         Mean over the cells of counts divided by library size, computed without the model. The batches have the same
-        shares.
+        shares as in `log_mean_g`.
     n_counts_g
         Total counts of the group's cells.
     """
@@ -80,8 +84,8 @@ def group_mean(
     model, table
         A model of counts, and cells. If the model has batches, the batch of every cell must be given.
     strata, share_s
-        Indices of the group's cells in each of the S batches, at least two cells per batch; weights of the batches,
-        with sum 1.
+        Indices of the group's cells in each of the S batches, and weights of the batches. Each batch has at least two
+        cells of the group. The weights sum to 1.
     n_samples, seed
         Number of posterior samples over which a cell's expected counts are averaged, and the random seed of these
         samples.
@@ -128,7 +132,10 @@ def group_mean(
 
 
 def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Compute expected counts m, zero inflation included, and (Var(x) − m) / m²; both float64, shape (n, g)."""
+    """Compute the expected counts m and (Var(x) − m) / m² of the counts x; both float64, shape (n, g).
+
+    Zero inflation is included in the expected counts and in the variance.
+    """
     posterior = model.vae.encode(cells)
     expected_ng = torch.zeros(cells.n_cells, cells.n_genes, device=model.device)
     inflation_ng = torch.zeros_like(expected_ng)

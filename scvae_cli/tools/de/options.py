@@ -19,7 +19,7 @@ Centre = Literal["auto", "bulk", "none"]
 
 
 def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
-    """Read one or several texts KEY=VALUE as columns and values; refuse other forms and a column given twice.
+    """Read one or several texts KEY=VALUE as columns of obs and values; refuse a column that is given twice.
 
     >>> parse_within("--within", ["cell_type=B cells", "donor=2"])
     {'cell_type': 'B cells', 'donor': '2'}

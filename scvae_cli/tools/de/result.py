@@ -22,9 +22,9 @@ REST = "rest"
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """A group and a reference in a column of obs, and the indices of the cells of both, at least three cells each.
+    """A group and a reference in a column of obs, and the indices of the cells of each.
 
-    The reference "rest" consists of all other cells.
+    The group and the reference have at least three cells each. The reference "rest" consists of all other cells.
 
     Raises
     ------
@@ -58,18 +58,19 @@ class DifferentialExpression:
     estimate_g, error_g
         log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
     common_change, near_common_share
-        log2 ratio that most genes have in common, and the expected share of genes within 0.25 of this ratio.
+        log2 ratio that most genes have in common, and the expected share of genes whose change is within 0.25 of it.
     centre
         "bulk" if changes are relative to the common change, otherwise "none".
     unchanged_share
-        Estimated share of genes without any change.
+        Estimated share of genes whose change is exactly zero. If `centre` is "bulk", these are the genes with the
+        common change.
     change_g, sd_g, low_g, high_g
         Posterior of the change, log2: mean, standard deviation, 5% and 95% quantiles.
     probability_g
-        Posterior probability of a change beyond the threshold, in either direction.
+        Posterior probability that the absolute change is larger than `options.threshold`.
     log_null_g
-        Natural log of the posterior probability that the change is within the threshold, never above 0. This number
-        orders genes whose `probability_g` is rounded to 1.
+        Natural log of the posterior probability that the absolute change is at most `options.threshold`. With this
+        number, genes can be ordered even if `probability_g` is rounded to 1.
     false_sign_g
         Local false sign rate: the probability that the change is zero or does not have its more probable sign.
     expected_fdr_g
@@ -79,8 +80,8 @@ class DifferentialExpression:
     raw_g
         log2 ratio of mean normalized counts without a model; infinite if one of the two means is 0.
     n_group, n_reference, n_left_out
-        Numbers of cells compared in each group, and number of cells left out because their batch has fewer than two
-        cells of one of the groups.
+        Numbers of cells compared in the group and in the reference, and number of cells left out. Cells are left out if
+        they belong to a batch with fewer than two cells of the group or of the reference.
     """
 
     __repr__ = brief
@@ -125,7 +126,7 @@ class DifferentialExpression:
 
     @property
     def score_g(self) -> np.ndarray:
-        """−log10 of the probability of no change beyond the threshold, with the sign of the change, shape (g,)."""
+        """−log10 P(|change| ≤ threshold), with the sign of the change, shape (g,)."""
         score_g: np.ndarray = -self.log_null_g / math.log(10) * np.sign(self.change_g)
         return score_g
 
@@ -140,9 +141,9 @@ class DifferentialExpression:
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
         """Return a slot in the format of scanpy's `rank_genes_groups`, with the genes of the data by descending score.
 
-        Genes that are not tested stand in the middle with a score of 0 and NaN in all other fields, because some of
-        scanpy's plots need every gene. The p-values that scanpy's functions require are NaN, because a posterior has no
-        p-values.
+        Genes that are not tested are included, because some of scanpy's plots need every gene. These genes have a score
+        of 0 and NaN in all other numbers, so they stand between the genes with positive and with negative scores. The
+        p-values that scanpy's functions require are NaN, because a posterior has no p-values.
         """
         position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])

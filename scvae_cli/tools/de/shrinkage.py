@@ -1,12 +1,13 @@
 """Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
 
-An effect β is either exactly zero or drawn from one of several normal distributions around zero. The widths of these
-distributions form a grid. The estimate of β is distributed as N(β, error²). The weights of these components are fitted
-to all estimates together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash").
-Estimates that may be noise are then shrunk to zero, and clear ones stay. Calibrated error rates are computed from the
-probability that each effect exceeds a threshold.
+The prior of an effect β is a mixture. One component is a point mass at zero. The other components are normal
+distributions around zero, and the standard deviations of these distributions form a grid. The estimate of β is
+distributed as N(β, error²). The weights of the components are fitted to all estimates together by expectation
+maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). In the posterior, estimates that may be
+noise are shrunk toward zero, and clear estimates hardly change. Calibrated error rates are computed from the
+probability that the absolute value of each effect exceeds a threshold.
 
-`common_shift` fits a shift together with the effects. All estimates share this shift, and it is not part of any effect.
+`common_shift` fits a shift that is added to every effect: each estimate is then distributed as N(β + shift, error²).
 
 Shapes: g effects, c components of the prior.
 """
@@ -109,7 +110,7 @@ class ShrunkEffects:
 
 
 def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
-    """Fit the prior to all effects, and return the posterior of each effect.
+    """Fit the prior to all estimates, and return the posterior of each effect.
 
     If the signs of all estimates are flipped, the signs of all effects in the posterior are flipped too.
 
@@ -138,8 +139,8 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
 def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
     """Find the shift that most estimates share: the center around which the prior fits the estimates best.
 
-    The parameters are those of `shrink`. The prior and the shift are fitted in turn, both by expectation maximization,
-    starting from the weighted median of the estimates.
+    The parameters are those of `shrink`. The prior and the shift are fitted in turn, both by expectation maximization.
+    The first value of the shift is the median of the estimates, weighted by 1/error.
     """
     shift = _weighted_median(estimate_g, 1 / error_g)
     sd_c = _grid(estimate_g - shift, error_g)
@@ -157,9 +158,9 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """Compute the expected share of false calls among each effect and all more certain effects, shape (g,).
+    """For each effect, compute the expected share of false calls if this and all more certain effects are called.
 
-    `log_null_g` contains the log probability of each effect that calling it is false.
+    For each effect, `log_null_g` contains the log probability that a call of this effect is false. Shape (g,).
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])
@@ -181,7 +182,10 @@ def _grid(estimate_g: np.ndarray, error_g: np.ndarray) -> np.ndarray:
 
 
 def _fitted(log_fit_gc: np.ndarray, n_rounds: int, weight_c: np.ndarray | None = None) -> np.ndarray:
-    """Component weights that maximize the penalized likelihood, shape (c,), fitted from equal or given weights."""
+    """Fit the component weights that maximize the penalized likelihood, shape (c,).
+
+    The fit starts from `weight_c`, or from equal weights if `weight_c` is None.
+    """
     fit_gc = _relative(log_fit_gc)
     counts_c = np.zeros(fit_gc.shape[1])
     counts_c[0] = _NULL_COUNTS

@@ -21,9 +21,10 @@ from scvae_cli.tools.denoise.options import DenoiseOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """Expected counts of n cells × f genes, and a mask of the denoised genes (f,); the other genes are NaN.
+    """Expected counts of n cells × f genes, and a mask of the denoised genes.
 
-    The blocks of rows, float32, are computed when they are read. They can be read only once.
+    `rows` holds the expected counts, float32, as blocks of rows, with NaN for genes that are not denoised. A block is
+    computed when it is read, and can be read only once. `modelled` is the mask, shape (f,).
     """
 
     __repr__ = brief
@@ -33,7 +34,7 @@ class Denoised:
 
     @property
     def n_bytes(self) -> int:
-        """Size before compression."""
+        """Size of the expected counts before compression."""
         return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
 
     def slots(self, names: SlotNames) -> list[Slot]:
@@ -58,11 +59,14 @@ def denoise(
     Parameters
     ----------
     model, counts
-        Model, and n cells with the model's genes; with batches if `options.needs_batch` and the model has batches.
+        A model, and n cells with the genes of the model. If the model has batches and `options.needs_batch` is True,
+        the batch of every cell must be given.
     file_genes
         Names of the genes of the file, in the order of the result's columns, shape (f,).
     options
-        The estimate is E_q[μ] for "state" and E_q[E[λ | x]] for "cell" (`scvae_cli.latent.expected_counts`).
+        For the estimate "state", the expected counts are the decoder's mean. For the estimate "cell", they are the
+        cell's own rates, given the counts of the cell. Both are averaged over the posterior of the latent position; the
+        formulas are in `scvae_cli.latent.expected_counts`.
     genes
         Names of the modeled genes to denoise; None for all. `options.genes` is not read here.
 

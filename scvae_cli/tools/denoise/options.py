@@ -16,7 +16,7 @@ Estimate = Literal["state", "cell"]
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiseOptions(Reading, Writing):
-    """Which expected counts are computed."""
+    """Options that say which expected counts are computed, and how."""
 
     estimate: Estimate = option(
         "state",
@@ -60,7 +60,7 @@ class DenoiseOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """True if each cell is decoded in its own batch, or if the cell's own rate is estimated."""
+        """True if each cell is decoded in its own batch, or if each cell's own rates are estimated."""
         return self.estimate == "cell" or self.batch_as == "observed"
 
 

@@ -1,9 +1,12 @@
 """Comparison of a VAE with a mean model, PCA and a linear decoder on the same cells.
 
-Two quantities are compared. The first is the log-probability of held-out cells: it is exact for the mean model and a
-lower bound for the VAE and the linear decoder; PCA defines no probability. The second is the Poisson loss of withheld
-molecules that are predicted from thinned counts. Each model predicts them twice: from the cell's state alone, and from
-the state combined with the cell's own counts, which get a weight that depends on the dispersion of the gene
+The mean model gives every gene a fixed mean and dispersion. The linear decoder is that of a second VAE.
+
+Two quantities are compared. The first is the log-probability of held-out cells. This log-probability is exact for the
+mean model and a lower bound for the two VAEs; PCA defines no probability. The second quantity is the Poisson loss of
+molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
+molecules. Each model predicts the withheld molecules twice: from the state that the model assigns to the cell, and from
+this state combined with the cell's own counts. The weight of the own counts depends on the dispersion of the gene
 (`scvae_cli.latent.expected_counts`). A latent space is useful if it predicts better than the cell's own counts do.
 
 Shapes: n cells, g genes.
@@ -45,8 +48,9 @@ class ComparedModel:
     Parameters
     ----------
     heldout_log_prob, vae_advantage_heldout
-        Mean log-probability of a held-out cell, nats (a lower bound for a model with a latent space), and how much
-        higher it is for the VAE; None for a model without probabilities.
+        Mean log-probability of a held-out cell, nats; and how much higher the mean log-probability is for the VAE. For
+        a model with a latent space, a lower bound takes the place of the log-probability. Both are None for a model
+        without probabilities.
     thinned_loss_state, thinned_loss_cell
         Poisson loss of the withheld counts, nats per cell up to a constant. The first is for a prediction from the
         cell's state alone, the second for a prediction that also uses the cell's own counts. None if the model makes
@@ -76,8 +80,8 @@ class BaselineComparison:
         Number of held-out cells that were evaluated, and number of thinned cells. The second is 0 for real numbers,
         which cannot be thinned.
     n_components
-        Number of principal components that predicts best. It is chosen on the withheld counts themselves; this favors
-        PCA.
+        Number of principal components with the best prediction. This number is chosen on the withheld counts
+        themselves, which favors PCA.
     """
 
     models: tuple[ComparedModel, ...]
@@ -86,7 +90,7 @@ class BaselineComparison:
     n_components: int
 
     def values(self) -> dict[str, Any]:
-        """Return one array over the models for each value, NaN where a model has none."""
+        """Return the numbers, and an array over the models for each field of `ComparedModel`, with NaN for None."""
 
         columns: dict[str, Any] = {"model": np.asarray([model.name for model in self.models], dtype=object)}
         losses = ("thinned_loss_state", "thinned_loss_cell")
@@ -108,8 +112,9 @@ def compare_with_baselines(
     Parameters
     ----------
     model, counts
-        A VAE trained on these n cells (`scvae_cli.evaluation.retraining.model_trained_on`), with batches if the model
-        has them. The other trainings use the options of this VAE, except that one has a linear decoder.
+        A VAE, and the n cells on which it was trained (`scvae_cli.evaluation.retraining.model_trained_on`), with
+        batches if the VAE has batches. The other trainings use the options of this VAE, except that those of the linear
+        decoder have `--decoder linear`.
 
     Raises
     ------
@@ -137,7 +142,7 @@ def compare_with_baselines(
 def _heldout(
     models: dict[str, Model], counts: Counts, config: RunConfig, progress: Progress
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Compute the log-probability of each held-out cell under every model that has one, and count these cells."""
+    """Compute the log-probability of each held-out cell under every model with probabilities, and count these cells."""
     device = models[VAE].device
     out = models[VAE].held_out(counts.cell_names)
     rows = even(np.flatnonzero(out), MAX_HELDOUT)

@@ -47,7 +47,7 @@ _MAX_ENCODED = 20_000
 
 
 class Section(NamedTuple):
-    """A part of a diagnosis: key of the values in the file, the values (none is None), and verdicts on the values."""
+    """A part of a diagnosis: key of the values in the file, the values without any None, and verdicts on the values."""
 
     name: str
     values: dict[str, Any]
@@ -61,7 +61,8 @@ class Diagnosis:
     Parameters
     ----------
     n_cells, n_evaluated
-        Number of cells in the data, and number of cells on which gaps and likelihood were evaluated.
+        Number of cells in the data, and number of cells on which the bounds on log p(x) and the likelihood were
+        evaluated.
     heldout
         Whether the evaluated cells were held out of the training. If the data has fewer than ten held-out cells, the
         evaluated cells are chosen from all cells.
@@ -117,7 +118,7 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of cells, whether they were held out, β, and the worst level, as plain values."""
+        """The numbers of cells, whether the evaluated cells were held out, β, and the worst level, as plain values."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:

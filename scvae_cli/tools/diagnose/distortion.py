@@ -39,11 +39,12 @@ class Distortion:
     Parameters
     ----------
     condition_n, active_condition_n
-        Condition number of M at the posterior means of some cells, and condition number of M restricted to the active
-        dimensions; shape (n,). The second is None if fewer than two dimensions are active.
+        Condition number of the Fisher–Rao metric M at the posterior means of n cells, and condition number of M
+        restricted to the active dimensions; shape (n,). `active_condition_n` is None if fewer than two dimensions are
+        active.
     rank_correlation
-        Spearman correlation, over random pairs of cells, between their latent distance and the Fisher–Rao length of the
-        straight line between them; None for fewer than ten cells.
+        Spearman correlation, over random pairs of cells, between the latent distance of the two cells and the
+        Fisher–Rao length of the straight line that connects them; None for fewer than ten cells.
     """
 
     condition_n: np.ndarray
@@ -75,7 +76,8 @@ def distortion(
     Parameters
     ----------
     mean_nk
-        Posterior means of the cells along the training axes, shape (n, k). At most 200 evenly spaced cells are used.
+        Posterior means of the cells along the training axes, shape (n, k). At most 200 cells are used, at regular
+        intervals of the rows.
     active_k
         Mask of the active dimensions, shape (k,).
     """

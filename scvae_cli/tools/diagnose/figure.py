@@ -146,7 +146,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
 
 
 def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
-    """Draw a histogram of the prior samples by the fraction of posterior samples that lie at a higher density."""
+    """Draw a histogram of the prior samples by the fraction of posterior samples with a higher density."""
     share_b = aggregate.prior_ranks_b
     width = 1 / len(share_b)
     left_b = np.arange(len(share_b)) * width

@@ -3,12 +3,12 @@
     log p(x) − ELBO(encoder) = [ELBO(refined) − ELBO(encoder)] + [log p(x) − ELBO(refined)]
                              = amortization gap + variational gap
 
-The amortization gap is the loss of using one encoder for all cells instead of the best diagonal Gaussian of each cell.
-The variational gap is the loss of a diagonal Gaussian compared with the true posterior. log p(x) is replaced by a lower
-bound from importance sampling: half of the samples come from the encoder's posterior and half from the refined one,
-each weighted against the mixture of both, so that the bound is never much looser than with either posterior alone.
-If few samples carry most of the weight, the bound is loose even so, and the true variational gap is larger than the
-estimate.
+The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap is the
+loss of using one encoder for all cells instead of the refined posteriors. The variational gap is the loss of a diagonal
+Gaussian compared with the true posterior. log p(x) is replaced by a lower bound from importance sampling. Half of the
+samples come from the encoder's posterior and half from the refined posterior. Every sample is weighted against the
+mixture of both posteriors, so that the bound is never much looser than with either posterior alone. If few samples
+carry most of the weight, the bound is nevertheless loose, and the true variational gap is larger than the estimate.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights against a mixture: Owen & Zhou 2000.
 
@@ -41,7 +41,7 @@ _BLOCK_CELLS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap over cells and standard error of this mean, nats per cell; the mean in percent of `Gaps.scale`."""
+    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent of `Gaps.scale`."""
 
     mean: float
     error: float
@@ -63,9 +63,9 @@ class Gaps:
     effective_n, n_samples
         Effective number of importance samples of each cell; number of importance samples per cell, s.
     scale
-        Value that counts as 100% in percentages, nats; None for the absolute mean of the importance-weighted bound. The
-        bound may be 0 for real numbers, because it is then a log-density. For them the scale is the expected negative
-        log-density of standard normal features, as many as the model has.
+        Value that counts as 100% in percentages, nats. None, for counts, stands for the absolute mean of the
+        importance-weighted bound. For real numbers, the bound concerns a log-density and may be 0. The scale for real
+        numbers is therefore the expected negative log-density of as many standard normal features as the model has.
     """
 
     encoder_n: np.ndarray
@@ -88,7 +88,7 @@ class Gaps:
 
     @property
     def inference(self) -> Estimate:
-        """log p(x) − ELBO(encoder), the sum of both gaps."""
+        """log p(x) − ELBO(encoder), the sum of the amortization gap and the variational gap."""
         return self._estimate(self.bound_n - self.encoder_n)
 
     @property

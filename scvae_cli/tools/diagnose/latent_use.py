@@ -1,12 +1,14 @@
 """Which latent dimensions carry information, and how the aggregated posterior compares with the prior.
 
-The aggregated posterior q(z) is the mixture of the posteriors of all cells. Its covariance is exact. Its density is
-estimated by the Gaussian mixture that was fitted at the end of the training (`scvae_cli.model.density`). The mixture is
-evaluated at posterior samples of cells to which it was not fitted. If the mixture fits the cells imperfectly, the
-estimate of KL(q ‖ p) is too small, and that of the mutual information is too large by the same number of nats.
+The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
+density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
+(`scvae_cli.model.density`). This Gaussian mixture is evaluated at posterior samples of cells that were not used to fit
+it. If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too
+small. The estimate of the mutual information is then too large by the same number of nats.
 
-All values refer to the training axes. The prior is invariant to rotations, but a posterior with a diagonal covariance
-is not. Along other axes, the values of single dimensions would therefore have no meaning.
+All values refer to the training axes, which are the latent axes of the encoder. The prior is invariant to rotations,
+but a posterior with a diagonal covariance is not. Along other axes, the values of single dimensions would therefore
+have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
 
@@ -90,17 +92,18 @@ class AggregatedPosterior:
     active_k
         Mask of the active dimensions, whose correlations are reported, shape (k,).
     kl_to_prior, prior_kl
-        KL(q(z) ‖ p), estimated from posterior samples, and KL(p ‖ q(z)), estimated from prior samples; nats.
+        KL(q(z) ‖ p) for the prior p, estimated from posterior samples, and KL(p ‖ q(z)), estimated from prior samples;
+        nats.
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
         KL(q(z) ‖ Π q(z_d)), nats, estimated.
     holes
-        Fraction of prior samples at a density below the 1% quantile of the density at posterior samples of held-out
-        cells; it is 0.01 if prior and aggregated posterior are identical.
+        Fraction of the prior samples with a lower density q(z) than 99% of the posterior samples of held-out cells.
+        This fraction is 0.01 if prior and aggregated posterior are identical.
     prior_ranks_b
-        Histogram of the prior samples over the fraction of posterior samples at a higher density, in equal bins from 0
-        to 1; shape (b,), sum 1.
+        Histogram of the prior samples. The value of a prior sample is the fraction of posterior samples with a higher
+        density q(z); the bins divide the range from 0 to 1 equally; shape (b,), sum 1.
     """
 
     covariance_kk: np.ndarray
@@ -153,7 +156,7 @@ class AggregatedPosterior:
 
 
 def latent_use(posterior: Posterior) -> LatentUse:
-    """Measure how much information each dimension of the posteriors of some cells carries."""
+    """Measure how much information about the cells each latent dimension carries, from the posteriors of the cells."""
     variance_k = posterior.mean_nk.double().var(0, correction=0)
     return LatentUse(kl_k=posterior.kl_nk().double().mean(0).cpu().numpy(), mean_variance_k=variance_k.cpu().numpy())
 
@@ -166,8 +169,8 @@ def aggregated_posterior(
     Parameters
     ----------
     of_all, of_heldout
-        Posteriors of all cells, from which the covariance is computed; and posteriors of cells to which the density was
-        not fitted.
+        Posteriors of all cells, from which the covariance is computed; and posteriors of cells that were not used to
+        fit the density.
     density
         Density of the aggregated posterior along the training axes.
     """
@@ -206,7 +209,7 @@ def _log_normal(z_mk: Tensor) -> Tensor:
 
 
 def _log_marginals(density: LatentDensity, z_mk: Tensor) -> Tensor:
-    """Compute Σ_d log q(z_d), shape (m,): each dimension of a Gaussian mixture is a mixture of as many Gaussians."""
+    """Compute Σ_d log q(z_d), shape (m,); every marginal q(z_d) of a Gaussian mixture is also a Gaussian mixture."""
     # Σ = W⁻ᵀ W⁻¹; the variances are its diagonal.
     inverse_ckk = torch.linalg.inv(density.whiten_ckk)
     var_ck = inverse_ckk.square().sum(1)

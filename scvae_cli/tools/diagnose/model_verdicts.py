@@ -160,7 +160,7 @@ def _level(value: float, limits: tuple[float, float]) -> str:
 def _gene_verdict(
     topic: str, genes: GeneStatistic, names: Sequence[str], sentence: str, remedy: str, needed: str, needed_remedy: str
 ) -> Verdict:
-    """Judge how many genes are outside their band; if no gene can be evaluated, the level is not good."""
+    """Judge how many genes deviate from the replicates; if no gene can be evaluated, the level is "watch"."""
     if genes.n_evaluated == 0:
         sentence = f"the {topic} cannot be evaluated: none of {len(genes.evaluated_g):,} genes {needed}"
         return Verdict(topic=topic, level="watch", sentence=sentence, remedy=needed_remedy)

@@ -54,8 +54,8 @@ class GeneStatistic:
         Mask of the evaluated genes: for counts, the genes detected in enough cells; for real numbers, the genes that
         vary.
     limit, error_expected
-        Absolute score at the limit of the 99% band; and mean absolute difference between a new replicate and the
-        prediction, which is the expected value of `error` for a perfect model.
+        Absolute score that a perfect model exceeds for 1% of the genes; and mean absolute difference between a new
+        replicate and the prediction, which is the expected value of `error` for a perfect model.
     """
 
     observed_g: np.ndarray
@@ -72,13 +72,13 @@ class GeneStatistic:
 
     @property
     def outside_g(self) -> np.ndarray:
-        """Mask of the evaluated genes outside their band, shape (g,)."""
+        """Mask of the evaluated genes with an absolute score above `limit`, shape (g,)."""
         outside_g: np.ndarray = self.evaluated_g & (np.abs(self.score_g) > self.limit)
         return outside_g
 
     @property
     def outside(self) -> float:
-        """Fraction of the evaluated genes outside their band; 0.01 is expected of a perfect model."""
+        """Fraction of the evaluated genes with an absolute score above `limit`; 0.01 is expected of a perfect model."""
         return float(self.outside_g.sum() / max(self.n_evaluated, 1))
 
     @property
@@ -124,8 +124,8 @@ class PredictiveCheck:
     genes, mean_g
         Names of the g genes, and their means over the observed cells, shape (g,).
     zeros, variances
-        Fraction of cells without a count of the gene, None for real numbers; and variance over the cells. The scores of
-        variances are computed from their logarithms.
+        Fraction of cells without a count of the gene, and variance of the gene over the cells. `zeros` is None for real
+        numbers. The scores of the variances are computed from the logarithms of the variances.
     """
 
     genes: tuple[str, ...]
@@ -172,7 +172,7 @@ def predictive_check(
 def compare(
     observed: GeneMoments, replicates: list[GeneMoments], genes: tuple[str, ...], *, zeros_are_counts: bool = True
 ) -> PredictiveCheck:
-    """Compare the moments of the genes of observed cells with those of replicates."""
+    """Compare the moments of the genes over observed cells with the moments over the cells of every replicate."""
     n = observed.n_cells
     variance_rg = np.stack([moments.variance_g for moments in replicates])
     if zeros_are_counts:

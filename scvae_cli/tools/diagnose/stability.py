@@ -31,7 +31,7 @@ _STRONG = 0.01
 
 @dataclass(frozen=True, kw_only=True)
 class Stability:
-    """Agreement of trainings, as means over pairs of them.
+    """Agreement of trainings, as means over all pairs of trainings.
 
     Parameters
     ----------
@@ -43,8 +43,8 @@ class Stability:
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
     axis_correlation
-        Mean absolute correlation of canonical axes of the same rank. The mean is over the strong axes: those that
-        explain more than a hundredth of what the first axis explains.
+        Mean absolute correlation of canonical axes of the same rank. Only strong axes are compared: those with more
+        than a hundredth of the strength of the first axis.
     heldout_elbo
         Mean ELBO of the held-out cells of each training, nats; trainings hold out different cells.
     """
@@ -75,7 +75,8 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
     ----------
     model, counts
         The first model, and the cells that it was trained on (`scvae_cli.evaluation.retraining.model_trained_on`). All
-        cells are used for training. If there are more than 5,000, only 5,000 evenly spaced cells are embedded.
+        cells are used for training. If there are more than 5,000 cells, only 5,000 are embedded, at regular
+        intervals of the rows.
     """
     config = requested_config(model)
     models = [model]
@@ -111,7 +112,10 @@ def disparity(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
 
 
 def nearest_neighbors(z_nk: np.ndarray) -> np.ndarray:
-    """Find the 15 nearest neighbors of each cell (all others if there are fewer), indices of shape (n, 15)."""
+    """Find the nearest neighbors of each cell: indices of shape (n, 15).
+
+    With fewer than 16 cells, the neighbors are all other cells.
+    """
     from sklearn.neighbors import NearestNeighbors
 
     n_neighbors = min(NEIGHBORS, len(z_nk) - 1)

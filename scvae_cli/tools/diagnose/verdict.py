@@ -1,4 +1,4 @@
-"""A verdict, one finding of a diagnosis with its level and advice, and a page of verdicts as text."""
+"""A verdict, which is one finding of a diagnosis with a level and advice; and a page of verdicts as text."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Verdict:
 
 
 def page(verdicts: Sequence[Verdict], *, width: int = 100) -> str:
-    """Format verdicts as text, each with its advice below it."""
+    """Format verdicts as text, with the advice below each verdict."""
     topic_width = max((len(verdict.topic) for verdict in verdicts), default=0)
     lines: list[str] = []
     for verdict in verdicts:

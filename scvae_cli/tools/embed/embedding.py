@@ -20,9 +20,10 @@ from scvae_cli.tools.embed.options import EmbedOptions
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """Posterior means and variances (the diagonal of the covariance) along the chosen axes, float32, shape (n, k).
+    """Means and variances of the cells' posteriors along the chosen latent axes, float32, shape (n, k).
 
-    `gain` is the mean increase of the ELBO by refinement, nats per cell; None if the posteriors were not refined.
+    Refinement improves the encoder's posterior of each cell by gradient steps on the ELBO. `gain` is the mean increase
+    of the ELBO, in nats per cell; None if the posteriors were not refined.
     """
 
     __repr__ = brief
@@ -40,7 +41,9 @@ class Embedding:
 
 
 def embed(model: Model, counts: Counts, options: EmbedOptions, *, progress: Progress = silent) -> Embedding:
-    """Encode n cells with the model's genes. Batches are needed only for refinement: the encoder does not use them.
+    """Compute the posteriors of n cells with the genes of the model.
+
+    The batches of the cells are needed only for refinement, because the encoder does not use batches.
 
     Raises
     ------

@@ -14,7 +14,7 @@ Axes = Literal["canonical", "training"]
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(Reading, Writing):
-    """How cells are embedded."""
+    """Options that say how cells are embedded."""
 
     axes: Axes = option(
         "canonical",
@@ -31,7 +31,7 @@ class EmbedOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """True for refinement, because refinement evaluates the likelihood, and the likelihood depends on the batch."""
+        """True if posteriors are refined: refinement evaluates the likelihood, which depends on the batch."""
         return self.refine > 0
 
 

@@ -1,9 +1,10 @@
-"""The score that a trajectory increases: a gene program, or any differentiable property of decoded values.
+"""The score that a trajectory increases: a gene program, or any differentiable function of decoded values.
 
-Each decoded gene is standardized: its mean over the cells is subtracted, and the difference is divided by its standard
-deviation over the cells. The score of a gene program at a latent position is the mean standardized value of the genes
-to increase minus the mean standardized value of the genes to decrease. Genes are compared in their isometric
-coordinate, in which the noise of a count is the same at all expression levels, so that neither highly expressed nor
+A gene program consists of genes to increase and genes to decrease. The decoded values of each gene are standardized:
+the mean over the cells is subtracted, and the difference is divided by the standard deviation over the cells. The score
+of a gene program at a latent position is the mean standardized value of the genes to increase minus the mean
+standardized value of the genes to decrease. Before standardization, decoded values are transformed to Fisher–Rao
+coordinates, in which the noise of a count is the same at all expression levels, so that neither highly expressed nor
 noisy genes dominate the score.
 
 Shapes: n cells or latent positions, k latent dimensions, g genes, c genes of the program.
@@ -31,15 +32,15 @@ _LEAST_SD = 1e-3
 def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Callable[[Tensor], Tensor], np.ndarray]:
     """Make the score function of a gene program, and score the cells at their posterior means.
 
-    The genes in `options` must have their names in the model. Returns a differentiable function of latent
+    The genes in `options` must be named as in the model. Returns a differentiable function of latent
     positions on the device of the model, (n, k) → (n,), and the scores of the cells, shape (n,).
 
     Raises
     ------
     DataError
-        For an unknown batch.
+        If the batch is unknown.
     ConfigError
-        For a function that does not map each cell to a finite number that torch can differentiate.
+        If the function in `options` does not map each cell to a finite number that torch can differentiate.
     """
     decoded = decoder_at(model, options.library, options.batch_as)
     blocks = [block_nk.to(model.device) for block_nk in torch.split(mean_nk, BLOCK_CELLS)]

@@ -1,10 +1,11 @@
 """Projected gradient ascent in latent space, within the region where cells are.
 
-Maximizes a score over the latent positions z where a density is high enough, −log p(z) ≤ c. A step follows the gradient
-of the score. A step that would leave the region follows the boundary instead, and Newton's method then moves the end of
-the step back onto the boundary. A step that does not increase the score as expected from its slope is halved, so the
-score increases from point to point. At the end, the gradient is zero or points straight out of the region (the
-Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not always the global maximum of the region.
+Maximizes a score over a region of latent space: the positions z whose density p is high enough, −log p(z) ≤ c. A step
+follows the gradient of the score. A step that would leave the region follows the boundary instead, and Newton's method
+then moves the end of the step back onto the boundary. If a step increases the score by much less than the gradient
+predicts, the step is halved. The score therefore increases from point to point. At the end, the gradient is zero or
+points straight out of the region (the Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not always
+the global maximum of the region.
 
 Shapes: n latent positions, k latent dimensions, t points of the path.
 """
@@ -46,8 +47,8 @@ class Ascent:
     z_tk, score_t
         Points of the path in order from the start, at short and unequal distances, and the score at each point.
     stopped
-        Why the path ends: at a local maximum ("maximum"), at the largest length ("max_length") or at the largest number
-        of steps ("max_steps").
+        Why the path ends: it reached a local maximum ("maximum"), the largest length ("max_length") or the largest
+        number of steps ("max_steps").
     """
 
     z_tk: np.ndarray
@@ -57,7 +58,7 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit, in nats; a path that starts outside must not go to lower densities."""
+    """Latent positions where −log p(z) ≤ limit, in nats. Outside the region, a path must not go to lower densities."""
 
     log_prob: Score
     limit: float
@@ -132,7 +133,7 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
 
 
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
-    """Compute a step along the gradient; at the boundary of the region, a step to the boundary and along it.
+    """Compute a step along the gradient, or a step to and along the boundary where the gradient leaves the region.
 
     `margin` is the limit of −log density minus −log density at the current position. Returns None if no step
     increases the score.
@@ -153,7 +154,7 @@ def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: floa
 
 
 def _inside(region: Region, z_k: Tensor, limit: float) -> Tensor:
-    """Return the position itself, or a nearby position on the boundary if the position lies outside the region."""
+    """Return a position unchanged if it lies in the region; otherwise, return a nearby position on the boundary."""
     for _ in range(_NEWTON_STEPS):
         log_prob, inward_k = _with_slope(region.log_prob, z_k)
         outside = -log_prob - limit

@@ -1,8 +1,8 @@
 """A trajectory that increases the score of a gene program, in regions where cells are.
 
-The score is increased from the start by gradient ascent. Gradient ascent from the cell with the highest score may end
-at a higher maximum. In this case, a path from the start to the higher maximum is constructed across a saddle point of
-the density. Along such a path, the score need not increase everywhere.
+Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from the cell with the highest
+score may end at a higher maximum. In this case, a path from the start to the higher maximum is constructed across a
+saddle point of the latent density. Along such a path, the score need not increase everywhere.
 
 Shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -58,9 +58,10 @@ def optimize(
     """Increase the score of a gene program from a population or a cell, and decode every step.
 
     Gradient ascent starts at the densest position of the population. If the score at the end of the path is lower than
-    the score of the best cell, gradient ascent is repeated from other positions of the population that are far from
-    each other, `options.n_starts` positions in all. A path across a saddle point to the maximum near the best cell is
-    tried last. The result is the first path whose score at the end is about as high as the highest one.
+    the score of the best cell (the cell with the highest score), gradient ascent is repeated from other positions of
+    the population that are far from each other, `options.n_starts` positions in all. A path across a saddle point to
+    the maximum near the best cell is tried last. The result is the first path whose score at the end is about as high
+    as the highest score at the end of any path.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def optimize(
     start
         A population, or one cell.
     options
-        Gene program, with genes as the model names them; constraint, number of starts and steps, and library size and
+        Gene program (with the gene names of the model), constraint, number of starts and steps, and library size and
         batch for decoding.
     name, target
         Name of the result, and label of the end of the trajectory.
@@ -81,7 +82,7 @@ def optimize(
     DataError
         If the batch is unknown, or if the score cannot increase from the start.
     ConfigError
-        If a function returns no valid score.
+        If the function in `options` returns no valid score.
     """
     model, mean_nk = session.model, session.cells.mean_nk
     geometry = Geometry(model.vae)
@@ -162,8 +163,9 @@ def _starts(
 ) -> Tensor:
     """Choose starting positions, shape (s, k).
 
-    If the start is a single cell, its position is the only one. Otherwise, the first position is the densest position
-    of the population. Each next position is that of the cell farthest from all positions chosen before.
+    If the start is a single cell, the position of this cell is the only starting position. Otherwise, the first
+    position is the densest position of the population. Each next position is that of the cell farthest from all
+    positions chosen before.
     """
     if len(start.cells) == 1:
         return mean_nk[torch.as_tensor(start.cells)]
@@ -189,7 +191,7 @@ def _to_best_maximum(
     *,
     above: float,
 ) -> Ascent | None:
-    """Find a path to the maximum near the best cell of the region.
+    """Find a path to the maximum reached by gradient ascent from the best cell in the region.
 
     Returns None if the score of this maximum is not higher than `above`, or if no path was found.
     """

@@ -80,7 +80,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """Require at least one gene, no gene both to increase and to decrease, and exactly one start."""
+        """Require a gene or a function, exactly one start, and that no gene is both to increase and to decrease."""
         for side in ("toward", "away"):
             genes = getattr(self, side)
             if not callable(genes):
@@ -123,7 +123,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
 
     @property
     def result_name(self) -> str:
-        """Name of the result: the given one, or one made of the first gene.
+        """Name of the result: the option `name`, or a name made from the first gene if this option is not given.
 
         >>> OptimizeOptions(toward=("Klf1", "Car1"), from_cell="A").result_name
         'toward_Klf1'

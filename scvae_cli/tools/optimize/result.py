@@ -28,14 +28,14 @@ class Optimization:
     Parameters
     ----------
     toward, away
-        Genes to increase and to decrease; for a function, `toward` contains the name of the function.
+        Genes to increase and genes to decrease. For a function, `toward` contains the name of the function.
     score_t
-        Score of every step. For genes, the score is in standard deviations over the cells; for a function, it is the
+        Score of every step. The score of genes is in standard deviations over the cells. The score of a function is the
         value of the function.
     best_score, best_cell
-        Highest score of a cell, at its posterior mean, and the name of this cell.
+        Highest score of all cells, and the name of the cell with this score. Cells are scored at their posterior means.
     share_below
-        Fraction of the cells whose score is lower than that of the last step.
+        Fraction of the cells whose score is lower than the score of the last step.
     stopped
         Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
     """
@@ -53,14 +53,14 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step from which all scores up to the end exceed the score of every cell; None without such a step."""
+        """First step of the final part where all scores exceed the score of every cell. None without such a part."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
 
     @property
     def decrease(self) -> float:
-        """Largest decrease of the score below an earlier value."""
+        """Largest difference between the score of a step and the score of any later step, at least zero."""
         return float((np.maximum.accumulate(self.score_t) - self.score_t).max())
 
     def warnings(self) -> list[str]:
@@ -83,7 +83,7 @@ class Optimization:
         return texts
 
     def notes(self) -> list[str]:
-        """Say how the trajectory was found, if that matters."""
+        """Say if the score decreases on the way, or if the trajectory ends at the largest length."""
         texts = []
         if self.decrease > _REPORTED_DECREASE * (self.score_t[-1] - self.score_t[0]):
             texts.append(

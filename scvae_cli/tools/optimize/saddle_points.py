@@ -1,10 +1,10 @@
 """Paths across a saddle point of the density: two latent positions are connected where the density is highest.
 
-Where the cells lie in two regions that are connected only by a narrow bridge, gradient ascent rarely finds the path
-between them. The path is therefore constructed from both ends. The neighbor graph of the cells yields a path whose
-least dense edge is as dense as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
+If two regions with cells are connected only by a narrow bridge, gradient ascent rarely finds the path from one region
+to the other. The path is therefore constructed between two given ends. The neighbor graph of the cells yields a first
+path, whose lowest density is as high as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
 doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough everywhere. If this takes too many iterations, no path is found.
+density is high enough at all points. If this takes too many iterations, no path is found.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """
@@ -38,7 +38,7 @@ def across_saddle_point(
     """Find a path between two positions along which −log density ≤ limit, in nats.
 
     Both positions must be on the torch device of the density. Returns the points of the path, both ends
-    included, shape (t, k); None if no path was found.
+    included, shape (t, k), or None if no path was found.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)
@@ -78,7 +78,7 @@ def _bottleneck(graph: CellGraph, mean_mk: Tensor, log_prob: Score, nodes: list[
 
 
 def _traced(before_m: np.ndarray, nodes: list[int]) -> np.ndarray:
-    """Trace a path back from its end, given the predecessor of each node."""
+    """Trace a path back from `nodes[1]` to `nodes[0]`, given the predecessor of each node."""
     path = [nodes[1]]
     while path[-1] != nodes[0]:
         path.append(int(before_m[path[-1]]))
@@ -99,7 +99,7 @@ def _largest_nll(mean_mk: Tensor, log_prob: Score, from_e: np.ndarray, to_e: np.
 
 
 def _evenly(z_tk: Tensor) -> Tensor:
-    """Resample a path at equal distances, with exactly the same ends."""
+    """Resample a path at equal distances, without moving the ends."""
     length_s = (z_tk[1:] - z_tk[:-1]).norm(dim=1)
     distance_t = torch.cat([length_s.new_zeros(1), length_s.cumsum(0)])
     n = max(3, int(float(distance_t[-1]) / _SPACING) + 2)

@@ -5,15 +5,16 @@ change predicted for the target group is a sum of terms. Each term is the change
 single perturbation has one term: the change under the perturbation in the other groups.
 
 For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first is the
-change of the other groups under B+C. The second is the target's own change under B, plus its own change under C, plus
-the interaction in the other groups: their change under B+C minus their changes under B and under C. The first estimate
-is more certain; the second is specific to the target. Only the first is used if the target has not undergone both B and
-C, or if no other group has undergone all of B, C and B+C. For a combination that no other group has undergone, the
-changes under its parts are added, each observed in the target if possible, else in the other groups.
+change of the other groups under B+C. The second is the target's own change under B, plus the target's own change under
+C, plus the interaction of B and C in the other groups: the change of these groups under B+C minus their changes under B
+and under C. The first estimate is more certain; the second is specific to the target. Only the first is used if the
+target has not undergone both B and C, or if no other group has undergone all of B, C and B+C. For a combination that no
+other group has undergone, the changes under its parts are added. The change under a part is that of the target if the
+target has undergone the part, else that of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
-them matter: cells labeled B+C and C + B have the same perturbation. If no cell has the given label, a label that
-differs only by the control as a part is used instead: B in place of B+ctrl, or ctrl+B in place of the part B of B+C.
+the parts matter: cells labeled B+C and C + B have the same perturbation. The control label (here ctrl) has no effect as
+a part: if no cell has the label B+ctrl, the label B is used instead, and conversely.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Design:
 
     @property
     def observed(self) -> bool:
-        """Whether the target has enough treated cells; they serve to judge the prediction, never to make it."""
+        """Whether the target has enough treated cells to judge the prediction, which is made without these cells."""
         return self.has(self.group, self.treated)
 
     @property
@@ -107,13 +108,13 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """One term for each part of a combination: the change in the target if observed, else in the other groups."""
+        """One term for each part of a combination, in the target if treated with it, else in the other groups."""
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
 
     def contributors(self, term: Term) -> tuple[str, ...]:
-        """Groups that contribute to a term; for a term of the target alone, the target and then the other groups."""
+        """Groups of a term; if the target is the only one, the other groups with enough cells are appended."""
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
@@ -133,7 +134,7 @@ class Design:
     def checks(self) -> tuple[Design, ...]:
         """Designs of the groups whose treated cells can be predicted without using these cells.
 
-        For a combination that no other group has undergone, these are designs of the single perturbations in it.
+        For a combination that no other group has undergone, the designs predict the combination's single perturbations.
         """
         if self.sources:
             possible = [replace(self, group=group) for group in self._groups if group != self.group]
@@ -154,14 +155,15 @@ def design(
         As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
         any order. A treated label that no cell has is split at its plus signs.
     group_n, label_n, perturbation_key
-        Group and label of every cell, strings or None, shape (n,), and the column of obs with the labels.
+        Group and label of every cell, each a string or None, shape (n,). Name of the obs column with the labels.
 
     Raises
     ------
     ConfigError
         If treated and control are the same label, or if a combination has the same part twice.
     DataError
-        If no cell has a label, if the group has too few control cells, or if there is no group to learn from.
+        If no cell has the control or the treated label, if the group has too few control cells, or if no other group
+        has undergone the perturbation.
     """
     group = matching(group, set(group_n) - {None}) or group
     control, treated, parts, label_n = _resolved(control, treated, label_n, perturbation_key)
@@ -210,7 +212,7 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
 def _resolved(
     control: str, treated: str, label_n: np.ndarray, key: str
 ) -> tuple[str, str, tuple[str, ...], np.ndarray]:
-    """Control, treated and the parts of treated as the data spells them, and the cells' labels in one spelling each."""
+    """Control label, treated label, parts of the treated label, and labels of all cells, each label in one spelling."""
     labels = PerturbationLabels.of(label_n, control, treated)
     listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
     start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)

@@ -5,7 +5,7 @@ single-cell analyses. The mean of a logarithm is not the logarithm of a mean: fo
 cell, the mean of the logarithm is nearly proportional to the probability of that count. So the logarithm is averaged
 over the distribution of the counts.
 
-Shapes: n cells, g genes, t pairs of a cell and a gene whose count may be large.
+Shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _LEAST_TAIL = 1e-4
 def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n: Tensor) -> Tensor:
     """E[log(1 + s·x)] of zero-inflated negative binomial counts, shape (n, g).
 
-    The arguments are μ (float64), the genes' inverse dispersions (None for Poisson counts), the probabilities that a
-    count is not a technical zero, and the scale s of each cell.
+    The arguments are the means μ (float64), the genes' inverse dispersions, the probabilities that a count is not a
+    technical zero, and the scale s of each cell. The inverse dispersions are None for Poisson counts.
 
     >>> one = torch.ones(1, 1, dtype=torch.float64)
     >>> round(float(mean_log1p(0.001 * one, None, one, one[0])), 6)  # 0.001·log 2, nearly
@@ -55,7 +55,7 @@ def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n
 
 
 def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Tensor:
-    """Mean of log(1 + s·x) over the counts x that are not summed one by one, shape (t,)."""
+    """Mean of log(1 + s·x) over the counts x of at least `_COUNTS`, shape (t,)."""
     # Ratio of variance to mean, with which the width of the distribution grows.
     dispersion_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
     reach_t = _DEVIATIONS * (mean_t * dispersion_t).sqrt()

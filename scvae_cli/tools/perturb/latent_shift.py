@@ -1,11 +1,11 @@
 """Shift of cells in latent space under a perturbation, learned from cells of other groups.
 
-There are two methods. With "centroid", a source group shifts from the mean of its control cells to the mean of its
-treated cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the
-target (Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, weigh all groups alike). With "ot", optimal transport
-pairs the control cells of each source group with its treated cells. Each source control cell shifts to the mean of the
-treated cells that it is paired with. A target cell shifts by the average of the shifts of the
-nearest source control cells.
+The target is the group whose response is predicted. Source groups are the groups whose treated cells are used. There
+are two methods. With "centroid", a source group shifts from the mean of its control cells to the mean of its treated
+cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the target.
+Lotfollahi et al. (2019, doi:10.1038/s41592-019-0494-8) weigh all groups alike. With "ot", optimal transport pairs the
+control cells of each source group with its treated cells. Each source control cell shifts to the mean of the treated
+cells that it is paired with. A target cell shifts by the average of the shifts of the nearest source control cells.
 
 Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """
@@ -33,7 +33,7 @@ _SHARPNESS = 2.0
 
 @dataclass(frozen=True)
 class LatentShifts:
-    """Posterior means of the cells in the latent coordinates of the training, on the CPU; cells are paired once."""
+    """Posterior means of the cells, in the latent coordinates of the training, and shifts learned from the means."""
 
     mean_nk: Tensor
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class LatentShifts:
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:
-        """Weight of each source group, shape (s,); groups with control cells near those of the target weigh more."""
+        """Weight of each source group, shape (s,); it is larger if the group's control cells are near the target's."""
         center_k = self._center(design, design.group, design.control)
         centers = torch.stack([self._center(design, group, design.control) for group in groups])
         squared_s = (centers - center_k).square().sum(1).double()
@@ -71,7 +71,7 @@ class LatentShifts:
         return step_rk[torch.as_tensor(near_mj)].mean(1)
 
     def _pairs(self, design: Design, group: str, label: str) -> tuple[Tensor, Tensor]:
-        """Control cells of a group, and the shift of each to the mean of the treated cells that it is paired with."""
+        """Control cells of a group, and the shift of each control cell to the mean of its paired treated cells."""
         if (group, label) not in self._paired:
             import ot
 

@@ -19,7 +19,7 @@ from scvae_cli.tools.perturb.result import TOP_GENES, Accuracy
 
 @dataclass(frozen=True)
 class Observed:
-    """Observed log expression of cells: log(1 + 10⁴·x/library) of counts; real numbers are not transformed."""
+    """Observed log expression of cells: log(1 + 10⁴·x/library) for counts x; real numbers are not transformed."""
 
     counts: Counts
     # Results that were already computed: means and variances, and shares with their squared errors.
@@ -32,11 +32,11 @@ class Observed:
         return self.counts.library_n
 
     def mean(self, design: Design, group: str, label: str) -> np.ndarray:
-        """Mean of a group's cells under a label, shape (g,), float64."""
+        """Mean log expression of a group's cells under a label, shape (g,), float64."""
         return self._moments(design, group, label)[0]
 
     def change(self, design: Design) -> np.ndarray:
-        """Difference of the target's own treated and control cells, shape (g,)."""
+        """Mean log expression of the target's treated cells minus that of its control cells, shape (g,)."""
         treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
         change_g: np.ndarray = treated_g - control_g
         return change_g
@@ -46,7 +46,7 @@ class Observed:
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """Sum of the changes under the parts of a combination; None for a single perturbation."""
+        """Sum of the changes under a combination's parts; None for a single perturbation or if a change is unknown."""
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None
@@ -54,7 +54,7 @@ class Observed:
         return total_g
 
     def most_significant(self, design: Design) -> np.ndarray:
-        """Genes with the largest Welch's t between the target's treated and control cells."""
+        """Indices of the genes with the largest absolute Welch's t between the target's treated and control cells."""
         moments = [self._moments(design, design.group, label) for label in (design.treated, design.control)]
         sizes = [len(design.rows(design.group, label)) for label in (design.treated, design.control)]
         error_g = np.sqrt(moments[0][1] / sizes[0] + moments[1][1] / sizes[1])
@@ -63,7 +63,10 @@ class Observed:
         return order
 
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean share of each gene in a cell's counts (or mean real number), and squared error of the mean, (g,)."""
+        """Mean over cells of each gene's share of the cell's counts, and squared standard error of the mean, each (g,).
+
+        For real numbers, the mean is that of the numbers.
+        """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
             share_ng = sp.csr_matrix(sp.diags(1 / self.library_n[rows]) @ self.counts.matrix[rows].astype(np.float64))
@@ -74,9 +77,10 @@ class Observed:
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
         """Effect of a label on a group, and squared standard error of the effect, each of shape (g,).
 
-        For counts, the effect on a gene is a log ratio: the gene's mean share of the counts in cells with the label,
-        divided by its mean share in the control cells. `pseudo` is added to both shares. For real numbers, the effect
-        is the difference of the two means.
+        For counts, take the gene's share of a cell's counts, and average it over the cells with the label and over the
+        control cells. `pseudo` is added to both averages. The effect is the logarithm of the first divided by the
+        second. For real numbers, the effect is the mean over the cells with the label minus the mean over the control
+        cells.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)
@@ -123,7 +127,7 @@ def accuracy(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Ac
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation; 0 where one side is constant, such as the prediction "no change".
+    """Pearson correlation; 0 if one of the arrays is constant, such as the prediction "no change".
 
     >>> pearson(np.zeros(3), np.arange(3.0))
     0.0

@@ -1,4 +1,6 @@
-"""Prediction of one group, by the recipe that is most accurate in the groups whose response was observed.
+"""Prediction of one group's response, by the recipe that is most accurate in other groups with treated cells.
+
+A recipe is a method to shift cells in latent space, and the share of the observed mean shift in the prediction.
 
 Shapes: n cells.
 """
@@ -42,15 +44,16 @@ def perturb(
     Parameters
     ----------
     model, counts
-        The model, and n cells in its genes, with batches if the batch of every cell is known.
+        The model, and the counts of n cells for the genes of the model. The counts hold the cells' batches if the batch
+        of every cell is known.
     design
         Cells from which the response is learned.
     options
         Method, whether to retrain, and whether to draw counts.
     cells
-        q(z|x) of the n cells; computed if None.
+        Posteriors q(z|x) of the n cells; computed if None.
     follow
-        Runs a training, given a title and the events of the training, and returns the last event.
+        Function that is given a title and the events of a training, runs the training, and returns the last event.
 
     Raises
     ------

@@ -20,13 +20,13 @@ class PerturbationLabels:
     Parameters
     ----------
     label_n
-        Label of every cell, or None, with one spelling for each set of parts; shape (n,).
+        Label of every cell, or None, shape (n,). Labels with the same parts have the same spelling.
     known
         All labels, sorted.
     by_parts
-        The label of each sorted set of parts.
+        Label for each sorted tuple of parts.
     control_part
-        Label of the control, which has no effect as a part of a label; None if the control is itself a combination.
+        Label of the control, which is ignored as a part of a label; None if the control is itself a combination.
 
     >>> cells = np.array(["ctrl", "B+ctrl", "ctrl + B", "C", "C+D", "D+C"], dtype=object)
     >>> labels = PerturbationLabels.of(cells, "ctrl", "D+C")
@@ -43,7 +43,7 @@ class PerturbationLabels:
 
     @classmethod
     def of(cls, label_n: np.ndarray, control: object, treated: object) -> PerturbationLabels:
-        """Read a column; control and treated keep the given spelling if some cell has it."""
+        """Read a column; the spelling given for control or treated is kept if some cell has that spelling."""
         spelled = sorted(set(label_n) - {None})
         asked = [label for label in (matching(control, spelled), matching(treated, spelled)) if label is not None]
         by_parts: dict[tuple[str, ...], str] = {}
@@ -67,7 +67,7 @@ class PerturbationLabels:
         return self._without_control(tuple(matching(part, self.known) or part for part in _parts(label)))
 
     def find(self, asked: object) -> str | None:
-        """The label in the data that a given label stands for; None if no cell has the given label in any spelling."""
+        """The data's spelling of a label, with or without the control as a part; None if no cell has the label."""
         exact = matching(asked, self.known)
         if exact is not None:
             return exact

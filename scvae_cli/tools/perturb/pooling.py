@@ -1,14 +1,14 @@
-"""One change estimated from several: from several groups, or from several perturbations that were never combined.
+"""One change estimated from several changes: of several groups, or under several perturbations, each given alone.
 
 A change estimated from a few cells is uncertain, and the change of other groups may differ from that of the target
 group. So, gene by gene, the groups' true changes are treated as draws around a common mean. The variance between groups
-is estimated from how much more the observed changes differ than their errors explain (DerSimonian & Laird 1986,
-doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other groups. The larger its
-squared error relative to the variance between groups, the more it is shrunk.
+is the part of the variance of the observed changes that their errors do not explain (DerSimonian & Laird 1986,
+doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other groups. The shrinkage is
+stronger if the squared error of the target's change is larger relative to the variance between groups.
 
 Where two perturbations change a gene in opposite directions, or only one of them changes it, their changes add up.
-Where both raise it, or both lower it, the separate effects do not show whether they add up or whether the joint effect
-is only the stronger one. Then the result is the mean of the two cases: half the sum plus half the stronger change.
+Where both perturbations raise the gene, or both lower it, the separate changes do not show whether the joint change is
+their sum or only the stronger of them. Then the result is the mean of the sum and the stronger change.
 
 Shapes: s groups, p perturbations, g genes.
 """
@@ -22,7 +22,7 @@ _NO_ERROR = 1e-30
 
 
 def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
-    """Posterior mean of the first group's change, given all groups' changes and squared standard errors, shape (g,).
+    """Posterior mean of the first group's change, shape (g,), given all groups' changes and squared standard errors.
 
     >>> pooled(np.array([[3.0], [0.0], [0.0]]), np.array([[1.0], [1e-6], [1e-6]])).round(2)  # the others agree
     array([0.])
@@ -53,7 +53,7 @@ def between_variance(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
 
 
 def combined(change_pg: np.ndarray) -> np.ndarray:
-    """Change under all perturbations together, given the log ratios or differences under each alone, shape (g,).
+    """Change under all perturbations together, shape (g,), given the log ratios or differences under each alone.
 
     >>> combined(np.array([[1.0, 1.0, -2.0, 0.0], [0.5, -1.5, -1.0, 3.0]])).tolist()
     [1.25, -0.5, -2.5, 3.0]

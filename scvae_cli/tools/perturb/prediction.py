@@ -1,11 +1,12 @@
 """Expression of cells under a perturbation, learned from cells of other groups that have undergone it.
 
-A control cell shifts in latent space (`latent_shift.py`), and the decoder gives the log ratio by which the expression
-rate of each gene changes with the shift. Because a decoder smooths, this log ratio is mixed with the mean shift: the
-mean log ratio of treated to control expression observed in the source groups, without the model. The share of the mean
-shift is chosen by predicting groups whose treated cells are left out. The change is applied to the target's own
-expression profile: decoded rates are scaled, gene by gene, so that their mean over control cells equals the observed
-mean. For real numbers, differences replace log ratios.
+The target is the group whose response is predicted; source groups are the groups from which the response is learned. A
+control cell of the target shifts in latent space (`latent_shift.py`). The decoder gives the log ratio of each gene's
+expression rate after the shift to the rate before. Because a decoder smooths, this log ratio is mixed with the mean
+shift: the mean log ratio of treated to control expression observed in the source groups, without the model. The share
+of the mean shift in the mixture is chosen by predicting groups whose treated cells are left out. The mixture is applied
+to the target's own expression profile: decoded rates are scaled, gene by gene, so that their mean over the control
+cells equals the observed mean. For real numbers, differences replace log ratios.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -52,7 +53,7 @@ class Decoded(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Shifted:
-    """Some control cells of a target, decoded before and after the shift, and the mean shift of the source groups."""
+    """Some control cells of a target, decoded before and after the latent shift, and the observed mean shift."""
 
     before: Decoded
     after: Decoded
@@ -60,7 +61,7 @@ class Shifted:
     library_m: Tensor
 
     def mixed(self, share: float, *, of_counts: bool) -> Tensor:
-        """Expected counts after the shift, with a share of the mean shift, without zero inflation, shape (m, g)."""
+        """Expected counts after the shift, shape (m, g), without zero inflation; `share` is that of the mean shift."""
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
             return before_mg + (1 - share) * (after_mg - before_mg) + share * self.mean_shift_g
@@ -72,8 +73,8 @@ class Shifted:
 class Predictor:
     """A model, and cells with their observed expression and latent positions.
 
-    `batch_n` holds the index of each cell's batch. It is None for a model without batches. It is also None if the batch
-    of some cell is unknown; then the decoded means are averaged over the model's batches.
+    `batch_n` holds the index of each cell's batch. For a model without batches, `batch_n` is None. If the batch of some
+    cell is unknown, `batch_n` is also None, and the decoded means are averaged over the model's batches.
     """
 
     model: Model
@@ -117,7 +118,7 @@ class Predictor:
     def blocks(
         self, design: Design, recipe: Recipe, *, drawn: bool, seed: int
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
-        """Counts of the predicted cells, expected (with zero inflation) or drawn, as blocks of rows."""
+        """Counts of the predicted cells as blocks of rows: random if `drawn`, else expected with zero inflation."""
         streams = np.random.SeedSequence(seed)
         for shifted in self._shifted(design, recipe.method, at_once=BLOCK_CELLS):
             mean_mg = shifted.mixed(recipe.mean_shift_share, of_counts=self.model.of_counts)
@@ -127,7 +128,7 @@ class Predictor:
                 yield (mean_mg * shifted.after.keep_mg).numpy().astype(np.float32)
 
     def _shifted(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Shifted]:
-        """The target's control cells, or with `most` up to that many evenly spaced ones, in blocks of `at_once`."""
+        """The target's control cells, in blocks of `at_once`: all, or up to `most` at regular intervals of the rows."""
         shift_mk = self.latent.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
@@ -146,7 +147,7 @@ class Predictor:
             yield Shifted(before=before, after=after, mean_shift_g=mean_shift_g, library_m=library_m)
 
     def _profile(self, design: Design) -> Tensor:
-        """Correction of decoded control cells to their observed mean, shape (g,): log ratios, or differences."""
+        """Log ratio (difference for real numbers) of the control cells' observed to their decoded mean, shape (g,)."""
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
         library_m = torch.as_tensor(self.observed.library_n[rows])
         batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
@@ -196,7 +197,7 @@ class Predictor:
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _mean_shift(self, design: Design) -> Tensor:
-        """Average observed shift from control to treated cells: log ratios, or differences of real numbers; (g,)."""
+        """Observed mean shift from control to treated cells, shape (g,): log ratios (differences for real numbers)."""
         changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
             return torch.as_tensor(combined(np.stack(changes)))
@@ -267,7 +268,7 @@ def predict(
 ) -> Perturbation:
     """Predict the target's control cells under the perturbation, with random counts if `drawn`.
 
-    The result also holds the given checks, and the given agreement between model and mean shift.
+    The result also holds `checks`, `group_check` and `model_agreement` as given.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)

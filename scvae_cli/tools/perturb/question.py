@@ -161,7 +161,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """Sentence that says how the mean shift and the decoded change are mixed in the prediction."""
+    """Sentence that says which shares the observed mean shift and the decoded change have in the prediction."""
     share = result.recipe.mean_shift_share
     if share == 1 and result.treated not in result.sources:
         return (

@@ -27,9 +27,9 @@ class Accuracy(NamedTuple):
     Parameters
     ----------
     correlation, top_correlation
-        Pearson correlation over all genes, and over the 50 most significant ones (Welch's t).
+        Pearson correlation over all genes, and over the 50 genes with the largest absolute Welch's t.
     explained
-        1 − squared error / squared change: 0 for the prediction "no change", 1 at best.
+        1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
     """
 
     correlation: float
@@ -38,21 +38,21 @@ class Accuracy(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Mean of the three measures, used to compare recipes; it depends on the direction and the size of changes."""
+        """Mean of the three measures, by which recipes are compared."""
         return (self.correlation + self.top_correlation + self.explained) / 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """Accuracy in one group whose response was observed; the change was learned without its treated cells.
+    """Accuracy in one group whose response was observed; the change was learned without the group's treated cells.
 
     Parameters
     ----------
     predicted, mean_change, additive
-        Accuracy of the prediction, of the mean change of the other groups, and of the sum of a combination's parts;
-        None where there is no such baseline.
+        Accuracy of the prediction and of two baselines: the mean change of the other groups, and the sum of the changes
+        under a combination's parts. None for a baseline that cannot be computed.
     held_out
-        Whether the model was trained without these treated cells; otherwise the accuracy is too optimistic.
+        Whether the model was trained without the group's treated cells; otherwise the accuracy is too optimistic.
     """
 
     group: str
@@ -75,8 +75,8 @@ class Check:
 class Recipe:
     """How a prediction is made: the method ("centroid" or "ot"), and the share of the mean shift.
 
-    The mean shift is the average shift from control to treated cells in the source groups. The rest of the prediction
-    is the change decoded by the model.
+    The mean shift is the average observed change of expression from control to treated cells in the groups that the
+    perturbation is learned from. The rest of the prediction is the change decoded by the model.
     """
 
     method: str
@@ -85,12 +85,15 @@ class Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """Changes of the genes, each of shape (g,): differences of mean log(1 + 10⁴·x/library), or of real numbers' means.
+    """Changes of the genes, each of shape (g,): differences of the mean of log(1 + 10⁴·count/library).
+
+    For real numbers, the changes are differences of the mean of the numbers.
 
     Parameters
     ----------
     change_g, log2_fold_g
-        Predicted change, and predicted log2 fold change of the expression rate; the latter is None for real numbers.
+        Predicted change, and predicted log2 fold change of the expression rate. The fold change is None for real
+        numbers.
     mean_change_g, additive_g
         Baselines: mean change of the other groups, and sum of the changes under a combination's parts. A baseline that
         cannot be computed is None.
@@ -120,19 +123,21 @@ class Perturbation:
     group, control, treated
         Group, label of its control cells, and label of the predicted perturbation.
     sources
-        For each label whose change was used, the groups it was learned from.
+        For each label under which a change was learned, the groups from which the change was learned.
     cells, z_mk
-        Indices of the control cells that were shifted, and their positions after the shift, along the canonical axes.
+        Indices of the control cells that were shifted, and their positions along the latent axes after the shift.
     off_manifold_m
-        Off-manifold score of each cell: share of the held-out cells that lie where the density is higher.
+        Off-manifold score of each predicted cell: share of the cells held out of the training whose latent density is
+        higher than that of the predicted cell.
     checks, group_check
-        Accuracy in other groups whose response was observed, and in the group itself, if it has treated cells.
+        Accuracy in other groups whose response was observed, and in the group itself. The latter is None if the group
+        has no treated cells.
     model_agreement
-        Correlation between two predictions for this group: the change decoded by the model, and the average shift from
-        control to treated cells in the other groups (mean shift). It is divided by the mean of this correlation over
-        the checked groups. Without checked groups, it is not divided. Below 0.75, the prediction is the mean shift.
-        None if the checks used retrained models, or if the change is learned only from the group's own changes under
-        the parts of the combination.
+        Agreement of two predictions for this group: the change decoded by the model, and the mean shift of `Recipe`.
+        The agreement is the correlation of the two, divided by the mean of the same correlation over the checked
+        groups. Without checked groups, the correlation is not divided. If the agreement is below 0.75, the mean shift
+        is the prediction. None if the checks used retrained models, or if the change is learned only from the group's
+        own changes under the parts of the combination.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """
@@ -156,21 +161,21 @@ class Perturbation:
 
     @property
     def all_checks(self) -> tuple[Check, ...]:
-        """The checks of the other groups, then that of the group itself."""
+        """The checks of the other groups, then the check of the group itself if there is one."""
         return self.checks if self.group_check is None else (*self.checks, self.group_check)
 
     @property
     def off_manifold(self) -> float:
-        """Share of the predicted cells that lie where no cells were observed."""
+        """Share of the predicted cells with an off-manifold score above 0.95."""
         return float((self.off_manifold_m > OFF_MANIFOLD).mean())
 
     @property
     def tested(self) -> bool:
-        """Whether there are checks, and every check predicts the perturbation itself, not one of its parts."""
+        """Whether there are checks, and every check is of the perturbation itself rather than of one of its parts."""
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
 
     def mean_accuracy(self, what: str = "predicted") -> Accuracy | None:
-        """Mean accuracy over the checked groups, of the prediction or of a baseline."""
+        """Mean accuracy of the prediction or of a baseline over the checked groups; None if one is missing."""
         found = [getattr(check, what) for check in self.checks]
         if not found or any(one is None for one in found):
             return None
@@ -199,7 +204,7 @@ class Perturbation:
         }
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Slots of the output file that hold the result, apart from the cells' names and labels."""
+        """Places in the output file, with the results that they hold, except the cells' names and labels."""
         found = self._asked
         if self.checks:
             kinds = {"group": object, "treated": object, "held_out": bool}

@@ -1,8 +1,8 @@
 """Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
 The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
-if the model was not trained on these cells either (`retrained_checks`). A model trained on them has learned to decode
-the region where they lie, so the prediction looks more accurate than it is for a group without treated cells.
+if the model was not trained on these cells either (`retrained_checks`). A model trained on these cells has learned to
+decode them, so the prediction looks more accurate than it is for a group without treated cells.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
 def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
-    """The recipes to choose from, for one method, or for all methods if it is "auto".
+    """The recipes to choose from, for one method, or for all methods if `method` is "auto".
 
     `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
-    whether the change consists only of the group's own changes under the parts of a combination. Then the model has no
-    change to transfer from other groups, and no group shows how well the model adds shifts, so the prediction is the
-    mean shift.
+    whether the change consists only of the group's own changes under the parts of a combination. If it does, the model
+    has no change to transfer from other groups, and no group shows how well the model adds shifts. So the prediction is
+    then the observed mean shift alone.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -44,7 +44,7 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 
 
 def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, held_out: bool) -> dict[Recipe, Check]:
-    """Predict a group whose response was observed, by every recipe; `held_out` as in `Check`."""
+    """Predict a group whose response was observed, by every recipe; `held_out` is passed on to each `Check`."""
     observed = predictor.observed
     true_g, top = observed.change(design), observed.most_significant(design)
 
@@ -80,8 +80,8 @@ def retrained_checks(
 ) -> list[dict[Recipe, Check]]:
     """For each group, train a new model without the group's treated cells, and predict these cells.
 
-    The new models have the same genes and settings as the given model. `follow` runs a training, given a title and the
-    events of the training, and returns the last event.
+    The new models have the same genes and settings as the given model. `follow` is given a title and the events of a
+    training, runs the training, and returns the last event.
 
     Raises
     ------
@@ -109,7 +109,7 @@ def retrained_checks(
 
 
 def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe with the best mean score over the groups; the first recipe if no group was observed."""
+    """The recipe with the best mean score over the checked groups; the first recipe if there are no checks."""
     if not checks:
         return recipes[0]
     scores = [float(np.mean([check[recipe].predicted.score for check in checks])) for recipe in recipes]
@@ -119,7 +119,7 @@ def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> 
 def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
     """Agreement of model and mean shift in a group, relative to the agreement in groups with treated cells.
 
-    The mean shift is the average shift from control to treated cells in the other groups.
+    The mean shift is the average observed change of expression from control to treated cells in the other groups.
 
     A model may place the treated cells of each group anywhere in latent space. Shifted cells of another group may then
     decode to arbitrary expression, and no test on the training cells shows this. So the result is the correlation

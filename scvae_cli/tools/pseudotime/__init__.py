@@ -1,1 +1,1 @@
-"""Order of cells by their distance from a root, and the end group of each cell."""
+"""Order of the cells by distance from a root, where the order begins, and the end group to which each cell belongs."""

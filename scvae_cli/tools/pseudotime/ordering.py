@@ -1,9 +1,10 @@
 """The distance of each cell from a root, and the weight of each end for each cell.
 
-Distances are geodesic: they are measured in the neighbor graph of the cells. The edges of this graph have Fisher–Rao
-lengths. Distances from the root and weights of ends are computed from shortest paths in the graph of neighbors in
-latent space. The order of the cells uses distances that are smoothed over all short paths between cells with similar
-expression.
+The root is where the order of the cells begins, and the ends are groups where the order may end. Distances are
+geodesic: they are measured along the edges of a neighbor graph of the cells, and the edges have Fisher–Rao lengths.
+There are two such graphs. The first graph joins neighbors in latent space. The distances from the root and the weights
+of the ends are computed from shortest paths in the first graph. The second graph joins cells with similar expression.
+The order of the cells is computed from distances in the second graph that are smoothed over all short paths.
 
 Shapes: n cells, m nodes of the graph, e ends, k latent dimensions.
 """
@@ -31,9 +32,10 @@ _REFERENCES = 200
 def pseudotime(session: Session, root: Population, ends: Sequence[Population], *, name: str, seed: int) -> Pseudotime:
     """Order cells by their distance from a root, and assign them to ends.
 
-    If the root is a population, it is represented by the tenth of its core that is farthest from the ends or, without
-    ends, from all cells outside the population. If an end is a population, it is represented by the tenth of its core
-    that is farthest from the root.
+    The core of a population consists of the cells whose neighbors mostly belong to the same population. A population is
+    represented by a tenth of the core. For an end, this is the tenth that is farthest from the root. For the root, this
+    is the tenth that is farthest from the ends. If there are no ends, this is the tenth that is farthest from the cells
+    outside the root.
 
     Parameters
     ----------
@@ -42,7 +44,8 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
     root, ends
         Populations or single cells.
     name, seed
-        Name of the result, and random seed. The seed is used to select cells if there are very many.
+        Name of the result, and random seed. With the seed, the nodes of the graphs are selected if there are very many
+        cells, and also the cells from which the farthest cells of the root are found.
 
     Raises
     ------
@@ -92,7 +95,10 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
 def _outermost(
     graph: CellGraph, root: Population, ends: Sequence[Population], random: np.random.Generator
 ) -> np.ndarray:
-    """Find the nodes of the root that are farthest from the ends or, without ends, from all other cells."""
+    """Find the nodes that represent the root: those of its core that are farthest from the ends.
+
+    If there are no ends, these are the nodes that are farthest from all other cells.
+    """
     if len(root.cells) == 1:
         return graph.nodes_of(root.cells)
     members = core(graph, root.cells)
@@ -108,7 +114,7 @@ def _outermost(
 
 
 def _farthest(graph: CellGraph, population: Population, distance_m: np.ndarray) -> np.ndarray:
-    """Choose the tenth of the core of a population with the largest distances, at least one node."""
+    """Choose the tenth of a population's core that has the largest distances; at least one node is chosen."""
     nodes = core(graph, population.cells) if len(population.cells) > 1 else graph.nodes_of(population.cells)
     order = np.argsort(-distance_m[nodes], kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // 10)]]
@@ -116,7 +122,11 @@ def _farthest(graph: CellGraph, population: Population, distance_m: np.ndarray) 
 
 
 def _weights(graph: CellGraph, from_root_m: np.ndarray, end_nodes: Sequence[np.ndarray]) -> np.ndarray:
-    """Compute the weight of each end for each node from the detour of the path that passes the node, shape (m, e)."""
+    """Compute the weight of each end for each node, shape (m, e).
+
+    The weight is computed from a detour: the additional length of the path from the root to the end if the path passes
+    the node.
+    """
     to_end_em = np.stack([graph.distances(nodes).mean(0) for nodes in end_nodes])
     direct_e = np.asarray([from_root_m[nodes].mean() for nodes in end_nodes])
     detour_me = (from_root_m + to_end_em).T - direct_e

@@ -21,20 +21,23 @@ class Pseudotime:
     Parameters
     ----------
     name, root, ends
-        Names of the result, of the root and of the ends.
+        Name of the result, label of the root, and labels of the ends. The root is where the order begins, and the ends
+        are groups where the order may end.
     root_cells, end_cells
         Names of the cells that represent the root, and of the cells that represent each end.
     pseudotime_n
-        Smoothed distance from the root, divided by the largest one: 0 to 1.
+        Smoothed distance from the root, divided by the largest such distance: 0 to 1. Shape (n,).
     distance_n
-        Mean length of the shortest paths from the cells of the root, in standard deviations of a count.
+        Mean length of the shortest paths from the cells in `root_cells`, in standard deviations of a count. Shape (n,).
     weight_ne
-        Weight of each end for each cell; rows sum to 1. The weight is proportional to exp(−detour/usual detour), where
-        the detour is the additional length of the path from the root to the end if the path passes the cell.
+        Weight of each end for each cell, shape (n, e); rows sum to 1. The detour of a cell to an end is the additional
+        length of the path from the root to the end if the path passes the cell. The weight is proportional to
+        exp(−detour/usual detour). The usual detour is the median over the cells of the smallest detour of a cell.
     branch_n
-        For each cell, the end whose weight is at least 0.8, or "shared" if no weight is that large; "" without ends.
+        For each cell, the label of the end whose weight is at least 0.8; "shared" if all weights are smaller. If there
+        are no ends, all labels are "". Shape (n,).
     n_components
-        Number of connected components of the neighbor graph.
+        Number of connected components of the graph that joins neighboring cells in latent space.
     """
 
     __repr__ = brief
@@ -51,7 +54,7 @@ class Pseudotime:
     n_components: int
 
     def branch_sizes(self) -> dict[str, int]:
-        """Count the cells of each branch, the shared ones first; empty without ends."""
+        """Count the cells of each branch: first "shared", then the ends. The result is empty if there are no ends."""
         return {branch: int((self.branch_n == branch).sum()) for branch in ((SHARED, *self.ends) if self.ends else ())}
 
     def warning(self) -> str | None:
@@ -64,7 +67,7 @@ class Pseudotime:
         )
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """List the slots of the result."""
+        """List the slots of the data to which the result is written."""
         slots = [
             Slot(group="obs", key=names.pseudotime(self.name), value=self.pseudotime_n),
             Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),

@@ -1,8 +1,8 @@
-"""Whether the genes of sampled cells have the means, variances and zero fractions of real cells.
+"""How far the genes' means, variances and zero fractions in sampled cells are from those in real cells.
 
 The real cells are split into two random halves. One half is the reference. Sampled cells are compared with the
-reference. As a baseline, equally many cells of the other half are compared with the reference, too. A difference beyond
-the baseline is an error of the model.
+reference. As a baseline, the reference is also compared with as many cells of the other half as there are sampled cells
+in the comparison. A difference larger than that of the baseline is an error of the model.
 
 Shapes: n cells, g genes.
 """
@@ -26,10 +26,10 @@ MAX_CELLS = 20_000
 
 @dataclass(frozen=True, kw_only=True)
 class Agreement:
-    """How much sampled cells, and as many real cells, differ from a reference of other real cells.
+    """Differences of sampled cells, and of equally many real cells, from a reference of other real cells.
 
-    `samples` describes `n_cells` sampled cells. `real` is the baseline: it describes `n_cells` real cells. Both are
-    compared with the `n_real` cells of the reference.
+    `samples` holds the differences between `n_cells` sampled cells and the reference. `real` is the baseline: the
+    differences between `n_cells` real cells and the reference. The reference has `n_real` cells.
     """
 
     samples: Differences
@@ -41,7 +41,8 @@ class Agreement:
 class Comparison:
     """Compares sampled cells with real ones while the sampled cells are written.
 
-    `real` (CSR, n × g) is split into two random halves by `seed`; `n_samples` is the number of sampled cells.
+    `real` is a CSR matrix of n real cells × g genes; the seed of the random split into halves is `seed`. `n_samples` is
+    the number of sampled cells. `of_counts` is False if the cells have real numbers instead of counts.
     """
 
     def __init__(self, real: sp.csr_matrix, n_samples: int, *, seed: int, of_counts: bool = True) -> None:

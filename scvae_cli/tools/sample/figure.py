@@ -1,4 +1,6 @@
-"""The figure of sampled cells: where sampled cells lie among real cells, and how the genes of both compare.
+"""The figure of sampled cells: where sampled cells lie among real cells, and how the genes differ between the two.
+
+A sampled cell lies in a hole of latent space if its off-manifold score is above 0.95.
 
 Shapes: n cells, g genes.
 """
@@ -36,7 +38,7 @@ _BOTTOM = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Points:
-    """Real and sampled cells over the first two canonical axes, and which sampled cells lie in a hole."""
+    """Positions of real and sampled cells along the first two canonical axes, and which sampled cells lie in a hole."""
 
     real_n2: np.ndarray
     sampled_n2: np.ndarray
@@ -44,7 +46,7 @@ class Points:
 
     @classmethod
     def of(cls, model: Model, real: Counts, result: Sampled, *, seed: int) -> Points:
-        """Choose at most `_MAX_DOTS` sampled and `_MAX_DOTS` real cells, at regular intervals of the rows."""
+        """Choose at most `_MAX_DOTS` sampled cells and as many real cells, at regular intervals of the rows."""
         posterior = posteriors(model, real.cells(even(np.arange(real.n_cells), _MAX_DOTS)))
         # Sampled cells should cover the posterior samples of real cells. These samples spread wider than the posterior
         # means.
@@ -123,7 +125,7 @@ def _name(axes: Axes, label: str, title: str, x: str, y: str) -> None:
 def _draw_genes(
     axes: Axes, name: str, real_g: np.ndarray, sampled_g: np.ndarray, limits: tuple[float, float] | None = None
 ) -> None:
-    """One dot per gene; on logarithmic axes if no limits are given."""
+    """Draw one dot per gene. If no limits are given, both axes are logarithmic."""
     _name(axes, name, name, "real cells", "sampled cells")
     if limits is None:
         # A gene that is zero on one side has no logarithm; it is drawn at the edge.
@@ -143,7 +145,7 @@ def _draw_genes(
 
 
 def _draw_scores(axes: Axes, result: Sampled) -> None:
-    """Draw a histogram of the off-manifold scores; the scores of real cells are uniformly distributed."""
+    """Draw a histogram of the off-manifold scores, with a line at the uniform distribution of real cells' scores."""
     _name(axes, "scores", "off-manifold score", "score (line: real cells)", "share of sampled cells")
     edges = np.linspace(0, 1, 21)
     share_b = np.histogram(result.off_manifold_n, edges)[0] / len(result.z_nk)
@@ -153,5 +155,5 @@ def _draw_scores(axes: Axes, result: Sampled) -> None:
 
 
 def _plane(z_nk: np.ndarray) -> np.ndarray:
-    """The first two coordinates; with a single latent dimension, the second is 0."""
+    """Return the first two coordinates, shape (n, 2); with a single latent dimension, the second coordinate is 0."""
     return np.pad(z_nk, ((0, 0), (0, max(0, 2 - z_nk.shape[1]))))[:, :2]

@@ -55,7 +55,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
 
     def check(self) -> None:
-        """Require a number of cells or the prototype, at most one source, and drawn counts for a figure."""
+        """Refuse options that are missing or contradict each other."""
         if self.prototype:
             self._check_prototype()
         elif self.n is None:

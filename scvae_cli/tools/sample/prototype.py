@@ -33,17 +33,17 @@ class Prototype:
     Parameters
     ----------
     mean_g, average_g, change_g
-        Expected counts of the prototype, zero inflation included, float32; counts of the average training cell at the
-        same library size; and the difference between the two in Fisher–Rao coordinates, in standard deviations of a
-        count.
+        Expected counts of the prototype, zero inflation included; counts of the average training cell at the same
+        library size; and the difference between the two. This difference is measured in Fisher–Rao coordinates, where
+        the unit is the standard deviation of a count.
     z_k, off_manifold
         Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
         where the density is higher.
     library
-        Library size; None for real numbers.
+        Library size at which z = 0 was decoded; None for a model of real numbers.
     batch_as, batch_key
-        Batch in which z = 0 was decoded ("average" for the average over batches), and column of obs that names
-        batches; both are None for a model without batches.
+        Batch in which z = 0 was decoded, and column of obs that names batches. The batch is "average" if the decoded
+        counts are averaged over the batches. Both are None for a model without batches.
     """
 
     mean_g: np.ndarray
@@ -57,7 +57,7 @@ class Prototype:
 
     @property
     def blocks(self) -> Iterator[np.ndarray]:
-        """X, a single row."""
+        """The expected counts as one block with a single row."""
         return iter([self.mean_g[None]])
 
     def cell_names(self) -> np.ndarray:
@@ -86,10 +86,10 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     ----------
     model, counts
         The model that decodes, and real cells with the genes of the model. Cells held out of training are left out of
-        the average.
+        the average training cell.
     options
-        Library size ("median" or a number), batch ("average" or a category), and the seed of the posterior samples
-        behind the off-manifold score.
+        `library` is "median" or a number. `batch_as` is "average" or the name of a batch. `seed` is the seed of the
+        posterior samples from which the off-manifold score is computed.
 
     Raises
     ------
@@ -124,7 +124,10 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 
 
 def _average(model: Model, counts: Counts) -> np.ndarray:
-    """Compute each gene's mean share of the counts over training cells (mean value for real numbers), shape (g,)."""
+    """Compute the mean over the training cells of each gene's share of the cell's counts, shape (g,).
+
+    For a model of real numbers, this is the mean value of each gene.
+    """
     rows = np.flatnonzero(~model.held_out(counts.cell_names))
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)
     library_n = counts.library_n

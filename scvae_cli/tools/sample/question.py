@@ -24,7 +24,7 @@ SHOWN_GENES = 20
 
 
 class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
-    """Draw new cells, or decode the prototype."""
+    """Draw new cells, or decode the prototype: the latent position z = 0."""
 
     # None unless drawn counts will be reported or plotted.
     comparison: Comparison | None = None
@@ -47,7 +47,11 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         return result
 
     def _real_cells(self) -> Counts:
-        """Return the real cells that the new cells should resemble: those of the group, those of the batch, or all."""
+        """Return the real cells with which the new cells are compared.
+
+        These are the cells of the chosen group. Without a group, these are the cells of the chosen batch. If neither
+        was chosen, these are all cells.
+        """
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)
         batch_c = self.counts.batch

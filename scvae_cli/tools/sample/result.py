@@ -19,10 +19,10 @@ from scvae_cli.heldout import OFF_MANIFOLD
 
 @dataclass(frozen=True, kw_only=True)
 class SourceScores:
-    """Mean log density of real cells' posterior samples under two distributions, nats per cell.
+    """Mean log density of real cells' posterior samples under two distributions, in nats per cell.
 
     `prior` is the mean under N(0, I). `density` is the mean under the mixture fitted to the training cells. `heldout`
-    says whether the real cells were held out of training.
+    says whether the real cells were held out of training. `n_cells` is the number of real cells.
     """
 
     prior: float
@@ -32,12 +32,12 @@ class SourceScores:
 
     @property
     def better(self) -> str:
-        """The distribution under which the cells are more likely."""
+        """Name of the distribution under which the real cells are more likely."""
         return "density" if self.density >= self.prior else "prior"
 
     @property
     def gain(self) -> float:
-        """By how many nats per cell the cells are more likely under the better distribution."""
+        """Difference of the mean log density between the better and the other distribution, in nats per cell."""
         return abs(self.density - self.prior)
 
 
@@ -48,13 +48,15 @@ class Sampled:
     Parameters
     ----------
     source, scores
-        "prior", "density" or "group"; scores that compare the prior with the density, None for a group.
+        Where the latent positions come from: "prior", "density" or "group"; and scores that compare the prior with the
+        density. The density is the mixture fitted to the training cells. The scores are None for a group.
     group
-        Column of obs, and label of the group from whose cells the new cells were drawn; None without a group.
+        Column of obs that names groups, and label of the group that was sampled; None without a group.
     z_nk
-        Latent positions along the canonical axes, float32.
+        Latent positions along the canonical axes, float32, shape (n, k). The canonical axes are ordered by the variance
+        of expression that they explain.
     library_n
-        Library size at which each cell was decoded, shape (n,); None for real numbers.
+        Library size at which each cell was decoded, shape (n,); None for a model of real numbers.
     batch_n, batch_key, batch_as
         Name of the batch in which each cell was decoded, shape (n,); column of obs that names batches; batch in which
         all cells were decoded, or "drawn". All three are None for a model without batches.
@@ -63,8 +65,8 @@ class Sampled:
     n_proposed
         Number of draws, including the rejected ones.
     blocks
-        The counts, float32, as consecutive blocks of rows: dense for expected counts and for real numbers, else CSR. A
-        block is computed when it is read, and can be read only once.
+        The counts, float32, as consecutive blocks of rows. Expected counts and real numbers are dense arrays; drawn
+        counts are CSR matrices. A block is computed when it is read, and can be read only once.
     """
 
     __repr__ = brief
@@ -83,7 +85,7 @@ class Sampled:
 
     @property
     def in_holes(self) -> float:
-        """Share of the cells that lie in a hole."""
+        """Share of the new cells that lie in a hole of latent space: cells with an off-manifold score above 0.95."""
         return float((self.off_manifold_n > OFF_MANIFOLD).mean())
 
     @property

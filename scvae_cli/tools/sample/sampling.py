@@ -1,10 +1,15 @@
-"""Drawing new cells: first latent positions (from the prior, a fitted density or a group), then counts.
+"""Drawing new cells: first latent positions, then counts.
+
+The positions have one of three sources: the prior, a density fitted to the training cells, or a group of real cells. A
+hole is a region of latent space where no cells were observed. The off-manifold score of a position is the share of the
+held-out cells' posterior samples that lie at a higher density. A position with a score above 0.95 lies in a hole.
 
 A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
-at random, and a position is drawn from the posterior of that cell. This is a draw from the aggregated posterior of the
-group.
+at random, and a position is drawn from the posterior of that cell. Such a position is a draw from the
+aggregated posterior of the group.
 
-Positions are drawn in the latent coordinates of the training; the result has positions along the canonical axes.
+Positions are drawn in the latent coordinates that the encoder and the decoder use. In the result, positions are along
+the canonical axes, which are ordered by the variance of expression that they explain.
 
 Shapes: n sampled cells, m proposed ones, c cells of the data, k latent dimensions.
 """
@@ -70,19 +75,20 @@ def sample(
     ----------
     model, counts
         The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source, and provide the library sizes and the positions of the group. `counts.batch` may be None.
+        source. They also provide the library sizes and the posteriors of the group. `counts.batch` may be None.
     options
-        `n` must be given. `source` "auto" takes the density under which held-out cells are more likely. `library`
-        "observed" takes the library size of a real cell near each new cell, of the same batch if known. `batch_as`
-        "drawn" draws batches in proportion to their numbers of training cells. With a group, the library size and the
-        batch are those of the cell whose posterior was sampled.
+        `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
+        likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
+        same batch if the data has cells of this batch. `batch_as` "drawn" draws batches in proportion to their numbers
+        of training cells. With a group, "observed" and "drawn" take the library size and the batch of the real cell
+        whose posterior was sampled.
     group
         The cells of `options.group`, whose posteriors are sampled.
 
     Raises
     ------
     DataError
-        If the batch is unknown, or if nearly all draws lie in holes (off-manifold score above 0.95).
+        If the batch is unknown, or if holes are avoided and nearly all draws lie in holes.
     ConfigError
         If a model of real numbers is asked for a library size.
     """
@@ -129,7 +135,10 @@ def sample(
 
 
 def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """Return the batch to decode in, or "drawn"; a group that is a batch of the model is decoded in that batch."""
+    """Return the batch to decode in, or "drawn".
+
+    If no batch was chosen, a group that is a batch of the model is decoded in that batch.
+    """
     batch_as = options.batch_as
     if batch_as is None and options.group is not None and options.groupby == model.config.data.batch_key:
         batch_as = matching(options.group, model.batches)
@@ -138,10 +147,11 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
-    """Sample the posteriors of held-out cells in the data, for comparison with draws.
+    """Sample the posteriors of the cells in the data that were held out of training.
 
-    All cells are used if the data has fewer than ten of the held-out cells. Returns the samples in the latent
-    coordinates of the training, shape (c × samples, k), and whether the cells were held out.
+    If the data has fewer than ten held-out cells, all cells are used instead. Returns the samples, and whether the
+    cells were held out. The samples are in the latent coordinates that the encoder and the decoder use. With five
+    samples per cell, the shape is (5c, k).
     """
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
@@ -155,14 +165,15 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
 def calibrated_for_samples(density: LatentDensity, z_ck: Tensor) -> LatentDensity:
     """Return the density with the off-manifold score calibrated on posterior samples instead of posterior means.
 
-    A sample lies farther from the center than a mean: by one standard deviation of the prior along every axis that the
-    cells do not use. With the calibration on means, every draw would lie in a hole.
+    A posterior sample lies farther from the center than a posterior mean. Along every axis that carries no information
+    about the cells, the distance is larger by about one standard deviation of the prior. With the calibration on
+    posterior means, nearly every draw would lie in a hole.
     """
     return replace(density, heldout_nll=(-_log_prob(density, z_ck)).sort().values)
 
 
 def source_scores(density: LatentDensity, z_ck: Tensor, *, heldout: bool) -> SourceScores:
-    """Compute the mean log density of posterior samples under the prior and under the mixture of training cells."""
+    """Compute the mean log density of posterior samples under the prior and under the fitted density."""
     under_prior = -0.5 * (z_ck.double().square() + math.log(2 * math.pi)).sum(1).mean()
     under_mixture = _log_prob(density, z_ck).double().mean()
     return SourceScores(
@@ -177,13 +188,14 @@ def accepted(
 
     Returns
     -------
-    Positions, shape (n, k); indices of the real cells that the positions come from, shape (n,), or None; off-manifold
-    scores of the positions, shape (n,); and the number of draws made.
+    Positions, shape (n, k); indices of the real cells that the positions come from, shape (n,); off-manifold scores of
+    the positions, shape (n,); and the number of draws made. Instead of the indices, None is returned if the positions
+    do not come from real cells.
 
     Raises
     ------
     DataError
-        If nearly all draws lie in holes.
+        If holes are avoided and nearly all draws lie in holes.
     """
     parts: list[tuple[Tensor, np.ndarray | None, Tensor]] = []
     n_accepted = n_proposed = 0
@@ -239,7 +251,11 @@ def _from_group(
 
 
 def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:
-    """Return the index of each new cell's batch: the named batch, the batch of its real cell, or a random batch."""
+    """Return the index of each new cell's batch, shape (n,); None for a model without batches.
+
+    `batch_as` is the name of a batch, or "drawn". With "drawn", `own_n` has the batch of the real cell that each new
+    cell comes from. Where `own_n` is negative or not given, the batch is drawn at random.
+    """
     if not model.batches:
         return None
     if batch_as != DRAWN:

@@ -1,18 +1,21 @@
 """The expected fit of a cell to the model, learned from cells simulated from the model, and p-values for a worse fit.
 
 A cell can be unlike the model in two ways: the decoder explains its counts badly, or the model has few cells at its
-latent position. A lower bound on log p(x) has one term for each: E_q[log p(x|z)] and −KL(q ‖ density). The terms are
-evaluated separately, because the first varies by tens of nats between cells by chance, which would hide the second.
+latent position. A lower bound on log p(x) has one term for each way: E_q[log p(x|z)] for the counts, and
+−KL(q ‖ density) for the position, where the density is that of the training cells in latent space. The two terms are
+evaluated separately, because the term of the counts varies by tens of nats between cells by chance. In a sum, this
+variation would hide the term of the position.
 
-How well counts are explained depends on their number and on the cell's state: shallow cells, and cells of a type that
-expresses few genes, are easier to explain. Cells are therefore not compared with all simulated cells directly. Instead,
-the mean and the standard deviation of each term are learned from the simulated cells, as functions of library size and
-batch; for the first term, they are also functions of the latent position. The score of a cell is its distance below the
-mean in standard deviations, combined over the two terms. The p-value is the share of the simulated cells with the same
-score or a higher one. All simulated cells can be used for cells of any library size. Shares that are too small to be
-counted are extrapolated with a tail distribution fitted to the highest scores, as for permutation tests with few
-permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without this extrapolation, no cell could be
-significant after adjustment for many cells.
+How well the counts of a cell are explained depends on the library size and on the cell's state: cells with few counts,
+and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all simulated
+cells directly. Instead, the mean and the standard deviation of each term are learned from the simulated cells, as
+functions of library size and batch. For the term of the counts, the latent position is a further argument of these
+functions. The score of a cell says by how many standard deviations the terms of this cell are below their means,
+combined over the two terms. The p-value is the share of the simulated cells with the same score or a higher one. As
+scores are relative to the library size, a cell of any library size can be compared with all simulated cells. Shares
+that are too small to be counted are extrapolated with a tail distribution fitted to the highest scores, as for
+permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without this
+extrapolation, no cell could be significant after adjustment for many cells.
 
 Shapes: n cells, k latent dimensions, b batches, f features, m excesses.
 """
@@ -61,7 +64,10 @@ class CellFit:
 
     @property
     def parts(self) -> list[tuple[np.ndarray, Covariates]]:
-        """Both fits with covariates. The second fit is without the position, because else no position would be rare."""
+        """The fit of the counts and the fit of the latent position, each with covariates.
+
+        The covariates of the position do not include the position itself, because otherwise no position would be rare.
+        """
         without_position = replace(self.covariates, mean_nk=None)
         return [(self.log_likelihood_n, self.covariates), (self.negative_kl_n, without_position)]
 
@@ -97,7 +103,7 @@ class _Features:
 
 
 class _Expectation:
-    """Mean and log standard deviation of a fit, both linear in the features."""
+    """Mean and log standard deviation of the fit of cells, both linear in the features of the cells."""
 
     def __init__(self, features_nf: np.ndarray, fit_n: np.ndarray) -> None:
         mean_f = _ridge(features_nf, fit_n, _MEAN_RIDGE)
@@ -137,7 +143,7 @@ class ExpectedFit:
 
 
 class Calibration:
-    """Compares cells with simulated ones; `n_batches` is 0 or 1 for a model without batches."""
+    """Comparison of cells with simulated cells; `n_batches` is 0 or 1 for a model without batches."""
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
         self._expected = [ExpectedFit(fit_n, covariates, n_batches) for fit_n, covariates in simulated.parts]
@@ -145,7 +151,7 @@ class Calibration:
         self._ascending = np.sort(self.score_n)
 
     def score(self, cells: CellFit) -> np.ndarray:
-        """How many standard deviations each cell fits worse than expected, combined over both parts; shape (n,)."""
+        """How many standard deviations each cell fits worse than expected, over both parts of the fit; shape (n,)."""
         pairs = zip(self._expected, cells.parts, strict=True)
         return _combined([expected.shortfall(*part) for expected, part in pairs])
 
@@ -169,9 +175,9 @@ class Calibration:
 class ParetoTail:
     """A generalized Pareto distribution of excesses over a threshold.
 
-    Shape 0 is an exponential tail, and tails with larger shapes are heavier. Negative shapes are not used, because such
-    a tail ends at a maximum. The maximum would be estimated from few simulated cells, and a cell above it would have a
-    p-value of 0.
+    Shape 0 is an exponential tail, and tails with larger shapes are heavier. Negative shapes are not used, because a
+    tail with a negative shape ends at a maximum. The maximum would be estimated from few simulated cells, and a cell
+    with a score above the maximum would have a p-value of 0.
     """
 
     shape: float
@@ -215,7 +221,7 @@ def adjusted(p_n: np.ndarray) -> np.ndarray:
 
 
 def _combined(shortfalls_n: list[np.ndarray]) -> np.ndarray:
-    """Standardized values combined by Stouffer's method, with unit variance if they are independent; shape (n,)."""
+    """Standardized values combined by Stouffer's method, shape (n,); independent values give unit variance."""
     combined_n: np.ndarray = np.sum(shortfalls_n, axis=0) / math.sqrt(len(shortfalls_n))
     return combined_n
 

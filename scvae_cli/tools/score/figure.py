@@ -52,7 +52,7 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
 
 
 def library_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
-    """Median library size (d,) and score quantiles (d, shares), in bins of equally many simulated cells."""
+    """Median library size (d,) and quantiles of the scores (d, shares), in bins of equally many simulated cells."""
     order = np.argsort(library_m, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _CELLS_PER_BIN, 1, _MAX_BINS)))
     library_d = np.asarray([np.median(library_m[cells]) for cells in bins])
@@ -101,7 +101,10 @@ def _draw_plane(axes: Axes, xy_n2: np.ndarray, names: tuple[str, str], is_anomal
 
 
 def _draw_dots(axes: Axes, xy_n2: np.ndarray, is_anomaly_n: np.ndarray) -> None:
-    """Draw the cells in gray (evenly spaced ones if there are very many), and all anomalies in front of them."""
+    """Draw the cells in gray, and all anomalies in front of the gray cells.
+
+    If there are very many gray cells, only some are drawn, at regular intervals of the rows.
+    """
     others = xy_n2[~is_anomaly_n]
     others = others[:: -(-len(others) // _MAX_DOTS) or 1]
     anomalies = xy_n2[is_anomaly_n]

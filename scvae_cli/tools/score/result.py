@@ -20,24 +20,24 @@ BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Lower bounds on log p(x) of every cell, the parts of the ELBO, both in nats, and measures of anomaly.
+    """Lower bounds on log p(x) of every cell and the parts of the ELBO, in nats; and measures of anomaly.
 
     Parameters
     ----------
     elbo
-        Evidence lower bound: the expected log-likelihood over the samples minus the exact KL, shape (n,).
+        Evidence lower bound: the mean log-likelihood over posterior samples minus the exact KL, shape (n,).
     iwae
         Importance-weighted bound (Burda et al. 2016), tighter than the ELBO, shape (n,).
     iwae_density
         The same bound with the model's latent density of the training cells in place of the prior, shape (n,).
     reconstruction
-        E_q[log p(x|z)] over the samples, shape (n,).
+        E_q[log p(x|z)], estimated as the mean over the posterior samples, shape (n,).
     kl
         KL(q(z|x) ‖ N(0, I)), exact, shape (n,).
     anomaly_score
-        How many standard deviations worse than expected each cell fits the model, shape (n,). The score combines the
-        fit of the counts, given library size, batch and latent position, with the fit of the latent position, given
-        library size and batch.
+        How many standard deviations worse than expected each cell fits the model, shape (n,). The score combines two
+        fits. The fit of the counts is compared with the fit expected at this library size, batch and latent position;
+        the fit of the latent position is compared with the fit expected at this library size and batch.
     anomaly_p, anomaly_p_adjusted
         p-value of each cell: the share of simulated cells with the same score or a higher one, shape (n,); and the
         p-values adjusted after Benjamini and Hochberg over the n cells, shape (n,).

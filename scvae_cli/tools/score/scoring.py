@@ -33,18 +33,23 @@ _FIT_SAMPLES = 25
 def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Progress = silent) -> Scores:
     """Score cells.
 
-    log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S, with the prior or the density as p(z).
+    The importance-weighted bound from S posterior samples z_s of a cell is
 
-    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains its counts, and −KL(q ‖ density),
-    how common its position is. `scvae_cli.tools.score.anomalies` compares both with simulated cells.
+        log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
+
+    p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
+
+    The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and
+    −KL(q ‖ density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares both
+    parts with those of simulated cells.
 
     Parameters
     ----------
     model, counts
         Model, and n cells with the model's genes, and with batches if the model has them.
     options
-        S is `options.n_samples`. Equally many cells are simulated in every batch, with library sizes of the cells of
-        that batch.
+        S is `options.n_samples`. Equally many cells are simulated in every batch. The library sizes of the simulated
+        cells are drawn from the cells of the same batch.
 
     Raises
     ------
@@ -74,7 +79,7 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
 
 class Bounds(NamedTuple):
-    """Bounds and fits of n cells as in `Scores` and `CellFit`, nats, shape (n,), and posterior means (n, k)."""
+    """Bounds as in `Scores` and fits as in `CellFit`, of n cells, nats, shape (n,); and posterior means (n, k)."""
 
     elbo: np.ndarray
     iwae: np.ndarray
@@ -94,7 +99,7 @@ class Bounds(NamedTuple):
 
 @torch.inference_mode()
 def bounds(model: Model, counts: Counts, *, n_samples: int, seed: int = 0, progress: Progress = silent) -> Bounds:
-    """Compute the bounds that `score` computes, without anomaly scores.
+    """Compute the same bounds as `score`, and the fit of each cell, but no anomaly scores.
 
     Two models with the same number of latent dimensions are evaluated with the same noise.
 
@@ -152,7 +157,7 @@ def _evaluate(model: Model, cells: Minibatch, n_samples: int, noise: torch.Gener
 
 
 def _log_mean(log_weight_ns: torch.Tensor) -> np.ndarray:
-    """Compute the log of the mean weight over the samples from log weights, shape (n,)."""
+    """Compute the logarithm of the mean weight over the samples, shape (n,); the weights are given as logarithms."""
     result: np.ndarray = torch.logsumexp(log_weight_ns, dim=1).numpy() - math.log(log_weight_ns.shape[1])
     return result
 

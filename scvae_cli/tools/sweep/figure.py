@@ -1,4 +1,4 @@
-"""The figure of a sweep: rate and distortion, the criterion, and the active dimensions of every run.
+"""The figure of a sweep: rate and distortion, the criterion that decides, and the active dimensions of every run.
 
 Shapes: r runs.
 """
@@ -94,7 +94,7 @@ def _mark_suggested(axes: Axes, sweep: Sweep, x_r: Sequence[float] | np.ndarray,
 
 
 def _value_axis(axes: Axes, sweep: Sweep) -> None:
-    """Set up a logarithmic axis of the varied values, with a tick at every run for which there is room."""
+    """Set up a logarithmic axis of the varied values, with a tick at every value for which there is room."""
     axes.set(xscale="log", xlabel=NAMES[sweep.varied])
     values = np.asarray(sweep.values, dtype=float)
     span = np.log(values[-1] / values[0])

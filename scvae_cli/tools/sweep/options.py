@@ -99,7 +99,7 @@ class SweepOptions(Drawing, Writing):
         return tuple(self.beta or self.n_latent or ())
 
     def judge_of(self, model: ModelConfig) -> str:
-        """The criterion for a kind of model; the default is thinning for counts and the bound for real numbers."""
+        """Criterion that decides for a model; by default "thinning" for a model of counts, "bound" for real numbers."""
         return self.judge or ("thinning" if model.of_counts else "bound")
 
 

@@ -33,10 +33,11 @@ class Run:
     elbo, bound
         Mean evidence lower bound (at β = 1) and mean importance-weighted bound of the held-out cells, nats.
     loss
-        Mean of the criterion: Poisson loss of the withheld molecules, or −bound; nats per cell, up to a constant.
+        Mean of the criterion that decides, nats per cell, up to a constant: the Poisson loss of the withheld molecules,
+        or the importance-weighted bound with the opposite sign.
     gain
-        Advantage over a mean model, as a fraction of the best run's advantage. NaN if the criterion is the bound, or if
-        no run predicts better than the mean model.
+        Advantage in `loss` over a mean model, which gives every gene a fixed mean and dispersion, as a fraction of the
+        best run's advantage. NaN if the criterion is the bound, or if no run predicts better than the mean model.
     excess, excess_se
         Mean difference between the losses of this run and of the best run, and the standard error of this difference,
         paired by cell.
@@ -58,7 +59,10 @@ class Run:
 
 
 class Reversal(NamedTuple):
-    """Two neighboring β between which the "rate" increases or the "distortion" decreases, by so many nats."""
+    """Two neighboring values of β between which the rate–distortion curve changes in the wrong direction.
+
+    From `lower` to `upper`, the "rate" increases or the "distortion" decreases (`what`), by `by` nats.
+    """
 
     lower: float
     upper: float
@@ -75,9 +79,9 @@ class Sweep:
     varied, runs
         "beta" or "n_latent", and the r runs, in ascending order of the value.
     best, suggested
-        Value of the run with the smallest loss; and the suggested value. The latter is the largest β, or the smallest
-        number of dimensions, among the runs whose loss differs from that of the best run by at most one standard error
-        or by at most the variation between random seeds.
+        Value of the run with the smallest loss; and the suggested value. A run is as good as the best run if its loss
+        is larger by at most one standard error or by at most the variation between random seeds. Among the runs that
+        are as good, the suggested value is the largest β or the smallest number of dimensions.
     criterion
         "thinning" (prediction of withheld molecules) or "bound" (of held-out cells).
     kept_molecules
@@ -137,7 +141,10 @@ class Sweep:
         return messages
 
     def at_the_edge(self) -> str | None:
-        """Return whether "lower" or "higher" values may be better; None if the best value is not at an edge."""
+        """Return whether "lower" or "higher" values than those of the sweep may be better.
+
+        None if the best value is neither the lowest nor the highest, or if another value is suggested.
+        """
         values = self.values
         return {values[0]: "lower", values[-1]: "higher"}.get(self.best) if self.best == self.suggested else None
 
@@ -156,8 +163,8 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
     loss_rn
         Losses of r runs on the same n cells; n is 2 or more.
     prefer_last
-        Whether the last or the first run is selected among those whose excess over the best run is at most one standard
-        error, or at most the noise.
+        Whether the last run (True) or the first run (False) is selected among the runs that are as good as the best
+        run. The excess loss of these runs over the best run is at most one standard error, or at most `noise`.
     noise
         Variation of the loss between random seeds.
 
@@ -174,10 +181,10 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
 
 
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
-    """Find neighboring runs between which the rate increases or the distortion decreases significantly.
+    """Find neighboring runs between which the rate increases or the distortion decreases significantly with β.
 
-    The change must be larger than two standard errors over the n held-out cells, and larger than 0.05 nats. For a
-    single cell there is no standard error, so the result is empty. β is in ascending order.
+    The runs are in ascending order of β. The change must be larger than two standard errors over the n held-out cells,
+    and larger than 0.05 nats. For a single held-out cell there is no standard error, so the result is empty.
     """
     found: list[Reversal] = []
     if rate_rn.shape[1] < MIN_CELLS:

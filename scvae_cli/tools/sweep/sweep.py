@@ -1,12 +1,13 @@
 """Train models with different β, or different numbers of latent dimensions, and compare the models.
 
 As β increases, the rate (mean KL, the information that the latent space carries about a cell) decreases and the
-distortion (−E_q[log p(x|z)], the error of the reconstruction) increases; together they trace the rate–distortion curve
-of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464). The curve does not show which β to use. The
-prediction of withheld molecules does: a model with too much information about a cell reproduces the noise of the
-molecules it was given, a model with too little averages over different cells, and both predict the withheld molecules
-worse (`scvae_cli.evaluation.thinning`). Every prediction combines the latent space with the cell's own counts. Without
-these counts, a latent space that memorizes the deviations of every cell would appear best at any β.
+distortion (−E_q[log p(x|z)], the error of the reconstruction) increases. Plotted against each other, rate and
+distortion trace the rate–distortion curve of the data (Alemi et al. 2018, "Fixing a broken ELBO", arXiv:1711.00464).
+This curve does not show which β to use, but the prediction of withheld molecules does
+(`scvae_cli.evaluation.thinning`). A model with too much information about a cell reproduces the noise of the molecules
+that were not withheld. A model with too little information averages over different cells. Both models predict the
+withheld molecules badly. Every prediction combines the latent space with the cell's own counts. Without the cell's own
+counts, a latent space that memorizes the deviations of every cell would appear best at any β.
 
 The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
 
@@ -71,7 +72,7 @@ def sweep(
     Parameters
     ----------
     counts, config
-        All cells and genes, and the options of the trainings, except the varied one.
+        Counts of all cells and genes, and the options of the trainings; the value of the varied option is replaced.
     names
         Names that `--genes @FILE` may use; None for the gene names of the counts.
     follow
@@ -121,7 +122,7 @@ def sweep(
 
 
 class _Evaluated(NamedTuple):
-    """A finished run: options and facts of its model, bounds of held-out cells, and the criterion of each cell."""
+    """A finished run: options and facts of the model, bounds of held-out cells, and the loss of each cell."""
 
     config: RunConfig
     facts: dict[str, float]

@@ -30,7 +30,7 @@ _MUCH = 1.0
 
 
 def sweep_and_write(request: Request, shell: Shell) -> Outcome:
-    """Run a sweep, save each model after its training if models are to be saved, and write the results.
+    """Run a sweep and write the results; with `--models`, also save each model after its training.
 
     Raises
     ------

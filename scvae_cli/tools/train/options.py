@@ -1,4 +1,4 @@
-"""The options of `scvae train` and `scvae_cli.train`: those of `scvae_cli.config`, and a few more."""
+"""The options of `scvae train` and `scvae_cli.train`: the options of `scvae_cli.config`, and a few more."""
 
 from __future__ import annotations
 

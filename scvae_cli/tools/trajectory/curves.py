@@ -1,7 +1,7 @@
 """Paths through latent space: straight, along cells, or geodesic.
 
-A path runs from waypoint to waypoint; the part between two consecutive waypoints is a segment. The segments of all
-paths are computed together.
+A waypoint is a latent position that a path must pass. The part of a path between two consecutive waypoints is a
+segment. Lengths called Fisher–Rao lengths measure the change in decoded expression, in standard deviations of a count.
 
 Shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points, k latent
 dimensions, g genes, m nodes of the neighbor graph.
@@ -78,9 +78,9 @@ def along_cells(graph: CellGraph, waypoints_pwk: np.ndarray, nodes_pw: np.ndarra
 def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
     """Compute the factor that multiplies lengths at latent points, shape (n,).
 
-    The factor is large where there are few cells. At the median density of the held-out cells and above, it is 1.
-    Below the median, it increases linearly with −log density: it is 11 at the density that 95% of the held-out cells
-    exceed, and it increases further below that.
+    The factor is large where there are few cells. Wherever the density is at least the median density of the held-out
+    cells, the factor is 1. Below the median, the factor increases linearly with −log density and without an upper
+    limit. At the density that 95% of the held-out cells exceed, the factor is 11.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
@@ -90,8 +90,9 @@ def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
     """Square the lengths of the edges of a graph.
 
-    A long edge then costs more than many short ones, so that shortest paths stay where there are many cells (the Fermat
-    distance of Groisman, Jonckheere & Sapienza, arXiv:1810.09398).
+    A long edge then costs more than many short edges with the same total length, so that shortest paths stay where
+    there are many cells. Such a path length is called a Fermat distance (Groisman, Jonckheere & Sapienza,
+    arXiv:1810.09398).
     """
     return replace(graph, lengths=graph.lengths.power(2))
 
@@ -99,14 +100,14 @@ def with_squared_lengths(graph: CellGraph) -> CellGraph:
 def geodesics(
     geometry: Geometry, density: LatentDensity, guesses: Sequence[np.ndarray], *, progress: Progress = silent
 ) -> list[np.ndarray]:
-    """Compute paths of least energy between two points, in a metric in which paths off the manifold are long.
-
-    Minimizes Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt over cubic splines with the ends of the initial guesses, where w is
-    the factor `cost`. The solution is resampled at constant speed, which yields new points between the first points.
-    The resampled path is then optimized once more.
+    """Compute segments of least energy, in a metric in which segments through regions with few cells are long.
 
     `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns the
-    segments in the same order. Each segment has shape (t', k).
+    segments in the same order. The number of points of a returned segment does not depend on the guess.
+
+    Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is
+    Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost` and y are the Fisher–Rao coordinates of the
+    decoded expression. After the first optimization, the segment is resampled at constant speed and optimized again.
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
@@ -155,10 +156,11 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 
 
 def spline_basis(n_points: int) -> Tensor:
-    """Evaluate clamped cubic B-splines at equally spaced positions, shape (t, c).
+    """Evaluate the basis functions of a clamped cubic B-spline at equally spaced positions, shape (t, c).
 
-    The first and last control points are the ends of the curve. Uses the recursion of Cox and de Boor. The splines of
-    scipy are not used, because importing them also imports the optimizers of scipy and takes a fifth of a second.
+    In a clamped spline, the first and last control points are the ends of the curve. Uses the recursion of Cox and de
+    Boor. The splines of scipy are not used, because importing them also imports the optimizers of scipy and takes a
+    fifth of a second.
     """
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
@@ -182,7 +184,7 @@ def _fitted(basis_tc: Tensor, points_ltk: Tensor) -> Tensor:
 
 
 def _resampled(points_tk: np.ndarray, length_s: np.ndarray, n_steps: int) -> np.ndarray:
-    """Interpolate a path linearly at equal distances, given the length of each step of the path."""
+    """Interpolate a path linearly, with `n_steps` points at equal distances. `length_s` is the length of each step."""
     distance_t = np.concatenate([[0.0], np.cumsum(length_s)])
     at_t = np.linspace(0, distance_t[-1], n_steps)
     even_tk = np.stack([np.interp(at_t, distance_t, points_tk[:, d]) for d in range(points_tk.shape[1])], axis=1)

@@ -52,19 +52,19 @@ def path_figure(
     chosen: np.ndarray,
     inflation_tc: np.ndarray,
 ) -> Figure:
-    """Draw a figure with three panels; the figure is not registered with pyplot, so save it with `save_figure`.
+    """Draw a figure with three panels. The figure is not registered with pyplot; `save_figure` saves the figure.
 
     Parameters
     ----------
     trajectory, backdrop
-        The trajectory and its genes, and the plane in which it is drawn.
+        The trajectory, and the plane in which the trajectory is drawn.
     expression_nc
-        Counts of the chosen genes in the cells, scaled to the library size of the trajectory.
+        Counts of the genes in `chosen` in the cells, scaled to the library size of the trajectory.
     chosen
-        Indices in `trajectory.genes`, at most twelve.
+        Genes whose curves are drawn, at most twelve, as indices in `trajectory.genes`.
     inflation_tc
-        Factors by which zero inflation changes the decoded counts of the chosen genes at the same library size. The
-        counts of the cells contain technical zeros, so the decoded curves drawn over these counts must include
+        Factors by which zero inflation changes the decoded counts of the genes in `chosen` at the same library size.
+        The counts of the cells contain technical zeros, so the decoded curves drawn over these counts must include
         technical zeros too.
     """
     colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())))
@@ -92,8 +92,9 @@ def _title(trajectory: Trajectory) -> str:
 def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
     """Compute factors that apply zero inflation to the decoded counts, for comparison with cells.
 
-    Decoded counts add up to the library size before zero inflation is applied. The counts of a cell add up to the
-    library size with technical zeros included. For a model of real numbers, all factors are 1.
+    Decoded counts add up to the library size before zero inflation sets some of the counts to zero (technical zeros).
+    The counts of a cell add up to the library size although some of the counts are technical zeros. For a model of real
+    numbers, all factors are 1.
     """
     if not trajectory.of_counts:
         return np.ones((len(trajectory.z_tk), len(chosen)))

@@ -24,14 +24,16 @@ class GeneChanges:
     Parameters
     ----------
     effect_g, net_g
-        Range along the trajectory, and value at the end minus value at the start, in standard deviations of a count.
+        The effect is the highest minus the lowest value along the trajectory. The net change is the value at the end
+        minus the value at the start. Both are in standard deviations of a count.
     direction_g
-        "up" or "down"; "peak" or "dip" for a gene whose net change is less than half of its range.
+        "up" or "down" if the absolute net change is at least half of the effect. Otherwise, "peak" or "dip".
     monotonicity_g
-        |net change| divided by the sum of the absolute changes between consecutive steps: 1 for a monotone gene.
+        |net change| divided by the sum of the absolute changes between consecutive steps. A gene that only increases or
+        only decreases has the value 1.
     switch_g
-        Step at which the gene crosses the middle of its range for the first time; for a peak or dip, the step of its
-        extreme value.
+        For "up" or "down", the first step beyond the midpoint between the lowest and the highest value. For "peak" or
+        "dip", the step with the highest or the lowest value.
     """
 
     effect_g: np.ndarray

@@ -34,11 +34,11 @@ _NAME, _TICKS, _BETWEEN = 0.17, 0.3, 0.14
 def smoothed(
     position_n: np.ndarray, value_n: np.ndarray, at_q: np.ndarray, width: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth values of cells along positions from 0 to 1.
+    """Smooth values of cells whose positions lie between 0 and 1.
 
-    Returns means and standard errors. Both have shape (q,) and are NaN where there are too few cells. The weight of a
-    cell decreases with distance as a parabola and is zero beyond twice the width, so that cells on the other side of a
-    gap do not contribute.
+    Returns means and standard errors at the positions `at_q`. Both have shape (q,) and are NaN where there are too few
+    cells. The weight of a cell decreases with the distance between the cell and the position in `at_q`, as a parabola.
+    Beyond twice `width`, the weight is zero, so that cells on the other side of a gap do not contribute.
     """
     # Cells are first counted in narrow bins, which is fast for a million cells.
     bin_n = np.minimum((position_n * _BINS).astype(int), _BINS - 1)
@@ -76,7 +76,7 @@ def draw_curves(
     inflation_tc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the panel with its upper edge at `top` inches; decoded counts are multiplied by `inflation_tc`."""
+    """Draw the panel, with the upper edge at `top` inches. Decoded counts are multiplied by `inflation_tc`."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
@@ -115,7 +115,7 @@ def _panel_height(n_genes: int) -> float:
 def _draw_gene(
     axes: Axes, trajectory: Trajectory, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
 ) -> set[str]:
-    """Draw one gene; returns which symbols of cells were drawn, for the legend."""
+    """Draw one gene. Returns the kinds of symbols that were drawn for cells, so that the legend explains these."""
     drawn = {"cells"} if len(near) else set()
     at_t = trajectory.steps.position_t
     decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)

@@ -1,6 +1,7 @@
 """Panel b of the trajectory figure: a heat map of the genes that change most.
 
-Each row is one gene, scaled to the range of the gene. Rows are ordered by kind of change, then by switch step.
+Each row is one gene. The colors of a row run from the lowest to the highest value of the gene. Rows are ordered by
+kind of change ("down", "peak", "up", "dip"), then by the step at which the gene changes (`GeneChanges.switch_g`).
 
 Shapes: t steps, r genes shown.
 """
@@ -29,7 +30,7 @@ _ROW, _MOST_ROW = 0.115, 0.2
 
 
 def heat_map_genes(trajectory: Trajectory) -> np.ndarray:
-    """Return the indices of the genes that change most, ordered by kind of change and then by switch step."""
+    """Return the indices of the genes that change most, ordered as the rows of the heat map."""
     top = trajectory.top_genes(N_GENES)
     top = top[trajectory.changes.effect_g[top] > 0]
     changes = trajectory.changes
@@ -91,7 +92,7 @@ def draw_heat_map(figure: Figure, trajectory: Trajectory, colors: dict[str, str]
 
 
 def _draw_strip(axes: Axes, trajectory: Trajectory, colors: dict[str, str]) -> None:
-    """Draw the most frequent group among the nearest cells of each step."""
+    """Draw a strip with the color of the most frequent group among the nearest cells of each step."""
     axes.set_label("groups")
     axes.set_axis_off()
     shown = [to_rgb(colors.get(group, OTHER_GROUPS) if group else NO_GROUP) for group in trajectory.steps.group_t]

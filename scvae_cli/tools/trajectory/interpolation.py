@@ -1,7 +1,7 @@
 """Trajectories through latent space from one population of cells to another, decoded at every step.
 
-All computations use the latent coordinates of the networks. Results are in canonical coordinates, those of
-`obsm["X_scvae"]`.
+All computations use the latent coordinates in which the encoder and decoder networks work. Results are in canonical
+coordinates: the coordinates of `obsm["X_scvae"]`. A bundle is a set of paths between paired cells of two populations.
 
 Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths of a bundle.
 """
@@ -54,8 +54,10 @@ def interpolate(
         The n cells and the model.
     waypoints
         Populations or single cells.
-    options, name
-        Kind of path, number of steps, pairing, library size and batch for decoding; name of the result.
+    options
+        Kind of path, number of steps, whether cells are paired, and library size and batch for decoding.
+    name
+        Name of the result.
     groups_n
         Group of each cell, None for a cell without a group. The groups are used to describe the steps.
 
@@ -124,10 +126,11 @@ def described(
     session, groups_n
         The parameters of `interpolate` with the same names.
     z_tk, bundle_ptk
-        The trajectory and, if there are several, all trajectories of the bundle, in the coordinates of the networks.
+        The trajectory, and all trajectories of the bundle, in the coordinates of the networks. `bundle_ptk` is None
+        without a bundle.
     near
-        Indices of reference cells. A cell counts as near the trajectory if its distance to the trajectory is at most a
-        certain quantile of the distances of the reference cells.
+        Indices of reference cells. A cell counts as near the trajectory if the distance from the cell to the trajectory
+        is at most the 90% quantile of the distances of the reference cells.
     seed
         Random seed of the draws for the 5–95% band.
     library, batch_as, name, kind, labels, endpoint, couple
@@ -190,10 +193,10 @@ def solve(
 
 
 def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-    """Project cells on a trajectory; cells and trajectory must be in the same latent coordinates.
+    """Project cells on a trajectory. Cells and trajectory must be in the same latent coordinates.
 
-    Returns, for each cell, the position (0 to 1) of the nearest point of the trajectory and the latent distance to this
-    point. Both have shape (n,).
+    Returns, for each cell, the position of the nearest point of the trajectory, from 0 at the start to 1 at the end,
+    and the latent distance to this point. Both have shape (n,).
     """
     start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
     squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
@@ -233,7 +236,7 @@ def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
 
 
 def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
-    """List the cells of all waypoints; for a waypoint that is a single cell, list the cells nearest to this cell."""
+    """List the cells of all waypoints. A waypoint that is a single cell contributes the cells nearest to this cell."""
     members = [
         cells if len(cells) > 1 else nearest(mean_nk[torch.as_tensor(cells)], mean_nk, NEIGHBORS)[0][0]
         for cells in (population.cells for population in waypoints)

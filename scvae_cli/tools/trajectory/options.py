@@ -82,7 +82,7 @@ class InterpolateOptions(Reading, Drawing, Writing):
     )  # fmt: skip
 
     def check(self) -> None:
-        """Require exactly one way of naming the ends, and at least two ends."""
+        """Require that the ends are named in exactly one way, and that there are at least two ends."""
         given = [bool(self.groups), bool(self.cells), self.time_key is not None]
         if sum(given) > 1:
             raise ConfigError(

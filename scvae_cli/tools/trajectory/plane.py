@@ -1,5 +1,7 @@
 """Panel a of the trajectory figure: the cells, colored by group, with the trajectory drawn over the cells.
 
+The cells lie in a plane, such as a UMAP. A bundle is a set of trajectories between paired cells of two groups.
+
 Shapes: n cells, t steps, p paths of a bundle.
 """
 
@@ -50,7 +52,7 @@ class Backdrop:
     names
         Names of the two axes.
     groups_n
-        Group of each cell, None for a cell without a group; None if there are no groups.
+        Group of each cell, where a cell without a group has None. `groups_n` itself is None if there are no groups.
     """
 
     xy_n2: np.ndarray
@@ -64,7 +66,7 @@ def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
     """Compute positions of the steps, shape (t, 2), in a plane where only cells have positions, such as a UMAP.
 
     The position of a step is the mean position of the cells nearest to the step, with larger weights for nearer cells.
-    The positions are then smoothed along the trajectory; both ends stay fixed.
+    The positions are then smoothed along the trajectory, except at the two ends.
     """
     nearest_tj = trajectory.steps.nearest_tj
     weight_j = np.arange(nearest_tj.shape[1], 0, -1, dtype=np.float64)
@@ -80,7 +82,8 @@ def steps_in_plane(trajectory: Trajectory, xy_n2: np.ndarray) -> np.ndarray:
 def waypoint_steps(trajectory: Trajectory, groups_n: np.ndarray | None) -> list[tuple[str, int]]:
     """List each waypoint between the ends, with the step whose nearest cells most often belong to the waypoint.
 
-    Waypoints that are near no step, or whose cells are unknown, are omitted.
+    A waypoint is omitted if none of its cells is among the nearest cells of any step, or if the cells of the
+    waypoint are unknown.
     """
     result = []
     for label in trajectory.labels[1:-1]:
@@ -181,7 +184,7 @@ def draw_plane(
 
 
 def _set_limits(axes: Axes, xy: np.ndarray, ratio: float) -> None:
-    """Set axis limits that contain all points; both axes have the same scale unless much space would be empty."""
+    """Set axis limits that contain all points. Both axes have the same scale unless much space would be empty."""
     low, high = np.nanmin(xy, axis=0), np.nanmax(xy, axis=0)
     span = np.maximum(high - low, 1e-9) * 1.06
     box = np.asarray([ratio, 1.0])
@@ -242,7 +245,7 @@ def _draw_trajectory(axes: Axes, trajectory: Trajectory, backdrop: Backdrop) -> 
 
 
 def _draw_arrows(axes: Axes, xy_t2: np.ndarray) -> None:
-    """Draw arrow heads that show the direction, at equal distances in the figure."""
+    """Draw arrow heads along the trajectory, at equal distances in the figure."""
     paper_t2 = axes.transData.transform(xy_t2)
     along_t = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(paper_t2, axis=0), axis=1))])
     inches = along_t[-1] / axes.figure.dpi

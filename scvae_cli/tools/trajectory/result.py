@@ -37,16 +37,17 @@ class Trajectory:
     library, batch_as
         Library size and batch at which the trajectory is decoded.
     z_tk
-        Latent positions of the steps in canonical coordinates, those of `obsm["X_scvae"]`.
+        Latent positions of the steps in the coordinates of `obsm["X_scvae"]`.
     steps, nearest_names_tj
-        Position, speed, off-manifold score, nearest cells and groups of every step; names of the nearest cells.
+        Description of every step (`Steps`), and names of the cells nearest to every step.
     mean_tg, low_tg, high_tg
-        Expected counts at every step, and 5% and 95% quantiles of the expected counts. The quantiles are taken over the
-        posterior of the cells around each step or, for a bundle, over all trajectories of the bundle.
+        Expected counts at every step, and 5% and 95% quantiles of the expected counts. Without a
+        bundle, the quantiles are taken over the posterior of the cells around each step. With a bundle (trajectories
+        between paired cells), the quantiles are taken over all trajectories of the bundle.
     changes
-        Changes of every gene.
+        Summary of the changes of every gene along the trajectory.
     pseudotime_n
-        Position of each cell along the trajectory, 0 to 1; NaN for cells far from the trajectory.
+        Position of each cell along the trajectory, from 0 to 1. Cells far from the trajectory have NaN.
     bundle_ptk
         Latent positions of all trajectories of a bundle; None without a bundle. The result describes the most central
         trajectory of the bundle.
@@ -80,7 +81,7 @@ class Trajectory:
         return np.argsort(-self.changes.effect_g, kind="stable")[:n]
 
     def warning(self) -> str | None:
-        """Say at which steps no cells were observed, and how to avoid such steps; None if there are no such steps."""
+        """Say at which steps no cells were observed, and how to avoid such steps. Returns None without such steps."""
         off_t = np.flatnonzero(self.steps.off)
         if len(off_t) == 0:
             return None
@@ -113,7 +114,7 @@ class Trajectory:
         return "few cells are similar to the ends of the trajectory: use --endpoint density"
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the result; genes of the file that are not in the model get NaN."""
+        """List the slots of the result. Genes of the file that are not in the model get NaN."""
         name = self.name
         column = {gene: i for i, gene in enumerate(self.genes)}
         columns_f = np.asarray([column.get(gene, -1) for gene in file_genes])

@@ -1,4 +1,4 @@
-"""Description of the steps of a trajectory: speed, off-manifold score, nearest cells, and the groups of these cells.
+"""Description of the steps of a trajectory: speed, distance from the observed cells, nearest cells, and groups.
 
 Shapes: t steps, s intervals between steps, n cells, k latent dimensions, j nearest cells.
 """
@@ -29,16 +29,16 @@ class Steps:
     length
         Fisher–Rao length of the trajectory, in standard deviations of a count.
     position_t, speed_t
-        Position along the trajectory, 0 to 1, and Fisher–Rao speed, in standard deviations of a count per unit of
-        position.
+        Position along the trajectory, from 0 to 1, and Fisher–Rao speed. The speed is the change in expression per unit
+        of position, in standard deviations of a count.
     off_manifold_t
-        Off-manifold score: the fraction of the held-out cells that lie at a higher density. A score near 1 means that
-        no cells were observed near the step.
+        Off-manifold score: the fraction of the held-out cells whose latent density is higher than that of the step. A
+        score near 1 means that no cells were observed near the step.
     nearest_tj
         Indices of the nearest cells, nearest first.
     group_t, group_share_t
-        Most frequent group among the nearest cells, and the fraction of the nearest cells that belong to this group; ""
-        and NaN without groups.
+        Most frequent group among the nearest cells, and the fraction of the nearest cells that belong to this group.
+        Without groups, the values are "" and NaN.
     """
 
     length: float
@@ -56,7 +56,7 @@ class Steps:
         return mask
 
     def groups_passed(self) -> list[str]:
-        """List the groups in the order of the trajectory; a group that is passed again is listed again."""
+        """List the groups in the order of the trajectory. A group that is passed again is listed again."""
         groups = [str(group) for group in self.group_t if group]
         return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
 
@@ -66,8 +66,9 @@ def along(
 ) -> Steps:
     """Describe the steps of a trajectory.
 
-    The posterior means of the cells and the steps must be in the coordinates of the networks. `groups_n` is
-    the group of each cell, None for a cell without a group; None if there are no groups.
+    `mean_nk` (the posterior means of the cells) and `z_tk` (the steps) must be in the latent coordinates of the
+    networks. `groups_n` contains the group of each cell, or None for a cell without a group. Without groups, `groups_n`
+    is None.
     """
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32)
     nearest_tj = nearest(points_tk, mean_nk, NEAREST_CELLS)[0]

@@ -17,9 +17,9 @@ from scvae_cli.tools.trajectory.result import Trajectory
 def steps_file(
     trajectory: Trajectory, file: Path, names: SlotNames, *, force: bool, score_t: np.ndarray | None
 ) -> AbstractContextManager[None]:
-    """Write one row for each step, with expected counts as X; the file appears at the end of the `with` block.
+    """Write one row for each step, with expected counts as X. The file appears at the end of the `with` block.
 
-    `score_t` is the score of each step, written to obs["score"]; None without scores.
+    `score_t` contains the score of each step, which is written to obs["score"]. Without scores, `score_t` is None.
     """
     along, changes = trajectory.steps, trajectory.changes
     steps = pd.DataFrame(

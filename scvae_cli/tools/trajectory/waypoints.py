@@ -35,8 +35,9 @@ def positions(
 ) -> Waypoints:
     """Choose the position of each population, in order, as the waypoints of one path.
 
-    With the endpoint "density", the position is the densest one in the core of a population. With "centroid", the
-    position is the mean of the cells of the population. The position of a single cell is its posterior mean.
+    With the endpoint "density", the position is that of the cell with the highest latent density among the typical
+    cells of the population. With "centroid", the position is the mean of the cells of the population. The position of a
+    single cell is its posterior mean.
     """
     z, nodes = [], []
     for population in populations:
@@ -65,8 +66,8 @@ def coupled(
     """Draw pairs of cells from the first and the last population, as the ends of paths.
 
     Pairs are drawn from the transport plan that moves one population onto the other with the least sum of squared
-    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). The waypoints in between are those of the single
-    path. A pair is repeated only if the plan has fewer pairs than `n_paths`.
+    Fisher–Rao distances (Monge–Kantorovich, solved exactly by POT). All paths have the
+    waypoints of `single` between the ends. A pair is repeated only if the plan has fewer pairs than `n_paths`.
     """
     import ot
 
