@@ -387,4 +387,4 @@ def test_a_diagnosis_needs_known_batches(bench_with_batches):
         adata.obs["batch"] = ["elsewhere"] * adata.n_obs
 
     bench_with_batches.changed(renamed)
-    refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "batch 'elsewhere' is not one")
+    refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "was not trained on batch 'elsewhere'")

@@ -356,7 +356,7 @@ def test_new_batches_are_said_and_refused(lanes):
     adata.obs["lane"] = adata.obs["lane"].astype(float) + 1
     with pytest.warns(ScvaeWarning, match=r"1 batch\(es\) were not in the training data \(3\)"):
         session = Session.open(adata, model, device="cpu")
-    with pytest.raises(DataError, match="batch '3' is not one"):
+    with pytest.raises(DataError, match="was not trained on batch '3'"):
         known_batches(model, session.counts_and_batches())
 
 

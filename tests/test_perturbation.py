@@ -315,7 +315,7 @@ def test_the_command_writes_a_file_and_a_figure(files, known, model):
     values = json.loads(outcome.out)
     assert values["genes"][0]["observed"] is None
     assert values["mean_accuracy"]["additive"] is None
-    assert "--retrain measures how accurately" in outcome.err
+    assert "--retrain measures the accuracy for such a group" in outcome.err
     new = anndata.read_h5ad(output)
     memory = scvae.perturb(known, model, **ASKED, treated="B", group="ape", device="cpu")
     np.testing.assert_allclose(new.X, memory.X, rtol=1e-5)
@@ -434,5 +434,5 @@ def test_a_model_that_removes_the_perturbation_as_a_batch_is_refused(known):
 
 def test_an_output_of_its_own(files):
     data, _ = files
-    with pytest.raises(ConfigError, match="holds the cells"):
+    with pytest.raises(ConfigError, match="the file of the input cells"):
         scvae.perturb(data, data.with_name("cells.scvae"), **ASKED, treated="B", group="ape", output=data, force=True)
