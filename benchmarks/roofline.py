@@ -85,12 +85,12 @@ def measured(
     steps = DeviceSteps(vae, AveragedAdamW(vae, 0.1), table, batch_size, compute)
     random = np.random.default_rng(0)
 
-    def stretch() -> None:
+    def segment() -> None:
         batches = random.integers(CELLS, size=(SEGMENT_STEPS, batch_size))
         steps.take([Plan(cells=cells, kl_weight=1.0, factors=Factors.of_step(1e-3, 1)) for cells in batches])
 
-    stretch()
-    seconds = timed(stretch, compute.device, args.segments) / SEGMENT_STEPS
+    segment()
+    seconds = timed(segment, compute.device, args.segments) / SEGMENT_STEPS
     work = counted(vae, batch_size, args.genes)
     least = max(work["flops"] / flops, work["bytes"] / bandwidth)
     return {

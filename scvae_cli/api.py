@@ -16,9 +16,10 @@ from typing import Any
 
 from scvae_cli.config_file import resolve
 from scvae_cli.errors import ConfigError, ScvaeError, ScvaeWarning
-from scvae_cli.options import REQUIRED, Declared, declarations, respelled
+from scvae_cli.options import REQUIRED, Declared, declarations
 from scvae_cli.progress import Progress, silent
 from scvae_cli.question import perform
+from scvae_cli.respelling import respelled
 from scvae_cli.verb import Request, Verb
 from scvae_cli.verbs import VERBS
 
@@ -48,14 +49,14 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     def function(*args: Any, **kwargs: Any) -> Any:
         given = _bound(verb, signature, args, kwargs)
         data, model = given.pop("data"), given.pop("model", None)
-        inplace, config = given.pop("inplace", _writes(verb)), given.pop("config", None)
+        inplace, config = given.pop("inplace", verb.inplace), given.pop("config", None)
         try:
             if not isinstance(inplace, bool):
                 raise ConfigError(f"inplace is {inplace!r}", "it takes True or False")
             if config is not None and not isinstance(config, str | Path):
                 raise ConfigError(f"--config is a {type(config).__name__}", "it takes the path of a TOML file")
             options = resolve(verb, given, config)
-            if _writes(verb) and not inplace and options.output is not None:
+            if verb.inplace and not inplace and options.output is not None:
                 raise ConfigError("--output was given with inplace=False", "use only one of the two")
             request = Request(
                 verb=verb,
@@ -96,11 +97,6 @@ def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str
         raise TypeError(f"{verb.name}() {error}{hint}") from None
 
 
-def _writes(verb: Verb) -> bool:
-    """Whether the function writes its results into the data by default. Such a function has the argument `inplace`."""
-    return "inplace" in verb.returns
-
-
 def _parameters(verb: Verb) -> list[inspect.Parameter]:
     positional, keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
     declared = [d for d in declarations(verb.options) if d.in_python]
@@ -110,7 +106,7 @@ def _parameters(verb: Verb) -> list[inspect.Parameter]:
     parameters += [_parameter(d, positional) for d in declared if d.positional]
     parameters += [_parameter(d, keyword) for d in declared if not d.positional]
     parameters.append(inspect.Parameter("config", keyword, default=None, annotation="Path | str | None"))
-    if _writes(verb):
+    if verb.inplace:
         parameters.append(inspect.Parameter("inplace", keyword, default=True, annotation="bool"))
     return parameters
 
@@ -132,7 +128,7 @@ def _docstring(verb: Verb) -> str:
             default = f" Default: {declared.shown_default}." if declared.shown_default else ""
             lines += [declared.name, f"    {help}{default}"]
     lines += ["config", "    A TOML file with options; arguments override it."]
-    if _writes(verb):
+    if verb.inplace:
         lines += ["inplace", "    Write into the data and return None. If False, write nothing and return the result."]
     lines += ["", "Returns", "-------", verb.returns]
     lines += ["", "Raises", "------", "ScvaeError", "    For data, models or options that cannot be used."]

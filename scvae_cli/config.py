@@ -21,6 +21,8 @@ DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
+# The matrix that is modeled by default.
+FIRST_WITH_COUNTS = "the first of counts, X and raw that holds raw counts; X for a normal likelihood"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class DataConfig(Options):
         None,
         help="Matrix to model: a layer, X or raw.",
         panel=INPUT,
-        shown_default="the first of counts, X and raw that holds raw counts; X for a normal likelihood",
+        shown_default=FIRST_WITH_COUNTS,
     )
     batch_key: str | None = option(
         None, help="Column of obs with batches, on which the decoder is conditioned.", panel=INPUT

@@ -10,7 +10,7 @@ import functools
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from types import UnionType
@@ -227,7 +227,7 @@ class Declared:
             return self._as_tuple(get_args(kind)[0], value)
         if origin is not None and isinstance(origin, type) and issubclass(origin, Mapping):
             return self._as_mapping(get_args(kind)[1], value) if isinstance(value, Mapping) else None
-        if kind is Callable or origin is Callable.__class__ or "Callable" in str(kind):
+        if origin is Callable:
             return value if callable(value) else None
         return None
 
@@ -374,34 +374,6 @@ def build(
             [needed] = [d for d in declarations(options, nested=False) if d.name == f.name]
             raise ConfigError(f"{needed.spelled} is missing", f"it takes {needed.expected}")
     return options(**values)
-
-
-def respelled(text: str, options: type[Options], others: Iterable[type[Options]] = ()) -> str:
-    """Replace the flags in a message by the names of Python arguments; command lines in the message are not changed.
-
-    A flag that does not belong to `options` is looked up in `others`.
-
-    >>> @dataclass(frozen=True, kw_only=True)
-    ... class Steps(Options):
-    ...     n_steps: int = option(50, help="Number of steps.", flags=("--steps",))
-    >>> respelled("--steps is 0; see scvae interpolate --steps", Steps)
-    'n_steps is 0; see scvae interpolate --steps'
-    """
-    names = {"-m": "model", "--config": "config"}
-    for one in (*others, options):
-        names |= {flag: declared.name for declared in declarations(one) for flag in declared.spellings}
-
-    def spelled(part: str) -> str:
-        # "--from and --to" set the same argument, whose name replaces the whole phrase.
-        for declared in declarations(options):
-            part = part.replace(declared.spelled, declared.name) if declared.joined else part
-        return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
-
-    # Command lines and quoted values are not changed.
-    parts = re.split(r"(\bscvae [a-z]+[^;,)]*|(?<!\w)'[^']*'(?!\w))", text)
-    joined = "".join(part if i % 2 else spelled(part) for i, part in enumerate(parts))
-    # If several flags of one argument were replaced, its name is shown only once.
-    return re.sub(r"\b(\w+)(?:, \1)*,? (?:and|or) \1\b", r"\1", joined)
 
 
 def _written(kind: Any) -> str:

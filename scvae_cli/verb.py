@@ -40,6 +40,8 @@ class Verb:
         Whether `--model` names the model folder to write; otherwise it names a folder to read.
     in_python
         Whether the Python API has a function for this verb that is made from its options.
+    inplace
+        Whether results are written into the data, so that the Python function has the argument `inplace`.
     returns
         What the Python function returns, for its docstring.
     """
@@ -56,6 +58,7 @@ class Verb:
     takes_model: bool = True
     trains: bool = False
     in_python: bool = True
+    inplace: bool = True
     returns: str = "None. With `inplace=False`, the result is returned and nothing is written."
 
     def load(self) -> Any:

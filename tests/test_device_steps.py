@@ -61,7 +61,7 @@ def plans(n, first_step=0):
 
 
 @pytest.mark.parametrize("resident", [False, True])
-def test_a_stretch_holds_the_counts_of_its_minibatches(resident):
+def test_a_segment_holds_the_counts_of_its_minibatches(resident):
     cells, dense = table(resident=resident), matrix().toarray()[5:85]
     segment = Segment(cells, 4, BATCH)
     for n in (4, 2):

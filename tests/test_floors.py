@@ -25,6 +25,7 @@ FLOORS = {
     "scvae_cli.options": 0.0,
     "scvae_cli.parallel": 0.0,
     "scvae_cli.progress": 0.0,
+    "scvae_cli.respelling": 0.0,
     "scvae_cli.shared_options": 0.0,
     "scvae_cli.shell_line": 0.0,
     "scvae_cli.verb": 0.0,

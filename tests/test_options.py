@@ -18,7 +18,8 @@ from scvae_cli.api import function_of
 from scvae_cli.cli.command import command_of
 from scvae_cli.config_file import resolve
 from scvae_cli.errors import ConfigError
-from scvae_cli.options import Flag, Options, build, declarations, option, respelled, section
+from scvae_cli.options import Flag, Options, build, declarations, option, section
+from scvae_cli.respelling import respelled
 from scvae_cli.verb import Verb
 from scvae_cli.verbs import VERBS
 

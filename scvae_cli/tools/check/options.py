@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scvae_cli.config import Likelihood
+from scvae_cli.config import FIRST_WITH_COUNTS, Likelihood
 from scvae_cli.options import INPUT, Options, option
 from scvae_cli.verb import Verb
 
@@ -15,9 +15,9 @@ class CheckOptions(Options):
 
     layer: str | None = option(
         None,
-        help="Layer to check.",
+        help="Matrix to check: a layer, X or raw.",
         panel=INPUT,
-        shown_default="the first of counts, X and raw that holds raw counts; X for a normal likelihood",
+        shown_default=FIRST_WITH_COUNTS,
     )
     batch_key: str | None = option(None, help="Column of obs with batches.", panel=INPUT)
     likelihood: Likelihood = option("zinb", help="Likelihood to train with; normal takes real numbers.", panel=INPUT)
@@ -33,5 +33,6 @@ CHECK = Verb(
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     example="scvae check data.h5ad --batch-key donor",
     takes_model=False,
+    inplace=False,
     returns="What was found: a `scvae_cli.data.inspection.Inspection`.",
 )

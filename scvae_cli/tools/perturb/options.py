@@ -66,6 +66,7 @@ PERTURB = Verb(
     a difference between means of log(1 + 10⁴·count/library).""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
+    inplace=False,
     returns="The predicted cells as an AnnData; None if they were written to an output. var holds the changes of the "
     'genes, and uns["scvae"]["perturbations"] the accuracy in groups with treated cells.',
 )

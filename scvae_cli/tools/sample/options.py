@@ -102,5 +102,6 @@ SAMPLE = Verb(
     observed. The genes' means, variances and zero fractions are compared with those of real cells; the differences
     between two halves of the real cells are shown for reference.""",
     example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
+    inplace=False,
     returns="The new cells as an AnnData; None if they were written to an output.",
 )

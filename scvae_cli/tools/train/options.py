@@ -42,5 +42,6 @@ TRAIN = Verb(
     example="scvae train data.h5ad --batch-key donor",
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     trains=True,
+    inplace=False,
     returns='The trained model; `model.save("NAME.scvae")` writes its folder.',
 )
