@@ -1,3 +1,3 @@
-"""The version, for whoever must name it without importing the package's API."""
+"""The version of scvae, in a module that can be imported without the Python API."""
 
 __version__ = "0.2.0"

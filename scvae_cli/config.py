@@ -22,7 +22,7 @@ Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
-FIRST_WITH_COUNTS = "the first of counts, X and raw that holds raw counts; X for a normal likelihood"
+FIRST_WITH_COUNTS = "the first of layer counts, X and raw that holds raw counts; X for a normal likelihood"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,16 +31,17 @@ class DataConfig(Options):
 
     layer: str | None = option(
         None,
-        help="Matrix to model: a layer, X or raw.",
+        help="Layer to model.",
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
     batch_key: str | None = option(
-        None, help="Column of obs with batches, on which the decoder is conditioned.", panel=INPUT
+        None, help="Column of obs with batches. The decoder is conditioned on the batch.", panel=INPUT
     )
     n_top_genes: int | None = option(
         None,
-        help="Number of highly variable genes to model (by flavor seurat_v3; for real numbers, by variance).",
+        help="Number of highly variable genes to model. Genes are ranked by flavor seurat_v3, and features of real "
+        "numbers by variance.",
         panel=INPUT,
         least=2,
         shown_default="all expressed genes if at most 5,000, else 4,000",
@@ -75,7 +76,7 @@ class ModelConfig(Options):
     """
 
     likelihood: Likelihood = option(
-        "zinb", help="Likelihood of counts (zinb, nb, poisson) or of real numbers (normal).", panel=MODEL
+        "zinb", help="Likelihood: zinb, nb or poisson for counts, normal for real numbers.", panel=MODEL
     )
     variance: float | None = option(
         None,
@@ -86,7 +87,8 @@ class ModelConfig(Options):
     )
     decoder: DecoderKind = option(
         "mlp",
-        help="Decoder: mlp (with hidden layers) or linear (a gene's weights are its loadings on the latent axes).",
+        help="Decoder. mlp: with hidden layers. linear: without hidden layers; a gene's weights are its loadings on "
+        "the latent axes.",
         panel=MODEL,
     )
     n_latent: int = option(20, help="Number of latent dimensions.", panel=MODEL, least=1)
@@ -133,14 +135,14 @@ class TrainConfig(Options):
 
     beta: float = option(
         1.0,
-        help="Weight of the KL term (β). The larger it is, the less information the latent space keeps on each cell.",
+        help="Weight of the KL term (β). With a larger β, the latent space keeps less information about each cell.",
         panel=MODEL,
         least=0,
     )
     flat: float = option(
         0.0,
-        help="Weight of the flatness penalty, which makes latent distances follow distances in expression. A weight of "
-        "1 is a good value; it costs about 0.35% of the ELBO, and training takes two to three times as long.",
+        help="Weight of the flatness penalty, which makes latent distances follow distances in expression. 1 is a good "
+        "weight: it lowers the ELBO by about 0.35%, and training takes two to three times as long.",
         panel=MODEL,
         least=0,
     )
@@ -174,9 +176,9 @@ class TrainConfig(Options):
     )
     eased_dropout: float | None = option(
         None,
-        help="Share of the dropout to keep once the held-out loss has stopped falling: training continues from the "
-        "best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends when the "
-        "loss stops falling for the first time.",
+        help="Share of the dropout to keep after the held-out loss has stopped falling. Training then continues from "
+        "the best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends when "
+        "the loss stops falling for the first time.",
         least=0,
         most=1,
         takes="a share from 0 to 1",
@@ -185,7 +187,8 @@ class TrainConfig(Options):
     )
     validation_fraction: float = option(
         0.1,
-        help="Share of the cells to hold out; these cells decide when training stops and which weights are kept.",
+        help="Share of the cells to hold out. The held-out cells decide when training stops and which weights are "
+        "kept.",
         panel=FITTING,
         above=0,
         most=0.5,
@@ -193,7 +196,7 @@ class TrainConfig(Options):
     )
     patience: int | None = option(
         None,
-        help="Number of epochs without a noticeable improvement after which training ends.",
+        help="End training after this number of epochs without a noticeable improvement of the held-out loss.",
         panel=FITTING,
         least=1,
         shown_default="depends on the number of cells",
@@ -243,7 +246,7 @@ class RunConfig(Options):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Make a `RunConfig` from values by option name; no two sections have an option of the same name.
+        """Make a `RunConfig` from values by option name. An option name occurs in only one section.
 
         Raises
         ------

@@ -84,7 +84,7 @@ def _bf16_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Context manager that seeds torch's generators on the CPU and optionally a GPU, and restores their state after."""
+    """Context manager that seeds torch's generators, on the CPU and optionally a GPU, and restores them at the end."""
     import torch
 
     on_gpu = device is not None and device.type == "cuda"
@@ -110,7 +110,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-        why = "the CUDA device torch sees" if name == "cuda" else "no CUDA device is visible to torch"
+        why = "the CUDA device that torch sees" if name == "cuda" else "no CUDA device is visible to torch"
     else:
         why = "as requested"
     try:
@@ -126,7 +126,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
     elif device.type == "mps":
         raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
     elif device.type != "cpu":
-        raise DeviceError(f"{name!r} is not a device scvae runs on", "use auto, cpu, cuda or cuda:N")
+        raise DeviceError(f"{name!r} is not a device that scvae runs on", "use auto, cpu, cuda or cuda:N")
 
     precision, precision_why = _choose_precision(config.precision, device)
     if device.type == "cuda":

@@ -1,4 +1,8 @@
-"""Thresholds based on held-out cells: the off-manifold score that marks a hole, and the least number of these cells."""
+"""Thresholds for the off-manifold score: the fraction of held-out cells that lie at a higher density than a position.
+
+A latent position whose score exceeds the first threshold lies in a hole of latent space. The second threshold is the
+smallest number of held-out cells for which the score is computed from held-out cells alone.
+"""
 
 # A latent position lies in a hole (off the manifold) if more than this fraction of the held-out cells lies at a higher
 # density.

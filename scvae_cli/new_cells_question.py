@@ -1,4 +1,4 @@
-"""A question whose answer is new cells. They are written to a new file, or returned to Python as an AnnData."""
+"""A question whose answer is new cells. New cells are written to a new file, or returned to Python as an AnnData."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """Refuse an output that is missing, holds the data, exists or cannot be written."""
+        """Refuse an output that was not given, is the file of the data, already exists or cannot be written."""
         output = request.options.output
         if output is not None or (cls.needs_file and request.reported):
             check_output(output, request.data, force=request.options.force)

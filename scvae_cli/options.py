@@ -34,7 +34,7 @@ class Flag:
     Parameters
     ----------
     name, help, metavar
-        As on the command line.
+        Name, help text and placeholder of the flag on the command line.
     repeated
         Whether the flag may be left out or given several times. If any flag of the field is given, all flags of the
         field that are not `repeated` are required.
@@ -398,7 +398,7 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
-    """The Python value of a numpy scalar."""
+    """Return the Python value of a numpy scalar."""
     return value.item() if hasattr(value, "item") and _is_scalar(value) else value
 
 

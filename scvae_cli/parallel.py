@@ -1,8 +1,8 @@
 """Compiled functions that run on several threads.
 
-Numba copies into a compiled function all functions that it calls, and compiles a function with a parallel loop four
-times. A function called from a parallel loop would therefore be compiled five times. A function that is called by its
-address is compiled once.
+When numba compiles a function, it also compiles a copy of every function that is called there. Numba compiles a
+function with a parallel loop four times. A function called from a parallel loop would therefore be compiled five times.
+A function that is called by its address is compiled once.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ from typing import Protocol, TypeVar
 
 
 class Advance(Protocol):
-    """Reports that some units of work are done."""
+    """A function that reports that some units of work are done."""
 
     def __call__(self, amount: float = 1, note: str = "", total: float | None = None) -> None:
         """Add to the amount of work done; `note` and `total` replace the note and the total that are shown."""
 
 
 class Progress(Protocol):
-    """Opens a progress bar; implementations may show nothing."""
+    """A function that opens a progress bar; some implementations show nothing."""
 
     def __call__(self, title: str, total: float | None) -> AbstractContextManager[Advance]:
         """Show a title and the share of the work that is done, until the block ends."""

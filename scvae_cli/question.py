@@ -43,7 +43,10 @@ class Shell(Protocol):
         """Show a warning."""
 
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Treat an interruption in the block as a request to stop; the yielded function says whether there was one."""
+        """Treat an interruption in the block as a request to stop.
+
+        The yielded function says whether a stop was requested.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +133,7 @@ class Question(Generic[AnyOptions, Result]):
         return self.request.verb.name
 
     def planned(self) -> list[str]:
-        """Paths of the slots that will be written, known before the computation."""
+        """Return the paths of the slots that will be written; the paths are known before the computation."""
         raise NotImplementedError
 
     def made_of(self) -> dict[str, Any] | None:
@@ -156,7 +159,7 @@ class Question(Generic[AnyOptions, Result]):
         return contextlib.nullcontext()
 
     def figure(self, result: Result) -> Figure:
-        """The figure of `--plot`."""
+        """Make the figure of `--plot`."""
         raise NotImplementedError
 
     def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
@@ -172,7 +175,7 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
-        """Remarks shown after the text."""
+        """Return remarks that are shown after the text."""
         return ()
 
     def next_step(self, result: Result) -> str | None:  # noqa: ARG002  # most know it beforehand
@@ -294,7 +297,10 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 
 
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
-    """Refuse an additional file that is the data, the output, or another additional file: it would be overwritten."""
+    """Refuse an additional file with the path of the data, of the output, or of another additional file.
+
+    Otherwise, one of the two files would overwrite the other.
+    """
     options = request.options
     taken = {file.resolve() for file in (request.data, options.output) if isinstance(file, Path)}
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}

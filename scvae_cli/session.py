@@ -259,7 +259,7 @@ class Session:
         Raises
         ------
         DataError
-            If the destination cannot be written to. Also if `force` is False and a slot holds an element that scvae did
+            If the destination cannot be written to, or if `force` is False and a slot holds an element that scvae did
             not write, or a result of another name.
         """
         self.store.check_destination(paths, output=output, force=force)
@@ -279,7 +279,7 @@ class Session:
         output: Path | None = None,
         force: bool = False,
     ) -> list[str]:
-        """Write results and their provenance, all or nothing.
+        """Write results and their provenance, either completely or not at all.
 
         Returns
         -------
@@ -330,8 +330,8 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{len(new)} batch(es) were not in the training data ({shown})"
         message = (
-            f"{known}: their cells can be embedded, because the encoder does not use the batch, but the batch "
-            "effect is not corrected"
+            f"{known}: cells of these batches can be embedded, because the encoder does not use the batch, but their "
+            "batch effect is not corrected"
         )
         warnings.warn(ScvaeWarning(message), stacklevel=3)
 

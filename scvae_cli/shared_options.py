@@ -17,22 +17,22 @@ class Reading(Options):
 
     layer: str | None = option(
         None,
-        help="Layer with the counts, or the real numbers, to read.",
+        help="Layer to read, with counts or, for a model of real numbers, real numbers.",
         panel=INPUT,
         shown_default="chosen as in training",
         in_record=False,
     )
     gene_symbols: str | None = option(
         None,
-        help="Column of var with gene symbols, to use in options and in results.",
+        help="Column of var with gene symbols. Options and results then name genes by symbol.",
         panel=INPUT,
         shown_default="var_names",
         in_record=False,
     )
     allow_missing_genes: bool = option(
         False,
-        help="Accept any number of missing genes. Missing counts are set to 0, and missing real numbers to the "
-        "training mean.",
+        help="Accept data that lack genes of the model, however many. Missing counts are set to 0, and missing real "
+        "numbers to the mean over the training cells.",
         panel=INPUT,
         in_record=False,
     )
@@ -111,8 +111,8 @@ def batch_as_option(default: str | None = "average", *, help: str = "", shown_de
     return option(
         default,
         help=help
-        or "Batch to decode in: the name of a batch, or average (over all batches, weighted by number of training "
-        "cells).",
+        or "Batch to decode in: the name of a batch, or average. With average, the decoded values are averaged over "
+        "all batches, weighted by number of training cells.",
         panel=DECODING,
         label=True,
         shown_default=shown_default,

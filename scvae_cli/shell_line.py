@@ -6,7 +6,7 @@ import shlex
 
 
 def shell_line(verb: str, *arguments: object, **options: object) -> str:
-    """A command of scvae, quoted for a shell.
+    """Return a command of scvae, quoted for a shell.
 
     Parameters
     ----------

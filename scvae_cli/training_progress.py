@@ -21,7 +21,7 @@ def follow(
     title
         Title of the progress bar.
     brief
-        Leave out the messages about data, device and plateau, for one of a series of trainings.
+        Whether to leave out the messages about data, device and plateau, for one of a series of trainings.
 
     Returns
     -------

@@ -35,7 +35,7 @@ from scvae_cli.gene_list import parse_genes
         (USAGE, "--precision is 'fp8'", ["--precision", "fp8"]),
         (DEVICE, "--precision tf32 needs an NVIDIA GPU", ["--precision", "tf32"]),
         (DEVICE, "'banana' is not a device", ["--device", "banana"]),
-        (DEVICE, "not a device scvae runs on", ["--device", "meta"]),
+        (DEVICE, "not a device that scvae runs on", ["--device", "meta"]),
     ],
 )
 def test_values_that_cannot_be_meant(bench, code, fragment, options):

@@ -91,7 +91,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 
 def main() -> None:
-    """Entry point of the `scvae` command."""
+    """Run the `scvae` command, and exit with its exit code."""
     bound_spinning()
     # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
     gc.set_threshold(_GARBAGE)

@@ -85,7 +85,7 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
 
 
 def _of(declared: Declared) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of one option: one per `Flag` if several flags set the option, otherwise one."""
+    """Yield the parameters of one option: a parameter per `Flag` if the option has several, otherwise one parameter."""
     panel = declared.panel or None
     for flag in declared.joined:
         kind = list[str] | None if flag.repeated else str | None
@@ -112,7 +112,7 @@ def _slot(declared: Declared, flag: Flag) -> str:
 
 
 def _typed(declared: Declared) -> Any:
-    """The type that Typer parses. It allows None, which means that the option was not given."""
+    """Return the type that Typer parses. The type allows None, which means that the option was not given."""
     kinds = declared.alternatives
     if declared.parse is not None:
         return list[str] | None if declared.repeated else str | None

@@ -91,7 +91,7 @@ class Counts:
     def seen_in_g(self, cells: np.ndarray | None = None) -> np.ndarray:
         """Return the number of cells that express each gene, shape (g,).
 
-        Only the cells whose indices are in `cells` are counted; None for all cells.
+        Only the cells whose indices are in `cells` are counted; with None, all cells are counted.
         """
         seen_in_g = np.zeros(self.n_genes, dtype=np.int64)
         for block in cell_blocks(self.matrix, np.arange(self.n_cells) if cells is None else cells):
@@ -126,7 +126,7 @@ def read_counts(
 ) -> Counts:
     """Read the raw counts or the real numbers of a store.
 
-    With `layer`, the values are read from that layer. Without it, real numbers are read from X. Raw counts are then
+    With `layer`, the values are read from that layer. Without `layer`, real numbers are read from X, and raw counts are
     read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. From raw, only the
     genes in var_names are read.
 
@@ -240,10 +240,10 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
-    """Find a value that is not a raw count, and return the reason and the index of the value; None if there is none.
+    """Return why a value is not a raw count, and the index of this value; None if all values are raw counts.
 
-    With `real`, find a value that is not finite or too large for float32. The first kind of fault that occurs, in a
-    fixed order of kinds, is reported at its first position.
+    With `real`, the values must be finite and not too large for float32. Kinds of faults are checked in a fixed order.
+    The first kind that occurs is returned, with the index of the first value that has this fault.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))

@@ -22,8 +22,8 @@ class GeneNames:
     Parameters
     ----------
     ids, symbols
-        Unique ids, and the symbol of each gene. A gene without a symbol has None. `symbols` is None if only ids are
-        used.
+        Unique ids, and the symbol of each gene; None stands for a gene without a symbol. `symbols` is None if only ids
+        are used.
     column, place
         Used in messages: the column of var that contains the symbols, and where the genes are ("the data" or "the
         model").

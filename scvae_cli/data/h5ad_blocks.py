@@ -45,8 +45,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if some columns are constant, for example NaN for every cell. Compression makes other arrays
-    of real-valued means only a seventh smaller, and writing these arrays then takes five times as long.
+    Compression is useful if some columns are constant, for example NaN for every cell. If real-valued means vary in all
+    columns, compression makes the array only a seventh smaller, and writing takes five times as long.
     """
     dataset = None
     row = 0

@@ -51,7 +51,7 @@ def create_h5ad(
         X, n cells × g genes, as consecutive blocks of rows. The blocks are dense if `dense` is True, otherwise CSR.
         Each block is used once.
     obsm, uns, varm
-        As in an AnnData. Values are numeric arrays, categoricals, strings, and dictionaries of such values.
+        Mappings as in an AnnData. Values are numeric arrays, categoricals, strings, and dictionaries of such values.
     layer_blocks
         Name → layer, n × g, as consecutive dense blocks of rows. Layers are written after X.
 

@@ -204,7 +204,9 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
     small = names[sizes < 3]
     findings = []
     if len(names) == 1:
-        findings.append(_warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: nothing can be corrected"))
+        findings.append(
+            _warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: a batch effect needs two batches")
+        )
     if len(small):
         message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
         findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
@@ -216,8 +218,10 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
         if key != batch_key and share > CONFOUNDED:
             confounded.append(key)
     if confounded:
-        message = f"the batch determines these columns for nearly every cell: {', '.join(confounded)}"
-        hint = "batch correction also removes differences in these columns; this is harmless only for technical columns"
+        message = f"for nearly every cell, the batch determines the value of these columns: {', '.join(confounded)}"
+        hint = (
+            "batch correction also removes differences in these columns, which is harmless only for technical columns"
+        )
         findings.append(_warn(message, hint))
     return findings
 

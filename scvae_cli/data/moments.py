@@ -22,9 +22,9 @@ _ROUNDING = 1e-6
 def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the mean and the variance of each feature over the cells with the indices `cells`.
 
-    Both have shape (g,) and type float64. The sum of squares is divided by n, not by n − 1, to give the variance. The
-    variance of a constant feature is exactly 0. Two passes over the data avoid a loss of precision for features whose
-    values are far from zero.
+    Both results have shape (g,) and type float64. The variance has the divisor n, not n − 1. The variance of a constant
+    feature is exactly 0. Two passes over the data avoid a loss of precision for features whose values are far from
+    zero.
     """
     n, n_features = len(cells), matrix.shape[1]
     sum_g, seen_g, spread_g = np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)
@@ -42,8 +42,9 @@ def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.nd
 def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.ndarray:
     """Compute the mean of log(1 + x · depth / library) of each gene over the cells with the indices `cells`.
 
-    x is the count and library is the library size of the cell. The result has shape (g,) and type float64. If there are
-    many cells, only cells at regular intervals of `cells` are used.
+    x is the count of the gene, library is the library size of the cell, and `depth` is the library size to which all
+    cells are scaled. The result has shape (g,) and type float64. If there are many cells, only cells at regular
+    intervals of `cells` are used.
     """
     some = cells[:: -(-len(cells) // _ENOUGH_CELLS)]
     sum_g = np.zeros(matrix.shape[1])
@@ -57,7 +58,7 @@ def mean_log1p(matrix: sp.csr_matrix, cells: np.ndarray, depth: float) -> np.nda
 def cell_blocks(matrix: sp.csr_matrix, cells: np.ndarray, size: int = 0) -> Iterator[sp.csr_matrix]:
     """Return the rows with the indices `cells` in blocks of `size` rows, which limits the memory needed.
 
-    With 0, the size is `CELLS_AT_ONCE`.
+    If `size` is 0, a block has `CELLS_AT_ONCE` rows.
     """
     size = size or CELLS_AT_ONCE
     return (matrix[cells[start : start + size]] for start in range(0, len(cells), size))

@@ -20,8 +20,8 @@ def provenance(
     """Create the record of the results of one run of a command, which lists all slots that the run writes.
 
     An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
-    record, listed separately with their model, and a warning names them, because users could mistake them for results
-    of this run. Without a store, the slots are written to a new file.
+    record, listed separately with their model. A warning names these slots, because users could mistake the old results
+    for results of this run. Without a store, the slots are written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -89,8 +89,8 @@ def refuse_another(
 ) -> None:
     """Raise a DataError if another trajectory, optimization or ordering in the same slots would be replaced.
 
-    The error is raised if earlier runs wrote some of the slots, and each of these runs was of another command or name,
-    or had other options.
+    The error is raised if earlier runs wrote some of the slots, and none of these runs has the same command, name and
+    options as the new run.
 
     Parameters
     ----------

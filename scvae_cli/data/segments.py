@@ -103,7 +103,7 @@ class Segment:
         room[: len(values)].copy_(arriving)
 
     def cells(self, at: Tensor) -> DenseCells:
-        """Return the minibatch with the index `at`, a tensor on the device, shape (1,), int64."""
+        """Return the minibatch with the index `at`; the index is a tensor on the device, shape (1,), int64."""
         library_n, share_n = self._library_sn.index_select(0, at)[0], self._share_sn.index_select(0, at)[0]
         batch_n = None if self._batch_sn is None else self._batch_sn.index_select(0, at)[0]
         x_ng = dense_rows(self._nonzeros, self._row_sn.index_select(0, at)[0], self._n_genes, self._longest)

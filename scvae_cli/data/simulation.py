@@ -131,7 +131,7 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
-    """Compute the true means μ of cells of a simulation. Counts are drawn from means that the same code computes.
+    """Compute the true means μ of cells of a simulation; the same code computes the means from which counts are drawn.
 
     Parameters
     ----------

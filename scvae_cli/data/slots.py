@@ -143,11 +143,11 @@ class SlotNames:
     run = _NamedKey("{}/runs/{}")
 
     def path_band(self, name: str) -> tuple[str, str]:
-        """`varm`: 5% and 95% quantiles of expression along a path, genes × steps."""
+        """Return two names in `varm`, for the 5% and the 95% quantiles of expression along a path."""
         return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
 
     def perturbation_gene(self, column: str) -> str:
-        """`var`: effect of a perturbation on every gene."""
+        """Return the name in `var` for the effect of a perturbation on every gene."""
         return f"{self.key_added}_{column}"
 
 

@@ -23,9 +23,9 @@ def most_variable(
 ) -> np.ndarray:
     """Choose the `n_top` most variable of the genes `columns`, and return them in their original order.
 
-    Only the cells with the indices `cells` are used. `batch` has the name of the batch of each of these cells. If it is
-    given, genes are ranked within each batch, and the genes with the best median ranks are chosen.
-    Raises a DataError if the cells are too few or too sparse.
+    Only the cells with the indices `cells` are used. `batch` has the name of the batch of each of these cells. If
+    `batch` is given, genes are ranked within each batch, and the genes with the best median ranks are chosen. Raises a
+    DataError if the cells are too few or too sparse.
     """
     groups = [cells] if batch is None else [cells[batch == name] for name in np.unique(batch)]
 

@@ -64,7 +64,7 @@ class MeanModel:
 
     @torch.no_grad()
     def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
-        """Compute expected counts of all cells in blocks, including technical zeros.
+        """Compute expected counts of all cells in blocks, with zero inflation taken into account.
 
         With `of_cell`, the expected counts of each cell also depend on the observed counts of the cell.
         """

@@ -75,7 +75,10 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 
 
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
-    """Compute expected counts from the first part, in blocks, with technical zeros and in the batch of each cell."""
+    """Compute expected counts from the first part of the counts, in blocks.
+
+    Each cell is decoded in its own batch, and zero inflation lowers the expected counts.
+    """
     return expected_counts(model, kept, estimate=estimate, with_zero_inflation=True, batch_as="observed")
 
 

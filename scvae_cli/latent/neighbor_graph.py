@@ -102,7 +102,7 @@ class CellGraph:
         the set. Minus the log of the heat, minus its smallest value, is therefore a distance. This distance averages
         over all short paths, whereas the length of the shortest path depends on that path alone (Crane, Weischedel &
         Wardetzky 2013, doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge
-        conductances 1/length², as in diffusion maps; the kernel is (1 + tL)⁻¹ (Smola & Kondor 2003,
+        conductances 1/length², as in diffusion maps; the kernel at the time t is (1 + tL)⁻¹ (Smola & Kondor 2003,
         doi:10.1007/978-3-540-45167-9_12). The unit of the distance is arbitrary.
         """
         from scipy.sparse.linalg import splu

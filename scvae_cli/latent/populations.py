@@ -35,9 +35,10 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     """Return the nodes of a population whose neighbors mostly belong to the same population.
 
     The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
-    highest purity. Where a small population borders on a large one, the densest region of the small population belongs
-    to the large one and does not represent the small one. The core is chosen from the nodes in the mask `usual_m`,
-    shape (m,), unless the mask excludes the whole population.
+    highest purity. Where a small population borders on a large one, cells of the small population may have the highest
+    density only because cells of the large population are near. Such cells are not typical of the small population, and
+    the core leaves them out. The core is chosen from the nodes in the mask `usual_m`, shape (m,), unless the mask
+    excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)

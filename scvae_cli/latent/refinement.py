@@ -96,7 +96,7 @@ def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise:
 
 
 def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield standard normal vectors without end, each of shape (k,), float64; callers also use their mirror images.
+    """Yield standard normal vectors without end, each of shape (k,), float64; callers also use the negated vectors.
 
     The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
     independent. Their directions are the axes of randomly rotated orthogonal frames, and their lengths are stratified:
@@ -117,7 +117,7 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the gradient of each cell's negative ELBO by mean and log variance, from mirrored samples."""
+    """Compute gradients of each cell's negative ELBO with respect to mean and log variance, from mirrored samples."""
     sd_nk = posterior.var_nk.sqrt()
     with torch.enable_grad():
         z_nk, mirrored_nk = (
@@ -137,7 +137,10 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
 
 @torch.no_grad()
 def _gain(vae: VAE, cells: Minibatch, start: Posterior, found: Posterior, noise: Iterator[Tensor]) -> Tensor:
-    """Compute refined minus initial ELBO of each cell, both with the same noise. Shape (n,), float64, on the CPU."""
+    """Compute how much refinement raised the ELBO of each cell, shape (n,), float64, on the CPU.
+
+    The ELBO before and the ELBO after refinement are estimated with the same noise.
+    """
     gain_n = (start.kl_nk() - found.kl_nk()).double().sum(1).cpu()
     n_pairs = _set_size(start.mean_nk.shape[1])
     for _ in range(n_pairs):

@@ -1,6 +1,7 @@
 """The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
 
-Shapes: n cells, g genes. Symbols: count x, mean μ, inverse dispersion θ of a gene, zero-inflation logit a.
+Shapes: n cells, g genes. Symbols: count x, mean μ, inverse dispersion θ of a gene, zero-inflation logit a; the logistic
+function σ, the log gamma function lgΓ and its derivative ψ.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
 binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. The log-probability of one count is
@@ -43,7 +44,11 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 
 
 class _MeanNLL(torch.autograd.Function):
-    """The forward pass computes value and gradients; the backward pass only multiplies the gradients by a factor."""
+    """Autograd function of the mean negative log-probability.
+
+    The forward pass computes the value and the gradients; the backward pass only multiplies the gradients by a
+    factor.
+    """
 
     @staticmethod
     def forward(

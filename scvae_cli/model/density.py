@@ -1,7 +1,7 @@
 """The density of the cells in latent space: a model of the aggregated posterior, calibrated on held-out cells.
 
-A Gaussian mixture is fitted to posterior samples of training cells. The chosen number of components is the one that
-gives posterior samples of held-out cells the highest density. The aggregated posterior itself, a mixture of the
+A Gaussian mixture is fitted to posterior samples of training cells. The number of components is chosen so that the
+posterior samples of held-out cells have the highest density. The aggregated posterior itself, a mixture of the
 posteriors of all cells, is not used: any point that is not close to a cell would get a very low density.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that

@@ -5,10 +5,11 @@ isometric coordinate, in which the Fisher information is 1 everywhere, is
 
     y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
 
-The coordinate is 2√μ for a Poisson and μ/σ for a normal; each likelihood head implements its own. The Euclidean
-distance between the y of two latent points is their Fisher–Rao distance in the space of all counts. The Jacobian J_y of
-the decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y. Expression is compared at one
-library size and averaged over batches. Zero inflation is ignored, because it is technical.
+The coordinate is 2√μ for a Poisson and μ/σ for a normal; each likelihood head implements the coordinate of its
+likelihood. The Euclidean distance between the y of two latent points is their Fisher–Rao distance in the space of all
+counts. The Jacobian J_y of the decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y.
+Expression is compared at one library size and averaged over batches. Zero inflation is ignored, because it is
+technical.
 
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
 in torch would import torch's compiler, and that import takes a second.

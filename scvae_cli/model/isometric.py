@@ -23,7 +23,10 @@ def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
 
 
 class _Isometric(torch.autograd.Function):
-    """In-place computation with an explicit derivative. The plain formula takes three times as long."""
+    """Autograd function of the coordinate, computed in place and with an explicit derivative.
+
+    With plain torch operations, the same formula takes three times as long.
+    """
 
     @staticmethod
     def forward(ctx: Any, mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:

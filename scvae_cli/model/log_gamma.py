@@ -40,7 +40,7 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _running_sums(term_jg: Tensor) -> Tensor:
-    """Compute the sum of the first 0 rows, of the first row, of the first 2 rows and so on, shape (c, g)."""
+    """Compute the sums of the first 0, 1, 2, … rows, shape (c, g)."""
     # A masked sum, because the order of the additions in a cumulative sum is not fixed on GPUs.
     n = len(term_jg)
     before_cj = torch.ones(n + 1, n, dtype=term_jg.dtype, device=term_jg.device).tril(-1)
@@ -55,6 +55,6 @@ def _stirling(y: Tensor) -> Tensor:
 
 
 def _stirling_slope(y: Tensor) -> Tensor:
-    """Compute ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    """Compute ψ(y), the derivative of lgΓ(y), for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
     square = 1 / (y * y)
     return y.log() - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

@@ -27,7 +27,7 @@ class Operations(Protocol):
     """Operations of a training step between its matrix products, forward and backward, for the cells of a minibatch."""
 
     def seen(self, encoder: Encoder, reference_library: Tensor) -> Tensor:
-        """Compute the scaled, logarithmized and centered counts that the encoder receives, shape (n, g)."""
+        """Compute the scaled, log-transformed and centered counts that the encoder receives, shape (n, g)."""
 
     def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
         """Compute dropout(SiLU(LayerNorm(a)))."""
@@ -39,7 +39,11 @@ class Operations(Protocol):
         """Draw a sample from each cell's posterior, shape (n, k), and compute the mean KL over cells, nats."""
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-        """Compute gradients with respect to `statistics_n2k` from those with respect to the sample and the KL."""
+        """Compute the gradients of the loss with respect to `statistics_n2k`.
+
+        `d_z_nk` are the gradients of the loss with respect to the sample, and `d_kl` is its derivative with respect to
+        the mean KL.
+        """
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
@@ -116,7 +120,8 @@ class ElboGradients:
     ) -> tuple[Tensor, list[Layer]]:  # fmt: skip
         """Compute the forward pass through some layers.
 
-        `shift_nh` is added to the linear part of the first layer. `of_genes`: the inputs of the first layer are genes.
+        `shift_nh` is added to the linear part of the first layer. `of_genes` says whether the inputs of the first layer
+        are genes.
         """
         layers: list[Layer] = []
         for linear, norm in pairs:

@@ -27,7 +27,7 @@ LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4
 
 
 class Encoder(nn.Module):
-    """Cells → posterior. The input does not include the batch, so cells of new batches can be embedded.
+    """Network that maps a cell to its posterior. The batch is not an input, so cells of new batches can be embedded.
 
     Counts are scaled to the reference library size, log1p-transformed and centered on the mean of the training cells.
     Without centering, the part common to all cells would dominate the normalization of the first layer.
@@ -97,7 +97,10 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
 
 
 class CountHead(nn.Module):
-    """Likelihood head of counts ("zinb", "nb" or "poisson"): last layer of the decoder → distribution of the counts."""
+    """Likelihood head of counts ("zinb", "nb" or "poisson"): the last layer of the decoder.
+
+    The output is the distribution of a cell's counts.
+    """
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
@@ -134,7 +137,10 @@ class CountHead(nn.Module):
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute share · mean from logits, shape (n, g), and its change along tangents, shape (m, n, g)."""
+        """Compute share · mean from logits, shape (n, g), and its change along tangents, shape (m, n, g).
+
+        `share` is the weight of a batch in an average over batches.
+        """
         proportion_ng = torch.softmax(logits_ng, dim=1)
         part_ng = share * library * proportion_ng
         # The difference in brackets is the derivative of the log-softmax.
@@ -241,7 +247,7 @@ def head_for(config: ModelConfig, n_inputs: int, n_genes: int) -> CountHead | No
 
 
 class Decoder(nn.Module):
-    """Latent position and batch → distribution of a cell's counts or features.
+    """Network that maps latent position and batch to the distribution of a cell's counts or features.
 
     The inputs of the head are the hidden units and the latent position itself, so that linear effects need no hidden
     layer. A linear decoder has no hidden units. Its weights are loadings of gene g on latent axis k. For counts, the

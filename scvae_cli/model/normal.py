@@ -2,13 +2,13 @@
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is either learned for each feature or fixed to one value for all features. The mean and the standard
-deviation of each feature over the training cells scale the output u of the network: μ = mean + sd · u. One learning
-rate then works for features of any scale.
-The Fisher information of μ is 1/σ², so that of y = μ/σ is 1; y is the isometric coordinate (`geometry.py`).
+σ_g is either learned for each feature or fixed to one value for all features. The mean and the standard deviation of
+each feature over the training cells scale the output u of the network: μ = mean + sd · u. One learning rate then works
+for features of any scale. The Fisher information of μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y
+is the isometric coordinate (`geometry.py`).
 
-Real numbers have neither a library size nor zero inflation. The methods below accept arguments for both, because all
-likelihood heads have the same interface, but the arguments have no effect here.
+Real numbers have neither a library size nor zero inflation. All likelihood heads have the same interface, so the
+methods below accept a library size and zero inflation. These arguments have no effect here.
 
 Shapes: n cells, m tangents, g features, h hidden units.
 """
@@ -31,7 +31,7 @@ _LEAST, _MOST = 1e-3, 10.0
 
 
 class NormalHead(nn.Module):
-    """Likelihood head of real numbers: last layer of the decoder → distribution of a cell's features.
+    """Likelihood head of real numbers: the last layer of the decoder gives the distribution of a cell's features.
 
     `variance` is the fixed σ² of all features. If it is None, one σ is learned for each feature.
     """
@@ -82,7 +82,10 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # as all heads
     ) -> tuple[Tensor, Tensor]:
-        """Compute share · mean from u, shape (n, g), and its change along tangents, shape (m, n, g)."""
+        """Compute share · mean from u, shape (n, g), and its change along tangents, shape (m, n, g).
+
+        `share` is the weight of a batch in an average over batches.
+        """
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 
     def isometric(self, mean_ng: Tensor) -> Tensor:

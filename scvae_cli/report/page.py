@@ -86,10 +86,11 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
-    """Assign colors to groups: first to those in `passed`, then to the largest others, until no colors are left.
+    """Assign colors to groups: first to the groups in `passed`, then to other groups, the largest first.
 
-    The color of a group depends on the names of all groups with a color, not on the trajectory. If there are enough
-    colors for all groups, a group therefore has the same color in every figure of the same cells.
+    Groups get colors until no colors are left. The color of a group depends on the names of all groups with a color,
+    not on the trajectory. If there are enough colors for all groups, a group therefore has the same color in every
+    figure of the same cells.
     """
     sizes = Counter(group for group in (() if groups_n is None else groups_n) if group is not None)
     by_size = sorted(sizes, key=lambda group: (-sizes[group], group))

@@ -46,7 +46,7 @@ class Plan:
 
 
 class Losses:
-    """The losses of the steps of a segment. They are copied from the device while the host continues."""
+    """The losses of the steps of a segment. The losses are copied from the device while the host continues."""
 
     def __init__(self, loss_s: Tensor) -> None:
         self._arrived: torch.cuda.Event | None = None

@@ -2,25 +2,26 @@
 
 y(z) is the decoder in isometric coordinates and M(z) = J_yᵀJ_y is its Fisher–Rao metric (`scvae_cli.model.geometry`).
 The first of the three terms of the penalty uses lines between cells; the other two use the metric at single points.
-None of them depends on the scale of y, so the penalty neither enlarges nor shrinks the latent space:
+None of the three terms depends on the scale of y, so the penalty neither enlarges nor shrinks the latent space:
 
-- **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair and L is the
-  Fisher–Rao length of the straight line between the two cells. This is the stress of multidimensional scaling (Kruskal
-  1964, doi:10.1007/BF02289565): the fraction of the squared distances that no common scale explains. Users read
-  distances, and the other two terms constrain distances only weakly: these terms treat every point and direction
-  separately, and penalize deviations that cancel along a line as much as deviations that add up. Where cells form
-  groups, most of the length between two groups lies in the gap between them. Only this term has a gradient in the
-  encoder as well as in the decoder, because moving the cells lowers the ELBO less than bending the decoder around the
-  cells. When only the decoder could adapt, the ELBO decreased by a third to a half more, and latent distances agreed
-  less well with Fisher–Rao lengths.
+- **stress**, min_s Σ(sL − d)² / Σd² over pairs of cells, where d is the latent distance of a pair, L is the Fisher–Rao
+  length of the straight line between the two cells, and s is one scale for all pairs. This is the stress of
+  multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the squared distances that no common
+  scale explains. Users read distances, and the other two terms constrain distances only weakly. These two terms treat
+  every point and direction separately, and penalize deviations that cancel along a line as much as deviations that add
+  up. Where cells form groups, most of the length between two groups lies in the gap between the groups. Stress is the
+  only term with a gradient in the encoder as well as in the decoder, because moving the cells lowers the ELBO less than
+  bending the decoder around the cells. When only the decoder could adapt, the ELBO decreased by a third to a half more,
+  and latent distances agreed less well with Fisher–Rao lengths.
 - **flatness**, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, where C is the covariance of the cells' posterior means and α
-  is the mean of M over C. This equals ‖M/α − I‖²_F (FlatVI) if the cells vary equally along all directions. Otherwise
-  it demands isometry only along the directions in which the cells differ. Demanding the identity in all k dimensions
-  would make the decoder respond equally to unused dimensions, at the cost of their KL. The gradient passes through α:
-  with α held constant, the term could be lowered by shrinking M as a whole, until the posterior collapses.
+  is the mean of tr(MC) / tr C over the points. If the cells vary equally along all directions, this term is the penalty
+  ‖M/α − I‖²_F of FlatVI (ICML 2025). Otherwise, flatness demands isometry only along the directions in which the cells
+  differ. Demanding isometry in all k dimensions would make the decoder respond equally to unused dimensions, and the KL
+  would increase along these dimensions. The gradient passes through α: with α held constant, the term could be lowered
+  by shrinking M as a whole, until the posterior collapses.
 - **evenness**, E[k log(tr M / k) − log det M], the log-det divergence of M from the nearest multiple of the identity.
-  Its gradient along a direction grows as the decoder becomes insensitive to that direction, where the gradient of
-  flatness vanishes.
+  The gradient of evenness along a direction grows as the decoder becomes insensitive to that direction, where the
+  gradient of flatness vanishes.
 
 M is computed exactly, with k tangents, at a few posterior samples of the minibatch. FlatVI also evaluates M between
 samples; here the lines of the first term cover that region, and evaluating M there lowered the ELBO without any gain.
@@ -107,7 +108,10 @@ def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
 
 
 def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
-    """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar; C is the covariance of the posterior means."""
+    """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
+
+    M is the metric at each point, C is the covariance of the posterior means, and α is the mean of tr(MC) / tr C.
+    """
     # The constant avoids 0/0 for a collapsed posterior.
     cov_kk = cov_kk + 1e-6 * torch.eye(len(cov_kk), dtype=cov_kk.dtype, device=cov_kk.device)
     seen_pkk = metric_pkk @ cov_kk

@@ -119,7 +119,7 @@ class Trainer:
     training, heldout
         Cells on which the model is trained; held-out cells, which decide when training ends and which weights are best.
     config, batch_size
-        β, rates, seed and so on; number of cells per step.
+        Options of the training, such as β, rates and seed; number of cells per step.
     kl_warmup_share
         Length of the KL warm-up as a fraction of its usual length; see `Schedule`.
     """

@@ -26,7 +26,7 @@ RATE = 8e-3
 
 
 class Regularisation(NamedTuple):
-    """Dropout of encoder and decoder, weight decay, and the fraction of dropout that remains after lowering."""
+    """Dropout of encoder and decoder, weight decay, and the fraction to which dropout is lowered later."""
 
     encoder_dropout: float
     decoder_dropout: float

@@ -1,8 +1,8 @@
 """The likelihood of counts on a CPU: one pass over the genes of a cell computes the likelihood and its gradients.
 
 The formulas are those of `model/count_nll.py`. This version processes one cell at a time, so that all values of the
-cell stay in the processor's cache. It first evaluates all genes as if every count were zero, and then corrects the
-result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
+cell stay in the processor's cache. The code first evaluates all genes as if every count were zero, and then corrects
+the result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
 Shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
 """
@@ -223,7 +223,7 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Write `values`, then as many of `others` as fit, to `wide` (float32) or `narrow` (bfloat16); one is empty."""
+    """Fill `wide` (float32) or `narrow` (bfloat16), whichever is not empty, with `values` followed by `others`."""
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])
@@ -301,6 +301,6 @@ def _stirling(y: Any) -> Any:
 
 @compiled()
 def _stirling_slope(y: Any) -> Any:
-    """Compute ψ(y) for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
+    """Compute ψ(y), the derivative of lgΓ(y), for y ≥ 16 (Abramowitz & Stegun 6.3.18)."""
     square = 1.0 / (y * y)
     return np.log(y) - 0.5 / y - square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square / 240)))

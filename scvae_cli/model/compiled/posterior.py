@@ -28,7 +28,11 @@ def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-    """Compute gradients for means and log variances from those for the samples and the mean KL. Shape (n, 2k)."""
+    """Compute the gradients of a loss with respect to means and log variances, shape (n, 2k).
+
+    `d_z_nk` are the gradients of the loss with respect to the samples, and `d_kl` is its derivative with respect to the
+    mean KL.
+    """
     d_statistics_n2k = torch.empty_like(statistics_n2k)
     share = float32(float(d_kl) / len(noise_nk))
     _draw_gradients(statistics_n2k.numpy(), noise_nk.numpy(), d_z_nk.numpy(), share, d_statistics_n2k.numpy())

@@ -15,12 +15,14 @@ class CheckOptions(Options):
 
     layer: str | None = option(
         None,
-        help="Matrix to check: a layer, X or raw.",
+        help="Layer to check.",
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
     batch_key: str | None = option(None, help="Column of obs with batches.", panel=INPUT)
-    likelihood: Likelihood = option("zinb", help="Likelihood to train with; normal takes real numbers.", panel=INPUT)
+    likelihood: Likelihood = option(
+        "zinb", help="Likelihood to train with: zinb, nb or poisson for counts, normal for real numbers.", panel=INPUT
+    )
 
 
 CHECK = Verb(
@@ -28,7 +30,9 @@ CHECK = Verb(
     panel="Start",
     options=CheckOptions,
     home="scvae_cli.tools.check.checking:check",
-    about="""Report what a file contains, and what training would refuse (exit code 3) or warn about.""",
+    about="""Report what a file contains, and what training would refuse or warn about.
+
+    The exit code is 3 if training would refuse the file.""",
     python_about="Report what the data contain, and what training would refuse or warn about.",
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     example="scvae check data.h5ad --batch-key donor",

@@ -40,9 +40,11 @@ class DeOptions(Reading, Drawing, Writing):
     """Options that say which groups are compared, and how."""
 
     groupby: str = option(help="Column of obs that names the groups.", takes="a column of obs")
-    group: str = option(help="Group to test.", takes="a group of the --groupby column", label=True)
+    group: str = option(
+        help="Group to compare with the reference.", takes="a group of the --groupby column", label=True
+    )
     reference: str | None = option(
-        None, help="Reference group to compare with.", label=True, shown_default="all other cells of the column"
+        None, help="Reference group.", label=True, shown_default="all other cells of the column"
     )
     within: Mapping[str, str] | None = option(
         None, help="Compare only cells with this value in a column of obs; may be repeated.", metavar="KEY=VALUE",
@@ -57,9 +59,9 @@ class DeOptions(Reading, Drawing, Writing):
     )
     centre: Centre = option(
         "auto",
-        help="Change to report: bulk (relative to the change that most genes have in common), none (the change of a "
-        "gene's share of all counts), or auto (bulk if at least half of the genes lie within 0.25 (log2) of the common "
-        "change).",
+        help="Change to report. bulk: the change relative to the change that most genes have in common. none: the "
+        "change of a gene's share of all counts. auto: bulk if at least half of the genes have a log2 ratio within "
+        "0.25 of the common change, otherwise none.",
     )
     max_cells: int = option(
         5000, flags=("--cells",), help="Maximum number of cells per group; larger groups are subsampled.",

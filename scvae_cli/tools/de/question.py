@@ -85,7 +85,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         )
 
     def _named(self, result: DifferentialExpression) -> DifferentialExpression:
-        """The result with the gene names that are shown to users."""
+        """Return the result with the gene names that are shown to users."""
         return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
 
     def planned(self) -> list[str]:
@@ -147,9 +147,9 @@ class De(Question[DeOptions, DifferentialExpression]):
                 f"left out: {facts['n_left_out']:,} cells in batches with fewer than two cells of one of the groups"
             )
         use = (
-            "it was subtracted, so the changes below are relative to the common change"
+            "the common change was subtracted from the changes below"
             if facts["centre"] == "bulk"
-            else "it was not subtracted, so the changes below are changes of each gene's share of the counts"
+            else "the common change was not subtracted: the changes below are those of each gene's share of the counts"
         )
         lines.append(
             f"common change of the genes: {facts['common_change']:+.2f} (log2), with {facts['near_common_share']:.0%} "
@@ -159,8 +159,8 @@ class De(Question[DeOptions, DifferentialExpression]):
             lines.append(f"not tested: {not_tested:,} genes that the model lacks or that have no counts in these cells")
         lines += _gene_lines(facts["genes"][:SHOWN_GENES])
         return "\n".join(
-            [*lines, "(change and raw are log2 ratios, raw without model and shrinkage; means are counts at the median "
-             "library size)"]
+            [*lines, "(change and raw are log2 ratios; raw uses no model and no shrinkage; means are counts at the "
+             "median library size)"]
         )  # fmt: skip
 
     def next_step(self, result: DifferentialExpression) -> str:

@@ -58,7 +58,8 @@ class DifferentialExpression:
     estimate_g, error_g
         log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
     common_change, near_common_share
-        log2 ratio that most genes have in common, and the expected share of genes whose change is within 0.25 of it.
+        log2 ratio that most genes have in common, and the expected share of genes whose change differs from this ratio
+        by at most 0.25.
     centre
         "bulk" if changes are relative to the common change, otherwise "none".
     unchanged_share
@@ -72,7 +73,7 @@ class DifferentialExpression:
         Natural log of the posterior probability that the absolute change is at most `options.threshold`. With this
         number, genes can be ordered even if `probability_g` is rounded to 1.
     false_sign_g
-        Local false sign rate: the probability that the change is zero or does not have its more probable sign.
+        Local false sign rate: the probability that the change is zero or has its less probable sign.
     expected_fdr_g
         Expected share of false calls if this gene and all more certain genes are called.
     mean_g, reference_mean_g

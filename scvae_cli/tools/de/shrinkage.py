@@ -69,18 +69,18 @@ class ShrunkEffects:
         return sd_g
 
     def log_probability_within(self, threshold: float) -> np.ndarray:
-        """log P(|β| ≤ threshold), shape (g,); accurate for tiny probabilities."""
+        """Compute log P(|β| ≤ threshold), shape (g,); the result is accurate for tiny probabilities."""
         log_share_gc = self.log_weight_gc + _log_within(threshold, self.mean_gc, self.sd_gc)
         log_within_g: np.ndarray = logsumexp(log_share_gc, axis=1)
         return log_within_g
 
     def probability_beyond(self, threshold: float) -> np.ndarray:
-        """P(|β| > threshold), shape (g,)."""
+        """Compute P(|β| > threshold), shape (g,)."""
         beyond_g: np.ndarray = -np.expm1(np.minimum(self.log_probability_within(threshold), 0))
         return beyond_g
 
     def probability_below(self, value_g: np.ndarray | float) -> np.ndarray:
-        """P(β < value), shape (g,)."""
+        """Compute P(β < value), shape (g,)."""
         value_g1 = np.broadcast_to(np.asarray(value_g, dtype=float), len(self.mean_gc))[:, None]
         score_gc = np.empty_like(self.mean_gc)
         score_gc[:, 1:] = (value_g1 - self.mean_gc[:, 1:]) / self.sd_gc[:, 1:]
@@ -90,7 +90,7 @@ class ShrunkEffects:
         return below_g
 
     def quantile(self, share: float) -> np.ndarray:
-        """Value below which β lies with probability `share`, shape (g,); by bisection."""
+        """Find, by bisection, the value below which β lies with probability `share`, shape (g,)."""
         reach_g = (np.abs(self.mean_gc) + 10 * self.sd_gc).max(1) + 1e-9
         low_g, high_g = -reach_g, reach_g
         for _ in range(_BISECTIONS):
@@ -102,7 +102,7 @@ class ShrunkEffects:
         return quantile_g
 
     def false_sign_rate(self) -> np.ndarray:
-        """Local false sign rate: probability that β is zero or does not have its more probable sign, shape (g,)."""
+        """Compute the local false sign rate, shape (g,): the probability that β is 0 or has its less probable sign."""
         zero_g = np.exp(self.log_weight_gc[:, 0])
         below_g = self.probability_below(0.0)
         rate_g: np.ndarray = np.clip(np.minimum(below_g + zero_g, 1 - below_g), 0, 1)
@@ -158,7 +158,7 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 
 
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
-    """For each effect, compute the expected share of false calls if this and all more certain effects are called.
+    """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
 
     For each effect, `log_null_g` contains the log probability that a call of this effect is false. Shape (g,).
 
@@ -218,7 +218,7 @@ def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
 
 
 def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
-    """log P(|N(mean, sd²)| ≤ threshold), 0 for the point mass at zero."""
+    """Compute log P(|N(mean, sd²)| ≤ threshold); the result is 0 for the point mass at zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         # By symmetry, the probability can be computed on the side where the tail is small, to avoid cancellation.
         away_gc = np.abs(mean_gc)

@@ -20,8 +20,8 @@ class DenoiseOptions(Reading, Writing):
 
     estimate: Estimate = option(
         "state",
-        help="Expected counts: state (mean of all cells in the same state) or cell (the cell's own rate, given its own "
-        "counts).",
+        help="Expected counts to write. state: the mean of all cells in the same state. cell: the rate of the single "
+        "cell, estimated from the state and the counts of this cell.",
         panel=DECODING,
     )
     n_samples: int = option(
@@ -45,8 +45,9 @@ class DenoiseOptions(Reading, Writing):
         panel=DECODING,
     )
     batch_as: str = batch_as_option(
-        help="Batch to decode in: the name of a batch, average (over all batches, weighted by number of training "
-        "cells), or observed (each cell's own)."
+        help="Batch to decode in: the name of a batch, average or observed. With average, the decoded values are "
+        "averaged over all batches, weighted by number of training cells. With observed, each cell is decoded in its "
+        "own batch."
     )
     with_zero_inflation: bool = option(
         False, help="Lower the expected counts by the probability of technical zeros.", panel=DECODING

@@ -29,8 +29,8 @@ def stability_verdict(stability: Stability) -> Verdict:
     return Verdict(
         topic="stability",
         level=level,
-        sentence=f"between {stability.n_trainings} trainings with different random seeds {differs:.0%} of the variance "
-        f"differs after alignment ({stability.procrustes_by_chance:.0%} for unrelated embeddings), "
+        sentence=f"the embeddings of {stability.n_trainings} trainings with different random seeds were aligned: "
+        f"{differs:.0%} of their variance differs ({stability.procrustes_by_chance:.0%} in unrelated embeddings), "
         f"{stability.neighbors_shared:.0%} of each cell's nearest neighbors are shared, and the strong canonical axes "
         f"have a correlation of {stability.axis_correlation:.2f}",
         remedy="" if level == "good" else "rely on results that several seeds agree on; train with more cells",
@@ -51,7 +51,7 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
     level, remedy = "watch", ""
     if comparison.n_heldout < MIN_HELDOUT:
         cells = "held-out cell" if comparison.n_heldout == 1 else "held-out cells"
-        sentence += f"; with only {comparison.n_heldout} {cells} these values are uncertain"
+        sentence += f"; with only {comparison.n_heldout} {cells}, these values are uncertain"
         remedy = "train with more cells, or hold out a larger fraction (--validation-fraction)"
     elif not _significant(mean.vae_advantage_heldout):
         level = "poor"
@@ -73,12 +73,12 @@ def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
         if model.name not in (VAE, NO_DENOISING) and model.vae_advantage_thinned
     }
     compared = [_compared(advantage, "better than", "worse than", name) for name, advantage in others.items()]
-    sentence = f"the VAE predicts withheld molecules, in nats per cell, {', '.join(compared)}"
+    sentence = f"in nats per cell, the VAE predicts withheld molecules {', '.join(compared)}"
     better = {name: difference for name, (difference, error) in others.items() if _significant((-difference, error))}
     level, remedy = "good", ""
     if better:
         best = min(better, key=lambda name: better[name])
-        sentence += f"; {_with_article(best)} predicts them best"
+        sentence += f"; {_with_article(best)} predicts these molecules best"
         level, remedy = "poor", "compare values of --beta or --n-latent with scvae sweep"
         if best == LINEAR:
             level, remedy = "watch", "consider --decoder linear"

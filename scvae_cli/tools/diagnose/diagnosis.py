@@ -118,7 +118,7 @@ class Diagnosis:
         return max((verdict.level for verdict in self.verdicts), key=LEVELS.index)
 
     def summary(self) -> dict[str, Any]:
-        """The numbers of cells, whether the evaluated cells were held out, β, and the worst level, as plain values."""
+        """Return the numbers of cells, whether the evaluated cells were held out, β, and the worst level."""
         return {name: getattr(self, name) for name in ("n_cells", "n_evaluated", "heldout", "beta", "level")}
 
     def slots(self, names: SlotNames) -> list[Slot]:

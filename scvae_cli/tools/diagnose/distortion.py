@@ -44,7 +44,7 @@ class Distortion:
         active.
     rank_correlation
         Spearman correlation, over random pairs of cells, between the latent distance of the two cells and the
-        Fisher–Rao length of the straight line that connects them; None for fewer than ten cells.
+        Fisher–Rao length of the straight line between the two cells; None for fewer than ten cells.
     """
 
     condition_n: np.ndarray

@@ -63,9 +63,10 @@ class Gaps:
     effective_n, n_samples
         Effective number of importance samples of each cell; number of importance samples per cell, s.
     scale
-        Value that counts as 100% in percentages, nats. None, for counts, stands for the absolute mean of the
-        importance-weighted bound. For real numbers, the bound concerns a log-density and may be 0. The scale for real
-        numbers is therefore the expected negative log-density of as many standard normal features as the model has.
+        Value that counts as 100% in percentages, nats. For counts, `scale` is None, and the absolute mean of the
+        importance-weighted bound counts as 100%. For real numbers, this bound is a bound on a log-density and may be 0.
+        The scale for real numbers is therefore the expected negative log-density of as many standard normal features as
+        the model has.
     """
 
     encoder_n: np.ndarray

@@ -35,7 +35,7 @@ RANKS = 0.95, 0.70
 def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     """Judge whether the latent space is used."""
     k = len(use.active_k)
-    numbers = f"rate {gaps.rate:.2f} and distortion {gaps.distortion:.2f} nats per cell at β = {beta:g}"
+    numbers = f"KL {gaps.rate:.2f} and reconstruction loss {gaps.distortion:.2f} nats per cell at β = {beta:g}"
     lower = f"train with a lower --beta (now {beta:g})" + (", such as 1" if beta > 1 else "")
     level, remedy = "good", f"{lower}, or longer (--patience, --max-epochs)"
     if use.collapse == "all":
@@ -49,7 +49,7 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
         # The model alone does not show whether more dimensions would help.
         remedy = "all dimensions are used; scvae sweep --n-latent shows whether more would help"
         if use.collapse == "some":
-            remedy, sentence = "", f"{sentence}; the others have collapsed to the prior, which is harmless"
+            remedy, sentence = "", f"{sentence}; the other dimensions have collapsed to the prior, which is harmless"
     return Verdict(topic="latent use", level=level, sentence=sentence, remedy=remedy)
 
 
@@ -77,9 +77,9 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
         topic="prior",
         level=level,
         sentence=f"{aggregate.holes:.1%} of prior samples lie in holes, regions with almost no cells (1% is expected "
-        f"if the prior matches the cells); the KL of the aggregated posterior to the prior is "
-        f"{aggregate.kl_to_prior:.2f} nats, and the mutual information of cells and latent positions is "
-        f"{aggregate.mutual_information:.2f} nats",
+        f"if the prior matches the cells); the mixture of all cells' posteriors has a KL of "
+        f"{aggregate.kl_to_prior:.2f} nats to the prior; cells and latent positions share "
+        f"{aggregate.mutual_information:.2f} nats of mutual information",
         remedy="" if level == "good" else "generate cells with scvae sample --from density or --avoid-holes",
     )
 
@@ -93,8 +93,8 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
         Verdict(
             topic="encoder",
             level=by_encoder,
-            sentence=f"the amortization gap is {amortization.mean:.2f} ± {amortization.error:.2f} nats per cell "
-            f"({amortization.percent:.2f}% {of_scale})",
+            sentence=f"refining the posteriors of the encoder raises the ELBO by {amortization.mean:.2f} ± "
+            f"{amortization.error:.2f} nats per cell (the amortization gap, {amortization.percent:.2f}% {of_scale})",
             remedy=""
             if by_encoder == "good"
             else "embed cells with scvae embed --refine 100; train with more cells, or a wider encoder (--n-hidden)",
@@ -102,9 +102,9 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
         Verdict(
             topic="posterior",
             level=by_family,
-            sentence=f"the variational gap is at least {variational.mean:.2f} ± {variational.error:.2f} nats per cell "
-            f"({variational.percent:.2f}% {of_scale}; effective importance samples: {gaps.effective_samples:.0f} of "
-            f"{gaps.n_samples})",
+            sentence=f"the ELBO of refined posteriors is lower than log p(x) by at least {variational.mean:.2f} ± "
+            f"{variational.error:.2f} nats per cell (the variational gap, {variational.percent:.2f}% {of_scale}; "
+            f"effective importance samples: {gaps.effective_samples:.0f} of {gaps.n_samples})",
             remedy=""
             if by_family == "good"
             else "compare models by the importance-weighted bound of scvae score, which does not include this gap",
@@ -120,7 +120,8 @@ def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence
         more = bool((zeros.score_g[zeros.outside_g] > 0).mean() > 0.5) if zeros.outside_g.any() else False
         sentence = (
             f"{zeros.outside:.1%} of {zeros.n_evaluated:,} genes have a fraction of zeros outside the 99% band of "
-            f"simulated cells; mean error {zeros.error:.4f} ({zeros.error_expected:.4f} expected)"
+            f"simulated cells; the mean error of this fraction is {zeros.error:.4f} ({zeros.error_expected:.4f} "
+            "expected)"
         )
         too_few = ("is detected in enough cells", "diagnose more cells (--cells), or cells with more counts")
         verdicts.append(_gene_verdict("zeros", zeros, names, sentence, _likelihood_remedy(likelihood, more), *too_few))
@@ -129,7 +130,7 @@ def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence
     variances = check.variances
     sentence = (
         f"{variances.outside:.1%} of {variances.n_evaluated:,} genes have a variance outside the 99% band of "
-        f"simulated cells; median ratio of observed to predicted variance {variances.median_ratio:.2f}"
+        f"simulated cells; the median ratio of observed to predicted variance is {variances.median_ratio:.2f}"
     )
     remedy = _likelihood_remedy(likelihood, variances.median_ratio > 1)
     verdicts.append(_gene_verdict("variances", variances, names, sentence, remedy, *too_few))
@@ -147,8 +148,9 @@ def distance_verdict(distortion: Distortion) -> Verdict:
     return Verdict(
         topic="distances",
         level=level,
-        sentence="the rank correlation of latent and Fisher–Rao distances between cells is "
-        f"{distortion.rank_correlation:.2f}; the mean condition number of the decoder's metric is {condition}",
+        sentence="latent distances between cells have a rank correlation of "
+        f"{distortion.rank_correlation:.2f} with distances in expression (Fisher–Rao); the mean condition number of "
+        f"the decoder's metric is {condition} (1 in a flat latent space)",
         remedy="" if level == "good" else "train with --flat 1 if distances matter",
     )
 
@@ -171,7 +173,10 @@ def _gene_verdict(
 
 
 def _likelihood_remedy(likelihood: str, more: bool) -> str:
-    """Advice if observed values deviate from simulated ones; `more` is True if most observed values are larger."""
+    """Return the advice if observed values deviate from simulated values.
+
+    `more` is True if most observed values are larger than the simulated values.
+    """
     if likelihood == "poisson":
         return "use a likelihood with overdispersion: --likelihood nb or zinb"
     if likelihood == "nb" and more:

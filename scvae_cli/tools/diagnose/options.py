@@ -17,7 +17,10 @@ class DiagnoseOptions(Reading, Drawing, Writing):
 
     n_samples: int = option(200, help="Number of importance samples per cell.", flags=("--samples",), least=2)
     refine: int = option(
-        100, help="Number of gradient steps for the refined posteriors that the encoder is compared with.", least=1
+        100,
+        help="Number of gradient steps that refine each posterior. The encoder is compared with the refined "
+        "posteriors.",
+        least=1,
     )
     max_cells: int = option(
         1000,
@@ -58,12 +61,13 @@ DIAGNOSE = Verb(
 
     The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
     comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
-    latent distances are meaningful. If the data has at least ten held-out cells, the encoder and the likelihood are
-    evaluated on held-out cells only.
+    latent distances follow distances in expression. If the data has at least ten held-out cells, the encoder and the
+    likelihood are evaluated on held-out cells only.
 
-    Unless --quick is given, further models are trained: one with a linear decoder and some on thinned counts, to
-    compare the VAE with a linear decoder, PCA and a model that gives every gene a fixed mean; and some with other
-    random seeds, to measure how well the models agree. All numbers go to uns["scvae"]["diagnosis"].""",
+    Further models are trained unless --quick is given. Some of these models show whether the VAE is better than a
+    linear decoder, PCA and a model that gives every gene a fixed mean: one has a linear decoder, and some are trained
+    on thinned counts, from which a part of the molecules was withheld. Models with other random seeds show how well
+    trainings agree. All numbers go to uns["scvae"]["diagnosis"].""",
     example="scvae diagnose data.h5ad --plot diagnosis.png",
     returns="None; with `inplace=False` the diagnosis, with its findings in `verdicts`, and nothing is written.",
 )

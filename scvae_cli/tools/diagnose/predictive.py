@@ -93,7 +93,7 @@ class GeneStatistic:
         return float(np.median(self.observed_g[shown_g] / self.predicted_g[shown_g])) if shown_g.any() else float("nan")
 
     def worst(self, n: int = _WORST) -> np.ndarray:
-        """Indices of the n evaluated genes with the largest absolute scores, in descending order."""
+        """Return the indices of the n evaluated genes with the largest absolute scores, in descending order."""
         order = np.argsort(-np.where(self.evaluated_g, np.abs(self.score_g), -1), kind="stable")
         return order[: min(n, self.n_evaluated)]
 

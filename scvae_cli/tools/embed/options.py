@@ -18,8 +18,8 @@ class EmbedOptions(Reading, Writing):
 
     axes: Axes = option(
         "canonical",
-        help="Latent axes: canonical (ordered by the variance of expression that they explain, and similar between "
-        "trainings) or training (the axes that the encoder and the decoder use).",
+        help="Latent axes. canonical: axes ordered by the variance of expression that they explain, and similar "
+        "between trainings. training: the axes that the encoder and the decoder use.",
     )
     refine: int = option(
         0,
@@ -43,7 +43,7 @@ EMBED = Verb(
     about="""Write the latent position of every cell to obsm["X_scvae"].
 
     The variances of the posterior go to obsm["scvae_latent_var"]. New cells can be embedded with a trained model. The
-    encoder does not use the batch, so cells of new batches can be embedded too. --refine improves the encoder's
-    posterior cell by cell.""",
+    encoder does not use the batch, so cells of new batches can be embedded too. With --refine, the posterior of each
+    cell is improved separately.""",
     example="scvae embed data.h5ad",
 )

@@ -1,11 +1,11 @@
 """Projected gradient ascent in latent space, within the region where cells are.
 
-Maximizes a score over a region of latent space: the positions z whose density p is high enough, −log p(z) ≤ c. A step
-follows the gradient of the score. A step that would leave the region follows the boundary instead, and Newton's method
-then moves the end of the step back onto the boundary. If a step increases the score by much less than the gradient
-predicts, the step is halved. The score therefore increases from point to point. At the end, the gradient is zero or
-points straight out of the region (the Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not always
-the global maximum of the region.
+The score is maximized over a region of latent space: all positions z whose density p is high enough, −log p(z) ≤ c. A
+step follows the gradient of the score. A step that would leave the region follows the boundary instead, and Newton's
+method then moves the end of the step back onto the boundary. If a step increases the score by much less than the
+gradient predicts, the step is halved. The score therefore increases from point to point. At the end, the gradient is
+zero or points straight out of the region (the Karush–Kuhn–Tucker conditions). The end is then a local maximum, but not
+always the global maximum of the region.
 
 Shapes: n latent positions, k latent dimensions, t points of the path.
 """
@@ -133,10 +133,10 @@ def kept_inside(region: Region, z_tk: Tensor) -> Tensor:
 
 
 def _move(slope_k: Tensor, normal_k: Tensor | None, *, margin: float, step: float) -> Tensor | None:
-    """Compute a step along the gradient, or a step to and along the boundary where the gradient leaves the region.
+    """Compute a step along the gradient; if this step would leave the region, compute a step along the boundary.
 
-    `margin` is the limit of −log density minus −log density at the current position. Returns None if no step
-    increases the score.
+    A step along the boundary first moves to the boundary. `margin` is how much −log density may still increase from the
+    current position before the limit is reached. Returns None if no step increases the score.
     """
     if not float(slope_k.norm()) > 0:
         return None

@@ -58,7 +58,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
     unconstrained: bool = option(False, help="Allow any region, even without cells.", panel=OPTIMIZATION)
     max_length: float | None = option(
         None,
-        help="Maximum length of the trajectory, in standard deviations of a count (for real numbers, of the noise).",
+        help="Maximum length of the trajectory, in standard deviations of a count, or of the noise of real numbers.",
         panel=OPTIMIZATION,
         above=0,
         shown_default="five times the distance from the start to the farthest cell",
@@ -66,8 +66,8 @@ class OptimizeOptions(Reading, Drawing, Writing):
     n_starts: int = option(
         8,
         flags=("--starts",),
-        help="Number of starting positions in the group to try if the trajectory from the first one ends below the "
-        "score of the best cell. With 1, the score increases at every step.",
+        help="Number of starting positions to try in the group. More than one is tried only if the first trajectory "
+        "ends with a lower score than the best cell. With 1, the score increases at every step.",
         panel=OPTIMIZATION,
         least=1,
     )
@@ -145,11 +145,11 @@ OPTIMIZE = Verb(
     panel="Trajectories",
     options=OptimizeOptions,
     home="scvae_cli.tools.optimize.question:Optimize",
-    about="""Find a trajectory along which some genes increase (and others decrease), in regions with cells.
+    about="""Find a trajectory through regions with cells along which some genes increase and others decrease.
 
-    The score is the mean standardized expression of the genes to increase minus that of the genes to decrease. Writes
-    the trajectory in the same way as interpolate, with the score of every step. Prints how the score at the end of
-    the trajectory compares with the scores of the cells. Warns if the score exceeds that of every cell,
-    if the trajectory ends at a local maximum, and about steps where no cells were observed.""",
+    The score is the mean standardized expression of the genes to increase minus the mean of the genes to decrease.
+    Writes the trajectory in the same way as interpolate, with the score of every step. Prints how the score at the
+    end of the trajectory compares with the scores of the cells. Warns about steps that score higher than every cell,
+    about steps where no cells were observed, and if the trajectory ends at a local maximum.""",
     example="scvae optimize data.h5ad --toward Klf1,Car1 --away Irf8 --groupby cell_type --group MEP",
 )

@@ -69,15 +69,15 @@ class Optimization:
         if (first := self.extrapolated_from) is not None:
             texts.append(
                 f"steps {first}–{last} of 0–{last} are extrapolated: their scores are higher than the score of every "
-                f"cell (end {self.score_t[-1]:.3g}, best cell {self.best_score:.3g}), so no cell confirms what is "
-                "decoded there"
+                f"cell (end {self.score_t[-1]:.3g}, best cell {self.best_score:.3g}), so no cell confirms the "
+                "expression decoded at these steps"
             )
         if (off := self.trajectory.warning()) is not None:
             texts.append(off)
         if self.stopped == MAXIMUM and self.share_below < _HIGH:
             texts.append(
                 f"the trajectory ends at a local maximum: {1 - self.share_below:.1%} of the cells have a higher score "
-                f"(end {self.score_t[-1]:.3g}, best cell {self.best_cell!r} {self.best_score:.3g}): start elsewhere, "
+                f"(end {self.score_t[-1]:.3g}, best cell {self.best_cell!r} {self.best_score:.3g}); start elsewhere, "
                 "or interpolate to the best cell"
             )
         return texts
@@ -92,8 +92,8 @@ class Optimization:
             )
         if self.stopped == MAX_LENGTH:
             texts.append(
-                "the trajectory ends at its largest length while the score still increases: a larger --max-length "
-                "extends it"
+                "the trajectory reaches its maximum length while the score still increases; a larger --max-length "
+                "extends the trajectory"
             )
         return texts
 

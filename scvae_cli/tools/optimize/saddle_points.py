@@ -4,7 +4,7 @@ If two regions with cells are connected only by a narrow bridge, gradient ascent
 to the other. The path is therefore constructed between two given ends. The neighbor graph of the cells yields a first
 path, whose lowest density is as high as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
 doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough at all points. If this takes too many iterations, no path is found.
+density is high enough at all points. If the string method needs too many iterations, no path is found.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """

@@ -5,16 +5,17 @@ change predicted for the target group is a sum of terms. Each term is the change
 single perturbation has one term: the change under the perturbation in the other groups.
 
 For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first is the
-change of the other groups under B+C. The second is the target's own change under B, plus the target's own change under
-C, plus the interaction of B and C in the other groups: the change of these groups under B+C minus their changes under B
-and under C. The first estimate is more certain; the second is specific to the target. Only the first is used if the
-target has not undergone both B and C, or if no other group has undergone all of B, C and B+C. For a combination that no
-other group has undergone, the changes under its parts are added. The change under a part is that of the target if the
-target has undergone the part, else that of the other groups.
+change of the other groups under B+C. The second is the sum of the target's own change under B, the target's own change
+under C, and the interaction of B and C in the other groups. The interaction is the change of these groups under B+C
+minus their changes under B and under C. The first estimate is more certain; the second is specific to the target. Only
+the first is used if the target has not undergone both B and C, or if no other group has undergone all of B, C and B+C.
+For a combination that no other group has undergone, the changes under its parts are added. If the target has undergone
+a part, the change under this part is the target's own change; otherwise, it is the change of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
-the parts matter: cells labeled B+C and C + B have the same perturbation. The control label (here ctrl) has no effect as
-a part: if no cell has the label B+ctrl, the label B is used instead, and conversely.
+the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, here ctrl, has no effect as
+a part: if no cell has the label B+ctrl, the label B is used instead; if no cell has the label B, the label B+ctrl is
+used.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Design:
     members: Mapping[tuple[str, str], np.ndarray]
 
     def rows(self, group: str, label: str) -> np.ndarray:
-        """Indices of a group's cells under a label."""
+        """Return the indices of a group's cells under a label."""
         return self.members.get((group, label), np.empty(0, dtype=np.int64))
 
     def has(self, group: str, *labels: str) -> bool:
@@ -71,7 +72,7 @@ class Design:
         return all(len(self.rows(group, label)) >= MIN_CELLS for label in (self.control, *labels))
 
     def others(self, *labels: str) -> tuple[str, ...]:
-        """The other groups with enough control cells and enough cells under each given label, sorted by name."""
+        """Return the other groups with enough control cells and enough cells under each given label, sorted by name."""
         return tuple(group for group in self._groups if group != self.group and self.has(group, *labels))
 
     @property
@@ -108,13 +109,17 @@ class Design:
 
     @property
     def additive_terms(self) -> tuple[Term, ...]:
-        """One term for each part of a combination, in the target if treated with it, else in the other groups."""
+        """One term for each part of a combination.
+
+        If the target has undergone the part, the term is the change of the target; otherwise, it is the change of the
+        other groups.
+        """
         return tuple(
             Term(1, part, (self.group,) if self.has(self.group, part) else self.others(part)) for part in self.parts
         )
 
     def contributors(self, term: Term) -> tuple[str, ...]:
-        """Groups of a term; if the target is the only one, the other groups with enough cells are appended."""
+        """Return the groups of a term; if the target is the only group, append the other groups with enough cells."""
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
@@ -152,10 +157,10 @@ def design(
     Parameters
     ----------
     group, control, treated
-        As for `Design`, but labels as a caller names them (`scvae_cli.data.labels`), with the parts of a combination in
-        any order. A treated label that no cell has is split at its plus signs.
+        Target group, control label and label of the perturbation, as a caller names them (`scvae_cli.data.labels`). The
+        parts of a combination may be in any order. A treated label that no cell has is split at its plus signs.
     group_n, label_n, perturbation_key
-        Group and label of every cell, each a string or None, shape (n,). Name of the obs column with the labels.
+        Group and label of every cell, each a string or None, shape (n,); and name of the obs column with the labels.
 
     Raises
     ------
@@ -212,7 +217,10 @@ def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key:
 def _resolved(
     control: str, treated: str, label_n: np.ndarray, key: str
 ) -> tuple[str, str, tuple[str, ...], np.ndarray]:
-    """Control label, treated label, parts of the treated label, and labels of all cells, each label in one spelling."""
+    """Return the control label, treated label, parts of the treated label, and labels of all cells.
+
+    Each label has only one spelling in the result.
+    """
     labels = PerturbationLabels.of(label_n, control, treated)
     listed = ", ".join(labels.known[:_SHOWN]) + (", ..." if len(labels.known) > _SHOWN else "")
     start, label, pieces = labels.find(control), labels.find(treated), labels.pieces(treated)

@@ -1,9 +1,9 @@
 """Expected log-normalized counts under the likelihood of the counts.
 
 Changes of expression are reported and judged as differences of the mean of log(1 + 10⁴·x/library), the usual scale of
-single-cell analyses. The mean of a logarithm is not the logarithm of a mean: for a gene with at most one count in a
-cell, the mean of the logarithm is nearly proportional to the probability of that count. So the logarithm is averaged
-over the distribution of the counts.
+single-cell analyses. Here x is a count, and library is the library size of the cell. The mean of a logarithm is not the
+logarithm of a mean: for a gene with at most one count in a cell, the mean of the logarithm is nearly proportional to
+the probability of that count. So the logarithm is averaged over the distribution of the counts.
 
 Shapes: n cells, g genes, t pairs of a cell and a gene for which large counts are not negligible.
 """
@@ -26,7 +26,7 @@ _LEAST_TAIL = 1e-4
 
 
 def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n: Tensor) -> Tensor:
-    """E[log(1 + s·x)] of zero-inflated negative binomial counts, shape (n, g).
+    """Compute E[log(1 + s·x)] of zero-inflated negative binomial counts x, shape (n, g).
 
     The arguments are the means μ (float64), the genes' inverse dispersions, the probabilities that a count is not a
     technical zero, and the scale s of each cell. The inverse dispersions are None for Poisson counts.
@@ -55,7 +55,7 @@ def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n
 
 
 def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Tensor:
-    """Mean of log(1 + s·x) over the counts x of at least `_COUNTS`, shape (t,)."""
+    """Compute the mean of log(1 + s·x) over all counts x that are at least `_COUNTS`, shape (t,)."""
     # Ratio of variance to mean, with which the width of the distribution grows.
     dispersion_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
     reach_t = _DEVIATIONS * (mean_t * dispersion_t).sqrt()

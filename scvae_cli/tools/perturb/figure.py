@@ -30,7 +30,7 @@ _COMPARED |= {"additive": ("sum of the parts", "#0072B2")}
 
 
 def perturbation_figure(result: Perturbation, z_nk: np.ndarray, design: Design) -> Figure:
-    """Draw genes, cells and accuracies on a figure that pyplot does not know.
+    """Draw genes, cells and accuracies; the figure is not registered with pyplot, so save it with `save_figure`.
 
     `z_nk` are positions of all cells along the latent axes, and `design` has the groups and labels of the cells.
     """
@@ -79,7 +79,7 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
 
 
 def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits: tuple[float, float]) -> None:
-    """Write names beside dots. To avoid overlap, names above the diagonal move up, and names below it move down."""
+    """Write names beside dots; to avoid overlap, names move up above the diagonal, and down below the diagonal."""
     low, high = limits
     least, aside = 0.036 * (high - low), 0.025 * (high - low)
     line = {"arrowstyle": "-", "linewidth": 0.3, "color": OTHER_GROUPS, "shrinkA": 0, "shrinkB": 1}

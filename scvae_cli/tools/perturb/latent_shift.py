@@ -39,7 +39,7 @@ class LatentShifts:
     _paired: dict[tuple[str, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def shift(self, design: Design, method: str) -> Tensor:
-        """Shift of the target's control cells, shape (m, k)."""
+        """Compute the shift of the target's control cells, shape (m, k)."""
         from_mk = self.mean_nk[design.rows(design.group, design.control)]
         shift_mk = torch.zeros_like(from_mk)
         for term in design.terms:
@@ -47,7 +47,10 @@ class LatentShifts:
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:
-        """Weight of each source group, shape (s,); it is larger if the group's control cells are near the target's."""
+        """Compute the weight of each source group, shape (s,).
+
+        The weight is larger if the control cells of the group are nearer to the control cells of the target.
+        """
         center_k = self._center(design, design.group, design.control)
         centers = torch.stack([self._center(design, group, design.control) for group in groups])
         squared_s = (centers - center_k).square().sum(1).double()
@@ -71,7 +74,7 @@ class LatentShifts:
         return step_rk[torch.as_tensor(near_mj)].mean(1)
 
     def _pairs(self, design: Design, group: str, label: str) -> tuple[Tensor, Tensor]:
-        """Control cells of a group, and the shift of each control cell to the mean of its paired treated cells."""
+        """Return the control cells of a group, and the shift of each cell to the mean of its paired treated cells."""
         if (group, label) not in self._paired:
             import ot
 

@@ -32,21 +32,21 @@ class Observed:
         return self.counts.library_n
 
     def mean(self, design: Design, group: str, label: str) -> np.ndarray:
-        """Mean log expression of a group's cells under a label, shape (g,), float64."""
+        """Return the mean log expression of a group's cells under a label, shape (g,), float64."""
         return self._moments(design, group, label)[0]
 
     def change(self, design: Design) -> np.ndarray:
-        """Mean log expression of the target's treated cells minus that of its control cells, shape (g,)."""
+        """Compute the change of the target: mean log expression of treated cells minus that of control cells, (g,)."""
         treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
         change_g: np.ndarray = treated_g - control_g
         return change_g
 
     def mean_change(self, design: Design) -> np.ndarray | None:
-        """Mean change of the other groups, equally weighted; None if no other group has treated cells."""
+        """Compute the mean change of the other groups, equally weighted; None if no other group has treated cells."""
         return self._mean_of(design, Term(1, design.treated, design.sources)) if design.sources else None
 
     def additive(self, design: Design) -> np.ndarray | None:
-        """Sum of the changes under a combination's parts; None for a single perturbation or if a change is unknown."""
+        """Add up the changes under a combination's parts; None for a single perturbation or if a change is unknown."""
         terms = design.additive_terms
         if not terms or not all(term.groups for term in terms):
             return None
@@ -54,7 +54,10 @@ class Observed:
         return total_g
 
     def most_significant(self, design: Design) -> np.ndarray:
-        """Indices of the genes with the largest absolute Welch's t between the target's treated and control cells."""
+        """Return the genes with the largest absolute Welch's t between the target's treated and control cells.
+
+        The genes are given by index.
+        """
         moments = [self._moments(design, design.group, label) for label in (design.treated, design.control)]
         sizes = [len(design.rows(design.group, label)) for label in (design.treated, design.control)]
         error_g = np.sqrt(moments[0][1] / sizes[0] + moments[1][1] / sizes[1])
@@ -63,9 +66,10 @@ class Observed:
         return order
 
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean over cells of each gene's share of the cell's counts, and squared standard error of the mean, each (g,).
+        """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
-        For real numbers, the mean is that of the numbers.
+        The mean is over a group's cells under a label. For real numbers, it is the mean of the numbers themselves. Both
+        results have shape (g,).
         """
         if (group, label) not in self._shares:
             rows = design.rows(group, label)
@@ -75,10 +79,10 @@ class Observed:
         return self._shares[group, label]
 
     def effect(self, design: Design, group: str, label: str, *, pseudo: float) -> tuple[np.ndarray, np.ndarray]:
-        """Effect of a label on a group, and squared standard error of the effect, each of shape (g,).
+        """Compute the effect of a label on a group, and the squared standard error of the effect, each of shape (g,).
 
-        For counts, take the gene's share of a cell's counts, and average it over the cells with the label and over the
-        control cells. `pseudo` is added to both averages. The effect is the logarithm of the first divided by the
+        For counts, the gene's share of a cell's counts is averaged over the cells with the label, and over the control
+        cells. `pseudo` is added to both averages. The effect is the logarithm of the first average divided by the
         second. For real numbers, the effect is the mean over the cells with the label minus the mean over the control
         cells.
         """
@@ -102,7 +106,7 @@ class Observed:
         return mean_g
 
     def _moments(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and variance of log expression."""
+        """Compute the mean and the variance of log expression over a group's cells under a label."""
         if (group, label) not in self._known:
             rows = design.rows(group, label)
             x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
@@ -121,13 +125,13 @@ def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
 
 
 def accuracy(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Accuracy:
-    """Agreement of a predicted change with the true one; `top` are the most significant genes."""
+    """Compute the agreement of a predicted change with the true change; `top` are the most significant genes."""
     explained = 1 - np.square(predicted_g - true_g).sum() / max(np.square(true_g).sum(), np.finfo(float).tiny)
     return Accuracy(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson correlation; 0 if one of the arrays is constant, such as the prediction "no change".
+    """Compute the Pearson correlation; it is 0 if one of the arrays is constant, such as the prediction "no change".
 
     >>> pearson(np.zeros(3), np.arange(3.0))
     0.0

@@ -27,14 +27,14 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     group: str = option(help="Group whose response to predict.", takes="a group of the --groupby column", label=True)
     method: Method = option(
         "auto",
-        help="How to shift cells in latent space: centroid (by the shifts of the other groups' means), ot (by the "
-        "shifts of the other groups' cells, paired by optimal transport), or auto (the method that predicts the other "
-        "groups better).",
+        help="How to shift cells in latent space. centroid: by the average shift of the other groups' means. ot: by "
+        "the shifts of the other groups' cells, paired by optimal transport. auto: by the method that predicts the "
+        "other groups better.",
     )
     retrain: bool = option(
         False,
-        help="Test the prediction with new models, each trained without the treated cells of one group, to measure the "
-        "accuracy for a group without treated cells.",
+        help="Measure the accuracy with new models. Each model is trained without the treated cells of one group, and "
+        "then predicts these cells.",
     )
     counts: bool = option(False, help="Write counts drawn at random instead of expected counts.")
     seed: int = option(0, help="Random seed of the drawn counts.", least=0)
@@ -60,10 +60,10 @@ PERTURB = Verb(
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
 
     The group's control cells are shifted in latent space as the perturbation shifted the cells of the other groups,
-    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too. The
-    correlation of the predicted with the observed change is printed, beside the correlations of two simple predictions:
-    the mean change of the other groups and, for combinations, the sum of the changes under the parts. A change is
-    a difference between means of log(1 + 10⁴·count/library).""",
+    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too, and
+    the correlation of the predicted with the observed change is printed. For comparison, the correlations of two simple
+    predictions are printed: the mean change of the other groups and, for combinations, the sum of the changes under
+    the parts. A change is a difference between means of log(1 + 10⁴·count/library).""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     inplace=False,

@@ -1,6 +1,8 @@
 """Prediction of one group's response, by the recipe that is most accurate in other groups with treated cells.
 
-A recipe is a method to shift cells in latent space, and the share of the observed mean shift in the prediction.
+A recipe consists of a method to shift cells in latent space, and the share of the mean shift in the prediction. The
+mean shift is the average observed change of expression from control to treated cells in the other groups. The rest of
+the prediction is the change that the model decodes for the cells shifted in latent space.
 
 Shapes: n cells.
 """
@@ -58,7 +60,7 @@ def perturb(
     Raises
     ------
     ScvaeError
-        The errors of `retrained_checks`, if `options.retrain`.
+        The errors of `retrained_checks`, if `options.retrain` is True.
     """
     predictor = Predictor.of(model, counts, cells=cells, progress=progress)
     recipes = candidates(options.method, held_out=options.retrain, only_own_parts=design.only_own_parts)

@@ -1,4 +1,4 @@
-"""Labels of single and combined perturbations, found with their parts in any order and spacing.
+"""Labels of single and combined perturbations; the parts of a combination may have any order and spacing.
 
 Shapes: n cells.
 """
@@ -62,12 +62,15 @@ class PerturbationLabels:
         )
 
     def pieces(self, asked: object) -> tuple[str, ...]:
-        """The parts of a given label, in the given order, without the control; empty for the control itself."""
+        """Return the parts of a given label, in the given order, without the control; empty for the control itself."""
         label = matching(asked, self.known) or as_label(asked) or ""
         return self._without_control(tuple(matching(part, self.known) or part for part in _parts(label)))
 
     def find(self, asked: object) -> str | None:
-        """The data's spelling of a label, with or without the control as a part; None if no cell has the label."""
+        """Return the data's spelling of a label, or None if no cell has the label.
+
+        The control does not count as a part, so a label is found with or without the control.
+        """
         exact = matching(asked, self.known)
         if exact is not None:
             return exact
@@ -84,7 +87,7 @@ class PerturbationLabels:
 
 
 def _parts(label: str) -> tuple[str, ...]:
-    """The parts of a label; a plus sign at the end, as in CD4+, belongs to the name.
+    """Split a label into its parts; a plus sign at the end, as in CD4+, belongs to the name.
 
     >>> _parts("B + C"), _parts("CD4+")
     (('B', 'C'), ('CD4+',))

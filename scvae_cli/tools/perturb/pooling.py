@@ -1,14 +1,16 @@
-"""One change estimated from several changes: of several groups, or under several perturbations, each given alone.
+"""Estimation of one change from several: changes of several groups, or changes under several single perturbations.
 
 A change estimated from a few cells is uncertain, and the change of other groups may differ from that of the target
-group. So, gene by gene, the groups' true changes are treated as draws around a common mean. The variance between groups
-is the part of the variance of the observed changes that their errors do not explain (DerSimonian & Laird 1986,
-doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other groups. The shrinkage is
-stronger if the squared error of the target's change is larger relative to the variance between groups.
+group. For each gene, the true changes of the groups are therefore treated as draws around a common mean. The variance
+between groups is the part of the variance of the observed changes that the errors of these changes do not explain
+(DerSimonian & Laird 1986, doi:10.1016/0197-2456(86)90046-2). The target's own change is shrunk to the mean of the other
+groups. The shrinkage is stronger if the squared error of the target's change is larger relative to the variance between
+groups.
 
-Where two perturbations change a gene in opposite directions, or only one of them changes it, their changes add up.
-Where both perturbations raise the gene, or both lower it, the separate changes do not show whether the joint change is
-their sum or only the stronger of them. Then the result is the mean of the sum and the stronger change.
+If two perturbations change a gene in opposite directions, or if only one of them changes the gene, the two changes are
+added. If both perturbations raise the gene, or both lower the gene, the joint change may be the sum of the two changes
+or only the stronger change; the separate changes do not show which. In this case, the result is the mean of the sum and
+the stronger change.
 
 Shapes: s groups, p perturbations, g genes.
 """
@@ -22,7 +24,9 @@ _NO_ERROR = 1e-30
 
 
 def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
-    """Posterior mean of the first group's change, shape (g,), given all groups' changes and squared standard errors.
+    """Compute the posterior mean of the first group's change, shape (g,).
+
+    The arguments are the observed changes of all groups, and the squared standard errors of these changes.
 
     >>> pooled(np.array([[3.0], [0.0], [0.0]]), np.array([[1.0], [1e-6], [1e-6]])).round(2)  # the others agree
     array([0.])
@@ -43,7 +47,7 @@ def pooled(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
 
 
 def between_variance(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
-    """Variance of the groups' true changes by the moments of DerSimonian and Laird, at least 0, shape (g,)."""
+    """Estimate the variance of the groups' true changes by the method of DerSimonian and Laird, shape (g,)."""
     weight_sg = 1 / error_sg
     total_g = weight_sg.sum(0)
     mean_g = (weight_sg * change_sg).sum(0) / total_g
@@ -53,7 +57,9 @@ def between_variance(change_sg: np.ndarray, error_sg: np.ndarray) -> np.ndarray:
 
 
 def combined(change_pg: np.ndarray) -> np.ndarray:
-    """Change under all perturbations together, shape (g,), given the log ratios or differences under each alone.
+    """Compute the change under all perturbations together, shape (g,), from the change under each perturbation alone.
+
+    Changes are log ratios, or differences for real numbers.
 
     >>> combined(np.array([[1.0, 1.0, -2.0, 0.0], [0.5, -1.5, -1.0, 3.0]])).tolist()
     [1.25, -0.5, -2.5, 3.0]

@@ -61,7 +61,10 @@ class Shifted:
     library_m: Tensor
 
     def mixed(self, share: float, *, of_counts: bool) -> Tensor:
-        """Expected counts after the shift, shape (m, g), without zero inflation; `share` is that of the mean shift."""
+        """Compute expected counts after the shift, shape (m, g), without zero inflation.
+
+        `share` is the share of the mean shift in the mixture.
+        """
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
             return before_mg + (1 - share) * (after_mg - before_mg) + share * self.mean_shift_g
@@ -93,18 +96,18 @@ class Predictor:
         return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 
     def changes(self, design: Design, method: str, shares: Sequence[float]) -> list[np.ndarray]:
-        """Predicted change of the mean log expression for each share of the mean shift. Each change has shape (g,)."""
+        """Predict the change of mean log expression for each share of the mean shift. Each change has shape (g,)."""
         shifted = next(self._shifted(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         start_g = self._mean_log(*shifted.before, shifted.library_m)
         means = (shifted.mixed(share, of_counts=self.model.of_counts) for share in shares)
         return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
 
     def agreement(self, design: Design, method: str) -> float:
-        """Correlation between the changes predicted by the model alone and by the mean shift alone."""
+        """Compute the correlation between the changes predicted by the model alone and by the mean shift alone."""
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
-        """log2 ratio of the predicted rates to those of the control cells, shape (g,); None for real numbers."""
+        """Compute the log2 ratio of predicted rates to control cells' rates, shape (g,); None for real numbers."""
         if not self.model.of_counts:
             return None
         shifted = next(self._shifted(design, recipe.method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
@@ -118,7 +121,11 @@ class Predictor:
     def blocks(
         self, design: Design, recipe: Recipe, *, drawn: bool, seed: int
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
-        """Counts of the predicted cells as blocks of rows: random if `drawn`, else expected with zero inflation."""
+        """Compute the counts of the predicted cells, as blocks of rows.
+
+        The counts are drawn at random if `drawn` is True. Otherwise, they are expected counts, lowered by zero
+        inflation.
+        """
         streams = np.random.SeedSequence(seed)
         for shifted in self._shifted(design, recipe.method, at_once=BLOCK_CELLS):
             mean_mg = shifted.mixed(recipe.mean_shift_share, of_counts=self.model.of_counts)
@@ -128,7 +135,10 @@ class Predictor:
                 yield (mean_mg * shifted.after.keep_mg).numpy().astype(np.float32)
 
     def _shifted(self, design: Design, method: str, *, at_once: int, most: int | None = None) -> Iterator[Shifted]:
-        """The target's control cells, in blocks of `at_once`: all, or up to `most` at regular intervals of the rows."""
+        """Shift the target's control cells, and decode them before and after the shift, in blocks of `at_once` cells.
+
+        With `most`, at most this many cells are shifted, at regular intervals of the rows.
+        """
         shift_mk = self.latent.shift(design, method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
@@ -147,7 +157,10 @@ class Predictor:
             yield Shifted(before=before, after=after, mean_shift_g=mean_shift_g, library_m=library_m)
 
     def _profile(self, design: Design) -> Tensor:
-        """Log ratio (difference for real numbers) of the control cells' observed to their decoded mean, shape (g,)."""
+        """Compute the log ratio of the observed to the decoded mean of the control cells, shape (g,).
+
+        For real numbers, the result is the observed mean minus the decoded mean.
+        """
         rows = even(design.rows(design.group, design.control), _MEAN_CELLS)
         library_m = torch.as_tensor(self.observed.library_n[rows])
         batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
@@ -197,7 +210,10 @@ class Predictor:
         return Decoded(torch.cat(means), torch.cat(keeps))
 
     def _mean_shift(self, design: Design) -> Tensor:
-        """Observed mean shift from control to treated cells, shape (g,): log ratios (differences for real numbers)."""
+        """Compute the observed mean shift from control to treated cells, shape (g,).
+
+        The mean shift of a gene is a log ratio; for real numbers, it is a difference.
+        """
         changes = [self._shift_of(design, term) for term in design.terms]
         if not design.sources:
             return torch.as_tensor(combined(np.stack(changes)))
@@ -206,7 +222,7 @@ class Predictor:
         )
 
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
-        """Observed shift of one term, shape (g,).
+        """Compute the observed shift of one term, shape (g,).
 
         For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
         other term, the result is the mean over the groups of the term, with more weight on groups near the target.
@@ -220,7 +236,7 @@ class Predictor:
         return change_g
 
     def _mean_log(self, mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> np.ndarray:
-        """Mean of the expected log-normalized counts over cells, shape (g,)."""
+        """Compute the mean of the expected log-normalized counts over cells, shape (g,)."""
         if self.model.of_counts:
             mean_mg = mean_log1p(mean_mg, self._theta_g, keep_mg, TARGET_SUM / library_m)
         result: np.ndarray = mean_mg.mean(0).numpy()
@@ -251,7 +267,7 @@ class Predictor:
 
 
 def _at_library(mean_mg: Tensor, keep_mg: Tensor, library_m: Tensor) -> Tensor:
-    """Expected counts scaled such that, with zero inflation, they add up to the library size."""
+    """Scale the expected counts of each cell so that, after zero inflation, the sum is the library size."""
     return mean_mg * (library_m / (mean_mg * keep_mg).sum(1))[:, None]
 
 
@@ -266,7 +282,7 @@ def predict(
     drawn: bool,
     seed: int,
 ) -> Perturbation:
-    """Predict the target's control cells under the perturbation, with random counts if `drawn`.
+    """Predict the target's control cells under the perturbation; the counts are drawn at random if `drawn` is True.
 
     The result also holds `checks`, `group_check` and `model_agreement` as given.
     """

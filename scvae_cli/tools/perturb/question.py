@@ -1,4 +1,4 @@
-"""The steps of `scvae perturb`, which the driver calls, and the text that the command line prints."""
+"""How `perturb` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -102,9 +102,9 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if not result.checks:
             extent = f"their correlation is {agreement:.2f}"
         elif agreement <= 0:
-            extent = "they do not correlate, or they do not correlate in the other groups"
+            extent = "they do not correlate in this group, or not in the other groups"
         else:
-            extent = f"their correlation is {agreement:.0%} of that in the other groups"
+            extent = f"their correlation is {agreement:.0%} of the average correlation in the other groups"
         return [
             f"the model's prediction for {result.group} and the average shift from control to treated cells in the "
             f"other groups disagree ({extent}), so the average shift is used as the prediction"
@@ -146,8 +146,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         lines += [f"learned from {label} in {', '.join(groups)}" for label, groups in result.sources.items()]
         lines.append(_mixture(result, "log ratio of expression" if of_counts else "difference of expression"))
         lines.append(
-            f"off the manifold (score above 0.95): {result.off_manifold:.1%} of the predicted cells, and about 5% of "
-            "observed cells"
+            f"{result.off_manifold:.1%} of the predicted cells lie off the manifold (off-manifold score above 0.95), "
+            "compared with about 5% of observed cells"
         )
         columns = result.changes.columns()
         shown = {name: heading for name, heading in _HEADINGS.items() if name in columns}
@@ -161,12 +161,12 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """Sentence that says which shares the observed mean shift and the decoded change have in the prediction."""
+    """Say which shares the observed mean shift and the decoded change have in the prediction."""
     share = result.recipe.mean_shift_share
     if share == 1 and result.treated not in result.sources:
         return (
             f"the prediction is the sum of the average shifts under the parts ({measure}); where the parts change a "
-            "gene in the same direction, the prediction is the mean of that sum and the strongest shift"
+            "gene in the same direction, the prediction is the mean of this sum and the strongest shift"
         )
     if share == 1:
         return (
@@ -190,8 +190,9 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     held_out = all(check.held_out for check in checks)
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
-        f"accuracy in groups with treated cells, by {'models' if held_out else 'a model'} {training}: correlation of "
-        "predicted and observed changes, all genes / 50 most significant genes (0 / 0 for the prediction of no change)",
+        f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
+        "correlation of predicted and observed changes, over all genes / over the 50 most significant genes; the "
+        "prediction of no change has 0 / 0",
         f"{'group':<28}" + "".join(f"{headings[name]:>18}" for name in columns),
     ]
 
@@ -205,7 +206,7 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
         title += " (group to predict)" if check is result.group_check else ""
         lines.append(row(title, [getattr(check, name) for name in columns]))
     if len(result.checks) > 1:
-        title = "mean of the other groups" if held_out else "mean of the others, at most"
+        title = "mean of the other groups" if held_out else "mean of others, optimistic"
         title = title if result.tested else "mean, single perturbations"
         lines.append(row(title, [result.mean_accuracy(name) for name in columns]))
     predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
@@ -213,6 +214,6 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
         lines.append("in the checked groups, the mean change of the other groups is more accurate than the prediction")
     if not result.tested and result.checks:
         lines.append(
-            f"no other group has undergone {result.treated}, so no other group can show how well its parts add up"
+            f"no other group has undergone {result.treated}, so no group shows how well the changes of the parts add up"
         )
     return lines

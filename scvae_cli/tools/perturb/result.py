@@ -65,7 +65,7 @@ class Check:
     held_out: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         result: dict[str, Any] = {"group": self.group, "treated": self.treated}
         result |= {"n_control": self.n_control, "n_treated": self.n_treated, "held_out": self.held_out}
         return result | {name: _as_dict(getattr(self, name)) for name in COMPARED}
@@ -108,7 +108,7 @@ class Changes:
     observed_g: np.ndarray | None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """The changes that are not None, by column name."""
+        """Return the changes that are not None, by column name."""
         columns = {"change": self.change_g, "log2_fold_change": self.log2_fold_g, "mean_change": self.mean_change_g}
         columns |= {"additive": self.additive_g, "observed": self.observed_g}
         return {name: column_g for name, column_g in columns.items() if column_g is not None}
@@ -175,14 +175,17 @@ class Perturbation:
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
 
     def mean_accuracy(self, what: str = "predicted") -> Accuracy | None:
-        """Mean accuracy of the prediction or of a baseline over the checked groups; None if one is missing."""
+        """Compute the mean accuracy of the prediction or of a baseline over the checked groups.
+
+        The result is None if the accuracy in one of the groups is missing.
+        """
         found = [getattr(check, what) for check in self.checks]
         if not found or any(one is None for one in found):
             return None
         return Accuracy(*(float(np.mean(values)) for values in zip(*found, strict=True)))
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Indices of the n genes with the largest changes, the largest first."""
+        """Return the indices of the n genes with the largest changes, the largest first."""
         return np.argsort(-np.abs(self.changes.change_g), kind="stable")[:n]
 
     @property
@@ -191,7 +194,7 @@ class Perturbation:
         return names | {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
 
     def facts(self) -> dict[str, Any]:
-        """The result as plain values."""
+        """Return the result as plain values."""
         return self._asked | {
             "learned_from": {label: list(groups) for label, groups in self.sources.items()},
             "n_cells": len(self.cells),
@@ -204,7 +207,7 @@ class Perturbation:
         }
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Places in the output file, with the results that they hold, except the cells' names and labels."""
+        """List the slots of the output file that hold the result, except the names and labels of the cells."""
         found = self._asked
         if self.checks:
             kinds = {"group": object, "treated": object, "held_out": bool}

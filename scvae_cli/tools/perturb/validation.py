@@ -30,12 +30,12 @@ SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 
 
 def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
-    """The recipes to choose from, for one method, or for all methods if `method` is "auto".
+    """Return the recipes to choose from: the recipes of one method, or of all methods if `method` is "auto".
 
     `held_out` says whether the models are trained without the treated cells that they predict. `only_own_parts` says
-    whether the change consists only of the group's own changes under the parts of a combination. If it does, the model
-    has no change to transfer from other groups, and no group shows how well the model adds shifts. So the prediction is
-    then the observed mean shift alone.
+    whether the change consists only of the group's own changes under the parts of a combination. If `only_own_parts` is
+    True, the model has no change to transfer from other groups, and no group shows how well the model adds shifts. The
+    prediction is then the observed mean shift alone.
     """
     methods = METHODS if method == "auto" else (method,)
     least = 1 if only_own_parts else 0 if held_out else LEAST_SHARE_IF_SEEN
@@ -78,7 +78,7 @@ def retrained_checks(
     *,
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
 ) -> list[dict[Recipe, Check]]:
-    """For each group, train a new model without the group's treated cells, and predict these cells.
+    """Train, for each group, a new model without the group's treated cells, and predict these cells.
 
     The new models have the same genes and settings as the given model. `follow` is given a title and the events of a
     training, runs the training, and returns the last event.
@@ -109,7 +109,7 @@ def retrained_checks(
 
 
 def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> Recipe:
-    """The recipe with the best mean score over the checked groups; the first recipe if there are no checks."""
+    """Choose the recipe with the best mean score over the checked groups; without checks, the first recipe."""
     if not checks:
         return recipes[0]
     scores = [float(np.mean([check[recipe].predicted.score for check in checks])) for recipe in recipes]
@@ -117,7 +117,7 @@ def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> 
 
 
 def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:
-    """Agreement of model and mean shift in a group, relative to the agreement in groups with treated cells.
+    """Compute the agreement of model and mean shift in a group, relative to the agreement in the checked groups.
 
     The mean shift is the average observed change of expression from control to treated cells in the other groups.
 

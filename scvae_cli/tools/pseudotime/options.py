@@ -63,7 +63,7 @@ PSEUDOTIME = Verb(
     about="""Order the cells by their distance from a root along the manifold, and assign them to end groups.
 
     Writes obs["scvae_pseudotime_NAME"] (0 to 1) and the geodesic distance from the root, obs["scvae_distance_NAME"].
-    With --to, also writes the end group of each cell, obs["scvae_branch_NAME"] ("shared" for cells that belong to
-    none), and the weight of each end group, obsm["scvae_ends_NAME"].""",
+    With --to, also writes the end group of each cell, obs["scvae_branch_NAME"], and the weight of each end group,
+    obsm["scvae_ends_NAME"]. Cells that belong to no end group have the branch "shared".""",
     example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
 )

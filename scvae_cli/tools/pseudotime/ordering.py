@@ -44,8 +44,8 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
     root, ends
         Populations or single cells.
     name, seed
-        Name of the result, and random seed. With the seed, the nodes of the graphs are selected if there are very many
-        cells, and also the cells from which the farthest cells of the root are found.
+        Name of the result, and random seed. If there are very many cells, the nodes of the graphs are drawn with the
+        seed. The cells to which the distances of the root's cells are measured are also drawn with the seed.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
 def _outermost(
     graph: CellGraph, root: Population, ends: Sequence[Population], random: np.random.Generator
 ) -> np.ndarray:
-    """Find the nodes that represent the root: those of its core that are farthest from the ends.
+    """Find the nodes that represent the root: the nodes of the root's core that are farthest from the ends.
 
     If there are no ends, these are the nodes that are farthest from all other cells.
     """

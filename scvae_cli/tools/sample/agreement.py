@@ -39,7 +39,7 @@ class Agreement:
 
 
 class Comparison:
-    """Compares sampled cells with real ones while the sampled cells are written.
+    """A comparison of sampled cells with real cells, made while the sampled cells are written.
 
     `real` is a CSR matrix of n real cells × g genes; the seed of the random split into halves is `seed`. `n_samples` is
     the number of sampled cells. `of_counts` is False if the cells have real numbers instead of counts.

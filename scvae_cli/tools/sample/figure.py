@@ -110,7 +110,7 @@ def _draw_plane(figure: Figure, points: Points, result: Sampled, n_real: int) ->
 
 
 def _around(real_g: np.ndarray, sampled_g: np.ndarray) -> tuple[float, float]:
-    """Axis limits that include all values."""
+    """Compute axis limits that include all values."""
     both = np.concatenate([real_g, sampled_g])
     margin = 0.05 * float(np.ptp(both)) + 1e-6
     return float(both.min()) - margin, float(both.max()) + margin

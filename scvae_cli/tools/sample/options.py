@@ -23,21 +23,23 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     source: Source = option(
         "auto",
         flags=("--from",),
-        help="Distribution of the latent positions: prior (N(0, I)), density (that of the training cells), or auto "
-        "(whichever of the two fits the held-out cells better).",
+        help="Distribution of the latent positions. prior: N(0, I). density: the density of the training cells. auto: "
+        "the one that fits the held-out cells better.",
         panel=SAMPLING,
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.", panel=SAMPLING)
     group: str | None = option(
-        None, help="Group from whose latent positions to draw, instead of --from.", label=True, panel=SAMPLING
+        None, help="Draw latent positions from the cells of this group, instead of --from.", label=True, panel=SAMPLING
     )
     prototype: bool = option(
         False,
-        help="Decode one typical cell (z = 0, the center of the latent space) instead of drawing cells.",
+        help="Decode one typical cell, at the center of the latent space (z = 0), instead of drawing cells.",
         panel=SAMPLING,
     )
     avoid_holes: bool = option(
-        False, help="Reject draws that lie in holes (off-manifold score above 0.95).", panel=SAMPLING
+        False,
+        help="Reject draws that lie in holes: regions without cells, with an off-manifold score above 0.95.",
+        panel=SAMPLING,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)
     library: str | float | None = library_option(
@@ -49,7 +51,8 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     )
     batch_as: str | None = batch_as_option(
         None,
-        help="Batch to decode in: the name of a batch, or drawn (at random, weighted by number of training cells).",
+        help="Batch to decode in: the name of a batch, or drawn. With drawn, each cell gets a random batch, weighted "
+        "by number of training cells.",
         shown_default="drawn; for the prototype, average",
     )
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
@@ -94,7 +97,7 @@ SAMPLE = Verb(
     panel="Results",
     options=SampleOptions,
     home="scvae_cli.tools.sample.question:Sample",
-    about="""Draw new cells: latent positions, and counts from the likelihood.
+    about="""Draw new cells: latent positions, and counts at these positions from the likelihood.
 
     The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
     written to a separate file, with the library size of each cell in obs["scvae_library"] and the off-manifold score in

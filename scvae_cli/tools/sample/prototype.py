@@ -61,15 +61,15 @@ class Prototype:
         return iter([self.mean_g[None]])
 
     def cell_names(self) -> np.ndarray:
-        """Name of the prototype, shape (1,)."""
+        """Return the name of the prototype, shape (1,)."""
         return np.asarray(["prototype"], dtype=object)
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Indices of the n genes that differ most from the average cell, largest difference first."""
+        """Return the indices of the n genes that differ most from the average cell, largest difference first."""
         return np.argsort(-np.abs(self.change_g), kind="stable")[:n]
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Slots of the output file that hold the result."""
+        """List the slots of the output file that hold the result."""
         slots = [Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32))]
         if self.library is not None:
             slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))

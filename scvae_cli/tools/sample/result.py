@@ -94,11 +94,11 @@ class Sampled:
         return 1 - len(self.z_nk) / self.n_proposed
 
     def cell_names(self) -> np.ndarray:
-        """Names of the new cells, shape (n,)."""
+        """Return the names of the new cells, shape (n,)."""
         return np.asarray([f"sample_{i}" for i in range(len(self.z_nk))], dtype=object)
 
     def slots(self, names: SlotNames) -> list[Slot]:
-        """Slots of the output file that hold the result."""
+        """List the slots of the output file that hold the result."""
         slots = [Slot(group="obs", key=names.off_manifold, value=self.off_manifold_n)]
         if self.library_n is not None:
             slots.append(Slot(group="obs", key=names.library, value=self.library_n))

@@ -294,5 +294,5 @@ def _nearby_libraries(
 
 
 def _stream(seed: int, stream: int) -> int:
-    """The seed of one of the streams of random numbers."""
+    """Return the seed of one of the streams of random numbers."""
     return int(np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1)[0])

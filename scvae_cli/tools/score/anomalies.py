@@ -40,7 +40,7 @@ _TAIL = 0.05
 
 @dataclass(frozen=True)
 class Covariates:
-    """The properties of cells that their expected fit may depend on: library size, batch index and posterior mean.
+    """Properties on which the expected fit of a cell may depend: library size, batch index and posterior mean.
 
     `mean_nk` is None if the expected fit must not depend on the latent position.
     """
@@ -74,7 +74,7 @@ class CellFit:
 
 @dataclass(frozen=True)
 class _Features:
-    """Covariates as regression features, standardized by the simulated cells."""
+    """Covariates as regression features, standardized by the mean and standard deviation over the simulated cells."""
 
     center: np.ndarray
     scale: np.ndarray
@@ -92,7 +92,10 @@ class _Features:
         return np.column_stack([log_library_n] if mean_nk is None else [log_library_n, mean_nk.astype(np.float64)])
 
     def __call__(self, covariates: Covariates) -> np.ndarray:
-        """Log library size up to its cube, position, their products, and batch; shape (n, f)."""
+        """Return a constant, log library size with its square and cube, position, and batch, shape (n, f).
+
+        The products of position and log library size are features, too.
+        """
         unit = np.clip((self._raw(covariates) - self.center) / self.scale, -_CLIP, _CLIP)
         library_n1, position_nk = unit[:, :1], unit[:, 1:]
         parts = [np.ones_like(library_n1), library_n1, library_n1**2, library_n1**3]
@@ -138,7 +141,7 @@ class ExpectedFit:
             self.shortfall_n[in_fold] = learned.shortfall(features_nf[in_fold], fit_n[in_fold])
 
     def shortfall(self, fit_n: np.ndarray, covariates: Covariates) -> np.ndarray:
-        """How many standard deviations each cell fits worse than expected, shape (n,)."""
+        """Compute by how many standard deviations each cell fits worse than expected, shape (n,)."""
         return self._expectation.shortfall(self._features(covariates), fit_n)
 
 
@@ -151,12 +154,15 @@ class Calibration:
         self._ascending = np.sort(self.score_n)
 
     def score(self, cells: CellFit) -> np.ndarray:
-        """How many standard deviations each cell fits worse than expected, over both parts of the fit; shape (n,)."""
+        """Compute by how many standard deviations each cell fits worse than expected, shape (n,).
+
+        The score combines both parts of the fit.
+        """
         pairs = zip(self._expected, cells.parts, strict=True)
         return _combined([expected.shortfall(*part) for expected, part in pairs])
 
     def p_value(self, score_n: np.ndarray) -> np.ndarray:
-        """Share of the simulated cells with the same score or a higher one, shape (n,).
+        """Compute the share of the simulated cells with the same score or a higher one, shape (n,).
 
         Shares above 5% are counted, with the cell itself counted as one of the simulated cells. Smaller shares are
         computed from the fitted tail.
@@ -197,7 +203,7 @@ class ParetoTail:
         return cls(shape, mean * (1 - shape))
 
     def survival(self, excess_n: np.ndarray) -> np.ndarray:
-        """Probability of this excess or a larger one, shape (n,)."""
+        """Compute the probability of this excess or a larger one, shape (n,)."""
         if self.shape < 1e-6:
             return np.exp(-excess_n / self.scale)
         survival_n: np.ndarray = (1 + self.shape * excess_n / self.scale) ** (-1 / self.shape)
@@ -205,7 +211,7 @@ class ParetoTail:
 
 
 def adjusted(p_n: np.ndarray) -> np.ndarray:
-    """p-values adjusted after Benjamini and Hochberg (1995), shape (n,).
+    """Adjust p-values after Benjamini and Hochberg (1995), shape (n,).
 
     If all cells with an adjusted p-value of at most q are called anomalies, the expected share of false anomalies among
     them is at most q.
@@ -221,13 +227,13 @@ def adjusted(p_n: np.ndarray) -> np.ndarray:
 
 
 def _combined(shortfalls_n: list[np.ndarray]) -> np.ndarray:
-    """Standardized values combined by Stouffer's method, shape (n,); independent values give unit variance."""
+    """Combine standardized values by Stouffer's method, shape (n,); independent values give unit variance."""
     combined_n: np.ndarray = np.sum(shortfalls_n, axis=0) / math.sqrt(len(shortfalls_n))
     return combined_n
 
 
 def _ridge(features_nf: np.ndarray, value_n: np.ndarray, weight: float) -> np.ndarray:
-    """Least squares with a penalty on all features but the first, which is constant; shape (f,)."""
+    """Fit least squares with a penalty on all features except the first, which is constant. Shape (f,)."""
     penalty_f = np.full(features_nf.shape[1], weight)
     # A small penalty on the constant keeps the system regular, since the batch indicators add up to the constant.
     penalty_f[0] = 1e-6

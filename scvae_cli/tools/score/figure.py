@@ -52,7 +52,10 @@ def score_figure(scores: Scores, xy_n2: np.ndarray, names: tuple[str, str], fdr:
 
 
 def library_quantiles(library_m: np.ndarray, score_m: np.ndarray, shares: tuple[float, ...]) -> tuple[np.ndarray, ...]:
-    """Median library size (d,) and quantiles of the scores (d, shares), in bins of equally many simulated cells."""
+    """Compute the median library size and quantiles of the scores, in bins of equally many simulated cells.
+
+    The shapes are (d,) and (d, number of `shares`).
+    """
     order = np.argsort(library_m, kind="stable")
     bins = np.array_split(order, int(np.clip(len(order) // _CELLS_PER_BIN, 1, _MAX_BINS)))
     library_d = np.asarray([np.median(library_m[cells]) for cells in bins])

@@ -35,9 +35,9 @@ SCORE = Verb(
     home="scvae_cli.tools.score.question:Score",
     about="""Write how likely each cell is under the model, and whether it is an anomaly.
 
-    Writes, in nats, obs["scvae_elbo"] and its parts obs["scvae_reconstruction"] and obs["scvae_kl"]; the tighter,
-    importance-weighted bound obs["scvae_iwae"]; and obs["scvae_iwae_density"], the same bound with the fitted latent
-    density of the training cells in place of the prior.
+    Writes the ELBO of each cell, obs["scvae_elbo"], and its parts, obs["scvae_reconstruction"] and obs["scvae_kl"].
+    The importance-weighted bound, obs["scvae_iwae"], is tighter than the ELBO. obs["scvae_iwae_density"] is the same
+    bound with another prior: the density of the training cells in latent space. All these values are in nats.
 
     obs["scvae_anomaly_p"] is a p-value: the share of simulated cells that fit the model as badly as this cell or
     worse, after accounting for library size and batch. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to

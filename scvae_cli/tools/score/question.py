@@ -48,9 +48,9 @@ class Score(Question[ScoreOptions, Scores]):
             f"scored {facts['n_cells']:,} cells; means in nats per cell:",
             f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
             f"{facts['mean_kl']:.2f})",
-            f"  importance-weighted bound {facts['mean_iwae']:.2f}; with the training cells' density as the prior "
+            f"  importance-weighted bound {facts['mean_iwae']:.2f}; with the density of the training cells as prior "
             f"{facts['mean_iwae_density']:.2f}",
-            f"{facts['anomalies']:,} cells are anomalies at a false discovery rate of {facts['fdr']:g}, compared with "
+            f"{facts['anomalies']:,} cells are anomalies at a false discovery rate of {facts['fdr']:g}, judged against "
             f"{facts['simulated']:,} simulated cells",
         ]
         if facts["heldout_below_05"] is not None:

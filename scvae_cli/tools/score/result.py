@@ -65,7 +65,7 @@ class Scores:
     simulated_score: np.ndarray
 
     def anomalies(self, fdr: float) -> np.ndarray:
-        """Mask of the cells that are anomalies at a false discovery rate, shape (n,)."""
+        """Return a mask of the cells that are anomalies at a false discovery rate, shape (n,)."""
         is_anomaly_n: np.ndarray = self.anomaly_p_adjusted <= fdr
         return is_anomaly_n
 

@@ -79,7 +79,7 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
 
 
 class Bounds(NamedTuple):
-    """Bounds as in `Scores` and fits as in `CellFit`, of n cells, nats, shape (n,); and posterior means (n, k)."""
+    """Bounds as in `Scores` and fits as in `CellFit`, nats, each of shape (n,); and posterior means, shape (n, k)."""
 
     elbo: np.ndarray
     iwae: np.ndarray
@@ -91,7 +91,7 @@ class Bounds(NamedTuple):
     mean_nk: np.ndarray
 
     def fit(self, table: CellTable, rows: slice) -> CellFit:
-        """The fit of some rows of the evaluated table, from which anomaly scores are computed."""
+        """Return the fit of some rows of the evaluated table; anomaly scores are computed from the fit."""
         batch_n = None if table.batch_n is None else table.batch_n[rows]
         covariates = Covariates(table.library_n[rows], batch_n, self.mean_nk[rows])
         return CellFit(self.log_likelihood[rows], self.negative_kl[rows], covariates)

@@ -14,7 +14,9 @@ class SimulateOptions(SimulationConfig):
     """The parameters of a simulation, and what is written to the file."""
 
     true_mean: bool = option(
-        False, help="Also write layers/true_mean (dense, 4 bytes per cell and gene).", panel=OUTPUT
+        False,
+        help="Also write the true means to layers/true_mean, a dense matrix with 4 bytes per value.",
+        panel=OUTPUT,
     )
     force: bool = option(False, help="Replace an existing file.", panel=OUTPUT)
 

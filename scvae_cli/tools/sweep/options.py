@@ -53,15 +53,16 @@ class SweepOptions(Drawing, Writing):
     )
     judge: Literal["thinning", "bound"] | None = option(
         None,
-        help="Criterion that decides: thinning (prediction of withheld molecules) or bound (importance-weighted bound "
-        "of held-out cells).",
+        help="Criterion that decides. thinning: how well withheld molecules are predicted. bound: the "
+        "importance-weighted bound of held-out cells.",
         on_command_line=False,
         shown_default="thinning, for counts",
     )
     training: RunConfig = section(RunConfig, without=frozenset({"beta", "n_latent"}))
     models: Path | None = option(
         None,
-        help="Folder for the models, with names like beta_0.3.scvae; each is trained on nine tenths of the molecules.",
+        help="Folder to write the models to, with names like beta_0.3.scvae. Each model is trained on nine tenths of "
+        "the molecules.",
         metavar="FOLDER",
         panel=OUTPUT,
     )
@@ -99,7 +100,10 @@ class SweepOptions(Drawing, Writing):
         return tuple(self.beta or self.n_latent or ())
 
     def judge_of(self, model: ModelConfig) -> str:
-        """Criterion that decides for a model; by default "thinning" for a model of counts, "bound" for real numbers."""
+        """Return the criterion that decides for a model.
+
+        The default is "thinning" for a model of counts, and "bound" for a model of real numbers.
+        """
         return self.judge or ("thinning" if model.of_counts else "bound")
 
 
@@ -108,7 +112,7 @@ SWEEP = Verb(
     panel="Model",
     options=SweepOptions,
     home="scvae_cli.tools.sweep.sweeping:sweep_and_write",
-    about="""Train one model for each of several β or numbers of latent dimensions, and suggest which value to use.
+    about="""Train models with several values of β or of the latent dimension, and suggest which value to use.
 
     A tenth of every cell's molecules is withheld. Each model is trained on the other molecules and predicts the
     withheld ones. The suggestion is the largest β (with --n-latent: the smallest number of dimensions) whose

@@ -120,7 +120,7 @@ class Sweep:
         return self.runs[self.values.index(self.suggested)]
 
     def column(self, name: str) -> np.ndarray:
-        """One value of all runs, shape (r,)."""
+        """Return one value of every run, shape (r,)."""
         return np.asarray([getattr(run, name) for run in self.runs])
 
     def warnings(self) -> list[str]:

@@ -156,12 +156,12 @@ def _text(result: Sweep) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if result.criterion == "thinning":
         lines += [
-            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; rate, distortion, "
-            f"ELBO and bound are means over {result.n_heldout:,} held-out cells",
+            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; rate (the KL), "
+            f"distortion (the reconstruction loss), ELBO and bound are means over {result.n_heldout:,} held-out cells",
             "thinning loss: Poisson loss of the withheld molecules, minus the loss of the best run, ± standard error; "
             "rate, distortion, ELBO, bound and thinning loss are in nats per cell",
-            "gain: advantage over a mean model, which predicts the same proportions for all cells, as a fraction of "
-            "the best run's advantage",
+            "gain: advantage over a mean model, as a fraction of the best run's advantage; the mean model predicts the "
+            "same proportions for all cells",
         ]
     else:
         lines.append(f"values in nats per cell, on {result.n_heldout:,} held-out cells; the criterion is the bound")
@@ -173,7 +173,7 @@ def _suggestion(result: Sweep) -> list[str]:
     reason = f"best at {task}"
     if result.suggested != result.best:
         which = "the largest" if result.varied == "beta" else "the fewest"
-        reason = f"{which} with a result as good as the best ({result.best:g}) within noise"
+        reason = f"{which} whose result is as good as the best one ({result.best:g}) within noise"
     lines = [f"* suggested: {_called(result, result.suggested)}, {reason}"]
     thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
     if result.varied == "beta" and thrifty:
@@ -184,7 +184,7 @@ def _suggestion(result: Sweep) -> list[str]:
     if result.criterion == "thinning" and more >= _MUCH:
         value = getattr(likeliest, result.varied)
         lines.append(
-            f"  to score cells or sample new ones, use {_called(result, value)}: its bound is {more:.1f} nats higher"
+            f"  to score cells or sample new ones, use {_called(result, value)}: the bound is {more:.1f} nats higher"
         )
     edge = result.at_the_edge()
     if edge is not None:

@@ -32,13 +32,13 @@ TRAIN = Verb(
     home="scvae_cli.tools.train.training:train",
     about="""Train a model on raw counts and write the model folder; DATA itself is only read.
 
-    With --likelihood normal the values may be any real numbers. Some cells are held out: the weights with the
-    lowest loss on them are kept, and training stops when that loss no longer falls. Ctrl-C ends the training after
-    the current epoch; --resume continues it.""",
+    With --likelihood normal, the values may be any real numbers. Some cells are held out. Training stops when the loss
+    on the held-out cells no longer falls, and the weights with the lowest loss on these cells are kept. Ctrl-C ends the
+    training after the current epoch; --resume continues the training.""",
     python_about="""Train a model on raw counts.
 
-    With a normal likelihood the values may be any real numbers. Some cells are held out: the weights with the
-    lowest loss on them are kept, and training stops when that loss no longer falls.""",
+    With a normal likelihood, the values may be any real numbers. Some cells are held out. Training stops when the loss
+    on the held-out cells no longer falls, and the weights with the lowest loss on these cells are kept.""",
     example="scvae train data.h5ad --batch-key donor",
     argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
     trains=True,

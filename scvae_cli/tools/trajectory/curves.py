@@ -105,9 +105,10 @@ def geodesics(
     `guesses` contains one initial guess for each segment. Each guess has shape (t, k), with any t ≥ 2. Returns the
     segments in the same order. The number of points of a returned segment does not depend on the guess.
 
-    Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is
-    Σ (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost` and y are the Fisher–Rao coordinates of the
-    decoded expression. After the first optimization, the segment is resampled at constant speed and optimized again.
+    Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
+    (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
+    expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
+    first optimization, the segment is resampled at constant speed and optimized again.
     """
     device = geometry.vae.reference_library.device
     density = density.to(device)
@@ -158,9 +159,9 @@ def _least_energy(geometry: Geometry, density: LatentDensity, guess_ltk: Tensor,
 def spline_basis(n_points: int) -> Tensor:
     """Evaluate the basis functions of a clamped cubic B-spline at equally spaced positions, shape (t, c).
 
-    In a clamped spline, the first and last control points are the ends of the curve. Uses the recursion of Cox and de
-    Boor. The splines of scipy are not used, because importing them also imports the optimizers of scipy and takes a
-    fifth of a second.
+    In a clamped spline, the first and last control points are the ends of the curve. The basis functions are computed
+    by the recursion of Cox and de Boor. The splines of scipy are not used, because importing them also imports the
+    optimizers of scipy and takes a fifth of a second.
     """
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])

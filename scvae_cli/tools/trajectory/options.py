@@ -43,7 +43,7 @@ class InterpolateOptions(Reading, Drawing, Writing):
         ),
     )
     time_key: str | None = option(
-        None, help="Column of obs with time points, which the trajectory passes in order, instead of groups."
+        None, help="Column of obs with time points. The trajectory passes the time points in order, instead of groups."
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
     n_steps: int = option(
@@ -51,18 +51,19 @@ class InterpolateOptions(Reading, Drawing, Writing):
     )
     path: PathKind = option(
         "geodesic",
-        help="Kind of trajectory: geodesic (with the least change in expression, in regions with cells), graph (from "
-        "cell to neighboring cell) or straight (a line in latent space).",
+        help="Kind of trajectory. geodesic: the path with the least change in expression, through regions with cells. "
+        "graph: from cell to neighboring cell. straight: a straight line in latent space.",
         panel=TRAJECTORY,
     )
     endpoint: Endpoint = option(
         "density",
-        help="Position that represents a group: density (where its cells are densest) or centroid.",
+        help="Position that represents a group: the point of highest cell density (density) or the mean (centroid).",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
         "none",
-        help="With ot, also compute trajectories between single cells of both ends, paired by optimal transport.",
+        help="With ot, also pair single cells of the two ends by optimal transport, and compute a trajectory for each "
+        "pair.",
         panel=TRAJECTORY,
     )
     n_paths: int = option(
@@ -106,9 +107,9 @@ INTERPOLATE = Verb(
     home="scvae_cli.tools.trajectory.question:Interpolate",
     about="""Interpolate a trajectory between two groups (or cells) in latent space and decode every step.
 
-    Writes the trajectory (uns) and the expression of every gene along the trajectory (varm). Also writes the position
-    of each cell along the trajectory, obs["scvae_pseudotime_NAME"]; the position is NaN for cells far from the
-    trajectory. Prints the groups that the trajectory passes and the genes that change most. Warns about steps where no
-    cells were observed.""",
+    Writes the trajectory to uns["scvae"]["paths"], and the expression of every gene along the trajectory to
+    varm["scvae_path_NAME"]. The position of each cell along the trajectory goes to obs["scvae_pseudotime_NAME"]; the
+    position is NaN for cells far from the trajectory. Prints the groups that the trajectory passes and the genes that
+    change most. Warns about steps where no cells were observed.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )

@@ -110,7 +110,8 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         lines = [f"passes {' → '.join(facts['groups_passed'])}"] if facts["groups_passed"] else []
         highest = facts["off_manifold"]
         lines.append(
-            f"highest off-manifold score: {highest:.2f} (no cells were observed where it is above {OFF_MANIFOLD})"
+            f"highest off-manifold score: {highest:.2f} (no cells were observed where the score is above "
+            f"{OFF_MANIFOLD})"
         )
         lines.append(f"{'gene':<16}{'start':>10}{'end':>10}{'change':>9}{'direction':>11}{'switch step':>13}")
         lines += [
