@@ -1,4 +1,4 @@
-"""`python -m scvae_cli`."""
+"""Runs the command line with `python -m scvae_cli`."""
 
 from scvae_cli.cli.app import main
 

@@ -1,7 +1,7 @@
-"""The Python API: one function for each verb, built from the options of the command with the same name.
+"""The Python API: one function for each verb. A verb is a command of scvae, and its options become the arguments.
 
-As in scanpy, the first argument is the data, and a function writes its results into the data. With `inplace=False`, the
-function returns the result instead.
+As in scanpy, the first argument of a function is the data, and the results are written into the data. With
+`inplace=False`, the function returns the result instead.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class PythonShell:
     progress: Progress = staticmethod(silent)
 
     def info(self, text: str) -> None:
-        """Say nothing: there is no terminal."""
+        """Ignore the message, because Python callers see only warnings."""
 
     def warn(self, text: str) -> None:
         """Issue a Python warning."""
@@ -38,7 +38,7 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Never request a stop: only Python's own KeyboardInterrupt ends a training."""
+        """Yield a function that always returns False: in Python, Ctrl-C raises a KeyboardInterrupt at once."""
         yield lambda: False
 
 
@@ -54,7 +54,7 @@ def function_of(verb: Verb) -> Callable[..., Any]:
             if not isinstance(inplace, bool):
                 raise ConfigError(f"inplace is {inplace!r}", "it takes True or False")
             if config is not None and not isinstance(config, str | Path):
-                raise ConfigError(f"--config is a {type(config).__name__}", "it takes the path of a TOML file")
+                raise ConfigError(f"--config has type {type(config).__name__}", "it takes the path of a TOML file")
             options = resolve(verb, given, config)
             if verb.inplace and not inplace and options.output is not None:
                 raise ConfigError("--output was given with inplace=False", "use only one of the two")
@@ -82,12 +82,12 @@ def function_of(verb: Verb) -> Callable[..., Any]:
 
 
 def respell(text: str, verb: Verb) -> str:
-    """Return a verb's message with the command-line options replaced by the names of Python arguments."""
+    """Replace the command-line options in a message by the names of the arguments of the verb's Python function."""
     return respelled(text, verb.options, [other.options for other in VERBS])
 
 
 def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments by name. An unknown argument raises a TypeError that suggests the most similar name."""
+    """Return the arguments as a dict by name. For an unknown name, raise a TypeError that suggests a similar name."""
     try:
         return signature.bind(*args, **kwargs).arguments
     except TypeError as error:

@@ -9,7 +9,7 @@ _LENGTH = 60
 
 
 def brief(result: Any) -> str:
-    """Return a representation of a dataclass that fits on a few lines."""
+    """Represent a dataclass in a few lines of text."""
     shown = ", ".join(f"{field.name}={_shown(getattr(result, field.name))}" for field in fields(result) if field.repr)
     return f"{type(result).__name__}({shown})"
 

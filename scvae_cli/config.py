@@ -1,6 +1,6 @@
 """The options of a training: the data, the model, the fitting and the device.
 
-If an option is None, its value is chosen from the data, and the chosen value is recorded in the model folder.
+For most options, None means that training chooses the value. The model folder records what was chosen.
 """
 
 from __future__ import annotations
@@ -22,43 +22,45 @@ Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
-FIRST_WITH_COUNTS = "the first of layer counts, X and raw that holds raw counts; X for a normal likelihood"
+FIRST_WITH_COUNTS = 'the first of layers["counts"], X and raw that holds raw counts; with a normal likelihood, X'
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Options):
-    """Which matrix, batches, genes and cells of the data are modeled."""
+    """Options that choose the matrix, the batches, the genes and the cells to model."""
 
     layer: str | None = option(
         None,
-        help="Layer to model.",
+        help="Name of the AnnData layer to model.",
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
     batch_key: str | None = option(
-        None, help="Column of obs with batches. The decoder is conditioned on the batch.", panel=INPUT
+        None, help="Column of obs with the batch of each cell. The decoder is conditioned on the batch.", panel=INPUT
     )
     n_top_genes: int | None = option(
         None,
-        help="Number of highly variable genes to model. Genes are ranked by flavor seurat_v3, and features of real "
-        "numbers by variance.",
+        help="Number of highly variable genes to model. Genes are ranked by scanpy's flavor seurat_v3. With a normal "
+        "likelihood, they are ranked by variance.",
         panel=INPUT,
         least=2,
-        shown_default="all expressed genes if at most 5,000, else 4,000",
+        shown_default="all expressed genes if there are at most 5,000 of them, otherwise 4,000",
     )
     genes: str | None = option(
         None,
-        help='Genes to model: "all", or @FILE with one gene per line.',
+        help='Genes to model: "all", or @FILE to read them from a text file with one gene per line.',
         panel=INPUT,
         takes='"all", or "@FILE" with one gene per line',
     )
     gene_symbols: str | None = option(
         None, help="Column of var with the gene names used in --genes @FILE.", panel=INPUT, shown_default="var_names"
     )
-    drop_empty: bool = option(False, help="Leave out cells without counts instead of refusing the data.", panel=INPUT)
+    drop_empty: bool = option(
+        False, help="Leave out cells without any counts. By default, data with such cells are refused.", panel=INPUT
+    )
 
     def check(self) -> None:
-        """Refuse an invalid `genes`, and `genes` together with `n_top_genes`."""
+        """Raise a ConfigError if `genes` is invalid, or if both `genes` and `n_top_genes` are given."""
         if self.genes is None:
             return
         if self.genes != "all" and not (self.genes.startswith("@") and len(self.genes) > 1):
@@ -71,24 +73,24 @@ class DataConfig(Options):
 class ModelConfig(Options):
     """The likelihood and the network of the model.
 
-    With a linear decoder, the output for every gene is an affine function of the latent position. The weights of this
-    function are loadings, as in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
+    A linear decoder computes one affine function of the latent position for each gene. The weights of this function are
+    the loadings of the gene, as in a factor analysis (Svensson et al. 2020, doi:10.1093/bioinformatics/btaa169).
     """
 
     likelihood: Likelihood = option(
-        "zinb", help="Likelihood: zinb, nb or poisson for counts, normal for real numbers.", panel=MODEL
+        "zinb", help="Likelihood of the data. For counts: zinb, nb or poisson. For real numbers: normal.", panel=MODEL
     )
     variance: float | None = option(
         None,
-        help="Variance of the normal likelihood, the same for all features.",
+        help="Variance of the normal likelihood. All features get this variance.",
         panel=MODEL,
         above=0,
         shown_default="learned for each feature",
     )
     decoder: DecoderKind = option(
         "mlp",
-        help="Decoder. mlp: with hidden layers. linear: without hidden layers; a gene's weights are its loadings on "
-        "the latent axes.",
+        help="Kind of decoder. mlp: a network with hidden layers. linear: no hidden layers, so that the weights of a "
+        "gene are its loadings on the latent axes.",
         panel=MODEL,
     )
     n_latent: int = option(20, help="Number of latent dimensions.", panel=MODEL, least=1)
@@ -98,7 +100,7 @@ class ModelConfig(Options):
     )
     encoder_dropout: float | None = option(
         None,
-        help="Share of the encoder's hidden units dropped in training.",
+        help="Dropout rate of the encoder's hidden units in training.",
         least=0,
         below=1,
         takes="a share from 0 to below 1",
@@ -107,7 +109,7 @@ class ModelConfig(Options):
     )
     decoder_dropout: float | None = option(
         None,
-        help="Share of the decoder's hidden units dropped in training.",
+        help="Dropout rate of the decoder's hidden units in training.",
         least=0,
         below=1,
         takes="a share from 0 to below 1",
@@ -116,7 +118,7 @@ class ModelConfig(Options):
     )
 
     def check(self) -> None:
-        """Refuse a variance for any likelihood except the normal one."""
+        """Raise a ConfigError if `variance` is given and the likelihood is not normal."""
         if self.variance is not None and self.of_counts:
             raise ConfigError(
                 f"--variance was given with --likelihood {self.likelihood}",
@@ -125,13 +127,13 @@ class ModelConfig(Options):
 
     @property
     def of_counts(self) -> bool:
-        """Whether the model describes counts, which have a library size, and not real numbers."""
+        """Whether the model describes counts. If False, it describes real numbers, which have no library size."""
         return self.likelihood != "normal"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Options):
-    """How the model is fitted."""
+    """Options for fitting the model."""
 
     beta: float = option(
         1.0,
@@ -141,8 +143,9 @@ class TrainConfig(Options):
     )
     flat: float = option(
         0.0,
-        help="Weight of the flatness penalty, which makes latent distances follow distances in expression. 1 is a good "
-        "weight: it lowers the ELBO by about 0.35%, and training takes two to three times as long.",
+        help="Weight of the flatness penalty. The penalty makes latent distances follow distances in expression. A "
+        "weight of 1 works well. With this weight, the ELBO is about 0.35% lower, and training takes two to three "
+        "times as long.",
         panel=MODEL,
         least=0,
     )
@@ -162,23 +165,23 @@ class TrainConfig(Options):
     )
     learning_rate: float | None = option(
         None,
-        help="Peak learning rate of AdamW, reached after the warm-up.",
+        help="Highest learning rate of the optimizer AdamW. It is reached after 100 training steps.",
         panel=FITTING,
         above=0,
         shown_default="depends on the batch size",
     )
     weight_decay: float | None = option(
         None,
-        help="Decoupled weight decay of the weight matrices.",
+        help="Weight decay of the optimizer AdamW. It applies to the weight matrices, but not to biases.",
         least=0,
         on_command_line=False,
         shown_default="depends on the numbers of cells and genes",
     )
     eased_dropout: float | None = option(
         None,
-        help="Share of the dropout to keep after the held-out loss has stopped falling. Training then continues from "
-        "the best weights, at a lower learning rate, until the loss stops falling again. With 1, training ends when "
-        "the loss stops falling for the first time.",
+        help="Factor by which the dropout rates are multiplied when the held-out loss has stopped falling. Training "
+        "then continues from the best weights, at a lower learning rate, until the loss stops falling again. With 1, "
+        "training ends when the loss stops falling for the first time.",
         least=0,
         most=1,
         takes="a share from 0 to 1",
@@ -187,8 +190,8 @@ class TrainConfig(Options):
     )
     validation_fraction: float = option(
         0.1,
-        help="Share of the cells to hold out. The held-out cells decide when training stops and which weights are "
-        "kept.",
+        help="Share of the cells to hold out of the training. The loss on the held-out cells decides when training "
+        "stops and which weights are kept.",
         panel=FITTING,
         above=0,
         most=0.5,
@@ -196,7 +199,7 @@ class TrainConfig(Options):
     )
     patience: int | None = option(
         None,
-        help="End training after this number of epochs without a noticeable improvement of the held-out loss.",
+        help="Number of epochs without a noticeable decrease of the held-out loss after which training stops.",
         panel=FITTING,
         least=1,
         shown_default="depends on the number of cells",
@@ -213,15 +216,17 @@ class TrainConfig(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class ComputeConfig(Options):
-    """Where training runs and in which precision."""
+    """Options for the computation: the device, precision, reproducibility, threads and compilation."""
 
     device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE)
     precision: Precision = option(
-        "auto", help="Precision of matrix products; likelihoods are computed in float32 or better.", panel=COMPUTE
+        "auto",
+        help="Precision of matrix products. Likelihoods are always computed in float32 or better.",
+        panel=COMPUTE,
     )
     deterministic: bool = option(
         False,
-        help="Use only GPU algorithms that give identical results in every run; results on a CPU are always identical.",
+        help="On a GPU, use only algorithms that give identical results in every run. A CPU always does.",
         panel=COMPUTE,
     )
     threads: int | None = option(
@@ -231,13 +236,13 @@ class ComputeConfig(Options):
         None,
         help="Let torch compile the training steps.",
         panel=COMPUTE,
-        shown_default="on a GPU with Triton, for many cells",
+        shown_default="yes on a GPU with Triton and at least 100,000 cells, otherwise no",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Options):
-    """All options of a training, by section."""
+    """All options of a training, in four sections."""
 
     data: DataConfig = section(DataConfig)
     model: ModelConfig = section(ModelConfig)
@@ -246,22 +251,22 @@ class RunConfig(Options):
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:
-        """Make a `RunConfig` from values by option name. An option name occurs in only one section.
+        """Make a `RunConfig` from a mapping of option names to values. Each option name occurs in only one section.
 
         Raises
         ------
         ConfigError
-            For a value of another type or out of range.
+            If a value has the wrong type or is out of range.
         """
         config: RunConfig = build(cls, values)
         return config
 
     def of_all_genes(self) -> RunConfig:
-        """Return the same options for counts that are already restricted to the chosen genes: all genes are modeled."""
+        """Return a copy of the options that models all genes, for counts that contain only the chosen genes."""
         return dataclasses.replace(self, data=dataclasses.replace(self.data, genes="all", n_top_genes=None))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the options as nested plain values, as they are stored in the config.json of a model folder."""
+        """Return the options as nested dicts of plain values, which config.json in a model folder contains."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -271,6 +276,6 @@ class RunConfig(Options):
         Raises
         ------
         ConfigError
-            For a value of another type or out of range.
+            If a value has the wrong type or is out of range.
         """
         return cls(**{f.name: build(f.metadata["section"][0], values[f.name]) for f in dataclasses.fields(cls)})

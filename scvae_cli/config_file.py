@@ -1,7 +1,9 @@
-"""Options from a TOML file. The file overrides defaults; options given by the user override the file.
+"""Reading options from a TOML file.
 
-One file may hold the options of a whole analysis. The options of a training are in the sections [data], [model],
-[train] and [compute]; the options of any other verb are in a section with the name of the verb.
+The values in the file override the defaults. Options on the command line, or arguments in Python, override the file.
+
+One file may contain the options of a whole analysis. The options of a training are in the sections [data], [model],
+[train] and [compute]. All other options of a verb (a command) are in a section with the name of the verb.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from scvae_cli.verbs import VERBS
 
 
 def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
-    """Make a verb's options: given values override the values in a file, and these override the defaults.
+    """Make the options of a verb. Values in `given` override values in `file`, which override the defaults.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def _section_of(verb: Verb, declared: Declared) -> str:
 
 
 def _stated(verb: Verb, file: Path) -> dict[str, Any]:
-    """Return the verb's options that a file sets, by section and name."""
+    """Return the values that a file sets for options of the verb, by section and name."""
     sections: dict[str, set[str]] = {}
     for one in VERBS:
         for declared in declarations(one.options):

@@ -25,7 +25,7 @@ CELLS_WORTH_COMPILING = 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class Compute:
-    """The device and precision that are used.
+    """The device and the precision of a computation.
 
     Parameters
     ----------
@@ -33,11 +33,12 @@ class Compute:
         The torch device, and the precision of the matrix products: "fp32", "tf32" or "bf16". Likelihoods are computed
         in float32 or better.
     reason
-        Reason for this choice, as text for the user.
+        Text for the user that says which device and precision were chosen, and why.
     compiles
         Whether torch compiles the training steps.
     deterministic
-        Whether a GPU uses only algorithms that are reproducible bit for bit; a CPU always does.
+        Whether a GPU uses only algorithms that give identical results in every run. Results on a CPU are always
+        identical.
     """
 
     device: torch.device
@@ -84,7 +85,10 @@ def _bf16_products() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Context manager that seeds torch's generators, on the CPU and optionally a GPU, and restores them at the end."""
+    """Context manager that seeds torch's random generators, and restores their earlier states at the end.
+
+    The generator of the CPU is seeded. If `device` is a GPU, the generator of this GPU is seeded too.
+    """
     import torch
 
     on_gpu = device is not None and device.type == "cuda"
@@ -97,10 +101,10 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 
 def choose_compute(config: ComputeConfig) -> Compute:
-    """Choose the device and precision for a configuration.
+    """Choose the device and the precision for a configuration.
 
-    "auto" chooses CUDA if torch finds a CUDA device, and otherwise the CPU. Raises a DeviceError if a device or
-    precision was requested by name and is not available.
+    For the device "auto", CUDA is chosen if torch finds a CUDA device, and the CPU otherwise. Raises a DeviceError if a
+    device or precision was requested by name and is not available.
     """
     import torch
 
@@ -145,7 +149,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
 
 
 def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> Compute:
-    """Decide whether torch compiles the steps of a training on this number of cells.
+    """Decide whether torch compiles the steps of a training on `n_cells` cells; return `compute` with the decision.
 
     Raises a DeviceError if compiling was requested and no compiler is installed.
     """
@@ -168,8 +172,8 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU has instructions that multiply bfloat16; torch does not report this.
 
-    These instructions are Intel's AMX and the AVX-512 dot products (AMD: Zen 4 and later). Either makes the matrix
-    products of a training four times as fast as in float32.
+    Such instructions are Intel's AMX, and the AVX-512 dot products, which AMD has from Zen 4 on. With either of them,
+    the matrix products of a training are four times as fast as in float32.
     """
     if not cpuinfo.exists():
         return False
@@ -181,8 +185,8 @@ def bound_spinning() -> None:
     """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
 
     By default, idle threads spin forever, and a training that takes 10 s by itself takes minutes beside another
-    training. A limit longer than the gaps between pieces of work costs nothing on an idle machine. If other processes
-    are running, a shorter limit is faster.
+    training. On an idle machine, a limit that is longer than the gaps between two pieces of work costs no time. If
+    other processes are running, a shorter limit is faster and is therefore set.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0
@@ -192,8 +196,8 @@ def bound_spinning() -> None:
 def _keep_freed_memory() -> None:
     """Make glibc reuse freed memory instead of returning it to the operating system at once.
 
-    Every training step frees and allocates the same temporary arrays of megabytes. Whenever memory is returned, the
-    next allocation costs one page fault per 4 KiB.
+    Every training step frees and allocates the same temporary arrays of several megabytes. Whenever memory is
+    returned, the next allocation costs one page fault per 4 KiB.
     """
     import ctypes
     import sys

@@ -54,7 +54,7 @@ class DeviceError(ScvaeError):
 
 
 class Interrupted(ScvaeError):
-    """The user interrupted the command; a state that can be resumed has been saved."""
+    """The user interrupted a training. The training can be resumed, because its state was saved."""
 
     exit_code = 130
 

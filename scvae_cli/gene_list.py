@@ -8,14 +8,15 @@ from scvae_cli.errors import ConfigError
 
 
 def parse_genes(option: str, text: str) -> tuple[str, ...]:
-    """Return the genes of A,B,C or of @FILE, which has one gene per line. Repeated genes are returned once, in order.
+    """Return the genes in `text`, which is a list such as A,B,C, or @FILE for a file with one gene per line.
 
-    Raises a ConfigError if the file cannot be read or the list contains no gene.
+    A gene that occurs several times is returned once, at its first position. Raises a ConfigError if the file cannot be
+    read or the list contains no gene. The error names the option `option`.
 
     >>> parse_genes("--genes", "Klf1, Car1,Klf1")
     ('Klf1', 'Car1')
     """
-    hint = f"{option} takes A,B,C or @FILE with one gene per line; a name that holds a comma needs @FILE"
+    hint = f"{option} takes A,B,C or @FILE with one gene per line; use @FILE if a name contains a comma"
     try:
         in_file = text.startswith("@")
         named = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if in_file else text.split(",")

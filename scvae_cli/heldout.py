@@ -1,7 +1,8 @@
-"""Thresholds for the off-manifold score: the fraction of held-out cells that lie at a higher density than a position.
+"""Two thresholds for the off-manifold score of a latent position.
 
-A latent position whose score exceeds the first threshold lies in a hole of latent space. The second threshold is the
-smallest number of held-out cells for which the score is computed from held-out cells alone.
+The score is the fraction of the held-out cells that lie in denser parts of latent space than the position. If the score
+exceeds OFF_MANIFOLD, the position lies in a hole of latent space. If a model has fewer than MIN_HELDOUT held-out cells,
+its training cells are used for the score too.
 """
 
 # A latent position lies in a hole (off the manifold) if more than this fraction of the held-out cells lies at a higher

@@ -1,9 +1,10 @@
 """Conversion of values to labels. A label is the text that names a group of cells.
 
 The same rules hold for columns of obs and for values that a caller gives. A missing value (None, NaN, NA) has no label.
-A string is its own label, so "1.0" in a column of strings stays "1.0". The label of 1 and of 1.0 is "1", also in a
-categorical column, because pandas turns integers into floats when one of them is missing. The labels of True and False
-are "True" and "False". Bytes are decoded. The label of a date without a time of day has the form "2024-05-31".
+A string is its own label, so "1.0" in a column of strings stays "1.0". The numbers 1 and 1.0 have the same label "1",
+because pandas turns the integers of a column into floats if a value is missing. This also holds for the categories of a
+categorical column. The labels of True and False are "True" and "False". Bytes are decoded as UTF-8. The label of a date
+without a time of day has the form "2024-05-31".
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A question whose answer is new cells. New cells are written to a new file, or returned to Python as an AnnData."""
+"""Base class of questions to a model whose answer is new cells.
+
+New cells are written to a new file, or returned to the Python caller as an AnnData.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,11 @@ if TYPE_CHECKING:
 
 
 class NewCellsQuestion(Question[AnyOptions, Result]):
-    """A question whose answer is cells that are not in the data; its options inherit `WritingNewCells`.
+    """A question whose answer is cells that are not in the data. The class of its options inherits `WritingNewCells`.
 
-    If an output is given, the cells are written to that file. Otherwise a Python caller gets them as an AnnData. A
-    command without an output is refused if `needs_file` is True; otherwise the command only prints a report.
+    If an output file is given, the cells are written to this file. If no output file is given in Python, the cells are
+    returned as an AnnData. If no output file is given on the command line, the command ends with an error if
+    `needs_file` is True, and only prints a report if `needs_file` is False.
     """
 
     # Whether a command line must name a file.
@@ -30,12 +34,15 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """Return the cells with all slots except the provenance; the blocks of rows can be iterated only once."""
+        """Return the new cells, with all slots except the provenance. Their counts can be read only once."""
         raise NotImplementedError
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """Refuse an output that was not given, is the file of the data, already exists or cannot be written."""
+        """Check that the output file can be written, and that it was given if a command needs it.
+
+        Raises the errors of `check_output`, for example if the file already exists.
+        """
         output = request.options.output
         if output is not None or (cls.needs_file and request.reported):
             check_output(output, request.data, force=request.options.force)
@@ -49,7 +56,10 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
         """Check nothing: a new file has no slots that could be overwritten, and `check_files` has checked the file."""
 
     def write(self, result: Result) -> list[str]:
-        """Write the cells to the output or make an AnnData of them, and return the paths of `slots`."""
+        """Write the cells to the output file, or make an AnnData of them if there is none.
+
+        Returns the paths of the slots. A command without an output file writes nothing and returns no paths.
+        """
         output = self.destination()
         if output is None and self.request.reported:
             return []
@@ -76,6 +86,6 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
         return None if output is None else str(output)
 
     def places(self, slots: list[str]) -> Sequence[str]:  # noqa: ARG002  # the whole file is new
-        """Return the file that the cells were written to, if any."""
+        """Return the path of the file that the cells were written to; empty if there is no file."""
         output = self.output()
         return () if output is None else (output,)

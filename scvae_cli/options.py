@@ -1,6 +1,7 @@
 """Declaration of options: each option is a dataclass field with a type, default, range, help text and spelling.
 
-The command line, the Python functions, `--config`, the checks and the reference are all made from this declaration.
+The command line, the Python functions, the keys of `--config` files, the checks of values and the reference pages are
+all made from these declarations.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ class Flag:
     name, help, metavar
         Name, help text and placeholder of the flag on the command line.
     repeated
-        Whether the flag may be left out or given several times. If any flag of the field is given, all flags of the
-        field that are not `repeated` are required.
+        Whether the flag may be left out or given several times. A flag that is not `repeated` must be given if any
+        other flag of the same field is given.
     """
 
     name: str
@@ -57,21 +58,21 @@ class Declared:
     python_help
         Text that replaces `help` in docstrings, if `help` would be wrong for the Python function.
     panel
-        Heading under which `--help` shows the option; "" for the options that belong to the verb itself.
+        Heading under which `--help` shows the option; "" for an option that only one verb (command) has.
     flags
-        Spellings on the command line; if empty, the spelling is made from the name. Several `Flag`s set the field
-        together.
+        Spellings on the command line; if empty, the spelling is made from the name. If the tuple contains `Flag`s,
+        these flags set the field together.
     least, most, above, below
         Range of a number; the bounds `least` and `most` are allowed values, the bounds `above` and `below` are not.
     choices
-        Words allowed besides a number, for a field that takes both.
+        Allowed words, for a field that takes a word or a number.
     takes
         Description of the allowed values for the hint of an error; if empty, it is made from the type and range.
     metavar, shown_default
-        What `--help` shows for the value and for the default.
+        Placeholder for the value, and text for the default, in `--help`.
     parse
-        Function that takes the flag and the text on the command line and returns a value. If `repeated` is True, it
-        takes the list of all texts.
+        Function that converts the text on the command line to a value. Its arguments are the flag, which error messages
+        name, and the text. If `repeated` is True, the second argument contains the texts of all uses of the flag.
     repeated
         Whether the flag may be given several times.
     label
@@ -109,7 +110,7 @@ class Declared:
 
     @property
     def joined(self) -> tuple[Flag, ...]:
-        """The `Flag`s that set the field together; empty if the option has only one flag with its short forms."""
+        """The `Flag`s that set the field together; empty if the option has a single flag (and its short form)."""
         return tuple(flag for flag in self.flags if isinstance(flag, Flag))
 
     @property
@@ -122,7 +123,7 @@ class Declared:
 
     @property
     def spelled(self) -> str:
-        """The option's name in messages: its flag, or the field's name if it is not on the command line."""
+        """The option's name in messages: its flag, or the field's name if the command line lacks this option."""
         if self.joined:
             return " and ".join(flag.name for flag in self.joined if not flag.repeated)
         return self.spellings[0] if self.spellings else self.name
@@ -182,7 +183,7 @@ class Declared:
         Raises
         ------
         ConfigError
-            For a value of another type or out of range.
+            If the value has the wrong type or is out of range.
         """
         if value is None and self.optional:
             return None
@@ -203,7 +204,7 @@ class Declared:
         return _shown(value)
 
     def _as(self, kind: Any, value: Any) -> Any:
-        """Convert the value to one of the field's types; return None if it does not have this type."""
+        """Convert the value to `kind`, which is one of the field's types; return None if that is not possible."""
         origin = get_origin(kind)
         if kind is bool:
             return value if isinstance(value, bool) else None
@@ -244,7 +245,7 @@ class Declared:
         return None if None in fitting else tuple(fitting)
 
     def _as_mapping(self, kind: Any, value: Mapping[Any, Any]) -> dict[str, Any] | None:
-        """Convert a mapping of names to values, each value to the given type."""
+        """Convert each value of a mapping to the type `kind`; return None if one of them cannot be converted."""
         one = dataclasses.replace(self, kind=kind)
         fitting = {str(key): one._as(kind, item) for key, item in value.items()}
         return None if None in fitting.values() else fitting
@@ -279,12 +280,12 @@ def section(options: type[Options], *, without: frozenset[str] = frozenset()) ->
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Base class of options, whose values are checked when an object is created.
+    """Base class of dataclasses whose fields are options. The values are checked when an object is created.
 
     Raises
     ------
     ConfigError
-        For a value of another type or out of range, or values that exclude each other.
+        If a value has the wrong type or is out of range, or if two values exclude each other.
     """
 
     def __post_init__(self) -> None:
@@ -293,15 +294,15 @@ class Options:
         self.check()
 
     def check(self) -> None:
-        """Refuse values that exclude each other."""
+        """Raise a ConfigError if two values exclude each other."""
 
     @property
     def needs_batch(self) -> bool:
-        """Whether the batch of each cell must be known, if the model has batches."""
+        """Whether the verb needs the batch of each cell if the model has batches."""
         return False
 
     def record(self) -> dict[str, Any]:
-        """Return the options that may change the result, for its provenance."""
+        """Return the options that may change a result, by name, for the provenance of the result."""
         return {
             declared.name: getattr(self, declared.name)
             for declared in declarations(type(self), nested=False)
@@ -347,14 +348,16 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
 def build(
     options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
 ) -> Any:
-    """Make an options object, including the options of its sections, from values by name.
+    """Make an options object, and the options objects of its sections, from a mapping of names to values.
 
     Parameters
     ----------
     given
-        Values by name, or by section and name ("train/beta"). A value by name overrides one by section and name.
+        Values by name ("beta"), or by section and name ("train/beta"). If both keys are given, the value of the key
+        without a section is used.
     within, hidden
-        The section whose options are made, and the names of the options that are set only by section and name.
+        Section whose options are made (such as "train/"; "" outside sections), and names of the options that can be
+        set only by section and name.
 
     Raises
     ------
@@ -392,7 +395,7 @@ def _is_number(value: Any, kinds: Any) -> bool:
 
 
 def _is_scalar(value: Any) -> bool:
-    """Whether a value can be a label or number: no array, series, list or function."""
+    """Whether a value can be a label or a number; arrays, series, lists and functions cannot."""
     several = isinstance(value, list | tuple | Mapping | set | frozenset) or getattr(value, "ndim", 0) > 0
     return not (several or callable(value))
 

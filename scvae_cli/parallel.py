@@ -1,8 +1,8 @@
 """Compiled functions that run on several threads.
 
-When numba compiles a function, it also compiles a copy of every function that is called there. Numba compiles a
-function with a parallel loop four times. A function called from a parallel loop would therefore be compiled five times.
-A function that is called by its address is compiled once.
+When numba compiles a function, it also compiles a copy of every function that is called in it. Numba compiles a
+function with a parallel loop four times. A function that is called in such a loop would therefore be compiled four
+times in addition to its own compilation. A function that is called by its address is compiled only once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 def use_threads() -> int:
     """Make numba use as many threads as torch if numba has enough, and return torch's number of threads.
 
-    Work is divided by this number alone, so that sums are computed in the same order in every run.
+    Callers divide their work by the returned number alone, so that sums are computed in the same order in every run.
     """
     n_threads = torch.get_num_threads()
     numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
@@ -32,16 +32,17 @@ def use_threads() -> int:
 
 
 def array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Any:
-    """Return a tensor as a contiguous numpy array of one type; it is copied only if necessary."""
+    """Return a tensor as a contiguous numpy array of type `dtype`. The values are copied only if necessary."""
     return tensor.detach().to(dtype).contiguous().numpy()
 
 
 def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., int], Callable[..., None]]:
-    """Return a function that looks up the address of a compiled function, and a function that calls such an address.
+    """Return a function that looks up the address of `function`, and a function that calls `function` by its address.
 
-    The compiled function returns nothing. `types` are the numba types of its arguments, one tuple for each signature;
-    calls with other types are refused. The first returned function is called from Python with the index of the
-    signature. The second returned function is called from compiled code with the address, followed by the arguments.
+    `function` is compiled by numba and returns nothing. `types` are the numba types of its arguments, with one tuple
+    for each signature. Calls with other types raise an error. The first returned function is called from Python with
+    the index of the signature. The second returned function is called from compiled code with the address, followed by
+    the arguments.
     """
 
     @functools.cache

@@ -12,14 +12,14 @@ class Advance(Protocol):
     """A function that reports that some units of work are done."""
 
     def __call__(self, amount: float = 1, note: str = "", total: float | None = None) -> None:
-        """Add to the amount of work done; `note` and `total` replace the note and the total that are shown."""
+        """Add `amount` to the work that is done; `note` and `total` replace the note and the total that are shown."""
 
 
 class Progress(Protocol):
     """A function that opens a progress bar; some implementations show nothing."""
 
     def __call__(self, title: str, total: float | None) -> AbstractContextManager[Advance]:
-        """Show a title and the share of the work that is done, until the block ends."""
+        """Return a context manager that shows a title, and the share of the work that is done, until its block ends."""
 
 
 @contextlib.contextmanager

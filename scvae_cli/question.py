@@ -2,8 +2,9 @@
 
 `ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
 
-Each verb that asks a trained model is a subclass of `Question`. The subclass implements what differs between verbs. All
-other verbs are functions of a `Request` and a `Shell` that return an `Outcome`.
+A verb is a command of scvae, and the Python function of the same name. Each verb that asks a trained model is a
+subclass of `Question`, and the subclass implements what differs between these verbs. Every other verb is a function
+that takes a `Request` and a `Shell` and returns an `Outcome`.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ class Shell(Protocol):
         """Show a warning."""
 
     def stoppable(self) -> AbstractContextManager[Callable[[], bool]]:
-        """Treat an interruption in the block as a request to stop.
+        """Return a context manager in whose block an interruption, such as Ctrl-C, only requests a stop.
 
-        The yielded function says whether a stop was requested.
+        The context manager yields a function that returns whether a stop was requested.
         """
 
 
@@ -125,11 +126,14 @@ class Question(Generic[AnyOptions, Result]):
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """Refuse files that could not be written, before anything is opened."""
+        """Check that files other than the data can be written, before the data and the model are opened."""
 
     @property
     def run(self) -> str:
-        """Name of the run in the provenance. Two results of one verb can be in the same file if their names differ."""
+        """Name of this use of the verb (the run) in the provenance.
+
+        One file can contain the results of two runs of the same verb if the names of the runs differ.
+        """
         return self.request.verb.name
 
     def planned(self) -> list[str]:
@@ -137,7 +141,10 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def made_of(self) -> dict[str, Any] | None:
-        """Return the options from which a default name was made, if results have names (`refuse_another`)."""
+        """Return the options from which the automatic name of the result was made, for `refuse_another`.
+
+        Returns None if the user chose the name, or if the results of this verb have no names.
+        """
         return None
 
     def answer(self) -> Result:
@@ -145,21 +152,21 @@ class Question(Generic[AnyOptions, Result]):
         raise NotImplementedError
 
     def slots(self, result: Result) -> list[Slot]:
-        """Return the slots that hold the result."""
+        """Return the slots (elements of the AnnData) that will contain the result."""
         slots: list[Slot] = cast("Any", result).slots(self.names)
         return slots
 
     def record(self, result: Result) -> dict[str, Any]:  # noqa: ARG002  # some record what was found
-        """Return the options as they are recorded in the provenance."""
+        """Return the options to record in the provenance of the result."""
         recorded: dict[str, Any] = self.request.options.record()
         return recorded
 
     def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most have none
-        """Context manager that writes additional files when the block ends; the block itself writes the results."""
+        """Return a context manager that writes additional files when its block ends. The block writes the results."""
         return contextlib.nullcontext()
 
     def figure(self, result: Result) -> Figure:
-        """Make the figure of `--plot`."""
+        """Make the figure that `--plot` saves."""
         raise NotImplementedError
 
     def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
@@ -297,7 +304,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 
 
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
-    """Refuse an additional file with the path of the data, of the output, or of another additional file.
+    """Raise a ConfigError if an additional file is also the data, the output, or another additional file.
 
     Otherwise, one of the two files would overwrite the other.
     """

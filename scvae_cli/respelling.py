@@ -1,4 +1,4 @@
-"""Messages for Python callers, which name arguments where the command line names flags."""
+"""Conversion of messages for Python callers: command-line flags become names of Python arguments."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from scvae_cli.options import Options, declarations
 
 
 def respelled(text: str, options: type[Options], others: Iterable[type[Options]] = ()) -> str:
-    """Replace the flags in a message by the names of Python arguments; command lines in the message are not changed.
+    """Replace the flags in a message by the names of Python arguments.
 
-    A flag that does not belong to `options` is looked up in `others`.
+    Whole command lines and quoted values in the message are not changed. A flag that does not belong to `options` is
+    looked up in `others`.
 
     >>> from dataclasses import dataclass
     >>> from scvae_cli.options import option

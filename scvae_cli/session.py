@@ -48,12 +48,12 @@ class Session:
     model
         The model, on its device.
     counts
-        The cells that have counts, in the model's genes.
+        Counts of the model's genes, in the cells that have counts.
     kept
         Mask of the store's cells that are in `counts`, shape (cells of the store,).
     missing_genes
-        Genes of the model that the data lacks. Missing counts are set to 0, and missing real numbers to the training
-        mean.
+        Genes of the model that the data lacks. Missing counts are set to 0, and missing real numbers to the mean over
+        the training cells.
     genes
         Names and symbols of the model's genes.
     progress
@@ -91,9 +91,10 @@ class Session:
         model
             A trained model, or its folder.
         layer
-            Layer with the values that the model takes; None uses the layer of the training, or finds the counts.
+            Layer to read. With None, the layer that the training was told to read is used; without such a layer, the
+            matrix is chosen by `read_counts`.
         gene_symbols
-            Column of var with the names by which genes are named and shown; None for var_names.
+            Column of var with gene symbols, by which options and results then name genes; None for var_names.
         device
             Device to compute on.
         allow_missing_genes
@@ -106,7 +107,7 @@ class Session:
         Raises
         ------
         DataError, ModelError, DeviceError
-            For data or a model that cannot be opened, or that do not fit each other.
+            If the data or the model cannot be opened, or if the data do not fit the model.
         """
         store = open_store(data)
         if not isinstance(model, Model):
@@ -133,8 +134,8 @@ class Session:
             absent_g=model.vae.encoder.absent_g(),
         )
         if missing:
-            fate = "take their training mean" if real else "count as zero"
-            message = f"{len(missing)} of the model's {len(model.genes)} genes are missing and {fate}"
+            fate = "their values are set to the mean over the training cells" if real else "their counts are set to 0"
+            message = f"{len(missing)} of the model's {len(model.genes)} genes are missing in the data; {fate}"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
         kept = aligned.filled
         if not kept.all():
@@ -152,12 +153,12 @@ class Session:
 
     @cached_property
     def cells(self) -> Posterior:
-        """q(z|x) of the cells in `counts`, in the coordinates of the networks, computed once."""
+        """Posteriors q(z|x) of the cells in `counts`, computed once, in the latent coordinates of the networks."""
         return posteriors(self.model, self.counts, progress=self.progress)
 
     @property
     def position_n2(self) -> np.ndarray:
-        """Positions of the cells on the first two latent axes, for figures; a missing second axis gives 0."""
+        """Positions of the cells on the first two latent axes, for figures; without a second axis, its values are 0."""
         mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
         return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
 
@@ -179,7 +180,7 @@ class Session:
         Raises
         ------
         DataError
-            For an unknown or empty group, or an unknown cell.
+            If a group does not exist or has no cells with counts, or if a cell does not exist or has no counts.
         """
         if groupby is None:
             position = {name: i for i, name in enumerate(self.counts.cell_names)}
@@ -203,12 +204,14 @@ class Session:
         return points
 
     def time_points(self, key: str) -> list[str]:
-        """Return the ordered time points of a column of obs: numbers by value, an ordered categorical in its own order.
+        """Return the time points in a column of obs, in their order.
+
+        Numbers are ordered by value. For an ordered categorical, the order is that of its categories.
 
         Raises
         ------
         DataError
-            For a missing column, fewer than two time points, or values without an order.
+            If the column does not exist, if it has fewer than two time points, or if its values have no order.
         """
         present = {label for label in self.labels(key, of_times=True) if label is not None}
         if len(present) < 2:
@@ -222,8 +225,9 @@ class Session:
             return sorted(present, key=float)
         except ValueError:
             raise DataError(
-                f"{self.store.title}: obs[{key!r}] has no order ({', '.join(sorted(present)[:3])}, ...)",
-                "--time-key takes numbers or an ordered categorical; name other groups with --from, --via and --to",
+                f"{self.store.title}: obs[{key!r}] has no order (values: {', '.join(sorted(present)[:3])}, ...)",
+                "--time-key takes a column of numbers or an ordered categorical; for other columns, use --groupby and "
+                "name the groups with --from, --via and --to",
             ) from None
 
     def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
@@ -259,8 +263,8 @@ class Session:
         Raises
         ------
         DataError
-            If the destination cannot be written to, or if `force` is False and a slot holds an element that scvae did
-            not write, or a result of another name.
+            If the destination cannot be written to. If `force` is False, also if one of the slots already contains an
+            element that scvae did not write, or another result (see `refuse_another`).
         """
         self.store.check_destination(paths, output=output, force=force)
         if force:
@@ -299,7 +303,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results. `new_file` is True for a new output file."""
+        """Return the slot with the provenance of results. `new_file` says that they are written to a new file."""
         facts = {
             "command": run,
             "scvae_version": __version__,

@@ -8,7 +8,7 @@ from typing import Any
 
 from scvae_cli.options import COMPUTE, DECODING, INPUT, OUTPUT, Options, option
 
-DEVICES = "auto, cpu, cuda or cuda:N"
+DEVICES = "auto, cpu, cuda (the default GPU) or cuda:N (GPU number N)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,27 +17,28 @@ class Reading(Options):
 
     layer: str | None = option(
         None,
-        help="Layer to read, with counts or, for a model of real numbers, real numbers.",
+        help="Name of the AnnData layer to read. It must hold the same kind of values as the training data: counts or "
+        "real numbers.",
         panel=INPUT,
         shown_default="chosen as in training",
         in_record=False,
     )
     gene_symbols: str | None = option(
         None,
-        help="Column of var with gene symbols. Options and results then name genes by symbol.",
+        help="Column of var with gene symbols. In options and results, genes are then named by these symbols.",
         panel=INPUT,
         shown_default="var_names",
         in_record=False,
     )
     allow_missing_genes: bool = option(
         False,
-        help="Accept data that lack genes of the model, however many. Missing counts are set to 0, and missing real "
-        "numbers to the mean over the training cells.",
+        help="Accept data that lack more than a fifth of the model's genes. The counts of missing genes are set to 0. "
+        "In a model of real numbers, missing values are set to the mean over the training cells.",
         panel=INPUT,
         in_record=False,
     )
     drop_empty: bool = option(
-        False, help="Skip cells without counts; their results are NaN.", panel=INPUT, in_record=False
+        False, help="Skip cells without any counts. The results of these cells are NaN.", panel=INPUT, in_record=False
     )
     device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE, in_record=False)
 
@@ -55,11 +56,14 @@ class Writing(Options):
         in_record=False,
     )
     key_added: str = option(
-        "scvae", help='Name to use instead of "scvae" in every slot written.', panel=OUTPUT, in_record=False
+        "scvae",
+        help='Text that replaces "scvae" in the name of every slot that is written, such as obsm["X_scvae"].',
+        panel=OUTPUT,
+        in_record=False,
     )
     force: bool = option(
         False,
-        help="Replace an existing file, slots that scvae did not write, or a different result with the same name.",
+        help="Overwrite an existing file, slots that scvae did not write, or a different result with the same name.",
         panel=OUTPUT,
         in_record=False,
     )
@@ -72,7 +76,7 @@ class WritingNewCells(Writing):
     output: Path | None = option(
         None,
         flags=("--output", "-o"),
-        help="New .h5ad file to write the cells to.",
+        help="The .h5ad file to which the new cells are written.",
         panel=OUTPUT,
         in_record=False,
     )
@@ -98,7 +102,7 @@ def library_option(
     """Make the option for the library size at which the model decodes."""
     return option(
         default,
-        help=help or f"Library size to decode at: {', '.join(words)}, or a number of counts.",
+        help=help or f"Library size to decode at: {', '.join(words)} (of the training cells), or a number of counts.",
         panel=DECODING,
         choices=words,
         above=0,
@@ -112,7 +116,7 @@ def batch_as_option(default: str | None = "average", *, help: str = "", shown_de
         default,
         help=help
         or "Batch to decode in: the name of a batch, or average. With average, the decoded values are averaged over "
-        "all batches, weighted by number of training cells.",
+        "all batches. The weight of a batch is its number of training cells.",
         panel=DECODING,
         label=True,
         shown_default=shown_default,

@@ -21,11 +21,12 @@ def follow(
     title
         Title of the progress bar.
     brief
-        Whether to leave out the messages about data, device and plateau, for one of a series of trainings.
+        Whether to leave out the messages about the data, the device and the end of the improvement (the plateau). These
+        messages are left out if the training is one of a series.
 
     Returns
     -------
-    The last event.
+    The last event, or None if there was no event.
     """
     event: FitEvent | None = None
     steps_done = 0

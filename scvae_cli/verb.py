@@ -1,4 +1,7 @@
-"""Definition of a verb. This module imports little, because `scvae --help` needs the definitions of all verbs."""
+"""Definition of a verb: a command of scvae, and the Python function of the same name.
+
+This module imports little, because `scvae --help` needs the definitions of all verbs.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +27,9 @@ class Verb:
     options
         Class of the verb's options.
     home
-        "module:name" of the implementation, which is imported when it is first needed: a subclass of
-        `scvae_cli.question.Question` or a function of a `Request` and a `Shell` that returns an `Outcome`.
+        Place of the implementation, as "module:name". The module is imported when it is first needed. The
+        implementation is a subclass of `scvae_cli.question.Question`, or a function that takes a `Request` and a
+        `Shell` and returns an `Outcome`.
     about
         Help text of the command: a line that says what the command does, then further paragraphs.
     example
@@ -33,13 +37,13 @@ class Verb:
     python_about
         Text that replaces `about` in the Python docstring, if `about` would be wrong for the Python function.
     argument, argument_help
-        Metavar and help of the first argument.
+        Placeholder and help text of the first argument on the command line.
     takes_model
         Whether the verb has the option `--model`, which names a trained model.
     trains
         Whether `--model` names the model folder to write; otherwise it names a folder to read.
     in_python
-        Whether the Python API has a function for this verb that is made from its options.
+        Whether the Python API has a function for this verb. The function is made from the verb's options.
     inplace
         Whether results are written into the data, so that the Python function has the argument `inplace`.
     returns
@@ -87,7 +91,7 @@ class Request:
     flags
         The options that were given on the command line, so that they can be repeated in a suggested next command.
     reported
-        Whether a report is shown; True on the command line, False in Python.
+        Whether the result is shown to the user as a report; True on the command line, False in Python.
     """
 
     verb: Verb
@@ -100,7 +104,10 @@ class Request:
 
     @property
     def model_folder(self) -> Any:
-        """The model that was given; if none was given and the data is a path, DATA.scvae beside the data."""
+        """The model that was given. If none was given, the folder DATA.scvae beside the data file DATA.
+
+        None if no model was given and the data is not a path.
+        """
         if self.model is not None or not isinstance(self.data, Path):
             return self.model
         return self.data.parent / f"{self.data.stem}.scvae"

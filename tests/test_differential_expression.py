@@ -149,7 +149,7 @@ def test_a_batch_with_one_group_is_left_out():
     found = compared(some, model)
     assert found.n_left_out == ((some.obs["group"] == "B") & (some.obs["batch"] == "batch_1")).sum()
     some = some[~((some.obs["group"] == "B") & (some.obs["batch"] == "batch_0"))].copy()
-    with pytest.raises(DataError, match="no batch has cells of both 'A' and 'B'"):
+    with pytest.raises(DataError, match="no batch has at least two cells each of 'A' and 'B'"):
         compared(some, model)
 
 
@@ -405,7 +405,7 @@ def test_groups_that_are_too_small_or_too_large(bench):
 
 def test_a_comparison_of_batches_is_refused(bench_with_batches):
     asked = bench_with_batches.ask("de", "--groupby", "batch", "--group", "batch_1", "--reference", "batch_2")
-    hint = refused(bench_with_batches.folder, asked, DATA, "no batch has cells of both")
+    hint = refused(bench_with_batches.folder, asked, DATA, "no batch has at least two cells each of")
     assert "--batch-key" in hint
 
 

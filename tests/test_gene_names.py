@@ -186,4 +186,4 @@ def test_a_file_may_name_genes_with_commas(tmp_path):
     for text in (f"@{tmp_path / 'nowhere.txt'}", f"@{tmp_path}", "", " , "):
         with pytest.raises(ConfigError) as caught:
             parse_genes("--genes", text)
-        assert caught.value.hint.endswith("a name that holds a comma needs @FILE")
+        assert caught.value.hint.endswith("use @FILE if a name contains a comma")

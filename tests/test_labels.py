@@ -413,7 +413,9 @@ def test_messages_say_how_parts_are_named():
     cells = perturbed("ctrl", "A", "B")
     with pytest.raises(DataError, match=r"== 'A\+D', nor with its part 'D' alone") as caught:
         design("a", "ctrl", "A+D", **cells, perturbation_key="what")
-    assert caught.value.hint.startswith("join the labels of the parts of a combination by +, in any order, such as A+B")
+    assert caught.value.hint.startswith(
+        "to name a combination, join the labels of its parts by +, in any order, such as A+B"
+    )
     for same in ("ctrl", "ctrl+ctrl", "ctrl "):
         with pytest.raises((ConfigError, DataError)):
             design("a", "ctrl", same, **cells, perturbation_key="what")

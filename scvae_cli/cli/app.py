@@ -35,7 +35,7 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Print a message when Ctrl-C ends a command; Typer alone would print nothing."""
+    """Make a command print a message when Ctrl-C ends it; Typer alone would print nothing."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -70,7 +70,8 @@ def _options(
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    0: done; 1: a bug, raised with its traceback; 2: usage; 3: data; 4: model; 5: device; 130: interrupted.
+    The exit code is 0 for success, 2 for a wrong option, 3 for a problem with the data, 4 with the model, 5 with the
+    device, and 130 for an interruption. A bug raises an exception, so that Python shows the traceback and exits with 1.
     """
     print_warnings()
     try:

@@ -1,4 +1,4 @@
-"""Makes a Typer command from a verb: the verb's options become parameters, and the verb's report is printed."""
+"""Making a Typer command from a verb: the verb's options become parameters, and the command prints its report."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _completion(declared: Declared) -> Callable[[str], list[str]] | None:
 
 
 def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the names and values of the options that were given, with values as the options class takes them."""
+    """Yield the name and the value of each option that was given, with the value as the options class takes it."""
     for declared in declarations(verb.options):
         if not declared.on_command_line:
             continue

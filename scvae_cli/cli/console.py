@@ -104,7 +104,7 @@ def print_error(error: ScvaeError) -> None:
 
 
 def print_warnings() -> None:
-    """Show each later warning of scvae as one line, and hide the warnings of other packages."""
+    """From now on, print each warning of scvae as one line, and hide the warnings of other packages."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, ScvaeWarning):

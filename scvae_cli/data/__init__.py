@@ -1,1 +1,1 @@
-"""From files and AnnData objects to raw counts, and back."""
+"""Reading raw counts from files and AnnData objects, and writing results to them."""

@@ -1,8 +1,8 @@
 """Writing a file completely or not at all.
 
-A temporary file next to the target is written, synced, and renamed to the target. After a crash at any moment, the
-target is therefore either the old or the new file. The next write to the same target removes the temporary files of
-killed processes.
+A temporary file next to the target is written, flushed to the disk, and renamed to the target. After a crash at any
+moment, the target is therefore either the old or the new file. A killed process may leave its temporary file behind.
+The next write to the same target removes this file.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
 
 
 def check_new_file(target: Path, *, force: bool) -> None:
-    """Check that an output file does not exist and that its name ends in .h5ad.
+    """Check that a new .h5ad file may be written to the path `target`.
 
     Raises a DataError if the name does not end in .h5ad, if `target` is a folder, or if the file exists and `force`
     is False.
@@ -118,7 +118,7 @@ def check_writable(target: Path) -> None:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be changed; read-only files are not changed even by the superuser."""
+    """Whether a file or folder may be changed. A read-only one may not, even if the superuser runs scvae."""
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
 
 

@@ -1,6 +1,6 @@
-"""The class that holds raw counts, and checks that values are raw counts.
+"""The class `Counts`, which contains raw counts, and functions that check whether values are raw counts.
 
-For a model with a normal likelihood, the same class holds real numbers, and the field `real` of the class is True.
+For a model with a normal likelihood, a `Counts` object contains real numbers, and its field `real` is True.
 
 Shapes: n cells, g genes.
 """
@@ -53,7 +53,8 @@ class Counts:
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
-        Whether the values are treated as real numbers. Cells then have no library size, and no cell counts as empty.
+        Whether the values are treated as real numbers. Cells then have no library size, and no cell is
+        treated as empty.
     """
 
     matrix: sp.csr_matrix
@@ -82,7 +83,7 @@ class Counts:
 
     @property
     def filled(self) -> np.ndarray:
-        """Mask of the cells that have counts, shape (n,), bool; all cells for real numbers."""
+        """Mask of the cells that have counts, shape (n,), bool. For real numbers, all values are True."""
         if self.real:
             return np.ones(self.n_cells, dtype=bool)
         filled: np.ndarray = np.diff(self.matrix.indptr) > 0
@@ -131,7 +132,7 @@ def read_counts(
     genes in var_names are read.
 
     Raises a DataError if there are no cells or genes, if gene or cell names are not unique, or if no matrix contains
-    only raw counts (with `real`: only finite numbers).
+    only raw counts. With `real`, a matrix may contain any finite numbers.
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
@@ -167,7 +168,7 @@ def read_counts(
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 
-    With `layer`, this is only that layer; otherwise, with `real`, it is only X.
+    If `layer` is given, only the name of this layer is returned. Otherwise, if `real` is True, only X is returned.
     Raises a DataError if the layer does not exist, or there is no matrix.
     """
     if layer is not None:
@@ -213,8 +214,8 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
 def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
     """Read a column of obs.
 
-    If the column does not exist, raises a DataError that lists the columns that can be used for `purpose`. Columns of
-    measurements are listed only if `measured` is True.
+    If the column does not exist, raises a DataError, whose hint lists the columns that the option `purpose` can take.
+    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True.
     """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if _could_name_groups(store, name, measured=measured)]
@@ -240,7 +241,7 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
-    """Return why a value is not a raw count, and the index of this value; None if all values are raw counts.
+    """Find a value that is not a raw count; return the reason and the index of this value, or None if there is none.
 
     With `real`, the values must be finite and not too large for float32. Kinds of faults are checked in a fixed order.
     The first kind that occurs is returned, with the index of the first value that has this fault.
@@ -266,7 +267,8 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
 def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np.ndarray] | str:
     """Read a whole matrix as CSR, and its gene names.
 
-    If a value is not a raw count (with `real`: not a finite number), return the reason as text.
+    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count. With
+    `real`, it is a value that is not a finite number.
     """
     genes = store.matrix_genes(name)
     columns: np.ndarray | None = None

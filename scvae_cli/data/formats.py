@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ForeignFile(AnnDataStore):
-    """Cells from a 10x format, which cannot store results; cells and results are written to a new .h5ad file."""
+    """Cells in a 10x format. This format cannot store results, so cells and results are written to a new .h5ad file."""
 
     def __init__(self, adata: AnnData, path: Path) -> None:
         super().__init__(adata, title=path.name)

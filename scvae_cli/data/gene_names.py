@@ -47,8 +47,8 @@ class GeneNames:
         """Return the ids of genes that are named by id, by symbol, or as the method `shown` names them.
 
         Each id is returned once, in the order of the names. A name that is the id of one gene and the symbol of another
-        gene means the gene with that id. A symbol that several genes have raises a DataError, and so does a name that
-        no gene has.
+        gene means the gene with that id. A DataError is raised if several genes have the name as their symbol, or if
+        no gene has the name.
         """
         names = [named] if isinstance(named, str) else [as_label(name) or "" for name in named]
         found, unknown = [], []
@@ -68,10 +68,10 @@ class GeneNames:
         return tuple(dict.fromkeys(found))
 
     def shown(self, ids: Iterable[str]) -> list[str]:
-        """Return the names of genes for lists and figures.
+        """Return the names by which genes are shown in lists and figures.
 
-        A gene is shown by its symbol, or by its id if it has no symbol. If the symbol is also a symbol or the id of
-        another gene, both symbol and id are shown.
+        A gene is shown by its symbol, or by its id if it has no symbol. If its symbol is also the symbol or the id of
+        another gene, the gene is shown by its symbol and its id.
         """
         return [self._name_by_id.get(str(gene), str(gene)) for gene in ids]
 

@@ -36,7 +36,7 @@ def select_genes(
     counts, training
         All cells and all genes, and the indices of the training cells.
     config
-        `genes`, `n_top_genes` and `batch_key` are used.
+        Options of the data, of which only `genes` and `n_top_genes` are used.
     names
         Ids and symbols that a gene list may contain; None if the list may contain only ids.
 
@@ -65,7 +65,7 @@ def select_genes(
         if n_top is not None and n_top < len(columns):
             batch = None if counts.batch is None else counts.batch[training]
             columns = most_variable(counts.matrix, training, columns, n_top, batch)
-            how = f"the {n_top} most variable genes (seurat_v3)"
+            how = f"the {n_top} highly variable genes (seurat_v3)"
     if len(columns) < 2:
         raise DataError(
             f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes"
@@ -76,7 +76,7 @@ def select_genes(
 def match_genes(
     counts: Counts, genes: Sequence[str], *, max_missing: float, absent_g: np.ndarray | None = None
 ) -> tuple[Counts, list[str]]:
-    """Match counts to the genes of a model by name; genes that are missing in the data get zero counts.
+    """Select the genes of a model from counts, by name. Genes that are missing in the data are filled in.
 
     Parameters
     ----------
@@ -85,7 +85,8 @@ def match_genes(
     max_missing
         Largest fraction of the model's genes that may be missing in the data; a larger fraction raises a DataError.
     absent_g
-        Values that missing genes get instead of zero, one per gene of the model, shape (len(genes),).
+        Values that missing genes get in every cell, one per gene of the model, shape (len(genes),). With None, missing
+        genes get zero counts.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def match_genes(
     if len(missing) > max_missing * len(genes):
         raise DataError(
             f"{len(missing)} of the model's {len(genes)} genes are not in the data ({listed(missing)})",
-            "use the same kind of gene names (symbols or Ensembl ids), or set missing genes to zero with "
+            "use the same kind of gene names (symbols or Ensembl ids) as the model, or accept missing genes with "
             "--allow-missing-genes",
         )
     if not missing:
@@ -116,7 +117,7 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose all real-valued features that vary between training cells, or only those of highest variance.
+    """Choose the real-valued features that vary between training cells; of many, only those of highest variance.
 
     Returns the column indices, and a description of how the features were chosen.
     """

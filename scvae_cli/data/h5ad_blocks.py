@@ -17,7 +17,7 @@ _DENSE_CHUNK_BYTES = 1 << 20
 
 
 def write_sparse(parent: h5py.Group, key: str, blocks: Iterable[sp.csr_matrix], shape: tuple[int, int]) -> None:
-    """Write consecutive CSR blocks as one CSR matrix; the first block determines the type of the counts."""
+    """Write consecutive CSR blocks as one CSR matrix; the first block determines the number type."""
     group = parent.create_group(key)
     group.attrs["encoding-type"] = "csr_matrix"
     group.attrs["encoding-version"] = "0.1.0"
@@ -45,8 +45,8 @@ def write_dense(
 ) -> None:
     """Write consecutive dense blocks as one array.
 
-    Compression is useful if some columns are constant, for example NaN for every cell. If real-valued means vary in all
-    columns, compression makes the array only a seventh smaller, and writing takes five times as long.
+    Compression is useful if some columns are constant, for example NaN in every row. If the values vary in all columns,
+    as expected counts do, compression makes the array smaller by only a seventh, and writing takes five times as long.
     """
     dataset = None
     row = 0

@@ -53,7 +53,8 @@ def create_h5ad(
     obsm, uns, varm
         Mappings as in an AnnData. Values are numeric arrays, categoricals, strings, and dictionaries of such values.
     layer_blocks
-        Name → layer, n × g, as consecutive dense blocks of rows. Layers are written after X.
+        Mapping of names to layers. Each layer, n × g, is given as consecutive dense blocks of rows. Layers are written
+        after X.
 
     Raises
     ------

@@ -64,7 +64,10 @@ def _write_column(frame: h5py.Group, slot: Slot) -> None:
 
 
 def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
-    """Return a subgroup that anndata reads as a dict; another element with this name is replaced."""
+    """Return the subgroup `key`, which anndata reads as a dict. If there is none, create it.
+
+    An element called `key` that is not a dict is replaced.
+    """
     if isinstance(parent.get(key), h5py.Group) and _is_mapping(parent[key]):
         group: h5py.Group = parent[key]
         return group
@@ -77,7 +80,7 @@ def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
 
 
 def _is_mapping(group: h5py.Group) -> Any:
-    """Whether a group is a dict, not a data frame or sparse matrix.
+    """Whether a group is a dict, and not a data frame or a sparse matrix.
 
     Before anndata 0.8, dicts had no encoding-type.
     """

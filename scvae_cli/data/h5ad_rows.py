@@ -1,6 +1,7 @@
 """Reading a matrix of an .h5ad file in blocks of rows, whether it is stored as CSR, CSC or dense.
 
-The size of a block and the memory needed to create it do not grow with the size of the matrix.
+The size of a block does not grow with the size of the matrix. Only the blocks of a very large CSC matrix are larger,
+because the whole matrix is read again for every block.
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def _segments(indptr: np.ndarray) -> Iterator[slice]:
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges of at most `n_values` stored values; a longer row is a range by itself."""
+    """Split the rows into consecutive ranges of at most `n_values` stored values; a row with more is its own range."""
     start = 0
     while start < n_rows:
         end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1

@@ -50,7 +50,7 @@ class Inspection:
         Fraction of zeros in the matrix, and median library size of the cells. `median_library` is None for real
         numbers.
     obs
-        Columns that may group cells: name → number of values.
+        Columns of obs that may define groups of cells: a mapping of their names to their numbers of different values.
     memory_gib, cpu_minutes
         Rough estimates of the memory and time of a training.
     findings
@@ -121,7 +121,7 @@ def _warn(message: str, hint: str) -> Finding:
 
 
 def _groupings(store: CellStore) -> dict[str, int]:
-    """Return the columns of obs that have only a few different values: name → number of values."""
+    """Return the columns of obs with only a few different values, as a mapping of name to number of values."""
     found = {}
     for key in store.obs_keys:
         try:
@@ -172,7 +172,7 @@ def _cell_findings(counts: Counts) -> list[Finding]:
 def _gene_findings(counts: Counts) -> list[Finding]:
     rare = int((counts.seen_in_g() < MIN_CELLS).sum())
     if counts.n_genes - rare < 2:
-        message = f"{counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
+        message = f"only {counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
         return [_refuse(message, "a model needs at least two such genes")]
     if rare:
         message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modeled"
@@ -184,7 +184,9 @@ def _feature_findings(counts: Counts) -> list[Finding]:
     findings = []
     varying = _varying(counts)
     if varying < 2:
-        findings.append(_refuse(f"{varying} feature(s) vary between cells", "a model needs at least two such features"))
+        findings.append(
+            _refuse(f"only {varying} feature(s) vary between cells", "a model needs at least two such features")
+        )
     elif varying < counts.n_genes:
         message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modeled"
         findings.append(_warn(message, "use --genes all to model these features too"))
@@ -199,7 +201,10 @@ def _varying(counts: Counts) -> int:
 
 
 def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:
-    """Find small batches, and columns whose differences a batch correction would also remove."""
+    """Find small batches, and columns of obs whose value is nearly determined by the batch.
+
+    The correction of batch effects would also remove the differences between the groups of such a column.
+    """
     names, sizes = np.unique(batch.astype(str), return_counts=True)
     small = names[sizes < 3]
     findings = []
@@ -220,7 +225,8 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
     if confounded:
         message = f"for nearly every cell, the batch determines the value of these columns: {', '.join(confounded)}"
         hint = (
-            "batch correction also removes differences in these columns, which is harmless only for technical columns"
+            "batch correction also removes differences between the groups of these columns; this is harmless only if "
+            "the differences are technical"
         )
         findings.append(_warn(message, hint))
     return findings

@@ -40,7 +40,7 @@ def labels_of(values: Any) -> np.ndarray:
 
 
 def values_of(column: Any) -> np.ndarray:
-    """Return a column of a data frame as n values; missing values are NaN among floats, and None otherwise.
+    """Return a column of a data frame as an array; a missing value is NaN in a column of floats, and None in others.
 
     Integers and booleans keep their type even if some values are missing.
     """
@@ -68,7 +68,7 @@ def values_of(column: Any) -> np.ndarray:
 
 
 def are_measurements(values: np.ndarray) -> bool:
-    """Whether a column contains floats that are not all whole numbers and therefore cannot name groups of cells.
+    """Whether a column contains floats that are not all whole numbers. Such a column cannot name groups of cells.
 
     >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
     [True, False, False]

@@ -124,7 +124,8 @@ class AnnDataStore:
         """Raise a ConfigError if an output file is given, because an AnnData in memory is changed in place."""
         if output is not None:
             raise ConfigError(
-                "an AnnData in memory is changed in place", "remove --output, and save it with adata.write_h5ad(...)"
+                "--output was given for an AnnData in memory, which is changed in place",
+                "remove --output, and save the AnnData with adata.write_h5ad(...)",
             )
 
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:

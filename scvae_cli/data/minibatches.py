@@ -25,7 +25,7 @@ class Nonzeros:
     Parameters
     ----------
     row_start
-        Index of the first nonzero of each cell, followed by m; shape (n + 1,).
+        Index of the first nonzero count of each cell, followed by m; shape (n + 1,).
     gene, value
         Index of the gene of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
     """
@@ -48,7 +48,7 @@ class Nonzeros:
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch:
-    """Some cells, on the device of the model.
+    """The counts of some cells, on the device of the model.
 
     `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64, or
     None if the cells have no batches.
@@ -85,12 +85,13 @@ class CellTable:
     Parameters
     ----------
     matrix, batch_n
-        CSR counts, cells × g genes, which are not copied on the host, and the index of the batch of each row (int64).
-        `batch_n` is None if the cells have no batches.
+        Counts as a CSR matrix, cells × g genes, and the index of the batch of each row (int64). The matrix is not
+        copied on the host. `batch_n` is None if the cells have no batches.
     device
         Device of the minibatches.
     cells
-        Rows of the matrix that belong to this table; None for all. Methods take indices into these cells.
+        Rows of the matrix that belong to this table; None for all. The methods number the cells of the table from 0, in
+        this order.
     resident
         Whether the whole matrix is copied to the device; with None, `fits` decides.
     real
@@ -153,13 +154,13 @@ class CellTable:
         return next(iter(self._minibatches([rows])))
 
     def in_order(self, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over all cells in order; yields the indices and the minibatch of at most `size` cells at a time."""
+        """Iterate over all cells in order. Each item has the indices of at most `size` cells and their minibatch."""
         for start in range(0, self.n_cells, size):
             rows = np.arange(start, min(start + size, self.n_cells))
             yield rows, self.take(rows)
 
     def in_batches(self, order: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, Minibatch]]:
-        """Iterate over cells in a given order; yields the indices and the minibatch of at most `size` cells at a time.
+        """Iterate over cells in a given order. Each item has the indices of at most `size` cells and their minibatch.
 
         All minibatches have nearly the same size.
         """

@@ -76,10 +76,10 @@ class NewCells:
 
 
 def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
-    """Check that the output file can be written, and return it.
+    """Check that the output file can be written, and return its path.
 
-    Raises a ConfigError if no output file is given, or if it is the file of the data. Raises a DataError if the output
-    file cannot be written, or if it exists and `force` is False.
+    Raises a ConfigError if no output file is given, or if the output file is the file of the data. Raises a DataError
+    if the output file cannot be written, or if it exists and `force` is False.
     """
     if output is None:
         raise ConfigError("new cells must be written to a separate file", "choose a file with -o NEW.h5ad")

@@ -19,7 +19,8 @@ class PatientFile(io.FileIO):
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
     segmentation fault. Data that cannot be written are therefore kept in memory, HDF5 closes the file normally, and
     `check` then raises the error. The data in memory are at most the rest of one block and the caches of HDF5. A Ctrl-C
-    during a write is also delayed. With `new`, an empty file is created; otherwise an existing file is opened.
+    during a write is treated like a failed write. If `new` is True, an empty file is created; otherwise an existing
+    file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:

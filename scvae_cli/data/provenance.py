@@ -1,4 +1,7 @@
-"""The record of the results that scvae wrote to a store, which determines the slots that scvae may replace."""
+"""Records of the results that scvae wrote to a store (a file or an AnnData).
+
+These records determine which slots (elements of the store) scvae may replace.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ from scvae_cli.errors import DataError, ScvaeWarning
 def provenance(
     store: CellStore | None, names: SlotNames, run: str, slots: Sequence[Slot], facts: dict[str, Any]
 ) -> Slot:
-    """Create the record of the results of one run of a command, which lists all slots that the run writes.
+    """Create the record of one run of a command. The record lists all slots that the run writes.
 
-    An earlier run with the same name may have written slots that this run does not replace. These slots remain in the
-    record, listed separately with their model. A warning names these slots, because users could mistake the old results
-    for results of this run. Without a store, the slots are written to a new file.
+    An earlier run with the same name may have written slots that this run does not replace. The record lists these
+    slots separately, each with the hash of the model that gave the old result. A warning names these slots, because
+    users could mistake the old results for results of this run. `store` is None if the slots are written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -50,7 +53,7 @@ _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": s
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Return all runs that are recorded in a store under `key_added`: name of the run → record."""
+    """Return the records of all runs that a store contains under `key_added`, by the name of the run."""
     prefix = f"{key_added}/runs/"
     runs = {}
     for path in store.existing("uns"):
@@ -66,9 +69,9 @@ def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
-    """Raise a DataError that names the first element that would be overwritten and was not written by scvae.
+    """Raise a DataError if an element that scvae did not write would be overwritten; the error names this element.
 
-    scvae wrote an element if a run that is recorded under the same `key_added` lists this element. `paths` are the
+    scvae wrote an element if the record of a run under the same `key_added` lists this element. `paths` are the
     paths (`Slot.path`) of the slots that will be written.
     """
     runs = read_runs(store, names.key_added)
@@ -87,7 +90,7 @@ def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> 
 def refuse_another(
     store: CellStore, paths: Sequence[str], names: SlotNames, *, run: str, made_of: dict[str, Any] | None = None
 ) -> None:
-    """Raise a DataError if another trajectory, optimization or ordering in the same slots would be replaced.
+    """Raise a DataError if the new run would replace another trajectory, optimization or ordering in the same slots.
 
     The error is raised if earlier runs wrote some of the slots, and none of these runs has the same command, name and
     options as the new run.
@@ -95,11 +98,11 @@ def refuse_another(
     Parameters
     ----------
     paths, run
-        Paths of the slots that will be written; command and name of the run that will write them.
+        Paths of the slots that the new run will write; command and name of the new run.
     made_of
-        Options from which an automatic name was made. Different options may have the same automatic name, because the
-        name omits signs and all way-points except the first and last. If the user chose the name, an earlier result
-        with that name is replaced.
+        Options from which the automatic name of the result was made. Different options may give the same automatic
+        name, because the name contains only the first and the last of the way-points, and no special characters such as
+        "+". None if the user chose the name; an earlier result of the same command and name is then replaced.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
     options = made_of or {}

@@ -83,10 +83,10 @@ class Segment:
         self.send(self._nonzeros.value, block.data)
 
     def send_in_turn(self) -> None:
-        """Copy data between steps from now on, and not in parallel with them.
+        """From now on, copy data between training steps, and not in parallel with the steps.
 
-        After a failed recording, torch may assume that the recording is still active, and then does not free memory
-        that two streams have used.
+        This is needed after the recording of a step has failed. torch may then assume that the recording is still
+        active, and in this case it does not free memory that two streams have used.
         """
         self._side = None
 
@@ -113,8 +113,8 @@ class Segment:
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:
     """Return the rows `row_n` of sparse counts as a dense matrix, n × g.
 
-    The shapes of all arrays are the same for any `row_n` of the same length. `longest` is the largest number
-    of nonzero counts in a row.
+    The shapes of all arrays depend only on the length of `row_n`, so that the operations can be recorded and replayed.
+    `longest` is the largest number of nonzero counts in a row.
     """
     start_n1 = nonzeros.row_start[row_n].unsqueeze(1)
     length_n1 = nonzeros.row_start[row_n + 1].unsqueeze(1) - start_n1

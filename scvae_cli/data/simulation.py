@@ -7,10 +7,11 @@ binomial:
     μ_ng = ℓ_n · ρ_g(t_n, lineage_n) · exp(e_{g, batch_n})
     x_ng = 0 with probability π_g, otherwise NB(mean μ_ng, inverse dispersion θ_g)
 
-Here ℓ_n is the library size, ρ_g the proportion of gene g at pseudotime t_n, e the batch effect and π_g the probability
-of zero inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear
-between grid points. This piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is
-the expected library size before batch effects and zero inflation.
+Here t_n, lineage_n, batch_n and ℓ_n are the pseudotime, the lineage, the batch and the library size of cell n. ρ_g is
+the proportion of gene g at a pseudotime along a lineage, e is the batch effect, and π_g is the probability of zero
+inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between
+grid points. This piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
+expected library size before batch effects and zero inflation.
 
 Array names carry their shape: n cells, g genes, b batches, s grid steps.
 """
@@ -162,7 +163,7 @@ def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
 
 
 class _Curves:
-    """ρ · exp(batch effect) of all lineages, batches and grid steps, as rows of one table."""
+    """A table of ρ · exp(batch effect). It has a row for each lineage, batch and grid step, and a column per gene."""
 
     def __init__(self, varm: Mapping[str, Any]) -> None:
         factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T

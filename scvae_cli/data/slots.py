@@ -152,9 +152,10 @@ class SlotNames:
 
 
 def slug(name: str) -> str:
-    """Convert a name to a safe HDF5 key, without "/", which would create a group; letters of all scripts are kept.
+    """Convert a name to a key for HDF5, in which a "/", for example, would create a group.
 
-    Different names may give the same key. `provenance.refuse_another` keeps one result from overwriting another.
+    Letters of all scripts are kept, and special characters are replaced by "_". Different names may give the same key.
+    `provenance.refuse_another` keeps one result from overwriting another.
 
     >>> slug("CD4+ T/naive"), slug("γδ T")
     ('CD4_T_naive', 'γδ_T')

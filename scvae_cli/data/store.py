@@ -39,7 +39,7 @@ class CellStore(Protocol):
 
     @property
     def matrix_names(self) -> list[str]:
-        """Those of 'layers["counts"]', "X" and "raw" that exist, in this order; counts are searched for in these."""
+        """The matrices in which counts are searched for: 'layers["counts"]', "X" and "raw", as far as they exist."""
 
     def obs_column(self, key: str) -> np.ndarray:
         """Read a column of obs as n values; missing values are NaN or None.

@@ -1,7 +1,7 @@
-"""The most variable genes, identical to scanpy's flavor "seurat_v3" (Stuart et al. 2019).
+"""Selection of highly variable genes, with the same result as scanpy's flavor "seurat_v3" (Stuart et al. 2019).
 
-scanpy copies the matrix, and then the cells of each batch. This implementation makes two passes over blocks of
-cells instead.
+scanpy copies the matrix, and then the cells of each batch. To save memory, this implementation copies only blocks of
+cells, in two passes over the matrix.
 
 Shapes: n cells, g genes.
 """
@@ -37,7 +37,7 @@ def most_variable(
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
-            "the most variable genes cannot be determined: there are too few different means and variances to fit",
+            "highly variable genes could not be computed: there are too few different means and variances to fit",
             "use --genes all, or --genes @FILE with your own list",
         )
     spread_bg = np.stack(variance_per_batch)

@@ -24,18 +24,18 @@ _STEPS = 256
 def draw_zinb(
     mu_ng: FloatArray, theta_g: FloatArray, zero_inflation: FloatArray, rng: np.random.Generator
 ) -> sp.csr_matrix:
-    """Draw zero-inflated negative binomial counts x exactly, n × g, float32; sparser matrices take less time.
+    """Draw zero-inflated negative binomial (NB) counts x from their exact distribution, n × g, float32.
 
     One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, the count is a zero from zero inflation;
-    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, comparing u with this bound identifies
-    most zeros of a sparse matrix. Where μ is small, the other counts are drawn by inversion: x is the number of k ≥ 0
-    with u/(1 − π) < P(NB > k). Where μ is large, they are drawn from a Poisson distribution with a gamma-distributed
-    mean.
+    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, every count with u ≥ (1 − π)μ can be set
+    to zero at once. In a sparse matrix, these are most counts. If μ is small, each other count is drawn by inversion: x
+    is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each other count is drawn from a Poisson
+    distribution with a gamma-distributed mean.
 
     Parameters
     ----------
     mu_ng, theta_g
-        Means of the NB, shape (n, g), and inverse dispersions θ of the NB, which are above 0, shape (g,).
+        Means μ of the NB, shape (n, g), and inverse dispersions θ > 0 of the NB, shape (g,).
     zero_inflation
         Zero-inflation probabilities π, shape (g,) or (n, g).
     """

@@ -1,9 +1,9 @@
 """A baseline that denoises counts by principal component analysis.
 
 Counts are scaled to a common library size, log1p-transformed, projected on the first principal components, and
-transformed back to expected counts at the library size of each cell. The projection may be zero or negative, which
-would make any count impossible. Expected counts are therefore raised to at least a tenth of the gene's average. Among
-the fractions that were tried, a tenth gave the best predictions.
+transformed back to expected counts at the library size of each cell. The result may be zero or negative, and with an
+expected count of zero any molecule would be impossible. Expected counts are therefore raised to at least a tenth of the
+gene's average. Among the fractions that were tried, a tenth gave the best predictions.
 
 Shapes: n cells, g genes, c components.
 """
@@ -58,7 +58,7 @@ class PcaModel:
     def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
         """Compute expected counts in blocks; the expected counts of a cell also depend on the cell's observed counts.
 
-        Dispersions are estimated from the moments of the counts around the projection.
+        The dispersion of each gene is estimated from the differences between the counts and the results of `expected`.
         """
         over_g, squared_g = np.zeros((2, self._counts.n_genes))
         for x_ng, mean_ng in self._with_counts(n_components):

@@ -39,7 +39,10 @@ def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
 
 
 def requested_config(model: Model) -> RunConfig:
-    """Return the settings of a model for all of its genes; settings that equal those of the recipe are None."""
+    """Return the settings with which the training of a model is repeated on counts of its genes.
+
+    Settings that equal those of the recipe are None, so that the new training chooses them again.
+    """
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
     # The batch size is kept here, because other automatic settings follow from it.
@@ -59,9 +62,10 @@ def requested_config(model: Model) -> RunConfig:
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Return a model that was trained on some cells, and these cells.
 
-    If there are more than 20,000 cells, only 20,000 are used, at regular intervals of the rows. The given model is
-    returned if a training on the cells would hold out the same cells as the training of the given model. Otherwise a
-    new model is trained. The cells must have the genes of the model, and batches if the model has batches.
+    If there are more than 20,000 cells, at most 20,000 are used, at regular intervals of the rows. A training on the
+    cells would hold out some of the cells. If the training of the given model held out exactly the same cells, the
+    given model is returned. Otherwise a new model is trained. The cells must have the genes of the model, and batches
+    if the model has batches.
 
     Raises
     ------

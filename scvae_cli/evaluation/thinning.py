@@ -1,10 +1,10 @@
 """Count thinning: some molecules of every cell are held out to test how well a denoising method predicts them.
 
 Each molecule is independently assigned to the first part with a fixed probability, and otherwise to the second part
-(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). The means of both parts are then equal
-up to a factor, and the sampling noise of both parts is independent given these means. A prediction from the first part
-is evaluated on the second part by the Poisson loss. The expected Poisson loss is smallest if the prediction is the true
-mean. Squared errors of log counts do not have this property.
+(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). The expected counts of the two parts are
+then equal up to a factor, and given these expected counts, the sampling noise of the two parts is independent. A
+prediction from the first part is evaluated on the second part by the Poisson loss. The expected Poisson loss is
+smallest if the prediction is the true mean. Squared errors of log counts do not have this property.
 
 Shapes: n cells, g genes.
 """
@@ -46,11 +46,11 @@ class Thinned:
     share: float
 
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
-        """Compute Σ_g (λ − x log λ) of every cell, shape (n,), nats up to a constant.
+        """Compute the Poisson loss Σ_g (λ − x log λ) of every cell, shape (n,), nats up to a constant.
 
         x are the withheld counts, and λ are the predicted withheld counts. `blocks` are expected counts at the library
-        size of the first part, shape (n, g), as consecutive blocks of rows; λ are these expected counts, rescaled to
-        the second part.
+        size of the first part, shape (n, g), as consecutive blocks of rows. These expected counts, rescaled to the
+        second part, are λ.
         """
         losses, start = [], 0
         for block in blocks:

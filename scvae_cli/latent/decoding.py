@@ -23,8 +23,9 @@ def decoder_at(
 ) -> Callable[[Tensor], Tensor]:
     """Return a differentiable function that maps latent positions to expected counts. Shapes (t, k) → (t, g).
 
-    The function takes positions on the device of the model. The other arguments are those of `expected_counts`, but
-    "observed" is not allowed, because a latent position has no observed library size or batch.
+    The function takes positions on the device of the model. `library`, `batch_as` and `with_zero_inflation` have the
+    same meaning as in `expected_counts`, but "observed" is not allowed: a latent position has no observed library size
+    or batch.
 
     Raises
     ------
@@ -53,7 +54,7 @@ def decode(
     Raises
     ------
     DataError
-        If the model does not have the batch, or the library size is invalid. "observed" is not allowed.
+        If the model does not have the batch, or if the library size is invalid or "observed".
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
@@ -63,11 +64,12 @@ def decode(
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute 5% and 95% quantiles of the expected counts of samples from N(z, var), at every position z.
+    """Compute how uncertain expected counts are at some latent positions: a 5% and a 95% quantile for every gene.
 
-    Both results have shape (t, g), float32. `var_tk` is the posterior variance of a cell at each position. The
-    quantiles therefore show how uncertain the expected counts of such a cell are, given the uncertainty of the latent
-    position of the cell.
+    `var_tk` is the posterior variance of a cell at each position z. Samples from N(z, var) are decoded, and the
+    quantiles of their expected counts are returned. The quantiles show how much the expected counts of the cell may
+    differ from those at z, because the latent position of the cell is uncertain. Both results have shape (t, g),
+    float32.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

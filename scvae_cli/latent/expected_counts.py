@@ -1,10 +1,10 @@
 """Expected counts of a cell, given only its latent position, or given its latent position and its own counts.
 
 A negative binomial with mean μ is a Poisson whose rate λ varies between cells around μ. E_q is the mean over the
-posterior q(z|x) of a cell. E_q[μ] is the average expression of cells in the same state. E_q[E[λ | x]] is the rate of
-the individual cell, which also uses the cell's own counts as evidence (as in SAVER, Huang et al. 2018,
-doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the second describes the individual
-cell.
+posterior q(z|x) of a cell. E_q[μ] is the average expression of cells in the same state. E_q[E[λ | x]] is an estimate of
+the rate λ of the individual cell. This second estimate also uses the cell's own counts as evidence, as SAVER does
+(Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the second
+describes the individual cell.
 
 Shapes: n cells, g modeled genes, k latent dimensions.
 """
@@ -110,7 +110,9 @@ def expected_counts(
 
 
 def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int | None:
-    """Return the index of the batch for decoding; None if `batch_as` equals `usual`, "average" or "drawn".
+    """Return the index of the batch in which cells are decoded; None if `batch_as` equals `usual`.
+
+    `usual` is the default of the caller: "average" or "drawn".
 
     Raises
     ------
@@ -128,9 +130,10 @@ def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int |
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
-    """Return the library size for decoding; None for the library size of each cell.
+    """Return the library size at which cells are decoded. None means that each cell has its own library size.
 
-    `library` is "observed", "median" or a number of counts; a model of real numbers takes only the value of `usual`.
+    `library` is "observed", "median" or a number of counts. `usual` is the default of the caller; a model of real
+    numbers has no library size, so `library` must then equal `usual`.
 
     Raises
     ------

@@ -91,8 +91,8 @@ class Differences:
     ----------
     mean, variance
         For counts, root mean square of the log2 ratio of the first set to the second set. Before division, 1/n is added
-        to both moments, where n is the number of cells of the smaller set. For real numbers, variances are compared in
-        the same way, and means are compared by their difference, in standard deviations of the second set.
+        to both moments, where n is the number of cells of the smaller set. For real numbers, variances are also
+        compared by their log2 ratio, and means by their difference in standard deviations of the second set.
     zero_fraction
         Root mean square of differences between fractions of zeros; None for real numbers.
     """

@@ -1,8 +1,9 @@
-"""The neighbor graph of the cells. The length of an edge is a Fisher–Rao distance on the manifold of the decoder.
+"""The neighbor graph of the cells, in which the length of an edge is a Fisher–Rao distance.
 
-Nodes are cells, at their posterior means. Each node is connected to its nearest nodes, by distance in latent space or
-by distance between decoded states. The length of an edge is always the Fisher–Rao distance between the decoded states.
-If there are very many cells, only a random subset of the cells are nodes.
+Nodes are cells, at their posterior means. The decoded state of a cell is the decoded expression at its posterior mean,
+in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes. Which nodes are nearest is
+decided by the distance in latent space, or by the distance between decoded states. The length of an edge is always the
+distance between decoded states. If there are very many cells, only a random subset of the cells are nodes.
 
 The two definitions of nearest nodes differ, because the prior makes all latent dimensions in use equally wide, whether
 many or few genes change along a dimension. A graph of neighbors in latent space separates two cell fates even if only a
@@ -54,7 +55,8 @@ class CellGraph:
     neighbors_mj
         Indices of the nearest nodes of each node, nearest first, without the node itself, shape (m, j).
     lengths
-        Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m), in standard deviations of a count.
+        Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m). One unit is the standard deviation of a single
+        count around its expected value; for real numbers, it is the standard deviation of the noise.
     bridges, n_components
         Number of edges that were added between disconnected components; number of connected components before these
         edges were added, at least 1. There are no cells along the added edges.
@@ -99,10 +101,11 @@ class CellGraph:
         """Compute the distance from each set of nodes to every node by heat diffusion. Shape (sets, m).
 
         According to Varadhan, heat that starts in a set and diffuses for some time decreases as exp(−distance) far from
-        the set. Minus the log of the heat, minus its smallest value, is therefore a distance. This distance averages
-        over all short paths, whereas the length of the shortest path depends on that path alone (Crane, Weischedel &
-        Wardetzky 2013, doi:10.1145/2516971.2516977). Heat diffuses according to the normalized Laplacian L of the edge
-        conductances 1/length², as in diffusion maps; the kernel at the time t is (1 + tL)⁻¹ (Smola & Kondor 2003,
+        the set. The negative log of the heat is therefore a distance, after subtracting its smallest value. This
+        distance averages over all short paths, whereas the length of the shortest path depends on that path alone
+        (Crane, Weischedel & Wardetzky 2013, doi:10.1145/2516971.2516977). Each edge conducts heat with the conductance
+        1/length². L is the normalized Laplacian of the conductances, as in diffusion maps. The initial heat is
+        multiplied by (I + tL)⁻¹ to obtain the heat at the time t (Smola & Kondor 2003,
         doi:10.1007/978-3-540-45167-9_12). The unit of the distance is arbitrary.
         """
         from scipy.sparse.linalg import splu
@@ -140,7 +143,7 @@ class CellGraph:
 def cell_graph(
     geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, by_state: bool = False, seed: int = 0
 ) -> CellGraph:
-    """Build the graph.
+    """Build the neighbor graph of some cells.
 
     Parameters
     ----------
@@ -210,7 +213,10 @@ def _principal_coordinates(y_mg: Tensor) -> Tensor:
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
-    """Remove each node from its own neighbors. If identical nodes displaced the node, remove the farthest one."""
+    """Remove each node from its own neighbors.
+
+    If a node is not among its own neighbors, because identical nodes are listed instead, remove the farthest neighbor.
+    """
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
     others: np.ndarray = neighbors[~itself].reshape(len(neighbors), -1)

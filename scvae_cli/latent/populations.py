@@ -35,10 +35,10 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     """Return the nodes of a population whose neighbors mostly belong to the same population.
 
     The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
-    highest purity. Where a small population borders on a large one, cells of the small population may have the highest
-    density only because cells of the large population are near. Such cells are not typical of the small population, and
-    the core leaves them out. The core is chosen from the nodes in the mask `usual_m`, shape (m,), unless the mask
-    excludes the whole population.
+    highest purity. Where a small population borders on a large one, the density of the cells may be highest at the
+    border, only because cells of the large population are near. Cells at the border are not typical of the small
+    population, and the core leaves them out. The core is chosen from the nodes in the mask `usual_m`, shape (m,),
+    unless the mask excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)
@@ -51,7 +51,10 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
 
 
 def densest(graph: CellGraph, density: LatentDensity, cells: np.ndarray) -> int:
-    """Return the node with the highest latent density in the core of a population, leaving out unusual cells."""
+    """Return the node with the highest latent density in the core of a population.
+
+    Nodes at an unusually low density are left out of the core, unless the population has no other nodes.
+    """
     usual_m = density.off_manifold(graph.mean_mk).numpy() <= _USUAL
     nodes = core(graph, cells, usual_m)
     return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

@@ -86,7 +86,10 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
         return None
     key = model.config.data.batch_key
     if counts.batch is None:
-        raise DataError(f"the model was trained with --batch-key {key}", f"add that column to the data: obs[{key!r}]")
+        raise DataError(
+            f"the model was trained with --batch-key {key}, but the data have no batches",
+            f"add the column with the batch of each cell to the data: obs[{key!r}]",
+        )
     batch_n = positions_in(model.batches, counts.batch)
     if (batch_n < 0).any():
         unknown = min(counts.batch[batch_n < 0])

@@ -1,12 +1,12 @@
 """Refinement of posteriors: the best Gaussian posterior of each cell, found by gradient ascent.
 
-One encoder network serves all cells, so the posterior of a single cell can be improved. The difference in ELBO is the
-amortization gap. Starting from the encoder's posterior, the mean and the log variance of every cell are optimized by
-gradient ascent on the ELBO of that cell, with the decoder held fixed. Means are measured in standard deviations of the
-encoder's posterior, so that one rate suits all cells and axes. The rate decreases to zero, so that the noise of the
-samples averages out. The noise is the same for every cell, so the result for a cell does not depend on the other cells.
-The optimization multiplies matrices as training does, in bfloat16 if the device supports it. The ELBOs that decide
-whether the refined posterior of a cell is used are computed in float32.
+One encoder network serves all cells, so the posterior of a single cell can be improved. The ELBO that is gained in this
+way is called the amortization gap. Starting from the encoder's posterior, the mean and the log variance of every cell
+are optimized by gradient ascent on the ELBO of that cell, with the decoder held fixed. Means are measured in standard
+deviations of the encoder's posterior, so that one learning rate suits all cells and axes. The learning rate decreases
+to zero, so that the noise of the posterior samples averages out. All cells use the same noise, so the result for a cell
+does not depend on the other cells. The optimization multiplies matrices as training does, in bfloat16 if the device
+supports it. The ELBOs that decide whether the refined posterior of a cell is used are computed in float32.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; Adam: Kingma & Ba 2015, arXiv:1412.6980.
 
@@ -38,7 +38,7 @@ _LEAST_SET = 16
 
 
 class Refined(NamedTuple):
-    """Refined posteriors, and the increase of each cell's ELBO in nats. The increase is never negative. Shape (n,).
+    """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats. The increase is never negative.
 
     The noise in the estimate of the increase is independent of the noise in the optimization. A cell whose ELBO did not
     increase keeps the posterior of the encoder.
@@ -100,7 +100,8 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
     The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
     independent. Their directions are the axes of randomly rotated orthogonal frames, and their lengths are stratified:
-    one from each quantile interval, in random order. The average of a quadratic function over a set is nearly exact.
+    one from each quantile interval, in random order. The average of a quadratic function over a set and its negated
+    vectors is therefore close to the expected value.
     """
     # Imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
@@ -117,7 +118,10 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
 
 
 def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute gradients of each cell's negative ELBO with respect to mean and log variance, from mirrored samples."""
+    """Compute gradients of each cell's negative ELBO with respect to mean and log variance.
+
+    The gradients are computed from a posterior sample and its mirror image about the mean.
+    """
     sd_nk = posterior.var_nk.sqrt()
     with torch.enable_grad():
         z_nk, mirrored_nk = (

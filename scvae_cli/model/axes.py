@@ -3,15 +3,18 @@
 The prior is rotationally symmetric, so the latent axes of each training are rotated nearly at random. The decoded
 expression of the cells, in contrast, is nearly the same in each training. The canonical axes are therefore the axes
 along which the latent position of the cells explains most of the variance of their decoded expression. Expression is
-measured in the Fisher–Rao coordinate y (`geometry.py`), whose unit is the standard deviation of a count. With the
-latent positions z of the cells and C = Cov(z, z), the axes are the left singular vectors of the matrix
-C^(−½) Cov(z, y). With the slopes B = C⁻¹ Cov(z, y) of a linear regression of y on z, this matrix is C^(½) B. The axes
-are sorted by explained variance, the largest first. The sign of each axis is chosen so that the longer tail of the
-cells is positive.
+measured in the Fisher–Rao coordinate y (`geometry.py`). One unit of y is the standard deviation of a single count
+around its expected value; for real numbers, it is the standard deviation of the noise.
 
-An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
-eigenvectors agree less between trainings, because that mean includes directions along which the cells do not vary, and
-every small wiggle of the decoder.
+Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The axes are the left singular
+vectors of the matrix C^(−½) Cov(z, y). This matrix equals C^(½) B, where B = C⁻¹ Cov(z, y) are the slopes of a linear
+regression of y on z. The axes are sorted by explained variance, the largest first. Along each axis, the distribution of
+the cells usually has a longer and a shorter tail. The sign of the axis is chosen so that the longer tail is on the
+positive side.
+
+An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). These
+eigenvectors agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also depends on directions
+along which the cells do not vary, and on every small wiggle of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on it.
@@ -41,8 +44,8 @@ class CanonicalAxes:
     """A rotation of latent space.
 
     Row i of `rotation_kk` is the ith canonical axis in the latent coordinates that encoder and decoder use. The
-    strength of an axis is the variance of expression that this axis alone explains. The variance is summed over genes,
-    in squared standard deviations of a count. Strengths are in descending order.
+    strength of an axis is the variance of the coordinate y that this axis alone explains, summed over genes. Strengths
+    are in descending order.
     """
 
     rotation_kk: Tensor
@@ -57,14 +60,18 @@ class CanonicalAxes:
         return z_nk @ self.rotation_kk.to(z_nk)
 
     def variance(self, var_nk: Tensor) -> Tensor:
-        """Transform variances σ² to the canonical axes: return the diagonal of R diag(σ²) Rᵀ, shape (n, k)."""
+        """Compute variances along the canonical axes from variances along the axes of encoder and decoder.
+
+        The result has shape (n, k). If R is the rotation and σ² are the given variances of a point, the result for this
+        point is the diagonal of R diag(σ²) Rᵀ.
+        """
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
     def near_ties(self) -> list[int]:
         """Return the indices of axes that are about as strong as the next axis.
 
-        Such an axis and the next one may swap or mix between trainings. An axis is not compared with the next one if
-        the next one has at most a thousandth of the strength of the strongest axis.
+        Such an axis and the next axis may swap or mix between trainings. Very weak axes are ignored: an index is not
+        returned if the next axis has at most a thousandth of the strength of the strongest axis.
 
         >>> CanonicalAxes(torch.eye(3), torch.tensor([4.0, 3.9, 1.0])).near_ties()
         [0]
@@ -76,7 +83,10 @@ class CanonicalAxes:
 
 @torch.no_grad()
 def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
-    """Compute the canonical axes of a decoder from the posterior means of at most 5,000 cells at regular intervals."""
+    """Compute the canonical axes of a decoder from the posterior means of cells.
+
+    If there are more than 5,000 cells, only cells at regular intervals are used.
+    """
     mean_nk = mean_nk[:: -(-len(mean_nk) // _CELLS)]
     centered_nk = (mean_nk - mean_nk.mean(0)).double().cpu()
     n, k = centered_nk.shape

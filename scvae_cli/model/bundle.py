@@ -63,7 +63,7 @@ class Model:
     hash: str = ""
 
     def __repr__(self) -> str:
-        """Text that a notebook shows for the model: likelihood, numbers of genes and dimensions, ELBO and hash."""
+        """Return the text that a notebook shows: likelihood, numbers of genes and dimensions, ELBO and hash."""
         shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
         size = f"{len(self.genes):,} genes, {shape.n_latent} latent dimensions"
         return (
@@ -261,7 +261,7 @@ def _previous(folder: Path) -> Path:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Move the folder `new` to the name `folder`. After a crash in between, `_recover` restores the previous folder."""
+    """Rename the folder `new` to `folder`. If a crash interrupts this function, `_recover` restores the old folder."""
     previous = _previous(folder)
     if folder.exists():
         shutil.rmtree(previous, ignore_errors=True)

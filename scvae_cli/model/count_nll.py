@@ -4,14 +4,18 @@ Shapes: n cells, g genes. Symbols: count x, mean μ, inverse dispersion θ of a 
 function σ, the log gamma function lgΓ and its derivative ψ.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
-binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. The log-probability of one count is
+binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. One count has the log-probability
 
     L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
 
+where [x = 0] is 1 for a count of zero, and 0 otherwise. The derivatives of L are
+
     ∂L/∂η = (x − wμ)/(1+r)      ∂L/∂a = σ(−a) − w      ∂L/∂log θ = −∂L/∂η − wθℓ + θ·(ψ(x+θ) − ψ(θ))
 
-and the softmax over genes turns ∂/∂η into ∂/∂logits: d_g − softmax_g · Σ d. (A Poisson is the limit of large θ.) The
-value and the gradients share logarithms and exponentials, so one pass over the genes computes both.
+The mean μ is the library size times the softmax of the logits over genes. Let d_g be ∂L/∂η of gene g. The derivative of
+the log-probability of a cell with respect to the logit of gene g is then d_g − softmax_g · Σ d, with the sum over all
+genes. A Poisson is the limit of large θ. The log-probability and its derivatives share logarithms and exponentials, so
+one pass over the genes computes both.
 
 On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. In all other cases, `dense_nll` computes the
 same quantities in plain torch.
@@ -31,12 +35,12 @@ from scvae_cli.model.log_gamma import log_gamma_terms
 
 
 def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch) -> Tensor:
-    """Compute the negative log-probability of the counts per cell, averaged over cells: a differentiable scalar, nats.
+    """Compute the negative log-probability of a cell's counts, averaged over cells: a differentiable scalar, nats.
 
-    `raw_ng` is the last matrix product of the decoder, to which `bias_g` has not been added yet. The first g columns
-    are the logits of the genes, with μ = library · softmax(logits). With zero inflation, the zero-inflation logits of
-    the genes follow, so the shapes are (n, 2g) and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse
-    dispersion; None for a Poisson.
+    `raw_ng` is the result of the last matrix product of the decoder, to which `bias_g` has not been added yet. The
+    first g columns of the sum are the logits of the genes, and μ = library size · softmax(logits). With zero inflation,
+    the next g columns are the zero-inflation logits of the genes. `raw_ng` and `bias_g` then have the shapes (n, 2g)
+    and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse dispersion of the genes; None for a Poisson.
     """
     inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
     mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
@@ -46,8 +50,8 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 class _MeanNLL(torch.autograd.Function):
     """Autograd function of the mean negative log-probability.
 
-    The forward pass computes the value and the gradients; the backward pass only multiplies the gradients by a
-    factor.
+    The forward pass computes the value and the gradients; the backward pass only multiplies the gradients by the
+    derivative of the loss with respect to the value.
     """
 
     @staticmethod
@@ -68,7 +72,7 @@ class _MeanNLL(torch.autograd.Function):
 def nll_and_gradients(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: Minibatch, *, with_gradient: bool
 ) -> tuple[Tensor, Gradients | None]:
-    """Compute the values of `dense_nll` for a minibatch; compiled code is used on a CPU in float32."""
+    """Compute the same results as `dense_nll` for a minibatch. On a CPU in float32, compiled code is used."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
         # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll
@@ -81,13 +85,14 @@ def dense_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, x_ng: Tensor,
     *, with_gradient: bool, share_n: Tensor | None = None,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute the negative log-probability of each cell's counts, and the gradients of their mean over the cells.
+    """Compute the negative log-probability of each cell's counts, and the gradients of the mean over the cells.
 
-    The negative log-probabilities are in nats, shape (n,), float64. The counts are dense, on any device and in any
-    precision. `share_n` are the weights of the mean; None for 1/n.
+    The negative log-probabilities are in nats, shape (n,), float64. The counts `x_ng` are a dense matrix, on any device
+    and in any precision. `share_n` is the weight of each cell in the mean; None gives every cell the weight 1/n.
 
     No operation waits for the device and no shape depends on the counts, so a training step that calls this function
-    can be recorded as a CUDA graph. (`torch.where` with a Python number would copy that number to the device and wait.)
+    can be recorded as a CUDA graph. The function does not use `torch.where` with a Python number, because that would
+    copy the number to the device and wait.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g

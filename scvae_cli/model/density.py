@@ -1,15 +1,16 @@
-"""The density of the cells in latent space: a model of the aggregated posterior, calibrated on held-out cells.
+"""The density of the cells in latent space: a Gaussian mixture, and the off-manifold score of a point.
 
-A Gaussian mixture is fitted to posterior samples of training cells. The number of components is chosen so that the
-posterior samples of held-out cells have the highest density. The aggregated posterior itself, a mixture of the
-posteriors of all cells, is not used: any point that is not close to a cell would get a very low density.
+The mixture is fitted to posterior samples of training cells. The number of components is chosen so that the posterior
+samples of held-out cells have the highest density. An alternative would be the aggregated posterior, that is, the
+mixture of the posteriors of all cells. It is not used, because its density is very low at any point that is not close
+to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
-point. With fewer than ten held-out cells this fraction would be too coarse; in that case the score is the fraction of
-all cells, held-out and training.
+point. With fewer than ten held-out cells, this fraction could take too few values. In that case, the score is the
+fraction of all cells, held-out and training.
 
-The mixture is fitted here by expectation–maximization in torch, because importing scikit-learn's mixture takes longer
-than this fit.
+The mixture is fitted here by expectation–maximization in torch, because importing the mixture model of scikit-learn
+takes longer than this fit.
 
 Shapes: n points, k latent dimensions, c components.
 """
@@ -42,14 +43,14 @@ _PRIOR_POINTS_PER_DIMENSION = 8.0
 
 @dataclass(frozen=True)
 class LatentDensity:
-    """A calibrated Gaussian mixture.
+    """A Gaussian mixture, and the densities of held-out cells with which the density of a point is compared.
 
     Parameters
     ----------
     log_weight_c, mean_ck
         Log weights and means of the components.
     whiten_ckk
-        Upper triangular factors W of the precision matrices, Σ⁻¹ = W Wᵀ.
+        Upper triangular factors W of the precision matrices: Σ⁻¹ = W Wᵀ, where Σ is the covariance of a component.
     heldout_nll
         Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
         ten held-out cells, the values of the training cells are included.
@@ -76,11 +77,12 @@ class LatentDensity:
         return z_nk
 
     def off_manifold(self, z_nk: Tensor) -> Tensor:
-        """Return the fraction of held-out cells that lie at a higher density than each point, shape (n,).
+        """Compute the off-manifold score of each point, shape (n,).
 
-        A point as dense as the median held-out cell scores 0.5; a score near 1 marks a point that is less dense than
-        nearly all held-out cells. The score of a point is (r + ½) / (h + 1) if r of h held-out cells are denser, so it
-        is never exactly 0 or 1.
+        The score is the fraction of held-out cells that lie at a higher density than the point. A score of 0.5 means
+        that the point has the density of the median held-out cell. A score near 1 means that nearly all held-out cells
+        have a higher density. If r of h held-out cells have a higher density, the score is (r + ½) / (h + 1). It is
+        therefore never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
@@ -94,7 +96,7 @@ class LatentDensity:
         return LatentDensity(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def _log_joint(self, z_nk: Tensor) -> Tensor:
-        """Compute log weight + log normal density of every component, shape (n, c)."""
+        """Compute log weight + log normal density of every component at every point, shape (n, c)."""
         k = z_nk.shape[1]
         offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
         unit_ncj = torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
@@ -103,12 +105,12 @@ class LatentDensity:
 
 
 def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor], *, seed: int) -> LatentDensity:
-    """Fit and calibrate the density.
+    """Fit the mixture to training cells, and compute the densities of held-out cells for the off-manifold score.
 
-    Cells are given by their posterior means and variances, each of shape (n, k). The off-manifold score is calibrated
-    on the held-out cells. If there are fewer than ten held-out cells, the training cells are added: the scores
-    from a few held-out cells alone would never come close to 1. Training cells lie at a slightly higher density than
-    unseen cells, so scores that are calibrated on training cells are slightly too high.
+    `training` and `heldout` contain the posterior means and variances of cells, each of shape (n, k). If there are
+    fewer than ten held-out cells, the off-manifold score also compares a point with the training cells, because scores
+    from a few held-out cells alone never come close to 1. Training cells lie at a slightly higher density than unseen
+    cells, so these scores are slightly too high.
     """
     noise = torch.Generator().manual_seed(seed)
 
@@ -176,7 +178,7 @@ def _mixture(size_c: Tensor, mean_ck: Tensor, covariance_ckk: Tensor) -> LatentD
 
 
 def _spread_out(x_nk: Tensor, n_components: int, noise: torch.Generator) -> Tensor:
-    """Use k-means++ to choose points that are far from each other (Arthur & Vassilvitskii 2007), shape (c, k)."""
+    """Choose points that are far from each other by k-means++ (Arthur & Vassilvitskii 2007), shape (c, k)."""
     chosen = [int(torch.randint(len(x_nk), (1,), generator=noise))]
     squared_n = (x_nk - x_nk[chosen[0]]).square().sum(1)
     for _ in range(n_components - 1):

@@ -1,15 +1,19 @@
-"""The Fisher–Rao geometry of the decoder: distances between latent points are distances between decoded states.
+"""The Fisher–Rao geometry of the decoder, which measures how much decoded expression differs between latent points.
 
-For a fixed inverse dispersion θ, the distributions of a negative binomial gene form a one-dimensional family. Its
-isometric coordinate, in which the Fisher information is 1 everywhere, is
+If the inverse dispersion θ_g of a negative binomial gene is fixed, the distribution of the gene's count depends only on
+the mean μ_g. The isometric coordinate y_g is the function of μ_g whose Fisher information is 1 everywhere:
 
     y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
 
-The coordinate is 2√μ for a Poisson and μ/σ for a normal; each likelihood head implements the coordinate of its
-likelihood. The Euclidean distance between the y of two latent points is their Fisher–Rao distance in the space of all
-counts. The Jacobian J_y of the decoder pulls this distance back to the latent space as the metric M(z) = J_yᵀJ_y.
-Expression is compared at one library size and averaged over batches. Zero inflation is ignored, because it is
-technical.
+The Fisher information of μ is one over the variance of the count. One unit of y_g is therefore the standard deviation
+of a single count around its expected value. The coordinate is 2√μ for a Poisson and μ/σ for a normal with the standard
+deviation σ. The last layer of the decoder (`CountHead` or `NormalHead`) computes the coordinate of its likelihood.
+
+y(z) is the vector of the coordinates of all genes at the latent point z. The Euclidean distance between y(z) at two
+points is the Fisher–Rao distance between the two decoded distributions, along a path that need not stay among the
+distributions that the decoder can produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_y,
+where J_y is the Jacobian of y(z). The means μ are computed at one library size and averaged over batches. Zero
+inflation is ignored, because it is a technical effect.
 
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
 in torch would import torch's compiler, and that import takes a second.
@@ -34,18 +38,19 @@ _METRIC_POINTS = 64
 class Geometry:
     """Fisher–Rao geometry of a decoder. Dropout is never applied, not even in training mode.
 
-    Expression is compared at the library size `library`, in counts per cell; None is the median of the training cells.
+    Expression is compared at the library size `library`, in counts per cell; None stands for the median of the training
+    cells.
     """
 
     vae: VAE
     library: float | None = None
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """Compute y of some points, shape (n, g), in standard deviations of a count; differentiable."""
+        """Compute the isometric coordinates y at some points, shape (n, g); differentiable."""
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute y of points, shape (n, g), and J_y·v of tangents v there, shape (m, n, g); differentiable."""
+        """Compute y at points, shape (n, g), and J_y·v for tangents v there, shape (m, n, g); differentiable."""
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())
@@ -62,7 +67,7 @@ class Geometry:
 
     @torch.no_grad()
     def metric(self, z_nk: Tensor) -> Tensor:
-        """Compute M(z) = J_yᵀJ_y, shape (n, k, k): squared standard deviations of a count per squared latent unit."""
+        """Compute the metric M(z) = J_yᵀJ_y at some points, shape (n, k, k). Its unit is (unit of y / latent unit)²."""
         k = z_nk.shape[1]
         parts = []
         for block_nk in torch.split(z_nk, _METRIC_POINTS):

@@ -49,7 +49,7 @@ class NormalizedHidden(nn.Module):
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute hidden units without dropout, and propagate tangents d of the linear part; differentiable."""
+        """Compute hidden units without dropout, and their changes along tangents d of the input; differentiable."""
         centered_nh = a_nh - a_nh.mean(1, keepdim=True)
         scale_n = (centered_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
         unit_nh = centered_nh * scale_n

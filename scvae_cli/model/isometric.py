@@ -1,4 +1,4 @@
-"""The isometric coordinate of a negative binomial gene: the Fisher information of this function of the mean is 1.
+"""The isometric coordinate of a negative binomial gene: the function of the mean whose Fisher information is 1.
 
 Shapes: n points, g genes.
 """
@@ -41,7 +41,7 @@ class _Isometric(torch.autograd.Function):
 
 
 def slope(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """Compute dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
+    """Compute the derivative of the isometric coordinate: dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
     # The floor keeps the slope finite for genes with nearly no expression, which contribute almost no length.
     floored_ng = mean_ng.clamp_min(1e-12)
     if theta_g is None:

@@ -1,4 +1,4 @@
-"""The lgΓ terms of the log-probability of counts, computed in plain torch.
+"""The terms of the log-probability of counts that contain the log gamma function lgΓ, computed in plain torch.
 
 No shape depends on the counts, so a training step on a GPU need not wait for the values of the counts.
 
@@ -20,7 +20,7 @@ TABLE_COUNTS = 16
 
 
 def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ. Each has shape (n, g).
+    """Compute lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative with respect to θ, each of shape (n, g).
 
     Both results are exactly 0 at x = 0. The counts x are whole numbers, in the same floating-point type as θ.
     """

@@ -1,12 +1,12 @@
-"""The negative ELBO of a count model and its gradients without autograd, for one training step.
+"""One training step without autograd: the negative ELBO of a model of counts, and the gradients of the negative ELBO.
 
 With small matrices on a CPU, the bookkeeping of autograd would take a quarter of the time of a training step. On a GPU,
-a step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The
-operations are those of `VAE.elbo_terms`, in the same order and with the same random numbers; each is followed by its
-backward pass. The operations between the matrix products are implemented twice: compiled for the CPU
-(`compiled/operations.py`), and in plain torch (`torch_operations.py`).
+a step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The forward
+pass consists of the operations of `VAE.elbo_terms`, in the same order and with the same random numbers. The operations
+between the matrix products are implemented twice: compiled for the CPU (`compiled/operations.py`), and in plain torch
+(`torch_operations.py`).
 
-Shapes: n cells, g genes, h hidden units, i inputs, k latent dimensions, b batches.
+Shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scvae_cli.model.vae import VAE
 
 
 class Operations(Protocol):
-    """Operations of a training step between its matrix products, forward and backward, for the cells of a minibatch."""
+    """The operations between the matrix products of a training step, forward and backward, for one minibatch."""
 
     def seen(self, encoder: Encoder, reference_library: Tensor) -> Tensor:
         """Compute the scaled, log-transformed and centered counts that the encoder receives, shape (n, g)."""
@@ -33,7 +33,10 @@ class Operations(Protocol):
         """Compute dropout(SiLU(LayerNorm(a)))."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute gradients of the input of `hidden`, and of weight and bias of `norm`. Shapes (n, h), (h,), (h,)."""
+        """Compute gradients with respect to the input of `hidden`, and to weight and bias of its LayerNorm.
+
+        The shapes are (n, h), (h,) and (h,). `d_hidden_nh` is the gradient with respect to the result of `hidden`.
+        """
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a sample from each cell's posterior, shape (n, k), and compute the mean KL over cells, nats."""
@@ -41,14 +44,17 @@ class Operations(Protocol):
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
         """Compute the gradients of the loss with respect to `statistics_n2k`.
 
-        `d_z_nk` are the gradients of the loss with respect to the sample, and `d_kl` is its derivative with respect to
-        the mean KL.
+        `d_z_nk` are the gradients of the loss with respect to the sample. `d_kl` is the derivative of the loss with
+        respect to the mean KL.
         """
 
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
-        """Compute the mean −log p(x|z) and its gradients; with `narrow`, the gradient for `raw_ng` is in bfloat16."""
+        """Compute the mean of −log p(x|z) over cells, and the gradients of this mean.
+
+        With `narrow`, the gradient with respect to `raw_ng` is in bfloat16.
+        """
 
 
 # The two modules of a layer, the input of the layer, and its results.
@@ -56,7 +62,7 @@ Layer = tuple[nn.Linear, NormalizedHidden, Tensor, Hidden]
 
 
 def can_train(vae: VAE) -> bool:
-    """Whether these explicit gradients apply to a model: the model must describe counts and be in float32."""
+    """Return whether `ElboGradients` can train a model: the model must describe counts and be in float32."""
     return vae.config.of_counts and all(p.dtype == torch.float32 for p in vae.parameters())
 
 
@@ -70,15 +76,17 @@ class ElboGradients:
     operations
         Operations between the matrix products; this object also holds the cells of the minibatch.
     narrow
-        Whether matrix products with one row or column per gene are in bfloat16. The other products are always in
-        float32: these products are small, and rounding their inputs would take longer than it saves.
+        Whether the matrix products of the encoder's first layer and of the decoder's last layer are in bfloat16. These
+        products involve all genes. The other products are small and always in float32, because rounding their inputs
+        would cost more time than bfloat16 saves.
 
     Attributes
     ----------
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
     gradients
-        Gradient of nll + kl_weight · kl with respect to every parameter; in bfloat16 if a bfloat16 product computed it.
+        Gradient of nll + kl_weight · kl with respect to every parameter. Gradients that are results of bfloat16
+        products are in bfloat16.
     """
 
     def __init__(
@@ -137,9 +145,10 @@ class ElboGradients:
         return x_ni, layers
 
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
-        """Return gradients with respect to the linear part and to the input of the first layer, by a backward pass.
+        """Run the backward pass through some layers, and store the gradients of their parameters.
 
-        With `of_genes`, the inputs are genes, and the gradient with respect to the input is not computed.
+        Two gradients are returned: with respect to the output of the first linear map, and with respect to its input.
+        With `of_genes`, the inputs are genes. The second gradient is then not needed, and the first is returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):

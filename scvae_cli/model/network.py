@@ -29,8 +29,9 @@ LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4
 class Encoder(nn.Module):
     """Network that maps a cell to its posterior. The batch is not an input, so cells of new batches can be embedded.
 
-    Counts are scaled to the reference library size, log1p-transformed and centered on the mean of the training cells.
-    Without centering, the part common to all cells would dominate the normalization of the first layer.
+    Counts are scaled to the reference library size, which is the median of the training cells. They are then
+    log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all cells
+    would dominate the normalization of the first layer.
     """
 
     centre_g: Tensor
@@ -52,7 +53,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the value that stands for each gene if new data lack that gene, shape (g,); None if it is zero."""
+        """Return the value to use for each gene that new data lack, shape (g,); None stands for zeros."""
         return None
 
 
@@ -70,12 +71,18 @@ class RealEncoder(Encoder):
         return (cells.x_ng - self.centre_g) / self.scale_g
 
     def absent_g(self) -> np.ndarray:
-        """Return the mean of each feature over the training cells, because zero may be far from all cells."""
+        """Return the value to use for each feature that new data lack: the mean over the training cells, shape (g,).
+
+        Zero is not used, because it may be far from the values of all cells.
+        """
         return np.asarray(self.centre_g.cpu())
 
 
 class BatchEffect(nn.Module):
-    """Effect of a batch: a shift of the log proportion of every gene, and of the first hidden layer if there is one."""
+    """Effect of a batch on the decoder: a shift of the output for every gene, and a shift of the first hidden layer.
+
+    For counts, the output that is shifted is the log proportion of a gene. A linear decoder has no hidden layer.
+    """
 
     def __init__(self, n_batches: int, n_hidden: int, n_genes: int) -> None:
         super().__init__()
@@ -97,9 +104,9 @@ def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
 
 
 class CountHead(nn.Module):
-    """Likelihood head of counts ("zinb", "nb" or "poisson"): the last layer of the decoder.
+    """Likelihood head of counts: the last layer of the decoder, which gives the distribution of a cell's counts.
 
-    The output is the distribution of a cell's counts.
+    `likelihood` is "zinb", "nb" or "poisson".
     """
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
@@ -111,7 +118,7 @@ class CountHead(nn.Module):
 
     @torch.no_grad()
     def start(self, log_proportion_g: Tensor) -> None:
-        """Initialize the head at given log proportions of the genes, shape (g,), and at a low zero inflation."""
+        """Initialize the biases at given log proportions of the genes, shape (g,), and at a low zero inflation."""
         self.outputs.bias[: self.n_genes] = log_proportion_g
         # Training raises the zero inflation only where the counts support it.
         self.outputs.bias[self.n_genes :] = -3.0
@@ -130,16 +137,17 @@ class CountHead(nn.Module):
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and propagate tangents d of the inputs, shape (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their changes along tangents d of the inputs, (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute share · mean from logits, shape (n, g), and its change along tangents, shape (m, n, g).
+        """Compute the contribution of one batch to expected counts, and the change of this contribution along tangents.
 
-        `share` is the weight of a batch in an average over batches.
+        Expected counts are averaged over batches. `share` is the weight of this batch, by which its expected counts are
+        multiplied. The contribution has shape (n, g), and its changes have shape (m, n, g).
         """
         proportion_ng = torch.softmax(logits_ng, dim=1)
         part_ng = share * library * proportion_ng
@@ -147,7 +155,7 @@ class CountHead(nn.Module):
         return part_ng, part_ng * (d_logits_mng - (proportion_ng * d_logits_mng).sum(2, keepdim=True))
 
     def isometric(self, mean_ng: Tensor) -> Tensor:
-        """Compute the isometric coordinate of some means, shape (n, g), in standard deviations of a count."""
+        """Compute the isometric coordinates (`geometry.py`) of some means, shape (n, g)."""
         return isometric(mean_ng, self._theta_g(mean_ng))
 
     def isometric_slope(self, mean_ng: Tensor) -> Tensor:
@@ -158,7 +166,11 @@ class CountHead(nn.Module):
         return None if self.log_theta_g is None else self.log_theta_g.to(like).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:
-        """Return the scale of the reconstruction loss −log p(x|z); for counts, the scale is the loss itself."""
+        """Return a typical size of the reconstruction loss −log p(x|z): for counts, the loss itself.
+
+        The flatness penalty (`training/flatness.py`) is weighted by this size, so that one value of `--flat` suits few
+        and many genes.
+        """
         return nll
 
 
@@ -186,7 +198,7 @@ class CountOutput(NamedTuple):
         return self.raw_ng[:, self.n_genes :] + self.bias_g[self.n_genes :]
 
     def shifted(self, gene_shift_ng: Tensor) -> CountOutput:
-        """Return the output with shifted logits of the genes."""
+        """Return a copy of the output in which `gene_shift_ng` is added to the logits of the genes."""
         rest = self.raw_ng.shape[1] - self.n_genes
         return self._replace(raw_ng=self.raw_ng + nn.functional.pad(gene_shift_ng, (0, rest)))
 
@@ -208,11 +220,12 @@ class CountOutput(NamedTuple):
         return mean_ng
 
     def own_factor_ng(self, cells: Minibatch, *, with_zero_inflation: bool = False) -> Tensor:
-        """Compute E[λ | x] / μ, the factor by which a cell's own count changes its expected rate, shape (n, g).
+        """Compute the factor E[λ | x] / μ by which a cell's own count x changes the expected rate, shape (n, g).
 
-        A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
-        m is Gamma(θ + x, θ + μ). A technical zero carries no information about m. With `with_zero_inflation`, the
-        expected rate of a technical zero is zero.
+        A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x, m
+        is Gamma(θ + x, θ + μ). A technical zero, that is, a zero from zero inflation, carries no information about m,
+        so its factor is 1. With `with_zero_inflation`, its factor is 0 instead. Whether a zero is technical is not
+        known, so both cases are averaged by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -249,10 +262,10 @@ def head_for(config: ModelConfig, n_inputs: int, n_genes: int) -> CountHead | No
 class Decoder(nn.Module):
     """Network that maps latent position and batch to the distribution of a cell's counts or features.
 
-    The inputs of the head are the hidden units and the latent position itself, so that linear effects need no hidden
-    layer. A linear decoder has no hidden units. Its weights are loadings of gene g on latent axis k. For counts, the
-    unit of a loading is log proportion per latent unit; for real numbers, standard deviations of the feature per latent
-    unit.
+    The inputs of the last layer are the hidden units and the latent position itself, so that linear effects need no
+    hidden layer. A linear decoder has no hidden units, and its weights are the loadings of the genes on the latent
+    axes. For counts, a loading is the change of the log proportion per latent unit. For real numbers, it is the change
+    of the feature per latent unit, in standard deviations of the feature.
     """
 
     def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:

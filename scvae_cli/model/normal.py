@@ -2,13 +2,13 @@
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is either learned for each feature or fixed to one value for all features. The mean and the standard deviation of
-each feature over the training cells scale the output u of the network: μ = mean + sd · u. One learning rate then works
-for features of any scale. The Fisher information of μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y
-is the isometric coordinate (`geometry.py`).
+σ_g is either learned for each feature or fixed to one value for all features. The network computes u, from which μ =
+mean + sd · u follows. Here mean and sd are the mean and the standard deviation of a feature over the training cells.
+One learning rate then works for features of any scale. The Fisher information of μ is 1/σ². The Fisher information of y
+= μ/σ is therefore 1, so y is the isometric coordinate (`geometry.py`).
 
-Real numbers have neither a library size nor zero inflation. All likelihood heads have the same interface, so the
-methods below accept a library size and zero inflation. These arguments have no effect here.
+Real numbers have neither a library size nor zero inflation. The methods below accept arguments for both, because they
+have the same signatures as the methods for counts. These arguments have no effect here.
 
 Shapes: n cells, m tangents, g features, h hidden units.
 """
@@ -31,7 +31,7 @@ _LEAST, _MOST = 1e-3, 10.0
 
 
 class NormalHead(nn.Module):
-    """Likelihood head of real numbers: the last layer of the decoder gives the distribution of a cell's features.
+    """Likelihood head of real numbers: the last decoder layer, which gives the distribution of a cell's features.
 
     `variance` is the fixed σ² of all features. If it is None, one σ is learned for each feature.
     """
@@ -49,14 +49,14 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
-        """Initialize μ at the mean and σ at the standard deviation of each feature, both of shape (g,)."""
+        """Initialize μ at the mean of each feature, and a learned σ at its standard deviation, both of shape (g,)."""
         self.centre_g.copy_(mean_g)
         self.scale_g.copy_(sd_g)
         self.outputs.bias.zero_()
 
     @property
     def log_sd_g(self) -> Tensor:
-        """log σ, shape (g,)."""
+        """Logarithm of σ, shape (g,)."""
         if self.raw_log_sd_g is None:
             assert self.variance is not None, "fixed or learned"
             return torch.full_like(self.scale_g, 0.5 * math.log(self.variance))
@@ -70,7 +70,7 @@ class NormalHead(nn.Module):
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute u of the features, shape (n, g), and propagate tangents d of the inputs, shape (m, n, g)."""
+        """Compute u of the features, shape (n, g), and its changes along tangents d of the inputs, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -82,9 +82,10 @@ class NormalHead(nn.Module):
         share: float,
         library: Tensor | float,  # noqa: ARG002  # as all heads
     ) -> tuple[Tensor, Tensor]:
-        """Compute share · mean from u, shape (n, g), and its change along tangents, shape (m, n, g).
+        """Compute the contribution of one batch to the means, and the change of this contribution along tangents.
 
-        `share` is the weight of a batch in an average over batches.
+        Means are averaged over batches. `share` is the weight of this batch, by which its means are multiplied. The
+        contribution has shape (n, g), and its changes have shape (m, n, g).
         """
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 
@@ -97,15 +98,19 @@ class NormalHead(nn.Module):
         return (-self.log_sd_g.detach().to(mean_ng)).exp()
 
     def typical_loss(self, nll: Tensor) -> Tensor:
-        """Return the scale of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
+        """Return a typical size of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
 
-        The loss itself is not a suitable scale, because it depends on the units of the features and may be negative.
+        The flatness penalty (`training/flatness.py`) is weighted by this size. The loss itself would not be a suitable
+        weight, because it depends on the units of the features and may be negative.
         """
         return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
 
 
 class NormalOutput(NamedTuple):
-    """The distribution of the features of n cells: log σ, and μ = center + scale · u, where the last layer gives u."""
+    """The distribution of the features of n cells: a normal with the mean μ and the standard deviation σ.
+
+    The last layer of the decoder computes u (`unit_ng`), and μ = center + scale · u.
+    """
 
     unit_ng: Tensor
     centre_g: Tensor
@@ -113,7 +118,7 @@ class NormalOutput(NamedTuple):
     log_sd_g: Tensor
 
     def shifted(self, gene_shift_ng: Tensor) -> NormalOutput:
-        """Return the output with shifted means; the shift is in standard deviations of the features."""
+        """Return a copy of the output in which the means are shifted by multiples of the features' scales."""
         return self._replace(unit_ng=self.unit_ng + gene_shift_ng)
 
     def mean_nll(self, cells: Minibatch) -> Tensor:

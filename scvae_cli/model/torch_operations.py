@@ -1,4 +1,4 @@
-"""The operations of a training step between its matrix products, in plain torch, for GPUs.
+"""The operations between the matrix products of a training step, in plain torch, for GPUs.
 
 No shape depends on the cells, no operation makes the CPU wait for the GPU, and all random numbers come from given
 seeds. A step of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
@@ -82,7 +82,10 @@ class TorchOperations:
 
 
 def _dropout_mask(seed: Tensor, like_nh: Tensor, dropout: float) -> Tensor:
-    """Return 0 for dropped units and 1 for the others, shape (n, h), from the counter hash of `compiled/hidden.py`."""
+    """Return the mask of dropout, shape (n, h): 0 for dropped units and 1 for the others.
+
+    The random numbers are computed by the same hash function as in `compiled/hidden.py`.
+    """
     x_nh = (seed + torch.arange(like_nh.numel(), device=like_nh.device)) & _LOW
     # Subtracting 2³² from the factors does not change the low 32 bits and keeps products within 64 bits.
     x_nh = ((x_nh ^ (x_nh >> 16)) * (0x85EBCA6B - 2**32)) & _LOW

@@ -21,7 +21,11 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class ElboTerms(NamedTuple):
-    """Means of −log p(x|z) and of KL(q(z|x) ‖ N(0, I)) over the cells, nats; each cell's posterior mean and sample."""
+    """The two terms of the negative ELBO, and the latent positions of the cells.
+
+    `nll` and `kl` are the means of −log p(x|z) and of KL(q(z|x) ‖ N(0, I)) over the cells, in nats. `mean_nk` and
+    `z_nk` are the posterior mean and a posterior sample of each cell.
+    """
 
     nll: Tensor
     kl: Tensor
@@ -70,7 +74,7 @@ class VAE(nn.Module):
     def start_from_moments(self, mean_g: np.ndarray, variance_g: np.ndarray, batch_n: np.ndarray | None) -> None:
         """Initialize a model of real numbers at the mean and variance of each feature over the training cells.
 
-        A constant feature is scaled by 1.
+        For a constant feature, a standard deviation of 1 is used instead of 0.
         """
         assert isinstance(self.decoder.head, NormalHead), "real numbers have moments"
         assert isinstance(self.encoder, RealEncoder), "the encoder and the head describe the same kind of data"

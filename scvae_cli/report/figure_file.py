@@ -1,4 +1,7 @@
-"""The style of figures, and a function that saves a figure completely or not at all, always with the same bytes."""
+"""The style of figures, and a function that saves a figure.
+
+A figure is saved completely or not at all. Saving the same figure twice gives identical files.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout of figures in explicit positions, in inches from the upper left corner, so that panels do not shift."""
+"""Parts of figures, placed at explicit positions in inches from the upper left corner, so that panels do not shift."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def shortened(text: str, length: int, *, tail: int | None = None) -> str:
 
 
 def legend_names(names: Sequence[str], length: int) -> list[str]:
-    """Shorten names so that all are different.
+    """Shorten the names of a legend. Names that would become equal are numbered.
 
     >>> legend_names(["a long name, no 1, of cells", "a long name, no 2, of cells"], 12)
     ['a long …ells', 'a long …ells (2)']
@@ -86,11 +86,11 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
 
 
 def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
-    """Assign colors to groups: first to the groups in `passed`, then to other groups, the largest first.
+    """Assign colors to groups until no colors are left.
 
-    Groups get colors until no colors are left. The color of a group depends on the names of all groups with a color,
-    not on the trajectory. If there are enough colors for all groups, a group therefore has the same color in every
-    figure of the same cells.
+    Groups that the trajectory passes (`passed`) get colors first, then other groups, the largest first. The color of a
+    group depends on the names of all groups with a color, not on the trajectory. If there are enough colors for all
+    groups, a group therefore has the same color in every figure of the same cells.
     """
     sizes = Counter(group for group in (() if groups_n is None else groups_n) if group is not None)
     by_size = sorted(sizes, key=lambda group: (-sizes[group], group))
@@ -112,9 +112,10 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the steps in the mask `off_t`, in axes whose x coordinate is the position along a trajectory.
+    """Hatch the steps of a trajectory where there are no cells: the steps in the mask `off_t`.
 
-    With `above`, the hatching covers the drawing and makes it paler; otherwise it is behind the drawing.
+    The x coordinate of the axes is the position along the trajectory. With `above`, the hatching covers the drawing and
+    makes it paler; otherwise it is behind the drawing.
     """
     half = 0.5 / (len(off_t) - 1)
     looks: list[dict[str, Any]] = [{"facecolor": "none", "edgecolor": OFF, "hatch": "////", "alpha": 0.55}]

@@ -1,7 +1,8 @@
-"""Saving a training between epochs and resuming it; an uninterrupted training gives the same result, bit for bit.
+"""Saving the state of a training between epochs, and resuming the training from this state.
 
-The state of the training is saved as safetensors and JSON, in a folder next to the future model folder. The folder with
-the state is removed when the model is saved.
+A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved as
+safetensors and JSON, in a folder next to the future model folder. The folder with the state is removed when the model
+is saved.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class Checkpoint:
         if numbers.get("run_hash") != self._run_hash:
             raise ModelError(
                 "the interrupted training used other data or other options",
-                "repeat the same command with --resume added, or train again without --resume",
+                "repeat the command of the interrupted training with --resume added, or train without --resume",
             )
         if hashlib.sha256(content).hexdigest() != numbers["sha256"]:
             raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")

@@ -1,4 +1,4 @@
-"""Training steps that run on a device without waiting for the host.
+"""Training steps that run on a device (a GPU) without waiting for the host (the CPU).
 
 On a GPU, computing a training step takes less time than launching the operations of the step one by one. The cells of
 many steps (a segment) are therefore placed on the device beforehand (`data/segments.py`), together with the noise,
@@ -82,7 +82,10 @@ class DeviceSteps:
 
     @torch.no_grad()
     def take(self, plans: Sequence[Plan]) -> Losses:
-        """Take the planned steps, at most `SEGMENT_STEPS`; torch's generators draw the noise and the dropout seeds."""
+        """Take the planned steps, at most `SEGMENT_STEPS`, and return their losses.
+
+        The noise and the dropout seeds are drawn from torch's generators.
+        """
         self.segment.fill([plan.cells for plan in plans])
         factors_sf = np.array([[plan.kl_weight, *plan.factors] for plan in plans], dtype=np.float32)
         self.segment.send(self._factors_sf, factors_sf)
@@ -96,7 +99,7 @@ class DeviceSteps:
         return Losses(self._loss_s[: len(plans)])
 
     def forget(self) -> None:
-        """Discard the compiled or recorded step, because dropout has changed."""
+        """Discard the compiled or recorded step, which would still apply the dropout from before a change."""
         self.play = None
 
     def step(self) -> None:
@@ -131,7 +134,7 @@ class DeviceSteps:
         return self.step
 
     def _without(self, what: str, error: RuntimeError) -> None:
-        """Copy data only between steps from now on, and warn the user that compiling or recording failed."""
+        """Warn the user that compiling or recording failed. From now on, copy no data while steps are running."""
         self.segment.send_in_turn()
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         warnings.warn(
@@ -139,7 +142,10 @@ class DeviceSteps:
         )
 
     def _tried(self, step: Callable[[], None], *, record: bool) -> Callable[[], None]:
-        """Run a step and optionally record it. The model and the optimizer are restored afterwards."""
+        """Run a step and optionally record it, and return the function that takes this step.
+
+        The model and the optimizer are restored after these runs.
+        """
         moving = [*self.vae.parameters(), *(t for state in self._optimizer.state.values() for t in state.values())]
         before = [tensor.clone() for tensor in moving]
         try:

@@ -103,21 +103,22 @@ def fit(
     config
         Configuration of the user. Values that are None are chosen here and recorded in the model.
     names
-        Names by which a gene list may name the genes; None for their ids.
+        Names of the genes that a gene list may contain. With None, a gene list contains the ids of the genes.
     model_folder, resume
-        Folder in which the finished model will be saved; without a folder, no state is saved during training. Whether
-        to resume from the state that is saved next to this folder.
+        Folder in which the caller will save the finished model. During training, the state is saved next to this
+        folder; with None, no state is saved. Whether to resume from the saved state.
     start_from
         A model of the same data whose weights are the starting point, so that training takes less time. With the same
-        β, training continues from these weights; with another β, each weight matrix is mostly reset.
+        β, training continues from these weights. With another β, each weight matrix is first moved most of the way back
+        to random initial values.
     stop_requested
         Function that is called after every epoch; training stops if it returns True.
 
     Raises
     ------
     DataError
-        If cells have no counts, there are too few cells or genes, or the data are real numbers and the likelihood
-        describes counts.
+        If cells have no counts and are not dropped, if there are too few cells or genes, or if the data are real
+        numbers and the likelihood describes counts.
     ModelError
         If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
         training diverges repeatedly.

@@ -9,25 +9,28 @@ None of the three terms depends on the scale of y, so the penalty neither enlarg
   multidimensional scaling (Kruskal 1964, doi:10.1007/BF02289565): the fraction of the squared distances that no common
   scale explains. Users read distances, and the other two terms constrain distances only weakly. These two terms treat
   every point and direction separately, and penalize deviations that cancel along a line as much as deviations that add
-  up. Where cells form groups, most of the length between two groups lies in the gap between the groups. Stress is the
-  only term with a gradient in the encoder as well as in the decoder, because moving the cells lowers the ELBO less than
-  bending the decoder around the cells. When only the decoder could adapt, the ELBO decreased by a third to a half more,
-  and latent distances agreed less well with Fisher–Rao lengths.
+  up. Where cells form groups, most of the length of a line between two groups lies in the gap between the groups, and
+  the other two terms are not computed in gaps. Stress trains both the encoder and the decoder, whereas the other two
+  terms train only the decoder. Moving the cells lowers the ELBO less than bending the decoder around the cells. When
+  stress trained only the decoder, the decrease in ELBO was larger by a third to a half, and latent distances agreed
+  less well with Fisher–Rao lengths.
 - **flatness**, (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, where C is the covariance of the cells' posterior means and α
-  is the mean of tr(MC) / tr C over the points. If the cells vary equally along all directions, this term is the penalty
-  ‖M/α − I‖²_F of FlatVI (ICML 2025). Otherwise, flatness demands isometry only along the directions in which the cells
-  differ. Demanding isometry in all k dimensions would make the decoder respond equally to unused dimensions, and the KL
-  would increase along these dimensions. The gradient passes through α: with α held constant, the term could be lowered
-  by shrinking M as a whole, until the posterior collapses.
+  is the mean of tr(MC) / tr C over the points. E is the mean over the points, and ‖·‖_F is the Frobenius norm. If the
+  cells vary equally along all directions, this term is the penalty ‖M/α − I‖²_F of FlatVI (ICML 2025). Otherwise,
+  flatness demands isometry only along the directions in which the cells differ. Demanding isometry in all k dimensions
+  would make the decoder respond equally to unused dimensions, and the KL would increase along these dimensions. The
+  gradient is also computed through α. If α were held constant, training could lower the term by shrinking M as a whole,
+  until the posterior collapses.
 - **evenness**, E[k log(tr M / k) − log det M], the log-det divergence of M from the nearest multiple of the identity.
-  The gradient of evenness along a direction grows as the decoder becomes insensitive to that direction, where the
-  gradient of flatness vanishes.
+  The less the decoder responds to a direction, the larger is the gradient of evenness along this direction. The
+  gradient of flatness, in contrast, vanishes if the decoder does not respond.
 
 M is computed exactly, with k tangents, at a few posterior samples of the minibatch. FlatVI also evaluates M between
-samples; here the lines of the first term cover that region, and evaluating M there lowered the ELBO without any gain.
-Two random tangents at many more points would take as long and give no information about det M. Lengths need no
-tangents, so many pairs are possible. The penalty is applied in every third step with three times its weight. This takes
-a third of the time and gives models of about the same quality. The penalty needs no warm-up.
+samples. Here, the lines of the first term cover the region between samples. Evaluating M in this region as well lowered
+the ELBO and improved nothing. Two random tangents at many more points would take as long and give no information about
+det M. Lengths of lines need no tangents, so stress can be computed for many pairs. The penalty is applied in every
+third step with three times its weight. Compared with a penalty in every step, this takes a third of the time and gives
+models of about the same quality. The penalty needs no warm-up.
 
 Shapes: n cells, p points or pairs, t positions along a line, k latent dimensions, g genes, h hidden units.
 """
@@ -56,11 +59,11 @@ _FLATNESS, _EVENNESS = 0.002, 0.0009
 
 
 def flatness_penalty(vae: VAE, mean_nk: Tensor, z_nk: Tensor) -> Tensor:
-    """Compute how far the decoder is from an isometry: a scalar, 0 or more; differentiable.
+    """Compute how far the decoder is from an isometry: the weighted sum of the three terms, 0 or more; differentiable.
 
-    The decoder is evaluated without dropout and at the reference library size, at the posterior means of a minibatch
-    and a posterior sample of each cell (`z_nk`). The samples receive no gradient. Random numbers come from torch's
-    generator.
+    Stress is computed from the posterior means `mean_nk` of a minibatch, and the other two terms at some of the
+    posterior samples `z_nk`. The decoder is evaluated without dropout and at the reference library size. The samples
+    receive no gradient. Random numbers come from torch's generator.
     """
     mean_nk = mean_nk.float()
     # These tensors have no gradient: the encoder must not move cells to positions where the decoder happens to be flat.
@@ -110,7 +113,8 @@ def pulled_back(vae: VAE, z_pk: Tensor) -> Tensor:
 def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
     """Compute (tr C / tr C²)² · E‖C^½ (M/α − I) C^½‖²_F, a scalar.
 
-    M is the metric at each point, C is the covariance of the posterior means, and α is the mean of tr(MC) / tr C.
+    M is the metric at each point, C is the covariance of the posterior means, α is the mean of tr(MC) / tr C over the
+    points, and E is the mean over the points.
     """
     # The constant avoids 0/0 for a collapsed posterior.
     cov_kk = cov_kk + 1e-6 * torch.eye(len(cov_kk), dtype=cov_kk.dtype, device=cov_kk.device)
@@ -126,7 +130,8 @@ def unflatness(metric_pkk: Tensor, cov_kk: Tensor) -> Tensor:
 def unevenness(metric_pkk: Tensor) -> Tensor:
     """Compute E[k log(tr M / k) − log det M], a scalar.
 
-    This is the mean of k log(arithmetic mean / geometric mean) of the eigenvalues of M.
+    E is the mean over the points. At each point, the term is k log(a / b), where a is the arithmetic mean and b is the
+    geometric mean of the eigenvalues of M.
     """
     k = metric_pkk.shape[1]
     mean_p = metric_pkk.diagonal(dim1=1, dim2=2).mean(1)

@@ -1,10 +1,12 @@
 """The training loop. It yields events and prints nothing.
 
-In every epoch, the order of the cells, the noise and the dropout are drawn from a seed that is derived from the seed of
-the training, the number of the epoch and the number of rollbacks. A training that is resumed at any epoch is therefore
-identical, bit for bit, to an uninterrupted one.
+In every epoch, the order of the cells, the noise and the dropout are drawn with a new seed. This seed is derived from
+three numbers: the seed of the training, the number of the epoch, and the number of rollbacks, that is, of epochs that
+were repeated because a loss was not finite. A training that is resumed at any epoch is therefore identical, bit for
+bit, to an uninterrupted one.
 
-The held-out cells are evaluated with the optimizer's running average of the weights, and this average is saved.
+The held-out cells are evaluated with the optimizer's running average of the weights. The saved model has these averaged
+weights.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -46,10 +48,10 @@ class EpochReport:
     learning_rate, kl_weight
         Learning rate and weight of the KL at the last step.
     train_loss
-        Mean over the training cells of NLL + KL weight · KL, plus the penalty of `--flat`, nats.
+        Mean over the training cells of NLL + KL weight · KL, plus the penalty of `--flat`, nats. NLL is −log p(x|z).
     heldout_nll, heldout_kl, heldout_loss
-        Means over the held-out cells, nats; the loss heldout_nll + β · heldout_kl decides which weights are best and
-        when training ends.
+        Means of NLL and KL over the held-out cells, and the loss heldout_nll + β · heldout_kl, nats. This loss decides
+        which weights are best and when training ends.
     is_best
         Whether the averaged weights of this epoch are the best so far.
     seconds
@@ -203,7 +205,10 @@ class Trainer:
 
     @torch.no_grad()
     def evaluate(self) -> tuple[float, float]:
-        """Compute the mean NLL and KL of the held-out cells, nats: one sample per cell, always with the same noise."""
+        """Compute the mean NLL and KL of the held-out cells, nats.
+
+        One posterior sample per cell is used, and every evaluation draws the sample with the same noise.
+        """
         self.vae.eval()
         noise = torch.Generator().manual_seed(self._config.seed)
         nll = kl = 0.0
@@ -258,7 +263,10 @@ class Trainer:
             schedule.step += 1
 
     def _on_device(self, steps: DeviceSteps, batches: list[np.ndarray]) -> Iterator[tuple[np.ndarray, float]]:
-        """Take the steps of an epoch on the device, and yield a segment's losses once the next segment is queued."""
+        """Take the steps of an epoch on the device, and yield the cells and the loss of each step.
+
+        The steps are queued in segments. The losses of a segment are read after the next segment has been queued.
+        """
         schedule = self.schedule
         queued: list[tuple[list[np.ndarray], Losses]] = []
         for first in range(0, len(batches), SEGMENT_STEPS):

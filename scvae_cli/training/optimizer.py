@@ -1,12 +1,12 @@
 """AdamW with a running average of the weights.
 
 The held-out cells are evaluated with the average of the weights over about the last hundred steps, and this average is
-saved. The average is about as good as the weights after lowering the learning rate to zero, and it is available at any
-time. It is therefore not necessary to choose a step at which the learning rate is lowered.
+saved. The average is about as good as weights for which the learning rate was lowered to zero, and it is available at
+any time. There is therefore no need to choose a step at which the learning rate is lowered.
 
 On a CPU, one compiled pass over the parameters replaces a dozen passes in torch: clipping, weight decay, moments, step
-and average. On other devices the optimizer uses plain torch. Its step can be recorded as a CUDA graph, because the
-factors of a step can be tensors.
+and average. On other devices the optimizer uses plain torch. A step in plain torch can be recorded as a CUDA graph,
+because the numbers that differ between steps (`Factors`) can be tensors.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SMALL = 20_000
 
 
 class Factors(NamedTuple):
-    """Inputs of a step in addition to the gradients; numbers, or scalar tensors on the device.
+    """Numbers that a step needs in addition to the gradients: Python numbers, or scalar tensors on the device.
 
     Parameters
     ----------
@@ -65,8 +65,9 @@ class AveragedAdamW:
     """AdamW (Loshchilov & Hutter 2019) with clipping by the global norm and averaged weights.
 
     This class is not a `torch.optim.Optimizer`, because creating such an optimizer imports torch's compiler, and that
-    import takes longer than many trainings. Weight decay (per step, as a multiple of the learning rate) applies to the
-    weight matrices of the model, but not to biases, normalizations, dispersions or batch effects of genes.
+    import takes longer than many trainings. Weight decay applies to the weight matrices of the model, but not to
+    biases, normalizations, dispersions or batch effects. In each step, a weight shrinks by a fraction: the product of
+    learning rate and weight decay.
     """
 
     def __init__(self, model: nn.Module, weight_decay: float) -> None:
@@ -161,7 +162,7 @@ class AveragedAdamW:
 
 
 def _as_array(gradient: Tensor) -> Any:
-    """Return a gradient as a flat numpy array; bfloat16, which numpy does not have, is returned as bits."""
+    """Return a gradient as a flat numpy array. Numpy has no bfloat16, so bfloat16 numbers are returned as bits."""
     return (gradient.view(torch.uint16) if gradient.dtype == torch.bfloat16 else gradient).numpy().reshape(-1)
 
 

@@ -26,7 +26,7 @@ RATE = 8e-3
 
 
 class Regularisation(NamedTuple):
-    """Dropout of encoder and decoder, weight decay, and the fraction to which dropout is lowered later."""
+    """Dropout of encoder and decoder, weight decay, and the fraction to which training lowers the dropout later."""
 
     encoder_dropout: float
     decoder_dropout: float
@@ -35,8 +35,9 @@ class Regularisation(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Replace None by defaults: batch size, learning rate, dropout, final fraction of the dropout, weight decay.
+    """Replace settings that are None by defaults that depend on the numbers of cells and genes.
 
+    The settings are batch size, learning rate, dropout, weight decay, and the fraction to which dropout is lowered.
     `n_genes` is the number of modeled genes or features; None is treated as a large number.
     """
     model, train = config.model, config.train

@@ -1,9 +1,10 @@
 """The schedule of a training: learning rate and KL weight per step, when dropout is lowered, and when training ends.
 
 The learning rate warms up and then decreases as one over the square root of the step, so the length of the training
-need not be known in advance. The KL weight rises with the step, independently of the number of cells, and always
-reaches β. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered, unless the
-configuration keeps dropout constant. When the held-out loss stops decreasing for the second time, training ends.
+need not be known in advance. The KL weight rises from 0 to β in at most 400 steps; in a short training, it rises during
+the first third. When the held-out loss stops decreasing noticeably, dropout and the learning rate are lowered. When the
+held-out loss stops decreasing for the second time, training ends. If the configuration keeps dropout constant, nothing
+is lowered, and training ends the first time.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ class Schedule:
 
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
-        """Create a schedule; the number of steps per epoch determines all values that are None in the configuration."""
+        """Create a schedule. Lengths that are None in the configuration follow from the number of steps per epoch."""
         assert config.learning_rate is not None, "settled before the training starts"
         assert config.eased_dropout is not None, "settled before the training starts"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))

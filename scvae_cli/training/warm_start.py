@@ -41,8 +41,8 @@ def refuse_unlike(
 def take_over(vae: VAE, model: Model, beta: float) -> float:
     """Copy the weights of a model to a newly initialized VAE, and return the fraction of the usual KL warm-up to use.
 
-    At the same β, training continues from the copied weights. At another β, each weight matrix is mostly reset to its
-    initial value.
+    At the same β, training continues from the copied weights. At another β, each weight matrix is moved most of the way
+    back to its initial values.
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}

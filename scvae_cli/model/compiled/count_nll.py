@@ -43,10 +43,10 @@ def fused_nll(
     raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, library_n: Tensor, nonzeros: Nonzeros,
     *, with_gradient: bool, narrow: bool = False,
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
-    """Compute the values of `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
+    """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
-    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16, because the matrix
-    products that use it would round it anyway.
+    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use
+    this gradient would round it anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -86,7 +86,10 @@ def _rows(
     library_n: Any, row_start: Any, gene_m: Any, value_m: Any, table: Any, slopes: Any, nll_n: Any, d_wide_ng: Any,
     d_narrow_ng: Any, d_bias_pg: Any, d_log_theta_pg: Any,
 ) -> None:  # fmt: skip
-    """Evaluate one part of the cells, and add its gradients to row `part` of `d_bias_pg` and `d_log_theta_pg`."""
+    """Compute the likelihood and its gradients for one part of the cells.
+
+    Gradients that are sums over cells are added to row `part` of `d_bias_pg` and `d_log_theta_pg`.
+    """
     n_cells, n_genes, last_row = len(raw_ng), len(log_theta_g), float32(len(table) - 1)
     weight = float32(1.0 / n_cells)
     bias, zero_bias = bias_g[:n_genes], bias_g[n_genes:]
@@ -223,7 +226,7 @@ def _filled(n: int, value: Any) -> Any:
 
 @compiled()
 def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
-    """Fill `wide` (float32) or `narrow` (bfloat16), whichever is not empty, with `values` followed by `others`."""
+    """Write `values`, followed by `others`, to the array that is not empty: `wide` (float32) or `narrow` (bfloat16)."""
     n = len(values)
     for i in range(min(n, len(narrow))):
         narrow[i] = _bfloat16(values[i])
@@ -257,7 +260,11 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 
 @compiled()
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
-    """Write lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1) and its derivative in θ to row x of tables of zeros, shape (counts, g)."""
+    """Fill two tables of zeros, each of shape (counts, g), with terms of the log-probability.
+
+    Row x of `table` becomes lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative of this term
+    with respect to θ. For a Poisson, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
+    """
     n_genes = len(log_theta_g)
     theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
     if kind != _POISSON:
@@ -276,7 +283,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """Compute the lgΓ terms of a count beyond the table, minus the lgΓ terms of the last count in the table."""
+    """Compute the entry that a larger `table` would have for the count x, minus the last entry of the actual table."""
     last = float64(TABLE_COUNTS)
     more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:
@@ -287,7 +294,7 @@ def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
 
 @compiled()
 def _slope_beyond(x: Any, theta: Any) -> Any:
-    """Compute the derivative of `_log_gamma_beyond` in θ."""
+    """Compute the derivative of `_log_gamma_beyond` with respect to θ."""
     return _stirling_slope(x + float64(theta)) - _stirling_slope(float64(TABLE_COUNTS) + theta)
 
 

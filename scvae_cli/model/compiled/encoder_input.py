@@ -19,7 +19,10 @@ from scvae_cli.parallel import array, by_address, use_threads
 
 
 def fused_log1p(cells: Minibatch, scale_n: Tensor, centre_g: Tensor) -> Tensor:
-    """Compute log(1 + x · scale) − center from the counts x, shape (n, g), float32."""
+    """Compute log(1 + x · scale) − center from the counts x, with a scale per cell and a center per gene.
+
+    The result is in float32 and has shape (n, g).
+    """
     nonzeros = cells.nonzeros
     input_ng = torch.empty(cells.n_cells, cells.n_genes)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))

@@ -1,9 +1,9 @@
 """LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
 
 Shapes: n cells, h hidden units. In plain torch, these functions would be a dozen operations on small matrices, and the
-overhead of the operations would take longer than their arithmetic. The random numbers of dropout are hashes of a
-counter and a seed (the finalizer of MurmurHash3). A hash takes a few instructions per unit; a random number from
-torch's generator takes about a hundred.
+overhead of the operations would take longer than their arithmetic. The random numbers of dropout are computed from a
+counter and a seed by a hash function, the finalizer of MurmurHash3. This hash takes a few instructions per unit; a
+random number from torch's generator takes about a hundred.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ _EPSILON = float32(1e-5)  # the default of torch's LayerNorm
 
 
 def normalized_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
-    """Compute dropout(SiLU(LayerNorm(a))), differentiable, in float32 on the CPU; torch's generator draws the seed."""
+    """Compute dropout(SiLU(LayerNorm(a))) in float32 on the CPU; differentiable.
+
+    The seed of the dropout is drawn from torch's generator.
+    """
     hidden: Tensor = _NormalizedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
     return hidden
 
@@ -39,7 +42,10 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 
 
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the gradients for a, weight and bias of `hidden_units`. Shapes (n, h), (h,) and (h,)."""
+    """Compute gradients with respect to the arguments a, weight and bias of `hidden_units`.
+
+    The shapes are (n, h), (h,) and (h,). `d_hidden_nh` is the gradient with respect to the hidden units.
+    """
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])
     upstream, weight = d_hidden_nh.contiguous().numpy(), weight_h.detach().numpy()

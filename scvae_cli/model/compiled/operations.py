@@ -1,4 +1,4 @@
-"""The operations of a training step between its matrix products, compiled for the CPU."""
+"""The operations between the matrix products of a training step, compiled for the CPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from scvae_cli.model.network import Encoder
 
 @dataclass(frozen=True)
 class CompiledOperations:
-    """Implementation of `manual_backward.Operations` on the CPU; torch's generator seeds dropout, as with autograd."""
+    """Implementation of `manual_backward.Operations` on the CPU.
+
+    The seeds of dropout are drawn from torch's generator, as in a training with autograd.
+    """
 
     cells: Minibatch
 

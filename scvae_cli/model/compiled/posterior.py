@@ -1,7 +1,7 @@
 """Samples of q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
 
 Shapes: n cells, k latent dimensions. With mean m, variance v and noise ε, z = m + √v·ε and KL = ½(m² + v − 1 − log v).
-With autograd in plain torch, these formulas would be thirty operations on a few thousand numbers.
+Compiled code replaces the thirty operations on a few thousand numbers that autograd in plain torch would need.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _ZERO, _HALF, _ONE = float32(0), float32(0.5), float32(1)
 
 
 def draw(statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw a sample of each cell's posterior, and compute the mean KL to N(0, I) in nats. Samples: shape (n, k)."""
+    """Draw a sample of each cell's posterior, shape (n, k), and compute the mean KL to N(0, I) over cells, nats."""
     z_nk = torch.empty_like(noise_nk)
     kl = _draw(statistics_n2k.numpy(), noise_nk.numpy(), z_nk.numpy())
     return z_nk, torch.tensor(kl / len(noise_nk))
 
 
 def draw_gradients(statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-    """Compute the gradients of a loss with respect to means and log variances, shape (n, 2k).
+    """Compute the gradients of a loss with respect to the posterior means and log variances, shape (n, 2k).
 
-    `d_z_nk` are the gradients of the loss with respect to the samples, and `d_kl` is its derivative with respect to the
-    mean KL.
+    `d_z_nk` are the gradients of the loss with respect to the samples. `d_kl` is the derivative of the loss with
+    respect to the mean KL.
     """
     d_statistics_n2k = torch.empty_like(statistics_n2k)
     share = float32(float(d_kl) / len(noise_nk))

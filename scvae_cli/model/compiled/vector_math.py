@@ -1,8 +1,8 @@
 """Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
-The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: it processes one
-number at a time. The functions here are plain arithmetic without branches (the polynomials of FreeBSD's `logf` and
-Cephes' `expf`), accurate to 2 units in the last place.
+The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: such a loop
+processes one number at a time. The functions here are plain arithmetic without branches. They use the polynomials of
+FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ _SQRT_HALF, _ONE_MINUS_SQRT_HALF = uint32(0x3F3504F3), uint32(0x3F800000 - 0x3F3
 
 @compiled(inline=True)
 def exp(x: Any) -> Any:
-    """Compute eˣ; x is first clipped to between −87 and 88."""
+    """Compute eˣ; x is first clipped to the range from −87 to 88."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -90,7 +90,7 @@ def log(x: Any) -> Any:
 
 @compiled(inline=True)
 def log1p(x: Any) -> Any:
-    """Compute log(1 + x) of a nonnegative number, also accurate near zero."""
+    """Compute log(1 + x) of a nonnegative number x. The result is accurate even if x is close to zero."""
     return log1p_given(x, _ONE / (_ONE + x))
 
 
@@ -120,7 +120,7 @@ def _log(x: Any, correction: Any) -> Any:
 # The order of the terms of the following reductions does not matter, so they can be vectorized.
 @compiled(any_order=True)
 def total(values: Any) -> Any:
-    """Sum some numbers."""
+    """Sum an array of numbers."""
     result = _ZERO
     for i in range(len(values)):
         result += values[i]

@@ -15,13 +15,15 @@ class CheckOptions(Options):
 
     layer: str | None = option(
         None,
-        help="Layer to check.",
+        help="Name of the AnnData layer to check.",
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
-    batch_key: str | None = option(None, help="Column of obs with batches.", panel=INPUT)
+    batch_key: str | None = option(None, help="Column of obs with the batch of each cell.", panel=INPUT)
     likelihood: Likelihood = option(
-        "zinb", help="Likelihood to train with: zinb, nb or poisson for counts, normal for real numbers.", panel=INPUT
+        "zinb",
+        help="Likelihood with which you want to train. For counts: zinb, nb or poisson. For real numbers: normal.",
+        panel=INPUT,
     )
 
 

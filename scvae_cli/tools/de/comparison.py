@@ -6,8 +6,9 @@ each change. A gene is tested for an absolute change above a threshold that the 
 probabilities are calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
 
 Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. This is not done here, for
-two reasons. The spread between cells is not the uncertainty of the groups' means. The posterior of the latent position
-does not include the error that the smoothing by the decoder causes.
+two reasons. First, the spread between cells is not the uncertainty of the groups' means. Second, the decoder makes an
+error because it smooths expression over similar cells, and the posterior of the latent position does not include this
+error.
 
 Shapes: g genes, t of them tested, s batches.
 """
@@ -43,8 +44,8 @@ def differential_expression(
     """Compare two groups of cells, gene by gene.
 
     With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
-    For a batch with n cells of one group and m of the other, the weight is proportional to n·m / (n + m). The precision
-    of a difference between the means of n and m cells is proportional to this number, too.
+    The weight of a batch with n cells of one group and m cells of the other is proportional to n·m / (n + m), because
+    the precision of the difference between a mean of n cells and a mean of m cells is proportional to this number.
 
     Parameters
     ----------
@@ -118,7 +119,7 @@ def differential_expression(
 
 
 def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Extend values of the tested genes to all genes, with NaN for the other genes, shape (g,)."""
+    """Return an array over all genes, with the given values for the tested genes and NaN for the others, shape (g,)."""
     values_g = np.full(len(tested), np.nan)
     values_g[tested] = values_t
     return values_g
@@ -150,7 +151,7 @@ def _strata(
                 side.append(cells)
     if not weight_s:
         raise DataError(
-            f"no batch has cells of both {contrast.group!r} and {contrast.reference!r}",
+            f"no batch has at least two cells each of {contrast.group!r} and {contrast.reference!r}",
             "the difference between the groups cannot be separated from the difference between batches "
             f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another "
             "--batch-key",

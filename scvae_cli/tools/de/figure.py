@@ -1,4 +1,4 @@
-"""Figure of a comparison: volcano plot, 90% intervals of the most certain changes, and false discovery rate.
+"""The figure of a comparison: a volcano plot, 90% intervals of the most certain changes, and false discovery rates.
 
 Shapes: g genes, t of them tested.
 """
@@ -72,7 +72,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Write names beside the dots in the order of `genes`; omit a name that would overlap one already written."""
+    """Write the names of `genes` beside their dots, in this order; omit a name that would overlap an earlier name."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     # Size of a letter at 6 points, as a share of the axes.
     line, letter = 0.036, 0.024

@@ -11,11 +11,12 @@ the library size of this cell:
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of the correction in a Gamma–Poisson model. In this model, the group has E expected counts, and
-the decoder has the weight of κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells
-with large libraries have larger weights. The shares v_n of the cells sum to 1. With these shares, every batch has the
-same share in both groups, so that the effect of a batch on a gene is the same in both groups, whether or not the
-decoder models this effect.
+C is the posterior mean of the correction in a Gamma–Poisson model. It is a weighted average of X/M, which the counts
+suggest, and 1, which means no correction. The weight of X/M is the number E of counts that are expected in the group.
+The weight of 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells with large
+libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of one batch sum
+to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups, even if the
+decoder does not model this effect.
 
 The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
 from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution
@@ -51,11 +52,11 @@ class GroupMean(NamedTuple):
     Parameters
     ----------
     log_mean_g, variance_g
-        Natural log of the gene's mean share of a cell's counts, and the variance of this log. The mean share is R · C
-        in the formulas of this module.
+        Natural log of the gene's mean share of a cell's counts, and the squared standard error of this log. The mean
+        share is R · C in the formulas of this module.
     raw_g
-        Mean over the cells of counts divided by library size, computed without the model. The batches have the same
-        shares as in `log_mean_g`.
+        The gene's count divided by the library size, averaged over the cells without the model. The batches have the
+        same shares as in `log_mean_g`.
     n_counts_g
         Total counts of the group's cells.
     """
@@ -132,9 +133,9 @@ def group_mean(
 
 
 def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the expected counts m and (Var(x) − m) / m² of the counts x; both float64, shape (n, g).
+    """Compute the expected counts m and the overdispersion (Var(x) − m) / m² of the counts x.
 
-    Zero inflation is included in the expected counts and in the variance.
+    Both are float64, of shape (n, g). Zero inflation is included in the expected counts and in the variance.
     """
     posterior = model.vae.encode(cells)
     expected_ng = torch.zeros(cells.n_cells, cells.n_genes, device=model.device)

@@ -47,27 +47,34 @@ class DeOptions(Reading, Drawing, Writing):
         None, help="Reference group.", label=True, shown_default="all other cells of the column"
     )
     within: Mapping[str, str] | None = option(
-        None, help="Compare only cells with this value in a column of obs; may be repeated.", metavar="KEY=VALUE",
+        None,
+        help="Compare only cells that have this VALUE in the column KEY of obs. May be given for several columns.",
+        metavar="KEY=VALUE",
         python_help="Compare only cells with these values: a mapping of columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
     )  # fmt: skip
     threshold: float = option(
-        0.25, help="Smallest absolute log2 ratio that counts as a change; 0 tests for any change.", least=0
+        0.25, help="Absolute log2 ratio above which a gene counts as changed. With 0, any change counts.", least=0
     )
     fdr: float = option(
-        0.05, help="Expected false discovery rate at which genes are called differentially expressed.", above=0, below=1
+        0.05,
+        help="Highest expected share of false discoveries among the genes that are called differentially expressed.",
+        above=0,
+        below=1,
     )
     centre: Centre = option(
         "auto",
-        help="Change to report. bulk: the change relative to the change that most genes have in common. none: the "
-        "change of a gene's share of all counts. auto: bulk if at least half of the genes have a log2 ratio within "
-        "0.25 of the common change, otherwise none.",
+        help="Kind of change to report. bulk: a gene's log2 ratio minus the common log2 ratio of most genes. none: the "
+        "log2 ratio of a gene's share of all counts. auto: bulk if the log2 ratios of at least half of the genes are "
+        "within 0.25 of the common log2 ratio, otherwise none.",
     )
     max_cells: int = option(
-        5000, flags=("--cells",), help="Maximum number of cells per group; larger groups are subsampled.",
+        5000, flags=("--cells",), help="Maximum number of cells per group. Larger groups are subsampled.",
         least=MIN_CELLS,
     )  # fmt: skip
-    n_samples: int = option(10, flags=("--samples",), help="Number of posterior samples per cell.", least=1)
+    n_samples: int = option(
+        10, flags=("--samples",), help="Number of posterior samples over which each cell is averaged.", least=1
+    )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     table: Path | None = option(
         None, help="Also write all genes to a .csv file, with the most certain changes first.", panel=OUTPUT,
@@ -97,9 +104,11 @@ DE = Verb(
     home="scvae_cli.tools.de.question:De",
     about="""Test which genes differ in expression between two groups of cells.
 
-    Writes uns["rank_genes_groups_scvae"]: for every gene, the log2 ratio, the posterior probability that the absolute
-    log2 ratio exceeds the threshold, and the expected false discovery rate. sc.get.rank_genes_groups_df and
-    sc.pl.rank_genes_groups read these results with key="rank_genes_groups_scvae". There are no p-values.
-    Cells are treated as independent: replicates such as donors are not modeled.""",
+    Writes the results to uns["rank_genes_groups_scvae"]. For every gene, the results include the log2 ratio of the two
+    groups, the posterior probability that the absolute log2 ratio exceeds --threshold, and the expected false discovery
+    rate if this gene and all more certain genes are called. There are no p-values. scanpy's functions
+    sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read the results with key="rank_genes_groups_scvae".
+
+    Cells are treated as independent. Differences between replicates, such as donors, are not modeled.""",
     example='scvae de data.h5ad --groupby condition --group stim --reference ctrl --within "cell_type=B cells"',
 )

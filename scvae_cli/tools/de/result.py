@@ -73,13 +73,14 @@ class DifferentialExpression:
         Natural log of the posterior probability that the absolute change is at most `options.threshold`. With this
         number, genes can be ordered even if `probability_g` is rounded to 1.
     false_sign_g
-        Local false sign rate: the probability that the change is zero or has its less probable sign.
+        Local false sign rate: the probability that the change is zero or has the less probable of the two signs.
     expected_fdr_g
-        Expected share of false calls if this gene and all more certain genes are called.
+        Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
     mean_g, reference_mean_g
         Mean expression of both groups, in counts at the model's median library size.
     raw_g
-        log2 ratio of mean normalized counts without a model; infinite if one of the two means is 0.
+        log2 ratio of the groups' mean normalized counts, computed without a model; infinite if one of the two means
+        is 0.
     n_group, n_reference, n_left_out
         Numbers of cells compared in the group and in the reference, and number of cells left out. Cells are left out if
         they belong to a batch with fewer than two cells of the group or of the reference.
@@ -114,7 +115,7 @@ class DifferentialExpression:
 
     @property
     def called(self) -> np.ndarray:
-        """Mask of the genes called at the chosen false discovery rate, shape (g,)."""
+        """Mask of the genes that are called (reported as changed) at the chosen false discovery rate, shape (g,)."""
         called_g: np.ndarray = self.tested & (np.nan_to_num(self.expected_fdr_g, nan=1.0) <= self.options.fdr)
         return called_g
 
@@ -140,7 +141,7 @@ class DifferentialExpression:
         return columns | {name: getattr(self, f"{name}_g") for name in last}
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """Return a slot in the format of scanpy's `rank_genes_groups`, with the genes of the data by descending score.
+        """Return a slot in the format of scanpy's `rank_genes_groups`, with all genes of the data by descending score.
 
         Genes that are not tested are included, because some of scanpy's plots need every gene. These genes have a score
         of 0 and NaN in all other numbers, so they stand between the genes with positive and with negative scores. The

@@ -69,7 +69,7 @@ class ShrunkEffects:
         return sd_g
 
     def log_probability_within(self, threshold: float) -> np.ndarray:
-        """Compute log P(|β| ≤ threshold), shape (g,); the result is accurate for tiny probabilities."""
+        """Compute log P(|β| ≤ threshold), shape (g,); the result is accurate even if the probability is tiny."""
         log_share_gc = self.log_weight_gc + _log_within(threshold, self.mean_gc, self.sd_gc)
         log_within_g: np.ndarray = logsumexp(log_share_gc, axis=1)
         return log_within_g
@@ -102,7 +102,7 @@ class ShrunkEffects:
         return quantile_g
 
     def false_sign_rate(self) -> np.ndarray:
-        """Compute the local false sign rate, shape (g,): the probability that β is 0 or has its less probable sign."""
+        """Compute the probability that β is 0 or has the less probable of the two signs, shape (g,)."""
         zero_g = np.exp(self.log_weight_gc[:, 0])
         below_g = self.probability_below(0.0)
         rate_g: np.ndarray = np.clip(np.minimum(below_g + zero_g, 1 - below_g), 0, 1)
@@ -160,7 +160,8 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
     """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
 
-    For each effect, `log_null_g` contains the log probability that a call of this effect is false. Shape (g,).
+    To call an effect is to report it as larger than a threshold. `log_null_g` contains, for each effect, the log
+    probability that its call is false. Shape (g,).
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])
@@ -218,7 +219,7 @@ def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
 
 
 def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
-    """Compute log P(|N(mean, sd²)| ≤ threshold); the result is 0 for the point mass at zero."""
+    """Compute log P(|b| ≤ threshold) for b ~ N(mean, sd²); the log is 0 where sd is 0, for the point mass at zero."""
     with np.errstate(divide="ignore", invalid="ignore"):
         # By symmetry, the probability can be computed on the side where the tail is small, to avoid cancellation.
         away_gc = np.abs(mean_gc)

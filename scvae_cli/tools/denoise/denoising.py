@@ -64,8 +64,9 @@ def denoise(
     file_genes
         Names of the genes of the file, in the order of the result's columns, shape (f,).
     options
-        For the estimate "state", the expected counts are the decoder's mean. For the estimate "cell", they are the
-        cell's own rates, given the counts of the cell. Both are averaged over the posterior of the latent position; the
+        For the estimate "state", the expected counts are the decoder's mean: the average of cells in the same state.
+        For the estimate "cell", the decoder's mean is combined with the cell's own counts, and the expected counts are
+        those of this individual cell. Both estimates are averaged over the posterior of the latent position. The
         formulas are in `scvae_cli.latent.expected_counts`.
     genes
         Names of the modeled genes to denoise; None for all. `options.genes` is not read here.
@@ -75,7 +76,7 @@ def denoise(
     DataError
         If `options.batch_as` is unknown to the model, or if a cell's own batch is needed and unknown to the model.
     ConfigError
-        If the options ask a model of real numbers for a library size, zero inflation or the cells' own rates.
+        If the model is of real numbers, and the options ask for a library size, zero inflation or the estimate "cell".
     """
     passed_on = ("estimate", "n_samples", "library", "batch_as", "with_zero_inflation", "seed")
     expected = expected_counts(model, counts, **{name: getattr(options, name) for name in passed_on})

@@ -20,25 +20,26 @@ class DenoiseOptions(Reading, Writing):
 
     estimate: Estimate = option(
         "state",
-        help="Expected counts to write. state: the mean of all cells in the same state. cell: the rate of the single "
-        "cell, estimated from the state and the counts of this cell.",
+        help="Expected counts to write. state: the mean counts of cells with the same latent position. cell: the "
+        "expected counts of this single cell, estimated from its latent position and its own counts.",
         panel=DECODING,
     )
     n_samples: int = option(
         10,
         flags=("--samples",),
-        help="Number of posterior samples to average over; 0 decodes the posterior mean.",
+        help="Number of posterior samples that are decoded and averaged. With 0, the posterior mean is decoded.",
         least=0,
         panel=DECODING,
     )
     library: str | float = library_option(
         "observed",
         words=("observed", "median"),
-        help="Library size to decode at: observed (each cell's own), median (of the training cells), or a number.",
+        help="Library size to decode at: observed (that of each cell), median (of the training cells), or a number of "
+        "counts.",
     )
     genes: tuple[str, ...] | None = option(
         None,
-        help="Genes to denoise: A,B,C or @FILE.",
+        help="Genes to denoise: A,B,C, or @FILE to read them from a text file with one gene per line.",
         python_help="Names of the genes to denoise.",
         shown_default="all modeled genes",
         parse=parse_genes,
@@ -46,11 +47,13 @@ class DenoiseOptions(Reading, Writing):
     )
     batch_as: str = batch_as_option(
         help="Batch to decode in: the name of a batch, average or observed. With average, the decoded values are "
-        "averaged over all batches, weighted by number of training cells. With observed, each cell is decoded in its "
-        "own batch."
+        "averaged over all batches. The weight of a batch is its number of training cells. With observed, each cell is "
+        "decoded in its own batch."
     )
     with_zero_inflation: bool = option(
-        False, help="Lower the expected counts by the probability of technical zeros.", panel=DECODING
+        False,
+        help="Include zero inflation: an expected count is lowered by the probability of a technical zero.",
+        panel=DECODING,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=DECODING)
 
@@ -73,7 +76,7 @@ DENOISE = Verb(
     about="""Write the expected counts of every cell to layers["scvae_denoised"].
 
     The expected counts are averaged over posterior samples with a fixed seed, so the same command gives the same
-    numbers. Genes outside the model are NaN, and var["scvae_modelled"] is False for them.""",
+    numbers. For genes that the model does not contain, all values are NaN and var["scvae_modelled"] is False.""",
     example="scvae denoise data.h5ad",
     returns="None; with `inplace=False` the result: `result.rows.whole()` computes the whole matrix.",
 )

@@ -7,7 +7,8 @@ mean model and a lower bound for the two VAEs; PCA defines no probability. The s
 molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
 molecules. Each model predicts the withheld molecules twice: from the state that the model assigns to the cell, and from
 this state combined with the cell's own counts. The weight of the own counts depends on the dispersion of the gene
-(`scvae_cli.latent.expected_counts`). A latent space is useful if it predicts better than the cell's own counts do.
+(`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from the cell's
+own counts alone. A latent space is useful if it predicts better than this baseline.
 
 Shapes: n cells, g genes.
 """
@@ -56,8 +57,8 @@ class ComparedModel:
         cell's state alone, the second for a prediction that also uses the cell's own counts. None if the model makes
         no such prediction.
     vae_advantage_thinned
-        Difference between this model and the VAE in the smaller of the two losses, nats per cell; positive if the VAE
-        predicts better. None if no counts were withheld.
+        Smaller of the two losses of this model minus the smaller of the two losses of the VAE, nats per cell; positive
+        if the VAE predicts better. None if no counts were withheld.
     """
 
     name: str
@@ -77,8 +78,8 @@ class BaselineComparison:
     models
         A VAE whose own decoder is linear is not compared with a linear decoder.
     n_heldout, n_thinned
-        Number of held-out cells that were evaluated, and number of thinned cells. The second is 0 for real numbers,
-        which cannot be thinned.
+        Number of held-out cells that were evaluated, and number of cells from which molecules were withheld. The second
+        number is 0 for real numbers, from which no molecules can be withheld.
     n_components
         Number of principal components with the best prediction. This number is chosen on the withheld counts
         themselves, which favors PCA.
@@ -113,8 +114,8 @@ def compare_with_baselines(
     ----------
     model, counts
         A VAE, and the n cells on which it was trained (`scvae_cli.evaluation.retraining.model_trained_on`), with
-        batches if the VAE has batches. The other trainings use the options of this VAE, except that those of the linear
-        decoder have `--decoder linear`.
+        batches if the VAE has batches. All further trainings use the options of this VAE; the trainings of the VAE with
+        a linear decoder also use `--decoder linear`.
 
     Raises
     ------
@@ -158,7 +159,7 @@ def _heldout(
 def _thinned_losses(
     thinned: Thinned, runs: dict[str, RunConfig], model: Model, train: Train, progress: Progress
 ) -> tuple[dict[str, Losses], int]:
-    """Compute the Poisson losses of each cell with every model, and the best number of principal components."""
+    """Compute the Poisson losses of each cell's withheld counts with every model, and the best number of components."""
     kept = thinned.kept
     mean = MeanModel(kept, None, runs[VAE], model.device)
     rows = (kept.matrix[start : start + 512].toarray() for start in range(0, kept.n_cells, 512))

@@ -1,7 +1,7 @@
 """The diagnosis of a trained model: all measurements, and the verdicts on them.
 
 A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
-Two more sections compare it with further trainings (`with_trainings`); these take longer.
+Two more sections compare this model with models from further trainings (`with_trainings`), which take longer.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -47,7 +47,7 @@ _MAX_ENCODED = 20_000
 
 
 class Section(NamedTuple):
-    """A part of a diagnosis: key of the values in the file, the values without any None, and verdicts on the values."""
+    """A part of a diagnosis: the key under which its values are written, the values (never None), and the verdicts."""
 
     name: str
     values: dict[str, Any]
@@ -67,7 +67,7 @@ class Diagnosis:
         Whether the evaluated cells were held out of the training. If the data has fewer than ten held-out cells, the
         evaluated cells are chosen from all cells.
     gene_labels
-        Names by which the verdicts call the model's genes.
+        Names of the model's genes as they appear in the verdicts.
     baselines, stability
         Comparisons with further trainings; None if there were none.
     """
@@ -147,7 +147,7 @@ def diagnose(
         Model, and cells with the model's genes, and with batches if the model has them. The cells should include those
         that were held out of the training.
     gene_labels
-        Names by which the verdicts call the model's genes; None for the names in the model.
+        Names of the model's genes as they should appear in the verdicts; None for the names in the model.
 
     Raises
     ------

@@ -76,8 +76,8 @@ def distortion(
     Parameters
     ----------
     mean_nk
-        Posterior means of the cells along the training axes, shape (n, k). At most 200 cells are used, at regular
-        intervals of the rows.
+        Posterior means of the cells along the latent axes of the encoder, shape (n, k). At most 200 cells are used, at
+        regular intervals of the rows.
     active_k
         Mask of the active dimensions, shape (k,).
     """

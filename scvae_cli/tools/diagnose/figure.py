@@ -1,4 +1,7 @@
-"""The figure of a diagnosis: use and correlation of the axes, gaps, zeros, variances, and prior samples.
+"""The figure of a diagnosis. Its panels show the latent axes, the ELBO and its gaps, the genes, and prior samples.
+
+The panels of the latent axes show how much each axis is used, and the correlations between axes. A gap is a difference
+between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances.
 
 Shapes: k latent dimensions, g genes, b bins.
 """
@@ -55,7 +58,7 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
 
 
 def _draw_use(axes: Axes, use: LatentUse) -> None:
-    """Draw the KL of every training axis in descending order."""
+    """Draw the KL to the prior along every latent axis of the encoder, in descending order."""
     order = np.argsort(-use.kl_k, kind="stable")
     colors = [_ACTIVE if use.active_k[d] else NO_GROUP for d in order]
     at = np.arange(len(order))
@@ -146,7 +149,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
 
 
 def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
-    """Draw a histogram of the prior samples by the fraction of posterior samples with a higher density."""
+    """Draw a histogram of one number per prior sample: the fraction of posterior samples with a higher density."""
     share_b = aggregate.prior_ranks_b
     width = 1 / len(share_b)
     left_b = np.arange(len(share_b)) * width

@@ -3,12 +3,13 @@
     log p(x) − ELBO(encoder) = [ELBO(refined) − ELBO(encoder)] + [log p(x) − ELBO(refined)]
                              = amortization gap + variational gap
 
-The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap is the
-loss of using one encoder for all cells instead of the refined posteriors. The variational gap is the loss of a diagonal
-Gaussian compared with the true posterior. log p(x) is replaced by a lower bound from importance sampling. Half of the
-samples come from the encoder's posterior and half from the refined posterior. Every sample is weighted against the
-mixture of both posteriors, so that the bound is never much looser than with either posterior alone. If few samples
-carry most of the weight, the bound is nevertheless loose, and the true variational gap is larger than the estimate.
+The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap arises
+because one encoder serves all cells. The variational gap arises because the true posterior is not a diagonal Gaussian.
+log p(x) is not known, so a lower bound from importance sampling takes its place. Half of the samples come from the
+encoder's posterior and half from the refined posterior. Every sample is weighted against the mixture of both
+posteriors. The bound is therefore never much looser than a bound from the better of the two posteriors alone. If few
+samples carry most of the weight, the bound is nevertheless loose, and the true variational gap is larger than the
+estimate.
 
 Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights against a mixture: Owen & Zhou 2000.
 
@@ -41,7 +42,7 @@ _BLOCK_CELLS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent of `Gaps.scale`."""
+    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent, as `Gaps.scale` says."""
 
     mean: float
     error: float
@@ -65,8 +66,8 @@ class Gaps:
     scale
         Value that counts as 100% in percentages, nats. For counts, `scale` is None, and the absolute mean of the
         importance-weighted bound counts as 100%. For real numbers, this bound is a bound on a log-density and may be 0.
-        The scale for real numbers is therefore the expected negative log-density of as many standard normal features as
-        the model has.
+        For real numbers, `scale` is therefore the expected negative log-density of independent standard normal
+        features, as many as the model has features.
     """
 
     encoder_n: np.ndarray

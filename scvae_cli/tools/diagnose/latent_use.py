@@ -88,7 +88,8 @@ class AggregatedPosterior:
     Parameters
     ----------
     covariance_kk
-        Covariance of the aggregated posterior: the sum of the covariances within and between cells, shape (k, k).
+        Covariance of the aggregated posterior, shape (k, k): the covariance of the posterior means of the cells plus
+        the mean over the cells of the posterior variances.
     active_k
         Mask of the active dimensions, whose correlations are reported, shape (k,).
     kl_to_prior, prior_kl
@@ -97,13 +98,13 @@ class AggregatedPosterior:
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
-        KL(q(z) ‖ Π q(z_d)), nats, estimated.
+        KL(q(z) ‖ Π q(z_d)), nats, estimated. It is 0 if the latent dimensions d are independent of each other.
     holes
         Fraction of the prior samples with a lower density q(z) than 99% of the posterior samples of held-out cells.
         This fraction is 0.01 if prior and aggregated posterior are identical.
     prior_ranks_b
-        Histogram of the prior samples. The value of a prior sample is the fraction of posterior samples with a higher
-        density q(z); the bins divide the range from 0 to 1 equally; shape (b,), sum 1.
+        Histogram of one number per prior sample: the fraction of posterior samples with a higher density q(z). The b
+        bins divide the range from 0 to 1 equally. Shape (b,), sum 1.
     """
 
     covariance_kk: np.ndarray

@@ -1,7 +1,7 @@
 """Verdicts on a trained model that need no further trainings.
 
-The limits between the levels are defined here, each with its reason. The limits are matters of judgment, so every
-verdict also reports the measured number.
+The level of a verdict is "good", "watch" or "poor". The limits at which the level changes are defined here, each with
+its reason. The limits are matters of judgment, so every verdict also reports the measured number.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ def _level(value: float, limits: tuple[float, float]) -> str:
 def _gene_verdict(
     topic: str, genes: GeneStatistic, names: Sequence[str], sentence: str, remedy: str, needed: str, needed_remedy: str
 ) -> Verdict:
-    """Judge how many genes deviate from the replicates; if no gene can be evaluated, the level is "watch"."""
+    """Judge how many genes deviate from the simulated cells; if no gene can be evaluated, the level is "watch"."""
     if genes.n_evaluated == 0:
         sentence = f"the {topic} cannot be evaluated: none of {len(genes.evaluated_g):,} genes {needed}"
         return Verdict(topic=topic, level="watch", sentence=sentence, remedy=needed_remedy)
@@ -173,7 +173,7 @@ def _gene_verdict(
 
 
 def _likelihood_remedy(likelihood: str, more: bool) -> str:
-    """Return the advice if observed values deviate from simulated values.
+    """Return the advice to give if observed values deviate from simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """

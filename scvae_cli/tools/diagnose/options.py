@@ -15,11 +15,16 @@ from scvae_cli.verb import Verb
 class DiagnoseOptions(Reading, Drawing, Writing):
     """How a model is diagnosed."""
 
-    n_samples: int = option(200, help="Number of importance samples per cell.", flags=("--samples",), least=2)
+    n_samples: int = option(
+        200,
+        help="Number of importance samples from which log p(x) of each cell is estimated.",
+        flags=("--samples",),
+        least=2,
+    )
     refine: int = option(
         100,
-        help="Number of gradient steps that refine each posterior. The encoder is compared with the refined "
-        "posteriors.",
+        help="Number of gradient steps that improve the posterior of each cell. The encoder's posterior is compared "
+        "with this improved posterior.",
         least=1,
     )
     max_cells: int = option(
@@ -28,12 +33,10 @@ class DiagnoseOptions(Reading, Drawing, Writing):
         flags=("--cells",),
         least=MIN_HELDOUT,
     )
-    quick: bool = option(
-        False, help="Evaluate only this model: train no baselines and no models with other random seeds."
-    )
+    quick: bool = option(False, help="Train no further models. The comparisons with other models are then left out.")
     n_trainings: int = option(
         3,
-        help="Number of models with different random seeds to compare, including this model.",
+        help="Number of models to compare, each trained with another random seed. This model is one of them.",
         flags=("--trainings",),
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
@@ -57,17 +60,17 @@ DIAGNOSE = Verb(
     panel="Checks",
     options=DiagnoseOptions,
     home="scvae_cli.tools.diagnose.question:Diagnose",
-    about="""Diagnose a model: verdicts on its quality, each with the number behind it and advice.
+    about="""Diagnose a model. Prints verdicts on its quality, each with a number and advice.
 
     The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
     comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
     latent distances follow distances in expression. If the data has at least ten held-out cells, the encoder and the
     likelihood are evaluated on held-out cells only.
 
-    Further models are trained unless --quick is given. Some of these models show whether the VAE is better than a
-    linear decoder, PCA and a model that gives every gene a fixed mean: one has a linear decoder, and some are trained
-    on thinned counts, from which a part of the molecules was withheld. Models with other random seeds show how well
-    trainings agree. All numbers go to uns["scvae"]["diagnosis"].""",
+    Further models are trained unless --quick is given. Some of them show whether the VAE is better than simpler models:
+    a linear decoder, PCA, and a model that gives every gene a fixed mean. For a part of this comparison, some molecules
+    of every cell are withheld from the training, and the models predict these molecules. Other models are trained with
+    other random seeds and show how well trainings agree. All numbers are written to uns["scvae"]["diagnosis"].""",
     example="scvae diagnose data.h5ad --plot diagnosis.png",
     returns="None; with `inplace=False` the diagnosis, with its findings in `verdicts`, and nothing is written.",
 )

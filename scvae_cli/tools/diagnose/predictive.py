@@ -49,7 +49,8 @@ class GeneStatistic:
     observed_g, predicted_g
         Statistic of the observed cells, and mean of the statistic over the replicates.
     score_g
-        Difference between observation and mean of the replicates, in standard errors of a replicate.
+        Difference between the observed statistic and the mean over the replicates, divided by the standard deviation
+        that this difference has for a perfect model.
     evaluated_g
         Mask of the evaluated genes: for counts, the genes detected in enough cells; for real numbers, the genes that
         vary.

@@ -43,10 +43,11 @@ class Stability:
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
     axis_correlation
-        Mean absolute correlation of canonical axes of the same rank. Only strong axes are compared: those with more
-        than a hundredth of the strength of the first axis.
+        Mean absolute correlation between an axis in one training and the axis of the same number in the other. The
+        axes are the canonical axes, which are ordered by the variance of expression that they explain. Only strong
+        axes are compared: those that explain more than a hundredth of the variance that the first axis explains.
     heldout_elbo
-        Mean ELBO of the held-out cells of each training, nats; trainings hold out different cells.
+        Mean ELBO of the held-out cells of each training, nats. Each training holds out different cells.
     """
 
     n_trainings: int
@@ -124,11 +125,11 @@ def nearest_neighbors(z_nk: np.ndarray) -> np.ndarray:
 
 
 def shared(a_nm: np.ndarray, b_nm: np.ndarray) -> float:
-    """Compute the mean fraction of neighbors that two lists have in common."""
+    """Compute the fraction of a cell's neighbors that are the same in two neighbor lists, averaged over the cells."""
     both = np.sort(np.concatenate([a_nm, b_nm], axis=1), axis=1)
     return float((both[:, 1:] == both[:, :-1]).sum() / a_nm.size)
 
 
 def axis_correlation(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Compute the mean absolute correlation of axes of the same rank."""
+    """Compute the mean absolute correlation between each axis of one embedding and the same axis of the other."""
     return float(np.mean([abs(np.corrcoef(a, b)[0, 1]) for a, b in zip(a_nk.T, b_nk.T, strict=True)]))

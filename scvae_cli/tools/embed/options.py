@@ -18,13 +18,13 @@ class EmbedOptions(Reading, Writing):
 
     axes: Axes = option(
         "canonical",
-        help="Latent axes. canonical: axes ordered by the variance of expression that they explain, and similar "
-        "between trainings. training: the axes that the encoder and the decoder use.",
+        help="Latent axes to use. canonical: rotated axes, ordered by the variance of expression that they explain. "
+        "These axes are similar between trainings. training: the axes of the encoder and the decoder, not rotated.",
     )
     refine: int = option(
         0,
-        help="Number of gradient steps that improve the encoder's posterior of each cell; 100 is plenty. The cells "
-        "must come from batches that the model was trained on.",
+        help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are plenty. The "
+        "cells must come from batches that the model was trained on.",
         least=0,
         takes="a number of steps, 0 or more; 100 is plenty",
     )
@@ -42,8 +42,8 @@ EMBED = Verb(
     home="scvae_cli.tools.embed.question:Embed",
     about="""Write the latent position of every cell to obsm["X_scvae"].
 
-    The variances of the posterior go to obsm["scvae_latent_var"]. New cells can be embedded with a trained model. The
-    encoder does not use the batch, so cells of new batches can be embedded too. With --refine, the posterior of each
-    cell is improved separately.""",
+    The latent position is the mean of the posterior. The variances of the posterior are written to
+    obsm["scvae_latent_var"]. The cells need not be those of the training. The encoder does not use the batch, so cells
+    of new batches can be embedded too. With --refine, the posterior of each cell is improved separately.""",
     example="scvae embed data.h5ad",
 )

@@ -1,4 +1,4 @@
-"""`embed` for `scvae_cli.question`, and the text that the command line prints after it."""
+"""How `embed` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from scvae_cli.verb import Request
 
 
 def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
-    """Describe a model, or list the runs recorded in data.
+    """Describe a model, or list the runs that are recorded in a data file.
 
     Raises
     ------

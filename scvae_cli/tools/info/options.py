@@ -12,7 +12,7 @@ from scvae_cli.verb import Verb
 class InfoOptions(Options):
     """Which results are listed."""
 
-    key_added: str = option("scvae", help='Name in the slots instead of "scvae".', panel=OUTPUT)
+    key_added: str = option("scvae", help="The value of --key-added with which the results were written.", panel=OUTPUT)
 
 
 INFO = Verb(
@@ -20,10 +20,10 @@ INFO = Verb(
     panel="Model",
     options=InfoOptions,
     home="scvae_cli.tools.info.information:info",
-    about="""Describe a model, or list the runs that left results in a file.""",
+    about="""Describe a model, or list the commands that wrote results into a file.""",
     example="scvae info data.scvae",
     argument="MODEL|DATA",
-    argument_help="A model folder, or data with results.",
+    argument_help="A model folder, or an .h5ad file with results.",
     takes_model=False,
     in_python=False,
 )

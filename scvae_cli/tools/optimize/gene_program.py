@@ -38,7 +38,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
     Raises
     ------
     DataError
-        If the batch is unknown.
+        If the batch in `options` is unknown to the model.
     ConfigError
         If the function in `options` does not map each cell to a finite number that torch can differentiate.
     """
@@ -50,7 +50,7 @@ def scorer(model: Model, options: OptimizeOptions, mean_nk: Tensor) -> tuple[Cal
         with torch.no_grad():
             score_n = torch.cat([function(decoded(block_nk)).cpu() for block_nk in blocks])
         if not torch.isfinite(score_n).all():
-            raise ConfigError(f"{name} is not finite for every cell", "it must be finite wherever there are cells")
+            raise ConfigError(f"{name} is not finite for every cell", "return a finite number for every cell")
         return lambda z_nk: function(decoded(z_nk)), score_n.double().numpy()
     column = {gene: i for i, gene in enumerate(model.genes)}
     columns = torch.as_tensor([column[gene] for gene in (*options.increased, *options.away)], device=model.device)
@@ -77,7 +77,8 @@ def _check(function: Callable[..., Tensor], name: str, decoded: Callable[[Tensor
         value_n = function(decoded(z_nk.detach().clone().requires_grad_(True)))
     if not isinstance(value_n, Tensor) or value_n.shape != (len(z_nk),):
         raise ConfigError(
-            f"{name} does not return one number per cell", "it must map a tensor of shape (n, g) to one of shape (n,)"
+            f"{name} does not return one number per cell",
+            "the function must map decoded values of shape (cells, genes) to a tensor of shape (cells,)",
         )
     if not value_n.requires_grad:
-        raise ConfigError(f"{name} has no gradient", "compute it with torch from the tensor that the function receives")
+        raise ConfigError(f"{name} has no gradient", "compute the score with torch from the tensor that is given")

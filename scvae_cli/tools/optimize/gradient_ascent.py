@@ -58,7 +58,7 @@ class Ascent:
 
 @dataclass(frozen=True, kw_only=True)
 class Region:
-    """Latent positions where −log p(z) ≤ limit, in nats. Outside the region, a path must not go to lower densities."""
+    """Latent positions where −log p(z) ≤ limit, in nats. A path from outside must not go to still lower densities."""
 
     log_prob: Score
     limit: float

@@ -60,8 +60,8 @@ def optimize(
     Gradient ascent starts at the densest position of the population. If the score at the end of the path is lower than
     the score of the best cell (the cell with the highest score), gradient ascent is repeated from other positions of
     the population that are far from each other, `options.n_starts` positions in all. A path across a saddle point to
-    the maximum near the best cell is tried last. The result is the first path whose score at the end is about as high
-    as the highest score at the end of any path.
+    the maximum near the best cell is tried last. The final scores of all paths are compared. The result is the first
+    path whose final score is about as high as the highest one.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def optimize(
     Raises
     ------
     DataError
-        If the batch is unknown, or if the score cannot increase from the start.
+        If the batch in `options` is unknown to the model, or if the score cannot increase from the start.
     ConfigError
         If the function in `options` returns no valid score.
     """

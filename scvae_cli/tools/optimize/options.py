@@ -25,17 +25,17 @@ class OptimizeOptions(Reading, Drawing, Writing):
 
     toward: tuple[str, ...] | Callable[..., Any] = option(
         (),
-        help="Genes to increase: A,B,C or @FILE.",
-        python_help="Genes to increase, or a torch function that maps decoded values (cells × genes) to one score "
-        "per cell.",
+        help="Genes whose expression increases: A,B,C, or @FILE to read them from a text file with one gene per line.",
+        python_help="Genes whose expression increases, or a torch function that maps decoded values (cells × genes) "
+        "to one score per cell.",
         parse=parse_genes,
         metavar="GENES",
         takes=_GENES,
     )
     away: tuple[str, ...] = option(
         (),
-        help="Genes to decrease: A,B,C or @FILE.",
-        python_help="Genes to decrease.",
+        help="Genes whose expression decreases: A,B,C, or @FILE to read them from a text file with one gene per line.",
+        python_help="Genes whose expression decreases.",
         parse=parse_genes,
         metavar="GENES",
         takes=_GENES,
@@ -49,16 +49,22 @@ class OptimizeOptions(Reading, Drawing, Writing):
     )
     within: float = option(
         0.9,
-        help="Stay in the densest region of latent space that contains this fraction of the held-out cells.",
+        help="Fraction of the held-out cells. The trajectory stays in the densest region of latent space that contains "
+        "this fraction.",
         panel=OPTIMIZATION,
         above=0,
         most=OFF_MANIFOLD,
         takes=f"a fraction above 0, up to {OFF_MANIFOLD}; --unconstrained allows any region",
     )
-    unconstrained: bool = option(False, help="Allow any region, even without cells.", panel=OPTIMIZATION)
+    unconstrained: bool = option(
+        False,
+        help="Allow the trajectory to pass through any region of latent space, even without cells.",
+        panel=OPTIMIZATION,
+    )
     max_length: float | None = option(
         None,
-        help="Maximum length of the trajectory, in standard deviations of a count, or of the noise of real numbers.",
+        help="Maximum length of the trajectory. One unit is the standard deviation of a single count around its "
+        "expected value (for real numbers: of the noise).",
         panel=OPTIMIZATION,
         above=0,
         shown_default="five times the distance from the start to the farthest cell",
@@ -66,8 +72,8 @@ class OptimizeOptions(Reading, Drawing, Writing):
     n_starts: int = option(
         8,
         flags=("--starts",),
-        help="Number of starting positions to try in the group. More than one is tried only if the first trajectory "
-        "ends with a lower score than the best cell. With 1, the score increases at every step.",
+        help="Number of starting positions in the group. If the first trajectory ends at a lower score than that of "
+        "the best cell, the other starting positions are tried too. With 1, the score increases at every step.",
         panel=OPTIMIZATION,
         least=1,
     )
@@ -75,7 +81,7 @@ class OptimizeOptions(Reading, Drawing, Writing):
     library: str | float = library_option("median")
     batch_as: str = batch_as_option()
     path_out: Path | None = option(
-        None, help="Also write the steps as an .h5ad file, one row per step.", panel=OUTPUT, metavar="FILE",
+        None, help="Also write the steps to an .h5ad file, one row per step.", panel=OUTPUT, metavar="FILE",
         in_record=False,
     )  # fmt: skip
 
@@ -145,11 +151,15 @@ OPTIMIZE = Verb(
     panel="Trajectories",
     options=OptimizeOptions,
     home="scvae_cli.tools.optimize.question:Optimize",
-    about="""Find a trajectory through regions with cells along which some genes increase and others decrease.
+    about="""Find a trajectory along which the expression of some genes increases and that of others decreases.
 
-    The score is the mean standardized expression of the genes to increase minus the mean of the genes to decrease.
-    Writes the trajectory in the same way as interpolate, with the score of every step. Prints how the score at the
-    end of the trajectory compares with the scores of the cells. Warns about steps that score higher than every cell,
-    about steps where no cells were observed, and if the trajectory ends at a local maximum.""",
+    The trajectory increases a score and stays in regions of latent space with cells. For the score, the expression of
+    each gene is standardized over the cells. The score is the mean standardized expression of the genes of --toward,
+    minus that of the genes of --away.
+
+    The trajectory and the score of every step are written to the same slots as by scvae interpolate. The scores of the
+    cells are printed for comparison with the score at the end. A warning names steps with a higher score than every
+    cell. Another warning names steps where no cells were observed. A third warning says if the trajectory ends at
+    a local maximum and more than one cell in a hundred has a higher score.""",
     example="scvae optimize data.h5ad --toward Klf1,Car1 --away Irf8 --groupby cell_type --group MEP",
 )

@@ -53,7 +53,7 @@ class Optimization:
 
     @property
     def extrapolated_from(self) -> int | None:
-        """First step of the final part where all scores exceed the score of every cell. None without such a part."""
+        """First step from which on all scores exceed the score of every cell; None if the last score does not."""
         lower_t = np.flatnonzero(self.score_t <= self.best_score)
         first = int(lower_t[-1]) + 1 if len(lower_t) else 0
         return first if first < len(self.score_t) else None
@@ -83,7 +83,7 @@ class Optimization:
         return texts
 
     def notes(self) -> list[str]:
-        """Say if the score decreases on the way, or if the trajectory ends at the largest length."""
+        """Say whether the score decreases on the way, and whether the trajectory ends because of `--max-length`."""
         texts = []
         if self.decrease > _REPORTED_DECREASE * (self.score_t[-1] - self.score_t[0]):
             texts.append(
@@ -98,7 +98,7 @@ class Optimization:
         return texts
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the trajectory, with the score of every step."""
+        """List the slots of the data to which the trajectory is written. The scores are added to the slot in uns."""
         sides = {"toward": self.toward, "away": self.away}
         facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
         facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}

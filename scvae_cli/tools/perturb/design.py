@@ -1,4 +1,4 @@
-"""Cells from which a perturbation is learned: groups, labels, and the terms that add up to the target's change.
+"""Cells from which a perturbation is learned: groups, labels, and the terms that add up to the predicted change.
 
 The change of a group under a label is the difference between its cells with that label and its control cells. The
 change predicted for the target group is a sum of terms. Each term is the change under one label in some groups. A
@@ -119,7 +119,11 @@ class Design:
         )
 
     def contributors(self, term: Term) -> tuple[str, ...]:
-        """Return the groups of a term; if the target is the only group, append the other groups with enough cells."""
+        """Return the groups that contribute to a term.
+
+        If the target is the only group of the term, the other groups with enough cells contribute too, because the
+        target's change is shrunk to theirs.
+        """
         return term.groups if term.groups != (self.group,) else (self.group, *self.others(term.label))
 
     @property
@@ -137,7 +141,7 @@ class Design:
 
     @property
     def checks(self) -> tuple[Design, ...]:
-        """Designs of the groups whose treated cells can be predicted without using these cells.
+        """Designs that check the prediction: each one predicts observed treated cells without using these cells.
 
         For a combination that no other group has undergone, the designs predict the combination's single perturbations.
         """
@@ -157,8 +161,9 @@ def design(
     Parameters
     ----------
     group, control, treated
-        Target group, control label and label of the perturbation, as a caller names them (`scvae_cli.data.labels`). The
-        parts of a combination may be in any order. A treated label that no cell has is split at its plus signs.
+        Target group, control label and label of the perturbation, as the user wrote them; `scvae_cli.data.labels` says
+        how they are compared with the labels of the data. The parts of a combination may be in any order. A treated
+        label that no cell has is split at its plus signs.
     group_n, label_n, perturbation_key
         Group and label of every cell, each a string or None, shape (n,); and name of the obs column with the labels.
 
@@ -188,7 +193,7 @@ def design(
         missing = [part for part, term in zip(parts, result.additive_terms, strict=True) if not term.groups]
         for label in missing if parts else (treated,):
             raise DataError(
-                f"no other group has {MIN_CELLS} cells or more of both {control!r} and {label!r}",
+                f"no other group has {MIN_CELLS} cells or more of each of {control!r} and {label!r}",
                 "a perturbation is learned from groups that have undergone it; choose another --groupby",
             )
     return result
@@ -242,7 +247,7 @@ def _resolved(
     if label is None and missing:
         raise DataError(
             f"no cells with obs[{key!r}] == {treated!r}, nor with its part {missing[0]!r} alone",
-            f"join the labels of the parts of a combination by +, in any order, such as A+B; labels: {listed}",
+            f"to name a combination, join the labels of its parts by +, in any order, such as A+B; labels: {listed}",
         )
     parts = () if missing else tuple(single for single in found if single is not None)
     if len(set(parts)) < len(parts):

@@ -55,7 +55,7 @@ def mean_log1p(mean_ng: Tensor, theta_g: Tensor | None, keep_ng: Tensor, scale_n
 
 
 def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Tensor:
-    """Compute the mean of log(1 + s·x) over all counts x that are at least `_COUNTS`, shape (t,)."""
+    """Compute the mean of log(1 + s·x) given that the count x is at least `_COUNTS`, shape (t,)."""
     # Ratio of variance to mean, with which the width of the distribution grows.
     dispersion_t = torch.ones_like(mean_t) if theta_t is None else 1 + mean_t / theta_t
     reach_t = _DEVIATIONS * (mean_t * dispersion_t).sqrt()

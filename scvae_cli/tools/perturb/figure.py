@@ -79,7 +79,7 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
 
 
 def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits: tuple[float, float]) -> None:
-    """Write names beside dots; to avoid overlap, names move up above the diagonal, and down below the diagonal."""
+    """Write names beside dots; overlapping names move up if the dots are above the diagonal, and otherwise down."""
     low, high = limits
     least, aside = 0.036 * (high - low), 0.025 * (high - low)
     line = {"arrowstyle": "-", "linewidth": 0.3, "color": OTHER_GROUPS, "shrinkA": 0, "shrinkB": 1}

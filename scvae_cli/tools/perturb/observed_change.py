@@ -82,9 +82,9 @@ class Observed:
         """Compute the effect of a label on a group, and the squared standard error of the effect, each of shape (g,).
 
         For counts, the gene's share of a cell's counts is averaged over the cells with the label, and over the control
-        cells. `pseudo` is added to both averages. The effect is the logarithm of the first average divided by the
-        second. For real numbers, the effect is the mean over the cells with the label minus the mean over the control
-        cells.
+        cells. `pseudo` is added to both averages, so that neither is zero. The effect is the logarithm of the ratio of
+        the first average to the second. For real numbers, the effect is the mean over the cells with the label minus
+        the mean over the control cells.
         """
         (after_g, after_error_g), (before_g, before_error_g) = (
             self.shares(design, group, of) for of in (label, design.control)

@@ -21,15 +21,17 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
     """Which perturbation of which cells is predicted, and how."""
 
     perturbation_key: str = option(help="Column of obs with the perturbation of each cell.", takes=_COLUMN)
-    control: str = option(help="Label of the untreated control cells.", takes=_LABEL, label=True)
-    treated: str = option(help="Label of the perturbation to predict; A+B for a combination.", takes=_LABEL, label=True)
+    control: str = option(help="Label of the control cells in the --perturbation-key column.", takes=_LABEL, label=True)
+    treated: str = option(
+        help="Label of the perturbation to predict. A+B names the combination of A and B.", takes=_LABEL, label=True
+    )
     groupby: str = option(help="Column of obs that names the groups, such as cell types.", takes=_COLUMN)
-    group: str = option(help="Group whose response to predict.", takes="a group of the --groupby column", label=True)
+    group: str = option(help="Group whose response is predicted.", takes="a group of the --groupby column", label=True)
     method: Method = option(
         "auto",
-        help="How to shift cells in latent space. centroid: by the average shift of the other groups' means. ot: by "
-        "the shifts of the other groups' cells, paired by optimal transport. auto: by the method that predicts the "
-        "other groups better.",
+        help="How the control cells are shifted in latent space. centroid: by the average shift of the other groups' "
+        "means. ot: by the shifts of nearby control cells of the other groups, which are paired with treated cells by "
+        "optimal transport. auto: by the method that predicts the other groups better.",
     )
     retrain: bool = option(
         False,
@@ -59,11 +61,14 @@ PERTURB = Verb(
     home="scvae_cli.tools.perturb.question:Perturb",
     about="""Predict how the cells of a group would respond to a perturbation that other groups have undergone.
 
-    The group's control cells are shifted in latent space as the perturbation shifted the cells of the other groups,
-    and the decoder gives the change of every gene. As a check, every group with treated cells is predicted too, and
-    the correlation of the predicted with the observed change is printed. For comparison, the correlations of two simple
-    predictions are printed: the mean change of the other groups and, for combinations, the sum of the changes under
-    the parts. A change is a difference between means of log(1 + 10⁴·count/library).""",
+    The control cells of the group are shifted in latent space in the same way as the perturbation shifted the other
+    groups. The decoder then gives the change of every gene. The change of a gene is the difference between the means of
+    log(1 + 10⁴·count/library size) in treated and in control cells.
+
+    As a check, every group with treated cells is predicted too, and the correlation of the predicted with the observed
+    change is printed. The correlations of two simple predictions are printed for comparison. The first is the mean
+    change of the other groups. The second is for combinations: the sum of the changes under the single
+    perturbations.""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     inplace=False,

@@ -51,7 +51,7 @@ def perturb(
     design
         Cells from which the response is learned.
     options
-        Method, whether to retrain, and whether to draw counts.
+        Method, whether the prediction is checked with retrained models, and whether counts are drawn.
     cells
         Posteriors q(z|x) of the n cells; computed if None.
     follow

@@ -96,7 +96,7 @@ class Predictor:
         return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 
     def changes(self, design: Design, method: str, shares: Sequence[float]) -> list[np.ndarray]:
-        """Predict the change of mean log expression for each share of the mean shift. Each change has shape (g,)."""
+        """Predict the change of mean log expression, shape (g,), once for each given share of the mean shift."""
         shifted = next(self._shifted(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         start_g = self._mean_log(*shifted.before, shifted.library_m)
         means = (shifted.mixed(share, of_counts=self.model.of_counts) for share in shares)

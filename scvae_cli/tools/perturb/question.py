@@ -42,7 +42,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if session.model.batches and batch_key == options.perturbation_key:
             raise ModelError(
                 f"the model was trained with --batch-key {batch_key}, so it removes the perturbation as a batch effect",
-                "train a model without it: scvae train DATA -m OTHER.scvae",
+                "train another model without --batch-key: scvae train DATA -m OTHER.scvae",
             )
         session.populations([options.group], groupby=options.groupby)
         group_n, label_n = session.labels(options.groupby), session.labels(options.perturbation_key)

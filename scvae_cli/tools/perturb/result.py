@@ -27,7 +27,8 @@ class Accuracy(NamedTuple):
     Parameters
     ----------
     correlation, top_correlation
-        Pearson correlation over all genes, and over the 50 genes with the largest absolute Welch's t.
+        Pearson correlation over all genes, and over the 50 genes with the largest absolute Welch's t between treated
+        and control cells.
     explained
         1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
     """
@@ -135,9 +136,9 @@ class Perturbation:
     model_agreement
         Agreement of two predictions for this group: the change decoded by the model, and the mean shift of `Recipe`.
         The agreement is the correlation of the two, divided by the mean of the same correlation over the checked
-        groups. Without checked groups, the correlation is not divided. If the agreement is below 0.75, the mean shift
-        is the prediction. None if the checks used retrained models, or if the change is learned only from the group's
-        own changes under the parts of the combination.
+        groups. Without checked groups, the correlation is not divided. If the agreement is below 0.75, the prediction
+        is the mean shift alone. None if the checks used retrained models, or if the change is learned only from the
+        group's own changes under the parts of the combination.
     blocks
         Expected or drawn counts, float32, as consecutive blocks of rows that can be iterated once.
     """

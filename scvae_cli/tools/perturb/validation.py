@@ -91,8 +91,8 @@ def retrained_checks(
     if model.batches and counts.batch is None:
         key = model.config.data.batch_key
         raise DataError(
-            f"the model was trained with --batch-key {key}",
-            f"--retrain needs the batches of the cells: add the column obs[{key!r}] to the data",
+            f"--retrain needs the batches of the cells, because the model was trained with --batch-key {key}",
+            f"add the batch of every cell to the data, in the column obs[{key!r}]",
         )
     config = model.config.of_all_genes()
     data, compute = replace(config.data, drop_empty=True), replace(config.compute, device=str(model.device))

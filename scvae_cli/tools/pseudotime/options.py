@@ -23,7 +23,7 @@ class PseudotimeOptions(Reading, Writing):
     ends: tuple[str, ...] = option(
         (),
         flags=("--to",),
-        help="Group at which a branch ends; may be repeated.",
+        help="Group at which a branch ends. May be given several times.",
         python_help="Groups at which the branches end.",
         metavar="GROUP",
         label=True,
@@ -60,10 +60,13 @@ PSEUDOTIME = Verb(
     panel="Trajectories",
     options=PseudotimeOptions,
     home="scvae_cli.tools.pseudotime.question:OrderCells",
-    about="""Order the cells by their distance from a root along the manifold, and assign them to end groups.
+    about="""Order the cells by their distance from a root, and assign them to branches.
 
-    Writes obs["scvae_pseudotime_NAME"] (0 to 1) and the geodesic distance from the root, obs["scvae_distance_NAME"].
-    With --to, also writes the end group of each cell, obs["scvae_branch_NAME"], and the weight of each end group,
-    obsm["scvae_ends_NAME"]. Cells that belong to no end group have the branch "shared".""",
+    The distance is measured along paths from cell to neighboring cell. Writes the order of the cells, from 0 to 1, to
+    obs["scvae_pseudotime_NAME"], and the distance from the root to obs["scvae_distance_NAME"].
+
+    With --to, obs["scvae_branch_NAME"] holds the group toward which each cell develops, or "shared" for a cell that is
+    not clearly on the way to one group. obsm["scvae_ends_NAME"] holds one weight for each cell and each group of --to.
+    The weight is larger if the cell is nearer to the shortest path from the root to this group.""",
     example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
 )

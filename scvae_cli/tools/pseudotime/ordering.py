@@ -4,7 +4,8 @@ The root is where the order of the cells begins, and the ends are groups where t
 geodesic: they are measured along the edges of a neighbor graph of the cells, and the edges have Fisher–Rao lengths.
 There are two such graphs. The first graph joins neighbors in latent space. The distances from the root and the weights
 of the ends are computed from shortest paths in the first graph. The second graph joins cells with similar expression.
-The order of the cells is computed from distances in the second graph that are smoothed over all short paths.
+The order of the cells is computed from smoothed distances in the second graph. A smoothed distance averages over all
+short paths from the root to a cell, while the length of the shortest path depends on that path alone.
 
 Shapes: n cells, m nodes of the graph, e ends, k latent dimensions.
 """
@@ -44,8 +45,9 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
     root, ends
         Populations or single cells.
     name, seed
-        Name of the result, and random seed. If there are very many cells, the nodes of the graphs are drawn with the
-        seed. The cells to which the distances of the root's cells are measured are also drawn with the seed.
+        Name of the result, and random seed. If there are very many cells, only some are nodes of the graphs, and they
+        are drawn with the seed. To find the tenth that represents the root, distances are measured to only some cells
+        of the ends, or to only some cells outside the root. These cells are drawn with the seed, too.
 
     Raises
     ------
@@ -97,7 +99,7 @@ def _outermost(
 ) -> np.ndarray:
     """Find the nodes that represent the root: the nodes of the root's core that are farthest from the ends.
 
-    If there are no ends, these are the nodes that are farthest from all other cells.
+    If there are no ends, these are the nodes that are farthest from the cells outside the root.
     """
     if len(root.cells) == 1:
         return graph.nodes_of(root.cells)

@@ -28,7 +28,8 @@ class Pseudotime:
     pseudotime_n
         Smoothed distance from the root, divided by the largest such distance: 0 to 1. Shape (n,).
     distance_n
-        Mean length of the shortest paths from the cells in `root_cells`, in standard deviations of a count. Shape (n,).
+        Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit is the standard deviation
+        of a single count around its expected value; for real numbers, it is the standard deviation of the noise.
     weight_ne
         Weight of each end for each cell, shape (n, e); rows sum to 1. The detour of a cell to an end is the additional
         length of the path from the root to the end if the path passes the cell. The weight is proportional to

@@ -23,22 +23,26 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     source: Source = option(
         "auto",
         flags=("--from",),
-        help="Distribution of the latent positions. prior: N(0, I). density: the density of the training cells. auto: "
-        "the one that fits the held-out cells better.",
+        help="Distribution from which the latent positions are drawn. prior: N(0, I). density: the density of the "
+        "training cells. auto: whichever of the two fits the held-out cells better.",
         panel=SAMPLING,
     )
     groupby: str | None = option(None, help="Column of obs that names the groups.", panel=SAMPLING)
     group: str | None = option(
-        None, help="Draw latent positions from the cells of this group, instead of --from.", label=True, panel=SAMPLING
+        None,
+        help="Group of cells from which the latent positions are drawn. This replaces --from.",
+        label=True,
+        panel=SAMPLING,
     )
     prototype: bool = option(
         False,
-        help="Decode one typical cell, at the center of the latent space (z = 0), instead of drawing cells.",
+        help="Draw no cells. Instead, decode the center of the latent space (z = 0), which gives one typical cell.",
         panel=SAMPLING,
     )
     avoid_holes: bool = option(
         False,
-        help="Reject draws that lie in holes: regions without cells, with an off-manifold score above 0.95.",
+        help="Draw again if a position lies in a hole of latent space. In a hole, the density of cells is lower than "
+        "at 95% of the positions of held-out cells.",
         panel=SAMPLING,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=SAMPLING)
@@ -46,13 +50,13 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
         None,
         words=("observed", "median"),
         help="Library size to decode at: observed (that of a real cell nearby), median (of the training cells), or a "
-        "number.",
+        "number of counts.",
         shown_default="observed; for the prototype, median",
     )
     batch_as: str | None = batch_as_option(
         None,
-        help="Batch to decode in: the name of a batch, or drawn. With drawn, each cell gets a random batch, weighted "
-        "by number of training cells.",
+        help="Batch to decode in: the name of a batch, or drawn. With drawn, the batch of each cell is drawn at "
+        "random. The probability of a batch is its share of the training cells.",
         shown_default="drawn; for the prototype, average",
     )
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)
@@ -97,13 +101,16 @@ SAMPLE = Verb(
     panel="Results",
     options=SampleOptions,
     home="scvae_cli.tools.sample.question:Sample",
-    about="""Draw new cells: latent positions, and counts at these positions from the likelihood.
+    about="""Draw new cells from a model: first latent positions, then the counts of each cell.
 
-    The positions come from the prior, the density of the training cells, or the cells of a group. The new cells are
-    written to a separate file, with the library size of each cell in obs["scvae_library"] and the off-manifold score in
-    obs["scvae_off_manifold"]. A cell with a score above 0.95 lies in a hole of latent space, where no cells were
-    observed. The genes' means, variances and zero fractions are compared with those of real cells; the differences
-    between two halves of the real cells are shown for reference.""",
+    The latent positions come from the prior, from the density of the training cells, or from the cells of a group. The
+    new cells are written to a separate file. obs["scvae_library"] holds the library size of each cell.
+    obs["scvae_off_manifold"] holds the off-manifold score: the share of held-out cells whose positions have a higher
+    density of cells. A new cell with a score above 0.95 lies in a hole of latent space, where hardly any cells were
+    observed.
+
+    The means, variances and zero fractions of the genes are compared between new and real cells. The same comparison
+    between two halves of the real cells is printed for reference.""",
     example="scvae sample data.h5ad -n 1000 -o sampled.h5ad",
     inplace=False,
     returns="The new cells as an AnnData; None if they were written to an output.",

@@ -34,8 +34,9 @@ class Prototype:
     ----------
     mean_g, average_g, change_g
         Expected counts of the prototype, zero inflation included; counts of the average training cell at the same
-        library size; and the difference between the two. This difference is measured in Fisher–Rao coordinates, where
-        the unit is the standard deviation of a count.
+        library size; and the difference between the two. This difference is measured in Fisher–Rao coordinates. One
+        unit is the standard deviation of a single count around its expected value; for real numbers, it is the standard
+        deviation of the noise.
     z_k, off_manifold
         Latent position (all zero), and off-manifold score: the share of the held-out cells' posterior samples that lie
         where the density is higher.

@@ -63,7 +63,7 @@ class Sampled:
     off_manifold_n
         Off-manifold score: share of the held-out cells' posterior samples that lie at a higher density. Shape (n,).
     n_proposed
-        Number of draws, including the rejected ones.
+        Number of draws, including draws that were rejected because they lie in holes of latent space.
     blocks
         The counts, float32, as consecutive blocks of rows. Expected counts and real numbers are dense arrays; drawn
         counts are CSR matrices. A block is computed when it is read, and can be read only once.

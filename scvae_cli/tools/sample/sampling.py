@@ -75,7 +75,8 @@ def sample(
     ----------
     model, counts
         The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source. They also provide the library sizes and the posteriors of the group. `counts.batch` may be None.
+        source. They also provide the library sizes of the new cells, and the posteriors from which a group is sampled.
+        `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
@@ -150,8 +151,8 @@ def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progre
     """Sample the posteriors of the cells in the data that were held out of training.
 
     If the data has fewer than ten held-out cells, all cells are used instead. Returns the samples, and whether the
-    cells were held out. The samples are in the latent coordinates that the encoder and the decoder use. With five
-    samples per cell, the shape is (5c, k).
+    cells were held out. The samples are in the latent coordinates that the encoder and the decoder use. Each of c cells
+    is sampled five times, so the shape is (5c, k).
     """
     rows = np.flatnonzero(model.held_out(counts.cell_names))
     heldout = len(rows) >= MIN_HELDOUT
@@ -211,8 +212,8 @@ def accepted(
         n_accepted += len(good)
         if not enough and n_proposed >= _MIN_PROPOSED and n_accepted < _MIN_ACCEPTED * n_proposed:
             raise DataError(
-                f"{1 - n_accepted / n_proposed:.1%} of the draws lie in holes (off-manifold score above "
-                f"{OFF_MANIFOLD})",
+                f"{1 - n_accepted / n_proposed:.1%} of the draws lie in holes, where no cells were observed "
+                f"(off-manifold score above {OFF_MANIFOLD})",
                 "leave out --avoid-holes and look at the scores, or use --from density or --group",
             )
     positions, cells, scores = zip(*parts, strict=True)
@@ -294,5 +295,5 @@ def _nearby_libraries(
 
 
 def _stream(seed: int, stream: int) -> int:
-    """Return the seed of one of the streams of random numbers."""
+    """Return the seed of one stream of random numbers; each kind of draw has a stream of its own."""
     return int(np.random.SeedSequence(seed, spawn_key=(stream,)).generate_state(1)[0])

@@ -2,9 +2,9 @@
 
 A cell can be unlike the model in two ways: the decoder explains its counts badly, or the model has few cells at its
 latent position. A lower bound on log p(x) has one term for each way: E_q[log p(x|z)] for the counts, and
-−KL(q ‖ density) for the position, where the density is that of the training cells in latent space. The two terms are
-evaluated separately, because the term of the counts varies by tens of nats between cells by chance. In a sum, this
-variation would hide the term of the position.
+−KL(q ‖ density) for the position. Here q is the posterior of the cell, and the density is that of the training cells in
+latent space. The two terms are evaluated separately, because the term of the counts varies by tens of nats between
+cells by chance. In a sum, this variation would hide the term of the position.
 
 How well the counts of a cell are explained depends on the library size and on the cell's state: cells with few counts,
 and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all simulated

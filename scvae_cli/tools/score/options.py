@@ -13,12 +13,24 @@ from scvae_cli.verb import Verb
 class ScoreOptions(Reading, Drawing, Writing):
     """How cells are scored."""
 
-    n_samples: int = option(100, flags=("--samples",), help="Number of importance samples per cell.", least=1)
+    n_samples: int = option(
+        100,
+        flags=("--samples",),
+        help="Number of importance samples per cell for the importance-weighted bound.",
+        least=1,
+    )
     n_simulated: int = option(
-        4000, flags=("--simulated",), help="Number of cells to simulate from the model for comparison.", least=100
+        4000,
+        flags=("--simulated",),
+        help="Number of cells to simulate from the model. Each cell is compared with the simulated cells.",
+        least=100,
     )
     fdr: float = option(
-        0.05, help="False discovery rate at which cells are called anomalies.", above=0, below=1, in_record=False
+        0.05,
+        help="False discovery rate. Cells with an adjusted p-value up to this value are counted as anomalies.",
+        above=0,
+        below=1,
+        in_record=False,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
@@ -35,12 +47,13 @@ SCORE = Verb(
     home="scvae_cli.tools.score.question:Score",
     about="""Write how likely each cell is under the model, and whether it is an anomaly.
 
-    Writes the ELBO of each cell, obs["scvae_elbo"], and its parts, obs["scvae_reconstruction"] and obs["scvae_kl"].
-    The importance-weighted bound, obs["scvae_iwae"], is tighter than the ELBO. obs["scvae_iwae_density"] is the same
-    bound with another prior: the density of the training cells in latent space. All these values are in nats.
+    obs["scvae_elbo"] is the ELBO of each cell: obs["scvae_reconstruction"] minus obs["scvae_kl"]. obs["scvae_iwae"] is
+    the importance-weighted bound, which is tighter than the ELBO. obs["scvae_iwae_density"] is the same bound with
+    another prior: the density of the training cells in latent space. All these values are in nats.
 
-    obs["scvae_anomaly_p"] is a p-value: the share of simulated cells that fit the model as badly as this cell or
-    worse, after accounting for library size and batch. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to
-    control the false discovery rate.""",
+    obs["scvae_anomaly_p"] is a p-value. scvae simulates cells from the model and computes how much worse each cell fits
+    the model than expected for its library size and batch. The p-value is the share of simulated cells for which this
+    value is at least as large as for the real cell. obs["scvae_anomaly_p_adjusted"] is the p-value adjusted to control
+    the false discovery rate.""",
     example="scvae score data.h5ad --plot scores.png",
 )

@@ -29,7 +29,7 @@ class Scores:
     iwae
         Importance-weighted bound (Burda et al. 2016), tighter than the ELBO, shape (n,).
     iwae_density
-        The same bound with the model's latent density of the training cells in place of the prior, shape (n,).
+        The same bound as `iwae`, but with the latent density of the training cells in place of the prior, shape (n,).
     reconstruction
         E_q[log p(x|z)], estimated as the mean over the posterior samples, shape (n,).
     kl

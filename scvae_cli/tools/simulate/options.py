@@ -15,7 +15,8 @@ class SimulateOptions(SimulationConfig):
 
     true_mean: bool = option(
         False,
-        help="Also write the true means to layers/true_mean, a dense matrix with 4 bytes per value.",
+        help="Also write the true mean of every count to layers/true_mean. This matrix is dense, with 4 bytes per "
+        "value.",
         panel=OUTPUT,
     )
     force: bool = option(False, help="Replace an existing file.", panel=OUTPUT)
@@ -26,10 +27,11 @@ SIMULATE = Verb(
     panel="Start",
     options=SimulateOptions,
     home="scvae_cli.tools.simulate.simulating:simulate",
-    about="""Simulate raw counts of cells that differentiate along a tree, together with the true parameters.
+    about="""Simulate raw counts of cells that differentiate along a tree, and write them with the true parameters.
 
-    The true parameters are in the columns true_* of obs and var, and in varm["true_rho_BRANCH"] (expression along a
-    branch). obs["cell_type"] and obs["batch"] hold the cell type and batch of every cell.""",
+    The columns of obs and var whose names begin with true_ hold the true parameters. varm["true_rho_BRANCH"] holds the
+    true expression of every gene along a branch. obs["cell_type"] and obs["batch"] hold the cell type and the batch of
+    every cell.""",
     example="scvae simulate tree.h5ad --cells 5000 --branches 3 --batches 2",
     argument="OUT",
     argument_help="The .h5ad file to write.",

@@ -1,4 +1,4 @@
-"""The figure of a sweep: rate and distortion, the criterion that decides, and the active dimensions of every run.
+"""The figure of a sweep: rate and distortion, the criterion that compares runs, and the number of active dimensions.
 
 Shapes: r runs.
 """

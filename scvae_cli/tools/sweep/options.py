@@ -35,7 +35,7 @@ class SweepOptions(Drawing, Writing):
 
     beta: tuple[float, ...] | None = option(
         None,
-        help=f"Weights of the KL term to train with, for example {BETAS}.",
+        help=f"Weights of the KL term (β), one for each model to train, for example {BETAS}.",
         metavar="LIST",
         parse=_numbers,
         panel=VARIED,
@@ -44,7 +44,7 @@ class SweepOptions(Drawing, Writing):
     )
     n_latent: tuple[float, ...] | None = option(
         None,
-        help=f"Numbers of latent dimensions to train with, for example {DIMENSIONS}.",
+        help=f"Numbers of latent dimensions, one for each model to train, for example {DIMENSIONS}.",
         metavar="LIST",
         parse=_numbers,
         panel=VARIED,
@@ -53,16 +53,16 @@ class SweepOptions(Drawing, Writing):
     )
     judge: Literal["thinning", "bound"] | None = option(
         None,
-        help="Criterion that decides. thinning: how well withheld molecules are predicted. bound: the "
-        "importance-weighted bound of held-out cells.",
+        help="Criterion by which the models are compared. thinning: how well a model predicts molecules that were "
+        "withheld from the training. bound: the importance-weighted bound of held-out cells.",
         on_command_line=False,
-        shown_default="thinning, for counts",
+        shown_default="thinning for counts, bound for real numbers",
     )
     training: RunConfig = section(RunConfig, without=frozenset({"beta", "n_latent"}))
     models: Path | None = option(
         None,
-        help="Folder to write the models to, with names like beta_0.3.scvae. Each model is trained on nine tenths of "
-        "the molecules.",
+        help="Folder to which the models are written, with names such as beta_0.3.scvae. Models of counts are trained "
+        "on only nine tenths of the molecules.",
         metavar="FOLDER",
         panel=OUTPUT,
     )
@@ -115,10 +115,12 @@ SWEEP = Verb(
     about="""Train models with several values of β or of the latent dimension, and suggest which value to use.
 
     A tenth of every cell's molecules is withheld. Each model is trained on the other molecules and predicts the
-    withheld ones. The suggestion is the largest β (with --n-latent: the smallest number of dimensions) whose
-    predictions are as good as the best ones, within noise. With --likelihood normal, the importance-weighted bound of
-    held-out cells decides instead. The KL term (rate) and the reconstruction loss (distortion) of held-out cells give
-    the rate–distortion curve. All results go to uns["scvae"]["sweep"].""",
+    withheld molecules. The suggestion is the largest β whose model predicts as well as the best model, within noise.
+    With --n-latent, the suggestion is the smallest number of dimensions whose model does so. With --likelihood normal,
+    no values are withheld, and the models are compared by the importance-weighted bound of held-out cells.
+
+    The rate–distortion curve shows the KL term (rate) and the reconstruction loss (distortion) of held-out cells for
+    every model. All results are written to uns["scvae"]["sweep"].""",
     example="scvae sweep data.h5ad --beta 0.1,0.3,1,3,10 --plot sweep.png",
     takes_model=False,
 )

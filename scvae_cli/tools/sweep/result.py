@@ -33,11 +33,12 @@ class Run:
     elbo, bound
         Mean evidence lower bound (at β = 1) and mean importance-weighted bound of the held-out cells, nats.
     loss
-        Mean of the criterion that decides, nats per cell, up to a constant: the Poisson loss of the withheld molecules,
-        or the importance-weighted bound with the opposite sign.
+        Mean of the criterion by which runs are compared, nats per cell, up to a constant: the Poisson loss of the
+        withheld molecules, or the importance-weighted bound with the opposite sign.
     gain
-        Advantage in `loss` over a mean model, which gives every gene a fixed mean and dispersion, as a fraction of the
-        best run's advantage. NaN if the criterion is the bound, or if no run predicts better than the mean model.
+        How much lower `loss` is than the loss of a mean model, as a fraction of the same difference for the best run.
+        The mean model gives every gene a fixed mean and dispersion. NaN if the criterion is the bound, or if no run
+        predicts better than the mean model.
     excess, excess_se
         Mean difference between the losses of this run and of the best run, and the standard error of this difference,
         paired by cell.
@@ -61,7 +62,8 @@ class Run:
 class Reversal(NamedTuple):
     """Two neighboring values of β between which the rate–distortion curve changes in the wrong direction.
 
-    From `lower` to `upper`, the "rate" increases or the "distortion" decreases (`what`), by `by` nats.
+    `lower` and `upper` are the two values of β. `what` is the quantity that changes in the wrong direction: the "rate",
+    which increases, or the "distortion", which decreases. `by` is the size of this change, in nats.
     """
 
     lower: float
@@ -181,7 +183,7 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
 
 
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:
-    """Find neighboring runs between which the rate increases or the distortion decreases significantly with β.
+    """Find neighboring runs where the run with the larger β has a significantly higher rate or lower distortion.
 
     The runs are in ascending order of β. The change must be larger than two standard errors over the n held-out cells,
     and larger than 0.05 nats. For a single held-out cell there is no standard error, so the result is empty.

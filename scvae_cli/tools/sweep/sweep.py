@@ -7,7 +7,7 @@ This curve does not show which β to use, but the prediction of withheld molecul
 (`scvae_cli.evaluation.thinning`). A model with too much information about a cell reproduces the noise of the molecules
 that were not withheld. A model with too little information averages over different cells. Both models predict the
 withheld molecules badly. Every prediction combines the latent space with the cell's own counts. Without the cell's own
-counts, a latent space that memorizes the deviations of every cell would appear best at any β.
+counts, a latent space that memorizes the noise of every cell would appear best.
 
 The rate–distortion curve comes from the same trainings, so it describes only the molecules that were not withheld.
 

@@ -16,11 +16,11 @@ class TrainOptions(Options):
     """A training, and whether it continues or replaces another."""
 
     training: RunConfig = section(RunConfig)
-    resume: bool = option(False, help="Continue an interrupted training.", panel=FITTING, in_python=False)
+    resume: bool = option(False, help="Continue a training that was interrupted.", panel=FITTING, in_python=False)
     force: bool = option(False, help="Replace an existing model.", panel=OUTPUT, in_python=False)
     on_event: Callable[[Any], None] | None = option(
         None,
-        help="Function called with every event of the training (`scvae_cli.training.fit.FitEvent`).",
+        help="Function that is called with every event of the training (`scvae_cli.training.fit.FitEvent`).",
         on_command_line=False,
     )
 
@@ -30,11 +30,11 @@ TRAIN = Verb(
     panel="Model",
     options=TrainOptions,
     home="scvae_cli.tools.train.training:train",
-    about="""Train a model on raw counts and write the model folder; DATA itself is only read.
+    about="""Train a model on raw counts and write the model to a folder. DATA is not changed.
 
     With --likelihood normal, the values may be any real numbers. Some cells are held out. Training stops when the loss
     on the held-out cells no longer falls, and the weights with the lowest loss on these cells are kept. Ctrl-C ends the
-    training after the current epoch; --resume continues the training.""",
+    training after the current epoch, and --resume continues the training later.""",
     python_about="""Train a model on raw counts.
 
     With a normal likelihood, the values may be any real numbers. Some cells are held out. Training stops when the loss

@@ -1,7 +1,9 @@
 """Paths through latent space: straight, along cells, or geodesic.
 
 A waypoint is a latent position that a path must pass. The part of a path between two consecutive waypoints is a
-segment. Lengths called Fisher–Rao lengths measure the change in decoded expression, in standard deviations of a count.
+segment. Lengths called Fisher–Rao lengths measure the change in decoded expression. One unit of Fisher–Rao length is
+the standard deviation of a single count around its expected value; for real numbers, it is the standard deviation of
+the noise.
 
 Shapes: n points, p paths, w waypoints, l segments, t points along a path or segment, c control points, k latent
 dimensions, g genes, m nodes of the neighbor graph.
@@ -52,7 +54,7 @@ def at_constant_speed(geometry: Geometry, points_tk: np.ndarray, n_steps: int) -
 
 
 def step_lengths(geometry: Geometry, points_tk: np.ndarray) -> np.ndarray:
-    """Compute the Fisher–Rao length of every step, shape (t - 1,), in standard deviations of a count."""
+    """Compute the Fisher–Rao length of every step, shape (t - 1,)."""
     y_tg = coordinates(geometry, torch.as_tensor(points_tk, dtype=torch.float32))
     return np.asarray((y_tg[1:] - y_tg[:-1]).norm(dim=1), dtype=np.float64)
 

@@ -1,8 +1,8 @@
 """Changes of each gene along a trajectory.
 
-Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)) of the expected count μ, where θ is
-the inverse dispersion. The unit of y is the standard deviation of a count, so that changes of rare and of highly
-expressed genes can be compared.
+Changes are measured in the Fisher–Rao coordinate y = 2√θ·asinh(√(μ/θ)) of the expected count μ, where θ is the inverse
+dispersion. One unit of y is the standard deviation of a single count around its expected value. Changes of rare and of
+highly expressed genes can therefore be compared.
 
 Shapes: t steps, g genes.
 """
@@ -25,7 +25,7 @@ class GeneChanges:
     ----------
     effect_g, net_g
         The effect is the highest minus the lowest value along the trajectory. The net change is the value at the end
-        minus the value at the start. Both are in standard deviations of a count.
+        minus the value at the start. Both are in units of y, defined above.
     direction_g
         "up" or "down" if the absolute net change is at least half of the effect. Otherwise, "peak" or "dip".
     monotonicity_g

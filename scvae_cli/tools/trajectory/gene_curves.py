@@ -61,7 +61,7 @@ def smoothed(
 
 
 def curves_height(n_genes: int) -> float:
-    """Return the height of the panel, in inches."""
+    """Return the height of the panel with the curves, in inches."""
     if n_genes == 0:
         return 0.0
     rows = -(-n_genes // _columns(n_genes))
@@ -76,7 +76,7 @@ def draw_curves(
     inflation_tc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the panel, with the upper edge at `top` inches. Decoded counts are multiplied by `inflation_tc`."""
+    """Draw the curves, with their upper edge at `top` inches. Decoded counts are multiplied by `inflation_tc`."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))

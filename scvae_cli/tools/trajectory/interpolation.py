@@ -132,7 +132,7 @@ def described(
         Indices of reference cells. A cell counts as near the trajectory if the distance from the cell to the trajectory
         is at most the 90% quantile of the distances of the reference cells.
     seed
-        Random seed of the draws for the 5–95% band.
+        Random seed of the posterior samples from which the 5% and 95% quantiles of the expected counts are computed.
     library, batch_as, name, kind, labels, endpoint, couple
         Fields of the returned `Trajectory`. The steps are decoded with `library` and `batch_as`.
     """

@@ -26,24 +26,30 @@ class InterpolateOptions(Reading, Drawing, Writing):
     groupby: str | None = option(None, help="Column of obs that names the groups.")
     groups: tuple[str, ...] = option(
         (),
-        help="Groups that the trajectory passes, in order: two or more.",
+        help="Two or more groups that the trajectory passes in this order.",
         flags=(
             Flag(name="--from", help="Group at which the trajectory starts."),
-            Flag(name="--via", help="Group that the trajectory passes in between; may be repeated.", repeated=True),
+            Flag(
+                name="--via",
+                help="Group that the trajectory passes on the way. May be given several times.",
+                repeated=True,
+            ),
             Flag(name="--to", help="Group at which the trajectory ends."),
         ),
         label=True,
     )
     cells: tuple[str, ...] = option(
         (),
-        help="Cells that the trajectory passes, in order, instead of groups: two or more obs_names.",
+        help="Names (obs_names) of two or more cells that the trajectory passes in this order, instead of groups.",
         flags=(
             Flag(name="--from-cell", metavar="ID", help="Cell at which the trajectory starts, instead of a group."),
             Flag(name="--to-cell", metavar="ID", help="Cell at which the trajectory ends, instead of a group."),
         ),
     )
     time_key: str | None = option(
-        None, help="Column of obs with time points. The trajectory passes the time points in order, instead of groups."
+        None,
+        help="Column of obs with the time point of each cell. The trajectory passes the cells of one time point after "
+        "the other, instead of groups.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
     n_steps: int = option(
@@ -51,25 +57,26 @@ class InterpolateOptions(Reading, Drawing, Writing):
     )
     path: PathKind = option(
         "geodesic",
-        help="Kind of trajectory. geodesic: the path with the least change in expression, through regions with cells. "
-        "graph: from cell to neighboring cell. straight: a straight line in latent space.",
+        help="Kind of trajectory. geodesic: the path with the least change in expression among paths through regions "
+        "with cells. graph: a path from cell to neighboring cell. straight: a straight line in latent space.",
         panel=TRAJECTORY,
     )
     endpoint: Endpoint = option(
         "density",
-        help="Position that represents a group: the point of highest cell density (density) or the mean (centroid).",
+        help="Position that represents a group. density: the position with the highest density of cells. centroid: the "
+        "mean of the group's cells.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
         "none",
-        help="With ot, also pair single cells of the two ends by optimal transport, and compute a trajectory for each "
-        "pair.",
+        help="Whether to pair cells. With ot, single cells of the two end groups are paired by optimal transport, and "
+        "a trajectory is computed for each pair.",
         panel=TRAJECTORY,
     )
     n_paths: int = option(
         50,
         flags=("--paths",),
-        help="Number of trajectories between paired cells with --couple ot.",
+        help="Number of pairs of cells, and of trajectories between them, with --couple ot.",
         least=2,
         most=MAX_PATHS,
         panel=TRAJECTORY,
@@ -78,7 +85,7 @@ class InterpolateOptions(Reading, Drawing, Writing):
     library: str | float = library_option("median")
     batch_as: str = batch_as_option()
     path_out: Path | None = option(
-        None, help="Also write the steps as an .h5ad file, one row per step.", panel=OUTPUT, metavar="FILE",
+        None, help="Also write the steps to an .h5ad file, one row per step.", panel=OUTPUT, metavar="FILE",
         in_record=False,
     )  # fmt: skip
 
@@ -105,11 +112,11 @@ INTERPOLATE = Verb(
     panel="Trajectories",
     options=InterpolateOptions,
     home="scvae_cli.tools.trajectory.question:Interpolate",
-    about="""Interpolate a trajectory between two groups (or cells) in latent space and decode every step.
+    about="""Compute a trajectory in latent space between two groups or two cells, and decode every step.
 
     Writes the trajectory to uns["scvae"]["paths"], and the expression of every gene along the trajectory to
-    varm["scvae_path_NAME"]. The position of each cell along the trajectory goes to obs["scvae_pseudotime_NAME"]; the
-    position is NaN for cells far from the trajectory. Prints the groups that the trajectory passes and the genes that
-    change most. Warns about steps where no cells were observed.""",
+    varm["scvae_path_NAME"]. obs["scvae_pseudotime_NAME"] holds the position of each cell along the trajectory, or NaN
+    for cells far from the trajectory. The groups that the trajectory passes and the genes that change most are printed.
+    A warning names steps where no cells were observed.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )

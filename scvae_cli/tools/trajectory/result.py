@@ -114,7 +114,7 @@ class Trajectory:
         return "few cells are similar to the ends of the trajectory: use --endpoint density"
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the result. Genes of the file that are not in the model get NaN."""
+        """List the slots of the data to which the trajectory is written, with NaN for genes that the model lacks."""
         name = self.name
         column = {gene: i for i, gene in enumerate(self.genes)}
         columns_f = np.asarray([column.get(gene, -1) for gene in file_genes])

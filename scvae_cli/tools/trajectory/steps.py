@@ -27,10 +27,11 @@ class Steps:
     Parameters
     ----------
     length
-        Fisher–Rao length of the trajectory, in standard deviations of a count.
+        Fisher–Rao length of the trajectory. One unit is the standard deviation of a single count around its expected
+        value; for real numbers, it is the standard deviation of the noise.
     position_t, speed_t
-        Position along the trajectory, from 0 to 1, and Fisher–Rao speed. The speed is the change in expression per unit
-        of position, in standard deviations of a count.
+        Position along the trajectory, from 0 to 1, and Fisher–Rao speed: the Fisher–Rao length per unit of
+        position.
     off_manifold_t
         Off-manifold score: the fraction of the held-out cells whose latent density is higher than that of the step. A
         score near 1 means that no cells were observed near the step.
