@@ -80,7 +80,11 @@ def measured(
     compute = Compute(device=compute.device, precision=compute.precision, reason="", compiles=compiles)
     simulation = simulate(SimulationConfig(n_cells=CELLS, n_genes=args.genes, depth=COUNTS_PER_GENE * args.genes))
     counts = sp.vstack(list(simulation.blocks()), format="csr")
-    vae = VAE(ModelConfig(encoder_dropout=0.1, decoder_dropout=0.1), args.genes).to(compute.device).train()
+    vae = (
+        VAE(ModelConfig(n_latent=20, n_hidden=256, encoder_dropout=0.1, decoder_dropout=0.1), args.genes)
+        .to(compute.device)
+        .train()
+    )
     table = CellTable(counts, None, compute.device)
     steps = DeviceSteps(vae, AveragedAdamW(vae, 0.1), table, batch_size, compute)
     random = np.random.default_rng(0)

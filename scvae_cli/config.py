@@ -93,8 +93,20 @@ class ModelConfig(Options):
         "gene are its loadings on the latent axes.",
         panel=MODEL,
     )
-    n_latent: int = option(20, help="Number of latent dimensions.", panel=MODEL, least=1)
-    n_hidden: int = option(256, help="Number of units in each hidden layer.", panel=MODEL, least=1)
+    n_latent: int | None = option(
+        None,
+        help="Number of latent dimensions.",
+        panel=MODEL,
+        least=1,
+        shown_default="20; 5 for fewer than 500 training cells",
+    )
+    n_hidden: int | None = option(
+        None,
+        help="Number of units in each hidden layer.",
+        panel=MODEL,
+        least=1,
+        shown_default="256; 128 for fewer than 500 training cells",
+    )
     n_layers: int = option(
         1, help="Number of hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1
     )

@@ -23,6 +23,7 @@ from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
+from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
@@ -155,6 +156,14 @@ class Session:
     def cells(self) -> Posterior:
         """Posteriors q(z|x) of the cells in `counts`, computed once, in the latent coordinates of the networks."""
         return posteriors(self.model, self.counts, progress=self.progress)
+
+    @cached_property
+    def embedding(self) -> np.ndarray:
+        """Positions of the cells in expression space, shape (n, j): the default embedding, computed once."""
+        counts = self.counts_and_batches(partly=True)
+        return expression_positions(
+            self.model, counts, self.cells.mean_nk, missing=self.missing_genes, progress=self.progress
+        )
 
     @property
     def position_n2(self) -> np.ndarray:
@@ -315,13 +324,16 @@ class Session:
         }
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
-    def counts_and_batches(self) -> Counts:
-        """Return the counts, with the batch of each cell if the model has batches and every cell has a batch label."""
+    def counts_and_batches(self, *, partly: bool = False) -> Counts:
+        """Return the counts, with the batch of each cell if the model has batches and the data have their column.
+
+        If some cells have no batch label, all cells get their batch if `partly` is True, and none if it is False.
+        """
         key = self.model.config.data.batch_key
         if not self.model.batches or key is None or key not in self.store.obs_keys:
             return self.counts
         batch = self.labels(key)
-        return self.counts if is_missing(batch).any() else replace(self.counts, batch=batch)
+        return self.counts if is_missing(batch).any() and not partly else replace(self.counts, batch=batch)
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:

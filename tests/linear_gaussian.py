@@ -13,6 +13,7 @@ from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.model.vae import VAE
 
 
@@ -47,9 +48,10 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
         torch.nn.init.zeros_(vae.encoder.posterior.bias)
     density = density_of(np.random.default_rng(0).standard_normal((300, k)))
     axes = CanonicalAxes(torch.eye(k), torch.ones(k))
+    expression = ExpressionSpace(torch.zeros(g), torch.eye(g), torch.tensor(1.0))
     genes = tuple(f"g{i}" for i in range(g))
     return Model(
-        vae=vae.eval(), density=density, axes=axes, genes=genes, heldout_cells=(), config=RunConfig(model=shape),
+        vae=vae.eval(), density=density, axes=axes, expression=expression, genes=genes, heldout_cells=(), config=RunConfig(model=shape),
         facts={}, history="",
     )  # fmt: skip
 

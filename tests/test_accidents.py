@@ -120,5 +120,5 @@ def test_steps_appear_together_with_the_results(copied, monkeypatch):
     run_well("interpolate", copied.data, "-m", copied.model, *WALK, "--path-out", steps, "--steps", "7")
     walk = ad.read_h5ad(steps)
     assert walk.shape == (7, 40)
-    assert walk.obsm["X_scvae"].shape == (7, 4)
+    assert walk.obsm["scvae_latent"].shape == (7, 4)
     np.testing.assert_array_equal(walk.X.T, ad.read_h5ad(copied.data).varm["scvae_path_batch_1_to_batch_2"])

@@ -159,7 +159,7 @@ def test_command_takes_axes(bench):
     written = {}
     for axes in ("training", "canonical"):
         run_well(*bench.ask("embed", "--axes", axes))
-        written[axes] = ad.read_h5ad(bench.data).obsm["X_scvae"]
+        written[axes] = ad.read_h5ad(bench.data).obsm["scvae_latent"]
         record = open_store(bench.data).uns_text("scvae/runs/embed")
         assert f'"axes": "{axes}"' in record
     rotation = load(bench.model).axes.rotation_kk.numpy()

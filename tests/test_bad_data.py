@@ -190,7 +190,7 @@ def test_one_cell_is_enough_to_ask_about(bench):
     bench.changed(lambda a: a[:1].copy())
     for verb in ("embed", "denoise", "score"):
         run_well(*bench.ask(verb))
-    assert ad.read_h5ad(bench.data).obsm["X_scvae"].shape == (1, 4)
+    assert ad.read_h5ad(bench.data).obsm["scvae_latent"].shape == (1, 4)
 
 
 def test_last_minibatch_of_one_cell_trains(bench):

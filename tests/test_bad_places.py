@@ -243,7 +243,7 @@ def test_slots_in_memory_that_are_not_ours(bench):
     np.testing.assert_array_equal(adata.obsm["X_scvae"], np.ones((120, 2)))
     scvae.embed(adata, bench.model, force=True)
     scvae.embed(adata, bench.model)
-    assert adata.obsm["X_scvae"].shape == (120, 4)
+    assert adata.obsm["scvae_latent"].shape == (120, 4)
 
 
 @pytest.mark.parametrize("before", [False, True], ids=["first", "after its parent"])

@@ -65,7 +65,7 @@ KEYS = {
     "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
     "cpu_minutes obs findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
-    "embed": "output n_cells n_latent refined_gain missing_genes slots",
+    "embed": "output n_cells space n_dimensions n_latent refined_gain missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "genes missing_genes path_out plot slots",

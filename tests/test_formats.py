@@ -47,7 +47,7 @@ def test_main_job_on_10x_data(sample):
     out = sample.with_name("out.h5ad")
     run_well("embed", sample, "-o", out)
     adata = ad.read_h5ad(out)
-    assert adata.obsm["X_scvae"].shape == (120, 4)
+    assert adata.obsm["scvae_latent"].shape == (120, 4)
     np.testing.assert_array_equal(adata.X.toarray(), cells().X.toarray())
     assert list(adata.obs_names) == list(cells().obs_names)
     assert adata.var_names.is_unique

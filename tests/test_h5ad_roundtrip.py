@@ -112,7 +112,7 @@ def test_anndata_and_scanpy_go_on_from_there(rich_file):
         run_well(verb, rich_file.data, "-m", rich_file.model, *options)
     adata = ad.read_h5ad(rich_file.data)
     pd.testing.assert_frame_equal(adata.obs[mine.obs.columns], mine.obs)
-    assert adata.obsm["X_scvae"].shape == (120, 4)
+    assert adata.obsm["scvae_latent"].shape == (120, 4)
     assert adata.obsm["scvae_latent_var"].min() > 0
     assert adata.var["scvae_modelled"].dtype == bool
     assert adata.layers["scvae_denoised"].shape == adata.shape
@@ -180,9 +180,9 @@ def test_two_models_live_in_one_file(copied):
     run_well("embed", copied.data, "-m", other, "--key-added", "other")
     new, changed = differences(first, elements_of(copied.data))
     assert not changed
-    assert {"obsm/X_other", "obsm/other_latent_var"} < new
+    assert {"obsm/X_other", "obsm/other_latent", "obsm/other_latent_var"} < new
     adata = ad.read_h5ad(copied.data)
-    assert (adata.obsm["X_scvae"].shape[1], adata.obsm["X_other"].shape[1]) == (4, 3)
+    assert (adata.obsm["scvae_latent"].shape[1], adata.obsm["other_latent"].shape[1]) == (4, 3)
     assert "obsm/X_other" in run_well("info", copied.data, "--key-added", "other").out
 
 
@@ -348,4 +348,4 @@ def test_groups_without_an_encoding_get_none(copied):
     before = elements_of(copied.data)
     run_well("embed", copied.data, "-m", copied.model)
     assert not differences(before, elements_of(copied.data))[1]
-    assert ad.read_h5ad(copied.data).obsm["X_scvae"].shape == (120, 4)
+    assert ad.read_h5ad(copied.data).obsm["scvae_latent"].shape == (120, 4)

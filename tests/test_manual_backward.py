@@ -135,4 +135,4 @@ def test_bfloat16_products_cost_their_rounding_only(likelihood, form):
 
 
 def test_a_model_of_real_numbers_is_left_to_autograd():
-    assert not can_train(VAE(ModelConfig(likelihood="normal"), GENES))
+    assert not can_train(VAE(ModelConfig(likelihood="normal", n_latent=2, n_hidden=8), GENES))

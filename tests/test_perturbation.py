@@ -259,7 +259,7 @@ def test_predicted_cells_are_an_anndata(known, model):
     assert set(new.obs["label"]) == {"B"}
     assert set(new.obs["kind"]) == {"ape"}
     np.testing.assert_array_equal(new.obs["depth"], control.obs["depth"])
-    assert new.obsm["X_scvae"].shape == (EACH, 6)
+    assert new.obsm["scvae_latent"].shape == (EACH, 6)
     assert new.obs["scvae_off_manifold"].between(0, 1).all()
     recorded = new.uns["scvae"]["perturbations"]["ape_B"]
     assert list(recorded["checks"]["group"]) == ["bee", "cat", "dog", "elk"]

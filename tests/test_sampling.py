@@ -164,7 +164,7 @@ def test_groups_are_drawn_from_their_cells():
     mean_nk, var_nk = posteriors(model, Session.open(adata[of_it].copy(), model).counts)
     expected_k = model.axes.position(mean_nk.mean(0, keepdim=True)).numpy()[0]
     total_k = model.axes.position(mean_nk).var(0).numpy() + model.axes.variance(var_nk).mean(0).numpy()
-    got = made.obsm["X_scvae"]
+    got = made.obsm["scvae_latent"]
     np.testing.assert_allclose((got.mean(0) - expected_k) / np.sqrt(total_k), 0, atol=0.25)
     # Not quite so: variances along the rotated axes lack their covariances with other axes.
     np.testing.assert_allclose(got.var(0).sum(), total_k.sum(), rtol=0.15)
@@ -233,7 +233,7 @@ def test_sampled_cells_are_counts_like_those_of_the_cells(adata, model, sampled)
 def test_the_same_seed_gives_the_same_cells(adata, model, sampled):
     again = scvae.sample(adata, model, 1200)
     assert (again.X != sampled.X).nnz == 0
-    np.testing.assert_array_equal(again.obsm["X_scvae"], sampled.obsm["X_scvae"])
+    np.testing.assert_array_equal(again.obsm["scvae_latent"], sampled.obsm["scvae_latent"])
     assert again.obs.equals(sampled.obs)
     other = scvae.sample(adata, model, 1200, seed=1)
     assert (other.X != sampled.X).nnz > 0
@@ -244,7 +244,7 @@ def test_means_are_what_draws_average_to(adata, model):
     means = scvae.sample(adata, model, 300, mean=True, **group)
     drawn = scvae.sample(adata, model, 300, **group)
     assert means.X.dtype == np.float32
-    np.testing.assert_array_equal(means.obsm["X_scvae"], drawn.obsm["X_scvae"])
+    np.testing.assert_array_equal(means.obsm["scvae_latent"], drawn.obsm["scvae_latent"])
     np.testing.assert_allclose(np.asarray(drawn.X.mean(0)).ravel().sum(), means.X.mean(0).sum(), rtol=0.05)
     assert (means.X > 0).all()
 
@@ -252,7 +252,7 @@ def test_means_are_what_draws_average_to(adata, model):
 def test_the_prototype_is_the_middle_of_the_prior(adata, model):
     made = scvae.sample(adata, model, prototype=True, batch_as="batch_1")
     assert made.obs_names.tolist() == ["prototype"]
-    assert (made.obsm["X_scvae"] == 0).all()
+    assert (made.obsm["scvae_latent"] == 0).all()
     zero = torch.zeros(1, 4)
     with torch.no_grad():
         expected = model.vae.expected_counts(
@@ -301,7 +301,7 @@ def test_a_file_is_the_same_as_memory(adata, model, sampled, tmp_path):
     assert (read.X != sampled.X).nnz == 0
     assert read.obs.equals(sampled.obs)
     assert read.var_names.equals(sampled.var_names)
-    np.testing.assert_array_equal(read.obsm["X_scvae"], sampled.obsm["X_scvae"])
+    np.testing.assert_array_equal(read.obsm["scvae_latent"], sampled.obsm["scvae_latent"])
     assert read.uns["scvae"]["runs"]["sample"] == sampled.uns["scvae"]["runs"]["sample"]
     scvae.sample(adata, model, 30, mean=True, output=str(tmp_path / "new.h5ad"), force=True)
     assert isinstance(anndata.read_h5ad(tmp_path / "new.h5ad").X, np.ndarray)
@@ -319,7 +319,7 @@ def test_sampled_cells_go_through_the_other_verbs():
     cells = scvae.sample(adata, model, 500)
     embedded = scvae.embed(cells, model, inplace=False).mean_nk
     # Where a cell was drawn and where the encoder puts it have something to do with each other.
-    assert np.corrcoef(embedded[:, 0], cells.obsm["X_scvae"][:, 0])[0, 1] > 0.5
+    assert np.corrcoef(embedded[:, 0], cells.obsm["scvae_latent"][:, 0])[0, 1] > 0.5
 
 
 def test_picture_shows_every_gene_and_marks_holes(adata, model):

@@ -161,8 +161,8 @@ def _cell_findings(counts: Counts) -> list[Finding]:
         message = f"{n_left} cell(s) with counts are too few for training"
         findings.append(_refuse(message, f"training needs at least {MIN_TRAINING_CELLS} such cells"))
     elif counts.n_cells < FEW_CELLS:
-        message = f"{counts.n_cells} cells are few, so a model may overfit"
-        findings.append(_warn(message, "consider a smaller --n-latent and --n-hidden"))
+        message = f"{counts.n_cells} cells are few, so rare populations may be missed"
+        findings.append(_warn(message, "training uses a small network, unless --n-latent and --n-hidden are given"))
     if len(empty):
         message = f"{len(empty)} cell(s) have no counts; the first is {counts.cell_names[empty[0]]!r}"
         findings.append(_refuse(message, "use --drop-empty to drop empty cells"))

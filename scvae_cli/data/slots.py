@@ -98,8 +98,10 @@ class SlotNames:
                 f"--key-added is {self.key_added!r}", "use letters, digits, _ and -, for example: wide_model"
             )
 
-    # obsm: posterior means and variances, cells × latent dimensions.
+    # obsm: positions in expression space, cells × components.
     embedding = _Key("X_{}")
+    # obsm: posterior means and variances, cells × latent dimensions.
+    latent = _Key("{}_latent")
     latent_var = _Key("{}_latent_var")
     # layers: expected counts, cells × genes. var: True for the genes of the model.
     denoised = _Key("{}_denoised")

@@ -1,8 +1,8 @@
 """A trained model and the folder that stores it.
 
 `NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
-of the cells in latent space and the canonical axes) and history.csv. No file in the folder contains code, so
-loading a model from an untrusted source runs no code.
+of the cells in latent space, the canonical axes, and the map to expression space) and history.csv. No file in the
+folder contains code, so loading a model from an untrusted source runs no code.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from scvae_cli.data.atomic import may_write, remove_orphans, sibling_of
 from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.model.vae import VAE
 
-FORMAT = 3
+FORMAT = 4
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 
@@ -40,7 +41,7 @@ class Model:
 
     Parameters
     ----------
-    vae, density, axes
+    vae, density, axes, expression
         The networks, in eval mode; the density of the training cells in latent space; the canonical axes.
     genes, heldout_cells
         Names of the modeled genes, in the order of the decoder's outputs; names of the cells held out from training.
@@ -55,6 +56,7 @@ class Model:
     vae: VAE
     density: LatentDensity
     axes: CanonicalAxes
+    expression: ExpressionSpace
     genes: tuple[str, ...]
     heldout_cells: tuple[str, ...]
     config: RunConfig
@@ -123,7 +125,7 @@ class Model:
             GENES: _lines(self.genes),
             HELDOUT: _lines(self.heldout_cells),
             WEIGHTS: _tensors(self.vae.state_dict()),
-            LATENT: _tensors(vars(self.density) | vars(self.axes)),
+            LATENT: _tensors(vars(self.density) | vars(self.axes) | vars(self.expression)),
             HISTORY: self.history.encode(),
         }
         config: dict[str, Any] = {
@@ -192,12 +194,14 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         latent = load_tensors(files[LATENT])
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
+        expression = ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace)))
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
     return Model(
         vae=vae.to(device).eval(),
         density=density,
         axes=axes,
+        expression=expression,
         genes=genes,
         heldout_cells=_names(files[HELDOUT]),
         config=run,

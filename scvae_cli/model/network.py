@@ -89,10 +89,14 @@ class BatchEffect(nn.Module):
         self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden)) if n_hidden else None
         self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
 
-    def forward(self, batch_n: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the shifts of hidden layer and genes for cells in the given batches. Shapes (n, h) and (n, g)."""
-        indicator_nb = indicator(batch_n, self.gene_bg)
-        return None if self.hidden_bh is None else indicator_nb @ self.hidden_bh, indicator_nb @ self.gene_bg
+    def forward(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Return the shifts of hidden layer and genes. Shapes (n, h) and (n, g).
+
+        `batch` is the index of each cell's batch, shape (n,), or the weights of all batches for each cell, shape
+        (n, b). With weights, a shift is the weighted mean of the shifts of the batches.
+        """
+        weight_nb = indicator(batch, self.gene_bg) if batch.dim() == 1 else batch
+        return None if self.hidden_bh is None else weight_nb @ self.hidden_bh, weight_nb @ self.gene_bg
 
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
@@ -270,14 +274,15 @@ class Decoder(nn.Module):
 
     def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
         super().__init__()
-        self.n_hidden = 0 if config.decoder == "linear" else config.n_hidden
+        n_latent, n_hidden = sizes(config)
+        self.n_hidden = 0 if config.decoder == "linear" else n_hidden
         if self.n_hidden:
             # Dropout is None only in a network that will not be trained.
             dropout = config.decoder_dropout or 0.0
-            self.first = nn.Linear(config.n_latent, self.n_hidden)
+            self.first = nn.Linear(n_latent, self.n_hidden)
             self.first_norm = NormalizedHidden(self.n_hidden, dropout)
             self.hidden = HiddenLayers(self.n_hidden, self.n_hidden, config.n_layers - 1, dropout)
-        self.head = head_for(config, self.n_hidden + config.n_latent, n_genes)
+        self.head = head_for(config, self.n_hidden + n_latent, n_genes)
         self.batch = BatchEffect(n_batches, self.n_hidden, n_genes) if n_batches else None
 
     def pairs(self) -> list[tuple[nn.Linear, NormalizedHidden]]:
@@ -294,12 +299,13 @@ class Decoder(nn.Module):
         output: Output = self.head(h_ni)
         return output if shift_ng is None else output.shifted(shift_ng)
 
-    def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch_n: Tensor | None) -> tuple[Tensor, Tensor]:
+    def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
         """Compute logits of the genes, shape (n, g), and their change along m tangents per position, shape (m, n, g).
 
-        Dropout is not applied. The result is differentiable.
+        `batch` holds the indices or the weights of batches that `BatchEffect` takes. Dropout is not applied. The result
+        is differentiable.
         """
-        shift_nh, shift_ng = (None, 0.0) if self.batch is None else self.batch(batch_n)
+        shift_nh, shift_ng = (None, 0.0) if self.batch is None else self.batch(batch)
         h_ni, d_mni = z_nk, v_mnk
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
@@ -311,9 +317,17 @@ class Decoder(nn.Module):
         return logits_ng + shift_ng, d_mng
 
 
+def sizes(config: ModelConfig) -> tuple[int, int]:
+    """Return the numbers of latent dimensions and of hidden units; `settle` has replaced None by a default."""
+    assert config.n_latent is not None, "settled before the network is made"
+    assert config.n_hidden is not None, "settled before the network is made"
+    return config.n_latent, config.n_hidden
+
+
 def encoder_for(config: ModelConfig, n_genes: int) -> Encoder:
     """Return the encoder for a configuration."""
     kind = Encoder if config.of_counts else RealEncoder
     # Dropout is None only in a network that will not be trained.
     dropout = config.encoder_dropout or 0.0
-    return kind(n_genes, config.n_hidden, config.n_layers, config.n_latent, dropout)
+    n_latent, n_hidden = sizes(config)
+    return kind(n_genes, n_hidden, config.n_layers, n_latent, dropout)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.network import CountHead, Decoder, Output, RealEncoder, encoder_for
+from scvae_cli.model.network import CountHead, Decoder, Output, RealEncoder, encoder_for, sizes
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 
@@ -43,6 +43,7 @@ class VAE(nn.Module):
         super().__init__()
         self.config = config
         self.n_genes = n_genes
+        self.n_latent = sizes(config)[0]
         self.batches = tuple(batches)
         self.encoder = encoder_for(config, n_genes)
         self.decoder = Decoder(config, n_genes, len(self.batches))

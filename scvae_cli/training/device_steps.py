@@ -71,7 +71,7 @@ class DeviceSteps:
 
     def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
         self.vae, self._optimizer, self._compute = vae, optimizer, compute
-        device, size, k = compute.device, SEGMENT_STEPS, vae.config.n_latent
+        device, size, k = compute.device, SEGMENT_STEPS, vae.n_latent
         self.segment = Segment(table, size, n_cells)
         self._noise_snk = torch.zeros(size, n_cells, k, device=device)
         self._seed_sl = torch.zeros(size, 2 * vae.config.n_layers, dtype=torch.long, device=device)

@@ -27,6 +27,7 @@ from scvae_cli.errors import ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
+from scvae_cli.model.expression_space import FITTED_CELLS, fit_expression_space
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import ACTIVE_VARIANCE
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
@@ -195,6 +196,7 @@ def fit(
     training_posterior, heldout_posterior = _posteriors(trainer)
     density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
     axes = canonical_axes(Geometry(vae), training_posterior[0])
+    expression = fit_expression_space(vae, trainer.training.of_cells(training[:: -(-len(training) // FITTED_CELLS)]))
     nll, kl = trainer.evaluate()
     mean_nk = torch.cat([training_posterior[0], heldout_posterior[0]])
     facts = {
@@ -219,6 +221,7 @@ def fit(
         vae=vae.to("cpu"),
         density=density,
         axes=axes,
+        expression=expression,
         genes=tuple(str(gene) for gene in counts.gene_names),
         heldout_cells=tuple(str(cell) for cell in counts.cell_names[heldout]),
         config=replace(config, train=settled),

@@ -213,7 +213,7 @@ class Trainer:
         noise = torch.Generator().manual_seed(self._config.seed)
         nll = kl = 0.0
         for rows, cells in self.heldout.in_order(EVALUATION_CELLS):
-            noise_nk = torch.randn(len(rows), self.vae.config.n_latent, generator=noise).to(self._compute.device)
+            noise_nk = torch.randn(len(rows), self.vae.n_latent, generator=noise).to(self._compute.device)
             # The evaluation is never in bfloat16, because the finished model is not used in bfloat16 either.
             mean_nll, mean_kl, *_ = self.vae.elbo_terms(cells, noise_nk)
             share = len(rows) / self.heldout.n_cells
@@ -251,7 +251,7 @@ class Trainer:
         """Take the steps of an epoch one by one, and yield each loss before the weights are updated."""
         schedule = self.schedule
         for rows, cells in self.training.in_batches(order, self._batch_size):
-            noise_nk = torch.randn(len(rows), self.vae.config.n_latent, device=self._compute.device)
+            noise_nk = torch.randn(len(rows), self.vae.n_latent, device=self._compute.device)
             flat = self._config.flat > 0 and schedule.step % PENALTY_EVERY == 0
             kl_weight = schedule.kl_weight()
             if self._manual_backward and self._compute.device.type == "cpu" and not flat:

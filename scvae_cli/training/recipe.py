@@ -11,6 +11,10 @@ from typing import NamedTuple
 
 from scvae_cli.config import ModelConfig, RunConfig
 
+# With fewer cells than this, a smaller network has a higher held-out ELBO.
+VERY_FEW_CELLS = 500
+# Numbers of latent dimensions and of hidden units.
+SMALL_NETWORK, USUAL_NETWORK = (5, 128), (20, 256)
 # With fewer cells, the network overfits sooner and needs more dropout. With very many cells, it hardly overfits.
 FEW_CELLS, MANY_CELLS, VERY_MANY_CELLS = 1000, 2000, 20_000
 # Small data sets need many steps per epoch; larger data sets need a high throughput.
@@ -35,12 +39,14 @@ class Regularisation(NamedTuple):
 
 
 def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
-    """Replace settings that are None by defaults that depend on the numbers of cells and genes.
+    """Replace None by defaults: size of the network, batch size, learning rate, dropout and weight decay.
 
     The settings are batch size, learning rate, dropout, weight decay, and the fraction to which dropout is lowered.
     `n_genes` is the number of modeled genes or features; None is treated as a large number.
     """
     model, train = config.model, config.train
+    n_latent, n_hidden = SMALL_NETWORK if n_training < VERY_FEW_CELLS else USUAL_NETWORK
+    model = replace(model, n_latent=model.n_latent or n_latent, n_hidden=model.n_hidden or n_hidden)
     usual = _regularisation(model, n_training, n_genes)
     for name in ("encoder_dropout", "decoder_dropout"):
         if getattr(model, name) is None:

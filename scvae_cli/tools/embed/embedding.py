@@ -1,6 +1,6 @@
-"""The latent position of each cell, and the uncertainty of the position.
+"""The embedding of each cell, its latent position, and the uncertainty of the latent position.
 
-Shapes: n cells, k latent dimensions.
+Shapes: n cells, k latent dimensions, j coordinates of the embedding.
 """
 
 from __future__ import annotations
@@ -10,24 +10,31 @@ from dataclasses import dataclass
 import numpy as np
 
 from scvae_cli.brief import brief
-from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.latent.posteriors import posteriors, refined_posteriors
-from scvae_cli.model.bundle import Model
-from scvae_cli.progress import Progress, silent
+from scvae_cli.latent.expression import expression_positions
+from scvae_cli.latent.posteriors import refined_posteriors
+from scvae_cli.session import Session
 from scvae_cli.tools.embed.options import EmbedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
 class Embedding:
-    """Means and variances of the cells' posteriors along the chosen latent axes, float32, shape (n, k).
+    """Coordinates of n cells, float32.
 
-    Refinement improves the encoder's posterior of each cell by gradient steps on the ELBO. `gain` is the mean increase
-    of the ELBO, in nats per cell; None if the posteriors were not refined.
+    Parameters
+    ----------
+    position_nj
+        Coordinates for neighbors, clusters and UMAPs, in the space that was chosen; shape (n, j).
+    mean_nk, var_nk
+        Means and variances of the cells' posteriors along the chosen latent axes; shape (n, k).
+    gain
+        Mean increase of the ELBO by the refinement of the posteriors, in nats per cell; None if the posteriors were not
+        refined.
     """
 
     __repr__ = brief
 
+    position_nj: np.ndarray
     mean_nk: np.ndarray
     var_nk: np.ndarray
     gain: float | None = None
@@ -35,27 +42,35 @@ class Embedding:
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
         return [
-            Slot(group="obsm", key=names.embedding, value=self.mean_nk),
+            Slot(group="obsm", key=names.embedding, value=self.position_nj),
+            Slot(group="obsm", key=names.latent, value=self.mean_nk),
             Slot(group="obsm", key=names.latent_var, value=self.var_nk),
         ]
 
 
-def embed(model: Model, counts: Counts, options: EmbedOptions, *, progress: Progress = silent) -> Embedding:
-    """Compute the posteriors of n cells with the genes of the model.
-
-    The batches of the cells are needed only for refinement, because the encoder does not use batches.
+def embed(session: Session, options: EmbedOptions) -> Embedding:
+    """Embed the cells of a session.
 
     Raises
     ------
     DataError
         If `options.refine` is above 0 and a cell's batch is unknown to the model.
     """
-    gain = None
+    model = session.model
     if options.refine > 0:
-        (mean_nk, var_nk), gain_n = refined_posteriors(model, counts, n_steps=options.refine, progress=progress)
+        posterior, gain_n = refined_posteriors(model, session.counts, n_steps=options.refine, progress=session.progress)
         gain = float(gain_n.mean())
     else:
-        mean_nk, var_nk = posteriors(model, counts, progress=progress)
+        posterior, gain = session.cells, None
+    mean_nk, var_nk = posterior
     if options.axes == "canonical":
         mean_nk, var_nk = model.axes.position(mean_nk), model.axes.variance(var_nk)
-    return Embedding(mean_nk=mean_nk.numpy(), var_nk=var_nk.numpy(), gain=gain)
+    if options.space == "latent":
+        position_nj = mean_nk.numpy()
+    elif options.refine > 0:
+        position_nj = expression_positions(
+            model, session.counts, posterior.mean_nk, missing=session.missing_genes, progress=session.progress
+        )
+    else:
+        position_nj = session.embedding
+    return Embedding(position_nj=position_nj, mean_nk=mean_nk.numpy(), var_nk=var_nk.numpy(), gain=gain)

@@ -9,6 +9,7 @@ from scvae_cli.options import option
 from scvae_cli.shared_options import Reading, Writing
 from scvae_cli.verb import Verb
 
+Space = Literal["expression", "latent"]
 Axes = Literal["canonical", "training"]
 
 
@@ -16,10 +17,15 @@ Axes = Literal["canonical", "training"]
 class EmbedOptions(Reading, Writing):
     """Options that say how cells are embedded."""
 
+    space: Space = option(
+        "expression",
+        help='Coordinates to write to obsm["X_scvae"]. expression: principal components of the decoded expression of '
+        "each cell, so that distances between cells are distances in expression. latent: the latent position.",
+    )
     axes: Axes = option(
         "canonical",
-        help="Latent axes to use. canonical: rotated axes, ordered by the variance of expression that they explain. "
-        "These axes are similar between trainings. training: the axes of the encoder and the decoder, not rotated.",
+        help="Axes of the latent position. canonical: rotated axes, ordered by the variance of expression that they "
+        "explain. These axes are similar between trainings. training: the axes of the encoder and the decoder.",
     )
     refine: int = option(
         0,
@@ -40,10 +46,11 @@ EMBED = Verb(
     panel="Results",
     options=EmbedOptions,
     home="scvae_cli.tools.embed.question:Embed",
-    about="""Write the latent position of every cell to obsm["X_scvae"].
+    about="""Write coordinates of every cell to obsm["X_scvae"], for neighbors, clusters and UMAPs.
 
-    The latent position is the mean of the posterior. The variances of the posterior are written to
-    obsm["scvae_latent_var"]. The cells need not be those of the training. The encoder does not use the batch, so cells
-    of new batches can be embedded too. With --refine, the posterior of each cell is improved separately.""",
+    Distances between these coordinates are distances in expression, without the effects of batch and library size. The
+    latent position of each cell, from which the model decodes, goes to obsm["scvae_latent"], and the variances of its
+    posterior go to obsm["scvae_latent_var"]. The cells need not be those of the training. The encoder does not use the
+    batch, so cells of new batches can be embedded too.""",
     example="scvae embed data.h5ad",
 )

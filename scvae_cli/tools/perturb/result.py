@@ -227,7 +227,7 @@ class Perturbation:
                 Slot(group="var", key=names.perturbation_gene(column), value=column_g)
                 for column, column_g in self.changes.columns().items()
             ),
-            Slot(group="obsm", key=names.embedding, value=self.z_mk),
+            Slot(group="obsm", key=names.latent, value=self.z_mk),
             Slot(group="uns", key=names.perturbation(f"{self.group}_{self.treated}"), value=found),
         ]
 

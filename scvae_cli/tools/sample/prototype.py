@@ -76,7 +76,7 @@ class Prototype:
             slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
         if self.batch_as is not None and self.batch_key is not None:
             slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch_as])))
-        return [*slots, Slot(group="obsm", key=names.embedding, value=self.z_k[None])]
+        return [*slots, Slot(group="obsm", key=names.latent, value=self.z_k[None])]
 
 
 @torch.inference_mode()

@@ -107,4 +107,4 @@ class Sampled:
         if self.group is not None and self.group[0] != self.batch_key:
             key, label = self.group
             slots.append(Slot(group="obs", key=key, value=pd.Categorical([label] * len(self.z_nk))))
-        return [*slots, Slot(group="obsm", key=names.embedding, value=self.z_nk)]
+        return [*slots, Slot(group="obsm", key=names.latent, value=self.z_nk)]

@@ -33,6 +33,7 @@ from scvae_cli.evaluation.thinning import KEPT, Thinned, predicted, thin
 from scvae_cli.latent.expected_counts import CELL
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.network import sizes
 from scvae_cli.tools.score.scoring import Bounds, bounds
 from scvae_cli.tools.sweep.options import SweepOptions
 from scvae_cli.tools.sweep.result import MIN_CELLS, Run, Sweep, compare, find_reversals
@@ -159,7 +160,7 @@ def _put_together(
     runs = tuple(
         Run(
             beta=run.config.train.beta,
-            n_latent=run.config.model.n_latent,
+            n_latent=sizes(run.config.model)[0],
             rate=float(rate_rn[r].mean()),
             distortion=float(distortion_rn[r].mean()),
             elbo=-float(rate_rn[r].mean() + distortion_rn[r].mean()),

@@ -69,7 +69,7 @@ def _heard(events: Iterator[FitEvent], on_event: Callable[[FitEvent], None]) -> 
 def _report(model: Model, request: Request) -> Report:
     keys = ("epochs", "seconds", "heldout_elbo", "active_units", "n_cells", "n_genes")
     facts: dict[str, Any] = {"model": str(request.model_folder)} | {key: model.facts[key] for key in keys}
-    active = f"{facts['active_units']} of {model.config.model.n_latent} latent dimensions active"
+    active = f"{facts['active_units']} of {model.vae.n_latent} latent dimensions active"
     length = f"{facts['epochs']} epochs in {facts['seconds']:.1f} s"
     data = request.data
     elsewhere = None if data.suffix == ".h5ad" else f"{data.stem}.h5ad"

@@ -1,7 +1,8 @@
 """Trajectories through latent space from one population of cells to another, decoded at every step.
 
 All computations use the latent coordinates in which the encoder and decoder networks work. Results are in canonical
-coordinates: the coordinates of `obsm["X_scvae"]`. A bundle is a set of paths between paired cells of two populations.
+coordinates: the coordinates of `obsm["scvae_latent"]`. A bundle is a set of paths between paired cells of two
+populations.
 
 Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between steps, w waypoints, p paths of a bundle.
 """

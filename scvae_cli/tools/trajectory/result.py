@@ -37,7 +37,7 @@ class Trajectory:
     library, batch_as
         Library size and batch at which the trajectory is decoded.
     z_tk
-        Latent positions of the steps in the coordinates of `obsm["X_scvae"]`.
+        Latent positions of the steps in the coordinates of `obsm["scvae_latent"]`.
     steps, nearest_names_tj
         Description of every step (`Steps`), and names of the cells nearest to every step.
     mean_tg, low_tg, high_tg

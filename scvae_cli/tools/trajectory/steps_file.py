@@ -40,5 +40,5 @@ def steps_file(
         },
         index=pd.Index(trajectory.genes, dtype=object),
     )
-    adata = anndata.AnnData(trajectory.mean_tg, obs=steps, var=genes, obsm={names.embedding: trajectory.z_tk})
+    adata = anndata.AnnData(trajectory.mean_tg, obs=steps, var=genes, obsm={names.latent: trajectory.z_tk})
     return new_h5ad(file, adata, force=force)

@@ -1,0 +1,54 @@
+"""The embedding of cells in expression space (`scvae_cli.model.expression_space`), in blocks of cells.
+
+Shapes: n cells, k latent dimensions, j components, g genes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
+from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table
+from scvae_cli.model.bundle import Model
+from scvae_cli.progress import Progress, silent
+
+
+@torch.inference_mode()
+def expression_positions(
+    model: Model,
+    counts: Counts,
+    mean_nk: Tensor,
+    *,
+    missing: tuple[str, ...] = (),
+    progress: Progress = silent,
+) -> np.ndarray:
+    """Compute the position of every cell in expression space, shape (n, j), float32.
+
+    Parameters
+    ----------
+    counts
+        Cells with the genes of the model. A cell whose batch is missing or unknown to the model is compared with the
+        expectation in an average batch.
+    mean_nk
+        Posterior means of the cells, in the coordinates of the networks.
+    missing
+        Names of the model's genes that the data lack; their residuals are 0.
+
+    Raises
+    ------
+    DataError
+        If a cell has no counts in the genes of the model.
+    """
+    batch_n = None if counts.batch is None or not model.batches else positions_in(model.batches, counts.batch)
+    table, parts = cell_table(model, counts, batch_n=batch_n), []
+    lacking = set(missing)
+    present_g = torch.as_tensor([gene not in lacking for gene in model.genes]).to(model.device) if missing else None
+    with progress("Embedding", table.n_cells) as advance:
+        for rows, cells in table.in_order(BLOCK_CELLS):
+            block_nk = mean_nk[int(rows[0]) : int(rows[-1]) + 1].to(model.device)
+            parts.append(model.expression.position(model.vae, cells, block_nk, present_g).float().cpu())
+            advance(len(rows))
+    return torch.cat(parts).numpy()

@@ -1,0 +1,136 @@
+"""Expression space: coordinates of cells in which Euclidean distance is a distance in expression.
+
+Latent distances depend on how the decoder stretches the latent space, and the decoder stretches it unevenly. Neighbors,
+clusters and UMAPs are therefore better computed from expression. The expression of a cell in gene g is
+
+    e_g = y_g(z) + w · r_g
+
+- **y** is the decoded state of the cell: the isometric coordinate (`scvae_cli.model.geometry`) of the expected count at
+  the posterior mean, at the reference library size and with the average batch effect. Euclidean distance in y is the
+  Fisher–Rao distance between decoded states.
+- **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
+  library size and batch, in standard deviations of a count. A residual holds noise, and what the latent space left
+  out. To first order, y + r is the isometric coordinate of the observed count, without the effects of library size and
+  batch.
+- **w** is the weight of the residuals, at most 1. With w = 0, cells lie on the smooth manifold of the decoder, and
+  Leiden clustering splits this manifold into too many pieces. w is the largest weight for which the residuals cannot
+  add more than `NOISE_SHARE` of the variance of the decoded states.
+
+The embedding is the projection of e on its first principal components over the training cells. The components are
+stored in the model, so new cells are projected on the same components.
+
+Shapes: n cells, g genes, k latent dimensions, j components, b batches.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.device import seeded
+from scvae_cli.model.vae import VAE
+
+# Largest number of components. Scanpy users take 30 to 50 principal components.
+COMPONENTS = 30
+# Largest number of training cells from which the components are computed.
+FITTED_CELLS = 5000
+# Number of cells decoded at once.
+BLOCK_CELLS = 512
+# The residuals add at most this fraction of the variance of the decoded states (`benchmarks/results/embedding.md`).
+NOISE_SHARE = 0.2
+# Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
+_MOST = 10.0
+
+
+@dataclass(frozen=True)
+class ExpressionSpace:
+    """The map from expression e to the embedding: (e − center) projected on the components.
+
+    Parameters
+    ----------
+    center_g, component_jg
+        Mean of e over the training cells; principal components, with orthonormal rows, in descending order of variance.
+    residual_weight
+        w, a scalar from 0 to 1.
+    """
+
+    center_g: Tensor
+    component_jg: Tensor
+    residual_weight: Tensor
+
+    @torch.no_grad()
+    def position(self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None) -> Tensor:
+        """Compute the embedding of some cells from their counts and posterior means, shape (n, j).
+
+        `present_g` is False for genes that the data lack; the residuals of these genes are 0. It is None if the data
+        have all genes. All tensors are on the device of the networks.
+        """
+        state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
+        if present_g is not None:
+            residual_ng = residual_ng * present_g
+        expression_ng = state_ng.add_(residual_ng * self.residual_weight.to(residual_ng))
+        return (expression_ng - self.center_g.to(expression_ng)) @ self.component_jg.to(expression_ng).T
+
+
+@torch.no_grad()
+def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
+
+    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of such a cell are differences from
+    the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
+    """
+    head = vae.decoder.head
+    none_mnk = mean_nk.new_empty(0, *mean_nk.shape)
+
+    def mean_ng(batch: Tensor | None, library: Tensor) -> Tensor:
+        logits_ng, none_mng = vae.decoder.push_logits(mean_nk, none_mnk, batch)
+        return head.push_mean(logits_ng, none_mng, share=1.0, library=library)[0]
+
+    average_nb = own_nb = None
+    if vae.batches:
+        average_nb = vae.batch_share_b.expand(cells.n_cells, -1)
+        own_nb = average_nb
+        if cells.batch_n is not None:
+            known_nb = torch.nn.functional.one_hot(cells.batch_n.clamp_min(0), len(vae.batches)).to(average_nb.dtype)
+            own_nb = torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb)
+    state_ng = head.isometric(mean_ng(average_nb, vae.reference_library))
+    expected_ng = mean_ng(own_nb, cells.library_n[:, None])
+    residual_ng = (cells.x_ng - expected_ng) * head.isometric_slope(expected_ng)
+    return state_ng, residual_ng.clamp_(-_MOST, _MOST)
+
+
+@torch.no_grad()
+def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
+    """Compute the weight of the residuals and the principal components from some training cells.
+
+    Signs are chosen such that the positions of these cells have a positive skewness along each component.
+    """
+    n, g = training.n_cells, training.n_genes
+    state_ng, residual_ng = torch.empty(n, g), torch.empty(n, g)
+    for rows, cells in training.in_order(BLOCK_CELLS):
+        block = slice(int(rows[0]), int(rows[-1]) + 1)
+        state_ng[block], residual_ng[block] = states_and_residuals(vae, cells, vae.encode(cells).mean_nk)
+    center_g, residual_mean_g = state_ng.mean(0), residual_ng.mean(0)
+    state_ng -= center_g
+    residual_ng -= residual_mean_g
+    j = max(1, min(COMPONENTS, g, n - 1))
+    # The variance of the residuals along any j directions is at most the variance along their own first j components.
+    most = float(_principal_components(residual_ng, j)[1].square().sum())
+    weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / most)) if most > 0 else 0.0
+    expression_ng = state_ng.add_(residual_ng, alpha=weight)
+    component_jg, _ = _principal_components(expression_ng, j)
+    skew_j = (expression_ng @ component_jg.T).pow(3).mean(0)
+    component_jg = component_jg * torch.where(skew_j < 0, -1.0, 1.0)[:, None]
+    return ExpressionSpace(center_g + weight * residual_mean_g, component_jg.contiguous(), torch.tensor(weight))
+
+
+def _principal_components(centered_ng: Tensor, j: int) -> tuple[Tensor, Tensor]:
+    """Compute the first j principal components, shape (j, g), and the singular values, in descending order."""
+    # The random start of the algorithm has a seed of its own, so the result depends only on the data.
+    with seeded(0):
+        _, singular_q, component_gq = torch.svd_lowrank(centered_ng, q=min(j + 10, *centered_ng.shape), niter=6)
+    return component_gq.T[:j], singular_q[:j]
