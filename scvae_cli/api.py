@@ -25,7 +25,13 @@ from scvae_cli.verbs import VERBS
 
 
 class PythonShell:
-    """The `Shell` of the Python API: it shows no progress bar, and it issues warnings as Python warnings."""
+    """The `Shell` of the Python API: it shows no progress bar, and it issues warnings as Python warnings.
+
+    The warnings name the arguments of the function of `verb` instead of flags.
+    """
+
+    def __init__(self, verb: Verb) -> None:
+        self.verb = verb
 
     progress: Progress = staticmethod(silent)
 
@@ -34,7 +40,7 @@ class PythonShell:
 
     def warn(self, text: str) -> None:
         """Issue a Python warning."""
-        warnings.warn(ScvaeWarning(text), stacklevel=2)
+        warnings.warn(ScvaeWarning(respell(text, self.verb)), stacklevel=2)
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
@@ -65,7 +71,7 @@ def function_of(verb: Verb) -> Callable[..., Any]:
                 options=options,
                 inplace=inplace,
             )
-            outcome = perform(request, PythonShell())
+            outcome = perform(request, PythonShell(verb))
         except ScvaeError as error:
             error.message, error.hint = (respell(text, verb) for text in (error.message, error.hint))
             error.args = (error.message,)

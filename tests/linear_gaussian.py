@@ -51,8 +51,8 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
     expression = ExpressionSpace(torch.zeros(g), torch.eye(g), torch.tensor(1.0))
     genes = tuple(f"g{i}" for i in range(g))
     return Model(
-        vae=vae.eval(), density=density, axes=axes, expression=expression, genes=genes, heldout_cells=(), config=RunConfig(model=shape),
-        facts={}, history="",
+        vae=vae.eval(), density=density, axes=axes, expression=expression, genes=genes, heldout_cells=(),
+        config=RunConfig(model=shape), facts={}, history="",
     )  # fmt: skip
 
 

@@ -63,7 +63,7 @@ OPTIONS = {
 
 KEYS = {
     "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
-    "cpu_minutes obs findings ok",
+    "cpu_minutes obs confounded findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain missing_genes slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",

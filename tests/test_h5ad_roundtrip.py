@@ -20,6 +20,7 @@ from workbench import WALK, elements_of
 from scvae_cli.data import h5ad_rows
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.h5ad import H5adFile
+from scvae_cli.errors import DataError
 
 ORDER = ("--groupby", "batch", "--root", "batch_1", "--to", "batch_2")
 VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate": WALK, "pseudotime": ORDER}
@@ -338,6 +339,31 @@ def test_categories_of_before_anndata_0_8_are_read(copied):
         obs.attrs["encoding-version"] = "0.1.0"
     assert list(H5adFile(copied.data).obs_column("batch")) == list(labels)
     run_well("interpolate", copied.data, "-m", copied.model, *WALK)
+
+
+@pytest.mark.filterwarnings("ignore:Element .* was written without encoding metadata")
+def test_columns_of_before_anndata_0_8_are_read_one_by_one_as_anndata_reads_them_all(copied):
+    n = 120
+    with h5py.File(copied.data, "r+") as file:
+        obs = file["obs"]
+        obs["__categories/stage"] = np.asarray(["late", "early"], dtype=object)
+        obs["__categories/stage"].attrs["ordered"] = True
+        obs["stage"] = np.asarray([0, 1, -1] * (n // 3), dtype=np.int8)
+        obs["stage"].attrs["categories"] = obs["__categories/stage"].ref
+        obs["note"] = np.asarray([f"note {i}" for i in range(n)], dtype=object)
+        obs["score"] = np.linspace(0, 1, n)
+        obs.attrs["encoding-version"] = "0.1.0"
+        obs.attrs["column-order"] = ["cell_type", "batch", "stage", "note", "score"]
+        expected = ad.io.read_elem(obs)
+    store = H5adFile(copied.data)
+    assert store.obs_order("stage") == ["late", "early"]
+    for key in ("stage", "note", "score"):
+        column = expected[key].astype(object).where(expected[key].notna(), None)
+        assert list(store.obs_column(key)) == list(column)
+    with h5py.File(copied.data, "r+") as file:
+        file["obs/stage"][5] = 7
+    with pytest.raises(DataError, match="/obs/stage cannot be read"):
+        store.obs_column("stage")
 
 
 def test_groups_without_an_encoding_get_none(copied):

@@ -84,8 +84,8 @@ class H5adFile:
             refuse_twins(self.title, group, _columns(frame), key)
             if isinstance(frame, h5py.Dataset):
                 return _field(frame, key, file.get(f"uns/{key}_categories"))
-            # Before anndata 0.8, categories were in a separate group, so reading one column alone gives only codes.
-            return self._element(frame)[key] if "__categories" in frame else self._element(frame[key])
+            categories = frame.get(f"__categories/{key}")
+            return self._element(frame[key]) if categories is None else self._categorical(frame[key], categories)
 
     def obsm(self, key: str) -> np.ndarray | None:
         with self._open() as file:
@@ -178,6 +178,19 @@ class H5adFile:
             raise DataError(
                 f"{self.path}: {item.name} cannot be read: {reason}", "update anndata, or write the file again"
             ) from error
+
+    def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
+        """Read a categorical column as anndata before 0.8 wrote it: the codes and the categories apart.
+
+        anndata itself can only read all columns of such a data frame at once.
+        """
+        import pandas as pd
+
+        ordered = bool(categories.attrs.get("ordered", False))
+        try:
+            return pd.Categorical.from_codes(self._element(codes), self._element(categories), ordered=ordered)
+        except ValueError as error:
+            raise DataError(f"{self.path}: {codes.name} cannot be read: {error}", "write the file again") from error
 
     @contextlib.contextmanager
     def _open(self) -> Iterator[h5py.File]:

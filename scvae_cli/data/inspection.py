@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.data.counts import Counts, is_missing, read_batch, read_counts, what_is_wrong
+from scvae_cli.data.confounding import HINT, Confounded, confounded_columns, confounding_message
+from scvae_cli.data.counts import Counts, read_batch, read_counts, what_is_wrong
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
@@ -16,8 +17,6 @@ from scvae_cli.errors import DataError
 
 MIN_TRAINING_CELLS = 10
 FEW_CELLS = 500
-# Two labelings are confounded if one explains more than this fraction of the entropy of the other.
-CONFOUNDED = 0.95
 # Rough estimates for two CPU cores: cells × genes per second, and the number of cells in all steps of a training. A
 # small data set takes about 1,400 steps; larger ones take 40 passes, up to the largest number of cells below.
 _CPU_VALUES_PER_SECOND = 2e7
@@ -51,6 +50,8 @@ class Inspection:
         numbers.
     obs
         Columns of obs that may define groups of cells: a mapping of their names to their numbers of different values.
+    confounded
+        Columns that are confounded with the batch, the most confounded first.
     memory_gib, cpu_minutes
         Rough estimates of the memory and time of a training.
     findings
@@ -68,6 +69,7 @@ class Inspection:
     memory_gib: float | None = None
     cpu_minutes: float | None = None
     obs: dict[str, int] = field(default_factory=dict)
+    confounded: list[Confounded] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -105,9 +107,15 @@ def inspect(
         findings += _cell_findings(counts) + (_feature_findings(counts) if real else _gene_findings(counts))
     if batch_key is not None:
         try:
-            findings += _batch_findings(store, read_batch(store, batch_key), batch_key, seen["obs"])
+            batch = read_batch(store, batch_key)
         except DataError as error:
             findings.append(_refuse(error.message, error.hint))
+        else:
+            findings += _batch_findings(batch, batch_key)
+            library_n = None if counts is None or counts.real else counts.library_n
+            seen["confounded"] = confounded_columns(store, batch, batch_key, library_n=library_n)
+            if seen["confounded"]:
+                findings.append(_warn(confounding_message(batch_key, seen["confounded"]), HINT))
     findings.sort(key=lambda finding: finding.level != "refuse")
     return Inspection(**seen, findings=findings)
 
@@ -200,11 +208,8 @@ def _varying(counts: Counts) -> int:
     return int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
 
 
-def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: dict[str, int]) -> list[Finding]:
-    """Find small batches, and columns of obs whose value is nearly determined by the batch.
-
-    The correction of batch effects would also remove the differences between the groups of such a column.
-    """
+def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:
+    """Find batches whose effect cannot be learned."""
     names, sizes = np.unique(batch.astype(str), return_counts=True)
     small = names[sizes < 3]
     findings = []
@@ -215,34 +220,4 @@ def _batch_findings(store: CellStore, batch: np.ndarray, batch_key: str, obs: di
     if len(small):
         message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
         findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
-    confounded = []
-    for key in obs if len(names) > 1 else ():
-        labels = labels_of(store.obs_column(key))
-        known = ~is_missing(labels)
-        share = _explained(labels[known].astype(str), batch[known].astype(str))
-        if key != batch_key and share > CONFOUNDED:
-            confounded.append(key)
-    if confounded:
-        message = f"for nearly every cell, the batch determines the value of these columns: {', '.join(confounded)}"
-        hint = (
-            "batch correction also removes differences between the groups of these columns; this is harmless only if "
-            "the differences are technical"
-        )
-        findings.append(_warn(message, hint))
     return findings
-
-
-def _explained(labels: np.ndarray, batch: np.ndarray) -> float:
-    """Compute the fraction of the labels' entropy that the batch explains; 0 if there is only one label."""
-    _, label_code = np.unique(labels, return_inverse=True)
-    _, batch_code = np.unique(batch, return_inverse=True)
-    if len(labels) == 0 or label_code.max() == 0:
-        return 0.0
-    joint = np.zeros((batch_code.max() + 1, label_code.max() + 1))
-    np.add.at(joint, (batch_code, label_code), 1.0)
-    joint /= joint.sum()
-    p_label, p_batch = joint.sum(0), joint.sum(1)
-    entropy = -(p_label * np.log(p_label)).sum()
-    inside = joint > 0
-    conditional = -(joint[inside] * np.log((joint / p_batch[:, None])[inside])).sum()
-    return float(1 - conditional / entropy)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from scvae_cli.data.confounding import warn_of_confounding
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import gene_names
@@ -38,6 +39,7 @@ def train(request: Request, shell: Shell) -> Outcome:
     counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
     size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+    warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
     with shell.stoppable() as stop_requested:
         events = fit(
             counts,

@@ -1,0 +1,343 @@
+"""Columns of obs that are confounded with the batch: correcting for the batch also removes the differences in them.
+
+Three relations between the batch B and a column C are found. Either the batch determines the value of C
+(H(C|B) / H(C) is near 0, where H is the entropy), or most of the variance of a numeric C lies between batches (η² is
+near 1), or the value of C determines the batch (H(B|C) / H(B) is near 0).
+
+If many batches have few cells each, all three occur by chance. A column therefore counts only if its values differ much
+less within batches than they would if the same values were assigned to the cells at random. The mean and the variance
+of such random assignments are known (N. Mantel, Cancer Research 27:209, 1967), so no values need to be shuffled.
+
+Shapes: n cells, b batches, c values of a column. All costs are linear in n.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import are_measurements, as_label
+from scvae_cli.data.store import CellStore
+
+Relation = Literal["one_value_per_batch", "variance_between_batches", "one_batch_per_value"]
+
+HINT = (
+    "if these differences matter, choose a --batch-key whose batches hold several of these values, or train without "
+    "--batch-key"
+)
+# Largest share of a column's entropy that may be left when the batch is known, and the reverse.
+_UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
+_BETWEEN_BATCHES = 0.9
+_MAX_VALUES, _CELLS_PER_VALUE = 100, 5
+# By Cantelli's inequality, a random column lies this many standard deviations below the mean in at most 1 of 50 cases,
+# whatever the sizes of the batches are. In most cases, the probability is below one in a million.
+_DEVIATIONS = 7.0
+# A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
+_REPEATS_LIBRARY = 0.9
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Confounded:
+    """A column of obs that is confounded with the batch.
+
+    Parameters
+    ----------
+    column
+        Name of the column.
+    relation
+        "one_value_per_batch" if the batch determines the value of the column, "variance_between_batches" if the column
+        is numeric and most of its variance lies between batches, or "one_batch_per_value" if each batch holds several
+        values of the column, but most values occur in one batch only.
+    share
+        Share of the column's entropy that the batch explains, share of the variance between batches (η²), or share of
+        the batch's entropy that the column explains. A share of 1 means completely confounded.
+    """
+
+    column: str
+    relation: Relation
+    share: float
+
+
+def confounded_columns(
+    store: CellStore, batch: np.ndarray, batch_key: str, *, library_n: np.ndarray | None = None
+) -> list[Confounded]:
+    """Find the columns of obs that are confounded with the batch, the most confounded first.
+
+    Missing values are left out. A column that cannot be read, has only one value, or repeats the library size is not
+    found.
+
+    Parameters
+    ----------
+    store
+        The cells. Their columns of obs are read one after the other.
+    batch, batch_key
+        Batch of each cell, shape (n,), and name of the column with the batches.
+    library_n
+        Library sizes, shape (n,), to recognize columns that repeat the library size, and to leave out cells without
+        counts; None for real numbers.
+    """
+    batch_n, n_batches, _ = _read(batch)
+    if n_batches < 2:
+        return []
+    if library_n is not None:
+        batch_n = np.where(library_n > 0, batch_n, -1)
+    found: list[tuple[Confounded, int]] = []
+    for key in dict.fromkeys(store.obs_keys):
+        if key == batch_key:
+            continue
+        try:
+            value_n, n_values, number_n = _read(store.obs_column(key))
+        except Exception:  # whatever a column holds, it is no reason to stop a training
+            continue
+        one = _among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
+        if (one is None or one.relation == "one_batch_per_value") and number_n is not None:
+            one = _among_numbers(key, batch_n, number_n, library_n) or one
+        if one is not None:
+            found.append((one, n_values or len(batch_n)))
+    # Of columns that are equally confounded, a column with few values is more likely to be a condition.
+    found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1]))
+    return [one for one, _ in found]
+
+
+def warn_of_confounding(store: CellStore, counts: Counts, batch_key: str | None, warn: Callable[[str], None]) -> None:
+    """Warn before a training if columns of obs are confounded with the batch.
+
+    Columns whose values occur in one batch only are left to `scvae check`: samples nested in donors are the usual case.
+    """
+    if counts.batch is None or batch_key is None:
+        return
+    library_n = None if counts.real else counts.library_n
+    found = confounded_columns(store, counts.batch, batch_key, library_n=library_n)
+    found = [one for one in found if one.relation != "one_batch_per_value"]
+    if found:
+        warn(f"{confounding_message(batch_key, found)}; {HINT}")
+
+
+def confounding_message(batch_key: str, found: Sequence[Confounded]) -> str:
+    """Say with which columns the batch is confounded, and what follows; at most five columns are named.
+
+    >>> condition = Confounded(column="condition", relation="one_value_per_batch", share=1.0)
+    >>> print(confounding_message("sample", [condition]))
+    batch key 'sample' is confounded with 'condition': all cells of a batch have the same value of 'condition', so \
+correcting for the batch also removes differences in 'condition'
+    """
+    shown = found[:_SHOWN]
+    strong = [one for one in shown if one.relation != "one_batch_per_value"]
+    weak = [one.column for one in shown if one.relation == "one_batch_per_value"]
+    sentences = []
+    if strong:
+        names = _listed([one.column for one in strong])
+        sentences.append(
+            f"batch key {batch_key!r} is confounded with {names}: {_reasons(strong)}, so correcting for the batch also "
+            f"removes differences in {names if len(strong) == 1 else 'these columns'}"
+        )
+    if weak:
+        names = _listed(weak)
+        subject = f"Most values of {names}"
+        if not strong:
+            subject = f"batch key {batch_key!r} is partly confounded with {names}: most values of "
+            subject += names if len(weak) == 1 else "these columns"
+        sentences.append(
+            f"{subject} occur in one batch only, so correcting for the batch may also remove differences between "
+            "values from different batches"
+        )
+    return ". ".join(sentences)
+
+
+def _reasons(strong: Sequence[Confounded]) -> str:
+    same = [one for one in strong if one.relation == "one_value_per_batch"]
+    numeric = [one for one in strong if one.relation == "variance_between_batches"]
+    reasons = []
+    if same:
+        cells = "all" if all(one.share == 1 for one in same) else "nearly all"
+        names = _listed([one.column for one in same])
+        which = "each of these columns" if len(same) > 1 and not numeric else names
+        reasons.append(f"{cells} cells of a batch have the same value of {which}")
+    if numeric:
+        least = f"{'at least ' if len(numeric) > 1 else ''}{int(100 * min(one.share for one in numeric))}%"
+        reasons.append(f"{least} of the variance of {_listed([one.column for one in numeric])} is between batches")
+    return ", and ".join(reasons)
+
+
+def _listed(columns: Sequence[str]) -> str:
+    names = [repr(column) for column in columns]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
+    """Read a column both as groups and as numbers.
+
+    Returns
+    -------
+    Index of each cell's value (−1 for a missing value), the number of different values, and the values as float64 (NaN
+    for a missing or infinite value). Measurements have no groups: their number of different values is 0. Values that
+    are not all numbers give None for the numbers.
+    """
+    import pandas as pd
+
+    number_n = None
+    if values.dtype.kind in "iuf":
+        number_n = values.astype(np.float64)
+        number_n[~np.isfinite(number_n)] = np.nan
+        if are_measurements(values):
+            return np.empty(0, dtype=np.int64), 0, number_n
+        values = number_n if values.dtype.kind == "f" else values
+    index_n, distinct = pd.factorize(values)
+    if values.dtype.kind == "O" and all(_is_number(value) for value in distinct):
+        # Integers of which some are missing, or categories that are numbers.
+        number_n = np.append(np.asarray(distinct, dtype=np.float64), np.nan)[index_n]
+        number_n[~np.isfinite(number_n)] = np.nan
+        if are_measurements(number_n):
+            return np.empty(0, dtype=np.int64), 0, number_n
+    if not 0 < len(distinct) <= 2 * _MAX_VALUES:
+        return index_n, len(distinct), number_n
+    # As everywhere, values with the same label are the same value.
+    merged, names = pd.factorize(np.asarray([as_label(value) for value in distinct], dtype=object))
+    return np.append(merged, -1)[index_n], len(names), number_n
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
+
+
+def _among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confounded | None:
+    """Compare the batches with a column of few values."""
+    known = (batch_n >= 0) & (value_n >= 0)
+    if not known.any():
+        return None
+    joint_bc = sp.coo_matrix((np.ones(known.sum()), (batch_n[known], value_n[known]))).tocsr()
+    joint_bc = joint_bc[np.diff(joint_bc.indptr) > 0].tocsc()
+    joint_bc = joint_bc[:, np.diff(joint_bc.indptr) > 0].tocsr()
+    n_batches, n_values = joint_bc.shape
+    if n_batches < 2 or n_values < 2 or n_values * _CELLS_PER_VALUE >= known.sum():
+        return None
+    left = _entropy_left(joint_bc)
+    if left < _UNDETERMINED and _is_no_chance(joint_bc):
+        return Confounded(column=key, relation="one_value_per_batch", share=1 - left)
+    joint_cb = joint_bc.T.tocsr()
+    left = _entropy_left(joint_cb)
+    if left < _UNDETERMINED_BATCH and _is_no_chance(joint_cb):
+        return Confounded(column=key, relation="one_batch_per_value", share=1 - left)
+    return None
+
+
+def _among_numbers(
+    key: str, batch_n: np.ndarray, number_n: np.ndarray, library_n: np.ndarray | None
+) -> Confounded | None:
+    """Compare the batches with a column of numbers."""
+    known = (batch_n >= 0) & ~np.isnan(number_n)
+    if known.sum() < 2:
+        return None
+    of_batch_n = batch_n[known]
+    size_b = np.bincount(of_batch_n)
+    of_batch_n, size_b = (np.cumsum(size_b > 0) - 1)[of_batch_n], size_b[size_b > 0]
+    x_n = number_n[known] / max(np.abs(number_n[known]).max(), np.finfo(float).tiny)
+    x_n -= x_n.mean()
+    # What is left of a constant is rounding.
+    if len(size_b) < 2 or np.abs(x_n).max() < 1e-12:
+        return None
+    x_n /= x_n.std()
+    n = len(x_n)
+    within = float(np.square(_without_batch_means(x_n, of_batch_n, size_b)).sum())
+    share = 1 - within / n
+    if share <= _BETWEEN_BATCHES:
+        return None
+    square_n = np.square(x_n)
+    differences = _PairSums(
+        total=2.0 * n * n,
+        squares=2 * n * float(np.square(square_n).sum()) + 6.0 * n * n,
+        rows=float(np.square(n * square_n + n).sum()),
+    )
+    if _deviations_below(2 * within, _same_group(size_b), differences, n) < _DEVIATIONS:
+        return None
+    if library_n is not None and _repeats(number_n[known], library_n[known], of_batch_n, size_b):
+        return None
+    return Confounded(column=key, relation="variance_between_batches", share=share)
+
+
+def _without_batch_means(x_n: np.ndarray, of_batch_n: np.ndarray, size_b: np.ndarray) -> np.ndarray:
+    without_n: np.ndarray = x_n - (np.bincount(of_batch_n, weights=x_n) / size_b)[of_batch_n]
+    return without_n
+
+
+def _repeats(number_n: np.ndarray, library_n: np.ndarray, of_batch_n: np.ndarray, size_b: np.ndarray) -> bool:
+    """Whether the numbers have nearly the same order as the library sizes within batches."""
+    from scipy.stats import rankdata
+
+    rank_n, library_rank_n = (
+        _without_batch_means(rankdata(values), of_batch_n, size_b) for values in (number_n, library_n)
+    )
+    scale = float(np.linalg.norm(rank_n) * np.linalg.norm(library_rank_n))
+    return scale > 0 and abs(float(rank_n @ library_rank_n)) > _REPEATS_LIBRARY * scale
+
+
+def _entropy_left(joint: sp.csr_matrix) -> float:
+    """Return H(column | row) / H(column), from the number of cells of each row and column; no row is empty."""
+    n = joint.data.sum()
+    size_row = np.asarray(joint.sum(axis=1)).ravel()
+    share_column = np.asarray(joint.sum(axis=0)).ravel() / n
+    inside = joint.data / np.repeat(size_row, np.diff(joint.indptr))
+    return float((joint.data * np.log(inside)).sum() / n / (share_column * np.log(share_column)).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PairSums:
+    """Sums of a symmetric measure over all ordered pairs of different cells.
+
+    `total` is the sum of the measure, `squares` of its square, and `rows` the sum over cells of (the cell's sum)².
+    """
+
+    total: float
+    squares: float
+    rows: float
+
+
+def _same_group(size: np.ndarray) -> _PairSums:
+    """Sums of the measure that is 1 / (size of the group) for two cells of one group, and 0 for other pairs."""
+    return _PairSums(
+        total=float((size - 1).sum()),
+        squares=float(((size - 1) / size).sum()),
+        rows=float((np.square(size - 1) / size).sum()),
+    )
+
+
+def _is_no_chance(joint: sp.csr_matrix) -> bool:
+    """Whether the cells of one row are in the same column far more often than by chance."""
+    size_row, size_column = (np.asarray(joint.sum(axis=axis)).ravel() for axis in (1, 0))
+    n = float(size_row.sum())
+    different = n * n - float(np.square(size_column).sum())
+    differences = _PairSums(
+        total=different, squares=different, rows=float((size_column * np.square(n - size_column)).sum())
+    )
+    within = n - float((np.square(joint.data) / np.repeat(size_row, np.diff(joint.indptr))).sum())
+    return _deviations_below(within, _same_group(size_row), differences, n) >= _DEVIATIONS
+
+
+def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
+    """Return by how many standard deviations Σ groups·differences is below its mean if cells were assigned at random.
+
+    `n` is the number of cells. The result is 0 if random assignments do not differ.
+    """
+    if n < 4:
+        return 0.0
+    pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
+    # Both measures are centered, so that no large numbers cancel: their totals are then 0.
+    (squares, rows), (squares_of_differences, rows_of_differences) = (
+        (sums.squares - sums.total**2 / pairs, sums.rows - sums.total**2 / n) for sums in (groups, differences)
+    )
+    # Two pairs are the same pair, share one cell, or share none.
+    variance = (
+        2 * squares * squares_of_differences / pairs
+        + 4 * (rows - squares) * (rows_of_differences - squares_of_differences) / triples
+        + (2 * squares - 4 * rows) * (2 * squares_of_differences - 4 * rows_of_differences) / (triples * (n - 3))
+    )
+    mean = groups.total * differences.total / pairs
+    # Relative to the mean, a smaller deviation is rounding.
+    return (mean - observed) / variance**0.5 if variance > (1e-10 * mean) ** 2 else 0.0
