@@ -16,6 +16,7 @@ from scvae_cli.latent.posteriors import posteriors, refined_posteriors
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.embed.options import EmbedOptions
+from scvae_cli.tools.embed.umap_leiden import UmapLeiden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +24,8 @@ class Embedding:
     """Means and variances of the cells' posteriors along the chosen latent axes, float32, shape (n, k).
 
     Refinement improves the encoder's posterior of each cell by gradient steps on the ELBO. `gain` is the mean increase
-    of the ELBO, in nats per cell; None if the posteriors were not refined.
+    of the ELBO, in nats per cell; None if the posteriors were not refined. `umap_leiden` is None if neither a UMAP nor
+    clusters were asked for.
     """
 
     __repr__ = brief
@@ -31,12 +33,14 @@ class Embedding:
     mean_nk: np.ndarray
     var_nk: np.ndarray
     gain: float | None = None
+    umap_leiden: UmapLeiden | None = None
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
         return [
             Slot(group="obsm", key=names.embedding, value=self.mean_nk),
             Slot(group="obsm", key=names.latent_var, value=self.var_nk),
+            *([] if self.umap_leiden is None else self.umap_leiden.slots(names)),
         ]
 
 
