@@ -33,7 +33,7 @@ def plane(n_cells: int, seed: int = 0) -> np.ndarray:
 
 def in_groups(n_cells: int, names: list[str | None], title: str = "groups", **options) -> Groups:
     label_n = np.asarray([names[i % len(names)] for i in range(n_cells)], dtype=object)
-    order = tuple(dict.fromkeys(name for name in names if name is not None))
+    order = tuple(dict.fromkeys(label for label in label_n if label is not None))
     return Groups(title=title, label_n=label_n, order=order, **options)
 
 

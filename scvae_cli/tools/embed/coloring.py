@@ -34,7 +34,7 @@ class Groups:
     label_n
         Group of each cell; None for a cell without a group.
     order
-        All groups in the order of the legend.
+        All groups that have cells, in the order of the legend.
     on_map
         Whether the name of each group is also written at its cells.
     """
