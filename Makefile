@@ -27,7 +27,8 @@ demo: venv
 	cp data_samples/pbmc68k_700.h5ad $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae check $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae train $(DEMO)/pbmc68k_700.h5ad --force
-	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad
+	$(BIN)/scvae embed $(DEMO)/pbmc68k_700.h5ad --umap --leiden --plot $(DEMO)/cells.png \
+		--color scvae_leiden,bulk_labels,CST3 --force
 	$(BIN)/scvae denoise $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae interpolate $(DEMO)/pbmc68k_700.h5ad --groupby bulk_labels --from CD34+ --to "CD14+ Monocyte" \
 		--plot $(DEMO)/trajectory.png --force
@@ -35,7 +36,7 @@ demo: venv
 	$(BIN)/scvae score $(DEMO)/pbmc68k_700.h5ad
 	$(BIN)/scvae diagnose $(DEMO)/pbmc68k_700.h5ad --quick --plot $(DEMO)/diagnosis.png --force
 	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
-	@echo "pictures: $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/trajectory.png $(DEMO)/diagnosis.png"
+	@echo "pictures: $(DEMO)/cells.png $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/trajectory.png $(DEMO)/diagnosis.png"
 
 test: venv
 	$(BIN)/python -m pytest

@@ -30,7 +30,8 @@ OPTIONS = {
     "--n-latent --n-hidden --n-layers --beta --flat --max-epochs --batch-size --learning-rate --validation-fraction "
     f"--patience --seed --config --resume --force --device --precision --deterministic "
     f"--compile --threads {PRINTING}",
-    "embed": f"{MODEL} --axes --refine {ASKING} {PRINTING}",
+    "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {ASKING} --plot "
+    f"{PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
     f"{PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
@@ -65,7 +66,7 @@ KEYS = {
     "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
     "cpu_minutes obs confounded findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
-    "embed": "output n_cells space n_dimensions n_latent refined_gain missing_genes slots",
+    "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "genes missing_genes path_out plot slots",

@@ -55,5 +55,16 @@ def test_the_pinned_versions_are_allowed():
         assert versions[name] in requirement.specifier, f"{requirement} does not allow {versions[name]}"
 
 
+def test_the_broken_pynndescent_is_neither_allowed_nor_pinned():
+    """With 0.7.0, `sc.pp.neighbors` fails above about 8,000 cells; `test_umap_leiden.py` runs it on more."""
+    assert "0.7.0" not in promised()["pynndescent"].specifier
+    for file in ("constraints.txt", "constraints-lowest.txt"):
+        assert pinned(file, PYTHONS[0])["pynndescent"] != Version("0.7.0")
+
+
+def test_what_leiden_needs_is_in_the_demo_too():
+    assert promised("leiden")["igraph"].specifier == promised("demo")["igraph"].specifier
+
+
 def test_the_package_tells_that_it_has_types():
     assert (ROOT / "scvae_cli" / "py.typed").exists()

@@ -32,7 +32,7 @@ TREATED = {
 
 # Verb → what is typed, and what is passed.
 ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "embed": (["--refine", "2"], {"refine": 2}),
+    "embed": (["--refine", "2", "--umap", "--leiden"], {"refine": 2, "umap": True, "leiden": True}),
     "denoise": (["--samples", "2", "--library", "1000"], {"n_samples": 2, "library": 1000}),
     "interpolate": ([*FROM_TO, "--steps", "9"], {"groupby": "batch", "groups": ENDS, "n_steps": 9}),
     "optimize": (
@@ -154,6 +154,12 @@ WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
     ("sweep", ["--beta", "1,2", "--n-latent", "2,3"], {"beta": [1, 2], "n_latent": [2, 3]}),
     ("embed", ["--axes", "best"], {"axes": "best"}),
     ("embed", ["--refine", "-1"], {"refine": -1}),
+    ("embed", ["--resolution", "2"], {"resolution": 2}),
+    ("embed", ["--leiden", "--resolution", "0"], {"leiden": True, "resolution": 0}),
+    ("embed", ["--n-neighbors", "5"], {"n_neighbors": 5}),
+    ("embed", ["--color", "batch"], {"color": "batch"}),
+    ("embed", ["--plot", "new.png", "--color", "batch,none"], {"plot": "new.png", "color": ["batch", "none"]}),
+    ("embed", ["--plot", "new.png", "--color", "scvae_leiden"], {"plot": "new.png", "color": ["scvae_leiden"]}),
     ("embed", ["--layer", "none"], {"layer": "none"}),
     ("embed", ["--key-added", "a/b"], {"key_added": "a/b"}),
     ("embed", ["--gene-symbols", "none"], {"gene_symbols": "none"}),

@@ -67,6 +67,13 @@ class GeneNames:
             raise DataError(*self._why_unknown(unknown))
         return tuple(dict.fromkeys(found))
 
+    def __contains__(self, name: str) -> bool:
+        return name in self._ids_by_name
+
+    def names(self) -> list[str]:
+        """Return all names by which a gene can be named."""
+        return list(self._ids_by_name)
+
     def shown(self, ids: Iterable[str]) -> list[str]:
         """Return the names by which genes are shown in lists and figures.
 

@@ -21,7 +21,7 @@ from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
-from scvae_cli.data.store import category_order, refuse_twins
+from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError
 
 
@@ -77,6 +77,9 @@ class H5adFile:
 
     def obs_order(self, key: str) -> list[str] | None:
         return category_order(self._column("obs", key))
+
+    def obs_categories(self, key: str) -> list[str] | None:
+        return category_labels(self._column("obs", key))
 
     def _column(self, group: str, key: str) -> Any:
         with self._open() as file:

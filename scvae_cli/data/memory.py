@@ -12,7 +12,7 @@ import scipy.sparse as sp
 from scvae_cli.data.h5ad_rows import plain_numbers
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import RowBlocks, Slot
-from scvae_cli.data.store import category_order, refuse_twins
+from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class AnnDataStore:
 
     def obs_order(self, key: str) -> list[str] | None:
         return category_order(self._column("obs", key))
+
+    def obs_categories(self, key: str) -> list[str] | None:
+        return category_labels(self._column("obs", key))
 
     def _column(self, group: str, key: str) -> Any:
         frame = getattr(self.adata, group)

@@ -103,6 +103,9 @@ class SlotNames:
     # obsm: posterior means and variances, cells × latent dimensions.
     latent = _Key("{}_latent")
     latent_var = _Key("{}_latent_var")
+    # obsm: UMAP of the embedding, cells × 2. obs: Leiden cluster of each cell. Both come from one neighbor graph.
+    umap = _Key("X_umap_{}")
+    leiden = _Key("{}_leiden")
     # layers: expected counts, cells × genes. var: True for the genes of the model.
     denoised = _Key("{}_denoised")
     modelled = _Key("{}_modelled")

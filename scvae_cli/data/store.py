@@ -56,6 +56,9 @@ class CellStore(Protocol):
     def obs_order(self, key: str) -> list[str] | None:
         """Return the categories of an ordered categorical column of obs, in order; None for any other column."""
 
+    def obs_categories(self, key: str) -> list[str] | None:
+        """Return the labels of the categories of a categorical column of obs, in order; None for any other column."""
+
     def obsm(self, key: str) -> np.ndarray | None:
         """Read a dense element of obsm; None if it does not exist."""
 
@@ -78,12 +81,18 @@ class CellStore(Protocol):
         """Write results to the store, either all or none."""
 
 
-def category_order(column: Any) -> list[str] | None:
-    """Return the labels of the categories of an ordered pandas categorical (or Series), in order; otherwise None."""
+def category_labels(column: Any) -> list[str] | None:
+    """Return the labels of the categories of a pandas categorical (or Series), in order; None for other columns."""
     categorical = getattr(column, "cat", column)
-    if not getattr(categorical, "ordered", False):
+    if not hasattr(categorical, "categories"):
         return None
     return [label for label in dict.fromkeys(labels_of(categorical.categories)) if label is not None]
+
+
+def category_order(column: Any) -> list[str] | None:
+    """Return the labels of the categories of an ordered pandas categorical (or Series), in order; otherwise None."""
+    ordered = getattr(getattr(column, "cat", column), "ordered", False)
+    return category_labels(column) if ordered else None
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:

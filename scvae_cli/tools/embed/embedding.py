@@ -15,6 +15,7 @@ from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.posteriors import refined_posteriors
 from scvae_cli.session import Session
 from scvae_cli.tools.embed.options import EmbedOptions
+from scvae_cli.tools.embed.umap_leiden import UmapLeiden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class Embedding:
     gain
         Mean increase of the ELBO by the refinement of the posteriors, in nats per cell; None if the posteriors were not
         refined.
+    umap_leiden
+        UMAP and clusters of the cells; None if neither was asked for.
     """
 
     __repr__ = brief
@@ -38,6 +41,7 @@ class Embedding:
     mean_nk: np.ndarray
     var_nk: np.ndarray
     gain: float | None = None
+    umap_leiden: UmapLeiden | None = None
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
@@ -45,6 +49,7 @@ class Embedding:
             Slot(group="obsm", key=names.embedding, value=self.position_nj),
             Slot(group="obsm", key=names.latent, value=self.mean_nk),
             Slot(group="obsm", key=names.latent_var, value=self.var_nk),
+            *([] if self.umap_leiden is None else self.umap_leiden.slots(names)),
         ]
 
 

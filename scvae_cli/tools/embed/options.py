@@ -2,20 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
-from scvae_cli.options import option
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import OUTPUT, option
 from scvae_cli.shared_options import Reading, Writing
 from scvae_cli.verb import Verb
+
+UMAP = "UMAP and clusters"
 
 Space = Literal["expression", "latent"]
 Axes = Literal["canonical", "training"]
 
 
+def parse_colors(flag: str, texts: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names in one or several texts A,B,C; repeated names are returned once, in order.
+
+    >>> parse_colors("--color", ["cell_type, batch", "CD3D"])
+    ('cell_type', 'batch', 'CD3D')
+    """
+    given = [texts] if isinstance(texts, str) else texts
+    names = tuple(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    if not names:
+        raise ConfigError(f"{flag} {','.join(given)!r} contains no names", f"{flag} takes columns of obs and genes")
+    return names
+
+
 @dataclass(frozen=True, kw_only=True)
 class EmbedOptions(Reading, Writing):
-    """Options that say how cells are embedded."""
+    """Options that say how cells are embedded, and whether a UMAP and clusters are computed."""
 
     space: Space = option(
         "expression",
@@ -34,6 +52,63 @@ class EmbedOptions(Reading, Writing):
         least=0,
         takes="a number of steps, 0 or more; 100 is plenty",
     )
+    umap: bool = option(False, help="Also compute a UMAP of the embedding with scanpy.", panel=UMAP, in_record=False)
+    leiden: bool = option(
+        False,
+        help="Also cluster the cells with scanpy: Leiden clusters of the neighbor graph of the embedding. Needs the "
+        "package igraph.",
+        panel=UMAP,
+        in_record=False,
+    )
+    resolution: float = option(
+        1.0, help="Resolution of the Leiden clusters: a larger value gives more clusters.", above=0, panel=UMAP,
+        in_record=False,
+    )  # fmt: skip
+    n_neighbors: int = option(
+        15, help="Number of neighbors of a cell in the neighbor graph.", least=2, panel=UMAP, in_record=False
+    )
+    seed: int = option(
+        0, help="Random seed of the UMAP and of the clusters.", least=0, most=2**32 - 1, panel=UMAP, in_record=False
+    )
+    plot: Path | None = option(
+        None,
+        help="Also draw a figure of the UMAP: .png, .svg or .pdf. Implies --umap.",
+        panel=OUTPUT,
+        metavar="FILE",
+        in_record=False,
+    )
+    color: tuple[str, ...] = option(
+        (),
+        help="Columns of obs and genes that color the cells in the figure, one panel each. Genes are shown as log1p of "
+        "normalized counts.",
+        metavar="A,B,C",
+        shown_default="the clusters, or else the batches",
+        takes="columns of obs and genes",
+        parse=parse_colors,
+        repeated=True,
+        label=True,
+        panel=OUTPUT,
+        in_record=False,
+    )
+
+    def check(self) -> None:
+        """Refuse settings of results that were not asked for."""
+        if self.color and self.plot is None:
+            raise ConfigError("--color was given without --plot", "use both: --plot umap.png --color NAME")
+        if self.resolution != 1.0 and not self.leiden:
+            raise ConfigError("--resolution was given without --leiden", "add --leiden")
+        if self.n_neighbors != 15 and not self.needs_neighbors:
+            raise ConfigError("--n-neighbors was given without --umap or --leiden", "add --umap, --leiden or both")
+
+    @property
+    def needs_umap(self) -> bool:
+        """True if a UMAP is computed."""
+        return self.umap or self.plot is not None
+
+    @property
+    def needs_neighbors(self) -> bool:
+        """True if the neighbor graph is computed, from which the UMAP and the clusters come."""
+        return self.needs_umap or self.leiden
 
     @property
     def needs_batch(self) -> bool:
@@ -51,6 +126,10 @@ EMBED = Verb(
     Distances between these coordinates are distances in expression, without the effects of batch and library size. The
     latent position of each cell, from which the model decodes, goes to obsm["scvae_latent"], and the variances of its
     posterior go to obsm["scvae_latent_var"]. The cells need not be those of the training. The encoder does not use the
-    batch, so cells of new batches can be embedded too.""",
-    example="scvae embed data.h5ad",
+    batch, so cells of new batches can be embedded too.
+
+    With --umap, the UMAP of the embedding goes to obsm["X_umap_scvae"]. With --leiden, clusters of the cells go to
+    obs["scvae_leiden"]. Both come from the same neighbor graph. --plot draws the UMAP, one panel for each
+    column of obs and each gene of --color.""",
+    example="scvae embed data.h5ad --umap --leiden --plot umap.png",
 )

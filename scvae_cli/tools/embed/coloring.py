@@ -1,0 +1,149 @@
+"""What colors the cells of a figure: a column of obs, or the expression of a gene.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.data.expression import log_expression
+from scvae_cli.data.gene_names import GeneNames
+from scvae_cli.data.labels import as_label, labels_of
+from scvae_cli.data.store import CellStore
+from scvae_cli.errors import DataError
+
+# A column of whole numbers with at most this many different values names groups, such as replicates 1, 2 and 3.
+_MAX_NUMBERED_GROUPS = 20
+_SHOWN_COLUMNS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups of cells.
+
+    Parameters
+    ----------
+    title
+        Title of the panel.
+    label_n
+        Group of each cell; None for a cell without a group.
+    order
+        All groups that have cells, in the order of the legend.
+    on_map
+        Whether the name of each group is also written at its cells.
+    """
+
+    title: str
+    label_n: np.ndarray
+    order: tuple[str, ...]
+    on_map: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """A number of each cell: the panel's title, n floats that are NaN for missing values, and the unit of the scale."""
+
+    title: str
+    value_n: np.ndarray
+    unit: str = ""
+
+
+def colorings(
+    store: CellStore, kept: np.ndarray, names: Sequence[str], *, genes: GeneNames, source: str, real: bool = False
+) -> dict[str, Groups | Values]:
+    """Find the columns of obs and the genes that color a figure, and read their values.
+
+    A column is preferred to a gene with the same name.
+
+    Parameters
+    ----------
+    kept
+        Mask of the store's cells that are drawn; n of the values in the mask are True.
+    names
+        Columns of obs, and genes by name or symbol.
+    genes
+        Names of the genes of the data.
+    source, real
+        Arguments of `log_expression`.
+
+    Returns
+    -------
+    Name → groups or values of the n cells.
+
+    Raises
+    ------
+    DataError
+        If no column and no gene has one of the names, or several genes have it as a symbol.
+    """
+    columns = [name for name in names if name in store.obs_keys]
+    ids = {name: genes.ids_of([name])[0] for name in names if name not in columns and name in genes}
+    for name in names:
+        if name not in columns and name not in ids:
+            raise DataError(*_why_unknown(store, name, genes))
+    found: dict[str, Groups | Values] = {name: column_coloring(store, kept, name) for name in columns}
+    if ids:
+        value_nc = log_expression(store, source, list(ids.values()), real=real)[kept]
+        unit = "value" if real else "log1p of normalized counts"
+        for name, shown, value_n in zip(ids, genes.shown(ids.values()), value_nc.T, strict=True):
+            found[name] = Values(title=shown, value_n=value_n, unit=unit)
+    return found
+
+
+def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Values:
+    """Read a column of obs as groups or as numbers.
+
+    A categorical column, and a column of texts, dates or booleans names groups. So does a column of whole numbers with
+    few different values. Other numbers are shown on a color scale.
+    """
+    categories = store.obs_categories(key)
+    column = store.obs_column(key)[kept]
+    value_n = None if categories is not None else _numbers(column)
+    if value_n is not None and not _number_groups(value_n):
+        return Values(title=key, value_n=value_n)
+    label_n = labels_of(column)
+    present = set(label_n) - {None}
+    # pandas sorts categories as texts; any other order was chosen by the user.
+    chosen = categories is not None and categories != sorted(categories)
+    order = [name for name in categories or () if name in present] if chosen else sorted(present, key=_natural)
+    return Groups(title=key, label_n=label_n, order=tuple(order))
+
+
+def _numbers(column: np.ndarray) -> np.ndarray | None:
+    """Return a column as floats, NaN for missing and infinite values; None if the column does not contain numbers."""
+    if column.dtype.kind == "O":
+        # A column of numbers of which some are missing.
+        missing_n = np.asarray([as_label(value) is None for value in column], dtype=bool)
+        kinds = {type(value) for value in column[~missing_n]}
+        if not kinds or bool in kinds or not all(issubclass(kind, int | float | np.number) for kind in kinds):
+            return None
+        column = np.where(missing_n, np.nan, column).astype(np.float64)
+    if column.dtype.kind not in "iuf":
+        return None
+    value_n = column.astype(np.float64)
+    return np.where(np.isfinite(value_n), value_n, np.nan)
+
+
+def _number_groups(value_n: np.ndarray) -> bool:
+    distinct = np.unique(value_n[~np.isnan(value_n)])
+    return len(distinct) <= _MAX_NUMBERED_GROUPS and bool((distinct == np.trunc(distinct)).all())
+
+
+def _natural(label: str) -> list[str | int]:
+    """Sort key that compares the numbers in labels by value, so that "10" comes after "9"."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", label)]
+
+
+def _why_unknown(store: CellStore, name: str, genes: GeneNames) -> tuple[str, str]:
+    columns = list(dict.fromkeys(store.obs_keys))
+    known = [*columns, *genes.names()]
+    same = [other for other in known if other.casefold() == name.strip().casefold()]
+    near = same or difflib.get_close_matches(name, known, n=3)
+    shown = ", ".join(columns[:_SHOWN_COLUMNS]) + (", ..." if len(columns) > _SHOWN_COLUMNS else "")
+    hint = f"did you mean {', '.join(near)}" if near else f"columns: {shown or 'none'}"
+    return f"{store.title}: no column of obs and no gene is called {name!r}", hint
