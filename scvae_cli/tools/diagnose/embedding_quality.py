@@ -72,10 +72,10 @@ class EmbeddingQuality:
     ----------
     n_cells
         Number of cells on which the scores were computed.
-    shared_with_pca, shared_by_chance
+    neighbors_shared_with_pca, neighbors_shared_by_chance
         Mean fraction of a cell's 15 nearest neighbors in the embedding that are also among its 15 nearest neighbors in
         PCA; and this fraction for unrelated embeddings.
-    pca_shared_by_bootstrap
+    pca_neighbors_shared
         The same fraction for two PCAs of bootstrapped genes.
     scores
         Scores of the embedding, of PCA and, if there are batches, of Harmony; the embedding is the first.
@@ -89,9 +89,9 @@ class EmbeddingQuality:
     """
 
     n_cells: int
-    shared_with_pca: float
-    shared_by_chance: float
-    pca_shared_by_bootstrap: float
+    neighbors_shared_with_pca: float
+    neighbors_shared_by_chance: float
+    pca_neighbors_shared: float
     scores: tuple[Scores, ...]
     labels: str | None = None
     n_labels: int = 0
@@ -204,9 +204,9 @@ def embedding_quality(
     known_n = [] if label_n is None else [label for label in label_n if label is not None]
     return EmbeddingQuality(
         n_cells=len(embedding_nk),
-        shared_with_pca=shared(nearest_neighbors(embedding_nk), nearest_neighbors(pca_nc)),
-        shared_by_chance=shared_by_chance(len(embedding_nk)),
-        pca_shared_by_bootstrap=shared_by_bootstrap(logged, seed=seed),
+        neighbors_shared_with_pca=shared(nearest_neighbors(embedding_nk), nearest_neighbors(pca_nc)),
+        neighbors_shared_by_chance=shared_by_chance(len(embedding_nk)),
+        pca_neighbors_shared=shared_by_bootstrap(logged, seed=seed),
         scores=scores,
         labels=None if label_n is None else labels,
         n_labels=len(set(known_n)),

@@ -10,7 +10,7 @@ from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, EmbeddingQuali
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
 # Shared neighbors of embedding and PCA, as a fraction of those that two PCAs of bootstrapped genes share. Embeddings of
-# four data sets, two of them with strong batch effects in the PCA, had 0.6 to 1.3.
+# four data sets, three of them with batch effects in the PCA, had 0.6 to 1.3.
 NEIGHBORS_KEPT = 0.5, 0.25
 # A vote counts as worse if the difference is larger than this number of standard errors; by more than five percentage
 # points, clusters would differ visibly.
@@ -29,15 +29,15 @@ def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
 
 
 def _neighbor_verdict(quality: EmbeddingQuality) -> Verdict:
-    kept = quality.shared_with_pca / quality.pca_shared_by_bootstrap if quality.pca_shared_by_bootstrap else 1.0
+    kept = quality.neighbors_shared_with_pca / quality.pca_neighbors_shared if quality.pca_neighbors_shared else 1.0
     level = LEVELS[sum(kept < limit for limit in NEIGHBORS_KEPT)]
     return Verdict(
         topic="neighbors",
         level=level,
-        sentence=f"{quality.shared_with_pca:.0%} of a cell's {NEIGHBORS} nearest neighbors in the embedding are also "
-        f"among its {NEIGHBORS} nearest neighbors in a PCA of {COMPONENTS} components; two PCAs of bootstrapped genes "
-        f"share {quality.pca_shared_by_bootstrap:.0%} of a cell's neighbors, and unrelated embeddings share "
-        f"{quality.shared_by_chance:.1%}",
+        sentence=f"{quality.neighbors_shared_with_pca:.0%} of a cell's {NEIGHBORS} nearest neighbors in the embedding "
+        f"are also among its {NEIGHBORS} nearest neighbors in a PCA of {COMPONENTS} components; two PCAs of bootstrapped "
+        f"genes share {quality.pca_neighbors_shared:.0%} of a cell's neighbors, and unrelated embeddings share "
+        f"{quality.neighbors_shared_by_chance:.1%}",
         finding="" if level == "good" else "neighbors",
     )
 

@@ -27,7 +27,7 @@ _TITLE_LINE, _FIRST, _SECOND, _THIRD, _BOTTOM, _TITLE = 0.14, 0.42, 2.85, 5.28, 
 _COMPARED, _LOW = 4.75, 1.2
 _COLORS = {EMBEDDING: "#0072B2", PCA: "#E69F00", HARMONY: "#009E73"}
 # Titles of the scores, in the order in which they are drawn.
-_SCORES = {
+SCORES = {
     "vote_accuracy": "vote of\nneighbors",
     "ari": "clusters,\nARI",
     "nmi": "clusters,\nNMI",
@@ -184,7 +184,7 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
 
 def _draw_comparison(axes: Axes, quality: EmbeddingQuality) -> None:
     """Draw each score as a group of bars, one bar for each kind of coordinates."""
-    shown = [name for name in _SCORES if getattr(quality.scores[0], name) is not None]
+    shown = [name for name in SCORES if getattr(quality.scores[0], name) is not None]
     width = 0.8 / len(quality.scores)
     for i, scores in enumerate(quality.scores):
         at = np.arange(len(shown)) + (i - (len(quality.scores) - 1) / 2) * width
@@ -192,7 +192,7 @@ def _draw_comparison(axes: Axes, quality: EmbeddingQuality) -> None:
         axes.bar(at, heights, width=0.9 * width, color=_COLORS[scores.name], linewidth=0, label=scores.name)
     lowest = min(0.0, *(scores.silhouette or 0.0 for scores in quality.scores))
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set_xticks(np.arange(len(shown)), [_SCORES[name] for name in shown])
+    axes.set_xticks(np.arange(len(shown)), [SCORES[name] for name in shown])
     axes.tick_params(axis="x", length=0)
     axes.set(ylim=(1.05 * lowest, 1), xlim=(-0.5, len(shown) - 0.5), ylabel="score")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=0.8, handleheight=0.8)
