@@ -124,7 +124,9 @@ class EmbeddingQuality:
     def values(self) -> dict[str, Any]:
         """Return the values that are not None, and an array over the scored coordinates for each field of `Scores`."""
         values = {name: value for name, value in self.summary().items() if value is not None and name != "scores"}
-        values["not_installed"] = np.asarray(self.not_installed, dtype=object)
+        values.pop("not_installed")
+        if self.not_installed:
+            values["not_installed"] = np.asarray(self.not_installed, dtype=object)
         columns: dict[str, Any] = {"name": np.asarray([scores.name for scores in self.scores], dtype=object)}
         pairs = np.asarray([scores.vote_advantage or (np.nan, np.nan) for scores in self.scores])
         columns |= {"vote_advantage": pairs[:, 0].copy(), "vote_advantage_error": pairs[:, 1].copy()}

@@ -29,14 +29,15 @@ def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
 
 
 def _neighbor_verdict(quality: EmbeddingQuality) -> Verdict:
-    kept = quality.neighbors_shared_with_pca / quality.pca_neighbors_shared if quality.pca_neighbors_shared else 1.0
+    with_pca, between_pcas = quality.neighbors_shared_with_pca, quality.pca_neighbors_shared
+    kept = with_pca / between_pcas if between_pcas else 1.0
     level = LEVELS[sum(kept < limit for limit in NEIGHBORS_KEPT)]
     return Verdict(
         topic="neighbors",
         level=level,
-        sentence=f"{quality.neighbors_shared_with_pca:.0%} of a cell's {NEIGHBORS} nearest neighbors in the embedding "
-        f"are also among its {NEIGHBORS} nearest neighbors in a PCA of {COMPONENTS} components; two PCAs of bootstrapped "
-        f"genes share {quality.pca_neighbors_shared:.0%} of a cell's neighbors, and unrelated embeddings share "
+        sentence=f"{with_pca:.0%} of a cell's {NEIGHBORS} nearest neighbors in the embedding are also among its "
+        f"{NEIGHBORS} nearest neighbors in a PCA of {COMPONENTS} components; two PCAs of bootstrapped genes share "
+        f"{between_pcas:.0%} of a cell's neighbors, and unrelated embeddings share "
         f"{quality.neighbors_shared_by_chance:.1%}",
         finding="" if level == "good" else "neighbors",
     )
