@@ -68,7 +68,7 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
         if compared:
             title = "Embedding beside PCA and Harmony" if quality.of(HARMONY) else "Embedding beside PCA"
             head(figure, _LEFTS[0] - 0.35, _THIRD, "g", title)
-            panel = place(figure, _LEFTS[0], _THIRD + _TITLE, _COMPARED, _LOW)
+            panel = place(figure, _LEFTS[0], _THIRD + _TITLE, _COMPARED * len(_shown(quality)) / len(SCORES), _LOW)
             panel.set_label(title)
             _draw_comparison(panel, quality)
     return figure
@@ -182,9 +182,14 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
     axes.set(xlabel="fraction of cells at higher density", ylabel="fraction of prior samples")
 
 
+def _shown(quality: EmbeddingQuality) -> list[str]:
+    """Return the names of the scores that were computed."""
+    return [name for name in SCORES if getattr(quality.scores[0], name) is not None]
+
+
 def _draw_comparison(axes: Axes, quality: EmbeddingQuality) -> None:
     """Draw each score as a group of bars, one bar for each kind of coordinates."""
-    shown = [name for name in SCORES if getattr(quality.scores[0], name) is not None]
+    shown = _shown(quality)
     width = 0.8 / len(quality.scores)
     for i, scores in enumerate(quality.scores):
         at = np.arange(len(shown)) + (i - (len(quality.scores) - 1) / 2) * width
