@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("scvae needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) torch
-	$(PIP_INSTALL) -e '.[test,lint,demo]'
+	$(PIP_INSTALL) -e '.[test,lint,demo,compare]'
 	touch $(STAMP)
 
 demo: venv

@@ -335,6 +335,7 @@ def diagnose(
     max_cells: int = 1000,
     quick: bool = False,
     n_trainings: int = 3,
+    labels: str | None = None,
     seed: int = 0,
     output: Path | str | None = None,
     key_added: str = "scvae",

@@ -239,15 +239,21 @@ class Session:
                 "name the groups with --from, --via and --to",
             ) from None
 
-    def labels(self, key: str, *, of_times: bool = False) -> np.ndarray:
+    def labels(self, key: str, *, of_times: bool = False, purpose: str = "--groupby") -> np.ndarray:
         """Return the labels of the cells in `counts`, from a column of obs that names groups (see `scvae_cli.labels`).
+
+        Parameters
+        ----------
+        purpose
+            Option that names the column, for the message if there is no such column.
 
         Returns
         -------
         Strings, or None for a cell without a group; shape (n,).
         """
-        purpose = "--time-key" if of_times else "--groupby"
-        values = obs_values(self.store, key, purpose=purpose, measured=of_times)[self.kept]
+        values = obs_values(self.store, key, purpose="--time-key" if of_times else purpose, measured=of_times)[
+            self.kept
+        ]
         return labels_of(values)
 
     def check_destination(

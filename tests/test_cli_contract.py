@@ -56,7 +56,7 @@ OPTIONS = {
     "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     "--config --models "
     f"--output/-o --plot --key-added --force --device --precision --threads {PRINTING}",
-    "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --seed {ASKING} --plot {PRINTING}",
+    "diagnose": f"{MODEL} --samples --refine --cells --quick --trainings --labels --seed {ASKING} --plot {PRINTING}",
     "info": f"MODEL|DATA --key-added {PRINTING}",
     "simulate": "OUT --cells --genes --branches --batches --depth --zero-inflation --true-mean --seed --force "
     f"{PRINTING}",
@@ -87,7 +87,8 @@ KEYS = {
     "plot slots",
     "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
     "mutual_information total_correlation correlation correlated_axes holes gaps zeros variances condition "
-    "active_condition rank_correlation baselines stability missing_genes plot slots",
+    "active_condition rank_correlation embedding_rank_correlation embedding baselines stability missing_genes plot "
+    "slots",
     "info MODEL": "model hash n_genes batches facts config",
     "info DATA": "data runs",
     "simulate": "path n_cells n_genes n_branches n_batches seed true_mean",
@@ -194,6 +195,7 @@ def test_json_of_a_diagnosis_names_its_parts(copied):
     values = json.loads(run_well(*commands(copied)["diagnose"], "--json").out)
     columns = set(values["verdicts"][0]) | set(values["gaps"]) | set(values["gaps"]["amortization"])
     columns |= set(values["zeros"]) | set(values["variances"]["worst"][0])
+    columns |= set(values["embedding"]) | set(values["embedding"]["scores"][0])
     assert columns <= set(re.findall(r"`(\w+)`", row))
     assert values["zeros"].keys() == values["variances"].keys()
 

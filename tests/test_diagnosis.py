@@ -23,13 +23,21 @@ from workbench import DATA, USAGE, refused
 import scvae_cli as scvae
 from scvae_cli.latent.refinement import refine
 from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.report.figure_file import save_figure
-from scvae_cli.tools.diagnose.distortion import condition_numbers
-from scvae_cli.tools.diagnose.figure import diagnosis_figure
+from scvae_cli.tools.diagnose.distortion import condition_numbers, distortion
+from scvae_cli.tools.diagnose.figure import SCORES, diagnosis_figure
 from scvae_cli.tools.diagnose.gaps import Gaps, bounds
 from scvae_cli.tools.diagnose.latent_use import aggregated_posterior, latent_use
-from scvae_cli.tools.diagnose.model_verdicts import axes_verdict, gap_verdicts, prior_verdict, use_verdict
+from scvae_cli.tools.diagnose.model_verdicts import (
+    axes_verdict,
+    distance_verdicts,
+    gap_verdicts,
+    likelihood_verdicts,
+    prior_verdict,
+    use_verdict,
+)
 from scvae_cli.tools.diagnose.stability import Stability
 from scvae_cli.tools.diagnose.verdict import Verdict, page
 
@@ -213,12 +221,12 @@ def test_condition_numbers_are_ratios_of_eigenvalues():
 def test_a_page_has_every_verdict_and_its_remedy():
     verdicts = [
         Verdict(topic="one", level="good", sentence="all is well"),
-        Verdict(topic="another", level="poor", sentence="long " * 40, remedy="mend it"),
+        Verdict(topic="another", level="poor", sentence="long " * 40, finding="axes"),
     ]
     text = page(verdicts, width=60)
     assert max(len(line) for line in text.splitlines()) <= 60
     assert "good   one      all is well" in text
-    assert "→ mend it" in text
+    assert "→ do not interpret single axes" in text
 
 
 # --- of trained models ------------------------------------------------------------------------------------------------
@@ -270,6 +278,7 @@ def test_sections_and_topics_have_names_of_their_own(diagnosed):
         procrustes=0.6,
         procrustes_by_chance=0.9,
         neighbors_shared=0.2,
+        pca_neighbors_shared=0.4,
         axis_correlation=0.5,
         heldout_elbo=(-1.0, -2.0),
     )
@@ -333,6 +342,34 @@ def test_the_picture_shows_what_was_found(diagnosed):
     assert dots == found.check.zeros.evaluated_g.sum()
 
 
+def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(diagnosed):
+    adata, model, found = diagnosed
+    labeled = scvae.diagnose(adata, model, **QUICK, labels="cell_type")
+    for diagnosis, scores in ((found, ("ilisi", "kbet")), (labeled, tuple(SCORES))):
+        figure = diagnosis_figure(diagnosis)
+        [panel] = [axes for axes in figure.axes if axes.get_label().startswith("Embedding beside PCA")]
+        heights = [[bar.get_height() for bar in bars] for bars in panel.containers]
+        assert heights == [[getattr(one, name) for name in scores] for one in diagnosis.quality.scores]
+    quality = dataclasses.replace(found.quality, n_batches=0)
+    figure = diagnosis_figure(dataclasses.replace(found, quality=quality))
+    assert not [axes for axes in figure.axes if axes.get_label().startswith("Embedding")]
+
+
+def test_the_embedding_is_judged_by_its_own_distances(diagnosed):
+    """Any embedding can be judged; one whose distances are the latent ones has the latent correlation."""
+    _, model, found = diagnosed
+    same = found.distortion
+    assert same.embedding_rank_correlation == pytest.approx(same.rank_correlation, abs=1e-3)
+    mean_nk = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
+    noise_nk = np.random.default_rng(0).normal(size=(60, 9))
+    other = distortion(Geometry(model.vae), mean_nk, noise_nk, found.use.active_k)
+    assert abs(other.embedding_rank_correlation) < 0.3 < other.rank_correlation
+    of_embedding, of_latent = distance_verdicts(other)
+    assert of_embedding.level == "poor"
+    assert "--flat" not in of_embedding.remedy
+    assert of_latent.level == "good" or "--flat" in of_latent.remedy
+
+
 def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
     _, _, found = diagnosed
     nothing = Posterior(torch.zeros(50, 1), torch.ones(50, 1))
@@ -370,10 +407,30 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         (USAGE, "--trainings is 1", ["--trainings", "1"]),
         (USAGE, "--trainings is 0", ["--trainings", "0"]),
         (USAGE, "does not have the extension of a figure", ["--plot", "health.doc"]),
+        (DATA, "no column 'type' in obs", ["--labels", "type"]),
     ],
 )
 def test_diagnoses_that_cannot_be_meant(bench, code, fragment, options):
     refused(bench.folder, bench.ask("diagnose", *options), code, fragment)
+
+
+def test_labels_that_tell_nothing_apart_are_refused_before_the_work(bench):
+    def labeled(adata):
+        adata.obs["one"] = "T"
+        adata.obs["barcode"] = adata.obs_names
+
+    bench.changed(labeled)
+    for column, count in (("one", 1), ("barcode", 0)):
+        asked = bench.ask("diagnose", "--labels", column)
+        assert "--labels takes" in refused(bench.folder, asked, DATA, f"obs['{column}'] has {count} label(s)")
+
+
+def test_a_linear_decoder_is_not_advised_to_those_who_have_one(diagnosed):
+    _, _, found = diagnosed
+    zeros = dataclasses.replace(found.check.zeros, score_g=np.full_like(found.check.zeros.score_g, 9))
+    check = dataclasses.replace(found.check, zeros=zeros, variances=zeros)
+    for decoder, advised in (("linear", "--decoder mlp"), ("mlp", "--n-hidden")):
+        assert all(advised in verdict.remedy for verdict in likelihood_verdicts(check, "zinb", decoder=decoder))
 
 
 def test_python_refuses_one_training_in_its_own_words(diagnosed):

@@ -40,7 +40,7 @@ def pinned(file: str, python: str) -> dict[str, Version]:
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_lowest_versions_are_the_bounds(python):
     lowest = pinned("constraints-lowest.txt", python)
-    requirements = promised("test", "demo")
+    requirements = promised("test", "demo", "compare")
     assert set(lowest) == set(requirements)
     for name, requirement in requirements.items():
         assert lowest[name] in requirement.specifier, f"{requirement} does not allow {lowest[name]}"
@@ -51,7 +51,7 @@ def test_the_lowest_versions_are_the_bounds(python):
 
 def test_the_pinned_versions_are_allowed():
     versions = pinned("constraints.txt", PYTHONS[0])
-    for name, requirement in promised("test", "lint", "demo").items():
+    for name, requirement in promised("test", "lint", "demo", "compare").items():
         assert versions[name] in requirement.specifier, f"{requirement} does not allow {versions[name]}"
 
 

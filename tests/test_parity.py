@@ -45,7 +45,10 @@ ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
     ),
     "score": (["--samples", "2", "--simulated", "200"], {"n_samples": 2, "n_simulated": 200}),
     "de": (["--groupby", "batch", "--group", "batch_1"], {"groupby": "batch", "group": "batch_1"}),
-    "diagnose": (["--quick", "--samples", "4", "--refine", "2"], {"quick": True, "n_samples": 4, "refine": 2}),
+    "diagnose": (
+        ["--quick", "--samples", "4", "--refine", "2", "--labels", "cell_type"],
+        {"quick": True, "n_samples": 4, "refine": 2, "labels": "cell_type"},
+    ),
 }
 NEW_CELLS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "sample": (["-n", "30", "--seed", "3"], {"n": 30, "seed": 3}),
@@ -238,6 +241,7 @@ WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
         TREATED | {"treated": "none", "output": "new.h5ad"},
     ),
     ("diagnose", ["--trainings", "1"], {"n_trainings": 1}),
+    ("diagnose", ["--labels", "none"], {"labels": "none"}),
     ("diagnose", ["--quick", "--samples", "0"], {"quick": True, "n_samples": 0}),
 ]
 

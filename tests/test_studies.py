@@ -16,6 +16,7 @@ import scvae_cli as scvae
 from scvae_cli.config import ModelConfig, RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.evaluation.mean_model import MeanModel
+from scvae_cli.evaluation.neighbors import nearest_neighbors, shared
 from scvae_cli.evaluation.pca_model import PcaModel
 from scvae_cli.evaluation.retraining import (
     Train,
@@ -29,7 +30,7 @@ from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, 
 from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts
 from scvae_cli.tools.diagnose.diagnosis import with_trainings
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
-from scvae_cli.tools.diagnose.stability import axis_correlation, disparity, nearest_neighbors, shared, stability
+from scvae_cli.tools.diagnose.stability import axis_correlation, disparity, stability
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +220,7 @@ def test_a_linear_decoder_is_not_compared_with_itself():
     found = compare_with_baselines(model, counts, train=noted(titles))
     assert [one.name for one in found.models] == [VAE, PCA, MEAN, NO_DENOISING]
     assert titles == ["Training on thinned counts (VAE)"]
-    verdicts = baseline_verdicts(found)
+    verdicts = baseline_verdicts(found, 1.0)
     assert len(verdicts) == 2
     assert not [verdict for verdict in verdicts if "linear" in verdict.sentence + verdict.remedy]
 
@@ -234,7 +235,7 @@ def test_few_held_out_cells_are_sure_of_nothing(n_cells, n_heldout):
     assert found.n_heldout == n_heldout
     mean = next(one for one in found.models if one.name == MEAN)
     assert np.isnan(mean.vae_advantage_heldout[1]) == (n_heldout == 1)
-    likelihood, _ = baseline_verdicts(found)
+    likelihood, _ = baseline_verdicts(found, 1.0)
     assert likelihood.level == "watch"
     assert f"with only {n_heldout} held-out cell" in likelihood.sentence
     assert "nan" not in likelihood.sentence
@@ -248,6 +249,7 @@ def test_a_rotated_embedding_is_the_same_but_for_its_axes():
     z_nk = random.standard_normal((300, 4)) * [4, 3, 2, 1]
     turned_nk = 2.5 * z_nk @ ortho_group.rvs(4, random_state=0) + 1
     assert disparity(z_nk, turned_nk) < 1e-12
+    assert disparity(z_nk, np.column_stack([turned_nk, np.zeros(300)])) < 1e-12, "of any number of coordinates"
     assert shared(nearest_neighbors(z_nk), nearest_neighbors(turned_nk)) == 1.0
     assert axis_correlation(z_nk, -z_nk) == pytest.approx(1)
     assert axis_correlation(z_nk, turned_nk) < 0.9
@@ -267,6 +269,7 @@ def test_trainings_on_a_tree_agree_better_than_chance():
     assert found.heldout_elbo[0] == model.facts["heldout_elbo"]
     assert found.procrustes < 0.5 < 0.9 < found.procrustes_by_chance
     assert found.neighbors_shared > 5 * 15 / 800
+    assert 15 / 800 < found.pca_neighbors_shared < 1
     assert TINY["n_latent"] == 4
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.evaluation.log_pca import log_normalized
 from scvae_cli.latent.posteriors import BLOCK_CELLS
 
 COMPONENTS = (5, 10, 20, 30, 50)
@@ -33,8 +33,7 @@ class PcaModel:
         self._counts = counts
         library_n = counts.library_n
         self._depth = float(np.median(library_n))
-        logged = (sp.diags(self._depth / library_n) @ counts.matrix).tocsr()
-        logged.data = np.log1p(logged.data)
+        logged = log_normalized(counts)
         n_most = min(max(COMPONENTS), counts.n_genes - 1, counts.n_cells - 1)
         self._pca = PCA(n_most, svd_solver="covariance_eigh").fit(logged)
         self._scores_nc = self._pca.transform(logged)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from scvae_cli.evaluation.neighbors import NEIGHBORS
 from scvae_cli.heldout import MIN_HELDOUT
+from scvae_cli.tools.diagnose.advice import lower_beta
 from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, VAE, Advantage, BaselineComparison
 from scvae_cli.tools.diagnose.stability import Stability
 from scvae_cli.tools.diagnose.verdict import Verdict
@@ -16,9 +18,9 @@ SIGNIFICANT = 3.0
 ALIKE, UNLIKE = 0.2, 0.5
 
 
-def baseline_verdicts(comparison: BaselineComparison) -> list[Verdict]:
-    """Judge whether the VAE improves on the baselines."""
-    likelihood = _likelihood_verdict(comparison)
+def baseline_verdicts(comparison: BaselineComparison, beta: float) -> list[Verdict]:
+    """Judge whether a VAE with this β improves on the baselines."""
+    likelihood = _likelihood_verdict(comparison, beta)
     return [likelihood, _denoising_verdict(comparison)] if comparison.n_thinned else [likelihood]
 
 
@@ -31,13 +33,14 @@ def stability_verdict(stability: Stability) -> Verdict:
         level=level,
         sentence=f"the embeddings of {stability.n_trainings} trainings with different random seeds were aligned: "
         f"{differs:.0%} of their variance differs ({stability.procrustes_by_chance:.0%} in unrelated embeddings), "
-        f"{stability.neighbors_shared:.0%} of each cell's nearest neighbors are shared, and the strong canonical axes "
+        f"{stability.neighbors_shared:.0%} of each cell's {NEIGHBORS} nearest neighbors are shared "
+        f"({stability.pca_neighbors_shared:.0%} between PCAs of bootstrapped genes), and the strong canonical axes "
         f"have a correlation of {stability.axis_correlation:.2f}",
-        remedy="" if level == "good" else "rely on results that several seeds agree on; train with more cells",
+        finding="" if level == "good" else "stability",
     )
 
 
-def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
+def _likelihood_verdict(comparison: BaselineComparison, beta: float) -> Verdict:
     by_name = {model.name: model for model in comparison.models}
     vae, mean = by_name[VAE], by_name[MEAN]
     # If the VAE itself has a linear decoder, there is no separate model with a linear decoder.
@@ -48,22 +51,22 @@ def _likelihood_verdict(comparison: BaselineComparison) -> Verdict:
     bounds += [] if linear is None else [_compared(linear, "higher than with", "lower than with", LINEAR)]
     bound = f"{vae.heldout_log_prob:.1f} nats per cell"
     sentence = f"the log-likelihood bound of held-out cells is {bound}, {' and '.join(bounds)}"
-    level, remedy = "watch", ""
+    level, finding = "watch", ""
     if comparison.n_heldout < MIN_HELDOUT:
         cells = "held-out cell" if comparison.n_heldout == 1 else "held-out cells"
         sentence += f"; with only {comparison.n_heldout} {cells}, these values are uncertain"
-        remedy = "train with more cells, or hold out a larger fraction (--validation-fraction)"
+        finding = "few held out"
     elif not _significant(mean.vae_advantage_heldout):
         level = "poor"
         sentence += "; these cells can be explained without a latent space"
-        remedy = "check that the cells differ and have enough counts; train with a lower --beta or other genes "
-        remedy += "(--n-top-genes)"
+        finding = "like mean model" if beta > 0 else "untrained"
     elif linear is None or _significant(linear):
         level = "good"
     else:
         sentence += "; a linear decoder fits these cells as well"
-        remedy = "consider --decoder linear: each gene then has one loading per latent dimension"
-    return Verdict(topic="baselines: likelihood", level=level, sentence=sentence, remedy=remedy)
+        finding = "linear decoder"
+    values = {"beta": beta, "lower": lower_beta(beta)}
+    return Verdict(topic="baselines: likelihood", level=level, sentence=sentence, finding=finding, values=values)
 
 
 def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
@@ -75,14 +78,12 @@ def _denoising_verdict(comparison: BaselineComparison) -> Verdict:
     compared = [_compared(advantage, "better than", "worse than", name) for name, advantage in others.items()]
     sentence = f"in nats per cell, the VAE predicts withheld molecules {', '.join(compared)}"
     better = {name: difference for name, (difference, error) in others.items() if _significant((-difference, error))}
-    level, remedy = "good", ""
+    level, finding = "good", ""
     if better:
         best = min(better, key=lambda name: better[name])
         sentence += f"; {_with_article(best)} predicts these molecules best"
-        level, remedy = "poor", "compare values of --beta or --n-latent with scvae sweep"
-        if best == LINEAR:
-            level, remedy = "watch", "consider --decoder linear"
-    return Verdict(topic="baselines: denoising", level=level, sentence=sentence, remedy=remedy)
+        level, finding = ("watch", "linear decoder") if best == LINEAR else ("poor", "denoising")
+    return Verdict(topic="baselines: denoising", level=level, sentence=sentence, finding=finding)
 
 
 def _compared(advantage: Advantage, ahead: str, behind: str, name: str) -> str:

@@ -27,11 +27,14 @@ from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.diagnose.baselines import BaselineComparison, compare_with_baselines
 from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts, stability_verdict
 from scvae_cli.tools.diagnose.distortion import Distortion, distortion
+from scvae_cli.tools.diagnose.embedding import embedding_of
+from scvae_cli.tools.diagnose.embedding_quality import EmbeddingQuality, embedding_quality, evaluated_rows
+from scvae_cli.tools.diagnose.embedding_verdicts import embedding_verdicts
 from scvae_cli.tools.diagnose.gaps import Gaps, gaps
 from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse, aggregated_posterior, latent_use
 from scvae_cli.tools.diagnose.model_verdicts import (
     axes_verdict,
-    distance_verdict,
+    distance_verdicts,
     gap_verdicts,
     likelihood_verdicts,
     prior_verdict,
@@ -79,19 +82,21 @@ class Diagnosis:
     gaps: Gaps
     check: PredictiveCheck
     distortion: Distortion
+    quality: EmbeddingQuality
     n_cells: int
     n_evaluated: int
     heldout: bool
     beta: float
     likelihood: str
     gene_labels: tuple[str, ...]
+    decoder: str = "mlp"
     baselines: BaselineComparison | None = None
     stability: Stability | None = None
 
     @property
     def sections(self) -> tuple[Section, ...]:
         """All sections, in the order in which they are reported."""
-        of_genes = likelihood_verdicts(self.check, self.likelihood, self.gene_labels)
+        of_genes = likelihood_verdicts(self.check, self.likelihood, self.gene_labels, decoder=self.decoder)
         sections = [
             Section("usage", self.use.values(), [use_verdict(self.use, self.gaps, self.beta)]),
             Section(
@@ -99,10 +104,11 @@ class Diagnosis:
             ),
             Section("gaps", self.gaps.values(), gap_verdicts(self.gaps)),
             Section("predictive", self.check.values(), of_genes),
-            Section("distances", self.distortion.values(), [distance_verdict(self.distortion)]),
+            Section("distances", self.distortion.values(), distance_verdicts(self.distortion)),
+            Section("embedding", self.quality.values(), embedding_verdicts(self.quality)),
         ]
         if self.baselines is not None:
-            sections.append(Section("baselines", self.baselines.values(), baseline_verdicts(self.baselines)))
+            sections.append(Section("baselines", self.baselines.values(), baseline_verdicts(self.baselines, self.beta)))
         if self.stability is not None:
             sections.append(Section("stability", self.stability.values(), [stability_verdict(self.stability)]))
         return tuple(sections)
@@ -125,8 +131,8 @@ class Diagnosis:
         """List the slots of the data to which the result is written."""
         values = self.summary() | {section.name: section.values for section in self.sections}
         values["verdicts"] = {
-            key: np.asarray([getattr(verdict, key) for verdict in self.verdicts], dtype=object)
-            for key in ("topic", "level", "sentence", "remedy")
+            key: np.asarray([verdict.summary()[key] for verdict in self.verdicts], dtype=object)
+            for key in ("topic", "level", "sentence", "finding", "remedy")
         }
         return [Slot(group="uns", key=names.diagnosis, value=values)]
 
@@ -137,6 +143,7 @@ def diagnose(
     options: DiagnoseOptions,
     *,
     gene_labels: tuple[str, ...] | None = None,
+    label_n: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> Diagnosis:
     """Diagnose a model without further trainings.
@@ -148,11 +155,14 @@ def diagnose(
         that were held out of the training.
     gene_labels
         Names of the model's genes as they should appear in the verdicts; None for the names in the model.
+    label_n
+        Labels of the cells in the column `options.labels`, with None for a cell without a label, shape (n,); None
+        without this option.
 
     Raises
     ------
     DataError
-        If a cell's batch is unknown to the model.
+        If a cell's batch is unknown to the model, or if there are fewer than two labels of five or more cells.
     """
     known_batches(model, counts)
     all_cells = counts.cells(even(np.arange(counts.n_cells), _MAX_ENCODED))
@@ -165,17 +175,34 @@ def diagnose(
     some = counts.cells(even(rows, options.max_cells))
     of_some = posteriors(model, some)
     use, seed = latent_use(of_all), options.seed
+    compared = evaluated_rows(counts.n_cells)
     return Diagnosis(
         use=use,
         aggregate=aggregated_posterior(of_all, of_heldout, model.density, seed=seed),
         gaps=gaps(model, some, options, progress=progress),
         check=predictive_check(model, some, of_some, seed=seed, progress=progress),
-        distortion=distortion(Geometry(model.vae), of_some.mean_nk, use.active_k, seed=seed, progress=progress),
+        distortion=distortion(
+            Geometry(model.vae),
+            of_some.mean_nk,
+            embedding_of(model, some),
+            use.active_k,
+            seed=seed,
+            progress=progress,
+        ),
+        quality=embedding_quality(
+            embedding_of(model, counts.cells(compared)),
+            counts.cells(compared),
+            labels=options.labels,
+            label_n=None if label_n is None else label_n[compared],
+            seed=seed,
+            progress=progress,
+        ),
         n_cells=counts.n_cells,
         n_evaluated=some.n_cells,
         heldout=heldout,
         beta=model.config.train.beta,
         likelihood=model.config.model.likelihood,
+        decoder=model.config.model.decoder,
         gene_labels=model.genes if gene_labels is None else gene_labels,
     )
 

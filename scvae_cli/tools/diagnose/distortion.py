@@ -1,4 +1,8 @@
-"""Distortion of latent distances: how unevenly the decoder scales the directions of the latent space.
+"""Distortion of distances: how well Euclidean distances between cells follow distances in expression.
+
+Two Euclidean distances are compared with the Fisher–Rao length of the straight line between two cells in latent space:
+the distance in latent space, and the distance in the embedding, which neighbors, clusters and UMAP use. The second part
+of the distortion is how unevenly the decoder scales the directions of the latent space.
 
 The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
 decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
@@ -34,7 +38,7 @@ _LEAST_EIGENVALUE = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
-    """Distortion of latent distances.
+    """Distortion of distances.
 
     Parameters
     ----------
@@ -42,14 +46,16 @@ class Distortion:
         Condition number of the Fisher–Rao metric M at the posterior means of n cells, and condition number of M
         restricted to the active dimensions; shape (n,). `active_condition_n` is None if fewer than two dimensions are
         active.
-    rank_correlation
-        Spearman correlation, over random pairs of cells, between the latent distance of the two cells and the
-        Fisher–Rao length of the straight line between the two cells; None for fewer than ten cells.
+    rank_correlation, embedding_rank_correlation
+        Spearman correlation, over random pairs of cells, between the distance of the two cells and the Fisher–Rao
+        length of the straight line in latent space between the two cells; for distances in latent space, and for
+        distances in the embedding. None for fewer than ten cells.
     """
 
     condition_n: np.ndarray
     active_condition_n: np.ndarray | None
     rank_correlation: float | None
+    embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
         """Return the values that are not None as plain numbers and arrays."""
@@ -65,11 +71,19 @@ class Distortion:
             }
         if self.rank_correlation is not None:
             values["rank_correlation"] = self.rank_correlation
+        if self.embedding_rank_correlation is not None:
+            values["embedding_rank_correlation"] = self.embedding_rank_correlation
         return values
 
 
 def distortion(
-    geometry: Geometry, mean_nk: Tensor, active_k: np.ndarray, *, seed: int = 0, progress: Progress = silent
+    geometry: Geometry,
+    mean_nk: Tensor,
+    embedding_nk: np.ndarray,
+    active_k: np.ndarray,
+    *,
+    seed: int = 0,
+    progress: Progress = silent,
 ) -> Distortion:
     """Measure the distortion at some cells.
 
@@ -78,16 +92,23 @@ def distortion(
     mean_nk
         Posterior means of the cells along the latent axes of the encoder, shape (n, k). At most 200 cells are used, at
         regular intervals of the rows.
+    embedding_nk
+        The embedding of the same cells, with any number of coordinates.
     active_k
         Mask of the active dimensions, shape (k,).
     """
-    some_nk = mean_nk[torch.as_tensor(even(np.arange(len(mean_nk)), _CELLS))]
+    rows = even(np.arange(len(mean_nk)), _CELLS)
+    some_nk = mean_nk[torch.as_tensor(rows)]
     metric_nkk = geometry.metric(some_nk.to(geometry.vae.reference_library.device)).double().cpu()
     active = torch.as_tensor(np.flatnonzero(active_k))
+    of_latent, of_embedding = _rank_correlations(
+        geometry, some_nk, embedding_nk[rows], np.random.default_rng(seed), progress
+    )
     return Distortion(
         condition_n=condition_numbers(metric_nkk),
         active_condition_n=condition_numbers(metric_nkk[:, active][:, :, active]) if len(active) > 1 else None,
-        rank_correlation=_rank_correlation(geometry, some_nk, np.random.default_rng(seed), progress),
+        rank_correlation=of_latent,
+        embedding_rank_correlation=of_embedding,
     )
 
 
@@ -99,17 +120,28 @@ def condition_numbers(metric_nkk: Tensor) -> np.ndarray:
     return condition_n
 
 
-def _rank_correlation(
-    geometry: Geometry, mean_nk: Tensor, random: np.random.Generator, progress: Progress
-) -> float | None:
+def _rank_correlations(
+    geometry: Geometry, mean_nk: Tensor, embedding_nk: np.ndarray, random: np.random.Generator, progress: Progress
+) -> tuple[float | None, float | None]:
+    """Compute the rank correlations of latent distances, and of distances in the embedding, with lengths."""
     if len(mean_nk) < MIN_HELDOUT:
-        return None
+        return None, None
     pair_p2 = np.stack([random.choice(len(mean_nk), 2, replace=False) for _ in range(_PAIRS)])
-    ends_p2k = mean_nk.double().cpu().numpy()[pair_p2]
-    distance_p = np.linalg.norm(ends_p2k[:, 1] - ends_p2k[:, 0], axis=1)
+    latent_nk = mean_nk.double().cpu().numpy()
     length_p = [
         step_lengths(geometry, straight(ends_2k, _STEPS)).sum()
-        for ends_2k in tracked(ends_p2k, progress, "Measuring distances", _PAIRS)
+        for ends_2k in tracked(latent_nk[pair_p2], progress, "Measuring distances", _PAIRS)
     ]
-    rank_2p = np.stack([np.argsort(np.argsort(value_p)) for value_p in (distance_p, length_p)]).astype(np.float64)
-    return float(np.asarray(np.corrcoef(rank_2p))[0, 1])
+    ranks = [_ranks(_distances(x_nk, pair_p2)) for x_nk in (latent_nk, embedding_nk)]
+    of_latent, of_embedding = (float(np.corrcoef(rank_p, _ranks(np.asarray(length_p)))[0, 1]) for rank_p in ranks)
+    return of_latent, of_embedding
+
+
+def _distances(x_nk: np.ndarray, pair_p2: np.ndarray) -> np.ndarray:
+    distance_p: np.ndarray = np.linalg.norm(x_nk[pair_p2[:, 1]] - x_nk[pair_p2[:, 0]], axis=1)
+    return distance_p
+
+
+def _ranks(value_p: np.ndarray) -> np.ndarray:
+    rank_p: np.ndarray = np.argsort(np.argsort(value_p)).astype(np.float64)
+    return rank_p

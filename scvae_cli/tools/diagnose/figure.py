@@ -1,4 +1,4 @@
-"""The figure of a diagnosis. Its panels show the latent axes, the ELBO and its gaps, the genes, and prior samples.
+"""The figure of a diagnosis. Its panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
 
 The panels of the latent axes show how much each axis is used, and the correlations between axes. A gap is a difference
 between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances.
@@ -19,20 +19,34 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import NO_GROUP, OFF, WIDTH, head, place, write
 from scvae_cli.tools.diagnose.diagnosis import Diagnosis
+from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, HARMONY, PCA, EmbeddingQuality
 from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
 from scvae_cli.tools.diagnose.predictive import GeneStatistic
 from scvae_cli.tools.diagnose.verdict import LEVELS
 
 _ACTIVE, _AMORTIZATION, _VARIATIONAL = "#0072B2", "#0072B2", "#E69F00"
 _LEFTS, _WIDE, _TALL = (0.5, 3.05, 5.65), 1.7, 1.7
-_TITLE_LINE, _FIRST, _SECOND, _BOTTOM, _TITLE = 0.14, 0.42, 2.85, 0.45, 0.2
+_TITLE_LINE, _FIRST, _SECOND, _THIRD, _BOTTOM, _TITLE = 0.14, 0.42, 2.85, 5.28, 0.45, 0.2
+_COMPARED, _LOW = 4.75, 1.2
+_COLORS = {EMBEDDING: "#0072B2", PCA: "#E69F00", HARMONY: "#009E73"}
+# Titles of the scores, in the order in which they are drawn.
+SCORES = {
+    "vote_accuracy": "vote of\nneighbors",
+    "ari": "clusters,\nARI",
+    "nmi": "clusters,\nNMI",
+    "silhouette": "silhouette\nof labels",
+    "ilisi": "mixing,\niLISI",
+    "kbet": "mixing,\nkBET",
+}
 
 
 def diagnosis_figure(result: Diagnosis) -> Figure:
-    """Draw a diagnosis in six panels; the figure is not registered with pyplot."""
-    check = result.check
+    """Draw a diagnosis in six panels, or seven with labels or batches; the figure is not registered with pyplot."""
+    check, quality = result.check, result.quality
+    compared = quality.by_labels or quality.by_batches
     with house_style():
-        figure = Figure((WIDTH, _SECOND + _TITLE + _TALL + _BOTTOM))
+        above = _THIRD + _TITLE + _LOW if compared else _SECOND + _TITLE + _TALL
+        figure = Figure((WIDTH, above + _BOTTOM))
         cells = "held-out cells" if result.heldout else "cells"
         levels = [verdict.level for verdict in result.verdicts]
         counted = ", ".join(f"{levels.count(level)} {level}" for level in LEVELS if level in levels)
@@ -54,6 +68,12 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
             _draw_genes(axes[3], check.zeros, "fraction of zeros", logged=False)
         _draw_genes(axes[4], check.variances, "variance", logged=True)
         _draw_prior(axes[5], result.aggregate)
+        if compared:
+            title = "Embedding beside PCA and Harmony" if quality.of(HARMONY) else "Embedding beside PCA"
+            head(figure, _LEFTS[0] - 0.35, _THIRD, "g", title)
+            panel = place(figure, _LEFTS[0], _THIRD + _TITLE, _COMPARED * len(_shown(quality)) / len(SCORES), _LOW)
+            panel.set_label(title)
+            _draw_comparison(panel, quality)
     return figure
 
 
@@ -163,3 +183,24 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
     top = max(float(share_b.max()) * 1.25, 3 * width)
     axes.set(xlim=(0, 1), ylim=(0, top), xticks=[0, 0.5, 1])
     axes.set(xlabel="fraction of cells at higher density", ylabel="fraction of prior samples")
+
+
+def _shown(quality: EmbeddingQuality) -> list[str]:
+    """Return the names of the scores that were computed."""
+    return [name for name in SCORES if getattr(quality.scores[0], name) is not None]
+
+
+def _draw_comparison(axes: Axes, quality: EmbeddingQuality) -> None:
+    """Draw each score as a group of bars, one bar for each kind of coordinates."""
+    shown = _shown(quality)
+    width = 0.8 / len(quality.scores)
+    for i, scores in enumerate(quality.scores):
+        at = np.arange(len(shown)) + (i - (len(quality.scores) - 1) / 2) * width
+        heights = [getattr(scores, name) for name in shown]
+        axes.bar(at, heights, width=0.9 * width, color=_COLORS[scores.name], linewidth=0, label=scores.name)
+    lowest = min(0.0, *(scores.silhouette or 0.0 for scores in quality.scores))
+    axes.axhline(0, color="black", linewidth=0.6)
+    axes.set_xticks(np.arange(len(shown)), [SCORES[name] for name in shown])
+    axes.tick_params(axis="x", length=0)
+    axes.set(ylim=(1.05 * lowest, 1), xlim=(-0.5, len(shown) - 0.5), ylabel="score")
+    axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0), handlelength=0.8, handleheight=0.8)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from scvae_cli.tools.diagnose.advice import lower_beta
 from scvae_cli.tools.diagnose.distortion import Distortion
 from scvae_cli.tools.diagnose.gaps import Gaps
 from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
@@ -27,8 +28,8 @@ AMORTIZATION, VARIATIONAL = (0.5, 2.0), (0.5, 2.0)
 # Fraction of genes outside their band; 1% is expected. 5% is more than expected by chance. 20% means that the
 # likelihood does not fit.
 OUTSIDE = 0.05, 0.20
-# Spearman's ρ between latent and Fisher–Rao distances. Models trained with --flat 1 reach 0.95. Below 0.7, latent
-# distances explain less than half of the variance of the ranks.
+# Spearman's ρ between Euclidean and Fisher–Rao distances. Latent spaces of models trained with --flat 1 reach 0.95.
+# Below 0.7, Euclidean distances explain less than half of the variance of the ranks.
 RANKS = 0.95, 0.70
 
 
@@ -36,8 +37,8 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     """Judge whether the latent space is used."""
     k = len(use.active_k)
     numbers = f"KL {gaps.rate:.2f} and reconstruction loss {gaps.distortion:.2f} nats per cell at β = {beta:g}"
-    lower = f"train with a lower --beta (now {beta:g})" + (", such as 1" if beta > 1 else "")
-    level, remedy = "good", f"{lower}, or longer (--patience, --max-epochs)"
+    # Without a KL term, a lower weight is not possible.
+    level, finding = "good", "unused" if beta > 0 else "untrained"
     if use.collapse == "all":
         level = "poor"
         sentence = f"all {k} dimensions have collapsed to the prior: the latent space carries no information "
@@ -45,12 +46,13 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     elif use.n_active < min(FEW_ACTIVE, k):
         level, sentence = "watch", f"only {use.n_active} of {k} dimensions is active ({numbers})"
     else:
-        sentence = f"{use.n_active} of {k} dimensions are active ({numbers})"
-        # The model alone does not show whether more dimensions would help.
-        remedy = "all dimensions are used; scvae sweep --n-latent shows whether more would help"
+        finding = ""
+        others = "one model does not show whether more dimensions (--n-latent) would help"
         if use.collapse == "some":
-            remedy, sentence = "", f"{sentence}; the other dimensions have collapsed to the prior, which is harmless"
-    return Verdict(topic="latent use", level=level, sentence=sentence, remedy=remedy)
+            others = "the other dimensions have collapsed to the prior, which is harmless"
+        sentence = f"{use.n_active} of {k} dimensions are active ({numbers}); {others}"
+    values = {"beta": beta, "lower": lower_beta(beta)}
+    return Verdict(topic="latent use", level=level, sentence=sentence, finding=finding, values=values)
 
 
 def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
@@ -66,7 +68,7 @@ def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
         level=level,
         sentence=f"the largest correlation of two active axes is {aggregate.correlation:+.2f} (training axes "
         f"{first + 1} and {second + 1}); {total}",
-        remedy="" if level == "good" else "do not interpret single axes on their own",
+        finding="" if level == "good" else "axes",
     )
 
 
@@ -80,7 +82,7 @@ def prior_verdict(aggregate: AggregatedPosterior) -> Verdict:
         f"if the prior matches the cells); the mixture of all cells' posteriors has a KL of "
         f"{aggregate.kl_to_prior:.2f} nats to the prior; cells and latent positions share "
         f"{aggregate.mutual_information:.2f} nats of mutual information",
-        remedy="" if level == "good" else "generate cells with scvae sample --from density or --avoid-holes",
+        finding="" if level == "good" else "holes",
     )
 
 
@@ -95,9 +97,7 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
             level=by_encoder,
             sentence=f"refining the posteriors of the encoder raises the ELBO by {amortization.mean:.2f} ± "
             f"{amortization.error:.2f} nats per cell (the amortization gap, {amortization.percent:.2f}% {of_scale})",
-            remedy=""
-            if by_encoder == "good"
-            else "embed cells with scvae embed --refine 100; train with more cells, or a wider encoder (--n-hidden)",
+            finding="" if by_encoder == "good" else "encoder",
         ),
         Verdict(
             topic="posterior",
@@ -105,14 +105,14 @@ def gap_verdicts(gaps: Gaps) -> list[Verdict]:
             sentence=f"the ELBO of refined posteriors is lower than log p(x) by at least {variational.mean:.2f} ± "
             f"{variational.error:.2f} nats per cell (the variational gap, {variational.percent:.2f}% {of_scale}; "
             f"effective importance samples: {gaps.effective_samples:.0f} of {gaps.n_samples})",
-            remedy=""
-            if by_family == "good"
-            else "compare models by the importance-weighted bound of scvae score, which does not include this gap",
+            finding="" if by_family == "good" else "posterior",
         ),
     ]
 
 
-def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence[str] | None = None) -> list[Verdict]:
+def likelihood_verdicts(
+    check: PredictiveCheck, likelihood: str, genes: Sequence[str] | None = None, *, decoder: str = "mlp"
+) -> list[Verdict]:
     """Judge whether the likelihood reproduces the zeros and variances of the genes; `genes` are the names to show."""
     names = check.genes if genes is None else genes
     verdicts = []
@@ -123,36 +123,51 @@ def likelihood_verdicts(check: PredictiveCheck, likelihood: str, genes: Sequence
             f"simulated cells; the mean error of this fraction is {zeros.error:.4f} ({zeros.error_expected:.4f} "
             "expected)"
         )
-        too_few = ("is detected in enough cells", "diagnose more cells (--cells), or cells with more counts")
-        verdicts.append(_gene_verdict("zeros", zeros, names, sentence, _likelihood_remedy(likelihood, more), *too_few))
+        too_few = ("is detected in enough cells", "few detected")
+        finding = _gene_finding(likelihood, decoder, more)
+        verdicts.append(_gene_verdict("zeros", zeros, names, sentence, finding, *too_few))
     else:
-        too_few = ("varies enough", "diagnose cells that differ more")
+        too_few = ("varies enough", "few varying")
     variances = check.variances
     sentence = (
         f"{variances.outside:.1%} of {variances.n_evaluated:,} genes have a variance outside the 99% band of "
         f"simulated cells; the median ratio of observed to predicted variance is {variances.median_ratio:.2f}"
     )
-    remedy = _likelihood_remedy(likelihood, variances.median_ratio > 1)
-    verdicts.append(_gene_verdict("variances", variances, names, sentence, remedy, *too_few))
+    finding = _gene_finding(likelihood, decoder, variances.median_ratio > 1)
+    verdicts.append(_gene_verdict("variances", variances, names, sentence, finding, *too_few))
     return verdicts
 
 
-def distance_verdict(distortion: Distortion) -> Verdict:
-    """Judge whether latent distances are meaningful."""
-    if distortion.rank_correlation is None:
-        return Verdict(topic="distances", level="watch", sentence="there are too few cells to compare distances")
-    level = LEVELS[sum(distortion.rank_correlation < limit for limit in RANKS)]
+def distance_verdicts(distortion: Distortion) -> list[Verdict]:
+    """Judge distances in the embedding, and distances in the latent space, which interpolation uses."""
     condition = f"{float(distortion.condition_n.mean()):,.0f} over all axes"
     if distortion.active_condition_n is not None:
         condition = f"{float(distortion.active_condition_n.mean()):,.0f} over the active axes, {condition}"
-    return Verdict(
-        topic="distances",
-        level=level,
-        sentence="latent distances between cells have a rank correlation of "
-        f"{distortion.rank_correlation:.2f} with distances in expression (Fisher–Rao); the mean condition number of "
-        f"the decoder's metric is {condition} (1 in a flat latent space)",
-        remedy="" if level == "good" else "train with --flat 1 if distances matter",
-    )
+    condition = f"the mean condition number of the decoder's metric is {condition} (1 in a flat latent space)"
+    of_embedding, of_latent = distortion.embedding_rank_correlation, distortion.rank_correlation
+    if of_embedding is None or of_latent is None:
+        sentence = "there are too few cells to compare distances"
+        return [
+            Verdict(topic="distances", level="watch", sentence=sentence, finding="few cells"),
+            Verdict(topic="latent space", level="watch", sentence=f"{sentence}; {condition}", finding="few cells"),
+        ]
+    by_embedding, by_latent = (LEVELS[sum(rho < limit for limit in RANKS)] for rho in (of_embedding, of_latent))
+    return [
+        Verdict(
+            topic="distances",
+            level=by_embedding,
+            sentence="distances between cells in the embedding have a rank correlation of "
+            f"{of_embedding:.2f} with distances in expression (Fisher–Rao)",
+            finding="" if by_embedding == "good" else "distances",
+        ),
+        Verdict(
+            topic="latent space",
+            level=by_latent,
+            sentence=f"distances between cells in latent space have a rank correlation of {of_latent:.2f} with "
+            f"distances in expression; {condition}",
+            finding="" if by_latent == "good" else "latent distances",
+        ),
+    ]
 
 
 def _level(value: float, limits: tuple[float, float]) -> str:
@@ -160,25 +175,25 @@ def _level(value: float, limits: tuple[float, float]) -> str:
 
 
 def _gene_verdict(
-    topic: str, genes: GeneStatistic, names: Sequence[str], sentence: str, remedy: str, needed: str, needed_remedy: str
+    topic: str, genes: GeneStatistic, names: Sequence[str], sentence: str, finding: str, needed: str, too_few: str
 ) -> Verdict:
     """Judge how many genes deviate from the simulated cells; if no gene can be evaluated, the level is "watch"."""
     if genes.n_evaluated == 0:
         sentence = f"the {topic} cannot be evaluated: none of {len(genes.evaluated_g):,} genes {needed}"
-        return Verdict(topic=topic, level="watch", sentence=sentence, remedy=needed_remedy)
+        return Verdict(topic=topic, level="watch", sentence=sentence, finding=too_few)
     worst = [f"{names[g]} ({genes.score_g[g]:+.1f})" for g in genes.worst(3) if genes.outside_g[g]]
     sentence += f"; largest deviations in standard errors: {', '.join(worst)}" if worst else ""
     level = _level(genes.outside, OUTSIDE)
-    return Verdict(topic=topic, level=level, sentence=sentence, remedy="" if level == "good" else remedy)
+    return Verdict(topic=topic, level=level, sentence=sentence, finding="" if level == "good" else finding)
 
 
-def _likelihood_remedy(likelihood: str, more: bool) -> str:
-    """Return the advice to give if observed values deviate from simulated values.
+def _gene_finding(likelihood: str, decoder: str, more: bool) -> str:
+    """Return the finding if observed values deviate from simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """
     if likelihood == "poisson":
-        return "use a likelihood with overdispersion: --likelihood nb or zinb"
+        return "poisson"
     if likelihood == "nb" and more:
-        return "use --likelihood zinb, or train longer (--patience)"
-    return "train longer (--patience) or with a larger --n-hidden; inspect the listed genes"
+        return "more zeros"
+    return "genes of linear decoder" if decoder == "linear" else "genes"

@@ -39,6 +39,11 @@ class DiagnoseOptions(Reading, Drawing, Writing):
         help="Number of models to compare, each trained with another random seed. This model is one of them.",
         flags=("--trainings",),
     )
+    labels: str | None = option(
+        None,
+        help="Column of obs with known labels, such as cell types. The embedding is evaluated by how well it separates "
+        "these labels.",
+    )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
@@ -64,7 +69,9 @@ DIAGNOSE = Verb(
 
     The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
     comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
-    latent distances follow distances in expression. If the data has at least ten held-out cells, the encoder and the
+    distances follow distances in expression. The embedding is compared with PCA: by the neighbors of the cells, with
+    --labels by how well known labels are separated, and for a model with --batch-key by how well batches are mixed. If
+    harmonypy is installed, Harmony is compared too. If the data has at least ten held-out cells, the encoder and the
     likelihood are evaluated on held-out cells only.
 
     Further models are trained unless --quick is given. Some of them show whether the VAE is better than simpler models:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
@@ -12,9 +15,11 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.question import Question
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.diagnose.diagnosis import Diagnosis, diagnose, with_trainings
+from scvae_cli.tools.diagnose.embedding_quality import PACKAGES, evaluated_rows, usable_labels
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
 from scvae_cli.tools.diagnose.predictive import GeneStatistic
-from scvae_cli.tools.diagnose.verdict import page
+from scvae_cli.tools.diagnose.training_command import training_options, unused_folder
+from scvae_cli.tools.diagnose.verdict import next_command, page
 from scvae_cli.training.fit import Finished, fit
 from scvae_cli.training_progress import follow
 
@@ -24,6 +29,14 @@ if TYPE_CHECKING:
 
 class Diagnose(Question[DiagnoseOptions, Diagnosis]):
     """Diagnose the model."""
+
+    def prepare(self) -> None:
+        column = self.options.labels
+        self.label_n: np.ndarray | None = None
+        if column is not None:
+            self.label_n = self.session.labels(column, purpose="--labels")
+            # Labels that cannot be compared are refused before the long computation.
+            usable_labels(self.label_n[evaluated_rows(len(self.label_n))], column=column)
 
     @property
     def gene_labels(self) -> tuple[str, ...]:
@@ -35,7 +48,14 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     def answer(self) -> Diagnosis:
         session, options, progress = self.session, self.options, self.shell.progress
-        result = diagnose(session.model, session.counts, options, gene_labels=self.gene_labels, progress=progress)
+        result = diagnose(
+            session.model,
+            session.counts,
+            options,
+            gene_labels=self.gene_labels,
+            label_n=self.label_n,
+            progress=progress,
+        )
         if options.quick:
             return result
         return with_trainings(result, session.model, session.counts, options, train=self.train, progress=progress)
@@ -57,7 +77,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         distances, axes = result.distortion.values(), aggregate.most_correlated
         return {
             **result.summary(),
-            "verdicts": [asdict(verdict) for verdict in result.verdicts],
+            "verdicts": [verdict.summary() for verdict in result.verdicts],
             "n_latent": len(use.kl_k),
             "active_units": use.n_active,
             "kl_to_prior": aggregate.kl_to_prior,
@@ -72,6 +92,8 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
             "condition": distances["condition"],
             "active_condition": distances.get("active_condition"),
             "rank_correlation": distances.get("rank_correlation"),
+            "embedding_rank_correlation": distances.get("embedding_rank_correlation"),
+            "embedding": result.quality.summary(),
             "baselines": None if result.baselines is None else asdict(result.baselines),
             "stability": None if stability is None else stability.values() | {"heldout_elbo": stability.heldout_elbo},
         }
@@ -86,17 +108,32 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         cells = "held-out cells" if result.heldout else "cells (too few were held out of the training)"
         return f"evaluated on {result.n_evaluated:,} {cells} of {result.n_cells:,}\n\n{page(result.verdicts)}\n"
 
-    def next_step(self, result: Diagnosis) -> str:  # noqa: ARG002
-        request, options = self.request, self.options
+    def notes(self, result: Diagnosis) -> Sequence[str]:
+        missing = result.quality.not_installed
+        if not missing:
+            return ()
+        packages = " ".join(PACKAGES[part] for part in missing)
+        return [f'pip install {packages} (the extra "compare") adds {" and ".join(missing)} to the comparison']
+
+    def next_step(self, result: Diagnosis) -> str:
+        request, options, model = self.request, self.options, self.session.model
+        command = next_command(result.verdicts, model.config)
         # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
-        model = request.model if options.output is None else request.model_folder
-        return shell_line(
-            "embed",
-            options.output or request.data,
-            m=model,
-            refine=100,
-            layer=options.layer,
-            allow_missing_genes=options.allow_missing_genes,
-            drop_empty=options.drop_empty,
-            key_added=None if options.key_added == DEFAULT_KEY else options.key_added,
-        )
+        data = options.output or request.data
+        if command.verb == "embed":
+            return shell_line(
+                "embed",
+                data,
+                m=request.model if options.output is None else request.model_folder,
+                **command.options,
+                layer=options.layer,
+                allow_missing_genes=options.allow_missing_genes,
+                drop_empty=options.drop_empty,
+                key_added=None if options.key_added == DEFAULT_KEY else options.key_added,
+            )
+        own = training_options(model) | dict(command.options)
+        own |= {"layer": options.layer or own.get("layer"), "drop_empty": options.drop_empty or own.get("drop_empty")}
+        if command.verb == "sweep":
+            # A sweep over β takes the number of latent dimensions only from a file.
+            return shell_line("sweep", data, **{name: value for name, value in own.items() if name != "n_latent"})
+        return shell_line("train", data, m=unused_folder(request.model_folder), **own)

@@ -3,7 +3,8 @@
 Two equally good latent spaces may differ by a translation, rotation, reflection and scale. Every pair of embeddings of
 the same cells is therefore aligned by the best of these transformations (Procrustes), and the variance that still
 differs measures instability. The fraction of nearest neighbors that two embeddings share shows how stable clusterings
-and two-dimensional layouts would be.
+and two-dimensional layouts would be. It is compared with the same fraction for pairs of PCAs, each of genes drawn with
+replacement (bootstrapped genes).
 
 Shapes: n cells, k latent dimensions.
 """
@@ -18,13 +19,15 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.evaluation.log_pca import log_normalized, shared_by_bootstrap
+from scvae_cli.evaluation.neighbors import nearest_neighbors, shared
 from scvae_cli.evaluation.retraining import Train, requested_config, train_silently
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
+from scvae_cli.tools.diagnose.embedding import embedding_of
 
 MAX_CELLS = 5000
-NEIGHBORS = 15
 # A canonical axis is compared if its strength is above this fraction of the strength of the first axis.
 _STRONG = 0.01
 
@@ -42,6 +45,8 @@ class Stability:
         one embedding are put in random order.
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
+    pca_neighbors_shared
+        The same fraction for as many PCAs of bootstrapped genes as there are trainings.
     axis_correlation
         Mean absolute correlation between an axis in one training and the axis of the same number in the other. The
         axes are the canonical axes, which are ordered by the variance of expression that they explain. Only strong
@@ -54,6 +59,7 @@ class Stability:
     procrustes: float
     procrustes_by_chance: float
     neighbors_shared: float
+    pca_neighbors_shared: float
     axis_correlation: float
     heldout_elbo: tuple[float, ...]
 
@@ -64,6 +70,7 @@ class Stability:
             "procrustes": self.procrustes,
             "procrustes_by_chance": self.procrustes_by_chance,
             "neighbours_shared": self.neighbors_shared,
+            "pca_neighbors_shared": self.pca_neighbors_shared,
             "axis_correlation": self.axis_correlation,
             "heldout_elbo": np.asarray(self.heldout_elbo),
         }
@@ -86,10 +93,11 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
         with_seed = replace(config, train=replace(config.train, seed=seed))
         models.append(train(f"Training with another random seed ({number} of {n_trainings - 1})", counts, with_seed))
     some = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    positions = [one.axes.position(posteriors(one, some).mean_nk).numpy().astype(np.float64) for one in models]
+    embeddings = [embedding_of(one, some) for one in models]
+    axes = [one.axes.position(posteriors(one, some).mean_nk).numpy().astype(np.float64) for one in models]
     n_strong = min(int((one.axes.strength_k > _STRONG * one.axes.strength_k[0]).sum()) for one in models)
     random = np.random.default_rng(config.train.seed)
-    nearest = [nearest_neighbors(z_nk) for z_nk in positions]
+    nearest = [nearest_neighbors(x_nk) for x_nk in embeddings]
     pairs = list(combinations(range(n_trainings), 2))
 
     def mean(measure: Callable[[int, int], float]) -> float:
@@ -97,37 +105,25 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
 
     return Stability(
         n_trainings=n_trainings,
-        procrustes=mean(lambda i, j: disparity(positions[i], positions[j])),
-        procrustes_by_chance=mean(lambda i, j: disparity(positions[i], random.permutation(positions[j]))),
+        procrustes=mean(lambda i, j: disparity(embeddings[i], embeddings[j])),
+        procrustes_by_chance=mean(lambda i, j: disparity(embeddings[i], random.permutation(embeddings[j]))),
         neighbors_shared=mean(lambda i, j: shared(nearest[i], nearest[j])),
-        axis_correlation=mean(lambda i, j: axis_correlation(positions[i][:, :n_strong], positions[j][:, :n_strong])),
+        pca_neighbors_shared=shared_by_bootstrap(log_normalized(some), n_pcas=n_trainings, seed=config.train.seed),
+        axis_correlation=mean(lambda i, j: axis_correlation(axes[i][:, :n_strong], axes[j][:, :n_strong])),
         heldout_elbo=tuple(float(one.facts["heldout_elbo"]) for one in models),
     )
 
 
 def disparity(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Compute the fraction of the variance that differs after the best translation, rotation, reflection and scale."""
+    """Compute the fraction of the variance that differs after the best translation, rotation, reflection and scale.
+
+    The two embeddings may have different numbers of coordinates.
+    """
     from scipy.spatial import procrustes
 
+    widest = max(a_nk.shape[1], b_nk.shape[1])
+    a_nk, b_nk = (np.pad(x_nk, ((0, 0), (0, widest - x_nk.shape[1]))) for x_nk in (a_nk, b_nk))
     return float(procrustes(a_nk, b_nk)[2])
-
-
-def nearest_neighbors(z_nk: np.ndarray) -> np.ndarray:
-    """Find the nearest neighbors of each cell: indices of shape (n, 15).
-
-    With fewer than 16 cells, the neighbors are all other cells.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    n_neighbors = min(NEIGHBORS, len(z_nk) - 1)
-    found: np.ndarray = NearestNeighbors(n_neighbors=n_neighbors).fit(z_nk).kneighbors(return_distance=False)
-    return found
-
-
-def shared(a_nm: np.ndarray, b_nm: np.ndarray) -> float:
-    """Compute the fraction of a cell's neighbors that are the same in two neighbor lists, averaged over the cells."""
-    both = np.sort(np.concatenate([a_nm, b_nm], axis=1), axis=1)
-    return float((both[:, 1:] == both[:, :-1]).sum() / a_nm.size)
 
 
 def axis_correlation(a_nk: np.ndarray, b_nk: np.ndarray) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from scvae_cli.config import RunConfig
+from scvae_cli.tools.diagnose.advice import ADVICE, IMPORTANCE, Command
 
 LEVELS = ("good", "watch", "poor")
 
@@ -19,14 +22,50 @@ class Verdict:
         Topic in a few words; no two verdicts of a diagnosis have the same topic.
     level
         One of `LEVELS`.
-    sentence, remedy
-        The finding, with the measured number; and advice. The advice is empty if nothing needs to be done.
+    sentence
+        The finding, with the measured number.
+    finding
+        Key of the advice in `ADVICE`; empty if nothing needs to be done.
+    values
+        Values that the advice names.
     """
 
     topic: str
     level: str
     sentence: str
-    remedy: str = ""
+    finding: str = ""
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def remedy(self) -> str:
+        """The advice; empty if nothing needs to be done."""
+        return ADVICE[self.finding].text.format(**self.values) if self.finding else ""
+
+    def summary(self) -> dict[str, str]:
+        """Return topic, level, sentence, finding and advice."""
+        own = {name: str(getattr(self, name)) for name in ("topic", "level", "sentence", "finding")}
+        return own | {"remedy": self.remedy}
+
+
+def next_command(verdicts: Sequence[Verdict], config: RunConfig) -> Command:
+    """Return the command that follows from the most important verdict.
+
+    The most important verdict has the worst level and, among verdicts of this level, the first finding in `ADVICE`.
+    Verdicts whose advice needs no command are passed over. If no verdict is left, the cells can be embedded.
+
+    Parameters
+    ----------
+    config
+        Options with which the diagnosed model was trained.
+    """
+    commands = [
+        (-LEVELS.index(verdict.level), IMPORTANCE[verdict.finding], command)
+        for verdict in verdicts
+        if verdict.finding and (command := ADVICE[verdict.finding].command) is not None
+    ]
+    if not commands:
+        return Command(verb="embed")
+    return min(commands, key=lambda ranked: ranked[:2])[2](config)
 
 
 def page(verdicts: Sequence[Verdict], *, width: int = 100) -> str:

@@ -1,0 +1,53 @@
+"""Harmony, a correction of principal components for batches (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0).
+
+It is computed by harmonypy, which is optional: the extra `compare` installs it.
+
+Shapes: n cells, c components.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+
+import numpy as np
+
+
+def has_harmony() -> bool:
+    """Whether harmonypy is installed."""
+    return importlib.util.find_spec("harmonypy") is not None
+
+
+def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Correct principal components for batches, shape (n, c); there are more cells than components.
+
+    Parameters
+    ----------
+    pca_nc
+        Positions of the cells on the components.
+    batch_n
+        Batch of each cell, shape (n,).
+
+    Raises
+    ------
+    ModuleNotFoundError
+        If harmonypy is not installed (see `has_harmony`).
+    """
+    import harmonypy
+    import pandas as pd
+
+    # Some versions report progress even with verbose=False, and versions before 2.0 seed numpy's global generator.
+    logger, state = logging.getLogger("harmonypy"), np.random.get_state()  # noqa: NPY002
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        batches = pd.DataFrame({"batch": batch_n.astype(str)})
+        found = harmonypy.run_harmony(
+            pca_nc.astype(np.float64), batches, ["batch"], verbose=False, random_state=seed % 2**31
+        )
+    finally:
+        logger.setLevel(level)
+        np.random.set_state(state)  # noqa: NPY002
+    corrected = np.asarray(found.Z_corr, dtype=np.float64)
+    # Versions before 0.1.0 return components × cells.
+    return corrected if corrected.shape == pca_nc.shape else corrected.T

@@ -1,0 +1,84 @@
+"""How well an embedding separates known labels of cells: vote of neighbors, Leiden clusters, and silhouette.
+
+Shapes: n cells, k coordinates.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scvae_cli.evaluation.neighbors import NEIGHBORS
+
+FOLDS, RESOLUTION = 5, 1.0
+
+
+class ClusterAgreement(NamedTuple):
+    """Agreement of clusters with labels.
+
+    The adjusted Rand index is 0 for random clusters, the normalized mutual information is at least 0; both are 1 for
+    clusters that equal the labels.
+    """
+
+    ari: float
+    nmi: float
+
+
+def has_leiden() -> bool:
+    """Whether igraph, which finds Leiden clusters, is installed."""
+    return importlib.util.find_spec("igraph") is not None
+
+
+def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
+    """Predict the label of each cell by a vote of its 15 nearest cells; return which predictions are right, shape (n,).
+
+    The voting cells of a cell are cells of the other four of five random parts of the cells.
+
+    Parameters
+    ----------
+    label_n
+        Labels as strings, shape (n,), for at least 10 cells.
+    """
+    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.neighbors import KNeighborsClassifier
+
+    folds = KFold(FOLDS, shuffle=True, random_state=seed)
+    n_voters = min(NEIGHBORS, len(x_nk) - -(-len(x_nk) // FOLDS))
+    predicted_n = cross_val_predict(KNeighborsClassifier(n_voters), x_nk, label_n, cv=folds)
+    right_n: np.ndarray = predicted_n == label_n
+    return right_n
+
+
+def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> ClusterAgreement:
+    """Compare Leiden clusters of resolution 1, of a graph of 15 neighbors with Gaussian weights, with labels.
+
+    Raises
+    ------
+    ImportError
+        If igraph is not installed (see `has_leiden`).
+    """
+    import anndata
+    import scanpy as sc
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+
+    adata = anndata.AnnData(x_nk.astype(np.float32))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        near: dict[str, Any] = {"n_neighbors": min(NEIGHBORS, len(x_nk) - 1), "transformer": "sklearn"}
+        # The default weights need umap, whose compilation takes longer than all else here.
+        sc.pp.neighbors(adata, use_rep="X", method="gauss", random_state=seed, **near)
+        sc.tl.leiden(adata, RESOLUTION, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+    clusters = np.asarray(adata.obs["leiden"])
+    return ClusterAgreement(
+        ari=float(adjusted_rand_score(label_n, clusters)), nmi=float(normalized_mutual_info_score(label_n, clusters))
+    )
+
+
+def silhouette(x_nk: np.ndarray, label_n: np.ndarray) -> float:
+    """Compute the mean silhouette of the labels, −1 to 1, with Euclidean distances."""
+    from sklearn.metrics import silhouette_score
+
+    return float(silhouette_score(x_nk, label_n))

@@ -1,0 +1,92 @@
+"""Verdicts on what the embedding is good for: neighbors, known labels, and mixing of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from scvae_cli.evaluation.log_pca import COMPONENTS
+from scvae_cli.evaluation.neighbors import NEIGHBORS
+from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, EmbeddingQuality, Scores
+from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
+
+# Shared neighbors of embedding and PCA, as a fraction of those that two PCAs of bootstrapped genes share. Embeddings of
+# four data sets, three of them with batch effects in the PCA, had 0.6 to 1.3.
+NEIGHBORS_KEPT = 0.5, 0.25
+# A vote counts as worse if the difference is larger than this number of standard errors; by more than five percentage
+# points, clusters would differ visibly.
+SIGNIFICANT, MUCH_WORSE = 3.0, 0.05
+# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that never counts.
+MIXING, ALIKE = (0.9, 0.5), 0.02
+# If no iLISI exceeds this value, hardly any cell has a neighbor of another batch.
+APART = 0.05
+
+
+def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
+    """Judge the embedding; labels and batches are judged where there are any."""
+    verdicts = [_neighbor_verdict(quality)]
+    verdicts += [_label_verdict(quality)] if quality.by_labels else []
+    return verdicts + ([_batch_verdict(quality)] if quality.by_batches else [])
+
+
+def _neighbor_verdict(quality: EmbeddingQuality) -> Verdict:
+    with_pca, between_pcas = quality.neighbors_shared_with_pca, quality.pca_neighbors_shared
+    kept = with_pca / between_pcas if between_pcas else 1.0
+    level = LEVELS[sum(kept < limit for limit in NEIGHBORS_KEPT)]
+    return Verdict(
+        topic="neighbors",
+        level=level,
+        sentence=f"{with_pca:.0%} of a cell's {NEIGHBORS} nearest neighbors in the embedding are also among its "
+        f"{NEIGHBORS} nearest neighbors in a PCA of {COMPONENTS} components; two PCAs of bootstrapped genes share "
+        f"{between_pcas:.0%} of a cell's neighbors, and unrelated embeddings share "
+        f"{quality.neighbors_shared_by_chance:.1%}",
+        finding="" if level == "good" else "neighbors",
+    )
+
+
+def _label_verdict(quality: EmbeddingQuality) -> Verdict:
+    own, *others = quality.scores
+    sentence = (
+        f"a vote of {NEIGHBORS} neighbors finds the labels in obs[{quality.labels!r}] with an accuracy of "
+        f"{_beside(quality, lambda scores: scores.vote_accuracy, '.1%')}"
+    )
+    if own.ari is not None:
+        sentence += (
+            f"; Leiden clusters agree with the labels with an ARI of {_beside(quality, lambda s: s.ari, '.2f')} and an "
+            f"NMI of {_beside(quality, lambda s: s.nmi, '.2f')}"
+        )
+    sentence += f"; the mean silhouette of the labels is {_beside(quality, lambda s: s.silhouette, '.2f')}"
+    best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
+    assert best.vote_advantage is not None
+    advantage, error = best.vote_advantage
+    level = "good"
+    if -advantage > SIGNIFICANT * error:
+        level = "poor" if -advantage > MUCH_WORSE else "watch"
+    finding = "" if level == "good" else "labels"
+    return Verdict(topic="labels", level=level, sentence=sentence, finding=finding, values={"best": best.name})
+
+
+def _batch_verdict(quality: EmbeddingQuality) -> Verdict:
+    own, *others = quality.scores
+    by_name = {scores.name: scores.ilisi or 0.0 for scores in others}
+    best = max(by_name, key=lambda name: by_name[name])
+    mixing = own.ilisi or 0.0
+    within = " within labels" if quality.by_labels else ""
+    sentence = (
+        f"the mixing of {quality.n_batches} batches, from 0 for apart to 1 for mixed, is "
+        f"{_beside(quality, lambda s: s.ilisi, '.2f', ' by iLISI')}"
+    )
+    if own.kbet is not None:
+        by = f" by the acceptance rate of kBET{within}"
+        sentence += f" and {_beside(quality, lambda s: s.kbet, '.2f', by)}"
+    level, finding = LEVELS[sum(mixing < limit * by_name[best] - ALIKE for limit in MIXING)], "batches"
+    if max(mixing, by_name[best]) < APART:
+        level, finding = "watch", "batches apart"
+    finding = "" if level == "good" else finding
+    return Verdict(topic="batches", level=level, sentence=sentence, finding=finding, values={"best": best})
+
+
+def _beside(quality: EmbeddingQuality, score: Callable[[Scores], float | None], form: str, by: str = "") -> str:
+    """Return the score of the embedding as text, then `by`, then the scores of the others in parentheses."""
+    shown = {scores.name: format(value, form) for scores in quality.scores if (value := score(scores)) is not None}
+    others = ", ".join(f"{name} {text}" for name, text in shown.items() if name != EMBEDDING)
+    return f"{shown[EMBEDDING]}{by} ({others})"

@@ -1,0 +1,36 @@
+"""A suggested training: the options of the diagnosed model, for a command line, and a folder for the new model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from scvae_cli.config import RunConfig
+from scvae_cli.evaluation.retraining import requested_config
+from scvae_cli.model.bundle import Model
+from scvae_cli.options import declarations
+
+
+def training_options(model: Model) -> dict[str, object]:
+    """Return the options that the user of a model chose for the training, by name.
+
+    Options with their default value are left out, and so are options of the machine and options that the command line
+    does not have.
+    """
+    requested = requested_config(model)
+    parts = {"data": model.config.data, "model": requested.model, "train": requested.train}
+    chosen: dict[str, object] = {}
+    for declared in declarations(RunConfig):
+        if declared.section in parts and declared.on_command_line:
+            value = getattr(parts[declared.section], declared.name)
+            if value != declared.default:
+                chosen[declared.name] = f"{value:g}" if isinstance(value, float) else value
+    return chosen
+
+
+def unused_folder(folder: Path | str) -> Path:
+    """Return a folder beside a model folder, for another model, that does not exist yet."""
+    folder = Path(folder)
+    number = 2
+    while (found := folder.with_name(f"{folder.stem}_{number}.scvae")).exists():
+        number += 1
+    return found
