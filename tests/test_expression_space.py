@@ -5,6 +5,9 @@ Shapes: n cells, g genes, j components, b batches.
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+
 import anndata as ad
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from scipy.stats import spearmanr
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.errors import ScvaeWarning
+from scvae_cli.errors import ModelError, ScvaeWarning
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.expression_space import NOISE_SHARE, states_and_residuals
 from scvae_cli.model.geometry import Geometry
@@ -235,3 +238,13 @@ def test_size_of_the_network_follows_the_cells(n_training):
     assert of(unset) == (SMALL_NETWORK if small else USUAL_NETWORK)
     assert of(tiny_config()) == (4, 32)
     assert of(tiny_config(n_hidden=None))[0] == 4
+
+
+def test_a_model_of_an_earlier_version_still_has_its_latent_space(cells, model, tmp_path):
+    folder = tmp_path / "earlier.scvae"
+    replace(model, expression=None).save(folder)
+    assert json.loads((folder / "config.json").read_text())["format"] == 3
+    with pytest.raises(ModelError, match="earlier version"):
+        scvae.embed(cells, folder, inplace=False)
+    latent = scvae.embed(cells, folder, space="latent", inplace=False).position_nj
+    np.testing.assert_array_equal(latent, scvae.embed(cells, model, space="latent", inplace=False).position_nj)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
+from scvae_cli.errors import ModelError
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
@@ -41,7 +42,15 @@ def expression_positions(
     ------
     DataError
         If a cell has no counts in the genes of the model.
+    ModelError
+        If the model was trained by an earlier version, which did not compute the map.
     """
+    space = model.expression
+    if space is None:
+        raise ModelError(
+            "the model was trained by an earlier version of scvae, which did not compute the map to expression space",
+            "train again, or use scvae embed --space latent",
+        )
     batch_n = None if counts.batch is None or not model.batches else positions_in(model.batches, counts.batch)
     table, parts = cell_table(model, counts, batch_n=batch_n), []
     lacking = set(missing)
@@ -49,6 +58,6 @@ def expression_positions(
     with progress("Embedding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):
             block_nk = mean_nk[int(rows[0]) : int(rows[-1]) + 1].to(model.device)
-            parts.append(model.expression.position(model.vae, cells, block_nk, present_g).float().cpu())
+            parts.append(space.position(model.vae, cells, block_nk, present_g).float().cpu())
             advance(len(rows))
     return torch.cat(parts).numpy()

@@ -30,7 +30,8 @@ from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.model.vae import VAE
 
-FORMAT = 4
+# Models of format 3 lack the map to expression space, and are still read.
+FORMAT, OLDEST_FORMAT = 4, 3
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 
@@ -42,7 +43,8 @@ class Model:
     Parameters
     ----------
     vae, density, axes, expression
-        The networks, in eval mode; the density of the training cells in latent space; the canonical axes.
+        The networks, in eval mode; the density of the training cells in latent space; the canonical axes; the map to
+        expression space, which is None for a model that an earlier version trained.
     genes, heldout_cells
         Names of the modeled genes, in the order of the decoder's outputs; names of the cells held out from training.
     config
@@ -56,7 +58,7 @@ class Model:
     vae: VAE
     density: LatentDensity
     axes: CanonicalAxes
-    expression: ExpressionSpace
+    expression: ExpressionSpace | None
     genes: tuple[str, ...]
     heldout_cells: tuple[str, ...]
     config: RunConfig
@@ -120,16 +122,20 @@ class Model:
         finally:
             shutil.rmtree(sibling, ignore_errors=True)
 
+    def _latent_tensors(self) -> dict[str, torch.Tensor]:
+        expression = {} if self.expression is None else vars(self.expression)
+        return vars(self.density) | vars(self.axes) | expression
+
     def _files(self) -> dict[str, bytes]:
         files = {
             GENES: _lines(self.genes),
             HELDOUT: _lines(self.heldout_cells),
             WEIGHTS: _tensors(self.vae.state_dict()),
-            LATENT: _tensors(vars(self.density) | vars(self.axes) | vars(self.expression)),
+            LATENT: _tensors(self._latent_tensors()),
             HISTORY: self.history.encode(),
         }
         config: dict[str, Any] = {
-            "format": FORMAT,
+            "format": FORMAT if self.expression is not None else OLDEST_FORMAT,
             "scvae_version": __version__,
             "run": self.config.as_dict(),
             "batches": list(self.batches),
@@ -194,7 +200,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         latent = load_tensors(files[LATENT])
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
-        expression = ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace)))
+        mapped = config["format"] > OLDEST_FORMAT
+        expression = ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace))) if mapped else None
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
     return Model(
@@ -222,7 +229,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(version, int) or version > FORMAT:
         made_by = config.get("scvae_version", "a later version")
         raise ModelError(f"{folder} was written by scvae {made_by}, in a newer format", "update scvae-cli")
-    if version < FORMAT:
+    if version < OLDEST_FORMAT:
         made_by = config.get("scvae_version", "an earlier version")
         older = f"{folder} was written by scvae {made_by}, in an older format"
         raise ModelError(older, "train again: scvae train --force")

@@ -36,7 +36,7 @@ class Observed:
         return self._moments(design, group, label)[0]
 
     def change(self, design: Design) -> np.ndarray:
-        """Compute the change of the target: mean log expression of treated cells minus that of control cells, (g,)."""
+        """Compute the change of the target group: mean log expression, treated minus control cells, shape (g,)."""
         treated_g, control_g = (self.mean(design, design.group, label) for label in (design.treated, design.control))
         change_g: np.ndarray = treated_g - control_g
         return change_g

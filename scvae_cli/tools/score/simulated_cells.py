@@ -1,7 +1,7 @@
 """Cells drawn from the model: the reference with which real cells are compared.
 
 The latent position of a cell is drawn from the latent density of the training cells. It is not drawn from the prior,
-because no cells lie in large regions of the prior. The library size and batch of the cell are given. The counts are
+because large regions of the prior contain no cells. The library size and batch of the cell are given. The counts are
 drawn gene by gene from the decoder's distribution.
 
 Shapes: n cells, g genes, k latent dimensions.
