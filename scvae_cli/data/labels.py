@@ -1,10 +1,10 @@
 """Labels of the cells in a column of obs, and the lookup of a label that a caller names.
 
 A label is the text that stands for a value of a column. Another module, `scvae_cli/labels.py`, turns values of every
-type into labels. The function `matching`, in this module, looks up a label in two steps. First, it searches for a label with the text that the caller gave. If no label
-has this text, and all labels are numbers, True or False, it searches for the label with the same value. The values 1,
-1.0, "1", "1.0" and True therefore all find the label "1". If a column of strings contains both "1.0" and "1", these
-remain different labels.
+type into labels. The function `matching`, in this module, looks up a label in two steps. First, it searches for a label
+with the text that the caller gave. If no label has this text, and all labels are numbers, True or False, it searches
+for the label with the same value. The values 1, 1.0, "1", "1.0" and True therefore all find the label "1". If a column
+of strings contains both "1.0" and "1", these remain different labels.
 
 Shapes: n cells.
 """

@@ -62,10 +62,10 @@ def requested_config(model: Model) -> RunConfig:
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
     """Return a model that was trained on some cells, and these cells.
 
-    If there are more than 20,000 cells, at most 20,000 are used, at regular intervals of the rows. Every training
-    holds out some of its cells. If a training on these cells would hold out exactly the cells that the given model held
-    out, the given model is returned. Otherwise, a new model is trained on these cells. The cells must have the genes of the model, and batches
-    if the model has batches.
+    If there are more than 20,000 cells, at most 20,000 are used, at regular intervals of the rows. Every training holds
+    out some of its cells. If a training on these cells would hold out exactly the cells that the given model held out,
+    the given model is returned. Otherwise, a new model is trained on these cells. The cells must have the genes of the
+    model, and batches if the model has batches.
 
     Raises
     ------

@@ -14,8 +14,9 @@ functions. The score of a cell says by how many standard deviations the terms of
 combined over the two terms. The p-value is the share of the simulated cells with the same score or a higher one. As
 scores are relative to the library size, a cell of any library size can be compared with all simulated cells. Shares
 that are too small to be counted are extrapolated. A tail distribution is fitted to the excesses of the highest scores
-over a threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009, doi:10.1093/bioinformatics/btp211). Without this
-extrapolation, no cell could be significant after adjustment for many cells.
+over a threshold, as for permutation tests with few permutations (Knijnenburg et al. 2009,
+doi:10.1093/bioinformatics/btp211). Without this extrapolation, no cell could be significant after adjustment for many
+cells.
 
 Shapes: n cells, k latent dimensions, b batches, f inputs of the regression on
 library size, batch and latent position, m excesses.
