@@ -65,6 +65,7 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/denoising.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/generation.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/flatness.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/anomalies.py
@@ -80,7 +81,8 @@ gpu: venv
 $(PEER)/.installed: benchmarks/constraints-scvi.txt
 	$(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt torch
-	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt scvi-tools
+	$(PEER)/bin/pip install --quiet --disable-pip-version-check -c benchmarks/constraints-scvi.txt scvi-tools \
+		scib-metrics harmonypy scikit-misc
 	touch $@
 
 clean:

@@ -118,7 +118,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     np.savez(args.output, elbo=final.elbo, iwae=final.iwae)
     if args.latent is not None:
         files = (args.trainer_file, args.test_file)
-        parts = [scvae_cli.embed(file, model, inplace=False).mean_nk for file in files]
+        parts = [scvae_cli.embed(file, model, inplace=False).position_nj for file in files]
         np.save(args.latent, np.concatenate(parts))
 
     scored: dict[int, dict[str, Any]] = {}
