@@ -12,7 +12,7 @@ from scvae_cli.config import RunConfig
 from scvae_cli.tools.diagnose.advice import ADVICE, Command, lower_beta
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict, next_command, page
 
-CONFIG = RunConfig.of({"beta": 2.0, "n_hidden": 64})
+CONFIG = RunConfig.of({"beta": 2.0, "n_latent": 10, "n_hidden": 64})
 VALUES = {"beta": 2.0, "lower": lower_beta(2.0), "best": "PCA"}
 RANKED = {finding: rank for rank, finding in enumerate(ADVICE)}
 

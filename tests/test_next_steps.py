@@ -42,11 +42,10 @@ def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
     assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
     run_well(*embed)
     quick = ["--quick", "--samples", "4", "--refine", "2", *kept]
-    refined = next_line("diagnose", data, "-m", model, *quick, "--key-added", "mine")
-    assert [word for word in refined if word not in ("--refine", "100")] == [
-        *("embed", str(data), "-m", str(model), *kept, "--key-added", "mine")
-    ]
-    run_well(*refined)
+    # Which command is advised depends on the model; each goes on with the same cells.
+    advised = next_line("diagnose", data, "-m", model, *quick, "--key-added", "mine")
+    assert {str(data), *kept} < set(advised)
+    run_well(*advised)
 
 
 def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):

@@ -104,7 +104,7 @@ def test_x_is_read_whatever_else_there_is(on_line):
 
 def test_missing_features_are_told_and_filled(on_line):
     adata = ad.read_h5ad(on_line.data)[:, 1:].copy()
-    with pytest.warns(ScvaeWarning, match="training mean"):
+    with pytest.warns(ScvaeWarning, match="mean over the training cells"):
         session = Session.open(adata, on_line.model)
     filled_n = session.counts.matrix.toarray()[:, 0]
     np.testing.assert_allclose(filled_n, session.model.vae.encoder.centre_g[0], rtol=1e-6)

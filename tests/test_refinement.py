@@ -193,7 +193,7 @@ def test_refined_embedding_on_the_command_line(bench):
     values = json.loads(run_well(*bench.ask("embed", "--refine", "5"), "--json").out)
     assert values["refined_gain"] > 0
     run = json.loads(anndata.read_h5ad(bench.data).uns["scvae"]["runs"]["embed"])
-    assert run["options"] == {"axes": "canonical", "refine": 5}
+    assert run["options"] == {"space": "expression", "axes": "canonical", "refine": 5}
     assert "raised the ELBO" in run_well(*bench.ask("embed", "--refine", "5")).out
 
 

@@ -107,7 +107,7 @@ def test_only_what_was_asked_for_is_written(copied):
     before = ad.read_h5ad(copied.data)
     outcome = run_well("embed", copied.data, "-m", copied.model, *BOTH, "--n-neighbors", "10", "--resolution", "0.5")
     after = ad.read_h5ad(copied.data)
-    assert set(after.obsm) - set(before.obsm) == {"X_scvae", "scvae_latent_var", "X_umap_scvae"}
+    assert set(after.obsm) - set(before.obsm) == {"X_scvae", "scvae_latent", "scvae_latent_var", "X_umap_scvae"}
     assert set(after.obs) - set(before.obs) == {"scvae_leiden"}
     assert not after.obsp
     assert set(after.uns) - set(before.uns) == {"scvae"}
@@ -127,7 +127,7 @@ def test_only_what_was_asked_for_is_written(copied):
 def test_a_plain_embedding_records_no_settings_of_graphs(copied):
     run_well("embed", copied.data, "-m", copied.model)
     used = json.loads(ad.read_h5ad(copied.data).uns["scvae"]["runs"]["embed"])["options"]
-    assert set(used) == {"axes", "refine"}
+    assert set(used) == {"space", "axes", "refine"}
 
 
 def test_another_name(copied):
