@@ -149,6 +149,9 @@ def pca(path: Path, *, genes_seed: int | None = None) -> np.ndarray:
     if genes_seed is not None:
         drawn = np.random.default_rng(genes_seed).integers(0, adata.n_vars, adata.n_vars)
         adata = anndata.AnnData(adata.X[:, drawn])
+    if hasattr(adata.X, "toarray"):
+        # scikit-learn cannot read sparse matrices with 64-bit indices.
+        adata.X = adata.X.toarray()
     sc.pp.pca(adata, n_comps=min(30, adata.n_vars - 1, adata.n_obs - 1))
     return np.asarray(adata.obsm["X_pca"])
 

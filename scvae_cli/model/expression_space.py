@@ -41,7 +41,7 @@ FITTED_CELLS = 5000
 # Number of cells decoded at once.
 BLOCK_CELLS = 512
 # The residuals add at most this fraction of the variance of the decoded states (`benchmarks/results/embedding.md`).
-NOISE_SHARE = 0.1
+NOISE_SHARE = 0.2
 # Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
 _MOST = 10.0
 
@@ -83,22 +83,21 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of such a cell are differences from
     the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
     """
-    head = vae.decoder.head
+    head, depth = vae.decoder.head, vae.reference_library
     none_mnk = mean_nk.new_empty(0, *mean_nk.shape)
 
-    def mean_ng(batch: Tensor | None, library: Tensor) -> Tensor:
+    def mean_ng(batch: Tensor | None) -> Tensor:
         logits_ng, none_mng = vae.decoder.push_logits(mean_nk, none_mnk, batch)
-        return head.push_mean(logits_ng, none_mng, share=1.0, library=library)[0]
+        return head.push_mean(logits_ng, none_mng, share=1.0, library=depth)[0]
 
-    average_nb = own_nb = None
-    if vae.batches:
-        average_nb = vae.batch_share_b.expand(cells.n_cells, -1)
-        own_nb = average_nb
-        if cells.batch_n is not None:
-            known_nb = torch.nn.functional.one_hot(cells.batch_n.clamp_min(0), len(vae.batches)).to(average_nb.dtype)
-            own_nb = torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb)
-    state_ng = head.isometric(mean_ng(average_nb, vae.reference_library))
-    expected_ng = mean_ng(own_nb, cells.library_n[:, None])
+    average_nb = vae.batch_share_b.expand(cells.n_cells, -1) if vae.batches else None
+    average_ng = own_ng = mean_ng(average_nb)
+    if average_nb is not None and cells.batch_n is not None:
+        known_nb = torch.nn.functional.one_hot(cells.batch_n.clamp_min(0), len(vae.batches)).to(average_nb.dtype)
+        own_ng = mean_ng(torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb))
+    state_ng = head.isometric(average_ng)
+    # Real numbers have no library size: the library size of every cell, and of the reference, is 1.
+    expected_ng = own_ng * (cells.library_n / depth)[:, None]
     residual_ng = (cells.x_ng - expected_ng) * head.isometric_slope(expected_ng)
     return state_ng, residual_ng.clamp_(-_MOST, _MOST)
 

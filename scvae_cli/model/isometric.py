@@ -33,7 +33,11 @@ class _Isometric(torch.autograd.Function):
         ctx.save_for_backward(mean_ng, theta_g)
         if theta_g is None:
             return mean_ng.sqrt().mul_(2)
-        return mean_ng.div(theta_g).sqrt_().asinh_().mul_(2 * theta_g.sqrt())
+        # asinh(√r) = log1p(√r + r / (1 + √(1 + r))). torch's asinh takes ten times as long as its log1p.
+        ratio_ng = mean_ng.div(theta_g)
+        root_ng = ratio_ng.sqrt()
+        ratio_ng = ratio_ng.div_(ratio_ng.add(1).sqrt_().add_(1))
+        return ratio_ng.add_(root_ng).log1p_().mul_(2 * theta_g.sqrt())
 
     @staticmethod
     def backward(ctx: Any, grad_ng: Tensor) -> tuple[Tensor, None]:
