@@ -21,6 +21,7 @@ from test_refinement import Exact, some_cells
 from workbench import DATA, USAGE, refused
 
 import scvae_cli as scvae
+from scvae_cli.errors import DataError
 from scvae_cli.latent.refinement import refine
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
@@ -446,3 +447,23 @@ def test_a_diagnosis_needs_known_batches(bench_with_batches):
 
     bench_with_batches.changed(renamed)
     refused(bench_with_batches.folder, bench_with_batches.ask("diagnose"), DATA, "was not trained on batch 'elsewhere'")
+
+
+def test_one_cell_is_refused(diagnosed):
+    adata, model, _ = diagnosed
+    with pytest.raises(DataError, match="two or more cells"):
+        scvae.diagnose(adata[:1].copy(), model, quick=True)
+
+
+def test_a_model_of_other_cells_is_not_trained_on_these(bench):
+    """Advice to train another model concerns the cells of the training."""
+    adata = anndata.read_h5ad(bench.data)
+    adata.obs_names = [f"other_{name}" for name in adata.obs_names]
+    other = bench.folder / "other.h5ad"
+    adata.write_h5ad(other)
+    quick = ["diagnose", other, "-m", bench.model, "--quick", "--samples", "4", "--refine", "2"]
+    outcome = run_well(*quick)
+    assert "the data are not those of the training" in outcome.out
+    assert "next: scvae embed" in outcome.err
+    run_well("embed", other, "-m", bench.model)
+    assert "next: sc.pp.neighbors" in run_well(*quick).err

@@ -82,6 +82,15 @@ def test_harmony_removes_a_planted_shift_and_keeps_the_groups():
     np.testing.assert_array_equal(corrected, harmony(shifted, batch_n))
 
 
+@pytest.mark.parametrize("n", [2, 3, 15, 16, 60])
+def test_harmony_takes_any_number_of_cells(n):
+    position_nc = np.random.default_rng(n).normal(size=(n, 1))
+    batch_n = np.array(["a", "b"])[np.arange(n) % 2]
+    corrected = harmony(position_nc, batch_n)
+    assert corrected.shape == (n, 1)
+    assert np.isfinite(corrected).all()
+
+
 @pytest.mark.parametrize("transposed", [False, True])
 def test_both_shapes_of_harmonys_result_are_understood(monkeypatch, transposed):
     """Versions before 0.1.0 return components × cells."""
@@ -95,7 +104,7 @@ def test_both_shapes_of_harmonys_result_are_understood(monkeypatch, transposed):
     monkeypatch.setitem(sys.modules, "harmonypy", types.SimpleNamespace(run_harmony=run_harmony))
     np.testing.assert_array_equal(harmony(x_nk, label_n, seed=3), 2 * x_nk)
     assert asked[0][1] == list(label_n)
-    assert asked[0][2] == {"verbose": False, "random_state": 3}
+    assert asked[0][2] == {"nclust": 10, "verbose": False, "random_state": 3}
 
 
 def test_neighbors_are_shared_fully_by_rotated_and_by_chance_by_unrelated_embeddings():

@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 import torch
+from command_line import run_well
+from handmade import theta_of, wild_vae
 from scipy.stats import spearmanr
+from simulated import TINY, counts_of, learned, tiny_config, tree
 
 import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
-from scvae_cli.errors import ModelError, ScvaeWarning
+from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.expression_space import NOISE_SHARE, states_and_residuals
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
 from scvae_cli.training.recipe import SMALL_NETWORK, USUAL_NETWORK, VERY_FEW_CELLS, settle
-from tests.command_line import run_well
-from tests.handmade import theta_of, wild_vae
-from tests.simulated import TINY, counts_of, learned, tiny_config, tree
 
 CPU = torch.device("cpu")
 
@@ -176,7 +176,10 @@ def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, mode
     some.obs["batch"] = some.obs["batch"].astype(object)
     some.obs.iloc[0, some.obs.columns.get_loc("batch")] = "new"
     some.obs.iloc[1, some.obs.columns.get_loc("batch")] = None
-    with pytest.warns(ScvaeWarning, match="not in the training data"):
+    with (
+        pytest.warns(ScvaeWarning, match="have no batch"),
+        pytest.warns(ScvaeWarning, match="not in the training data"),
+    ):
         got = scvae.embed(some, model, inplace=False).position_nj
     own = scvae.embed(cells[:6].copy(), model, inplace=False).position_nj
     np.testing.assert_allclose(got[:2], average[:2], atol=1e-4)
@@ -248,3 +251,21 @@ def test_a_model_of_an_earlier_version_still_has_its_latent_space(cells, model, 
         scvae.embed(cells, folder, inplace=False)
     latent = scvae.embed(cells, folder, space="latent", inplace=False).position_nj
     np.testing.assert_array_equal(latent, scvae.embed(cells, model, space="latent", inplace=False).position_nj)
+
+
+@pytest.mark.parametrize("options", [{}, {"space": "latent"}, {"umap": True}, {"refine": 2}])
+def test_cells_without_a_finite_position_are_refused(options):
+    random = np.random.default_rng(0)
+    cells = ad.AnnData(random.normal(size=(60, 8)).astype(np.float32))
+    model = scvae.train(cells, **TINY | {"max_epochs": 1}, likelihood="normal")
+    cells.X[7, 3] = 1e30
+    with pytest.raises(DataError, match=r"no finite position for 1 cell.*'7'"):
+        scvae.embed(cells, model, **options)
+    assert not cells.obsm.keys()
+
+
+def test_cells_without_a_batch_are_counted(cells, model):
+    some = cells[:6].copy()
+    some.obs["batch"] = [None, np.nan, *some.obs["batch"].astype(str)[2:]]
+    with pytest.warns(ScvaeWarning, match=r"2 cell\(s\) have no batch in obs\['batch'\]"):
+        scvae.embed(some, model, inplace=False)

@@ -218,6 +218,6 @@ def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:
             _warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: a batch effect needs two batches")
         )
     if len(small):
-        message = f"{len(small)} batch(es) have fewer than 3 cells, for example {small[0]!r}"
+        message = f"{len(small)} batch(es) have fewer than 3 cells, for example {str(small[0])!r}"
         findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
     return findings

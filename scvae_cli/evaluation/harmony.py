@@ -42,8 +42,15 @@ def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.nda
     logger.setLevel(logging.WARNING)
     try:
         batches = pd.DataFrame({"batch": batch_n.astype(str)})
+        # This is harmonypy's default, which is no cluster at all for 15 cells or fewer.
+        n_clusters = max(1, min(round(len(pca_nc) / 30), 100))
         found = harmonypy.run_harmony(
-            pca_nc.astype(np.float64), batches, ["batch"], verbose=False, random_state=seed % 2**31
+            pca_nc.astype(np.float64),
+            batches,
+            ["batch"],
+            nclust=n_clusters,
+            verbose=False,
+            random_state=seed % 2**31,
         )
     finally:
         logger.setLevel(level)

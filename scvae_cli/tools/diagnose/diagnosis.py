@@ -17,6 +17,7 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.errors import DataError
 from scvae_cli.evaluation.retraining import Train, model_trained_on, train_silently
 from scvae_cli.heldout import MIN_HELDOUT
 from scvae_cli.latent.posteriors import known_batches, posteriors
@@ -162,9 +163,12 @@ def diagnose(
     Raises
     ------
     DataError
-        If a cell's batch is unknown to the model, or if there are fewer than two labels of five or more cells.
+        If a cell's batch is unknown to the model, if there are fewer than two labels of five or more cells, or if
+        there is only one cell.
     """
     known_batches(model, counts)
+    if counts.n_cells < 2:
+        raise DataError("a diagnosis needs two or more cells", "diagnose the data on which the model was trained")
     all_cells = counts.cells(even(np.arange(counts.n_cells), _MAX_ENCODED))
     of_all = posteriors(model, all_cells, progress=progress)
     rows = np.flatnonzero(model.held_out(counts.cell_names))

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae_cli.config import RunConfig
+from scvae_cli.data.confounding import warn_of_confounding
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.model.bundle import Model
 from scvae_cli.question import Question
 from scvae_cli.shell_line import shell_line
+from scvae_cli.tools.diagnose.advice import Command
 from scvae_cli.tools.diagnose.diagnosis import Diagnosis, diagnose, with_trainings
 from scvae_cli.tools.diagnose.embedding_quality import PACKAGES, evaluated_rows, usable_labels
 from scvae_cli.tools.diagnose.options import DiagnoseOptions
@@ -104,9 +106,29 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         worst = [{"gene": labels[g], "score": float(statistic.score_g[g])} for g in statistic.worst()]
         return statistic.summary() | {"worst": worst}
 
+    @property
+    def of_training(self) -> bool:
+        """Whether the data contain a cell that was held out of the training: they are then the data of the training."""
+        return bool(self.session.model.held_out(self.session.counts.cell_names).any())
+
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers
-        cells = "held-out cells" if result.heldout else "cells (too few were held out of the training)"
+        cells = "held-out cells"
+        if not result.heldout:
+            few = (
+                "too few were held out of the training"
+                if self.of_training
+                else "the data are not those of the training"
+            )
+            cells = f"cells ({few})"
         return f"evaluated on {result.n_evaluated:,} {cells} of {result.n_cells:,}\n\n{page(result.verdicts)}\n"
+
+    def warnings(self, result: Diagnosis) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
+        found: list[str] = []
+        # A store also holds the cells that were dropped, so its columns would not fit the batches of the others.
+        if self.session.kept.all():
+            key = self.session.model.config.data.batch_key
+            warn_of_confounding(self.session.store, self.session.counts, key, found.append)
+        return found
 
     def notes(self, result: Diagnosis) -> Sequence[str]:
         missing = result.quality.not_installed
@@ -117,10 +139,14 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     def next_step(self, result: Diagnosis) -> str:
         request, options, model = self.request, self.options, self.session.model
-        command = next_command(result.verdicts, model.config)
+        # A model of other cells is not improved by a training on these cells.
+        command = next_command(result.verdicts, model.config) if self.of_training else Command(verb="embed")
         # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
         data = options.output or request.data
         if command.verb == "embed":
+            embedded = self.session.store.obsm(self.names.embedding) is not None
+            if embedded and options.output is None and not command.options:
+                return f'sc.pp.neighbors(adata, use_rep="{self.names.embedding}")'
             return shell_line(
                 "embed",
                 data,

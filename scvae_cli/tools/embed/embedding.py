@@ -10,7 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from scvae_cli.brief import brief
+from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.errors import DataError
 from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.posteriors import refined_posteriors
 from scvae_cli.session import Session
@@ -59,7 +61,8 @@ def embed(session: Session, options: EmbedOptions) -> Embedding:
     Raises
     ------
     DataError
-        If `options.refine` is above 0 and a cell's batch is unknown to the model.
+        If `options.refine` is above 0 and a cell's batch is unknown to the model, or if the coordinates of a cell are
+        not finite.
     """
     model = session.model
     if options.refine > 0:
@@ -78,4 +81,16 @@ def embed(session: Session, options: EmbedOptions) -> Embedding:
         )
     else:
         position_nj = session.embedding
+    _refuse_not_finite(session.counts, position_nj, mean_nk.numpy(), var_nk.numpy())
     return Embedding(position_nj=position_nj, mean_nk=mean_nk.numpy(), var_nk=var_nk.numpy(), gain=gain)
+
+
+def _refuse_not_finite(counts: Counts, *coordinates: np.ndarray) -> None:
+    """Refuse coordinates that are NaN or infinite: they would spoil the neighbors of all cells."""
+    broken = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in coordinates]))
+    if len(broken):
+        first = counts.cell_names[broken[0]]
+        raise DataError(
+            f"the model has no finite position for {len(broken)} cell(s); the first is {first!r}",
+            "look for extremely large values in these cells, and leave these cells out",
+        )

@@ -82,7 +82,7 @@ class EmbedOptions(Reading, Writing):
         help="Columns of obs and genes that color the cells in the figure, one panel each. Genes are shown as log1p of "
         "normalized counts.",
         metavar="A,B,C",
-        shown_default="the clusters, or else the batches",
+        shown_default="the clusters and the batches",
         takes="columns of obs and genes",
         parse=parse_colors,
         repeated=True,

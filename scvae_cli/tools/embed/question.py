@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvae_cli.data.counts import is_missing
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import DataError
 from scvae_cli.question import Question
@@ -50,11 +51,10 @@ class Embed(Question[EmbedOptions, Embedding]):
         )
 
     def _default_color(self) -> tuple[str, ...]:
-        if self.options.leiden:
-            return (self.names.leiden,)
         model = self.session.model
         key = model.config.data.batch_key
-        return (key,) if model.batches and key in self.session.store.obs_keys else ()
+        batches = (key,) if key is not None and model.batches and key in self.session.store.obs_keys else ()
+        return (self.names.leiden, *batches) if self.options.leiden else batches
 
     def planned(self) -> list[str]:
         planned = [f"obsm/{key}" for key in (self.names.embedding, self.names.latent, self.names.latent_var)]
@@ -132,13 +132,14 @@ class Embed(Question[EmbedOptions, Embedding]):
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
-        key, model = self.session.model.config.data.batch_key, self.session.model
-        if self.options.space == "latent" or not model.batches or key in self.session.store.obs_keys:
+        session, fate = self.session, "compared with an average batch, so their batch effect is not corrected"
+        key = session.model.config.data.batch_key
+        if self.options.space == "latent" or not session.model.batches or key is None:
             return ()
-        return [
-            f"obs has no column {key!r}, which holds the batches of the training: the cells are compared with an "
-            "average batch, so their batch effect is not corrected"
-        ]
+        if key not in session.store.obs_keys:
+            return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
+        n_missing = int(is_missing(session.labels(key)).sum())
+        return [f"{n_missing} cell(s) have no batch in obs[{key!r}]: these cells are {fate}"] if n_missing else ()
 
     def next_step(self, result: Embedding) -> str:
         found = result.umap_leiden
