@@ -66,6 +66,8 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/generation.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/embedding_table.py
+	$(BIN)/python benchmarks/embed_time.py
 	$(BIN)/python benchmarks/flatness.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/anomalies.py
