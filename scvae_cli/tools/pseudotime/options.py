@@ -62,8 +62,10 @@ PSEUDOTIME = Verb(
     home="scvae_cli.tools.pseudotime.question:OrderCells",
     about="""Order the cells by their distance from a root, and assign them to branches.
 
-    The distance is measured along paths from cell to neighboring cell. Writes the order of the cells, from 0 to 1, to
-    obs["scvae_pseudotime_NAME"], and the distance from the root to obs["scvae_distance_NAME"].
+    The distance is measured along paths from cell to neighboring cell. The length of a step is the change in decoded
+    expression. The distance and the branches use neighbors in latent space, and the order uses neighbors by decoded
+    expression. Writes the order of the cells, from 0 to 1, to obs["scvae_pseudotime_NAME"], and the distance from the
+    root to obs["scvae_distance_NAME"].
 
     With --to, obs["scvae_branch_NAME"] holds the group toward which each cell develops, or "shared" for a cell that is
     not clearly on the way to one group. obsm["scvae_ends_NAME"] holds one weight for each cell and each group of --to.
