@@ -40,7 +40,7 @@ COMPONENTS = 30
 FITTED_CELLS = 5000
 # Number of cells decoded at once.
 BLOCK_CELLS = 512
-# The residuals add at most this fraction of the variance of the decoded states (`benchmarks/results/embedding.md`).
+# The residuals add at most this fraction of the variance of the decoded states (`benchmarks/recipe.md`).
 NOISE_SHARE = 0.15
 # Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
 _MOST = 10.0
