@@ -48,13 +48,13 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     stated: dict[str, Any] = {}
     for name, section in _read(file).items():
         if not isinstance(section, dict):
-            raise ConfigError(f"{file}: {name!r} is outside a section", f"put it under [{verb.name}], for example")
+            hint = _belongs(name, sections, set().union(*sections.values()))
+            raise ConfigError(f"{file}: {name!r} is outside a section", hint)
         if name not in sections:
             raise ConfigError(f"{file}: unknown section [{name}]", _closest(name, set(sections)))
         for key, value in section.items():
             if key not in sections[name]:
-                elsewhere = [f"[{other}]" for other, keys in sections.items() if key in keys]
-                hint = f"it belongs under {' or '.join(elsewhere)}" if elsewhere else _closest(key, sections[name])
+                hint = _belongs(key, sections, sections[name])
                 raise ConfigError(f"{file}: unknown key {key!r} in [{name}]", hint)
             found = mine.get((name, key))
             if found is None:
@@ -75,6 +75,12 @@ def _read(file: Path) -> dict[str, Any]:
             f"{file} is not TOML: {error}",
             'write a line such as [model], and below it a line such as likelihood = "nb"',
         ) from error
+
+
+def _belongs(key: str, sections: dict[str, set[str]], known: set[str]) -> str:
+    """Return the hint for a key that stands at the wrong place; `known` are the keys of this place."""
+    places = [f"[{section}]" for section, keys in sections.items() if key in keys]
+    return f"it belongs under {' or '.join(places)}" if places else _closest(key, known)
 
 
 def _closest(word: str, known: set[str]) -> str:

@@ -105,8 +105,9 @@ class Embed(Question[EmbedOptions, Embedding]):
         }
 
     def text(self, result: Embedding, facts: dict[str, Any]) -> str:
-        where = f"{facts['n_dimensions']} dimensions of {facts['space']} space"
-        lines = [f"embedded {facts['n_cells']:,} cells in {where}, from {facts['n_latent']} latent dimensions"]
+        counted = {"cell": facts["n_cells"], "dimension": facts["n_dimensions"], "latent dimension": facts["n_latent"]}
+        cells, dimensions, latent = (f"{n:,} {name}{'' if n == 1 else 's'}" for name, n in counted.items())
+        lines = [f"embedded {cells} in {dimensions} of {facts['space']} space, from {latent}"]
         if result.gain is not None:
             steps = self.options.refine
             lines.append(f"{steps} refinement steps raised the ELBO by {result.gain:.2f} nats per cell")
