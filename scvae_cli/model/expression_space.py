@@ -41,7 +41,7 @@ FITTED_CELLS = 5000
 # Number of cells decoded at once.
 BLOCK_CELLS = 512
 # The residuals add at most this fraction of the variance of the decoded states (`benchmarks/recipe.md`).
-NOISE_SHARE = 0.15
+NOISE_SHARE = 0.2
 # Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
 _MOST = 10.0
 
