@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from timed import run_json
+from timed import describe_machine, run_json
 
 RESULTS = Path(__file__).parent / "results" / "embed_time.json"
 
@@ -53,11 +52,10 @@ def main() -> None:
     result = {
         "cells": arguments.cells,
         "genes": arguments.genes,
-        "threads": arguments.threads,
         "seconds": seconds,
         "ratio": round(ratio, 2),
         "other_cores_busy": busy,
-        "processor": platform.processor() or platform.machine(),
+        "hardware": describe_machine(arguments.threads),
     }
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
