@@ -92,8 +92,8 @@ class Session:
         model
             A trained model, or its folder.
         layer
-            Layer to read. With None, the layer that the training was told to read is used; without such a layer, the
-            matrix is chosen by `read_counts`.
+            Layer to read. With None, the layer of the training is read. If the training had no layer, `read_counts`
+            chooses the matrix.
         gene_symbols
             Column of var with gene symbols, by which options and results then name genes; None for var_names.
         device

@@ -17,8 +17,8 @@ from test_figures import assert_nothing_is_cut_off, part
 from workbench import DATA, refused
 
 import scvae_cli as scvae
-from scvae_cli.data.expression import log_expression
 from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_expression import log_expression
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import DataError
 from scvae_cli.report.page import NO_GROUP, PALETTE, group_colors

@@ -37,7 +37,7 @@ def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.nda
     import pandas as pd
 
     # Some versions report progress even with verbose=False, and versions before 2.0 seed numpy's global generator.
-    logger, state = logging.getLogger("harmonypy"), np.random.get_state()  # noqa: NPY002
+    logger, state = logging.getLogger("harmonypy"), np.random.get_state()  # noqa: NPY002  # harmonypy's own
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -54,7 +54,7 @@ def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.nda
         )
     finally:
         logger.setLevel(level)
-        np.random.set_state(state)  # noqa: NPY002
+        np.random.set_state(state)  # noqa: NPY002  # harmonypy's own
     corrected = np.asarray(found.Z_corr, dtype=np.float64)
     # Versions before 0.1.0 return components × cells.
     return corrected if corrected.shape == pca_nc.shape else corrected.T

@@ -14,6 +14,8 @@ import numpy as np
 from scvae_cli.evaluation.neighbors import NEIGHBORS
 
 FOLDS, RESOLUTION = 5, 1.0
+# The settings of Leiden clustering that scanpy recommends and plans to make its default.
+LEIDEN: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False}
 
 
 class ClusterAgreement(NamedTuple):
@@ -70,7 +72,7 @@ def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -
         near: dict[str, Any] = {"n_neighbors": min(NEIGHBORS, len(x_nk) - 1), "transformer": "sklearn"}
         # The default weights need umap, whose compilation takes longer than all else here.
         sc.pp.neighbors(adata, use_rep="X", method="gauss", random_state=seed, **near)
-        sc.tl.leiden(adata, RESOLUTION, flavor="igraph", n_iterations=2, directed=False, random_state=seed)
+        sc.tl.leiden(adata, RESOLUTION, random_state=seed, **LEIDEN)
     clusters = np.asarray(adata.obs["leiden"])
     return ClusterAgreement(
         ari=float(adjusted_rand_score(label_n, clusters)), nmi=float(normalized_mutual_info_score(label_n, clusters))

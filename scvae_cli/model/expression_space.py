@@ -1,6 +1,6 @@
 """Expression space: coordinates of cells in which Euclidean distance is a distance in expression.
 
-Latent distances depend on how the decoder stretches the latent space, and the decoder stretches it unevenly. Neighbors,
+Equal latent distances may be small or large changes of expression, because the decoder is not isometric. Neighbors,
 clusters and UMAPs are therefore better computed from expression. The expression of a cell in gene g is
 
     e_g = y_g(z) + w · r_g

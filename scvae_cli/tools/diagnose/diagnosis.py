@@ -28,10 +28,10 @@ from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.diagnose.baselines import BaselineComparison, compare_with_baselines
 from scvae_cli.tools.diagnose.comparison_verdicts import baseline_verdicts, stability_verdict
 from scvae_cli.tools.diagnose.distortion import Distortion, distortion
-from scvae_cli.tools.diagnose.embedding import embedding_of
 from scvae_cli.tools.diagnose.embedding_quality import EmbeddingQuality, embedding_quality, evaluated_rows
 from scvae_cli.tools.diagnose.embedding_verdicts import embedding_verdicts
 from scvae_cli.tools.diagnose.gaps import Gaps, gaps
+from scvae_cli.tools.diagnose.judged_embedding import embedding_of
 from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse, aggregated_posterior, latent_use
 from scvae_cli.tools.diagnose.model_verdicts import (
     axes_verdict,

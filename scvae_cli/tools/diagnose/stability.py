@@ -25,7 +25,7 @@ from scvae_cli.evaluation.retraining import Train, requested_config, train_silen
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
-from scvae_cli.tools.diagnose.embedding import embedding_of
+from scvae_cli.tools.diagnose.judged_embedding import embedding_of
 
 MAX_CELLS = 5000
 # A canonical axis is compared if its strength is above this fraction of the strength of the first axis.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvae_cli.data.expression import log_expression
+from scvae_cli.data.gene_expression import log_expression
 from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.labels import as_label, labels_of
 from scvae_cli.data.store import CellStore

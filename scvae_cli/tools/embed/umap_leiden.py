@@ -8,7 +8,6 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.evaluation.label_agreement import LEIDEN, has_leiden
 from scvae_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # UMAP starts from three eigenvectors of the neighbor graph, so the graph needs more cells than that.
 MIN_CELLS = 4
-# The settings that scanpy recommends and plans to make its default.
-_LEIDEN: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +95,7 @@ def umap_leiden(
         sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)
         advance(1)
         if leiden:
-            sc.tl.leiden(cells, resolution, random_state=seed, **_LEIDEN)
+            sc.tl.leiden(cells, resolution, random_state=seed, **LEIDEN)
             advance(1)
         if umap:
             sc.tl.umap(cells, random_state=seed)
@@ -124,5 +122,5 @@ def check_enough_cells(n_cells: int) -> None:
 
 def check_igraph() -> None:
     """Raise a ConfigError if igraph, which finds the clusters, is not installed."""
-    if find_spec("igraph") is None:
+    if not has_leiden():
         raise ConfigError("--leiden needs the package igraph, which is not installed", "pip install igraph")
