@@ -161,6 +161,14 @@ class TrainConfig(Options):
         panel=MODEL,
         least=0,
     )
+    mix_batches: float | None = option(
+        None,
+        help="Weight of the penalty on differences between batches in the latent space. A larger weight mixes the "
+        "batches more; with 0, only the decoder accounts for the batches.",
+        panel=MODEL,
+        least=0,
+        shown_default="30 with --batch-key and a likelihood of counts, otherwise 0",
+    )
     max_epochs: int | None = option(
         None,
         help="Maximum number of passes over the training cells.",
@@ -260,6 +268,11 @@ class RunConfig(Options):
     model: ModelConfig = section(ModelConfig)
     train: TrainConfig = section(TrainConfig)
     compute: ComputeConfig = section(ComputeConfig)
+
+    def check(self) -> None:
+        """Raise a ConfigError if batches are to be mixed, and no batches are named."""
+        if self.train.mix_batches and self.data.batch_key is None:
+            raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:

@@ -225,3 +225,18 @@ def test_rare_labels_and_cells_without_labels_are_left_out(cells):
     assert (found.n_labels, found.n_labeled) == (2, 446)
     with pytest.raises(DataError, match=r"obs\['x'\] has 1 label"):
         embedding_quality(np.zeros((500, 2)), counts, labels="x", label_n=np.where(label_n == "A", "A", None))
+
+
+@pytest.mark.parametrize(("ari", "level"), [(0.5, "good"), (0.45, "good"), (0.3, "watch")])
+def test_clusters_that_agree_less_with_the_labels_are_watched(cells, ari, level):
+    adata, _ = cells
+    label_n = np.asarray(adata.obs["cell_type"].astype(str), dtype=object)
+    counts = counts_of(adata)
+    pca_nc = principal_components(log_normalized(counts))
+    found = embedding_quality(pca_nc, counts, labels="cell_type", label_n=label_n)
+    own, pca = found.scores
+    scores = dataclasses.replace(own, ari=ari), dataclasses.replace(pca, ari=0.5)
+    verdicts = embedding_verdicts(dataclasses.replace(found, scores=scores))
+    [verdict] = [verdict for verdict in verdicts if verdict.topic == "labels"]
+    assert verdict.level == level
+    assert ("PCA" in verdict.remedy) == (level == "watch")

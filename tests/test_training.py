@@ -248,7 +248,7 @@ def test_what_is_left_open_follows_the_number_of_cells_and_what_is_asked_for_sta
     assert few.train.batch_size < many.train.batch_size
     assert few.train.learning_rate < many.train.learning_rate
     shape = ModelConfig(n_latent=7, n_hidden=9, encoder_dropout=0.2, decoder_dropout=0.0)
-    train = TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0, eased_dropout=0.5)
+    train = TrainConfig(batch_size=7, learning_rate=1e-4, weight_decay=0.0, eased_dropout=0.5, mix_batches=0.0)
     asked = RunConfig(model=shape, train=train)
     assert settle(asked, 500) == asked
     assert settle(few, 500) == few

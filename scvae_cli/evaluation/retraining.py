@@ -30,7 +30,8 @@ MAX_CELLS = 20_000
 # Settings whose defaults depend on the kind of decoder.
 _REGULARIZATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"}
 # Settings that are chosen automatically if they are None.
-_CHOSEN = _REGULARIZATION | {"n_latent", "n_hidden", "batch_size", "learning_rate", "max_epochs", "patience"}
+_SIZES = {"n_latent", "n_hidden", "batch_size"}
+_CHOSEN = _REGULARIZATION | _SIZES | {"mix_batches", "learning_rate", "max_epochs", "patience"}
 
 
 def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:

@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.gradients import Gradients, Hidden
 from scvae_cli.model.hidden import NormalizedHidden
 from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder, indicator
@@ -48,6 +49,9 @@ class Operations(Protocol):
         respect to the mean KL.
         """
 
+    def without_padding(self, indicator_nb: Tensor) -> Tensor:
+        """Set the rows of cells that only pad the minibatch to zero, shape (n, b)."""
+
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:
@@ -73,6 +77,8 @@ class ElboGradients:
     ----------
     vae, batch_n, noise_nk, kl_weight
         Model in training mode; index of each cell's batch, or None; standard normal noise; weight of the KL.
+    mixing
+        Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With 0, it is not computed.
     operations
         Operations between the matrix products; this object also holds the cells of the minibatch.
     narrow
@@ -84,14 +90,16 @@ class ElboGradients:
     ----------
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
+    penalty
+        `mixing` times the discrepancy between the batches, scalar, nats; 0 if it is not computed.
     gradients
-        Gradient of nll + kl_weight · kl with respect to every parameter. Gradients that are results of bfloat16
-        products are in bfloat16.
+        Gradient of nll + kl_weight · kl + penalty with respect to every parameter. Gradients that are results of
+        bfloat16 products are in bfloat16.
     """
 
     def __init__(
         self, vae: VAE, batch_n: Tensor | None, noise_nk: Tensor, kl_weight: Tensor | float, operations: Operations,
-        *, narrow: bool,
+        *, narrow: bool, mixing: float = 0.0,
     ) -> None:  # fmt: skip
         self.gradients: dict[Tensor, Tensor] = {}
         self._operations, self._dtype_of_genes = operations, torch.bfloat16 if narrow else torch.float32
@@ -119,6 +127,12 @@ class ElboGradients:
             self.gradients[hidden_bh] = indicator_nb.T @ d_first_nh
 
         d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
+        self.penalty: Tensor | float = 0.0
+        if mixing and indicator_nb is not None:
+            mean_nk, member_nb = statistics_n2k[:, : vae.n_latent], operations.without_padding(indicator_nb)
+            discrepancy, d_mean_nk = batch_discrepancy(mean_nk, member_nb)
+            self.penalty = mixing * discrepancy
+            d_statistics_n2k[:, : vae.n_latent] += mixing * d_mean_nk
         self._linear_gradients(encoder.posterior, h_nh, d_statistics_n2k)
         self._back(encoder_layers, d_statistics_n2k @ encoder.posterior.weight, of_genes=True)
 

@@ -70,6 +70,9 @@ class TorchOperations:
         d_log_var_nk = (d_var_nk * varying_nk).masked_fill(log_var_nk > MAX_LOG_VARIANCE, 0.0)
         return torch.cat([d_z_nk + price_n1 * mean_nk, d_log_var_nk], dim=1)
 
+    def without_padding(self, indicator_nb: Tensor) -> Tensor:
+        return indicator_nb * (self._share_n > 0).unsqueeze(1)
+
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:

@@ -67,10 +67,16 @@ class Losses:
 
 
 class DeviceSteps:
-    """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`."""
+    """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`.
 
-    def __init__(self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute) -> None:
-        self.vae, self._optimizer, self._compute = vae, optimizer, compute
+    `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`).
+    """
+
+    def __init__(
+        self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute,
+        *, mixing: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.vae, self._optimizer, self._compute, self._mixing = vae, optimizer, compute, mixing
         device, size, k = compute.device, SEGMENT_STEPS, vae.n_latent
         self.segment = Segment(table, size, n_cells)
         self._noise_snk = torch.zeros(size, n_cells, k, device=device)
@@ -110,9 +116,12 @@ class DeviceSteps:
         seed_l, noise_nk = self._seed_sl.index_select(0, at)[0], self._noise_snk.index_select(0, at)[0]
         operations = TorchOperations(cells.x_ng, cells.library_n, cells.share_n, seed_l)
         narrow = self._compute.precision == "bf16"
-        terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
+        terms = ElboGradients(
+            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing
+        )
         self._optimizer.advance_torch(terms.gradients, Factors(*factors))
-        self._loss_s.index_copy_(0, at, (terms.nll + kl_weight * terms.kl).to(self._loss_s.dtype).view(1))
+        loss = terms.nll + kl_weight * terms.kl + terms.penalty
+        self._loss_s.index_copy_(0, at, loss.to(self._loss_s.dtype).view(1))
         at.add_(1)
 
     def _prepared(self) -> Callable[[], None]:

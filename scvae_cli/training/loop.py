@@ -27,7 +27,9 @@ from scvae_cli.config import TrainConfig
 from scvae_cli.data.minibatches import CellTable, Minibatch, even_batches
 from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
+from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.manual_backward import ElboGradients, can_train
+from scvae_cli.model.network import indicator
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.device_steps import SEGMENT_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
@@ -48,7 +50,8 @@ class EpochReport:
     learning_rate, kl_weight
         Learning rate and weight of the KL at the last step.
     train_loss
-        Mean over the training cells of NLL + KL weight · KL, plus the penalty of `--flat`, nats. NLL is −log p(x|z).
+        Mean over the training cells of NLL + KL weight · KL, plus the penalties of `--mix-batches` and `--flat`, nats.
+        NLL is −log p(x|z).
     heldout_nll, heldout_kl, heldout_loss
         Means of NLL and KL over the held-out cells, and the loss heldout_nll + β · heldout_kl, nats. This loss decides
         which weights are best and when training ends.
@@ -137,13 +140,14 @@ class Trainer:
         self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
         assert config.weight_decay is not None, "settled before the training starts"
         assert config.eased_dropout is not None, "settled before the training starts"
-        self._eased_dropout = config.eased_dropout
+        assert config.mix_batches is not None, "settled before the training starts"
+        self._eased_dropout, self._mixing = config.eased_dropout, config.mix_batches
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._manual_backward = can_train(vae)
         self._device_steps: DeviceSteps | None = None
         if self._manual_backward and config.flat == 0 and (compute.device.type != "cpu" or compute.compiles):
             largest = -(-training.n_cells // steps_per_epoch)
-            self._device_steps = DeviceSteps(vae, self.optimizer, training, largest, compute)
+            self._device_steps = DeviceSteps(vae, self.optimizer, training, largest, compute, mixing=self._mixing)
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -289,8 +293,10 @@ class Trainer:
         from scvae_cli.model.compiled.operations import CompiledOperations
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
-        terms = ElboGradients(self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow)
-        return float(terms.nll) + kl_weight * float(terms.kl), terms.gradients
+        terms = ElboGradients(
+            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing
+        )
+        return float(terms.nll) + kl_weight * float(terms.kl) + float(terms.penalty), terms.gradients
 
     def _by_autograd(
         self, cells: Minibatch, noise_nk: Tensor, kl_weight: float, *, flat: bool
@@ -299,7 +305,7 @@ class Trainer:
         parameters = list(self.vae.parameters())
         with self._compute.matrix_products():
             terms = self.vae.elbo_terms(cells, noise_nk)
-            loss = terms.nll + kl_weight * terms.kl
+            loss = terms.nll + kl_weight * terms.kl + self._discrepancy(terms.mean_nk, cells)
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
@@ -309,6 +315,15 @@ class Trainer:
         added = torch.autograd.grad(penalty, parameters, materialize_grads=True)
         both = (a + b for a, b in zip(found, added, strict=True))
         return (loss + penalty).item(), dict(zip(parameters, both, strict=True))
+
+    def _discrepancy(self, mean_nk: Tensor, cells: Minibatch) -> Tensor:
+        """Compute the weighted discrepancy between the batches, as a differentiable scalar, nats."""
+        effect = self.vae.decoder.batch
+        if not self._mixing or effect is None or cells.batch_n is None:
+            return mean_nk.new_zeros(())
+        value, gradient_nk = batch_discrepancy(mean_nk.detach(), indicator(cells.batch_n, effect.gene_bg))
+        # The difference is 0; its gradient with respect to the means is the gradient that was computed.
+        return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
 
     def _snapshot(self) -> dict[str, Any]:
         return {

@@ -25,6 +25,8 @@ FEW_FEATURES = 200
 # Towards the end of the training, dropout is lowered to this fraction. A network that was trained only with high
 # dropout does not perform best when it is used without dropout.
 EASED_DROPOUT = 0.7
+# Weight of the discrepancy between the batches, nats.
+MIXING = 30.0
 # Learning rate at the small batch size. It grows with the square root of the number of cells per step.
 RATE = 8e-3
 
@@ -54,6 +56,9 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     for name in ("weight_decay", "eased_dropout"):
         if getattr(train, name) is None:
             train = replace(train, **{name: getattr(usual, name)})
+    if train.mix_batches is None:
+        mixes = config.data.batch_key is not None and model.of_counts
+        train = replace(train, mix_batches=MIXING if mixes else 0.0)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     # A step cannot average over more cells than the training cells.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))

@@ -34,6 +34,9 @@ class CompiledOperations:
     def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
         return hidden_units(a_nh, norm.norm.weight, norm.norm.bias, norm.dropout)
 
+    def without_padding(self, indicator_nb: Tensor) -> Tensor:
+        return indicator_nb
+
     def nll(
         self, raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, *, narrow: bool
     ) -> tuple[Tensor, Gradients]:

@@ -115,10 +115,13 @@ ADVICE: dict[str, Advice] = {
     ),
     # The other findings say how to use results. They need no command.
     "batches": Advice(
-        text="check whether the batches contain the same kinds of cells; if they do, compare clusters of the "
-        "embedding with clusters of {best}"
+        text="check whether the batches contain the same kinds of cells; if they do, train with a larger "
+        "--mix-batches (the default is 30), or use clusters of {best}"
     ),
-    "batches apart": Advice(text="check whether the batches contain the same kinds of cells"),
+    "batches apart": Advice(
+        text="check whether the batches contain the same kinds of cells; if they do, train with a larger "
+        "--mix-batches (the default is 30)"
+    ),
     "neighbors": Advice(text="check in PCA too what depends on neighbors: clusters, UMAP and trajectories"),
     "distances": Advice(
         text="compare only nearby cells by their distance in the embedding; compare distant groups by the length of "

@@ -180,6 +180,7 @@ def diagnose(
     of_some = posteriors(model, some)
     use, seed = latent_use(of_all), options.seed
     compared = evaluated_rows(counts.n_cells)
+    cells_compared = counts.cells(compared)
     return Diagnosis(
         use=use,
         aggregate=aggregated_posterior(of_all, of_heldout, model.density, seed=seed),
@@ -188,14 +189,14 @@ def diagnose(
         distortion=distortion(
             Geometry(model.vae),
             of_some.mean_nk,
-            embedding_of(model, some),
+            embedding_of(model, some, of_some.mean_nk),
             use.active_k,
             seed=seed,
             progress=progress,
         ),
         quality=embedding_quality(
-            embedding_of(model, counts.cells(compared)),
-            counts.cells(compared),
+            embedding_of(model, cells_compared, posteriors(model, cells_compared).mean_nk),
+            cells_compared,
             labels=options.labels,
             label_n=None if label_n is None else label_n[compared],
             seed=seed,

@@ -93,8 +93,9 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
         with_seed = replace(config, train=replace(config.train, seed=seed))
         models.append(train(f"Training with another random seed ({number} of {n_trainings - 1})", counts, with_seed))
     some = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
-    embeddings = [embedding_of(one, some) for one in models]
-    axes = [one.axes.position(posteriors(one, some).mean_nk).numpy().astype(np.float64) for one in models]
+    means = [posteriors(one, some).mean_nk for one in models]
+    embeddings = [embedding_of(one, some, mean_nk) for one, mean_nk in zip(models, means, strict=True)]
+    axes = [one.axes.position(mean_nk).numpy().astype(np.float64) for one, mean_nk in zip(models, means, strict=True)]
     n_strong = min(int((one.axes.strength_k > _STRONG * one.axes.strength_k[0]).sum()) for one in models)
     random = np.random.default_rng(config.train.seed)
     nearest = [nearest_neighbors(x_nk) for x_nk in embeddings]

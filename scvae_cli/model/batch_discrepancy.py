@@ -1,0 +1,68 @@
+"""How much the latent positions of the cells of one batch differ from those of the other batches.
+
+Shapes: n cells, k latent dimensions, b batches.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# Squared widths of the four kernels, relative to the mean squared distance between two cells. Narrow kernels compare
+# the densities of the batches within a population of cells; wide kernels compare their means.
+SQUARED_WIDTHS = (0.1, 0.3, 1.0, 3.0)
+# Lower bound on the mean squared distance, in prior variances. In a model that uses three latent dimensions or more,
+# cells are further apart. Without the bound, the noise of the estimate would push the cells of a collapsed posterior
+# apart.
+LEAST_SQUARE = 5.0
+
+
+def batch_discrepancy(position_nk: Tensor, member_nb: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
+
+    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w), where z and z' are two cells of the batch and w
+    and w' are two cells of other batches (Gretton et al. 2012, Journal of Machine Learning Research 13:723). It is
+    estimated without bias, so it may be negative. The kernel k is the mean of four Gaussian kernels. The result is the
+    mean over the batches, weighted by their numbers of cells; batches with a single cell, and batches that contain all
+    other cells but one, are left out.
+
+    Parameters
+    ----------
+    position_nk
+        Latent positions of the cells of a minibatch.
+    member_nb
+        Indicator of each cell's batch: 1 in the column of its batch and 0 elsewhere. Rows of zeros stand for cells that
+        only pad the minibatch.
+
+    Returns
+    -------
+    The discrepancy (a scalar without unit), and its gradient with respect to `position_nk`, shape (n, k). The widths of
+    the kernels are treated as constants in the gradient.
+    """
+    present_n1 = member_nb.sum(1, keepdim=True)
+    weight_nn = _pair_weights(member_nb, present_n1)
+    square_nn = torch.cdist(position_nk, position_nk).square()
+    n_pairs = present_n1.sum().square() - present_n1.sum()
+    mean_square = ((present_n1 * square_nn * present_n1.T).sum() / n_pairs.clamp(min=1)).clamp(min=LEAST_SQUARE)
+    value_nn, slope_nn = torch.zeros_like(square_nn), torch.zeros_like(square_nn)
+    for width in SQUARED_WIDTHS:
+        scale = width * mean_square
+        kernel_nn = torch.exp(-square_nn / scale) / len(SQUARED_WIDTHS)
+        value_nn += kernel_nn
+        slope_nn -= kernel_nn / scale
+    # The derivative of ‖z_i − z_j‖² with respect to z_i is 2 (z_i − z_j), and each pair occurs twice in the sum.
+    pull_nn = 4 * weight_nn * slope_nn
+    return (weight_nn * value_nn).sum(), pull_nn.sum(1, keepdim=True) * position_nk - pull_nn @ position_nk
+
+
+def _pair_weights(member_nb: Tensor, present_n1: Tensor) -> Tensor:
+    """Return the weight of each pair of cells in the sum of kernels, shape (n, n)."""
+    other_nb = present_n1 - member_nb
+    n_b, m_b = member_nb.sum(0), other_nb.sum(0)
+    share_b = (n_b > 1) * (m_b > 1) * n_b / n_b.sum().clamp(min=1)
+    within_b, among_b, across_b = (
+        share_b / pairs_b.clamp(min=1) for pairs_b in (n_b * (n_b - 1), m_b * (m_b - 1), n_b * m_b)
+    )
+    across_nn = (member_nb * across_b) @ other_nb.T
+    weight_nn = (member_nb * within_b) @ member_nb.T + (other_nb * among_b) @ other_nb.T - across_nn - across_nn.T
+    return weight_nn - torch.diag(weight_nn.diagonal())
