@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 CONSTRAINTS := constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PEER := .venv-scvi
+DESEQ2 := .venv-deseq2
 DEMO := demo
 STAMP := $(VENV)/.installed
 
@@ -57,8 +58,8 @@ lint: venv
 reference: venv
 	$(BIN)/python docs/make_reference.py
 
-# Against scvi-tools, in an environment of its own. The data sets are named in benchmarks/README.md.
-bench: venv $(PEER)/.installed
+# Against scvi-tools and DESeq2, each in an environment of its own. The data sets are named in benchmarks/README.md.
+bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
 	$(BIN)/python benchmarks/walks.py
 	$(BIN)/python benchmarks/optimization.py
@@ -71,7 +72,7 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/flatness.py
 	$(BIN)/python benchmarks/memory.py
 	$(BIN)/python benchmarks/anomalies.py
-	$(BIN)/python benchmarks/differential_expression.py
+	$(BIN)/python benchmarks/differential_expression.py --deseq2-python $(DESEQ2)/bin/python
 	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
@@ -87,5 +88,10 @@ $(PEER)/.installed: benchmarks/constraints-scvi.txt
 		scib-metrics harmonypy scikit-misc
 	touch $@
 
+$(DESEQ2)/.installed:
+	$(PYTHON) -m venv $(DESEQ2)
+	$(DESEQ2)/bin/pip install --quiet --disable-pip-version-check pydeseq2==0.5.4
+	touch $@
+
 clean:
-	rm -rf $(VENV) .venv-lowest .venv-newest $(PEER) $(DEMO)
+	rm -rf $(VENV) .venv-lowest .venv-newest $(PEER) $(DESEQ2) $(DEMO)

@@ -1,6 +1,11 @@
 """False discovery rate and power of `scvae de`, beside a Wilcoxon test.
 
-    python benchmarks/differential_expression.py [--data-folder FOLDER] [--seeds 0,1,2,3,4] [--threads 2]
+    python benchmarks/differential_expression.py [--data-folder FOLDER] [--parts cells,kang,all_genes,replicates]
+        [--seeds 0,1,2,3,4] [--threads 2] [--deseq2-python PYTHON]
+
+Parts that are not asked for keep the results of earlier runs. `differential_expression_donors.py` describes the parts
+`all_genes` (genes that the model lacks, and the order of genes) and `replicates` (donors). The latter is also measured
+with DESeq2 if PYTHON has pydeseq2.
 
 Simulated cells: two groups of one population, which differ in known genes by known factors (log2 normal, sd 1), among
 600 cells of two other populations; 1,000 genes, negative binomial counts of varied library size (median 1,500), 2% more
@@ -22,7 +27,7 @@ Methods, each at expected (for Wilcoxon: Benjamini–Hochberg) false discovery r
 
 Real cells (kang_muscat_2donors): interferon β against control within three populations: how many of the most
 certain rising genes are known interferon targets. And control cells of one population split in two at random, ten
-times: how often is any gene called although nothing differs?
+times: how often is any gene called although nothing differs? The two donors are also compared as replicates.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -42,6 +48,15 @@ import pandas as pd
 import scanpy as sc
 import scipy.sparse as sp
 import torch
+from differential_expression_donors import (
+    ALL_GENE_SCENES,
+    DONOR_SCENES,
+    SORTS,
+    measure_all_genes,
+    measure_donors,
+    text_of_all_genes,
+    text_of_donors,
+)
 from timed import describe_machine
 
 import scvae_cli as scvae
@@ -218,9 +233,17 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             inplace=False,
         )  # fmt: skip
         assert found is not None
+        # The most certain genes first, whatever the order of the results.
         rising = [found.genes[g] for g in found.order if found.change_g[g] > 0]
         known = [gene.split("_ENSG")[0] in INTERFERON.split() for gene in rising]
+        donors = scvae.de(
+            adata, model, groupby="condition", group="stim", reference="ctrl", within={"cell_type": population},
+            replicate_key="donor", inplace=False,
+        )  # fmt: skip
+        assert donors is not None
         told["populations"][population] = {
+            "between_donors": {"called": int(donors.called.sum()), "known_called": known_among(donors)},
+            "first_by": {sort: known_first(found, sort) for sort in SORTS},
             "cells": [found.n_group, found.n_reference],
             "called": int(found.called.sum()),
             "shift": found.common_change,
@@ -237,6 +260,23 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
+def is_known(gene: str) -> bool:
+    """Whether interferons are known to induce a gene."""
+    return gene.split("_ENSG")[0] in INTERFERON.split()
+
+
+def known_among(found: DifferentialExpression) -> int:
+    """The known genes among those called as rising."""
+    rising_g = found.called & (found.change_g > 0)
+    return sum(is_known(found.genes[g]) for g in np.flatnonzero(rising_g))
+
+
+def known_first(found: DifferentialExpression, sort: Any) -> int:
+    """The known genes among the first rising ones of an order."""
+    sorted_by = replace(found, options=replace(found.options, sort=sort))
+    return sum(is_known(found.genes[g]) for g in [g for g in sorted_by.ranked if found.change_g[g] > 0][:N_TOP])
+
+
 def split_controls(adata: anndata.AnnData, model: Model) -> Iterator[tuple[str, int, int]]:
     """Control cells of a population in two random halves: how many genes are called at 5%, and by Wilcoxon."""
     rng = np.random.default_rng(0)
@@ -251,12 +291,22 @@ def split_controls(adata: anndata.AnnData, model: Model) -> Iterator[tuple[str, 
         yield population, int(found.called.sum()), int((p_g <= found.options.fdr).sum())
 
 
-def text(results: dict[str, Any], threads: int) -> str:
+def text(results: dict[str, Any]) -> str:
     """The results as markdown."""
-    runs = results["runs"]
-    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
     lines = ["# Differential expression", "", "Written by `benchmarks/differential_expression.py`; its docstring says"]
-    lines += [f"what is measured. Means over seeds: {seeds}.", "", "## False discovery proportion and power", ""]
+    lines += ["what is measured."]
+    lines += text_of_cells(results["runs"]) if results["runs"] else []
+    lines += text_of_all_genes(results["all_genes"]) if results.get("all_genes") else []
+    lines += text_of_donors(results["replicates"]) if results.get("replicates") else []
+    lines += text_of_kang(results["kang"]) if results.get("kang") else []
+    lines += ["", *(f"{part}: {machine}" for part, machine in results["machines"].items())]
+    return "\n".join([*lines, ""])
+
+
+def text_of_cells(runs: list[dict[str, Any]]) -> list[str]:
+    """The part of the simulated cells without donors."""
+    seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
+    lines = ["", "## False discovery proportion and power", "", f"Means over seeds: {seeds}.", ""]
     asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
     lines += [f"| cells | truth | method | {asked} |", "|---|---|---|" + "---|" * (2 * len(RATES))]
     scenes = list(dict.fromkeys(run["scene"] for run in runs))
@@ -293,9 +343,7 @@ def text(results: dict[str, Any], threads: int) -> str:
         errors = " | ".join(f"{np.mean([run['rmse'][kind] for run in same]):.3f}" for kind in ("de", "raw"))
         inside, shift = (np.mean([run[key] for run in same]) for key in ("inside", "shift"))
         lines.append(f"| {scene} | {inside:.1%} | {errors} | {shift:+.3f} |")
-    lines += text_of_kang(results["kang"]) if results.get("kang") else []
-    machine = f"({describe_machine(threads)}; torch {torch.__version__}; {date.today().isoformat()})"
-    return "\n".join([*lines, "", machine, ""])
+    return lines
 
 
 def text_of_kang(kang: dict[str, Any]) -> list[str]:
@@ -315,29 +363,73 @@ def text_of_kang(kang: dict[str, Any]) -> list[str]:
         )
     lines += ["", f"Control cells of a population split at random ({len(kang['splits'])} splits), genes called at 5%: "]
     lines[-1] += "; ".join(f"{kind} {', '.join(str(s[kind]) for s in kang['splits'])}" for kind in ("de", "Wilcoxon"))
-    return [*lines[:-1], lines[-1] + "."]
+    lines[-1] += "."
+    if not all("between_donors" in told for told in kang["populations"].values()):
+        return lines
+    lines += [
+        "",
+        "Between the two donors, which are in both conditions (`--replicate-key donor`), and the number of known",
+    ]
+    lines += [f"genes among the first {N_TOP} rising ones by each order of `--sort`:", ""]
+    lines += [
+        "| population | called at 5%, cells | donors | known, called, cells | donors | " + " | ".join(SORTS) + " |"
+    ]
+    lines += ["|---|---|---|---|---|" + "---|" * len(SORTS)]
+    for name, told in kang["populations"].items():
+        donors = told["between_donors"]
+        numbers = [told["called"], donors["called"], told["known_called"], donors["known_called"]]
+        lines.append(f"| {name} | {' | '.join(map(str, [*numbers, *told['first_by'].values()]))} |")
+    return lines
 
 
 def main() -> None:
     """Measure everything and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--scenes", default=",".join(SCENES), help="comma-separated; all by default")
+    parser.add_argument(
+        "--parts", default="cells,kang,all_genes,replicates", help="comma-separated; with none, only the tables"
+    )
+    parser.add_argument("--scenes", help="comma-separated scenes of the simulated parts; all by default")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--deseq2-python", help="a Python with pydeseq2")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "differential_expression.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    results: dict[str, Any] = {"runs": [], "kang": None}
-    for scene in arguments.scenes.split(","):
-        for seed in arguments.seeds:
-            results["runs"].append(measure(scene, seed, arguments.threads))
-            print(scene, seed, flush=True)
-    if (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
+    stored = arguments.results.with_suffix(".json")
+    results: dict[str, Any] = json.loads(stored.read_text()) if stored.exists() else {"runs": [], "kang": None}
+    parts = [part for part in arguments.parts.split(",") if part]
+    asked = arguments.scenes.split(",") if arguments.scenes else None
+    for part, key, scenes in (
+        ("cells", "runs", SCENES), ("all_genes", "all_genes", ALL_GENE_SCENES),
+        ("replicates", "replicates", DONOR_SCENES),
+    ):  # fmt: skip
+        if part not in parts:
+            continue
+        for scene in scenes if asked is None else asked:
+            for seed in arguments.seeds:
+                before = [run for run in results.get(key, []) if (run["scene"], run["seed"]) != (scene, seed)]
+                results[key] = [*before, measure_part(part, scene, seed, arguments)]
+                # What is measured is kept if the run is stopped.
+                stored.write_text(json.dumps(results) + "\n")
+                print(part, scene, seed, flush=True)
+    if "kang" in parts and (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
         results["kang"] = measure_kang(arguments)
-    arguments.results.write_text(text(results, arguments.threads))
-    arguments.results.with_suffix(".json").write_text(json.dumps(results) + "\n")
-    print(text(results, arguments.threads))
+    machine = f"{describe_machine(arguments.threads)}; torch {torch.__version__}; {date.today().isoformat()}"
+    results["machines"] = results.get("machines", {}) | dict.fromkeys(parts, machine)
+    arguments.results.write_text(text(results))
+    stored.write_text(json.dumps(results) + "\n")
+    print(text(results))
+
+
+def measure_part(part: str, scene: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One run of a simulated part."""
+    if part == "cells":
+        return measure(scene, seed, arguments.threads)
+    if part == "replicates":
+        return measure_donors(scene, seed, arguments.threads, arguments.deseq2_python)
+    adata = simulate(seed, **SCENES[scene])
+    return measure_all_genes(scene, seed, arguments.threads, adata, tested_by_wilcoxon(adata)["pvals_adj"].to_numpy())
 
 
 if __name__ == "__main__":

@@ -196,13 +196,14 @@ class Question(Generic[AnyOptions, Result]):
 
     def check_destination(self) -> None:
         """Check before the computation that `write` will be able to write the result."""
+        made_of = self.made_of()
         self.session.check_destination(
             self.planned(),
             names=self.names,
             output=self.destination(),
             force=self.request.options.force,
-            run=self.run if self.run != self.request.verb.name else None,
-            made_of=self.made_of(),
+            run=self.run if made_of is not None or self.run != self.request.verb.name else None,
+            made_of=made_of,
         )
 
     def write(self, result: Result) -> list[str]:

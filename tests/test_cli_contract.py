@@ -43,8 +43,8 @@ OPTIONS = {
     "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed --gene-symbols --config {ASKING} "
     f"{PRINTING}",
     "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
-    "de": f"{MODEL} --groupby --group --reference --within --threshold --fdr --centre --cells --samples --seed --table "
-    f"--plot --gene-symbols --config {ASKING} {PRINTING}",
+    "de": f"{MODEL} --groupby --group --reference --within --replicate-key --threshold --fdr --centre --sort --name "
+    f"--cells --samples --seed --table --plot --gene-symbols --config {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "
     "--library --batch-as --mean --config --layer --gene-symbols --allow-missing-genes --drop-empty --plot --key-added "
     "--force --device "
@@ -77,8 +77,9 @@ KEYS = {
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
     "heldout_below_05 n_heldout "
     "samples simulated missing_genes plot slots",
-    "de": "output groupby group reference within n_group n_reference n_left_out threshold fdr centre common_change "
-    "near_common_share unchanged_share n_tested n_genes called up down genes missing_genes table plot slots",
+    "de": "output name groupby group reference within n_group n_reference n_left_out n_unlabeled replicates threshold "
+    "fdr centre common_change near_common_share unchanged_share n_tested n_genes n_counted sort called up down genes "
+    "missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
     "perturb": "output group control treated method mean_shift_share learned_from n_cells n_genes off_manifold "

@@ -25,8 +25,10 @@ from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import silent
+from scvae_cli.tools.de.donor_columns import donor_columns
+from scvae_cli.tools.de.expected_counts import DecodedGenes
 from scvae_cli.tools.de.figure import de_figure
-from scvae_cli.tools.de.group_means import group_mean
+from scvae_cli.tools.de.group_means import group_mean, sample_sums
 from scvae_cli.tools.de.result import DifferentialExpression
 
 N_GENES, N_CHANGED = 200, 20
@@ -194,8 +196,9 @@ def test_the_group_mean_of_many_counts_is_that_of_the_counts():
     counts = counts_of(adata)
     rows = np.flatnonzero(adata.obs["group"] == "A")
     table = cell_table(model, counts)
+    source = DecodedGenes(model, table, counts.library_n, n_samples=2, seed=0)
     with silent("", None) as advance:
-        found = group_mean(model, table, [rows], np.ones(1), n_samples=2, seed=0, advance=advance)
+        found = group_mean([sample_sums(source, rows, advance)], np.ones(1))
     x_ng = counts.matrix[rows].toarray().astype(float)
     raw_g = (x_ng / x_ng.sum(1, keepdims=True)).mean(0)
     np.testing.assert_allclose(found.raw_g, raw_g)
@@ -247,8 +250,13 @@ def test_other_likelihoods_of_counts(likelihood):
 def written(tmp_path):
     """Cells with two genes that the model does not know, and its folder."""
     adata, model = learned()
-    more = ad.AnnData(sp.hstack([adata.X, sp.csr_matrix(np.ones((adata.n_obs, 2)))], format="csr"), obs=adata.obs)
+    rng = np.random.default_rng(0)
+    # The first new gene is three times as frequent in group A, and the second one has no counts.
+    rate_n1 = np.where(adata.obs["group"] == "A", 15.0, 5.0)[:, None]
+    new_n2 = np.hstack([rng.poisson(rate_n1), np.zeros_like(rate_n1)])
+    more = ad.AnnData(sp.hstack([adata.X, sp.csr_matrix(new_n2)], format="csr"), obs=adata.obs)
     more.var_names = [*adata.var_names, "new_0", "new_1"]
+    more.var["symbol"] = [f"s{i}" for i in range(N_GENES)] + ["NEW0", "NEW1"]
     more.write_h5ad(tmp_path / "cells.h5ad")
     model.save(tmp_path / "cells.scvae")
     return tmp_path / "cells.h5ad"
@@ -264,15 +272,21 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     frame = sc.get.rank_genes_groups_df(adata, group="A", key=KEY)
     assert set(frame["names"]) == set(adata.var_names)
     assert frame["pvals"].isna().all()
-    assert frame["pvals_adj"].isna().all()
     assert frame["scores"].is_monotonic_decreasing
-    found = compared(learned()[0], learned()[1])
-    np.testing.assert_allclose(
-        frame.set_index("names").loc[list(found.genes), "logfoldchanges"], found.change_g, atol=1e-12
-    )
-    assert frame.set_index("names").loc[["new_0", "new_1"], "logfoldchanges"].isna().all()
+    found = scvae.de(
+        adata, written.with_suffix(".scvae"), groupby="group", group="A", reference="B", inplace=False
+    )  # fmt: skip
+    rows = frame.set_index("names").loc[list(found.genes)]
+    np.testing.assert_allclose(rows["logfoldchanges"], found.change_g, atol=1e-12)
+    np.testing.assert_allclose(rows["pvals_adj"], found.expected_fdr_g)
+    called = sc.get.rank_genes_groups_df(adata, group="A", key=KEY, pval_cutoff=found.options.fdr)
+    assert set(called["names"]) == set(np.asarray(found.genes)[found.called])
+    assert np.isnan(rows.loc["new_1", "logfoldchanges"])
     stored = adata.uns[KEY]
     assert stored["probability"].dtype.names == ("A",)
+    assert dict(zip(stored["names"]["A"], stored["source"]["A"], strict=True)) == {
+        gene: "modeled" if gene in learned()[1].genes else "counts" for gene in adata.var_names
+    }
     first = frame["names"].iloc[0]
     assert stored["probability"]["A"][0] == found.probability_g[found.genes.index(first)]
     assert stored["params"]["reference"] == "B"
@@ -280,11 +294,26 @@ def test_scanpy_reads_and_draws_what_was_written(written):
     sc.pl.rank_genes_groups(adata, key=KEY, show=False)
     sc.pl.rank_genes_groups_dotplot(adata, key=KEY, n_genes=4, show=False)
     matplotlib.pyplot.close("all")
-    # A second time, over our own result, and in memory.
-    run_well(*asked, "--reference", "other")
-    scvae.de(adata, written.with_suffix(".scvae"), groupby="group", group="A", reference="other")
-    assert adata.uns[KEY]["params"]["reference"] == "other"
-    assert sc.get.rank_genes_groups_df(adata, group="A", key=KEY)["scores"].iloc[0] > 0
+
+
+def test_contrasts_live_beside_each_other(written):
+    asked = ["de", written, "--groupby", "group", "--group", "A"]
+    run_well(*asked, "--reference", "B")
+    run_well(*asked, "--reference", "B", "--threshold", "0.5")  # the same contrast: our own result is replaced
+    other = [*asked, "--reference", "other"]
+    assert "--name" in refused(written.parent, other, DATA, "holds another result, of 'de'")
+    run_well(*other, "--name", "A vs other")
+    adata = ad.read_h5ad(written)
+    assert adata.uns[KEY]["params"]["reference"] == "B"
+    assert adata.uns[KEY]["params"]["threshold"] == 0.5
+    assert adata.uns[f"{KEY}_A_vs_other"]["params"]["reference"] == "other"
+    assert set(adata.uns["scvae"]["runs"]) == {"de", "de_A_vs_other"}
+    # In memory too, and with --force.
+    model = written.with_suffix(".scvae")
+    with pytest.raises(DataError, match="holds another result"):
+        scvae.de(adata, model, groupby="group", group="other")
+    scvae.de(adata, model, groupby="group", group="other", force=True)
+    assert adata.uns[KEY]["params"]["reference"] == "rest"
 
 
 def test_table_json_and_figure_agree(written):
@@ -294,17 +323,208 @@ def test_table_json_and_figure_agree(written):
     frame = pd.read_csv(table)
     assert list(frame["gene"][:5]) == [row["gene"] for row in values["genes"][:5]]
     assert frame["called"].sum() == values["called"] == values["up"] + values["down"]
-    assert values["n_tested"] == N_GENES
+    assert values["n_tested"] == N_GENES + 1
+    assert values["n_counted"] == 1
     assert values["n_genes"] == N_GENES + 2
     assert (values["n_group"], values["n_reference"]) == (160, 160)
-    assert frame["expected_fdr"].is_monotonic_increasing
     called = frame[frame["called"]]
+    assert called.index.max() == len(called) - 1, "the called genes come first"
+    assert called["bound"].is_monotonic_decreasing
+    np.testing.assert_allclose(called["bound"], np.maximum(called["low"], -called["high"]).clip(0))
     assert (1 - called["probability"]).mean() <= values["fdr"]
     assert plot.stat().st_size > 10_000
-    text = run_well(*asked, "--table", table, "--force").out
-    assert f"{values['called']} of {N_GENES} genes" in text
-    assert "not tested: 2 genes" in text
-    assert frame["gene"][0] in text
+    text = run_well(*asked, "--table", table, "--force", "--sort", "probability", "--gene-symbols", "symbol").out
+    assert pd.read_csv(table)["expected_fdr"].dropna().is_monotonic_increasing
+    assert f"{values['called']} of {N_GENES + 1} genes" in text
+    assert "tested by their counts alone: 1 genes" in text
+    assert "not tested: 1 genes" in text
+    assert "NEW0" in text
+    run_well(*asked, "--table", table, "--force", "--sort", "change")
+    changes = pd.read_csv(table).query("called")["change"].abs()
+    assert changes.is_monotonic_decreasing
+
+
+def test_nothing_called_is_one_line(written):
+    asked = ["de", written, "--groupby", "batch", "--group", "batch_1"]
+    text = run_well(*asked).out
+    assert "no gene is called; the most certain is " in text
+    assert "90% interval  P(changed)" not in text
+    assert len(json.loads(run_well(*asked, "--json").out)["genes"]) == 20
+
+
+# --- genes that the model lacks ---------------------------------------------------------------------------------------
+
+
+def test_all_genes_are_tested_though_few_are_modeled():
+    """Changes and errors of genes without a decoder are as good as those of modeled genes."""
+    adata = simulated(0)
+    model = scvae.train(adata[:, ::2].copy(), **TINY, genes="all")
+    found = compared(adata, model)
+    assert list(found.genes) == [*adata.var_names[::2], *adata.var_names[1::2]]
+    change_g = adata.var["change"].loc[list(found.genes)].to_numpy()
+    counted = found.source_g == "counts"
+    assert counted.sum() == N_GENES / 2
+    for kind in (counted, ~counted):
+        assert found.called[kind & (change_g != 0)].mean() >= 0.8
+        assert found.called[kind & (change_g == 0)].sum() <= 2
+        z_g = (found.estimate_g / found.error_g)[kind & (change_g == 0)]
+        assert 0.75 < np.sqrt(np.mean(z_g**2)) < 1.25
+    # Means are counts at a library size over all genes.
+    library = np.asarray(adata.X.sum(1)).ravel()
+    expected_g = np.asarray(adata[adata.obs["group"] == "A"].X.mean(0)).ravel() / library.mean()
+    ratio_g = found.mean_g / pd.Series(expected_g, adata.var_names).loc[list(found.genes)].to_numpy()
+    assert ratio_g[counted].mean() == pytest.approx(ratio_g[~counted].mean(), rel=0.05)
+
+
+def test_batches_are_kept_apart_in_genes_that_the_model_lacks():
+    adata = simulated(0, changed=False, batches=True)
+    model = scvae.train(adata[:, ::2].copy(), **TINY, genes="all", batch_key="batch")
+    assert compared(adata, model).called.sum() <= 2
+
+
+# --- replicates -------------------------------------------------------------------------------------------------------
+
+
+def donors(*, paired: bool, n: int = 5, sd: float = 0.5, seed: int = 0, changed: bool = True) -> ad.AnnData:
+    """The groups A and B of several donors each, which differ in every gene by factors of their own."""
+    rng = np.random.default_rng(seed)
+    change_g = np.zeros(N_GENES)
+    if changed:
+        change_g[:N_CHANGED] = np.resize([2.0, -2.0], N_CHANGED)
+    base_g = np.exp(rng.normal(0, 1, N_GENES))
+    blocks, obs = [], []
+    for group in "AB":
+        for d in range(n):
+            donor = f"d{d}" if paired else f"{group}{d}"
+            own_g = np.random.default_rng([seed, d, 0 if paired else ord(group)]).normal(0, sd, N_GENES)
+            rate_g = base_g * np.exp(own_g + rng.normal(0, 0.1, N_GENES)) * 2 ** (change_g * (group == "A"))
+            n_cells = int(rng.integers(15, 60))
+            blocks.append(rng.poisson(2000 * rate_g / base_g.sum() * rng.gamma(3, 1 / 3, (n_cells, N_GENES))))
+            obs += [(group, donor)] * n_cells
+    adata = ad.AnnData(sp.csr_matrix(np.vstack(blocks).astype(np.float32)))
+    adata.obs_names, adata.var_names = [f"c{i}" for i in range(adata.n_obs)], [f"g{i}" for i in range(N_GENES)]
+    adata.obs["group"], adata.obs["donor"] = (pd.Categorical(values) for values in zip(*obs, strict=True))
+    adata.var["change"] = change_g
+    return adata
+
+
+@functools.cache
+def learned_donors(*, paired: bool) -> tuple[ad.AnnData, Model]:
+    """Cells of donors, and a model of half of their genes."""
+    adata = donors(paired=paired)
+    return adata, scvae.train(adata[:, ::2].copy(), **TINY | {"max_epochs": 4}, genes="all")
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_differences_between_donors_are_not_called(paired):
+    adata, model = learned_donors(paired=paired)
+    found = compared(adata, model, replicate_key="donor")
+    assert found.replicates.paired == paired
+    assert (found.replicates.n_group, found.replicates.n_reference) == (5, 5)
+    true_g = adata.var["change"].loc[list(found.genes)].to_numpy() != 0
+    assert found.called[~true_g].sum() <= 1
+    assert found.called[true_g].mean() > (0.8 if paired else 0.3)
+    z_g = ((found.estimate_g - found.common_change) / found.error_g)[~true_g]
+    assert 0.8 < np.sqrt(np.mean(z_g**2)) < 1.25
+    # In natural logs, donors differ by 0.5, and their changes by 0.1 · √2.
+    assert found.replicates.spread == pytest.approx((0.14 if paired else 0.51) / np.log(2), abs=0.12)
+    if not paired:
+        with pytest.warns(scvae.ScvaeWarning, match=r"obs\['donor'\] looks like replicates"):
+            cells = compared(adata, model)
+        assert cells.called[~true_g].mean() > 0.3, "cells are not independent"
+
+
+def test_a_few_unpaired_donors_are_left_out():
+    adata, model = learned_donors(paired=True)
+    some = adata[~((adata.obs["donor"] == "d4") & (adata.obs["group"] == "A"))].copy()
+    with pytest.warns(scvae.ScvaeWarning, match=r"left out: 1 replicate\(s\) of obs\['donor'\]"):
+        found = compared(some, model, replicate_key="donor")
+    assert found.replicates.left_out == ("d4",)
+    assert found.n_left_out == (some.obs["donor"] == "d4").sum()
+
+
+def test_small_and_unlabeled_replicates():
+    """A replicate may have one cell, or all of them; cells without a label are left out."""
+    adata, model = learned_donors(paired=False)
+    some = adata.copy()
+    first = np.flatnonzero(some.obs["donor"] == "A0")
+    some = some[np.setdiff1d(np.arange(some.n_obs), first[1:])].copy()
+    some.obs["donor"] = some.obs["donor"].astype(object)
+    missing = np.flatnonzero(some.obs["donor"] == "B1")[:7]
+    some.obs.iloc[missing, list(some.obs.columns).index("donor")] = None
+    asked = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
+    with pytest.warns(scvae.ScvaeWarning, match="left out: 7 cells without a value in obs\\['donor'\\]"):
+        found = scvae.de(some, model, **asked, inplace=False)
+    assert found.replicates.n_group == 5
+    assert np.isfinite(found.error_g[found.tested]).all()
+    true_g = some.var["change"].loc[list(found.genes)].to_numpy() != 0
+    assert found.called[~true_g].sum() <= 1
+    each = some.copy()
+    each.obs["donor"] = [f"cell{i}" for i in range(each.n_obs)]
+    found = scvae.de(each, model, **asked, inplace=False)
+    assert found.replicates.n_group == found.n_group
+    assert found.called[true_g].mean() > 0.5
+
+
+def test_subsampling_keeps_small_replicates():
+    adata, model = learned_donors(paired=False)
+    found = compared(adata, model, replicate_key="donor", max_cells=60)
+    assert found.n_group == found.n_reference == 60
+    sizes = adata.obs["donor"].to_numpy()[found.contrast.group_cells]
+    assert min(np.unique(sizes, return_counts=True)[1]) >= 10
+
+
+def test_two_replicates_are_warned_of_and_one_is_refused():
+    adata, model = learned_donors(paired=False)
+    asked = {"groupby": "group", "group": "A", "reference": "B", "replicate_key": "donor"}
+    two = adata[adata.obs["donor"].isin(["A0", "A1", "B0", "B1"])].copy()
+    with pytest.warns(scvae.ScvaeWarning, match="only 2 replicates"):
+        scvae.de(two, model, **asked)
+    one = adata[adata.obs["donor"].isin(["A0", "B0", "B1"])].copy()
+    with pytest.raises(DataError, match=r"'A' of obs\['group'\] has 1 replicate\(s\) in obs\['donor'\] \('A0'\)"):
+        scvae.de(one, model, **asked)
+    with pytest.raises(DataError, match=r"1 replicate\(s\) in obs\['group'\]"):
+        scvae.de(adata, model, **asked | {"replicate_key": "group"})
+    with pytest.raises(DataError, match="no column 'patient'"):
+        scvae.de(adata, model, **asked | {"replicate_key": "patient"})
+
+
+def test_a_column_of_donors_is_named():
+    adata, model = learned_donors(paired=False)
+    asked = {"groupby": "group", "group": "A", "reference": "B"}
+    with pytest.warns(scvae.ScvaeWarning, match=r"obs\['donor'\] looks like replicates.*replicate_key|--replicate-key"):
+        scvae.de(adata.copy(), model, **asked)
+    assert donor_columns(["Patient_ID", "patient_age", "sample", "mouse", "n_samples_x"]) == [
+        "Patient_ID", "mouse", "sample",
+    ]  # fmt: skip
+
+
+def test_batches_are_a_term_if_each_replicate_is_in_one():
+    adata = donors(paired=False, n=6, sd=0.1, changed=False)
+    late = adata.obs["donor"].isin(["A0", "A1", "B0", "B1", "B2", "B3"]).to_numpy()
+    adata.obs["batch"] = pd.Categorical(np.where(late, "late", "early"))
+    x_ng, rng = adata.X.toarray(), np.random.default_rng(1)
+    x_ng[late] = rng.poisson(x_ng[late] * np.exp(rng.normal(0, 1.0, N_GENES)))
+    adata.X = sp.csr_matrix(x_ng.astype(np.float32))
+    model = scvae.train(adata[:, ::2].copy(), **TINY | {"max_epochs": 2}, genes="all", batch_key="batch")
+    found = compared(adata, model, replicate_key="donor")
+    assert found.replicates.batches
+    assert found.called.sum() <= 1
+    assert found.replicates.spread < 0.5
+
+
+def test_scanpys_plots_need_categories_and_are_told_how():
+    adata, model = learned()
+    cells = adata.copy()
+    cells.obs["cluster"] = (cells.obs["group"] == "A").astype(float)
+    with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories") as told:
+        scvae.de(cells, model, groupby="cluster", group=1)
+    code = next(str(w.message) for w in told if "categories" in str(w.message)).split(": ", 1)[1]
+    exec(code, {"adata": cells})
+    matplotlib.use("Agg")
+    sc.pl.rank_genes_groups_dotplot(cells, key=KEY, n_genes=4, show=False)
+    sc.pl.rank_genes_groups_violin(cells, key=KEY, n_genes=2, show=False)
+    matplotlib.pyplot.close("all")
 
 
 def test_only_cells_within_are_compared(written):
@@ -327,7 +547,8 @@ def test_labels_may_be_numbers():
     found = scvae.de(cells, model, **asked, inplace=False)
     assert (found.contrast.group, found.contrast.reference) == ("1", "0")
     assert cells.obs["kind"].to_numpy()[found.contrast.reference_cells].all()
-    scvae.de(cells, model, **asked)
+    with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories"):
+        scvae.de(cells, model, **asked)
     recorded = json.loads(cells.uns["scvae"]["runs"]["de"])["options"]
     assert {name: recorded[name] for name in ("group", "reference", "within")} == {
         "group": "1",
@@ -355,7 +576,7 @@ def test_figure_draws_what_was_found():
     volcano, intervals, calls = figure.axes
     dots = np.concatenate([part.get_offsets() for part in volcano.collections])
     assert len(dots) == N_GENES
-    assert intervals.get_yticklabels()[0].get_text() == found.genes[found.order[0]]
+    assert intervals.get_yticklabels()[0].get_text() == found.genes[found.ranked[0]]
     np.testing.assert_allclose(calls.lines[0].get_ydata(), found.expected_fdr_g[found.order])
     de_figure(compared(*learned(changed=False), threshold=0.0))
 
@@ -375,6 +596,9 @@ def test_figure_draws_what_was_found():
         (USAGE, "--threshold is nan", [*ASKED, "--threshold", "nan"]),
         (USAGE, "--fdr is 1.5", [*ASKED, "--fdr", "1.5"]),
         (USAGE, "--centre is 'mean'", [*ASKED, "--centre", "mean"]),
+        (USAGE, "--sort is 'size'", [*ASKED, "--sort", "size"]),
+        (DATA, "no column 'kind'", [*ASKED, "--replicate-key", "kind"]),
+        (DATA, "has 1 replicate(s) in obs['batch']", [*ASKED, "--replicate-key", "batch"]),
         (USAGE, "--cells is 2", [*ASKED, "--cells", "2"]),
         (USAGE, "--samples is 0", [*ASKED, "--samples", "0"]),
         (USAGE, "--seed is -1", [*ASKED, "--seed", "-1"]),

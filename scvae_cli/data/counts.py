@@ -165,6 +165,27 @@ def read_counts(
     )
 
 
+def read_rows(store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray) -> sp.csr_matrix:
+    """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
+
+    Only these values are held in memory.
+
+    Parameters
+    ----------
+    source
+        Name of the matrix (`Counts.source`).
+    rows, columns
+        Indices of the cells of the store, in ascending order, and indices of the columns of the matrix.
+    """
+    stack, start = RowStack(len(columns)), 0
+    for block in store.row_blocks(source):
+        end = start + block.shape[0]
+        inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
+        stack.add(_tidy(block[inside][:, columns].tocsr()))
+        start = end
+    return stack.matrix()
+
+
 def candidate_matrices(store: CellStore, layer: str | None, *, real: bool = False) -> list[str]:
     """Return the names of the matrices that may contain raw counts, in the order in which they are tried.
 

@@ -127,6 +127,7 @@ class SlotNames:
     library = _Key("{}_library")
     # uns: differential expression between two groups, in the format of scanpy.
     rank_genes_groups = _Key("rank_genes_groups_{}")
+    rank_genes_groups_named = _NamedKey("rank_genes_groups_{}_{}")
     # uns: results of a diagnosis, with its sections and verdicts.
     diagnosis = _Key("{}/diagnosis")
     # obs: position along a path, 0 to 1, NaN for cells far from it.
@@ -150,6 +151,10 @@ class SlotNames:
     def path_band(self, name: str) -> tuple[str, str]:
         """Return two names in `varm`, for the 5% and the 95% quantiles of expression along a path."""
         return f"{self.path_genes(name)}_low", f"{self.path_genes(name)}_high"
+
+    def comparison(self, name: str | None) -> str:
+        """Return the name in `uns` for a comparison of two groups, which may have a name of its own."""
+        return self.rank_genes_groups if name is None else self.rank_genes_groups_named(name)
 
     def perturbation_gene(self, column: str) -> str:
         """Return the name in `var` for the effect of a perturbation on every gene."""

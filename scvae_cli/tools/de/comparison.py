@@ -1,57 +1,78 @@
 """Genes whose expression differs between two groups of cells, with the size and the certainty of each change.
 
-The mean expression of both groups at the same library size is estimated in `group_means`. The change of a gene is the
-log2 ratio of the two means. The ratios of all genes are shrunk together in `shrinkage`, which gives the posterior of
-each change. A gene is tested for an absolute change above a threshold that the user chooses. The posterior
-probabilities are calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
+The mean expression of both groups at the same library size is estimated in `group_means`: for the genes of the model
+from the decoder and the counts, for all other genes of the data from the counts. The change of a gene is the log2 ratio
+of the two means. Its error comes from the spread of the cells or, with replicates, from the spread between replicates
+(`replicates`). The ratios of all genes are shrunk together in `posterior`, which gives the posterior of each change. A
+gene is tested for an absolute change above a threshold that the user chooses. The posterior probabilities are
+calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
 
 Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. This is not done here, for
 two reasons. First, the spread between cells is not the uncertainty of the groups' means. Second, the decoder makes an
 error because it smooths expression over similar cells, and the posterior of the latent position does not include this
 error.
 
-Shapes: g genes, t of them tested, s batches.
+Shapes: g genes, t of them tested, s batches or replicates.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
-from scvae_cli.tools.de.group_means import group_mean
+from scvae_cli.tools.de.contrast import Contrast
+from scvae_cli.tools.de.expected_counts import CountedGenes, DecodedGenes, ExpectedCounts
+from scvae_cli.tools.de.group_means import SampleSums, group_mean, sample_sums
 from scvae_cli.tools.de.options import DeOptions
-from scvae_cli.tools.de.result import Contrast, DifferentialExpression
-from scvae_cli.tools.de.shrinkage import common_shift, expected_fdr, shrink
+from scvae_cli.tools.de.posterior import posterior_of
+from scvae_cli.tools.de.replicates import ReplicateDesign, between_replicates, design_of
+from scvae_cli.tools.de.result import DifferentialExpression, Replicates
 
-# Fitting the prior over the genes' changes takes at least this many genes.
-_MIN_GENES = 10
-# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of the
-# common change.
-_NEAR_COMMON, _MOST = 0.25, 0.5
-# Quantiles that bound the 90% interval of each change.
-_LOW, _HIGH = 0.05, 0.95
+
+@dataclass(frozen=True, kw_only=True)
+class OtherGenes:
+    """Counts of the genes that the model lacks, as a CSR matrix, and the index of the cell of each row, ascending."""
+
+    names: tuple[str, ...]
+    matrix: sp.csr_matrix
+    rows: np.ndarray
 
 
 def differential_expression(
-    model: Model, counts: Counts, contrast: Contrast, options: DeOptions, *, progress: Progress = silent
+    model: Model,
+    counts: Counts,
+    contrast: Contrast,
+    options: DeOptions,
+    *,
+    others: OtherGenes | None = None,
+    progress: Progress = silent,
 ) -> DifferentialExpression:
     """Compare two groups of cells, gene by gene.
 
     With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
     The weight of a batch with n cells of one group and m cells of the other is proportional to n·m / (n + m), because
     the precision of the difference between a mean of n cells and a mean of m cells is proportional to this number.
+    With replicates, see `replicates`.
 
     Parameters
     ----------
     model, counts
         A model of counts, and cells with the genes of the model. If the model has batches, the batch of every cell must
         be known.
+    contrast
+        The groups, all of whose cells are compared.
+    others
+        The genes of the data that the model lacks, in all cells of the contrast; None if there are none.
 
     Raises
     ------
@@ -59,87 +80,173 @@ def differential_expression(
         If a batch is unknown, if no batch has at least two cells of each group, or if too few genes have counts.
     """
     batch_n = known_batches(model, counts)
-    table = cell_table(model, counts, batch_n=batch_n)
-    drawn = _subsample(contrast.group_cells, options), _subsample(contrast.reference_cells, options)
-    strata, share_s = _strata(*drawn, batch_n, contrast, model)
-    with progress("Comparing", sum(len(cells) for side in strata for cells in side)) as advance:
-        group, reference = (
-            group_mean(model, table, side, share_s, n_samples=options.n_samples, seed=options.seed, advance=advance)
-            for side in strata
-        )
-    tested = group.n_counts_g + reference.n_counts_g > 0
-    if tested.sum() < _MIN_GENES:
-        raise DataError(
-            f"only {int(tested.sum())} gene(s) have counts in these cells",
-            f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
-        )
-    estimate_t = (group.log_mean_g - reference.log_mean_g)[tested] / math.log(2)
-    error_t = np.sqrt(group.variance_g + reference.variance_g)[tested] / math.log(2)
-    common_change = common_shift(estimate_t, error_t)
-    posterior = shrink(estimate_t - common_change, error_t)
-    near_common_share = 1 - float(posterior.probability_beyond(_NEAR_COMMON).mean())
-    centre: str = options.centre
-    if centre == "auto":
-        centre = "bulk" if near_common_share >= _MOST else "none"
-    if centre == "none":
-        posterior = shrink(estimate_t, error_t)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        raw_g = np.log2(group.raw_g / reference.raw_g)
+    library_n = counts.library_n
+    if others is not None:
+        library_n[others.rows] += np.asarray(others.matrix.sum(1, dtype=np.float64)).ravel()
+    samples = _samples(contrast, batch_n, model)
+    sums = _sums(model, counts, others, samples, library_n, batch_n, options, progress)
+    means = _means_of_cells(sums, samples) if samples.design is None else _means_of_replicates(sums, samples.design)
+    tested = np.sum([sample.n_counts_g for side in sums for sample in side], axis=0) > 0
+    genes = (*model.genes, *(() if others is None else others.names))
+    posterior = posterior_of(
+        means.estimate_g / math.log(2),
+        means.error_g / math.log(2),
+        tested=tested,
+        modeled_g=np.arange(len(genes)) < len(model.genes),
+        options=options,
+    )
+    # The median library size of the training cells has only the genes of the model.
     library = float(model.vae.reference_library)
-    log_null_t = np.minimum(posterior.log_probability_within(options.threshold), 0.0)
-    numbers = {
-        "estimate_g": estimate_t,
-        "error_g": error_t,
-        "change_g": posterior.mean_g,
-        "sd_g": posterior.sd_g,
-        "low_g": posterior.quantile(_LOW),
-        "high_g": posterior.quantile(_HIGH),
-        "probability_g": -np.expm1(log_null_t),
-        "log_null_g": log_null_t,
-        "false_sign_g": posterior.false_sign_rate(),
-        "expected_fdr_g": expected_fdr(log_null_t),
-        "mean_g": library * np.exp(group.log_mean_g[tested]),
-        "reference_mean_g": library * np.exp(reference.log_mean_g[tested]),
-        "raw_g": raw_g[tested],
-    }
+    library *= float(library_n[contrast.cells].sum() / counts.library_n[contrast.cells].sum())
     return DifferentialExpression(
         contrast=contrast,
         options=options,
-        genes=tuple(model.genes),
-        tested=tested,
-        **{name: _of_all_genes(values, tested) for name, values in numbers.items()},
-        common_change=common_change,
-        near_common_share=near_common_share,
-        centre=centre,
-        unchanged_share=posterior.null_share,
-        n_group=sum(map(len, strata[0])),
-        n_reference=sum(map(len, strata[1])),
-        n_left_out=sum(map(len, drawn)) - sum(len(cells) for side in strata for cells in side),
+        genes=genes,
+        n_modeled=len(model.genes),
+        mean_g=np.where(tested, library * np.exp(means.log_mean_g), np.nan),
+        reference_mean_g=np.where(tested, library * np.exp(means.reference_log_mean_g), np.nan),
+        raw_g=np.where(tested, means.raw_g, np.nan),
+        n_group=sum(map(len, samples.group)),
+        n_reference=sum(map(len, samples.reference)),
+        n_left_out=len(contrast.cells) - sum(map(len, samples.all)),
+        replicates=None if samples.design is None else _replicates(contrast, samples.design, means.spread),
+        **posterior._asdict(),
     )
 
 
-def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
-    """Return an array over all genes, with the given values for the tested genes and NaN for the others, shape (g,)."""
-    values_g = np.full(len(tested), np.nan)
-    values_g[tested] = values_t
-    return values_g
+@dataclass(frozen=True, kw_only=True)
+class _Samples:
+    """Cells of each group, by batch or by replicate.
+
+    Parameters
+    ----------
+    group, reference
+        Indices of the cells of each sample.
+    share_s
+        Weight of each batch, the same in both groups; None with replicates.
+    design
+        The replicates; None if cells are compared.
+    """
+
+    group: Sequence[np.ndarray]
+    reference: Sequence[np.ndarray]
+    share_s: np.ndarray | None = None
+    design: ReplicateDesign | None = None
+
+    @property
+    def all(self) -> list[np.ndarray]:
+        return [*self.group, *self.reference]
 
 
-def _subsample(cells: np.ndarray, options: DeOptions) -> np.ndarray:
-    if len(cells) <= options.max_cells:
-        return cells
-    return np.sort(np.random.default_rng(options.seed).choice(cells, options.max_cells, replace=False))
+class _Means(NamedTuple):
+    """Both groups' means (natural logs), the log ratio with its error before shrinkage, and the raw ratio (log2).
+
+    All arrays have shape (g,). `spread` is the standard deviation between replicates, natural log; 0 without
+    replicates.
+    """
+
+    log_mean_g: np.ndarray
+    reference_log_mean_g: np.ndarray
+    estimate_g: np.ndarray
+    error_g: np.ndarray
+    raw_g: np.ndarray
+    spread: float
 
 
-def _strata(
-    group: np.ndarray, reference: np.ndarray, batch_n: np.ndarray | None, contrast: Contrast, model: Model
-) -> tuple[tuple[list[np.ndarray], list[np.ndarray]], np.ndarray]:
+def _sums(
+    model: Model,
+    counts: Counts,
+    others: OtherGenes | None,
+    samples: _Samples,
+    library_n: np.ndarray,
+    batch_n: np.ndarray | None,
+    options: DeOptions,
+    progress: Progress,
+) -> tuple[list[SampleSums], list[SampleSums]]:
+    """Compute the sums of every sample, for the genes of the model and then for the others."""
+    table = cell_table(model, counts, batch_n=batch_n)
+    sources: list[Callable[[], ExpectedCounts]] = [
+        lambda: DecodedGenes(model, table, library_n, n_samples=options.n_samples, seed=options.seed)
+    ]
+    if others is not None:
+        # Differences between batches are part of the differences between replicates.
+        within_n = batch_n if samples.design is None else None
+        counted = CountedGenes(others.matrix, others.rows, library_n, samples.all, within_n)
+        sources.append(lambda: counted)
+    sides: tuple[list[SampleSums], list[SampleSums]] = ([], [])
+    with progress("Comparing", sum(map(len, samples.all)) * len(sources)) as advance:
+        for side, cells in zip(sides, (samples.group, samples.reference), strict=True):
+            # Both groups have the same random numbers.
+            begun = [source() for source in sources]
+            for rows in cells:
+                first, *rest = (sample_sums(source, rows, advance) for source in begun)
+                whole = first.with_genes_of(rest[0]) if rest else first
+                # The covariances are large, and replicates do not need them.
+                side.append(whole if samples.design is None else whole._replace(variance_33g=None))
+    return sides
+
+
+def _samples(contrast: Contrast, batch_n: np.ndarray | None, model: Model) -> _Samples:
+    if contrast.replicate_n is None:
+        return _by_batch(contrast, batch_n, model)
+    design = design_of(contrast.group_cells, contrast.reference_cells, contrast.replicate_n, batch_n)
+    return _Samples(group=design.cells, reference=design.reference_cells, design=design)
+
+
+def _replicates(contrast: Contrast, design: ReplicateDesign, spread: float) -> Replicates:
+    return Replicates(
+        key=str(contrast.replicate_key),
+        n_group=len(design.cells),
+        n_reference=len(design.reference_cells),
+        paired=design.paired,
+        left_out=design.left_out,
+        spread=spread / math.log(2),
+        batches=design.batch_s is not None,
+    )
+
+
+def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> _Means:
+    """Compare both groups, with errors from the spread of cells."""
+    assert samples.share_s is not None, "cells are compared within batches"
+    group, reference = (group_mean(side, samples.share_s) for side in sums)
+    return _Means(
+        log_mean_g=group.log_mean_g,
+        reference_log_mean_g=reference.log_mean_g,
+        estimate_g=group.log_mean_g - reference.log_mean_g,
+        error_g=np.sqrt(group.variance_g + reference.variance_g),
+        raw_g=_log2_ratio(group.raw_g, reference.raw_g),
+        spread=0.0,
+    )
+
+
+def _means_of_replicates(sums: Sequence[Sequence[SampleSums]], design: ReplicateDesign) -> _Means:
+    """Compare both groups, with errors from the spread between replicates."""
+    found = between_replicates(sums[0], sums[1], design)
+    raw_g = _log2_ratio(*(np.mean([sample.raw_g for sample in side], axis=0) for side in sums))
+    return _Means(
+        log_mean_g=found.log_mean_g,
+        reference_log_mean_g=found.reference_log_mean_g,
+        estimate_g=found.estimate_g,
+        error_g=found.error_g,
+        raw_g=raw_g,
+        spread=found.spread,
+    )
+
+
+def _log2_ratio(group_g: np.ndarray, reference_g: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio_g: np.ndarray = np.log2(group_g / reference_g)
+    return ratio_g
+
+
+def _by_batch(contrast: Contrast, batch_n: np.ndarray | None, model: Model) -> _Samples:
     """Split the cells of both groups by batch, and compute the weight of each batch.
 
     Batches with fewer than two cells of one of the groups are left out.
     """
+    group, reference = contrast.group_cells, contrast.reference_cells
     if batch_n is None:
-        return ([group], [reference]), np.ones(1)
+        return _Samples(group=[group], reference=[reference], share_s=np.ones(1))
     sides: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
     weight_s = []
     for batch in np.unique(batch_n[group]):
@@ -156,4 +263,4 @@ def _strata(
             f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another "
             "--batch-key",
         )
-    return sides, np.asarray(weight_s) / sum(weight_s)
+    return _Samples(group=sides[0], reference=sides[1], share_s=np.asarray(weight_s) / sum(weight_s))

@@ -1,4 +1,4 @@
-"""The figure of a comparison: a volcano plot, 90% intervals of the most certain changes, and false discovery rates.
+"""The figure of a comparison: a volcano plot, 90% intervals of the first genes, and false discovery rates.
 
 Shapes: g genes, t of them tested.
 """
@@ -21,6 +21,7 @@ _HEIGHT, _TOP, _PANEL = 3.3, 0.3, 2.55
 _LEFTS, _WIDTHS = (0.5, 3.75, 6.1), (2.5, 1.5, 1.25)
 _GENE, _UP, _DOWN, _LINE = "#B0B0B0", OFF, "#0072B2", "#D9D9D9"
 _MOST_LABELS, _N_INTERVALS, _NAME = 30, 20, 14
+_INTERVALS = {"bound": "Largest certain changes", "probability": "Most certain changes", "change": "Largest changes"}
 
 
 def de_figure(result: DifferentialExpression) -> Figure:
@@ -31,7 +32,7 @@ def de_figure(result: DifferentialExpression) -> Figure:
         figure = Figure((WIDTH, _HEIGHT))
         panels = []
         for letter, left, width, text in zip(
-            "abc", _LEFTS, _WIDTHS, (title, "Most certain changes", "Calls and false discoveries"), strict=True
+            "abc", _LEFTS, _WIDTHS, (title, _INTERVALS[result.options.sort], "Calls and false discoveries"), strict=True
         ):
             head(figure, left - (0.95 if letter == "b" else 0.4), 0.14, letter, text)
             panels.append(place(figure, left, _TOP, width, _PANEL))
@@ -44,7 +45,7 @@ def de_figure(result: DifferentialExpression) -> Figure:
 
 def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     order = result.order
-    change_t, height_t = result.change_g[order], np.abs(result.score_g[order])
+    change_t, height_t = result.change_g[order], result.certainty_g[order]
     called_t = result.called[order]
     for mask_t, color, size in (
         (~called_t, _GENE, 4),
@@ -68,7 +69,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
     for side in (-1, 1) if result.options.threshold else ():
         axes.axvline(side * result.options.threshold, color=_LINE, linewidth=0.8, zorder=1)
-    _label(axes, result, [g for g in order if result.called[g]][:_MOST_LABELS])
+    _label(axes, result, [g for g in result.ranked if result.called[g]][:_MOST_LABELS])
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
@@ -81,7 +82,7 @@ def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None
         name = shortened(result.genes[g], _NAME)
         side = 1 if result.change_g[g] > 0 else -1
         start = (result.change_g[g] - left) / (right - left) + 0.015 * side
-        y = math.sqrt(abs(result.score_g[g]) / top)
+        y = math.sqrt(result.certainty_g[g] / top)
         begin, end = sorted((start, start + side * letter * len(name)))
         if any(abs(y - row) < line and begin < until and since < end for row, since, until in placed):
             continue
@@ -91,7 +92,7 @@ def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None
 
 
 def _draw_intervals(axes: Axes, result: DifferentialExpression) -> None:
-    genes = result.order[:_N_INTERVALS]
+    genes = result.ranked[:_N_INTERVALS]
     for row, g in enumerate(genes):
         color = (_UP if result.change_g[g] > 0 else _DOWN) if result.called[g] else "#606060"
         axes.plot([result.low_g[g], result.high_g[g]], [row, row], color=color, linewidth=1.4, zorder=3)

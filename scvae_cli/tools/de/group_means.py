@@ -1,11 +1,11 @@
-"""Mean expression of a group of cells: the decoder's mean, corrected by the group's own counts.
+"""Mean expression of a group of cells: the expected mean, corrected by the group's own counts.
 
-Decoded means alone are biased: a decoder smooths, and spreads the change of some genes over genes that do not change.
-This bias is the same in all cells, so averaging over more cells does not reduce it. Correcting each cell by its own
-counts does not help: where a gene's dispersion is low, a single count hardly moves the decoder's estimate. So the
-decoded mean R is multiplied by a correction C, which is computed from the counts of the whole group together. For one
-gene, x_n is the observed count of cell n, m_n is the expected count of this cell, zero inflation included, and ℓ_n is
-the library size of this cell:
+For the genes of a model, the decoder says which counts are expected. Decoded means alone are biased: a decoder smooths,
+and spreads the change of some genes over genes that do not change. This bias is the same in all cells, so averaging
+over more cells does not reduce it. Correcting each cell by its own counts does not help: where a gene's dispersion is
+low, a single count hardly moves the decoder's estimate. So the decoded mean R is multiplied by a correction C, which is
+computed from the counts of the whole group together. For one gene, x_n is the observed count of cell n, m_n is the
+expected count of this cell, zero inflation included, and ℓ_n is the library size of this cell:
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
@@ -18,32 +18,68 @@ libraries have larger weights. The shares v_n of all cells of a group sum to 1. 
 to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups, even if the
 decoder does not model this effect.
 
+The genes that the model lacks have the same formulas. What is expected of a cell is then its library size times the
+share that the gene has in all compared cells, so R is the same in both groups, and the change lies in C alone.
+
 The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
 from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution
 alone implies.
 
-Shapes: n cells, g genes, S batches.
+All sums are made sample by sample, with shares that sum to 1 in each sample. A sample is the part of a group that is in
+one batch, or the cells of one replicate. Sums of a group are the samples' sums, weighted by the shares of the samples.
+
+Shapes: n cells, g genes, s samples.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from scipy.special import polygamma
 
-from scvae_cli.data.minibatches import CellTable, Minibatch
-from scvae_cli.model.bundle import Model
-from scvae_cli.model.network import CountOutput
 from scvae_cli.progress import Advance
+from scvae_cli.tools.de.expected_counts import ExpectedCounts
 
-# Number of cells in a block. It limits the memory of the float64 arrays of a block: 20 MB each for 20,000 genes.
-_BLOCK_CELLS = 128
 # κ is one count: a gene without counts in a group still has a mean, and hardly any gene follows the decoder alone.
-_DECODER_COUNTS = 1.0
-_LEAST_EXPECTED = 1e-10
+PRIOR_COUNTS = 1.0
+
+
+class SampleSums(NamedTuple):
+    """The sums of one sample, with shares v_n = 1/n. The arrays have g as their last axis.
+
+    Parameters
+    ----------
+    n_cells
+        Number of cells n.
+    sum_3g
+        R, X and M.
+    variance_33g
+        Covariances of the three sums over random samples of as many cells; None for a single cell.
+    poisson_g, model_g
+        Σ a_n² m_n and Σ a_n² Var(x_n).
+    raw_g
+        Mean of the cells' counts divided by their library sizes.
+    n_counts_g
+        Total counts.
+    """
+
+    n_cells: int
+    sum_3g: np.ndarray
+    variance_33g: np.ndarray | None
+    poisson_g: np.ndarray
+    model_g: np.ndarray
+    raw_g: np.ndarray
+    n_counts_g: np.ndarray
+
+    def with_genes_of(self, other: SampleSums) -> SampleSums:
+        """Return the sums for the genes of both; `other` has the same cells."""
+        joined: list[Any] = [
+            None if mine is None else np.concatenate([mine, theirs], axis=-1)
+            for mine, theirs in zip(self[1:], other[1:], strict=True)
+        ]
+        return SampleSums(self.n_cells, *joined)
 
 
 class GroupMean(NamedTuple):
@@ -67,89 +103,73 @@ class GroupMean(NamedTuple):
     n_counts_g: np.ndarray
 
 
-@torch.inference_mode()
-def group_mean(
-    model: Model,
-    table: CellTable,
-    strata: Sequence[np.ndarray],
-    share_s: np.ndarray,
-    *,
-    n_samples: int,
-    seed: int,
-    advance: Advance,
-) -> GroupMean:
-    """Estimate the mean expression of a group.
+def sample_sums(source: ExpectedCounts, rows: np.ndarray, advance: Advance) -> SampleSums:
+    """Compute the sums of one sample.
 
     Parameters
     ----------
-    model, table
-        A model of counts, and cells. If the model has batches, the batch of every cell must be given.
-    strata, share_s
-        Indices of the group's cells in each of the S batches, and weights of the batches. Each batch has at least two
-        cells of the group. The weights sum to 1.
-    n_samples, seed
-        Number of posterior samples over which a cell's expected counts are averaged, and the random seed of these
-        samples.
+    source
+        Counts and expected counts of the cells.
+    rows
+        Indices of the sample's cells.
     advance
         Called after each block of cells with the number of cells in the block.
     """
-    noise = torch.Generator().manual_seed(seed)
-    total_3g = np.zeros((3, table.n_genes))
-    poisson_g, model_g, raw_g, n_counts_g = np.zeros((4, table.n_genes))
-    moments = []
-    for rows, share in zip(strata, share_s, strict=True):
-        v = share / len(rows)
-        sum_3g, product_33g = np.zeros((3, table.n_genes)), np.zeros((3, 3, table.n_genes))
-        for start in range(0, len(rows), _BLOCK_CELLS):
-            cells = table.take(rows[start : start + _BLOCK_CELLS])
-            expected_ng, excess_ng = _expected(model, cells, n_samples, noise)
-            x_ng = cells.x_ng.cpu().double().numpy()
-            library_n1 = cells.library_n.cpu().double().numpy()[:, None]
-            a_ng = v / (1 + expected_ng * excess_ng)
-            part_3ng = np.stack([v * expected_ng / library_n1, a_ng * x_ng, a_ng * expected_ng])
-            sum_3g += part_3ng.sum(1)
-            product_33g += np.einsum("ing,jng->ijg", part_3ng, part_3ng)
-            poisson_g += (a_ng**2 * expected_ng).sum(0)
-            model_g += (a_ng**2 * expected_ng * (1 + expected_ng * excess_ng)).sum(0)
-            raw_g += v * (x_ng / library_n1).sum(0)
-            n_counts_g += x_ng.sum(0)
-            advance(cells.n_cells)
-        total_3g += sum_3g
-        # The moments are taken around the means of each batch, because each batch is a separate sample.
-        n = len(rows)
-        moments.append((product_33g - sum_3g[:, None] * sum_3g / n) * (n / (n - 1)))
-    r_g, counted_g, predicted_g = total_3g
-    expected_counts_g = predicted_g**2 / poisson_g
-    factor_g = (_DECODER_COUNTS + expected_counts_g * counted_g / predicted_g) / (_DECODER_COUNTS + expected_counts_g)
-    counts_weight_g = expected_counts_g / (_DECODER_COUNTS + expected_counts_g)
+    n = len(rows)
+    sum_3g, product_33g = np.zeros((3, source.n_genes)), np.zeros((3, 3, source.n_genes))
+    poisson_g, model_g, raw_g, n_counts_g = np.zeros((4, source.n_genes))
+    for x_ng, library_n, expected_ng, excess_ng in source.blocks(rows):
+        library_n1 = library_n[:, None]
+        a_ng = 1 / (n * (1 + expected_ng * excess_ng))
+        part_3ng = np.stack([expected_ng / (n * library_n1), a_ng * x_ng, a_ng * expected_ng])
+        sum_3g += part_3ng.sum(1)
+        product_33g += np.einsum("ing,jng->ijg", part_3ng, part_3ng)
+        poisson_g += (a_ng**2 * expected_ng).sum(0)
+        model_g += (a_ng**2 * expected_ng * (1 + expected_ng * excess_ng)).sum(0)
+        raw_g += (x_ng / library_n1).sum(0) / n
+        n_counts_g += x_ng.sum(0)
+        advance(len(x_ng))
+    variance_33g = (product_33g - sum_3g[:, None] * sum_3g / n) * (n / (n - 1)) if n > 1 else None
+    return SampleSums(n, sum_3g, variance_33g, poisson_g, model_g, raw_g, n_counts_g)
+
+
+def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
+    """Estimate the mean expression of a group, and the error that comes from the sampling of cells.
+
+    Parameters
+    ----------
+    samples, share_s
+        Sums of the group's cells in each batch, with at least two cells each; and weights of the batches, which sum
+        to 1.
+    """
+    pairs = list(zip(samples, share_s, strict=True))
+    r_g, counted_g, predicted_g = sum(share * sample.sum_3g for sample, share in pairs)
+    poisson_g = sum(share**2 * sample.poisson_g for sample, share in pairs)
+    model_g = sum(share**2 * sample.model_g for sample, share in pairs)
+    factor_g, counts_weight_g = correction(counted_g / predicted_g, predicted_g**2 / poisson_g)
     # Gradient of log(R · C) with respect to the three sums (delta method).
     gradient_3g = np.stack([1 / r_g, counts_weight_g / (factor_g * predicted_g), -counts_weight_g / predicted_g])
-    spread_g = np.einsum("ig,ijg,jg->g", gradient_3g, sum(moments), gradient_3g)
-    # Variance of the log of a Gamma variable with the effective number of counts of the negative binomial.
-    least_g = polygamma(1, _DECODER_COUNTS + predicted_g / model_g * counted_g)
+    # The variances are taken around the means of each batch, because each batch is a separate sample.
+    variance_33g = sum(share**2 * sample.variance_33g for sample, share in pairs if sample.variance_33g is not None)
+    spread_g = np.einsum("ig,ijg,jg->g", gradient_3g, variance_33g, gradient_3g)
     return GroupMean(
-        log_mean_g=np.log(r_g * factor_g), variance_g=np.maximum(spread_g, least_g), raw_g=raw_g, n_counts_g=n_counts_g
+        log_mean_g=np.log(r_g * factor_g),
+        variance_g=np.maximum(spread_g, least_variance(predicted_g / model_g * counted_g)),
+        raw_g=sum(share * sample.raw_g for sample, share in pairs),
+        n_counts_g=np.sum([sample.n_counts_g for sample, _ in pairs], axis=0),
     )
 
 
-def _expected(model: Model, cells: Minibatch, n_samples: int, noise: torch.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Compute the expected counts m and the overdispersion (Var(x) − m) / m² of the counts x.
+def correction(ratio_g: np.ndarray, expected_counts_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the correction C for the ratio X/M and the number E of expected counts, and the weight of the ratio."""
+    weight_g = expected_counts_g / (PRIOR_COUNTS + expected_counts_g)
+    return 1 + weight_g * (ratio_g - 1), weight_g
 
-    Both are float64, of shape (n, g). Zero inflation is included in the expected counts and in the variance.
+
+def least_variance(effective_counts_g: np.ndarray) -> np.ndarray:
+    """Compute the variance of the log of a mean of counts that sampling molecules alone causes, shape (g,).
+
+    It is the variance of the log of a Gamma variable whose shape is the effective number of counts and κ.
     """
-    posterior = model.vae.encode(cells)
-    expected_ng = torch.zeros(cells.n_cells, cells.n_genes, device=model.device)
-    inflation_ng = torch.zeros_like(expected_ng)
-    dispersion_g = torch.zeros(cells.n_genes, device=model.device)
-    for _ in range(n_samples):
-        z_nk = posterior.sample(torch.randn(posterior.mean_nk.shape, generator=noise).to(model.device))
-        output = model.vae.decode(z_nk, cells.batch_n)
-        assert isinstance(output, CountOutput), "models of real numbers are refused before"
-        expected_ng += output.mean_ng(cells.library_n, with_zero_inflation=True) / n_samples
-        if output.zero_logit_ng is not None:
-            inflation_ng += torch.sigmoid(output.zero_logit_ng) / n_samples
-        if output.log_theta_g is not None:
-            dispersion_g = (-output.log_theta_g).exp()
-    excess_ng = (dispersion_g + inflation_ng) / (1 - inflation_ng).clamp(min=1e-6)
-    # An expected count that float32 rounds to zero is in fact above zero.
-    return expected_ng.clamp(min=_LEAST_EXPECTED).cpu().double().numpy(), excess_ng.cpu().double().numpy()
+    least_g: np.ndarray = polygamma(1, PRIOR_COUNTS + effective_counts_g)
+    return least_g

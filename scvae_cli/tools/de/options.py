@@ -16,6 +16,7 @@ from scvae_cli.verb import Verb
 MIN_CELLS = 3
 
 Centre = Literal["auto", "bulk", "none"]
+Sort = Literal["bound", "probability", "change"]
 
 
 def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
@@ -53,6 +54,13 @@ class DeOptions(Reading, Drawing, Writing):
         python_help="Compare only cells with these values: a mapping of columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
     )  # fmt: skip
+    replicate_key: str | None = option(
+        None,
+        help="Column of obs with replicates, such as donors. Differences between replicates of a group then count as "
+        "uncertainty. At least two replicates per group are needed, better three.",
+        takes="a column of obs",
+        shown_default="cells are compared",
+    )
     threshold: float = option(
         0.25, help="Absolute log2 ratio above which a gene counts as changed. With 0, any change counts.", least=0
     )
@@ -68,6 +76,17 @@ class DeOptions(Reading, Drawing, Writing):
         "log2 ratio of a gene's share of all counts. auto: bulk if the log2 ratios of at least half of the genes are "
         "within 0.25 of the common log2 ratio, otherwise none.",
     )
+    sort: Sort = option(
+        "bound",
+        help="Order of the genes. bound: by the smallest change in the 90% interval, which takes effect and certainty "
+        "together. probability: the most certain first. change: the largest change first. Which genes are called does "
+        "not depend on the order.",
+    )
+    name: str | None = option(
+        None,
+        help="Name of the result. Results with different names are kept beside each other.",
+        shown_default="none",
+    )
     max_cells: int = option(
         5000, flags=("--cells",), help="Maximum number of cells per group. Larger groups are subsampled.",
         least=MIN_CELLS,
@@ -77,7 +96,7 @@ class DeOptions(Reading, Drawing, Writing):
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     table: Path | None = option(
-        None, help="Also write all genes to a .csv file, with the most certain changes first.", panel=OUTPUT,
+        None, help="Also write all genes to a .csv file, in the order of --sort.", panel=OUTPUT,
         metavar="FILE", in_record=False,
     )  # fmt: skip
 
@@ -104,11 +123,15 @@ DE = Verb(
     home="scvae_cli.tools.de.question:De",
     about="""Test which genes differ in expression between two groups of cells.
 
-    Writes the results to uns["rank_genes_groups_scvae"]. For every gene, the results include the log2 ratio of the two
-    groups, the posterior probability that the absolute log2 ratio exceeds --threshold, and the expected false discovery
-    rate if this gene and all more certain genes are called. There are no p-values. scanpy's functions
-    sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read the results with key="rank_genes_groups_scvae".
+    All genes of the data are tested, also those that the model lacks. Writes the results to
+    uns["rank_genes_groups_scvae"], or with --name NAME to uns["rank_genes_groups_scvae_NAME"]. For every gene, the
+    results include the log2 ratio of the two groups, the posterior probability that the absolute log2 ratio exceeds
+    --threshold, and the expected false discovery rate if this gene and all more certain genes are called. scanpy's
+    functions sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read the results with
+    key="rank_genes_groups_scvae". There are no p-values: scanpy's field pvals is NaN, and pvals_adj is the expected
+    false discovery rate.
 
-    Cells are treated as independent. Differences between replicates, such as donors, are not modeled.""",
+    Without --replicate-key, cells are treated as independent, and differences between replicates, such as donors, count
+    as differences between the groups.""",
     example='scvae de data.h5ad --groupby condition --group stim --reference ctrl --within "cell_type=B cells"',
 )

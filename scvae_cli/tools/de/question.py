@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from scvae_cli.data.atomic import check_writable, replacing
+from scvae_cli.data.counts import read_rows
+from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.question import Question
-from scvae_cli.tools.de.comparison import differential_expression
+from scvae_cli.tools.de.comparison import OtherGenes, differential_expression
+from scvae_cli.tools.de.contrast import REST, Contrast
+from scvae_cli.tools.de.donor_columns import warning_of_donors
 from scvae_cli.tools.de.options import DeOptions, compared_with_itself
-from scvae_cli.tools.de.result import REST, Contrast, DifferentialExpression
+from scvae_cli.tools.de.result import COUNTED, DifferentialExpression
+from scvae_cli.tools.de.text import SHOWN_GENES, text_of, warnings_of_replicates
 from scvae_cli.verb import Request
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SHOWN_GENES = 20
-# Smaller rates are printed as "<1e-06". They depend on the far tails of normal distributions and say little about real
-# data.
-_LEAST_SHOWN = 1e-6
 _GENE_COLUMNS = (
-    "gene", "change", "low", "high", "probability", "expected_fdr", "false_sign", "estimate", "error", "raw", "mean",
-    "reference_mean",
+    "gene", "source", "change", "low", "high", "bound", "probability", "expected_fdr", "false_sign", "estimate",
+    "error", "raw", "mean", "reference_mean", "called",
 )  # fmt: skip
 
 
@@ -76,27 +77,67 @@ class De(Question[DeOptions, DifferentialExpression]):
                     f"{session.store.title}: all cells have obs[{options.groupby!r}] == {group!r}",
                     "there are no other cells to compare them with; choose another column",
                 )
-        self.contrast = Contrast(
+        replicate_n = None
+        if options.replicate_key is not None:
+            replicate_n = session.labels(options.replicate_key, purpose="--replicate-key")
+        whole = Contrast(
             groupby=options.groupby,
             group=group,
             reference=reference,
             group_cells=np.intersect1d(cells[0], inside),
             reference_cells=np.intersect1d(cells[1], inside),
+            replicate_key=options.replicate_key,
+            replicate_n=replicate_n,
         )
+        self.n_unlabeled = 0 if replicate_n is None else sum(label is None for label in replicate_n[whole.cells])
+        self.contrast = whole.drawn(options.max_cells, options.seed)
+
+    @property
+    def run(self) -> str:
+        verb = self.request.verb.name
+        return verb if self.options.name is None else f"{verb}_{self.options.name}"
+
+    def made_of(self) -> dict[str, Any] | None:
+        return None if self.options.name is not None else {"groupby": self.options.groupby} | self._labels()
+
+    def _labels(self) -> dict[str, Any]:
+        """Return the labels of the contrast, as the data spells them, by option."""
+        reference = None if self.options.reference is None else self.contrast.reference
+        return {"group": self.contrast.group, "reference": reference, "within": self.within}
+
+    @property
+    def _key(self) -> str:
+        return self.names.comparison(self.options.name)
 
     def _named(self, result: DifferentialExpression) -> DifferentialExpression:
         """Return the result with the gene names that are shown to users."""
-        return replace(result, genes=tuple(self.session.genes.shown(result.genes)))
+        names = gene_names(self.session.store, self.options.gene_symbols, ids=result.genes)
+        return replace(result, genes=tuple(names.shown(result.genes)))
 
     def planned(self) -> list[str]:
-        return [f"uns/{self.names.rank_genes_groups}"]
+        return [f"uns/{self._key}"]
 
     def answer(self) -> DifferentialExpression:
         session, progress = self.session, self.shell.progress
-        return differential_expression(session.model, session.counts, self.contrast, self.options, progress=progress)
+        return differential_expression(
+            session.model, session.counts, self.contrast, self.options, others=self._other_genes(), progress=progress
+        )
+
+    def _other_genes(self) -> OtherGenes | None:
+        """Read the genes of the data that the model lacks, in the cells that are compared."""
+        session, source = self.session, self.session.counts.source
+        names = session.store.matrix_genes(source)
+        # Raw may have genes that var_names lacks.
+        wanted = set(session.store.gene_names) - set(session.model.genes)
+        columns = np.flatnonzero([name in wanted for name in names])
+        if not len(columns):
+            return None
+        rows = np.unique(self.contrast.cells)
+        matrix = read_rows(session.store, source, np.flatnonzero(session.kept)[rows], columns)
+        return OtherGenes(names=tuple(map(str, names[columns])), matrix=matrix, rows=rows)
 
     def slots(self, result: DifferentialExpression) -> list[Slot]:
-        return result.slots(self.names, self.session.store.gene_names)
+        return result.slots(self.names, self.session.store.gene_names, self.options.name)
 
     @contextlib.contextmanager
     def files(self, result: DifferentialExpression) -> Iterator[None]:
@@ -105,16 +146,39 @@ class De(Question[DeOptions, DifferentialExpression]):
             return
         import pandas as pd
 
-        # The most certain genes first, the untested ones last.
-        rows = np.concatenate([result.order, np.flatnonzero(~result.tested)])
+        # The untested genes come last.
+        rows = np.concatenate([result.ranked, np.flatnonzero(~result.tested)])
         with replacing(self.options.table) as sibling:
             pd.DataFrame(self._named(result).columns()).iloc[rows].to_csv(sibling, index=False)
             yield
 
     def record(self, result: DifferentialExpression) -> dict[str, Any]:
-        reference = None if self.options.reference is None else result.contrast.reference
-        labels = {"group": result.contrast.group, "reference": reference, "within": self.within}
-        return super().record(result) | labels
+        return super().record(result) | self._labels()
+
+    def warnings(self, result: DifferentialExpression) -> Sequence[str]:
+        warned = warnings_of_replicates(result)
+        if self.n_unlabeled:
+            key = self.options.replicate_key
+            warned.append(f"left out: {self.n_unlabeled:,} cells without a value in obs[{key!r}]")
+        if result.replicates is None:
+            sides = (self.contrast.group_cells, self.contrast.reference_cells)
+            warning = warning_of_donors(self.session, sides, groupby=self.options.groupby)
+            warned += [] if warning is None else [warning]
+        if self.writes and (how := self._how_to_make_categories()) is not None:
+            groupby = self.options.groupby
+            column = f'adata.obs["{groupby}"]'
+            warned.append(f"scanpy's plots need categories in obs[{groupby!r}]: {column} = {column}{how}")
+        return warned
+
+    def _how_to_make_categories(self) -> str | None:
+        """Return the code that makes categories of a column of numbers or booleans; None for other columns."""
+        store, key = self.session.store, self.options.groupby
+        kind = store.obs_column(key).dtype.kind
+        if store.obs_categories(key) is not None or kind not in "biuf":
+            return None
+        # Labels have no decimals: the group of 1.0 is called "1".
+        whole = '.astype("Int64")' if kind == "f" else ""
+        return f'{whole}.astype(str).astype("category")'
 
     def figure(self, result: DifferentialExpression) -> Figure:
         from scvae_cli.tools.de.figure import de_figure
@@ -123,62 +187,24 @@ class De(Question[DeOptions, DifferentialExpression]):
 
     def facts(self, result: DifferentialExpression) -> dict[str, Any]:
         contrast, called, columns = result.contrast, result.called, self._named(result).columns()
-        facts: dict[str, Any] = {"groupby": self.options.groupby, "group": contrast.group}
+        facts: dict[str, Any] = {"name": self.options.name, "groupby": self.options.groupby, "group": contrast.group}
         facts |= {"reference": contrast.reference, "within": self.within}
         facts |= {name: getattr(result, name) for name in ("n_group", "n_reference", "n_left_out")}
+        facts |= {"n_unlabeled": self.n_unlabeled}
+        facts |= {"replicates": None if result.replicates is None else asdict(result.replicates)}
         facts |= {"threshold": self.options.threshold, "fdr": self.options.fdr, "centre": result.centre}
         facts |= {name: getattr(result, name) for name in ("common_change", "near_common_share", "unchanged_share")}
         facts |= {"n_tested": int(result.tested.sum()), "n_genes": len(self.session.store.gene_names)}
+        facts |= {"n_counted": int((result.tested & (result.source_g == COUNTED)).sum()), "sort": self.options.sort}
         facts |= {"called": int(called.sum()), "up": int((called & (result.change_g > 0)).sum())}
         facts |= {"down": int((called & (result.change_g < 0)).sum())}
-        shown = result.order[: max(SHOWN_GENES, called.sum())]
+        shown = result.ranked[: max(SHOWN_GENES, called.sum())]
         return facts | {"genes": [{name: columns[name][g] for name in _GENE_COLUMNS} for g in shown]}
 
-    def text(self, result: DifferentialExpression, facts: dict[str, Any]) -> str:  # noqa: ARG002
-        inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
-        lines = [
-            f"{facts['group']} ({facts['n_group']:,} cells) against {facts['reference']} ({facts['n_reference']:,})"
-            f"{inside}: {facts['called']:,} of {facts['n_tested']:,} genes changed by more than "
-            f"{facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} down, at an expected FDR of "
-            f"{facts['fdr']:g}"
-        ]
-        if facts["n_left_out"]:
-            lines.append(
-                f"left out: {facts['n_left_out']:,} cells in batches with fewer than two cells of one of the groups"
-            )
-        use = (
-            "the common change was subtracted from the changes below"
-            if facts["centre"] == "bulk"
-            else "the common change was not subtracted: the changes below are those of each gene's share of the counts"
-        )
-        lines.append(
-            f"common change of the genes: {facts['common_change']:+.2f} (log2), with {facts['near_common_share']:.0%} "
-            f"of the genes within 0.25 of it; {use}"
-        )
-        if not_tested := facts["n_genes"] - facts["n_tested"]:
-            lines.append(f"not tested: {not_tested:,} genes that the model lacks or that have no counts in these cells")
-        lines += _gene_lines(facts["genes"][:SHOWN_GENES])
-        return "\n".join(
-            [*lines, "(change and raw are log2 ratios; raw uses no model and no shrinkage; means are counts at the "
-             "median library size)"]
-        )  # fmt: skip
+    def text(self, result: DifferentialExpression, facts: dict[str, Any]) -> str:
+        return text_of(self._named(result), facts)
 
     def next_step(self, result: DifferentialExpression) -> str:
-        group, key = result.contrast.group, self.names.rank_genes_groups
-        return f'sc.get.rank_genes_groups_df(adata, group="{group}", key="{key}")'
-
-
-def _gene_lines(rows: list[dict[str, Any]]) -> list[str]:
-    width = max(len(row["gene"]) for row in rows) + 2
-    lines = [
-        f"{'gene':<{width}}{'change':>8}{'90% interval':>17}{'P(changed)':>12}{'exp. FDR':>10}{'raw':>8}{'mean':>9}"
-        f"{'reference':>11}"
-    ]
-    for row in rows:
-        fdr = f"{row['expected_fdr']:.2g}" if row["expected_fdr"] >= _LEAST_SHOWN else f"<{_LEAST_SHOWN:g}"
-        interval = f"{row['low']:.2f} to {row['high']:.2f}"
-        lines.append(
-            f"{row['gene']:<{width}}{row['change']:>8.2f}{interval:>17}{row['probability']:>12.4f}{fdr:>10}"
-            f"{row['raw']:>8.2f}{row['mean']:>9.3g}{row['reference_mean']:>11.3g}"
-        )
-    return lines
+        # pvals_adj holds the expected false discovery rates.
+        cutoff = f", pval_cutoff={self.options.fdr:g}" if result.called.any() else ""
+        return f'sc.get.rank_genes_groups_df(adata, group="{result.contrast.group}", key="{self._key}"{cutoff})'

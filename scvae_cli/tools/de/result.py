@@ -13,38 +13,41 @@ import numpy as np
 
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import DataError
-from scvae_cli.tools.de.options import MIN_CELLS, DeOptions
+from scvae_cli.tools.de.contrast import Contrast
+from scvae_cli.tools.de.options import DeOptions
 
-# Name of the reference that consists of all other cells, as in scanpy.
-REST = "rest"
+# The kinds of genes: those of the model, and those that are tested by their counts alone.
+MODELED, COUNTED = "modeled", "counts"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contrast:
-    """A group and a reference in a column of obs, and the indices of the cells of each.
+class Replicates:
+    """The replicates between which groups were compared.
 
-    The group and the reference have at least three cells each. The reference "rest" consists of all other cells.
-
-    Raises
-    ------
-    DataError
-        If the group or the reference has too few cells.
+    Parameters
+    ----------
+    key
+        Column of obs with the replicates.
+    n_group, n_reference
+        Numbers of replicates compared. If `paired`, these are the same replicates.
+    paired
+        Whether each replicate is in both groups and was compared with itself.
+    left_out
+        Labels of the replicates in one group alone, which were left out because the others are paired.
+    spread
+        Standard deviation between replicates that most genes have beyond the sampling of cells, log2. If `paired`, this
+        is the standard deviation of the changes of the replicates.
+    batches
+        Whether differences between batches were separated from differences between groups.
     """
 
-    groupby: str
-    group: str
-    reference: str
-    group_cells: np.ndarray
-    reference_cells: np.ndarray
-
-    def __post_init__(self) -> None:
-        for name, cells in ((self.group, self.group_cells), (self.reference, self.reference_cells)):
-            if len(cells) < MIN_CELLS:
-                raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(cells)} cell(s) to compare",
-                    f"a group needs at least {MIN_CELLS} cells; merge groups, or choose others",
-                )
+    key: str
+    n_group: int
+    n_reference: int
+    paired: bool
+    left_out: tuple[str, ...]
+    spread: float
+    batches: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +56,9 @@ class DifferentialExpression:
 
     Parameters
     ----------
-    genes, tested
-        Names of the genes, and mask of the genes that have counts in at least one of the two groups. Shape (g,).
+    genes, n_modeled, tested
+        Names of the genes, first the `n_modeled` genes of the model and then the other genes of the data; and mask of
+        the genes that have counts in at least one of the two groups. Shape (g,).
     estimate_g, error_g
         log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
     common_change, near_common_share
@@ -77,13 +81,16 @@ class DifferentialExpression:
     expected_fdr_g
         Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
     mean_g, reference_mean_g
-        Mean expression of both groups, in counts at the model's median library size.
+        Mean expression of both groups, in counts at the median library size.
     raw_g
         log2 ratio of the groups' mean normalized counts, computed without a model; infinite if one of the two means
         is 0.
     n_group, n_reference, n_left_out
         Numbers of cells compared in the group and in the reference, and number of cells left out. Cells are left out if
-        they belong to a batch with fewer than two cells of the group or of the reference.
+        they belong to a batch with fewer than two cells of the group or of the reference, or to a replicate that is in
+        one group alone while the others are paired.
+    replicates
+        The replicates between which the groups were compared; None if cells were compared.
     """
 
     __repr__ = brief
@@ -91,6 +98,7 @@ class DifferentialExpression:
     contrast: Contrast
     options: DeOptions
     genes: tuple[str, ...]
+    n_modeled: int
     tested: np.ndarray
     estimate_g: np.ndarray
     error_g: np.ndarray
@@ -112,6 +120,7 @@ class DifferentialExpression:
     n_group: int
     n_reference: int
     n_left_out: int
+    replicates: Replicates | None = None
 
     @property
     def called(self) -> np.ndarray:
@@ -121,47 +130,82 @@ class DifferentialExpression:
 
     @property
     def order(self) -> np.ndarray:
-        """Indices of the tested genes, the most certain change first, shape (t,)."""
+        """Indices of the tested genes in the order in which they are called, the most certain first, shape (t,)."""
         tested = np.flatnonzero(self.tested)
         ordered: np.ndarray = tested[np.argsort(self.log_null_g[tested], kind="stable")]
         return ordered
 
     @property
+    def ranked(self) -> np.ndarray:
+        """Indices of the tested genes, first the called genes, each part in the order of `options.sort`, shape (t,)."""
+        order = self.order
+        # The sort is stable, so ties, such as intervals that include 0, stay in the order of certainty.
+        ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]), ~self.called[order]))]
+        return ranked
+
+    @property
+    def source_g(self) -> np.ndarray:
+        """What each gene is tested by: "modeled" (decoder and counts) or "counts", shape (g,)."""
+        source_g: np.ndarray = np.where(np.arange(len(self.genes)) < self.n_modeled, MODELED, COUNTED).astype(object)
+        return source_g
+
+    @property
+    def certainty_g(self) -> np.ndarray:
+        """−log10 P(|change| ≤ threshold), shape (g,)."""
+        certainty_g: np.ndarray = -self.log_null_g / math.log(10)
+        return certainty_g
+
+    @property
+    def bound_g(self) -> np.ndarray:
+        """Size of the smallest change in the 90% interval, log2; 0 if the interval includes 0. Shape (g,)."""
+        bound_g: np.ndarray = np.maximum(np.maximum(self.low_g, -self.high_g), 0)
+        return bound_g
+
+    @property
     def score_g(self) -> np.ndarray:
-        """−log10 P(|change| ≤ threshold), with the sign of the change, shape (g,)."""
-        score_g: np.ndarray = -self.log_null_g / math.log(10) * np.sign(self.change_g)
+        """The number by which `options.sort` sorts the genes, with the sign of the change, shape (g,)."""
+        by = {"bound": self.bound_g, "probability": self.certainty_g, "change": np.abs(self.change_g)}
+        score_g: np.ndarray = by[self.options.sort] * np.sign(self.change_g)
         return score_g
 
     def columns(self) -> dict[str, np.ndarray]:
-        """Return the columns of the gene table, with genes in the order of the model. Each column has shape (g,)."""
-        first = ("change", "low", "high", "probability", "expected_fdr", "false_sign")
+        """Return the columns of the gene table, with the genes in the order of `genes`. Each column has shape (g,)."""
+        first = ("source", "change", "low", "high", "bound", "probability", "expected_fdr", "false_sign")
         last = ("estimate", "error", "raw", "mean", "reference_mean")
         columns = {"gene": np.asarray(self.genes, dtype=object)}
         columns |= {name: getattr(self, f"{name}_g") for name in first} | {"called": self.called}
         return columns | {name: getattr(self, f"{name}_g") for name in last}
 
-    def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
+    def slots(self, names: SlotNames, file_genes: np.ndarray, name: str | None = None) -> list[Slot]:
         """Return a slot in the format of scanpy's `rank_genes_groups`, with all genes of the data by descending score.
 
         Genes that are not tested are included, because some of scanpy's plots need every gene. These genes have a score
-        of 0 and NaN in all other numbers, so they stand between the genes with positive and with negative scores. The
-        p-values that scanpy's functions require are NaN, because a posterior has no p-values.
+        of 0 and NaN in all other numbers, so they stand between the genes with positive and with negative scores.
+        `pvals` are NaN, because a posterior has no p-values. `pvals_adj` are the expected false discovery rates, so
+        that scanpy's `pval_cutoff` selects the genes that are called at this rate.
         """
-        position = {gene: g for g, gene in enumerate(self.genes) if self.tested[g]}
+        position = {gene: g for g, gene in enumerate(self.genes)}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])
         numbers = {"scores": self.score_g, "logfoldchanges": self.change_g}
-        numbers |= dict.fromkeys(("pvals", "pvals_adj"), np.full(len(self.genes), np.nan))
-        same = ("probability", "expected_fdr", "false_sign", "estimate", "error")
-        numbers |= {"change_sd": self.sd_g} | {name: getattr(self, f"{name}_g") for name in same}
-        fields = {name: np.where(column_f >= 0, values_g[column_f], np.nan) for name, values_g in numbers.items()}
+        numbers |= {"pvals": np.full(len(self.genes), np.nan), "pvals_adj": self.expected_fdr_g}
+        same = ("bound", "probability", "expected_fdr", "false_sign", "estimate", "error")
+        numbers |= {"change_sd": self.sd_g} | {field: getattr(self, f"{field}_g") for field in same}
+        fields = {field: np.where(column_f >= 0, values_g[column_f], np.nan) for field, values_g in numbers.items()}
         fields["scores"] = np.nan_to_num(fields["scores"])
-        order = np.argsort(-fields["scores"], kind="stable")
-        kinds = {"names": "O"} | dict.fromkeys(fields, "f8")
+        # Where scores are equal, the more certain genes are farther from the middle.
+        signed_f = np.nan_to_num((self.certainty_g * np.sign(self.change_g))[column_f]) * (column_f >= 0)
+        order = np.lexsort((-signed_f, -fields["scores"]))
+        columns = {"names": np.asarray(file_genes, dtype=object)} | fields
+        columns["source"] = np.where(column_f >= 0, self.source_g[column_f], "").astype(object)
+        group = self.contrast.group
         value: dict[str, Any] = {
-            name: np.rec.fromarrays([column[order]], dtype=[(self.contrast.group, kinds[name])])
-            for name, column in ({"names": np.asarray(file_genes, dtype=object)} | fields).items()
+            field: np.rec.fromarrays([column[order]], dtype=[(group, "O" if column.dtype == object else "f8")])
+            for field, column in columns.items()
         }
         params: dict[str, Any] = {"groupby": self.contrast.groupby, "reference": self.contrast.reference}
         params |= {"method": "scvae", "use_raw": False, "threshold": self.options.threshold}
-        value["params"] = params | {"centre": self.centre, "common_change": self.common_change}
-        return [Slot(group="uns", key=names.rank_genes_groups, value=value)]
+        params |= {"centre": self.centre, "common_change": self.common_change, "sort": self.options.sort}
+        if self.replicates is not None:
+            params["replicate_key"] = self.replicates.key
+        value["params"] = params
+        return [Slot(group="uns", key=names.comparison(name), value=value)]

@@ -1,0 +1,130 @@
+"""Posterior of each gene's change: shrinkage, the change that most genes share, and expected false discovery rates.
+
+The genes of the model are the most variable ones, and more of them change than of the others. So each of the two kinds
+has a prior of its own, and the false discovery rate is that of all genes together (Cai and Sun 2009,
+doi:10.1198/jasa.2009.tm08415).
+
+Shapes: g genes, t of them tested.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from scvae_cli.errors import DataError
+from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
+
+# Fitting the prior over the genes' changes takes at least this many genes, and a second prior for the genes that the
+# model lacks takes more, because a prior from few genes is uncertain.
+_MIN_GENES, _MIN_GENES_OF_KIND = 10, 100
+# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of the
+# common change.
+_NEAR_COMMON, _MOST = 0.25, 0.5
+# Quantiles that bound the 90% interval of each change.
+_LOW, _HIGH = 0.05, 0.95
+
+
+class Posterior(NamedTuple):
+    """The fields of `DifferentialExpression` that shrinkage gives."""
+
+    tested: np.ndarray
+    estimate_g: np.ndarray
+    error_g: np.ndarray
+    common_change: float
+    near_common_share: float
+    centre: str
+    unchanged_share: float
+    change_g: np.ndarray
+    sd_g: np.ndarray
+    low_g: np.ndarray
+    high_g: np.ndarray
+    probability_g: np.ndarray
+    log_null_g: np.ndarray
+    false_sign_g: np.ndarray
+    expected_fdr_g: np.ndarray
+
+
+def posterior_of(
+    estimate_g: np.ndarray, error_g: np.ndarray, *, tested: np.ndarray, modeled_g: np.ndarray, options: DeOptions
+) -> Posterior:
+    """Shrink the log2 ratios of the tested genes, and compute their posterior.
+
+    Parameters
+    ----------
+    estimate_g, error_g
+        log2 ratios, and their standard errors, shape (g,).
+    tested, modeled_g
+        Masks of the genes that are tested, and of the genes of the model, shape (g,).
+
+    Raises
+    ------
+    DataError
+        If there are too few tested genes.
+    """
+    if tested.sum() < _MIN_GENES:
+        raise DataError(
+            f"only {int(tested.sum())} gene(s) have counts in these cells",
+            f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
+        )
+    estimate_t, error_t = estimate_g[tested], error_g[tested]
+    kinds = _kinds(modeled_g[tested])
+    common_change = common_shift(estimate_t, error_t)
+    parts = [shrink(estimate_t[kind] - common_change, error_t[kind]) for kind in kinds]
+    near_common_share = 1 - float(_by_kind(parts, kinds, lambda part: part.probability_beyond(_NEAR_COMMON)).mean())
+    centre: str = options.centre
+    if centre == "auto":
+        centre = "bulk" if near_common_share >= _MOST else "none"
+    if centre == "none":
+        parts = [shrink(estimate_t[kind], error_t[kind]) for kind in kinds]
+
+    def values(of: Callable[[ShrunkEffects], np.ndarray]) -> np.ndarray:
+        return _of_all_genes(_by_kind(parts, kinds, of), tested)
+
+    log_null_t = np.minimum(_by_kind(parts, kinds, lambda part: part.log_probability_within(options.threshold)), 0.0)
+    return Posterior(
+        tested=tested,
+        estimate_g=_of_all_genes(estimate_t, tested),
+        error_g=_of_all_genes(error_t, tested),
+        common_change=common_change,
+        near_common_share=near_common_share,
+        centre=centre,
+        unchanged_share=sum(part.null_share * len(kind) for part, kind in zip(parts, kinds, strict=True))
+        / len(estimate_t),
+        change_g=values(lambda part: part.mean_g),
+        sd_g=values(lambda part: part.sd_g),
+        low_g=values(lambda part: part.quantile(_LOW)),
+        high_g=values(lambda part: part.quantile(_HIGH)),
+        probability_g=_of_all_genes(-np.expm1(log_null_t), tested),
+        log_null_g=_of_all_genes(log_null_t, tested),
+        false_sign_g=values(lambda part: part.false_sign_rate()),
+        expected_fdr_g=_of_all_genes(expected_fdr(log_null_t), tested),
+    )
+
+
+def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
+    """Return the indices of the genes that share a prior: those of the model, and the others if there are many."""
+    kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
+    if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
+        return [np.arange(len(modeled_t))]
+    return kinds
+
+
+def _by_kind(
+    parts: Sequence[ShrunkEffects], kinds: Sequence[np.ndarray], of: Callable[[ShrunkEffects], np.ndarray]
+) -> np.ndarray:
+    """Return a number for each tested gene, from the posterior of its kind, shape (t,)."""
+    values_t = np.empty(sum(map(len, kinds)))
+    for part, kind in zip(parts, kinds, strict=True):
+        values_t[kind] = of(part)
+    return values_t
+
+
+def _of_all_genes(values_t: np.ndarray, tested: np.ndarray) -> np.ndarray:
+    """Return an array over all genes, with the given values for the tested genes and NaN for the others, shape (g,)."""
+    values_g = np.full(len(tested), np.nan)
+    values_g[tested] = values_t
+    return values_g

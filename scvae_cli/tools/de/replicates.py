@@ -1,0 +1,244 @@
+"""Groups compared between replicates, such as donors: each replicate is one sample, whatever its number of cells.
+
+The cells of one replicate share what is particular to the replicate, so they are not independent. The unit of the
+comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). Its relative
+variance is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is the
+variance between replicates. It is common to all genes at first, and the weight of a replicate is 1 / (τ² + σ²): for
+genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with the
+number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other genes
+(`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
+
+If at least half of the replicates are in both groups, as with cells of the same donors before and after a treatment,
+the difference within each of these replicates is one observation (paired). Otherwise, each replicate in a group is one
+observation. A batch of the model is then a further term, if each replicate is in one batch and both groups are in
+the batches.
+
+The unit is compared on the log scale, as log((½ + Eρ) / (½ + E)): ρ is y divided by the group's mean, E = 1/σ² is the
+effective number of counts of the sample, and ½ is added as in voom (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29).
+Donors multiply the expression of a gene. Ratios without the log have a few very large values where donors differ much,
+and simulations then gave more false discoveries than expected.
+
+Shapes: g genes, s samples, i observations, p columns of the design.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.stats import chi2
+
+from scvae_cli.tools.de.group_means import SampleSums, correction, least_variance
+from scvae_cli.tools.de.moderation import moderated, normal_errors
+
+# The largest τ², in squared natural logs, that is searched for.
+_LARGEST_SPREAD = 25.0
+# τ² and the moderation are fitted to genes with at least about this number of effective counts in a sample, because
+# the residuals of genes with fewer counts are far from normal; and to all genes, if there are too few of these.
+_FITTED_COUNTS, _MIN_FITTED = 3.0, 10
+# Added to the effective counts of a sample before the log, as in voom.
+_HALF_COUNT = 0.5
+# A term for batches must leave this number of degrees of freedom.
+_LEAST_FREEDOM = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicateDesign:
+    """The samples of a comparison between replicates.
+
+    Parameters
+    ----------
+    cells, reference_cells
+        Indices of the cells of each sample, for the group and for the reference. If `paired`, samples at the same
+        position are of the same replicate.
+    paired
+        Whether the same replicates are in both groups, and each is compared with itself.
+    left_out
+        Labels of the replicates in one group alone, which are left out if the others are paired.
+    batch_s
+        Batch of each sample, first of the group's samples, then of the reference's; None if batches are not a term.
+    """
+
+    cells: tuple[np.ndarray, ...]
+    reference_cells: tuple[np.ndarray, ...]
+    paired: bool
+    left_out: tuple[str, ...]
+    batch_s: np.ndarray | None
+
+
+class Comparison(NamedTuple):
+    """Means and changes between replicates, natural logs, shape (g,), and the common spread τ between replicates."""
+
+    log_mean_g: np.ndarray
+    reference_log_mean_g: np.ndarray
+    estimate_g: np.ndarray
+    error_g: np.ndarray
+    spread: float
+
+
+def design_of(
+    cells: np.ndarray, reference_cells: np.ndarray, replicate_n: np.ndarray, batch_n: np.ndarray | None
+) -> ReplicateDesign:
+    """Split both groups by replicate, and decide whether the replicates are paired.
+
+    Cells without a label of a replicate belong to no sample. If the replicates are paired, those in one group alone are
+    left out. `replicate_n` and `batch_n` have a value for every cell of the data.
+    """
+    sides = [_by_label(cells, replicate_n), _by_label(reference_cells, replicate_n)]
+    both = [name for name in sides[0] if name in sides[1]]
+    every = sides[0].keys() | sides[1].keys()
+    paired = 2 * len(both) >= len(every)
+    if paired:
+        sides = [{name: side[name] for name in both} for side in sides]
+    group, reference = sides
+    samples = [*group.values(), *reference.values()]
+    return ReplicateDesign(
+        cells=tuple(group.values()),
+        reference_cells=tuple(reference.values()),
+        paired=paired,
+        left_out=tuple(sorted(every - set(both))) if paired else (),
+        batch_s=None if paired or batch_n is None else _batch_term(samples, len(group), batch_n),
+    )
+
+
+def between_replicates(
+    group: Sequence[SampleSums], reference: Sequence[SampleSums], design: ReplicateDesign
+) -> Comparison:
+    """Estimate the change of each gene and its error from the spread between replicates."""
+    sides = (_Side.of(group), _Side.of(reference))
+    design_ip = _columns(len(group), len(reference), design)
+    df = len(design_ip) - design_ip.shape[1]
+    variance_sg = np.concatenate([side.variance_sg for side in sides])
+    has_counts = sum(sample.n_counts_g for sample in (*group, *reference)) > 0
+    effective_g = np.where(has_counts, 1 / np.median(variance_sg, axis=0), 0.0)
+    fitted_to = effective_g >= _FITTED_COUNTS
+    if fitted_to.sum() < _MIN_FITTED:
+        fitted_to = effective_g > 0
+    some = tuple(side.genes(fitted_to) for side in sides)
+    target: float = float(chi2.median(df)) / df
+
+    def excess(spread2: float) -> float:
+        median = float(np.median(_fit(some, design_ip, spread2, paired=design.paired).residual_g))
+        return median - target
+
+    spread2 = 0.0
+    if excess(0.0) > 0:
+        spread2 = brentq(excess, 0.0, _LARGEST_SPREAD, xtol=1e-5) if excess(_LARGEST_SPREAD) < 0 else _LARGEST_SPREAD
+    fit = _fit(sides, design_ip, spread2, paired=design.paired)
+    scale_g, df_total = moderated(fit.residual_g, df, fitted_to)
+    error_g = normal_errors(fit.estimate_g, np.sqrt(fit.variance_g * scale_g), df_total)
+    return Comparison(
+        fit.log_mean_2g[0],
+        fit.log_mean_2g[1],
+        fit.estimate_g,
+        np.maximum(error_g, np.sqrt(fit.least_variance_g)),
+        float(np.sqrt(spread2)),
+    )
+
+
+class _Side(NamedTuple):
+    """The samples of one group: their sums R, X, M, P and V (`SampleSums`), and relative sampling variances σ²."""
+
+    r_sg: np.ndarray
+    counted_sg: np.ndarray
+    predicted_sg: np.ndarray
+    poisson_sg: np.ndarray
+    model_sg: np.ndarray
+    variance_sg: np.ndarray
+
+    @classmethod
+    def of(cls, samples: Sequence[SampleSums]) -> _Side:
+        r_sg, counted_sg, predicted_sg = (np.stack([sample.sum_3g[k] for sample in samples]) for k in range(3))
+        poisson_sg, model_sg = (np.stack([getattr(s, name) for s in samples]) for name in ("poisson_g", "model_g"))
+        # The correction of all samples together, so that a sample's variance does not depend on its own counts.
+        n_s1 = np.asarray([sample.n_cells for sample in samples], dtype=float)[:, None]
+        n_s1 /= n_s1.sum()
+        predicted_g, counted_g = (n_s1 * predicted_sg).sum(0), (n_s1 * counted_sg).sum(0)
+        factor_g, _ = correction(counted_g / predicted_g, predicted_g**2 / (n_s1**2 * poisson_sg).sum(0))
+        variance_sg = (poisson_sg / factor_g + model_sg - poisson_sg) / predicted_sg**2
+        return cls(r_sg, counted_sg, predicted_sg, poisson_sg, model_sg, variance_sg)
+
+    def genes(self, mask: np.ndarray) -> _Side:
+        return _Side(*(values_sg[:, mask] for values_sg in self))
+
+    def mean(self, weight_sg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the log of the mean, the samples' logs relative to it, and the variance that counting alone causes."""
+        share_sg = weight_sg / weight_sg.sum(0)
+        r_g, predicted_g = (share_sg * self.r_sg).sum(0), (share_sg * self.predicted_sg).sum(0)
+        counted_g, model_g = (share_sg * self.counted_sg).sum(0), (share_sg**2 * self.model_sg).sum(0)
+        y_sg = self.r_sg * self.counted_sg / self.predicted_sg
+        y_g = (share_sg * y_sg).sum(0)
+        factor_g, _ = correction(y_g / r_g, predicted_g**2 / (share_sg**2 * self.poisson_sg).sum(0))
+        effective_sg = 1 / self.variance_sg
+        relative_sg = np.log((_HALF_COUNT + effective_sg * y_sg / (r_g * factor_g)) / (_HALF_COUNT + effective_sg))
+        relative_g = (share_sg * relative_sg).sum(0)
+        log_mean_g = np.log(r_g * factor_g) + relative_g
+        return log_mean_g, relative_sg - relative_g, least_variance(predicted_g / model_g * counted_g)
+
+
+class _Fit(NamedTuple):
+    """A weighted least-squares fit: log means (2, g), change, its variance at unit scale, residual variances."""
+
+    log_mean_2g: np.ndarray
+    estimate_g: np.ndarray
+    variance_g: np.ndarray
+    residual_g: np.ndarray
+    least_variance_g: np.ndarray
+
+
+def _fit(sides: tuple[_Side, ...], design_ip: np.ndarray, spread2: float, *, paired: bool) -> _Fit:
+    group, reference = sides
+    if paired:
+        weight_ig = 1 / (spread2 + group.variance_sg + reference.variance_sg)
+        weights = (weight_ig, weight_ig)
+    else:
+        weights = (1 / (spread2 + group.variance_sg), 1 / (spread2 + reference.variance_sg))
+        weight_ig = np.concatenate(weights)
+    means = [side.mean(weight_sg) for side, weight_sg in zip(sides, weights, strict=True)]
+    (log_g, value_sg, least_g), (reference_log_g, reference_value_sg, reference_least_g) = means
+    observed = (log_g + value_sg, reference_log_g + reference_value_sg)
+    z_ig = observed[0] - observed[1] if paired else np.concatenate(observed)
+    normal_gpq = np.einsum("ip,ig,iq->gpq", design_ip, weight_ig, design_ip)
+    inverse_gpq = np.linalg.inv(normal_gpq)
+    coefficient_gp = np.einsum("gpq,iq,ig->gp", inverse_gpq, design_ip, weight_ig * z_ig)
+    residual_ig = z_ig - design_ip @ coefficient_gp.T
+    df = len(design_ip) - design_ip.shape[1]
+    return _Fit(
+        log_mean_2g=np.stack([log_g, reference_log_g]),
+        estimate_g=coefficient_gp[:, 0],
+        variance_g=inverse_gpq[:, 0, 0],
+        residual_g=(weight_ig * residual_ig**2).sum(0) / df,
+        least_variance_g=least_g + reference_least_g,
+    )
+
+
+def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndarray:
+    """Return the design, shape (i, p); the coefficient of its first column is the change."""
+    if design.paired:
+        return np.ones((n_group, 1))
+    in_group_i = np.repeat([1.0, 0.0], [n_group, n_reference])
+    others_ip = np.ones((len(in_group_i), 1))
+    if design.batch_s is not None:
+        # Each column is the mark of a batch; together they contain the intercept.
+        others_ip = (design.batch_s[:, None] == np.unique(design.batch_s)).astype(float)
+    return np.column_stack([in_group_i, others_ip])
+
+
+def _batch_term(samples: Sequence[np.ndarray], n_group: int, batch_n: np.ndarray) -> np.ndarray | None:
+    """Return the batch of each sample; None if a term for batches is impossible or leaves too few replicates."""
+    batches = [np.unique(batch_n[cells]) for cells in samples]
+    if any(len(of_sample) > 1 for of_sample in batches):
+        return None
+    batch_s = np.concatenate(batches)
+    in_group_s = np.arange(len(samples)) < n_group
+    shared = all(len(set(in_group_s[batch_s == batch])) == 2 for batch in set(batch_s))
+    freedom = len(samples) - 1 - len(set(batch_s))
+    return batch_s if shared and len(set(batch_s)) > 1 and freedom >= _LEAST_FREEDOM else None
+
+
+def _by_label(cells: np.ndarray, replicate_n: np.ndarray) -> dict[str, np.ndarray]:
+    labels = replicate_n[cells]
+    return {name: cells[labels == name] for name in sorted(set(labels) - {None})}

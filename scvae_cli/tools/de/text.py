@@ -1,0 +1,117 @@
+"""What the command line prints about a comparison."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scvae_cli.data.gene_names import listed
+from scvae_cli.tools.de.result import DifferentialExpression
+
+SHOWN_GENES = 20
+# Smaller rates are printed as "<1e-06". They depend on the far tails of normal distributions and say little about real
+# data.
+_LEAST_SHOWN = 1e-6
+# With fewer replicates in a group, a warning says what cannot be known.
+_FEW_REPLICATES = 3
+
+
+def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
+    """Return the result as text: the groups, what was tested, and the first of the called genes."""
+    lines = [_groups(result, facts)]
+    if result.replicates is not None:
+        lines.append(_replicates(result))
+    elif result.n_left_out:
+        lines.append(f"left out: {result.n_left_out:,} cells in batches with fewer than two cells of one of the groups")
+    use = (
+        "the common change was subtracted from the changes below"
+        if result.centre == "bulk"
+        else "the common change was not subtracted: the changes below are those of each gene's share of the counts"
+    )
+    lines.append(
+        f"common change of the genes: {result.common_change:+.2f} (log2), with {result.near_common_share:.0%} of the "
+        f"genes within 0.25 of it; {use}"
+    )
+    if facts["n_counted"]:
+        lines.append(f"tested by their counts alone: {facts['n_counted']:,} genes that the model lacks")
+    if not_tested := facts["n_genes"] - facts["n_tested"]:
+        lines.append(f"not tested: {not_tested:,} genes without counts in these cells")
+    called = [row for row in facts["genes"] if row["called"]]
+    if not called:
+        return "\n".join([*lines, _nothing_called(result)])
+    lines += _gene_lines(called[:SHOWN_GENES])
+    if len(called) > SHOWN_GENES:
+        lines.append(f"... and {len(called) - SHOWN_GENES:,} more; --table FILE.csv lists all genes")
+    lines.append(
+        "(change and raw are log2 ratios; raw uses no model and no shrinkage; means are counts at the median library "
+        "size)"
+    )
+    return "\n".join(lines)
+
+
+def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
+    """Return warnings about the replicates: which were left out, and what so few cannot show."""
+    replicates, warned = result.replicates, []
+    if replicates is None:
+        return []
+    if replicates.left_out:
+        warned.append(
+            f"left out: {len(replicates.left_out)} replicate(s) of obs[{replicates.key!r}] that are in one group alone "
+            f"({listed(replicates.left_out)}), because the other replicates are compared with themselves"
+        )
+    fewest = min(replicates.n_group, replicates.n_reference)
+    if fewest < _FEW_REPLICATES:
+        warned.append(
+            f"a group has only {fewest} replicates: a gene that differs more between replicates than most genes cannot "
+            "be told from one that differs between the groups; this takes 3 or more replicates per group"
+        )
+    return warned
+
+
+def _groups(result: DifferentialExpression, facts: dict[str, Any]) -> str:
+    replicates, contrast = result.replicates, result.contrast
+    of = ("", "")
+    if replicates is not None:
+        of = (f" of {replicates.n_group} replicates", f" of {replicates.n_reference} replicates")
+    inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
+    return (
+        f"{contrast.group} ({result.n_group:,} cells{of[0]}) against {contrast.reference} ({result.n_reference:,} cells"
+        f"{of[1]}){inside}: {facts['called']:,} of {facts['n_tested']:,} genes changed by more than "
+        f"{facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} down, at an expected FDR of "
+        f"{facts['fdr']:g}"
+    )
+
+
+def _replicates(result: DifferentialExpression) -> str:
+    replicates = result.replicates
+    assert replicates is not None
+    how = "each is compared with itself (paired)" if replicates.paired else "not paired"
+    spread = "their changes differ" if replicates.paired else "they differ"
+    batches = "; differences between batches are accounted for" if replicates.batches else ""
+    return (
+        f"replicates: obs[{replicates.key!r}], {how}{batches}; in most genes, {spread} by a standard deviation of "
+        f"{replicates.spread:.2f} (log2) beyond the sampling of cells"
+    )
+
+
+def _nothing_called(result: DifferentialExpression) -> str:
+    g = result.order[0]
+    return (
+        f"no gene is called; the most certain is {result.genes[g]}: change {result.change_g[g]:+.2f} (90% interval "
+        f"{result.low_g[g]:.2f} to {result.high_g[g]:.2f}), P(changed) {result.probability_g[g]:.2g}"
+    )
+
+
+def _gene_lines(rows: list[dict[str, Any]]) -> list[str]:
+    width = max(len(row["gene"]) for row in rows) + 2
+    lines = [
+        f"{'gene':<{width}}{'change':>8}{'90% interval':>17}{'P(changed)':>12}{'exp. FDR':>10}{'raw':>8}{'mean':>9}"
+        f"{'reference':>11}  tested by"
+    ]
+    for row in rows:
+        fdr = f"{row['expected_fdr']:.2g}" if row["expected_fdr"] >= _LEAST_SHOWN else f"<{_LEAST_SHOWN:g}"
+        interval = f"{row['low']:.2f} to {row['high']:.2f}"
+        lines.append(
+            f"{row['gene']:<{width}}{row['change']:>8.2f}{interval:>17}{row['probability']:>12.4f}{fdr:>10}"
+            f"{row['raw']:>8.2f}{row['mean']:>9.3g}{row['reference_mean']:>11.3g}  {row['source']}"
+        )
+    return lines
