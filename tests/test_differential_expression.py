@@ -25,8 +25,8 @@ from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import silent
+from scvae_cli.tools.de.cell_blocks import DecodedGenes
 from scvae_cli.tools.de.donor_columns import donor_columns
-from scvae_cli.tools.de.expected_counts import DecodedGenes
 from scvae_cli.tools.de.figure import de_figure
 from scvae_cli.tools.de.group_means import group_mean, sample_sums
 from scvae_cli.tools.de.result import DifferentialExpression

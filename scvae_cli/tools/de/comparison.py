@@ -30,11 +30,11 @@ from scvae_cli.errors import DataError
 from scvae_cli.latent.posteriors import cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.de.cell_blocks import CountedGenes, DecodedGenes, ExpectedCounts
 from scvae_cli.tools.de.contrast import Contrast
-from scvae_cli.tools.de.expected_counts import CountedGenes, DecodedGenes, ExpectedCounts
 from scvae_cli.tools.de.group_means import SampleSums, group_mean, sample_sums
 from scvae_cli.tools.de.options import DeOptions
-from scvae_cli.tools.de.posterior import posterior_of
+from scvae_cli.tools.de.posterior_changes import posterior_of
 from scvae_cli.tools.de.replicates import ReplicateDesign, between_replicates, design_of
 from scvae_cli.tools.de.result import DifferentialExpression, Replicates
 

@@ -40,7 +40,7 @@ import numpy as np
 from scipy.special import polygamma
 
 from scvae_cli.progress import Advance
-from scvae_cli.tools.de.expected_counts import ExpectedCounts
+from scvae_cli.tools.de.cell_blocks import ExpectedCounts
 
 # κ is one count: a gene without counts in a group still has a mean, and hardly any gene follows the decoder alone.
 PRIOR_COUNTS = 1.0
