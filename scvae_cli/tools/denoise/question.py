@@ -47,9 +47,15 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         return self.columns.paths(self.names)
 
     def answer(self) -> Denoised:
-        session, progress = self.session, self.shell.progress
-        told = {"groupby": self.groupby, "label_n": self.label_n, "progress": progress}
-        return denoise(session.model, session.counts, self.columns, self.options, **told)
+        return denoise(
+            self.session.model,
+            self.session.counts,
+            self.columns,
+            self.options,
+            groupby=self.groupby,
+            label_n=self.label_n,
+            progress=self.shell.progress,
+        )
 
     def record(self, result: Denoised) -> dict[str, Any]:
         return super().record(result) | {"genes": self.genes, "groupby": self.groupby}
