@@ -64,6 +64,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/walks.py
 	$(BIN)/python benchmarks/optimization.py
 	$(BIN)/python benchmarks/denoising.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/leakage.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/generation.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python

@@ -32,8 +32,8 @@ OPTIONS = {
     f"--compile --threads {PRINTING}",
     "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {ASKING} --plot "
     f"{PRINTING}",
-    "denoise": f"{MODEL} --estimate --samples --library --genes --batch-as --with-zero-inflation --seed {ASKING} "
-    f"{PRINTING}",
+    "denoise": f"{MODEL} --estimate --samples --library --genes --all-genes --groupby --batch-as "
+    f"--with-zero-inflation --seed {ASKING} {PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
     f"--couple --paths --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
     f"{PRINTING}",
@@ -67,7 +67,7 @@ KEYS = {
     "cpu_minutes obs confounded findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
-    "denoise": "output n_cells n_genes n_genes_modelled n_bytes missing_genes slots",
+    "denoise": "output n_cells n_genes n_genes_modelled n_bytes group_means missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "

@@ -62,7 +62,7 @@ def test_own_rate_is_the_posterior_mean(likelihood, technical):
 
 def test_estimates_of_cells_and_states_differ_by_what_the_counts_say():
     adata, model = learned()
-    asked = {"batch_as": "observed", "n_samples": 0, "inplace": False}
+    asked = {"batch_as": "observed", "with_zero_inflation": False, "inplace": False}
     state = scvae.denoise(adata, model, **asked).rows.whole()
     cell = scvae.denoise(adata, model, estimate="cell", **asked).rows.whole()
     x = adata.X.toarray()
@@ -77,7 +77,7 @@ def test_estimates_of_cells_and_states_differ_by_what_the_counts_say():
 
 def test_observed_batches_are_the_cells_own():
     adata, model = learned()
-    asked = {"n_samples": 0, "inplace": False}
+    asked = {"inplace": False}
     own = scvae.denoise(adata, model, batch_as="observed", **asked).rows.whole()
     for name in model.batches:
         of_it = (adata.obs["batch"] == name).to_numpy()
@@ -114,9 +114,10 @@ def test_genes_are_named_by_symbols_too(copied):
     adata = ad.read_h5ad(copied.data)
     adata.var["symbol"] = [f"Symbol{i}" for i in range(adata.n_vars)]
     named = {"genes": ["Symbol3", adata.var_names[1]], "gene_symbols": "symbol"}
-    scvae.denoise(adata, copied.model, n_samples=1, **named)
+    scvae.denoise(adata, copied.model, **named)
     assert list(np.flatnonzero(adata.var["scvae_modelled"])) == [1, 3]
-    assert np.isfinite(adata.layers["scvae_denoised"][:, [1, 3]]).all()
+    assert adata.obsm["scvae_denoised"].shape == (adata.n_obs, 2)
+    assert list(adata.uns["scvae"]["denoised_genes"]) == list(adata.var_names[[1, 3]])
     record = json.loads(adata.uns["scvae"]["runs"]["denoise"])
     assert record["options"]["genes"] == [adata.var_names[3], adata.var_names[1]]
     with pytest.raises(DataError, match="'Symbol99' is not in the model"):

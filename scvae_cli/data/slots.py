@@ -47,7 +47,8 @@ class Slot:
         The AnnData mapping ("obs", "var", "obsm", "varm", "layers" or "uns"), and the name of the element in this
         mapping. In "uns", the name may be a path with "/" between the keys of nested dicts.
     value
-        A numeric array, a `pandas.Categorical`, a string, a number, a dict of these, or (layers only) a `RowBlocks`.
+        A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of these, or
+        (layers and obsm only) a `RowBlocks`.
     """
 
     group: str
@@ -106,9 +107,11 @@ class SlotNames:
     # obsm: UMAP of the embedding, cells × 2. obs: Leiden cluster of each cell. Both come from one neighbor graph.
     umap = _Key("X_umap_{}")
     leiden = _Key("{}_leiden")
-    # layers: expected counts, cells × genes. var: True for the genes of the model.
+    # layers, or obsm if only some genes are denoised: expected counts, cells × genes. var: True for the denoised genes.
+    # uns: names of the denoised genes, in the order of the columns in obsm.
     denoised = _Key("{}_denoised")
     modelled = _Key("{}_modelled")
+    denoised_genes = _Key("{}/denoised_genes")
     # obs, nats: evidence lower bound; importance-weighted bound; the same bound with the density of the cells in latent
     # space as the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the prior.
     elbo = _Key("{}_elbo")

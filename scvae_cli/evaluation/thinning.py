@@ -77,9 +77,10 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
     """Compute expected counts from the first part of the counts, in blocks.
 
-    Each cell is decoded in its own batch, and zero inflation lowers the expected counts.
+    Each cell is decoded in its own batch. The average over posterior samples takes the width of the posterior into
+    account, in which models with different β differ.
     """
-    return expected_counts(model, kept, estimate=estimate, with_zero_inflation=True, batch_as="observed")
+    return expected_counts(model, kept, estimate=estimate, n_samples=10, batch_as="observed")
 
 
 def _with_values(matrix: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:

@@ -6,6 +6,12 @@ the rate λ of the individual cell. This second estimate also uses the cell's ow
 (Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the second
 describes the individual cell.
 
+In a zero-inflated model, the expected count is (1 − π)μ, where π is the probability of an inflated zero. The decoder
+computes μ and π from the same latent position, and it describes a gene that is silent in a cell type partly by a small
+μ and partly by a large π. Where π is close to 1, the counts hardly depend on μ, so μ alone is not an estimate of
+expression: it is far above the counts of such a cell type. The expected counts are then scaled so that they again sum
+to the library size, which is given.
+
 Shapes: n cells, g modeled genes, k latent dimensions.
 """
 
@@ -32,10 +38,10 @@ def expected_counts(
     counts: Counts,
     *,
     estimate: str = STATE,
-    n_samples: int = 10,
+    n_samples: int = 0,
     library: str | float = OBSERVED,
     batch_as: str = "average",
-    with_zero_inflation: bool = False,
+    with_zero_inflation: bool | None = None,
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
     """Compute the expected counts of every cell, in blocks of cells. A block has shape (cells, g), float32.
@@ -56,7 +62,8 @@ def expected_counts(
         Batch in which cells are decoded: the name of a batch, "average" for the average over batches weighted by their
         proportions in the training cells, or "observed" for the batch of each cell.
     with_zero_inflation
-        Whether the probability of a technical zero lowers the expectation.
+        Whether the probability of an inflated zero lowers the expectation. None lowers it if the model has zero
+        inflation.
 
     Raises
     ------
@@ -72,6 +79,7 @@ def expected_counts(
             "--estimate cell needs a model of counts, but this model describes real numbers", "remove --estimate cell"
         )
     of_cell = estimate == CELL
+    inflated = model.of_counts if with_zero_inflation is None else with_zero_inflation
     own_batch_n = known_batches(model, counts) if of_cell or batch_as == OBSERVED else None
     table = cell_table(model, counts, batch_n=own_batch_n)
     batch = None if batch_as == OBSERVED else batch_index(model, batch_as)
@@ -95,13 +103,15 @@ def expected_counts(
                 points = [posterior.sample(noise_nk.to(model.device)) for noise_nk in draws]
             mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
             for z_nk in points:
-                technical = with_zero_inflation and not of_cell
-                expected_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=technical)
+                lowered = inflated and not of_cell
+                expected_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=lowered)
                 if of_cell:
                     # A cell's counts are compared with the expectation at the cell's own library size and batch.
                     output = model.vae.decode(z_nk, cells.batch_n)
                     assert isinstance(output, CountOutput), "models of real numbers were refused before"
-                    expected_ng = expected_ng * output.own_factor_ng(cells, with_zero_inflation=with_zero_inflation)
+                    expected_ng = expected_ng * output.own_factor_ng(cells, with_zero_inflation=inflated)
+                elif inflated:
+                    expected_ng *= (library_n / expected_ng.sum(1)).unsqueeze(1)
                 mean_ng += expected_ng / len(points)
             yield mean_ng.cpu().numpy()
 

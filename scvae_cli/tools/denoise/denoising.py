@@ -1,6 +1,6 @@
-"""Expected counts of every cell, with a column for every gene of the file.
+"""Denoised counts of every cell, and their means in groups of cells beside those of the raw counts.
 
-Shapes: n cells, g modeled genes, f genes of the file.
+Shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
 """
 
 from __future__ import annotations
@@ -13,45 +13,124 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
-from scvae_cli.latent.expected_counts import expected_counts
+from scvae_cli.errors import ConfigError
+from scvae_cli.latent.expected_counts import OBSERVED, expected_counts, library_size
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, counted, silent
+from scvae_cli.tools.denoise.group_means import GroupMeans, GroupSums
 from scvae_cli.tools.denoise.options import DenoiseOptions
+
+# Smallest share of the data's genes that must be denoised for a layer, whose other columns are NaN. A layer works with
+# all figures of scanpy, and at this share, it is at most a ninth larger than the denoised genes alone.
+_LEAST_SHARE = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Columns of the result.
+
+    Parameters
+    ----------
+    genes
+        Names of the d denoised genes, in the order of the data.
+    modelled
+        Mask of the denoised genes over the f genes of the data, shape (f,).
+    in_layer
+        Whether the result has a column for each gene of the data, with NaN for genes that are not denoised. If not, it
+        has only columns for the denoised genes.
+    """
+
+    __repr__ = brief
+
+    genes: np.ndarray
+    modelled: np.ndarray
+    in_layer: bool
+
+    @classmethod
+    def of(
+        cls, model: Model, file_genes: np.ndarray, genes: Sequence[str] | None, *, all_genes: bool = False
+    ) -> Columns:
+        """Choose the columns for the genes of the data. `genes` are the modeled genes to denoise; None for all."""
+        chosen = set(model.genes if genes is None else genes)
+        modelled = np.asarray([gene in chosen for gene in file_genes], dtype=bool)
+        in_layer = all_genes or bool(modelled.mean() >= _LEAST_SHARE)
+        return cls(genes=np.asarray(file_genes)[modelled], modelled=modelled, in_layer=in_layer)
+
+    @property
+    def n_columns(self) -> int:
+        """Number of columns."""
+        return len(self.modelled) if self.in_layer else len(self.genes)
+
+    def filled(self, mean_nd: np.ndarray) -> np.ndarray:
+        """Return a block of the result, shape (n, c), float32."""
+        if not self.in_layer:
+            return mean_nd.astype(np.float32)
+        block_nf = np.full((len(mean_nd), len(self.modelled)), np.nan, dtype=np.float32)
+        block_nf[:, self.modelled] = mean_nd
+        return block_nf
+
+    def paths(self, names: SlotNames) -> list[str]:
+        """List the paths of the slots to which the result is written."""
+        if self.in_layer:
+            return [f"layers/{names.denoised}", f"var/{names.modelled}"]
+        return [f"obsm/{names.denoised}", f"uns/{names.denoised_genes}", f"var/{names.modelled}"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Denoised:
-    """Expected counts of n cells × f genes, and a mask of the denoised genes.
+    """Expected counts of n cells.
 
-    `rows` holds the expected counts, float32, as blocks of rows, with NaN for genes that are not denoised. A block is
-    computed when it is read, and can be read only once. `modelled` is the mask, shape (f,).
+    `rows` holds the expected counts, float32, as blocks of rows, shape (n, c); `columns` says which genes they are. A
+    block is computed when it is read, and can be read only once.
     """
 
     __repr__ = brief
 
     rows: RowBlocks
-    modelled: np.ndarray
+    columns: Columns
+    sums: GroupSums | None = None
+
+    @property
+    def modelled(self) -> np.ndarray:
+        """Mask of the denoised genes over the genes of the data, shape (f,)."""
+        return self.columns.modelled
 
     @property
     def n_bytes(self) -> int:
         """Size of the expected counts before compression."""
         return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
 
+    def group_means(self) -> GroupMeans | None:
+        """Return raw and denoised means in groups of cells; None if no groups were given.
+
+        Raises
+        ------
+        ConfigError
+            If the rows have not been read.
+        """
+        if self.sums is None:
+            return None
+        if not self.sums.complete:
+            raise ConfigError("the means of the groups are known after all rows were read", "call rows.whole() first")
+        return self.sums.means()
+
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
-        return [
-            Slot(group="layers", key=names.denoised, value=self.rows),
-            Slot(group="var", key=names.modelled, value=self.modelled),
-        ]
+        mask = Slot(group="var", key=names.modelled, value=self.modelled)
+        if self.columns.in_layer:
+            return [Slot(group="layers", key=names.denoised, value=self.rows), mask]
+        genes = Slot(group="uns", key=names.denoised_genes, value=self.columns.genes.astype(object))
+        return [Slot(group="obsm", key=names.denoised, value=self.rows), genes, mask]
 
 
 def denoise(
     model: Model,
     counts: Counts,
-    file_genes: np.ndarray,
+    columns: Columns,
     options: DenoiseOptions,
     *,
-    genes: Sequence[str] | None = None,
+    groupby: str | None = None,
+    label_n: np.ndarray | None = None,
     progress: Progress = silent,
 ) -> Denoised:
     """Compute the expected counts of every cell.
@@ -61,15 +140,16 @@ def denoise(
     model, counts
         A model, and n cells with the genes of the model. If the model has batches and `options.needs_batch` is True,
         the batch of every cell must be given.
-    file_genes
-        Names of the genes of the file, in the order of the result's columns, shape (f,).
+    columns
+        Columns of the result. `options.genes` and `options.all_genes` are not read here.
     options
         For the estimate "state", the expected counts are the decoder's mean: the average of cells in the same state.
         For the estimate "cell", the decoder's mean is combined with the cell's own counts, and the expected counts are
-        those of this individual cell. Both estimates are averaged over the posterior of the latent position. The
-        formulas are in `scvae_cli.latent.expected_counts`.
-    genes
-        Names of the modeled genes to denoise; None for all. `options.genes` is not read here.
+        those of this individual cell. The formulas are in `scvae_cli.latent.expected_counts`.
+    groupby, label_n
+        Column of obs, and the group of each cell in it; None for no comparison of means in groups. Raw counts show the
+        effect of the cell's batch. They are therefore compared with the expected counts in the cell's own batch, in
+        whichever batch cells are decoded for the result.
 
     Raises
     ------
@@ -79,18 +159,31 @@ def denoise(
         If the model is of real numbers, and the options ask for a library size, zero inflation or the estimate "cell".
     """
     passed_on = ("estimate", "n_samples", "library", "batch_as", "with_zero_inflation", "seed")
-    expected = expected_counts(model, counts, **{name: getattr(options, name) for name in passed_on})
-    chosen = set(model.genes if genes is None else genes)
-    index = {gene: g for g, gene in enumerate(model.genes) if gene in chosen}
-    columns_f = np.asarray([index.get(gene, -1) for gene in file_genes])
-    modelled = columns_f >= 0
-    shape = (counts.n_cells, len(file_genes))
+    asked = {name: getattr(options, name) for name in passed_on}
+    expected = expected_counts(model, counts, **asked)
+    index = {gene: g for g, gene in enumerate(model.genes)}
+    column_d = np.asarray([index[gene] for gene in columns.genes], dtype=np.int64)
+    sums = compared = None
+    if label_n is not None and groupby is not None:
+        sums = GroupSums(groupby, label_n, list(columns.genes), of_counts=model.of_counts)
+        if model.batches and options.batch_as != OBSERVED:
+            compared = expected_counts(model, counts, **asked | {"batch_as": OBSERVED})
+    size = library_size(model, options.library)
+    scale_n = np.ones(counts.n_cells) if size is None else size / counts.library_n
 
     def blocks() -> Iterator[np.ndarray]:
-        with progress("Denoising", shape[0]) as advance:
+        start = 0
+        with progress("Denoising", counts.n_cells) as advance:
             for mean_ng in counted(expected, advance):
-                block = np.full((len(mean_ng), shape[1]), np.nan, dtype=np.float32)
-                block[:, modelled] = mean_ng[:, columns_f[modelled]]
-                yield block
+                rows = slice(start, start + len(mean_ng))
+                if sums is not None:
+                    own_ng = mean_ng if compared is None else next(compared)
+                    raw_nd = counts.matrix[rows][:, column_d].toarray()
+                    sums.add(raw_nd, own_ng[:, column_d], scale_n[rows])
+                start = rows.stop
+                yield columns.filled(mean_ng[:, column_d])
 
-    return Denoised(rows=RowBlocks(shape=shape, dtype=np.dtype(np.float32), blocks=blocks()), modelled=modelled)
+    shape = (counts.n_cells, columns.n_columns)
+    return Denoised(
+        rows=RowBlocks(shape=shape, dtype=np.dtype(np.float32), blocks=blocks()), columns=columns, sums=sums
+    )

@@ -7,7 +7,7 @@ from typing import Literal
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.gene_list import parse_genes
-from scvae_cli.options import DECODING, option
+from scvae_cli.options import DECODING, OUTPUT, option
 from scvae_cli.shared_options import Reading, Writing, batch_as_option, library_option
 from scvae_cli.verb import Verb
 
@@ -25,7 +25,7 @@ class DenoiseOptions(Reading, Writing):
         panel=DECODING,
     )
     n_samples: int = option(
-        10,
+        0,
         flags=("--samples",),
         help="Number of posterior samples that are decoded and averaged. With 0, the posterior mean is decoded.",
         least=0,
@@ -45,14 +45,28 @@ class DenoiseOptions(Reading, Writing):
         parse=parse_genes,
         panel=DECODING,
     )
+    all_genes: bool = option(
+        False,
+        help="Write a column for every gene of the data, with NaN for genes that are not denoised. With many such "
+        "genes, the file becomes large.",
+        panel=OUTPUT,
+    )
+    groupby: str | None = option(
+        None,
+        help="Column of obs that names groups, such as cell types. The mean denoised counts of each group are compared "
+        "with its mean raw counts.",
+        shown_default="the clusters of scvae embed --leiden, if the data have them",
+    )
     batch_as: str = batch_as_option(
         help="Batch to decode in: the name of a batch, average or observed. With average, the decoded values are "
         "averaged over all batches. The weight of a batch is its number of training cells. With observed, each cell is "
         "decoded in its own batch."
     )
-    with_zero_inflation: bool = option(
-        False,
-        help="Include zero inflation: an expected count is lowered by the probability of a technical zero.",
+    with_zero_inflation: bool | None = option(
+        None,
+        help="Include zero inflation: an expected count is lowered by the probability of an inflated zero. Without it, "
+        "genes appear to be expressed in cell types that lack them.",
+        shown_default="included, if the model has zero inflation",
         panel=DECODING,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=DECODING)
@@ -64,8 +78,8 @@ class DenoiseOptions(Reading, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """True if each cell is decoded in its own batch, or if each cell's own rates are estimated."""
-        return self.estimate == "cell" or self.batch_as == "observed"
+        """True if each cell is decoded in its own batch, or if each cell's own counts are compared or used."""
+        return self.estimate == "cell" or self.batch_as == "observed" or self.groupby is not None
 
 
 DENOISE = Verb(
@@ -75,8 +89,12 @@ DENOISE = Verb(
     home="scvae_cli.tools.denoise.question:Denoise",
     about="""Write the expected counts of every cell to layers["scvae_denoised"].
 
-    The expected counts are averaged over posterior samples with a fixed seed, so the same command gives the same
-    numbers. For genes that the model does not contain, all values are NaN and var["scvae_modelled"] is False.""",
-    example="scvae denoise data.h5ad",
+    If less than nine tenths of the genes of the data are denoised, because the model does not contain the others or
+    because --genes names some, the expected counts are written to obsm["scvae_denoised"] instead. The names of the
+    genes are then in uns["scvae"]["denoised_genes"]. var["scvae_modelled"] is True for genes that were denoised.
+
+    If groups are known, the mean denoised counts of each group are compared with its mean raw counts. Genes whose means
+    differ by more than the sampling error are shown.""",
+    example="scvae denoise data.h5ad --groupby cell_type",
     returns="None; with `inplace=False` the result: `result.rows.whole()` computes the whole matrix.",
 )

@@ -4,29 +4,61 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from scvae_cli.data.slots import Slot
+from scvae_cli.errors import DataError
 from scvae_cli.question import Question
-from scvae_cli.tools.denoise.denoising import Denoised, denoise
+from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
+from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
 from scvae_cli.tools.denoise.options import DenoiseOptions
+
+# Number of genes and groups that are shown on the screen, and number in --json.
+_SHOWN, _LISTED = 3, 100
 
 
 class Denoise(Question[DenoiseOptions, Denoised]):
     """Denoise the counts."""
 
     def prepare(self) -> None:
-        named = self.options.genes
-        self.genes = None if named is None else self.session.genes.ids_of(named)
+        session, options = self.session, self.options
+        genes = None if options.genes is None else session.genes.ids_of(options.genes)
+        self.genes = genes
+        self.columns = Columns.of(session.model, session.store.gene_names, genes, all_genes=options.all_genes)
+        self.groupby = options.groupby or self._clusters()
+        self.label_n = None if self.groupby is None else session.labels(self.groupby)
+        if self.label_n is not None and not groups_of(self.label_n):
+            if options.groupby is not None:
+                raise DataError(
+                    f"{session.store.title}: no group of obs[{options.groupby!r}] has {LEAST_CELLS} cells or more",
+                    "the means of smaller groups are too noisy for a comparison; choose another column",
+                )
+            self.groupby = self.label_n = None
+
+    def _clusters(self) -> str | None:
+        """Return the column with the clusters of `embed --leiden`.
+
+        Returns None if there are no clusters, or if the batches of the cells, which a comparison needs, were not read.
+        """
+        known = self.options.needs_batch or not self.session.model.batches
+        return self.names.leiden if known and self.names.leiden in self.session.store.obs_keys else None
 
     def planned(self) -> list[str]:
-        return [f"layers/{self.names.denoised}", f"var/{self.names.modelled}"]
+        return self.columns.paths(self.names)
 
     def answer(self) -> Denoised:
-        session, progress = self.session, self.shell.progress
-        file_genes = session.store.gene_names
-        return denoise(session.model, session.counts, file_genes, self.options, genes=self.genes, progress=progress)
+        return denoise(
+            self.session.model,
+            self.session.counts,
+            self.columns,
+            self.options,
+            groupby=self.groupby,
+            label_n=self.label_n,
+            progress=self.shell.progress,
+        )
 
     def record(self, result: Denoised) -> dict[str, Any]:
-        return super().record(result) | {"genes": self.genes}
+        return super().record(result) | {"genes": self.genes, "groupby": self.groupby}
 
     def slots(self, result: Denoised) -> list[Slot]:
         n_cells, n_genes = result.rows.shape
@@ -35,18 +67,69 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         return result.slots(self.names)
 
     def facts(self, result: Denoised) -> dict[str, Any]:
-        n_cells, n_genes = result.rows.shape
-        n_modelled = int(result.modelled.sum())
-        return {"n_cells": n_cells, "n_genes": n_genes, "n_genes_modelled": n_modelled, "n_bytes": result.n_bytes}
+        n_cells, n_genes = result.rows.shape[0], len(result.modelled)
+        facts: dict[str, Any] = {"n_cells": n_cells, "n_genes": n_genes, "n_genes_modelled": int(result.modelled.sum())}
+        return facts | {"n_bytes": result.n_bytes, "group_means": self._comparison(result)}
+
+    def _comparison(self, result: Denoised) -> dict[str, Any] | None:
+        means = result.group_means()
+        if means is None:
+            return None
+        shown = self.session.genes.shown(means.genes)
+        worst = [
+            {
+                "gene": shown[g],
+                "group": means.groups[p],
+                "n_cells": int(means.n_cells_p[p]),
+                "raw": float(means.raw_pg[p, g]),
+                "denoised": float(means.denoised_pg[p, g]),
+                "error": float(means.error_pg[p, g]),
+            }
+            for p, g in means.worst[:_LISTED]
+        ]
+        differ = int(np.sum(means.differs_pg))
+        facts = {"groupby": means.groupby, "n_groups": len(means.groups), "n_compared": means.differs_pg.size}
+        return facts | {"n_different": differ, "fdr": FDR, "worst": worst}
 
     def text(self, result: Denoised, facts: dict[str, Any]) -> str:  # noqa: ARG002  # they say it all
         unit = "counts" if self.session.model.of_counts else "values"
         what = "each cell's own rates" if self.options.estimate == "cell" else f"expected {unit}"
         samples = self.options.n_samples
         how = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
-        return f"denoised {facts['n_cells']:,} cells × {facts['n_genes_modelled']:,} genes: {what}, {how}"
+        line = f"denoised {facts['n_cells']:,} cells × {facts['n_genes_modelled']:,} genes: {what}, {how}"
+        means = facts["group_means"]
+        return line if means is None else "\n".join([line, *_comparison_lines(means)])
+
+    def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the options
+        if self.groupby is not None:
+            return []
+        return ["--groupby COLUMN compares the mean denoised and raw counts of each cell type"]
 
     def next_step(self, result: Denoised) -> str:
-        if not result.modelled.all():
-            return f'adata[:, adata.var["{self.names.modelled}"]] selects the genes that were denoised'
-        return f'sc.pl.dotplot(adata, genes, groupby=..., layer="{self.names.denoised}")'
+        layer = f'layer="{self.names.denoised}"'
+        if result.columns.in_layer:
+            return f"sc.pl.dotplot(adata, genes, groupby=..., {layer})"
+        name = self.names.denoised
+        return (
+            f'd = adata[:, adata.uns["{self.names.key_added}"]["denoised_genes"]].copy(); '
+            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, genes, groupby=..., {layer})'
+        )
+
+
+def _comparison_lines(means: dict[str, Any]) -> list[str]:
+    differ, compared = means["n_different"], means["n_compared"]
+    where = f"mean counts of {means['n_groups']} groups of obs[{means['groupby']!r}]"
+    if not differ:
+        return [f"{where}: no denoised mean differs from the raw mean by more than the sampling error"]
+    lines = [
+        f"{where}: {differ:,} of {compared:,} denoised means ({differ / compared:.1%}) differ from the raw mean by "
+        f"more than the sampling error (FDR {means['fdr']:.0%}); the worst:"
+    ]
+    worst = means["worst"][:_SHOWN]
+    names = [f"{row['gene']} in {row['group']}" for row in worst]
+    width = max(map(len, names))
+    lines += [
+        f"  {name:<{width}}  raw {row['raw']:.3g} ± {row['error']:.2g}, denoised {row['denoised']:.3g}"
+        for name, row in zip(names, worst, strict=True)
+    ]
+    return lines

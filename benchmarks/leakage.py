@@ -1,0 +1,260 @@
+"""Do markers leak into cell types that lack them? scvae, scVI, principal components, MAGIC and the raw counts.
+
+    python benchmarks/leakage.py --scvi-python SCVI_ENV/bin/python --magic-python MAGIC_ENV/bin/python [SET ...]
+
+Two things are asked of denoised counts at once. A tenth of every cell's molecules is set aside, everybody learns from
+the rest, and the Poisson loss of the tenth judges (as in `denoising.py`). And a marker that is absent from a type must
+stay absent: a marker is a gene seen in at least a fifth of the cells of some type of 30 cells or more, and it is absent
+from a type if fewer than 1% of the type's cells show it. For each absent marker and type:
+
+    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with most of
+              it; the mean over absent markers and types (some of it is sampling error of the raw mean, for everybody)
+    beyond    share of absent markers and types whose denoised mean lies above the 95% interval (Poisson) of the raw
+              mean
+    small     leakage into the small type alone
+
+One type of each set is cut down to 50 cells: the largest with seed 0, the next one with seed 1, and so on. pbmc68k_700
+has small types of its own. The simulation has eight types, one of 50 cells, with 30 markers each, absent from all other
+types; there the true means are known, and leakage is also measured against them.
+
+scvae is asked for the expected counts of states (its default) and of cells, and, as it was up to version 0.2, for
+expected counts without zero inflation, averaged over ten posterior samples. Of scVI, `get_normalized_expression` times
+the library size is shown, and the mean of its likelihood, zero inflation counted in. Of PCA and of MAGIC (on square
+roots, and without them) the one with the better Poisson loss is taken, which favors them.
+
+Results go to results/leakage.json and .md; sets and seeds not asked for keep theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import denoising
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.stats import gamma
+from timed import describe_machine, run_json
+
+import scvae_cli
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import Counts
+from scvae_cli.evaluation.pca_model import PcaModel
+from scvae_cli.evaluation.thinning import thin
+from scvae_cli.latent.expected_counts import expected_counts
+from scvae_cli.training.fit import fit_to_end
+
+HERE = Path(__file__).parent
+SHARED_DATA = HERE.parents[1] / "shared" / "data"
+SIMULATED = "simulated types"
+# Columns with the types, and whether one type is cut down.
+SETS = {
+    "pbmc4k_top2000": (SHARED_DATA, "cell_type", True),
+    "kang_muscat_2donors": (SHARED_DATA, "cell_type", True),
+    "mixology_sc": (SHARED_DATA, "cell_line", True),
+    "paul15_3004": (SHARED_DATA, "cell_type", True),
+    "pbmc68k_700": (HERE.parent / "data_samples", "bulk_labels", False),
+}
+SMALL, LEAST_CELLS, MARKER, ABSENT = 50, 30, 0.2, 0.01
+FIGURES = ("loss", "leakage", "beyond", "small", "leakage_true")
+
+
+def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
+    """A data set with one small type, and the column with its types."""
+    if name == SIMULATED:
+        return simulated(seed), "cell_type"
+    folder, key, cut = SETS[name]
+    _, adata = denoising.load(str(folder / f"{name}.h5ad"))
+    if cut:
+        label_n = adata.obs[key].astype(str).to_numpy()
+        # The order of the file decides between types of equal size.
+        chosen = adata.obs[key].astype(str).value_counts(sort=True).index[seed]
+        mine = np.random.default_rng(seed).permutation(np.flatnonzero(label_n == chosen))
+        adata = adata[np.setdiff1d(np.arange(adata.n_obs), mine[SMALL:])].copy()
+    return adata, key
+
+
+def simulated(seed: int, *, n_cells: int = 3000, n_genes: int = 1500, markers: int = 30) -> anndata.AnnData:
+    """Negative binomial counts of eight types, without zero inflation.
+
+    Genes vary by type a little, and with four factors that all types share. Markers are absent from all types but one:
+    their rate there is e^-9, where the mean of an ordinary gene's log rate is 0.
+    """
+    random = np.random.default_rng(seed)
+    share_p = np.asarray([0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05])
+    n_types = len(share_p) + 1
+    log_pg = random.normal(0, 1.5, n_genes) + random.normal(0, 0.3, (n_types, n_genes))
+    for p, mine in enumerate(random.permutation(n_genes)[: n_types * markers].reshape(n_types, markers)):
+        log_pg[:, mine] = -9
+        log_pg[p, mine] = random.normal(1.5, 1, markers)
+    type_n = np.append(random.choice(n_types - 1, n_cells - SMALL, p=share_p), np.full(SMALL, n_types - 1))
+    factor_nf, loading_fg = random.normal(0, 1, (n_cells, 4)), random.normal(0, 0.2, (4, n_genes))
+    rate_ng = np.exp(log_pg[type_n] + factor_nf @ loading_fg)
+    library_n1 = np.exp(random.normal(np.log(1500), 0.4, (n_cells, 1)))
+    mean_ng = library_n1 * rate_ng / rate_ng.sum(1, keepdims=True)
+    theta_g = np.exp(random.normal(1, 0.5, n_genes))
+    x_ng = random.poisson(mean_ng * random.gamma(theta_g, 1 / theta_g, mean_ng.shape))
+    adata = anndata.AnnData(sp.csr_matrix(x_ng.astype(np.float32)), layers={"true_mean": mean_ng.astype(np.float32)})
+    adata.obs_names = [f"cell{n}" for n in range(n_cells)]
+    adata.obs["cell_type"] = [f"type{p}" for p in type_n]
+    return adata
+
+
+class Judge:
+    """What is set aside, the types, and which markers are absent from which type."""
+
+    def __init__(self, adata: anndata.AnnData, key: str, seed: int) -> None:
+        self.thinned = thin(denoising.chosen(adata), seed=seed)
+        self.kept: Counts = self.thinned.kept
+        used = adata[list(self.kept.cell_names), list(self.kept.gene_names)]
+        self.label_n = used.obs[key].astype(str).to_numpy()
+        names, size = np.unique(self.label_n, return_counts=True)
+        self.types, self.size_p = names[size >= LEAST_CELLS], size[size >= LEAST_CELLS]
+        x_ng = self.kept.matrix.toarray()
+        self.raw_pg = self.means(x_ng)
+        share_pg = self.means(x_ng > 0)
+        self.absent_pg = (share_pg < ABSENT) & (share_pg.max(0) >= MARKER)
+        total_pg = self.raw_pg * self.size_p[:, None]
+        self.upper_pg = gamma.ppf(0.975, total_pg + 1) / self.size_p[:, None]
+        truth = used.layers.get("true_mean")
+        self.true_pg = None if truth is None else self.means(self.thinned.share * np.asarray(truth))
+
+    def means(self, values_ng: np.ndarray) -> np.ndarray:
+        """Means of each type, shape (types, genes)."""
+        return np.stack([values_ng[self.label_n == name].mean(0, dtype=np.float64) for name in self.types])
+
+    def scores(self, mean_ng: np.ndarray) -> dict[str, float | None]:
+        """Poisson loss, nats a cell up to a constant, and the measures of leakage, percent."""
+        denoised_pg = self.means(mean_ng)
+        small = int(np.argmin(self.size_p))
+
+        def leakage(expected_pg: np.ndarray, among_pg: np.ndarray) -> float | None:
+            excess_pg = np.maximum(denoised_pg - expected_pg, 0) / np.maximum(self.raw_pg.max(0), 1e-12)
+            return 100 * float(excess_pg[among_pg].mean()) if among_pg.any() else None
+
+        in_small_pg = self.absent_pg & (np.arange(len(self.types)) == small)[:, None]
+        return {
+            "loss": float(self.thinned.poisson_loss([mean_ng]).mean()),
+            "leakage": leakage(self.raw_pg, self.absent_pg),
+            "beyond": 100 * float((denoised_pg > self.upper_pg)[self.absent_pg].mean()),
+            "small": leakage(self.raw_pg, in_small_pg),
+            "leakage_true": None if self.true_pg is None else leakage(self.true_pg, self.absent_pg),
+        }
+
+
+def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for every contender."""
+    judge = Judge(*load(name, seed), seed)
+    kept = judge.kept
+    about = {"data": name, "seed": seed, "n_absent": int(judge.absent_pg.sum()), "small_cells": int(judge.size_p.min())}
+    rows: list[dict[str, Any]] = []
+
+    def add(contender: str, candidates: Iterable[np.ndarray]) -> None:
+        scores = min(map(judge.scores, candidates), key=lambda figures: figures["loss"])
+        rows.append(about | {"contender": contender} | scores)
+
+    told = {"genes": "all", "seed": seed, "threads": arguments.threads, "device": "cpu"}
+    model = fit_to_end(kept, RunConfig.of(told))
+
+    def from_scvae(**asked: Any) -> list[np.ndarray]:
+        return [np.concatenate(list(expected_counts(model, kept, **asked)))]
+
+    add("scvae", from_scvae())
+    add("scvae, `--samples 10`", from_scvae(n_samples=10))
+    add("scvae, `--estimate cell`", from_scvae(estimate="cell"))
+    add("scvae up to 0.2 (no zero inflation)", from_scvae(n_samples=10, with_zero_inflation=False))
+    if arguments.scvi_python is not None:
+        expected = denoising.from_scvi(kept, seed, arguments)
+        add("scVI, normalized expression", [expected["rate"]])
+        add("scVI, mean of its likelihood", [expected["mean"]])
+    pca = PcaModel(kept)
+    add("PCA", (np.concatenate(list(pca.expected(c))) for c in pca.components))
+    if arguments.magic_python is not None:
+        add("MAGIC", from_magic(kept, seed, arguments))
+    add("raw counts", [kept.matrix.toarray()])
+    return rows
+
+
+def from_magic(kept: Counts, seed: int, arguments: argparse.Namespace) -> list[np.ndarray]:
+    """What MAGIC makes of the counts, at the library size of each cell."""
+    with tempfile.TemporaryDirectory() as folder:
+        cells, out = Path(folder) / "kept.npz", Path(folder) / "magic.npz"
+        sp.save_npz(cells, kept.matrix)
+        side = [str(arguments.magic_python), str(HERE / "leakage_magic.py"), str(cells), "-o", str(out)]
+        run_json([*side, "--seed", str(seed), "--threads", str(arguments.threads)], arguments.threads)
+        with np.load(out) as arrays:
+            return [arrays[name] for name in arrays.files]
+
+
+def text(known: dict[str, Any]) -> str:
+    """The results as markdown."""
+    lines = ["# Leakage", "", "Written by `benchmarks/leakage.py`; its docstring says what is measured.", ""]
+    lines += [
+        "Loss: nats a cell less scvae's (higher is worse). The others: percent. Mean ± standard deviation over seeds.",
+        "",
+        "| data | contender | loss | leakage | beyond | small type | leakage, truth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, runs in known.items():
+        rows = [row for run in runs.values() for row in run["rows"]]
+        for contender in dict.fromkeys(row["contender"] for row in rows):
+            told = " | ".join(_told(rows, contender, figure) for figure in FIGURES)
+            lines.append(f"| {name} | {contender} | {told} |")
+    lines.append("")
+    for name, runs in known.items():
+        for seed, run in runs.items():
+            row = run["rows"][0]
+            lines.append(
+                f"{name}, seed {seed}: {row['n_absent']} absent markers and types, smallest type {row['small_cells']} "
+                f"cells; {run['machine']}; scvae {run['scvae']}; {run['date']}.  "
+            )
+    return "\n".join(lines) + "\n"
+
+
+def _told(rows: list[dict[str, Any]], contender: str, figure: str) -> str:
+    ours = {row["seed"]: row["loss"] for row in rows if row["contender"] == "scvae"}
+    mine = [row for row in rows if row["contender"] == contender and row[figure] is not None]
+    if not mine:
+        return "–"
+    values = [row[figure] - (ours[row["seed"]] if figure == "loss" else 0) for row in mine]
+    told = f"{np.mean(values):{'+' if figure == 'loss' else ''}.2f} ± {np.std(values):.2f}"
+    return told if len(mine) == len(ours) else f"{told} ({len(mine)} of {len(ours)} seeds)"
+
+
+def main() -> None:
+    """Measure the data sets asked for and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", nargs="*", default=[*SETS, SIMULATED], help=f"{', '.join(SETS)} or {SIMULATED!r}")
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
+    parser.add_argument("--magic-python", type=Path, help="an interpreter that has magic-impute")
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "leakage.json")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    for name in arguments.data:
+        for seed in arguments.seeds:
+            rows = measure(name, seed, arguments)
+            print(f"  {name}, seed {seed}", file=sys.stderr)
+            known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
+            known.setdefault(name, {})[str(seed)] = {
+                "rows": rows,
+                "machine": describe_machine(arguments.threads),
+                "scvae": scvae_cli.__version__,
+                "date": date.today().isoformat(),
+            }
+            arguments.results.write_text(json.dumps(known, indent=1) + "\n")
+            arguments.results.with_suffix(".md").write_text(text(known))
+    print(text(known))
+
+
+if __name__ == "__main__":
+    main()
