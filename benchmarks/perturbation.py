@@ -319,11 +319,15 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
     }
     lines += [f"| prediction | {' | '.join(measures.values())} |", "|---|" + "---|" * len(measures)]
 
-    def sizes(name: str, part: str) -> str:
-        by_group = [mean_of([row for row in rows if row["group"] == group], name, part) for group in groups]
-        return f"{mean_of(rows, name, part):.2f} ({min(by_group):.2f}–{max(by_group):.2f})"
+    # Rows of earlier versions have no slopes.
+    sized = [row for row in rows if "slope" in row["fits"]["perturb"]]
 
-    for name in order[:-1]:
+    def sizes(name: str, part: str) -> str:
+        there = [[row for row in sized if row["group"] == group] for group in groups]
+        by_group = [mean_of(some, name, part) for some in there if some]
+        return f"{mean_of(sized, name, part):.2f} ({min(by_group):.2f}–{max(by_group):.2f})"
+
+    for name in order[:-1] if sized else ():
         lines.append(f"| {name} | {' | '.join(sizes(name, part) for part in measures)} |")
     summary = f"Estimated and true accuracy differ by {miss('perturb --retrain'):.3f} on average with `--retrain`, by "
     lines += ["", f"{summary}{miss('perturb'):.3f} without (correlation over all genes)."]
