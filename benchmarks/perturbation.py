@@ -1,6 +1,7 @@
 """Accuracy of `scvae perturb` for cells that were never observed under a perturbation, and of its own estimate of it.
 
-    python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1] [--threads 2] [--parts kang,simulated]
+    python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1,2] [--threads 2]
+        [--parts kang,null,simulated] [--groups "B cells"]
 
 Kang et al. 2018, PBMC with and without interferon β: the stimulated cells of each cell type are taken out of the data,
 a model is trained on the rest, and `perturb` predicts them. Reported is the correlation (Pearson) of predicted and true
@@ -8,7 +9,13 @@ change (difference of mean log(1 + 10⁴·count/library), stimulated − control
 significant ones (Welch's t). Baselines: no change (0), the mean change of the other types in the same units, that
 change weighted by similarity (`--method centroid`'s weights), and latent arithmetic (the decoded change alone, with
 both methods). The accuracy that the command itself estimates, the mean over the other types, is given with `--retrain`
-(models trained without the cells that are left out) and without.
+(models trained without the cells that are left out) and without. Errors of the size of the changes are measured by
+slopes through zero, of predicted on observed changes (below 1: predicted too small) and of observed on predicted ones,
+over all genes and over the 50 most significant ones, and by the root mean squared error.
+
+No change: how often the test by permuted labels detects a change, in the same cells with labels permuted within each
+type, and in simulated groups with programs of known size, with 0 for no effect; in a part of these, the treated cells
+were sequenced half as deeply as the control cells.
 
 Simulated combinations: six groups under B, C, both and neither; two groups' cells under both are taken out. Effects are
 gene programs in log expression, four fifths of which the groups share. The joint effect is the sum in logs, the sum in
@@ -36,7 +43,11 @@ from timed import describe_machine
 
 import scvae_cli as scvae
 from scvae_cli.api import PythonShell
+from scvae_cli.data.counts import Counts
 from scvae_cli.session import Session
+from scvae_cli.tools.perturb.change_test import LEVEL, Tested
+from scvae_cli.tools.perturb.design import design
+from scvae_cli.tools.perturb.no_change import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor
@@ -45,24 +56,41 @@ from scvae_cli.verb import Request
 
 HERE = Path(__file__).parent
 N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0
+# Data sets of each kind and seed in which the test of no change is measured.
+N_NULL = 50
 KINDS = ("sum in logs", "sum in expression", "saturating", "third program")
 
 
 def question(session: Session, **asked: Any) -> Perturb:
     """A perturbation asked of a session, with the design found in its cells."""
     request = Request(verb=PERTURB, data=None, model=session.model, options=PerturbOptions(**asked))
-    return Perturb(session, request, PythonShell())
+    return Perturb(session, request, PythonShell(PERTURB))
 
 
 # --- cell types left out ----------------------------------------------------------------------------------------------
 
 
-def left_out_types(folder: Path, seeds: list[int], threads: int) -> Iterator[dict[str, Any]]:
+def fit_of(change_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> dict[str, float]:
+    """Accuracy, and slopes in both directions."""
+
+    def slope(of_g: np.ndarray, on_g: np.ndarray) -> float:
+        return float(of_g @ on_g / max(on_g @ on_g, 1e-12))
+
+    return accuracy(change_g, true_g, top)._asdict() | {
+        "slope": slope(change_g, true_g),
+        "inverse_slope": slope(true_g, change_g),
+        "top_inverse_slope": slope(true_g[top], change_g[top]),
+    }
+
+
+def left_out_types(
+    folder: Path, seeds: list[int], threads: int, groups: list[str] | None = None
+) -> Iterator[dict[str, Any]]:
     """A row for every cell type and seed."""
     adata = anndata.read_h5ad(folder / "kang_muscat_2donors.h5ad")
     type_n, condition_n = (adata.obs[key].astype(str).to_numpy() for key in ("cell_type", "condition"))
     for seed in seeds:
-        for group in sorted(set(type_n)):
+        for group in groups or sorted(set(type_n)):
             kept = ~((type_n == group) & (condition_n == "stim"))
             # A session on all cells, with a model that has not seen those, is used for the truth alone.
             model = scvae.train(adata[kept].copy(), seed=seed, threads=threads, device="cpu")
@@ -70,30 +98,92 @@ def left_out_types(folder: Path, seeds: list[int], threads: int) -> Iterator[dic
             asked |= {"groupby": "cell_type", "group": group}
             session = Session.open(adata[kept].copy(), model, device="cpu")
             whole = Session.open(adata, model, device="cpu")
-            design = question(whole, **asked).design
+            full = question(whole, **asked).design
             truth = Observed(whole.counts)
-            true_g, top = truth.change(design), truth.most_significant(design)
+            true_g, top = truth.change(full), truth.most_significant(full)
             row: dict[str, Any] = {"group": group, "seed": seed, "fits": {}, "promised": {}, "recipe": {}}
             for name, retrain in (("perturb", False), ("perturb --retrain", True)):
                 asked_now = question(session, **asked, retrain=retrain)
                 result = asked_now.answer()
-                row["fits"][name] = accuracy(result.changes.change_g, true_g, top)._asdict()
+                row["fits"][name] = fit_of(result.changes.change_g, true_g, top)
                 expected = result.mean_accuracy()
                 assert expected is not None
                 row["promised"][name] = expected._asdict()
-                row["recipe"][name] = f"{result.recipe.method}, {result.recipe.mean_shift_share:g}"
+                recipe = result.recipe
+                row["recipe"][name] = f"{recipe.method}, {recipe.mean_shift_share:g}, {recipe.scale:.2f}"
                 row["checks"] = [check.as_dict() for check in result.checks]
             known, predictor = asked_now.design, Predictor.of(model, asked_now.counts, cells=session.cells)
             for method in ("centroid", "ot"):
                 change_g = predictor.changes(known, method, (0.0,))[0]
-                row["fits"][f"latent arithmetic, {method}"] = accuracy(change_g, true_g, top)._asdict()
+                row["fits"][f"latent arithmetic, {method}"] = fit_of(change_g, true_g, top)
             sources = known.sources
-            changes = np.stack([truth.change(replace(design, group=other)) for other in sources])
+            changes = np.stack([truth.change(replace(full, group=other)) for other in sources])
             weights_s = predictor.latent.weights(known, sources)
-            row["fits"]["mean change of the others"] = accuracy(changes.mean(0), true_g, top)._asdict()
-            row["fits"]["that, weighted by similarity"] = accuracy(weights_s @ changes, true_g, top)._asdict()
-            row["fits"]["no change"] = accuracy(np.zeros_like(true_g), true_g, top)._asdict()
+            row["fits"]["mean change of the others"] = fit_of(changes.mean(0), true_g, top)
+            row["fits"]["that, weighted by similarity"] = fit_of(weights_s @ changes, true_g, top)
+            row["fits"]["no change"] = fit_of(np.zeros_like(true_g), true_g, top)
             yield row
+
+
+# --- no change --------------------------------------------------------------------------------------------------------
+
+
+def tested(adata: anndata.AnnData, label_n: np.ndarray, group_n: np.ndarray, seed: int) -> Tested:
+    """The test by permuted labels, over all groups."""
+    names = (np.asarray(names, dtype=object) for names in (adata.obs_names, adata.var_names))
+    matrix = sp.csr_matrix(adata.X, dtype=np.float32)
+    counts = Counts(matrix=matrix, cell_names=next(names), gene_names=next(names), source="X", batch=None)
+    groups = sorted(set(group_n))
+    found = design(groups[0], "ctrl", "B", group_n=group_n, label_n=label_n, perturbation_key="label")
+    return permutation_test(Observed(counts), found, "B", groups, batch_n=None, seed=seed)
+
+
+def with_effect(size: float, seed: int, *, depth: float = 1.0) -> anndata.AnnData:
+    """Four groups of control and treated cells; a shared program of 40 genes has effects of a size in log expression.
+
+    The treated cells are sequenced to a multiple of the depth of the control cells.
+    """
+    rng = np.random.default_rng(seed)
+    base_sg = rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.6, (4, N_GENES))
+    effect_g = np.zeros(N_GENES)
+    effect_g[rng.choice(N_GENES, 40, replace=False)] = rng.choice([-1, 1], 40) * size
+    theta_g = rng.gamma(4, 1, N_GENES) + 0.5
+    blocks, groups, labels = [], [], []
+    for s in range(4):
+        for label, log_g, factor in (("ctrl", base_sg[s], 1.0), ("B", base_sg[s] + effect_g, depth)):
+            rate_g = np.exp(log_g) / np.exp(log_g).sum()
+            depth_n1 = factor * DEPTH * rng.lognormal(0, 0.3, (N_CELLS, 1))
+            blocks.append(rng.poisson(depth_n1 * rate_g * rng.gamma(theta_g, 1 / theta_g, (N_CELLS, N_GENES))))
+            groups += [f"group {s + 1}"] * N_CELLS
+            labels += [label] * N_CELLS
+    obs = pd.DataFrame({"group": groups, "label": labels}, index=[f"c{i}" for i in range(len(groups))])
+    return anndata.AnnData(sp.csr_matrix(np.concatenate(blocks), dtype=np.float32), obs=obs)
+
+
+def verdicts(folder: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
+    """A row for every data set: the p-value, and whether a change is detected."""
+    adata = anndata.read_h5ad(folder / "kang_muscat_2donors.h5ad")
+    type_n, condition_n = (adata.obs[key].astype(str).to_numpy().astype(object) for key in ("cell_type", "condition"))
+    label_n = np.where(condition_n == "stim", "B", "ctrl").astype(object)
+    for seed in seeds:
+        rng = np.random.default_rng(seed)
+
+        def row(data: str, found: Tested, seed: int = seed) -> dict[str, Any]:
+            return {"data": data, "seed": seed, "p": found.p, "n_changed": found.n_changed}
+
+        yield row("Kang et al., labels as observed", tested(adata, label_n, type_n, seed))
+        for i in range(N_NULL):
+            permuted_n = label_n.copy()
+            for group in set(type_n):
+                cells = np.flatnonzero(type_n == group)
+                permuted_n[cells] = rng.permutation(permuted_n[cells])
+            yield row("Kang et al., labels permuted within each type", tested(adata, permuted_n, type_n, i))
+        for size, depth in ((0.0, 1.0), (0.0, 0.5), (0.1, 1.0), (0.2, 1.0), (0.4, 1.0)):
+            name = f"simulated, effect {size:g}" + (", treated cells half as deep" if depth < 1 else "")
+            for i in range(N_NULL):
+                cells_i = with_effect(size, 1000 * seed + i, depth=depth)
+                sides = (cells_i.obs[key].to_numpy().astype(object) for key in ("label", "group"))
+                yield row(name, tested(cells_i, *sides, seed=i))
 
 
 # --- simulated combinations -------------------------------------------------------------------------------------------
@@ -167,8 +257,8 @@ def combination(kind: str, seed: int, group: str, seen: bool, session: Session, 
     """One group's prediction beside the truth."""
     asked: dict[str, Any] = {"perturbation_key": "label", "control": "ctrl", "treated": "B+C"}
     asked |= {"groupby": "group", "group": group}
-    design, truth = question(whole, **asked).design, Observed(whole.counts)
-    true_g, top = truth.change(design), truth.most_significant(design)
+    full, truth = question(whole, **asked).design, Observed(whole.counts)
+    true_g, top = truth.change(full), truth.most_significant(full)
     asked_now = question(session, **asked)
     result, predictor = asked_now.answer(), Predictor.of(session.model, asked_now.counts, cells=session.cells)
     fits = {"perturb": result.changes.change_g, "additive": result.changes.additive_g}
@@ -183,7 +273,7 @@ def combination(kind: str, seed: int, group: str, seen: bool, session: Session, 
         "group": group,
         "seen": seen,
         "recipe": f"{result.recipe.method}, {result.recipe.mean_shift_share:g}",
-        "fits": {name: accuracy(change_g, true_g, top)._asdict() for name, change_g in fits.items()},
+        "fits": {name: fit_of(change_g, true_g, top) for name, change_g in fits.items()},
     }
 
 
@@ -214,10 +304,49 @@ def kang_text(rows: list[dict[str, Any]]) -> list[str]:
         pairs = [[row[where][name]["correlation"] for where in ("promised", "fits")] for row in rows]
         return float(np.abs(np.diff(pairs)).mean())
 
+    lines += [
+        "",
+        "Size of the changes, means over groups and seeds; in brackets, the smallest and largest of a group.",
+        "",
+    ]
+    measures = {
+        "slope": "all genes: predicted on observed",
+        "inverse_slope": "observed on predicted",
+        "top_slope": "top 50: predicted on observed",
+        "top_inverse_slope": "observed on predicted",
+        "rmse": "RMSE, all genes",
+        "explained": "explained",
+    }
+    lines += [f"| prediction | {' | '.join(measures.values())} |", "|---|" + "---|" * len(measures)]
+
+    # Rows of earlier versions have no slopes.
+    sized = [row for row in rows if "slope" in row["fits"]["perturb"]]
+
+    def sizes(name: str, part: str) -> str:
+        there = [[row for row in sized if row["group"] == group] for group in groups]
+        by_group = [mean_of(some, name, part) for some in there if some]
+        return f"{mean_of(sized, name, part):.2f} ({min(by_group):.2f}–{max(by_group):.2f})"
+
+    for name in order[:-1] if sized else ():
+        lines.append(f"| {name} | {' | '.join(sizes(name, part) for part in measures)} |")
     summary = f"Estimated and true accuracy differ by {miss('perturb --retrain'):.3f} on average with `--retrain`, by "
     lines += ["", f"{summary}{miss('perturb'):.3f} without (correlation over all genes)."]
     chosen = sorted({row["recipe"]["perturb --retrain"] for row in rows})
-    return [*lines, f"Chosen with `--retrain` (method, share of the mean shift): {'; '.join(chosen)}.", ""]
+    return [*lines, f"Chosen with `--retrain` (method, share of the mean shift, scale): {'; '.join(chosen)}.", ""]
+
+
+def null_text(rows: list[dict[str, Any]]) -> list[str]:
+    lines = ["## No change", "", f"A change is detected if p ≤ {LEVEL:g}.", ""]
+    lines += [
+        "| data | data sets | change detected | p ≤ 0.05 | median number of changed genes |",
+        "|---|---|---|---|---|",
+    ]
+    for data in dict.fromkeys(row["data"] for row in rows):
+        some = [row for row in rows if row["data"] == data]
+        p = np.asarray([row["p"] for row in some])
+        genes = np.median([row["n_changed"] for row in some])
+        lines.append(f"| {data} | {len(some)} | {(p <= LEVEL).mean():.1%} | {(p <= 0.05).mean():.1%} | {genes:g} |")
+    return [*lines, ""]
 
 
 def combination_text(rows: list[dict[str, Any]]) -> list[str]:
@@ -247,6 +376,7 @@ def text(rows: dict[str, list[dict[str, Any]]], threads: int) -> str:
     """The results as markdown."""
     lines = ["# Perturbations", "", "Written by `benchmarks/perturbation.py`; its docstring says what is measured.", ""]
     lines += kang_text(rows["kang"]) if rows.get("kang") else []
+    lines += null_text(rows["null"]) if rows.get("null") else []
     lines += combination_text(rows["simulated"]) if rows.get("simulated") else []
     return "\n".join(
         [*lines, f"({describe_machine(threads)}; torch {torch.__version__}; {date.today().isoformat()})", ""]
@@ -257,26 +387,36 @@ def main() -> None:
     """Measure and write the results; a part that is not asked for keeps the rows it had."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
+    parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", default="kang,simulated", help="comma-separated; all by default")
+    parser.add_argument("--parts", default="kang,null,simulated", help="comma-separated; all by default")
+    parser.add_argument("--groups", type=lambda text: text.split(","), help="cell types to leave out; all by default")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "perturbation.md")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore", scvae.ScvaeWarning)
     recorded = arguments.results.with_suffix(".json")
     rows = json.loads(recorded.read_text()) if recorded.exists() else {}
+    kept = ("kind", "data", "group", "seed", "seen")
     for part in arguments.parts.split(","):
-        rows[part] = []
-        found = (
-            left_out_types(arguments.data_folder, arguments.seeds, arguments.threads)
-            if part == "kang"
-            else combinations(arguments.seeds, arguments.threads)
-        )
+        found: Iterator[dict[str, Any]]
+        if part == "kang":
+            found = left_out_types(arguments.data_folder, arguments.seeds, arguments.threads, arguments.groups)
+        elif part == "null":
+            found = verdicts(arguments.data_folder, arguments.seeds)
+        else:
+            found = combinations(arguments.seeds, arguments.threads)
+        # Rows of other seeds and groups stay.
+        groups = arguments.groups if part == "kang" else None
+        rows[part] = [
+            row
+            for row in rows.get(part, [])
+            if row["seed"] not in arguments.seeds or (groups and row["group"] not in groups)
+        ]
         for row in found:
             rows[part].append(row)
             print(
-                {name: value for name, value in row.items() if name in ("group", "seed", "kind", "seen", "recipe")},
+                {name: value for name, value in row.items() if name in (*kept, "recipe", "p")},
                 flush=True,
             )
     recorded.write_text(json.dumps(rows, indent=1))

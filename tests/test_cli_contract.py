@@ -71,7 +71,8 @@ KEYS = {
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
     "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
-    "extrapolated_from stopped off_manifold groups_passed n_cells n_cells_on_path genes missing_genes path_out plot "
+    "extrapolated_from stopped through_cells start_cell starts off_manifold "
+    "groups_passed n_cells n_cells_on_path genes missing_genes path_out plot "
     "slots",
     "pseudotime": "output name root ends root_cells n_cells branches n_components missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "
@@ -82,7 +83,8 @@ KEYS = {
     "missing_genes table plot slots",
     "sample": "output n_cells n_genes source prior_nats density_nats n_compared off_manifold rejected genes groupby "
     "group batch_as mean agreement missing_genes plot slots",
-    "perturb": "output group control treated method mean_shift_share learned_from n_cells n_genes off_manifold "
+    "perturb": "output group control treated method mean_shift_share scale change_detected learned_from n_cells "
+    "n_genes off_manifold change_tests group_change_test no_better_than_mean model_accuracy "
     "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
     "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
     "plot slots",
@@ -113,10 +115,10 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "score": ["score", *asked, "--samples", "2"],
         "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
-        # Batches stand for what was done; branches and stem cells are the groups.
+        # Types of cells stand for what was done, because they differ; batches are the groups.
         "perturb": [
-            *("perturb", *asked, "--perturbation-key", "batch", "--control", "batch_1", "--treated", "batch_2"),
-            *("--groupby", "cell_type", "--group", "stem", "--retrain", "-o", folder / "treated.h5ad"),
+            *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
+            *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),
         ],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],

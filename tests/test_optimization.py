@@ -134,21 +134,21 @@ def two_normals(z_nk: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("room", "found"), [(0.05, True), (-0.05, False)])
-def test_a_path_crosses_the_saddle_point_if_it_is_within_the_limit(room, found):
+def test_a_path_crosses_the_saddle_point(room, found):
     rng = np.random.default_rng(0)
     cells_nk = points(rng.standard_normal((600, 2)) + 2.5 * rng.choice([-1, 1], (600, 1)) * [1, 0])
     graph = cell_graph(flat(), cells_nk, always=np.arange(1))
     start_k, end_k = torch.tensor([-2.6, 1.5]), torch.tensor([2.0, 1.5])
     limit = -float(two_normals(torch.zeros(1, 2))) + room
     path_tk = across_saddle_point(graph, two_normals, start_k, end_k, limit=limit)
-    assert (path_tk is not None) == found
-    if path_tk is not None:
-        assert float((-two_normals(path_tk)).max()) <= limit
-        assert (path_tk[1:] - path_tk[:-1]).norm(dim=1).max() < 0.15
-        torch.testing.assert_close(path_tk[[0, -1]], torch.stack([start_k, end_k]))
-        # On the straight line between the two, the density is lower.
-        line_tk = torch.lerp(start_k, end_k, torch.linspace(0, 1, 50)[:, None])
-        assert float((-two_normals(line_tk)).max()) > limit
+    assert (float((-two_normals(path_tk)).max()) <= limit) == found
+    # If the limit cannot be kept, the path still crosses near the saddle point.
+    assert float((-two_normals(path_tk)).max()) <= limit + 2 * abs(room)
+    assert (path_tk[1:] - path_tk[:-1]).norm(dim=1).max() < 0.15
+    torch.testing.assert_close(path_tk[[0, -1]], torch.stack([start_k, end_k]))
+    # On the straight line between the two, the density is lower.
+    line_tk = torch.lerp(start_k, end_k, torch.linspace(0, 1, 50)[:, None])
+    assert float((-two_normals(line_tk)).max()) > limit
 
 
 # --- the score --------------------------------------------------------------------------------------------------------

@@ -15,22 +15,24 @@ import scipy.sparse as sp
 import torch
 from command_line import run_cli, run_well
 from scipy.stats import ttest_ind
-from simulated import TINY
+from simulated import TINY, counts_of
 from workbench import DATA, USAGE
 
 import scvae_cli as scvae
 from scvae_cli.api import PythonShell
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
-from scvae_cli.tools.perturb.design import Design
+from scvae_cli.tools.perturb.change_test import LEVEL, any_changed
+from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.figure import perturbation_figure
+from scvae_cli.tools.perturb.no_change import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb
 from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.question import Perturb
-from scvae_cli.tools.perturb.result import Perturbation
-from scvae_cli.tools.perturb.validation import relative_agreement
+from scvae_cli.tools.perturb.result import Perturbation, Recipe
+from scvae_cli.tools.perturb.validation import Trial, choose, relative_agreement
 from scvae_cli.verb import Request
 
 LABELS = ("ctrl", "B", "C", "B+C")
@@ -123,7 +125,9 @@ def test_a_change_that_all_groups_share_is_recovered(everything, known, model, m
         found = accuracy(asked.predictor.changes(asked.design, method, (share,))[0], true_g, top)
         assert found.correlation > 0.9
         assert found.explained > 0.8  # "no change" explains nothing
-    assert accuracy(0 * true_g, true_g, top) == (0, 0, 0)
+    nothing = accuracy(0 * true_g, true_g, top)
+    assert nothing[:-1] == (0, 0, 0, 0)
+    assert nothing.rmse == pytest.approx(np.sqrt((true_g**2).mean()))
     assert result.recipe.method == method
     assert result.model_agreement == pytest.approx(1, abs=0.05)
     assert result.sources == {"B": ("bee", "cat", "dog", "elk")}
@@ -438,3 +442,91 @@ def test_an_output_of_its_own(files):
     data, _ = files
     with pytest.raises(ConfigError, match="the file of the input cells"):
         scvae.perturb(data, data.with_name("cells.scvae"), **ASKED, treated="B", group="ape", output=data, force=True)
+
+
+# --- the test of no change --------------------------------------------------------------------------------------------
+
+
+def verdict(cells: anndata.AnnData, label_n: np.ndarray, treated: str = "B", seed: int = 0):
+    """The test by permuted labels in all groups."""
+    group_n, label_n = (np.asarray(values, dtype=object) for values in (cells.obs["kind"].astype(str), label_n))
+    found = design("ape", "ctrl", treated, group_n=group_n, label_n=label_n, perturbation_key="label")
+    return permutation_test(Observed(counts_of(cells)), found, treated, GROUPS, batch_n=None, seed=seed)
+
+
+def test_permuted_labels_show_no_change_and_observed_ones_do(everything):
+    rng = np.random.default_rng(0)
+    control = everything[everything.obs["label"] == "ctrl"].copy()
+    found = [verdict(control, rng.permutation(np.resize(["ctrl", "B"], len(control))), seed=i) for i in range(12)]
+    p = np.asarray([each.p for each in found])
+    assert (p > LEVEL).all()
+    assert 0.2 < p.mean() < 0.8
+    true = verdict(everything, everything.obs["label"].astype(str))
+    assert true.p <= LEVEL
+    assert true.n_changed > 15
+    assert max(true.group_p.values()) <= LEVEL
+    assert not any_changed([found[0]])
+    assert any_changed([found[0], true])
+
+
+def test_a_difference_in_depth_is_no_change(everything):
+    rng = np.random.default_rng(1)
+    control = everything[everything.obs["label"] == "ctrl"].copy()
+    for seed in range(4):
+        label_n = rng.permutation(np.resize(["ctrl", "B"], len(control)))
+        halved = control.copy()
+        rate_n = np.where(label_n == "B", 0.3, 1.0)
+        halved.X = sp.csr_matrix(rng.binomial(control.X.toarray().astype(int), rate_n[:, None]), dtype=np.float32)
+        assert verdict(halved, label_n, seed=seed).p > LEVEL
+
+
+def test_without_a_change_none_is_predicted(everything, model, tmp_path):
+    cells = everything[everything.obs["label"].isin(["ctrl", "B"])].copy()
+    rng = np.random.default_rng(2)
+    cells.obs["label"] = cells.obs.groupby("kind", observed=True)["label"].transform(
+        lambda labels: rng.permutation(labels.to_numpy())
+    )
+    result_of = question(cells, model, "ape", "B")
+    result = result_of.answer()
+    assert "no change detected" in result_of.warnings(result)[0]
+    assert not result.changed
+    assert result.recipe == Recipe(method="none", mean_shift_share=0, scale=0)
+    np.testing.assert_allclose(result.changes.change_g, 0, atol=1e-12)
+    assert result_of.facts(result)["genes"] == []
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    model.save(tmp_path / "cells.scvae")
+    outcome = run_well("perturb", tmp_path / "cells.h5ad", *FLAGS, "--treated", "B", "--group", "ape")
+    assert "no change is predicted" in outcome.err
+    assert "the prediction is no change" in outcome.out
+
+
+# --- the size of the changes, and the mean of the other groups --------------------------------------------------------
+
+
+def test_the_mean_of_the_others_is_met_by_the_predicted_cells(known, model):
+    asked = answered(known, model, "ape", "B")
+    mean_g = asked.predictor.observed.mean_change(asked.design)
+    found_g = asked.predictor.change(asked.design, Recipe(method="mean", mean_shift_share=1.0))
+    assert np.corrcoef(found_g, mean_g)[0, 1] > 0.99
+    assert float(found_g @ mean_g / (mean_g @ mean_g)) == pytest.approx(1, abs=0.1)
+
+
+def test_the_scale_corrects_changes_predicted_too_small(known, model):
+    asked = answered(known, model, "ape", "B")
+    trials = [Trial(predictor=asked.predictor, design=one, held_out=True) for one in asked.design.checks]
+    recipe = Recipe(method="centroid", mean_shift_share=0.5)
+    for trial in trials:
+        # The observed change is 1.5 times as large as the predicted one.
+        trial.__dict__["true_g"] = 1.5 * trial.changes([recipe])[0]
+    assert choose(trials, [recipe]).scale == pytest.approx((4 * 1.5 + 1) / 5)
+    seen = [dataclasses.replace(trial, held_out=False) for trial in trials]
+    assert choose(seen, [recipe]).scale == 1
+
+
+def test_a_prediction_that_the_mean_beats_gives_way_to_it(known, model, monkeypatch):
+    assert answered(known, model, "ape", "B", method="centroid").result.recipe.method != "mean"
+    monkeypatch.setattr("scvae_cli.tools.perturb.perturbation.mean_is_better", lambda checks: True)
+    result = answered(known, model, "ape", "B", method="auto").result
+    assert result.recipe.method == "mean"
+    assert result.model_accuracy is not None
+    assert result.no_better_than_mean

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -12,9 +17,9 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.expected_log import mean_log1p
 from scvae_cli.tools.perturb.latent_shift import LatentShifts
-from scvae_cli.tools.perturb.observed_change import Observed
+from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.pooling import between_variance, combined, pooled
-from scvae_cli.tools.perturb.result import Accuracy, Check, Recipe
+from scvae_cli.tools.perturb.result import Recipe
 from scvae_cli.tools.perturb.validation import candidates, choose
 
 
@@ -153,10 +158,16 @@ def test_the_better_recipe_is_chosen():
     assert len(recipes) == 10
     assert {recipe.mean_shift_share for recipe in candidates("ot", held_out=False)} == {0.5, 0.75, 1.0}
     assert candidates("ot", held_out=True, only_own_parts=True) == (Recipe(method="ot", mean_shift_share=1.0),)
-    best = recipes[7]
-    rest = {"group": "a", "treated": "B", "n_control": 9, "n_treated": 9, "held_out": True}
-    rest |= {"mean_change": None, "additive": None}
-    scores = {recipe: Accuracy(0.9 if recipe == best else 0.5, 0.5, 0.0) for recipe in recipes}
-    checks = {recipe: Check(predicted=score, **rest) for recipe, score in scores.items()}
-    assert choose([checks], recipes) == best
+    true_g = np.random.default_rng(0).normal(size=60)
+    noise_g = np.random.default_rng(1).normal(size=60)
+
+    def trial(held_out: bool) -> Any:
+        changes = [true_g if recipe == recipes[7] else true_g + noise_g for recipe in recipes]
+        judged = partial(accuracy, true_g=true_g, top=np.arange(50))
+        return SimpleNamespace(
+            changes=lambda _: changes, accuracy=judged, true_g=true_g, top=np.arange(50), held_out=held_out
+        )
+
+    assert choose([trial(False)], recipes) == recipes[7]
+    assert choose([trial(True)], recipes) == replace(recipes[7], scale=pytest.approx(1))
     assert choose([], recipes) == recipes[0]

@@ -223,6 +223,12 @@ def test_other_models_are_no_start(counts):
             list(fit(other, config, start_from=model))
 
 
+def test_the_default_is_suggested_if_it_is_as_good_as_the_best():
+    loss_rn = np.asarray([[1.0], [0.5], [0.5], [0.6]]) + np.random.default_rng(0).normal(size=(4, 50))[:1]
+    for default, noise, selected in ((1, 0.2, 1), (3, 0.2, 3), (0, 0.2, 3), (None, 0.2, 3), (0, 0.6, 0)):
+        assert compare(loss_rn, prefer_last=True, noise=noise, default=default)[-1] == selected
+
+
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
@@ -253,6 +259,8 @@ def test_slots_come_back_from_the_file(bench):
 def test_text_tells_the_suggestion_and_what_to_run_next(bench):
     done = run_well("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
     assert "latent dimensions, " in done.out.split("* suggested: ")[1]
+    # There is one recommendation, and nothing that contradicts it.
+    assert len(done.out.split("* suggested: ")[1].split("→")[0].strip().splitlines()) == 1
     assert "90% of the molecules" in done.out
     assert f"next: scvae train {bench.data} --n-latent " in done.err
     assert "--likelihood nb" in done.err

@@ -1,8 +1,9 @@
 """A trajectory that increases the score of a gene program, in regions where cells are.
 
-Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from the cell with the highest
-score may end at a higher maximum. In this case, a path from the start to the higher maximum is constructed across a
-saddle point of the latent density. Along such a path, the score need not increase everywhere.
+Gradient ascent from the start increases the score up to a local maximum. Gradient ascent from other cells of the group,
+or from the cell with the highest score, may end at a higher maximum. In this case, a path from the start to the higher
+maximum is constructed through cells, across a saddle point of the latent density. Along such a path, the score need not
+increase everywhere.
 
 Shapes: n cells, k latent dimensions, t steps, s starting positions.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -25,14 +27,14 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
 from scvae_cli.tools.optimize.gene_program import scorer
-from scvae_cli.tools.optimize.gradient_ascent import Ascent, Region, Score, ascend, kept_inside
+from scvae_cli.tools.optimize.gradient_ascent import MAXIMUM, Ascent, Region, Score, ascend, kept_inside
 from scvae_cli.tools.optimize.options import OptimizeOptions
-from scvae_cli.tools.optimize.result import Optimization
+from scvae_cli.tools.optimize.result import Optimization, Start
 from scvae_cli.tools.optimize.saddle_points import across_saddle_point
+from scvae_cli.tools.optimize.starts import spread_out, typical
 from scvae_cli.tools.trajectory.curves import at_constant_speed, step_lengths
 from scvae_cli.tools.trajectory.interpolation import NEIGHBORS, described
 from scvae_cli.tools.trajectory.result import ASCENT
-from scvae_cli.tools.trajectory.waypoints import positions
 
 # Default of the largest length, in units of the distance from the start to the farthest cell.
 _FARTHEST_CELLS = 5.0
@@ -57,11 +59,11 @@ def optimize(
 ) -> Optimization:
     """Increase the score of a gene program from a population or a cell, and decode every step.
 
-    Gradient ascent starts at the densest position of the population. If the score at the end of the path is lower than
-    the score of the best cell (the cell with the highest score), gradient ascent is repeated from other positions of
-    the population that are far from each other, `options.n_starts` positions in all. A path across a saddle point to
-    the maximum near the best cell is tried last. The final scores of all paths are compared. The result is the first
-    path whose final score is about as high as the highest one.
+    Gradient ascent starts at a typical cell of the population. If the score at the end of the path is lower than the
+    score of the best cell (the cell with the highest score), gradient ascent is repeated from other cells of the
+    population that are far from each other, `options.n_starts` cells in all, and from the best cell. If one of these
+    ends is higher, the result is a path from the typical cell across a saddle point to the highest end that is not too
+    far away. The trajectory always starts at the typical cell.
 
     Parameters
     ----------
@@ -93,7 +95,7 @@ def optimize(
         with session.progress("Building the neighbor graph", None):
             return cell_graph(geometry, mean_nk, always=start.candidates(), seed=options.seed)
 
-    starts_sk = _starts(model, graph, mean_nk, start, options)
+    starts = _starts(model, mean_nk, start, options)
     density = model.density.to(model.device)
     region = None
     if not options.unconstrained:
@@ -104,23 +106,28 @@ def optimize(
             y_2g = geometry.coordinates(torch.stack([a_k, b_k]))
         return float((y_2g[1] - y_2g[0]).norm())
 
-    max_length = options.max_length or _FARTHEST_CELLS * _farthest(geometry, starts_sk[0], mean_nk)
-    first, *others = (each.to(model.device) for each in starts_sk)
-    with session.progress("Optimizing", len(starts_sk)) as advance:
-        ascents = [ascend(score, first, region=region, length=length, max_length=max_length)]
+    max_length = options.max_length or _FARTHEST_CELLS * _farthest(geometry, mean_nk[starts[0]], mean_nk)
+    first_k, *others_sk = (mean_nk[cell].to(model.device) for cell in starts)
+    with session.progress("Optimizing", len(starts)) as advance:
+        ascents = [ascend(score, first_k, region=region, length=length, max_length=max_length)]
         advance()
         if ascents[0].score_t[-1] < cell_score_n.max():
-            for each in others:
-                ascents.append(ascend(score, each, region=region, length=length, max_length=max_length))
+            for each_k in others_sk:
+                ascents.append(ascend(score, each_k, region=region, length=length, max_length=max_length))
                 advance()
-    equal = _EQUAL * cell_score_n.std()
-    if region is not None and options.n_starts > 1:
-        highest = max(each.score_t[-1] for each in ascents)
-        path = _to_best_maximum(session, graph, score, cell_score_n, first, region, above=highest + equal)
-        if path is not None and step_lengths(geometry, path.z_tk).sum() <= max_length:
-            ascents.append(path)
-    enough = max(each.score_t[-1] for each in ascents) - equal
-    chosen = next(each for each in ascents if each.score_t[-1] >= enough)
+    chosen, equal = ascents[0], _EQUAL * cell_score_n.std()
+    if options.n_starts > 1:
+        # The other starts only show how high the score can be; every trajectory begins at the first start.
+        ends = [each for each in ascents[1:] if each.stopped == MAXIMUM]
+        if region is not None and (top := _from_best_cell(mean_nk, score, cell_score_n, first_k, region)) is not None:
+            ends.append(top)
+        for end in sorted(ends, key=lambda each: -each.score_t[-1]):
+            if end.score_t[-1] <= chosen.score_t[-1] + equal:
+                break
+            path = _through_cells(session, graph, score, first_k, end, region)
+            if step_lengths(geometry, path.z_tk).sum() <= max_length:
+                chosen = path
+                break
     if len(chosen.z_tk) < 2:
         raise DataError(
             f"from {start.label!r}, the score cannot increase in regions with cells",
@@ -129,7 +136,7 @@ def optimize(
     z_tk = at_constant_speed(geometry, chosen.z_tk.astype(np.float64), options.n_steps)
     points_tk = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     if region is not None:
-        points_tk = kept_inside(region, points_tk)
+        points_tk = kept_inside(_reaching(region, points_tk, chosen), points_tk)
     with torch.no_grad():
         score_t = score(points_tk).double().cpu().numpy()
     points_tk = points_tk.cpu()
@@ -145,6 +152,10 @@ def optimize(
         batch_as=options.batch_as,
         labels=(start.label, target),
     )
+    column = {gene: i for i, gene in enumerate(model.genes)}
+    asked = () if callable(options.toward) else (*options.increased, *options.away)
+    trajectory = replace(trajectory, leading=tuple(column[gene] for gene in asked))
+    names = session.counts.cell_names
     best = int(cell_score_n.argmax())
     return Optimization(
         trajectory=trajectory,
@@ -152,70 +163,77 @@ def optimize(
         away=options.away,
         score_t=score_t,
         best_score=float(cell_score_n[best]),
-        best_cell=str(session.counts.cell_names[best]),
+        best_cell=str(names[best]),
         share_below=float((cell_score_n < score_t[-1]).mean()),
         stopped=chosen.stopped,
+        through_cells=chosen is not ascents[0],
+        starts=tuple(
+            Start(cell=str(names[cell]), score=float(each.score_t[0]), end=float(each.score_t[-1]))
+            for cell, each in zip(starts, ascents, strict=False)
+        ),
     )
 
 
-def _starts(
-    model: Model, graph: Callable[[], CellGraph], mean_nk: Tensor, start: Population, options: OptimizeOptions
-) -> Tensor:
-    """Choose starting positions, shape (s, k).
+def _starts(model: Model, mean_nk: Tensor, start: Population, options: OptimizeOptions) -> list[int]:
+    """Choose starting cells: the typical cell of the group, and others of the group that are far from each other.
 
-    If the start is a single cell, the position of this cell is the only starting position. Otherwise, the first
-    position is the densest position of the population. Each next position is that of the cell farthest from all
-    positions chosen before.
+    Cells at an unusually low density are left out, unless the group has no other cells.
     """
     if len(start.cells) == 1:
-        return mean_nk[torch.as_tensor(start.cells)]
+        return [int(start.cells[0])]
     density = model.density.to(torch.device("cpu"))
-    starts = [torch.as_tensor(positions(graph(), density, mean_nk, [start], "density").z_pwk[0, 0])]
-    usual_mk = mean_nk[torch.as_tensor(start.cells)]
     within = _USUAL if options.unconstrained else options.within
-    usual_mk = usual_mk[-density.log_prob(usual_mk) <= density.nll_at(within)]
-    distance_m = (usual_mk - starts[0]).norm(dim=1)
-    while len(starts) < options.n_starts and (distance_m > 0).any():
-        starts.append(usual_mk[distance_m.argmax()])
-        distance_m = torch.minimum(distance_m, (usual_mk - starts[-1]).norm(dim=1))
-    return torch.stack(starts)
+    usual_m = -density.log_prob(mean_nk[torch.as_tensor(start.cells)]) <= density.nll_at(within)
+    cells = start.cells[usual_m.numpy()] if bool(usual_m.any()) else start.cells
+    first = typical(mean_nk, replace(start, cells=cells))
+    return spread_out(mean_nk, first, cells, options.n_starts)
 
 
-def _to_best_maximum(
-    session: Session,
-    graph: Callable[[], CellGraph],
-    score: Score,
-    cell_score_n: np.ndarray,
-    start_k: Tensor,
-    region: Region,
-    *,
-    above: float,
+def _from_best_cell(
+    mean_nk: Tensor, score: Score, cell_score_n: np.ndarray, start_k: Tensor, region: Region
 ) -> Ascent | None:
-    """Find a path to the maximum reached by gradient ascent from the best cell in the region.
-
-    Returns None if the score of this maximum is not higher than `above`, or if no path was found.
-    """
-    mean_nk = session.cells.mean_nk
+    """Increase the score from the best cell in the region; None if no cell lies in the region."""
     with torch.no_grad():
         blocks = torch.split(mean_nk, BLOCK_CELLS)
         nll_n = torch.cat([-region.log_prob(block_nk.to(start_k)).cpu() for block_nk in blocks])
-        limit = max(region.limit, float(-region.log_prob(start_k[None])))
     inside = np.flatnonzero(nll_n.numpy() <= region.limit)
     if not len(inside):
         return None
     best_k = mean_nk[int(inside[cell_score_n[inside].argmax()])].to(start_k)
-    top = ascend(score, best_k, region=region, length=lambda *_: 0.0, max_length=math.inf)
-    if top.score_t[-1] <= above:
-        return None
-    end_k = torch.as_tensor(top.z_tk[-1]).to(start_k)
+    return ascend(score, best_k, region=region, length=lambda *_: 0.0, max_length=math.inf)
+
+
+def _through_cells(
+    session: Session,
+    graph: Callable[[], CellGraph],
+    score: Score,
+    start_k: Tensor,
+    end: Ascent,
+    region: Region | None,
+) -> Ascent:
+    """Connect the start with the end of another path, across a saddle point of the density.
+
+    Where the path cannot stay in the region, it crosses the least dense part at the highest density that was found.
+    """
+    density = session.model.density.to(session.model.device)
+    end_k = torch.as_tensor(end.z_tk[-1]).to(start_k)
+    limit = -math.inf
+    if region is not None:
+        limit = max(region.limit, float(-region.log_prob(start_k[None]))) + _ROUNDING
     built = graph()
     with session.progress("Crossing a saddle point", None):
-        z_tk = across_saddle_point(built, region.log_prob, start_k, end_k, limit=limit + _ROUNDING)
-    if z_tk is None:
-        return None
+        z_tk = across_saddle_point(built, density.log_prob, start_k, end_k, limit=limit)
     with torch.no_grad():
         score_t = score(z_tk).double().cpu().numpy()
-    return Ascent(z_tk=z_tk.cpu().numpy(), score_t=score_t, stopped=top.stopped)
+    return Ascent(z_tk=z_tk.cpu().numpy(), score_t=score_t, stopped=end.stopped)
+
+
+def _reaching(region: Region, points_tk: Tensor, path: Ascent) -> Region:
+    """Widen a region as far as the path leaves it."""
+    with torch.no_grad():
+        path_tk = torch.as_tensor(path.z_tk).to(points_tk)
+        furthest = max(float(-region.log_prob(block_tk).min()) for block_tk in torch.split(path_tk, BLOCK_CELLS))
+    return replace(region, limit=max(region.limit, furthest))
 
 
 def _farthest(geometry: Geometry, start_k: Tensor, mean_nk: Tensor) -> float:

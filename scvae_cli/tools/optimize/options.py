@@ -72,8 +72,9 @@ class OptimizeOptions(Reading, Drawing, Writing):
     n_starts: int = option(
         8,
         flags=("--starts",),
-        help="Number of starting positions in the group. If the first trajectory ends at a lower score than that of "
-        "the best cell, the other starting positions are tried too. With 1, the score increases at every step.",
+        help="Number of cells of the group from which the score is increased. The trajectory starts at the first one, "
+        "a typical cell of the group. If the score ends lower there than from another cell, the trajectory leads "
+        "through cells to the higher score. With 1, the score increases at every step.",
         panel=OPTIMIZATION,
         least=1,
     )
@@ -153,9 +154,10 @@ OPTIMIZE = Verb(
     home="scvae_cli.tools.optimize.question:Optimize",
     about="""Find a trajectory along which the expression of some genes increases and that of others decreases.
 
-    The trajectory increases a score and stays in regions of latent space with cells. For the score, the expression of
-    each gene is standardized over the cells. The score is the mean standardized expression of the genes of --toward,
-    minus that of the genes of --away.
+    The trajectory starts at a typical cell of the group, increases a score and stays in regions of latent space with
+    cells. If the score cannot increase far from there, the trajectory leads through cells to a higher score. For the
+    score, the expression of each gene is standardized over the cells. The score is the mean standardized expression of
+    the genes of --toward, minus that of the genes of --away.
 
     The trajectory and the score of every step are written to the same slots as by scvae interpolate. The scores of the
     cells are printed for comparison with the score at the end. A warning names steps with a higher score than every

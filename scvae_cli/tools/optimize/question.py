@@ -11,7 +11,7 @@ import numpy as np
 from scvae_cli.data.slots import Slot
 from scvae_cli.tools.optimize.optimization import optimize
 from scvae_cli.tools.optimize.options import OptimizeOptions
-from scvae_cli.tools.optimize.result import Optimization
+from scvae_cli.tools.optimize.result import Optimization, Start
 from scvae_cli.tools.trajectory.question import AlongTrajectory
 from scvae_cli.tools.trajectory.result import Trajectory
 
@@ -72,6 +72,9 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
             "share_below": result.share_below,
             "extrapolated_from": result.extrapolated_from,
             "stopped": result.stopped,
+            "through_cells": result.through_cells,
+            "start_cell": result.starts[0].cell,
+            "starts": [start._asdict() for start in result.starts],
             **self.shared_facts(result.trajectory),
             "genes": self.gene_table(result.trajectory),
         }
@@ -83,8 +86,27 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
             f"{facts['share_below']:.1%} of the cells have a lower score than the end",
             f"ends at {_ENDS[facts['stopped']]}",
+            *self._starts(result),
         ]
         return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])
+
+    def _starts(self, result: Optimization) -> list[str]:
+        """Say at which cell the trajectory starts, and where other starts lead."""
+        first, *others = result.starts
+        typical = "" if self.options.from_cell is not None else f", a typical cell of {self.start.label}"
+        lines = [f"starts at {first.cell}{typical}"]
+        if result.through_cells:
+            lines.append(
+                f"the gradient alone ends at a score of {first.end:.2f}, so the trajectory leads through cells to a "
+                "higher maximum"
+            )
+        if others:
+            lines.append(f"other cells of {self.start.label} as the start (score → end): {_listed(others)}")
+        return lines
+
+
+def _listed(starts: Sequence[Start]) -> str:
+    return ", ".join(f"{start.cell} {start.score:.2f} → {start.end:.2f}" for start in starts)
 
 
 def _renamed(options: OptimizeOptions, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> OptimizeOptions:

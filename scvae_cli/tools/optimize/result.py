@@ -6,7 +6,7 @@ Shapes: t steps, f genes of the file.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from scvae_cli.tools.trajectory.result import Trajectory
 _REPORTED_DECREASE = 0.05
 # No warning about a local maximum is given if the score there is higher than that of at least this fraction of cells.
 _HIGH = 0.99
+
+
+class Start(NamedTuple):
+    """A cell from which the score was increased: name, score, and score where the increase ended."""
+
+    cell: str
+    score: float
+    end: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,11 @@ class Optimization:
         Fraction of the cells whose score is lower than the score of the last step.
     stopped
         Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
+    through_cells
+        Whether gradient ascent from the start ended at a lower maximum, so that the trajectory leads through cells to a
+        higher one.
+    starts
+        Cells from which the score was increased. The trajectory starts at the first one.
     """
 
     __repr__ = brief
@@ -50,6 +63,8 @@ class Optimization:
     best_cell: str
     share_below: float
     stopped: str
+    through_cells: bool
+    starts: tuple[Start, ...]
 
     @property
     def extrapolated_from(self) -> int | None:
@@ -102,7 +117,8 @@ class Optimization:
         sides = {"toward": self.toward, "away": self.away}
         facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
         facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}
-        facts |= {"share_below": self.share_below, "stopped": self.stopped}
+        facts |= {"share_below": self.share_below, "stopped": self.stopped, "start_cell": self.starts[0].cell}
+        facts["through_cells"] = self.through_cells
         if self.extrapolated_from is not None:
             facts["extrapolated_from"] = self.extrapolated_from
         first, *rest = self.trajectory.slots(names, file_genes)

@@ -4,13 +4,14 @@ If two regions with cells are connected only by a narrow bridge, gradient ascent
 to the other. The path is therefore constructed between two given ends. The neighbor graph of the cells yields a first
 path, whose lowest density is as high as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden 2007,
 doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough at all points. If the string method needs too many iterations, no path is found.
+density is high enough at all points. After too many iterations, the path with the highest least density is the result.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import numpy as np
@@ -32,28 +33,29 @@ _SMOOTH, _MAX_ITERATIONS = 100, 1500
 _BLOCK = 8192
 
 
-def across_saddle_point(
-    graph: CellGraph, log_prob: Score, start_k: Tensor, end_k: Tensor, *, limit: float
-) -> Tensor | None:
+def across_saddle_point(graph: CellGraph, log_prob: Score, start_k: Tensor, end_k: Tensor, *, limit: float) -> Tensor:
     """Find a path between two positions along which −log density ≤ limit, in nats.
 
-    Both positions must be on the torch device of the density. Returns the points of the path, both ends
-    included, shape (t, k), or None if no path was found.
+    Both positions must be on the torch device of the density. Returns the points of the path, both ends included, shape
+    (t, k). If no path within the limit was found, the result is the smooth path whose largest −log density is smallest.
     """
     nodes = [int(nearest(end[None].cpu(), graph.mean_mk, 1)[0][0, 0]) for end in (start_k, end_k)]
     mean_mk = graph.mean_mk.to(start_k)
     inner_tk = mean_mk[torch.as_tensor(_bottleneck(graph, mean_mk, log_prob, nodes, limit))]
     string_tk = _evenly(torch.cat([start_k[None], inner_tk, end_k[None]]))
+    best_tk, least = string_tk, math.inf
     for iteration in range(_MAX_ITERATIONS):
         log_prob_t, gradient_tk = with_slopes(log_prob, string_tk)
-        if iteration >= _SMOOTH and bool((-log_prob_t <= limit).all()):
-            return string_tk
+        if iteration >= _SMOOTH and (largest := float(-log_prob_t.min())) < least:
+            best_tk, least = string_tk, largest
+            if least <= limit:
+                break
         along_tk = string_tk[2:] - string_tk[:-2]
         along_tk = along_tk / along_tk.norm(dim=1, keepdim=True).clamp_min(1e-12)
         move_tk = gradient_tk[1:-1] - (gradient_tk[1:-1] * along_tk).sum(1, keepdim=True) * along_tk
         move_tk = _STEP * move_tk / move_tk.norm(dim=1, keepdim=True).clamp_min(1)
         string_tk = _evenly(torch.cat([string_tk[:1], string_tk[1:-1] + move_tk, string_tk[-1:]]))
-    return None
+    return best_tk
 
 
 def _bottleneck(graph: CellGraph, mean_mk: Tensor, log_prob: Score, nodes: list[int], limit: float) -> np.ndarray:

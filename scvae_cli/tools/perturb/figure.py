@@ -40,6 +40,7 @@ def perturbation_figure(result: Perturbation, z_nk: np.ndarray, design: Design) 
     with house_style():
         figure = Figure((WIDTH, height))
         title = f"{shortened(result.group, 30)}: {shortened(result.control, 20)} → {shortened(result.treated, 20)}"
+        title += "" if result.changed else " (no change detected, and none predicted)"
         write(figure, 0.1, _TITLE_LINE, title, size=9, weight="bold")
         _draw_genes(figure, result)
         _draw_cells(figure, result, z_nk, design)
@@ -68,7 +69,7 @@ def _draw_genes(figure: Figure, result: Perturbation) -> None:
     axes.axhline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
     axes.axvline(0, color=NO_GROUP, linewidth=0.5, zorder=0)
     axes.plot(limits, limits, color="black", linewidth=0.6, zorder=1)
-    top = result.top_genes(_NAMED)
+    top = result.top_genes(_NAMED if result.changed else 0)
     axes.scatter(
         reference_g, changes.change_g, s=4, c=OTHER_GROUPS, alpha=0.5, linewidths=0, rasterized=True, gid="genes"
     )
@@ -134,6 +135,7 @@ def _draw_checks(figure: Figure, result: Perturbation, checks: Sequence[Check], 
     head(figure, 0.1, top, "c", f"Treated cells of each group, predicted by {by}: correlation with the observed change")
     if not checks:
         text = "no other group has treated cells that can be predicted without using them"
+        text = text if result.changed else "no accuracy is measured, because no change was detected"
         write(figure, _LEFT, top + _TITLE + 0.1, text, size=7)
         return
     single = len({check.treated for check in checks}) == 1

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scvae_cli.latent.neighbor_graph import nearest
 from scvae_cli.tools.perturb.design import Design, Term
+from scvae_cli.tools.perturb.result import NONE
 
 CENTROID, OT = METHODS = ("centroid", "ot")
 # Number of cells paired on each side; the cost of optimal transport grows with the product of the two sides.
@@ -42,8 +43,10 @@ class LatentShifts:
         """Compute the shift of the target's control cells, shape (m, k)."""
         from_mk = self.mean_nk[design.rows(design.group, design.control)]
         shift_mk = torch.zeros_like(from_mk)
+        if method == NONE:
+            return shift_mk
         for term in design.terms:
-            shift_mk += term.weight * (self._centroid if method == CENTROID else self._matched)(design, term, from_mk)
+            shift_mk += term.weight * (self._matched if method == OT else self._centroid)(design, term, from_mk)
         return shift_mk
 
     def weights(self, design: Design, groups: Sequence[str]) -> np.ndarray:

@@ -110,11 +110,16 @@ class Observed:
         if (group, label) not in self._known:
             rows = design.rows(group, label)
             x_ng = sp.csr_matrix(self.counts.matrix[rows], dtype=np.float64)
-            if not self.counts.real:
-                x_ng = sp.csr_matrix(sp.diags(TARGET_SUM / self.library_n[rows]) @ x_ng)
-                x_ng.data = np.log1p(x_ng.data)
+            x_ng = x_ng if self.counts.real else log_expression(x_ng, self.library_n[rows])
             self._known[group, label] = _mean_and_variance(x_ng)
         return self._known[group, label]
+
+
+def log_expression(x_ng: sp.csr_matrix, library_n: np.ndarray) -> sp.csr_matrix:
+    """Compute log(1 + 10⁴·x/library) of counts, shape (n, g), float64."""
+    result_ng = sp.csr_matrix(sp.diags(TARGET_SUM / library_n) @ x_ng)
+    result_ng.data = np.log1p(result_ng.data)
+    return result_ng
 
 
 def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
@@ -126,8 +131,15 @@ def _mean_and_variance(x_ng: sp.csr_matrix) -> tuple[np.ndarray, np.ndarray]:
 
 def accuracy(predicted_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> Accuracy:
     """Compute the agreement of a predicted change with the true change; `top` are the most significant genes."""
-    explained = 1 - np.square(predicted_g - true_g).sum() / max(np.square(true_g).sum(), np.finfo(float).tiny)
-    return Accuracy(pearson(predicted_g, true_g), pearson(predicted_g[top], true_g[top]), float(explained))
+    tiny = np.finfo(float).tiny
+    squared_g = np.square(predicted_g - true_g)
+    return Accuracy(
+        correlation=pearson(predicted_g, true_g),
+        top_correlation=pearson(predicted_g[top], true_g[top]),
+        explained=float(1 - squared_g.sum() / max(np.square(true_g).sum(), tiny)),
+        top_slope=float(predicted_g[top] @ true_g[top] / max(np.square(true_g[top]).sum(), tiny)),
+        rmse=float(np.sqrt(squared_g.mean())),
+    )
 
 
 def pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -31,12 +31,13 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
         "auto",
         help="How the control cells are shifted in latent space. centroid: by the average shift of the other groups' "
         "means. ot: by the shifts of nearby control cells of the other groups, which are paired with treated cells by "
-        "optimal transport. auto: by the method that predicts the other groups better.",
+        "optimal transport. auto: by the method that predicts the other groups better; if the mean change of the other "
+        "groups predicts them better than both, this mean is the prediction.",
     )
     retrain: bool = option(
         False,
-        help="Measure the accuracy with new models. Each model is trained without the treated cells of one group, and "
-        "then predicts these cells.",
+        help="Measure the accuracy with new models, and correct the size of the changes. Each model is trained without "
+        "the treated cells of one group, and then predicts these cells.",
     )
     counts: bool = option(False, help="Write counts drawn at random instead of expected counts.")
     seed: int = option(0, help="Random seed of the drawn counts.", least=0)
@@ -65,8 +66,11 @@ PERTURB = Verb(
     groups. The decoder then gives the change of every gene. The change of a gene is the difference between the means of
     log(1 + 10⁴·count/library size) in treated and in control cells.
 
-    As a check, every group with treated cells is predicted too, and the correlation of the predicted with the observed
-    change is printed. The correlations of two simple predictions are printed for comparison. The first is the mean
+    First, permuted labels show whether the perturbation changes anything in the other groups. If no change is detected,
+    none is predicted.
+
+    As a check, every group with treated cells is predicted too. The correlation of the predicted with the observed
+    change is printed, and the error of its size. The same is printed for two simple predictions. The first is the mean
     change of the other groups. The second is for combinations: the sum of the changes under the single
     perturbations.""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "

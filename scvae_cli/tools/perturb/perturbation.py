@@ -4,6 +4,9 @@ A recipe consists of a method to shift cells in latent space, and the share of t
 mean shift is the average observed change of expression from control to treated cells in the other groups. The rest of
 the prediction is the change that the model decodes for the cells shifted in latent space.
 
+If no change is detected in the groups from which it would be learned, the prediction is no change. If the plain mean of
+the other groups predicts groups that are left out better than the recipe does, the prediction is this mean.
+
 Shapes: n cells.
 """
 
@@ -11,22 +14,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
+from scvae_cli.tools.perturb.change_test import Tested, any_changed
 from scvae_cli.tools.perturb.design import Design
+from scvae_cli.tools.perturb.no_change import permutation_test
+from scvae_cli.tools.perturb.observed_change import Observed
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor, predict
-from scvae_cli.tools.perturb.result import Perturbation
+from scvae_cli.tools.perturb.result import MEAN, NONE, Perturbation, Recipe, mean_accuracy
 from scvae_cli.tools.perturb.validation import (
     LEAST_AGREEMENT,
-    assess,
+    Trial,
     candidates,
+    checked,
     choose,
+    mean_is_better,
     relative_agreement,
-    retrained_checks,
+    retrained_trials,
 )
 from scvae_cli.training.fit import FitEvent, last_event
 
@@ -60,31 +71,55 @@ def perturb(
     Raises
     ------
     ScvaeError
-        The errors of `retrained_checks`, if `options.retrain` is True.
+        The errors of `retrained_trials`, if `options.retrain` is True.
     """
     predictor = Predictor.of(model, counts, cells=cells, progress=progress)
+    tests, group_test = _tested(predictor.observed, design, counts.batch, options.seed)
+    given: dict[str, Any] = {"tests": tests, "group_test": group_test, "drawn": options.counts, "seed": options.seed}
+    if not any_changed(tests):
+        recipe = Recipe(method=NONE, mean_shift_share=0.0, scale=0.0)
+        unchecked: dict[str, Any] = {"checks": (), "group_check": None, "model_accuracy": None, "model_agreement": None}
+        return predict(predictor, design, recipe, **given, **unchecked)
     recipes = candidates(options.method, held_out=options.retrain, only_own_parts=design.only_own_parts)
-    others = design.checks
     # The group's own treated cells, if there are any, judge the prediction but have no part in choosing it.
-    designs = [*others, *([design] if design.observed else [])]
+    designs = [*design.checks, *([design] if design.observed else [])]
     if options.retrain:
-        checks = retrained_checks(model, counts, designs, recipes, follow=follow)
+        trials = retrained_trials(model, counts, designs, follow=follow)
     else:
-        known = tracked(designs, progress, "Testing", len(designs))
-        checks = [assess(predictor, one, recipes, held_out=False) for one in known]
-    recipe = choose(checks[: len(others)], recipes)
+        trials = [Trial(predictor=predictor, design=one, held_out=False) for one in designs]
+    others = trials[: len(design.checks)]
+    for trial in tracked(others, progress, "Testing", len(others)):
+        trial.changes(recipes)
+    checks, recipe, model_accuracy = checked(others, recipes), choose(others, recipes), None
     agreement = None
     if not options.retrain and not design.only_own_parts:
-        agreement = relative_agreement(predictor, design, others, recipe.method)
-        recipe = recipe if agreement >= LEAST_AGREEMENT else replace(recipe, mean_shift_share=1.0)
-    chosen = [check[recipe] for check in checks]
+        agreement = relative_agreement(predictor, design, design.checks, recipe.method)
+        if agreement < LEAST_AGREEMENT:
+            recipe = replace(recipe, mean_shift_share=1.0)
+            checks = [trial.check(recipe) for trial in others]
+    if options.method == "auto" and design.sources and mean_is_better(checks):
+        recipe, model_accuracy = Recipe(method=MEAN, mean_shift_share=1.0), mean_accuracy(checks)
+        checks = [trial.check(recipe) for trial in others]
     return predict(
         predictor,
         design,
         recipe,
-        checks=tuple(chosen[: len(others)]),
-        group_check=chosen[-1] if design.observed else None,
+        checks=tuple(checks),
+        group_check=trials[-1].check(recipe) if design.observed else None,
+        model_accuracy=model_accuracy,
         model_agreement=agreement,
-        drawn=options.counts,
-        seed=options.seed,
+        **given,
     )
+
+
+def _tested(
+    observed: Observed, design: Design, batch_n: np.ndarray | None, seed: int
+) -> tuple[tuple[Tested, ...], Tested | None]:
+    """Test whether anything changes in the groups from which the change is learned, and in the group itself."""
+    tests = tuple(
+        permutation_test(observed, design, label, groups, batch_n=batch_n, seed=seed)
+        for label, groups in design.learned_from.items()
+    )
+    if not design.observed:
+        return tests, None
+    return tests, permutation_test(observed, design, design.treated, (design.group,), batch_n=batch_n, seed=seed)

@@ -8,6 +8,10 @@ of the mean shift in the mixture is chosen by predicting groups whose treated ce
 to the target's own expression profile: decoded rates are scaled, gene by gene, so that their mean over the control
 cells equals the observed mean. For real numbers, differences replace log ratios.
 
+Models predict the change of cells that they have not seen too small. If models trained without the treated cells of a
+group are at hand, the mixture is multiplied by the scale at which these groups are predicted best. Where the plain mean
+change of the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
+
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
 
@@ -31,15 +35,18 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.perturb.change_test import Tested
 from scvae_cli.tools.perturb.design import Design, Term
 from scvae_cli.tools.perturb.expected_log import TARGET_SUM, mean_log1p
 from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed, pearson
 from scvae_cli.tools.perturb.pooling import combined, pooled
-from scvae_cli.tools.perturb.result import Changes, Check, Perturbation, Recipe
+from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Changes, Check, Perturbation, Recipe
 
 # Means are taken over at most this many cells; more cells would hardly reduce the error of the means.
 _MEAN_CELLS = 1000
+# Number of cells with which a log ratio is found for a given change, largest log ratio, and number of bisections.
+_SOLVED_CELLS, _LARGEST_LOG_RATIO, _HALVINGS = 100, 8.0, 14
 # Pseudo-count per cell of the reference library size, added to rates before a ratio is taken.
 _PSEUDO_COUNT = 0.05
 
@@ -60,16 +67,16 @@ class Shifted:
     mean_shift_g: Tensor
     library_m: Tensor
 
-    def mixed(self, share: float, *, of_counts: bool) -> Tensor:
+    def mixed(self, share: float, *, scale: float, of_counts: bool) -> Tensor:
         """Compute expected counts after the shift, shape (m, g), without zero inflation.
 
-        `share` is the share of the mean shift in the mixture.
+        `share` is the share of the mean shift in the mixture, which is multiplied by `scale`.
         """
         before_mg, after_mg = self.before.mean_mg, self.after.mean_mg
         if not of_counts:
-            return before_mg + (1 - share) * (after_mg - before_mg) + share * self.mean_shift_g
-        mixed_mg = before_mg * torch.exp((1 - share) * torch.log(after_mg / before_mg) + share * self.mean_shift_g)
-        return _at_library(mixed_mg, self.after.keep_mg, self.library_m)
+            return before_mg + scale * ((1 - share) * (after_mg - before_mg) + share * self.mean_shift_g)
+        log_ratio_mg = (1 - share) * torch.log(after_mg / before_mg) + share * self.mean_shift_g
+        return _at_library(before_mg * torch.exp(scale * log_ratio_mg), self.after.keep_mg, self.library_m)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,12 +102,16 @@ class Predictor:
         cells = posteriors(model, counts, progress=progress) if cells is None else cells
         return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 
-    def changes(self, design: Design, method: str, shares: Sequence[float]) -> list[np.ndarray]:
+    def changes(self, design: Design, method: str, shares: Sequence[float], *, scale: float = 1.0) -> list[np.ndarray]:
         """Predict the change of mean log expression, shape (g,), once for each given share of the mean shift."""
         shifted = next(self._shifted(design, method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         start_g = self._mean_log(*shifted.before, shifted.library_m)
-        means = (shifted.mixed(share, of_counts=self.model.of_counts) for share in shares)
+        means = (shifted.mixed(share, scale=scale, of_counts=self.model.of_counts) for share in shares)
         return [self._mean_log(mean_mg, shifted.after.keep_mg, shifted.library_m) - start_g for mean_mg in means]
+
+    def change(self, design: Design, recipe: Recipe) -> np.ndarray:
+        """Predict the change of mean log expression by one recipe, shape (g,)."""
+        return self.changes(design, recipe.method, (recipe.mean_shift_share,), scale=recipe.scale)[0]
 
     def agreement(self, design: Design, method: str) -> float:
         """Compute the correlation between the changes predicted by the model alone and by the mean shift alone."""
@@ -113,7 +124,10 @@ class Predictor:
         shifted = next(self._shifted(design, recipe.method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
         after_g, before_g = (
             (mean_mg / shifted.library_m[:, None]).mean(0) + self._pseudo
-            for mean_mg in (shifted.mixed(recipe.mean_shift_share, of_counts=True), shifted.before.mean_mg)
+            for mean_mg in (
+                shifted.mixed(recipe.mean_shift_share, scale=recipe.scale, of_counts=True),
+                shifted.before.mean_mg,
+            )
         )
         result: np.ndarray = torch.log2(after_g / before_g).numpy()
         return result
@@ -128,7 +142,7 @@ class Predictor:
         """
         streams = np.random.SeedSequence(seed)
         for shifted in self._shifted(design, recipe.method, at_once=BLOCK_CELLS):
-            mean_mg = shifted.mixed(recipe.mean_shift_share, of_counts=self.model.of_counts)
+            mean_mg = shifted.mixed(recipe.mean_shift_share, scale=recipe.scale, of_counts=self.model.of_counts)
             if drawn:
                 yield self._drawn(mean_mg, shifted.after.keep_mg, np.random.default_rng(streams.spawn(1)[0]))
             else:
@@ -139,11 +153,12 @@ class Predictor:
 
         With `most`, at most this many cells are shifted, at regular intervals of the rows.
         """
-        shift_mk = self.latent.shift(design, method)
+        # The plain mean of the other groups' changes is applied to the unshifted cells.
+        shift_mk = self.latent.shift(design, NONE if method == MEAN else method)
         rows = design.rows(design.group, design.control)
         some = even(np.arange(len(rows)), most or len(rows))
         library_n, profile_g = self.observed.library_n, self._profile(design)
-        mean_shift_g = self._mean_shift(design)
+        mean_shift_g = self._plain_shift(design, profile_g) if method == MEAN else self._mean_shift(design)
         for start in range(0, len(some), at_once):
             part = some[start : start + at_once]
             z_mk = self.latent.mean_nk[torch.as_tensor(rows[part])]
@@ -221,6 +236,31 @@ class Predictor:
             sum(term.weight * change_g for term, change_g in zip(design.terms, changes, strict=True))
         )
 
+    def _plain_shift(self, design: Design, profile_g: Tensor) -> Tensor:
+        """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
+
+        The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
+        cells. For real numbers, the result is the mean change itself.
+        """
+        change_g = self.observed.mean_change(design)
+        assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"
+        if not self.model.of_counts:
+            return torch.as_tensor(change_g)
+        rows = even(design.rows(design.group, design.control), _SOLVED_CELLS)
+        library_m = torch.as_tensor(self.observed.library_n[rows])
+        batch_m = None if self.batch_n is None else torch.as_tensor(self.batch_n[rows])
+        decoded = self._decoded(self.latent.mean_nk[torch.as_tensor(rows)], library_m, batch_m)
+        mean_mg, keep_mg = self._of_target(decoded, profile_g, library_m)
+        aim_g = self._mean_log(mean_mg, keep_mg, library_m) + change_g
+        low_g = torch.full((len(change_g),), -_LARGEST_LOG_RATIO, dtype=torch.float64)
+        high_g = -low_g
+        for _ in range(_HALVINGS):
+            middle_g = (low_g + high_g) / 2
+            found_g = self._mean_log(mean_mg * torch.exp(middle_g), keep_mg, library_m)
+            below_g = torch.as_tensor(found_g < aim_g)
+            low_g, high_g = torch.where(below_g, middle_g, low_g), torch.where(below_g, high_g, middle_g)
+        return (low_g + high_g) / 2
+
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
         """Compute the observed shift of one term, shape (g,).
 
@@ -278,13 +318,16 @@ def predict(
     *,
     checks: tuple[Check, ...],
     group_check: Check | None,
+    tests: tuple[Tested, ...],
+    group_test: Tested | None,
+    model_accuracy: Accuracy | None,
     model_agreement: float | None,
     drawn: bool,
     seed: int,
 ) -> Perturbation:
     """Predict the target's control cells under the perturbation; the counts are drawn at random if `drawn` is True.
 
-    The result also holds `checks`, `group_check` and `model_agreement` as given.
+    The result also holds the checks, the tests, the model's accuracy and its agreement as given.
     """
     model, observed = predictor.model, predictor.observed
     rows = design.rows(design.group, design.control)
@@ -299,7 +342,7 @@ def predict(
         sources=design.learned_from,
         genes=model.genes,
         changes=Changes(
-            change_g=predictor.changes(design, recipe.method, (recipe.mean_shift_share,))[0],
+            change_g=predictor.change(design, recipe),
             log2_fold_g=predictor.log2_fold(design, recipe),
             mean_change_g=observed.mean_change(design),
             additive_g=observed.additive(design),
@@ -310,6 +353,9 @@ def predict(
         off_manifold_m=off_m.numpy(),
         checks=checks,
         group_check=group_check,
+        tests=tests,
+        group_test=group_test,
+        model_accuracy=model_accuracy,
         model_agreement=model_agreement,
         blocks=predictor.blocks(design, recipe, drawn=drawn, seed=seed),
     )

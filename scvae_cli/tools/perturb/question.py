@@ -14,10 +14,12 @@ from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
 from scvae_cli.new_cells_question import NewCellsQuestion
+from scvae_cli.tools.perturb.change_test import GENE_LEVEL, LEVEL, Tested
 from scvae_cli.tools.perturb.design import design, refuse_explained_away
+from scvae_cli.tools.perturb.no_change import N_PERMUTATIONS
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb
-from scvae_cli.tools.perturb.result import Accuracy, Perturbation
+from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Perturbation
 from scvae_cli.tools.perturb.validation import LEAST_AGREEMENT
 from scvae_cli.training.fit import FitEvent
 from scvae_cli.training_progress import follow
@@ -26,6 +28,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 SHOWN_GENES = 20
+_METHODS = {
+    "centroid": "shift of the groups' means",
+    "ot": "shifts of cells paired by optimal transport",
+    MEAN: "mean change of the other groups",
+    NONE: "no change",
+}
 _BASELINES = {"mean_change": "others' mean", "additive": "sum of parts"}
 _HEADINGS = {"log2_fold_change": "log2 fold", "change": "change"} | _BASELINES | {"observed": "observed"}
 
@@ -85,7 +93,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
             yield Slot(group="obs", key=key, value=values if numeric else pd.Categorical(labels_of(values)))
 
     def record(self, result: Perturbation) -> dict[str, Any]:
-        chosen = {"method": result.recipe.method, "mean_shift_share": result.recipe.mean_shift_share}
+        recipe = result.recipe
+        chosen = {"method": recipe.method, "mean_shift_share": recipe.mean_shift_share, "scale": recipe.scale}
         return super().record(result) | chosen
 
     def figure(self, result: Perturbation) -> Figure:
@@ -96,9 +105,12 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         return perturbation_figure(named, z_nk, self.design)
 
     def warnings(self, result: Perturbation) -> Sequence[str]:
+        return [*_nothing(result), *self._disagreement(result)]
+
+    def _disagreement(self, result: Perturbation) -> list[str]:
         agreement = result.model_agreement
-        if agreement is None or agreement >= LEAST_AGREEMENT:
-            return ()
+        if agreement is None or agreement >= LEAST_AGREEMENT or result.recipe.method == MEAN:
+            return []
         if not result.checks:
             extent = f"their correlation is {agreement:.2f}"
         elif agreement <= 0:
@@ -111,13 +123,14 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         ]
 
     def notes(self, result: Perturbation) -> Sequence[str]:
-        if self.warnings(result) or not result.checks or result.checks[0].held_out:
+        if self._disagreement(result) or not result.checks or result.checks[0].held_out:
             return ()
-        if not result.tested and result.recipe.mean_shift_share == 1:
+        if result.recipe.method == MEAN or (not result.tested and result.recipe.mean_shift_share == 1):
             return ()
         return [
             "the model was trained on the treated cells of the groups in which the accuracy was measured, so a group "
-            "without treated cells is predicted less accurately; --retrain measures the accuracy for such a group"
+            "without treated cells is predicted less accurately, and its changes may be predicted too small; --retrain "
+            "measures the accuracy for such a group, and corrects the size of the changes"
         ]
 
     def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
@@ -127,7 +140,7 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         return f'anndata.concat([adata, anndata.read_h5ad("{output}")], label="origin")'
 
     def facts(self, result: Perturbation) -> dict[str, Any]:
-        columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES)
+        columns, top = result.changes.columns(), result.top_genes(SHOWN_GENES if result.changed else 0)
         names = ("change", "log2_fold_change", *_BASELINES, "observed")
         return result.facts() | {
             "genes": [
@@ -138,13 +151,18 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     def text(self, result: Perturbation, facts: dict[str, Any]) -> str:
         of_counts = self.session.model.of_counts
-        method = {"centroid": "shift of the groups' means", "ot": "shifts of cells paired by optimal transport"}
+        recipe = result.recipe
         lines = [
             f"{result.group}, {result.control} → {result.treated}: {facts['n_cells']:,} cells × "
-            f"{facts['n_genes']:,} genes, method {result.recipe.method} ({method[result.recipe.method]})"
+            f"{facts['n_genes']:,} genes, method {recipe.method} ({_METHODS[recipe.method]})",
+            *(_verdict(test) for test in result.tests),
         ]
+        if not result.changed:
+            return "\n".join([*lines, "the prediction is no change: the predicted cells are the control cells"])
+        lines += _own_verdict(result)
         lines += [f"learned from {label} in {', '.join(groups)}" for label, groups in result.sources.items()]
         lines.append(_mixture(result, "log ratio of expression" if of_counts else "difference of expression"))
+        lines += [*_accuracy_lines(result), *_no_better(result)]
         lines.append(
             f"{result.off_manifold:.1%} of the predicted cells lie off the manifold (off-manifold score above 0.95), "
             "compared with about 5% of observed cells"
@@ -156,28 +174,85 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         for row in facts["genes"]:
             lines.append(f"{row['gene']:<{width}}" + "".join(f"{row[name]:>+14.2f}" for name in shown))
         of = "mean of log(1 + 10⁴·count/library)" if of_counts else "mean"
-        lines.append(f"(changes are differences of the {of})")
-        return "\n".join([*lines, *_accuracy_lines(result)])
+        return "\n".join([*lines, f"(changes are differences of the {of})"])
+
+
+def _verdict(test: Tested) -> str:
+    """Say whether a label changes expression in the groups from which the change is learned."""
+    groups = f"{len(test.group_p)} group{'s' if len(test.group_p) > 1 else ''}"
+    if test.n_changed:
+        extent = f"{test.n_changed:,} genes change" if test.n_changed > 1 else "1 gene changes"
+    else:
+        extent = "no single gene stands out"
+    return (
+        f"change under {test.label} in {groups}: p {_p(test.p)} by permuted labels; {extent} "
+        f"(family-wise error {GENE_LEVEL:g})"
+    )
+
+
+def _own_verdict(result: Perturbation) -> list[str]:
+    test = result.group_test
+    if test is None:
+        return []
+    found = "change" if test.p <= LEVEL else "no change detected"
+    return [f"observed in {result.group} itself: {found} (p {_p(test.p)})"]
+
+
+def _p(p: float) -> str:
+    least = 1 / (N_PERMUTATIONS + 1)
+    return f"= {p:.2g}" if p > least else f"≤ {least:g}"
+
+
+def _nothing(result: Perturbation) -> list[str]:
+    """Say that there is nothing to predict."""
+    if result.changed:
+        return []
+    labels = " or ".join(dict.fromkeys(test.label for test in result.tests))
+    return [
+        f"no change detected: cells under {labels} do not differ from {result.control} cells more than cells with "
+        f"permuted labels do (p {_p(min(test.p for test in result.tests))}), so no change is predicted; more cells may "
+        "show a weaker change"
+    ]
+
+
+def _no_better(result: Perturbation) -> list[str]:
+    """Say that the other groups' mean is as good, or better."""
+    if result.recipe.method == MEAN:
+        model, mean = result.model_accuracy, result.mean_accuracy("mean_change")
+        assert model is not None, "the mean is chosen because it is better than the model"
+        assert mean is not None, "the mean is chosen because it is better than the model"
+        return [
+            "the plain mean of the other groups' changes predicts groups that are left out better than the model "
+            f"(correlation {mean.correlation:.2f} / {mean.top_correlation:.2f}, explained {mean.explained:.2f}; model "
+            f"{model.correlation:.2f} / {model.top_correlation:.2f}, {model.explained:.2f}), so this mean is the "
+            "prediction"
+        ]
+    if result.checks and result.no_better_than_mean:
+        return ["the prediction is no better than the mean of the other groups, within the error of the comparison"]
+    return []
 
 
 def _mixture(result: Perturbation, measure: str) -> str:
-    """Say which shares the observed mean shift and the decoded change have in the prediction."""
-    share = result.recipe.mean_shift_share
+    """Say which shares the observed mean shift and the decoded change have in the prediction, and their scale."""
+    share, scale = result.recipe.mean_shift_share, result.recipe.scale
+    scaled = "" if scale == 1 else f"; it is multiplied by {scale:.2f}, as in the groups that were left out"
+    if result.recipe.method == MEAN:
+        return "the prediction is the plain mean of the changes of the groups that it was learned from"
     if share == 1 and result.treated not in result.sources:
         return (
             f"the prediction is the sum of the average shifts under the parts ({measure}); where the parts change a "
-            "gene in the same direction, the prediction is the mean of this sum and the strongest shift"
+            f"gene in the same direction, the prediction is the mean of this sum and the strongest shift{scaled}"
         )
     if share == 1:
         return (
             "the prediction is the average shift from control to treated cells in the groups that it was learned from "
-            f"({measure})"
+            f"({measure}){scaled}"
         )
     if share == 0:
-        return "the prediction is the change decoded by the model"
+        return f"the prediction is the change decoded by the model{scaled}"
     return (
         f"the prediction is a mixture: {share:.0%} average shift from control to treated cells in the groups that "
-        f"it was learned from ({measure}), and {1 - share:.0%} change decoded by the model"
+        f"it was learned from ({measure}), and {1 - share:.0%} change decoded by the model{scaled}"
     )
 
 
@@ -191,29 +266,35 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
         f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
-        "correlation of predicted and observed changes, over all genes / over the 50 most significant genes; the "
-        "prediction of no change has 0 / 0",
-        f"{'group':<28}" + "".join(f"{headings[name]:>18}" for name in columns),
+        "correlation of predicted and observed changes over all genes / over the 50 most significant genes, slope of "
+        "the predicted on the observed changes of these 50 genes (below 1: predicted too small), root mean squared "
+        f"error over all genes; the prediction of no change has 0 / 0, slope 0",
+        f"{'group':<28}" + "".join(f"{headings[name]:>26}" for name in columns),
     ]
 
     def row(title: str, found: list[Accuracy | None]) -> str:
-        cells = ("-" if one is None else f"{one.correlation:.2f} / {one.top_correlation:.2f}" for one in found)
-        return f"{title:<28}" + "".join(f"{cell:>18}" for cell in cells)
+        cells = ("-" if one is None else _shown(one) for one in found)
+        return f"{title:<28}" + "".join(f"{cell:>26}" for cell in cells)
 
+    group_p = {test.label: test.group_p for test in result.tests}
     single = len({check.treated for check in checks}) == 1
     for check in checks:
         title = check.group if single else f"{check.group}, {check.treated}"
-        title += " (group to predict)" if check is result.group_check else ""
+        if check is result.group_check:
+            title += " (group to predict)"
+        elif group_p.get(check.treated, {}).get(check.group, 0) > LEVEL:
+            title += " (no change)"
         lines.append(row(title, [getattr(check, name) for name in columns]))
     if len(result.checks) > 1:
         title = "mean of the other groups" if held_out else "mean of others, optimistic"
         title = title if result.tested else "mean, single perturbations"
         lines.append(row(title, [result.mean_accuracy(name) for name in columns]))
-    predicted, mean_change = result.mean_accuracy(), result.mean_accuracy("mean_change")
-    if predicted is not None and mean_change is not None and mean_change.score > predicted.score:
-        lines.append("in the checked groups, the mean change of the other groups is more accurate than the prediction")
     if not result.tested and result.checks:
         lines.append(
             f"no other group has undergone {result.treated}, so no group shows how well the changes of the parts add up"
         )
     return lines
+
+
+def _shown(one: Accuracy) -> str:
+    return f"{one.correlation:.2f} / {one.top_correlation:.2f}, {one.top_slope:.2f}, {one.rmse:.2f}"

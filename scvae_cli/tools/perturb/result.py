@@ -5,7 +5,7 @@ Shapes: m predicted cells, g genes, k latent dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,8 +15,11 @@ import scipy.sparse as sp
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.tools.perturb.change_test import Tested, any_changed
 
 TOP_GENES = 50
+# Recipes that are not a shift by the model: the plain mean change of the other groups, and no change.
+MEAN, NONE = "mean", "none"
 # What is compared with the observed change: the prediction and its baselines.
 COMPARED = ("predicted", "mean_change", "additive")
 
@@ -31,15 +34,22 @@ class Accuracy(NamedTuple):
         and control cells.
     explained
         1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
+    top_slope
+        Predicted change per unit of observed change of these 50 genes (least squares through zero). It is 1 if the
+        predicted changes are as large as the observed ones, and below 1 if they are too small.
+    rmse
+        Root mean squared error over all genes, in the unit of the changes.
     """
 
     correlation: float
     top_correlation: float
     explained: float
+    top_slope: float
+    rmse: float
 
     @property
     def score(self) -> float:
-        """Mean of the three measures, by which recipes are compared."""
+        """Mean of correlation, top correlation and explained change, by which recipes are compared."""
         return (self.correlation + self.top_correlation + self.explained) / 3
 
 
@@ -74,14 +84,18 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a prediction is made: the method ("centroid" or "ot"), and the share of the mean shift.
+    """How a prediction is made: the method, the share of the mean shift, and the scale of the change.
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
-    perturbation is learned from. The rest of the prediction is the change decoded by the model.
+    perturbation is learned from. The rest of the prediction is the change decoded by the model after a shift by the
+    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale: models
+    predict changes of cells that they have not seen too small. With the method "mean", the prediction is the plain mean
+    of the other groups' changes; with "none", the prediction is no change.
     """
 
     method: str
     mean_shift_share: float
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +147,12 @@ class Perturbation:
     checks, group_check
         Accuracy in other groups whose response was observed, and in the group itself. The latter is None if the group
         has no treated cells.
+    tests, group_test
+        Tests of no change, one for each label under which a change was learned, in the groups of `sources`; and the
+        test of the group's own cells, None if the group has no treated cells.
+    model_accuracy
+        Mean accuracy of the model's prediction in the checked groups if the plain mean of the other groups was more
+        accurate and is therefore the prediction; otherwise None.
     model_agreement
         Agreement of two predictions for this group: the change decoded by the model, and the mean shift of `Recipe`.
         The agreement is the correlation of the two, divided by the mean of the same correlation over the checked
@@ -157,6 +177,9 @@ class Perturbation:
     off_manifold_m: np.ndarray
     checks: tuple[Check, ...]
     group_check: Check | None
+    tests: tuple[Tested, ...]
+    group_test: Tested | None
+    model_accuracy: Accuracy | None
     model_agreement: float | None
     blocks: Iterator[sp.csr_matrix] | Iterator[np.ndarray]
 
@@ -171,6 +194,23 @@ class Perturbation:
         return float((self.off_manifold_m > OFF_MANIFOLD).mean())
 
     @property
+    def changed(self) -> bool:
+        """Whether a change was detected in the groups from which it is learned; otherwise, none is predicted."""
+        return any_changed(self.tests)
+
+    @property
+    def no_better_than_mean(self) -> bool:
+        """Whether the prediction is no more accurate in the checked groups than the mean change of the other groups.
+
+        The prediction is more accurate if the mean difference of the scores exceeds its standard error.
+        """
+        if self.recipe.method == MEAN:
+            return True
+        gains = [check.predicted.score - check.mean_change.score for check in self.checks if check.mean_change]
+        error = float(np.std(gains, ddof=1) / np.sqrt(len(gains))) if len(gains) > 1 else 0.0
+        return bool(gains) and float(np.mean(gains)) <= error
+
+    @property
     def tested(self) -> bool:
         """Whether there are checks, and every check is of the perturbation itself rather than of one of its parts."""
         return bool(self.checks) and all(check.treated == self.treated for check in self.checks)
@@ -180,10 +220,7 @@ class Perturbation:
 
         The result is None if the accuracy in one of the groups is missing.
         """
-        found = [getattr(check, what) for check in self.checks]
-        if not found or any(one is None for one in found):
-            return None
-        return Accuracy(*(float(np.mean(values)) for values in zip(*found, strict=True)))
+        return mean_accuracy(self.checks, what)
 
     def top_genes(self, n: int) -> np.ndarray:
         """Return the indices of the n genes with the largest changes, the largest first."""
@@ -192,7 +229,8 @@ class Perturbation:
     @property
     def _asked(self) -> dict[str, Any]:
         names = {"group": self.group, "control": self.control, "treated": self.treated}
-        return names | {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
+        recipe = {"method": self.recipe.method, "mean_shift_share": self.recipe.mean_shift_share}
+        return names | recipe | {"scale": self.recipe.scale, "change_detected": self.changed}
 
     def facts(self) -> dict[str, Any]:
         """Return the result as plain values."""
@@ -201,6 +239,10 @@ class Perturbation:
             "n_cells": len(self.cells),
             "n_genes": len(self.genes),
             "off_manifold": self.off_manifold,
+            "change_tests": [test.as_dict() for test in self.tests],
+            "group_change_test": None if self.group_test is None else self.group_test.as_dict(),
+            "no_better_than_mean": self.no_better_than_mean if self.checks else None,
+            "model_accuracy": _as_dict(self.model_accuracy),
             "model_agreement": self.model_agreement,
             "mean_accuracy": {what: _as_dict(self.mean_accuracy(what)) for what in COMPARED},
             "checks": [check.as_dict() for check in self.checks],
@@ -209,7 +251,12 @@ class Perturbation:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the output file that hold the result, except the names and labels of the cells."""
-        found = self._asked
+        found: dict[str, Any] = self._asked
+        found["change_tests"] = {
+            "label": np.asarray([test.label for test in self.tests], dtype=object),
+            "p": np.asarray([test.p for test in self.tests]),
+            "n_changed": np.asarray([test.n_changed for test in self.tests]),
+        }
         if self.checks:
             kinds = {"group": object, "treated": object, "held_out": bool}
             found["checks"] = {
@@ -230,6 +277,14 @@ class Perturbation:
             Slot(group="obsm", key=names.latent, value=self.z_mk),
             Slot(group="uns", key=names.perturbation(f"{self.group}_{self.treated}"), value=found),
         ]
+
+
+def mean_accuracy(checks: Sequence[Check], what: str = "predicted") -> Accuracy | None:
+    """Compute the mean accuracy of the prediction or of a baseline; None if it is missing in one of the groups."""
+    found = [getattr(check, what) for check in checks]
+    if not found or any(one is None for one in found):
+        return None
+    return Accuracy(*(float(np.mean(values)) for values in zip(*found, strict=True)))
 
 
 def _as_dict(accuracy: Accuracy | None) -> dict[str, float] | None:

@@ -1,14 +1,15 @@
 """Accuracy of a prediction in groups whose response was observed, each left out in turn.
 
 The treated cells of the group that is left out are not used to learn the change. This tests the whole prediction only
-if the model was not trained on these cells either (`retrained_checks`). A model trained on these cells has learned to
+if the model was not trained on these cells either (`retrained_trials`). A model trained on these cells has learned to
 decode them, so the prediction looks more accurate than it is for a group without treated cells.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -27,6 +28,8 @@ LEAST_AGREEMENT = 0.75
 # Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on, so the share is
 # at least one half unless the models are trained without the treated cells.
 SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
+# Smallest and largest scale of a prediction.
+_SCALES = (0.5, 2.0)
 
 
 def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> tuple[Recipe, ...]:
@@ -43,42 +46,66 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
     return tuple(Recipe(method=name, mean_shift_share=share) for share in shares for name in methods)
 
 
-def assess(predictor: Predictor, design: Design, recipes: Sequence[Recipe], *, held_out: bool) -> dict[Recipe, Check]:
-    """Predict a group whose response was observed, by every recipe; `held_out` is passed on to each `Check`."""
-    observed = predictor.observed
-    true_g, top = observed.change(design), observed.most_significant(design)
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A group whose response was observed, and a predictor that does not use its treated cells to learn the change.
 
-    def judged(change_g: np.ndarray | None) -> Accuracy | None:
-        return None if change_g is None else accuracy(change_g, true_g, top)
+    `held_out` says whether the model was trained without these cells too.
+    """
 
-    mean_change, additive = judged(observed.mean_change(design)), judged(observed.additive(design))
-    checks: dict[Recipe, Check] = {}
-    for method in dict.fromkeys(recipe.method for recipe in recipes):
-        same = [recipe for recipe in recipes if recipe.method == method]
-        changes = predictor.changes(design, method, [recipe.mean_shift_share for recipe in same])
-        for recipe, change_g in zip(same, changes, strict=True):
-            checks[recipe] = Check(
-                group=design.group,
-                treated=design.treated,
-                n_control=len(design.rows(design.group, design.control)),
-                n_treated=len(design.rows(design.group, design.treated)),
-                predicted=accuracy(change_g, true_g, top),
-                mean_change=mean_change,
-                additive=additive,
-                held_out=held_out,
-            )
-    return checks
+    predictor: Predictor
+    design: Design
+    held_out: bool
+    _known: dict[Recipe, np.ndarray] = field(default_factory=dict)
+
+    @cached_property
+    def true_g(self) -> np.ndarray:
+        """Observed change."""
+        return self.predictor.observed.change(self.design)
+
+    @cached_property
+    def top(self) -> np.ndarray:
+        """Indices of the most significant genes."""
+        return self.predictor.observed.most_significant(self.design)
+
+    def changes(self, recipes: Sequence[Recipe]) -> list[np.ndarray]:
+        """Predict the change by every recipe, each of shape (g,); known predictions are not computed again."""
+        missing = [recipe for recipe in recipes if recipe not in self._known]
+        for method, scale in dict.fromkeys((recipe.method, recipe.scale) for recipe in missing):
+            same = [recipe for recipe in missing if (recipe.method, recipe.scale) == (method, scale)]
+            shares = [recipe.mean_shift_share for recipe in same]
+            changes = self.predictor.changes(self.design, method, shares, scale=scale)
+            self._known.update(zip(same, changes, strict=True))
+        return [self._known[recipe] for recipe in recipes]
+
+    def accuracy(self, change_g: np.ndarray) -> Accuracy:
+        """Compare a predicted change with the observed one."""
+        return accuracy(change_g, self.true_g, self.top)
+
+    def check(self, recipe: Recipe) -> Check:
+        """Judge a recipe beside the baselines."""
+        design, observed = self.design, self.predictor.observed
+        mean_change_g, additive_g = observed.mean_change(design), observed.additive(design)
+        return Check(
+            group=design.group,
+            treated=design.treated,
+            n_control=len(design.rows(design.group, design.control)),
+            n_treated=len(design.rows(design.group, design.treated)),
+            predicted=self.accuracy(self.changes([recipe])[0]),
+            mean_change=None if mean_change_g is None else self.accuracy(mean_change_g),
+            additive=None if additive_g is None else self.accuracy(additive_g),
+            held_out=self.held_out,
+        )
 
 
-def retrained_checks(
+def retrained_trials(
     model: Model,
     counts: Counts,
     designs: Sequence[Design],
-    recipes: Sequence[Recipe],
     *,
     follow: Callable[[str, Iterator[FitEvent]], FitEvent | None] = last_event,
-) -> list[dict[Recipe, Check]]:
-    """Train, for each group, a new model without the group's treated cells, and predict these cells.
+) -> list[Trial]:
+    """Train, for each group, a new model without the group's treated cells.
 
     The new models have the same genes and settings as the given model. `follow` is given a title and the events of a
     training, runs the training, and returns the last event.
@@ -104,16 +131,57 @@ def retrained_checks(
         last = follow(f"without {design.treated} {design.group}", fit(counts.cells(kept), config))
         assert isinstance(last, Finished), "a training that cannot be stopped ends finished"
         last.model.vae.to(model.device)
-        found.append(assess(Predictor.of(last.model, counts), design, recipes, held_out=True))
+        found.append(Trial(predictor=Predictor.of(last.model, counts), design=design, held_out=True))
     return found
 
 
-def choose(checks: Sequence[dict[Recipe, Check]], recipes: Sequence[Recipe]) -> Recipe:
-    """Choose the recipe with the best mean score over the checked groups; without checks, the first recipe."""
-    if not checks:
+def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
+    """Choose the recipe with the best mean score over some groups; without groups, the first recipe.
+
+    The scale is that with the least squared error over the groups if the models were trained without the treated cells,
+    and otherwise 1: models that have seen these cells do not show how small the changes of unseen cells are predicted.
+    """
+    if not trials:
         return recipes[0]
-    scores = [float(np.mean([check[recipe].predicted.score for check in checks])) for recipe in recipes]
-    return recipes[int(np.argmax(np.round(scores, 6)))]
+    predicted = [trial.changes(recipes) for trial in trials]
+    scaled, scores = [], []
+    for r, recipe in enumerate(recipes):
+        changes = [change_rg[r] for change_rg in predicted]
+        scale = _scale(changes, trials) if all(trial.held_out for trial in trials) else 1.0
+        scaled.append(replace(recipe, scale=scale))
+        found = (trial.accuracy(scale * change_g).score for trial, change_g in zip(trials, changes, strict=True))
+        scores.append(float(np.mean(list(found))))
+    return scaled[int(np.argmax(np.round(scores, 6)))]
+
+
+def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
+    """Compute the scale with the least squared error; every group has the same weight, whatever its magnitude.
+
+    Only the most significant genes count: among all genes, the error of the prediction in unchanged genes would make
+    the changes of the others too small. A scale learned from few groups is uncertain: it is shrunk to 1 as if one more
+    group had the scale 1.
+    """
+    scales = []
+    for change_g, trial in zip(changes, trials, strict=True):
+        predicted_t, true_t = change_g[trial.top], trial.true_g[trial.top]
+        squared = float(predicted_t @ predicted_t)
+        scales.append(float(predicted_t @ true_t) / squared if squared > 0 else 1.0)
+    return float(np.clip((sum(scales) + 1) / (len(scales) + 1), *_SCALES))
+
+
+def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
+    """Judge, in each group, the recipe that is chosen in the other groups; a single group judges its own choice."""
+    found = []
+    for i, trial in enumerate(trials):
+        others = [*trials[:i], *trials[i + 1 :]] or [trial]
+        found.append(trial.check(choose(others, recipes)))
+    return found
+
+
+def mean_is_better(checks: Sequence[Check]) -> bool:
+    """Whether the plain mean of the other groups has a higher mean score over the checked groups."""
+    gains = [check.predicted.score - check.mean_change.score for check in checks if check.mean_change is not None]
+    return bool(gains) and float(np.mean(gains)) < 0
 
 
 def relative_agreement(predictor: Predictor, design: Design, checks: Sequence[Design], method: str) -> float:

@@ -83,7 +83,10 @@ class Sweep:
     best, suggested
         Value of the run with the smallest loss; and the suggested value. A run is as good as the best run if its loss
         is larger by at most one standard error or by at most the variation between random seeds. Among the runs that
-        are as good, the suggested value is the largest β or the smallest number of dimensions.
+        are as good, the suggested value is the default; without the default, it is the largest β or the smallest number
+        of dimensions.
+    default
+        The default of the varied option for these cells.
     criterion
         "thinning" (prediction of withheld molecules) or "bound" (of held-out cells).
     kept_molecules
@@ -102,6 +105,7 @@ class Sweep:
     runs: tuple[Run, ...]
     best: float
     suggested: float
+    default: float
     criterion: str
     kept_molecules: float
     n_cells: int
@@ -157,7 +161,9 @@ class Sweep:
         return [Slot(group="uns", key=names.sweep(self.varied), value=table)]
 
 
-def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tuple[np.ndarray, np.ndarray, int, int]:
+def compare(
+    loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0, default: int | None = None
+) -> tuple[np.ndarray, np.ndarray, int, int]:
     """Compare runs cell by cell.
 
     Parameters
@@ -169,6 +175,8 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
         run. The excess loss of these runs over the best run is at most one standard error, or at most `noise`.
     noise
         Variation of the loss between random seeds.
+    default
+        Run that is selected if it is as good as the best run; None if there is none.
 
     Returns
     -------
@@ -179,7 +187,8 @@ def compare(loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0) -> tu
     excess_r = excess_rn.mean(1)
     error_r = excess_rn.std(1, ddof=1) / np.sqrt(loss_rn.shape[1])
     as_good = np.flatnonzero(excess_r <= np.maximum(error_r, noise))
-    return excess_r, error_r, best, int(as_good[-1 if prefer_last else 0])
+    selected = default if default is not None and default in as_good else int(as_good[-1 if prefer_last else 0])
+    return excess_r, error_r, best, selected
 
 
 def find_reversals(beta_r: Sequence[float], rate_rn: np.ndarray, distortion_rn: np.ndarray) -> tuple[Reversal, ...]:

@@ -37,8 +37,9 @@ from scvae_cli.model.network import sizes
 from scvae_cli.tools.score.scoring import Bounds, bounds
 from scvae_cli.tools.sweep.options import SweepOptions
 from scvae_cli.tools.sweep.result import MIN_CELLS, Run, Sweep, compare, find_reversals
-from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
+from scvae_cli.training.fit import Finished, FitEvent, Prepared, fit, last_event
 from scvae_cli.training.prepare import refuse_empty, refuse_few, split
+from scvae_cli.training.recipe import settle
 
 # Number of importance samples, and largest number of held-out cells that are evaluated. With larger numbers, the
 # evaluation of small data would take longer than the trainings.
@@ -104,7 +105,11 @@ def sweep(
     model: Model | None = None
     for number, value in enumerate(values, 1):
         start_from = model if options.varied == "beta" else None
-        events = fit(trained_on, _config_of(config, options, value), start_from=start_from)
+        # The training is given the chosen genes alone, and would call them all genes.
+        events = (
+            replace(event, genes_chosen=genes_chosen) if isinstance(event, Prepared) else event
+            for event in fit(trained_on, _config_of(config, options, value), start_from=start_from)
+        )
         last = follow(Training(value, number, len(values)), events)
         assert isinstance(last, Finished), "nobody asked the training to stop"
         model = last.model
@@ -152,7 +157,9 @@ def _put_together(
     loss_rn = np.stack([run.loss_n for run in evaluated])
     possible = baseline - float(loss_rn.mean(1).min())
     noise = SEED_NOISE * possible if possible > 0 else 0.0
-    excess_r, error_r, best, suggested = compare(loss_rn, prefer_last=over_beta, noise=noise)
+    default = _default(options, evaluated[0])
+    usual = options.values.index(default) if default in options.values else None
+    excess_r, error_r, best, suggested = compare(loss_rn, prefer_last=over_beta, noise=noise, default=usual)
     rate_rn = np.stack([run.bounds.kl for run in evaluated])
     # If no run predicts better than a mean model, the gain is not defined.
     gain_r = (baseline - loss_rn.mean(1)) / possible if possible > 0 else np.full(len(evaluated), np.nan)
@@ -180,6 +187,7 @@ def _put_together(
         runs=runs,
         best=options.values[best],
         suggested=options.values[suggested],
+        default=default,
         criterion=criterion,
         kept_molecules=KEPT if criterion == "thinning" else 1.0,
         n_cells=counts.n_cells,
@@ -189,3 +197,11 @@ def _put_together(
         device=device,
         reversals=find_reversals(options.values, rate_rn, distortion_rn) if over_beta else (),
     )
+
+
+def _default(options: SweepOptions, run: _Evaluated) -> float:
+    """Return the default of the varied option for these cells."""
+    if options.varied == "beta":
+        return RunConfig().train.beta
+    unset = replace(run.config, model=replace(run.config.model, n_latent=None))
+    return float(sizes(settle(unset, int(run.facts["n_training"])).model)[0])

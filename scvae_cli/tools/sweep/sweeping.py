@@ -24,11 +24,6 @@ from scvae_cli.training.fit import Finished, FitEvent
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
-# A run with a larger β than the suggested one is mentioned if its gain is at least this fraction.
-_NEARLY = 0.98
-# Another run is mentioned if its bound is higher than that of the suggested run by at least this number of nats.
-_MUCH = 1.0
-
 
 def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     """Run a sweep and write the results; with `--models`, also save each model after its training.
@@ -171,28 +166,23 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
+    """Give one recommendation, and say what it rests on."""
     task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
-    reason = f"best at {task}"
-    if result.suggested != result.best:
-        which = "the largest" if result.varied == "beta" else "the fewest"
-        reason = f"{which} whose result is as good as the best one ({result.best:g}) within noise"
-    lines = [f"* suggested: {_called(result, result.suggested)}, {reason}"]
-    thrifty = [run for run in result.runs if run.gain >= _NEARLY and run.beta > result.suggested]
-    if result.varied == "beta" and thrifty:
-        beta, gain = thrifty[-1].beta, thrifty[-1].gain
-        lines.append(f"  β = {beta:g} keeps {gain:.1%} of the gain with a simpler latent space")
-    likeliest = max(result.runs, key=lambda run: run.bound)
-    more = likeliest.bound - result.suggested_run.bound
-    if result.criterion == "thinning" and more >= _MUCH:
-        value = getattr(likeliest, result.varied)
-        lines.append(
-            f"  to score cells or sample new ones, use {_called(result, value)}: the bound is {more:.1f} nats higher"
+    chosen = result.suggested_run
+    if result.suggested == result.best:
+        reason = f"best at {task}"
+        if (edge := result.at_the_edge()) is not None:
+            which = "smallest" if edge == "lower" else "largest"
+            reason += f"; it is the {which} value that was tried, and {edge} values may be better"
+    else:
+        simplest = "the largest β" if result.varied == "beta" else "the fewest dimensions"
+        which = "the default" if result.suggested == result.default else simplest
+        reason = (
+            f"{which} among the runs that are as good as the best one ({result.best:g}) at {task}, within one standard "
+            f"error or the variation between random seeds: worse by {chosen.excess:.2f} ± {chosen.excess_se:.2f} nats "
+            "per cell"
         )
-    edge = result.at_the_edge()
-    if edge is not None:
-        which = "smallest" if edge == "lower" else "largest"
-        lines.append(f"  the best value is the {which} that was tried: {edge} values may be better")
-    return lines
+    return [f"* suggested: {_called(result, result.suggested)}, {reason}"]
 
 
 def _called(result: Sweep, value: float) -> str:

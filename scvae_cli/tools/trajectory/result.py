@@ -53,6 +53,8 @@ class Trajectory:
         trajectory of the bundle.
     of_counts
         True for a model of counts, False for a model of real numbers.
+    leading
+        Indices of the genes that come first in tables and figures, such as the genes of an optimization.
     """
 
     __repr__ = brief
@@ -75,10 +77,13 @@ class Trajectory:
     pseudotime_n: np.ndarray
     bundle_ptk: np.ndarray | None
     of_counts: bool
+    leading: tuple[int, ...] = ()
 
     def top_genes(self, n: int) -> np.ndarray:
-        """Return the indices of the n genes that change most, in descending order."""
-        return np.argsort(-self.changes.effect_g, kind="stable")[:n]
+        """Return the indices of n genes: the genes in `leading`, then those that change most, in descending order."""
+        order = np.argsort(-self.changes.effect_g, kind="stable")
+        leading = np.asarray(self.leading, dtype=order.dtype)
+        return np.concatenate([leading, order[~np.isin(order, leading)]])[:n]
 
     def warning(self) -> str | None:
         """Say at which steps no cells were observed, and how to avoid such steps. Returns None without such steps."""
