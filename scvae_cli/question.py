@@ -279,6 +279,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         device=options.device,
         allow_missing_genes=options.allow_missing_genes,
         drop_empty=options.drop_empty,
+        subset=getattr(options, "subset", ()),
         needs_batch=options.needs_batch,
         progress=shell.progress,
     )

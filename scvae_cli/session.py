@@ -21,6 +21,7 @@ from scvae_cli.data.labels import as_label, labels_of, matching, positions_in
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
+from scvae_cli.data.subset import subset_mask
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.expression import expression_positions
@@ -49,7 +50,7 @@ class Session:
     model
         The model, on its device.
     counts
-        Counts of the model's genes, in the cells that have counts.
+        Counts of the model's genes, in the cells of the subset that have counts.
     kept
         Mask of the store's cells that are in `counts`, shape (cells of the store,).
     missing_genes
@@ -80,6 +81,7 @@ class Session:
         device: str = "auto",
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
+        subset: Sequence[str] = (),
         needs_batch: bool = False,
         progress: Progress = silent,
     ) -> Session:
@@ -102,6 +104,8 @@ class Session:
             Accept any number of missing genes.
         drop_empty
             Skip cells without counts; their results are NaN.
+        subset
+            Conditions KEY=VALUE[,VALUE…] on columns of obs; only cells that fulfill all of them are used.
         needs_batch
             Whether the batch of every cell is needed.
 
@@ -138,10 +142,14 @@ class Session:
             fate = "their values are set to the mean over the training cells" if real else "their counts are set to 0"
             message = f"{len(missing)} of the model's {len(model.genes)} genes are missing in the data; {fate}"
             warnings.warn(ScvaeWarning(message), stacklevel=2)
-        kept = aligned.filled
-        if not kept.all():
-            _refuse_empty(aligned, kept, drop=drop_empty)
+        chosen = subset_mask(store, subset)
+        if not chosen.all():
+            aligned = aligned.cells(chosen)
+        filled, kept = aligned.filled, chosen
+        if not filled.all():
+            _refuse_empty(aligned, filled, drop=drop_empty)
             aligned = aligned.filled_cells()
+            kept[chosen] = filled
         return cls(
             store=store,
             model=model,

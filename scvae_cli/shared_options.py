@@ -44,6 +44,21 @@ class Reading(Options):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Subset(Options):
+    """The option that restricts a question to some of the cells."""
+
+    subset: tuple[str, ...] = option(
+        (),
+        help="Use only the cells with one of these values in a column of obs. May be given several times; a cell must "
+        "fulfill all conditions. The results of the other cells are NaN.",
+        python_help="Use only the cells with certain values in a column of obs. Texts of the form KEY=VALUE[,VALUE…]; "
+        "a cell must fulfill all conditions. The results of the other cells are NaN.",
+        panel=INPUT,
+        metavar="KEY=VALUE[,VALUE…]",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Writing(Options):
     """Options for writing results."""
 

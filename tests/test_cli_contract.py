@@ -40,9 +40,9 @@ OPTIONS = {
     "optimize": "DATA --toward --away --groupby --group --from-cell --name --steps --within --unconstrained "
     f"--max-length --starts --seed --model/-m --library --batch-as --gene-symbols --config {ASKING} --path-out --plot "
     f"{PRINTING}",
-    "pseudotime": f"{MODEL} --groupby --root --to --root-cell --name --seed --gene-symbols --config {ASKING} "
-    f"{PRINTING}",
-    "score": f"{MODEL} --samples --simulated --fdr --seed {ASKING} --plot {PRINTING}",
+    "pseudotime": f"{MODEL} --groupby --root --to --root-cell --endpoint --name --seed --subset --gene-symbols "
+    f"--config {ASKING} {PRINTING}",
+    "score": f"{MODEL} --samples --simulated --fdr --seed --subset {ASKING} --plot {PRINTING}",
     "de": f"{MODEL} --groupby --group --reference --within --replicate-key --threshold --fdr --centre --sort --name "
     f"--cells --samples --seed --table --plot --gene-symbols --config {ASKING} {PRINTING}",
     "sample": "DATA --cells/-n --output/-o --from --groupby --group --prototype --avoid-holes --seed --model/-m "

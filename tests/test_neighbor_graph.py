@@ -9,22 +9,15 @@ import networkx as nx
 import numpy as np
 import pytest
 import torch
-from handmade import FlatGeometry, clusters, flat, graph_of, points, ring, wild_vae
-from scipy.sparse.csgraph import laplacian
+from handmade import FlatGeometry, clusters, flat, graph_of, points
 from scipy.spatial.distance import cdist
-from scipy.stats import spearmanr
 
 from scvae_cli.latent import neighbor_graph as room
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, nearest
-from scvae_cli.model.geometry import Geometry
+from scvae_cli.latent.neighbor_graph import cell_graph, euclidean_graph, nearest
 
 
 def cloud(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, k))
-
-
-def graph_by_state(x_nk: np.ndarray, geometry: FlatGeometry | Geometry) -> CellGraph:
-    return cell_graph(geometry, points(x_nk), always=np.empty(0, dtype=np.int64), by_state=True)
 
 
 # --- the edges --------------------------------------------------------------------------------------------------------
@@ -51,26 +44,14 @@ def test_edges_are_as_long_as_the_decoder_says():
     assert joined == pairs | {(j, i) for i, j in pairs}
 
 
-def test_neighbours_by_state_are_the_nearest_decoded_ones(monkeypatch):
-    """More genes than directions are looked along, and more cells than show which these are."""
-    monkeypatch.setattr(room, "DIRECTION_CELLS", 40)
-    x_nk = cloud(200, 5)
-    decoder = FlatGeometry(torch.as_tensor(np.random.default_rng(1).normal(size=(90, 5)) * [9, 3, 1, 0.3, 0.1]).float())
-    graph = graph_by_state(x_nk, decoder)
-    y_ng = x_nk @ decoder.map_gk.numpy().T
-    expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(200, np.inf)), axis=1)[:, :15]
-    assert (graph.neighbors_mj == expected).mean() > 0.99
+def test_a_euclidean_graph_measures_its_own_coordinates():
+    x_nk, cells = cloud(80, 5), np.arange(80) * 3
+    graph = euclidean_graph(cells, points(x_nk), 7)
+    far_nn = cdist(x_nk, x_nk)
+    np.testing.assert_array_equal(graph.neighbors_mj, np.argsort(far_nn, axis=1)[:, 1:8])
     lengths = graph.lengths.tocoo()
-    np.testing.assert_allclose(lengths.data, cdist(y_ng, y_ng)[lengths.row, lengths.col], rtol=1e-3)
-    assert (graph_of(x_nk, decoder).neighbors_mj == expected).mean() < 0.5
-
-
-def test_neighbours_by_state_of_a_curved_decoder():
-    geometry, x_nk = Geometry(wild_vae(k=3, g=150).float()), cloud(300)
-    y_ng = geometry.coordinates(points(x_nk)).detach().numpy()
-    expected = np.argsort(cdist(y_ng, y_ng) + np.diag(np.full(300, np.inf)), axis=1)[:, :15]
-    found = graph_by_state(x_nk, geometry).neighbors_mj
-    assert np.mean([len(np.intersect1d(a, b)) for a, b in zip(found, expected, strict=True)]) > 14.9
+    np.testing.assert_allclose(lengths.data, far_nn[lengths.row, lengths.col], rtol=1e-5)
+    np.testing.assert_array_equal(graph.cells, cells)
 
 
 def test_shortest_paths_are_networkx_s():
@@ -113,10 +94,6 @@ def test_few_cells(n):
     graph = graph_of(cloud(n))
     assert graph.neighbors_mj.shape == (n, n - 1)
     assert np.isfinite(graph.distances([0])).all()
-    smooth_m = graph.smooth_distances([np.array([0])])[0]
-    assert np.isfinite(smooth_m).all()
-    assert smooth_m[0] == 0
-    np.testing.assert_array_equal(np.sort(graph_by_state(cloud(n), flat(3)).neighbors_mj), np.sort(graph.neighbors_mj))
 
 
 # --- components of the graph ------------------------------------------------------------------------------------------
@@ -154,60 +131,6 @@ def test_a_lone_cell_has_neighbours_of_its_own():
     assert np.isfinite(graph.distances([50])).all()
 
 
-# --- smooth distances -------------------------------------------------------------------------------------------------
-
-
-def test_smooth_distances_are_those_of_the_regularised_laplacian():
-    graph = graph_of(cloud(50))
-    conductance = graph.lengths.toarray()
-    conductance[conductance > 0] **= -2
-    kernel = np.linalg.inv(np.eye(50) + room._HEAT_TIME * laplacian(conductance, normed=True))
-    fallen_m = -np.log(kernel[[3, 7]].mean(0))
-    np.testing.assert_allclose(graph.smooth_distances([np.array([3, 7])])[0], fallen_m - fallen_m.min(), atol=1e-6)
-
-
-def test_smooth_distances_are_not_stopped_by_twins():
-    position_n = np.repeat(np.sort(np.random.default_rng(0).uniform(0, 10, 200)), 3)
-    graph = graph_of(np.column_stack([position_n, np.repeat(0.1 * cloud(200, 2), 3, axis=0)]))
-    assert spearmanr(graph.smooth_distances([np.arange(3)])[0], position_n).statistic > 0.995
-
-
-def test_smooth_distances_order_cells_along_a_line():
-    position_n = np.sort(np.random.default_rng(0).uniform(0, 10, 500))
-    noise_nk = 0.1 * cloud(500, 2)
-    graph = graph_of(np.column_stack([position_n, noise_nk]))
-    smooth_sm = graph.smooth_distances([np.arange(10), np.arange(490, 500)])
-    assert spearmanr(smooth_sm[0], position_n).statistic > 0.995
-    assert spearmanr(smooth_sm[1], -position_n).statistic > 0.995
-    assert smooth_sm.min() == 0
-
-
-def test_smooth_distances_go_round_a_ring():
-    graph = graph_of(ring(800))
-    start = 400
-    smooth_m = graph.smooth_distances([np.array([start])])[0]
-    around = np.minimum(np.abs(np.arange(800) - start), 800 - np.abs(np.arange(800) - start))
-    assert spearmanr(smooth_m, around).statistic > 0.99
-    straight_n = np.linalg.norm(graph.mean_mk.numpy() - graph.mean_mk.numpy()[start], axis=1)
-    assert graph.distances([start])[0].max() > 1.4 * 10 * straight_n.max()
-
-
-def test_smooth_distances_by_state_do_not_see_what_changes_nothing():
-    """A second dimension is as wide in latent space as the first, and hardly a gene answers to it."""
-    x_nk = np.random.default_rng(0).uniform(0, 10, size=(500, 2))
-    decoder = FlatGeometry(torch.tensor([[5.0, 0.0], [0.0, 0.05]]))
-    start = x_nk[:, 0].argsort()[:1]
-    by_state, latent = (make(x_nk, decoder).smooth_distances([start])[0] for make in (graph_by_state, graph_of))
-    assert spearmanr(by_state, x_nk[:, 0]).statistic > 0.999
-    assert spearmanr(latent, x_nk[:, 0]).statistic < spearmanr(by_state, x_nk[:, 0]).statistic
-
-
-def test_smooth_distances_do_not_depend_on_the_unit():
-    x_nk = cloud(200)
-    small, large = (graph_of(x_nk, flat(3, scale)).smooth_distances([np.array([0])])[0] for scale in (1.0, 50.0))
-    np.testing.assert_allclose(small, large, rtol=1e-3, atol=1e-3)
-
-
 # --- fewer nodes than cells -------------------------------------------------------------------------------------------
 
 
@@ -224,9 +147,8 @@ def test_some_cells_are_always_nodes(few_nodes):
     assert (np.diff(graph.cells) > 0).all()
     assert [graph.cells[graph.node_of(cell)] for cell in always] == always.tolist()
     np.testing.assert_array_equal(graph.cells[graph.nodes_of(always)], np.sort(always))
-    for by_state in (False, True):
-        again = cell_graph(flat(), points(cloud(2000, 2)), always=always, by_state=by_state, seed=3)
-        np.testing.assert_array_equal(again.cells, graph.cells)
+    again = cell_graph(flat(), points(cloud(2000, 2)), always=always, seed=3)
+    np.testing.assert_array_equal(again.cells, graph.cells)
     with pytest.raises(AssertionError, match="must be a node"):
         graph.node_of(int(np.setdiff1d(np.arange(2000), graph.cells)[0]))
 

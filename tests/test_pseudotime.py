@@ -1,4 +1,4 @@
-"""Order of the cells from a root, and their weights for the ends, where both are known.
+"""Order of the cells from a root, and their fates, where both are known.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -18,6 +18,7 @@ from command_line import run_well
 from handmade import clusters, points
 from scipy.stats import spearmanr
 from simulated import counts_of, learned
+from sklearn.metrics import roc_auc_score
 
 import scvae_cli as scvae
 from scvae_cli.data.formats import open_store
@@ -25,8 +26,8 @@ from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.latent import neighbor_graph
-from scvae_cli.latent.neighbor_graph import cell_graph
-from scvae_cli.latent.populations import Population, core
+from scvae_cli.latent.neighbor_graph import cell_graph, coordinates
+from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
@@ -68,7 +69,8 @@ def planted(adata, model):
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
         cells, counts = Posterior(z, torch.full_like(z, 1e-3)), counts_of(adata[: len(z)])
-        session = SimpleNamespace(model=model, counts=counts, cells=cells, progress=silent)
+        embedding = coordinates(Geometry(model.vae), z).numpy()
+        session = SimpleNamespace(model=model, counts=counts, cells=cells, embedding=embedding, progress=silent)
         return pseudotime(session, root, ends, name="planted", seed=0)
 
     return order
@@ -91,7 +93,7 @@ def test_order_on_a_line_is_the_true_one():
     assert true[list(result.root_cells)].mean() < true.quantile(0.15)
     assert true[list(backwards.root_cells)].mean() > true.quantile(0.85)
     assert result.n_components == 1
-    assert result.warning() is None
+    assert result.warnings() == []
 
 
 def test_distances_are_shortest_paths_from_the_root(adata, model):
@@ -112,7 +114,7 @@ def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monk
     fewer = ordered(adata, model, root="stem", ends=MATURE)
     assert len(fewer.pseudotime_n) == adata.n_obs
     assert spearmanr(fewer.pseudotime_n, branches.pseudotime_n).statistic > 0.9
-    np.testing.assert_allclose(fewer.weight_ne.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(fewer.probability_ne.sum(1), 1, rtol=1e-5)
     assert (fewer.branch_n == branches.branch_n).mean() > 0.7
 
 
@@ -122,28 +124,31 @@ def test_fewer_nodes_than_cells_give_the_same_order(adata, model, branches, monk
 def test_branches_towards_named_ends(adata, branches):
     types, branch = adata.obs["cell_type"].to_numpy(), branches.branch_n
     for end, middle in zip(MATURE, ("intermediate_1", "intermediate_2"), strict=True):
-        assert (branch[types == end] == end).mean() > 0.85
-        assert (branch[types == middle] == end).mean() > 0.5
-    assert (branch[types == "stem"] == "shared").mean() > 0.7
+        assert (branch[types == end] == end).mean() > 0.95
+        assert (branch[types == middle] == MATURE[1 - MATURE.index(end)]).mean() < 0.1
+    between = np.isin(types, ["intermediate_1", "intermediate_2"])
+    assert roc_auc_score(types[between] == "intermediate_1", branches.probability_ne[between, 0]) > 0.85
+    assert (branch[types == "stem"] == "uncommitted").mean() > 0.95
     assert sum(branches.branch_sizes().values()) == adata.n_obs
-    assert list(branches.branch_sizes()) == ["shared", *MATURE]
+    assert list(branches.branch_sizes()) == ["uncommitted", *MATURE]
     for end, cells in zip(MATURE, branches.end_cells, strict=True):
         assert set(adata.obs.loc[list(cells), "cell_type"]) == {end}
     assert set(adata.obs.loc[list(branches.root_cells), "cell_type"]) == {"stem"}
 
 
-def test_weights_are_shares_and_decide(branches):
-    np.testing.assert_allclose(branches.weight_ne.sum(1), 1)
-    decided = branches.weight_ne.max(1) >= 0.8
-    np.testing.assert_array_equal(decided, branches.branch_n != "shared")
-    winner = np.asarray(MATURE, dtype=object)[branches.weight_ne.argmax(1)]
+def test_probabilities_sum_to_one_and_decide(branches):
+    np.testing.assert_allclose(branches.probability_ne.sum(1), 1)
+    low_n, high_n = np.sort(branches.probability_ne, axis=1).T
+    decided = high_n >= 2 * low_n
+    np.testing.assert_array_equal(decided, branches.branch_n != "uncommitted")
+    winner = np.asarray(MATURE, dtype=object)[branches.probability_ne.argmax(1)]
     np.testing.assert_array_equal(branches.branch_n[decided], winner[decided])
 
 
 def test_order_of_the_ends_does_not_matter(adata, model, branches):
     other = ordered(adata, model, root="stem", ends=MATURE[::-1])
-    np.testing.assert_allclose(other.weight_ne[:, ::-1], branches.weight_ne, atol=0.2)
-    assert (other.branch_n == branches.branch_n).mean() > 0.9
+    np.testing.assert_allclose(other.probability_ne[:, ::-1], branches.probability_ne, atol=1e-6)
+    np.testing.assert_array_equal(other.branch_n, branches.branch_n)
 
 
 def test_a_planted_fork(model, planted):
@@ -166,22 +171,48 @@ def test_a_planted_fork(model, planted):
     far = along_n > 5.5
     assert (result.branch_n[far & (arm_n > 0)] == "up").mean() > 0.95
     assert (result.branch_n[far & (arm_n < 0)] == "down").mean() > 0.95
-    assert (result.branch_n[along_n < 3.5] == "shared").mean() > 0.6
+    assert (result.branch_n[along_n < 3.5] == "uncommitted").mean() > 0.6
     assert spearmanr(result.pseudotime_n, along_n).statistic > 0.95
 
 
 def test_one_end_gets_everything(adata, model):
     result = ordered(adata, model, root="stem", ends=["mature_1"])
     assert set(result.branch_n) == {"mature_1"}
-    assert (result.weight_ne == 1).all()
+    assert (result.probability_ne == 1).all()
 
 
-def test_core_of_the_root_and_not_its_stragglers(adata, model, branches):
-    mean_nk = posteriors(model, counts_of(adata)).mean_nk
-    graph = cell_graph(Geometry(model.vae), mean_nk, always=np.empty(0, dtype=np.int64))
-    stem = np.flatnonzero(adata.obs["cell_type"] == "stem")
-    assert set(branches.root_cells) <= set(adata.obs_names[core(graph, stem)])
-    assert len(branches.root_cells) == max(1, len(core(graph, stem)) // 10)
+def test_end_cells_are_chosen_as_asked(adata, model):
+    time = adata.obs["true_pseudotime"]
+    types = adata.obs["cell_type"]
+    middle = time[types == "mature_1"].mean()
+    mean_time = {}
+    for endpoint in ("extreme", "density", "centroid"):
+        result = ordered(adata, model, root="stem", ends=MATURE, endpoint=endpoint)
+        assert set(types[list(result.end_cells[0])]) == {"mature_1"}
+        mean_time[endpoint] = time[list(result.end_cells[0])].mean()
+    assert mean_time["extreme"] > max(middle, mean_time["density"], mean_time["centroid"])
+    assert abs(mean_time["centroid"] - middle) < 0.05
+
+
+def test_ends_of_unlike_sizes_keep_their_cells(adata, model):
+    types = adata.obs["cell_type"].astype(str).to_numpy()
+    few = np.flatnonzero(types == "mature_2")[5:]
+    cells = adata[np.setdiff1d(np.arange(adata.n_obs), few)].copy()
+    result = ordered(cells, model, root="stem", ends=MATURE)
+    assert (result.branch_n[cells.obs["cell_type"] == "mature_2"] == "mature_2").all()
+    assert (result.branch_n[cells.obs["cell_type"] == "mature_1"] == "mature_1").mean() > 0.95
+
+
+def test_an_end_of_one_cell(adata, model):
+    cells = adata.copy()
+    types = cells.obs["cell_type"].astype(str)
+    last = cells.obs["true_pseudotime"][types == "mature_2"].idxmax()
+    types[(types == "mature_2") & (cells.obs_names != last)] = "unnamed"
+    cells.obs["cell_type"] = types
+    result = ordered(cells, model, root="stem", ends=MATURE)
+    assert result.end_cells[1] == (last,)
+    np.testing.assert_allclose(result.probability_ne.sum(1), 1)
+    assert (result.branch_n[types == "unnamed"] == "mature_2").mean() > 0.8
 
 
 # --- warnings and refusals --------------------------------------------------------------------------------------------
@@ -191,13 +222,41 @@ def test_disconnected_components_are_reported(planted):
     z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
     result = planted(z_nk, Population(label="root", cells=np.arange(40)))
     assert result.n_components == 3
-    assert "3 disconnected components" in result.warning()
+    assert "3 disconnected components" in result.warnings()[0]
     assert np.isfinite(result.pseudotime_n).all()
     assert result.pseudotime_n[:40].max() < result.pseudotime_n[40:80].min()
 
 
+def test_ends_in_other_components_keep_their_cells(planted):
+    z_nk = clusters([[-3.0, 0], [3, 0], [3, 4]], 40, 0.1)
+    groups = [Population(label=label, cells=np.arange(40) + 40 * g) for g, label in enumerate(("root", "a", "b"))]
+    result = planted(z_nk, groups[0], tuple(groups[1:]))
+    assert set(result.branch_n[40:80]) == {"a"}
+    assert set(result.branch_n[80:]) == {"b"}
+    assert np.isfinite(result.probability_ne).all()
+
+
+def test_ends_in_the_same_place_are_warned_of(adata, model):
+    cells = adata.copy()
+    types = cells.obs["cell_type"].astype(str).to_numpy()
+    mature = np.flatnonzero(np.isin(types, MATURE))
+    types[mature] = np.where(np.random.default_rng(0).random(len(mature)) < 0.5, "heads", "tails")
+    cells.obs["cell_type"] = types
+    result = ordered(cells, model, root="stem", ends=["heads", "tails"])
+    between = ~np.isin(np.arange(len(types)), mature)
+    assert (result.branch_n[between] == "uncommitted").mean() > 0.9
+
+
+def test_warnings_of_fates_that_say_little(branches):
+    nothing = replace(branches, branch_n=np.full(len(branches.branch_n), "uncommitted", dtype=object))
+    uncommitted, empty = nothing.warnings()
+    assert "800 of 800 cells are uncommitted" in uncommitted
+    assert "no cell is committed to 'mature_1', 'mature_2'" in empty
+
+
 def test_the_python_api_warns(adata, model, monkeypatch):
     z = points(np.pad(clusters([[-3.0, 0], [3, 0]], 400, 0.1), ((0, 0), (0, 2))))
+    monkeypatch.setattr(Session, "embedding", z.numpy())
     monkeypatch.setattr(Session, "cells", Posterior(z, torch.full_like(z, 1e-3)))
     with pytest.warns(ScvaeWarning, match="the neighbor graph has 2 disconnected components"):
         ordered(adata, model, root_cell=adata.obs_names[0])
@@ -219,7 +278,7 @@ def test_roots_and_ends_that_are_not_there_are_refused(adata, model):
         ("ends names groups, so groupby is needed", {"root_cell": "cell_001", "ends": ["mature_1"]}),
         ("'mature_1' was named twice", {"root": "stem", "ends": ["mature_1", "mature_1"]}),
         ("'stem' was named twice", {"root": "stem", "ends": ["stem"]}),
-        ("no group in ends may be called 'shared'", {"root": "stem", "ends": ["mature_1", "shared"]}),
+        ("no group in ends may be called 'uncommitted'", {"root": "stem", "ends": ["mature_1", "uncommitted"]}),
         ("seed is -1", {"root": "stem", "seed": -1}),
     ],
 )
@@ -231,8 +290,8 @@ def test_options_that_cannot_be_meant_are_refused(adata, model, message, options
 
 def test_a_root_may_be_called_shared(adata, model):
     cells = adata.copy()
-    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "shared")
-    assert ordered(cells, model, root="shared", ends=["mature_1"]).root == "shared"
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str).replace("mature_2", "uncommitted")
+    assert ordered(cells, model, root="uncommitted", ends=["mature_1"]).root == "uncommitted"
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 12])
@@ -273,9 +332,9 @@ def test_slots_hold_the_order(adata, model, branches, tmp_path, file):
     np.testing.assert_allclose(cells.obs["scvae_distance_from_stem"], branches.distance_n, rtol=1e-5, atol=1e-5)
     column = cells.obs["scvae_branch_from_stem"]
     assert column.dtype == "category"
-    assert set(column.cat.categories) == {"shared", *MATURE}
+    assert set(column.cat.categories) == {"uncommitted", *MATURE}
     np.testing.assert_array_equal(column.astype(str), branches.branch_n)
-    np.testing.assert_allclose(cells.obsm["scvae_ends_from_stem"], branches.weight_ne, atol=1e-5)
+    np.testing.assert_allclose(cells.obsm["scvae_ends_from_stem"], branches.probability_ne, atol=1e-5)
     assert list(cells.uns["scvae"]["runs"]) == ["pseudotime_from_stem"]
 
 
@@ -294,7 +353,7 @@ def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, f
     cells = written(emptied, model, tmp_path, file=file, root="stem", ends=MATURE, drop_empty=True)
     assert cells.obs["scvae_pseudotime_from_stem"].isna().sum() == 2
     assert cells.obs["scvae_branch_from_stem"].isna().to_numpy().nonzero()[0].tolist() == [0, 1]
-    assert set(cells.obs["scvae_branch_from_stem"].cat.categories) == {"shared", *MATURE}
+    assert set(cells.obs["scvae_branch_from_stem"].cat.categories) == {"uncommitted", *MATURE}
     assert np.isnan(cells.obsm["scvae_ends_from_stem"]).all(1).nonzero()[0].tolist() == [0, 1]
 
 

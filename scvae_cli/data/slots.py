@@ -135,8 +135,8 @@ class SlotNames:
     diagnosis = _Key("{}/diagnosis")
     # obs: position along a path, 0 to 1, NaN for cells far from it.
     pseudotime = _NamedKey("{}_pseudotime_{}")
-    # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the end (fate) to which
-    # a cell belongs, or "shared". obsm: weight of each end for each cell, cells × ends.
+    # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the most probable end
+    # of a cell, or "uncommitted". obsm: probability of each end (fate) for each cell, cells × ends.
     root_distance = _NamedKey("{}_distance_{}")
     branch = _NamedKey("{}_branch_{}")
     end_weights = _NamedKey("{}_ends_{}")

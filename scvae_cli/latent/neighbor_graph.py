@@ -1,16 +1,15 @@
 """The neighbor graph of the cells, in which the length of an edge is a Fisher–Rao distance.
 
 Nodes are cells, at their posterior means. The decoded state of a cell is the decoded expression at its posterior mean,
-in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes. Which nodes are nearest is
-decided by the distance in latent space, or by the distance between decoded states. The length of an edge is always the
-distance between decoded states. If there are very many cells, only a random subset of the cells are nodes.
+in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes in latent space. The length
+of an edge is the distance between decoded states. If there are very many cells, only a random subset of the cells are
+nodes.
 
-The two definitions of nearest nodes differ, because the prior makes all latent dimensions in use equally wide, whether
-many or few genes change along a dimension. A graph of neighbors in latent space separates two cell fates even if only a
-few genes distinguish the fates. In a graph of neighbors by decoded state, the neighbors of a cell have nearly the same
-expression as the cell.
+The prior makes all latent dimensions in use equally wide, whether many or few genes change along a dimension. A graph
+of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish the fates.
+`euclidean_graph` makes the same kind of graph in any other coordinates, such as those of expression space.
 
-Shapes: n cells, k latent dimensions, g genes, m nodes, j neighbors, d directions, s cells of a subset.
+Shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.
 """
 
 from __future__ import annotations
@@ -30,15 +29,6 @@ NEIGHBORS = 15
 # Largest number of nodes, and largest number of values in the decoded states of all nodes (half a GB in float32). More
 # nodes do not make paths smoother.
 MAX_NODES, MAX_VALUES = 20_000, 128_000_000
-# Decoded states vary along as many directions as there are latent dimensions in use, and a few more because of
-# curvature. `_DIRECTIONS` directions keep all but a hundredth of a percent of the variance. They are computed from at
-# most `DIRECTION_CELLS` cells.
-_DIRECTIONS, DIRECTION_CELLS = 64, 1000
-# Duration of heat diffusion, in steps of a typical random walk: long enough to average over paths, and short enough
-# that the distance from the start is still visible.
-_HEAT_TIME = 30.0
-# In heat diffusion, edges are at least this fraction of the median edge length.
-_LEAST_LENGTH = 0.1
 # Number of values processed at once, 8 MB in float32. Larger blocks exceed the cache, and temporary arrays become slow.
 BLOCK_VALUES = 2_000_000
 
@@ -97,37 +87,6 @@ class CellGraph:
             paths.append(np.asarray(path[::-1]))
         return paths
 
-    def smooth_distances(self, sets: Sequence[np.ndarray]) -> np.ndarray:
-        """Compute the distance from each set of nodes to every node by heat diffusion. Shape (sets, m).
-
-        According to Varadhan, heat that starts in a set and diffuses for some time decreases as exp(−distance) far from
-        the set. The negative log of the heat is therefore a distance, after subtracting its smallest value. This
-        distance averages over all short paths, whereas the length of the shortest path depends on that path alone
-        (Crane, Weischedel & Wardetzky 2013, doi:10.1145/2516971.2516977). Each edge conducts heat with the conductance
-        1/length². L is the normalized Laplacian of the conductances, as in diffusion maps. The initial heat is
-        multiplied by (I + tL)⁻¹ to obtain the heat at the time t (Smola & Kondor 2003,
-        doi:10.1007/978-3-540-45167-9_12). The unit of the distance is arbitrary.
-        """
-        from scipy.sparse.linalg import splu
-
-        if len(self.cells) == 1:
-            return np.zeros((len(sets), 1))
-        # Without this bound, nearly identical nodes would exchange heat only with each other.
-        least = _LEAST_LENGTH * float(np.median(self.lengths.data))
-        conductance = self.lengths.copy()
-        conductance.data = 1 / np.maximum(conductance.data, least) ** 2
-        root_m = np.sqrt(np.asarray(conductance.sum(1)).ravel())
-        m = len(root_m)
-        normalized = sp.diags(1 / root_m) @ conductance @ sp.diags(1 / root_m)
-        system = sp.identity(m) + _HEAT_TIME * (sp.identity(m) - normalized)
-        solver = splu(system.tocsc(), permc_spec="MMD_AT_PLUS_A", diag_pivot_thresh=0, options={"SymmetricMode": True})
-        heat_sm = np.zeros((len(sets), m))
-        for start_m, nodes in zip(heat_sm, sets, strict=True):
-            start_m[nodes] = 1 / len(nodes)
-        distance_sm = -np.log(np.maximum(solver.solve(heat_sm.T).T, 1e-300))
-        result: np.ndarray = distance_sm - distance_sm.min(1, keepdims=True)
-        return result
-
     def spread(self, value_m: np.ndarray, mean_nk: Tensor) -> np.ndarray:
         """Extend values of the nodes to all n cells; a cell that is not a node gets the mean over its nearest nodes."""
         if len(self.cells) == len(mean_nk):
@@ -140,9 +99,7 @@ class CellGraph:
         return value_n
 
 
-def cell_graph(
-    geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, by_state: bool = False, seed: int = 0
-) -> CellGraph:
+def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed: int = 0) -> CellGraph:
     """Build the neighbor graph of some cells.
 
     Parameters
@@ -151,9 +108,6 @@ def cell_graph(
         Fisher–Rao geometry of the decoder, and posterior means of all cells in the coordinates of the networks.
     always
         Indices of cells that must be nodes. If there are too many cells, `seed` determines which other cells are nodes.
-    by_state
-        Whether the nearest nodes are found by Fisher–Rao distance instead of by distance in latent space. This option
-        does not change which cells are nodes.
     """
     most = min(MAX_NODES, max(1000, MAX_VALUES // geometry.vae.n_genes))
     cells = np.arange(len(mean_nk))
@@ -162,8 +116,24 @@ def cell_graph(
         cells = np.unique(np.concatenate([chosen, always]))
     mean_mk = mean_nk[torch.as_tensor(cells)]
     y_mg = coordinates(geometry, mean_mk)
-    j = min(NEIGHBORS, len(cells) - 1)
-    point_md = _principal_coordinates(y_mg) if by_state else mean_mk
+    return _graph(cells, mean_mk, y_mg, NEIGHBORS)
+
+
+def euclidean_graph(cells: np.ndarray, point_md: Tensor, n_neighbors: int = NEIGHBORS) -> CellGraph:
+    """Build the neighbor graph of some cells in coordinates whose Euclidean distances are the lengths of the edges.
+
+    Parameters
+    ----------
+    cells, point_md
+        Indices of the cells that are nodes, in ascending order, shape (m,); their coordinates, which take the place of
+        `CellGraph.mean_mk`, shape (m, d).
+    """
+    return _graph(cells, point_md, point_md, n_neighbors)
+
+
+def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) -> CellGraph:
+    """Connect the nearest of some points; the lengths of the edges are distances in y."""
+    j = min(n_neighbors, len(cells) - 1)
     neighbors_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
     edges = np.stack([source, neighbors_mj.ravel()], axis=1)
@@ -175,7 +145,7 @@ def cell_graph(
     directed = sp.csr_matrix((length, (edges[:, 0], edges[:, 1])), shape=(len(cells), len(cells)))
     return CellGraph(
         cells=cells,
-        mean_mk=mean_mk,
+        mean_mk=point_md,
         neighbors_mj=neighbors_mj,
         lengths=directed.maximum(directed.T).tocsr(),
         bridges=len(bridges),
@@ -201,15 +171,6 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
         for block_nk in torch.split(points_nk, size)
     ]
     return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).numpy()
-
-
-def _principal_coordinates(y_mg: Tensor) -> Tensor:
-    """Project Fisher–Rao coordinates on the directions of largest variance. Distances hardly change. Shape (m, d)."""
-    some_sg = y_mg[:: -(-len(y_mg) // DIRECTION_CELLS)]
-    center_g = some_sg.mean(0)
-    axes_dg = torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
-    size = max(1, BLOCK_VALUES // y_mg.shape[1])
-    return torch.cat([(block_ng - center_g) @ axes_dg.T for block_ng in torch.split(y_mg, size)])
 
 
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:

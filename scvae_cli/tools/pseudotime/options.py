@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import option
-from scvae_cli.shared_options import Reading, Writing
+from scvae_cli.shared_options import Reading, Subset, Writing
 from scvae_cli.verb import Verb
 
-# Branch of the cells that belong to no end.
-SHARED = "shared"
+# Branch of the cells that are not clearly on the way to one end.
+UNCOMMITTED = "uncommitted"
+
+EndKind = Literal["extreme", "density", "centroid"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudotimeOptions(Reading, Writing):
+class PseudotimeOptions(Reading, Subset, Writing):
     """Options that say where the order of the cells begins, and where it may end."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
@@ -27,6 +30,11 @@ class PseudotimeOptions(Reading, Writing):
         python_help="Groups at which the branches end.",
         metavar="GROUP",
         label=True,
+    )
+    endpoint: EndKind = option(
+        "extreme",
+        help="Cells that represent an end. extreme: the cells of the group that are farthest along the order. density: "
+        "the cells where cells are densest. centroid: the cells nearest to the mean of the group.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="from_ROOT")
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
@@ -48,9 +56,9 @@ class PseudotimeOptions(Reading, Writing):
         for group in named:
             if named.count(group) > 1:
                 raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
-        if SHARED in self.ends:
+        if UNCOMMITTED in self.ends:
             raise ConfigError(
-                f"no group in --to may be called {SHARED!r}: this is the branch of the cells that belong to no end",
+                f"no group in --to may be called {UNCOMMITTED!r}: this is the branch of the cells without a clear fate",
                 "give that group another name in obs",
             )
 
@@ -60,15 +68,13 @@ PSEUDOTIME = Verb(
     panel="Trajectories",
     options=PseudotimeOptions,
     home="scvae_cli.tools.pseudotime.question:OrderCells",
-    about="""Order the cells by their distance from a root, and assign them to branches.
+    about="""Order the cells by their distance from a root, and compute their fates.
 
-    The distance is measured along paths from cell to neighboring cell. The length of a step is the change in decoded
-    expression. The distance and the branches use neighbors in latent space, and the order uses neighbors by decoded
-    expression. Writes the order of the cells, from 0 to 1, to obs["scvae_pseudotime_NAME"], and the distance from the
-    root to obs["scvae_distance_NAME"].
+    The order is measured in expression space, along paths from cell to neighboring cell. Writes the order of the cells,
+    from 0 to 1, to obs["scvae_pseudotime_NAME"], and the distance from the root to obs["scvae_distance_NAME"].
 
-    With --to, obs["scvae_branch_NAME"] holds the group toward which each cell develops, or "shared" for a cell that is
-    not clearly on the way to one group. obsm["scvae_ends_NAME"] holds one weight for each cell and each group of --to.
-    The weight is larger if the cell is nearer to the shortest path from the root to this group.""",
+    With --to, obsm["scvae_ends_NAME"] holds the probability that a cell develops into each group of --to. The
+    probabilities of a cell sum to 1. obs["scvae_branch_NAME"] holds the most probable group, or "uncommitted" if no
+    group has a probability of at least 0.5 and at least twice that of every other group.""",
     example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
 )

@@ -1,42 +1,68 @@
-"""The distance of each cell from a root, and the weight of each end for each cell.
+"""The order of the cells from a root, and the probability of each end for each cell.
 
-The root is where the order of the cells begins, and the ends are groups where the order may end. Distances are
-geodesic: they are measured along the edges of a neighbor graph of the cells, and the edges have Fisher–Rao lengths.
-There are two such graphs. The first graph joins neighbors in latent space. The distances from the root and the weights
-of the ends are computed from shortest paths in the first graph. The second graph joins cells with similar expression.
-The order of the cells is computed from smoothed distances in the second graph. A smoothed distance averages over all
-short paths from the root to a cell, while the length of the shortest path depends on that path alone.
+The root is where the order of the cells begins, and the ends are groups where the order may end.
 
-Shapes: n cells, m nodes of the graph, e ends, k latent dimensions.
+- The order is computed in expression space, the space of the embedding. The positions of the cells are replaced by
+  their diffusion coordinates (`latent/diffusion.py`), in which noise across a branch is small. The order is the length
+  of the shortest path from the root along neighbors in these coordinates, as in Palantir (Setty et al. 2019,
+  doi:10.1038/s41587-019-0068-4).
+- The distance from the root is the length of the shortest path in the neighbor graph in latent space, whose edges have
+  Fisher–Rao lengths.
+- The probabilities of the ends are computed in `fates.py`.
+
+Shapes: n cells, m nodes of the graphs, e ends, p nodes of a population.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from scvae_cli.errors import DataError
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
+from scvae_cli.latent.diffusion import diffusion_coordinates, similarities
+from scvae_cli.latent.end_cells import best, standing
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
-from scvae_cli.tools.pseudotime.options import SHARED
+from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
+from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# A cell belongs to an end if the weight of the end for this cell is at least this value.
-_DECIDED = 0.8
-# Number of cells that represent all others in the search for the outermost cells of a root.
+# Number of cells that represent all others in the search for the outermost cells of a root, and largest number of root
+# cells from which distances are measured.
 _REFERENCES = 200
+# Number of neighbors and of diffusion coordinates for the order, as in Palantir. More ends than
+# that need as many coordinates to be told apart.
+_NEIGHBORS, _COORDINATES = 30, 10
 
 
-def pseudotime(session: Session, root: Population, ends: Sequence[Population], *, name: str, seed: int) -> Pseudotime:
-    """Order cells by their distance from a root, and assign them to ends.
+@dataclass(frozen=True, kw_only=True)
+class _Graphs:
+    """Graphs of the same nodes, joined by similar latent positions, by similar expression, and along the order."""
+
+    latent: CellGraph
+    expression: CellGraph
+    order: CellGraph
+
+
+def pseudotime(
+    session: Session,
+    root: Population,
+    ends: Sequence[Population],
+    *,
+    name: str,
+    seed: int,
+    endpoint: EndKind = "extreme",
+) -> Pseudotime:
+    """Order cells by their distance from a root, and compute the probability of each end.
 
     The core of a population consists of the cells whose neighbors mostly belong to the same population. A population is
-    represented by a tenth of the core. For an end, this is the tenth that is farthest from the root. For the root, this
-    is the tenth that is farthest from the ends. If there are no ends, this is the tenth that is farthest from the cells
-    outside the root.
+    represented by a tenth of the core. For the root, this is the tenth that is farthest from the ends. If there are no
+    ends, this is the tenth that is farthest from the cells outside the root.
 
     Parameters
     ----------
@@ -48,94 +74,117 @@ def pseudotime(session: Session, root: Population, ends: Sequence[Population], *
         Name of the result, and random seed. If there are very many cells, only some are nodes of the graphs, and they
         are drawn with the seed. To find the tenth that represents the root, distances are measured to only some cells
         of the ends, or to only some cells outside the root. These cells are drawn with the seed, too.
+    endpoint
+        Which cells of a group represent an end (`scvae_cli.latent.end_cells`).
 
     Raises
     ------
     DataError
         If an end has the same position as the root.
+    ModelError
+        If the model was trained by an earlier version, which did not compute the map to expression space.
     """
-    geometry, mean_nk = Geometry(session.model.vae), session.cells.mean_nk
+    mean_nk, position_nd = session.cells.mean_nk, torch.as_tensor(session.embedding)
     always = np.concatenate([population.candidates() for population in (root, *ends)])
     with session.progress("Ordering", 4) as advance:
-        graph = cell_graph(geometry, mean_nk, always=always, seed=seed)
+        latent = cell_graph(Geometry(session.model.vae), mean_nk, always=always, seed=seed)
+        advance(1, "neighbors in expression space")
+        graphs = _graphs(latent, position_nd[torch.as_tensor(latent.cells)], len(ends))
         advance(1, "distances from the root")
-        start = _outermost(graph, root, ends, np.random.default_rng(seed))
-        from_root_m = graph.distances(start).mean(0)
-        end_nodes = [_farthest(graph, end, from_root_m) for end in ends]
-        for end, nodes in zip(ends, end_nodes, strict=True):
+        start = _outermost(graphs, root, ends, np.random.default_rng(seed))
+        time_m = _mean_distance(graphs.order, start)
+        distance_m = _mean_distance(latent, start)
+        end_nodes = [latent.nodes_of(end.cells) for end in ends]
+        ranked = [_standing(session, graphs, nodes, time_m, endpoint) for nodes in end_nodes]
+        end_cells = [
+            best(*_in_core(graphs, end, nodes, rank_p))
+            for end, nodes, rank_p in zip(ends, end_nodes, ranked, strict=True)
+        ]
+        for end, nodes in zip(ends, end_cells, strict=True):
             if np.isin(nodes, start).any():
                 raise DataError(f"the end {end.label!r} has the same position as the root", "choose another end")
-        advance(1, "neighbor graph by expression")
-        by_state = cell_graph(geometry, mean_nk, always=always, by_state=True, seed=seed)
-        advance(1, "smoothed distances")
-        smooth_m = by_state.smooth_distances([start])[0]
+        advance(1, "fates")
+        probability_ne = np.empty((len(mean_nk), 0))
+        branch_n = np.full(len(mean_nk), "", dtype=object)
+        if ends:
+            near = [similarities(euclidean_graph(latent.cells, graph.mean_mk)) for graph in (graphs.expression, latent)]
+            probability_me = fate_probabilities(near, time_m, list(zip(end_nodes, ranked, strict=True)))
+            probability_ne = graphs.expression.spread(probability_me, position_nd)
+            labels = np.asarray([end.label for end in ends], dtype=object)
+            branch_n = np.where(committed(probability_ne), labels[probability_ne.argmax(1)], UNCOMMITTED)
         advance()
-    weight_ne = np.empty((len(mean_nk), 0))
-    branch_n = np.full(len(mean_nk), "", dtype=object)
-    if ends:
-        weight_ne = graph.spread(_weights(graph, from_root_m, end_nodes), mean_nk)
-        labels = np.asarray([end.label for end in ends], dtype=object)
-        branch_n = np.where(weight_ne.max(1) >= _DECIDED, labels[weight_ne.argmax(1)], SHARED)
 
     def names(nodes: np.ndarray) -> tuple[str, ...]:
-        return tuple(str(cell) for cell in session.counts.cell_names[graph.cells[nodes]])
+        return tuple(str(cell) for cell in session.counts.cell_names[latent.cells[nodes]])
 
+    first = time_m.min()
     return Pseudotime(
         name=name,
         root=root.label,
         ends=tuple(end.label for end in ends),
         root_cells=names(start),
-        end_cells=tuple(names(nodes) for nodes in end_nodes),
-        pseudotime_n=graph.spread(smooth_m / max(float(smooth_m.max()), 1e-12), mean_nk),
-        distance_n=graph.spread(from_root_m, mean_nk),
-        weight_ne=weight_ne,
+        end_cells=tuple(names(nodes) for nodes in end_cells),
+        pseudotime_n=graphs.expression.spread((time_m - first) / max(float(time_m.max() - first), 1e-12), position_nd),
+        distance_n=latent.spread(distance_m, mean_nk),
+        probability_ne=probability_ne,
         branch_n=branch_n,
-        n_components=graph.n_components,
+        n_components=graphs.expression.n_components,
     )
 
 
+def _graphs(latent: CellGraph, position_md: torch.Tensor, n_ends: int) -> _Graphs:
+    """Make the graphs of expression space for the nodes of the graph of latent space."""
+    expression = euclidean_graph(latent.cells, position_md, _NEIGHBORS)
+    if len(latent.cells) == 1:
+        return _Graphs(latent=latent, expression=expression, order=expression)
+    coordinate_md = diffusion_coordinates(
+        similarities(expression), max(_COORDINATES, n_ends), n_components=expression.n_components
+    )
+    order = euclidean_graph(latent.cells, torch.as_tensor(coordinate_md), _NEIGHBORS)
+    return _Graphs(latent=latent, expression=expression, order=order)
+
+
+def _mean_distance(graph: CellGraph, nodes: np.ndarray) -> np.ndarray:
+    """Compute the mean distance from some nodes to every node, shape (m,)."""
+    few = nodes[:: -(-len(nodes) // _REFERENCES)]
+    distance_m: np.ndarray = graph.distances(few).mean(0)
+    return distance_m
+
+
 def _outermost(
-    graph: CellGraph, root: Population, ends: Sequence[Population], random: np.random.Generator
+    graphs: _Graphs, root: Population, ends: Sequence[Population], random: np.random.Generator
 ) -> np.ndarray:
     """Find the nodes that represent the root: the nodes of the root's core that are farthest from the ends.
 
     If there are no ends, these are the nodes that are farthest from the cells outside the root.
     """
-    if len(root.cells) == 1:
-        return graph.nodes_of(root.cells)
-    members = core(graph, root.cells)
+    members = graphs.latent.nodes_of(root.cells)
+    if len(members) == 1:
+        return members
     if ends:
-        far = [core(graph, end.cells) for end in ends]
+        far = [core(graphs.expression, end.cells) for end in ends]
         # Each end has the same weight, regardless of its number of cells.
         references = [random.permutation(nodes)[: max(1, _REFERENCES // len(ends))] for nodes in far]
     else:
-        outside = np.setdiff1d(np.arange(len(graph.cells)), graph.nodes_of(root.cells))
+        outside = np.setdiff1d(np.arange(len(graphs.latent.cells)), members)
         references = [random.permutation(outside if len(outside) else members)[:_REFERENCES]]
-    distance_m = np.mean([graph.distances(nodes).mean(0) for nodes in references], axis=0)
-    return _farthest(graph, root, distance_m)
+    distance_m = np.mean([_mean_distance(graphs.order, nodes) for nodes in references], axis=0)
+    inner = core(graphs.expression, root.cells)
+    return best(inner, distance_m[inner])
 
 
-def _farthest(graph: CellGraph, population: Population, distance_m: np.ndarray) -> np.ndarray:
-    """Choose the tenth of a population's core that has the largest distances; at least one node is chosen."""
-    nodes = core(graph, population.cells) if len(population.cells) > 1 else graph.nodes_of(population.cells)
-    order = np.argsort(-distance_m[nodes], kind="stable")
-    top: np.ndarray = nodes[order[: max(1, len(nodes) // 10)]]
-    return top
+def _standing(
+    session: Session, graphs: _Graphs, nodes: np.ndarray, time_m: np.ndarray, endpoint: EndKind
+) -> np.ndarray:
+    """Rank the nodes of an end from 0 to 1, where 1 is the node that represents the end best; shape (p,)."""
+    at = torch.as_tensor(nodes)
+    log_density_p = session.model.density.to(torch.device("cpu")).log_prob(graphs.latent.mean_mk[at]).numpy()
+    return standing(endpoint, time_m[nodes], log_density_p, graphs.expression.mean_mk[at].numpy())
 
 
-def _weights(graph: CellGraph, from_root_m: np.ndarray, end_nodes: Sequence[np.ndarray]) -> np.ndarray:
-    """Compute the weight of each end for each node, shape (m, e).
-
-    The weight is computed from a detour: the additional length of the path from the root to the end if the path passes
-    the node.
-    """
-    to_end_em = np.stack([graph.distances(nodes).mean(0) for nodes in end_nodes])
-    direct_e = np.asarray([from_root_m[nodes].mean() for nodes in end_nodes])
-    detour_me = (from_root_m + to_end_em).T - direct_e
-    least_m1 = detour_me.min(1, keepdims=True)
-    # Even cells on the path have a detour, because cells scatter around the path. `usual` is the typical length of this
-    # detour.
-    usual = max(float(np.median(least_m1)), 1e-12)
-    weight_me: np.ndarray = np.exp(-(detour_me - least_m1) / usual)
-    weight_me /= weight_me.sum(1, keepdims=True)
-    return weight_me
+def _in_core(graphs: _Graphs, end: Population, nodes: np.ndarray, rank_p: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the nodes in the core of an end, and their ranks."""
+    if len(nodes) == 1:
+        return nodes, rank_p
+    inside_p = np.isin(nodes, core(graphs.expression, end.cells))
+    return nodes[inside_p], rank_p[inside_p]

@@ -42,14 +42,15 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return None if self.options.name else {"root": self.root.label}
 
     def answer(self) -> Pseudotime:
-        return pseudotime(self.session, self.root, self.ends, name=self.name, seed=self.options.seed)
+        return pseudotime(
+            self.session, self.root, self.ends, name=self.name, seed=self.options.seed, endpoint=self.options.endpoint
+        )
 
     def record(self, result: Pseudotime) -> dict[str, Any]:
         return super().record(result) | {"name": self.name, "root": self.root.label}
 
     def warnings(self, result: Pseudotime) -> Sequence[str]:
-        warning = result.warning()
-        return [] if warning is None else [warning]
+        return result.warnings()
 
     def facts(self, result: Pseudotime) -> dict[str, Any]:
         return {

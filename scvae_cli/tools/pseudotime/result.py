@@ -11,7 +11,10 @@ import numpy as np
 
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames, slug
-from scvae_cli.tools.pseudotime.options import SHARED
+from scvae_cli.tools.pseudotime.options import UNCOMMITTED
+
+# A warning is given if more than this fraction of the cells are uncommitted.
+_MOSTLY = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,19 +29,18 @@ class Pseudotime:
     root_cells, end_cells
         Names of the cells that represent the root, and of the cells that represent each end.
     pseudotime_n
-        Smoothed distance from the root, divided by the largest such distance: 0 to 1. Shape (n,).
+        Length of the shortest path from the root in diffusion coordinates of expression space, divided by the largest
+        such length: 0 to 1. Shape (n,).
     distance_n
         Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit is the standard deviation
         of a single count around its expected value; for real numbers, it is the standard deviation of the noise.
-    weight_ne
-        Weight of each end for each cell, shape (n, e); rows sum to 1. The detour of a cell to an end is the additional
-        length of the path from the root to the end if the path passes the cell. The weight is proportional to
-        exp(−detour/usual detour). The usual detour is the median over the cells of the smallest detour of a cell.
+    probability_ne
+        Probability that a cell develops into each end, shape (n, e); rows sum to 1.
     branch_n
-        For each cell, the label of the end whose weight is at least 0.8; "shared" if all weights are smaller. If there
-        are no ends, all labels are "". Shape (n,).
+        For each cell, the label of its most probable end; "uncommitted" if the probability of this end is less than 0.5
+        or less than twice that of another end. If there are no ends, all labels are "". Shape (n,).
     n_components
-        Number of connected components of the graph that joins neighboring cells in latent space.
+        Number of connected components of the graph that joins neighboring cells in expression space.
     """
 
     __repr__ = brief
@@ -50,22 +52,37 @@ class Pseudotime:
     end_cells: tuple[tuple[str, ...], ...]
     pseudotime_n: np.ndarray
     distance_n: np.ndarray
-    weight_ne: np.ndarray
+    probability_ne: np.ndarray
     branch_n: np.ndarray
     n_components: int
 
     def branch_sizes(self) -> dict[str, int]:
-        """Count the cells of each branch: first "shared", then the ends. The result is empty if there are no ends."""
-        return {branch: int((self.branch_n == branch).sum()) for branch in ((SHARED, *self.ends) if self.ends else ())}
+        """Count the cells of each branch: first "uncommitted", then the ends. Without ends, the result is empty."""
+        branches = (UNCOMMITTED, *self.ends) if self.ends else ()
+        return {branch: int((self.branch_n == branch).sum()) for branch in branches}
 
-    def warning(self) -> str | None:
-        """Return a warning if the neighbor graph is disconnected; None otherwise."""
-        if self.n_components == 1:
-            return None
-        return (
-            f"the neighbor graph has {self.n_components} disconnected components; no cells lie between them, so the "
-            "order across these gaps is uncertain: remove groups that do not belong to the process"
-        )
+    def warnings(self) -> list[str]:
+        """Return warnings about disconnected cells, and about fates that say little."""
+        found = []
+        if self.n_components > 1:
+            found.append(
+                f"the neighbor graph has {self.n_components} disconnected components; no cells lie between them, so "
+                "the order and the fates across these gaps are uncertain: remove groups that do not belong to the "
+                "process"
+            )
+        sizes = self.branch_sizes()
+        n_uncommitted = sizes.pop(UNCOMMITTED, 0)
+        if n_uncommitted > _MOSTLY * len(self.branch_n):
+            found.append(
+                f"{n_uncommitted:,} of {len(self.branch_n):,} cells are uncommitted: the ends are hardly "
+                "distinguishable; name ends that differ in expression"
+            )
+        empty = [repr(end) for end, size in sizes.items() if size == 0]
+        if empty:
+            found.append(
+                f"no cell is committed to {', '.join(empty)}: the cells of this end lie among those of another end"
+            )
+        return found
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
@@ -76,10 +93,10 @@ class Pseudotime:
         if self.ends:
             import pandas as pd  # only here: it takes time to import, and an order without ends does not need it
 
-            branches = pd.Categorical(self.branch_n, categories=[SHARED, *self.ends])
+            branches = pd.Categorical(self.branch_n, categories=[UNCOMMITTED, *self.ends])
             slots += [
                 Slot(group="obs", key=names.branch(self.name), value=branches),
-                Slot(group="obsm", key=names.end_weights(self.name), value=self.weight_ne.astype(np.float32)),
+                Slot(group="obsm", key=names.end_weights(self.name), value=self.probability_ne.astype(np.float32)),
             ]
         return slots
 

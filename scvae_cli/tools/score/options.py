@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from scvae_cli.options import option
-from scvae_cli.shared_options import Drawing, Reading, Writing
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing
 from scvae_cli.verb import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreOptions(Reading, Drawing, Writing):
+class ScoreOptions(Reading, Subset, Drawing, Writing):
     """How cells are scored."""
 
     n_samples: int = option(

@@ -1,0 +1,43 @@
+"""Which cells of a group represent the end of a branch.
+
+Shapes: m nodes, p nodes of a population, d coordinates.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Fraction of the core of a population that represents the population.
+_REPRESENTED = 10
+
+
+def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_pd: np.ndarray) -> np.ndarray:
+    """Rank the nodes of one population, from 0 to 1, where 1 is the node that represents the end best.
+
+    Parameters
+    ----------
+    kind
+        "extreme": the farther along the order, the better. "density": the denser, the better. "centroid": the nearer
+        to the mean position, the better.
+    time_p, log_density_p, position_pd
+        Position in the order, log density of cells, and position in expression space of each node.
+
+    >>> standing("extreme", np.array([0.2, 0.9, 0.5]), np.zeros(3), np.zeros((3, 1)))
+    array([0. , 1. , 0.5])
+    """
+    quality_p = {
+        "extreme": time_p,
+        "density": log_density_p,
+        "centroid": -np.linalg.norm(position_pd - position_pd.mean(0), axis=1),
+    }[kind]
+    if len(quality_p) == 1:
+        return np.ones(1)
+    rank_p: np.ndarray = np.argsort(np.argsort(quality_p, kind="stable"), kind="stable") / (len(quality_p) - 1)
+    return rank_p
+
+
+def best(nodes: np.ndarray, quality_p: np.ndarray) -> np.ndarray:
+    """Choose the tenth of some nodes with the highest quality; at least one node is chosen."""
+    order = np.argsort(-quality_p, kind="stable")
+    top: np.ndarray = nodes[order[: max(1, len(nodes) // _REPRESENTED)]]
+    return top

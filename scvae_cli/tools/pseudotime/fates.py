@@ -1,0 +1,123 @@
+"""The probability of each end for each cell: random walks that go forward along the order until they reach an end.
+
+A walk steps from a cell to one of its neighbors. Steps to similar cells are more probable, and steps that go back in
+the order are improbable, as in Palantir (Setty et al. 2019, doi:10.1038/s41587-019-0068-4) and in the pseudotime kernel
+of CellRank (Lange et al. 2022, doi:10.1038/s41592-021-01346-6). The probability of an end is the probability that a
+walk from the cell stops there. These absorption probabilities are the solution of a linear system.
+
+- Neighbors are those in expression space and those in latent space, with equal weight. Expression space keeps cells of
+  the same type together, and latent space separates fates that few genes distinguish.
+- A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the order
+  among the neighbors. The unit is local, since the order is steep in some places and flat in others.
+- At every cell of an end, a walk stops with a probability from one half, at the cell of the group that represents the
+  end worst, to one.
+- A walk may get lost in a branch that belongs to none of the ends. Therefore, a walk loses its direction after a
+  thousand steps on average, and then goes wherever neighbors are.
+
+Shapes: m nodes, e ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+
+# A step that goes back by the local spread of the order is less probable by the factor exp(−_DIRECTION).
+_DIRECTION = 3.0
+# Probability of stopping at the cell of an end that represents the end worst.
+_LEAST_STOP = 0.5
+# Probability of losing the direction, in each step.
+_LOST = 1e-3
+# A probability at which no end is distinguished from another.
+_NOTHING = 1e-9
+# A cell is committed to an end of at least this probability, if no other end is more than half as probable.
+_COMMITTED, _RUNNER_UP = 0.5, 0.5
+
+
+def fate_probabilities(
+    similarities: Sequence[sp.csr_matrix], time_m: np.ndarray, ends: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """Compute the probability of each end for each node, shape (m, e); rows sum to 1.
+
+    Parameters
+    ----------
+    similarities
+        Similarities of neighbors, shape (m, m) each. All matrices have the same weight.
+    time_m
+        Order of the nodes.
+    ends
+        For each end: its nodes, and the standing of each of these nodes as the end, from 0 to 1.
+    """
+    m = len(time_m)
+    order = np.argsort(time_m, kind="stable")
+    steps = sum((_rows_sum_to_one(similarity) for similarity in similarities), start=sp.csr_matrix((m, m)))
+    steps = steps.tocsr()[order][:, order]
+    stop_me = np.zeros((m, len(ends)))
+    for e, (nodes, standing) in enumerate(ends):
+        stop_me[nodes, e] = _LEAST_STOP + (1 - _LEAST_STOP) * standing
+    stop_me = stop_me[order]
+    going = sp.diags((1 - _LOST) * (1 - stop_me.sum(1)))
+    directed = going @ _forward(steps, time_m[order])
+    # Where a walk loses its direction, it goes on as a walk without direction does.
+    lost_me = _shares(_stopped(going @ _rows_sum_to_one(steps), stop_me))
+    resumed_me = (_LOST / (1 - _LOST)) * (directed @ lost_me)
+    probability_me = np.empty_like(stop_me)
+    probability_me[order] = _shares(_stopped(directed, stop_me + resumed_me))
+    return probability_me
+
+
+def _shares(weight_me: np.ndarray) -> np.ndarray:
+    """Make rows sum to 1. Where hardly any walk arrives, all ends are equally probable."""
+    weight_me = np.clip(weight_me, 0, None) + _NOTHING
+    shares_me: np.ndarray = weight_me / weight_me.sum(1, keepdims=True)
+    return shares_me
+
+
+def committed(probability_ne: np.ndarray) -> np.ndarray:
+    """Return which cells are committed to their most probable end, a mask of shape (n,)."""
+    if probability_ne.shape[1] == 1:
+        return np.ones(len(probability_ne), dtype=bool)
+    second_n, first_n = np.sort(probability_ne, axis=1)[:, -2:].T
+    result: np.ndarray = (first_n >= _COMMITTED) & (second_n <= _RUNNER_UP * first_n)
+    return result
+
+
+def _forward(steps: sp.csr_matrix, time_m: np.ndarray) -> sp.csr_matrix:
+    """Make steps that go back in the order less probable; rows sum to 1."""
+    pairs = steps.tocoo()
+    back = time_m[pairs.row] - time_m[pairs.col]
+    n_steps_m = np.maximum(np.bincount(pairs.row, minlength=len(time_m)), 1)
+    spread_m = np.sqrt(np.bincount(pairs.row, back**2, minlength=len(time_m)) / n_steps_m)
+    less = np.exp(-_DIRECTION * np.maximum(back, 0) / np.maximum(spread_m, 1e-12)[pairs.row])
+    return _rows_sum_to_one(sp.csr_matrix((pairs.data * less, (pairs.row, pairs.col)), shape=pairs.shape))
+
+
+def _rows_sum_to_one(weight: sp.csr_matrix) -> sp.csr_matrix:
+    total_m = np.asarray(weight.sum(1)).ravel()
+    # A node without neighbors is the only node.
+    return sp.diags(1 / np.where(total_m > 0, total_m, 1)) @ weight
+
+
+def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
+    """Compute where walks stop, the solution x of x = steps · x + stop, shape (m, e).
+
+    Nodes are in the order of the walks, so most steps are above the diagonal. This triangle is solved exactly, which
+    makes the iterations for the rest few.
+    """
+    from scipy.sparse.linalg import LinearOperator, gmres, splu
+
+    m = len(stop_me)
+    system = (sp.identity(m) - steps).tocsc()
+    triangle = splu(sp.triu(system).tocsc(), permc_spec="NATURAL", diag_pivot_thresh=0)
+    before = LinearOperator((m, m), triangle.solve)
+    solved_me = np.zeros_like(stop_me)
+    for e in range(stop_me.shape[1]):
+        # The second solution removes the error of the first one.
+        for _ in range(2):
+            rest_m = stop_me[:, e] - system @ solved_me[:, e]
+            correction_m, unsolved = gmres(system, rest_m, M=before, atol=1e-14, restart=50, maxiter=200)
+            assert unsolved == 0, "every walk stops or loses its direction"
+            solved_me[:, e] += correction_m
+    return solved_me

@@ -1,0 +1,63 @@
+"""`--subset` restricts a question to some of the cells."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulated import learned
+
+import scvae_cli as scvae
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.subset import subset_mask
+from scvae_cli.errors import ConfigError, DataError
+
+
+@pytest.fixture(scope="module")
+def cells():
+    adata = learned()[0].copy()
+    adata.obs["day"] = np.arange(adata.n_obs) % 3
+    adata.obs["place"] = np.where(np.arange(adata.n_obs) % 2 == 0, "a,b", "c=d")
+    adata.obs.loc[adata.obs_names[:4], "place"] = None
+    return adata
+
+
+def test_conditions_are_joined_by_and(cells):
+    store = open_store(cells)
+    np.testing.assert_array_equal(subset_mask(store, ["day=0,2"]), cells.obs["day"] != 1)
+    both = subset_mask(store, ["day=0.0", "place=a,b"])
+    np.testing.assert_array_equal(both, (cells.obs["day"] == 0) & (cells.obs["place"] == "a,b"))
+    np.testing.assert_array_equal(subset_mask(store, ["place=c=d"]), cells.obs["place"] == "c=d")
+    assert subset_mask(store, []).all()
+
+
+@pytest.mark.parametrize("condition", ["day", "=1", "day="])
+def test_conditions_without_key_or_value_are_refused(cells, condition):
+    with pytest.raises(ConfigError, match="subset is"):
+        subset_mask(open_store(cells), [condition])
+
+
+@pytest.mark.parametrize(
+    ("conditions", "message"),
+    [(["nowhere=1"], "no column"), (["day=1,9"], "'9'"), (["day=1", "day=2"], "no cell fulfills all")],
+)
+def test_conditions_that_no_cell_fulfills_are_refused(cells, conditions, message):
+    with pytest.raises(DataError, match=message):
+        subset_mask(open_store(cells), conditions)
+
+
+def test_a_subset_is_ordered_as_if_it_were_alone(cells):
+    model = learned()[1]
+    options = {"groupby": "cell_type", "root": "stem", "ends": ["mature_1", "mature_2"]}
+    whole, part = cells.copy(), cells[cells.obs["day"] != 1].copy()
+    scvae.pseudotime(whole, model, subset=["day=0,2"], **options)
+    scvae.pseudotime(part, model, **options)
+    chosen = (whole.obs["day"] != 1).to_numpy()
+    assert whole.obs["scvae_pseudotime_from_stem"].isna().to_numpy().tolist() == (~chosen).tolist()
+    ours, alone = whole.obsm["scvae_ends_from_stem"][chosen], part.obsm["scvae_ends_from_stem"]
+    np.testing.assert_allclose(ours, alone, atol=1e-5)
+
+
+def test_scores_of_a_subset(cells):
+    whole = cells.copy()
+    scvae.score(whole, learned()[1], n_samples=2, subset=["day=1"])
+    assert (whole.obs["scvae_elbo"].notna() == (whole.obs["day"] == 1)).all()
