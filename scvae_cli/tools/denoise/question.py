@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -106,13 +107,14 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         return ["--groupby COLUMN compares the mean denoised and raw counts of each cell type"]
 
     def next_step(self, result: Denoised) -> str:
+        column = '"COLUMN"' if self.groupby is None else json.dumps(self.groupby, ensure_ascii=False)
         layer = f'layer="{self.names.denoised}"'
         if result.columns.in_layer:
-            return f"sc.pl.dotplot(adata, genes, groupby=..., {layer})"
+            return f"sc.pl.dotplot(adata, genes, groupby={column}, {layer})"
         name = self.names.denoised
         return (
             f'd = adata[:, adata.uns["{self.names.key_added}"]["denoised_genes"]].copy(); '
-            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, genes, groupby=..., {layer})'
+            f'd.layers["{name}"] = d.obsm["{name}"]; sc.pl.dotplot(d, genes, groupby={column}, {layer})'
         )
 
 
