@@ -65,6 +65,7 @@ bench: venv $(PEER)/.installed
 	$(BIN)/python benchmarks/denoising.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/generation.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/trajectories.py --scvi-python $(PEER)/bin/python
+	$(BIN)/python benchmarks/membership.py
 	$(BIN)/python benchmarks/embedding.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embedding_table.py
 	$(BIN)/python benchmarks/embed_time.py

@@ -203,11 +203,20 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
     return torch.cat([f.indices for f in found]).numpy(), torch.cat([f.values for f in found]).numpy()
 
 
-def _principal_coordinates(y_mg: Tensor) -> Tensor:
-    """Project Fisher–Rao coordinates on the directions of largest variance. Distances hardly change. Shape (m, d)."""
+def principal_directions(y_mg: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the directions of largest variance of Fisher–Rao coordinates: their center, shape (g,), and axes, (d, g).
+
+    Distances hardly change if points are projected on these directions. The directions are computed from at most
+    `DIRECTION_CELLS` of the points.
+    """
     some_sg = y_mg[:: -(-len(y_mg) // DIRECTION_CELLS)]
     center_g = some_sg.mean(0)
-    axes_dg = torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
+    return center_g, torch.linalg.svd(some_sg - center_g, full_matrices=False).Vh[:_DIRECTIONS]
+
+
+def _principal_coordinates(y_mg: Tensor) -> Tensor:
+    """Project Fisher–Rao coordinates on the directions of largest variance. Shape (m, d)."""
+    center_g, axes_dg = principal_directions(y_mg)
     size = max(1, BLOCK_VALUES // y_mg.shape[1])
     return torch.cat([(block_ng - center_g) @ axes_dg.T for block_ng in torch.split(y_mg, size)])
 
