@@ -17,7 +17,7 @@ from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
-from scvae_cli.data.labels import as_label, labels_of, matching, positions_in
+from scvae_cli.data.labels import as_label, in_natural_order, labels_of, matching, positions_in
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
@@ -223,7 +223,8 @@ class Session:
     def time_points(self, key: str) -> list[str]:
         """Return the time points in a column of obs, in their order.
 
-        Numbers are ordered by value. For an ordered categorical, the order is that of its categories.
+        Numbers are ordered by value, and labels that differ only in their numbers by these ("E7.5", "day3",
+        "100-130"). For an ordered categorical, the order is that of its categories.
 
         Raises
         ------
@@ -238,14 +239,14 @@ class Session:
         order = self.store.obs_order(key)
         if order is not None:
             return [label for label in order if label in present]
-        try:
-            return sorted(present, key=float)
-        except ValueError:
+        times = in_natural_order(present)
+        if times is None:
             raise DataError(
                 f"{self.store.title}: obs[{key!r}] has no order (values: {', '.join(sorted(present)[:3])}, ...)",
-                "--time-key takes a column of numbers or an ordered categorical; for other columns, use --groupby and "
-                "name the groups with --from, --via and --to",
-            ) from None
+                "--time-key takes numbers, labels that differ only in numbers (E7.5, day3), or an ordered categorical; "
+                "for other columns, use --groupby and name the groups with --from, --via and --to",
+            )
+        return times
 
     def labels(self, key: str, *, of_times: bool = False, purpose: str = "--groupby") -> np.ndarray:
         """Return the labels of the cells in `counts`, from a column of obs that names groups (see `scvae_cli.labels`).

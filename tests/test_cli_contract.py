@@ -68,11 +68,12 @@ KEYS = {
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes group_means missing_genes slots",
-    "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed n_cells n_cells_on_path "
+    "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed steps_without_cells "
+    "returns n_cells n_cells_on_path groups_on_path "
     "genes missing_genes path_out plot slots",
     "optimize": "output name start toward away n_steps length score_start score_end best_score best_cell share_below "
-    "extrapolated_from stopped through_cells start_cell starts off_manifold "
-    "groups_passed n_cells n_cells_on_path genes missing_genes path_out plot "
+    "extrapolated_from stopped through_cells start_cell starts off_manifold groups_passed steps_without_cells "
+    "returns n_cells n_cells_on_path groups_on_path genes missing_genes path_out plot "
     "slots",
     "pseudotime": "output name root ends root_cells n_cells branches n_components missing_genes slots",
     "score": "output n_cells mean_elbo mean_iwae mean_iwae_density mean_reconstruction mean_kl anomalies fdr "

@@ -178,7 +178,7 @@ WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
     ("interpolate", [*FROM_TO[:-1], "batch_9"], {"groupby": "batch", "groups": ["batch_1", "batch_9"]}),
     ("interpolate", ["--groupby", "none", *FROM_TO[2:]], {"groupby": "none", "groups": ENDS}),
     ("interpolate", ["--from-cell", "a", "--to-cell", "b"], {"cells": ["a", "b"]}),
-    ("interpolate", ["--time-key", "batch"], {"time_key": "batch"}),
+    ("interpolate", ["--time-key", "cell_type"], {"time_key": "cell_type"}),
     ("interpolate", [*FROM_TO, "--steps", "1"], {"groupby": "batch", "groups": ENDS, "n_steps": 1}),
     ("interpolate", [*FROM_TO, "--paths", "1"], {"groupby": "batch", "groups": ENDS, "n_paths": 1}),
     ("interpolate", [*FROM_TO, "--path", "scenic"], {"groupby": "batch", "groups": ENDS, "path": "scenic"}),

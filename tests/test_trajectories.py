@@ -23,7 +23,7 @@ from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.tools.trajectory.curves import straight
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
-from scvae_cli.tools.trajectory.interpolation import project
+from scvae_cli.tools.trajectory.membership import project
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import ASCENT, Trajectory, default_name
 
@@ -249,7 +249,8 @@ def test_trajectory_follows_the_true_differentiation():
 
 def test_projection_finds_the_nearest_point():
     z_tk = straight(np.array([[0.0, 0.0], [2.0, 0.0], [2.0, 2.0]]), 9)
-    position, distance = project(np.array([[1.0, 0.5], [2.5, 1.0], [-1.0, 0.0], [2.0, 9.0]]), z_tk)
+    points = torch.tensor([[1.0, 0.5], [2.5, 1.0], [-1.0, 0.0], [2.0, 9.0]], dtype=torch.float64)
+    position, distance = project(points, torch.as_tensor(z_tk))
     np.testing.assert_allclose(position, [0.25, 0.75, 0.0, 1.0])
     np.testing.assert_allclose(distance, [0.5, 0.5, 1.0, 7.0])
 
@@ -286,6 +287,21 @@ def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
 
 
 # --- time points ------------------------------------------------------------------------------------------------------
+
+
+def test_labels_with_numbers_are_passed_by_number(adata, model):
+    cells = adata.copy()
+    third = np.floor(3 * cells.obs["true_pseudotime"]).clip(0, 2).astype(int)
+    cells.obs["day"] = [("E6.5", "E8", "E10.25")[t] for t in third]
+    assert interpolated(cells, model, groupby=None, time_key="day").labels == ("E6.5", "E8", "E10.25")
+
+
+def test_an_extreme_end_is_more_differentiated(adata, model, trajectory):
+    farther = interpolated(adata, model, groups=ENDS, n_steps=40, endpoint="extreme")
+    time_n = adata.obs["true_pseudotime"].to_numpy()
+    assert time_n[farther.steps.nearest_tj[-1]].mean() > time_n[trajectory.steps.nearest_tj[-1]].mean()
+    assert farther.steps.group_t[-1] == "mature_1"
+    np.testing.assert_allclose(farther.z_tk[0], trajectory.z_tk[0])
 
 
 def test_numbers_are_passed_by_value(adata, model):

@@ -11,6 +11,7 @@ Shapes: n cells.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import numpy as np
 
 from scvae_cli.labels import as_label
 
-__all__ = ["are_measurements", "as_label", "labels_of", "matching", "positions_in", "values_of"]
+__all__ = ["are_measurements", "as_label", "in_natural_order", "labels_of", "matching", "positions_in", "values_of"]
 
 
 def labels_of(values: Any) -> np.ndarray:
@@ -106,6 +107,26 @@ def matching(given: object, labels: Collection[str]) -> str | None:
         if number == wanted:
             found.append(known)
     return found[0] if len(found) == 1 else None
+
+
+def in_natural_order(labels: Collection[str]) -> list[str] | None:
+    """Sort labels that are numbers, or that differ only in one number or in one range of numbers; None for others.
+
+    A number in a label has no sign, because a hyphen may stand for "to". Dates have three numbers and are not sorted.
+
+    >>> in_natural_order(["10", "9", "-1"]), in_natural_order(["E10", "E9.5"]), in_natural_order(["day 3", "day 12"])
+    (['-1', '9', '10'], ['E9.5', 'E10'], ['day 3', 'day 12'])
+    >>> in_natural_order(["100-130", "80-100"]), in_natural_order(["12h", "2d"]), in_natural_order(["early", "late"])
+    (['80-100', '100-130'], None, None)
+    """
+    try:
+        return sorted(labels, key=float)
+    except ValueError:
+        number = r"\d+(?:\.\d+)?"
+        around = {re.sub(number, "#", label) for label in labels}
+        if len(around) != 1 or around.pop().count("#") not in (1, 2):
+            return None
+        return sorted(labels, key=lambda label: [float(text) for text in re.findall(number, label)])
 
 
 def positions_in(names: Sequence[str], label_n: np.ndarray) -> np.ndarray:

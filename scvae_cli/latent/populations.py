@@ -50,11 +50,16 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
     return chosen
 
 
+def unusual(graph: CellGraph, density: LatentDensity) -> np.ndarray:
+    """Return the mask of the nodes at an unusually low density, shape (m,)."""
+    unusual_m: np.ndarray = density.off_manifold(graph.mean_mk).numpy() > _USUAL
+    return unusual_m
+
+
 def densest(graph: CellGraph, density: LatentDensity, cells: np.ndarray) -> int:
     """Return the node with the highest latent density in the core of a population.
 
     Nodes at an unusually low density are left out of the core, unless the population has no other nodes.
     """
-    usual_m = density.off_manifold(graph.mean_mk).numpy() <= _USUAL
-    nodes = core(graph, cells, usual_m)
+    nodes = core(graph, cells, ~unusual(graph, density))
     return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

@@ -87,6 +87,14 @@ class LatentDensity:
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
 
+    def covariance(self, z_nk: Tensor) -> Tensor:
+        """Compute the covariance of the components at some points, weighted by their probability, (n, k, k)."""
+        log_joint_nc = self._log_joint(z_nk.to(self.mean_ck))
+        share_nc = (log_joint_nc - torch.logsumexp(log_joint_nc, dim=1, keepdim=True)).exp()
+        identity_ckk = torch.eye(z_nk.shape[1]).to(self.whiten_ckk).expand_as(self.whiten_ckk)
+        lower_ckk = torch.linalg.solve_triangular(self.whiten_ckk.transpose(1, 2), identity_ckk, upper=False)
+        return torch.einsum("nc,ckj->nkj", share_nc, lower_ckk @ lower_ckk.transpose(1, 2))
+
     def nll_at(self, share: float) -> float:
         """Return the quantile of `heldout_nll` at the fraction `share`, nats."""
         return float(torch.quantile(self.heldout_nll.double(), share))

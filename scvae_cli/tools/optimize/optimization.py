@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.errors import DataError
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, coordinates, nearest
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, coordinates
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
@@ -33,7 +33,7 @@ from scvae_cli.tools.optimize.result import Optimization, Start
 from scvae_cli.tools.optimize.saddle_points import across_saddle_point
 from scvae_cli.tools.optimize.starts import spread_out, typical
 from scvae_cli.tools.trajectory.curves import at_constant_speed, step_lengths
-from scvae_cli.tools.trajectory.interpolation import NEIGHBORS, described
+from scvae_cli.tools.trajectory.interpolation import described
 from scvae_cli.tools.trajectory.result import ASCENT
 
 # Default of the largest length, in units of the distance from the start to the farthest cell.
@@ -144,7 +144,7 @@ def optimize(
         session,
         points_tk.numpy(),
         groups_n=groups_n,
-        near=np.unique(nearest(points_tk[[0, -1]], mean_nk, NEIGHBORS)[0]),
+        ends=(start, None),
         seed=options.seed,
         name=name,
         kind=ASCENT,

@@ -87,8 +87,7 @@ class Optimization:
                 f"cell (end {self.score_t[-1]:.3g}, best cell {self.best_score:.3g}), so no cell confirms the "
                 "expression decoded at these steps"
             )
-        if (off := self.trajectory.warning()) is not None:
-            texts.append(off)
+        texts += self.trajectory.warnings()
         if self.stopped == MAXIMUM and self.share_below < _HIGH:
             texts.append(
                 f"the trajectory ends at a local maximum: {1 - self.share_below:.1%} of the cells have a higher score "

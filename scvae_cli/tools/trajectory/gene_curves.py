@@ -1,4 +1,4 @@
-"""Decoded curves of single genes along a trajectory, compared with the counts of the cells near the trajectory.
+"""Decoded curves of single genes along a trajectory, compared with the counts of the trajectory's cells.
 
 Shapes: n cells, t steps, c chosen genes, b bins, q points of a curve.
 """
@@ -80,7 +80,7 @@ def draw_curves(
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
-    cells = f"{len(near):,} cells nearby" if len(near) else "no cells nearby"
+    cells = f"{len(near):,} cells of the trajectory" if len(near) else "no cells of the trajectory"
     head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))

@@ -9,34 +9,29 @@ Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between step
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, nearest
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
 from scvae_cli.latent.populations import Population
-from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
+from scvae_cli.tools.trajectory.detours import empty_steps, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
+from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
 from scvae_cli.tools.trajectory.steps import along
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
-
-# A cell is near a trajectory if its distance to the trajectory is at most a limit. The limit is this quantile of the
-# distances of the cells that belong to the waypoints.
-NEAR_QUANTILE = 0.9
-# Number of nearest cells that represent the surroundings of a single cell.
-NEIGHBORS = 50
 
 
 def interpolate(
@@ -92,7 +87,7 @@ def interpolate(
         z_tk,
         bundle_ptk=bundle_ptk,
         groups_n=groups_n,
-        near=_cells_at(waypoints, mean_nk),
+        ends=(None, None) if options.time_key is not None else (waypoints[0], waypoints[-1]),
         seed=options.seed,
         name=name,
         kind=options.path,
@@ -110,7 +105,7 @@ def described(
     *,
     bundle_ptk: np.ndarray | None = None,
     groups_n: np.ndarray | None,
-    near: np.ndarray,
+    ends: tuple[Population | None, Population | None],
     seed: int,
     library: str | float,
     batch_as: str,
@@ -129,16 +124,17 @@ def described(
     z_tk, bundle_ptk
         The trajectory, and all trajectories of the bundle, in the coordinates of the networks. `bundle_ptk` is None
         without a bundle.
-    near
-        Indices of reference cells. A cell counts as near the trajectory if the distance from the cell to the trajectory
-        is at most the 90% quantile of the distances of the reference cells.
+    ends
+        Populations at the start and at the end, whose cells may belong to the trajectory although they lie beyond its
+        ends. None for an end without a population of one kind of cells: a single cell, or all cells of a time point.
     seed
         Random seed of the posterior samples from which the 5% and 95% quantiles of the expected counts are computed.
     library, batch_as, name, kind, labels, endpoint, couple
         Fields of the returned `Trajectory`. The steps are decoded with `library` and `batch_as`.
     """
     model, (mean_nk, var_nk) = session.model, session.cells
-    steps = along(Geometry(model.vae), model.density.to(torch.device("cpu")), mean_nk, z_tk, groups_n)
+    geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
+    steps = along(geometry, density, mean_nk, z_tk, groups_n)
     mean_tg = decode(model, z_tk, library, batch_as)
     if bundle_ptk is None:
         around_tk = var_nk[torch.as_tensor(steps.nearest_tj)].mean(1).numpy()
@@ -147,8 +143,18 @@ def described(
         paths = tracked(bundle_ptk, session.progress, "Decoding", len(bundle_ptk))
         each_ptg = np.stack([decode(model, path_tk, library, batch_as) for path_tk in paths])
         low_tg, high_tg = np.quantile(each_ptg, (0.05, 0.95), axis=0).astype(np.float32)
-    position_n, distance_n = project(mean_nk.numpy(), z_tk, progress=session.progress)
-    limit = np.quantile(distance_n[near], NEAR_QUANTILE)
+    position_n, belongs_n = members(
+        geometry,
+        density,
+        session.cells,
+        z_tk,
+        steps.nearest_tj,
+        ends=ends,
+        groups_n=groups_n,
+        seed=seed,
+        progress=session.progress,
+    )
+    y_tg = model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()
     return Trajectory(
         name=name,
         kind=kind,
@@ -164,8 +170,11 @@ def described(
         mean_tg=mean_tg,
         low_tg=low_tg,
         high_tg=high_tg,
-        changes=gene_changes(model.vae.decoder.head.isometric(torch.as_tensor(mean_tg).double()).numpy()),
-        pseudotime_n=np.where(distance_n <= limit, position_n, np.nan),
+        changes=gene_changes(y_tg),
+        pseudotime_n=np.where(belongs_n, position_n, np.nan),
+        empty=empty_steps(position_n[belongs_n], len(z_tk)),
+        returning=returning_steps(y_tg),
+        group_sizes={} if groups_n is None else _sizes(groups_n[belongs_n]),
         bundle_ptk=None if bundle_ptk is None else _canonical(model, bundle_ptk),
         of_counts=model.of_counts,
     )
@@ -193,27 +202,9 @@ def solve(
     return np.stack([at_constant_speed(geometry, path_tk, options.n_steps) for path_tk in joined])
 
 
-def project(z_nk: np.ndarray, z_tk: np.ndarray, *, progress: Progress = silent) -> tuple[np.ndarray, np.ndarray]:
-    """Project cells on a trajectory. Cells and trajectory must be in the same latent coordinates.
-
-    Returns, for each cell, the position of the nearest point of the trajectory, from 0 at the start to 1 at the end,
-    and the latent distance to this point. Both have shape (n,).
-    """
-    start_sk, step_sk = z_tk[:-1], np.diff(z_tk, axis=0)
-    squared_s = np.maximum((step_sk**2).sum(1), 1e-30)
-    position_n, distance_n = np.empty(len(z_nk)), np.empty(len(z_nk))
-    with progress("Projecting the cells", len(z_nk)) as advance:
-        for begin in range(0, len(z_nk), BLOCK_CELLS):
-            rows = slice(begin, begin + BLOCK_CELLS)
-            from_start_nsk = z_nk[rows, None, :] - start_sk
-            share_ns = np.clip((from_start_nsk * step_sk).sum(2) / squared_s, 0, 1)
-            distance_ns = np.linalg.norm(from_start_nsk - share_ns[..., None] * step_sk, axis=2)
-            nearest_n = distance_ns.argmin(1)
-            each = np.arange(len(nearest_n))
-            position_n[rows] = (nearest_n + share_ns[each, nearest_n]) / len(step_sk)
-            distance_n[rows] = distance_ns[each, nearest_n]
-            advance(len(each))
-    return position_n, distance_n
+def _sizes(groups_n: np.ndarray) -> dict[str, int]:
+    """Count the cells of each group, largest group first."""
+    return dict(Counter(group for group in groups_n.tolist() if group is not None).most_common())
 
 
 def _canonical(model: Model, z_tk: np.ndarray) -> np.ndarray:
@@ -234,15 +225,6 @@ def _medoid(geometry: Geometry, bundle_ptk: np.ndarray) -> int:
             y_pg = geometry.coordinates(z_pk.to(device))
             total_pp += torch.cdist(y_pg, y_pg)
     return int(total_pp.sum(1).argmin())
-
-
-def _cells_at(waypoints: Sequence[Population], mean_nk: Tensor) -> np.ndarray:
-    """List the cells of all waypoints. A waypoint that is a single cell contributes the cells nearest to this cell."""
-    members = [
-        cells if len(cells) > 1 else nearest(mean_nk[torch.as_tensor(cells)], mean_nk, NEIGHBORS)[0][0]
-        for cells in (population.cells for population in waypoints)
-    ]
-    return np.unique(np.concatenate(members))
 
 
 def _refuse_equal_positions(single: Waypoints, waypoints: Sequence[Population]) -> None:

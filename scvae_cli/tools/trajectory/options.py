@@ -15,7 +15,7 @@ TRAJECTORY = "Trajectory"
 MAX_PATHS = 1000
 
 PathKind = Literal["geodesic", "graph", "straight"]
-Endpoint = Literal["density", "centroid"]
+Endpoint = Literal["density", "centroid", "extreme"]
 Coupling = Literal["none", "ot"]
 
 
@@ -48,8 +48,8 @@ class InterpolateOptions(Reading, Drawing, Writing):
     )
     time_key: str | None = option(
         None,
-        help="Column of obs with the time point of each cell. The trajectory passes the cells of one time point after "
-        "the other, instead of groups.",
+        help="Column of obs with the time point of each cell: numbers, labels that differ in a number (E7.5, day3), or "
+        "an ordered categorical. The trajectory passes the cells of one time point after the other, instead of groups.",
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
     n_steps: int = option(
@@ -64,7 +64,8 @@ class InterpolateOptions(Reading, Drawing, Writing):
     endpoint: Endpoint = option(
         "density",
         help="Position that represents a group. density: the position with the highest density of cells. centroid: the "
-        "mean of the group's cells.",
+        "mean of the group's cells. extreme: as density, but the last group ends at its most differentiated cells, "
+        "those farthest from the start.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
@@ -116,7 +117,8 @@ INTERPOLATE = Verb(
 
     Writes the trajectory to uns["scvae"]["paths"], and the expression of every gene along the trajectory to
     varm["scvae_path_NAME"]. obs["scvae_pseudotime_NAME"] holds the position of each cell along the trajectory, or NaN
-    for cells far from the trajectory. The groups that the trajectory passes and the genes that change most are printed.
-    A warning names steps where no cells were observed.""",
+    for cells that do not belong to it. The groups that the trajectory passes and the genes that change most are
+    printed. Warnings name steps where no cells were observed, and groups that the trajectory does not pass if many of
+    its cells belong to them.""",
     example='scvae interpolate data.h5ad --groupby cell_type --from HSC --to "CD14+ Monocyte"',
 )

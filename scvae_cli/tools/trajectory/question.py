@@ -85,8 +85,11 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return {
             "off_manifold": float(trajectory.steps.off_manifold_t.max()),
             "groups_passed": trajectory.steps.groups_passed(),
+            "steps_without_cells": None if trajectory.empty is None else list(trajectory.empty),
+            "returns": None if trajectory.returning is None else list(trajectory.returning),
             "n_cells": len(trajectory.pseudotime_n),
-            "n_cells_on_path": int((trajectory.pseudotime_n == trajectory.pseudotime_n).sum()),
+            "n_cells_on_path": int(np.isfinite(trajectory.pseudotime_n).sum()),
+            "groups_on_path": trajectory.group_sizes,
         }
 
     def gene_table(self, trajectory: Trajectory) -> list[dict[str, Any]]:
@@ -153,8 +156,11 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         return super().record(result) | {"name": self.name, "waypoints": self.labels}
 
     def warnings(self, result: Trajectory) -> Sequence[str]:
-        warning = result.warning()
-        return [] if warning is None else [warning]
+        return result.warnings()
+
+    def notes(self, result: Trajectory) -> Sequence[str]:  # noqa: ARG002
+        key = self.options.time_key
+        return [] if key is None else [f"the time points in obs[{key!r}], in order: {', '.join(self.labels)}"]
 
     def facts(self, result: Trajectory) -> dict[str, Any]:
         return {
@@ -170,6 +176,6 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
     def text(self, result: Trajectory, facts: dict[str, Any]) -> str:
         first = (
             f"{' → '.join(self.labels)}: {result.kind}, {facts['n_steps']} steps, length {facts['length']:.1f} "
-            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells lie near it"
+            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to it"
         )
         return "\n".join([first, *self.shared_lines(result, facts)])

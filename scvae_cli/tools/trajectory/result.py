@@ -6,7 +6,7 @@ Shapes: n cells, k latent dimensions, g genes of the model, f genes of the file,
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from scvae_cli.tools.trajectory.steps import Steps
 ASCENT = "ascent"
 # A warning abbreviates the list of groups that the trajectory passes if there are more groups than this.
 _LISTED_GROUPS = 6
+# A warning names groups that the trajectory does not pass if they make up more than this fraction of its cells.
+_OTHERS = 0.25
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,12 @@ class Trajectory:
     changes
         Summary of the changes of every gene along the trajectory.
     pseudotime_n
-        Position of each cell along the trajectory, from 0 to 1. Cells far from the trajectory have NaN.
+        Position of each cell along the trajectory, from 0 to 1. Cells that do not belong to the trajectory have NaN.
+    empty, returning
+        First and last step of the longest stretch without cells, if it is long; and the steps where the longest
+        excursion that comes back begins, is farthest, and has come back. None for a trajectory without them.
+    group_sizes
+        Number of the cells of each group that belong to the trajectory, largest first; empty without groups.
     bundle_ptk
         Latent positions of all trajectories of a bundle; None without a bundle. The result describes the most central
         trajectory of the bundle.
@@ -75,6 +82,9 @@ class Trajectory:
     high_tg: np.ndarray
     changes: GeneChanges
     pseudotime_n: np.ndarray
+    empty: tuple[int, int] | None = None
+    returning: tuple[int, int, int] | None = None
+    group_sizes: dict[str, int] = field(default_factory=dict)
     bundle_ptk: np.ndarray | None
     of_counts: bool
     leading: tuple[int, ...] = ()
@@ -84,6 +94,11 @@ class Trajectory:
         order = np.argsort(-self.changes.effect_g, kind="stable")
         leading = np.asarray(self.leading, dtype=order.dtype)
         return np.concatenate([leading, order[~np.isin(order, leading)]])[:n]
+
+    def warnings(self) -> list[str]:
+        """Return all warnings about the trajectory."""
+        texts = (self.warning(), self.warning_of_gap(), self.warning_of_return(), self.warning_of_groups())
+        return [text for text in texts if text is not None]
 
     def warning(self) -> str | None:
         """Say at which steps no cells were observed, and how to avoid such steps. Returns None without such steps."""
@@ -102,6 +117,43 @@ class Trajectory:
         return (
             f"{where} {steps} {named} of 0–{last} {lie} where no cells were observed (off-manifold score up to "
             f"{score:.3f}, limit {OFF_MANIFOLD}): do not trust the genes decoded there; {self._remedy(off_t, last)}"
+        )
+
+    def warning_of_gap(self) -> str | None:
+        """Name the steps between which no cell belongs to the trajectory; None if cells lie all along it."""
+        if self.empty is None:
+            return None
+        first, last = self.empty
+        steps = f"steps {first}–{last} of 0–{len(self.z_tk) - 1}"
+        text = f"no cell belongs to {steps}: no cell is like the states decoded there"
+        if self.kind == ASCENT:
+            return text
+        return f"{text}, and {self.labels[0]!r} and {self.labels[-1]!r} may belong to different lineages"
+
+    def warning_of_return(self) -> str | None:
+        """Name an excursion that comes back to where it began; None without one."""
+        if self.returning is None:
+            return None
+        begin, farthest, end = (
+            f"{step} (near {group!r})" if (group := self.steps.group_t[step]) else str(step) for step in self.returning
+        )
+        return (
+            f"the trajectory returns to where it was: step {end} is like step {begin}, after step {farthest}; check "
+            "the order of the groups, or end the trajectory at an earlier group"
+        )
+
+    def warning_of_groups(self) -> str | None:
+        """Name the groups that make up much of the cells although the trajectory does not pass them; None without."""
+        known = {*self.labels, *self.steps.groups_passed()}
+        others = {group: n for group, n in self.group_sizes.items() if group not in known}
+        n_cells = int(np.isfinite(self.pseudotime_n).sum())
+        if sum(others.values()) <= _OTHERS * n_cells:
+            return None
+        named = ", ".join(f"{n:,} of {group!r}" for group, n in list(others.items())[:3])
+        more = f" and {len(others) - 3} more groups" if len(others) > 3 else ""
+        return (
+            f"{sum(others.values()) / n_cells:.0%} of the {n_cells:,} cells of the trajectory belong to groups that it "
+            f"does not pass: {named}{more}; their expression may differ from the decoded one"
         )
 
     def _remedy(self, off_t: np.ndarray, last: int) -> str:
@@ -164,6 +216,10 @@ class Trajectory:
             },
         }
         if steps.groups_passed():
+            facts["cells_of_groups"] = {
+                "names": np.asarray(list(self.group_sizes), dtype=object),
+                "sizes": np.asarray(list(self.group_sizes.values()), dtype=int),
+            }
             facts |= {"nearest_group": steps.group_t, "nearest_group_share": steps.group_share_t}
         if self.bundle_ptk is not None:
             facts["bundle"] = self.bundle_ptk

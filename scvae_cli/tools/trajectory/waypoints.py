@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scvae_cli.latent.endpoints import extreme
 from scvae_cli.latent.neighbor_graph import CellGraph, coordinates, nearest
 from scvae_cli.latent.populations import Population, densest
 from scvae_cli.model.density import LatentDensity
@@ -36,18 +37,24 @@ def positions(
     """Choose the position of each population, in order, as the waypoints of one path.
 
     With the endpoint "density", the position is that of the cell with the highest latent density among the typical
-    cells of the population. With "centroid", the position is the mean of the cells of the population. The position of a
-    single cell is its posterior mean.
+    cells of the population. With "centroid", the position is the mean of the cells of the population. With "extreme",
+    the last population ends where its cells are farthest from the start (`endpoints.extreme`), and the others have the
+    position of "density". The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
-    for population in populations:
+    for number, population in enumerate(populations):
         cells = population.cells
         if len(cells) > 1 and endpoint == "centroid":
             center_1k = mean_nk[torch.as_tensor(cells)].mean(0, keepdim=True)
             z.append(center_1k[0].numpy())
             nodes.append(int(nearest(center_1k, graph.mean_mk, 1)[0][0, 0]))
             continue
-        node = graph.node_of(cells[0]) if len(cells) == 1 else densest(graph, density, cells)
+        if len(cells) == 1:
+            node = graph.node_of(cells[0])
+        elif endpoint == "extreme" and 0 < number == len(populations) - 1:
+            node = extreme(graph, density, cells, nodes[0])
+        else:
+            node = densest(graph, density, cells)
         z.append(graph.mean_mk[node].numpy())
         nodes.append(node)
     return Waypoints(z_pwk=np.stack(z)[None], nodes_pw=np.asarray(nodes)[None])

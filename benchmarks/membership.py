@@ -1,0 +1,207 @@
+"""Which cells does a trajectory claim? Against simulated trees, and known lineages, with unrelated cells among them.
+
+    python benchmarks/membership.py [--seeds 0 1 2]
+
+1. Simulated trees (`scvae simulate`) of two and three branches, with the cells of another, unrelated tree added: a
+   fifth of all cells. A trajectory from stem cells to the mature cells of a branch should claim the cells of the trunk
+   and of this branch. The cells of other branches up to `TOLD_APART` have hardly changed: the first genes of a branch
+   begin to change at a pseudotime of 0.4. Precision is given with and without these cells.
+2. Paul et al. 2015: hematopoietic progenitors, with human blood cells added, by gene symbols in upper case. Three sets
+   of blood cells. Trajectories of the erythroid lineage (MEP, called multipotent progenitors there, to erythrocytes)
+   and of monocytes (from GMP). Megakaryocytes share the MEP, and MEP and GMP each other's origin: they are not counted.
+   How well labels can be told apart at all is given by the vote of 15 neighbors in the embedding.
+
+Recall is the fraction of a lineage's cells that the trajectory claims; precision the fraction of the claimed cells that
+belong to the lineage; foreign the fraction of the unrelated cells that are claimed. Beside them the rule of version
+0.2: a cell belongs if its distance in latent space is at most the 90% quantile of those of the two end groups.
+Results go to results/membership.json and results/membership.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from sklearn.neighbors import NearestNeighbors
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.data.simulation import simulate
+from scvae_cli.data.simulation_config import SimulationConfig
+from scvae_cli.tools.trajectory.membership import project
+
+HERE = Path(__file__).parent
+SHARED_DATA = HERE.parents[1] / "shared" / "data"
+N_CELLS, N_FOREIGN = 2400, 600
+SHAPES = {"2-branches": 2, "3-branches": 3}
+DEPTHS = (1500.0, 5000.0)
+TOLD_APART = 0.5
+FOREIGN = "foreign"
+BLOOD = ("citeseq_eccite_500.h5ad", "kang_muscat_2donors.h5ad", "pbmc68k_700.h5ad")
+# Groups of a trajectory in order, and the groups of which it is not known whether they belong.
+LINEAGES = (
+    (("Multipotent progenitors", "Erythrocyte"), ("Megakaryocytes", "GMP")),
+    (("GMP", "Monocytes"), ("Multipotent progenitors",)),
+)
+OLD_QUANTILE = 0.9
+
+
+def tree(n_cells: int, branches: int, depth: float, seed: int) -> anndata.AnnData:
+    """Cells of a simulated tree."""
+    made = simulate(SimulationConfig(n_cells=n_cells, n_branches=branches, depth=depth, seed=seed))
+    return anndata.AnnData(sp.vstack(list(made.blocks()), format="csr"), obs=made.obs, var=made.var[[]])
+
+
+def mixed(cells: anndata.AnnData, foreign: anndata.AnnData) -> anndata.AnnData:
+    """Add unrelated cells over the shared genes."""
+    genes = cells.var_names.intersection(foreign.var_names)
+    parts = [sp.csr_matrix(part[:, genes].X, dtype=np.float32) for part in (cells, foreign)]
+    columns = {"cell_type": [*cells.obs["cell_type"].astype(str), *[FOREIGN] * foreign.n_obs]}
+    if "true_branch" in cells.obs:
+        columns["branch"] = [*cells.obs["true_branch"].astype(str), *[FOREIGN] * foreign.n_obs]
+        columns["time"] = [*cells.obs["true_pseudotime"], *[np.nan] * foreign.n_obs]
+    obs = pd.DataFrame(columns, index=[f"cell_{i}" for i in range(len(columns["cell_type"]))])
+    result = anndata.AnnData(sp.vstack(parts, format="csr"), obs=obs, var=pd.DataFrame(index=genes))
+    kept = np.asarray(result.X.sum(1)).ravel() >= 20
+    return result[kept].copy()
+
+
+def simulated(branches: int, depth: float, seed: int, threads: int) -> list[dict[str, Any]]:
+    """All branches of a tree."""
+    foreign = tree(N_FOREIGN, 3, depth, 1000 + seed)
+    adata = mixed(tree(N_CELLS, branches, depth, seed), foreign)
+    model = scvae.train(adata, seed=seed, genes="all", threads=threads, device="cpu")
+    branch_n, time_n = adata.obs["branch"].to_numpy(), adata.obs["time"].to_numpy()
+    rows = []
+    for b in range(1, branches + 1):
+        on_n = np.isin(branch_n, ["trunk", f"branch_{b}"])
+        unclear_n = ~on_n & (time_n < TOLD_APART)
+        name = f"{branches} branches, depth {depth:,.0f}"
+        rows.append(judged(adata, model, ["stem", f"mature_{b}"], on_n, unclear_n) | {"set": name, "seed": seed})
+    return rows
+
+
+def upper(adata: anndata.AnnData) -> anndata.AnnData:
+    """Gene symbols in upper case, without the prefix of a genome; the first of equal ones is kept."""
+    adata.var_names = [name.removeprefix("hg19_").upper() for name in adata.var_names]
+    return adata[:, ~adata.var_names.duplicated()].copy()
+
+
+def blood(name: str) -> anndata.AnnData:
+    """Read one set of blood cells."""
+    folder = HERE.parent / "data_samples" if name.startswith("pbmc68k") else SHARED_DATA
+    return upper(anndata.read_h5ad(folder / name))
+
+
+def paul15(foreign: str, seed: int, threads: int) -> list[dict[str, Any]]:
+    """Both lineages."""
+    adata = mixed(upper(anndata.read_h5ad(SHARED_DATA / "paul15_3004.h5ad")), blood(foreign))
+    model = scvae.train(adata, seed=seed, genes="all", threads=threads, device="cpu")
+    groups_n = adata.obs["cell_type"].to_numpy()
+    voted_n = vote(scvae.embed(adata, model, inplace=False).position_nj, groups_n)
+    rows = []
+    for ends, unknown in LINEAGES:
+        on_n, unclear_n = np.isin(groups_n, ends), np.isin(groups_n, unknown)
+        told = scores(np.isin(voted_n, ends), on_n, unclear_n, groups_n == FOREIGN)
+        row = judged(adata, model, list(ends), on_n, unclear_n)
+        row |= {"vote_recall": told["recall"], "vote_precision": told["precision"]}
+        rows.append(row | {"set": f"paul15 + {foreign.split('_')[0]}, {adata.n_vars:,} genes", "seed": seed})
+    return rows
+
+
+def vote(x_nj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
+    """Most frequent group among the 15 nearest other cells."""
+    nearest_nj = NearestNeighbors(n_neighbors=16).fit(x_nj).kneighbors(x_nj, return_distance=False)[:, 1:]
+    return np.asarray([pd.Series(groups_n[rows]).mode()[0] for rows in nearest_nj])
+
+
+def judged(
+    adata: anndata.AnnData, model: Any, ends: list[str], on_n: np.ndarray, unclear_n: np.ndarray
+) -> dict[str, Any]:
+    """Compare the cells that a trajectory claims with those of its lineage, by the rule of now and by that of 0.2."""
+    groups_n = adata.obs["cell_type"].to_numpy()
+    found = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
+    position_nk = torch.as_tensor(scvae.embed(adata, model, inplace=False).mean_nk)
+    distance_n = project(position_nk, torch.as_tensor(found.z_tk))[1]
+    limit = np.quantile(distance_n[np.isin(groups_n, ends)], OLD_QUANTILE)
+    foreign_n = groups_n == FOREIGN
+    now = scores(np.isfinite(found.pseudotime_n), on_n, unclear_n, foreign_n)
+    old = scores(distance_n <= limit, on_n, unclear_n, foreign_n)
+    return {"trajectory": " → ".join(ends), "n_lineage": int(on_n.sum()), "n_foreign": int(foreign_n.sum())} | {
+        **now,
+        **{f"old_{key}": value for key, value in old.items()},
+    }
+
+
+def scores(claimed_n: np.ndarray, on_n: np.ndarray, unclear_n: np.ndarray, foreign_n: np.ndarray) -> dict[str, float]:
+    """Recall, precision with and without the unclear cells, and the fraction of foreign cells."""
+    return {
+        "recall": float(claimed_n[on_n].mean()),
+        "precision": float(on_n[claimed_n & ~unclear_n].mean()),
+        "strict_precision": float(on_n[claimed_n].mean()),
+        "foreign": float(claimed_n[foreign_n].mean()),
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: a set and a trajectory a row, means over seeds with the worst seed in brackets."""
+    lines = [
+        "| cells | trajectory | recall | precision | … with unclear | foreign | 0.2: recall | precision | foreign "
+        "| labels by neighbors: recall | precision |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    sets: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        sets.setdefault((row["set"], row["trajectory"]), []).append(row)
+    for (name, trajectory), same in sets.items():
+        keys = ["recall", "precision", "strict_precision", "foreign", "old_recall", "old_precision", "old_foreign"]
+        parts = []
+        for key in [*keys, "vote_recall", "vote_precision"]:
+            values = [row[key] for row in same if key in row]
+            worst = (max if key.endswith("foreign") else min)(values, default=0.0)
+            parts.append(f"{np.mean(values):.3f} ({worst:.3f})" if values else "")
+        lines.append(f"| {name} | {trajectory} | {' | '.join(parts)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--parts", default="2-branches,3-branches,paul15")
+    parser.add_argument("-o", "--out", type=Path, default=HERE / "results" / "membership.json")
+    arguments = parser.parse_args()
+    known = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    wanted = arguments.parts.split(",")
+    rows = [row for row in known if row["part"] not in wanted or row["seed"] not in arguments.seeds]
+    for seed in arguments.seeds:
+        found = []
+        for part in set(SHAPES) & set(wanted):
+            made = [simulated(SHAPES[part], depth, seed, arguments.threads) for depth in DEPTHS]
+            found += [row | {"part": part} for each in made for row in each]
+        if "paul15" in wanted:
+            made = [paul15(foreign, seed, arguments.threads) for foreign in BLOOD]
+            found += [row | {"part": "paul15"} for each in made for row in each]
+        for row in found:
+            print(json.dumps(row), file=sys.stderr)
+        rows += found
+    rows.sort(key=lambda row: (row["part"] == "paul15", row["set"], row["trajectory"], row["seed"]))
+    machine = f"{describe_machine(arguments.threads)}, torch {torch.__version__}; {date.today()}"
+    arguments.out.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+    text = ["# Cells that belong to a trajectory", "", *table(rows), "", machine, ""]
+    text.insert(2, "Mean over seeds, in brackets the worst seed. `benchmarks/membership.py` says what is measured.\n")
+    arguments.out.with_suffix(".md").write_text("\n".join(text))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Whether a trajectory is plausible: does it return to where it was, and are there cells all along it?
+
+Shapes: n cells, t steps, g genes.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.distance import cdist
+
+# A trajectory returns if it ends up less than this fraction of the excursion away from an earlier step, and if the
+# excursion is at least this fraction of the length of the trajectory. A circle counts, and a gentle bend does not.
+_BACK, _FAR = 0.5, 0.1
+# A stretch without cells is reported if it is at least this fraction of the trajectory.
+_EMPTY = 0.2
+
+
+def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
+    """Find the longest excursion of a trajectory that comes back to where it began.
+
+    `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns the step where the excursion begins, its
+    farthest step, and the step where it has come back; None without such an excursion. How far a step is from both
+    others is the smaller one of its two distances.
+
+    >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])
+    >>> returning_steps(there_and_back), returning_steps(there_and_back[:4])
+    ((0, 3, 6), None)
+    """
+    distance_tt = cdist(y_tg, y_tg)
+    least = _FAR * float(np.diagonal(distance_tt, 1).sum())
+    found = None
+    for begin in range(len(y_tg)):
+        for end in range(begin + 2, len(y_tg)):
+            away = np.minimum(distance_tt[begin, begin + 1 : end], distance_tt[begin + 1 : end, end])
+            farthest = int(away.argmax())
+            if away[farthest] > least and distance_tt[begin, end] < _BACK * away[farthest]:
+                least, found = float(away[farthest]), (begin, begin + 1 + farthest, end)
+    return found
+
+
+def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
+    """Find the longest stretch of a trajectory in which no cell lies, as its first and last step.
+
+    `position_n` are the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the longest
+    stretch is short.
+
+    >>> empty_steps(np.array([0.0, 0.1, 0.2, 0.6, 0.7, 0.8, 0.9]), 51), empty_steps(np.linspace(0, 1, 20), 51)
+    ((11, 29), None)
+    """
+    sorted_n = np.sort(np.concatenate([[0.0], position_n, [1.0]]))
+    gap_n = np.diff(sorted_n)
+    longest = int(gap_n.argmax())
+    if gap_n[longest] < _EMPTY:
+        return None
+    # The steps strictly between the two cells; rounding must not exclude a step.
+    first, last = sorted_n[longest] * (n_steps - 1), sorted_n[longest + 1] * (n_steps - 1)
+    steps = np.arange(int(np.floor(first + 1e-9)) + 1, int(np.ceil(last - 1e-9)))
+    return (int(steps[0]), int(steps[-1])) if len(steps) else None

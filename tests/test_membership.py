@@ -1,0 +1,119 @@
+"""Which cells belong to a trajectory, against known lineages and known distributions.
+
+Shapes: n cells, k latent dimensions, c components.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import anndata as ad
+import numpy as np
+import pytest
+import torch
+from simulated import TINY, learned, tree
+
+import scvae_cli as scvae
+from scvae_cli.errors import ScvaeWarning
+from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.posterior import Posterior
+from scvae_cli.tools.trajectory.end_clouds import cloud
+
+ENDS = ["stem", "mature_1"]
+
+
+@pytest.fixture(scope="module")
+def mixed():
+    """Cells of a tree, and among them cells of another tree, whose genes have nothing to do with the first."""
+    own = tree(n_cells=700, n_genes=150, depth=3000)
+    foreign = tree(n_cells=150, n_genes=150, depth=3000, seed=99)
+    foreign.obs["cell_type"] = "foreign"
+    foreign.obs["true_branch"] = "foreign"
+    cells = ad.concat([own, foreign], index_unique="-", keys=["own", "foreign"])
+    model = scvae.train(cells, **TINY | {"n_hidden": 64, "max_epochs": 40, "precision": "fp32"}, genes="all")
+    return cells, model
+
+
+@pytest.fixture(scope="module")
+def trajectory(mixed):
+    cells, model = mixed
+    return scvae.interpolate(cells, model, groupby="cell_type", groups=ENDS, inplace=False)
+
+
+def test_the_lineage_belongs_and_unrelated_cells_do_not(mixed, trajectory):
+    obs = mixed[0].obs
+    belongs = np.isfinite(trajectory.pseudotime_n)
+    lineage = np.isin(obs["true_branch"], ["trunk", "branch_1"])
+    sister = (obs["true_branch"] == "branch_2") & (obs["true_pseudotime"] > 0.6)
+    assert belongs[lineage].mean() > 0.9
+    assert belongs[sister].mean() < 0.3
+    assert belongs[obs["cell_type"] == "foreign"].mean() <= 0.02
+
+
+def test_group_sizes_count_the_cells_that_belong(mixed, trajectory):
+    groups = mixed[0].obs["cell_type"][np.isfinite(trajectory.pseudotime_n)]
+    assert trajectory.group_sizes == groups[groups != ""].value_counts().loc[lambda n: n > 0].to_dict()
+    assert list(trajectory.group_sizes.values()) == sorted(trajectory.group_sizes.values(), reverse=True)
+
+
+def test_groups_that_are_not_passed_are_named_in_a_warning(trajectory):
+    assert trajectory.warning_of_groups() is None
+    n_cells = int(np.isfinite(trajectory.pseudotime_n).sum())
+    many = replace(trajectory, group_sizes={"B": n_cells // 2, "stem": n_cells // 4})
+    assert "% of the" in many.warning_of_groups()
+    assert f"{n_cells // 2:,} of 'B'" in many.warning_of_groups()
+    few = replace(trajectory, group_sizes={"stem": n_cells // 2, "B": n_cells // 8})
+    assert few.warning_of_groups() is None
+
+
+def test_a_trajectory_that_turns_back_is_told(mixed, trajectory):
+    cells, model = mixed
+    assert trajectory.returning is None
+    there_and_back = ["stem", "mature_1", "progenitor"]
+    with pytest.warns(ScvaeWarning, match="returns to where it was"):
+        back = scvae.interpolate(cells, model, groupby="cell_type", groups=there_and_back, inplace=False)
+    begin, farthest, end = back.returning
+    assert begin < farthest < end
+    assert back.steps.group_t[farthest] == "mature_1"
+
+
+def test_steps_without_cells_are_told(mixed, trajectory):
+    cells, model = mixed
+    assert trajectory.warning_of_gap() is None
+    with pytest.warns(ScvaeWarning) as told:
+        apart = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "foreign"], inplace=False)
+    assert any("no cell belongs to steps" in str(warning.message) for warning in told)
+    first, last = apart.empty
+    position_n = apart.pseudotime_n[np.isfinite(apart.pseudotime_n)] * (len(apart.z_tk) - 1)
+    assert not ((position_n > first) & (position_n < last)).any()
+
+
+def test_a_cell_as_end_needs_no_groups():
+    adata, model = learned()
+    stage = adata.obs["cell_type"].to_numpy()
+    names = [adata.obs_names[int(np.flatnonzero(stage == group)[0])] for group in ENDS]
+    found = scvae.interpolate(adata, model, cells=names, inplace=False)
+    belongs = np.isfinite(found.pseudotime_n)
+    assert belongs[adata.obs_names.isin(names)].all()
+    assert found.group_sizes == {}
+
+
+def test_a_cloud_holds_its_own_cluster_only():
+    noise = torch.Generator().manual_seed(0)
+    first = torch.randn(300, 3, generator=noise) * torch.tensor([2.0, 1.0, 0.1])
+    second = torch.randn(100, 3, generator=noise) + torch.tensor([0.0, 15.0, 0.0])
+    mean_nk = torch.cat([first, second])
+    cells = Posterior(mean_nk, torch.full_like(mean_nk, 1e-4))
+    seeds_n = (mean_nk.norm(dim=1) < 1.5).numpy()
+    chosen = cloud(cells, np.arange(400), seeds_n)
+    assert chosen.max() < 300
+    assert len(chosen) > 280
+    assert len(cloud(cells, np.arange(300, 400), seeds_n)) == 0
+
+
+def test_covariance_is_that_of_the_component():
+    covariance_ckk = torch.tensor([[[2.0, 0.5], [0.5, 1.0]], [[0.3, 0.0], [0.0, 0.2]]])
+    mean_ck = torch.tensor([[0.0, 0.0], [50.0, 0.0]])
+    whiten_ckk = torch.linalg.inv(torch.linalg.cholesky(covariance_ckk)).transpose(1, 2)
+    density = LatentDensity(torch.tensor([0.5, 0.5]).log(), mean_ck, whiten_ckk, torch.empty(0))
+    torch.testing.assert_close(density.covariance(mean_ck), covariance_ckk)
