@@ -80,7 +80,7 @@ def draw_curves(
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
-    cells = f"{len(near):,} cells of the trajectory" if len(near) else "no cells of the trajectory"
+    cells = f"{len(near):,} cells" if len(near) else "no cells"
     head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))
