@@ -45,13 +45,13 @@ import scvae_cli as scvae
 from scvae_cli.api import PythonShell
 from scvae_cli.data.counts import Counts
 from scvae_cli.session import Session
-from scvae_cli.tools.perturb.change_test import LEVEL, Tested
 from scvae_cli.tools.perturb.design import design
 from scvae_cli.tools.perturb.no_change import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.question import Perturb
+from scvae_cli.tools.perturb.tested_change import LEVEL, Tested
 from scvae_cli.verb import Request
 
 HERE = Path(__file__).parent

@@ -189,6 +189,12 @@ class Question(Generic[AnyOptions, Result]):
         """Return the command to run next, or None."""
         return None
 
+    def on_umap(self, column: str) -> str:
+        """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy."""
+        if self.session.store.obsm(self.names.umap) is None:
+            return f'sc.pl.umap(adata, color="{column}")'
+        return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
+
     def destination(self) -> Path | None:
         """Return the output file, or None if the results are written into the data."""
         output: Path | None = self.request.options.output

@@ -22,7 +22,6 @@ import scvae_cli as scvae
 from scvae_cli.api import PythonShell
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
-from scvae_cli.tools.perturb.change_test import LEVEL, any_changed
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.figure import perturbation_figure
 from scvae_cli.tools.perturb.no_change import permutation_test
@@ -32,6 +31,7 @@ from scvae_cli.tools.perturb.perturbation import perturb
 from scvae_cli.tools.perturb.prediction import Predictor
 from scvae_cli.tools.perturb.question import Perturb
 from scvae_cli.tools.perturb.result import Perturbation, Recipe
+from scvae_cli.tools.perturb.tested_change import LEVEL, any_changed
 from scvae_cli.tools.perturb.validation import Trial, choose, relative_agreement
 from scvae_cli.verb import Request
 

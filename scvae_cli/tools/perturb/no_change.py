@@ -26,9 +26,9 @@ import scipy.sparse as sp
 from scipy.stats import rankdata
 
 from scvae_cli.latent.selection import even
-from scvae_cli.tools.perturb.change_test import GENE_LEVEL, Tested
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.observed_change import Observed, log_expression
+from scvae_cli.tools.perturb.tested_change import GENE_LEVEL, Tested
 
 N_PERMUTATIONS = 999
 # Largest number of cells of a group under each label; more cells would change the result little.

@@ -22,13 +22,13 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
-from scvae_cli.tools.perturb.change_test import Tested, any_changed
 from scvae_cli.tools.perturb.design import Design
 from scvae_cli.tools.perturb.no_change import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor, predict
 from scvae_cli.tools.perturb.result import MEAN, NONE, Perturbation, Recipe, mean_accuracy
+from scvae_cli.tools.perturb.tested_change import Tested, any_changed
 from scvae_cli.tools.perturb.validation import (
     LEAST_AGREEMENT,
     Trial,

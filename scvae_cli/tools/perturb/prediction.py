@@ -35,13 +35,13 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
-from scvae_cli.tools.perturb.change_test import Tested
 from scvae_cli.tools.perturb.design import Design, Term
 from scvae_cli.tools.perturb.expected_log import TARGET_SUM, mean_log1p
 from scvae_cli.tools.perturb.latent_shift import LatentShifts
 from scvae_cli.tools.perturb.observed_change import Observed, pearson
 from scvae_cli.tools.perturb.pooling import combined, pooled
 from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Changes, Check, Perturbation, Recipe
+from scvae_cli.tools.perturb.tested_change import Tested
 
 # Means are taken over at most this many cells; more cells would hardly reduce the error of the means.
 _MEAN_CELLS = 1000

@@ -14,12 +14,12 @@ from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
 from scvae_cli.new_cells_question import NewCellsQuestion
-from scvae_cli.tools.perturb.change_test import GENE_LEVEL, LEVEL, Tested
 from scvae_cli.tools.perturb.design import design, refuse_explained_away
 from scvae_cli.tools.perturb.no_change import N_PERMUTATIONS
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb
 from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Perturbation
+from scvae_cli.tools.perturb.tested_change import GENE_LEVEL, LEVEL, Tested
 from scvae_cli.tools.perturb.validation import LEAST_AGREEMENT
 from scvae_cli.training.fit import FitEvent
 from scvae_cli.training_progress import follow

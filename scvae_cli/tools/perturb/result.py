@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.heldout import OFF_MANIFOLD
-from scvae_cli.tools.perturb.change_test import Tested, any_changed
+from scvae_cli.tools.perturb.tested_change import Tested, any_changed
 
 TOP_GENES = 50
 # Recipes that are not a shift by the model: the plain mean change of the other groups, and no change.

@@ -71,4 +71,4 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         return "\n".join(lines + [f"{branch:<30}{size:>10,} cells" for branch, size in facts["branches"].items()])
 
     def next_step(self, result: Pseudotime) -> str:  # noqa: ARG002
-        return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
+        return self.on_umap(self.names.pseudotime(self.name))

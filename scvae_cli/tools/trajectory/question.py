@@ -78,7 +78,7 @@ class AlongTrajectory(Question[AnyOptions, Result]):
         return trajectory_figure(self.session, self.trajectory_of(result), self.groups_n)
 
     def next_step(self, result: Result) -> str:  # noqa: ARG002
-        return f'sc.pl.umap(adata, color="{self.names.pseudotime(self.name)}")'
+        return self.on_umap(self.names.pseudotime(self.name))
 
     def shared_facts(self, trajectory: Trajectory) -> dict[str, Any]:
         """Return the facts that are reported for every trajectory."""
