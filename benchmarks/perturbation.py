@@ -46,7 +46,7 @@ from scvae_cli.api import PythonShell
 from scvae_cli.data.counts import Counts
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.design import design
-from scvae_cli.tools.perturb.no_change import permutation_test
+from scvae_cli.tools.perturb.label_permutation import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor

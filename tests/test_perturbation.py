@@ -24,7 +24,7 @@ from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.design import Design, design
 from scvae_cli.tools.perturb.figure import perturbation_figure
-from scvae_cli.tools.perturb.no_change import permutation_test
+from scvae_cli.tools.perturb.label_permutation import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed, accuracy
 from scvae_cli.tools.perturb.options import PERTURB, PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb

@@ -1,14 +1,22 @@
-"""Which cells of a group represent the end of a branch.
+"""Which cells of a population represent the end of a branch or of a trajectory.
 
-Shapes: m nodes, p nodes of a population, d coordinates.
+Shapes: n nodes of a population's core, p nodes of a population, d coordinates.
 """
 
 from __future__ import annotations
 
 import numpy as np
+import torch
+
+from scvae_cli.latent.neighbor_graph import CellGraph
+from scvae_cli.latent.populations import core, unusual
+from scvae_cli.model.density import LatentDensity
 
 # Fraction of the core of a population that represents the population.
 _REPRESENTED = 10
+# The end lies among this fraction of the core, the nodes farthest from the start. The farthest node of all would often
+# be an outlier.
+_FARTHEST = 0.2
 
 
 def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_pd: np.ndarray) -> np.ndarray:
@@ -41,3 +49,16 @@ def best(nodes: np.ndarray, quality_p: np.ndarray) -> np.ndarray:
     order = np.argsort(-quality_p, kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // _REPRESENTED)]]
     return top
+
+
+def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: int) -> int:
+    """Return the node where a population ends, for a trajectory that comes from the node `start`.
+
+    Cells differentiate away from the start, so the most differentiated cells are those farthest from it. The distance
+    is the Fisher–Rao length along the neighbor graph. Of the fifth of the population's core that is farthest from the
+    start, the node with the highest latent density is chosen.
+    """
+    nodes = core(graph, cells, ~unusual(graph, density))
+    distance_n = graph.distances([start])[0, nodes]
+    nodes = nodes[distance_n >= np.quantile(distance_n, 1 - _FARTHEST)]
+    return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

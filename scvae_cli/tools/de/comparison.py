@@ -110,7 +110,7 @@ def differential_expression(
         n_reference=sum(map(len, samples.reference)),
         n_left_out=len(contrast.cells) - sum(map(len, samples.all)),
         replicates=None if samples.design is None else _replicates(contrast, samples.design, means.spread),
-        **posterior._asdict(),
+        **vars(posterior),
     )
 
 

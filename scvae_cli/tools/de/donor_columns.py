@@ -40,7 +40,7 @@ def warning_of_donors(session: Session, sides: Sequence[np.ndarray], *, groupby:
         if confounded is None and fewest == 1 and len(labels[0] | labels[1]) > 1:
             confounded = (
                 f"obs[{key!r}] looks like replicates, and one of the groups has only one: differences between the "
-                "groups cannot be told from differences between replicates"
+                "groups cannot be distinguished from differences between replicates"
             )
     return confounded
 

@@ -10,7 +10,7 @@ Shapes: g genes, t of them tested.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -28,8 +28,36 @@ _NEAR_COMMON, _MOST = 0.25, 0.5
 _LOW, _HIGH = 0.05, 0.95
 
 
-class Posterior(NamedTuple):
-    """The fields of `DifferentialExpression` that shrinkage gives."""
+@dataclass(frozen=True, kw_only=True)
+class PosteriorChanges:
+    """Posterior of the change of g genes, NaN for genes that are not tested.
+
+    Parameters
+    ----------
+    tested
+        Mask of the genes that have counts in at least one of the two groups, shape (g,).
+    estimate_g, error_g
+        log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
+    common_change, near_common_share
+        log2 ratio that most genes have in common, and the expected share of genes whose change differs from this ratio
+        by at most 0.25.
+    centre
+        "bulk" if changes are relative to the common change, otherwise "none".
+    unchanged_share
+        Estimated share of genes whose change is exactly zero. If `centre` is "bulk", these are the genes with the
+        common change.
+    change_g, sd_g, low_g, high_g
+        Posterior of the change, log2: mean, standard deviation, 5% and 95% quantiles.
+    probability_g
+        Posterior probability that the absolute change is larger than the threshold.
+    log_null_g
+        Natural log of the posterior probability that the absolute change is at most the threshold. With this
+        number, genes can be ordered even if `probability_g` is rounded to 1.
+    false_sign_g
+        Local false sign rate: the probability that the change is zero or has the less probable of the two signs.
+    expected_fdr_g
+        Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
+    """
 
     tested: np.ndarray
     estimate_g: np.ndarray
@@ -50,7 +78,7 @@ class Posterior(NamedTuple):
 
 def posterior_of(
     estimate_g: np.ndarray, error_g: np.ndarray, *, tested: np.ndarray, modeled_g: np.ndarray, options: DeOptions
-) -> Posterior:
+) -> PosteriorChanges:
     """Shrink the log2 ratios of the tested genes, and compute their posterior.
 
     Parameters
@@ -85,7 +113,7 @@ def posterior_of(
         return _of_all_genes(_by_kind(parts, kinds, of), tested)
 
     log_null_t = np.minimum(_by_kind(parts, kinds, lambda part: part.log_probability_within(options.threshold)), 0.0)
-    return Posterior(
+    return PosteriorChanges(
         tested=tested,
         estimate_g=_of_all_genes(estimate_t, tested),
         error_g=_of_all_genes(error_t, tested),

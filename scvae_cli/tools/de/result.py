@@ -15,6 +15,7 @@ from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.tools.de.contrast import Contrast
 from scvae_cli.tools.de.options import DeOptions
+from scvae_cli.tools.de.posterior_changes import PosteriorChanges
 
 # The kinds of genes: those of the model, and those that are tested by their counts alone.
 MODELED, COUNTED = "modeled", "counts"
@@ -51,35 +52,15 @@ class Replicates:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DifferentialExpression:
+class DifferentialExpression(PosteriorChanges):
     """Change of g genes from a reference to a group, NaN for genes that are not tested.
+
+    The parameters are those of `PosteriorChanges`, and the following ones.
 
     Parameters
     ----------
-    genes, n_modeled, tested
-        Names of the genes, first the `n_modeled` genes of the model and then the other genes of the data; and mask of
-        the genes that have counts in at least one of the two groups. Shape (g,).
-    estimate_g, error_g
-        log2 ratio of the groups' means before shrinkage, and standard error of this ratio.
-    common_change, near_common_share
-        log2 ratio that most genes have in common, and the expected share of genes whose change differs from this ratio
-        by at most 0.25.
-    centre
-        "bulk" if changes are relative to the common change, otherwise "none".
-    unchanged_share
-        Estimated share of genes whose change is exactly zero. If `centre` is "bulk", these are the genes with the
-        common change.
-    change_g, sd_g, low_g, high_g
-        Posterior of the change, log2: mean, standard deviation, 5% and 95% quantiles.
-    probability_g
-        Posterior probability that the absolute change is larger than `options.threshold`.
-    log_null_g
-        Natural log of the posterior probability that the absolute change is at most `options.threshold`. With this
-        number, genes can be ordered even if `probability_g` is rounded to 1.
-    false_sign_g
-        Local false sign rate: the probability that the change is zero or has the less probable of the two signs.
-    expected_fdr_g
-        Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
+    genes, n_modeled
+        Names of the genes, first the `n_modeled` genes of the model and then the other genes of the data.
     mean_g, reference_mean_g
         Mean expression of both groups, in counts at the median library size.
     raw_g
@@ -99,21 +80,6 @@ class DifferentialExpression:
     options: DeOptions
     genes: tuple[str, ...]
     n_modeled: int
-    tested: np.ndarray
-    estimate_g: np.ndarray
-    error_g: np.ndarray
-    common_change: float
-    near_common_share: float
-    centre: str
-    unchanged_share: float
-    change_g: np.ndarray
-    sd_g: np.ndarray
-    low_g: np.ndarray
-    high_g: np.ndarray
-    probability_g: np.ndarray
-    log_null_g: np.ndarray
-    false_sign_g: np.ndarray
-    expected_fdr_g: np.ndarray
     mean_g: np.ndarray
     reference_mean_g: np.ndarray
     raw_g: np.ndarray

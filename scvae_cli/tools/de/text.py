@@ -62,7 +62,7 @@ def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
     if fewest < _FEW_REPLICATES:
         warned.append(
             f"a group has only {fewest} replicates: a gene that differs more between replicates than most genes cannot "
-            "be told from one that differs between the groups; this takes 3 or more replicates per group"
+            "be distinguished from one that differs between the groups; this takes 3 or more replicates per group"
         )
     return warned
 

@@ -23,7 +23,7 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.tools.perturb.design import Design
-from scvae_cli.tools.perturb.no_change import permutation_test
+from scvae_cli.tools.perturb.label_permutation import permutation_test
 from scvae_cli.tools.perturb.observed_change import Observed
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.prediction import Predictor, predict

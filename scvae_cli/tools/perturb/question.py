@@ -15,7 +15,7 @@ from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ModelError
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.tools.perturb.design import design, refuse_explained_away
-from scvae_cli.tools.perturb.no_change import N_PERMUTATIONS
+from scvae_cli.tools.perturb.label_permutation import N_PERMUTATIONS
 from scvae_cli.tools.perturb.options import PerturbOptions
 from scvae_cli.tools.perturb.perturbation import perturb
 from scvae_cli.tools.perturb.result import MEAN, NONE, Accuracy, Perturbation
@@ -266,9 +266,10 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
         f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
-        "correlation of predicted and observed changes over all genes / over the 50 most significant genes, slope of "
-        "the predicted on the observed changes of these 50 genes (below 1: predicted too small), root mean squared "
-        f"error over all genes; the prediction of no change has 0 / 0, slope 0",
+        "correlation (r) of predicted and observed changes over all genes / over the 50 most significant genes, then "
+        "the slope of the predicted on the observed changes of these 50 genes, and the root mean squared error (RMSE) "
+        "over all genes. A slope below 1 means that changes are predicted too small.",
+        f"{'':<28}" + "".join(f"{'r / r of 50, slope, RMSE':>26}" for _ in columns),
         f"{'group':<28}" + "".join(f"{headings[name]:>26}" for name in columns),
     ]
 

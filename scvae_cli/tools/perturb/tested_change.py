@@ -1,6 +1,6 @@
 """Result of a test of no change, and the verdict.
 
-`no_change.py` computes it.
+`label_permutation.py` computes it.
 """
 
 from __future__ import annotations

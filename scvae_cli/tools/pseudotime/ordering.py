@@ -36,7 +36,7 @@ from scvae_cli.tools.pseudotime.result import Pseudotime
 # cells from which distances are measured.
 _REFERENCES = 200
 # Number of neighbors and of diffusion coordinates for the order, as in Palantir. More ends than
-# that need as many coordinates to be told apart.
+# that need as many coordinates as there are ends.
 _NEIGHBORS, _COORDINATES = 30, 10
 
 

@@ -11,7 +11,7 @@ from scipy.spatial.distance import cdist
 # A trajectory returns if it ends up less than this fraction of the excursion away from an earlier step, and if the
 # excursion is at least this fraction of the length of the trajectory. A circle counts, and a gentle bend does not.
 _BACK, _FAR = 0.5, 0.1
-# A stretch without cells is reported if it is at least this fraction of the trajectory.
+# A gap is reported if it is at least this fraction of the trajectory.
 _EMPTY = 0.2
 
 
@@ -39,10 +39,10 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
-    """Find the longest stretch of a trajectory in which no cell lies, as its first and last step.
+    """Find the longest gap, a part of a trajectory in which no cell lies, as its first and last step.
 
     `position_n` are the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the longest
-    stretch is short.
+    gap is short.
 
     >>> empty_steps(np.array([0.0, 0.1, 0.2, 0.6, 0.7, 0.8, 0.9]), 51), empty_steps(np.linspace(0, 1, 20), 51)
     ((11, 29), None)

@@ -51,7 +51,7 @@ class Trajectory:
     pseudotime_n
         Position of each cell along the trajectory, from 0 to 1. Cells that do not belong to the trajectory have NaN.
     empty, returning
-        First and last step of the longest stretch without cells, if it is long; and the steps where the longest
+        First and last step of the longest gap without cells, if it is long; and the steps where the longest
         excursion that comes back begins, is farthest, and has come back. None for a trajectory without them.
     group_sizes
         Number of the cells of each group that belong to the trajectory, largest first; empty without groups.

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scvae_cli.latent.endpoints import extreme
+from scvae_cli.latent.end_cells import extreme
 from scvae_cli.latent.neighbor_graph import CellGraph, coordinates, nearest
 from scvae_cli.latent.populations import Population, densest
 from scvae_cli.model.density import LatentDensity
@@ -38,7 +38,7 @@ def positions(
 
     With the endpoint "density", the position is that of the cell with the highest latent density among the typical
     cells of the population. With "centroid", the position is the mean of the cells of the population. With "extreme",
-    the last population ends where its cells are farthest from the start (`endpoints.extreme`), and the others have the
+    the last population ends where its cells are farthest from the start (`end_cells.extreme`), and the others have the
     position of "density". The position of a single cell is its posterior mean.
     """
     z, nodes = [], []
