@@ -17,6 +17,7 @@ import scvae_cli as scvae
 from scvae_cli.errors import ScvaeWarning
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.tools.trajectory.detours import returning_steps
 from scvae_cli.tools.trajectory.end_clouds import cloud
 
 ENDS = ["stem", "mature_1"]
@@ -117,3 +118,12 @@ def test_covariance_is_that_of_the_component():
     whiten_ckk = torch.linalg.inv(torch.linalg.cholesky(covariance_ckk)).transpose(1, 2)
     density = LatentDensity(torch.tensor([0.5, 0.5]).log(), mean_ck, whiten_ckk, torch.empty(0))
     torch.testing.assert_close(density.covariance(mean_ck), covariance_ckk)
+
+
+@pytest.mark.parametrize("n_steps", [50, 100, 101, 5000])
+def test_a_return_is_found_at_any_number_of_steps(n_steps):
+    at = np.linspace(0, 1, n_steps)
+    there_and_back = np.column_stack([1 - np.abs(2 * at - 1), 0.1 * at])
+    begin, farthest, end = returning_steps(there_and_back)
+    assert np.array([begin, farthest, end]) / (n_steps - 1) == pytest.approx([0, 0.5, 1], abs=0.03)
+    assert returning_steps(np.column_stack([at, at**2])) is None

@@ -8,9 +8,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.distance import cdist
 
+from scvae_cli.latent.selection import even
+
 # A trajectory returns if it ends up less than this fraction of the excursion away from an earlier step, and if the
 # excursion is at least this fraction of the length of the trajectory. A circle counts, and a gentle bend does not.
 _BACK, _FAR = 0.5, 0.1
+# Largest number of steps that are compared with each other; the time grows with its cube.
+_MOST_STEPS = 100
 # A gap is reported if it is at least this fraction of the trajectory.
 _EMPTY = 0.2
 
@@ -20,12 +24,14 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
 
     `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns the step where the excursion begins, its
     farthest step, and the step where it has come back; None without such an excursion. How far a step is from both
-    others is the smaller one of its two distances.
+    others is the smaller one of its two distances. Of very many steps, only some are compared, at regular intervals.
 
     >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])
     >>> returning_steps(there_and_back), returning_steps(there_and_back[:4])
     ((0, 3, 6), None)
     """
+    compared = even(np.arange(len(y_tg)), _MOST_STEPS)
+    y_tg = y_tg[compared]
     distance_tt = cdist(y_tg, y_tg)
     least = _FAR * float(np.diagonal(distance_tt, 1).sum())
     found = None
@@ -35,7 +41,10 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
             farthest = int(away.argmax())
             if away[farthest] > least and distance_tt[begin, end] < _BACK * away[farthest]:
                 least, found = float(away[farthest]), (begin, begin + 1 + farthest, end)
-    return found
+    if found is None:
+        return None
+    begin, farthest, end = compared[list(found)].tolist()
+    return begin, farthest, end
 
 
 def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
