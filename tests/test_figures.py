@@ -8,7 +8,6 @@ import itertools
 import matplotlib
 import numpy as np
 import pytest
-import torch
 from matplotlib.figure import Figure
 from simulated import TINY, tree
 
@@ -19,7 +18,7 @@ from scvae_cli.report import figure_file
 from scvae_cli.report.figure_file import check_figure_file, save_figure
 from scvae_cli.report.page import PALETTE, group_colors, legend_names
 from scvae_cli.session import Session
-from scvae_cli.tools.trajectory.figure import path_figure, trajectory_figure
+from scvae_cli.tools.trajectory.figure import path_figure
 from scvae_cli.tools.trajectory.gene_curves import N_CURVES, smoothed
 from scvae_cli.tools.trajectory.heat_map import N_GENES, heat_map_genes
 from scvae_cli.tools.trajectory.interpolation import interpolate
@@ -74,8 +73,7 @@ def drawn(trajectory, groups_n, n_chosen=1, **backdrop) -> Figure:
     chosen = trajectory.top_genes(n_chosen)
     expression_nc = rng.poisson(2.0, size=(n_cells, len(chosen))).astype(float)
     seen = Backdrop(**plane | {"groups_n": groups_n} | backdrop)
-    same_tc = np.ones((len(trajectory.z_tk), len(chosen)))
-    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen, inflation_tc=same_tc)
+    return path_figure(trajectory, backdrop=seen, expression_nc=expression_nc, chosen=chosen)
 
 
 def part(figure, label):
@@ -165,19 +163,6 @@ def test_curves_are_the_decoded_means(trajectory, groups_n):
         np.testing.assert_allclose(line.get_ydata(), trajectory.mean_tg[:, gene])
         assert axes.get_ylim()[0] == 0
         assert axes.get_ylim()[1] >= trajectory.high_tg[:, gene].max()
-
-
-def test_curves_over_cells_have_been_through_zero_inflation(adata, model, trajectory, groups_n):
-    figure = trajectory_figure(Session.open(adata, model, device="cpu"), trajectory, groups_n)
-    z = model.axes.in_training_frame(torch.as_tensor(trajectory.z_tk))
-    output = model.vae.decode(z, None)
-    shown_tg = trajectory.mean_tg * torch.sigmoid(-output.zero_logit_ng).detach().numpy()
-    # Both add up to the library size, as the counts of the cells do.
-    shown_tg *= trajectory.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
-    assert np.abs(shown_tg / trajectory.mean_tg - 1).max() > 0.01
-    for gene in trajectory.top_genes(N_CURVES):
-        (line,) = lines(part(figure, f"gene {trajectory.genes[gene]}"), "decoded")
-        np.testing.assert_allclose(line.get_ydata(), shown_tg[:, gene], rtol=1e-4)
 
 
 def test_smoothing_against_the_plain_formula():

@@ -87,6 +87,14 @@ def test_trajectory_begins_at_a_cell_of_its_population(adata, model, trajectory)
         assert trajectory.nearest_names_tj[end, 0] == adata.obs_names[distance_n.argmin()]
 
 
+def test_a_step_at_a_cell_has_the_expected_counts_of_the_denoised_cell(adata, model):
+    ends = adata.obs_names[[3, 40]].tolist()
+    trajectory = interpolated(adata, model, groupby=None, cells=ends, n_steps=5, path="straight")
+    denoised_ng = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
+    np.testing.assert_allclose(trajectory.mean_tg[[0, -1]], denoised_ng[[3, 40]], rtol=1e-3)
+    np.testing.assert_allclose(trajectory.mean_tg.sum(1), float(model.vae.reference_library), rtol=1e-4)
+
+
 @pytest.mark.parametrize("path", ["geodesic", "graph", "straight"])
 def test_trajectory_between_cells(adata, model, path):
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
@@ -199,7 +207,7 @@ def test_decoded_means_are_those_of_the_steps(adata, model, trajectory):
         found = interpolated(adata, model, groups=ENDS, n_steps=40, library=777, batch_as=batch_as)
         batch_t = None if batch is None else torch.full((40,), batch)
         with torch.no_grad():
-            expected = model.vae.expected_counts(z_tk, library_t, batch_t).numpy()
+            expected = model.vae.expected_counts(z_tk, library_t, batch_t, with_zero_inflation=True).numpy()
         np.testing.assert_allclose(found.mean_tg, expected, rtol=1e-3)
 
 
@@ -211,7 +219,9 @@ def test_bands_hold_the_posterior_of_the_cells_around(adata, model, trajectory):
     sd_k = torch.as_tensor(var_nk[trajectory.steps.nearest_tj[t]].mean(0)).sqrt()
     z_sk = in_training_frame(model, trajectory.z_tk[t : t + 1]) + sd_k * torch.randn(4000, len(sd_k), generator=noise)
     with torch.no_grad():
-        mean_sg = model.vae.expected_counts(z_sk, torch.full((4000,), float(model.vae.reference_library)), None)
+        mean_sg = model.vae.expected_counts(
+            z_sk, torch.full((4000,), float(model.vae.reference_library)), None, with_zero_inflation=True
+        )
     low_g, high_g = np.quantile(mean_sg.numpy(), (0.05, 0.95), axis=0)
     np.testing.assert_allclose(trajectory.low_tg[t], low_g, atol=0.35 * (high_g - low_g).max())
     ratio_g = (trajectory.high_tg[t] - trajectory.low_tg[t]) / (high_g - low_g)
@@ -278,7 +288,7 @@ def test_bands_of_a_bundle_are_over_its_paths(model, bundle):
     library_t = torch.full((20,), float(model.vae.reference_library))
     with torch.no_grad():
         each = [
-            model.vae.expected_counts(in_training_frame(model, z_tk), library_t, None).numpy()
+            model.vae.expected_counts(in_training_frame(model, z_tk), library_t, None, with_zero_inflation=True).numpy()
             for z_tk in bundle.bundle_ptk
         ]
     low_tg, high_tg = np.quantile(each, (0.05, 0.95), axis=0)

@@ -18,14 +18,12 @@ from scvae_cli.model.bundle import Model
 _SAMPLES = 100
 
 
-def decoder_at(
-    model: Model, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
-) -> Callable[[Tensor], Tensor]:
+def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
     """Return a differentiable function that maps latent positions to expected counts. Shapes (t, k) → (t, g).
 
-    The function takes positions on the device of the model. `library`, `batch_as` and `with_zero_inflation` have the
-    same meaning as in `expected_counts`, but "observed" is not allowed: a latent position has no observed library size
-    or batch.
+    As those of denoised cells, the expected counts include zero inflation. The function takes positions on the device
+    of the model. `library` and `batch_as` have the same meaning as in `expected_counts`, but "observed" is not allowed:
+    a latent position has no observed library size or batch.
 
     Raises
     ------
@@ -40,15 +38,13 @@ def decoder_at(
     def decoded(z_tk: Tensor) -> Tensor:
         library_t = torch.full((len(z_tk),), size, device=z_tk.device)
         batch_t = None if batch is None else torch.full((len(z_tk),), batch, device=z_tk.device)
-        return model.vae.expected_counts(z_tk, library_t, batch_t, with_zero_inflation=with_zero_inflation)
+        return model.vae.expected_counts(z_tk, library_t, batch_t, with_zero_inflation=True)
 
     return decoded
 
 
 @torch.inference_mode()
-def decode(
-    model: Model, z_tk: np.ndarray, library: str | float, batch_as: str, *, with_zero_inflation: bool = False
-) -> np.ndarray:
+def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) -> np.ndarray:
     """Compute expected counts at latent positions in the coordinates of the networks, shape (t, g), float32.
 
     Raises
@@ -57,7 +53,7 @@ def decode(
         If the model does not have the batch, or if the library size is invalid or "observed".
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
-    result: np.ndarray = decoder_at(model, library, batch_as, with_zero_inflation=with_zero_inflation)(z).cpu().numpy()
+    result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
     return result
 
 

@@ -110,8 +110,6 @@ def expected_counts(
                     output = model.vae.decode(z_nk, cells.batch_n)
                     assert isinstance(output, CountOutput), "models of real numbers were refused before"
                     expected_ng = expected_ng * output.own_factor_ng(cells, with_zero_inflation=inflated)
-                elif inflated:
-                    expected_ng *= (library_n / expected_ng.sum(1)).unsqueeze(1)
                 mean_ng += expected_ng / len(points)
             yield mean_ng.cpu().numpy()
 

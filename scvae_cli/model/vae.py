@@ -117,17 +117,18 @@ class VAE(nn.Module):
     def expected_counts(
         self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False
     ) -> Tensor:
-        """Compute expected counts μ, shape (n, g), optionally lowered by zero inflation.
+        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with zero inflation. Both sum to the library size.
 
         Positions are in the coordinates of encoder and decoder, not along the canonical axes. Each position is decoded
         in the batch given by `batch_n`. If `batch_n` is None, the counts are averaged over the batches, weighted by the
         proportions of the batches in the training cells.
         """
+        lowered = with_zero_inflation and self.config.likelihood == "zinb"
         if batch_n is not None or not self.batches:
-            return self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=with_zero_inflation)
-        mean_ng = torch.zeros(len(z_nk), self.n_genes, device=z_nk.device)
-        for b, share in enumerate(self.batch_share_b.tolist()):
-            same_n = torch.full((len(z_nk),), b, device=z_nk.device)
-            output = self.decode(z_nk, same_n)
-            mean_ng += share * output.mean_ng(library_n, with_zero_inflation=with_zero_inflation)
-        return mean_ng
+            mean_ng = self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=lowered)
+        else:
+            mean_ng = torch.zeros(len(z_nk), self.n_genes, device=z_nk.device)
+            for b, share in enumerate(self.batch_share_b.tolist()):
+                same_n = torch.full((len(z_nk),), b, device=z_nk.device)
+                mean_ng += share * self.decode(z_nk, same_n).mean_ng(library_n, with_zero_inflation=lowered)
+        return mean_ng * (library_n / mean_ng.sum(1)).unsqueeze(1) if lowered else mean_ng

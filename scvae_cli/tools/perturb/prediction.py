@@ -118,16 +118,17 @@ class Predictor:
         return pearson(*self.changes(design, method, (0.0, 1.0)))
 
     def log2_fold(self, design: Design, recipe: Recipe) -> np.ndarray | None:
-        """Compute the log2 ratio of predicted rates to control cells' rates, shape (g,); None for real numbers."""
+        """Compute the log2 ratio of predicted expected counts to those of control cells, shape (g,).
+
+        Expected counts include zero inflation and are divided by the library size. None for real numbers.
+        """
         if not self.model.of_counts:
             return None
         shifted = next(self._shifted(design, recipe.method, most=_MEAN_CELLS, at_once=_MEAN_CELLS))
+        after_mg = shifted.mixed(recipe.mean_shift_share, scale=recipe.scale, of_counts=True)
         after_g, before_g = (
-            (mean_mg / shifted.library_m[:, None]).mean(0) + self._pseudo
-            for mean_mg in (
-                shifted.mixed(recipe.mean_shift_share, scale=recipe.scale, of_counts=True),
-                shifted.before.mean_mg,
-            )
+            (mean_mg * keep_mg / shifted.library_m[:, None]).mean(0) + self._pseudo
+            for mean_mg, keep_mg in ((after_mg, shifted.after.keep_mg), shifted.before)
         )
         result: np.ndarray = torch.log2(after_g / before_g).numpy()
         return result

@@ -8,10 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 
-from scvae_cli.latent.decoding import decode
 from scvae_cli.latent.expected_counts import library_size
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import WIDTH, group_colors, shortened, write
@@ -40,7 +38,6 @@ def trajectory_figure(session: Session, trajectory: Trajectory, groups_n: np.nda
         backdrop=_backdrop(session, trajectory, groups_n),
         expression_nc=expression_nc,
         chosen=chosen,
-        inflation_tc=_inflation(session, trajectory, chosen),
     )
 
 
@@ -50,7 +47,6 @@ def path_figure(
     backdrop: Backdrop,
     expression_nc: np.ndarray,
     chosen: np.ndarray,
-    inflation_tc: np.ndarray,
 ) -> Figure:
     """Draw a figure with three panels. The figure is not registered with pyplot; `save_figure` saves the figure.
 
@@ -62,10 +58,6 @@ def path_figure(
         Counts of the genes in `chosen` in the cells, scaled to the library size of the trajectory.
     chosen
         Genes whose curves are drawn, at most twelve, as indices in `trajectory.genes`.
-    inflation_tc
-        Factors by which zero inflation changes the decoded counts of the genes in `chosen` at the same library size.
-        The counts of the cells contain technical zeros, so the decoded curves drawn over these counts must include
-        technical zeros too.
     """
     colors = group_colors(backdrop.groups_n, list(dict.fromkeys(trajectory.steps.groups_passed())))
     with house_style():
@@ -76,7 +68,7 @@ def path_figure(
         write(figure, 0.1, 0.14, _title(trajectory), size=9, weight="bold")
         draw_plane(figure, trajectory, backdrop, colors, legend, _TOP, upper)
         draw_heat_map(figure, trajectory, colors, _TOP, upper)
-        draw_curves(figure, trajectory, chosen, expression_nc, inflation_tc, _TOP + upper + _BETWEEN)
+        draw_curves(figure, trajectory, chosen, expression_nc, _TOP + upper + _BETWEEN)
     return figure
 
 
@@ -87,22 +79,6 @@ def _title(trajectory: Trajectory) -> str:
     fits = sum(map(len, labels)) + 3 * len(labels) <= _TITLE_LENGTH
     length = _TITLE_LENGTH if fits else _TITLE_LENGTH // len(labels) - 3
     return " → ".join(shortened(label, length) for label in labels)
-
-
-def _inflation(session: Session, trajectory: Trajectory, chosen: np.ndarray) -> np.ndarray:
-    """Compute factors that apply zero inflation to the decoded counts, for comparison with cells.
-
-    Decoded counts add up to the library size before zero inflation sets some of the counts to zero (technical zeros).
-    The counts of a cell add up to the library size although some of the counts are technical zeros. For a model of real
-    numbers, all factors are 1.
-    """
-    if not trajectory.of_counts:
-        return np.ones((len(trajectory.z_tk), len(chosen)))
-    z_tk = session.model.axes.in_training_frame(torch.as_tensor(trajectory.z_tk)).numpy()
-    shown_tg = decode(session.model, z_tk, trajectory.library, trajectory.batch_as, with_zero_inflation=True)
-    shown_tg *= trajectory.mean_tg.sum(1, keepdims=True) / shown_tg.sum(1, keepdims=True)
-    factor_tc: np.ndarray = shown_tg[:, chosen] / np.maximum(trajectory.mean_tg[:, chosen], 1e-30)
-    return factor_tc
 
 
 def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Backdrop:

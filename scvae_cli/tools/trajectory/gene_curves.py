@@ -73,10 +73,9 @@ def draw_curves(
     trajectory: Trajectory,
     chosen: np.ndarray,
     expression_nc: np.ndarray,
-    inflation_tc: np.ndarray,
     top: float,
 ) -> None:
-    """Draw the curves, with their upper edge at `top` inches. Decoded counts are multiplied by `inflation_tc`."""
+    """Draw the curves, with their upper edge at `top` inches."""
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
@@ -92,7 +91,7 @@ def draw_curves(
         axes = place(figure, _LEFT + column * full + _TICKS, above, full - _TICKS, tall)
         axes.set_label(f"gene {trajectory.genes[gene]}")
         value_n = np.asarray(expression_nc[near, i], dtype=np.float64).ravel()
-        drawn |= _draw_gene(axes, trajectory, int(gene), inflation_tc[:, i], near, value_n)
+        drawn |= _draw_gene(axes, trajectory, int(gene), near, value_n)
         lowest = i + columns >= len(chosen)
         axes.set(xticks=[0, 0.5, 1], xticklabels=["0", "0.5", "1"] if lowest else [])
         if lowest:
@@ -100,8 +99,7 @@ def draw_curves(
     middle = top + (_TITLE + curves_height(len(chosen)) - _AXIS) / 2
     unit = "counts at the same library size" if trajectory.of_counts else "values"
     write(figure, 0.13, middle, unit, rotation=90, ha="center", va="center")
-    decoded = "decoded, technical zeros included" if (inflation_tc != 1).any() else "decoded"
-    _draw_legend(figure, top, drawn, f"{decoded}, 5–95% band")
+    _draw_legend(figure, top, drawn)
 
 
 def _columns(n_genes: int) -> int:
@@ -112,14 +110,12 @@ def _panel_height(n_genes: int) -> float:
     return 1.3 if n_genes <= _columns(n_genes) else 0.88
 
 
-def _draw_gene(
-    axes: Axes, trajectory: Trajectory, gene: int, inflation_t: np.ndarray, near: np.ndarray, value_n: np.ndarray
-) -> set[str]:
+def _draw_gene(axes: Axes, trajectory: Trajectory, gene: int, near: np.ndarray, value_n: np.ndarray) -> set[str]:
     """Draw one gene. Returns the kinds of symbols that were drawn for cells, so that the legend explains these."""
     drawn = {"cells"} if len(near) else set()
     at_t = trajectory.steps.position_t
     decoded = (trajectory.mean_tg, trajectory.low_tg, trajectory.high_tg)
-    mean_t, low_t, high_t = (value_tg[:, gene] * inflation_t for value_tg in decoded)
+    mean_t, low_t, high_t = (value_tg[:, gene] for value_tg in decoded)
     top = float(max(high_t.max(), mean_t.max(), 1e-9))
     if len(near):
         position_n = trajectory.pseudotime_n[near]
@@ -163,9 +159,9 @@ def _draw_gene(
     return drawn
 
 
-def _draw_legend(figure: Figure, top: float, drawn: set[str], decoded: str) -> None:
+def _draw_legend(figure: Figure, top: float, drawn: set[str]) -> None:
     entries: list[tuple[str, Any]] = [
-        (decoded, (Patch(color=_DECODED, alpha=0.25), Line2D([], [], color=_DECODED, linewidth=1.5)))
+        ("decoded, 5–95% band", (Patch(color=_DECODED, alpha=0.25), Line2D([], [], color=_DECODED, linewidth=1.5)))
     ]
     if "mean" in drawn:
         mean = Line2D([], [], color=_CELLS, linewidth=1.0, linestyle=(0, (3, 1.2)))
