@@ -24,6 +24,7 @@ from scvae_cli.errors import ConfigError
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.tools.score.anomalies import Calibration, CellFit, Covariates, ParetoTail, adjusted
 from scvae_cli.tools.score.figure import library_quantiles, score_figure
+from scvae_cli.tools.score.question import p_value_sentence
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
 FEW = {"n_samples": 5, "inplace": False}
@@ -370,3 +371,17 @@ def test_a_picture_of_another_kind_is_refused_before_anything_is_computed(bench)
         USAGE,
         "does not have the extension of a figure",
     )
+
+
+@pytest.mark.parametrize(
+    ("share", "n_heldout", "n_anomalies", "said"),
+    [
+        (0.05, 100, 3, "the p-values fit"),
+        (0.08, 50, 0, "the p-values fit"),
+        (0.11, 400, 0, "no cell has a p-value small enough"),
+        (0.11, 400, 7, "may be ordinary cells"),
+        (0.005, 2000, 0, "may be missed"),
+    ],
+)
+def test_what_the_share_of_small_p_values_means_is_said(share, n_heldout, n_anomalies, said):
+    assert said in p_value_sentence(share, n_heldout, n_anomalies)

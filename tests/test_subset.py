@@ -61,3 +61,36 @@ def test_scores_of_a_subset(cells):
     whole = cells.copy()
     scvae.score(whole, learned()[1], n_samples=2, subset=["day=1"])
     assert (whole.obs["scvae_elbo"].notna() == (whole.obs["day"] == 1)).all()
+
+
+def test_a_trajectory_runs_through_the_cells_of_the_subset(cells):
+    model = learned()[1]
+    options = {"groupby": "cell_type", "groups": ["stem", "mature_1"], "n_steps": 10, "inplace": False}
+    part = cells[cells.obs["day"] != 1].copy()
+    trajectory = scvae.interpolate(cells, model, subset=["day=0,2"], **options)
+    alone = scvae.interpolate(part, model, **options)
+    np.testing.assert_allclose(trajectory.z_tk, alone.z_tk, atol=1e-5)
+    np.testing.assert_array_equal(np.isnan(trajectory.pseudotime_n), np.isnan(alone.pseudotime_n))
+
+
+def test_a_group_outside_the_subset_is_not_found(cells):
+    ends = ["stem", "mature_1"]
+    with pytest.raises(DataError, match="mature_1"):
+        scvae.interpolate(cells, learned()[1], groupby="cell_type", groups=ends, subset=["cell_type=stem,progenitor"])
+
+
+@pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
+def test_a_gene_program_starts_in_the_subset(cells):
+    optimization = scvae.optimize(
+        cells, learned()[1], toward=list(learned()[1].genes[:3]), groupby="cell_type", group="stem", subset=["day=1"],
+        n_steps=5, inplace=False,
+    )  # fmt: skip
+    assert len(optimization.trajectory.pseudotime_n) == (cells.obs["day"] == 1).sum()
+
+
+def test_a_diagnosis_of_a_subset_trains_no_models(cells):
+    model = learned()[1]
+    with pytest.raises(ConfigError, match="quick"):
+        scvae.diagnose(cells, model, subset=["day=1"])
+    diagnosis = scvae.diagnose(cells, model, subset=["day=1"], quick=True, n_samples=2, refine=1, inplace=False)
+    assert diagnosis.n_cells == (cells.obs["day"] == 1).sum()

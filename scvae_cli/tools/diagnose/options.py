@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from scvae_cli.errors import ConfigError
 from scvae_cli.heldout import MIN_HELDOUT
 from scvae_cli.options import option
-from scvae_cli.shared_options import Drawing, Reading, Writing
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing
 from scvae_cli.verb import Verb
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions(Reading, Drawing, Writing):
+class DiagnoseOptions(Reading, Subset, Drawing, Writing):
     """How a model is diagnosed."""
 
     n_samples: int = option(
@@ -47,7 +47,12 @@ class DiagnoseOptions(Reading, Drawing, Writing):
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
-        """Refuse to compare fewer than two trainings."""
+        """Refuse to compare fewer than two trainings, or trainings on all cells with trainings on some of them."""
+        if self.subset and not self.quick:
+            raise ConfigError(
+                "--subset needs --quick: the further models would be trained on fewer cells than this model",
+                "add --quick",
+            )
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",

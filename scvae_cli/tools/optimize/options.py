@@ -11,7 +11,7 @@ from scvae_cli.errors import ConfigError
 from scvae_cli.gene_list import parse_genes
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.options import OUTPUT, option
-from scvae_cli.shared_options import Drawing, Reading, Writing, batch_as_option, library_option
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing, batch_as_option, library_option
 from scvae_cli.verb import Verb
 
 OPTIMIZATION = "Optimization"
@@ -20,7 +20,7 @@ _GENES = "genes: A,B,C or @FILE, one gene per line"
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptimizeOptions(Reading, Drawing, Writing):
+class OptimizeOptions(Reading, Subset, Drawing, Writing):
     """Options that say which genes change along a trajectory, where the trajectory starts, and how far it goes."""
 
     toward: tuple[str, ...] | Callable[..., Any] = option(

@@ -12,6 +12,9 @@ from scvae_cli.tools.score.scoring import score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+# A deviation from the expected share that is this improbable is not chance.
+_CHANCE = 0.01
+
 
 class Score(Question[ScoreOptions, Scores]):
     """Score the cells."""
@@ -54,11 +57,24 @@ class Score(Question[ScoreOptions, Scores]):
             f"{facts['simulated']:,} simulated cells",
         ]
         if facts["heldout_below_05"] is not None:
-            lines.append(
-                f"{facts['heldout_below_05']:.1%} of the {facts['n_heldout']:,} held-out cells have p ≤ "
-                f"{NOMINAL_LEVEL:g}; {NOMINAL_LEVEL:.0%} is expected if the model fits these cells"
-            )
+            lines.append(p_value_sentence(facts["heldout_below_05"], facts["n_heldout"], facts["anomalies"]))
         return "\n".join(lines)
 
     def next_step(self, result: Scores) -> str:  # noqa: ARG002
         return f'the cells least like the model: adata.obs["{self.names.anomaly_score}"].nlargest(20)'
+
+
+def p_value_sentence(share: float, n_heldout: int, n_anomalies: int) -> str:
+    """Say whether the p-values of held-out cells are as small as they should be, and what follows for the anomalies."""
+    from scipy.stats import binomtest
+
+    found = f"{share:.1%} of the {n_heldout:,} held-out cells have p ≤ {NOMINAL_LEVEL:g}"
+    expected = f"{NOMINAL_LEVEL:.0%}"
+    if binomtest(round(share * n_heldout), n_heldout, NOMINAL_LEVEL).pvalue > _CHANCE:
+        return f"{found}, and about {expected} are expected: the p-values fit these cells"
+    if share < NOMINAL_LEVEL:
+        return f"{found}, fewer than the expected {expected}: the p-values are too large, so anomalies may be missed"
+    many = f"{found}, more than the expected {expected}: real cells vary more than simulated cells"
+    if n_anomalies:
+        return f"{many}, so some of the anomalies may be ordinary cells"
+    return f"{many}, but no cell has a p-value small enough to be an anomaly among so many cells"

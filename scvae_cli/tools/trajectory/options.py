@@ -8,7 +8,7 @@ from typing import Literal
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import OUTPUT, Flag, option
-from scvae_cli.shared_options import Drawing, Reading, Writing, batch_as_option, library_option
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing, batch_as_option, library_option
 from scvae_cli.verb import Verb
 
 TRAJECTORY = "Trajectory"
@@ -20,7 +20,7 @@ Coupling = Literal["none", "ot"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InterpolateOptions(Reading, Drawing, Writing):
+class InterpolateOptions(Reading, Subset, Drawing, Writing):
     """Options that say between which cell states a trajectory runs, and how it is computed."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
