@@ -128,6 +128,7 @@ def pseudotime(
         distance_n=latent.spread(distance_m, mean_nk),
         probability_ne=probability_ne,
         branch_n=branch_n,
+        n_committed_outside=tuple(int(np.delete(branch_n == end.label, end.cells).sum()) for end in ends),
         n_components=graphs.expression.n_components,
     )
 

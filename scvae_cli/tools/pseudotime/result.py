@@ -39,6 +39,8 @@ class Pseudotime:
     branch_n
         For each cell, the label of its most probable end; "uncommitted" if the probability of this end is less than 0.5
         or less than twice that of another end. If there are no ends, all labels are "". Shape (n,).
+    n_committed_outside
+        For each end, the number of cells of other groups that are committed to it.
     n_components
         Number of connected components of the graph that joins neighboring cells in expression space.
     """
@@ -54,6 +56,7 @@ class Pseudotime:
     distance_n: np.ndarray
     probability_ne: np.ndarray
     branch_n: np.ndarray
+    n_committed_outside: tuple[int, ...]
     n_components: int
 
     def branch_sizes(self) -> dict[str, int]:
@@ -81,6 +84,16 @@ class Pseudotime:
         if empty:
             found.append(
                 f"no cell is committed to {', '.join(empty)}: the cells of this end lie among those of another end"
+            )
+        alone = [
+            repr(end)
+            for end, n_outside in zip(self.ends, self.n_committed_outside, strict=True)
+            if sizes[end] and not n_outside
+        ]
+        if alone:
+            found.append(
+                f"no cell outside {', '.join(alone)} is committed to this end: its progenitors are uncommitted, or "
+                "missing in the data"
             )
         return found
 
