@@ -163,7 +163,7 @@ def interpolate(
     name: str | None = None,
     n_steps: int = 50,
     path: Literal["geodesic", "graph", "straight"] = "geodesic",
-    endpoint: Literal["density", "centroid", "extreme"] = "density",
+    endpoint: Literal["density", "centroid", "extreme"] = "extreme",
     couple: Literal["none", "ot"] = "none",
     n_paths: int = 50,
     seed: int = 0,

@@ -118,7 +118,7 @@ def test_waypoints_in_between_are_passed(curved, kind):
     assert 0.2 < from_middle_t.argmin() / 199 < 0.8
 
 
-@pytest.mark.parametrize(("kind", "limit"), [("geodesic", 0.02), ("graph", 0.1)])
+@pytest.mark.parametrize(("kind", "limit"), [("geodesic", 0.03), ("graph", 0.1)])
 def test_speed_is_constant_in_expression(curved, kind, limit):
     geometry = Geometry(curved[0].vae)
     z_ptk = solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
@@ -300,7 +300,7 @@ def test_a_rotated_latent_space_changes_no_geodesic(around):
     line = straight(np.array([[1.9, 0.6], [-1.9, 0.6]]), 30)
     (plain,) = geodesics(FlatGeometry(uneven_gk), density, [line])
     (found,) = geodesics(FlatGeometry(uneven_gk @ turn_kk), turned, [line @ turn_kk.numpy()])
-    np.testing.assert_allclose(found, plain @ turn_kk.numpy(), atol=0.01)
+    np.testing.assert_allclose(found, plain @ turn_kk.numpy(), atol=0.05)
     assert np.abs(plain - line[0]).max() > 1
 
 

@@ -182,7 +182,7 @@ def test_warning_says_where_and_what_to_do(trajectory):
     assert "(off-manifold score up to 0.970, limit 0.95): do not trust the genes decoded there" in between
     assert "name an intermediate group with --via" in between
     for ends in ([0], [0, 39]):
-        assert "choose other ends" in warned(ends)
+        assert "choose other ends" in warned(ends, endpoint="density")
         assert "use --endpoint density" in warned(ends, endpoint="centroid")
     assert "step 0 of 0–39 lies" in warned([0])
     assert "with --via" in warned([0, 1, 2, 3])
@@ -307,11 +307,11 @@ def test_labels_with_numbers_are_passed_by_number(adata, model):
 
 
 def test_an_extreme_end_is_more_differentiated(adata, model, trajectory):
-    farther = interpolated(adata, model, groups=ENDS, n_steps=40, endpoint="extreme")
+    densest = interpolated(adata, model, groups=ENDS, n_steps=40, endpoint="density")
     time_n = adata.obs["true_pseudotime"].to_numpy()
-    assert time_n[farther.steps.nearest_tj[-1]].mean() > time_n[trajectory.steps.nearest_tj[-1]].mean()
-    assert farther.steps.group_t[-1] == "mature_1"
-    np.testing.assert_allclose(farther.z_tk[0], trajectory.z_tk[0])
+    assert time_n[trajectory.steps.nearest_tj[-1]].mean() > time_n[densest.steps.nearest_tj[-1]].mean()
+    assert trajectory.steps.group_t[-1] == "mature_1"
+    np.testing.assert_allclose(densest.z_tk[0], trajectory.z_tk[0])
 
 
 def test_numbers_are_passed_by_value(adata, model):
@@ -397,7 +397,7 @@ def test_slots_hold_the_trajectory(adata, model, trajectory, bundle, tmp_path, f
     np.testing.assert_allclose(cells.obs["scvae_pseudotime_my_path"], result.pseudotime_n, atol=1e-5)
     found = cells.uns["scvae"]["paths"]["my_path"]
     assert found["name"] == "my path"
-    assert (found["kind"], found["endpoint"], found["couple"]) == ("geodesic", "density", couple)
+    assert (found["kind"], found["endpoint"], found["couple"]) == ("geodesic", "extreme", couple)
     assert list(found["waypoints"]) == ENDS
     assert found["length"] == pytest.approx(result.steps.length, rel=1e-5)
     np.testing.assert_allclose(found["latent"], result.z_tk, atol=1e-5)

@@ -30,9 +30,13 @@ _CONTROLS, _SOLVED = 12, 24
 # Each segment is optimized twice, each time with this number of iterations. In each optimization, the step size of a
 # control point starts at the respective latent length and decreases linearly to zero.
 _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
-# The factor `cost` increases by this amount between the density that half of the held-out cells exceed and the density
-# that 95% of them exceed.
-_COST_INCREASE = 10.0
+# Rate at which the factor `cost` increases at first, between the density that half of the held-out cells exceed and the
+# density that 95% of them exceed; and largest increase. Where no cells were observed, nothing is known, and all
+# directions are equally good.
+_COST_INCREASE, _MOST_INCREASE = 10.0, 5.0
+# The straight line is a second initial guess if its weighted length is at most this multiple of that of the segment
+# found from the first one.
+_WORTH_SOLVING = 2.0
 # Number of values processed at once (points × genes). On a CPU, a block has 2 MB in float32: larger blocks exceed the
 # cache, and a bundle then takes nearly twice as long. On other devices, a block has 160 MB, because small blocks would
 # not keep the device busy.
@@ -81,12 +85,13 @@ def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
     """Compute the factor that multiplies lengths at latent points, shape (n,).
 
     The factor is large where there are few cells. Wherever the density is at least the median density of the held-out
-    cells, the factor is 1. Below the median, the factor increases linearly with −log density and without an upper
-    limit. At the density that 95% of the held-out cells exceed, the factor is 11.
+    cells, the factor is 1. Below the median, the factor increases with −log density to an upper limit of 6. A path
+    through a region without cells is therefore taken if all other paths are six times as long.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)
-    return 1 + _COST_INCREASE * torch.relu((-density.log_prob(z_nk) - usual) / scale)
+    excess_n = torch.relu((-density.log_prob(z_nk) - usual) / scale)
+    return 1 - _MOST_INCREASE * torch.expm1(-_COST_INCREASE / _MOST_INCREASE * excess_n)
 
 
 def with_squared_lengths(graph: CellGraph) -> CellGraph:
@@ -110,8 +115,33 @@ def geodesics(
     Each segment is a cubic spline with the same ends as its initial guess. The energy of a segment is Σ
     (w(z)·‖y(z_{t+1}) − y(z_t)‖)² / Δt, where w is the factor `cost`, y are the Fisher–Rao coordinates of the decoded
     expression, and Δt is the constant distance between consecutive points in the parameter of the spline. After the
-    first optimization, the segment is resampled at constant speed and optimized again.
+    first optimization, the segment is resampled at constant speed and optimized again. Where the straight line between
+    the ends is not much longer in this metric, it is a second initial guess, and the shorter segment is returned.
     """
+    solved = _solved(geometry, density, guesses, progress=progress)
+    straight_lines = [straight(segment_tk[[0, -1]], _SOLVED) for segment_tk in solved]
+    length_l = weighted_lengths(geometry, density, solved)
+    worth = np.flatnonzero(weighted_lengths(geometry, density, straight_lines) <= _WORTH_SOLVING * length_l)
+    others = _solved(geometry, density, [straight_lines[i] for i in worth], progress=progress)
+    for i, other, length in zip(worth, others, weighted_lengths(geometry, density, others), strict=True):
+        if length < length_l[i]:
+            solved[i] = other
+    return solved
+
+
+def weighted_lengths(geometry: Geometry, density: LatentDensity, segments: Sequence[np.ndarray]) -> np.ndarray:
+    """Compute the Fisher–Rao length of each segment, weighted by `cost`, shape (l,)."""
+    density, lengths = density.to(torch.device("cpu")), []
+    for points_tk in segments:
+        middle_tk = torch.as_tensor((points_tk[1:] + points_tk[:-1]) / 2, dtype=torch.float32)
+        lengths.append(cost(density, middle_tk).double().numpy() @ step_lengths(geometry, points_tk))
+    return np.asarray(lengths)
+
+
+def _solved(
+    geometry: Geometry, density: LatentDensity, guesses: Sequence[np.ndarray], *, progress: Progress
+) -> list[np.ndarray]:
+    """Compute segments of least energy, each from one initial guess."""
     device = geometry.vae.reference_library.device
     density = density.to(device)
     values = CPU_VALUES if device.type == "cpu" else _DEVICE_VALUES

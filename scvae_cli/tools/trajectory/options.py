@@ -62,10 +62,10 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
         panel=TRAJECTORY,
     )
     endpoint: Endpoint = option(
-        "density",
-        help="Position that represents a group. density: the position with the highest density of cells. centroid: the "
-        "mean of the group's cells. extreme: as density, but the last group ends at its most differentiated cells, "
-        "those farthest from the start.",
+        "extreme",
+        help="Position that represents a group. density: the position with the highest density of cells. extreme: as "
+        "density, but the trajectory ends at the most differentiated cells of the last group, those farthest from the "
+        "start. centroid: the mean of the group's cells.",
         panel=TRAJECTORY,
     )
     couple: Coupling = option(
