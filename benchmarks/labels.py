@@ -79,8 +79,12 @@ def by_others(log_ng: np.ndarray, pca_nj: np.ndarray, task: Task) -> Iterator[tu
     given_n, label_n = task.given_n, task.label_n[task.given_n]
     scaled_ng = StandardScaler().fit(log_ng[given_n]).transform(log_ng).clip(-10, 10)
     for name, x_ng in (("logistic regression", log_ng), ("logistic regression, scaled", scaled_ng)):
-        fitted = LogisticRegression(max_iter=1000).fit(x_ng[given_n], label_n)
-        p_nc = fitted.predict_proba(x_ng)
+        # Rotated into the space that the labeled cells span, in which the regression is the same and much faster.
+        centered_ng = x_ng - x_ng[given_n].mean(axis=0)
+        basis_jg = np.linalg.svd(centered_ng[given_n], full_matrices=False)[2]
+        x_nj = centered_ng @ basis_jg.T
+        fitted = LogisticRegression(max_iter=1000).fit(x_nj[given_n], label_n)
+        p_nc = fitted.predict_proba(x_nj)
         yield name, Answer(p_nc, fitted.classes_, -p_nc.max(1))
     voters = KNeighborsClassifier(min(15, int(given_n.sum()))).fit(pca_nj[given_n], label_n)
     yield (

@@ -10,7 +10,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from command_line import run_cli, run_well
+from scipy.spatial.distance import pdist
 from scipy.special import log_softmax
 from simulated import learned
 from workbench import DATA, refused
@@ -22,6 +24,7 @@ from scvae_cli.tools.annotate.conformal import HeldOutScores
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
 from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
+from scvae_cli.tools.annotate.views import Coordinates, fit_scaling
 
 
 def hidden(seed: int = 0, share: float = 0.4):
@@ -71,6 +74,20 @@ def test_log_probabilities_equal_those_of_the_library(n_labels):
     plain = LogisticRegression(C=0.5, max_iter=200, tol=1e-3).fit(x_mj, code_m)
     found = regression(x_mj, code_m, np.ones(60), 0.5).log_probabilities(x_mj)
     np.testing.assert_allclose(found, plain.predict_log_proba(x_mj), atol=1e-4)
+
+
+def test_a_regression_on_genes_equals_that_on_their_components():
+    rng = np.random.default_rng(5)
+    log_mg = sp.random(60, 80, density=0.4, format="csr", random_state=5, dtype=np.float32)
+    cells = Coordinates(rng.normal(size=(60, 3)), rng.normal(size=(60, 3)), log_mg)
+    scaling = fit_scaling(cells)
+    views, on_genes = scaling.views(cells), scaling.views_of_genes(cells)
+    fitted = regression(views[-1], np.arange(60) % 3, np.ones(60), 1.0)
+    same = scaling.on_genes(fitted).log_probabilities(on_genes[-1])
+    np.testing.assert_allclose(same, fitted.log_probabilities(views[-1]), atol=1e-3)
+    # All components of the scaled genes keep their distances.
+    scaled_mg = log_mg.toarray() / log_mg.toarray().std(0)
+    np.testing.assert_allclose(pdist(views[-1]), pdist(np.minimum(scaled_mg, 10)), rtol=1e-3)
 
 
 def test_pooled_weights_find_the_informative_view_and_the_temperature():

@@ -11,6 +11,7 @@ k parts, j coordinates.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -42,7 +43,11 @@ class _Predicted:
 
 @dataclass(frozen=True)
 class _Classifiers:
-    """The classifiers of all parts: for each part and view a regression, and for each part the metric of the labels."""
+    """The classifiers of all parts: for each part and view a regression, and for each part the metric of the labels.
+
+    The regressions of the last view are on scaled genes. For few labels, these are far fewer products than with the
+    components of the genes.
+    """
 
     scaling: Scaling
     regressions_kv: list[list[Regression]]
@@ -52,13 +57,13 @@ class _Classifiers:
     label_scores: HeldOutScores
     novelty_scores: HeldOutScores
 
-    def by_view(self, part: int, views: tuple[np.ndarray, ...]) -> np.ndarray:
+    def by_view(self, part: int, views: tuple[Any, ...]) -> np.ndarray:
         """Compute the log probabilities of each view by the classifier of a part, shape (v, n, c)."""
         return _by_view(self.regressions_kv[part], views)
 
     def predict(self, cells: Coordinates, coverage: float) -> _Predicted:
         """Predict the labels of cells that the classifiers have not seen."""
-        views = self.scaling.views(cells)
+        views = self.scaling.views_of_genes(cells)
         n_parts = len(self.regressions_kv)
         log_p_knc = np.stack([pooled(self.weight_v, self.by_view(k, views)) for k in range(n_parts)])
         odds_knc = np.stack([log_odds(log_p_nc) for log_p_nc in log_p_knc])
@@ -165,7 +170,7 @@ def _learn(
             log_p_vmc[:, test_m] = _by_view(regressions, tested)
             if test_m.any():
                 novelty_m[test_m] = novelty(tested[0], metric, everything)
-            regressions_kv.append(regressions)
+            regressions_kv.append([*regressions[:GENES], scaling.on_genes(regressions[GENES])])
             metrics_k.append(metric)
             advance()
     held_m = part_m >= 0
@@ -185,7 +190,7 @@ def _learn(
     return classifiers, found, _quality(found, log_p_vhc[GENES], code_h, weight_h, options)
 
 
-def _by_view(regressions: list[Regression], views: tuple[np.ndarray, ...]) -> np.ndarray:
+def _by_view(regressions: list[Regression], views: tuple[Any, ...]) -> np.ndarray:
     return np.stack([found.log_probabilities(x_nj) for found, x_nj in zip(regressions, views, strict=True)])
 
 

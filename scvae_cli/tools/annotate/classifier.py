@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import log_softmax
@@ -35,8 +36,8 @@ class Regression:
     coefficient_jc: np.ndarray
     intercept_c: np.ndarray
 
-    def log_probabilities(self, x_nj: np.ndarray) -> np.ndarray:
-        """Compute the log probability of each label for each cell, shape (n, c)."""
+    def log_probabilities(self, x_nj: Any) -> np.ndarray:
+        """Compute the log probability of each label for each cell, shape (n, c), from coordinates or a CSR matrix."""
         found: np.ndarray = log_softmax((x_nj @ self.coefficient_jc).astype(np.float64) + self.intercept_c, axis=1)
         return found
 

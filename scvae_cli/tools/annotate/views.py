@@ -21,6 +21,7 @@ import scipy.sparse as sp
 from scvae_cli.evaluation.log_pca import log_normalized
 from scvae_cli.latent.expression import state_positions
 from scvae_cli.session import Session
+from scvae_cli.tools.annotate.classifier import Regression
 
 VIEWS = ("state", "expression", "genes")
 GENES = VIEWS.index("genes")
@@ -92,10 +93,19 @@ class Scaling:
 
     def views(self, cells: Coordinates) -> tuple[np.ndarray, ...]:
         """Compute the views of cells, one array of shape (n, j) for each name in VIEWS; float32."""
+        state_nj, expression_nj, scaled_ng = self.views_of_genes(cells)
+        return state_nj, expression_nj, scaled_ng @ self.component_gj - self.gene_center_g @ self.component_gj
+
+    def views_of_genes(self, cells: Coordinates) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
+        """Compute the same views, but with the scaled genes themselves (CSR, (n, g)) in place of their components."""
         state_nj = (cells.state_nj - self.state_center_j) / self.state_scale
         expression_nj = (cells.expression_nj - self.center_j) / self.scale
-        gene_nj = _scaled(cells.log_ng, self.deviation_g) @ self.component_gj - self.gene_center_g @ self.component_gj
-        return state_nj, expression_nj, gene_nj
+        return state_nj, expression_nj, _scaled(cells.log_ng, self.deviation_g)
+
+    def on_genes(self, fitted: Regression) -> Regression:
+        """Return a regression on the scaled genes that equals a regression on their components."""
+        coefficient_gc = self.component_gj @ fitted.coefficient_jc
+        return Regression(coefficient_gc, fitted.intercept_c - self.gene_center_g @ coefficient_gc)
 
 
 def fit_scaling(cells: Coordinates) -> Scaling:
