@@ -26,6 +26,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "train",
     "load",
     "embed",
+    "annotate",
     "denoise",
     "interpolate",
     "optimize",

@@ -160,6 +160,31 @@ class Session:
             progress=progress,
         )
 
+    def alongside(
+        self,
+        data: AnnData | Path | str,
+        *,
+        gene_symbols: str | None = None,
+        allow_missing_genes: bool = False,
+        drop_empty: bool = False,
+    ) -> Session:
+        """Open other data with the same model, on the same device; the matrix is chosen as in the training.
+
+        Raises
+        ------
+        DataError
+            If the data cannot be opened or do not fit the model.
+        """
+        return Session.open(
+            data,
+            self.model,
+            gene_symbols=gene_symbols,
+            device=str(self.model.device),
+            allow_missing_genes=allow_missing_genes,
+            drop_empty=drop_empty,
+            progress=self.progress,
+        )
+
     @cached_property
     def cells(self) -> Posterior:
         """Posteriors q(z|x) of the cells in `counts`, computed once, in the latent coordinates of the networks."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scvae_cli.tools.annotate.options import ANNOTATE
 from scvae_cli.tools.check.options import CHECK
 from scvae_cli.tools.de.options import DE
 from scvae_cli.tools.denoise.options import DENOISE
@@ -24,6 +25,7 @@ VERBS: tuple[Verb, ...] = (
     TRAIN,
     SWEEP,
     EMBED,
+    ANNOTATE,
     DENOISE,
     INTERPOLATE,
     OPTIMIZE,

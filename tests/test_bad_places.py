@@ -131,6 +131,7 @@ def test_places_results_cannot_go(bench, case):
 
 ASKED = {
     "embed": (),
+    "annotate": ("--labels-key", "cell_type"),
     "denoise": (),
     "score": (),
     "interpolate": ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2"),
@@ -172,6 +173,7 @@ def test_read_only_data_can_be_written_elsewhere(bench):
 # Slots of the user's own that stand where a result would go.
 FOREIGN: dict[str, tuple[str, Callable[[ad.AnnData], object]]] = {
     "embed": ("obsm/X_scvae", lambda a: a.obsm.__setitem__("X_scvae", np.ones((120, 2)))),
+    "annotate": ("obs/scvae_label", lambda a: a.obs.__setitem__("scvae_label", "mine")),
     "denoise": ("layers/scvae_denoised", lambda a: a.layers.__setitem__("scvae_denoised", a.X.copy())),
     "score": ("obs/scvae_elbo", lambda a: a.obs.__setitem__("scvae_elbo", "mine")),
     "interpolate": (

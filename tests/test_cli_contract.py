@@ -32,6 +32,8 @@ OPTIONS = {
     f"--compile --threads {PRINTING}",
     "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {ASKING} --plot "
     f"{PRINTING}",
+    "annotate": f"{MODEL} --labels-key --unlabeled --reference --coverage --unknown-rate --seed --subset {ASKING} "
+    f"--plot {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --all-genes --groupby --batch-as "
     f"--with-zero-inflation --seed {ASKING} {PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
@@ -67,6 +69,8 @@ KEYS = {
     "cpu_minutes obs confounded findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
+    "annotate": "output labels_key reference n_cells n_labeled labels n_unknown unknown_rate coverage heldout "
+    "view_weights missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes group_means missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed steps_without_cells "
     "returns n_cells n_cells_on_path groups_on_path "
@@ -109,6 +113,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "check": ["check", copied.data],
         "train": ["train", copied.data, "-m", folder / "other.scvae", *TINY],
         "embed": ["embed", *asked],
+        "annotate": ["annotate", *asked, "--labels-key", "cell_type"],
         "denoise": ["denoise", *asked],
         "interpolate": ["interpolate", *asked, "--groupby", "batch", "--from", "batch_1", "--to", "batch_2"],
         "optimize": ["optimize", *asked, "--toward", "gene_01", "--from-cell", "cell_003", "--max-length", "0.1"],

@@ -32,6 +32,10 @@ TREATED = {
 
 # Verb → what is typed, and what is passed.
 ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "annotate": (
+        ["--labels-key", "cell_type", "--unlabeled", "stem", "--unknown-rate", "0.1"],
+        {"labels_key": "cell_type", "unlabeled": "stem", "unknown_rate": 0.1},
+    ),
     "embed": (["--refine", "2", "--umap", "--leiden"], {"refine": 2, "umap": True, "leiden": True}),
     "denoise": (["--samples", "2", "--library", "1000"], {"n_samples": 2, "library": 1000}),
     "interpolate": ([*FROM_TO, "--steps", "9"], {"groupby": "batch", "groups": ENDS, "n_steps": 9}),

@@ -133,6 +133,15 @@ class SlotNames:
     rank_genes_groups_named = _NamedKey("rank_genes_groups_{}_{}")
     # uns: results of a diagnosis, with its sections and verdicts.
     diagnosis = _Key("{}/diagnosis")
+    # obs: predicted label, or "unknown"; probability of the most probable label; labels of the prediction set, joined
+    # by " | "; p-value of belonging to a known type. obsm: probability of each label, cells × labels. uns: the labels,
+    # in the order of these columns.
+    label = _Key("{}_label")
+    label_probability = _Key("{}_label_probability")
+    label_set = _Key("{}_label_set")
+    label_p = _Key("{}_label_p")
+    label_probabilities = _Key("{}_label_probabilities")
+    label_names = _Key("{}/label_names")
     # obs: position along a path, 0 to 1, NaN for cells far from it.
     pseudotime = _NamedKey("{}_pseudotime_{}")
     # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the most probable end

@@ -19,13 +19,18 @@ from scvae_cli.evaluation.neighbors import nearest_neighbors, shared
 COMPONENTS = 30
 
 
-def log_normalized(counts: Counts) -> sp.csr_matrix:
-    """Return log1p of the counts at the median library size, shape (n, g); real numbers are returned as they are."""
+def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_matrix:
+    """Return log1p of the counts at one library size, shape (n, g); real numbers are returned as they are.
+
+    `library` is that library size; None stands for the median of the cells.
+    """
     if counts.real:
         matrix: sp.csr_matrix = counts.matrix
         return matrix
-    library_n = counts.library_n
-    logged = (sp.diags(float(np.median(library_n)) / library_n) @ counts.matrix).tocsr()
+    # A cell without counts in these genes stays empty.
+    library_n = np.where(counts.filled, counts.library_n, 1.0)
+    target = float(np.median(library_n)) if library is None else library
+    logged = (sp.diags(target / library_n) @ counts.matrix).tocsr()
     logged.data = np.log1p(logged.data)
     return logged
 

@@ -14,6 +14,7 @@ from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import ModelError
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.progress import Progress, silent
 
 
@@ -45,12 +46,7 @@ def expression_positions(
     ModelError
         If the model was trained by an earlier version, which did not compute the map.
     """
-    space = model.expression
-    if space is None:
-        raise ModelError(
-            "the model was trained by an earlier version of scvae, which did not compute the map to expression space",
-            "train again, or use scvae embed --space latent",
-        )
+    space = _space(model)
     batch_n = None if counts.batch is None or not model.batches else positions_in(model.batches, counts.batch)
     table, parts = cell_table(model, counts, batch_n=batch_n), []
     lacking = set(missing)
@@ -61,3 +57,29 @@ def expression_positions(
             parts.append(space.position(model.vae, cells, block_nk, present_g).float().cpu())
             advance(len(rows))
     return torch.cat(parts).numpy()
+
+
+@torch.inference_mode()
+def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
+    """Compute the position of every cell's decoded state in expression space, without residuals; shape (n, j), float32.
+
+    Raises
+    ------
+    ModelError
+        If the model was trained by an earlier version, which did not compute the map.
+    """
+    space, parts = _space(model), []
+    with progress("Decoding", len(mean_nk)) as advance:
+        for block_nk in torch.split(mean_nk, BLOCK_CELLS):
+            parts.append(space.state_position(model.vae, block_nk.to(model.device)).float().cpu())
+            advance(len(block_nk))
+    return torch.cat(parts).numpy()
+
+
+def _space(model: Model) -> ExpressionSpace:
+    if model.expression is None:
+        raise ModelError(
+            "the model was trained by an earlier version of scvae, which did not compute the map to expression space",
+            "train again, or use scvae embed --space latent",
+        )
+    return model.expression

@@ -72,7 +72,14 @@ class ExpressionSpace:
         state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
         if present_g is not None:
             residual_ng = residual_ng * present_g
-        expression_ng = state_ng.add_(residual_ng * self.residual_weight.to(residual_ng))
+        return self._projected(state_ng.add_(residual_ng * self.residual_weight.to(residual_ng)))
+
+    @torch.no_grad()
+    def state_position(self, vae: VAE, mean_nk: Tensor) -> Tensor:
+        """Compute the position of the decoded states y of some cells, without residuals, shape (n, j)."""
+        return self._projected(vae.decoder.head.isometric(_reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))))
+
+    def _projected(self, expression_ng: Tensor) -> Tensor:
         return (expression_ng - self.center_g.to(expression_ng)) @ self.component_jg.to(expression_ng).T
 
 
@@ -84,22 +91,27 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
     the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
     """
     head, depth = vae.decoder.head, vae.reference_library
-    none_mnk = mean_nk.new_empty(0, *mean_nk.shape)
-
-    def mean_ng(batch: Tensor | None) -> Tensor:
-        logits_ng, none_mng = vae.decoder.push_logits(mean_nk, none_mnk, batch)
-        return head.push_mean(logits_ng, none_mng, share=1.0, library=depth)[0]
-
-    average_nb = vae.batch_share_b.expand(cells.n_cells, -1) if vae.batches else None
-    average_ng = own_ng = mean_ng(average_nb)
+    average_nb = _average_batch(vae, mean_nk)
+    average_ng = own_ng = _reference_mean(vae, mean_nk, average_nb)
     if average_nb is not None and cells.batch_n is not None:
         known_nb = torch.nn.functional.one_hot(cells.batch_n.clamp_min(0), len(vae.batches)).to(average_nb.dtype)
-        own_ng = mean_ng(torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb))
+        own_ng = _reference_mean(vae, mean_nk, torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb))
     state_ng = head.isometric(average_ng)
     # Real numbers have no library size: the library size of every cell, and of the reference, is 1.
     expected_ng = own_ng * (cells.library_n / depth)[:, None]
     residual_ng = (cells.x_ng - expected_ng) * head.isometric_slope(expected_ng)
     return state_ng, residual_ng.clamp_(-_MOST, _MOST)
+
+
+def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
+    """Return the shares of the batches for each cell, shape (n, b); None for a model without batches."""
+    return vae.batch_share_b.expand(len(mean_nk), -1) if vae.batches else None
+
+
+def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
+    """Compute the expected counts at the reference library size, with a mixture of batch effects; shape (n, g)."""
+    logits_ng, none_mng = vae.decoder.push_logits(mean_nk, mean_nk.new_empty(0, *mean_nk.shape), batch)
+    return vae.decoder.head.push_mean(logits_ng, none_mng, share=1.0, library=vae.reference_library)[0]
 
 
 @torch.no_grad()

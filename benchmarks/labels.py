@@ -1,0 +1,241 @@
+"""Labels carried to other cells: are they right, are their probabilities true, and are unknown types recognized?
+
+    python benchmarks/labels.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets mixology,kang]
+
+Tasks (`labels_tasks.py`): mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control to
+stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae trains without labels
+on all cells of the set; `annotate` gets the labels. Beside it, on the same genes:
+
+- logistic regression (scikit-learn's defaults) on log-normalized genes, as they are and scaled to unit variance;
+- a vote of the 15 nearest neighbors on 30 principal components;
+- with `--scvi-python`, SCANVI on an scVI of the same cells (`labels_scanvi.py`).
+
+accuracy, macro_f1: of the most probable label. ece: expected calibration error of its probability, in 15 bins;
+ece_by_chance is that of calibrated probabilities with as many cells. coverage, size: of prediction sets at 90%. auroc:
+every label is left out in turn, with seed 0; how well are its cells told from those of the known labels? scvae
+answers with the p-value of "unknown", neighbors with the mean distance, the others with the probability of the best
+label. alarms: share of the cells of known labels called unknown at a rate of 5%.
+
+Results go to results/labels.json and .md; sets and seeds not asked for keep theirs. SCANVI was recorded with seed 0 on
+kang (scVI with `--scvi-epochs 150`, and no label left out) and pbmc68k (scVI with its defaults) alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+import scipy.sparse as sp
+from labels_tasks import SETS, Task, all_tasks
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.preprocessing import StandardScaler
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.evaluation.log_pca import log_normalized
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.annotation import annotate
+from scvae_cli.tools.annotate.known_labels import KnownLabels
+from scvae_cli.tools.annotate.options import AnnotateOptions
+from scvae_cli.tools.annotate.quality import reliability
+
+HERE = Path(__file__).parent
+RATE = 0.05
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a method says about all cells: probabilities, their labels, novelty, prediction sets, unknown cells."""
+
+    p_nc: np.ndarray
+    labels: np.ndarray
+    novelty_n: np.ndarray
+    set_nc: np.ndarray | None = None
+    unknown_n: np.ndarray | None = None
+
+
+def by_scvae(session: Session, task: Task, seed: int) -> Answer:
+    """Annotate all cells."""
+    labels = np.unique(task.label_n[task.given_n])
+    code_n = np.where(task.given_n, np.searchsorted(labels, task.label_n), -1)
+    options = AnnotateOptions(labels_key="label", unknown_rate=RATE, seed=seed)
+    found = annotate(session, KnownLabels(tuple(labels), code_n), options)
+    return Answer(found.probability_nc.astype(float), labels, -found.p_n, found.set_nc, found.unknown_n)
+
+
+def by_others(log_ng: np.ndarray, pca_nj: np.ndarray, task: Task) -> Iterator[tuple[str, Answer]]:
+    """Train what `annotate` is compared with."""
+    given_n, label_n = task.given_n, task.label_n[task.given_n]
+    scaled_ng = StandardScaler().fit(log_ng[given_n]).transform(log_ng).clip(-10, 10)
+    for name, x_ng in (("logistic regression", log_ng), ("logistic regression, scaled", scaled_ng)):
+        # Rotated into the space that the labeled cells span, in which the regression is the same and much faster.
+        centered_ng = x_ng - x_ng[given_n].mean(axis=0)
+        basis_jg = np.linalg.svd(centered_ng[given_n], full_matrices=False)[2]
+        x_nj = centered_ng @ basis_jg.T
+        fitted = LogisticRegression(max_iter=1000).fit(x_nj[given_n], label_n)
+        p_nc = fitted.predict_proba(x_nj)
+        yield name, Answer(p_nc, fitted.classes_, -p_nc.max(1))
+    voters = KNeighborsClassifier(min(15, int(given_n.sum()))).fit(pca_nj[given_n], label_n)
+    yield (
+        "neighbors on PCA",
+        Answer(voters.predict_proba(pca_nj), voters.classes_, voters.kneighbors(pca_nj)[0].mean(1)),
+    )
+
+
+def by_scanvi(
+    adata: anndata.AnnData, tasks: list[Task], batch: str | None, seed: int, arguments: argparse.Namespace, name: str
+) -> dict[int, Answer]:
+    """Train SCANVI in an environment of its own; its answers are kept in the folder of the models."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, asked = Path(folder) / "cells.h5ad", Path(folder) / "tasks.npz"
+        answers = arguments.models / f"scanvi_{name}_{seed}.npz"
+        if arguments.scvi_python:
+            adata.write_h5ad(data)
+            labels = {f"task{i}": np.where(task.given_n, task.label_n, "Unknown") for i, task in enumerate(tasks)}
+            np.savez(asked, **labels)
+            command = [arguments.scvi_python, HERE / "labels_scanvi.py", data, asked, "--seed", seed, "-o", answers]
+            command += ["--threads", arguments.threads, *(["--batch-key", batch] if batch else [])]
+            command += ["--max-epochs", arguments.scvi_epochs] if arguments.scvi_epochs else []
+            subprocess.run([str(word) for word in command], check=True, stdout=subprocess.DEVNULL)
+        if not answers.exists():
+            return {}
+        with np.load(answers) as stored:
+            found = {
+                i: (stored[f"task{i}_p"], stored[f"task{i}_labels"])
+                for i in range(len(tasks))
+                if f"task{i}_p" in stored
+            }
+    return {i: Answer(p_nc, labels, -p_nc.max(1)) for i, (p_nc, labels) in found.items()}
+
+
+def scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
+    """Score the answers to one task; folds are scored together."""
+    truth, label, top, inside, size = [], [], [], [], []
+    for task, answer in parts:
+        p_nc = answer.p_nc[task.scored_n]
+        truth.append(task.label_n[task.scored_n])
+        label.append(answer.labels[p_nc.argmax(1)])
+        top.append(p_nc.max(1))
+        if answer.set_nc is not None:
+            set_nc = answer.set_nc[task.scored_n]
+            code_n = np.searchsorted(answer.labels, truth[-1])
+            inside.append(set_nc[np.arange(len(set_nc)), code_n])
+            size.append(set_nc.sum(1))
+    truth_n, label_n, top_n = np.concatenate(truth), np.concatenate(label), np.concatenate(top)
+    right_n, one_n = truth_n == label_n, np.ones(len(truth_n))
+    random = np.random.default_rng(0)
+    chance = np.mean([reliability(top_n, random.random(len(top_n)) < top_n, one_n).error for _ in range(200)])
+    found = {
+        "accuracy": float(right_n.mean()),
+        "macro_f1": float(f1_score(truth_n, label_n, average="macro", labels=np.unique(truth_n), zero_division=0)),
+        "ece": reliability(top_n, right_n, one_n).error,
+        "ece_by_chance": float(chance),
+    }
+    if inside:
+        found |= {"coverage": float(np.concatenate(inside).mean()), "size": float(np.concatenate(size).mean())}
+    return found
+
+
+def novelty_scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
+    """Score how well the cells of left-out labels are recognized: means over the labels."""
+    areas, alarms = [], []
+    for task, answer in parts:
+        new_n = task.label_n[task.scored_n] == task.left_out
+        areas.append(roc_auc_score(new_n, answer.novelty_n[task.scored_n]))
+        if answer.unknown_n is not None:
+            alarms.append(answer.unknown_n[task.scored_n][~new_n].mean())
+    return {"auroc": float(np.mean(areas))} | ({"alarms": float(np.mean(alarms))} if alarms else {})
+
+
+def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """Answer all tasks of a set by all methods; one row a task and method."""
+    path, batch = SETS[name]
+    adata = anndata.read_h5ad(path)
+    folder = arguments.models / f"{name}_{seed}.scvae"
+    if not folder.exists():
+        trained = {} if batch is None else {"batch_key": batch}
+        scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu", **trained).save(folder)
+    session = Session.open(adata, folder, device="cpu")
+    tasks = [task for task in all_tasks(name, adata, seed) if not task.left_out or seed == 0]
+    log_ng = log_normalized(session.counts).toarray()
+    pca_nj = PCA(30, random_state=0).fit_transform(log_ng)
+    peers = anndata.AnnData(sp.csr_matrix(session.counts.matrix), obs=adata.obs[[batch] if batch else []])
+    scanvi = by_scanvi(peers, tasks, batch, seed, arguments, name)
+    answers: dict[tuple[str, str, bool], list[tuple[Task, Answer]]] = {}
+    for i, task in enumerate(tasks):
+        given = [("scvae", by_scvae(session, task, seed)), *by_others(log_ng, pca_nj, task)]
+        given += [("SCANVI", scanvi[i])] if i in scanvi else []
+        for method, answer in given:
+            answers.setdefault((task.name, method, bool(task.left_out)), []).append((task, answer))
+    rows = []
+    for (task_name, method, left_out), parts in answers.items():
+        found = novelty_scores(parts) if left_out else scores(parts)
+        rows.append({"set": name, "task": task_name, "seed": seed, "method": method, "left_out": left_out} | found)
+    return rows
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: means over the seeds, and the standard error of the accuracy."""
+    columns = ["accuracy", "macro_f1", "ece", "ece_by_chance", "coverage", "size", "auroc", "alarms"]
+    lines = [f"| task | method | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
+    names = list(dict.fromkeys(row["task"] for row in rows))
+    means: dict[str, list[dict[str, float]]] = {}
+    for task in names:
+        own = [row for row in rows if row["task"] == task]
+        for method in dict.fromkeys(row["method"] for row in own):
+            some = [row for row in own if row["method"] == method]
+            found = {c: [row[c] for row in some if c in row] for c in columns}
+            mean = {c: float(np.mean(values)) for c, values in found.items() if values}
+            means.setdefault(method, []).append(mean)
+            seeds = len(found["accuracy"])
+            error = f" ± {np.std(found['accuracy'], ddof=1) / np.sqrt(seeds):.3f}" if seeds > 1 else ""
+            cells = [f"{mean[c]:.3f}{error if c == 'accuracy' else ''}" if c in mean else "" for c in columns]
+            lines.append(f"| {task} | {method} | {seeds} | {' | '.join(cells)} |")
+    for method, members in means.items():
+        whole = {c: [mean[c] for mean in members if c in mean] for c in columns}
+        cells = [f"{np.mean(values):.3f}" if values else "" for values in whole.values()]
+        lines.append(f"| mean of {len(members)} tasks | {method} | | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, and write results/labels.json and results/labels.md; rows measured before are kept."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--scvi-python")
+    parser.add_argument("--scvi-epochs", type=int, help="most epochs of scVI; its default without this option")
+    parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--sets", default=",".join(SETS), type=lambda text: text.split(","))
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--models", type=Path, help="folder that keeps models, and answers of SCANVI, for another run")
+    parser.add_argument("--results", type=Path, default=HERE / "results")
+    arguments = parser.parse_args()
+    place = arguments.results / "labels.json"
+    with tempfile.TemporaryDirectory() as temporary:
+        arguments.models = arguments.models or Path(temporary)
+        for name in arguments.sets:
+            for seed in arguments.seeds:
+                new = measure(name, seed, arguments)
+                rows = json.loads(place.read_text())["rows"] if place.exists() else []
+                rows = [row for row in rows if (row["set"], row["seed"]) != (name, seed)] + new
+                rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"]))
+                machine = describe_machine(arguments.threads)
+                stored = {"date": str(date.today()), "machine": machine, "rows": rows}
+                place.write_text(json.dumps(stored, indent=1) + "\n")
+                text = ["# Labels", "", f"{date.today()}; {machine}. `labels.py` says what is measured.", ""]
+                place.with_suffix(".md").write_text("\n".join([*text, *table(rows)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Labels of cells, learned from labeled cells, with calibrated probabilities."""

@@ -1,0 +1,106 @@
+"""Classifiers of cells: logistic regressions on several views of a cell, whose log probabilities are combined.
+
+A view is a matrix of coordinates of the cells, such as the embedding. In each view, a multinomial logistic regression
+with an L2 penalty predicts the label. The predictions of the views are combined by a logarithmic opinion pool,
+
+    log p(label) = Σ_v w_v · log p_v(label) + constant,
+
+with weights w_v ≥ 0 that minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as an
+inverse temperature (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights calibrate the probabilities as
+well. Views that generalize worse get smaller weights: with few labeled cells, genes say little that the model does not
+know, and with many labeled cells they add what the model left out.
+
+Shapes: n cells, m labeled cells, c labels, v views, j coordinates.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.special import log_softmax
+
+_MAX_ITERATIONS, _TOLERANCE = 200, 1e-3
+# Strength of the penalty on squared differences between the weights of the views and equal weights, in nats per cell.
+# It matters where the cells to be labeled may be unlike the held-out cells, which then say little about the weights.
+_EQUAL_WEIGHTS = 0.03
+_MOST_WEIGHT = 5.0
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A multinomial logistic regression: logits x·coefficient + intercept; shapes (j, c) and (c,)."""
+
+    coefficient_jc: np.ndarray
+    intercept_c: np.ndarray
+
+    def log_probabilities(self, x_nj: Any) -> np.ndarray:
+        """Compute the log probability of each label for each cell, shape (n, c), from coordinates or a CSR matrix."""
+        found: np.ndarray = log_softmax((x_nj @ self.coefficient_jc).astype(np.float64) + self.intercept_c, axis=1)
+        return found
+
+
+def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inverse_penalty: float) -> Regression:
+    """Fit a logistic regression to labeled cells. Each label, from 0 to c − 1, must occur; c is at least 2.
+
+    `weight_m` are the numbers of cells for which the given cells stand; `inverse_penalty` is scikit-learn's C.
+    """
+    from sklearn.linear_model import LogisticRegression
+
+    fitted = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
+    with warnings.catch_warnings():
+        # It warns of many labels with few cells, and of an optimum that is not reached to the last digit.
+        warnings.simplefilter("ignore", UserWarning)
+        fitted.fit(x_mj, code_m, weight_m)
+    coefficient_cj, intercept_c = fitted.coef_, fitted.intercept_
+    if len(coefficient_cj) == 1:
+        # For two labels, scikit-learn keeps only the logit of the second one.
+        coefficient_cj = np.concatenate([np.zeros_like(coefficient_cj), coefficient_cj])
+        intercept_c = np.append(0.0, intercept_c)
+    return Regression(coefficient_cj.T.astype(np.float32), np.asarray(intercept_c, dtype=np.float64))
+
+
+def pooled(weight_v: np.ndarray, log_p_vnc: np.ndarray) -> np.ndarray:
+    """Combine the log probabilities of the views by their weights, shape (n, c)."""
+    log_p_nc: np.ndarray = log_softmax(np.tensordot(weight_v, log_p_vnc, axes=1), axis=1)
+    return log_p_nc
+
+
+def pool_weights(log_p_vmc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray) -> np.ndarray:
+    """Find the weights of the views that minimize the cross-entropy of held-out labeled cells, shape (v,).
+
+    The cross-entropy is convex in the weights. `weight_m` are the numbers of cells for which the given cells stand.
+    """
+    from scipy.optimize import minimize
+
+    n_views, rows = len(log_p_vmc), np.arange(len(code_m))
+    share_m = weight_m / weight_m.sum()
+    own_vm = log_p_vmc[:, rows, code_m]
+
+    def loss(weight_v: np.ndarray) -> tuple[float, np.ndarray]:
+        log_p_mc = pooled(weight_v, log_p_vmc)
+        expected_vm = np.einsum("vmc,mc->vm", log_p_vmc, np.exp(log_p_mc))
+        from_equal_v = weight_v - 1 / n_views
+        value = -log_p_mc[rows, code_m] @ share_m + _EQUAL_WEIGHTS * (from_equal_v**2).sum()
+        return float(value), (expected_vm - own_vm) @ share_m + 2 * _EQUAL_WEIGHTS * from_equal_v
+
+    start_v = np.full(n_views, 1 / n_views)
+    found = minimize(loss, start_v, jac=True, bounds=[(0.0, _MOST_WEIGHT)] * n_views, method="L-BFGS-B")
+    weight_v: np.ndarray = found.x
+    return weight_v
+
+
+def log_odds(log_p_nc: np.ndarray) -> np.ndarray:
+    """Return log p − log(1 − p) of each label, shape (n, c), without rounding where a probability is nearly 1."""
+    rows, top_n = np.arange(len(log_p_nc)), log_p_nc.argmax(1)
+    # 1 − p is at least 1/2 for all labels but the most probable one; there it is the sum of the other probabilities.
+    with np.errstate(divide="ignore"):
+        rest_nc = np.log1p(-np.exp(log_p_nc))
+    others_nc = log_p_nc.copy()
+    others_nc[rows, top_n] = -np.inf
+    highest_n = others_nc.max(1, keepdims=True)
+    rest_nc[rows, top_n] = highest_n[:, 0] + np.log(np.exp(others_nc - highest_n).sum(1))
+    odds_nc: np.ndarray = log_p_nc - rest_nc
+    return odds_nc

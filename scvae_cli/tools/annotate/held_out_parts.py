@@ -1,0 +1,68 @@
+"""Labeled cells that train the classifiers, and the parts in which these cells are held out.
+
+The labeled cells are divided into `PARTS` parts. For each part there is a classifier, which learns from the other
+parts. So each labeled cell has a prediction that does not know its label, and rare labels lose few of their cells. The
+only cell of a label is in no part: all classifiers learn from it, and it is never held out.
+
+Shapes: n cells, m labeled cells, c labels.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+PARTS = 5
+# Largest number of labeled cells that are used. Cells of frequent labels are left out first.
+MOST_CELLS = 6000
+
+
+def chosen_cells(code_n: np.ndarray, n_labels: int, *, seed: int, most: int = MOST_CELLS) -> np.ndarray:
+    """Choose labeled cells for training: all cells of rare labels, and equally many of all frequent labels.
+
+    Parameters
+    ----------
+    code_n
+        Index of the label of each cell; −1 for cells without a label.
+    most
+        Largest number of cells to choose; but at least one of each label is chosen.
+
+    Returns
+    -------
+    Indices of the chosen cells, in ascending order; shape (m,).
+    """
+    size_c = np.bincount(code_n[code_n >= 0], minlength=n_labels)
+    limit = _limit(size_c, most)
+    random, chosen = np.random.default_rng(seed), []
+    for c in range(n_labels):
+        cells = np.flatnonzero(code_n == c)
+        chosen.append(cells if len(cells) <= limit else random.permutation(cells)[:limit])
+    return np.sort(np.concatenate(chosen))
+
+
+def _limit(size_c: np.ndarray, most: int) -> int:
+    """Return the largest number of cells per label such that at most `most` cells are chosen; 1 or more.
+
+    >>> _limit(np.array([100, 10, 3]), 50), _limit(np.array([10, 10]), 50), _limit(np.array([10, 10]), 1)
+    (37, 10, 1)
+    """
+    low, high = 1, max(1, int(size_c.max()))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if np.minimum(size_c, middle).sum() <= most else (low, middle - 1)
+    return low
+
+
+def parts_of(code_m: np.ndarray, *, seed: int, n_parts: int = PARTS) -> np.ndarray:
+    """Assign labeled cells to parts at random, such that the cells of each label are spread evenly; shape (m,).
+
+    The part is −1 for the only cell of a label.
+    """
+    random = np.random.default_rng(seed)
+    part_m = np.full(len(code_m), -1)
+    first = 0
+    for c in np.unique(code_m):
+        cells = random.permutation(np.flatnonzero(code_m == c))
+        if len(cells) > 1:
+            part_m[cells] = (np.arange(len(cells)) + first) % n_parts
+            first += len(cells)
+    return part_m

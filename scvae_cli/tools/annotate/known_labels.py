@@ -1,0 +1,92 @@
+"""The labels that are known: which labels there are, and the label of each labeled cell.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.data.counts import obs_values
+from scvae_cli.data.labels import are_measurements, in_natural_order, matching
+from scvae_cli.errors import DataError
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.options import UNKNOWN
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class KnownLabels:
+    """The labels in their order, and the index of each cell's label, shape (n,); −1 for cells without a label."""
+
+    names: tuple[str, ...]
+    code_n: np.ndarray
+
+
+def known_labels(session: Session, key: str, *, unlabeled: str | None) -> KnownLabels:
+    """Read the known labels of the cells of a session.
+
+    Parameters
+    ----------
+    key
+        Column of obs with the labels.
+    unlabeled
+        Label of the cells that have no label, besides cells with a missing value.
+
+    Raises
+    ------
+    DataError
+        If the column does not exist or holds measurements, if no cell has the label `unlabeled`, if fewer than two
+        labels or no label of two cells are left, or if a label has the name of the cells of no known type.
+    """
+    title = session.store.title
+    label_n = session.labels(key, purpose="--labels-key")
+    if are_measurements(obs_values(session.store, key, purpose="--labels-key")) and (label_n != None).any():  # noqa: E711  # elementwise
+        raise DataError(
+            f"{title}: obs[{key!r}] holds measurements, not labels", "--labels-key takes a column that names groups"
+        )
+    present = sorted(set(label_n) - {None})
+    if unlabeled is not None:
+        absent = matching(unlabeled, present)
+        if absent is None:
+            shown = ", ".join(present[:_SHOWN]) + (", ..." if len(present) > _SHOWN else "")
+            raise DataError(
+                f"{title}: no cells with obs[{key!r}] == {unlabeled!r} (--unlabeled)", f"values: {shown or 'none'}"
+            )
+        label_n[label_n == absent] = None
+        present.remove(absent)
+    names = _in_order(session, key, present)
+    index = {name: i for i, name in enumerate(names)}
+    code_n = np.asarray([index.get(label, -1) for label in label_n], dtype=np.int64)
+    _check(title, key, names, code_n)
+    return KnownLabels(names, code_n)
+
+
+def _in_order(session: Session, key: str, present: list[str]) -> tuple[str, ...]:
+    """Sort labels like the categories of the column, or by their numbers, or by the alphabet."""
+    categories = session.store.obs_categories(key)
+    if categories is not None:
+        known = set(present)
+        return tuple(name for name in categories if name in known)
+    return tuple(in_natural_order(present) or present)
+
+
+def _check(title: str, key: str, names: tuple[str, ...], code_n: np.ndarray) -> None:
+    where = f"{title}: obs[{key!r}]"
+    if not names:
+        raise DataError(f"{where} has no label for any cell", "give a column with labels, or --reference FILE")
+    if len(names) == 1:
+        raise DataError(f"{where} has only the label {names[0]!r}", "there must be two labels or more to choose from")
+    if UNKNOWN in names:
+        raise DataError(
+            f"{where} has the label {UNKNOWN!r}, which stands for cells of no known type",
+            f"use --unlabeled {UNKNOWN} if these cells have no label, or give the label another name",
+        )
+    if np.bincount(code_n[code_n >= 0]).max() < 2:
+        raise DataError(
+            f"{where} has a single cell of each label",
+            "at least one label must have two cells, so that predictions can be tested on held-out cells",
+        )

@@ -1,0 +1,64 @@
+"""Whether a cell belongs to none of the known types: relative Mahalanobis distances.
+
+The novelty of a cell is its squared Mahalanobis distance to the nearest known type, with one covariance within all
+types, minus its squared Mahalanobis distance to all cells, with the covariance of all cells (Ren et al. 2021,
+doi:10.48550/arXiv.2106.09022). The difference removes directions that vary in all cells, such as technical ones, in
+which a cell of a known type may be far from its type too. Positions are those of the decoded states in expression
+space. Probabilities of a classifier say little about novelty: they compare the known types with each other.
+
+Shapes: n cells, m labeled cells, c labels, j coordinates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A center, and the factor of a precision matrix: the distance of x from c is the length of (x − c)·factor."""
+
+    center_cj: np.ndarray
+    factor_jj: np.ndarray
+
+    def squared_distances(self, x_nj: np.ndarray) -> np.ndarray:
+        """Compute the squared Mahalanobis distances of n positions from c centers, shape (n, c)."""
+        from scipy.spatial.distance import cdist
+
+        found: np.ndarray = cdist(x_nj @ self.factor_jj, self.center_cj @ self.factor_jj, "sqeuclidean")
+        return found
+
+
+def metric_of_labels(x_mj: np.ndarray, code_m: np.ndarray, n_labels: int) -> Metric:
+    """Estimate the centers of the labels, and the covariance of cells around the center of their label."""
+    sum_cj = np.zeros((n_labels, x_mj.shape[1]))
+    np.add.at(sum_cj, code_m, x_mj)
+    center_cj = sum_cj / np.bincount(code_m, minlength=n_labels)[:, None]
+    return Metric(center_cj, _factor(x_mj - center_cj[code_m]))
+
+
+def metric_of_all(x_nj: np.ndarray) -> Metric:
+    """Estimate the center and the covariance of all cells."""
+    center_1j = x_nj.mean(axis=0, keepdims=True, dtype=np.float64)
+    return Metric(center_1j, _factor(x_nj - center_1j))
+
+
+def novelty(x_nj: np.ndarray, labels: Metric, everything: Metric) -> np.ndarray:
+    """Compute the novelty of cells, shape (n,)."""
+    found: np.ndarray = labels.squared_distances(x_nj).min(axis=1) - everything.squared_distances(x_nj)[:, 0]
+    return found
+
+
+def _factor(centered_nj: np.ndarray) -> np.ndarray:
+    """Return F with F·Fᵀ equal to the inverse of the shrunken covariance (Ledoit and Wolf 2004), shape (j, j)."""
+    from sklearn.covariance import ledoit_wolf
+
+    covariance_jj, _ = ledoit_wolf(centered_nj, assume_centered=True)
+    value_j, vector_jj = np.linalg.eigh(covariance_jj)
+    # Positions that do not vary at all have the covariance 0; the distances along them are then 0.
+    kept_j = value_j > 1e-12 * max(float(value_j.max()), 1e-300)
+    inverse_j = np.where(kept_j, 1 / np.sqrt(np.where(kept_j, value_j, 1.0)), 0.0)
+    factor_jj: np.ndarray = vector_jj * inverse_j
+    return factor_jj

@@ -1,0 +1,71 @@
+"""Options of `scvae annotate` and `scvae_cli.annotate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scvae_cli.options import INPUT, option
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing
+from scvae_cli.verb import Verb
+
+# Label of the cells that belong to none of the known types.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnotateOptions(Reading, Subset, Drawing, Writing):
+    """Options that say where labels are known, and how sure the new labels must be."""
+
+    labels_key: str = option(
+        help="Column of obs with the known labels. Cells with a missing value have no label.", takes="a column of obs"
+    )
+    unlabeled: str | None = option(
+        None,
+        help="Value of the --labels-key column that also means that a cell has no label.",
+        metavar="VALUE",
+        label=True,
+    )
+    reference: Path | None = option(
+        None,
+        help="File with the labeled cells, if they are not in DATA. It is read with the same model.",
+        metavar="FILE",
+        panel=INPUT,
+    )
+    coverage: float = option(
+        0.9,
+        help="Probability that the prediction set of a cell of a known type contains the true label.",
+        above=0,
+        below=1,
+    )
+    unknown_rate: float = option(
+        0.01,
+        help='Share of the cells of known types that may be called "unknown" by mistake. With 0, no cell is called '
+        '"unknown".',
+        least=0,
+        below=1,
+    )
+    seed: int = option(0, help="Random seed of the parts in which labeled cells are held out.", least=0, most=2**32 - 1)
+
+
+ANNOTATE = Verb(
+    name="annotate",
+    panel="Results",
+    options=AnnotateOptions,
+    home="scvae_cli.tools.annotate.question:Annotate",
+    about="""Predict the label of every cell from labeled cells, with calibrated probabilities.
+
+    The labeled cells are those of DATA that have a value in the column --labels-key, or those of another file,
+    --reference. The model need not have been trained with labels or with the reference.
+
+    Writes the most probable label to obs["scvae_label"], or "unknown" if the cell is unlike the labeled cells of all
+    types; its probability to obs["scvae_label_probability"]; the prediction set, which contains the true label with
+    probability --coverage, to obs["scvae_label_set"]; the p-value of "unknown" to obs["scvae_label_p"]; and the
+    probabilities of all labels to obsm["scvae_label_probabilities"], with the labels in
+    uns["scvae"]["label_names"]. Labeled cells get the prediction of a classifier that did not see their label.
+
+    All probabilities, sets and p-values are calibrated on labeled cells that were held out from the classifier. The
+    report says how well these cells were predicted, and how well a logistic regression on genes predicts them.
+    --plot draws the confusion table and the reliability of the probabilities.""",
+    example="scvae annotate query.h5ad -m atlas.scvae --reference atlas.h5ad --labels-key cell_type",
+)

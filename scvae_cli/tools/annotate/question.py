@@ -1,0 +1,142 @@
+"""How `annotate` runs, and what the command line prints about the result."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from scvae_cli.question import Question
+from scvae_cli.tools.annotate.annotation import annotate
+from scvae_cli.tools.annotate.known_labels import known_labels
+from scvae_cli.tools.annotate.options import AnnotateOptions
+from scvae_cli.tools.annotate.quality import Prediction
+from scvae_cli.tools.annotate.result import Annotation
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Largest number of labels, and of confusions, that the terminal shows.
+_SHOWN, _SHOWN_CONFUSIONS = 30, 5
+
+
+class Annotate(Question[AnnotateOptions, Annotation]):
+    """Predict the label of every cell."""
+
+    def prepare(self) -> None:
+        options, session = self.options, self.session
+        self.reference = None
+        if options.reference is not None:
+            self.reference = session.alongside(
+                options.reference,
+                gene_symbols=options.gene_symbols,
+                allow_missing_genes=options.allow_missing_genes,
+                drop_empty=options.drop_empty,
+            )
+        self.known = known_labels(self.reference or session, options.labels_key, unlabeled=options.unlabeled)
+
+    def planned(self) -> list[str]:
+        names = self.names
+        columns = (names.label, names.label_probability, names.label_set, names.label_p)
+        return [*(f"obs/{key}" for key in columns), f"obsm/{names.label_probabilities}", f"uns/{names.label_names}"]
+
+    def answer(self) -> Annotation:
+        return annotate(self.session, self.known, self.options, reference=self.reference)
+
+    def record(self, result: Annotation) -> dict[str, Any]:
+        reference = self.options.reference
+        return super().record(result) | {"reference": None if reference is None else str(reference)}
+
+    def figure(self, result: Annotation) -> Figure:
+        from scvae_cli.tools.annotate.figure import annotation_figure
+
+        return annotation_figure(result)
+
+    def warnings(self, result: Annotation) -> Sequence[str]:
+        return result.warnings()
+
+    def facts(self, result: Annotation) -> dict[str, Any]:
+        quality, sizes = result.quality, result.sizes()
+        return {
+            "labels_key": self.options.labels_key,
+            "reference": None if self.options.reference is None else str(self.options.reference),
+            "n_cells": len(result.p_n),
+            "n_labeled": int(result.labeled_c.sum()),
+            "labels": [
+                {"label": name, "n_labeled": int(labeled), "n_predicted": sizes[name]}
+                for name, labeled in zip(result.labels, result.labeled_c, strict=True)
+            ],
+            "n_unknown": int(result.unknown_n.sum()),
+            "unknown_rate": result.unknown_rate,
+            "coverage": result.coverage,
+            "heldout": {
+                "n_cells": quality.n_cells,
+                **asdict(quality.labels),
+                "genes": asdict(quality.genes),
+                "coverage": quality.coverage,
+                "set_size": quality.set_size,
+                "false_alarms": quality.false_alarms,
+                "confusion": [[round(float(n), 2) for n in row] for row in quality.confusion_cc],
+            },
+            "view_weights": result.view_weights,
+        }
+
+    def text(self, result: Annotation, facts: dict[str, Any]) -> str:
+        quality = result.quality
+        where = "" if self.reference is None else f" of {self.reference.store.title}"
+        lines = [
+            f"annotated {facts['n_cells']:,} cells, learned from {facts['n_labeled']:,} labeled cells{where} with "
+            f"{len(result.labels)} labels"
+        ]
+        width = max(8, *(len(name) for name in result.labels[:_SHOWN]))
+        lines += [f"  {'label':<{width}}  {'labeled':>9}  {'predicted':>9}"]
+        lines += [
+            f"  {row['label']:<{width}}  {row['n_labeled']:>9,}  {row['n_predicted']:>9,}"
+            for row in facts["labels"][:_SHOWN]
+        ]
+        if len(result.labels) > _SHOWN:
+            lines.append(f"  … and {len(result.labels) - _SHOWN} more labels (--json lists all)")
+        if result.unknown_rate:
+            lines.append(f"  {'unknown':<{width}}  {'':>9}  {facts['n_unknown']:>9,}")
+        lines += [
+            f"on {quality.n_cells:,} labeled cells that were held out:",
+            f"  labels              {_described(quality.labels)}",
+            f"  regression on genes {_described(quality.genes)}",
+            f"  prediction sets contain the true label of {quality.coverage:.1%} (asked for: {result.coverage:.0%}), "
+            f"with {quality.set_size:.2f} labels on average",
+        ]
+        if result.unknown_rate:
+            lines.append(
+                f"  {quality.false_alarms:.1%} are called unknown by mistake (asked for: {result.unknown_rate:.2g})"
+            )
+        return "\n".join([*lines, *_confusions(result)])
+
+    def notes(self, result: Annotation) -> Sequence[str]:
+        return result.notes()
+
+    def next_step(self, result: Annotation) -> str:  # noqa: ARG002  # the column is known beforehand
+        return self.on_umap(self.names.label)
+
+
+def _described(quality: Prediction) -> str:
+    return (
+        f"accuracy {quality.accuracy:.1%}, macro F1 {quality.macro_f1:.3f}, calibration error "
+        f"{quality.calibration_error:.3f} ({quality.calibration_error_by_chance:.3f} expected by chance)"
+    )
+
+
+def _confusions(result: Annotation) -> list[str]:
+    """Describe the most frequent confusions of two labels."""
+    table_cc = result.quality.confusion_cc
+    total_c = table_cc.sum(1)
+    wrong = [
+        (table_cc[i, j], i, j) for i in range(len(table_cc)) for j in range(len(table_cc)) if i != j and table_cc[i, j]
+    ]
+    if not wrong:
+        return ["  no label is taken for another one"]
+    worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
+    lines = [
+        f"    {result.labels[i]} taken for {result.labels[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}"
+        for n, i, j in worst
+    ]
+    return ["  most frequent confusions:", *lines]

@@ -1,0 +1,125 @@
+"""The annotation of the cells, and the slots of an AnnData to which it is written.
+
+Shapes: n cells, c labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.brief import brief
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.tools.annotate.options import UNKNOWN
+from scvae_cli.tools.annotate.quality import Quality
+
+# Text between the labels of a prediction set.
+BETWEEN = " | "
+# A warning is given if the share of unknown cells is this many times the expected share, and above the second number.
+_MANY_TIMES, _MANY = 5, 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """Predicted labels of n cells.
+
+    Parameters
+    ----------
+    labels
+        The labels, c strings.
+    probability_nc
+        Probability of each label, shape (n, c), float32; rows sum to 1. It is the probability among the known labels,
+        also for cells that are unknown.
+    set_nc
+        Which labels are in the prediction set of each cell, shape (n, c).
+    p_n
+        p-value of the hypothesis that the cell belongs to a known type, shape (n,): the share of held-out labeled cells
+        that are as novel as the cell, or more.
+    unknown_n
+        Whether the cell is called "unknown", shape (n,).
+    labeled_n
+        Which of the cells have a known label, shape (n,).
+    labeled_c
+        Number of labeled cells of each label, shape (c,).
+    coverage, unknown_rate
+        Coverage of the prediction sets, and expected share of unknown cells among the cells of known types.
+    view_weights
+        Weight of each view of the cells in the classifier (`views`).
+    quality
+        How well held-out labeled cells were predicted.
+    """
+
+    __repr__ = brief
+
+    labels: tuple[str, ...]
+    probability_nc: np.ndarray
+    set_nc: np.ndarray
+    p_n: np.ndarray
+    unknown_n: np.ndarray
+    labeled_n: np.ndarray
+    labeled_c: np.ndarray
+    coverage: float
+    unknown_rate: float
+    view_weights: dict[str, float]
+    quality: Quality
+
+    @property
+    def code_n(self) -> np.ndarray:
+        """Index of each cell's most probable label, shape (n,); c for unknown cells."""
+        code_n: np.ndarray = np.where(self.unknown_n, len(self.labels), self.probability_nc.argmax(1))
+        return code_n
+
+    def sizes(self) -> dict[str, int]:
+        """Count the cells of each predicted label, and the unknown cells."""
+        size_c = np.bincount(self.code_n, minlength=len(self.labels) + 1)
+        return {name: int(size) for name, size in zip((*self.labels, UNKNOWN), size_c, strict=True)}
+
+    def warnings(self) -> list[str]:
+        """Return warnings about labels and cells about which the annotation says little."""
+        found = []
+        alone = [name for name, size in zip(self.labels, self.labeled_c, strict=True) if size == 1]
+        if alone:
+            shown = ", ".join(map(repr, alone[:3])) + (", ..." if len(alone) > 3 else "")
+            found.append(
+                f"{len(alone)} label(s) have one labeled cell ({shown}): it is not known how well they are predicted"
+            )
+        share = float(self.unknown_n[~self.labeled_n].mean()) if not self.labeled_n.all() else 0.0
+        if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
+            found.append(
+                f"{share:.0%} of the cells without a label are unknown: they are of other types than the labeled "
+                "cells, or of batches that the model has not seen"
+            )
+        return found
+
+    def notes(self) -> list[str]:
+        """Return remarks about what the annotation cannot say."""
+        smallest = 1 / (self.quality.n_cells + 1)
+        if not self.unknown_rate or smallest <= self.unknown_rate:
+            return []
+        return [
+            f"with {self.quality.n_cells} held-out labeled cells, no cell can be called unknown at a rate of "
+            f"{self.unknown_rate:g}: --unknown-rate must be at least {smallest:.2g}"
+        ]
+
+    def slots(self, names: SlotNames) -> list[Slot]:
+        """List the slots of the data to which the result is written."""
+        import pandas as pd  # only here: it takes time to import
+
+        label_n = pd.Categorical.from_codes(self.code_n, categories=[*self.labels, UNKNOWN])
+        return [
+            Slot(group="obs", key=names.label, value=label_n),
+            Slot(group="obs", key=names.label_probability, value=self.probability_nc.max(1)),
+            Slot(group="obs", key=names.label_set, value=pd.Categorical(self._sets())),
+            Slot(group="obs", key=names.label_p, value=self.p_n),
+            Slot(group="obsm", key=names.label_probabilities, value=self.probability_nc),
+            Slot(group="uns", key=names.label_names, value=np.asarray(self.labels, dtype=object)),
+        ]
+
+    def _sets(self) -> np.ndarray:
+        """Write the prediction set of each cell as text: its labels, the most probable first; shape (n,)."""
+        order_nc = np.argsort(-self.probability_nc, axis=1, kind="stable")
+        texts = np.empty(len(order_nc), dtype=object)
+        for n, (order, inside) in enumerate(zip(order_nc, self.set_nc, strict=True)):
+            texts[n] = BETWEEN.join(self.labels[c] for c in order if inside[c])
+        return texts

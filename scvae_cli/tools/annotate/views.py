@@ -1,0 +1,156 @@
+"""Views of a cell from which its label is predicted: what the model knows about the cell, and the cell's own genes.
+
+- **state**: the position of the decoded state in expression space. It holds only what the model has learned from all
+  cells, so few labeled cells are enough.
+- **expression**: the embedding (`scvae_cli.model.expression_space`). It also holds part of the cell's own residuals.
+- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
+  They hold what the model left out. A logistic regression on genes is also what the labels are compared with.
+
+Scales and components come from the labeled cells.
+
+Shapes: n cells, m labeled cells, g genes, j coordinates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+
+from scvae_cli.evaluation.log_pca import log_normalized
+from scvae_cli.latent.expression import state_positions
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.classifier import Regression
+
+VIEWS = ("state", "expression", "genes")
+GENES = VIEWS.index("genes")
+COMPONENTS = 300
+# Inverse strength of the L2 penalty of each view's logistic regression. Genes are many more coordinates.
+INVERSE_PENALTY = (1.0, 1.0, 0.1)
+# Scaled genes are clipped here, as scanpy's `sc.pp.scale(max_value=10)` does.
+_MOST = 10.0
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Coordinates of n cells, before scaling: positions in expression space, and log-normalized genes (CSR, (n, g))."""
+
+    state_nj: np.ndarray
+    expression_nj: np.ndarray
+    log_ng: sp.csr_matrix
+
+    def cells(self, rows: np.ndarray) -> Coordinates:
+        """Return the coordinates of some cells."""
+        return Coordinates(self.state_nj[rows], self.expression_nj[rows], self.log_ng[rows])
+
+
+def coordinates(session: Session, *, library: float, shared_g: np.ndarray | None = None) -> Coordinates:
+    """Compute the coordinates of the cells of a session.
+
+    Parameters
+    ----------
+    library
+        Library size to which the counts are normalized.
+    shared_g
+        Indices of the genes to use; None for all genes of the model.
+
+    Raises
+    ------
+    ModelError
+        If the model was trained by an earlier version, which did not compute the map to expression space.
+    """
+    counts = session.counts if shared_g is None else session.counts.genes(shared_g)
+    return Coordinates(
+        state_nj=state_positions(session.model, session.cells.mean_nk, progress=session.progress),
+        expression_nj=session.embedding,
+        log_ng=log_normalized(counts, library=library),
+    )
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """The map from coordinates to views, fitted to labeled cells.
+
+    Parameters
+    ----------
+    center_j, scale, state_center_j, state_scale
+        Mean, and root mean square over all coordinates, of both positions in expression space. All coordinates have one
+        scale, because distances in expression space matter.
+    deviation_g
+        Standard deviation of each gene; 1 for constant genes.
+    gene_center_g, component_gj
+        Mean of the scaled genes, and their principal components.
+    """
+
+    center_j: np.ndarray
+    scale: float
+    state_center_j: np.ndarray
+    state_scale: float
+    deviation_g: np.ndarray
+    gene_center_g: np.ndarray
+    component_gj: np.ndarray
+
+    def views(self, cells: Coordinates) -> tuple[np.ndarray, ...]:
+        """Compute the views of cells, one array of shape (n, j) for each name in VIEWS; float32."""
+        state_nj, expression_nj, scaled_ng = self.views_of_genes(cells)
+        return state_nj, expression_nj, scaled_ng @ self.component_gj - self.gene_center_g @ self.component_gj
+
+    def views_of_genes(self, cells: Coordinates) -> tuple[np.ndarray, np.ndarray, sp.csr_matrix]:
+        """Compute the same views, but with the scaled genes themselves (CSR, (n, g)) in place of their components."""
+        state_nj = (cells.state_nj - self.state_center_j) / self.state_scale
+        expression_nj = (cells.expression_nj - self.center_j) / self.scale
+        return state_nj, expression_nj, _scaled(cells.log_ng, self.deviation_g)
+
+    def on_genes(self, fitted: Regression) -> Regression:
+        """Return a regression on the scaled genes that equals a regression on their components."""
+        coefficient_gc = self.component_gj @ fitted.coefficient_jc
+        return Regression(coefficient_gc, fitted.intercept_c - self.gene_center_g @ coefficient_gc)
+
+
+def fit_scaling(cells: Coordinates) -> Scaling:
+    """Compute scales and components from labeled cells."""
+    from sklearn.decomposition import PCA
+
+    center_j, scale = _center_and_scale(cells.expression_nj)
+    state_center_j, state_scale = _center_and_scale(cells.state_nj)
+    deviation_g = _deviations(cells.log_ng)
+    scaled_mg = _scaled(cells.log_ng, deviation_g).toarray()
+    most = max(1, min(COMPONENTS, *(size - 1 for size in scaled_mg.shape)))
+    pca = PCA(most, svd_solver="randomized", random_state=0).fit(scaled_mg)
+    return Scaling(
+        center_j=center_j,
+        scale=scale,
+        state_center_j=state_center_j,
+        state_scale=state_scale,
+        deviation_g=deviation_g,
+        gene_center_g=pca.mean_.astype(np.float32),
+        component_gj=np.ascontiguousarray(pca.components_.T, dtype=np.float32),
+    )
+
+
+def _center_and_scale(position_mj: np.ndarray) -> tuple[np.ndarray, float]:
+    center_j = position_mj.mean(axis=0)
+    scale = float(np.sqrt(np.mean((position_mj - center_j) ** 2)))
+    return center_j, scale if scale > 0 else 1.0
+
+
+def _deviations(log_mg: sp.csr_matrix) -> np.ndarray:
+    """Compute the standard deviation of each gene, shape (g,), float32; 1 for constant genes."""
+    mean_g = np.asarray(log_mg.mean(axis=0, dtype=np.float64)).ravel()
+    square_g = np.asarray(log_mg.multiply(log_mg).mean(axis=0, dtype=np.float64)).ravel()
+    deviation_g = np.sqrt(np.maximum(square_g - mean_g**2, 0.0))
+    # Less than rounding errors of the mean means that the gene is constant.
+    constant_g = deviation_g <= 1e-6 * np.maximum(np.abs(mean_g), 1e-12)
+    deviation_g[constant_g] = 1.0
+    found: np.ndarray = deviation_g.astype(np.float32)
+    return found
+
+
+def _scaled(log_ng: sp.csr_matrix, deviation_g: np.ndarray) -> sp.csr_matrix:
+    """Divide each gene by its standard deviation, and clip the result."""
+    scaled_ng = sp.csr_matrix(
+        (log_ng.data / deviation_g[log_ng.indices], log_ng.indices, log_ng.indptr), shape=log_ng.shape, dtype=np.float32
+    )
+    np.clip(scaled_ng.data, -_MOST, _MOST, out=scaled_ng.data)
+    return scaled_ng

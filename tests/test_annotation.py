@@ -1,0 +1,304 @@
+"""Labels of cells: right where they can be known, probabilities and sets that hold, and refusals in one line.
+
+Shapes: n cells, m labeled cells, c labels, v views.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from command_line import run_cli, run_well
+from scipy.spatial.distance import pdist
+from scipy.special import log_softmax
+from simulated import learned
+from workbench import DATA, refused
+
+import scvae_cli as scvae
+from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled, regression
+from scvae_cli.tools.annotate.conformal import HeldOutScores
+from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
+from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
+from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
+from scvae_cli.tools.annotate.views import Coordinates, fit_scaling
+
+
+def hidden(seed: int = 0, share: float = 0.4):
+    """Cells of a tree, of which a share keeps its label, and their model."""
+    adata, model = learned()
+    adata = adata.copy()
+    kept_n = np.random.default_rng(seed).random(adata.n_obs) < share
+    adata.obs["known"] = adata.obs["cell_type"].astype(object).where(kept_n)
+    return adata, model, kept_n
+
+
+def labels_of(result) -> np.ndarray:
+    return np.asarray(result.labels)[result.probability_nc.argmax(1)]
+
+
+@pytest.fixture(scope="module")
+def annotated():
+    adata, model, kept_n = hidden()
+    return adata, model, kept_n, scvae.annotate(adata, model, labels_key="known", inplace=False, unknown_rate=0.05)
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+
+
+def test_rare_labels_keep_their_cells():
+    code_n = np.repeat([0, 1, 2, -1], [5000, 1, 20, 10])
+    cells = chosen_cells(code_n, 3, seed=0, most=100)
+    assert list(np.bincount(code_n[cells])) == [79, 1, 20]
+    part_m = parts_of(code_n[cells], seed=0)
+    assert part_m[code_n[cells] == 1] == [-1]
+    assert list(np.bincount(part_m[code_n[cells] == 2])) == [4] * 5
+
+
+def test_every_classifier_knows_every_label():
+    code_m = np.repeat(np.arange(200), 2)
+    part_m = parts_of(code_m, seed=3)
+    for part in range(5):
+        assert set(code_m[part_m != part]) == set(range(200))
+
+
+@pytest.mark.parametrize("n_labels", [2, 4])
+def test_log_probabilities_equal_those_of_the_library(n_labels):
+    from sklearn.linear_model import LogisticRegression
+
+    rng = np.random.default_rng(0)
+    x_mj, code_m = rng.normal(size=(60, 3)).astype(np.float32), np.arange(60) % n_labels
+    plain = LogisticRegression(C=0.5, max_iter=200, tol=1e-3).fit(x_mj, code_m)
+    found = regression(x_mj, code_m, np.ones(60), 0.5).log_probabilities(x_mj)
+    np.testing.assert_allclose(found, plain.predict_log_proba(x_mj), atol=1e-4)
+
+
+def test_a_regression_on_genes_equals_that_on_their_components():
+    rng = np.random.default_rng(5)
+    log_mg = sp.random(60, 80, density=0.4, format="csr", random_state=5, dtype=np.float32)
+    cells = Coordinates(rng.normal(size=(60, 3)), rng.normal(size=(60, 3)), log_mg)
+    scaling = fit_scaling(cells)
+    views, on_genes = scaling.views(cells), scaling.views_of_genes(cells)
+    fitted = regression(views[-1], np.arange(60) % 3, np.ones(60), 1.0)
+    same = scaling.on_genes(fitted).log_probabilities(on_genes[-1])
+    np.testing.assert_allclose(same, fitted.log_probabilities(views[-1]), atol=1e-3)
+    # All components of the scaled genes keep their distances.
+    scaled_mg = log_mg.toarray() / log_mg.toarray().std(0)
+    np.testing.assert_allclose(pdist(views[-1]), pdist(np.minimum(scaled_mg, 10)), rtol=1e-3)
+
+
+def test_pooled_weights_find_the_informative_view_and_the_temperature():
+    rng = np.random.default_rng(1)
+    true_mc = log_softmax(rng.normal(size=(4000, 3), scale=2), axis=1)
+    code_m = (rng.random((4000, 1)) < np.exp(true_mc).cumsum(1)).argmax(1)
+    # One view is three times too sure, the other one is noise.
+    views = np.stack([log_softmax(3 * true_mc, axis=1), log_softmax(rng.normal(size=(4000, 3)), axis=1)])
+    weight_v = pool_weights(views, code_m, np.ones(4000))
+    assert weight_v[0] == pytest.approx(1 / 3, abs=0.05)
+    # The penalty keeps a little of the noise.
+    assert weight_v[1] < 0.15
+    np.testing.assert_allclose(np.exp(pooled(weight_v, views)).sum(1), 1)
+
+
+def test_log_odds_are_not_rounded():
+    log_p_nc = log_softmax(np.array([[0.0, -100.0, -101.0], [0.5, 0.0, 0.2]]), axis=1)
+    odds_nc = log_odds(log_p_nc)
+    assert odds_nc[0, 0] == pytest.approx(100 - np.log1p(np.exp(-1)), abs=1e-9)
+    p_c = np.exp(log_p_nc[1])
+    np.testing.assert_allclose(odds_nc[1], np.log(p_c / (1 - p_c)))
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("enough", [50, 10_000])
+def test_p_values_are_uniform_for_exchangeable_cells(enough):
+    rng = np.random.default_rng(2)
+    scores = HeldOutScores(rng.normal(size=3000), np.zeros(3000, dtype=int), np.arange(3000) % 5, 2, enough)
+    p_n = scores.p_values(np.broadcast_to(rng.normal(size=4000), (5, 4000)), 0)
+    for level in (0.05, 0.1, 0.5):
+        assert (p_n <= level).mean() == pytest.approx(level, abs=0.03)
+    own_m = scores.p_values_of_held_out(scores.score_m, 0)
+    assert (own_m <= 0.1).mean() == pytest.approx(0.1, abs=0.02)
+
+
+def test_rare_labels_share_their_held_out_cells():
+    code_m = np.repeat([0, 1, 2, 3], [200, 30, 30, 5])
+    scores = HeldOutScores(np.zeros(265), code_m, np.zeros(265, dtype=int), 4, 50)
+    assert [int(scores.compared_with(label).sum()) for label in range(4)] == [200, 65, 65, 65]
+    few = HeldOutScores(np.zeros(30), np.repeat([0, 1], 15), np.zeros(30, dtype=int), 2, 50)
+    assert few.compared_with(0).all()
+
+
+def test_quality_equals_that_of_the_library():
+    from sklearn.metrics import confusion_matrix, f1_score
+
+    rng = np.random.default_rng(3)
+    code_m, found_m = rng.integers(4, size=300), rng.integers(4, size=300)
+    table_cc = confusion(found_m, code_m, np.ones(300), 4)
+    np.testing.assert_array_equal(table_cc, confusion_matrix(code_m, found_m))
+    assert macro_f1(table_cc) == pytest.approx(f1_score(code_m, found_m, average="macro"))
+    top_m = rng.random(20_000)
+    assert reliability(top_m, rng.random(20_000) < top_m, np.ones(20_000)).error < 0.015
+    assert reliability(top_m, rng.random(20_000) < top_m**2, np.ones(20_000)).error == pytest.approx(1 / 6, abs=0.015)
+
+
+def test_novelty_ignores_directions_in_which_all_cells_vary():
+    rng = np.random.default_rng(4)
+    x_mj = rng.normal(size=(600, 3)) * [10, 1, 0.1]
+    code_m = np.arange(600) % 2
+    x_mj[:, 1] += 8 * code_m
+    labels, everything = metric_of_labels(x_mj, code_m, 2), metric_of_all(x_mj)
+    along, away = novelty(np.array([[60.0, 0, 0], [0, 0, 2.0]]), labels, everything)
+    between = novelty(np.array([[0.0, 4.0, 0]]), labels, everything)[0]
+    assert between > along + 5
+    assert np.isfinite(away)
+
+
+# --- annotate ---------------------------------------------------------------------------------------------------------
+
+
+def test_hidden_labels_are_found(annotated):
+    adata, _, kept_n, result = annotated
+    right_n = labels_of(result) == adata.obs["cell_type"].astype(str)
+    assert right_n[~kept_n].mean() > 0.7
+    # The held-out cells tell how well the other cells are predicted.
+    assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
+    assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
+    np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
+
+
+def test_probabilities_sets_and_alarms_hold_on_cells_without_labels(annotated):
+    adata, _, kept_n, result = annotated
+    code_n = np.asarray([result.labels.index(label) for label in adata.obs["cell_type"]])
+    inside_n = result.set_nc[np.arange(len(code_n)), code_n]
+    assert inside_n[~kept_n].mean() == pytest.approx(0.9, abs=0.05)
+    assert result.unknown_n[~kept_n].mean() == pytest.approx(0.05, abs=0.04)
+    right_n = result.probability_nc.argmax(1) == code_n
+    top_n = result.probability_nc.max(1)
+    assert reliability(top_n[~kept_n], right_n[~kept_n], np.ones((~kept_n).sum())).error < 0.08
+
+
+def test_a_label_of_a_labeled_cell_does_not_decide_its_prediction():
+    adata, model, kept_n = hidden()
+    cell = int(np.flatnonzero(kept_n & (adata.obs["cell_type"] == "stem"))[0])
+    adata.obs.loc[adata.obs_names[cell], "known"] = "mature_1"
+    result = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    assert labels_of(result)[cell] in ("stem", "progenitor")
+
+
+def test_a_type_that_has_no_label_is_unknown_more_often():
+    adata, model, _ = hidden()
+    new_n = (adata.obs["cell_type"] == "mature_1").to_numpy()
+    adata.obs.loc[new_n, "known"] = None
+    with pytest.warns(ScvaeWarning, match="are unknown"):
+        result = scvae.annotate(adata, model, labels_key="known", inplace=False, unknown_rate=0.05)
+    assert np.median(result.p_n[new_n]) < np.median(result.p_n[~new_n]) / 2
+
+
+def test_labels_of_a_reference_equal_those_in_the_data(tmp_path):
+    adata, model, kept_n = hidden()
+    adata[kept_n].write_h5ad(tmp_path / "reference.h5ad")
+    query = adata[~kept_n].copy()
+    del query.obs["known"]
+    apart = scvae.annotate(query, model, labels_key="known", reference=tmp_path / "reference.h5ad", inplace=False)
+    together = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    np.testing.assert_allclose(apart.probability_nc, together.probability_nc[~kept_n], atol=1e-3)
+    np.testing.assert_array_equal(apart.unknown_n, together.unknown_n[~kept_n])
+    assert apart.labeled_n.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [([1, 2], ["1", "2"]), ([1.0, 10.0], ["1", "10"]), ([True, False], ["False", "True"]), (["b", "a"], ["a", "b"])],
+)
+def test_labels_of_any_kind_follow_the_one_rule(values, labels):
+    adata, model, _ = hidden()
+    adata = adata[:120].copy()
+    adata.obs["known"] = [values[i % 3] if i % 3 < 2 else None for i in range(120)]
+    result = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    assert list(result.labels) == labels
+    assert list(result.labeled_c) == [40, 40]
+    # So few held-out cells cannot tell which cells are stranger than 99% of them.
+    assert not result.unknown_n.any()
+    assert "must be at least 0.012" in result.notes()[0]
+
+
+def test_rare_labels_and_many_labels_work():
+    adata, model, _ = hidden()
+    label_n = [f"type {i % 200}" for i in range(400)] + [None] * 400
+    adata.obs["known"] = label_n
+    result = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    assert result.probability_nc.shape == (800, 200)
+    adata.obs["known"] = ["one"] * 797 + ["other"] + [None] * 2
+    with pytest.warns(ScvaeWarning, match="one labeled cell \\('other'\\)"):
+        scvae.annotate(adata, model, labels_key="known", inplace=False)
+
+
+@pytest.mark.parametrize(
+    ("column", "fragment"),
+    [
+        ([None] * 800, "no label"),
+        (["T cell"] * 700 + [None] * 100, "only the label 'T cell'"),
+        ([f"cell {i}" for i in range(800)], "a single cell of each label"),
+        (list(np.linspace(0, 1, 800)), "measurements"),
+        (["T cell", "unknown"] * 400, "'unknown'"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_refused(column, fragment):
+    adata, model, _ = hidden()
+    adata.obs["known"] = pd.Series(column, index=adata.obs_names)
+    before = set(adata.obs)
+    with pytest.raises(DataError, match=fragment):
+        scvae.annotate(adata, model, labels_key="known")
+    assert set(adata.obs) == before
+
+
+def test_refusals_of_the_command_line_are_one_line(bench):
+    refused(bench.folder, bench.ask("annotate", "--labels-key", "nothing"), DATA, "no column 'nothing'")
+    absent = bench.ask("annotate", "--labels-key", "cell_type", "--unlabeled", "Unknown")
+    refused(bench.folder, absent, DATA, "--unlabeled")
+    elsewhere = bench.ask("annotate", "--labels-key", "cell_type", "--reference", bench.folder / "none.h5ad")
+    assert run_cli(*elsewhere).code == DATA
+
+
+def test_what_is_written_and_told(copied):
+    import anndata as ad
+
+    plot = copied.data.with_name("labels.png")
+    asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type", "--unlabeled", "stem"]
+    told = json.loads(run_well(*asked, "--json", "--plot", plot).out)
+    adata = ad.read_h5ad(copied.data)
+    names = list(adata.uns["scvae"]["label_names"])
+    assert names == [row["label"] for row in told["labels"]]
+    assert "stem" not in names
+    assert list(adata.obs["scvae_label"].cat.categories) == [*names, "unknown"]
+    p_nc = adata.obsm["scvae_label_probabilities"]
+    np.testing.assert_allclose(adata.obs["scvae_label_probability"], p_nc.max(1))
+    known_n = (adata.obs["scvae_label"] != "unknown").to_numpy()
+    assert (adata.obs["scvae_label"].astype(str).to_numpy() == np.asarray(names)[p_nc.argmax(1)])[known_n].all()
+    assert {label for text in adata.obs["scvae_label_set"] for label in text.split(" | ") if text} <= set(names)
+    assert told["n_unknown"] == (~known_n).sum()
+    assert np.asarray(told["heldout"]["confusion"]).sum() == pytest.approx(told["heldout"]["n_cells"], rel=0.02)
+    assert plot.exists()
+    assert "regression on genes" in run_well(*asked).out
+
+
+def test_the_figure_names_few_labels_and_not_many(annotated):
+    from dataclasses import replace
+
+    from scvae_cli.tools.annotate.figure import annotation_figure
+
+    result = annotated[3]
+    few = annotation_figure(result)
+    assert [text.get_text() for text in few.axes[0].get_yticklabels()] == list(result.labels)
+    quality = replace(result.quality, confusion_cc=np.eye(150))
+    many = annotation_figure(replace(result, labels=tuple(f"type {i}" for i in range(150)), quality=quality))
+    for figure in (few, many):
+        page, ink = figure.get_size_inches(), figure.get_tightbbox()
+        assert min(ink.x0, ink.y0) >= 0
+        assert ink.x1 <= page[0]
+        assert ink.y1 <= page[1]
