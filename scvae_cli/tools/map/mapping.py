@@ -19,7 +19,7 @@ from scvae_cli.model.bundle import Model, check_new_model, load
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.session import Session
 from scvae_cli.shell_line import shell_line
-from scvae_cli.tools.map.counterparts import counterpart_p
+from scvae_cli.tools.map.counterparts import UNEXPLAINED, counterpart_p, unexplained_share
 from scvae_cli.tools.map.options import MapOptions
 from scvae_cli.tools.map.result import Mapped
 from scvae_cli.training.mapping import map_batches
@@ -29,7 +29,7 @@ from scvae_cli.verb import Request
 USUAL_KEY = "batch"
 # With fewer cells than this, hardly more than the most abundant genes can be told apart from the reference.
 FEW_CELLS = 50
-# With a larger share of cells without a counterpart, the cells are probably of another tissue.
+# With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
 _SHOWN = 3
 
@@ -126,6 +126,7 @@ def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions)
         n_cells_b=n_cells_b,
         difference_b=difference_b,
         counterpart_p=counterpart_p(model.density, mean_nk),
+        unexplained=unexplained_share(model, counts, seed=options.seed),
         seconds=seconds,
     )
 
@@ -191,10 +192,11 @@ def _warnings(result: Mapped, reference: Model, options: MapOptions) -> list[str
             "and closer to those of the other batches than they may be in truth"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
-    if lacking > FOREIGN_SHARE:
+    if max(lacking, result.unexplained) > FOREIGN_SHARE:
         warnings.append(
-            f"{lacking:.0%} of the cells have no counterpart among the cells of the training: the cells may be of "
-            "another tissue or species, and this model does not describe them"
+            f"{lacking:.0%} of the cells have no counterpart among the cells of the training, and the model does not "
+            f"explain the counts of {result.unexplained:.0%}: the cells may be of another tissue or species, and this "
+            "model does not describe them"
         )
     n_heldout = len(reference.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:
@@ -221,6 +223,7 @@ def _report(result: Mapped, request: Request, slots: list[str]) -> Report:
         "n_cells": len(lacking),
         "no_counterpart": int(lacking.sum()),
         "false_alarms": options.false_alarms,
+        "unexplained": result.unexplained,
         "seconds": round(result.seconds, 2),
         "output": str(options.cells or request.data),
         "slots": slots,
@@ -232,6 +235,10 @@ def _report(result: Mapped, request: Request, slots: list[str]) -> Report:
     lines.append(
         f"{facts['no_counterpart']:,} of {len(lacking):,} cells ({lacking.mean():.1%}) have no counterpart among the "
         f"cells of the training; {options.false_alarms:.1%} would be reported by chance"
+    )
+    lines.append(
+        f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that it "
+        "simulates"
     )
     lines += [f"→ {options.output}", f"→ {', '.join(slots)} of {facts['output']}"]
     return Report(

@@ -26,6 +26,8 @@ class Mapped:
         batches that the model had, natural logarithm. 0 where the genes differ by no more than chance.
     counterpart_p
         Share of held-out cells of the training whose states are as rare as the state of a cell, or rarer; shape (n,).
+    unexplained
+        Share of the cells whose counts the model explains worse than those of 95% of the cells that it simulates.
     seconds
         Time of the training, in seconds.
     """
@@ -39,6 +41,7 @@ class Mapped:
     n_cells_b: tuple[int, ...]
     difference_b: tuple[float, ...]
     counterpart_p: np.ndarray
+    unexplained: float
     seconds: float
 
     def lacking(self, false_alarms: float) -> np.ndarray:
