@@ -76,6 +76,11 @@ class MapOptions(Reading):
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
+    @property
+    def maps_batches(self) -> bool:
+        """Always True: batches that the model lacks are expected."""
+        return True
+
     def check(self) -> None:
         """Refuse two sources of the batches."""
         if self.batch is not None and self.batch_key is not None:
@@ -86,7 +91,7 @@ MAP = Verb(
     name="map",
     panel="Model",
     options=MapOptions,
-    home="scvae_cli.tools.map.mapping:map_query",
+    home="scvae_cli.tools.map.question:Map",
     about="""Take new batches into a trained model, without training it again.
 
     Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.

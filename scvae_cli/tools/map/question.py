@@ -1,4 +1,4 @@
-"""`map` for the command line and for Python."""
+"""How `map` runs, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pandas as pd
 
 from scvae_cli.data.counts import is_missing
 from scvae_cli.data.labels import positions_in
-from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, check_new_model, load
-from scvae_cli.question import Outcome, Report, Shell
+from scvae_cli.question import Question
 from scvae_cli.session import Session
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.map.counterparts import UNEXPLAINED, counterpart_p, unexplained_share
@@ -34,57 +34,86 @@ FOREIGN_SHARE = 0.5
 _SHOWN = 3
 
 
-def map_query(request: Request, shell: Shell) -> Outcome:
-    """Map new batches onto a model; on the command line, save the new model.
+class Map(Question[MapOptions, Mapped]):
+    """Map new batches onto a model; on the command line, save the new model."""
 
-    Raises
-    ------
-    ConfigError
-        If the model or the batches are not named, or if the new model would replace the model it comes from.
-    DataError, ModelError, DeviceError
-        If the data or the model cannot be used, or the results cannot be written.
-    """
-    options: MapOptions = request.options
-    if request.reported:
-        _check_folders(request)
-    session = Session.open(
-        request.data,
-        request.model,
-        layer=options.layer,
-        gene_symbols=options.gene_symbols,
-        device=options.device,
-        allow_missing_genes=options.allow_missing_genes,
-        drop_empty=options.drop_empty,
-        maps_batches=True,
-        progress=shell.progress,
-    )
-    if not session.model.of_counts:
-        raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
-    key, batch_n = _batches(session, options)
-    names = SlotNames(key_added=options.key_added)
-    added = [] if options.batch is None else [Slot(group="obs", key=key, value=pd.Categorical(batch_n))]
-    planned = [f"obs/{name}" for name in (names.counterpart_p, names.no_counterpart)] + [slot.path for slot in added]
-    if request.inplace:
-        session.check_destination(planned, names=names, output=options.cells, force=options.force)
-    result = mapped(session, key, batch_n, options)
-    if request.reported:
-        assert options.output is not None, "checked above"
-        result.model.save(options.output, force=options.force)
-        result = replace(result, model=load(options.output))
-    if request.inplace:
-        replace(session, model=result.model).write(
-            [*result.slots(names, options.false_alarms), *added],
-            names=names,
-            run="map",
-            options=options.record(),
-            output=options.cells,
-            force=options.force,
+    @classmethod
+    def check_files(cls, request: Request) -> None:
+        if request.reported:
+            _check_folders(request)
+
+    def prepare(self) -> None:
+        if not self.session.model.of_counts:
+            raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
+        self.batch_key, self.batch_n = _batches(self.session, self.options)
+
+    def planned(self) -> list[str]:
+        added = [] if self.options.batch is None else [f"obs/{self.batch_key}"]
+        return [f"obs/{self.names.counterpart_p}", f"obs/{self.names.no_counterpart}", *added]
+
+    def answer(self) -> Mapped:
+        return mapped(self.session, self.batch_key, self.batch_n, self.options)
+
+    def slots(self, result: Mapped) -> list[Slot]:
+        slots = result.slots(self.names, self.options.false_alarms)
+        if self.options.batch is not None:
+            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical(self.batch_n)))
+        return slots
+
+    def destination(self) -> Path | None:
+        return self.options.cells
+
+    def write(self, result: Mapped) -> list[str]:
+        model, folder = result.model, self.options.output
+        if folder is not None:
+            model.save(folder, force=self.options.force)
+            model = load(folder)  # with its hash
+        # The record of the run names the new model, whose results may follow.
+        self.session = replace(self.session, model=model)
+        return super().write(result)
+
+    def value(self, result: Mapped) -> Model:
+        return result.model
+
+    def warnings(self, result: Mapped) -> Sequence[str]:
+        return _warnings(result, self.options)
+
+    def facts(self, result: Mapped) -> dict[str, Any]:
+        lacking, options = result.lacking(self.options.false_alarms), self.options
+        return {
+            "model": str(options.output),
+            "reference": str(self.request.model),
+            "batch_key": result.batch_key,
+            "new_batches": dict(zip(result.new, result.n_cells_b, strict=True)),
+            "differences": dict(zip(result.new, result.difference_b, strict=True)),
+            "n_cells": len(lacking),
+            "no_counterpart": int(lacking.sum()),
+            "false_alarms": options.false_alarms,
+            "unexplained": result.unexplained,
+            "seconds": round(result.seconds, 2),
+        }
+
+    def text(self, result: Mapped, facts: dict[str, Any]) -> str:
+        lines = [f"mapped {len(result.new)} new batch(es) in {result.seconds:.1f} s"]
+        for name, n, difference in zip(result.new, result.n_cells_b, result.difference_b, strict=True):
+            size = f"genes differ by a factor of {np.exp(difference):.2f}, typically"
+            lines.append(f"  {name}: {n:,} cells; {size if difference else 'genes differ by no more than chance'}")
+        share = facts["no_counterpart"] / facts["n_cells"]
+        lines.append(
+            f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
+            f"cells of the training; {facts['false_alarms']:.1%} would be reported by chance"
         )
-    return Outcome(
-        value=result.model,
-        report=lambda: _report(result, request, planned),
-        warnings=_warnings(result, session.model, options),
-    )
+        lines.append(
+            f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
+            "it simulates"
+        )
+        return "\n".join(lines)
+
+    def places(self, slots: list[str]) -> Sequence[str]:
+        return (str(self.options.output), *super().places(slots))
+
+    def next_step(self, result: Mapped) -> str:  # noqa: ARG002  # the same after every mapping
+        return shell_line("embed", self.options.cells or self.request.data, m=self.options.output)
 
 
 def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions) -> Mapped:
@@ -175,7 +204,7 @@ def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
     return key_given, batch_n
 
 
-def _warnings(result: Mapped, reference: Model, options: MapOptions) -> list[str]:
+def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     known = sorted(set(result.batch_n) - set(result.new))
     warnings = []
     if known:
@@ -198,7 +227,7 @@ def _warnings(result: Mapped, reference: Model, options: MapOptions) -> list[str
             f"explain the counts of {result.unexplained:.0%}: the cells may be of another tissue or species, and this "
             "model does not describe them"
         )
-    n_heldout = len(reference.density.heldout_nll)
+    n_heldout = len(result.model.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:
         warnings.append(
             f"the model has too few held-out cells ({n_heldout}) for a rate of false alarms of "
@@ -209,40 +238,3 @@ def _warnings(result: Mapped, reference: Model, options: MapOptions) -> list[str
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-
-
-def _report(result: Mapped, request: Request, slots: list[str]) -> Report:
-    options: MapOptions = request.options
-    lacking = result.lacking(options.false_alarms)
-    facts: dict[str, Any] = {
-        "model": str(options.output),
-        "reference": str(request.model),
-        "batch_key": result.batch_key,
-        "new_batches": dict(zip(result.new, result.n_cells_b, strict=True)),
-        "differences": dict(zip(result.new, result.difference_b, strict=True)),
-        "n_cells": len(lacking),
-        "no_counterpart": int(lacking.sum()),
-        "false_alarms": options.false_alarms,
-        "unexplained": result.unexplained,
-        "seconds": round(result.seconds, 2),
-        "output": str(options.cells or request.data),
-        "slots": slots,
-    }
-    lines = [f"mapped {len(result.new)} new batch(es) in {result.seconds:.1f} s"]
-    for name, n, difference in zip(result.new, result.n_cells_b, result.difference_b, strict=True):
-        size = f"genes differ by a factor of {np.exp(difference):.2f}, typically"
-        lines.append(f"  {name}: {n:,} cells; {size if difference else 'genes differ by no more than chance'}")
-    lines.append(
-        f"{facts['no_counterpart']:,} of {len(lacking):,} cells ({lacking.mean():.1%}) have no counterpart among the "
-        f"cells of the training; {options.false_alarms:.1%} would be reported by chance"
-    )
-    lines.append(
-        f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that it "
-        "simulates"
-    )
-    lines += [f"→ {options.output}", f"→ {', '.join(slots)} of {facts['output']}"]
-    return Report(
-        facts=facts,
-        text="\n".join(lines),
-        next_step=shell_line("embed", options.cells or request.data, m=options.output),
-    )
