@@ -170,7 +170,7 @@ def test_both_shells_map_alike(copied):
     folder = copied.data.parent
     new, again = folder / "new.scvae", folder / "again.scvae"
     line = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o"]
-    facts = json.loads(run_well(*line, new, "--json").stdout)
+    facts = json.loads(run_well(*line, new, "--json").out)
     reference = scvae.load(copied.model)
     mapped = scvae.map(ad.read_h5ad(copied.data), copied.model, batch_key="batch", inplace=False)
     saved = scvae.load(new)

@@ -232,7 +232,7 @@ def _train(
     for parameter in vae.parameters():
         parameter.requires_grad_(False)
     optimizer = AveragedAdamW(effects, weight_decay=0.0)
-    parameters = list(effects.parameters())
+    parameters: list[Tensor] = list(effects.parameters())
     trained_b1 = (effects.sd_b > 0).float()[:, None]
     n_steps = STEPS + STEPS_PER_BATCH * len(effects.sd_b)
     random = np.random.default_rng(seed)

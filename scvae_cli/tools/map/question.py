@@ -124,7 +124,10 @@ def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions)
     model, reference = session.model, options.reference_batch
     known = model.batches or (reference,)
     new = tuple(sorted(set(batch_n) - set(known)))
-    counts, n_cells_b, difference_b, seconds = replace(session.counts, batch=batch_n), (), (), 0.0
+    counts = replace(session.counts, batch=batch_n)
+    n_cells_b: tuple[int, ...] = ()
+    difference_b: tuple[float, ...] = ()
+    seconds = 0.0
     if new:
         some = counts.cells(positions_in(new, batch_n) >= 0)
         found = map_batches(
