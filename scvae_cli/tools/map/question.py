@@ -31,6 +31,9 @@ USUAL_KEY = "batch"
 FEW_CELLS = 50
 # With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
+# The same holds if the log proportions of genes typically differ by more than this from the batches of the training.
+# The largest difference between technologies, conditions or donors that was seen is 0.75.
+FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
 
 
@@ -224,11 +227,12 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
             "and closer to those of the other batches than they may be in truth"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
-    if max(lacking, result.unexplained) > FOREIGN_SHARE:
+    largest = max(result.difference_b, default=0.0)
+    if max(lacking, result.unexplained) > FOREIGN_SHARE or largest > FOREIGN_DIFFERENCE:
         warnings.append(
-            f"{lacking:.0%} of the cells have no counterpart among the cells of the training, and the model does not "
-            f"explain the counts of {result.unexplained:.0%}: the cells may be of another tissue or species, and this "
-            "model does not describe them"
+            f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
+            f"have no counterpart among the cells of the training, the model does not explain the counts of "
+            f"{result.unexplained:.0%}, and genes differ by a factor of up to {np.exp(largest):.1f}, typically"
         )
     n_heldout = len(result.model.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:
