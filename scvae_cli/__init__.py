@@ -36,6 +36,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
     "sample",
     "perturb",
     "sweep",
+    "map",
     "diagnose",
     "Model",
     "ScvaeError",

@@ -103,6 +103,25 @@ def sweep(
     config: Path | str | None = None,
     inplace: bool = True,
 ) -> Any: ...
+def map(
+    data: AnnData | Path | str,
+    model: Model | Path | str,
+    *,
+    batch_key: str | None = None,
+    batch: str | None = None,
+    reference_batch: str = "reference",
+    false_alarms: float = 0.05,
+    key_added: str = "scvae",
+    force: bool = False,
+    seed: int = 0,
+    layer: str | None = None,
+    gene_symbols: str | None = None,
+    allow_missing_genes: bool = False,
+    drop_empty: bool = False,
+    device: str = "auto",
+    config: Path | str | None = None,
+    inplace: bool = True,
+) -> Any: ...
 def embed(
     data: AnnData | Path | str,
     model: Model | Path | str,

@@ -301,6 +301,11 @@ class Options:
         """Whether the verb needs the batch of each cell if the model has batches."""
         return False
 
+    @property
+    def maps_batches(self) -> bool:
+        """True if batches that the model lacks are mapped onto it, so that they need no warning."""
+        return False
+
     def record(self) -> dict[str, Any]:
         """Return the options that may change a result, by name, for the provenance of the result."""
         return {

@@ -287,6 +287,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         drop_empty=options.drop_empty,
         subset=getattr(options, "subset", ()),
         needs_batch=options.needs_batch,
+        maps_batches=options.maps_batches,
         progress=shell.progress,
     )
     question = kind(session, request, shell)

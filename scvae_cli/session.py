@@ -83,6 +83,7 @@ class Session:
         drop_empty: bool = False,
         subset: Sequence[str] = (),
         needs_batch: bool = False,
+        maps_batches: bool = False,
         progress: Progress = silent,
     ) -> Session:
         """Open data for a model.
@@ -108,6 +109,8 @@ class Session:
             Conditions KEY=VALUE[,VALUE…] on columns of obs; only cells that fulfill all of them are used.
         needs_batch
             Whether the batch of every cell is needed.
+        maps_batches
+            Whether new batches will be mapped onto the model, so that no warning of new batches is needed.
 
         Raises
         ------
@@ -121,7 +124,8 @@ class Session:
             model = load(model)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key
-        batch_key = key if needs_batch and model.batches else None
+        mapped_batch = _batch_of_mapped(store, key, model) if model.vae.n_mapped and not maps_batches else None
+        batch_key = key if needs_batch and model.batches and mapped_batch is None else None
         if batch_key is not None and batch_key not in store.obs_keys:
             raise DataError(
                 f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
@@ -130,7 +134,9 @@ class Session:
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
         everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
-        if model.batches and key is not None and not needs_batch:
+        if mapped_batch is not None:
+            everything = replace(everything, batch=mapped_batch)
+        if model.batches and key is not None and not needs_batch and not maps_batches:
             _warn_of_new_batches(store, key, model)
         aligned, missing = match_genes(
             everything,
@@ -370,10 +376,38 @@ class Session:
         If some cells have no batch label, all cells get their batch if `partly` is True, and none if it is False.
         """
         key = self.model.config.data.batch_key
-        if not self.model.batches or key is None or key not in self.store.obs_keys:
+        if self.counts.batch is not None or not self.model.batches or key is None or key not in self.store.obs_keys:
             return self.counts
         batch = self.labels(key)
         return self.counts if is_missing(batch).any() and not partly else replace(self.counts, batch=batch)
+
+
+def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndarray:
+    """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
+
+    If the model was trained without batches, cells without a batch are taken as cells of the training.
+
+    Raises
+    ------
+    DataError
+        If cells have no batch and the model was trained with batches.
+    """
+    assert key is not None, "mapping gives a model a batch key"
+    present = key in store.obs_keys
+    batch = labels_of(store.obs_column(key)) if present else np.full(len(store.cell_names), None, dtype=object)
+    missing = is_missing(batch)
+    if not missing.any():
+        return batch
+    lacking = f"{int(missing.sum())} cell(s) have no batch in obs[{key!r}]" if present else f"obs has no column {key!r}"
+    trained = model.batches[: len(model.batches) - model.vae.n_mapped]
+    if len(trained) > 1:
+        raise DataError(
+            f"{store.title}: {lacking}, but batches were mapped onto the model, so it needs the batch of every cell",
+            f"the batches of the model are: {', '.join(model.batches)}",
+        )
+    message = f"{lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
+    warnings.warn(ScvaeWarning(message), stacklevel=3)
+    return np.where(missing, trained[0], batch)
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:

@@ -9,6 +9,7 @@ from scvae_cli.tools.denoise.options import DENOISE
 from scvae_cli.tools.diagnose.options import DIAGNOSE
 from scvae_cli.tools.embed.options import EMBED
 from scvae_cli.tools.info.options import INFO
+from scvae_cli.tools.map.options import MAP
 from scvae_cli.tools.optimize.options import OPTIMIZE
 from scvae_cli.tools.perturb.options import PERTURB
 from scvae_cli.tools.pseudotime.options import PSEUDOTIME
@@ -24,6 +25,7 @@ VERBS: tuple[Verb, ...] = (
     CHECK,
     TRAIN,
     SWEEP,
+    MAP,
     EMBED,
     ANNOTATE,
     DENOISE,

@@ -54,6 +54,8 @@ OPTIONS = {
     "perturb": "DATA --perturbation-key --control --treated --groupby --group --method --retrain --counts --seed "
     "--output/-o --model/-m --gene-symbols --config --layer --allow-missing-genes --drop-empty --plot "
     f"--key-added --force --device {PRINTING}",
+    "map": "QUERY --false-alarms --seed --model/-m --batch-key --batch --reference-batch --layer --gene-symbols "
+    f"--allow-missing-genes --drop-empty --config --output/-o --cells --key-added --force --device {PRINTING}",
     "sweep": "DATA --beta --n-latent --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance "
     "--decoder --n-hidden --n-layers --max-epochs --batch-size --learning-rate --validation-fraction --patience --seed "
     "--config --models "
@@ -91,6 +93,8 @@ KEYS = {
     "perturb": "output group control treated method mean_shift_share scale change_detected learned_from n_cells "
     "n_genes off_manifold change_tests group_change_test no_better_than_mean model_accuracy "
     "model_agreement mean_accuracy checks group_check genes missing_genes plot slots",
+    "map": "output model reference batch_key new_batches differences n_cells no_counterpart false_alarms unexplained "
+    "seconds missing_genes slots",
     "sweep": "output varied criterion suggested best runs kept_molecules n_cells n_genes n_heldout reversals models "
     "plot slots",
     "diagnose": "output n_cells n_evaluated heldout beta level verdicts n_latent active_units kl_to_prior "
@@ -126,6 +130,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
             *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
             *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),
         ],
+        "map": ["map", *asked, "--batch-key", "batch", "-o", folder / "new.scvae"],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
         "info MODEL": ["info", copied.model],

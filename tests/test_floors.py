@@ -144,7 +144,7 @@ def test_no_circles_between_files():
 
 
 # Folders of `tools` that may use another one's results.
-BETWEEN_TOOLS = {"optimize": {"trajectory"}, "diagnose": {"trajectory", "score"}, "sweep": {"score"}}
+BETWEEN_TOOLS = {"optimize": {"trajectory"}, "diagnose": {"trajectory", "score"}, "sweep": {"score"}, "map": {"score"}}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "tools").rglob("*.py")), ids=name_of)

@@ -98,7 +98,7 @@ def results(adata: ad.AnnData) -> dict[str, Any]:
 
 
 def test_every_verb_of_python_is_compared():
-    compared = {*ASKED, *NEW_CELLS, "train", "sweep", "check"}
+    compared = {*ASKED, *NEW_CELLS, "train", "sweep", "check", "map"}
     assert compared == {verb.name for verb in VERBS if verb.in_python}
 
 

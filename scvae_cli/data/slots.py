@@ -125,6 +125,10 @@ class SlotNames:
     anomaly_score = _Key("{}_anomaly_score")
     anomaly_p = _Key("{}_anomaly_p")
     anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
+    # obs: share of held-out cells of a model's training whose states are as rare as a cell's, and whether this share is
+    # so small that the cell has no counterpart in the training.
+    counterpart_p = _Key("{}_counterpart_p")
+    no_counterpart = _Key("{}_no_counterpart")
     # obs: off-manifold score of sampled cells, 0 to 1, and the library size at which they were decoded.
     off_manifold = _Key("{}_off_manifold")
     library = _Key("{}_library")

@@ -28,6 +28,10 @@ _REFINED_CELLS = 256
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
+    `batch_n` is the index of each cell's batch in the model. The encoder of a model onto which batches were mapped uses
+    the batch, so the table of such a model always has batches: if `batch_n` is None, those of `counts`, with the
+    index −1 for a batch that the model does not have.
+
     Raises
     ------
     DataError
@@ -39,6 +43,9 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
             f"{len(empty)} cell(s) have no counts in the modeled genes; the first is {counts.cell_names[empty[0]]!r}",
             "filter these cells out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
+    if batch_n is None and model.vae.n_mapped:
+        assert counts.batch is not None, "a session of such a model reads the batches"
+        batch_n = positions_in(model.batches, counts.batch)
     return CellTable(counts.matrix, batch_n, model.device, real=counts.real)
 
 

@@ -30,8 +30,9 @@ from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.model.vae import VAE
 
-# Models of format 3 lack the map to expression space, and are still read.
-FORMAT, OLDEST_FORMAT = 4, 3
+# Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them. A
+# model is written in the oldest format that can hold it, and all of these formats are read.
+FORMAT, WITHOUT_MAPPED, OLDEST_FORMAT = 5, 4, 3
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 
@@ -122,6 +123,12 @@ class Model:
         finally:
             shutil.rmtree(sibling, ignore_errors=True)
 
+    @property
+    def _format(self) -> int:
+        if self.vae.n_mapped:
+            return FORMAT
+        return OLDEST_FORMAT if self.expression is None else WITHOUT_MAPPED
+
     def _latent_tensors(self) -> dict[str, torch.Tensor]:
         expression = {} if self.expression is None else vars(self.expression)
         return vars(self.density) | vars(self.axes) | expression
@@ -135,10 +142,11 @@ class Model:
             HISTORY: self.history.encode(),
         }
         config: dict[str, Any] = {
-            "format": FORMAT if self.expression is not None else OLDEST_FORMAT,
+            "format": self._format,
             "scvae_version": __version__,
             "run": self.config.as_dict(),
             "batches": list(self.batches),
+            **({"n_mapped": self.vae.n_mapped} if self.vae.n_mapped else {}),
             "facts": self.facts,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
@@ -195,13 +203,13 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     try:
         genes = _names(files[GENES])
         run = RunConfig.from_dict(config["run"])
-        vae = VAE(run.model, len(genes), config["batches"])
+        vae = VAE(run.model, len(genes), config["batches"], n_mapped=config.get("n_mapped", 0))
         vae.load_state_dict(load_tensors(files[WEIGHTS]))
         latent = load_tensors(files[LATENT])
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
-        mapped = config["format"] > OLDEST_FORMAT
-        expression = ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace))) if mapped else None
+        lacking = config["format"] == OLDEST_FORMAT or "component_jg" not in latent
+        expression = None if lacking else ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace)))
     except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
         raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
     return Model(

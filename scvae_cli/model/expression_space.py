@@ -16,8 +16,10 @@ clusters and UMAPs are therefore better computed from expression. The expression
   Leiden clustering splits this manifold into too many pieces. w is the largest weight for which the residuals cannot
   add more than `NOISE_SHARE` of the variance of the decoded states.
 
-The embedding is the projection of e on its first principal components over the training cells. The components are
-stored in the model, so new cells are projected on the same components.
+The embedding is the projection of e on the first principal components of y over the training cells. The components are
+stored in the model, so new cells are projected on the same components. Most components of e itself would follow the
+noise in the residuals of these training cells. New cells, which have a quarter of the variance along such components,
+would lie apart from the training cells.
 
 Shapes: n cells, g genes, k latent dimensions, j components, b batches.
 """
@@ -42,6 +44,8 @@ FITTED_CELLS = 5000
 BLOCK_CELLS = 512
 # The residuals add at most this fraction of the variance of the decoded states (`benchmarks/recipe.md`).
 NOISE_SHARE = 0.2
+# Components along which the decoded states vary by no more than rounding, relative to the first one, are left out.
+_LEAST_SINGULAR = 1e-5
 # Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
 _MOST = 10.0
 
@@ -53,7 +57,8 @@ class ExpressionSpace:
     Parameters
     ----------
     center_g, component_jg
-        Mean of e over the training cells; principal components, with orthonormal rows, in descending order of variance.
+        Mean of e over the training cells; principal components of y, with orthonormal rows, in descending order of
+        variance.
     residual_weight
         w, a scalar from 0 to 1.
     """
@@ -94,8 +99,7 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
     average_nb = _average_batch(vae, mean_nk)
     average_ng = own_ng = _reference_mean(vae, mean_nk, average_nb)
     if average_nb is not None and cells.batch_n is not None:
-        known_nb = torch.nn.functional.one_hot(cells.batch_n.clamp_min(0), len(vae.batches)).to(average_nb.dtype)
-        own_ng = _reference_mean(vae, mean_nk, torch.where((cells.batch_n >= 0)[:, None], known_nb, average_nb))
+        own_ng = torch.where((cells.batch_n >= 0)[:, None], _reference_mean(vae, mean_nk, cells.batch_n), average_ng)
     state_ng = head.isometric(average_ng)
     # Real numbers have no library size: the library size of every cell, and of the reference, is 1.
     expected_ng = own_ng * (cells.library_n / depth)[:, None]
@@ -104,12 +108,19 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
 
 
 def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
-    """Return the shares of the batches for each cell, shape (n, b); None for a model without batches."""
-    return vae.batch_share_b.expand(len(mean_nk), -1) if vae.batches else None
+    """Return the shares of the batches for each cell, shape (n, b); None for a model without batches.
+
+    Batches that were mapped onto the model have no share in the average, and are left out of it: with them, rounding
+    might differ from that of the model without them.
+    """
+    return vae.trained_share_b.expand(len(mean_nk), -1) if vae.batches else None
 
 
 def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
-    """Compute the expected counts at the reference library size, with a mixture of batch effects; shape (n, g)."""
+    """Compute the expected counts at the reference library size, shape (n, g).
+
+    `batch` holds the batch of each cell, or the shares of the batches, or is None.
+    """
     logits_ng, none_mng = vae.decoder.push_logits(mean_nk, mean_nk.new_empty(0, *mean_nk.shape), batch)
     return vae.decoder.head.push_mean(logits_ng, none_mng, share=1.0, library=vae.reference_library)[0]
 
@@ -132,8 +143,10 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     # The variance of the residuals along any j directions is at most the variance along their own first j components.
     most = float(_principal_components(residual_ng, j)[1].square().sum())
     weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / most)) if most > 0 else 0.0
+    component_jg, singular_q = _principal_components(state_ng, j)
+    # There are no more directions than the states vary along.
+    component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
     expression_ng = state_ng.add_(residual_ng, alpha=weight)
-    component_jg, _ = _principal_components(expression_ng, j)
     skew_j = (expression_ng @ component_jg.T).pow(3).mean(0)
     component_jg = component_jg * torch.where(skew_j < 0, -1.0, 1.0)[:, None]
     return ExpressionSpace(center_g + weight * residual_mean_g, component_jg.contiguous(), torch.tensor(weight))

@@ -54,7 +54,7 @@ class Geometry:
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())
-        shares = vae.batch_share_b.tolist() if vae.batches else [1.0]
+        shares = vae.trained_share_b.tolist() if vae.batches else [1.0]
         for b, share in enumerate(shares):
             batch_n = torch.full((len(z_nk),), b, device=z_nk.device) if vae.batches else None
             outputs = vae.decoder.push_logits(z_nk, v_mnk, batch_n)

@@ -25,6 +25,12 @@ class HiddenLayers(nn.Sequential):
             layers += [nn.Linear(n_in if i == 0 else n_hidden, n_hidden), NormalizedHidden(n_hidden, dropout)]
         super().__init__(*layers)
 
+    def after_first(self, a_nh: Tensor) -> Tensor:
+        """Compute the last hidden units from the output of the first linear map."""
+        for module in list(self)[1:]:
+            a_nh = module(a_nh)
+        return a_nh
+
     def pairs(self) -> Iterator[tuple[nn.Linear, NormalizedHidden]]:
         """Iterate over the layers, as pairs: the linear part of a layer, and its normalization and activation."""
         layers: list[Any] = list(self)

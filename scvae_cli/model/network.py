@@ -29,6 +29,9 @@ LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4
 class Encoder(nn.Module):
     """Network that maps a cell to its posterior. The batch is not an input, so cells of new batches can be embedded.
 
+    In a model onto which batches were mapped, these batches shift the first hidden layer by `shift_bh` (as a shift of
+    the encoder's input would). For the batches of the training, and for cells of unknown batches, the shift is 0.
+
     Counts are scaled to the reference library size, which is the median of the training cells. They are then
     log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all cells
     would dominate the normalization of the first layer.
@@ -36,17 +39,36 @@ class Encoder(nn.Module):
 
     centre_g: Tensor
 
-    def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
+    def __init__(
+        self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float, *, n_shifts: int = 0
+    ) -> None:
         super().__init__()
         self.hidden = HiddenLayers(n_genes, n_hidden, n_layers, dropout)
         self.posterior = nn.Linear(n_hidden, 2 * n_latent)
         self.register_buffer("centre_g", torch.zeros(n_genes))
+        self.shift_bh = nn.Parameter(torch.zeros(n_shifts, n_hidden)) if n_shifts else None
 
     def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the mean and the log variance of q(z|x), each of shape (n, k)."""
-        h_nh = self.hidden(self.seen(cells, reference_library))
-        mean_nk, log_var_nk = self.posterior(h_nh).chunk(2, dim=1)
+        first_nh = self.first_nh(cells, reference_library)
+        shift_nh = self.shift_nh(cells.batch_n)
+        return self.after_first(first_nh if shift_nh is None else first_nh + shift_nh)
+
+    def first_nh(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
+        """Compute the output of the first linear map, before the shift of a batch is added, shape (n, h)."""
+        first_nh: Tensor = self.hidden[0](self.seen(cells, reference_library))
+        return first_nh
+
+    def after_first(self, first_nh: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute mean and log variance of q(z|x) from the output of the first linear map, each of shape (n, k)."""
+        mean_nk, log_var_nk = self.posterior(self.hidden.after_first(first_nh)).chunk(2, dim=1)
         return mean_nk, log_var_nk
+
+    def shift_nh(self, batch_n: Tensor | None) -> Tensor | None:
+        """Return the shift of the first hidden layer for the batch of each cell, shape (n, h); None without shifts."""
+        if self.shift_bh is None or batch_n is None:
+            return None
+        return indicator(batch_n, self.shift_bh) @ self.shift_bh
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
         """Compute the input of the network, shape (n, g)."""
@@ -62,8 +84,10 @@ class RealEncoder(Encoder):
 
     scale_g: Tensor
 
-    def __init__(self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float) -> None:
-        super().__init__(n_genes, n_hidden, n_layers, n_latent, dropout)
+    def __init__(
+        self, n_genes: int, n_hidden: int, n_layers: int, n_latent: int, dropout: float, *, n_shifts: int = 0
+    ) -> None:
+        super().__init__(n_genes, n_hidden, n_layers, n_latent, dropout, n_shifts=n_shifts)
         self.register_buffer("scale_g", torch.ones(n_genes))
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # as all encoders
@@ -93,10 +117,12 @@ class BatchEffect(nn.Module):
         """Return the shifts of hidden layer and genes. Shapes (n, h) and (n, g).
 
         `batch` is the index of each cell's batch, shape (n,), or the weights of all batches for each cell, shape
-        (n, b). With weights, a shift is the weighted mean of the shifts of the batches.
+        (n, b). With weights, a shift is the weighted mean of the shifts of the batches. Weights of the last batches may
+        be left out; they are then 0.
         """
         weight_nb = indicator(batch, self.gene_bg) if batch.dim() == 1 else batch
-        return None if self.hidden_bh is None else weight_nb @ self.hidden_bh, weight_nb @ self.gene_bg
+        b = weight_nb.shape[1]
+        return None if self.hidden_bh is None else weight_nb @ self.hidden_bh[:b], weight_nb @ self.gene_bg[:b]
 
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
@@ -291,7 +317,10 @@ class Decoder(nn.Module):
 
     def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode latent positions, each in its batch."""
-        shift_nh, shift_ng = (None, None) if self.batch is None else self.batch(batch_n)
+        return self.shifted(z_nk, *((None, None) if self.batch is None else self.batch(batch_n)))
+
+    def shifted(self, z_nk: Tensor, shift_nh: Tensor | None, shift_ng: Tensor | None) -> Output:
+        """Decode latent positions with given shifts of the first hidden layer and of the output, or None."""
         h_ni = z_nk
         if self.n_hidden:
             a_nh = self.first(z_nk) if shift_nh is None else self.first(z_nk) + shift_nh
@@ -324,10 +353,10 @@ def sizes(config: ModelConfig) -> tuple[int, int]:
     return config.n_latent, config.n_hidden
 
 
-def encoder_for(config: ModelConfig, n_genes: int) -> Encoder:
-    """Return the encoder for a configuration."""
+def encoder_for(config: ModelConfig, n_genes: int, *, n_shifts: int = 0) -> Encoder:
+    """Return the encoder for a configuration; `n_shifts` is the number of batches if some of them shift its input."""
     kind = Encoder if config.of_counts else RealEncoder
     # Dropout is None only in a network that will not be trained.
     dropout = config.encoder_dropout or 0.0
     n_latent, n_hidden = sizes(config)
-    return kind(n_genes, n_hidden, config.n_layers, n_latent, dropout)
+    return kind(n_genes, n_hidden, config.n_layers, n_latent, dropout, n_shifts=n_shifts)

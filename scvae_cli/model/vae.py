@@ -34,18 +34,23 @@ class ElboTerms(NamedTuple):
 
 
 class VAE(nn.Module):
-    """The encoder q(z|x) and the decoder p(x|z, library, batch). `batches` are the names of the decoder's batches."""
+    """The encoder q(z|x) and the decoder p(x|z, library, batch). `batches` are the names of the decoder's batches.
+
+    The last `n_mapped` of the batches were mapped onto the trained model: they also shift the encoder, and they have no
+    weight in averages over batches.
+    """
 
     reference_library: Tensor
     batch_share_b: Tensor
 
-    def __init__(self, config: ModelConfig, n_genes: int, batches: Sequence[str] = ()) -> None:
+    def __init__(self, config: ModelConfig, n_genes: int, batches: Sequence[str] = (), *, n_mapped: int = 0) -> None:
         super().__init__()
         self.config = config
         self.n_genes = n_genes
         self.n_latent = sizes(config)[0]
         self.batches = tuple(batches)
-        self.encoder = encoder_for(config, n_genes)
+        self.n_mapped = n_mapped
+        self.encoder = encoder_for(config, n_genes, n_shifts=len(self.batches) if n_mapped else 0)
         self.decoder = Decoder(config, n_genes, len(self.batches))
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
@@ -91,6 +96,11 @@ class VAE(nn.Module):
             share_b = np.bincount(batch_n, minlength=len(self.batches)) / len(batch_n)
             self.batch_share_b.copy_(torch.as_tensor(share_b))
 
+    @property
+    def trained_share_b(self) -> Tensor:
+        """Proportions of the batches of the training in the training cells; batches mapped later are left out."""
+        return self.batch_share_b[: len(self.batches) - self.n_mapped]
+
     def scale_dropout(self, share: float) -> None:
         """Set the dropout of encoder and decoder to the fraction `share` of the configured values."""
         config = self.config
@@ -128,7 +138,7 @@ class VAE(nn.Module):
             mean_ng = self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=lowered)
         else:
             mean_ng = torch.zeros(len(z_nk), self.n_genes, device=z_nk.device)
-            for b, share in enumerate(self.batch_share_b.tolist()):
+            for b, share in enumerate(self.trained_share_b.tolist()):
                 same_n = torch.full((len(z_nk),), b, device=z_nk.device)
                 mean_ng += share * self.decode(z_nk, same_n).mean_ng(library_n, with_zero_inflation=lowered)
         return mean_ng * (library_n / mean_ng.sum(1)).unsqueeze(1) if lowered else mean_ng

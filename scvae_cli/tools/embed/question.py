@@ -135,8 +135,8 @@ class Embed(Question[EmbedOptions, Embedding]):
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
         session, fate = self.session, "compared with an average batch, so their batch effect is not corrected"
         key = session.model.config.data.batch_key
-        if self.options.space == "latent" or not session.model.batches or key is None:
-            return ()
+        if self.options.space == "latent" or not session.model.batches or key is None or session.model.vae.n_mapped:
+            return ()  # A session warns by itself if cells of a model onto which batches were mapped have no batch.
         if key not in session.store.obs_keys:
             return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
         n_missing = int(is_missing(session.labels(key)).sum())

@@ -204,7 +204,7 @@ class Predictor:
             if batch_m is not None:
                 in_batches = [(1.0, batch_m[part].to(device))]
             elif vae.batches:
-                shares = enumerate(vae.batch_share_b.tolist())
+                shares = enumerate(vae.trained_share_b.tolist())
                 in_batches = [(share, torch.full((len(z),), b, device=device)) for b, share in shares]
             else:
                 in_batches = [(1.0, None)]

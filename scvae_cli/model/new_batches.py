@@ -1,0 +1,43 @@
+"""A trained network that gets additional batches, before anything is trained for them.
+
+Shapes: b batches, h hidden units, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from scvae_cli.model.vae import VAE
+
+
+@torch.no_grad()
+def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
+    """Return a copy of a network that also has the batches `new`.
+
+    The effects of a new batch on the decoder are the mean effects of the batches of the training, and its shift of the
+    encoder is 0. The new batches have no weight in averages over batches. What the network computes for the cells of
+    the other batches therefore stays the same to the bit.
+
+    Parameters
+    ----------
+    reference
+        Name for the cells of the training, if the network was trained without batches: they become one batch.
+    """
+    known = vae.batches or (reference,)
+    wider = VAE(vae.config, vae.n_genes, (*known, *new), n_mapped=vae.n_mapped + len(new))
+    state, own = vae.state_dict(), wider.state_dict()
+    for name, tensor in state.items():
+        if own[name].shape == tensor.shape:
+            own[name].copy_(tensor)
+        else:
+            own[name][: len(tensor)] = tensor
+    share_b = vae.batch_share_b if vae.batches else torch.ones(1)
+    own["batch_share_b"].copy_(torch.cat([share_b, share_b.new_zeros(len(new))]))
+    effect = vae.decoder.batch
+    for name in ("gene_bg", "hidden_bh"):
+        of_known = None if effect is None else getattr(effect, name)
+        if of_known is not None:
+            own[f"decoder.batch.{name}"][len(known) :] = share_b @ of_known
+    return wider.to(vae.reference_library.device).eval()

@@ -1,0 +1,1 @@
+"""New batches taken into a trained model, which otherwise stays as it is."""

@@ -1,0 +1,118 @@
+"""The options of `scvae map` and `scvae_cli.map`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from scvae_cli.errors import ConfigError
+from scvae_cli.options import INPUT, OUTPUT, option
+from scvae_cli.shared_options import Reading
+from scvae_cli.verb import Verb
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapOptions(Reading):
+    """Which batches are new, and where the model with them goes."""
+
+    batch_key: str | None = option(
+        None,
+        help="Column of obs with the batch of each cell. Batches that the model has already keep their effects.",
+        panel=INPUT,
+        shown_default="the batch key of the model",
+    )
+    batch: str | None = option(
+        None,
+        help="Name of the one new batch to which all cells belong, if there is no column. The name is also written to "
+        "obs.",
+        panel=INPUT,
+        metavar="NAME",
+        label=True,
+    )
+    reference_batch: str = option(
+        "reference",
+        help="Name of the batch to which the cells of the training belong, for a model that was trained without "
+        "batches.",
+        panel=INPUT,
+        metavar="NAME",
+        label=True,
+    )
+    false_alarms: float = option(
+        0.05,
+        help="Share of cells like those of the training that may be reported to have no counterpart among them. It is "
+        "kept for cells that were held out from the training.",
+        above=0,
+        below=1,
+    )
+    output: Path | None = option(
+        None,
+        flags=("--output", "-o"),
+        help="Model folder to write: the model with the new batches.",
+        panel=OUTPUT,
+        metavar="NEW.scvae",
+        in_python=False,
+        in_record=False,
+    )
+    cells: Path | None = option(
+        None,
+        help="The .h5ad file in which the cells get their columns.",
+        panel=OUTPUT,
+        metavar="FILE.h5ad",
+        shown_default="back into DATA",
+        in_record=False,
+        in_python=False,
+    )
+    key_added: str = option(
+        "scvae",
+        help='Text that replaces "scvae" in the names of the columns.',
+        panel=OUTPUT,
+        in_record=False,
+    )
+    force: bool = option(
+        False,
+        help="Overwrite an existing model or file, and columns that scvae did not write.",
+        panel=OUTPUT,
+        in_record=False,
+    )
+    seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
+
+    @property
+    def maps_batches(self) -> bool:
+        """Always True: batches that the model lacks are expected."""
+        return True
+
+    def check(self) -> None:
+        """Refuse two sources of the batches."""
+        if self.batch is not None and self.batch_key is not None:
+            raise ConfigError("--batch and --batch-key were both given", "use --batch-key for a column of obs")
+
+
+MAP = Verb(
+    name="map",
+    panel="Model",
+    options=MapOptions,
+    home="scvae_cli.tools.map.question:Map",
+    about="""Take new batches into a trained model, without training it again.
+
+    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
+    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
+    of the model stays the same, so the cells of the training keep their embedding to the bit. The result is a model
+    like any other, for the cells of the training and the new ones.
+
+    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: the share of
+    held-out cells whose states are as rare or rarer. Cells with a small share are reported to have no counterpart,
+    in obs["scvae_no_counterpart"].""",
+    python_about="""Take new batches into a trained model, without training it again.
+
+    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
+    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
+    of the model stays the same, so the cells of the training keep their embedding to the bit.
+
+    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: the share of
+    held-out cells whose states are as rare or rarer. Cells with a small share have no counterpart, and
+    obs["scvae_no_counterpart"] is True for them.""",
+    example="scvae map query.h5ad -m reference.scvae --batch-key donor -o both.scvae",
+    argument="QUERY",
+    argument_help="Cells of new batches: an .h5ad file; with --cells, also a 10x .h5 file or an mtx folder.",
+    returns='The model with the new batches; `model.save("NAME.scvae")` writes its folder.',
+)

@@ -1,0 +1,57 @@
+"""The result of `map`: the model with the new batches, and how common the state of every cell is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.brief import brief
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.model.bundle import Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mapped:
+    """A model with new batches.
+
+    Parameters
+    ----------
+    model
+        The model.
+    batch_key, batch_n
+        Column of the batches, and the batch of each cell, shape (n,).
+    new, n_cells_b, difference_b
+        Names of the new batches; number of cells of each; and typical difference of a gene's log proportion from the
+        batches that the model had, natural logarithm. 0 where the genes differ by no more than chance.
+    counterpart_p
+        Share of held-out cells of the training whose states are as rare as the state of a cell, or rarer; shape (n,).
+    unexplained
+        Share of the cells whose counts the model explains worse than those of 95% of the cells that it simulates.
+    seconds
+        Time of the training, in seconds.
+    """
+
+    __repr__ = brief
+
+    model: Model
+    batch_key: str
+    batch_n: np.ndarray
+    new: tuple[str, ...]
+    n_cells_b: tuple[int, ...]
+    difference_b: tuple[float, ...]
+    counterpart_p: np.ndarray
+    unexplained: float
+    seconds: float
+
+    def lacking(self, false_alarms: float) -> np.ndarray:
+        """Return a mask of the cells without a counterpart, shape (n,), at a rate of false alarms."""
+        result: np.ndarray = self.counterpart_p <= false_alarms
+        return result
+
+    def slots(self, names: SlotNames, false_alarms: float) -> list[Slot]:
+        """List the slots of the data to which the result is written."""
+        return [
+            Slot(group="obs", key=names.counterpart_p, value=self.counterpart_p),
+            Slot(group="obs", key=names.no_counterpart, value=self.lacking(false_alarms)),
+        ]

@@ -1,0 +1,288 @@
+"""Training of what belongs to new batches only: their effects on the decoder, and a shift of the encoder.
+
+Everything else of the model stays as it is, to the bit. The effects of a new batch are differences from the mean
+effects of the batches of the training. They are shrunk toward 0, since new batches may have few cells: the loss is
+
+    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n,
+
+and τ of the genes, the typical difference of a log proportion, is estimated from the data before the training: by how
+much more the summed counts of the genes differ from the expected ones than they would by chance (`typical_difference`).
+If they differ by no more than chance, τ is 0, and nothing is trained.
+
+The shift of the encoder is added to its first hidden layer. Any change of the encoder's input that is the same for all
+cells of a batch, such as a factor for every gene, has the same effect as such a shift, which has far fewer numbers.
+
+Shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from scvae_cli.data.counts import Counts
+from scvae_cli.data.labels import positions_in
+from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.device import seeded
+from scvae_cli.model.bundle import Model
+from scvae_cli.model.network import CountOutput, indicator
+from scvae_cli.model.new_batches import with_new_batches
+from scvae_cli.model.posterior import Posterior, sample_and_kl
+from scvae_cli.model.vae import VAE
+from scvae_cli.progress import Progress, silent
+from scvae_cli.training.optimizer import AveragedAdamW
+
+# Number of steps of the training, and of cells in each. The effects are few numbers, so that more would hardly change
+# them; the time hardly depends on the number of cells.
+STEPS, STEPS_PER_BATCH, STEP_CELLS = 80, 20, 128
+# Most cells of a batch that the training uses.
+MOST_CELLS = 5000
+RATE = 0.05
+# Typical size of the shifts of hidden layers, of the decoder and of the encoder.
+HIDDEN_SD, SHIFT_SD = 0.1, 1.0
+_BLOCK_CELLS = 512
+
+
+class NewEffects(nn.Module):
+    """Differences between the effects of the new batches and those that `with_new_batches` gives them.
+
+    Parameters
+    ----------
+    gene_bg, sd_b
+        Initial shifts of the log proportions; their typical size in each batch. Where it is 0, nothing is trained.
+    present_g
+        Mask of the genes that the data have. The shifts of other genes are free: their counts are all 0.
+    n_hidden
+        Number of hidden units; the decoder has none if `in_decoder` is False.
+    """
+
+    sd_b: Tensor
+    present_g: Tensor
+
+    def __init__(self, gene_bg: Tensor, sd_b: Tensor, present_g: Tensor, n_hidden: int, *, in_decoder: bool) -> None:
+        super().__init__()
+        n_batches = len(gene_bg)
+        self.gene_bg = nn.Parameter(gene_bg.clone())
+        self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden)) if in_decoder else None
+        self.shift_bh = nn.Parameter(torch.zeros(n_batches, n_hidden))
+        self.register_buffer("sd_b", sd_b)
+        self.register_buffer("present_g", present_g)
+
+    def penalty(self) -> Tensor:
+        """Compute the negative log prior of all effects, up to a constant, nats."""
+        judged_bg = (self.sd_b > 0)[:, None] & self.present_g
+        scaled_bg = torch.where(judged_bg, self.gene_bg / self.sd_b.clamp(min=1e-6)[:, None], 0.0)
+        parts = [scaled_bg, self.shift_bh / SHIFT_SD]
+        parts += [] if self.hidden_bh is None else [self.hidden_bh / HIDDEN_SD]
+        return torch.stack([0.5 * part.square().sum() for part in parts]).sum()
+
+
+def typical_difference(
+    observed_g: np.ndarray, expected_g: np.ndarray, information_g: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Estimate how much the log proportions of the genes differ between two batches, beyond chance.
+
+    The log ratio of observed to expected counts of a gene varies by chance with the variance 1/I, where I is the Fisher
+    information of the counts on their log mean. The variance τ² of the true differences is the one for which the mean
+    of ratio² / (τ² + 1/I) over the genes is 1 (Paule & Mandel 1982, doi:10.6028/jres.087.022).
+
+    Parameters
+    ----------
+    observed_g, expected_g, information_g
+        Counts of each gene summed over cells, their expectation, and I.
+
+    Returns
+    -------
+    τ, and the posterior mean of each gene's difference given τ, shape (g,).
+    """
+    variance_g = 1 / np.maximum(information_g, 1e-6)
+    ratio_g = np.log((observed_g + 0.5) / (expected_g + 0.5))
+
+    def centered(tau: float) -> np.ndarray:
+        # Proportions add up to one, so only differences between genes are known.
+        weight_g = 1 / (variance_g + tau**2)
+        result: np.ndarray = ratio_g - (weight_g * ratio_g).sum() / weight_g.sum()
+        return result
+
+    def excess(tau: float) -> float:
+        return float((centered(tau) ** 2 / (variance_g + tau**2)).mean()) - 1
+
+    low, high = 0.0, 20.0
+    if excess(low) <= 0:
+        return 0.0, np.zeros_like(ratio_g)
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if excess(middle) > 0 else (low, middle)
+    return high, centered(high) * high**2 / (high**2 + variance_g)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MappedBatches:
+    """A network with new batches.
+
+    Parameters
+    ----------
+    vae
+        The network, in eval mode.
+    difference_b, n_cells_b, seconds
+        Typical difference of a gene's log proportion between a new batch and the batches of the training; number of
+        cells of each new batch; time that this took, in seconds.
+    """
+
+    vae: VAE
+    difference_b: tuple[float, ...]
+    n_cells_b: tuple[int, ...]
+    seconds: float
+
+
+def map_batches(
+    model: Model,
+    counts: Counts,
+    new: Sequence[str],
+    *,
+    reference: str,
+    seed: int,
+    missing: Sequence[str] = (),
+    progress: Progress = silent,
+) -> MappedBatches:
+    """Train the effects of new batches.
+
+    Parameters
+    ----------
+    counts
+        Cells of the new batches, with the genes of the model and the batch of each cell.
+    new
+        Names of the new batches.
+    reference
+        Name for the cells of the training, if the model was trained without batches.
+    missing
+        Names of the model's genes that the data lack.
+    """
+    started = time.perf_counter()
+    assert counts.batch is not None, "the new batches"
+    vae = with_new_batches(model.vae, new, reference=reference)
+    n_known = len(vae.batches) - len(new)
+    batch_n = positions_in(new, counts.batch)
+    chosen = np.sort(np.concatenate([_evenly(np.flatnonzero(batch_n == b)) for b in range(len(new))]))
+    table = CellTable(counts.matrix, batch_n + n_known, model.device, cells=chosen)
+    first_nh, sums = _before(vae, table, n_known)
+    present_g = ~np.isin(np.asarray(model.genes, dtype=object), list(missing))
+    differences = [_differences(sums_3g, present_g) for sums_3g in sums]
+    initial_bg = torch.as_tensor(np.stack([gene_g for _, gene_g in differences]), dtype=torch.float32)
+    sd_b = torch.tensor([tau for tau, _ in differences])
+    n_hidden = first_nh.shape[1]
+    in_decoder = vae.decoder.n_hidden > 0
+    effects = NewEffects(initial_bg, sd_b, torch.as_tensor(present_g), n_hidden, in_decoder=in_decoder).to(model.device)
+    if (sd_b > 0).any():
+        _train(vae, effects, table, first_nh, n_known, beta=model.config.train.beta, seed=seed, progress=progress)
+    _add(vae, effects, n_known)
+    n_cells_b = tuple(int(n) for n in np.bincount(batch_n, minlength=len(new)))
+    seconds = time.perf_counter() - started
+    return MappedBatches(vae=vae, difference_b=tuple(sd_b.tolist()), n_cells_b=n_cells_b, seconds=seconds)
+
+
+def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
+    """Estimate the differences of the genes that the data have, and those of the others from their absence."""
+    tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
+    difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
+    difference_g[present_g] = present_difference_g
+    return (tau, difference_g) if tau else (0.0, np.zeros_like(difference_g))
+
+
+def _evenly(cells: np.ndarray) -> np.ndarray:
+    return cells[:: -(-len(cells) // MOST_CELLS)]
+
+
+@torch.no_grad()
+def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
+    """Compute what the training starts from.
+
+    Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
+    `typical_difference`, shape (3, g).
+    """
+    n_new, g = len(vae.batches) - n_known, vae.n_genes
+    sums_3bg = torch.zeros(3, n_new, g, dtype=torch.float64, device=table.device)
+    parts = []
+    for _, cells in table.in_order(_BLOCK_CELLS):
+        assert cells.batch_n is not None, "the new batches"
+        parts.append(vae.encoder.first_nh(cells, vae.reference_library))
+        posterior = Posterior.from_network(*vae.encoder.after_first(parts[-1]))
+        output = vae.decode(posterior.mean_nk, cells.batch_n)
+        assert isinstance(output, CountOutput), "only models of counts are mapped onto"
+        mean_ng = output.mean_ng(cells.library_n, with_zero_inflation=True)
+        log_theta_g = output.log_theta_g
+        overdispersion_g = 0.0 if log_theta_g is None else (-log_theta_g).exp()
+        member_nb = indicator(cells.batch_n - n_known, mean_ng.new_zeros(n_new, 1))
+        for i, part_ng in enumerate((cells.x_ng, mean_ng, mean_ng / (1 + mean_ng * overdispersion_g))):
+            sums_3bg[i] += (member_nb.T @ part_ng).double()
+    return torch.cat(parts), [sums_3bg[:, b].cpu().numpy() for b in range(n_new)]
+
+
+def _train(
+    vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, n_known: int, *, beta: float, seed: int,
+    progress: Progress,
+) -> None:  # fmt: skip
+    """Train the effects."""
+    for parameter in vae.parameters():
+        parameter.requires_grad_(False)
+    optimizer = AveragedAdamW(effects, weight_decay=0.0)
+    parameters: list[Tensor] = list(effects.parameters())
+    trained_b1 = (effects.sd_b > 0).float()[:, None]
+    n_steps = STEPS + STEPS_PER_BATCH * len(effects.sd_b)
+    random = np.random.default_rng(seed)
+    with seeded(seed, table.device), progress("Mapping", n_steps) as advance:
+        for step, rows in enumerate(_minibatches(random, table.n_cells, n_steps)):
+            terms = _elbo_terms(vae, effects, table.take(rows), first_nh[torch.as_tensor(rows)], n_known)
+            loss = terms[0] + beta * terms[1] + effects.penalty() / table.n_cells
+            gradients = torch.autograd.grad(loss, parameters)
+            masked = {p: g * trained_b1 for p, g in zip(parameters, gradients, strict=True)}
+            # The rate falls to 0, so the last weights need no averaging.
+            optimizer.advance(masked, RATE * 0.5 * (1 + math.cos(math.pi * step / n_steps)), step)
+            advance()
+    for parameter in vae.parameters():
+        parameter.requires_grad_(True)
+
+
+def _minibatches(random: np.random.Generator, n_cells: int, n_steps: int) -> Iterator[np.ndarray]:
+    """Yield the cells of each step: parts of random orders of all cells."""
+    queue = np.empty(0, dtype=np.int64)
+    size = min(STEP_CELLS, n_cells)
+    for _ in range(n_steps):
+        if len(queue) < size:
+            queue = np.concatenate([queue, random.permutation(n_cells)])
+        yield queue[:size]
+        queue = queue[size:]
+
+
+def _elbo_terms(
+    vae: VAE, effects: NewEffects, cells: Minibatch, first_nh: Tensor, n_known: int
+) -> tuple[Tensor, Tensor]:
+    """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does."""
+    assert cells.batch_n is not None, "the new batches"
+    assert vae.decoder.batch is not None, "a model with batches has effects of them"
+    member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
+    noise_nk = torch.randn(cells.n_cells, vae.n_latent, device=first_nh.device)
+    z_nk, kl = sample_and_kl(*vae.encoder.after_first(first_nh + member_nb @ effects.shift_bh), noise_nk)
+    shift_nh, shift_ng = vae.decoder.batch(cells.batch_n)
+    if effects.hidden_bh is not None:
+        shift_nh = shift_nh + member_nb @ effects.hidden_bh
+    output = vae.decoder.shifted(z_nk, shift_nh, shift_ng + member_nb @ effects.gene_bg)
+    return output.mean_nll(cells), kl
+
+
+@torch.no_grad()
+def _add(vae: VAE, effects: NewEffects, n_known: int) -> None:
+    """Add the effects to those of the new batches in the network."""
+    batch, shift_bh = vae.decoder.batch, vae.encoder.shift_bh
+    assert batch is not None, "a model with batches has effects of them"
+    assert shift_bh is not None, "new batches shift the encoder"
+    batch.gene_bg[n_known:] += effects.gene_bg
+    if batch.hidden_bh is not None and effects.hidden_bh is not None:
+        batch.hidden_bh[n_known:] += effects.hidden_bh
+    shift_bh[n_known:] += effects.shift_bh

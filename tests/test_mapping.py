@@ -1,0 +1,233 @@
+"""New batches in a trained model: what stays the same to the bit, what is learned, reported and refused."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import anndata as ad
+import numpy as np
+import pytest
+from command_line import run_cli, run_well
+from simulated import TINY, counts_of, tree
+from workbench import DATA, USAGE, contents, refused
+
+import scvae_cli as scvae
+from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.training.mapping import map_batches, typical_difference
+
+LEARNING = TINY | {"n_hidden": 64, "max_epochs": 30, "precision": "fp32", "genes": "all"}
+QUIET = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
+
+
+@functools.cache
+def sides(n_batches: int = 3) -> tuple[ad.AnnData, ad.AnnData, scvae.Model]:
+    """Cells of all batches but one and a model of them, and the cells of the last batch; copy before writing."""
+    adata = tree(n_cells=900, n_genes=150, n_batches=n_batches, batch_sd=0.6, depth=3000)
+    new = (adata.obs["batch"] == f"batch_{n_batches}").to_numpy()
+    reference = adata[~new].copy()
+    key = "batch" if n_batches > 2 else None
+    return reference, adata[new].copy(), scvae.train(reference, **LEARNING, batch_key=key)
+
+
+@functools.cache
+def joint(n_batches: int = 3) -> scvae.Model:
+    _, query, model = sides(n_batches)
+    return scvae.map(query, model, batch_key="batch", inplace=False)
+
+
+@pytest.mark.parametrize("n_batches", [2, 3])
+@QUIET
+def test_reference_cells_stay_the_same_to_the_bit(n_batches):
+    reference, _, model = sides(n_batches)
+    adata = reference.copy()
+    del adata.obs["batch"]
+    adata = reference if n_batches > 2 else adata
+    before, after = (scvae.embed(adata, one, inplace=False) for one in (model, joint(n_batches)))
+    for name in ("position_nj", "mean_nk", "var_nk"):
+        assert np.array_equal(getattr(before, name), getattr(after, name)), name
+    before, after = (scvae.denoise(adata, one, inplace=False).rows.whole() for one in (model, joint(n_batches)))
+    assert np.array_equal(before, after)
+
+
+def test_all_weights_of_the_reference_stay_the_same():
+    _, _, model = sides()
+    old, new = model.vae.state_dict(), joint().vae.state_dict()
+    for name, tensor in old.items():
+        assert np.array_equal(tensor, new[name][: len(tensor)] if tensor.ndim else new[name]), name
+
+
+def test_effects_of_genes_are_the_true_ones():
+    _, query, _ = sides(2)
+    true_bg = np.asarray(query.varm["true_batch_log_effect"]).T
+    effect_bg = joint(2).vae.decoder.batch.gene_bg.detach().numpy()
+    assert np.allclose(effect_bg[0], 0)
+    seen = np.asarray(query.X.sum(0)).ravel() > 50
+    assert np.corrcoef(effect_bg[1][seen], (true_bg[1] - true_bg[0])[seen])[0, 1] > 0.9
+
+
+def test_a_new_batch_explains_its_cells():
+    _, query, model = sides()
+    mapped = joint()
+    asked = {"inplace": False, "n_samples": 5, "n_simulated": 100}
+    own = scvae.score(query, mapped, **asked).elbo.mean()
+    as_known = query.copy()
+    as_known.obs["batch"] = "batch_1"
+    assert own > scvae.score(as_known, model, **asked).elbo.mean() + 5
+
+
+@QUIET
+def test_cells_of_the_reference_under_a_new_name_do_not_move():
+    reference, _, model = sides(2)
+    again = reference.copy()
+    again.obs["batch"] = "again"
+    mapped = scvae.map(again, model, batch_key="batch", inplace=False)
+    moved, stayed = (scvae.embed(again, one, inplace=False).position_nj for one in (mapped, model))
+    spread = np.linalg.norm(stayed - stayed.mean(0), axis=1).mean()
+    assert np.linalg.norm(moved - stayed, axis=1).mean() < 0.05 * spread
+
+
+def test_known_batches_keep_their_effects():
+    reference, _, model = sides()
+    with pytest.warns(ScvaeWarning, match="nothing is new"):
+        mapped = scvae.map(reference, model, inplace=False)
+    assert mapped.batches == model.batches
+    assert mapped.vae is model.vae
+
+
+@QUIET
+def test_twenty_cells_are_enough_to_map():
+    _, query, model = sides()
+    few = query[:20].copy()
+    with pytest.warns(ScvaeWarning, match="fewer than 50 cells"):
+        mapped = scvae.map(few, model, inplace=False)
+    assert np.isfinite(scvae.embed(query, mapped, inplace=False).position_nj).all()
+
+
+@QUIET
+def test_order_of_genes_does_not_matter_and_missing_genes_are_told():
+    _, query, model = sides()
+    turned = query[:, ::-1].copy()
+    mapped = scvae.map(turned, model, inplace=False)
+    assert np.allclose(mapped.vae.encoder.shift_bh.detach(), joint().vae.encoder.shift_bh.detach())
+    with pytest.warns(ScvaeWarning, match="genes are missing"):
+        scvae.map(query[:, 10:].copy(), model, inplace=False)
+    with pytest.raises(DataError, match="genes"):
+        scvae.map(query[:, 100:].copy(), model, inplace=False)
+
+
+@QUIET
+def test_held_out_cells_lack_a_counterpart_at_the_stated_rate():
+    reference, _, model = sides()
+    adata = reference.copy()
+    scvae.map(adata, model, false_alarms=0.2)
+    heldout = model.held_out(adata.obs_names)
+    assert adata.obs["scvae_no_counterpart"][heldout].mean() == pytest.approx(0.2, abs=0.02)
+
+
+@QUIET
+def test_cells_of_another_tissue_lack_a_counterpart():
+    _, query, model = sides()
+    foreign = query.copy()
+    foreign.X = foreign.X[:, np.random.default_rng(0).permutation(foreign.n_vars)]
+    with pytest.warns(ScvaeWarning, match="another tissue"):
+        scvae.map(foreign, model)
+
+
+def test_differences_by_chance_are_none():
+    random = np.random.default_rng(0)
+    expected_g = random.gamma(1.0, 200.0, 3000)
+    found = []
+    for true in (0.0, 0.3):
+        difference_g = true * random.standard_normal(3000)
+        observed_g = random.poisson(expected_g * np.exp(difference_g))
+        found.append((*typical_difference(observed_g, expected_g, expected_g), difference_g))
+    assert found[0][0] < 0.02
+    assert found[1][0] == pytest.approx(0.3, rel=0.1)
+    shrunk_g, true_g = found[1][1:]
+    raw_g = np.log((observed_g + 0.5) / (expected_g + 0.5))
+    assert ((shrunk_g - true_g) ** 2).mean() < ((raw_g - true_g) ** 2).mean()
+
+
+@QUIET
+def test_mapping_repeats_to_the_bit_and_goes_on_from_a_mapped_model():
+    _, query, model = sides()
+    counts = counts_of(query, "batch")
+    one, two = (map_batches(model, counts, ["batch_3"], reference="reference", seed=3) for _ in range(2))
+    for name, tensor in one.vae.state_dict().items():
+        assert np.array_equal(tensor, two.vae.state_dict()[name]), name
+    more = query[:60].copy()
+    more.obs["batch"] = "batch_4"
+    twice = scvae.map(more, joint(), inplace=False)
+    assert twice.batches == ("batch_1", "batch_2", "batch_3", "batch_4")
+    assert [run["batches"] for run in twice.facts["mapped"]] == [{"batch_3": query.n_obs}, {"batch_4": 60}]
+    before, after = (scvae.embed(query, one, inplace=False).position_nj for one in (joint(), twice))
+    assert np.array_equal(before, after)
+
+
+@QUIET
+def test_both_shells_map_alike(copied):
+    folder = copied.data.parent
+    new, again = folder / "new.scvae", folder / "again.scvae"
+    line = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o"]
+    facts = json.loads(run_well(*line, new, "--json").out)
+    reference = scvae.load(copied.model)
+    mapped = scvae.map(ad.read_h5ad(copied.data), copied.model, batch_key="batch", inplace=False)
+    saved = scvae.load(new)
+    assert saved.batches == mapped.batches == ("reference", "batch_1", "batch_2")
+    for name, tensor in saved.vae.state_dict().items():
+        assert np.array_equal(tensor, mapped.vae.state_dict()[name]), name
+    assert saved.facts["mapped"][0]["reference"] == reference.hash
+    assert saved.hash != reference.hash
+    assert facts["new_batches"] == {"batch_1": 60, "batch_2": 60} or sum(facts["new_batches"].values()) == 120
+    adata = ad.read_h5ad(copied.data)
+    record = json.loads(adata.uns["scvae"]["runs"]["map"])
+    assert record["model_hash"] == saved.hash
+    # The next questions work as with any model.
+    for verb in ("embed", "denoise", "score", "info"):
+        options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
+        run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)
+    run_well(*line, again, "--quiet")
+    assert contents(again)["weights.safetensors"] == contents(new)["weights.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "fragment"),
+    [
+        (["-o", "new.scvae"], USAGE, "batches of the cells are not named"),
+        (["--batch-key", "batch"], USAGE, "needs a folder"),
+        (["--batch-key", "nowhere", "-o", "new.scvae"], DATA, "no column 'nowhere'"),
+        (["--batch", "one", "-o", "new.scvae"], DATA, "already has a column 'batch'"),
+        (["--batch", "one", "--batch-key", "batch", "-o", "new.scvae"], USAGE, "both given"),
+        (["--batch-key", "batch", "-o", "cells.scvae"], USAGE, "the model to map onto"),
+    ],
+)
+def test_what_cannot_be_mapped_is_refused(bench, monkeypatch, options, code, fragment):
+    monkeypatch.chdir(bench.folder)
+    refused(bench.folder, bench.ask("map", *options), code, fragment)
+
+
+def test_models_of_real_numbers_are_refused():
+    adata = tree(60, 20)
+    adata.X = adata.X.toarray() - 1.5
+    adata.obs["batch"] = "one"
+    model = scvae.train(adata, **TINY | {"max_epochs": 1}, likelihood="normal")
+    with pytest.raises(ModelError, match="real numbers"):
+        scvae.map(adata, model, batch_key="batch", inplace=False)
+
+
+def test_another_batch_key_is_refused():
+    _, query, model = sides()
+    with pytest.raises(ConfigError, match="trained with batch_key"):
+        scvae.map(query, model, batch_key="cell_type", inplace=False)
+
+
+@QUIET
+def test_one_new_batch_can_be_named(copied):
+    adata = ad.read_h5ad(copied.data)
+    del adata.obs["batch"]
+    adata.write_h5ad(copied.data)
+    new = copied.data.with_name("new.scvae")
+    run_well("map", copied.data, "-m", copied.model, "--batch", "monday", "-o", new)
+    assert set(ad.read_h5ad(copied.data).obs["batch"]) == {"monday"}
+    assert run_cli("embed", copied.data, "-m", new).code == 0
