@@ -191,7 +191,7 @@ class Question(Generic[AnyOptions, Result]):
 
     def on_umap(self, column: str) -> str:
         """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy."""
-        if self.session.store.obsm(self.names.umap) is None:
+        if self.names.umap not in self.session.store.existing("obsm"):
             return f'sc.pl.umap(adata, color="{column}")'
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
 

@@ -13,6 +13,7 @@ from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
 from scvae_cli.data.tenx_folder import read_tenx_folder
 from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.regular_file import what_it_is
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,6 +79,8 @@ def _read_10x_folder(path: Path) -> AnnData:
 def _read_10x_h5(path: Path) -> AnnData:
     if not path.exists():
         raise DataError(f"{path} does not exist", "check the path")
+    if not path.is_file():
+        raise DataError(f"{path} cannot be read: {what_it_is(path.stat().st_mode)}", "name a 10x .h5 file")
     import scanpy as sc
 
     try:

@@ -53,10 +53,10 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _find(folder: Path, *names: str) -> Path:
-    """Return the first of the named files that exists, gzipped or not."""
+    """Return the first of the named files that exists, gzipped or not; a named pipe or a device is not a file."""
     for name in names:
         for path in (folder / f"{name}.gz", folder / name):
-            if path.exists():
+            if path.is_file():
                 return path
     raise ValueError(f"the folder has no {' or '.join(names)}, gzipped or not")
 
