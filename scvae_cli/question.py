@@ -10,6 +10,7 @@ that takes a `Request` and a `Shell` and returns an `Outcome`.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -317,16 +318,17 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     Otherwise, one of the two files would overwrite the other.
     """
     options = request.options
-    taken = {file.resolve() for file in (request.data, options.output) if isinstance(file, Path)}
+    # `resolve` raises a RuntimeError for a symbolic link to itself.
+    taken = {os.path.realpath(file) for file in (request.data, options.output) if isinstance(file, Path)}
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
     for name in (*kind.extra_files, "plot"):
         file = getattr(options, name, None)
         if file is None:
             continue
-        if file.resolve() in taken:
+        if os.path.realpath(file) in taken:
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")
-        taken.add(file.resolve())
+        taken.add(os.path.realpath(file))
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

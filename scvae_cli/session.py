@@ -14,6 +14,7 @@ import numpy as np
 from scvae_cli._version import __version__
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
+from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
@@ -317,8 +318,10 @@ class Session:
         ------
         DataError
             In the same cases as `check_destination`, and if writing fails.
+        ModelError
+            If a result is not a finite number.
         """
-        slots = spread(slots, self.kept)
+        slots = spread(finite_slots(slots), self.kept)
         record = self.record(slots, names=names, run=run, options=options)
         self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
         self.store.write([*slots, record], output=output, force=force)

@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import gc
 import hashlib
 import io
 import json
@@ -26,7 +28,6 @@ import platform
 import resource
 import shutil
 import signal
-import struct
 import sys
 import tempfile
 import time
@@ -48,6 +49,7 @@ import hostile_models
 import numpy as np
 import scipy.sparse as sp
 import torch
+import typer
 from anndata.io import read_elem
 from simulated import tree
 
@@ -194,10 +196,14 @@ class Attack:
         self.folder = folder
         self.names = make_bases(folder)
         self.model = folder / "cells.scvae"
+        # Typer takes a tenth of a second to make the commands, which every child would need again.
+        typer.main.get_command = functools.cache(typer.main.get_command)
         self.right: dict[tuple[str, str], Any] = {}
         for name in self.names:
             for verb in ("check", "embed", "denoise", "train"):
                 self.right[verb, name] = answer(verb, folder / f"{name}.h5ad", self.model)
+        with contextlib.redirect_stdout(io.StringIO()):
+            run(["info", str(self.model)])
 
     def try_case(self, seed: int, place: Path) -> Case:
         """Make the case of a seed in an empty folder, run its command, and judge."""
@@ -281,7 +287,9 @@ class Attack:
 
     def _state(self, seed: int, random: np.random.Generator, place: Path) -> Case:
         kind = list(hostile_models.KINDS)[seed // 10 % len(hostile_models.KINDS)]
-        self._mutate(hostile_models.KINDS[kind], self.folder / ".half.scvae.partial", place / ".new.scvae.partial", random)
+        self._mutate(
+            hostile_models.KINDS[kind], self.folder / ".half.scvae.partial", place / ".new.scvae.partial", random
+        )
         path = place / "cells.h5ad"
         shutil.copyfile(self.folder / "CSR.h5ad", path)
         arguments = ["train", path, "-m", place / "new.scvae", *FLAGS, "--resume"]
@@ -329,7 +337,7 @@ def _badly_refused(code: int, out: str, err: str, *codes: int) -> str | None:
         return f"exit code {code}: {err[-300:]}"
     if out or len(errors) != 1 or len(lines) != errors[0] + 2 or not lines[-1].startswith("hint: "):
         return f"not one line and a hint: {err[-300:]!r}"
-    if "Traceback" in err or not err.isascii() and any(ord(c) < 32 and c != "\n" for c in err):
+    if "Traceback" in err or (not err.isascii() and any(ord(c) < 32 and c != "\n" for c in err)):
         return "a traceback or control characters"
     return None
 
@@ -382,7 +390,7 @@ def in_child(attack: Attack, seed: int) -> Case:
     family = families[0 if seed % 10 < 6 else 1 if seed % 10 < 9 else 2]
     tables = {"file": damaged_files.KINDS, "model": hostile_models.MODEL_KINDS, "saved state": hostile_models.KINDS}
     kind = list(tables[family])[seed // 10 % len(tables[family])]
-    why = "hang" if status == -1 or os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU else "crash"
+    why = "hang" if status == -1 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU) else "crash"
     return Case(seed, family, kind, "", "", "failed", 0.0, f"{why} ({status})")
 
 
@@ -400,7 +408,7 @@ def _child(attack: Attack, seed: int, place: Path, writing: int) -> None:
         case = attack.try_case(seed, place)
     except BaseException:
         last = traceback.format_exc().splitlines()
-        at = [line.strip() for line in last if line.strip().startswith("File")][-1]
+        at = " < ".join([line.strip() for line in last if line.strip().startswith("File")][:-4:-1])
         case = Case(seed, "", "", "", "", "failed", 0.0, f"traceback: {last[-1][:200]} at {at}")
         tables = (damaged_files.KINDS, hostile_models.MODEL_KINDS, hostile_models.KINDS)
         family = 0 if seed % 10 < 6 else 1 if seed % 10 < 9 else 2
@@ -414,6 +422,9 @@ def serve(seeds: list[int], results: Path, minutes: float) -> None:
     """Try cases one after another, until all are tried or the time is over."""
     with tempfile.TemporaryDirectory() as folder:
         attack = Attack(Path(folder))
+        # A collection in a child would touch, and so copy, all memory of the server.
+        gc.freeze()
+        gc.disable()
         end = time.monotonic() + 60 * minutes
         with results.open("a") as file:
             for seed in seeds:
@@ -492,8 +503,14 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("attack.jsonl"), help="file of lines, one for each case")
     parser.add_argument("--no-report", action="store_true", help="write no table")
     given = parser.parse_args()
-    done = {json.loads(line)["seed"] for line in given.results.read_text().splitlines()} if given.results.exists() else set()
-    seeds = [int(text) for text in given.seeds.split(",")] if given.seeds else range(given.first, given.first + given.cases)
+    done = (
+        {json.loads(line)["seed"] for line in given.results.read_text().splitlines()}
+        if given.results.exists()
+        else set()
+    )
+    seeds = (
+        [int(text) for text in given.seeds.split(",")] if given.seeds else range(given.first, given.first + given.cases)
+    )
     left = [seed for seed in seeds if seed not in done]
     children = []
     for job in range(given.jobs):

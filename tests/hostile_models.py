@@ -38,8 +38,8 @@ STRANGE: list[Callable[[], Any]] = [
     lambda: "\x1b[2J",
     lambda: "\ud800",
     lambda: "x" * 10_000,
-    lambda: [],
-    lambda: {},
+    list,
+    dict,
     lambda: [[]],
     lambda: [1, 2],
     lambda: {"a": {"b": 1}},
@@ -222,7 +222,7 @@ def _names(folder: Path, random: Random) -> None:
         lambda: [b"\x1b[2J\r" + line for line in lines],
         lambda: [b"x" * 100_000, *lines[1:]],
         lambda: lines[::-1],
-        lambda: [],
+        list,
         lambda: [b"", *lines[1:]],
     ]
     path.write_bytes(b"".join(line + b"\n" for line in _any(changes, random)()))

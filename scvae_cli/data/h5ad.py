@@ -27,6 +27,7 @@ from scvae_cli.data.h5ad_damage import (
     text_attribute,
 )
 from scvae_cli.data.h5ad_edit import edit_h5ad
+from scvae_cli.data.h5ad_heaps import check_heaps
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
@@ -45,6 +46,7 @@ class H5adFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open("the file") as file:
+            check_heaps(path)
             for group in ("obs", "var"):
                 if group not in file:
                     raise DataError(f"{path} is HDF5, but not an AnnData: it has no {group}", "write it with anndata")

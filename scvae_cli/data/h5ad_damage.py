@@ -97,11 +97,11 @@ def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
 
     Some programs store them as floats.
     """
-    if values.dtype.kind == "i" or values.dtype.kind == "u" and values.dtype.itemsize < 8:
+    if values.dtype.kind == "i" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
         return values
     if values.dtype.kind not in "uf" or (values != np.rint(values)).any():
         raise ValueError(f"{name} holds values that are not whole numbers")
-    if len(values) and not (-(2.0**62) < values.min() and values.max() < 2.0**62):
+    if len(values) and not (values.min() > -(2.0**62) and values.max() < 2.0**62):
         raise ValueError(f"{name} holds values that are too large")
     return values.astype(np.int64)
 

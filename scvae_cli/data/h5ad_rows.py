@@ -87,7 +87,7 @@ def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
     indices = whole_numbers(item["indices"][values], "indices")
     n_columns = shape_of(item)[1]
     # scipy's C code does not check indices, and its check_format would look at each of them twice.
-    if len(indices) and not (0 <= indices.min() and indices.max() < n_columns):
+    if len(indices) and not (indices.min() >= 0 and indices.max() < n_columns):
         raise ValueError(f"an index of {item.name} is out of range")
     parts = (plain_numbers(item["data"][values]), indices, indptr - indptr[0])
     return sp.csr_matrix(parts, shape=(len(indptr) - 1, n_columns))

@@ -309,7 +309,9 @@ def _reading(folder: Path, name: str) -> Iterator[None]:
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is incomplete: it has no {name}", "restore the file, or train again") from error
     except OSError as error:
-        raise ModelError(f"cannot read {folder / name}: {error.strerror}", "restore the file, or train again") from error
+        raise ModelError(
+            f"cannot read {folder / name}: {error.strerror}", "restore the file, or train again"
+        ) from error
 
 
 def _previous(folder: Path) -> Path:
