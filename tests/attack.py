@@ -5,9 +5,9 @@ everything once and forks a child for each case, so that crashes, hangs and memo
 processor time (and 30 s in all, for machines with other work) and 3 GiB of memory beyond what the imports use.
 
 - **refused well**: exit code 3 for data and 4 for models, one line and a hint, no traceback, the input unchanged.
-- **accepted rightly**: exit code 0, all numbers finite, and the result is the same as from an independent reading of the
-  same file (by anndata, element by element), or from the undamaged file. Of a model whose weights were changed to other
-  finite numbers, only finite numbers are asked for.
+- **accepted rightly**: exit code 0, all numbers finite, and the result is the same as from an independent reading of
+  the same file (by anndata, element by element), or from the undamaged file. Of a model whose weights were changed to
+  other finite numbers, only finite numbers are asked for.
 - **failed**: anything else.
 
 Cases are appended to a file of lines as they end, and cases that are there already are not tried again.
@@ -503,14 +503,11 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=Path("attack.jsonl"), help="file of lines, one for each case")
     parser.add_argument("--no-report", action="store_true", help="write no table")
     given = parser.parse_args()
-    done = (
-        {json.loads(line)["seed"] for line in given.results.read_text().splitlines()}
-        if given.results.exists()
-        else set()
-    )
-    seeds = (
-        [int(text) for text in given.seeds.split(",")] if given.seeds else range(given.first, given.first + given.cases)
-    )
+    lines = given.results.read_text().splitlines() if given.results.exists() else []
+    done = {json.loads(line)["seed"] for line in lines}
+    seeds = list(range(given.first, given.first + given.cases))
+    if given.seeds:
+        seeds = [int(text) for text in given.seeds.split(",")]
     left = [seed for seed in seeds if seed not in done]
     children = []
     for job in range(given.jobs):

@@ -72,7 +72,7 @@ def test_only_regular_files_up_to_a_size_are_read(tmp_path, pipe):
     path.write_bytes(b"four")
     assert read_regular(path, most=4) == b"four"
     for bad, most in ((path, 3), (pipe, 9), (Path("/dev/zero"), 9), (tmp_path, 9)):
-        with pytest.raises(OSError, match="it (is|has)") as caught:
+        with pytest.raises(OSError, match=r"it (is|has)") as caught:
             read_regular(bad, most=most)
         assert caught.value.errno == errno.EINVAL
     with pytest.raises(FileNotFoundError):
