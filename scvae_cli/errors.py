@@ -6,6 +6,8 @@ keeps its traceback. `assert` checks invariants of the code and never input from
 
 from __future__ import annotations
 
+from unicodedata import category
+
 
 def one_line(text: str) -> str:
     """Return a text with control characters escaped, so that names from a file cannot forge lines of a message.
@@ -15,7 +17,7 @@ def one_line(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
 
 
 class ScvaeError(Exception):

@@ -67,8 +67,8 @@ class Console:
 
     def result(self, values: dict[str, Any], text: str) -> None:
         """Print the result, as a JSON object if `json` is True and otherwise as text."""
-        shown = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
-        print(shown, flush=True)
+        lines = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
+        print("\n".join(map(one_line, lines.split("\n"))), flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: float | None) -> Iterator[Advance]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.h5ad_create import new_h5ad
+from scvae_cli.data.h5ad_whole import check_all_stored
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
 from scvae_cli.data.tenx_folder import read_tenx_folder
@@ -84,6 +85,7 @@ def _read_10x_h5(path: Path) -> AnnData:
     import scanpy as sc
 
     try:
+        check_all_stored(path)
         return _unique_genes(sc.read_10x_h5(path))
     except Exception as error:  # the parser raises various errors for damaged files
         raise DataError(
