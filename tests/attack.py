@@ -202,8 +202,16 @@ class Attack:
         for name in self.names:
             for verb in ("check", "embed", "denoise", "train"):
                 self.right[verb, name] = answer(verb, folder / f"{name}.h5ad", self.model)
-        with contextlib.redirect_stdout(io.StringIO()):
-            run(["info", str(self.model)])
+        self._warm()
+
+    def _warm(self) -> None:
+        """Run every command once, so that the children need not load and compile what it uses."""
+        warm = shutil.copyfile(self.folder / "CSR.h5ad", self.folder / "warm.h5ad")
+        model = ["-m", self.model]
+        for command in (["info", warm], ["check", warm], ["embed", warm, *model], ["denoise", warm, *model]):
+            _run(command)
+        _run(["train", warm, "-m", self.folder / "warm.scvae", *FLAGS])
+        _run(["info", self.model, "--json"])
 
     def try_case(self, seed: int, place: Path) -> Case:
         """Make the case of a seed in an empty folder, run its command, and judge."""
