@@ -38,6 +38,7 @@ from scvae_cli.model.folder_checks import (
     most_latent_bytes,
     read_tensors,
 )
+from scvae_cli.model.probe import check_network
 from scvae_cli.model.vae import VAE
 from scvae_cli.regular_file import read_regular, refuse_irregular
 from scvae_cli.strict_json import parse_json
@@ -217,6 +218,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         most = most_latent_bytes(vae.n_latent, len(genes))
         latent = read_tensors(_read_checked(folder, LATENT, config, most=most))
         check_latent(latent, n_latent=vae.n_latent, n_genes=len(genes))
+        check_network(vae, latent["mean_ck"])
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
         mapped = config["format"] > OLDEST_FORMAT
