@@ -167,7 +167,13 @@ class H5adFile:
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
-        edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+        try:
+            edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+        except (ScvaeError, MemoryError):
+            raise
+        except Exception as error:  # a damaged part that no reading touched
+            reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
+            raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         self._read_as = fingerprint(self.path)
 
     def _index(self, location: str) -> np.ndarray:

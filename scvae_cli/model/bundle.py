@@ -206,8 +206,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         genes, heldout_cells, history = _names(texts[GENES]), _names(texts[HELDOUT]), texts[HISTORY].decode()
         check_names("genes", genes)
         check_names("held-out cells", heldout_cells)
-        batches = config["batches"] if isinstance(config["batches"], list) else [None]
-        check_names("batches", batches)
+        batches = check_names("batches", config["batches"])
         check_facts(config["facts"])
         run = RunConfig.from_dict(config["run"])
         vae = empty_network(run.model, len(genes), batches, n_bytes=_size(folder, WEIGHTS))

@@ -45,12 +45,13 @@ def check_facts(facts: Any) -> None:
                 raise ValueError(f"the fact {key} is missing or of another type")
 
 
-def check_names(what: str, names: Sequence[Any]) -> None:
-    """Check that names are texts, and different from each other."""
-    if not all(isinstance(name, str) for name in names):
+def check_names(what: str, names: Any) -> Sequence[str]:
+    """Return names after checking that they are texts, and different from each other."""
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"the names of the {what} are not all texts")
     if len(set(names)) < len(names):
         raise ValueError(f"the names of the {what} are not all different")
+    return names
 
 
 def empty_network(config: ModelConfig, n_genes: int, batches: Sequence[str], *, n_bytes: int) -> VAE:
