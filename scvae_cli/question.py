@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError
+from scvae_cli.errors import ConfigError, ScvaeError
 from scvae_cli.options import declarations
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
@@ -293,7 +293,13 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     question = kind(session, request, shell)
     if question.writes:
         question.check_destination()
-    result = question.answer()
+    try:
+        result = question.answer()
+    except (ScvaeError, MemoryError):
+        raise
+    except Exception:  # absurd weights or counts, or a bug, which keeps its traceback
+        session.refuse_far_cells()
+        raise
     slots: list[str] = []
     if question.writes:
         slots = question.write(result)

@@ -65,6 +65,11 @@ N_CELLS, N_GENES = 60, 30
 DATA, MODEL = 3, 4
 TINY = {"max_epochs": 2, "n_hidden": 8, "n_latent": 3, "batch_size": 32, "threads": 1, "device": "cpu"}
 FLAGS = [part for name, value in TINY.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+# More commands for hostile models, with options that make them quick.
+MORE_VERBS = {
+    "score": ["--samples", "5", "--simulated", "100"],
+    "interpolate": ["--groupby", "batch", "--from", "batch_1", "--to", "batch_2", "--steps", "5"],
+}
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 
@@ -176,8 +181,9 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
     if verb == "check":
         f = json.loads(out)
         return f["n_cells"], f["n_genes"], f["counts_source"], f["zero_share"], f["median_library"], f["ok"]
+    slots = {"embed": "obsm/X_scvae", "denoise": "layers/scvae_denoised", "score": "obs/scvae_elbo"}
     with h5py.File(path) as file:
-        return file["obsm/X_scvae" if verb == "embed" else "layers/scvae_denoised"][:]
+        return file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
 
 
 def hostile_arrays(path: Path) -> dict[str, Any]:
@@ -202,6 +208,10 @@ class Attack:
         for name in self.names:
             for verb in ("check", "embed", "denoise", "train"):
                 self.right[verb, name] = answer(verb, folder / f"{name}.h5ad", self.model)
+        for verb, options in MORE_VERBS.items():
+            asked = shutil.copyfile(folder / "CSR.h5ad", folder / f"{verb}.h5ad")
+            _run([verb, asked, "-m", self.model, *options])
+            self.right[verb, "CSR"] = written_answer(verb, asked, folder, "")
         self._warm()
 
     def _warm(self) -> None:
@@ -272,8 +282,9 @@ class Attack:
         folder, path = place / "cells.scvae", place / "cells.h5ad"
         self._mutate(hostile_models.MODEL_KINDS[kind], self.model, folder, random)
         shutil.copyfile(self.folder / "CSR.h5ad", path)
-        verb = ("info", "embed", "denoise")[int(random.integers(0, 3))]
+        verb = ("info", "embed", "denoise", "score", "interpolate")[int(random.integers(0, 5))]
         arguments = ["info", folder, "--json"] if verb == "info" else [verb, path, "-m", folder]
+        arguments += MORE_VERBS.get(verb, [])
         before, text = _state_of(path), random.random() < 0.5
         code, out, err, seconds = _run(arguments[:-1] if verb == "info" and text else arguments)
         case = Case(seed, "model", kind, "model", verb, "", seconds)

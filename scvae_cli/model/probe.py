@@ -14,8 +14,9 @@ from torch import Tensor
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.vae import VAE
 
-# Positions of cells have about the spread of the prior, 1; no likelihood makes use of larger numbers than these.
-_FARTHEST, _MOST_LOG_VARIANCE, _MOST_LIBRARY = 1e3, 50.0, 1e12
+# Positions of cells have about the spread of the prior, 1; no training gives larger numbers than these.
+FARTHEST = 1e3
+_MOST_LOG_VARIANCE, _MOST_LIBRARY = 50.0, 1e12
 _CELLS = 8
 
 
@@ -34,7 +35,7 @@ def check_network(vae: VAE, mean_ck: Tensor) -> None:
     if vae.batches and not ((vae.batch_share_b >= 0).all() and abs(float(vae.batch_share_b.sum()) - 1) < 1e-3):
         raise ValueError("the shares of the batches do not add up to 1")
     z_ck = mean_ck[:_CELLS]
-    if z_ck.abs().max() > _FARTHEST:
+    if z_ck.abs().max() > FARTHEST:
         raise ValueError("the density lies far from the prior")
     mean_cg = vae.expected_counts(z_ck, vae.reference_library.expand(len(z_ck)), None, with_zero_inflation=True)
     if not torch.isfinite(mean_cg).all():
@@ -42,6 +43,6 @@ def check_network(vae: VAE, mean_ck: Tensor) -> None:
     cells = CellTable(sp.csr_matrix(mean_cg.numpy()), None, torch.device("cpu"), real=not vae.config.of_counts)
     for _, some in cells.in_order(_CELLS):
         posterior = vae.encode(some)
-        near = posterior.mean_nk.abs().max() <= _FARTHEST and posterior.var_nk.log().abs().max() <= _MOST_LOG_VARIANCE
+        near = posterior.mean_nk.abs().max() <= FARTHEST and posterior.var_nk.log().abs().max() <= _MOST_LOG_VARIANCE
         if not near:
             raise ValueError("the weights of the encoder give positions far from the prior")
