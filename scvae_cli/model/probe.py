@@ -14,9 +14,9 @@ from torch import Tensor
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.vae import VAE
 
-# Positions of cells have about the spread of the prior, 1; no training gives larger numbers than these.
-FARTHEST = 1e3
-_MOST_LOG_VARIANCE, _MOST_LIBRARY = 50.0, 1e12
+# Positions of cells have about the spread of the prior, 1. Without a KL term they may lie farther, but not so far.
+FARTHEST = 1e6
+_MOST_LOG_VARIANCE, _MOST_LIBRARY = 80.0, 1e12
 _CELLS = 8
 
 
