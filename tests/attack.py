@@ -87,6 +87,22 @@ class Case:
     why: str = ""
 
 
+TABLES: dict[str, dict[str, Any]] = {
+    "file": damaged_files.KINDS,
+    "model": hostile_models.MODEL_KINDS,
+    "saved state": hostile_models.KINDS,
+}
+# The family of ten seeds in a row.
+FAMILIES = [*["file"] * 6, *["model"] * 3, "saved state"]
+
+
+def family_and_kind(seed: int) -> tuple[str, str]:
+    """What is attacked in the case of a seed, and how; the kinds of a family take turns."""
+    family = FAMILIES[seed % 10]
+    turn = seed // 10 * FAMILIES.count(family) + FAMILIES[: seed % 10].count(family)
+    return family, list(TABLES[family])[turn % len(TABLES[family])]
+
+
 # --- sound inputs -----------------------------------------------------------------------------------------------------
 
 
@@ -228,11 +244,11 @@ class Attack:
     def try_case(self, seed: int, place: Path) -> Case:
         """Make the case of a seed in an empty folder, run its command, and judge."""
         random = np.random.default_rng(seed)
-        family = ("file", "file", "file", "file", "file", "file", "model", "model", "model", "state")[seed % 10]
-        return {"file": self._file, "model": self._model, "state": self._state}[family](seed, random, place)
+        family, kind = family_and_kind(seed)
+        attack = {"file": self._file, "model": self._model, "saved state": self._state}[family]
+        return attack(seed, kind, random, place)
 
-    def _file(self, seed: int, random: np.random.Generator, place: Path) -> Case:
-        kind = list(damaged_files.KINDS)[seed // 10 % len(damaged_files.KINDS)]
+    def _file(self, seed: int, kind: str, random: np.random.Generator, place: Path) -> Case:
         for _ in range(20):
             name = self.names[int(random.integers(0, len(self.names)))]
             path = place / "cells.h5ad"
@@ -279,8 +295,7 @@ class Attack:
             return ended("accepted rightly")
         return ended("failed", "another result than from anndata's reading")
 
-    def _model(self, seed: int, random: np.random.Generator, place: Path) -> Case:
-        kind = list(hostile_models.MODEL_KINDS)[seed // 10 % len(hostile_models.MODEL_KINDS)]
+    def _model(self, seed: int, kind: str, random: np.random.Generator, place: Path) -> Case:
         folder, path = place / "cells.scvae", place / "cells.h5ad"
         self._mutate(hostile_models.MODEL_KINDS[kind], self.model, folder, random)
         shutil.copyfile(self.folder / "CSR.h5ad", path)
@@ -306,8 +321,7 @@ class Attack:
                 wrong = "another result of the same weights"
         return Case(**{**asdict(case), "outcome": "failed" if wrong else "accepted rightly", "why": wrong})
 
-    def _state(self, seed: int, random: np.random.Generator, place: Path) -> Case:
-        kind = list(hostile_models.KINDS)[seed // 10 % len(hostile_models.KINDS)]
+    def _state(self, seed: int, kind: str, random: np.random.Generator, place: Path) -> Case:
         self._mutate(
             hostile_models.KINDS[kind], self.folder / ".half.scvae.partial", place / ".new.scvae.partial", random
         )
@@ -407,12 +421,8 @@ def in_child(attack: Attack, seed: int) -> Case:
         if case.outcome != "failed" and case.seconds > CPU_SECONDS:
             return Case(**{**asdict(case), "outcome": "failed", "why": f"{case.seconds:.1f} s"})
         return case
-    families = {0: "file", 1: "model", 2: "saved state"}
-    family = families[0 if seed % 10 < 6 else 1 if seed % 10 < 9 else 2]
-    tables = {"file": damaged_files.KINDS, "model": hostile_models.MODEL_KINDS, "saved state": hostile_models.KINDS}
-    kind = list(tables[family])[seed // 10 % len(tables[family])]
     why = "hang" if status == -1 or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU) else "crash"
-    return Case(seed, family, kind, "", "", "failed", 0.0, f"{why} ({status})")
+    return Case(seed, *family_and_kind(seed), "", "", "failed", 0.0, f"{why} ({status})")
 
 
 def _child(attack: Attack, seed: int, place: Path, writing: int) -> None:
@@ -430,11 +440,7 @@ def _child(attack: Attack, seed: int, place: Path, writing: int) -> None:
     except BaseException:
         last = traceback.format_exc().splitlines()
         at = " < ".join([line.strip() for line in last if line.strip().startswith("File")][:-4:-1])
-        case = Case(seed, "", "", "", "", "failed", 0.0, f"traceback: {last[-1][:200]} at {at}")
-        tables = (damaged_files.KINDS, hostile_models.MODEL_KINDS, hostile_models.KINDS)
-        family = 0 if seed % 10 < 6 else 1 if seed % 10 < 9 else 2
-        kind = list(tables[family])[seed // 10 % len(tables[family])]
-        case = Case(**{**asdict(case), "family": ("file", "model", "saved state")[family], "kind": kind})
+        case = Case(seed, *family_and_kind(seed), "", "", "failed", 0.0, f"traceback: {last[-1][:200]} at {at}")
     os.write(writing, pickle.dumps(case))
     os._exit(0)
 

@@ -17,7 +17,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server limits its children as Linux does"),
 ]
-N_CASES = 10 * len(damaged_files.KINDS)
+# Every kind is among them.
+N_CASES = 10 * len(hostile_models.KINDS)
 KINDS = [
     *(("file", kind) for kind in damaged_files.KINDS),
     *(("model", kind) for kind in hostile_models.MODEL_KINDS),
