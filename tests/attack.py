@@ -201,6 +201,8 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
     with h5py.File(path) as file:
         if verb == "denoise" and slots[verb] not in file:
             return file["obsm/scvae_denoised"][:]  # of a part of the genes
+        if verb == "denoise":
+            return file[slots[verb]][:][:, file["var/scvae_modelled"][:]]  # NaN for the other genes
         return file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
 
 
