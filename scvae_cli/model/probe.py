@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.minibatches import CellTable
+from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.vae import VAE
 
 # Positions of cells have about the spread of the prior, 1. Without a KL term they may lie farther, but not so far.
@@ -42,7 +43,7 @@ def check_network(vae: VAE, mean_ck: Tensor) -> None:
         raise ValueError("the weights of the decoder give values that are not finite")
     cells = CellTable(sp.csr_matrix(mean_cg.numpy()), None, torch.device("cpu"), real=not vae.config.of_counts)
     for _, some in cells.in_order(_CELLS):
-        posterior = vae.encode(some)
+        posterior = Posterior.from_network(*vae.encoder(some, vae.reference_library))
         near = posterior.mean_nk.abs().max() <= FARTHEST and posterior.var_nk.log().abs().max() <= _MOST_LOG_VARIANCE
         if not near:
             raise ValueError("the weights of the encoder give positions far from the prior")
