@@ -173,11 +173,13 @@ def answer(verb: str, data: Any, model: Path) -> Any:
     if verb == "embed":
         return scvae.embed(data, model, inplace=False, device="cpu").position_nj
     if verb == "denoise":
-        return np.concatenate(list(scvae.denoise(data, model, inplace=False, device="cpu").rows.blocks))
+        found = scvae.denoise(data, model, inplace=False, device="cpu")
+        values = np.concatenate(list(found.rows.blocks))
+        return values[:, found.modelled] if found.columns.in_layer else values
     if verb == "train":
         return _flat(scvae.train(data, **TINY).vae.state_dict())
-    found = scvae.check(data)
-    return found.n_cells, found.n_genes, found.counts_source, found.zero_share, found.median_library, found.ok
+    seen = scvae.check(data)
+    return seen.n_cells, seen.n_genes, seen.counts_source, seen.zero_share, seen.median_library, seen.ok
 
 
 def _flat(tensors: Any) -> np.ndarray:
@@ -266,7 +268,7 @@ class Attack:
         arguments += ["--json"] if verb in ("check", "info") else []
         before = _state_of(path)
         kept = place / "kept.h5ad"
-        if path.is_file() and path.stat().st_size < 1 << 26:
+        if path.is_file() and not path.is_symlink() and path.stat().st_size < 1 << 26:
             shutil.copyfile(path, kept)
         code, out, err, seconds = _run(arguments)
         case = Case(seed, "file", kind, name, verb, "", seconds)

@@ -14,8 +14,11 @@ import numpy as np
 from scvae_cli.errors import DataError
 
 # Arrays up to this size need no check. Compression by gzip saves at most a factor of 1,032, so a larger array that
-# takes less than a two-thousandth of its size in the file was not written by a program that had its values.
-_SMALL_BYTES, _MOST_COMPRESSED = 1 << 26, 2000
+# takes less than a two-thousandth of its size in the file was not written by a program that had its values. Without
+# compression, chunks of zeros may still be left out.
+_SMALL_BYTES, _MOST_COMPRESSED, _MOST_LEFT_OUT = 1 << 26, 2000, 4
+# The longest text or number of a fixed size.
+_LONGEST_VALUE = 1 << 16
 _HINT = "copy or download it again, or write it again with anndata"
 
 
@@ -35,13 +38,19 @@ def check_stored(item: h5py.Dataset) -> h5py.Dataset:
     """Return a dataset whose declared size its stored bytes can hold; raises a ValueError for any other."""
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{item.name} is a group, not an array")
+    if item.dtype.itemsize > _LONGEST_VALUE:
+        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes each")
     declared = item.dtype.itemsize
     for length in item.shape or ():
         declared *= int(length)
     # Small arrays are not asked for their stored size, because that takes time.
-    if declared > _SMALL_BYTES and declared > _MOST_COMPRESSED * int(item.id.get_storage_size()):
+    if declared > _SMALL_BYTES and declared > _factor(item) * int(item.id.get_storage_size()):
         raise ValueError(f"{item.name} declares {declared:,} bytes, but few of them are stored")
     return item
+
+
+def _factor(item: h5py.Dataset) -> int:
+    return _MOST_COMPRESSED if item.id.get_create_plist().get_nfilters() else _MOST_LEFT_OUT
 
 
 def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
