@@ -541,7 +541,7 @@ def main() -> int:
         seeds = [int(text) for text in given.seeds.split(",")]
     left = [seed for seed in seeds if seed not in done]
     children = []
-    for job in range(given.jobs):
+    for job in range(min(given.jobs, len(left))):
         if (child := os.fork()) == 0:
             serve(left[job :: given.jobs], given.results, given.minutes)
             os._exit(0)
