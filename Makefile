@@ -11,7 +11,7 @@ DESEQ2 := .venv-deseq2
 DEMO := demo
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-lowest test-newest lint reference bench gpu clean
+.PHONY: venv demo test test-lowest test-newest lint reference attack bench gpu clean
 
 venv: $(STAMP)
 
@@ -57,6 +57,11 @@ lint: venv
 # Pages and type stubs that are made of the options.
 reference: venv
 	$(BIN)/python docs/make_reference.py
+
+# 10,000 damaged files, hostile models and hostile saved states; the table goes to benchmarks/results/attack.md.
+attack: venv
+	rm -f attack.jsonl
+	$(BIN)/python -W ignore tests/attack.py
 
 # Against scvi-tools and DESeq2, each in an environment of its own. The data sets are named in benchmarks/README.md.
 bench: venv $(PEER)/.installed $(DESEQ2)/.installed

@@ -16,8 +16,11 @@ from typing import Any
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import Declared, build, declarations
+from scvae_cli.regular_file import read_regular
 from scvae_cli.verb import Verb
 from scvae_cli.verbs import VERBS
+
+_MOST_BYTES = 1 << 24
 
 
 def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
@@ -67,7 +70,7 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_regular(file, most=_MOST_BYTES).decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}", "--config takes a TOML file") from error
     except (ValueError, RecursionError) as error:

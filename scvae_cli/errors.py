@@ -6,6 +6,19 @@ keeps its traceback. `assert` checks invariants of the code and never input from
 
 from __future__ import annotations
 
+from unicodedata import category
+
+
+def one_line(text: str) -> str:
+    """Return a text with control characters escaped, so that names from a file cannot forge lines of a message.
+
+    >>> one_line("CD4\\nerror: all is lost")
+    'CD4\\\\nerror: all is lost'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+
 
 class ScvaeError(Exception):
     """A problem that the user can fix.
@@ -21,9 +34,9 @@ class ScvaeError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = one_line(message)
+        self.hint = one_line(hint)
+        super().__init__(self.message)
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -60,4 +73,7 @@ class Interrupted(ScvaeError):
 
 
 class ScvaeWarning(UserWarning):
-    """A warning for the user; the command line prints it to stderr."""
+    """A warning for the user, in one line; the command line prints it to stderr."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))

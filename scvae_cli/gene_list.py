@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from scvae_cli.errors import ConfigError
+from scvae_cli.regular_file import read_regular
+
+# Largest size of a file with gene names.
+MOST_BYTES = 1 << 26
 
 
 def parse_genes(option: str, text: str) -> tuple[str, ...]:
@@ -19,7 +23,9 @@ def parse_genes(option: str, text: str) -> tuple[str, ...]:
     hint = f"{option} takes A,B,C or @FILE with one gene per line; use @FILE if a name contains a comma"
     try:
         in_file = text.startswith("@")
-        named = Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if in_file else text.split(",")
+        named = text.split(",")
+        if in_file:
+            named = read_regular(Path(text[1:]), most=MOST_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read the gene list {text[1:]}", hint) from error
     genes = tuple(dict.fromkeys(gene.strip() for gene in named if gene.strip()))

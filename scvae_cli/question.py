@@ -10,6 +10,7 @@ that takes a `Request` and a `Shell` and returns an `Outcome`.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError
+from scvae_cli.errors import ConfigError, ScvaeError
 from scvae_cli.options import declarations
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
@@ -191,7 +192,7 @@ class Question(Generic[AnyOptions, Result]):
 
     def on_umap(self, column: str) -> str:
         """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy."""
-        if self.session.store.obsm(self.names.umap) is None:
+        if self.names.umap not in self.session.store.existing("obsm"):
             return f'sc.pl.umap(adata, color="{column}")'
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
 
@@ -293,7 +294,13 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     question = kind(session, request, shell)
     if question.writes:
         question.check_destination()
-    result = question.answer()
+    try:
+        result = question.answer()
+    except (ScvaeError, MemoryError):
+        raise
+    except Exception:  # absurd weights or counts, or a bug, which keeps its traceback
+        session.refuse_far_cells()
+        raise
     slots: list[str] = []
     if question.writes:
         slots = question.write(result)
@@ -318,16 +325,17 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     Otherwise, one of the two files would overwrite the other.
     """
     options = request.options
-    taken = {file.resolve() for file in (request.data, options.output) if isinstance(file, Path)}
+    # `resolve` raises a RuntimeError for a symbolic link to itself.
+    taken = {os.path.realpath(file) for file in (request.data, options.output) if isinstance(file, Path)}
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
     for name in (*kind.extra_files, "plot"):
         file = getattr(options, name, None)
         if file is None:
             continue
-        if file.resolve() in taken:
+        if os.path.realpath(file) in taken:
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")
-        taken.add(file.resolve())
+        taken.add(os.path.realpath(file))
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

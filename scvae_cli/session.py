@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from scvae_cli._version import __version__
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
+from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
@@ -29,6 +31,7 @@ from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
 from scvae_cli.model.posterior import Posterior
+from scvae_cli.model.probe import FARTHEST
 from scvae_cli.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -204,6 +207,20 @@ class Session:
             self.model, counts, self.cells.mean_nk, missing=self.missing_genes, progress=self.progress
         )
 
+    def refuse_far_cells(self) -> None:
+        """Raise a ModelError if cells have no position, or one that no training gives.
+
+        Any computation may fail with such positions; this function says why it did.
+        """
+        mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
+        usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)
+        if not usable_n.all():
+            first = self.counts.cell_names[int(torch.nonzero(~usable_n)[0])]
+            raise ModelError(
+                f"the model has no usable position for {int((~usable_n).sum())} cell(s); the first is {first!r}",
+                "look for extreme counts with scvae check, or train the model again",
+            )
+
     @property
     def position_n2(self) -> np.ndarray:
         """Positions of the cells on the first two latent axes, for figures; without a second axis, its values are 0."""
@@ -348,8 +365,10 @@ class Session:
         ------
         DataError
             In the same cases as `check_destination`, and if writing fails.
+        ModelError
+            If a result is not a finite number.
         """
-        slots = spread(slots, self.kept)
+        slots = spread(finite_slots(slots), self.kept)
         record = self.record(slots, names=names, run=run, options=options)
         self.check_destination([slot.path for slot in slots], names=names, output=output, force=force)
         self.store.write([*slots, record], output=output, force=force)

@@ -130,7 +130,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
             *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
             *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),
         ],
-        "map": ["map", *asked, "--batch-key", "batch", "-o", folder / "new.scvae"],
+        "map": ["map", *asked, "--batch-key", "batch", "--false-alarms", "0.2", "-o", folder / "new.scvae"],
         "sweep": ["sweep", copied.data, "--beta", "0.1,100", *(TINY[:2] + TINY[6:])],
         "diagnose": ["diagnose", *asked, "--samples", "4", "--refine", "2", "--quick"],
         "info MODEL": ["info", copied.model],
@@ -247,7 +247,7 @@ def test_version():
 
 
 def test_unknown_command():
-    assert run_cli("annotate").code == 2
+    assert run_cli("unheard-of").code == 2
 
 
 @pytest.mark.parametrize("name", OPTIONS)

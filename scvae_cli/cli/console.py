@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scvae_cli.errors import ScvaeError, ScvaeWarning
+from scvae_cli.errors import ScvaeError, ScvaeWarning, one_line
 from scvae_cli.progress import Advance, silent
 
 
@@ -40,7 +40,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr, even if `quiet` is True."""
-        print(f"warning: {text}", file=sys.stderr, flush=True)
+        print(f"warning: {one_line(text)}", file=sys.stderr, flush=True)
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
@@ -63,12 +63,12 @@ class Console:
 
     def next_step(self, text: str) -> None:
         """Print the command to run next."""
-        self.info(f"next: {text}")
+        self.info(f"next: {one_line(text)}")
 
     def result(self, values: dict[str, Any], text: str) -> None:
         """Print the result, as a JSON object if `json` is True and otherwise as text."""
-        shown = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
-        print(shown, flush=True)
+        lines = json_module.dumps(_plain(values), indent=1, allow_nan=False) if self.json else text
+        print("\n".join(map(one_line, lines.split("\n"))), flush=True)
 
     @contextlib.contextmanager
     def progress(self, title: str, total: float | None) -> Iterator[Advance]:

@@ -22,15 +22,19 @@ from scvae_cli.errors import DataError
 # Number of values of a large matrix that are checked at once, which limits the memory needed.
 VALUES_AT_ONCE = 1 << 20
 
+# Larger numbers are no counts of molecules or reads, and float32 holds only their first seven digits.
+_LARGEST_COUNT = 2**31 - 1
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
     ("an infinite value", np.isinf),
     ("a negative value ({:.4g})", lambda values: values < 0),
     ("values that are not whole numbers ({:.4g})", lambda values: values != np.rint(values)),
+    ("a value too large for a count ({:.4g})", lambda values: values > _LARGEST_COUNT),
 ]
 _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
-    ("a negative value ({})", lambda values: values < 0)
+    ("a negative value ({})", lambda values: values < 0),
+    ("a value too large for a count ({})", lambda values: values > _LARGEST_COUNT),
 ]
 # Values that are refused in real-valued data. scvae computes in float32, so values outside its range are refused.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -131,8 +135,8 @@ def read_counts(
     read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. From raw, only the
     genes in var_names are read.
 
-    Raises a DataError if there are no cells or genes, if gene or cell names are not unique, or if no matrix contains
-    only raw counts. With `real`, a matrix may contain any finite numbers.
+    Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
+    no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
     """
     n_cells, n_genes = len(store.cell_names), len(store.gene_names)
     if n_cells == 0 or n_genes == 0:
@@ -143,6 +147,11 @@ def read_counts(
         if duplicate is not None:
             message = f"{store.title}: {kind} name {duplicate!r} occurs more than once"
             raise DataError(message, f"adata.{frame}_names_make_unique()")
+        if "\n" in "".join(names):
+            broken = next(name for name in names if "\n" in name)
+            # A model stores one name per line.
+            message = f"{store.title}: {kind} name {broken!r} has a line break"
+            raise DataError(message, f"rename it: adata.{frame}_names = [...]")
 
     refusals = []
     for name in candidate_matrices(store, layer, real=real):
@@ -271,11 +280,11 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
     ('a negative value (-2)', 2)
     """
-    if values.size == 0 or values.dtype.kind in "ub":
+    if values.size == 0 or values.dtype.kind == "b" or (values.dtype.kind == "u" and values.dtype.itemsize < 4):
         return None
-    faults = _FAULTS_OF_INTEGERS if values.dtype.kind == "i" else _FAULTS
+    faults = _FAULTS_OF_INTEGERS if values.dtype.kind in "iu" else _FAULTS
     if real:
-        faults = [] if values.dtype.kind == "i" else _FAULTS_OF_REAL
+        faults = [] if values.dtype.kind in "iu" else _FAULTS_OF_REAL
     for reason, has_it in faults:
         for start in range(0, values.size, VALUES_AT_ONCE):
             bad = has_it(values[start : start + VALUES_AT_ONCE])

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.h5ad_create import new_h5ad
+from scvae_cli.data.h5ad_whole import check_all_stored
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
 from scvae_cli.data.tenx_folder import read_tenx_folder
 from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.regular_file import what_it_is
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -78,9 +80,12 @@ def _read_10x_folder(path: Path) -> AnnData:
 def _read_10x_h5(path: Path) -> AnnData:
     if not path.exists():
         raise DataError(f"{path} does not exist", "check the path")
+    if not path.is_file():
+        raise DataError(f"{path} cannot be read: {what_it_is(path.stat().st_mode)}", "name a 10x .h5 file")
     import scanpy as sc
 
     try:
+        check_all_stored(path)
         return _unique_genes(sc.read_10x_h5(path))
     except Exception as error:  # the parser raises various errors for damaged files
         raise DataError(

@@ -18,6 +18,8 @@ from scvae_cli.data.gene_names import GeneNames, listed
 from scvae_cli.data.moments import moments
 from scvae_cli.data.variable_genes import most_variable
 from scvae_cli.errors import DataError
+from scvae_cli.gene_list import MOST_BYTES
+from scvae_cli.regular_file import read_regular
 
 # A gene that is expressed in fewer training cells than this carries no information that a model could learn.
 MIN_CELLS = 3
@@ -133,7 +135,7 @@ def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[n
 
 def _listed(counts: Counts, path: Path, names: GeneNames | None) -> np.ndarray:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_regular(path, most=MOST_BYTES).decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
             f"cannot read the gene list {path}", "use --genes @FILE with a text file that has one gene per line"

@@ -17,23 +17,36 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
+from scvae_cli.data.h5ad_damage import (
+    check_column,
+    check_stored,
+    check_vector,
+    damaged,
+    keys_of,
+    reason_of,
+    text_attribute,
+)
 from scvae_cli.data.h5ad_edit import edit_h5ad
+from scvae_cli.data.h5ad_heaps import check_heaps
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
 from scvae_cli.data.store import category_labels, category_order, refuse_twins
-from scvae_cli.errors import DataError
+from scvae_cli.errors import DataError, ScvaeError
+from scvae_cli.regular_file import what_it_is
 
 
 class H5adFile:
     """The cells of an .h5ad file (a `CellStore`).
 
-    Raises a DataError if the file does not exist, is a folder, is not HDF5, is truncated, or is not an AnnData.
+    Raises a DataError if the file does not exist, is not a regular file, is not HDF5, is truncated, or is not an
+    AnnData. Each method raises a DataError if the element that it reads is damaged.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._open() as file:
+        with self._open("the file") as file:
+            check_heaps(path)
             for group in ("obs", "var"):
                 if group not in file:
                     raise DataError(f"{path} is HDF5, but not an AnnData: it has no {group}", "write it with anndata")
@@ -53,7 +66,7 @@ class H5adFile:
 
     @cached_property
     def obs_keys(self) -> list[str]:
-        with self._open() as file:
+        with self._open("obs") as file:
             return _columns(file["obs"])
 
     @cached_property
@@ -62,8 +75,8 @@ class H5adFile:
 
     @cached_property
     def matrix_names(self) -> list[str]:
-        with self._open() as file:
-            names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
+        names = ['layers["counts"]'] if "counts" in self.layer_keys else []
+        with self._open("X") as file:
             names += ["X"] if "X" in file and is_matrix(file["X"]) else []
             # A missing raw may be stored as null.
             names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
@@ -82,26 +95,33 @@ class H5adFile:
         return category_labels(self._column("obs", key))
 
     def _column(self, group: str, key: str) -> Any:
-        with self._open() as file:
+        length = len(self.cell_names if group == "obs" else self.gene_names)
+        with self._open(f"{group}[{key!r}]") as file:
             frame = file[group]
             refuse_twins(self.title, group, _columns(frame), key)
             if isinstance(frame, h5py.Dataset):
+                check_vector(frame, length)
                 return _field(frame, key, file.get(f"uns/{key}_categories"))
+            check_column(frame[key], length)
             categories = frame.get(f"__categories/{key}")
             return self._element(frame[key]) if categories is None else self._categorical(frame[key], categories)
 
     def obsm(self, key: str) -> np.ndarray | None:
-        with self._open() as file:
+        with self._open(f"obsm[{key!r}]") as file:
             element = file.get(f"obsm/{key}")
-            return np.asarray(element) if isinstance(element, h5py.Dataset) else None
+            if not isinstance(element, h5py.Dataset):
+                return None
+            if check_stored(element).dtype.kind not in "fiub" or element.shape[:1] != self.cell_names.shape:
+                raise ValueError(f"it has type {element.dtype} and shape {element.shape}")
+            return np.asarray(element)
 
     def matrix_genes(self, name: str) -> np.ndarray:
         return self._index("raw/var") if name == "raw" else self.gene_names
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
-        with self._open() as file:
+        expected = (len(self.cell_names), len(self.matrix_genes(name)))
+        with self._open(name) as file:
             item = file[_location(name)]
-            expected = (len(self.cell_names), len(self.matrix_genes(name)))
             if shape_of(item) != expected:
                 raise DataError(
                     f"{self.title}: {name} has shape {shape_of(item)}, but there are {expected[0]} cells and "
@@ -110,25 +130,24 @@ class H5adFile:
             yield from row_blocks(item, self.title)
 
     def existing(self, group: str) -> list[str]:
-        with self._open() as file:
+        with self._open(group) as file:
             if group in ("obs", "var"):
                 return _columns(file[group])
-            if group not in file:
-                return []
-            if isinstance(file[group], h5py.Dataset):
-                return list(file[group].dtype.names or ())
-            if group != "uns":
-                return list(file[group])
-            paths: list[str] = []
-            file["uns"].visit(paths.append)
-            return paths
+            item = file
+            for name in group.split("/"):
+                if not isinstance(item, h5py.Group) or name not in item:
+                    return []
+                item = item[name]
+            if isinstance(item, h5py.Dataset):
+                return list(item.dtype.names or ())
+            return keys_of(item)
 
     def uns_text(self, key: str) -> str | None:
-        with self._open() as file:
+        with self._open(f"uns/{key}") as file:
             item = file.get(f"uns/{key}")
             if not isinstance(item, h5py.Dataset) or item.shape != () or h5py.check_string_dtype(item.dtype) is None:
                 return None
-            value: str = item.asstr()[()]
+            value: str = check_stored(item).asstr()[()]
             return value
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
@@ -137,7 +156,7 @@ class H5adFile:
         if target.resolve() != self.path.resolve():
             check_new_file(target, force=force)
         check_writable(target)
-        with self._open() as file:
+        with self._open("the file") as file:
             for group in sorted({path.split("/")[0] for path in paths}):
                 if isinstance(file.get(group), h5py.Dataset):
                     raise DataError(
@@ -148,39 +167,43 @@ class H5adFile:
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
-        edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+        try:
+            edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+        except (ScvaeError, MemoryError):
+            raise
+        except Exception as error:  # a damaged part that no reading touched
+            reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
+            raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         self._read_as = fingerprint(self.path)
 
     def _index(self, location: str) -> np.ndarray:
-        with self._open() as file:
+        with self._open(f"the index of {location}") as file:
             frame = file[location]
             if isinstance(frame, h5py.Dataset):
-                names = _field(frame, frame.dtype.names[0])
+                names = _field(check_vector(frame), (frame.dtype.names or ("index",))[0])
             else:
-                key = frame.attrs.get("_index", "index" if "index" in frame else "_index")
+                key = text_attribute(frame, "_index") or ("index" if "index" in frame else "_index")
                 names = self._strings(frame[key])
-        return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
+            if np.ndim(names) != 1:
+                raise ValueError(f"it has {np.ndim(names)} dimensions")
+            return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
         """Read names; names in the usual format are read without anndata, because anndata is slow to import."""
-        if isinstance(item, h5py.Dataset) and item.attrs.get("encoding-type") == "string-array":
+        if isinstance(item, h5py.Dataset):
+            check_vector(item)
             kind = h5py.check_string_dtype(item.dtype)
-            if kind is not None and kind.length is None:
-                with contextlib.suppress(UnicodeDecodeError):  # anndata explains the error below
-                    return item.asstr()[()]
+            if text_attribute(item, "encoding-type") == "string-array" and kind is not None and kind.length is None:
+                return item.asstr()[()]
+        else:
+            check_column(item, len(item.get("codes", item.get("mask", ()))))
         return self._element(item)
 
     def _element(self, item: h5py.Group | h5py.Dataset) -> Any:
         """Read an element with anndata."""
         from anndata.io import read_elem
 
-        try:
-            return read_elem(item)
-        except Exception as error:  # anndata raises various errors for unknown or damaged encodings
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(
-                f"{self.path}: {item.name} cannot be read: {reason}", "update anndata, or write the file again"
-            ) from error
+        return read_elem(item)
 
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
         """Read a categorical column as anndata before 0.8 wrote it: the codes and the categories apart.
@@ -190,28 +213,31 @@ class H5adFile:
         import pandas as pd
 
         ordered = bool(categories.attrs.get("ordered", False))
-        try:
-            return pd.Categorical.from_codes(self._element(codes), self._element(categories), ordered=ordered)
-        except ValueError as error:
-            raise DataError(f"{self.path}: {codes.name} cannot be read: {error}", "write the file again") from error
+        check_vector(categories)
+        return pd.Categorical.from_codes(self._element(codes), self._element(categories), ordered=ordered)
 
     @contextlib.contextmanager
-    def _open(self) -> Iterator[h5py.File]:
+    def _open(self, element: str) -> Iterator[h5py.File]:
+        """Context manager that opens the file to read one element, which the error names if this fails."""
         if not self.path.exists():
             raise DataError(f"{self.path} does not exist", "check the path")
         if self.path.is_dir():
             raise DataError(f"{self.path} is a folder, not an .h5ad file", "name the .h5ad file")
+        if not self.path.is_file():
+            raise DataError(f"{self.path} cannot be read: {what_it_is(self.path.stat().st_mode)}", "name an .h5ad file")
         try:
             file = h5py.File(self.path, "r")
         except OSError as error:
             raise DataError(*_why_not_open(self.path, error)) from error
-        with file:
-            try:
+        except Exception as error:
+            raise damaged(self.path, "the file", reason_of(error)) from error
+        try:
+            with file:
                 yield file
-            except (OSError, KeyError) as error:
-                # HDF5 reports a damaged part of a file only when this part is read.
-                reason = str(error).splitlines()[0]
-                raise DataError(f"{self.path} is damaged: {reason}", "copy or download it again") from error
+        except (ScvaeError, MemoryError):
+            raise
+        except Exception as error:  # h5py, anndata, pandas and numpy raise various errors for damaged elements
+            raise damaged(self.path, element, reason_of(error)) from error
 
 
 def _why_not_open(path: Path, error: OSError) -> tuple[str, str]:
@@ -232,8 +258,8 @@ def _why_not_open(path: Path, error: OSError) -> tuple[str, str]:
 def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:
     if isinstance(frame, h5py.Dataset):
         return list(frame.dtype.names or ())[1:]
-    index = frame.attrs.get("_index", "_index")
-    return [key for key in frame if key not in (index, "__categories")]
+    index = text_attribute(frame, "_index") or "_index"
+    return [key for key in keys_of(frame) if key not in (index, "__categories")]
 
 
 def _location(name: str) -> str:

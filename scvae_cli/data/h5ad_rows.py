@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.h5ad_damage import check_stored, check_vector, text_attribute, whole_numbers
 from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
@@ -29,46 +30,67 @@ def is_matrix(item: Any) -> bool:
 
 
 def shape_of(item: h5py.Group | h5py.Dataset) -> tuple[int, ...]:
-    """Return the shape of a matrix; matrices from before anndata 0.7 are supported."""
+    """Return the shape of a matrix; matrices from before anndata 0.7 are supported.
+
+    Raises a ValueError if a sparse matrix has no shape, or its shape is not two whole numbers.
+    """
     if isinstance(item, h5py.Dataset):
         return tuple(item.shape or ())
-    return tuple(int(n) for n in item.attrs.get("shape", item.attrs.get("h5sparse_shape", ())))
+    shape = np.asarray(item.attrs.get("shape", item.attrs.get("h5sparse_shape", ())))
+    if shape.shape != (2,) or shape.dtype.kind not in "iu" or (shape < 0).any():
+        raise ValueError(f"the shape of {item.name} is not two whole numbers")
+    return tuple(int(n) for n in shape)
 
 
 def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_matrix]:
     """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
-    Raises a DataError if the element is not a matrix, does not contain numbers, or has inconsistent indices.
+    Raises a DataError if the element is not a matrix or does not contain numbers, and a ValueError if its parts do not
+    fit together. The caller must have compared its shape with the numbers of cells and genes.
     """
     if not is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write the file with anndata")
-    kind = item.dtype.kind if isinstance(item, h5py.Dataset) else item["data"].dtype.kind
-    if kind not in "fiub":
+    values = check_stored(item if isinstance(item, h5py.Dataset) else check_vector(item["data"]))
+    if values.dtype.kind not in "fiub":
         raise DataError(f"{title}: {item.name} does not hold numbers", "store counts as integers or floats")
     if isinstance(item, h5py.Dataset):
         step = max(1, BLOCK_VALUES // max(1, item.shape[1]))
         for start in range(0, item.shape[0], step):
             yield sp.csr_matrix(plain_numbers(item[start : start + step]))
         return
-    encoding = str(item.attrs.get("encoding-type", item.attrs.get("h5sparse_format", "csr")))
-    read = _blocks_of_columns if encoding.startswith("csc") else _blocks_of_rows
-    try:
-        yield from read(item)
-    except ValueError as error:
-        raise DataError(f"{title} is damaged: {error}", "copy or download it again") from error
+    encoding = text_attribute(item, "encoding-type") or text_attribute(item, "h5sparse_format") or "csr"
+    if not encoding.startswith(("csr", "csc")):
+        raise DataError(f"{title}: {item.name} is stored as {encoding!r}", "store it as CSR, CSC or a dense array")
+    yield from _blocks_of_columns(item) if encoding.startswith("csc") else _blocks_of_rows(item)
+
+
+def _pointers(item: h5py.Group, n: int) -> np.ndarray:
+    """Read and check the pointers of a sparse matrix with n rows (CSR) or columns (CSC), shape (n + 1,), int64."""
+    stored = len(item["data"])
+    check_vector(item["indices"], stored)
+    indptr = whole_numbers(check_vector(item["indptr"], n + 1)[:], "indptr").astype(np.int64)
+    if indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
+        raise ValueError(f"the pointers of {item.name} do not rise from 0 to the number of its values")
+    return indptr
 
 
 def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     """Read a CSR matrix in blocks of rows."""
-    indptr = item["indptr"][:].astype(np.int64)
-    for start, end in _row_ranges(indptr, shape_of(item)[0], BLOCK_VALUES):
+    n_rows = shape_of(item)[0]
+    indptr = _pointers(item, n_rows)
+    for start, end in _row_ranges(indptr, n_rows, BLOCK_VALUES):
         yield _csr_rows(item, indptr[start : end + 1])
 
 
 def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
     values = slice(int(indptr[0]), int(indptr[-1]))
-    parts = (plain_numbers(item["data"][values]), item["indices"][values], indptr - indptr[0])
-    return _sound(sp.csr_matrix(parts, shape=(len(indptr) - 1, shape_of(item)[1])))
+    indices = whole_numbers(item["indices"][values], "indices")
+    n_columns = shape_of(item)[1]
+    # scipy's C code does not check indices, and its check_format would look at each of them twice.
+    if len(indices) and not (indices.min() >= 0 and indices.max() < n_columns):
+        raise ValueError(f"an index of {item.name} is out of range")
+    parts = (plain_numbers(item["data"][values]), indices, indptr - indptr[0])
+    return sp.csr_matrix(parts, shape=(len(indptr) - 1, n_columns))
 
 
 def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
@@ -77,15 +99,12 @@ def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     One pass over the matrix counts the values per row. Each block then needs another pass.
     """
     n_rows, n_columns = shape_of(item)
-    indptr = item["indptr"][:].astype(np.int64)
-    stored = min(len(item["indices"]), len(item["data"]))
-    if len(indptr) != n_columns + 1 or indptr[0] != 0 or indptr[-1] > stored or (np.diff(indptr) < 0).any():
-        raise ValueError(f"the column pointers of {item.name} do not fit its columns")
+    indptr = _pointers(item, n_columns)
     lengths = np.zeros(n_rows, dtype=np.int64)
     for values in _segments(indptr):
-        rows = item["indices"][values]
+        rows = whole_numbers(item["indices"][values], "indices")
         if rows.min() < 0 or rows.max() >= n_rows:
-            raise ValueError(f"a row index of {item.name} is out of range")
+            raise ValueError(f"an index of {item.name} is out of range")
         lengths += np.bincount(rows, minlength=n_rows)
     row_ends = np.concatenate([[0], np.cumsum(lengths)])
     for start, end in _row_ranges(row_ends, n_rows, max(BLOCK_VALUES, int(indptr[-1]) // _MAX_PASSES)):
@@ -99,7 +118,7 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
     lengths = np.zeros(len(columns), dtype=np.int64)
     filled = 0
     for values in _segments(indptr):
-        row = item["indices"][values]
+        row = whole_numbers(item["indices"][values], "indices")
         inside = (row >= start) & (row < end)
         after = filled + int(np.count_nonzero(inside))
         data[filled:after] = item["data"][values][inside]
@@ -109,7 +128,7 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
         lengths += np.bincount(np.repeat(columns, in_segment)[inside], minlength=len(columns))
         filled = after
     parts = (data, rows, np.concatenate([[0], np.cumsum(lengths)]))
-    return _sound(sp.csc_matrix(parts, shape=(end - start, len(columns)))).tocsr()
+    return sp.csc_matrix(parts, shape=(end - start, len(columns))).tocsr()
 
 
 def _segments(indptr: np.ndarray) -> Iterator[slice]:
@@ -126,12 +145,6 @@ def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tupl
         end = min(max(end, start + 1), n_rows)
         yield start, end
         start = end
-
-
-def _sound(matrix: Any) -> Any:
-    """Check the indices of a matrix, because scipy's C code does not check them, and return the matrix."""
-    matrix.check_format()
-    return matrix
 
 
 def plain_numbers(values: np.ndarray) -> np.ndarray:

@@ -110,9 +110,12 @@ class AnnDataStore:
             yield sp.csr_matrix(plain_numbers(matrix[start : start + _DENSE_BLOCK_ROWS]))
 
     def existing(self, group: str) -> list[str]:
-        if group == "uns":
-            return list(_paths(self.adata.uns))
-        container = getattr(self.adata, group)
+        group, *names = group.split("/")
+        container: Any = getattr(self.adata, group)
+        for name in names:
+            container = container.get(name) if hasattr(container, "keys") else None
+        if not hasattr(container, "keys"):
+            return []
         return [str(key) for key in (container.columns if group in ("obs", "var") else container) if key is not None]
 
     def uns_text(self, key: str) -> str | None:
@@ -153,10 +156,3 @@ class AnnDataStore:
                     parent[folder] = {}
                 parent = parent[folder]
             parent[key] = value
-
-
-def _paths(mapping: Any, prefix: str = "") -> Iterator[str]:
-    for key, value in mapping.items():
-        yield f"{prefix}{key}"
-        if hasattr(value, "items"):
-            yield from _paths(value, f"{prefix}{key}/")

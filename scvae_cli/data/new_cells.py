@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from scvae_cli.data.atomic import check_new_file, check_writable
+from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.h5ad_create import create_h5ad
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.slots import Slot
@@ -41,7 +42,11 @@ class NewCells:
     slots: Sequence[Slot]
 
     def write(self, path: Path, *, force: bool) -> None:
-        """Write the cells to a new file, completely or not at all. Raises the errors of `create_h5ad`."""
+        """Write the cells to a new file, completely or not at all.
+
+        Raises the errors of `create_h5ad`, and a ModelError if a value is not finite.
+        """
+        finite_slots(self.slots)
         uns: dict[str, Any] = {}
         for slot in self._of("uns"):
             *folders, key = slot.key.split("/")

@@ -15,6 +15,7 @@ import numpy as np
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames, slug
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.strict_json import parse_json
 
 
 def provenance(
@@ -54,18 +55,25 @@ _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": s
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
     """Return the records of all runs that a store contains under `key_added`, by the name of the run."""
-    prefix = f"{key_added}/runs/"
+    folder = f"{key_added}/runs"
     runs = {}
-    for path in store.existing("uns"):
-        if not path.startswith(prefix):
-            continue
+    for name in store.existing(f"uns/{folder}"):
         try:
-            record = json.loads(store.uns_text(path) or "")
-        except json.JSONDecodeError:
+            record = parse_json(store.uns_text(f"{folder}/{name}") or "")
+        except ValueError:
             continue
-        if isinstance(record, dict) and all(isinstance(record.get(k), kind) for k, kind in _RECORD.items()):
-            runs[path[len(prefix) :]] = record
+        if _is_record(record):
+            runs[name] = record
     return runs
+
+
+def _is_record(value: Any) -> bool:
+    if not (isinstance(value, dict) and all(isinstance(value.get(k), kind) for k, kind in _RECORD.items())):
+        return False
+    earlier = value.get("earlier", {})
+    texts = [*value["slots"], *(earlier.values() if isinstance(earlier, dict) else [None])]
+    # The slots of a record are AnnData keys such as "obsm/X_scvae".
+    return all(isinstance(text, str) for text in texts) and all("/" in path for path in value["slots"])
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
@@ -121,5 +129,5 @@ def refuse_another(
 
 
 def _is_there(store: CellStore, path: str) -> bool:
-    group, key = path.split("/", 1)
-    return key in store.existing(group)
+    mapping, _, key = path.rpartition("/")
+    return key in store.existing(mapping)

@@ -49,11 +49,14 @@ class Slot:
     value
         A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of these, or
         (layers and obsm only) a `RowBlocks`.
+    may_lack
+        Whether NaN may stand for missing values. Results for cells that were left out are NaN in any case.
     """
 
     group: str
     key: str
     value: Any
+    may_lack: bool = False
 
     @property
     def path(self) -> str:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 # Feature type of genes; a folder may also contain antibodies and guide RNAs.
 _GENES = "Gene Expression"
+# Least size of a value in a matrix.mtx: a line such as "1 1 1", or in a dense matrix "1".
+_LINE_BYTES = 2
 
 
 def read_tenx_folder(folder: Path) -> AnnData:
@@ -30,18 +32,23 @@ def read_tenx_folder(folder: Path) -> AnnData:
     """
     import anndata
     import pandas as pd
-    from scipy.io import mmread
+    from scipy.io import mminfo, mmread
 
     matrix, features, barcodes = (
         _find(folder, *names) for names in (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",))
     )
-    counts = sp.csr_matrix(mmread(matrix).T, dtype=np.float32)
     cells, lines = [row[0] for row in _rows(barcodes)], _rows(features)
-    if counts.shape != (len(cells), len(lines)):
+    # The header is read first, because a reader asks for as much memory as it declares.
+    n_features, n_cells, n_values = mminfo(matrix)[:3]
+    if (n_cells, n_features) != (len(cells), len(lines)):
         raise ValueError(
-            f"{matrix.name} has {counts.shape[1]:,} features × {counts.shape[0]:,} cells, but {features.name} has "
+            f"{matrix.name} has {n_features:,} features × {n_cells:,} cells, but {features.name} has "
             f"{len(lines):,} lines and {barcodes.name} has {len(cells):,}"
         )
+    most_compressed = 1100 if matrix.suffix == ".gz" else 1
+    if n_values * _LINE_BYTES > matrix.stat().st_size * most_compressed:
+        raise ValueError(f"{matrix.name} declares {n_values:,} values, more than it can hold")
+    counts = sp.csr_matrix(mmread(matrix).T, dtype=np.float32)
     symbols = pd.Index([row[1] if len(row) > 1 else row[0] for row in lines], dtype=object)
     genes = pd.DataFrame({"gene_ids": [row[0] for row in lines]}, index=symbols)
     adata = anndata.AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=genes)
@@ -53,10 +60,10 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _find(folder: Path, *names: str) -> Path:
-    """Return the first of the named files that exists, gzipped or not."""
+    """Return the first of the named files that exists, gzipped or not; a named pipe or a device is not a file."""
     for name in names:
         for path in (folder / f"{name}.gz", folder / name):
-            if path.exists():
+            if path.is_file():
                 return path
     raise ValueError(f"the folder has no {' or '.join(names)}, gzipped or not")
 

@@ -7,18 +7,18 @@ folder contains code, so loading a model from an untrusted source runs no code.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from scvae_cli._version import __version__
@@ -28,13 +28,29 @@ from scvae_cli.errors import ConfigError, ModelError
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.expression_space import ExpressionSpace
+from scvae_cli.model.folder_checks import (
+    check_facts,
+    check_latent,
+    check_mapped,
+    check_names,
+    check_shapes,
+    empty_network,
+    most_bytes,
+    most_latent_bytes,
+    read_tensors,
+)
+from scvae_cli.model.probe import check_network
 from scvae_cli.model.vae import VAE
+from scvae_cli.regular_file import read_regular, refuse_irregular
+from scvae_cli.strict_json import parse_json
 
 # Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them. A
 # model is written in the oldest format that can hold it, and all of these formats are read.
 FORMAT, WITHOUT_MAPPED, OLDEST_FORMAT = 5, 4, 3
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
+# Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
+_MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,46 +209,53 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
             f"there is no model folder {folder}", "train a model (scvae train DATA.h5ad), or name its folder with -m"
         )
     config = _read_config(folder)
-    files = {name: _read(folder, name) for name in (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)}
-    found = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    found[CONFIG] = _own_sha256(config)
-    for name in files:
-        if found[name] != config["sha256"].get(name):
-            changed = f"{folder / name} is not the file that was saved with this model"
-            raise ModelError(changed, "restore the file, or train again")
+    _check_hash(folder, CONFIG, config, _own_sha256(config))
+    texts = {name: _read_checked(folder, name, config, most=_MOST_TEXT) for name in (GENES, HELDOUT, HISTORY)}
     try:
-        genes = _names(files[GENES])
+        genes, heldout_cells, history = _names(texts[GENES]), _names(texts[HELDOUT]), texts[HISTORY].decode()
+        check_names("genes", genes)
+        check_names("held-out cells", heldout_cells)
+        batches = check_names("batches", config["batches"])
+        check_facts(config["facts"])
         run = RunConfig.from_dict(config["run"])
-        vae = VAE(run.model, len(genes), config["batches"], n_mapped=config.get("n_mapped", 0))
-        vae.load_state_dict(load_tensors(files[WEIGHTS]))
-        latent = load_tensors(files[LATENT])
+        n_mapped = check_mapped(config.get("n_mapped", 0), batches)
+        vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, n_bytes=_size(folder, WEIGHTS))
+        weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
+        check_shapes(weights, vae.state_dict())
+        # Copied, since torch aligns its own memory.
+        vae.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+        most = most_latent_bytes(vae.n_latent, len(genes))
+        latent = read_tensors(_read_checked(folder, LATENT, config, most=most))
+        check_latent(latent, n_latent=vae.n_latent, n_genes=len(genes))
+        check_network(vae, latent["mean_ck"])
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
         lacking = config["format"] == OLDEST_FORMAT or "component_jg" not in latent
         expression = None if lacking else ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace)))
-    except (KeyError, TypeError, ValueError, RuntimeError, ConfigError) as error:
-        raise ModelError(f"{folder} is damaged: {str(error).splitlines()[0]}", "train again") from error
+    except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
+        reason = error.message if isinstance(error, ConfigError) else str(error)
+        raise ModelError(f"{folder} is damaged: {reason}", "train again") from error
     return Model(
         vae=vae.to(device).eval(),
         density=density,
         axes=axes,
         expression=expression,
         genes=genes,
-        heldout_cells=_names(files[HELDOUT]),
+        heldout_cells=heldout_cells,
         config=run,
         facts=config["facts"],
-        history=files[HISTORY].decode(),
+        history=history,
         # config.json contains the hashes of all other files.
-        hash=hashlib.sha256(files[CONFIG]).hexdigest()[:12],
+        hash=hashlib.sha256(_read(folder, CONFIG, most=_MOST_CONFIG)).hexdigest()[:12],
     )
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config = json.loads(_read(folder, CONFIG))
+        config = parse_json(_read(folder, CONFIG, most=_MOST_CONFIG))
         version = config["format"]
         complete = all(key in config for key in ("run", "batches", "facts", "sha256", "scvae_version"))
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{folder / CONFIG} is damaged", "restore the file, or train again") from error
     if not isinstance(version, int) or version > FORMAT:
         made_by = config.get("scvae_version", "a later version")
@@ -245,6 +268,12 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelError(f"{folder / CONFIG} is incomplete", "restore the file, or train again")
     result: dict[str, Any] = config
     return result
+
+
+def _check_hash(folder: Path, name: str, config: dict[str, Any], found: str) -> None:
+    if found != config["sha256"].get(name):
+        changed = f"{folder / name} is not the file that was saved with this model"
+        raise ModelError(changed, "restore the file, or train again")
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
@@ -266,13 +295,34 @@ def _names(content: bytes) -> tuple[str, ...]:
     return tuple(content.decode().split("\n")[:-1])
 
 
-def _read(folder: Path, name: str) -> bytes:
+def _read_checked(folder: Path, name: str, config: dict[str, Any], *, most: int) -> bytes:
+    """Read a file whose hash is in config.json."""
+    content = _read(folder, name, most=most)
+    _check_hash(folder, name, config, hashlib.sha256(content).hexdigest())
+    return content
+
+
+def _read(folder: Path, name: str, *, most: int) -> bytes:
+    with _reading(folder, name):
+        return read_regular(folder / name, most=most)
+
+
+def _size(folder: Path, name: str) -> int:
+    with _reading(folder, name):
+        refuse_irregular(folder / name)
+        return (folder / name).stat().st_size
+
+
+@contextlib.contextmanager
+def _reading(folder: Path, name: str) -> Iterator[None]:
     try:
-        return (folder / name).read_bytes()
+        yield
     except FileNotFoundError as error:
         raise ModelError(f"{folder} is incomplete: it has no {name}", "restore the file, or train again") from error
     except OSError as error:
-        raise ModelError(f"cannot read {folder / name}: {error.strerror}", "check the file permissions") from error
+        raise ModelError(
+            f"cannot read {folder / name}: {error.strerror}", "restore the file, or train again"
+        ) from error
 
 
 def _previous(folder: Path) -> Path:

@@ -11,24 +11,25 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
-from torch import Tensor
 
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ModelError
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.folder_checks import most_bytes
+from scvae_cli.regular_file import read_regular
+from scvae_cli.strict_json import parse_json
 from scvae_cli.training.loop import Trainer
-from scvae_cli.training.schedule import Schedule
+from scvae_cli.training.saved_state import restore_state, tensors_of
 
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
+_MOST_NUMBERS = 1 << 26
 
 
 class Checkpoint:
@@ -43,11 +44,9 @@ class Checkpoint:
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
         """Replace the saved state by the current state."""
-        tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
-        for index, state in trainer.optimizer.state_dict().items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
-        content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+        content = save_tensors(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(trainer).items()}
+        )
         numbers = {
             "run_hash": self._run_hash,
             "sha256": hashlib.sha256(content).hexdigest(),
@@ -69,34 +68,26 @@ class Checkpoint:
         Raises a ModelError if there is no saved state, if the saved state is damaged, or if it belongs to other data or
         to another configuration.
         """
+        most = most_bytes(tensors_of(trainer).values())
         try:
-            content = (self.folder / _TENSORS).read_bytes()
-            numbers: dict[str, Any] = json.loads((self.folder / _NUMBERS).read_bytes())
+            content = read_regular(self.folder / _TENSORS, most=most)
+            numbers = parse_json(read_regular(self.folder / _NUMBERS, most=_MOST_NUMBERS))
         except FileNotFoundError as error:
             raise ModelError("there is no interrupted training to resume", "train without --resume") from error
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise ModelError(f"the saved state {self.folder} cannot be read", "train again without --resume") from error
-        if numbers.get("run_hash") != self._run_hash:
+        if not isinstance(numbers, dict) or numbers.get("run_hash") != self._run_hash:
             raise ModelError(
                 "the interrupted training used other data or other options",
                 "repeat the command of the interrupted training with --resume added, or train without --resume",
             )
-        if hashlib.sha256(content).hexdigest() != numbers["sha256"]:
+        if hashlib.sha256(content).hexdigest() != numbers.get("sha256"):
             raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")
-        tensors = load_tensors(content)
-        trainer.vae.load_state_dict(_part(tensors, "vae."))
-        device = trainer.vae.reference_library.device
-        trainer.best_weights = {name: t.to(device) for name, t in _part(tensors, "best.").items()}
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _part(tensors, "optimizer.").items():
-            index, key = name.split(".", 1)
-            state.setdefault(int(index), {})[key] = tensor
-        trainer.optimizer.load_state_dict(state)
-        saved = numbers["schedule"]
-        trainer.schedule = Schedule(**{f.name: saved[f.name] for f in fields(Schedule) if f.name in saved})
-        trainer.rollbacks, trainer.seconds = numbers["rollbacks"], numbers["seconds"]
-        history: list[dict[str, float]] = numbers["history"]
-        return history
+        try:
+            return restore_state(trainer, content, numbers)
+        except ValueError as error:
+            message = f"the saved state {self.folder} is damaged: {error}"
+            raise ModelError(message, "train again without --resume") from error
 
     def discard(self) -> None:
         """Remove the saved state, because the model has been saved or a new training begins."""
@@ -121,7 +112,3 @@ def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None)
         digest.update(str(start_from.config.train.beta).encode())
         digest.update(save_tensors({name: t.cpu().contiguous() for name, t in start_from.vae.state_dict().items()}))
     return digest.hexdigest()
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

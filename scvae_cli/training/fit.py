@@ -23,13 +23,14 @@ from scvae_cli.data.gene_names import GeneNames
 from scvae_cli.data.gene_selection import select_genes
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.device import choose_compute, decide_compiling
-from scvae_cli.errors import ScvaeWarning
+from scvae_cli.errors import ModelError, ScvaeWarning
 from scvae_cli.model.axes import canonical_axes
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import MAX_FITTED, fit_density
 from scvae_cli.model.expression_space import FITTED_CELLS, fit_expression_space
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import ACTIVE_VARIANCE
+from scvae_cli.model.probe import FARTHEST
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
 from scvae_cli.training.prepare import as_modelled, batch_codes, refuse_empty, refuse_few, split, started
@@ -122,7 +123,7 @@ def fit(
         numbers and the likelihood describes counts.
     ModelError
         If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
-        training diverges repeatedly.
+        training diverges repeatedly or ends at positions that cannot be used.
     """
     compute = choose_compute(config.compute)
     counts = as_modelled(counts, config)
@@ -194,6 +195,7 @@ def fit(
             yield event
 
     training_posterior, heldout_posterior = _posteriors(trainer)
+    _refuse_absurd(training_posterior, heldout_posterior)
     density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
     axes = canonical_axes(Geometry(vae), training_posterior[0])
     expression = fit_expression_space(vae, trainer.training.of_cells(training[:: -(-len(training) // FITTED_CELLS)]))
@@ -270,6 +272,16 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
     training, heldout = trainer.training, trainer.heldout
     some = np.arange(0, training.n_cells, -(-training.n_cells // MAX_FITTED))
     return encode(training, some), encode(heldout, np.arange(heldout.n_cells))
+
+
+def _refuse_absurd(*posteriors: tuple[Tensor, Tensor]) -> None:
+    """Raise a ModelError if cells have positions that no training gives, because it began at absurd weights."""
+    for mean_nk, var_nk in posteriors:
+        if not ((mean_nk.abs() <= FARTHEST).all() and torch.isfinite(var_nk).all() and (var_nk > 0).all()):
+            raise ModelError(
+                "the training ended with positions of cells that are not usable",
+                "train again without --resume; look for extreme counts with scvae check",
+            )
 
 
 def _as_csv(history: list[dict[str, float]]) -> str:

@@ -14,6 +14,8 @@ import numba
 import numpy as np
 from numpy import float32, int32, uint32
 
+from scvae_cli.model.compiled.mended_cache import mended
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -44,7 +46,7 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
 
     def decorate(function: F) -> F:
         try:
-            result: F = numba.njit(cache=True, **options)(function)
+            result: F = mended(numba.njit(cache=True, **options)(function))
         except RuntimeError:
             # Neither the package folder nor the user's cache folder is writable: the function is compiled in every run.
             result = numba.njit(**options)(function)

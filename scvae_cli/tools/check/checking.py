@@ -5,7 +5,7 @@ from __future__ import annotations
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
-from scvae_cli.errors import DataError
+from scvae_cli.errors import DataError, one_line
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.verb import Request
@@ -55,7 +55,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
     if found.obs:
         lines.append("columns that group cells: " + ", ".join(f"{key} ({n})" for key, n in found.obs.items()))
     lines += [f"{finding.level}: {finding.message} ({finding.hint})" for finding in found.findings]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _duration(minutes: float) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.finite import refuse_not_finite
 from scvae_cli.data.slots import RowBlocks, Slot, SlotNames
 from scvae_cli.errors import ConfigError
 from scvae_cli.latent.expected_counts import OBSERVED, expected_counts, library_size
@@ -62,7 +63,8 @@ class Columns:
         return len(self.modelled) if self.in_layer else len(self.genes)
 
     def filled(self, mean_nd: np.ndarray) -> np.ndarray:
-        """Return a block of the result, shape (n, c), float32."""
+        """Return a block of the result, shape (n, c), float32; raises a ModelError if a value is not finite."""
+        refuse_not_finite(mean_nd, "the denoised counts")
         if not self.in_layer:
             return mean_nd.astype(np.float32)
         block_nf = np.full((len(mean_nd), len(self.modelled)), np.nan, dtype=np.float32)
@@ -118,7 +120,7 @@ class Denoised:
         """List the slots of the data to which the result is written."""
         mask = Slot(group="var", key=names.modelled, value=self.modelled)
         if self.columns.in_layer:
-            return [Slot(group="layers", key=names.denoised, value=self.rows), mask]
+            return [Slot(group="layers", key=names.denoised, value=self.rows, may_lack=True), mask]
         genes = Slot(group="uns", key=names.denoised_genes, value=self.columns.genes.astype(object))
         return [Slot(group="obsm", key=names.denoised, value=self.rows), genes, mask]
 

@@ -8,6 +8,7 @@ from typing import Any
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
+from scvae_cli.errors import one_line
 from scvae_cli.model.bundle import CONFIG, load
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
@@ -59,7 +60,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
     ]
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))
 
 
 def _runs_text(target: str, runs: dict[str, dict[str, Any]]) -> str:
@@ -75,4 +76,4 @@ def _runs_text(target: str, runs: dict[str, dict[str, Any]]) -> str:
         lines.append(f"  → {', '.join(run['slots'])}")
         for path, model in run.get("earlier", {}).items():
             lines.append(f"  from an earlier run, of model {model or '(in memory)'}: {path}")
-    return "\n".join(lines)
+    return "\n".join(map(one_line, lines))

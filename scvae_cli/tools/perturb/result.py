@@ -271,7 +271,7 @@ class Perturbation:
         return [
             Slot(group="obs", key=names.off_manifold, value=self.off_manifold_m),
             *(
-                Slot(group="var", key=names.perturbation_gene(column), value=column_g)
+                Slot(group="var", key=names.perturbation_gene(column), value=column_g, may_lack=True)
                 for column, column_g in self.changes.columns().items()
             ),
             Slot(group="obsm", key=names.latent, value=self.z_mk),

@@ -13,6 +13,7 @@ import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
+from scvae_cli.errors import ModelError
 from scvae_cli.latent.posteriors import cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.posterior import Posterior
@@ -171,6 +172,8 @@ def _simulated_fit(
     batch_n = None if table.batch_n is None else table.batch_n[chosen_n]
     matrix = simulate_cells(model, table.library_n[chosen_n], batch_n, seed=of_cells)
     filled = np.flatnonzero(np.diff(matrix.indptr))
+    if len(filled) == 0:
+        raise ModelError("no cell that the model simulates has counts", "train the model again")
     drawn = CellTable(matrix, batch_n, model.device, filled, real=not model.of_counts)
     return _evaluated(model, drawn, n_fit, of_samples, advance).fit(drawn, slice(None))
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from scvae_cli.brief import brief
+from scvae_cli.data.finite import refuse_not_finite
 from scvae_cli.data.slots import Slot, SlotNames, slug
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.tools.trajectory.gene_changes import GeneChanges
@@ -177,6 +178,7 @@ class Trajectory:
         columns_f = np.asarray([column.get(gene, -1) for gene in file_genes])
 
         def genes_by_steps(value_tg: np.ndarray) -> np.ndarray:
+            refuse_not_finite(value_tg, f"varm/{names.path_genes(name)}")
             value_ft = np.full((len(file_genes), len(value_tg)), np.nan, dtype=np.float32)
             value_ft[columns_f >= 0] = value_tg.T[columns_f[columns_f >= 0]]
             return value_ft
@@ -184,10 +186,10 @@ class Trajectory:
         low, high = names.path_band(name)
         return [
             Slot(group="uns", key=names.path_latent(name), value=self._facts()),
-            Slot(group="varm", key=names.path_genes(name), value=genes_by_steps(self.mean_tg)),
-            Slot(group="varm", key=low, value=genes_by_steps(self.low_tg)),
-            Slot(group="varm", key=high, value=genes_by_steps(self.high_tg)),
-            Slot(group="obs", key=names.pseudotime(name), value=self.pseudotime_n),
+            Slot(group="varm", key=names.path_genes(name), value=genes_by_steps(self.mean_tg), may_lack=True),
+            Slot(group="varm", key=low, value=genes_by_steps(self.low_tg), may_lack=True),
+            Slot(group="varm", key=high, value=genes_by_steps(self.high_tg), may_lack=True),
+            Slot(group="obs", key=names.pseudotime(name), value=self.pseudotime_n, may_lack=True),
         ]
 
     def _facts(self) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Results must be finite numbers. NaN stands only for values that are missing, where the documentation says so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.data.slots import RowBlocks, Slot
+from scvae_cli.errors import ModelError
+
+_GROUPS = ("obs", "var", "obsm", "varm", "layers")
+
+
+def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
+    """Return slots after checking their values; blocks of rows are checked when they are read.
+
+    In uns, tables of results have values that are missing, so these are not checked here.
+
+    Raises
+    ------
+    ModelError
+        If a value is infinite, or if it is NaN in a slot that cannot have missing values.
+    """
+    checked = []
+    for slot in slots:
+        if slot.group in _GROUPS and isinstance(slot.value, RowBlocks):
+            blocks = _finite_blocks(slot.value.blocks, slot.path, may_lack=slot.may_lack)
+            checked.append(replace(slot, value=replace(slot.value, blocks=blocks)))
+            continue
+        if slot.group in _GROUPS:
+            refuse_not_finite(slot.value, slot.path, may_lack=slot.may_lack)
+        checked.append(slot)
+    return checked
+
+
+def refuse_not_finite(values: Any, what: str, *, may_lack: bool = False) -> None:
+    """Raise a ModelError if an array of floats holds values that are not finite, except NaN if `may_lack` is True."""
+    if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
+        return
+    if np.isinf(values).any() if may_lack else not np.isfinite(values).all():
+        raise ModelError(
+            f"the model gives values of {what} that are not finite numbers",
+            "look for extreme counts with scvae check, or train the model again",
+        )
+
+
+def _finite_blocks(blocks: Iterator[np.ndarray], what: str, *, may_lack: bool) -> Iterator[np.ndarray]:
+    for block in blocks:
+        refuse_not_finite(block, what, may_lack=may_lack)
+        yield block

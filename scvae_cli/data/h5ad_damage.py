@@ -1,0 +1,123 @@
+"""Damage of an .h5ad file: what is checked before memory is asked for, and how errors of libraries become one message.
+
+A file may declare any size in a few bytes. The checks here compare what an element declares with what is stored.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from scvae_cli.errors import DataError
+
+# Arrays up to this size need no check. Compression by gzip saves at most a factor of 1,032, so a larger array that
+# takes less than a two-thousandth of its size in the file was not written by a program that had its values. Without
+# compression, chunks of zeros may still be left out.
+_SMALL_BYTES, _MOST_COMPRESSED, _MOST_LEFT_OUT = 1 << 26, 2000, 4
+# The longest text or number of a fixed size.
+_LONGEST_VALUE = 1 << 16
+_HINT = "copy or download it again, or write it again with anndata"
+
+
+def damaged(path: Path, element: str, reason: str) -> DataError:
+    """Return the error for an element that cannot be read."""
+    return DataError(f"{path} is damaged: {element} cannot be read: {reason}", _HINT)
+
+
+def reason_of(error: Exception) -> str:
+    """Return the first line of an error of a library, or its type if it says nothing."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def check_stored(item: h5py.Dataset) -> h5py.Dataset:
+    """Return a dataset whose declared size its stored bytes can hold; raises a ValueError for any other."""
+    if not isinstance(item, h5py.Dataset):
+        raise ValueError(f"{item.name} is a group, not an array")
+    if item.dtype.itemsize > _LONGEST_VALUE:
+        raise ValueError(f"{item.name} declares values of {item.dtype.itemsize:,} bytes each")
+    declared = item.dtype.itemsize
+    for length in item.shape or ():
+        declared *= int(length)
+    # Small arrays are not asked for their stored size, because that takes time.
+    if declared > _SMALL_BYTES and declared > _factor(item) * int(item.id.get_storage_size()):
+        raise ValueError(f"{item.name} declares {declared:,} bytes, but few of them are stored")
+    return item
+
+
+def _factor(item: h5py.Dataset) -> int:
+    return _MOST_COMPRESSED if item.id.get_create_plist().get_nfilters() else _MOST_LEFT_OUT
+
+
+def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
+    """Return a dataset with one dimension (of the given length); raises a ValueError for anything else."""
+    shape = check_stored(item).shape
+    if shape is None or len(shape) != 1:
+        raise ValueError(f"{item.name} has shape {shape}, not one dimension")
+    if length is not None and shape[0] != length:
+        raise ValueError(f"{item.name} has {shape[0]:,} values instead of {length:,}")
+    dataset: h5py.Dataset = item
+    return dataset
+
+
+def check_column(item: Any, length: int) -> None:
+    """Check a column of a data frame before anndata reads it.
+
+    Raises a ValueError if the column is not a vector, a categorical or a nullable array, does not have `length` values,
+    or holds values that are neither numbers nor text.
+    """
+    if not isinstance(item, h5py.Group):
+        values = check_vector(item, length)
+    else:
+        encoding = text_attribute(item, "encoding-type") or ""
+        if not encoding.startswith(("categorical", "nullable")):
+            raise ValueError(f"{item.name} is a group, not a column")
+        values = check_vector(item["categories"] if encoding == "categorical" else item["values"])
+        check_vector(item["codes" if encoding == "categorical" else "mask"], length)
+    if h5py.check_string_dtype(values.dtype) is None and values.dtype.kind not in "fiubS":
+        raise ValueError(f"{item.name} holds neither numbers nor text")
+
+
+def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str | None:
+    """Return an attribute that must be a text; None if there is none. Raises a ValueError for any other type."""
+    value = item.attrs.get(name)
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"the attribute {name} of {item.name} is not a text")
+    return value
+
+
+def keys_of(group: Any) -> list[str]:
+    """Return the names of the elements in a group; raises a ValueError if it is no group, or a name is not UTF-8."""
+    if not isinstance(group, h5py.Group):
+        raise ValueError(f"{group.name} is not a group")
+    keys = list(group)
+    for key in keys:
+        if not _is_utf8(key):
+            raise ValueError(f"the name {key!r} in {group.name} is not UTF-8")
+    return keys
+
+
+def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
+    """Return indices or pointers as integers; raises a ValueError if they are not whole numbers.
+
+    Some programs store them as floats.
+    """
+    if values.dtype.kind == "i" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
+        return values
+    if values.dtype.kind not in "uf" or (values != np.rint(values)).any():
+        raise ValueError(f"{name} holds values that are not whole numbers")
+    if len(values) and not (values.min() > -(2.0**62) and values.max() < 2.0**62):
+        raise ValueError(f"{name} holds values that are too large")
+    return values.astype(np.int64)
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # h5py gives other bytes as lone surrogates
+        return False
+    return True

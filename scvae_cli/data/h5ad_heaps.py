@@ -1,0 +1,47 @@
+"""A damage at which HDF5 itself never ends: an object without a size in a heap of texts.
+
+HDF5 stores texts of variable length in "global heaps", and walks through a heap from object to object. Where the header
+of an object was overwritten by zeros, it stays at the same place forever. So heaps are walked through here first.
+Larger files are not checked, because that would take too long.
+
+The layout of a heap is described in the HDF5 File Format Specification, section III.E.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+
+_MOST_BYTES = 1 << 25
+_SIGNATURE, _VERSION = b"GCOL", b"\x01\x00\x00\x00"
+_HEADER = struct.Struct("<4s4sQ")
+_OBJECT = struct.Struct("<HH4xQ")
+
+
+def check_heaps(path: Path) -> None:
+    """Raise a ValueError if HDF5 would never end reading a heap of a file of up to 32 MiB."""
+    size = path.stat().st_size
+    if not 0 < size <= _MOST_BYTES:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        at = content.find(_SIGNATURE)
+        while at >= 0:
+            if at + _HEADER.size <= size:
+                _check_heap(content, at)
+            at = content.find(_SIGNATURE, at + 1)
+
+
+def _check_heap(content: mmap.mmap, start: int) -> None:
+    _, version, length = _HEADER.unpack_from(content, start)
+    end = start + length
+    if version != _VERSION or end > len(content):
+        return  # HDF5 refuses it, or it is no heap
+    at = start + _HEADER.size
+    while at + _OBJECT.size <= end:
+        index, _, size = _OBJECT.unpack_from(content, at)
+        # The size of free space, which has index 0, includes its header.
+        step = size if index == 0 else _OBJECT.size + (size + 7) // 8 * 8
+        if step == 0:
+            raise ValueError("a heap of texts has an object without a size")
+        at += step

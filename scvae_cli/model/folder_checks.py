@@ -1,0 +1,138 @@
+"""What the files of a model folder must hold. A folder may come from a stranger, so nothing in it is taken for granted.
+
+Sizes are compared with each other and with the sizes of the files before anything is built. All functions raise a
+ValueError that says what is wrong.
+
+Shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from torch import Tensor
+
+from scvae_cli.config import ModelConfig
+from scvae_cli.model.network import sizes
+from scvae_cli.model.vae import VAE
+
+# A tensor takes at least this many bytes in the header of a safetensors file.
+_HEADER_BYTES = 50
+_MOST_HEADER_BYTES = 1 << 24
+# More components than a density can have, and more held-out densities than it keeps.
+_MOST_COMPONENTS, _MOST_DENSITIES = 1024, 1 << 24
+# How far the rows of a rotation may be from orthonormal ones.
+_ORTHONORMAL = 1e-2
+
+_COUNTED = ("epochs", "best_epoch", "n_heldout", "active_units", "n_cells", "n_training", "n_genes", "rollbacks")
+_MEASURED = ("heldout_elbo", "heldout_nll", "heldout_kl", "seconds")
+_TEXTS = ("counts_source", "genes_chosen", "compute")
+
+
+def check_facts(facts: Any) -> None:
+    """Check the results of a training: whole numbers, numbers and texts."""
+    if not isinstance(facts, dict):
+        raise ValueError("the facts are not a mapping")
+    for keys, kinds in ((_COUNTED, int), (_MEASURED, (int, float)), (_TEXTS, str)):
+        for key in keys:
+            value = facts.get(key)
+            if not isinstance(value, kinds) or isinstance(value, bool):
+                raise ValueError(f"the fact {key} is missing or of another type")
+
+
+def check_names(what: str, names: Any) -> Sequence[str]:
+    """Return names after checking that they are texts, and different from each other."""
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        raise ValueError(f"the names of the {what} are not all texts")
+    if len(set(names)) < len(names):
+        raise ValueError(f"the names of the {what} are not all different")
+    return names
+
+
+def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
+    """Return the number of batches that were mapped onto the model, after checking that there are so many."""
+    if isinstance(n_mapped, bool) or not isinstance(n_mapped, int) or not 0 <= n_mapped <= len(batches):
+        raise ValueError("the number of mapped batches is out of range")
+    return n_mapped
+
+
+def empty_network(config: ModelConfig, n_genes: int, batches: Sequence[str], *, n_mapped: int = 0, n_bytes: int) -> VAE:
+    """Return a network without memory for its weights, which a file of `n_bytes` bytes can hold."""
+    if config.n_latent is None or config.n_hidden is None:
+        raise ValueError("the sizes of the network are missing")
+    k, h = sizes(config)
+    # The least that a network of this size has: the first and the other layers of the encoder, and the last layer.
+    parts = {"n_hidden": h * n_genes, "n_latent": 2 * k * h, "genes": n_genes * k}
+    parts["n_layers"] = config.n_layers * _HEADER_BYTES + 4 * (config.n_layers - 1) * h * h
+    for part, least in parts.items():
+        if least > n_bytes:
+            raise ValueError(f"the weights have {n_bytes:,} bytes, too few for the {part} of config.json")
+    with torch.device("meta"):
+        return VAE(config, n_genes, batches, n_mapped=n_mapped)
+
+
+def most_bytes(tensors: Iterable[Tensor]) -> int:
+    """Return the largest size of a file with tensors of these shapes."""
+    return _MOST_HEADER_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def most_latent_bytes(n_latent: int, n_genes: int) -> int:
+    """Return the largest size of the file with density, axes and map to expression space."""
+    values = _MOST_COMPONENTS * (1 + n_latent + n_latent**2) + _MOST_DENSITIES + 2 * n_latent**2 + 64 * n_genes
+    return _MOST_HEADER_BYTES + 4 * values
+
+
+def read_tensors(content: bytes) -> dict[str, Tensor]:
+    """Return the tensors of a safetensors file; each is in float32 and finite."""
+    try:
+        tensors: dict[str, Tensor] = load_tensors(content)
+    except (SafetensorError, KeyError, OverflowError, RuntimeError, TypeError) as error:
+        raise ValueError(f"the tensors cannot be read: {str(error).splitlines()[0]}") from error
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name} has type {tensor.dtype}, not torch.float32")
+        if not torch.isfinite(tensor).all():
+            raise ValueError(f"{name} holds values that are not finite numbers")
+    return tensors
+
+
+def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Check that there are the expected tensors, and no others, of the expected shapes."""
+    if found.keys() != expected.keys():
+        other = sorted(found.keys() ^ expected.keys())[0]
+        raise ValueError(f"{other} is {'missing' if other in expected else 'not a part of this model'}")
+    for name, tensor in expected.items():
+        if found[name].shape != tensor.shape:
+            raise ValueError(f"{name} has shape {tuple(found[name].shape)} instead of {tuple(tensor.shape)}")
+
+
+def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -> None:
+    """Check the shapes of the density, the axes and the map to expression space, and that the axes are a rotation.
+
+    The last letters of a name say the shape, as everywhere; `heldout_nll` has one dimension and `residual_weight` none.
+    """
+    lengths = {"k": n_latent, "g": n_genes}
+    for name, tensor in latent.items():
+        letters = {"heldout_nll": "n", "residual_weight": ""}.get(name, name.rpartition("_")[2])
+        shape = tuple(tensor.shape)
+        if len(shape) != len(letters) or any(
+            lengths.setdefault(letter, length) != length for letter, length in zip(letters, shape, strict=True)
+        ):
+            raise ValueError(f"{name} has shape {shape}, which does not fit the other parts of the model")
+        if 0 in shape:
+            raise ValueError(f"{name} has no values")
+    rotation_kk = latent["rotation_kk"].double()
+    if (rotation_kk @ rotation_kk.T - torch.eye(n_latent)).abs().max() > _ORTHONORMAL:
+        raise ValueError("the canonical axes are not a rotation")
+
+
+def check_number(name: str, value: Any, *, whole: bool = False, least: float = -math.inf) -> None:
+    """Check a number; NaN is refused, infinity is not."""
+    kinds = int if whole else (int, float)
+    if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
+        raise ValueError(f"{name} is missing or out of range")

@@ -1,0 +1,49 @@
+"""A probe of a network that was read from a folder: cells that the model itself describes must stay where they are.
+
+Weights that are absurd, but finite, would otherwise give results without meaning, or errors deep inside a computation.
+
+Shapes: c components of the density, k latent dimensions, g genes.
+"""
+
+from __future__ import annotations
+
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from scvae_cli.data.minibatches import CellTable
+from scvae_cli.model.posterior import Posterior
+from scvae_cli.model.vae import VAE
+
+# Positions of cells have about the spread of the prior, 1. Without a KL term they may lie farther, but not so far.
+FARTHEST = 1e6
+_MOST_LOG_VARIANCE, _MOST_LIBRARY = 80.0, 1e12
+_CELLS = 8
+
+
+@torch.no_grad()
+def check_network(vae: VAE, mean_ck: Tensor) -> None:
+    """Decode the densest positions of a model, and encode the expected counts there.
+
+    Raises
+    ------
+    ValueError
+        If a library size, share of a batch, expected count or position is not a number that a training can give.
+    """
+    vae.eval()
+    if not 0 < float(vae.reference_library) < _MOST_LIBRARY:
+        raise ValueError("the reference library size is out of range")
+    if vae.batches and not ((vae.batch_share_b >= 0).all() and abs(float(vae.batch_share_b.sum()) - 1) < 1e-3):
+        raise ValueError("the shares of the batches do not add up to 1")
+    z_ck = mean_ck[:_CELLS]
+    if z_ck.abs().max() > FARTHEST:
+        raise ValueError("the density lies far from the prior")
+    mean_cg = vae.expected_counts(z_ck, vae.reference_library.expand(len(z_ck)), None, with_zero_inflation=True)
+    if not torch.isfinite(mean_cg).all():
+        raise ValueError("the weights of the decoder give values that are not finite")
+    cells = CellTable(sp.csr_matrix(mean_cg.numpy()), None, torch.device("cpu"), real=not vae.config.of_counts)
+    for _, some in cells.in_order(_CELLS):
+        posterior = Posterior.from_network(*vae.encoder(some, vae.reference_library))
+        near = posterior.mean_nk.abs().max() <= FARTHEST and posterior.var_nk.log().abs().max() <= _MOST_LOG_VARIANCE
+        if not near:
+            raise ValueError("the weights of the encoder give positions far from the prior")

@@ -1,0 +1,45 @@
+"""Reading JSON that may come from strangers: bounded depth and bounded numbers, and one kind of error."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+# The deepest file of scvae has four levels; 18 digits fit into int64.
+_DEPTH, _DIGITS = 32, 18
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Return the value of a JSON text.
+
+    Raises
+    ------
+    ValueError
+        If the text is not JSON in UTF-8, is nested more than 32 levels deep, contains an integer of more than 18
+        digits, or escapes half of a character.
+    """
+    try:
+        value = json.loads(content, parse_int=_integer)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    level = [value]
+    for _ in range(_DEPTH):
+        for text in level:
+            if isinstance(text, str):
+                text.encode()  # a lone surrogate raises a UnicodeEncodeError, which is a ValueError
+        level = [inner for outer in level for inner in _within(outer)]
+        if not level:
+            return value
+    raise ValueError("it is nested too deep")
+
+
+def _integer(digits: str) -> int:
+    if len(digits.lstrip("-")) > _DIGITS:
+        raise ValueError(f"a number has more than {_DIGITS} digits")
+    return int(digits)
+
+
+def _within(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    return value if isinstance(value, list) else []

@@ -1,0 +1,99 @@
+"""Restoring a training from a saved state, which may come from a stranger.
+
+Everything in the state is compared with the training that would continue from it, before anything is restored.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+from torch import Tensor
+
+from scvae_cli.model.folder_checks import check_number, check_shapes, read_tensors
+from scvae_cli.training.loop import Trainer
+from scvae_cli.training.schedule import Schedule
+
+# What a training changes in its schedule; everything else follows from data and options.
+_CHANGES = ("peak_rate", "epoch", "step", "best_loss", "best_epoch", "noticed_loss", "noticed_epoch", "eased_epoch")
+
+
+def tensors_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Return all tensors of the state of a training, by the names under which they are saved."""
+    tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
+    tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
+    for index, state in trainer.optimizer.state_dict().items():
+        tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+    return tensors
+
+
+def restore_state(trainer: Trainer, content: bytes, numbers: Mapping[str, Any]) -> list[dict[str, float]]:
+    """Restore the state of a trainer, and return the history so far, one row per epoch.
+
+    Parameters
+    ----------
+    content, numbers
+        A safetensors file with the tensors of `tensors_of`; the schedule, the number of rollbacks, the seconds and the
+        history, as they were read from JSON.
+
+    Raises
+    ------
+    ValueError
+        If the state does not fit the training, or a weight is not a finite number. The trainer is then unchanged.
+    """
+    tensors = read_tensors(content)
+    check_shapes(tensors, tensors_of(trainer))
+    schedule = _schedule(numbers.get("schedule"), trainer.schedule)
+    history = _history(numbers.get("history"), schedule.epoch)
+    rollbacks, seconds = numbers.get("rollbacks"), numbers.get("seconds")
+    check_number("rollbacks", rollbacks, whole=True, least=0)
+    check_number("seconds", seconds, least=0)
+    trainer.vae.load_state_dict(dict(_part(tensors, "vae.")))
+    device = trainer.vae.reference_library.device
+    trainer.best_weights = {name: tensor.to(device) for name, tensor in _part(tensors, "best.")}
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _part(tensors, "optimizer."):
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    trainer.optimizer.load_state_dict(state)
+    trainer.schedule = schedule
+    trainer.rollbacks, trainer.seconds = int(rollbacks or 0), float(seconds or 0)
+    return history
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), tensor) for name, tensor in tensors.items() if name.startswith(prefix))
+
+
+def _schedule(saved: Any, planned: Schedule) -> Schedule:
+    """Return the saved schedule."""
+    if not isinstance(saved, dict):
+        raise ValueError("the schedule is not a mapping")
+    values = {f.name: saved.get(f.name, getattr(planned, f.name)) for f in fields(Schedule)}
+    for name in _CHANGES:
+        least = -math.inf if "loss" in name else 0
+        check_number(name, values[name], whole=isinstance(getattr(planned, name), int), least=least)
+    schedule = Schedule(**values)
+    if replace(planned, **{name: values[name] for name in _CHANGES}) != schedule:
+        raise ValueError("the schedule is that of another training")
+    begun = max(schedule.best_epoch, schedule.noticed_epoch, schedule.eased_epoch)
+    if begun > schedule.epoch or schedule.step != schedule.epoch * schedule.steps_per_epoch:
+        raise ValueError("the numbers of epochs and steps do not fit together")
+    if schedule.epoch > schedule.max_epochs or schedule.peak_rate > planned.peak_rate:
+        raise ValueError("the schedule is beyond its end")
+    return schedule
+
+
+def _history(history: Any, n_epochs: int) -> list[dict[str, float]]:
+    """Return the history: for each epoch a row of numbers, with the same columns."""
+    if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
+        raise ValueError("the history is not a list of rows")
+    if len(history) != n_epochs or any(row.keys() != history[0].keys() for row in history):
+        raise ValueError("the history does not have one row for each epoch")
+    for row in history:
+        for name, value in row.items():
+            if not isinstance(value, bool):
+                check_number(f"{name} of the history", value)
+    return history

@@ -1,0 +1,44 @@
+"""A quick share of the attacks of `attack.py`, by kind: every one is refused well or accepted rightly."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import damaged_files
+import hostile_models
+import pytest
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server limits its children as Linux does"),
+]
+# Every kind is among them.
+N_CASES = 10 * len(hostile_models.KINDS)
+KINDS = [
+    *(("file", kind) for kind in damaged_files.KINDS),
+    *(("model", kind) for kind in hostile_models.MODEL_KINDS),
+    *(("saved state", kind) for kind in hostile_models.KINDS),
+]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory) -> list[dict[str, Any]]:
+    """Cases with the first seeds, tried in processes of their own."""
+    results = tmp_path_factory.mktemp("attack") / "cases.jsonl"
+    script = Path(__file__).with_name("attack.py")
+    command = [sys.executable, "-W", "ignore", script, "--cases", N_CASES, "--jobs", 2, "--no-report"]
+    paths = os.pathsep.join([str(script.parent), str(script.parents[1])])
+    subprocess.run([*map(str, command), "--results", str(results)], check=True, env=os.environ | {"PYTHONPATH": paths})
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("family", "kind"), KINDS, ids=[": ".join(names) for names in KINDS])
+def test_is_refused_well_or_accepted_rightly(cases, family, kind):
+    tried = [case for case in cases if (case["family"], case["kind"]) == (family, kind)]
+    assert tried
+    assert [case for case in tried if case["outcome"] == "failed"] == []
