@@ -303,7 +303,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     if plot is not None:
         from scvae_cli.report.figure_file import save_figure
 
-        save_figure(question.figure(result), plot)
+        save_figure(question.figure(result), plot, force=options.force)
     return Outcome(
         value=question.value(result),
         report=lambda: question.report(result, slots),

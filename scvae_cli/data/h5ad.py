@@ -18,9 +18,10 @@ import scipy.sparse as sp
 
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
+from scvae_cli.data.h5ad_links import describe_dangling, refuse_links, refuse_outside, refuse_relative_links
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.labels import values_of
-from scvae_cli.data.slots import Slot
+from scvae_cli.data.slots import DEFAULT_KEY, Slot
 from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError
 
@@ -34,10 +35,13 @@ class H5adFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open() as file:
+            # Before anything is read, so that a later change by another program is noticed.
+            self._read_as = fingerprint(path)
             for group in ("obs", "var"):
+                if (dangling := describe_dangling(file, group)) is not None:
+                    raise DataError(f"{path}: {dangling}", "put the other file where the link expects it")
                 if group not in file:
                     raise DataError(f"{path} is HDF5, but not an AnnData: it has no {group}", "write it with anndata")
-        self._read_as = fingerprint(path)
 
     @property
     def title(self) -> str:
@@ -86,6 +90,7 @@ class H5adFile:
             frame = file[group]
             refuse_twins(self.title, group, _columns(frame), key)
             if isinstance(frame, h5py.Dataset):
+                refuse_outside(frame, self.title)
                 return _field(frame, key, file.get(f"uns/{key}_categories"))
             categories = frame.get(f"__categories/{key}")
             return self._element(frame[key]) if categories is None else self._categorical(frame[key], categories)
@@ -93,7 +98,10 @@ class H5adFile:
     def obsm(self, key: str) -> np.ndarray | None:
         with self._open() as file:
             element = file.get(f"obsm/{key}")
-            return np.asarray(element) if isinstance(element, h5py.Dataset) else None
+            if not isinstance(element, h5py.Dataset):
+                return None
+            refuse_outside(element, self.title)
+            return np.asarray(element)
 
     def matrix_genes(self, name: str) -> np.ndarray:
         return self._index("raw/var") if name == "raw" else self.gene_names
@@ -128,6 +136,7 @@ class H5adFile:
             item = file.get(f"uns/{key}")
             if not isinstance(item, h5py.Dataset) or item.shape != () or h5py.check_string_dtype(item.dtype) is None:
                 return None
+            refuse_outside(item, self.title)
             value: str = item.asstr()[()]
             return value
 
@@ -144,17 +153,24 @@ class H5adFile:
                         f"{self.path}: {group} is in the format of anndata before 0.7, to which nothing can be added",
                         "convert it once: anndata.read_h5ad(FILE).write_h5ad(FILE)",
                     )
+            # The record of the run goes into uns.
+            refuse_links(file, [*paths, f"uns/{DEFAULT_KEY}/runs"], self.title)
+            refuse_relative_links(file, target.resolve().parent, self.title)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
-        edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
-        self._read_as = fingerprint(self.path)
+        target = output or self.path
+        same = target.resolve() == self.path.resolve()
+        edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
+        if same:
+            self._read_as = fingerprint(self.path)
 
     def _index(self, location: str) -> np.ndarray:
         with self._open() as file:
             frame = file[location]
             if isinstance(frame, h5py.Dataset):
+                refuse_outside(frame, self.title)
                 names = _field(frame, frame.dtype.names[0])
             else:
                 key = frame.attrs.get("_index", "index" if "index" in frame else "_index")
@@ -163,6 +179,7 @@ class H5adFile:
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
         """Read names; names in the usual format are read without anndata, because anndata is slow to import."""
+        refuse_outside(item, self.title)
         if isinstance(item, h5py.Dataset) and item.attrs.get("encoding-type") == "string-array":
             kind = h5py.check_string_dtype(item.dtype)
             if kind is not None and kind.length is None:
@@ -174,6 +191,7 @@ class H5adFile:
         """Read an element with anndata."""
         from anndata.io import read_elem
 
+        refuse_outside(item, self.title)
         try:
             return read_elem(item)
         except Exception as error:  # anndata raises various errors for unknown or damaged encodings

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.h5ad_links import refuse_outside
 from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
@@ -40,6 +41,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
 
     Raises a DataError if the element is not a matrix, does not contain numbers, or has inconsistent indices.
     """
+    refuse_outside(item, title)
     if not is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write the file with anndata")
     kind = item.dtype.kind if isinstance(item, h5py.Dataset) else item["data"].dtype.kind

@@ -1,16 +1,14 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
-A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved as
-safetensors and JSON, in a folder next to the future model folder. The folder with the state is removed when the model
-is saved.
+A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved in one
+file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file is always
+the state of one epoch, because it is replaced in one step. It is removed when the model is saved.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,14 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from scvae_cli.config import RunConfig
+from scvae_cli.data.atomic import discard, remove_folder, replacing, resolved
 from scvae_cli.data.counts import Counts
-from scvae_cli.errors import ModelError
+from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.training.loop import Trainer
 from scvae_cli.training.schedule import Schedule
 
-_TENSORS, _NUMBERS = "state.safetensors", "state.json"
+_OLD_FILES = ("state.safetensors", "state.json")
 
 
 class Checkpoint:
@@ -38,30 +37,31 @@ class Checkpoint:
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
-        self.folder = model_folder.parent / f".{model_folder.name}.partial"
+        place = resolved(model_folder)
+        self.file = place.parent / f".{place.name}.partial"
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Replace the saved state by the current state."""
+        """Replace the saved state by the current state. Raises a ModelError if it cannot be written."""
         tensors = {f"vae.{name}": tensor for name, tensor in trainer.vae.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in trainer.best_weights.items()}
         for index, state in trainer.optimizer.state_dict().items():
             tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
         content = save_tensors({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
-        numbers = {
+        numbers: dict[str, Any] = {
             "run_hash": self._run_hash,
-            "sha256": hashlib.sha256(content).hexdigest(),
             "schedule": asdict(trainer.schedule),
             "rollbacks": trainer.rollbacks,
             "seconds": trainer.seconds,
             "history": history,
         }
-        self.folder.mkdir(exist_ok=True)
-        # The numbers contain the hash of the tensors, so a crash between the two renames is detected when resuming.
-        for name, data in ((_TENSORS, content), (_NUMBERS, json.dumps(numbers).encode())):
-            temporary = self.folder / f"{name}.tmp"
-            temporary.write_bytes(data)
-            os.replace(temporary, self.folder / name)
+        numbers["sha256"] = _sha256(numbers, content)
+        self._remove_old_format()
+        try:
+            with replacing(self.file, result=False) as sibling:
+                sibling.write_bytes(json.dumps(numbers).encode() + b"\n" + content)
+        except DataError as error:
+            raise ModelError(error.message, error.hint) from error
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
         """Restore the saved state of a trainer, and return the history so far, one row per epoch.
@@ -70,19 +70,21 @@ class Checkpoint:
         to another configuration.
         """
         try:
-            content = (self.folder / _TENSORS).read_bytes()
-            numbers: dict[str, Any] = json.loads((self.folder / _NUMBERS).read_bytes())
+            first, _, content = self.file.read_bytes().partition(b"\n")
+            numbers: dict[str, Any] = json.loads(first)
         except FileNotFoundError as error:
             raise ModelError("there is no interrupted training to resume", "train without --resume") from error
-        except (OSError, json.JSONDecodeError) as error:
-            raise ModelError(f"the saved state {self.folder} cannot be read", "train again without --resume") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"the saved state {self.file} cannot be read", "train again without --resume") from error
+        if not isinstance(numbers, dict):
+            raise ModelError(f"the saved state {self.file} is damaged", "train again without --resume")
         if numbers.get("run_hash") != self._run_hash:
             raise ModelError(
                 "the interrupted training used other data or other options",
                 "repeat the command of the interrupted training with --resume added, or train without --resume",
             )
-        if hashlib.sha256(content).hexdigest() != numbers["sha256"]:
-            raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")
+        if numbers.get("sha256") != _sha256(numbers, content):
+            raise ModelError(f"the saved state {self.file} is damaged", "train again without --resume")
         tensors = load_tensors(content)
         trainer.vae.load_state_dict(_part(tensors, "vae."))
         device = trainer.vae.reference_library.device
@@ -100,7 +102,13 @@ class Checkpoint:
 
     def discard(self) -> None:
         """Remove the saved state, because the model has been saved or a new training begins."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_old_format()
+        discard(self.file)
+
+    def _remove_old_format(self) -> None:
+        """Remove the folder in which versions up to 0.2 saved the state."""
+        if self.file.is_dir():
+            remove_folder(self.file, [f"{name}{end}" for name in _OLD_FILES for end in ("", ".tmp")])
 
 
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
@@ -125,3 +133,9 @@ def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None)
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _sha256(numbers: dict[str, Any], content: bytes) -> str:
+    """Hash a saved state, without the entry that stores this hash."""
+    others = {name: value for name, value in numbers.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + content).hexdigest()
