@@ -11,7 +11,7 @@ DESEQ2 := .venv-deseq2
 DEMO := demo
 STAMP := $(VENV)/.installed
 
-.PHONY: venv demo test test-lowest test-newest lint reference bench gpu clean
+.PHONY: venv demo test test-lowest test-newest lint reference bench attack gpu clean
 
 venv: $(STAMP)
 
@@ -79,6 +79,10 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/perturbation.py
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
+
+# Commands that are killed, interrupted and rivalled; exits with 1 if a single case fails.
+attack: venv
+	$(BIN)/python benchmarks/attack_writes.py
 
 # What only a GPU shows, in at most nine minutes.
 gpu: venv

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
+from scvae_cli.data.atomic import resolved
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import declarations
@@ -317,16 +318,16 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     Otherwise, one of the two files would overwrite the other.
     """
     options = request.options
-    taken = {file.resolve() for file in (request.data, options.output) if isinstance(file, Path)}
+    taken = {resolved(file) for file in (request.data, options.output) if isinstance(file, Path)}
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
     for name in (*kind.extra_files, "plot"):
         file = getattr(options, name, None)
         if file is None:
             continue
-        if file.resolve() in taken:
+        if resolved(file) in taken:
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")
-        taken.add(file.resolve())
+        taken.add(resolved(file))
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

@@ -303,6 +303,7 @@ def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
     monkeypatch.setattr(Trainer, "evaluate", evaluate_interrupted)
 
 
+@pytest.mark.usefixtures("handled_signals")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_training_goes_on_to_the_same_weights(copied, monkeypatch, number):
     command = ["train", copied.data, *TINY, "--max-epochs", "6"]
@@ -327,6 +328,7 @@ def test_the_same_command_gives_the_same_weights(copied):
     assert weights(again) == weights(copied.model)
 
 
+@pytest.mark.usefixtures("handled_signals")
 def test_resuming_with_other_options_is_refused(copied, monkeypatch):
     folder = copied.data.with_name("other.scvae")
     with monkeypatch.context() as patch:

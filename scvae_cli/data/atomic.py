@@ -186,8 +186,8 @@ def orphans(target: Path) -> list[Path]:
 
 
 def discard(target: Path) -> None:
-    """Remove a file that was written with `replacing`, and what killed processes left of it."""
-    with contextlib.suppress(OSError), deferred(), only_writer(target) as locked:
+    """Remove a file that was written with `replacing`, and what killed processes left of it, if that is possible."""
+    with contextlib.suppress(OSError, DataError), deferred(), only_writer(target) as locked:
         target.unlink(missing_ok=True)
         if locked:
             _remove_orphans(target)

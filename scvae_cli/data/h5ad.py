@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
+from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint, resolved
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_links import describe_dangling, refuse_links, refuse_outside, refuse_relative_links
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
@@ -143,7 +143,7 @@ class H5adFile:
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
         """Check before a computation that the file can be written, and that its format is not too old for additions."""
         target = output or self.path
-        if target.resolve() != self.path.resolve():
+        if resolved(target) != resolved(self.path):
             check_new_file(target, force=force)
         check_writable(target)
         with self._open() as file:
@@ -155,13 +155,13 @@ class H5adFile:
                     )
             # The record of the run goes into uns.
             refuse_links(file, [*paths, f"uns/{DEFAULT_KEY}/runs"], self.title)
-            refuse_relative_links(file, target.resolve().parent, self.title)
+            refuse_relative_links(file, resolved(target).parent, self.title)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
         target = output or self.path
-        same = target.resolve() == self.path.resolve()
+        same = resolved(target) == resolved(self.path)
         edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         if same:
             self._read_as = fingerprint(self.path)

@@ -36,7 +36,7 @@ from scvae_cli.data.exchange import exchange
 from scvae_cli.data.file_metadata import keep_metadata, new_file_mode
 from scvae_cli.data.writers_lock import only_writer
 from scvae_cli.errors import ConfigError, DataError, ModelError
-from scvae_cli.interruption import deferred, note_written, stop_if_asked
+from scvae_cli.interruption import deferred, note_written
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.expression_space import ExpressionSpace
@@ -131,7 +131,6 @@ class Model:
                 new.mkdir(mode=0o700)
                 try:
                     lost = self._write_to(new, place)
-                    stop_if_asked()
                     _swap(new, place)
                 finally:
                     remove_folder(new, FILES)
