@@ -121,6 +121,14 @@ def table(parts: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def joined(one: dict, other: dict) -> dict:
+    """Both runs of a part, with different seeds, as one."""
+    outcomes = sorted({*one["tried"], *other["tried"]})
+    tried = {outcome: one["tried"].get(outcome, 0) + other["tried"].get(outcome, 0) for outcome in outcomes}
+    seconds = round(one["seconds"] + other["seconds"], 1)
+    return one | {"tried": tried, "failures": one["failures"] + other["failures"], "seconds": seconds}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
@@ -146,8 +154,11 @@ def main() -> None:
             part, found["tried"], f"{len(tally.failures)} failed, {found['seconds']} s", *tally.failures[:5], sep="\n  "
         )
         folder.mkdir(exist_ok=True)
-        (folder / f"{part}.json").write_text(json.dumps(found, indent=1) + "\n")
-    stored = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+        (folder / f"{part}.{arguments.seed}.json").write_text(json.dumps(found, indent=1) + "\n")
+    stored: dict[str, dict] = {}
+    for path in sorted(folder.glob("*.json")):
+        part, found = path.stem.rpartition(".")[0], json.loads(path.read_text())
+        stored[part] = joined(stored[part], found) if part in stored else found
     if arguments.table or not arguments.part:
         ordered = {part: stored[part] for part in PARTS if part in stored}
         arguments.results.write_text(json.dumps(ordered, indent=1) + "\n")
