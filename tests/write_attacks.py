@@ -113,6 +113,7 @@ class Writing:
         finally:
             if os.getpid() == parent:
                 setattr(owner, name, original)
+                self.put_back()
         if os.getpid() != parent:
             end_child(lambda: code)
         raise AssertionError("the command did not write")
