@@ -58,10 +58,12 @@ lint: venv
 reference: venv
 	$(BIN)/python docs/make_reference.py
 
-# 10,000 damaged files, hostile models and hostile saved states; the table goes to benchmarks/results/attack.md.
+# 10,000 damaged files, hostile models and hostile saved states; then writes that are killed, interrupted and rivalled.
+# The tables go to benchmarks/results/attack.md and attack_writes.md. Each script exits with 1 if a single case fails.
 attack: venv
 	rm -f attack.jsonl
 	$(BIN)/python -W ignore tests/attack.py
+	$(BIN)/python benchmarks/attack_writes.py
 
 # Against scvi-tools and DESeq2, each in an environment of its own. The data sets are named in benchmarks/README.md.
 bench: venv $(PEER)/.installed $(DESEQ2)/.installed

@@ -10,8 +10,6 @@ A function or class is imported only when it is first used, so that `scvae --hel
 
 from __future__ import annotations
 
-from typing import Any
-
 from scvae_cli._version import __version__ as __version__
 
 _HOMES = {
@@ -48,7 +46,7 @@ __all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module 'scvae_cli' has no attribute {name!r}")
     import importlib

@@ -10,13 +10,13 @@ that takes a `Request` and a `Shell` and returns an `Outcome`.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
+from scvae_cli.data.atomic import resolved
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeError
 from scvae_cli.options import declarations
@@ -311,7 +311,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     if plot is not None:
         from scvae_cli.report.figure_file import save_figure
 
-        save_figure(question.figure(result), plot)
+        save_figure(question.figure(result), plot, force=options.force)
     return Outcome(
         value=question.value(result),
         report=lambda: question.report(result, slots),
@@ -325,17 +325,16 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     Otherwise, one of the two files would overwrite the other.
     """
     options = request.options
-    # `resolve` raises a RuntimeError for a symbolic link to itself.
-    taken = {os.path.realpath(file) for file in (request.data, options.output) if isinstance(file, Path)}
+    taken = {resolved(file) for file in (request.data, options.output) if isinstance(file, Path)}
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
     for name in (*kind.extra_files, "plot"):
         file = getattr(options, name, None)
         if file is None:
             continue
-        if os.path.realpath(file) in taken:
+        if resolved(file) in taken:
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")
-        taken.add(os.path.realpath(file))
+        taken.add(resolved(file))
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

@@ -326,9 +326,18 @@ class Attack:
         return Case(**{**asdict(case), "outcome": "failed" if wrong else "accepted rightly", "why": wrong})
 
     def _state(self, seed: int, kind: str, random: np.random.Generator, place: Path) -> Case:
-        self._mutate(
-            hostile_models.KINDS[kind], self.folder / ".half.scvae.partial", place / ".new.scvae.partial", random
-        )
+        sound, box, state = self.folder / ".half.scvae.partial", place / "box", place / ".new.scvae.partial"
+        whole, apart = place / "whole", place / "apart"
+        whole.mkdir()
+        shutil.copyfile(sound, whole / state.name)
+        hostile_models.unpack_state(sound, apart)
+        if kind == "no file":
+            self._mutate(hostile_models.KINDS[kind], whole, box, random)
+            if os.path.lexists(box / state.name):
+                (box / state.name).rename(state)
+        else:
+            self._mutate(hostile_models.KINDS[kind], apart, box, random)
+            hostile_models.pack_state(box, state)
         path = place / "cells.h5ad"
         shutil.copyfile(self.folder / "CSR.h5ad", path)
         arguments = ["train", path, "-m", place / "new.scvae", *FLAGS, "--resume"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -75,3 +76,14 @@ def bench(tmp_path, trained) -> Bench:
 def bench_with_batches(tmp_path, trained_on_batches) -> Bench:
     """The same with a model that knows batches."""
     return Bench(tmp_path, trained_on_batches)
+
+
+@pytest.fixture
+def handled_signals():
+    """Signals are handled as in a terminal; a test run in the background ignores some of them."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -70,13 +70,27 @@ def sign(folder: Path) -> None:
     """Compute the hashes of a model folder, or of the saved state of a training, anew."""
     if (folder / STATE[1]).exists():
         numbers = json.loads((folder / STATE[1]).read_text())
-        numbers["sha256"] = hashlib.sha256((folder / STATE[0]).read_bytes()).hexdigest()
-        (folder / STATE[1]).write_text(json.dumps(numbers))
+        numbers.pop("sha256", None)
+        content = json.dumps(numbers, sort_keys=True).encode() + (folder / STATE[0]).read_bytes()
+        (folder / STATE[1]).write_text(json.dumps(numbers | {"sha256": hashlib.sha256(content).hexdigest()}))
         return
     config = json.loads((folder / "config.json").read_text())
     config["sha256"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in TENSORS + TEXTS}
     config["sha256"]["config.json"] = hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
     (folder / "config.json").write_text(json.dumps(config))
+
+
+def unpack_state(state: Path, folder: Path) -> None:
+    """Split the saved state of a training into a folder with a file of numbers and one of tensors."""
+    numbers, _, tensors = state.read_bytes().partition(b"\n")
+    folder.mkdir()
+    (folder / STATE[1]).write_bytes(numbers)
+    (folder / STATE[0]).write_bytes(tensors)
+
+
+def pack_state(folder: Path, state: Path) -> None:
+    """Join the two files of `unpack_state` to a saved state."""
+    state.write_bytes((folder / STATE[1]).read_bytes() + b"\n" + (folder / STATE[0]).read_bytes())
 
 
 def _signed(change: Kind) -> Kind:

@@ -12,8 +12,6 @@ import pytest
 from command_line import run_cli, run_killed, run_well
 from workbench import WALK, elements_of
 
-from scvae_cli.data.atomic import sibling_of
-
 pytestmark = pytest.mark.slow
 
 MOMENTS = {
@@ -23,8 +21,8 @@ MOMENTS = {
     "between two slots": ("after", "scvae_cli.data.h5ad_edit:_write", 1),
     "amid the writes": ("after", "scvae_cli.data.patient_file:PatientFile:write", 4),
     "when all is written": ("before", "os:fsync", 1),
-    "before the swap": ("before", "pathlib:Path:replace", 1),
-    "after the swap": ("after", "pathlib:Path:replace", 1),
+    "before the swap": ("before", "os:replace", 1),
+    "after the swap": ("after", "os:replace", 1),
 }
 
 
@@ -34,18 +32,10 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, verb, momen
     old = elements_of(copied.data)
     run_killed(MOMENTS[moment], verb, copied.data, "-m", copied.model)
     left = elements_of(copied.data)
-    orphans = list(copied.data.parent.glob(".*.tmp"))
-    assert len(orphans) == (moment not in ("before the copy", "after the swap"))
+    assert len(list(copied.data.parent.glob(".*.tmp"))) == (moment != "after the swap")
     run_well(verb, copied.data, "-m", copied.model)
     assert left == (elements_of(copied.data) if moment == "after the swap" else old)
-    assert not list(copied.data.parent.glob(".*.tmp"))
-
-
-def test_what_a_living_process_is_writing_stays(copied):
-    other = sibling_of(copied.data).with_name(f"{sibling_of(copied.data).name.rpartition('-')[0]}-{os.getppid()}.tmp")
-    other.write_bytes(b"in progress")
-    run_well("embed", copied.data, "-m", copied.model)
-    assert other.exists()
+    assert {path.name for path in copied.data.parent.iterdir()} == {"cells.h5ad", "cells.scvae"}
 
 
 @pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
@@ -58,7 +48,7 @@ def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where)
     def meddling(*arguments: Any) -> None:
         if where == "_clone":
             original(*arguments)
-        with h5py.File(copied.data, "r+") as file:
+        with h5py.File(copied.data, "r+", locking=False) as file:
             file["uns"].attrs["edited"] = True
         os.utime(copied.data, ns=(0, 0))
         if where != "_clone":

@@ -313,7 +313,8 @@ def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
     monkeypatch.setattr(Trainer, "evaluate", evaluate_interrupted)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.usefixtures("handled_signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_interrupted_training_goes_on_to_the_same_weights(copied, monkeypatch, number):
     command = ["train", copied.data, *TINY, "--max-epochs", "6"]
     whole, parts = copied.data.with_name("whole.scvae"), copied.data.with_name("parts.scvae")
@@ -321,7 +322,7 @@ def test_interrupted_training_goes_on_to_the_same_weights(copied, monkeypatch, n
     with monkeypatch.context() as patch:
         interrupt_in_epoch(patch, 3, number)
         outcome = run_cli(*command, "-m", parts)
-    assert outcome.code == 130
+    assert outcome.code == 128 + number
     assert outcome.out == ""
     assert "interrupted after epoch 3" in outcome.err
     assert "--resume" in outcome.err
@@ -337,6 +338,7 @@ def test_the_same_command_gives_the_same_weights(copied):
     assert weights(again) == weights(copied.model)
 
 
+@pytest.mark.usefixtures("handled_signals")
 def test_resuming_with_other_options_is_refused(copied, monkeypatch):
     folder = copied.data.with_name("other.scvae")
     with monkeypatch.context() as patch:
@@ -347,13 +349,12 @@ def test_resuming_with_other_options_is_refused(copied, monkeypatch):
     assert "used other data or other options" in outcome.err
 
 
-# Moments of a training that replaces a model: while it learns, while the new folder is written, around the two renames.
+# Moments of a training that replaces a model: while it learns, while the new folder is written, around the exchange.
 KILLED = {
     "in an epoch": ("after", "scvae_cli.training.loop:Trainer:evaluate", 2),
     "writing the model": ("before", "os:fsync", 3),
-    "before the swap": ("before", "pathlib:Path:rename", 1),
-    "between the renames": ("after", "pathlib:Path:rename", 1),
-    "after the swap": ("after", "pathlib:Path:rename", 2),
+    "before the swap": ("before", "scvae_cli.model.bundle:exchange", 1),
+    "after the swap": ("after", "scvae_cli.model.bundle:exchange", 1),
 }
 
 

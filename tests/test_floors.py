@@ -21,6 +21,7 @@ FLOORS = {
     "scvae_cli.gene_list": 0.0,
     "scvae_cli.heldout": 0.0,
     "scvae_cli.importing": 0.0,
+    "scvae_cli.interruption": 0.0,
     "scvae_cli.labels": 0.0,
     "scvae_cli.options": 0.0,
     "scvae_cli.parallel": 0.0,

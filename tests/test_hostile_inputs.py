@@ -252,16 +252,19 @@ def test_a_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
         assert run_cli(*bench.train()).code == 130
     state = bench.folder / ".other.scvae.partial"
     sound = bench.folder / "sound"
-    shutil.copytree(state, sound)
-    numbers = json.loads((state / "state.json").read_text())
+    shutil.copyfile(state, sound)
+    apart = bench.folder / "apart"
+    hostile_models.unpack_state(state, apart)
+    numbers = json.loads((apart / "state.json").read_text())
     for name, value in (("epoch", 10**6), ("step", -1), ("best_loss", "low"), ("max_epochs", 10**9), ("beta", 7)):
         changed = numbers | {"schedule": numbers["schedule"] | {name: value}}
-        (state / "state.json").write_text(json.dumps(changed))
+        (apart / "state.json").write_text(json.dumps(changed))
+        hostile_models.sign(apart)
+        hostile_models.pack_state(apart, state)
         outcome = run_cli(*bench.train("--resume"))
         assert outcome.code == MODEL, outcome
         assert "is damaged" in outcome.err
-    shutil.rmtree(state)
-    sound.rename(state)
+    sound.replace(state)
     run_well(*bench.train("--resume"))
 
 

@@ -15,7 +15,8 @@ from scvae_cli._version import __version__
 from scvae_cli.cli.command import command_of
 from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.device import bound_spinning
-from scvae_cli.errors import ScvaeError
+from scvae_cli.errors import Interrupted, ScvaeError
+from scvae_cli.interruption import begin, end_on_signals, exit_code, message
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
@@ -42,7 +43,7 @@ def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*args, **kwargs)
         except KeyboardInterrupt:
-            typer.echo("interrupted; the data was not changed", err=True)
+            typer.echo(message(), err=True)
             raise typer.Exit(INTERRUPTED) from None
 
     return wrapper
@@ -71,14 +72,16 @@ def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
     The exit code is 0 for success, 2 for a wrong option, 3 for a problem with the data, 4 with the model, 5 with the
-    device, and 130 for an interruption. A bug raises an exception, so that Python shows the traceback and exits with 1.
+    device, and 130 for Ctrl-C (143 and 129 for SIGTERM and SIGHUP). A bug raises an exception, so that Python shows the
+    traceback and exits with 1.
     """
+    begin()
     print_warnings()
     try:
         result = typer.main.get_command(app).main(args=arguments, prog_name="scvae", standalone_mode=False)
     except ScvaeError as error:
         print_error(error)
-        return error.exit_code
+        return exit_code() if isinstance(error, Interrupted) else error.exit_code
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
@@ -93,6 +96,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Run the `scvae` command, and exit with its exit code."""
+    end_on_signals()
     bound_spinning()
     # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
     gc.set_threshold(_GARBAGE)

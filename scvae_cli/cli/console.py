@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from scvae_cli.errors import ScvaeError, ScvaeWarning, one_line
+from scvae_cli.interruption import SIGNALS, note_asked
 from scvae_cli.progress import Advance, silent
 
 
@@ -44,22 +45,32 @@ class Console:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Treat the first Ctrl-C or SIGTERM as a request to stop; a second signal stops the command at once."""
+        """Treat the first Ctrl-C, SIGTERM or SIGHUP as a request to stop; a second one ends the command at once."""
         asked = False
+        before: dict[int, Any] = {}
 
-        def ask(_signal: int, _frame: object) -> None:
+        def ask(number: int, _frame: object) -> None:
             nonlocal asked
             if asked:
-                raise KeyboardInterrupt
+                restore()
+                signal.raise_signal(number)
+                return
             asked = True
-            self.info("stopping after this epoch (press Ctrl-C again to stop at once)")
+            note_asked(number)
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                self.info("stopping after this epoch (press Ctrl-C again to stop at once)")
 
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        for number in SIGNALS:
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                before[number] = signal.signal(number, ask)
         try:
             yield lambda: asked
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            restore()
 
     def next_step(self, text: str) -> None:
         """Print the command to run next."""

@@ -3,6 +3,10 @@
 A temporary file next to the target is written, flushed to the disk, and renamed to the target. After a crash at any
 moment, the target is therefore either the old or the new file. A killed process may leave its temporary file behind.
 The next write to the same target removes this file.
+
+Temporary files have random names, are created exclusively, and can only be read by their owner until they are complete.
+Meanwhile signals wait (`scvae_cli.interruption`), and other writers of the same target wait too
+(`scvae_cli.data.writers_lock`).
 """
 
 from __future__ import annotations
@@ -12,24 +16,40 @@ import errno
 import fcntl
 import glob
 import os
-import shutil
-import socket
+import secrets
 import stat
-from collections.abc import Iterator
+import warnings
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from scvae_cli.errors import DataError, ScvaeError
+from scvae_cli.data.file_metadata import keep_metadata, new_file_mode
+from scvae_cli.data.writers_lock import locked_by_another, only_writer, stem
+from scvae_cli.errors import DataError, ScvaeError, ScvaeWarning
+from scvae_cli.interruption import deferred, note_written, stop_if_asked
 
-# Inode, size and modification time, which change when a file is edited or replaced.
-Fingerprint = tuple[int, int, int]
+# Device, inode, size, and times of the last modification and status change. A program that edits a file can keep the
+# size and set the modification time back, but not the time of the status change.
+Fingerprint = tuple[int, int, int, int, int]
 
 # From linux/fs.h: share the blocks of the source instead of copying them, if the file system supports this.
 _FICLONE = 0x40049409
+_COPIED_AT_ONCE = 1 << 24
 
 
 @contextlib.contextmanager
-def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint | None = None) -> Iterator[Path]:
+def replacing(
+    target: Path,
+    *,
+    copy_of: Path | None = None,
+    read_as: Fingerprint | None = None,
+    force: bool = True,
+    result: bool = True,
+) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to `target` if the `with` block raises no error.
+
+    The block must write to the existing file at the temporary path, and must not replace it by another one. The new
+    file gets the owner, group, permissions, ACLs and extended attributes of the old one; a warning names those that
+    could not be kept. During the block, signals are deferred, and another scvae that writes the same target waits.
 
     Parameters
     ----------
@@ -40,35 +60,44 @@ def replacing(target: Path, *, copy_of: Path | None = None, read_as: Fingerprint
         the target is not written.
     read_as
         Fingerprint of `copy_of` at the time when the caller read the file; by default the current fingerprint.
+    force
+        Whether a file that exists is replaced. If not, also a file that appears during the block is kept.
+    result
+        Whether the user asked for this file, so that the message of an interruption names it.
 
     Raises
     ------
     DataError
-        If the folder cannot be written to, the disk is full, or another program changed `copy_of`.
+        If the folder cannot be written to, the disk is full, another scvae is writing the target for more than a
+        minute, or another program changed `copy_of` or the target.
     """
-    target = target.resolve()
+    target = resolved(target)
     check_writable(target)
-    remove_orphans(target)
-    sibling = sibling_of(target)
+    there = fingerprint(target) if target.exists() else None
+    written, lost = False, list[str]()
     try:
-        if copy_of is not None:
-            read_as = read_as or fingerprint(copy_of)
-            _check_unchanged(copy_of, read_as)
-            _clone(copy_of, sibling)
-            sibling.chmod(stat.S_IMODE(copy_of.stat().st_mode))
-        yield sibling
-        with sibling.open("rb") as written:
-            os.fsync(written.fileno())
-        if copy_of is not None and read_as is not None:
-            _check_unchanged(copy_of, read_as)
-        if target.exists():
-            _keep_owner(sibling, of=target)
-        sibling.replace(target)
-        _sync_folder(target.parent)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(deferred())
+            if stack.enter_context(only_writer(target)):
+                _remove_orphans(target)
+            sibling, descriptor = _temporary(target)
+            stack.callback(_close_and_remove, sibling, descriptor)
+            if copy_of is not None:
+                read_as = read_as or fingerprint(copy_of)
+                _clone(stack.enter_context(_reading(copy_of, read_as)), descriptor)
+            yield sibling
+            if copy_of is not None and read_as is not None:
+                _check_unchanged(copy_of, read_as)
+            _check_target(target, there, force=force)
+            lost = _finish(descriptor, sibling, target, copy_of)
+            _put(sibling, target, force=force)
+            written = True
+            if result:
+                note_written(target)
+            sync_folder(target.parent)
     except OSError as error:
-        raise write_error(target, error) from error
-    finally:
-        sibling.unlink(missing_ok=True)
+        raise _unsynced(target, error) if written else write_error(target, error) from error
+    warn_of_lost(target, lost)
 
 
 def write_error(target: Path, error: OSError) -> ScvaeError:
@@ -103,18 +132,36 @@ def check_new_file(target: Path, *, force: bool) -> None:
 def check_writable(target: Path) -> None:
     """Check before a computation that a file can be written.
 
-    Raises a DataError if the folder does not exist or is read-only, the target is a folder, or the file is read-only.
+    Raises a DataError if the folder does not exist or is read-only, the target is a folder, a device or a pipe, or the
+    file is read-only.
     """
-    target = target.resolve()
+    target = resolved(target)
     folder = target.parent
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder", "create it first, or choose another output file")
     if target.is_dir():
         raise DataError(f"{target} is a folder, not a file", "choose the name of a file")
+    if target.exists() and not target.is_file():
+        raise DataError(f"{target} is a device or a pipe, not a file", "choose the name of a file")
     if not may_write(folder):
         raise DataError(f"{folder} is read-only", "choose an output file in another folder")
     if target.exists() and not may_write(target):
         raise DataError(f"{target} is read-only", f"run chmod u+w {target.name}, or choose another output file")
+
+
+def resolved(path: Path) -> Path:
+    """Return the path of a file without symbolic links and "..".
+
+    Raises a DataError if symbolic links lead in a circle.
+    """
+    try:
+        result = path.resolve()
+        circle = result.is_symlink()
+    except RuntimeError:  # before Python 3.13
+        circle = True
+    if circle:
+        raise DataError(f"{path} is a symbolic link that leads back to itself", "remove the link")
+    return result
 
 
 def may_write(path: Path) -> bool:
@@ -123,31 +170,100 @@ def may_write(path: Path) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Return the inode, size and modification time of a file, which identify its current state."""
+    """Return what identifies the current state of a file."""
     status = path.stat()
-    return status.st_ino, status.st_size, status.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def sibling_of(target: Path) -> Path:
-    """Return the temporary path next to `target` to which this process writes."""
-    return target.parent / f"{_prefix(target)}{os.getpid()}.tmp"
+def temporary_name(target: Path) -> Path:
+    """Return a new random path next to `target`."""
+    return target.parent / f".{stem(target)}.scvae-{secrets.token_hex(8)}.tmp"
 
 
-def remove_orphans(target: Path) -> None:
-    """Remove temporary files and folders for `target` that killed processes on this machine left behind."""
-    prefix = _prefix(target)
-    for path in target.parent.glob(f"{glob.escape(prefix)}*.tmp"):
-        pid = path.name[len(prefix) : -len(".tmp")]
-        if not pid.isdigit() or _is_alive(int(pid)):
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+def orphans(target: Path) -> list[Path]:
+    """Return the temporary files and folders that exist for `target`. Call this while `only_writer(target)` is held."""
+    return sorted(target.parent.glob(f"{glob.escape(f'.{stem(target)}.scvae-')}*.tmp"))
 
 
-def _prefix(target: Path) -> str:
-    return f".{target.name}.scvae-{socket.gethostname()}-"
+def discard(target: Path) -> None:
+    """Remove a file that was written with `replacing`, and what killed processes left of it, if that is possible."""
+    with contextlib.suppress(OSError, DataError), deferred(), only_writer(target) as locked:
+        target.unlink(missing_ok=True)
+        if locked:
+            _remove_orphans(target)
+
+
+def remove_folder(folder: Path, names: Collection[str]) -> None:
+    """Remove the files `names` of a folder, and the folder unless it has other files; nothing is raised."""
+    for name in names:
+        with contextlib.suppress(OSError):
+            (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make sure that the names in a folder survive a power failure; some file systems cannot do this for a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def warn_of_lost(target: Path, lost: Collection[str]) -> None:
+    """Warn in one line of what a replaced file or folder had besides its content, and the new one has not."""
+    if lost:
+        text = f"{target} was replaced by a new file, which could not keep {', '.join(dict.fromkeys(lost))}"
+        warnings.warn(ScvaeWarning(text), stacklevel=3)
+
+
+def _temporary(target: Path) -> tuple[Path, int]:
+    """Create a temporary file that only this user can read, and lock it as long as its descriptor is open."""
+    sibling = temporary_name(target)
+    descriptor = os.open(sibling, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    locked_by_another(descriptor)
+    return sibling, descriptor
+
+
+def _close_and_remove(sibling: Path, descriptor: int) -> None:
+    sibling.unlink(missing_ok=True)
+    os.close(descriptor)
+
+
+def _remove_orphans(target: Path) -> None:
+    """Remove the temporary files of killed processes: those that no process has locked."""
+    for path in orphans(target):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                if stat.S_ISREG(os.fstat(descriptor).st_mode) and not locked_by_another(descriptor):
+                    path.unlink()
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _reading(path: Path, seen: Fingerprint) -> Iterator[int]:
+    """Open a file that is in the state `seen`, and ask other programs that use HDF5 not to write it meanwhile."""
+    _check_unchanged(path, seen)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"{path} is open for writing in another program; nothing was written",
+                "close it there and run the command again",
+            ) from error
+        except OSError:
+            pass  # the file system has no locks
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _check_unchanged(path: Path, seen: Fingerprint) -> None:
@@ -158,36 +274,61 @@ def _check_unchanged(path: Path, seen: Fingerprint) -> None:
         )
 
 
-def _clone(source: Path, copy: Path) -> None:
-    with source.open("rb") as src, copy.open("wb") as dst:
+def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> None:
+    """Check that nobody has written the target since the write began."""
+    if there is not None:
+        _check_unchanged(target, there)
+    elif target.exists():
+        raise _appeared(target, force=force)
+
+
+def _appeared(target: Path, *, force: bool) -> DataError:
+    hint = "run the command again" if force else "use --force to replace it, or choose another name"
+    return DataError(f"{target} was created by another program meanwhile; nothing was written", hint)
+
+
+def _clone(source: int, copy: int) -> None:
+    """Copy an open file into another one. A signal ends the copying."""
+    try:
+        fcntl.ioctl(copy, _FICLONE, source)
+    except OSError:
+        with os.fdopen(source, "rb", closefd=False) as src, os.fdopen(copy, "wb", closefd=False) as dst:
+            while part := src.read(_COPIED_AT_ONCE):
+                stop_if_asked()
+                dst.write(part)
+
+
+def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
+    """Make the temporary file ready to be renamed, and return what of the old file it could not keep."""
+    here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
+    if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
+        raise OSError(errno.ESTALE, "another program replaced the temporary file")
+    lost: list[str] = []
+    if target.exists():
+        lost = keep_metadata(descriptor, target)
+    else:
+        # A copy of a read-only file must be writable.
+        mode = new_file_mode() if copy_of is None else stat.S_IMODE(copy_of.stat().st_mode) | 0o200
+        os.fchmod(descriptor, mode)
+    os.fsync(descriptor)
+    return lost
+
+
+def _put(sibling: Path, target: Path, *, force: bool) -> None:
+    """Give the temporary file the name of the target."""
+    if not force and not target.exists():
         try:
-            fcntl.ioctl(dst.fileno(), _FICLONE, src.fileno())
+            # A rename would replace a file that another program creates at this moment; a link does not.
+            os.link(sibling, target)
             return
-        except OSError:
+        except FileExistsError:
+            raise _appeared(target, force=force) from None
+        except OSError:  # the file system has no hard links
             pass
-    shutil.copyfile(source, copy)
+    os.replace(sibling, target)
 
 
-def _keep_owner(copy: Path, of: Path) -> None:
-    """Give `copy` the owner of the file `of`; only the superuser may do this, so a lack of permission is ignored."""
-    status = of.stat()
-    with contextlib.suppress(PermissionError):
-        os.chown(copy, status.st_uid, status.st_gid)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _unsynced(target: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{target} was written, but the disk reports: {error.strerror}", "check the disk, and the file with scvae info"
+    )

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
+from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint, resolved
 from scvae_cli.data.h5ad_damage import (
     check_column,
     check_stored,
@@ -28,9 +28,10 @@ from scvae_cli.data.h5ad_damage import (
 )
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_heaps import check_heaps
+from scvae_cli.data.h5ad_links import describe_dangling, refuse_links, refuse_outside, refuse_relative_links
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
 from scvae_cli.data.labels import values_of
-from scvae_cli.data.slots import Slot
+from scvae_cli.data.slots import DEFAULT_KEY, Slot
 from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError, ScvaeError
 from scvae_cli.regular_file import what_it_is
@@ -46,11 +47,14 @@ class H5adFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._open("the file") as file:
+            # Before anything is read, so that a later change by another program is noticed.
+            self._read_as = fingerprint(path)
             check_heaps(path)
             for group in ("obs", "var"):
+                if (dangling := describe_dangling(file, group)) is not None:
+                    raise DataError(f"{path}: {dangling}", "put the other file where the link expects it")
                 if group not in file:
                     raise DataError(f"{path} is HDF5, but not an AnnData: it has no {group}", "write it with anndata")
-        self._read_as = fingerprint(path)
 
     @property
     def title(self) -> str:
@@ -100,6 +104,7 @@ class H5adFile:
             frame = file[group]
             refuse_twins(self.title, group, _columns(frame), key)
             if isinstance(frame, h5py.Dataset):
+                refuse_outside(frame, self.title)
                 check_vector(frame, length)
                 return _field(frame, key, file.get(f"uns/{key}_categories"))
             check_column(frame[key], length)
@@ -111,6 +116,7 @@ class H5adFile:
             element = file.get(f"obsm/{key}")
             if not isinstance(element, h5py.Dataset):
                 return None
+            refuse_outside(element, self.title)
             if check_stored(element).dtype.kind not in "fiub" or element.shape[:1] != self.cell_names.shape:
                 raise ValueError(f"it has type {element.dtype} and shape {element.shape}")
             return np.asarray(element)
@@ -147,13 +153,14 @@ class H5adFile:
             item = file.get(f"uns/{key}")
             if not isinstance(item, h5py.Dataset) or item.shape != () or h5py.check_string_dtype(item.dtype) is None:
                 return None
+            refuse_outside(item, self.title)
             value: str = check_stored(item).asstr()[()]
             return value
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:
         """Check before a computation that the file can be written, and that its format is not too old for additions."""
         target = output or self.path
-        if target.resolve() != self.path.resolve():
+        if resolved(target) != resolved(self.path):
             check_new_file(target, force=force)
         check_writable(target)
         with self._open("the file") as file:
@@ -163,23 +170,30 @@ class H5adFile:
                         f"{self.path}: {group} is in the format of anndata before 0.7, to which nothing can be added",
                         "convert it once: anndata.read_h5ad(FILE).write_h5ad(FILE)",
                     )
+            # The record of the run goes into uns.
+            refuse_links(file, [*paths, f"uns/{DEFAULT_KEY}/runs"], self.title)
+            refuse_relative_links(file, resolved(target).parent, self.title)
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
         """Write results to the file (or to a copy of it at `output`), either all or none."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
+        target = output or self.path
+        same = resolved(target) == resolved(self.path)
         try:
-            edit_h5ad(self.path, output or self.path, slots, read_as=self._read_as)
+            edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         except (ScvaeError, MemoryError):
             raise
         except Exception as error:  # a damaged part that no reading touched
             reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
             raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
-        self._read_as = fingerprint(self.path)
+        if same:
+            self._read_as = fingerprint(self.path)
 
     def _index(self, location: str) -> np.ndarray:
         with self._open(f"the index of {location}") as file:
             frame = file[location]
             if isinstance(frame, h5py.Dataset):
+                refuse_outside(frame, self.title)
                 names = _field(check_vector(frame), (frame.dtype.names or ("index",))[0])
             else:
                 key = text_attribute(frame, "_index") or ("index" if "index" in frame else "_index")
@@ -190,6 +204,7 @@ class H5adFile:
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
         """Read names; names in the usual format are read without anndata, because anndata is slow to import."""
+        refuse_outside(item, self.title)
         if isinstance(item, h5py.Dataset):
             check_vector(item)
             kind = h5py.check_string_dtype(item.dtype)
@@ -203,6 +218,7 @@ class H5adFile:
         """Read an element with anndata."""
         from anndata.io import read_elem
 
+        refuse_outside(item, self.title)
         return read_elem(item)
 
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:

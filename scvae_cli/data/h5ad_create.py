@@ -65,7 +65,7 @@ def create_h5ad(
     from anndata.io import write_elem
 
     check_new_file(path, force=force)
-    with replacing(path) as sibling, open_to_write(sibling, new=True) as (file, patient):
+    with replacing(path, force=force) as sibling, open_to_write(sibling, new=True) as (file, patient):
         file.attrs["encoding-type"] = "anndata"
         file.attrs["encoding-version"] = "0.1.0"
         small = FILTERS | {"compression_opts": 4}
@@ -96,7 +96,7 @@ def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
 
     check_new_file(path, force=force)
     adata.strings_to_categoricals()
-    with replacing(path) as sibling:
+    with replacing(path, force=force) as sibling:
         with open_to_write(sibling, new=True) as (file, _):
             write_elem(file, "/", adata)
             if adata.raw is None and "raw" in file:  # older readers do not expect a null here

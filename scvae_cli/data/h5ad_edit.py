@@ -19,19 +19,20 @@ from scvae_cli.data.patient_file import PatientFile, open_to_write
 from scvae_cli.data.slots import RowBlocks, Slot
 
 
-def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint) -> None:
+def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint, force: bool = True) -> None:
     """Write slots to a copy of `source` and save it as `target`, which may be the same file.
 
     Existing elements with the same names are replaced. The caller must have checked that these elements and `target`
-    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. If the target cannot
-    be written, the disk is full, or `source` has changed, a DataError is raised and the target is not changed.
+    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` is whether
+    another file than `source` may be replaced. If the target cannot be written, the disk is full, or `source` has
+    changed, a DataError is raised and the target is not changed.
     """
-    with replacing(target, copy_of=source, read_as=read_as) as sibling:
-        # A copy of a read-only file must be writable.
-        sibling.chmod(sibling.stat().st_mode | 0o200)
-        with open_to_write(sibling, new=False) as (file, patient):
-            for slot in slots:
-                _write(file, slot, patient)
+    with (
+        replacing(target, copy_of=source, read_as=read_as, force=force) as sibling,
+        open_to_write(sibling, new=False) as (file, patient),
+    ):
+        for slot in patient.watch(slots):
+            _write(file, slot, patient)
 
 
 def _write(file: h5py.File, slot: Slot, patient: PatientFile) -> None:

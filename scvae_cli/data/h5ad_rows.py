@@ -14,6 +14,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.h5ad_damage import check_stored, check_vector, text_attribute, whole_numbers
+from scvae_cli.data.h5ad_links import refuse_outside
 from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
@@ -48,6 +49,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
     Raises a DataError if the element is not a matrix or does not contain numbers, and a ValueError if its parts do not
     fit together. The caller must have compared its shape with the numbers of cells and genes.
     """
+    refuse_outside(item, title)
     if not is_matrix(item):
         raise DataError(f"{title}: {item.name} is not a matrix", "write the file with anndata")
     values = check_stored(item if isinstance(item, h5py.Dataset) else check_vector(item["data"]))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from scvae_cli.data.atomic import check_new_file, check_writable
+from scvae_cli.data.atomic import check_new_file, check_writable, resolved
 from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.h5ad_create import create_h5ad
 from scvae_cli.data.memory import AnnDataStore
@@ -88,7 +88,7 @@ def check_output(output: Path | None, data: Any, *, force: bool) -> Path:
     """
     if output is None:
         raise ConfigError("new cells must be written to a separate file", "choose a file with -o NEW.h5ad")
-    if isinstance(data, Path) and output.resolve() == data.resolve():
+    if isinstance(data, Path) and resolved(output) == resolved(data):
         raise ConfigError(f"-o is {output}, the file of the input cells", "choose another file for the new cells")
     check_new_file(output, force=force)
     check_writable(output)

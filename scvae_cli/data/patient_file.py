@@ -1,8 +1,9 @@
-"""Opening an HDF5 file for writing such that a full disk or Ctrl-C causes an error and not a crash."""
+"""Opening an HDF5 file for writing such that a full disk, or whatever is raised, causes an error and not a crash."""
 
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,23 +11,33 @@ from typing import Any, TypeVar
 
 import h5py
 
+from scvae_cli.interruption import stop_if_asked
+
 Block = TypeVar("Block")
 
 
 class PatientFile(io.FileIO):
-    """A file that stores the errors of its write operations and raises them after HDF5 has closed the file.
+    """A file that stores the errors of its operations and raises them after HDF5 has closed the file.
 
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
-    segmentation fault. Data that cannot be written are therefore kept in memory, HDF5 closes the file normally, and
-    `check` then raises the error. The data in memory are at most the rest of one block and the caches of HDF5. A Ctrl-C
-    during a write is treated like a failed write. If `new` is True, an empty file is created; otherwise an existing
-    file is opened.
+    segmentation fault. Other errors in these functions, which HDF5 calls, are swallowed by it and leave a wrong file.
+    Data that cannot be written are therefore kept in memory, HDF5 closes the file normally, and `check` then raises the
+    error. The data in memory are at most the rest of one block and the caches of HDF5. If `new` is True, an empty file
+    is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
         super().__init__(path, "w+b" if new else "r+b")
-        self._error: OSError | KeyboardInterrupt | None = None
+        self._error: BaseException | None = None
         self._late: list[tuple[int, bytes]] = []
+
+    def seek(self, position: int, whence: int = os.SEEK_SET) -> int:
+        """Move to a position; an error is stored and raised later."""
+        try:
+            return super().seek(position, whence)
+        except BaseException as error:
+            self._error = self._error or error
+            return position
 
     def write(self, data: Any) -> int:
         """Write all of `data`, or keep it in memory if that is not possible."""
@@ -35,7 +46,7 @@ class PatientFile(io.FileIO):
         while self._error is None and done < len(view):
             try:
                 done += super().write(view[done:]) or 0
-            except (OSError, KeyboardInterrupt) as error:
+            except BaseException as error:
                 self._error = error
         if done < len(view):
             self._late.append((start, bytes(view)))
@@ -43,11 +54,14 @@ class PatientFile(io.FileIO):
         return len(view)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer with data that were written to the file or kept in memory."""
+        """Fill the buffer with data that were written to the file or kept in memory; an error is raised later."""
         view = memoryview(buffer).cast("B")
         start, done = self.tell(), 0
-        while done < len(view) and (got := super().readinto(view[done:])):
-            done += got
+        try:
+            while done < len(view) and (got := super().readinto(view[done:])):
+                done += got
+        except BaseException as error:
+            self._error = self._error or error
         view[done:] = bytes(len(view) - done)
         for at, kept in self._late:
             low, high = max(at, start), min(at + len(kept), start + len(view))
@@ -59,9 +73,12 @@ class PatientFile(io.FileIO):
         """Set the size of the file; an error is stored and raised later."""
         try:
             return super().truncate(size)
-        except OSError as error:
+        except BaseException as error:
             self._error = self._error or error
             return self.tell() if size is None else size
+
+    def flush(self) -> None:
+        """Do nothing: the file has no buffer, and this must not raise an error."""
 
     def check(self) -> None:
         """Raise the stored error, if there is one."""
@@ -69,9 +86,10 @@ class PatientFile(io.FileIO):
             raise self._error
 
     def watch(self, blocks: Iterable[Block]) -> Iterator[Block]:
-        """Yield the given blocks; before each block, raise the stored error, if there is one."""
+        """Yield the given blocks; before each block, raise the stored error, or stop if a signal has arrived."""
         for block in blocks:
             self.check()
+            stop_if_asked()
             yield block
 
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -23,8 +22,20 @@ from safetensors.torch import save as save_tensors
 
 from scvae_cli._version import __version__
 from scvae_cli.config import RunConfig
-from scvae_cli.data.atomic import may_write, remove_orphans, sibling_of
-from scvae_cli.errors import ConfigError, ModelError
+from scvae_cli.data.atomic import (
+    may_write,
+    orphans,
+    remove_folder,
+    resolved,
+    sync_folder,
+    temporary_name,
+    warn_of_lost,
+)
+from scvae_cli.data.exchange import exchange
+from scvae_cli.data.file_metadata import keep_metadata, new_file_mode
+from scvae_cli.data.writers_lock import only_writer
+from scvae_cli.errors import ConfigError, DataError, ModelError
+from scvae_cli.interruption import deferred, note_written
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.expression_space import ExpressionSpace
@@ -51,6 +62,8 @@ CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetens
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
 _MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
+# All files of a model folder; no other file is ever removed from one.
+FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,27 +130,52 @@ class Model:
         Raises
         ------
         ModelError
-            If the folder exists and `force` is False, if the path exists and is not a model folder, or if the folder
-            cannot be written.
+            If the folder exists and `force` is False, if the path exists and is not a model folder, if the model
+            folder contains files that scvae did not write, or if the folder cannot be written.
         """
-        folder = Path(folder)
-        check_new_model(folder, force=force)
-        sibling = sibling_of(folder)
-        remove_orphans(folder)
-        shutil.rmtree(sibling, ignore_errors=True)
+        check_new_model(Path(folder), force=force)
+        place = _place(Path(folder))
+        lost: list[str] = []
         try:
-            sibling.mkdir()
-            for name, content in self._files().items():
-                with (sibling / name).open("wb") as file:
-                    file.write(content)
-                    file.flush()
-                    os.fsync(file.fileno())
-            _swap(sibling, folder)
+            with deferred(), only_writer(place, error=ModelError) as locked:
+                # Once more: another training may have written the folder meanwhile.
+                _check_place(place, force=force)
+                if locked:
+                    for orphan in orphans(place):
+                        remove_folder(orphan, FILES)
+                new = temporary_name(place)
+                new.mkdir(mode=0o700)
+                try:
+                    lost = self._write_to(new, place)
+                    _swap(new, place)
+                finally:
+                    remove_folder(new, FILES)
         except OSError as error:
             reason = error.strerror or error
             raise ModelError(f"cannot write {folder}: {reason}", "choose another folder with -m") from error
+        warn_of_lost(place, lost)
+
+    def _write_to(self, new: Path, place: Path) -> list[str]:
+        """Write the files to a new folder; return what it cannot keep of the folder `place`, which it will replace."""
+        lost: list[str] = []
+        for name, content in self._files().items():
+            descriptor = os.open(new / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(content)
+                file.flush()
+                lost += keep_metadata(descriptor, place / name) if (place / name).exists() else []
+                os.fsync(descriptor)
+        descriptor = os.open(new, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if place.exists():
+                lost += keep_metadata(descriptor, place)
+            else:
+                mode = new_file_mode()
+                os.fchmod(descriptor, mode | (mode & 0o444) >> 2)
+            os.fsync(descriptor)
         finally:
-            shutil.rmtree(sibling, ignore_errors=True)
+            os.close(descriptor)
+        return lost
 
     @property
     def _format(self) -> int:
@@ -177,20 +215,29 @@ def check_new_model(folder: Path, *, force: bool) -> None:
     Raises
     ------
     ModelError
-        If the folder contains a model and `force` is False, if the path exists and is not a model folder, or if the
-        parent folder does not exist or is read-only.
+        If the folder contains a model and `force` is False, if the path exists and is not a model folder, if the
+        model folder contains files that scvae did not write, or if the folder or its parent cannot be written to.
     """
+    place = _place(folder)
+    _recover(place)
+    _check_place(place, force=force)
+
+
+def _check_place(folder: Path, *, force: bool) -> None:
     if not folder.parent.is_dir() or not may_write(folder.parent):
         unwritable = f"{folder.parent} is not a folder that can be written to"
         raise ModelError(unwritable, "choose another folder for the model with -m")
     if not folder.exists():
         return
-    if not (folder / CONFIG).exists():
+    if not _is_model(folder):
         raise ModelError(f"{folder} exists and is not a model folder", "choose another name for the model with -m")
     if not force:
         raise ModelError(
             f"the model {folder} already exists", "use --force to replace it, or choose another name with -m"
         )
+    if not may_write(folder):
+        raise ModelError(f"the model {folder} is read-only", "choose another name for the model with -m")
+    _refuse_others(folder)
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
@@ -203,7 +250,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         folder has a newer or older format.
     """
     folder = Path(folder)
-    _recover(folder)
+    _recover(_place(folder))
     if not folder.is_dir():
         raise ModelError(
             f"there is no model folder {folder}", "train a model (scvae train DATA.h5ad), or name its folder with -m"
@@ -325,21 +372,68 @@ def _reading(folder: Path, name: str) -> Iterator[None]:
         ) from error
 
 
+def _place(folder: Path) -> Path:
+    """Return the path of a model folder without symbolic links and "..", so that a link to a folder remains a link."""
+    try:
+        return resolved(folder)
+    except DataError as error:
+        raise ModelError(error.message, error.hint) from error
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether scvae wrote a folder: its config.json has the entries of every model, also of earlier versions."""
+    try:
+        config = json.loads((folder / CONFIG).read_bytes()) if (folder / CONFIG).is_file() else None
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(config, dict) and {"format", "scvae_version", "run", "sha256"} <= config.keys()
+
+
+def _refuse_others(folder: Path, stored_in: Path | None = None) -> None:
+    """Raise a ModelError if a model folder, now stored in `stored_in`, contains anything that scvae did not write."""
+    for entry in sorted((stored_in or folder).iterdir()):
+        if entry.name not in FILES or entry.is_symlink() or not entry.is_file():
+            raise ModelError(
+                f"the model {folder} contains {entry.name!r}, which scvae did not write and which would be lost",
+                "move it elsewhere, or choose another name for the model with -m",
+            )
+
+
 def _previous(folder: Path) -> Path:
     return folder.parent / f".{folder.name}.previous"
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Rename the folder `new` to `folder`. If a crash interrupts this function, `_recover` restores the old folder."""
-    previous = _previous(folder)
-    if folder.exists():
-        shutil.rmtree(previous, ignore_errors=True)
-        folder.rename(previous)
-    new.rename(folder)
-    shutil.rmtree(previous, ignore_errors=True)
+    """Give the folder `new` the name `folder`, and remove the old folder of that name."""
+    old = None
+    if not folder.exists():
+        new.rename(folder)
+    elif exchange(new, folder):
+        old = new
+        try:
+            _refuse_others(folder, stored_in=old)
+        except ModelError:
+            exchange(new, folder)
+            raise
+    else:
+        # If a crash interrupts these two renames, `_recover` restores the old folder.
+        old = _previous(folder)
+        folder.rename(old)
+        new.rename(folder)
+    note_written(folder)
+    sync_folder(folder.parent)
+    if old is not None:
+        remove_folder(old, FILES)
 
 
 def _recover(folder: Path) -> None:
+    """Complete the replacement of a model folder that a crash interrupted between two renames."""
     previous = _previous(folder)
-    if not folder.exists() and previous.is_dir():
-        previous.rename(folder)
+    if not previous.is_dir():
+        return
+    # Where nothing can be written, nothing can be recovered.
+    with contextlib.suppress(OSError), deferred(), only_writer(folder, error=ModelError):
+        if folder.exists():
+            remove_folder(previous, FILES)
+        else:
+            previous.rename(folder)

@@ -69,8 +69,10 @@ def check_figure_file(path: Path | str, *, force: bool) -> None:
         raise DataError(f"{target} exists", "use --force to replace it, or choose another name")
 
 
-def save_figure(figure: Figure, path: Path | str) -> None:
-    """Save a figure as PNG, SVG or PDF, depending on the extension of the file; an existing file is replaced.
+def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None:
+    """Save a figure as PNG, SVG or PDF, depending on the extension of the file.
+
+    An existing file is replaced if `force` is True, and refused otherwise, also if it appeared during the computation.
 
     The figure must have been created without pyplot, so that no window opens and no current figure is set.
 
@@ -79,11 +81,11 @@ def save_figure(figure: Figure, path: Path | str) -> None:
     ConfigError
         If the file format is not supported.
     DataError
-        If the file cannot be written; no file is changed in that case.
+        If the file cannot be written, or it exists and `force` is False; no file is changed in that case.
     """
     target = Path(path)
     kind = _kind(target)
-    with house_style(), replacing(target) as sibling:
+    with house_style(), replacing(target, force=force) as sibling:
         figure.savefig(sibling, format=kind[1:], dpi=_DPI[kind], metadata=_NO_DATE[kind])
 
 

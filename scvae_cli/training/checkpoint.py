@@ -1,26 +1,26 @@
 """Saving the state of a training between epochs, and resuming the training from this state.
 
-A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved as
-safetensors and JSON, in a folder next to the future model folder. The folder with the state is removed when the model
-is saved.
+A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved in one
+file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file is always
+the state of one epoch, because it is replaced in one step. It is removed when the model is saved.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
 from scvae_cli.config import RunConfig
+from scvae_cli.data.atomic import discard, remove_folder, replacing, resolved
 from scvae_cli.data.counts import Counts
-from scvae_cli.errors import ModelError
+from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.folder_checks import most_bytes
 from scvae_cli.regular_file import read_regular
@@ -28,7 +28,7 @@ from scvae_cli.strict_json import parse_json
 from scvae_cli.training.loop import Trainer
 from scvae_cli.training.saved_state import restore_state, tensors_of
 
-_TENSORS, _NUMBERS = "state.safetensors", "state.json"
+_OLD_FILES = ("state.safetensors", "state.json")
 _MOST_NUMBERS = 1 << 26
 
 
@@ -39,28 +39,29 @@ class Checkpoint:
     """
 
     def __init__(self, model_folder: Path, run_hash: str) -> None:
-        self.folder = model_folder.parent / f".{model_folder.name}.partial"
+        place = resolved(model_folder)
+        self.file = place.parent / f".{place.name}.partial"
         self._run_hash = run_hash
 
     def save(self, trainer: Trainer, history: list[dict[str, float]]) -> None:
-        """Replace the saved state by the current state."""
+        """Replace the saved state by the current state. Raises a ModelError if it cannot be written."""
         content = save_tensors(
             {name: tensor.detach().cpu().contiguous() for name, tensor in tensors_of(trainer).items()}
         )
-        numbers = {
+        numbers: dict[str, Any] = {
             "run_hash": self._run_hash,
-            "sha256": hashlib.sha256(content).hexdigest(),
             "schedule": asdict(trainer.schedule),
             "rollbacks": trainer.rollbacks,
             "seconds": trainer.seconds,
             "history": history,
         }
-        self.folder.mkdir(exist_ok=True)
-        # The numbers contain the hash of the tensors, so a crash between the two renames is detected when resuming.
-        for name, data in ((_TENSORS, content), (_NUMBERS, json.dumps(numbers).encode())):
-            temporary = self.folder / f"{name}.tmp"
-            temporary.write_bytes(data)
-            os.replace(temporary, self.folder / name)
+        numbers["sha256"] = _sha256(numbers, content)
+        self._remove_old_format()
+        try:
+            with replacing(self.file, result=False) as sibling:
+                sibling.write_bytes(json.dumps(numbers).encode() + b"\n" + content)
+        except DataError as error:
+            raise ModelError(error.message, error.hint) from error
 
     def restore(self, trainer: Trainer) -> list[dict[str, float]]:
         """Restore the saved state of a trainer, and return the history so far, one row per epoch.
@@ -70,28 +71,35 @@ class Checkpoint:
         """
         most = most_bytes(tensors_of(trainer).values())
         try:
-            content = read_regular(self.folder / _TENSORS, most=most)
-            numbers = parse_json(read_regular(self.folder / _NUMBERS, most=_MOST_NUMBERS))
+            saved = read_regular(self.file, most=most + _MOST_NUMBERS)
+            first, _, content = saved.partition(b"\n")
+            numbers = parse_json(first)
         except FileNotFoundError as error:
             raise ModelError("there is no interrupted training to resume", "train without --resume") from error
         except (OSError, ValueError) as error:
-            raise ModelError(f"the saved state {self.folder} cannot be read", "train again without --resume") from error
+            raise ModelError(f"the saved state {self.file} cannot be read", "train again without --resume") from error
         if not isinstance(numbers, dict) or numbers.get("run_hash") != self._run_hash:
             raise ModelError(
                 "the interrupted training used other data or other options",
                 "repeat the command of the interrupted training with --resume added, or train without --resume",
             )
-        if hashlib.sha256(content).hexdigest() != numbers.get("sha256"):
-            raise ModelError(f"the saved state {self.folder} is damaged", "train again without --resume")
+        if numbers.get("sha256") != _sha256(numbers, content):
+            raise ModelError(f"the saved state {self.file} is damaged", "train again without --resume")
         try:
             return restore_state(trainer, content, numbers)
         except ValueError as error:
-            message = f"the saved state {self.folder} is damaged: {error}"
+            message = f"the saved state {self.file} is damaged: {error}"
             raise ModelError(message, "train again without --resume") from error
 
     def discard(self) -> None:
         """Remove the saved state, because the model has been saved or a new training begins."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._remove_old_format()
+        discard(self.file)
+
+    def _remove_old_format(self) -> None:
+        """Remove the folder in which versions up to 0.2 saved the state."""
+        if self.file.is_dir():
+            remove_folder(self.file, [f"{name}{end}" for name in _OLD_FILES for end in ("", ".tmp")])
 
 
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:
@@ -112,3 +120,9 @@ def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None)
         digest.update(str(start_from.config.train.beta).encode())
         digest.update(save_tensors({name: t.cpu().contiguous() for name, t in start_from.vae.state_dict().items()}))
     return digest.hexdigest()
+
+
+def _sha256(numbers: dict[str, Any], content: bytes) -> str:
+    """Hash a saved state, without the entry that stores this hash."""
+    others = {name: value for name, value in numbers.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(others, sort_keys=True).encode() + content).hexdigest()

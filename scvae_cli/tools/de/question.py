@@ -148,7 +148,7 @@ class De(Question[DeOptions, DifferentialExpression]):
 
         # The untested genes come last.
         rows = np.concatenate([result.ranked, np.flatnonzero(~result.tested)])
-        with replacing(self.options.table) as sibling:
+        with replacing(self.options.table, force=self.options.force) as sibling:
             pd.DataFrame(self._named(result).columns()).iloc[rows].to_csv(sibling, index=False)
             yield
 

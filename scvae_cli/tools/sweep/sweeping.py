@@ -72,7 +72,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
         from scvae_cli.report.figure_file import save_figure
         from scvae_cli.tools.sweep.figure import sweep_figure
 
-        save_figure(sweep_figure(result), options.plot)
+        save_figure(sweep_figure(result), options.plot, force=options.force)
     return Outcome(
         value=None if request.inplace else result,
         report=lambda: _report(result, request, slots),

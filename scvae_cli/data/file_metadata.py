@@ -1,0 +1,90 @@
+"""Owner, group, permissions, ACLs and extended attributes of a file that is replaced by a new one."""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from pathlib import Path
+
+# The access rights of single users and groups; Linux keeps them as an extended attribute.
+_ACL = "system.posix_acl_access"
+
+
+def keep_metadata(descriptor: int, of: Path) -> list[str]:
+    """Give an open new file what the file or folder `of` has besides its content, and return what could not be kept."""
+    old = of.stat()
+    lost = _keep_owner(descriptor, old)
+    mode = stat.S_IMODE(old.st_mode)
+    same_group = os.fstat(descriptor).st_gid == old.st_gid
+    if not same_group:
+        # Rights of the lost group must not go to another group.
+        mode = mode & ~0o070 | (mode & 0o007) << 3
+    os.fchmod(descriptor, mode)
+    lost += _keep_attributes(descriptor, of, with_acl=same_group)
+    if stat.S_ISREG(old.st_mode) and old.st_nlink > 1:
+        lost.append(f"its hard links ({old.st_nlink - 1} other name(s) keep the old content)")
+    return lost
+
+
+def new_file_mode() -> int:
+    """Return the permissions of a new file: reading and writing, as far as the umask of the process allows."""
+    # It can only be read by setting it. This one is stricter than any other.
+    umask = os.umask(0o777)
+    os.umask(umask)
+    return 0o666 & ~umask
+
+
+def _keep_owner(descriptor: int, old: os.stat_result) -> list[str]:
+    new = os.fstat(descriptor)
+    if (new.st_uid, new.st_gid) == (old.st_uid, old.st_gid):
+        return []
+    try:
+        os.fchown(descriptor, old.st_uid, old.st_gid)
+    except OSError:
+        lost = [f"owner {_name(old.st_uid, pwd.getpwuid)}"] if new.st_uid != old.st_uid else []
+        try:
+            os.fchown(descriptor, -1, old.st_gid)
+        except OSError:
+            lost.append(f"group {_name(old.st_gid, grp.getgrgid)}")
+        return lost
+    return []
+
+
+def _keep_attributes(descriptor: int, of: Path, *, with_acl: bool) -> list[str]:
+    if not hasattr(os, "listxattr"):  # macOS
+        return []
+    try:
+        names = os.listxattr(of)
+    except OSError:  # the file system has none
+        return []
+    lost = []
+    for name in names:
+        try:
+            if name == _ACL and not with_acl:
+                raise PermissionError
+            value = os.getxattr(of, name)
+            if not _has(descriptor, name, value):
+                os.setxattr(descriptor, name, value)
+        except OSError:
+            lost.append("its ACL" if name == _ACL else f"extended attribute {name}")
+    if _ACL not in names:  # inherited from the folder
+        with contextlib.suppress(OSError):
+            os.removexattr(descriptor, _ACL)
+    return lost
+
+
+def _has(descriptor: int, name: str, value: bytes) -> bool:
+    try:
+        return os.getxattr(descriptor, name) == value
+    except OSError:
+        return False
+
+
+def _name(number: int, look_up: object) -> str:
+    try:
+        return str(look_up(number)[0])  # type: ignore[operator]  # getpwuid or getgrgid
+    except KeyError:
+        return str(number)

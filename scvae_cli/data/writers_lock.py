@@ -1,0 +1,147 @@
+"""One writer at a time: a lock beside the file or folder that is written.
+
+The lock is a file next to the target on which the writer holds an advisory lock of the operating system (flock). The
+system releases it when the process ends for whatever reason, and it works across containers that share a folder, where
+process ids and host names may coincide. The lock file is removed after the write; one that a killed process left behind
+is used again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from scvae_cli.errors import DataError, ScvaeError, ScvaeWarning
+from scvae_cli.interruption import stop_if_asked
+
+WAIT_SECONDS = 60.0
+_SILENT_SECONDS = 2.0
+_PAUSE_SECONDS = 0.02
+# Errors of file systems that have no locks, such as some network file systems.
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
+# Names of files may have 255 bytes; longer ones than this are shortened in the names of locks and temporary files.
+_LONGEST = 180
+
+
+@contextlib.contextmanager
+def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError) -> Iterator[bool]:
+    """Context manager in whose block no other scvae writes `target`.
+
+    It yields True, or False if the file system has no locks. Another writer is waited for, at most `wait` seconds
+    (WAIT_SECONDS by default). A signal ends the waiting.
+
+    Raises
+    ------
+    ScvaeError
+        Of the class `error`: if another process holds the lock for longer, or something else has the name of the lock.
+    OSError
+        If the lock file cannot be created.
+    """
+    path = target.parent / f".{stem(target)}.scvae.lock"
+    descriptor = _lock(path, target, WAIT_SECONDS if wait is None else wait, error)
+    if descriptor is None:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        # Removed while it is locked, so whoever waits for it sees that it is gone, and makes another one.
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def stem(target: Path) -> str:
+    """Return the name of a file, for the names of its lock and of its temporary files; long names are shortened."""
+    name = os.fsencode(target.name)
+    if len(name) <= _LONGEST:
+        return target.name
+    return os.fsdecode(name[: _LONGEST // 2]) + hashlib.sha256(name).hexdigest()[:16]
+
+
+def locked_by_another(descriptor: int) -> bool:
+    """Try to lock an open file, and return whether another process has locked it, or may have."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    return False
+
+
+def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int | None:
+    began = time.monotonic()
+    told = False
+    while True:
+        descriptor = _open(path, target, error)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(path, descriptor):
+                return descriptor
+        except BlockingIOError:
+            pass
+        except OSError as problem:
+            os.close(descriptor)
+            if problem.errno not in _NO_LOCKS:
+                raise
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+            return None
+        os.close(descriptor)
+        waited = time.monotonic() - began
+        if waited > wait:
+            raise error(
+                f"another scvae is writing {target}; nothing was written", "run the command again when it has ended"
+            )
+        if waited > _SILENT_SECONDS and not told:
+            told = True
+            text = f"waiting at most {wait:.0f} s for another scvae, which is writing {target}"
+            warnings.warn(ScvaeWarning(text), stacklevel=4)
+        stop_if_asked()
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
+    """Open the lock file, or create it; whatever else has its name is neither followed nor changed."""
+    flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    while True:
+        try:
+            try:
+                descriptor = os.open(path, os.O_RDWR | flags)
+            except PermissionError:  # made by another user; a file that can be read can be locked
+                descriptor = os.open(path, os.O_RDONLY | flags)
+        except FileNotFoundError:
+            with contextlib.suppress(FileExistsError):
+                descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
+                # So that other users of the folder can lock it too, whatever the umask is.
+                os.fchmod(descriptor, 0o644)
+                return descriptor
+            continue
+        except OSError as problem:
+            if problem.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                raise
+            raise _in_the_way(path, target, error) from problem
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _in_the_way(path, target, error)
+        return descriptor
+
+
+def _in_the_way(path: Path, target: Path, error: type[ScvaeError]) -> ScvaeError:
+    return error(f"{path} is in the way of writing {target}: it is not a file", "move it elsewhere")
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    here = os.fstat(descriptor)
+    return (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino)

@@ -1,0 +1,133 @@
+"""Signals that end a command: they wait while files are written, and the message says what was written.
+
+Python raises KeyboardInterrupt wherever it happens to be, also inside callbacks of HDF5, which swallows the exception
+and leaves a wrong file. While files are written, signals are therefore only noted. They take effect at the next safe
+point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+# Ctrl-C, the request of a system or scheduler to end, and the end of a terminal.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# The signals that arrived during the current write, the handlers that they will be passed to, and the files written.
+_waiting: list[int] | None = None
+_handlers: dict[int, object] = {}
+_written: list[str] = []
+# The process that ends with a message; its children do not speak.
+_process = 0
+# The signal that asked a training to stop.
+_asked = signal.SIGINT
+
+
+class Interruption(KeyboardInterrupt):
+    """A write was given up at a safe point, because a signal had arrived."""
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """Context manager in whose block SIGINT, SIGTERM and SIGHUP are noted; after the block, their handlers are called.
+
+    Blocks may be nested; the outermost one passes the signals on. Signals that the process ignores remain ignored. In
+    other threads than the main one, nothing is deferred, because Python runs no handlers there.
+    """
+    global _waiting
+    if _waiting is not None or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    _waiting = waiting = []
+    _handlers.clear()
+
+    def note(number: int, _frame: FrameType | None) -> None:
+        waiting.append(number)
+
+    try:
+        for number in SIGNALS:
+            handler = signal.getsignal(number)
+            if handler not in (signal.SIG_IGN, None):  # None: a handler that is not Python's, and cannot be put back
+                _handlers[number] = handler
+                signal.signal(number, note)
+        yield
+    finally:
+        _waiting = None
+        # SIGINT last: from then on, an exception may be raised anywhere.
+        for number in reversed(SIGNALS):
+            if number in _handlers:
+                signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # what `getsignal` returned
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
+def stop_if_asked() -> None:
+    """Raise an `Interruption` if a signal has arrived during this write that ends the process or raises an exception.
+
+    Call this where an unfinished write can be given up, and never inside a callback of HDF5.
+    """
+    if _waiting and threading.current_thread() is threading.main_thread():
+        handler = _handlers[_waiting[0]]
+        if handler in (signal.SIG_DFL, signal.default_int_handler, end):
+            raise Interruption
+
+
+def note_written(path: Path) -> None:
+    """Note that a file or folder was written, for the message of an interruption."""
+    _written.append(str(path))
+
+
+def note_asked(number: int) -> None:
+    """Note which signal asked a training to stop, for the exit code."""
+    global _asked
+    _asked = signal.Signals(number)
+
+
+def begin() -> None:
+    """Forget what earlier commands of this process wrote."""
+    global _asked
+    _written.clear()
+    _asked = signal.SIGINT
+
+
+def exit_code() -> int:
+    """Return the exit code of an interrupted command: 128 and the number of the signal."""
+    return 128 + int(_asked)
+
+
+def message() -> str:
+    """Return what an interrupted command says."""
+    if not _written:
+        return "interrupted; the data was not changed"
+    return f"interrupted; the results were written to {', '.join(dict.fromkeys(_written))}"
+
+
+def end_on_signals() -> None:
+    """From now on, end this process at a signal, with a message. Signals that the process ignores remain ignored."""
+    global _process
+    _process = os.getpid()
+    for number in SIGNALS:
+        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end)
+
+
+def end(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """End this process with a message and the exit code 128 + `number`.
+
+    No exception is raised, because any code in between could swallow it. Nothing has to be tidied up: temporary files
+    exist only while signals are deferred.
+    """
+    if os.getpid() != _process:  # a child process; only the command itself speaks
+        os._exit(128 + number)
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        # A progress bar has hidden the cursor, and its line is not complete.
+        terminal = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""
+        os.write(2, terminal + os.fsencode(f"{message()}\n"))
+    os._exit(128 + number)
