@@ -23,13 +23,14 @@ from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.data.subset import subset_mask
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError, ModelError, ScvaeWarning
+from scvae_cli.errors import ChoiceError, ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, load
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
+from scvae_cli.shared_options import Rounding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -77,6 +78,9 @@ class Session:
         model: Model | Path | str,
         *,
         layer: str | None = None,
+        rounding: Rounding | None = None,
+        genome: str | None = None,
+        modality: str | None = None,
         gene_symbols: str | None = None,
         device: str = "auto",
         allow_missing_genes: bool = False,
@@ -96,6 +100,10 @@ class Session:
         layer
             Layer to read. With None, the layer of the training is read. If the training had no layer, `read_counts`
             chooses the matrix.
+        rounding
+            How to round fractions of counts; None for the choice of the training.
+        genome, modality
+            Genome or modality to read from a file that has several (see `open_store`); None for that of the training.
         gene_symbols
             Column of var with gene symbols, by which options and results then name genes; None for var_names.
         device
@@ -114,11 +122,15 @@ class Session:
         DataError, ModelError, DeviceError
             If the data or the model cannot be opened, or if the data do not fit the model.
         """
-        store = open_store(data)
-        if not isinstance(model, Model):
-            if not isinstance(model, str | Path):
-                raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
-            model = load(model)
+        try:
+            store = open_store(data, genome=genome, modality=modality)
+            model = _opened(model)
+        except ChoiceError:
+            model = _opened(model)
+            trained = model.config.data
+            if trained.genome is None and trained.modality is None:
+                raise
+            store = open_store(data, genome=genome or trained.genome, modality=modality or trained.modality)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key
         batch_key = key if needs_batch and model.batches else None
@@ -129,7 +141,15 @@ class Session:
             )
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
-        everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
+        if real and rounding is not None:
+            raise ConfigError("--round was given, but the model describes real numbers", "remove --round")
+        everything = read_counts(
+            store,
+            layer=layer or model.config.data.layer,
+            batch_key=batch_key,
+            real=real,
+            rounding=rounding or model.config.data.round,
+        )
         if model.batches and key is not None and not needs_batch:
             _warn_of_new_batches(store, key, model)
         aligned, missing = match_genes(
@@ -333,6 +353,7 @@ class Session:
             "scvae_version": __version__,
             "model_hash": self.model.hash,
             "counts_source": self.counts.source,
+            "rounding": self.counts.rounding,
             "device": str(self.model.device),
             "missing_genes": len(self.missing_genes),
             "options": options,
@@ -349,6 +370,14 @@ class Session:
             return self.counts
         batch = self.labels(key)
         return self.counts if is_missing(batch).any() and not partly else replace(self.counts, batch=batch)
+
+
+def _opened(model: Model | Path | str) -> Model:
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, str | Path):
+        raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
+    return load(model)
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:

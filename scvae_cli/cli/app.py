@@ -16,6 +16,8 @@ from scvae_cli.cli.console import print_error, print_warnings
 from scvae_cli.cli.streams import replace_streams
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import ScvaeError
+from scvae_cli.memory_limit import out_of_memory
+from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
@@ -79,6 +81,12 @@ def run(arguments: list[str] | None = None) -> int:
     except ScvaeError as error:
         print_error(error)
         return error.exit_code
+    except (MemoryError, RuntimeError, OSError, ImportError, SystemError) as error:
+        shown = out_of_memory(error) or name_too_long(error)
+        if shown is None:
+            raise
+        print_error(shown)
+        return shown.exit_code
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)

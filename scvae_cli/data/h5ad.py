@@ -19,10 +19,14 @@ import scipy.sparse as sp
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint
 from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
+from scvae_cli.data.hdf5_filters import load_filters, refuse_missing_filter
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import Slot
 from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError
+
+# The matrix and the genes of raw before anndata 0.7.
+_RAW_BEFORE_07 = ("raw.X", "raw.var")
 
 
 class H5adFile:
@@ -31,8 +35,11 @@ class H5adFile:
     Raises a DataError if the file does not exist, is a folder, is not HDF5, is truncated, or is not an AnnData.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        load_filters()
         with self._open() as file:
             for group in ("obs", "var"):
                 if group not in file:
@@ -65,8 +72,7 @@ class H5adFile:
         with self._open() as file:
             names = ['layers["counts"]'] if "counts" in file.get("layers", {}) else []
             names += ["X"] if "X" in file and is_matrix(file["X"]) else []
-            # A missing raw may be stored as null.
-            names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
+            names += ["raw"] if _RAW_BEFORE_07[0] in file or _has_raw(file) else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
@@ -96,11 +102,15 @@ class H5adFile:
             return np.asarray(element) if isinstance(element, h5py.Dataset) else None
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        return self._index("raw/var") if name == "raw" else self.gene_names
+        if name != "raw":
+            return self.gene_names
+        with self._open() as file:
+            location = _RAW_BEFORE_07[1] if _RAW_BEFORE_07[0] in file else "raw/var"
+        return self._index(location)
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
         with self._open() as file:
-            item = file[_location(name)]
+            item = file[_location(name, file)]
             expected = (len(self.cell_names), len(self.matrix_genes(name)))
             if shape_of(item) != expected:
                 raise DataError(
@@ -177,6 +187,7 @@ class H5adFile:
         try:
             return read_elem(item)
         except Exception as error:  # anndata raises various errors for unknown or damaged encodings
+            refuse_missing_filter(item, str(self.path))
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
                 f"{self.path}: {item.name} cannot be read: {reason}", "update anndata, or write the file again"
@@ -209,6 +220,7 @@ class H5adFile:
             try:
                 yield file
             except (OSError, KeyError) as error:
+                refuse_missing_filter(file, str(self.path))
                 # HDF5 reports a damaged part of a file only when this part is read.
                 reason = str(error).splitlines()[0]
                 raise DataError(f"{self.path} is damaged: {reason}", "copy or download it again") from error
@@ -232,13 +244,23 @@ def _why_not_open(path: Path, error: OSError) -> tuple[str, str]:
 def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:
     if isinstance(frame, h5py.Dataset):
         return list(frame.dtype.names or ())[1:]
+    ordered = frame.attrs.get("column-order")
+    if ordered is not None and np.asarray(ordered).dtype.kind in "OSU":
+        # The name of a column may contain "/", which HDF5 stores as nested groups.
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ordered).ravel()]
+        return [name for name in names if not name.startswith("/") and name in frame]
     index = frame.attrs.get("_index", "_index")
     return [key for key in frame if key not in (index, "__categories")]
 
 
-def _location(name: str) -> str:
+def _has_raw(file: h5py.File) -> bool:
+    # A missing raw may be stored as null.
+    return isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"]
+
+
+def _location(name: str, file: h5py.File) -> str:
     if name == "raw":
-        return "raw/X"
+        return _RAW_BEFORE_07[0] if _RAW_BEFORE_07[0] in file else "raw/X"
     return f"layers/{name[8:-2]}" if name.startswith('layers["') else name
 
 
