@@ -16,6 +16,8 @@ from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
 # Where Linux says how much memory is free, and how much a container may take and has taken.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATM = Path("/proc/self/statm")
+# Address space that torch, numba and their threads take. With less, C++ code ends the process without a message.
+_LIBRARIES = 2**30
 # What systems and libraries say if they get no memory. (ENOMEM has the same text in every C library of Linux.)
 _REFUSALS = re.compile(
     r"can(no|')t allocate memory|unable to allocate|out of memory|failed to map segment|std::bad_alloc|"
@@ -29,6 +31,16 @@ def free_bytes() -> int | None:
     """Return how many bytes this process may still take; None where the system does not say."""
     limits = [_of_machine(), _of_container(), _of_process()]
     return min((limit for limit in limits if limit is not None), default=None)
+
+
+def refuse_small_limit() -> None:
+    """Raise a DeviceError if `ulimit -v` leaves less than loading the libraries takes: some would end the process."""
+    free = _of_process()
+    if free is not None and free < _LIBRARIES:
+        raise DeviceError(
+            f"not enough memory: ulimit -v leaves {shown_bytes(free)}, and libraries need {shown_bytes(_LIBRARIES)}",
+            "raise the limit: ulimit -v unlimited",
+        )
 
 
 def refuse_too_large(n_bytes: float, what: str, hint: str | Callable[[int], str]) -> None:
@@ -54,9 +66,15 @@ def refuse_too_large(n_bytes: float, what: str, hint: str | Callable[[int], str]
 
 def out_of_memory(error: BaseException) -> ScvaeError | None:
     """Return the error to show for an exception that says that there is no memory; None for another exception."""
-    text = str(error)
     kinds = (MemoryError, RuntimeError, OSError, ImportError, SystemError)
-    if not isinstance(error, kinds) or not (isinstance(error, MemoryError) or _REFUSALS.search(text)):
+    if not isinstance(error, kinds):
+        return None
+    # Some libraries replace the error of the system by one of their own, which says less.
+    chain: list[BaseException] = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    text = "\n".join(map(str, chain))
+    if not (isinstance(error, MemoryError) or _REFUSALS.search(text)):
         return None
     found = _ASKED.search(text)
     asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were asked for"

@@ -47,7 +47,7 @@ WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00."), min_s
 
 
 @given(names=st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=5, unique_by=tuple))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, names):
     path = tmp_path_factory.mktemp("nested") / "cells.h5ad"
     joined = ["/".join(parts) for parts in names]

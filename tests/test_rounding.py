@@ -44,7 +44,7 @@ def store_of(x, *, sparse=True) -> AnnDataStore:
 
 
 @given(counts=COUNTS, dtype=st.sampled_from([np.float32, np.float64]), way=st.sampled_from(sorted(BACK_AND_FORTH)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_counts_back_from_a_computation_are_the_counts(counts, dtype, way):
     noisy = BACK_AND_FORTH[way](counts, dtype)
     before = noisy.copy()
@@ -97,7 +97,7 @@ def test_round_stochastic_keeps_sums_and_rounds_by_less_than_one():
 
 
 @given(seed=st.integers(0, 10), step=st.integers(1, 60), data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_stochastic_rounding_is_the_same_in_every_part_of_the_data(seed, step, data):
     x = fractions(seed)
     store = store_of(x)
@@ -130,14 +130,14 @@ def normalized(kind: str, seed: int, n_genes: int) -> np.ndarray:
     seed=st.integers(0, 20),
     n_genes=st.sampled_from([80, 60, 30]),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_round_refuses_normalized_values(kind, seed, n_genes):
     with pytest.raises(DataError, match="not fractions of counts"):
         read_counts(store_of(normalized(kind, seed, n_genes)), rounding="nearest")
 
 
 @given(seed=st.integers(0, 50), share=st.floats(0.01, 1), factor=st.sampled_from([1.0, 0.93, 0.5]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_fractions_of_counts_are_not_taken_for_normalized(seed, share, factor):
     rng = np.random.default_rng(seed)
     x = rng.poisson(2.0, (40, 60)) * factor

@@ -133,6 +133,27 @@ def test_other_errors_are_not_taken_for_it(error):
     assert out_of_memory(error) is None
 
 
+def test_the_error_beneath_counts_too():
+    """Under `ulimit -v`, a library may say that it was not found; the error beneath says why."""
+    beneath, shown = OSError("libfast.so: failed to map segment"), OSError("could not find libfast.so")
+    shown.__context__ = beneath
+    assert out_of_memory(shown) is not None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="macOS has no limit of address space")
+@pytest.mark.parametrize("megabytes", [300, 700])
+def test_a_command_under_ulimit_ends_in_one_line(copied, megabytes):
+    limit = megabytes * 10**6
+    script = (
+        "import resource, sys; from scvae_cli.cli.app import run\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit})); sys.exit(run(sys.argv[1:]))"
+    )
+    done = run_elsewhere(script, "train", copied.data, "--force")
+    assert done.returncode == DeviceError.exit_code
+    assert done.stderr.startswith("error: not enough memory")
+    assert len(done.stderr.splitlines()) == 2
+
+
 def test_an_allocation_that_fails_in_a_command_ends_in_one_line(copied, monkeypatch):
     def failing(*_args, **_kwargs):
         return np.empty(10**17)

@@ -148,7 +148,8 @@ def _refuse_too_large(config: SimulationConfig) -> None:
         f"a simulation of {config.n_cells:,} cells and {config.n_genes:,} genes, with {config.n_branches} branches and "
         f"{config.n_batches} batches,",
         lambda free: (
-            f"--cells {free // (2 * per_cell)} with --genes {free // (2 * per_gene)} would fit; genes need memory for "
+            f"--cells {min(free // (2 * per_cell), config.n_cells)} with --genes "
+            f"{min(free // (2 * per_gene), config.n_genes)} would fit; genes need memory for "
             "every branch and batch"
         ),
     )
