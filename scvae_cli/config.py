@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import COMPUTE, INPUT, Options, build, option, section
-from scvae_cli.shared_options import DEVICES
+from scvae_cli.shared_options import DEVICES, Rounding, genome_option, modality_option, round_option
 
 MODEL, FITTING = "Model", "Fitting"
 
@@ -20,6 +20,8 @@ Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
+# The density of the cells has a matrix of this size, squared, for each of its components.
+MAX_LATENT = 1000
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
 FIRST_WITH_COUNTS = 'the first of layers["counts"], X and raw that holds raw counts; with a normal likelihood, X'
@@ -35,6 +37,9 @@ class DataConfig(Options):
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
+    round: Rounding | None = round_option()
+    genome: str | None = genome_option()
+    modality: str | None = modality_option()
     batch_key: str | None = option(
         None, help="Column of obs with the batch of each cell. The decoder is conditioned on the batch.", panel=INPUT
     )
@@ -98,6 +103,7 @@ class ModelConfig(Options):
         help="Number of latent dimensions.",
         panel=MODEL,
         least=1,
+        most=MAX_LATENT,
         shown_default="20; 5 for fewer than 500 training cells",
     )
     n_hidden: int | None = option(
@@ -105,10 +111,11 @@ class ModelConfig(Options):
         help="Number of units in each hidden layer.",
         panel=MODEL,
         least=1,
+        most=100_000,
         shown_default="256; 128 for fewer than 500 training cells",
     )
     n_layers: int = option(
-        1, help="Number of hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1
+        1, help="Number of hidden layers in the encoder and in an mlp decoder.", panel=MODEL, least=1, most=100
     )
     encoder_dropout: float | None = option(
         None,
@@ -174,6 +181,7 @@ class TrainConfig(Options):
         help="Maximum number of passes over the training cells.",
         panel=FITTING,
         least=1,
+        most=10**6,
         shown_default="depends on the number of cells",
     )
     batch_size: int | None = option(
@@ -181,6 +189,7 @@ class TrainConfig(Options):
         help="Number of cells in each training step.",
         panel=FITTING,
         least=2,
+        most=10**6,
         shown_default="depends on the number of cells",
     )
     learning_rate: float | None = option(
@@ -222,6 +231,7 @@ class TrainConfig(Options):
         help="Number of epochs without a noticeable decrease of the held-out loss after which training stops.",
         panel=FITTING,
         least=1,
+        most=10**6,
         shown_default="depends on the number of cells",
     )
     seed: int = option(
@@ -250,7 +260,7 @@ class ComputeConfig(Options):
         panel=COMPUTE,
     )
     threads: int | None = option(
-        None, help="Number of CPU threads.", panel=COMPUTE, least=1, shown_default="chosen by torch"
+        None, help="Number of CPU threads.", panel=COMPUTE, least=1, most=1024, shown_default="chosen by torch"
     )
     compile: bool | None = option(
         None,
@@ -270,9 +280,11 @@ class RunConfig(Options):
     compute: ComputeConfig = section(ComputeConfig)
 
     def check(self) -> None:
-        """Raise a ConfigError if batches are to be mixed, and no batches are named."""
+        """Raise a ConfigError if batches are to be mixed and none are named, or if real numbers are to be rounded."""
         if self.train.mix_batches and self.data.batch_key is None:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
+        if self.data.round is not None and not self.model.of_counts:
+            raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; remove one")
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunConfig:

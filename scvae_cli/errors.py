@@ -54,6 +54,10 @@ class DataError(ScvaeError):
     exit_code = 3
 
 
+class ChoiceError(DataError):
+    """The data have several parts, such as modalities, and an option must say which one is meant."""
+
+
 class ModelError(ScvaeError):
     """A model folder is missing or damaged, or the model does not match the data."""
 

@@ -20,6 +20,7 @@ from scvae_cli.data.atomic import resolved
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError, ScvaeError
 from scvae_cli.options import declarations
+from scvae_cli.path_names import refuse_long_name
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
 from scvae_cli.verb import Request
@@ -272,6 +273,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     """
     options = request.options
     plot = getattr(options, "plot", None)
+    for file in (options.output, plot, *(getattr(options, name) for name in kind.extra_files)):
+        if file is not None:
+            refuse_long_name(file)
     _refuse_shared_files(kind, request)
     if plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
@@ -282,6 +286,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         request.data,
         request.model_folder,
         layer=options.layer,
+        rounding=options.round,
+        genome=options.genome,
+        modality=options.modality,
         gene_symbols=options.gene_symbols,
         device=options.device,
         allow_missing_genes=options.allow_missing_genes,

@@ -25,7 +25,7 @@ from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.data.subset import subset_mask
 from scvae_cli.device import choose_compute
-from scvae_cli.errors import DataError, ModelError, ScvaeWarning
+from scvae_cli.errors import ChoiceError, ConfigError, DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
@@ -33,6 +33,7 @@ from scvae_cli.model.bundle import Model, load
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.probe import FARTHEST
 from scvae_cli.progress import Progress, silent
+from scvae_cli.shared_options import Rounding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -80,6 +81,9 @@ class Session:
         model: Model | Path | str,
         *,
         layer: str | None = None,
+        rounding: Rounding | None = None,
+        genome: str | None = None,
+        modality: str | None = None,
         gene_symbols: str | None = None,
         device: str = "auto",
         allow_missing_genes: bool = False,
@@ -100,6 +104,10 @@ class Session:
         layer
             Layer to read. With None, the layer of the training is read. If the training had no layer, `read_counts`
             chooses the matrix.
+        rounding
+            How to round fractions of counts; None for the choice of the training.
+        genome, modality
+            Genome or modality to read from a file that has several (see `open_store`); None for that of the training.
         gene_symbols
             Column of var with gene symbols, by which options and results then name genes; None for var_names.
         device
@@ -120,11 +128,15 @@ class Session:
         DataError, ModelError, DeviceError
             If the data or the model cannot be opened, or if the data do not fit the model.
         """
-        store = open_store(data)
-        if not isinstance(model, Model):
-            if not isinstance(model, str | Path):
-                raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
-            model = load(model)
+        try:
+            store = open_store(data, genome=genome, modality=modality)
+            model = _opened(model)
+        except ChoiceError:
+            model = _opened(model)
+            trained = model.config.data
+            if trained.genome is None and trained.modality is None:
+                raise
+            store = open_store(data, genome=genome or trained.genome, modality=modality or trained.modality)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         key = model.config.data.batch_key
         mapped_batch = _batch_of_mapped(store, key, model) if model.vae.n_mapped and not maps_batches else None
@@ -136,7 +148,15 @@ class Session:
             )
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
-        everything = read_counts(store, layer=layer or model.config.data.layer, batch_key=batch_key, real=real)
+        if real and rounding is not None:
+            raise ConfigError("--round was given, but the model describes real numbers", "remove --round")
+        everything = read_counts(
+            store,
+            layer=layer or model.config.data.layer,
+            batch_key=batch_key,
+            real=real,
+            rounding=rounding or model.config.data.round,
+        )
         if mapped_batch is not None:
             everything = replace(everything, batch=mapped_batch)
         if model.batches and key is not None and not needs_batch and not maps_batches:
@@ -383,6 +403,7 @@ class Session:
             "scvae_version": __version__,
             "model_hash": self.model.hash,
             "counts_source": self.counts.source,
+            "rounding": self.counts.rounding,
             "device": str(self.model.device),
             "missing_genes": len(self.missing_genes),
             "options": options,
@@ -427,6 +448,14 @@ def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndar
     message = f"{lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
     warnings.warn(ScvaeWarning(message), stacklevel=3)
     return np.where(missing, trained[0], batch)
+
+
+def _opened(model: Model | Path | str) -> Model:
+    if isinstance(model, Model):
+        return model
+    if not isinstance(model, str | Path):
+        raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
+    return load(model)
 
 
 def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:

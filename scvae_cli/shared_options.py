@@ -4,11 +4,48 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scvae_cli.options import COMPUTE, DECODING, INPUT, OUTPUT, Options, option
 
+# How fractions of counts are made whole.
+Rounding = Literal["nearest", "stochastic"]
+
 DEVICES = "auto, cpu, cuda (the default GPU) or cuda:N (GPU number N)"
+
+
+def round_option(*, shown_default: str = "fractions are refused") -> Any:
+    """Make the option that makes fractions of counts whole."""
+    return option(
+        None,
+        help="How to round fractions of counts (SoupX, alevin, kallisto, RSEM): to the nearest whole number, or up or "
+        "down at random, so that sums are kept on average (stochastic). Normalized values are refused.",
+        panel=INPUT,
+        shown_default=shown_default,
+        in_record=False,
+    )
+
+
+def genome_option() -> Any:
+    """Make the option that chooses one of several genomes of a file."""
+    return option(
+        None,
+        help="Genome to read from a 10x .h5 file with several genomes.",
+        panel=INPUT,
+        shown_default="all genes, or as in training",
+        in_record=False,
+    )
+
+
+def modality_option() -> Any:
+    """Make the option that chooses one of several modalities of a file."""
+    return option(
+        None,
+        help="Modality to read from a .h5mu file, such as rna.",
+        panel=INPUT,
+        shown_default="the only one, or as in training",
+        in_record=False,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +60,9 @@ class Reading(Options):
         shown_default="chosen as in training",
         in_record=False,
     )
+    round: Rounding | None = round_option(shown_default="as in training")
+    genome: str | None = genome_option()
+    modality: str | None = modality_option()
     gene_symbols: str | None = option(
         None,
         help="Column of var with gene symbols. In options and results, genes are then named by these symbols.",
@@ -121,6 +161,7 @@ def library_option(
         panel=DECODING,
         choices=words,
         above=0,
+        most=10**9,
         shown_default=shown_default,
     )
 

@@ -23,6 +23,11 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     for name, value in options.items():
         if value is None or value is False:
             continue
-        words.append(f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-"))
-        words += [] if value is True else [str(value)]
+        flag, text = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-"), str(value)
+        if value is True:
+            words.append(flag)
+        elif not text.startswith("-"):
+            words += [flag, text]
+        else:  # a short flag takes only files
+            words += [flag, f"./{text}"] if len(name) == 1 else [f"{flag}={text}"]
     return shlex.join(words)

@@ -58,7 +58,7 @@ class Verb:
     example: str
     python_about: str = ""
     argument: str = "DATA"
-    argument_help: str = "Cells: an .h5ad file; with --output, also a 10x .h5 file or an mtx folder."
+    argument_help: str = "Cells: an .h5ad file; with --output, also a 10x .h5, an mtx folder, an .h5mu or a .zarr."
     takes_model: bool = True
     trains: bool = False
     in_python: bool = True

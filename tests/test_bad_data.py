@@ -50,8 +50,11 @@ UNREADABLE = {
     "a model folder": ("is a model folder, not data", lambda b: b.model),
     "a model folder of another name": ("is a model folder, not data", lambda b: b.model.rename(b.folder / "model")),
     "10x .h5 missing": ("does not exist", lambda b: b.folder / "nowhere.h5"),
-    "10x .h5 not HDF5": ("cannot be read as a 10x .h5", lambda b: b.file("notes.h5", "gene,count\n")),
-    "10x .h5 of something else": ("cannot be read as a 10x .h5", lambda b: not_anndata(b).rename(b.folder / "a.h5")),
+    "10x .h5 not HDF5": ("is not HDF5", lambda b: b.file("notes.h5", "gene,count\n")),
+    "10x .h5 of something else": (
+        "neither a 10x .h5 nor an AnnData",
+        lambda b: not_anndata(b).rename(b.folder / "a.h5"),
+    ),
 }
 
 

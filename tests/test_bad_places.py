@@ -224,7 +224,12 @@ def test_provenance_does_not_replace_what_is_not_ours(bench, value):
 def test_10x_needs_an_output(tmp_path, trained):
     source = tmp_path / "cells.h5"
     write_10x_h5(source, cells())
-    refused(tmp_path, ["embed", source, "-m", trained.model], USAGE, "is not an .h5ad")
+    refused(
+        tmp_path,
+        ["embed", source, "-m", trained.model],
+        USAGE,
+        "is a 10x .h5 file, so results cannot be written into it",
+    )
 
 
 def test_records_that_are_not_ours_count_for_nothing(bench):

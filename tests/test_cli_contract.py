@@ -67,8 +67,8 @@ OPTIONS = {
 }
 
 KEYS = {
-    "check": "title n_cells n_genes matrices counts_source zero_share median_library n_genes_modelled memory_gib "
-    "cpu_minutes obs confounded findings ok",
+    "check": "title n_cells n_genes matrices counts_source rounding notes zero_share median_library "
+    "n_genes_modelled memory_gib cpu_minutes obs confounded findings ok",
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown unknown_rate coverage heldout "

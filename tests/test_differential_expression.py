@@ -513,12 +513,26 @@ def test_batches_are_a_term_if_each_replicate_is_in_one():
     assert found.replicates.spread < 0.5
 
 
-def test_scanpys_plots_need_categories_and_are_told_how():
+@pytest.mark.parametrize(
+    ("dtype", "group"),
+    [
+        ("float", 1),
+        ("int", 1),
+        ("bool", True),
+        ("Int64", 1),
+        ("boolean", True),
+        ("category of int", 1),
+        ("category of float", 1),
+        ("category of bool", True),
+    ],
+)
+def test_scanpys_plots_need_categories_and_are_told_how(dtype, group):
     adata, model = learned()
     cells = adata.copy()
-    cells.obs["cluster"] = (cells.obs["group"] == "A").astype(float)
+    column = (cells.obs["group"] == "A").astype(dtype.removeprefix("category of "))
+    cells.obs["cluster"] = column.astype("category") if dtype.startswith("category") else column
     with pytest.warns(scvae.ScvaeWarning, match="scanpy's plots need categories") as told:
-        scvae.de(cells, model, groupby="cluster", group=1)
+        scvae.de(cells, model, groupby="cluster", group=group)
     code = next(str(w.message) for w in told if "categories" in str(w.message)).split(": ", 1)[1]
     exec(code, {"adata": cells})
     matplotlib.use("Agg")

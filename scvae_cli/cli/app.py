@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import gc
-import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -14,9 +13,12 @@ import typer
 from scvae_cli._version import __version__
 from scvae_cli.cli.command import command_of
 from scvae_cli.cli.console import print_error, print_warnings
+from scvae_cli.cli.streams import replace_streams
 from scvae_cli.device import bound_spinning
 from scvae_cli.errors import Interrupted, ScvaeError
 from scvae_cli.interruption import begin, end_on_signals, exit_code, message
+from scvae_cli.memory_limit import out_of_memory
+from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
@@ -82,24 +84,32 @@ def run(arguments: list[str] | None = None) -> int:
     except ScvaeError as error:
         print_error(error)
         return exit_code() if isinstance(error, Interrupted) else error.exit_code
+    except (MemoryError, RuntimeError, OSError, ImportError, SystemError) as error:
+        shown = out_of_memory(error) or name_too_long(error)
+        if shown is None:
+            raise
+        print_error(shown)
+        return shown.exit_code
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):  # while the command line is still being parsed
         return INTERRUPTED
-    except BrokenPipeError:
-        # The program that reads from the pipe has ended, as in `scvae ... | head`. This is not an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     return result if isinstance(result, int) else 0
 
 
 def main() -> None:
     """Run the `scvae` command, and exit with its exit code."""
     end_on_signals()
+    streams = replace_streams()
     bound_spinning()
     # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
     gc.set_threshold(_GARBAGE)
     code = run()
+    try:
+        streams.finish()
+    except ScvaeError as error:
+        print_error(error)
+        code = code or error.exit_code
     gc.freeze()  # so that Python does not examine all objects again at exit
     sys.exit(code)

@@ -14,6 +14,7 @@ from scvae_cli.cli.console import Console
 from scvae_cli.config_file import resolve
 from scvae_cli.errors import ConfigError
 from scvae_cli.importing import importing
+from scvae_cli.memory_limit import refuse_small_limit
 from scvae_cli.options import INPUT, OUTPUT, REQUIRED, Declared, Flag, declarations
 from scvae_cli.verb import Request, Verb
 
@@ -26,6 +27,7 @@ def command_of(verb: Verb) -> Callable[..., None]:
         data, model, config = typed.pop("data"), typed.pop("model", None), typed.pop("config")
         flags = dict(_given(verb, typed))
         options = resolve(verb, flags, config)
+        refuse_small_limit()
         with importing():
             from scvae_cli.question import perform
         given = {"config": config} | flags

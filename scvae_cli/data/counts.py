@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.data.feature_types import COLUMN, FeatureTypes, feature_types
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import cell_blocks
+from scvae_cli.data.rounding import NEAR, VALUES_AT_ONCE, Rounder, not_whole, sign_of_normalization
 from scvae_cli.data.row_stack import RowStack
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
-
-# Number of values of a large matrix that are checked at once, which limits the memory needed.
-VALUES_AT_ONCE = 1 << 20
+from scvae_cli.shared_options import Rounding
 
 # Larger numbers are no counts of molecules or reads, and float32 holds only their first seven digits.
 _LARGEST_COUNT = 2**31 - 1
@@ -28,10 +28,12 @@ _LARGEST_COUNT = 2**31 - 1
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
     ("an infinite value", np.isinf),
-    ("a negative value ({:.4g})", lambda values: values < 0),
-    ("values that are not whole numbers ({:.4g})", lambda values: values != np.rint(values)),
+    # Computations back and forth make a zero slightly negative.
+    ("a negative value ({:.4g})", lambda values: values < -NEAR),
     ("a value too large for a count ({:.4g})", lambda values: values > _LARGEST_COUNT),
+    ("values that are not whole numbers ({:.9g})", not_whole),
 ]
+_FAULTS_OF_FRACTIONS = _FAULTS[:4]
 _FAULTS_OF_INTEGERS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("a negative value ({})", lambda values: values < 0),
     ("a value too large for a count ({})", lambda values: values > _LARGEST_COUNT),
@@ -59,6 +61,10 @@ class Counts:
     real
         Whether the values are treated as real numbers. Cells then have no library size, and no cell is
         treated as empty.
+    rounding
+        How fractions of counts were made whole; None if no value was farther from a whole number than the tolerance.
+    notes
+        Remarks on how the values were read: what was rounded and which features were left out.
     """
 
     matrix: sp.csr_matrix
@@ -67,6 +73,8 @@ class Counts:
     source: str
     batch: np.ndarray | None = None
     real: bool = False
+    rounding: Rounding | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_cells(self) -> int:
@@ -127,13 +135,19 @@ class Counts:
 
 
 def read_counts(
-    store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
+    store: CellStore,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    real: bool = False,
+    rounding: Rounding | None = None,
 ) -> Counts:
     """Read the raw counts or the real numbers of a store.
 
     With `layer`, the values are read from that layer. Without `layer`, real numbers are read from X, and raw counts are
-    read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. From raw, only the
-    genes in var_names are read.
+    read from the first of `layers["counts"]`, X and raw that contains only non-negative integers. With `rounding`, a
+    matrix with fractions of counts is read if no matrix contains only integers. From raw, only the genes in var_names
+    are read. If var["feature_types"] says that some features are not genes, these are left out of counts.
 
     Raises a DataError if there are no cells or genes, if gene or cell names are not unique or have line breaks, or if
     no matrix contains only raw counts. With `real`, a matrix may contain any finite numbers.
@@ -153,28 +167,44 @@ def read_counts(
             message = f"{store.title}: {kind} name {broken!r} has a line break"
             raise DataError(message, f"rename it: adata.{frame}_names = [...]")
 
+    features = None if real else types_of_features(store)
     refusals = []
-    for name in candidate_matrices(store, layer, real=real):
-        loaded = _load(store, name, real=real)
+    candidates = candidate_matrices(store, layer, real=real)
+    # Whole counts are better than fractions of counts, and come first wherever they are.
+    attempts: list[tuple[str, Rounding | None]] = [(name, None) for name in candidates]
+    attempts += [(name, rounding) for name in candidates if rounding is not None and not real]
+    for name, how in attempts:
+        loaded = _load(store, name, features, real=real, rounding=how)
         if isinstance(loaded, str):
             refusals.append(f"{name}: {loaded}")
             continue
         batch = None if batch_key is None else read_batch(store, batch_key)
-        matrix, genes = loaded
-        return Counts(matrix=matrix, cell_names=store.cell_names, gene_names=genes, source=name, batch=batch, real=real)
+        return replace(loaded, batch=batch)
     if real:
         raise DataError(
             f"{store.title}: not every value is a finite number ({'; '.join(refusals)})",
             "remove or fill in the missing values, or choose another matrix with --layer NAME",
         )
     raise DataError(
-        f"{store.title}: no raw counts found ({'; '.join(refusals)})",
-        'put raw counts in layers["counts"], or use --layer NAME; for values that are not counts, use '
-        "--likelihood normal",
+        f"{store.title}: no raw counts found ({'; '.join(refusals[-len(candidates) :])})",
+        'put raw counts in layers["counts"], or use --layer NAME; for fractions of counts (SoupX, alevin, kallisto, '
+        "RSEM), use --round nearest or --round stochastic; for values that are not counts, use --likelihood normal",
     )
 
 
-def read_rows(store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray) -> sp.csr_matrix:
+def types_of_features(store: CellStore) -> FeatureTypes | None:
+    """Find the genes of a store by var["feature_types"]; None if there is no such column.
+
+    Raises a DataError if no feature is a gene.
+    """
+    if COLUMN not in store.existing("var"):
+        return None
+    return feature_types(store.var_column(COLUMN), store.title)
+
+
+def read_rows(
+    store: CellStore, source: str, rows: np.ndarray, columns: np.ndarray, *, rounding: Rounding | None = None
+) -> sp.csr_matrix:
     """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
 
     Only these values are held in memory.
@@ -185,12 +215,16 @@ def read_rows(store: CellStore, source: str, rows: np.ndarray, columns: np.ndarr
         Name of the matrix (`Counts.source`).
     rows, columns
         Indices of the cells of the store, in ascending order, and indices of the columns of the matrix.
+    rounding
+        How fractions are rounded (`Counts.rounding`).
     """
     stack, start = RowStack(len(columns)), 0
+    rounder = Rounder(rounding, store.matrix_genes(source)[columns])
     for block in store.row_blocks(source):
         end = start + block.shape[0]
         inside = rows[np.searchsorted(rows, start) : np.searchsorted(rows, end)] - start
-        stack.add(_tidy(block[inside][:, columns].tocsr()))
+        chosen = block[inside][:, columns].tocsr()
+        stack.add(_tidy(rounder.rounded(chosen, store.cell_names[start + inside])))
         start = end
     return stack.matrix()
 
@@ -270,11 +304,13 @@ def is_missing(values: np.ndarray) -> np.ndarray:
     return missing
 
 
-def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] | None:
+def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:
     """Find a value that is not a raw count; return the reason and the index of this value, or None if there is none.
 
-    With `real`, the values must be finite and not too large for float32. Kinds of faults are checked in a fixed order.
-    The first kind that occurs is returned, with the index of the first value that has this fault.
+    With `real`, the values must be finite and not too large for float32. With `fractions`, they must be finite and not
+    negative. Values very close to a whole number, and very small negative ones, are accepted in any case. Kinds of
+    faults are checked in a fixed order. The first kind that occurs is returned, with the index of the first value that
+    has this fault.
 
     >>> what_is_wrong(np.array([0.0, 3.0]))
     >>> what_is_wrong(np.array([1.0, 0.5, -2.0]))
@@ -285,6 +321,8 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
     faults = _FAULTS_OF_INTEGERS if values.dtype.kind in "iu" else _FAULTS
     if real:
         faults = [] if values.dtype.kind in "iu" else _FAULTS_OF_REAL
+    elif fractions and values.dtype.kind not in "iu":
+        faults = _FAULTS_OF_FRACTIONS
     for reason, has_it in faults:
         for start in range(0, values.size, VALUES_AT_ONCE):
             bad = has_it(values[start : start + VALUES_AT_ONCE])
@@ -294,38 +332,60 @@ def what_is_wrong(values: np.ndarray, *, real: bool = False) -> tuple[str, int] 
     return None
 
 
-def _load(store: CellStore, name: str, *, real: bool) -> tuple[sp.csr_matrix, np.ndarray] | str:
-    """Read a whole matrix as CSR, and its gene names.
+def _load(
+    store: CellStore, name: str, features: FeatureTypes | None, *, real: bool, rounding: Rounding | None
+) -> Counts | str:
+    """Read a whole matrix.
 
     If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count. With
     `real`, it is a value that is not a finite number.
     """
-    genes = store.matrix_genes(name)
+    all_genes = store.matrix_genes(name)
+    wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])
     columns: np.ndarray | None = None
-    if name == "raw":
-        known = set(store.gene_names)
-        columns = np.flatnonzero([gene in known for gene in genes])
+    genes = all_genes
+    if name == "raw" or (features is not None and features.left_out):
+        columns = np.flatnonzero([gene in wanted for gene in all_genes])
         if len(columns) == 0:
             return "none of its genes is in var_names"
-        genes = genes[columns]
+        genes = all_genes[columns]
         repeated = first_duplicate(genes)
         if repeated is not None:
             return f"its gene name {repeated!r} occurs more than once"
-    stack = RowStack(len(genes))
-    row = 0
+    rounder = Rounder(rounding, genes)
+    stack, matrix = RowStack(len(genes)), None
+    row, examined = 0, False
     for block in store.row_blocks(name):
-        wrong = what_is_wrong(block.data, real=real)
+        wrong = what_is_wrong(block.data, real=real, fractions=rounding is not None)
         if wrong is not None:
             reason, position = wrong
             cell = store.cell_names[row + int(np.searchsorted(block.indptr, position, side="right")) - 1]
-            gene = store.matrix_genes(name)[block.indices[position]]
-            return f"it has {reason}, first in cell {cell!r}, gene {gene!r}"
+            return f"it has {reason}, first in cell {cell!r}, gene {all_genes[block.indices[position]]!r}"
+        if rounding is not None and not examined and block.nnz:
+            sign, examined = sign_of_normalization(block), True
+            if sign is not None:
+                return f"its values are not fractions of counts: {sign}"
+        block = block if columns is None else block[:, columns].tocsr()
+        if not real:
+            block = rounder.rounded(block, store.cell_names[row : row + block.shape[0]])
         row += block.shape[0]
-        block = _tidy(block if columns is None else block[:, columns])
-        if block.shape[0] == len(store.cell_names):
-            return block, genes
+        block = _tidy(block)
+        if block.shape[0] == len(store.cell_names):  # the only block, which need not be copied
+            matrix = block
+            break
         stack.add(block)
-    return stack.matrix(), genes
+    about = [f"{name}: {rounder.about}"] if rounder.about else []
+    if features is not None and features.about is not None:
+        about.append(f"only genes are modeled; left out: {features.about}")
+    return Counts(
+        matrix=stack.matrix() if matrix is None else matrix,
+        cell_names=store.cell_names,
+        gene_names=genes,
+        source=name,
+        real=real,
+        rounding=rounding,
+        notes=(*store.notes, *about),
+    )
 
 
 def _tidy(block: sp.csr_matrix) -> sp.csr_matrix:

@@ -1,38 +1,55 @@
-"""Opening all supported inputs: .h5ad files, 10x Genomics .h5 files and mtx folders, and AnnData in memory."""
+"""Opening all supported inputs.
+
+These are .h5ad and .zarr of anndata, modalities of .h5mu, 10x .h5 files and mtx folders, and AnnData in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from scvae_cli.data.atomic import check_new_file, check_writable
+from scvae_cli.data.feature_types import COLUMN, feature_types
+from scvae_cli.data.file_kinds import kind_of
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.h5ad_create import new_h5ad
 from scvae_cli.data.h5ad_whole import check_all_stored
 from scvae_cli.data.memory import AnnDataStore
+from scvae_cli.data.modalities import choose_modality, read_modality
 from scvae_cli.data.slots import Slot
-from scvae_cli.data.tenx_folder import read_tenx_folder
-from scvae_cli.errors import ConfigError, DataError
-from scvae_cli.regular_file import what_it_is
+from scvae_cli.data.tenx_folder import has_matrix, read_tenx_folder
+from scvae_cli.data.tenx_h5 import read_tenx_h5
+from scvae_cli.errors import ConfigError, DataError, ScvaeError
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
     from scvae_cli.data.store import CellStore
 
+T = TypeVar("T")
+
 
 class ForeignFile(AnnDataStore):
-    """Cells in a 10x format. This format cannot store results, so cells and results are written to a new .h5ad file."""
+    """Cells in another format than .h5ad, which cannot store results. Cells and results are written to a new .h5ad.
 
-    def __init__(self, adata: AnnData, path: Path) -> None:
-        super().__init__(adata, title=path.name)
+    Parameters
+    ----------
+    kind
+        The format in words, such as "a 10x .h5 file".
+    """
+
+    def __init__(self, adata: AnnData, path: Path, kind: str, notes: tuple[str, ...] = ()) -> None:
+        super().__init__(adata, title=path.name, notes=notes)
         self.path = path
+        self.kind = kind
 
     def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has it
         """Check before a computation that `write` will be possible."""
         if output is None:
-            raise ConfigError(f"{self.path} is not an .h5ad, so results cannot be written into it", "use -o OUT.h5ad")
+            raise ConfigError(f"{self.path} is {self.kind}, so results cannot be written into it", "use -o OUT.h5ad")
+        if output.resolve() == self.path.resolve():
+            raise ConfigError(f"{output} is the data, and {self.kind}", "choose another name with -o OUT.h5ad")
         check_new_file(output, force=force)
         check_writable(output)
 
@@ -45,59 +62,118 @@ class ForeignFile(AnnDataStore):
             pass
 
 
-def open_store(data: AnnData | Path | str) -> CellStore:
-    """Open data in any supported format: an AnnData, or the path of an .h5ad file, a 10x .h5 file, or a 10x mtx folder.
+def open_store(data: AnnData | Path | str, *, genome: str | None = None, modality: str | None = None) -> CellStore:
+    """Open data in any supported format.
 
-    Raises a DataError if the path does not exist, or scvae cannot read it.
+    Parameters
+    ----------
+    data
+        An AnnData, or the path of an .h5ad, .h5mu, .zarr or 10x .h5, or of a 10x mtx folder. The format is recognized
+        by the content, not by the name.
+    genome, modality
+        Genome to read from a 10x .h5, and modality to read from an .h5mu; None for the only one.
+
+    Raises
+    ------
+    DataError
+        If the path does not exist, or scvae cannot read it.
+    ConfigError
+        If a genome or modality was given for data that have none.
     """
     if not isinstance(data, str | Path):
         if not hasattr(data, "obs_names"):
             raise DataError(f"the data has type {type(data).__name__}", "give an AnnData, or the path of a file")
+        _refuse_choices(genome, modality, "an AnnData in memory")
         return AnnDataStore(data)
     path = Path(data)
     if path.is_dir():
-        return ForeignFile(_read_10x_folder(path), path)
-    if path.suffix == ".h5":
-        return ForeignFile(_read_10x_h5(path), path)
-    return H5adFile(path)
+        return _open_folder(path, genome, modality)
+    kind = kind_of(path)
+    if kind == "anndata":
+        _refuse_choices(genome, modality, str(path))
+        return H5adFile(path)
+    if kind == "mudata":
+        _refuse_choices(genome, None, str(path))
+        adata, name = _read(path, "an .h5mu", lambda: read_modality(path, modality), "write it again with mudata")
+        return ForeignFile(adata, path, "a MuData", (f"modality: {name}",))
+    _refuse_choices(None, modality, str(path))
+    adata = _read(
+        path,
+        "a 10x .h5",
+        lambda: read_tenx_h5(path, genome, version_2=kind == "10x v2"),
+        "use a file written by Cell Ranger",
+    )
+    return _genes_of(adata, path, "a 10x .h5 file")
 
 
-def _read_10x_folder(path: Path) -> AnnData:
+def _open_folder(path: Path, genome: str | None, modality: str | None) -> CellStore:
     if path.suffix == ".scvae" or (path / "weights.safetensors").exists():
         raise DataError(f"{path} is a model folder, not data", "give the data as the argument, and the model with -m")
-    names = ("matrix.mtx", "matrix.mtx.gz")
-    if not any((path / name).exists() for name in names):
+    _refuse_choices(genome, None, str(path))
+    if any((path / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        return _open_zarr(path, modality)
+    _refuse_choices(None, modality, str(path))
+    if not has_matrix(path):
         raise DataError(f"{path} is a folder without a matrix.mtx", "use an .h5ad file, a 10x .h5 or a 10x mtx folder")
+    adata = _read(
+        path,
+        "a 10x mtx folder",
+        lambda: read_tenx_folder(path),
+        "the folder must have matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
+    )
+    return _genes_of(adata, path, "a 10x mtx folder")
+
+
+def _open_zarr(path: Path, modality: str | None) -> CellStore:
+    folder, notes = path, tuple[str, ...]()
+    if (path / "mod").is_dir():
+        name = choose_modality(path, sorted(p.name for p in (path / "mod").iterdir() if p.is_dir()), modality)
+        folder, notes = path / "mod" / name, (f"modality: {name}",)
+    else:
+        _refuse_choices(None, modality, str(path))
+
+    def read() -> AnnData:
+        from anndata.io import read_zarr
+
+        return read_zarr(folder)
+
+    adata = _read(
+        path, "a .zarr of anndata", read, "install zarr, or convert it: anndata.io.read_zarr(...).write_h5ad(OUT)"
+    )
+    return ForeignFile(adata, path, "a .zarr", notes)
+
+
+def _read(path: Path, what: str, reader: Callable[[], T], hint: str) -> T:
+    """Return what a reader returns; other errors than scvae's become a DataError."""
     try:
-        return _unique_genes(read_tenx_folder(path))
-    except Exception as error:  # parsers raise various errors for incomplete folders
-        raise DataError(
-            f"{path} cannot be read as a 10x mtx folder: {_first_line(error)}",
-            "the folder must have matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
-        ) from error
+        if path.is_file():
+            check_all_stored(path)
+        return reader()
+    except (ScvaeError, MemoryError):
+        raise
+    except Exception as error:  # parsers raise various errors for damaged and incomplete files
+        raise DataError(f"{path} cannot be read as {what}: {_first_line(error)}", hint) from error
 
 
-def _read_10x_h5(path: Path) -> AnnData:
-    if not path.exists():
-        raise DataError(f"{path} does not exist", "check the path")
-    if not path.is_file():
-        raise DataError(f"{path} cannot be read: {what_it_is(path.stat().st_mode)}", "name a 10x .h5 file")
-    import scanpy as sc
+def _genes_of(adata: AnnData, path: Path, kind: str) -> ForeignFile:
+    """Open the genes of a 10x matrix, which may also contain antibodies, guides or peaks."""
+    notes: tuple[str, ...] = ()
+    if COLUMN in adata.var:
+        types = feature_types(adata.var[COLUMN].to_numpy(), path.name)
+        if types.about is not None:
+            adata = adata[:, types.are_genes].copy()
+            notes = (f"only genes are read; left out: {types.about}",)
+    # 10x names genes by their symbols, and a few symbols belong to two genes. scanpy's readers do not make them unique.
+    adata.var_names_make_unique()
+    return ForeignFile(adata, path, kind, notes)
 
-    try:
-        check_all_stored(path)
-        return _unique_genes(sc.read_10x_h5(path))
-    except Exception as error:  # the parser raises various errors for damaged files
-        raise DataError(
-            f"{path} cannot be read as a 10x .h5: {_first_line(error)}", "use a file written by Cell Ranger"
-        ) from error
+
+def _refuse_choices(genome: str | None, modality: str | None, what: str) -> None:
+    if genome is not None:
+        raise ConfigError(f"--genome was given, but {what} is not a 10x .h5 file", "remove --genome")
+    if modality is not None:
+        raise ConfigError(f"--modality was given, but {what} is not an .h5mu file", "remove --modality")
 
 
 def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
-
-
-def _unique_genes(adata: AnnData) -> AnnData:
-    # 10x names genes by their symbols, and a few symbols belong to two genes. scanpy's readers do not make them unique.
-    adata.var_names_make_unique()
-    return adata

@@ -30,11 +30,15 @@ from scvae_cli.data.h5ad_edit import edit_h5ad
 from scvae_cli.data.h5ad_heaps import check_heaps
 from scvae_cli.data.h5ad_links import describe_dangling, refuse_links, refuse_outside, refuse_relative_links
 from scvae_cli.data.h5ad_rows import is_matrix, row_blocks, shape_of
+from scvae_cli.data.hdf5_filters import load_filters, refuse_missing_filter
 from scvae_cli.data.labels import values_of
 from scvae_cli.data.slots import DEFAULT_KEY, Slot
 from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError, ScvaeError
 from scvae_cli.regular_file import what_it_is
+
+# The matrix and the genes of raw before anndata 0.7.
+_RAW_BEFORE_07 = ("raw.X", "raw.var")
 
 
 class H5adFile:
@@ -44,8 +48,11 @@ class H5adFile:
     AnnData. Each method raises a DataError if the element that it reads is damaged.
     """
 
+    notes: tuple[str, ...] = ()
+
     def __init__(self, path: Path) -> None:
         self.path = path
+        load_filters()
         with self._open("the file") as file:
             # Before anything is read, so that a later change by another program is noticed.
             self._read_as = fingerprint(path)
@@ -82,8 +89,7 @@ class H5adFile:
         names = ['layers["counts"]'] if "counts" in self.layer_keys else []
         with self._open("X") as file:
             names += ["X"] if "X" in file and is_matrix(file["X"]) else []
-            # A missing raw may be stored as null.
-            names += ["raw"] if isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"] else []
+            names += ["raw"] if _RAW_BEFORE_07[0] in file or _has_raw(file) else []
         return names
 
     def obs_column(self, key: str) -> np.ndarray:
@@ -122,12 +128,16 @@ class H5adFile:
             return np.asarray(element)
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        return self._index("raw/var") if name == "raw" else self.gene_names
+        if name != "raw":
+            return self.gene_names
+        with self._open(name) as file:
+            location = _RAW_BEFORE_07[1] if _RAW_BEFORE_07[0] in file else "raw/var"
+        return self._index(location)
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
         expected = (len(self.cell_names), len(self.matrix_genes(name)))
         with self._open(name) as file:
-            item = file[_location(name)]
+            item = file[_location(name, file)]
             if shape_of(item) != expected:
                 raise DataError(
                     f"{self.title}: {name} has shape {shape_of(item)}, but there are {expected[0]} cells and "
@@ -253,6 +263,7 @@ class H5adFile:
         except (ScvaeError, MemoryError):
             raise
         except Exception as error:  # h5py, anndata, pandas and numpy raise various errors for damaged elements
+            refuse_missing_filter(self.path)
             raise damaged(self.path, element, reason_of(error)) from error
 
 
@@ -275,12 +286,23 @@ def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:
     if isinstance(frame, h5py.Dataset):
         return list(frame.dtype.names or ())[1:]
     index = text_attribute(frame, "_index") or "_index"
-    return [key for key in keys_of(frame) if key not in (index, "__categories")]
+    keys = keys_of(frame)
+    ordered = frame.attrs.get("column-order")
+    if ordered is not None and np.asarray(ordered).dtype.kind in "OSU":
+        # The name of a column may contain "/", which HDF5 stores as nested groups.
+        names = [name.decode() if isinstance(name, bytes) else str(name) for name in np.asarray(ordered).ravel()]
+        return [name for name in names if not name.startswith("/") and name in frame]
+    return [key for key in keys if key not in (index, "__categories")]
 
 
-def _location(name: str) -> str:
+def _has_raw(file: h5py.File) -> bool:
+    # A missing raw may be stored as null.
+    return isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"]
+
+
+def _location(name: str, file: h5py.File) -> str:
     if name == "raw":
-        return "raw/X"
+        return _RAW_BEFORE_07[0] if _RAW_BEFORE_07[0] in file else "raw/X"
     return f"layers/{name[8:-2]}" if name.startswith('layers["') else name
 
 

@@ -14,6 +14,7 @@ from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
+from scvae_cli.shared_options import Rounding
 
 MIN_TRAINING_CELLS = 10
 FEW_CELLS = 500
@@ -45,6 +46,8 @@ class Inspection:
     matrices, counts_source
         Names of all matrices that may contain counts, and the name of the matrix that was read. `counts_source` is None
         if no matrix could be read.
+    rounding, notes
+        How fractions of counts were rounded, or None; remarks on what was rounded or left out.
     zero_share, median_library
         Fraction of zeros in the matrix, and median library size of the cells. `median_library` is None for real
         numbers.
@@ -63,6 +66,8 @@ class Inspection:
     n_genes: int
     matrices: list[str]
     counts_source: str | None = None
+    rounding: str | None = None
+    notes: list[str] = field(default_factory=list)
     zero_share: float | None = None
     median_library: float | None = None
     n_genes_modelled: int | None = None
@@ -83,7 +88,12 @@ class Inspection:
 
 
 def inspect(
-    store: CellStore, *, layer: str | None = None, batch_key: str | None = None, real: bool = False
+    store: CellStore,
+    *,
+    layer: str | None = None,
+    batch_key: str | None = None,
+    real: bool = False,
+    rounding: Rounding | None = None,
 ) -> Inspection:
     """Run the checks of a training on data, without stopping at the first problem.
 
@@ -99,7 +109,7 @@ def inspect(
     }
     counts: Counts | None = None
     try:
-        counts = read_counts(store, layer=layer, real=real)
+        counts = read_counts(store, layer=layer, real=real, rounding=rounding)
     except DataError as error:
         findings.append(_refuse(error.message, error.hint))
     if counts is not None:
@@ -153,6 +163,8 @@ def _figures(counts: Counts) -> dict[str, Any]:
     cells = max(min(max(_PASSES * counts.n_cells, _CELLS_AT_LEAST), _CELLS_AT_MOST), counts.n_cells)
     return {
         "counts_source": counts.source,
+        "rounding": counts.rounding,
+        "notes": list(counts.notes),
         "zero_share": 1 - stored / (counts.n_cells * counts.n_genes),
         "median_library": None if counts.real else float(np.median(counts.library_n)),
         "n_genes_modelled": modelled,

@@ -32,13 +32,16 @@ class AnnDataStore:
         AnnData that is read and to which results are written.
     title
         Name of the AnnData in messages.
+    notes
+        Remarks on how the AnnData was read from a file.
     """
 
-    def __init__(self, adata: AnnData, title: str = "adata") -> None:
+    def __init__(self, adata: AnnData, title: str = "adata", notes: tuple[str, ...] = ()) -> None:
         if adata.isbacked:
             raise DataError(f"{title} is backed by a file, not in memory", "pass the file's path, or adata.to_memory()")
         self.adata = adata
         self.title = title
+        self.notes = notes
 
     @property
     def cell_names(self) -> np.ndarray:

@@ -31,6 +31,7 @@ import scipy.sparse as sp
 
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
+from scvae_cli.memory_limit import refuse_too_large
 
 # Moment estimates from six public UMI data sets (10x PBMC 4k, ECCITE-seq PBMC, Kang 2018 IFN-β PBMC, Paul 2015 myeloid
 # progenitors, CellBench single-cell and RNA-mixture CEL-seq2): the median over the data sets, with the range in
@@ -120,7 +121,13 @@ def simulate(config: SimulationConfig) -> Simulation:
     >>> simulation = simulate(SimulationConfig(n_cells=5, n_genes=20, seed=1))
     >>> next(simulation.blocks()).shape
     (5, 20)
+
+    Raises
+    ------
+    ConfigError
+        If the cells and the curves of the genes do not fit into memory.
     """
+    _refuse_too_large(config)
     var, rho = _genes(config)
     log_effect_gb = _stream(config.seed, _BATCHES).normal(0, config.batch_sd, (config.n_genes, config.n_batches))
     # Effects are centered per gene, so that a single batch has no effect and log ρ is the mean over batches.
@@ -129,6 +136,23 @@ def simulate(config: SimulationConfig) -> Simulation:
     varm["true_batch_log_effect"] = log_effect_gb.astype(np.float32)
     facts = {"config": json.dumps(asdict(config), sort_keys=True), "pseudotime_grid": np.linspace(0, 1, GRID_STEPS)}
     return Simulation(config=config, obs=_cells(config), var=var, varm=varm, uns={"simulation": facts})
+
+
+def _refuse_too_large(config: SimulationConfig) -> None:
+    # Columns of obs, names, and what draws them.
+    per_cell = 300
+    # Curves while they are drawn, in double precision, and a table of the curves in every batch.
+    per_gene = GRID_STEPS * (40 + config.n_branches * (16 + 8 * config.n_batches))
+    refuse_too_large(
+        config.n_cells * per_cell + config.n_genes * per_gene,
+        f"a simulation of {config.n_cells:,} cells and {config.n_genes:,} genes, with {config.n_branches} branches and "
+        f"{config.n_batches} batches,",
+        lambda free: (
+            f"--cells {min(free // (2 * per_cell), config.n_cells)} with --genes "
+            f"{min(free // (2 * per_gene), config.n_genes)} would fit; genes need memory for "
+            "every branch and batch"
+        ),
+    )
 
 
 def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:

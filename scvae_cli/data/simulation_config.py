@@ -32,7 +32,9 @@ class SimulationConfig(Options):
     n_batches: int = option(
         1, flags=("--batches",), help="Number of batches, each with its own effect on every gene.", least=1, most=1000
     )
-    depth: float = option(DEFAULT_DEPTH, help="Median library size before zero inflation, in counts.", above=0)
+    depth: float = option(
+        DEFAULT_DEPTH, help="Median library size before zero inflation, in counts.", above=0, most=10**9
+    )
     zero_inflation: float = option(
         DEFAULT_ZERO_INFLATION,
         help="Probability that a count is replaced by zero, averaged over genes; 0 gives a negative binomial.",

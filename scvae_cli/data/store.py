@@ -22,6 +22,10 @@ class CellStore(Protocol):
         """Name of the source in messages."""
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """Remarks on what was read and what was left out, for the user."""
+
+    @property
     def cell_names(self) -> np.ndarray:
         """obs_names, n strings."""
 

@@ -16,27 +16,38 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# Feature type of genes; a folder may also contain antibodies and guide RNAs.
-_GENES = "Gene Expression"
+from scvae_cli.errors import DataError
+
+_MATRIX, _FEATURES, _BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
 # Least size of a value in a matrix.mtx: a line such as "1 1 1", or in a dense matrix "1".
 _LINE_BYTES = 2
 
 
-def read_tenx_folder(folder: Path) -> AnnData:
-    """Read a folder as an AnnData, cells × genes; each file may be gzipped or not.
+def has_matrix(folder: Path) -> bool:
+    """Whether a folder contains a matrix.mtx, perhaps with a prefix."""
+    return bool(_prefixes(folder))
 
-    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. Each line of
-    features.tsv or genes.tsv has an id, a symbol and a type; symbol and type may be missing. If features have types,
-    only genes are read. Raises a ValueError if a file is missing, or the numbers of features or cells differ between
-    files.
+
+def read_tenx_folder(folder: Path) -> AnnData:
+    """Read a folder as an AnnData, cells × features; each file may be gzipped or not.
+
+    The folder has matrix.mtx (features × cells), barcodes.tsv, and features.tsv or genes.tsv. The names may have a
+    prefix, as in GSM123_S1_matrix.mtx.gz. Each line of features.tsv or genes.tsv has an id, a symbol and a type; symbol
+    and type may be missing.
+
+    Raises
+    ------
+    ValueError
+        If a file is missing, or the numbers of features or cells differ between files.
+    DataError
+        If the folder contains several matrices.
     """
     import anndata
     import pandas as pd
     from scipy.io import mminfo, mmread
 
-    matrix, features, barcodes = (
-        _find(folder, *names) for names in (("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",))
-    )
+    prefix = _prefix(folder)
+    matrix, features, barcodes = (_find(folder, prefix, *names) for names in (_MATRIX, _FEATURES, _BARCODES))
     cells, lines = [row[0] for row in _rows(barcodes)], _rows(features)
     # The header is read first, because a reader asks for as much memory as it declares.
     n_features, n_cells, n_values = mminfo(matrix)[:3]
@@ -55,17 +66,35 @@ def read_tenx_folder(folder: Path) -> AnnData:
     if not lines or min(map(len, lines)) < 3:
         return adata
     adata.var["feature_types"] = [row[2] for row in lines]
-    are_genes = (adata.var["feature_types"] == _GENES).to_numpy()
-    return adata if are_genes.all() else adata[:, are_genes].copy()
+    return adata
 
 
-def _find(folder: Path, *names: str) -> Path:
+def _prefixes(folder: Path) -> list[str]:
+    """Return what stands before "matrix.mtx" in the names of the files of a folder."""
+    names = {path.name.removesuffix(".gz") for path in folder.iterdir()}
+    return sorted(name.removesuffix(_MATRIX[0]) for name in names if name.endswith(_MATRIX[0]))
+
+
+def _prefix(folder: Path) -> str:
+    prefixes = _prefixes(folder)
+    if "" in prefixes:
+        return ""
+    if len(prefixes) > 1:
+        shown = ", ".join(prefixes[:3]) + (", ..." if len(prefixes) > 3 else "")
+        raise DataError(
+            f"{folder} has {len(prefixes)} matrices: {shown}",
+            "move the three files of each sample into a folder of its own",
+        )
+    return prefixes[0] if prefixes else ""
+
+
+def _find(folder: Path, prefix: str, *names: str) -> Path:
     """Return the first of the named files that exists, gzipped or not; a named pipe or a device is not a file."""
     for name in names:
-        for path in (folder / f"{name}.gz", folder / name):
+        for path in (folder / f"{prefix}{name}.gz", folder / f"{prefix}{name}"):
             if path.is_file():
                 return path
-    raise ValueError(f"the folder has no {' or '.join(names)}, gzipped or not")
+    raise ValueError(f"the folder has no {' or '.join(prefix + name for name in names)}, gzipped or not")
 
 
 def _rows(table: Path) -> list[list[str]]:

@@ -33,7 +33,15 @@ from scvae_cli.model.posterior import ACTIVE_VARIANCE
 from scvae_cli.model.probe import FARTHEST
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
-from scvae_cli.training.prepare import as_modelled, batch_codes, refuse_empty, refuse_few, split, started
+from scvae_cli.training.prepare import (
+    as_modelled,
+    batch_codes,
+    refuse_empty,
+    refuse_few,
+    refuse_large_network,
+    split,
+    started,
+)
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.warm_start import refuse_unlike, take_over
 
@@ -146,6 +154,8 @@ def fit(
     config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size
     assert batch_size is not None
+    if compute.device.type == "cpu":
+        refuse_large_network(config, len(training), len(columns))
     vae, kl_warmup_share = started(config, counts, training, batches, batch_n), 1.0
     if start_from is not None:
         refuse_unlike(start_from, config, counts, heldout, batches)
@@ -212,6 +222,8 @@ def fit(
         "rollbacks": trainer.rollbacks,
         "active_units": int((mean_nk.var(0) > ACTIVE_VARIANCE).sum()),
         "counts_source": counts.source,
+        "rounding": counts.rounding,
+        "counts_notes": list(counts.notes),
         "genes_chosen": genes_chosen,
         "n_cells": counts.n_cells,
         "n_training": len(training),

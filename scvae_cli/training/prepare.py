@@ -15,6 +15,7 @@ from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.moments import mean_log1p, moments
 from scvae_cli.device import seeded
 from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.memory_limit import refuse_too_large
 from scvae_cli.model.vae import VAE
 
 MIN_CELLS = 10
@@ -78,6 +79,39 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
         return (), None
     names, codes = np.unique(counts.batch.astype(str), return_inverse=True)
     return tuple(names.tolist()), codes.astype(np.int64)
+
+
+def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
+    """Raise a ConfigError if the network and a minibatch do not fit into memory; the hint says what would fit."""
+    shape = config.model
+    assert shape.n_hidden is not None, "the recipe has chosen it"
+
+    def needed(n_hidden: int) -> float:
+        return _network_bytes(config, n_hidden, min(config.train.batch_size or 1, n_cells), n_genes)
+
+    def fitting(free: int) -> str:
+        low, high = 0, shape.n_hidden or 0
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if needed(middle) <= free else (low, middle)
+        return f"--n-hidden {low} would fit" if low else "use fewer genes (--n-top-genes), or a smaller --batch-size"
+
+    size = f"{shape.n_layers} × {shape.n_hidden:,} hidden units, {shape.n_latent} latent dimensions"
+    refuse_too_large(needed(shape.n_hidden), f"training a network of {size} and {n_genes:,} genes", fitting)
+
+
+def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: int) -> float:
+    """Estimate the memory of a training, without the counts."""
+    shape = config.model
+    n_latent, inner = shape.n_latent or 1, n_hidden**2 * (shape.n_layers - 1)
+    of_encoder = n_genes * n_hidden + inner + 2 * n_hidden * n_latent
+    # The decoder has two outputs per gene, which see the latent position and the last hidden layer.
+    of_decoder = 2 * n_genes * (n_latent + n_hidden) + n_latent * n_hidden + inner
+    if shape.decoder == "linear":
+        of_decoder = 2 * n_genes * n_latent
+    # In float32: weights, their gradients, two moments of the optimizer, the running average and the best weights.
+    weights = 4 * 6 * (of_encoder + of_decoder)
+    return weights + 4 * 6 * batch_size * (n_genes + n_hidden * shape.n_layers)
 
 
 def started(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
-from scvae_cli.errors import DataError, one_line
+from scvae_cli.errors import ConfigError, DataError, one_line
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.verb import Request
@@ -18,16 +18,27 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it take
     ------
     DataError
         If a file cannot be opened.
+    ConfigError
+        If real numbers are to be rounded.
     """
     options = request.options
     of_counts = ModelConfig(likelihood=options.likelihood).of_counts
-    found = inspect(open_store(request.data), layer=options.layer, batch_key=options.batch_key, real=not of_counts)
+    if options.round is not None and not of_counts:
+        raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; remove one")
+    found = inspect(
+        open_store(request.data, genome=options.genome, modality=options.modality),
+        layer=options.layer,
+        batch_key=options.batch_key,
+        real=not of_counts,
+        rounding=options.round,
+    )
     return Outcome(value=found, report=lambda: _report(found, request, of_counts=of_counts))
 
 
 def _report(found: Inspection, request: Request, *, of_counts: bool) -> Report:
     options = request.options
     asked = {"layer": options.layer, "batch_key": options.batch_key, "config": request.flags.get("config")}
+    asked |= {"round": options.round, "genome": options.genome, "modality": options.modality}
     asked |= {"likelihood": options.likelihood} if options.likelihood != "zinb" else {}
     following = shell_line("train", request.data, **asked)
     return Report(
@@ -46,6 +57,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
         else:
             library = f"median library size {found.median_library:,.0f} counts"
             lines.append(f"raw counts: {found.counts_source} ({found.zero_share:.1%} zeros, {library})")
+        lines += found.notes
         lines.append(f"genes modeled by default: {found.n_genes_modelled:,}")
         lines.append(
             f"training on a CPU: roughly {found.memory_gib} GiB of memory, {_duration(found.cpu_minutes or 0)}"

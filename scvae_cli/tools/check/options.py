@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from scvae_cli.config import FIRST_WITH_COUNTS, Likelihood
 from scvae_cli.options import INPUT, Options, option
+from scvae_cli.shared_options import Rounding, genome_option, modality_option, round_option
 from scvae_cli.verb import Verb
 
 
@@ -19,6 +20,9 @@ class CheckOptions(Options):
         panel=INPUT,
         shown_default=FIRST_WITH_COUNTS,
     )
+    round: Rounding | None = round_option()
+    genome: str | None = genome_option()
+    modality: str | None = modality_option()
     batch_key: str | None = option(None, help="Column of obs with the batch of each cell.", panel=INPUT)
     likelihood: Likelihood = option(
         "zinb",
@@ -36,7 +40,7 @@ CHECK = Verb(
 
     The exit code is 3 if training would refuse the file.""",
     python_about="Report what the data contain, and what training would refuse or warn about.",
-    argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
+    argument_help="Cells: an .h5ad file, a 10x .h5, an mtx folder, an .h5mu or a .zarr.",
     example="scvae check data.h5ad --batch-key donor",
     takes_model=False,
     inplace=False,

@@ -92,7 +92,11 @@ class DeOptions(Reading, Drawing, Writing):
         least=MIN_CELLS,
     )  # fmt: skip
     n_samples: int = option(
-        10, flags=("--samples",), help="Number of posterior samples over which each cell is averaged.", least=1
+        10,
+        flags=("--samples",),
+        help="Number of posterior samples over which each cell is averaged.",
+        least=1,
+        most=10_000,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
     table: Path | None = option(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from scvae_cli.data.atomic import check_writable, replacing
-from scvae_cli.data.counts import read_rows
+from scvae_cli.data.counts import is_missing, read_rows, types_of_features
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
@@ -128,12 +128,15 @@ class De(Question[DeOptions, DifferentialExpression]):
         session, source = self.session, self.session.counts.source
         names = session.store.matrix_genes(source)
         # Raw may have genes that var_names lacks.
-        wanted = set(session.store.gene_names) - set(session.model.genes)
+        features = types_of_features(session.store)
+        genes = session.store.gene_names if features is None else session.store.gene_names[features.are_genes]
+        wanted = set(genes) - set(session.model.genes)
         columns = np.flatnonzero([name in wanted for name in names])
         if not len(columns):
             return None
         rows = np.unique(self.contrast.cells)
-        matrix = read_rows(session.store, source, np.flatnonzero(session.kept)[rows], columns)
+        cells, rounding = np.flatnonzero(session.kept)[rows], session.counts.rounding
+        matrix = read_rows(session.store, source, cells, columns, rounding=rounding)
         return OtherGenes(names=tuple(map(str, names[columns])), matrix=matrix, rows=rows)
 
     def slots(self, result: DifferentialExpression) -> list[Slot]:
@@ -167,18 +170,22 @@ class De(Question[DeOptions, DifferentialExpression]):
         if self.writes and (how := self._how_to_make_categories()) is not None:
             groupby = self.options.groupby
             column = f'adata.obs["{groupby}"]'
-            warned.append(f"scanpy's plots need categories in obs[{groupby!r}]: {column} = {column}{how}")
+            warned.append(f"scanpy's plots need categories of text in obs[{groupby!r}]: {column} = {column}{how}")
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return the code that makes categories of a column of numbers or booleans; None for other columns."""
+        """Return the code that makes categories of text of a column of other values; None for a column of text."""
         store, key = self.session.store, self.options.groupby
-        kind = store.obs_column(key).dtype.kind
-        if store.obs_categories(key) is not None or kind not in "biuf":
+        values = store.obs_column(key)
+        present = values[~is_missing(values)]
+        if not len(present) or isinstance(present[0], str | bytes):
             return None
         # Labels have no decimals: the group of 1.0 is called "1".
-        whole = '.astype("Int64")' if kind == "f" else ""
-        return f'{whole}.astype(str).astype("category")'
+        fractional = isinstance(present[0], float | np.floating)
+        if store.obs_categories(key) is not None:
+            return ".cat.rename_categories('{:g}'.format)" if fractional else ".cat.rename_categories(str)"
+        whole = '.astype("Int64")' if fractional else ""
+        return f'{whole}.astype("string").astype("category")'
 
     def figure(self, result: DifferentialExpression) -> Figure:
         from scvae_cli.tools.de.figure import de_figure

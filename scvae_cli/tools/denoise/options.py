@@ -29,6 +29,7 @@ class DenoiseOptions(Reading, Writing):
         flags=("--samples",),
         help="Number of posterior samples that are decoded and averaged. With 0, the posterior mean is decoded.",
         least=0,
+        most=10_000,
         panel=DECODING,
     )
     library: str | float = library_option(

@@ -20,12 +20,14 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         help="Number of importance samples from which log p(x) of each cell is estimated.",
         flags=("--samples",),
         least=2,
+        most=10_000,
     )
     refine: int = option(
         100,
         help="Number of gradient steps that improve the posterior of each cell. The encoder's posterior is compared "
         "with this improved posterior.",
         least=1,
+        most=100_000,
     )
     max_cells: int = option(
         1000,
@@ -38,6 +40,7 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         3,
         help="Number of models to compare, each trained with another random seed. This model is one of them.",
         flags=("--trainings",),
+        most=100,
     )
     labels: str | None = option(
         None,

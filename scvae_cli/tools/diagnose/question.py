@@ -143,6 +143,8 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         command = next_command(result.verdicts, model.config) if self.of_training else Command(verb="embed")
         # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
         data = options.output or request.data
+        # The output holds only the part that was read.
+        parts = {} if options.output else {"genome": options.genome, "modality": options.modality}
         if command.verb == "embed":
             embedded = self.session.store.obsm(self.names.embedding) is not None
             if embedded and options.output is None and not command.options:
@@ -153,11 +155,14 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
                 m=request.model if options.output is None else request.model_folder,
                 **command.options,
                 layer=options.layer,
+                round=options.round,
+                **parts,
                 allow_missing_genes=options.allow_missing_genes,
                 drop_empty=options.drop_empty,
                 key_added=None if options.key_added == DEFAULT_KEY else options.key_added,
             )
         own = training_options(model) | dict(command.options)
+        own |= parts | {"round": options.round or own.get("round")}
         own |= {"layer": options.layer or own.get("layer"), "drop_empty": options.drop_empty or own.get("drop_empty")}
         if command.verb == "sweep":
             # A sweep over β takes the number of latent dimensions only from a file.

@@ -9,18 +9,21 @@ from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
 from scvae_cli.options import declarations
 
+# The file that is diagnosed may contain this part alone.
+_PARTS_OF_A_FILE = ("genome", "modality")
+
 
 def training_options(model: Model) -> dict[str, object]:
     """Return the options that the user of a model chose for the training, by name.
 
-    Options with their default value are left out, and so are options of the machine and options that the command line
-    does not have.
+    Options with their default value are left out, and so are options of the machine, options that the command line
+    does not have, and those that choose a part of a file.
     """
     requested = requested_config(model)
     parts = {"data": model.config.data, "model": requested.model, "train": requested.train}
     chosen: dict[str, object] = {}
     for declared in declarations(RunConfig):
-        if declared.section in parts and declared.on_command_line:
+        if declared.section in parts and declared.on_command_line and declared.name not in _PARTS_OF_A_FILE:
             value = getattr(parts[declared.section], declared.name)
             if value != declared.default:
                 chosen[declared.name] = f"{value:g}" if isinstance(value, float) else value

@@ -50,6 +50,7 @@ class EmbedOptions(Reading, Writing):
         help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are plenty. The "
         "cells must come from batches that the model was trained on.",
         least=0,
+        most=100_000,
         takes="a number of steps, 0 or more; 100 is plenty",
     )
     umap: bool = option(False, help="Also compute a UMAP of the embedding with scanpy.", panel=UMAP, in_record=False)
@@ -65,7 +66,7 @@ class EmbedOptions(Reading, Writing):
         in_record=False,
     )  # fmt: skip
     n_neighbors: int = option(
-        15, help="Number of neighbors of a cell in the neighbor graph.", least=2, panel=UMAP, in_record=False
+        15, help="Number of neighbors of a cell in the neighbor graph.", least=2, most=1000, panel=UMAP, in_record=False
     )
     seed: int = option(
         0, help="Random seed of the UMAP and of the clusters.", least=0, most=2**32 - 1, panel=UMAP, in_record=False

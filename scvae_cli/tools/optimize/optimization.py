@@ -35,6 +35,7 @@ from scvae_cli.tools.optimize.starts import spread_out, typical
 from scvae_cli.tools.trajectory.curves import at_constant_speed, step_lengths
 from scvae_cli.tools.trajectory.interpolation import described
 from scvae_cli.tools.trajectory.result import ASCENT
+from scvae_cli.tools.trajectory.steps import refuse_too_many
 
 # Default of the largest length, in units of the distance from the start to the farthest cell.
 _FARTHEST_CELLS = 5.0
@@ -84,8 +85,9 @@ def optimize(
     DataError
         If the batch in `options` is unknown to the model, or if the score cannot increase from the start.
     ConfigError
-        If the function in `options` returns no valid score.
+        If the function in `options` returns no valid score, or if the steps do not fit into memory.
     """
+    refuse_too_many(options.n_steps, len(session.model.genes))
     model, mean_nk = session.model, session.cells.mean_nk
     geometry = Geometry(model.vae)
     score, cell_score_n = scorer(model, options, mean_nk)

@@ -45,7 +45,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     from_cell: str | None = option(None, help="Cell at which the trajectory starts, instead of a group.", metavar="ID")
     name: str | None = option(None, help="Name of the result.", shown_default="toward_GENE")
     n_steps: int = option(
-        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2
+        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2, most=10_000
     )
     within: float = option(
         0.9,
@@ -77,6 +77,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
         "through cells to the higher score. With 1, the score increases at every step.",
         panel=OPTIMIZATION,
         least=1,
+        most=10_000,
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1, panel=OPTIMIZATION)
     library: str | float = library_option("median")

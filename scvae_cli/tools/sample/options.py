@@ -19,7 +19,9 @@ Source = Literal["auto", "prior", "density"]
 class SampleOptions(Reading, Drawing, WritingNewCells):
     """Options that say which new cells are drawn, and how."""
 
-    n: int | None = option(None, flags=("--cells", "-n"), help="Number of new cells.", least=1, positional=True)
+    n: int | None = option(
+        None, flags=("--cells", "-n"), help="Number of new cells.", least=1, most=10**9, positional=True
+    )
     source: Source = option(
         "auto",
         flags=("--from",),

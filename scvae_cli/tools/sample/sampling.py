@@ -34,6 +34,7 @@ from scvae_cli.latent.neighbor_graph import nearest
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.latent.selection import even
+from scvae_cli.memory_limit import refuse_too_large
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.progress import Progress, silent
@@ -94,6 +95,13 @@ def sample(
         If a model of real numbers is asked for a library size.
     """
     assert options.n is not None, "only the prototype needs no number"
+    # Positions in double precision and their copies, names, scores and library sizes; counts are drawn in blocks.
+    per_cell = 32 * model.vae.n_latent + 300
+    refuse_too_large(
+        options.n * per_cell,
+        f"--cells {options.n}",
+        lambda free: f"--cells {free // per_cell} would fit; for more, use several values of --seed",
+    )
     batch_as = decoding_batch(model, options)
     fixed_library = library_size(model, options.library_or_default)
     # −1 for a batch that the model does not have.

@@ -18,12 +18,14 @@ class ScoreOptions(Reading, Subset, Drawing, Writing):
         flags=("--samples",),
         help="Number of importance samples per cell for the importance-weighted bound.",
         least=1,
+        most=10_000,
     )
     n_simulated: int = option(
         4000,
         flags=("--simulated",),
         help="Number of cells to simulate from the model. Each cell is compared with the simulated cells.",
         least=100,
+        most=100_000,
     )
     fdr: float = option(
         0.05,

@@ -8,6 +8,7 @@ from scvae_cli.data.h5ad_create import create_h5ad
 from scvae_cli.data.simulation import simulate as set_up
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.options import declarations
+from scvae_cli.path_names import refuse_long_name
 from scvae_cli.progress import counted
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
@@ -24,6 +25,7 @@ def simulate(request: Request, shell: Shell) -> Outcome:
         If the file exists and must not be replaced, or if it cannot be written.
     """
     options: SimulateOptions = request.options
+    refuse_long_name(request.data)
     simulation = set_up(SimulationConfig(**{d.name: getattr(options, d.name) for d in declarations(SimulationConfig)}))
     with shell.progress("Simulating", options.n_cells * (2 if options.true_mean else 1)) as advance:
         means = {"true_mean": counted(simulation.true_mean_blocks(), advance)} if options.true_mean else None

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scvae_cli.config import ModelConfig, RunConfig
+from scvae_cli.config import MAX_LATENT, ModelConfig, RunConfig
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import OUTPUT, option, section
 from scvae_cli.shared_options import Drawing, Writing
@@ -81,8 +81,11 @@ class SweepOptions(Drawing, Writing):
         if len(values) < 2:
             raise ConfigError(f"{flag} is {text or 'empty'!r}", f"a sweep takes two values or more: {example}")
         for value in values:
-            if self.n_latent is not None and value % 1:
-                raise ConfigError(f"{flag} is {value:g} in {text!r}", f"it takes whole numbers, such as {DIMENSIONS}")
+            if self.n_latent is not None and (value % 1 or value > MAX_LATENT):
+                raise ConfigError(
+                    f"{flag} is {value:g} in {text!r}",
+                    f"it takes whole numbers up to {MAX_LATENT:,}, such as {DIMENSIONS}",
+                )
         if len(set(values)) < len(values):
             raise ConfigError(f"{flag} is {text!r}", "name each value only once")
         # The values may be given in any order. A field of a frozen dataclass can only be set with object.__setattr__.

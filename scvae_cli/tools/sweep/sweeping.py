@@ -15,6 +15,7 @@ from scvae_cli.data.provenance import provenance, refuse_foreign
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.data.store import CellStore
 from scvae_cli.model.bundle import Model, check_new_model
+from scvae_cli.path_names import refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.sweep.options import SweepOptions
@@ -35,11 +36,14 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     """
     options: SweepOptions = request.options
     run, names = options.training, SlotNames(key_added=options.key_added)
+    for file in (options.output, options.plot, options.models):
+        if file is not None:
+            refuse_long_name(file)
     if options.plot is not None:
         from scvae_cli.report.figure_file import check_figure_file
 
         check_figure_file(options.plot, force=options.force)
-    store = open_store(request.data)
+    store = open_store(request.data, genome=run.data.genome, modality=run.data.modality)
     if request.inplace:
         slots = [f"uns/{names.sweep(options.varied)}"]
         store.check_destination(slots, output=options.output, force=options.force)
@@ -47,9 +51,11 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
             refuse_foreign(store, slots, names)
     _check_models(options)
     real = not run.model.of_counts
-    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
+    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round)
     size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+    for note in counts.notes:
+        shell.info(note)
     warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
 
     def followed(training: Training, events: Iterator[FitEvent]) -> FitEvent | None:

@@ -40,7 +40,7 @@ TRAIN = Verb(
     With a normal likelihood, the values may be any real numbers. Some cells are held out. Training stops when the loss
     on the held-out cells no longer falls, and the weights with the lowest loss on these cells are kept.""",
     example="scvae train data.h5ad --batch-key donor",
-    argument_help="Cells: an .h5ad file, a 10x .h5 file or an mtx folder.",
+    argument_help="Cells: an .h5ad file, a 10x .h5, an mtx folder, an .h5mu or a .zarr.",
     trains=True,
     inplace=False,
     returns='The trained model; `model.save("NAME.scvae")` writes its folder.',

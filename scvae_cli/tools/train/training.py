@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from scvae_cli.data.confounding import warn_of_confounding
 from scvae_cli.data.counts import read_counts
-from scvae_cli.data.formats import open_store
+from scvae_cli.data.formats import ForeignFile, open_store
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import Interrupted
 from scvae_cli.model.bundle import Model, check_new_model
+from scvae_cli.path_names import FOR_A_MODEL, refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.train.options import TrainOptions
@@ -32,13 +34,17 @@ def train(request: Request, shell: Shell) -> Outcome:
     """
     options: TrainOptions = request.options
     run, folder = options.training, request.model_folder if request.inplace else None
-    store = open_store(request.data)
+    store = open_store(request.data, genome=run.data.genome, modality=run.data.modality)
+    foreign = isinstance(store, ForeignFile)
     if folder is not None:
+        refuse_long_name(folder, reserve=FOR_A_MODEL)
         check_new_model(folder, force=options.force)
     real = not run.model.of_counts
-    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real)
+    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round)
     size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+    for note in counts.notes:
+        shell.info(note)
     warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
     with shell.stoppable() as stop_requested:
         events = fit(
@@ -59,7 +65,7 @@ def train(request: Request, shell: Shell) -> Outcome:
     if folder is not None:
         model.save(folder, force=options.force)
         Checkpoint(folder, "").discard()
-    return Outcome(value=model, report=lambda: _report(model, request), warnings=_warnings(model))
+    return Outcome(value=model, report=lambda: _report(model, request, foreign=foreign), warnings=_warnings(model))
 
 
 def _heard(events: Iterator[FitEvent], on_event: Callable[[FitEvent], None]) -> Iterator[FitEvent]:
@@ -68,20 +74,30 @@ def _heard(events: Iterator[FitEvent], on_event: Callable[[FitEvent], None]) -> 
         yield event
 
 
-def _report(model: Model, request: Request) -> Report:
+def _report(model: Model, request: Request, *, foreign: bool) -> Report:
     keys = ("epochs", "seconds", "heldout_elbo", "active_units", "n_cells", "n_genes")
     facts: dict[str, Any] = {"model": str(request.model_folder)} | {key: model.facts[key] for key in keys}
     active = f"{facts['active_units']} of {model.vae.n_latent} latent dimensions active"
     length = f"{facts['epochs']} epochs in {facts['seconds']:.1f} s"
     data = request.data
-    elsewhere = None if data.suffix == ".h5ad" else f"{data.stem}.h5ad"
+    chosen = request.options.training.data
     return Report(
         facts=facts,
         text=f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell after {length}; {active}\n→ {facts['model']}",
         next_step=shell_line(
-            "embed", data, m=request.model, o=elsewhere, drop_empty=request.options.training.data.drop_empty
+            "embed",
+            data,
+            m=request.model,
+            o=_new_file(data, chosen.modality) if foreign else None,
+            drop_empty=chosen.drop_empty,
         ),
     )
+
+
+def _new_file(data: Path, modality: str | None) -> str:
+    """Return a name for the results of data in a format that cannot store them."""
+    name = f"{data.stem}.h5ad" if modality is None else f"{data.stem}_{modality}.h5ad"
+    return name if name != data.name else f"{data.stem}_scvae.h5ad"
 
 
 def _warnings(model: Model) -> list[str]:

@@ -30,7 +30,7 @@ from scvae_cli.tools.trajectory.gene_changes import gene_changes
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
 from scvae_cli.tools.trajectory.result import Trajectory
-from scvae_cli.tools.trajectory.steps import along
+from scvae_cli.tools.trajectory.steps import along, refuse_too_many
 from scvae_cli.tools.trajectory.waypoints import Waypoints, coupled, positions
 
 
@@ -62,8 +62,11 @@ def interpolate(
     DataError
         If two consecutive waypoints have the same position, if a population to be paired is a single cell, or if the
         batch is unknown.
+    ConfigError
+        If the steps do not fit into memory.
     """
     model = session.model
+    refuse_too_many(options.n_steps, len(model.genes), options.n_paths if options.couple == "ot" else 0)
     geometry, density = Geometry(model.vae), model.density.to(torch.device("cpu"))
     mean_nk = session.cells.mean_nk
     # This call refuses an unknown batch before the long computation begins.

@@ -53,7 +53,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
     )
     name: str | None = option(None, help="Name of the result.", shown_default="FROM_to_TO")
     n_steps: int = option(
-        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2
+        50, flags=("--steps",), help="Number of steps along the trajectory, both ends included.", least=2, most=10_000
     )
     path: PathKind = option(
         "geodesic",

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.neighbor_graph import nearest
+from scvae_cli.memory_limit import refuse_too_large
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.tools.trajectory.curves import step_lengths
@@ -60,6 +61,17 @@ class Steps:
         """List the groups in the order of the trajectory. A group that is passed again is listed again."""
         groups = [str(group) for group in self.group_t if group]
         return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+
+
+def refuse_too_many(n_steps: int, n_genes: int, n_paths: int = 0) -> None:
+    """Raise a ConfigError if the expression along a trajectory, and along the paths of a bundle, is too large."""
+    # Means, bands, differences and their copies; of a bundle, every path and what its quantiles need.
+    per_step = n_genes * (80 + 12 * n_paths)
+    refuse_too_large(
+        n_steps * per_step,
+        f"--steps {n_steps} of {n_genes:,} genes",
+        lambda free: f"--steps {free // per_step} would fit",
+    )
 
 
 def along(

@@ -1,0 +1,129 @@
+"""Standard output and standard error that accept any text and never interrupt a command.
+
+A terminal or pipe may lack characters such as "→", may be closed, or may be full. A command that has finished its work
+must not fail because its last line cannot be shown, so the streams of the process are replaced by streams that keep the
+first error. `Streams.finish` then reports a result that was lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import errno
+import io
+import os
+import select
+import sys
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+from scvae_cli.errors import DataError
+
+# What replaces a character that the encoding of a stream lacks.
+_PLAIN = {"→": "->", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "≈": "~", "β": "beta"}
+_PLAIN |= {"‘": "'", "’": "'", "“": '"', "”": '"', "·": ".", "•": "*"}
+# Name of the error handler that does so.
+ERRORS = "scvae_plain"
+
+
+class PatientStream(io.RawIOBase):
+    """A file descriptor that is written to until the first error. The error is kept, and later data are discarded."""
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self.descriptor = descriptor
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """Whether the stream accepts data: always True."""
+        return True
+
+    def fileno(self) -> int:
+        """The file descriptor."""
+        return self.descriptor
+
+    def isatty(self) -> bool:
+        """Whether the stream is a terminal."""
+        return os.isatty(self.descriptor)
+
+    def write(self, data: Any) -> int:
+        """Write all of the data, or keep the error."""
+        view = memoryview(data).cast("B")
+        done = 0
+        while self.error is None and done < len(view):
+            try:
+                done += os.write(self.descriptor, view[done:])
+            except BlockingIOError:  # another program made the pipe non-blocking
+                select.select([], [self.descriptor], [])
+            except OSError as error:
+                self.error = error
+        return len(view)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """The streams of this process.
+
+    Parameters
+    ----------
+    out
+        What standard output is written to, and where its first error is kept.
+    """
+
+    out: PatientStream
+
+    def finish(self) -> None:
+        """Write what is still buffered.
+
+        A pipe whose reader has ended, as in `scvae ... | head`, is not an error.
+
+        Raises
+        ------
+        DataError
+            If the result could not be written to standard output.
+        """
+        sys.stdout.flush()
+        if self.out.error is not None and self.out.error.errno != errno.EPIPE:
+            raise DataError(
+                f"the result could not be written to standard output: {self.out.error.strerror}",
+                "files that the command writes are complete; send the result to another place",
+            )
+
+
+def replace_streams() -> Streams:
+    """Replace standard output and standard error of this process.
+
+    Closed streams are opened on the null device first. Otherwise, the next file that is opened would get the number of
+    the closed stream, and messages would be written into this file.
+    """
+    register_plain_characters()
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number is taken, which is `descriptor`.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    out, err = PatientStream(1), PatientStream(2)
+    sys.stdout = _text(out, sys.stdout, line_buffering=out.isatty())
+    sys.stderr = _text(err, sys.stderr, line_buffering=True)
+    return Streams(out=out)
+
+
+def register_plain_characters() -> None:
+    """Make `ERRORS` an error handler of text encodings, which replaces missing characters by ASCII."""
+    codecs.register_error(ERRORS, _plainly)
+
+
+def _text(stream: PatientStream, old: TextIO | None, *, line_buffering: bool) -> TextIO:
+    # Python sets a stream that was closed when the process started to None.
+    encoding = "utf-8" if old is None else old.encoding
+    return io.TextIOWrapper(io.BufferedWriter(stream), encoding=encoding, errors=ERRORS, line_buffering=line_buffering)
+
+
+def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Replace a character that an encoding lacks. Bytes of a file name that are not UTF-8 are written as they are."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character, after = error.object[error.start], error.start + 1
+    if "\udc80" <= character <= "\udcff":
+        return bytes([ord(character) - 0xDC00]), after
+    return _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode(), after

@@ -1,0 +1,135 @@
+"""How much memory this process may still take, and one-line errors where a computation needs more.
+
+Linux grants nearly any request and ends the process later, when the memory is used. Sizes that an option decides are
+therefore compared with the free memory before a computation starts.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
+
+# Where Linux says how much memory is free, and how much a container may take and has taken.
+_MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+_STATM = Path("/proc/self/statm")
+# Address space that torch, numba and their threads take. With less, C++ code ends the process without a message.
+_LIBRARIES = 2**30
+# What systems and libraries say if they get no memory. (ENOMEM has the same text in every C library of Linux.)
+_REFUSALS = re.compile(
+    r"can(no|')t allocate memory|unable to allocate|out of memory|failed to map segment|std::bad_alloc|"
+    r"can't start new thread|resource temporarily unavailable",
+    re.IGNORECASE,
+)
+_ASKED = re.compile(r"tried to allocate (?P<bytes>\d+) bytes|allocate (?P<size>[\d.]+ [KMGTPE]i?B)", re.IGNORECASE)
+
+
+def free_bytes() -> int | None:
+    """Return how many bytes this process may still take; None where the system does not say."""
+    limits = [_of_machine(), _of_container(), _of_process()]
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def refuse_small_limit() -> None:
+    """Raise a DeviceError if `ulimit -v` leaves less than loading the libraries takes: some would end the process."""
+    free = _of_process()
+    if free is not None and free < _LIBRARIES:
+        raise DeviceError(
+            f"not enough memory: ulimit -v leaves {shown_bytes(free)}, and libraries need {shown_bytes(_LIBRARIES)}",
+            "raise the limit: ulimit -v unlimited",
+        )
+
+
+def refuse_too_large(n_bytes: float, what: str, hint: str | Callable[[int], str]) -> None:
+    """Raise a ConfigError if a computation needs more memory than there is.
+
+    Parameters
+    ----------
+    n_bytes
+        What the computation needs.
+    what
+        The computation and its size, as the subject of a sentence: "--steps 1000000".
+    hint
+        What would fit, or a function of the number of free bytes that says it.
+    """
+    free = free_bytes()
+    if free is None or n_bytes <= free:
+        return
+    raise ConfigError(
+        f"{what} needs {shown_bytes(n_bytes)} of memory, and {shown_bytes(free)} are free",
+        hint if isinstance(hint, str) else hint(free),
+    )
+
+
+def out_of_memory(error: BaseException) -> ScvaeError | None:
+    """Return the error to show for an exception that says that there is no memory; None for another exception."""
+    kinds = (MemoryError, RuntimeError, OSError, ImportError, SystemError)
+    if not isinstance(error, kinds):
+        return None
+    # Some libraries replace the error of the system by one of their own, which says less.
+    chain: list[BaseException] = [error]
+    while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
+        chain.append(earlier)
+    text = "\n".join(map(str, chain))
+    if not (isinstance(error, MemoryError) or _REFUSALS.search(text)):
+        return None
+    found = _ASKED.search(text)
+    asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were asked for"
+    free = free_bytes()
+    rest = "" if free is None else f"{',' if asked else ':'} {shown_bytes(free)} are free"
+    return DeviceError(
+        f"not enough memory{asked}{rest}",
+        "use a machine with more memory, fewer cells or genes (--n-top-genes), or smaller numbers in the options",
+    )
+
+
+def shown_bytes(n_bytes: float) -> str:
+    """Return a number of bytes as text.
+
+    >>> shown_bytes(3 * 2**30)
+    '3.0 GiB'
+    """
+    size = float(n_bytes)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(size) < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:,.1f} PiB"
+
+
+def _of_machine() -> int | None:
+    try:
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", _MEMINFO.read_text(encoding="ascii"), re.MULTILINE)
+        return None if found is None else int(found[1]) * 1024
+    except (OSError, ValueError):
+        pass
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return None
+
+
+def _of_container() -> int | None:
+    try:
+        most = (_CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = (_CGROUP / "memory.current").read_text(encoding="ascii").strip()
+        return None if most == "max" else max(int(most) - int(used), 0)
+    except (OSError, ValueError):
+        return None
+
+
+def _of_process() -> int | None:
+    """Return what `ulimit -v` leaves."""
+    import resource
+
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if most == resource.RLIM_INFINITY:
+        return None
+    try:
+        used = int(_STATM.read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        used = 0
+    return max(most - used, 0)

@@ -1,0 +1,350 @@
+"""Files as people have them: other programs, old versions, several modalities, and formats that are not read."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import anndata as ad
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from anndata.io import write_elem
+from command_line import TINY, run_cli, run_well
+from conftest import cells
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tenx import write_10x_h5, write_10x_mtx
+
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.feature_types import feature_types
+from scvae_cli.data.formats import ForeignFile, open_store
+from scvae_cli.data.h5ad import H5adFile
+from scvae_cli.errors import ConfigError, DataError
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarning")
+
+
+def refused(path: Path, **options) -> DataError:
+    """The error of a file that is not read, which is one line and a hint."""
+    with pytest.raises(DataError) as caught:
+        read_counts(open_store(path, **options))
+    assert caught.value.hint
+    assert "\n" not in caught.value.message
+    return caught.value
+
+
+# Columns of obs
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="/\x00."), min_size=1, max_size=8)
+
+
+@given(names=st.lists(st.lists(WORDS, min_size=1, max_size=3), min_size=1, max_size=5, unique_by=tuple))
+@settings(max_examples=12, deadline=None)
+def test_columns_with_a_slash_are_those_that_anndata_reads(tmp_path_factory, names):
+    path = tmp_path_factory.mktemp("nested") / "cells.h5ad"
+    joined = ["/".join(parts) for parts in names]
+    # No name may be a folder of another one.
+    joined = [one for one in joined if not any(other.startswith(f"{one}/") for other in joined) and one != "_index"]
+    adata = cells(12, 10)
+    adata.obs = pd.DataFrame(index=adata.obs_names)
+    adata.write_h5ad(path)
+    with h5py.File(path, "r+") as file:
+        for i, name in enumerate(joined):
+            write_elem(file["obs"], "column", np.arange(12) + i)
+            file["obs"].move("column", name)
+        file["obs"].attrs["column-order"] = np.array(joined, dtype=h5py.string_dtype())
+    theirs = ad.read_h5ad(path).obs
+    store = H5adFile(path)
+    assert store.obs_keys == list(theirs.columns)
+    for name in joined:
+        np.testing.assert_array_equal(store.obs_column(name), theirs[name])
+    with pytest.raises(DataError, match="no column"):
+        store.obs_column("absent/column")
+
+
+def test_a_nested_column_names_groups(copied):
+    with h5py.File(copied.data, "r+") as file:
+        frame = file["obs"]
+        frame.move("cell_type", "leiden/res_1.0")
+        order = ["leiden/res_1.0" if name == "cell_type" else name for name in frame.attrs["column-order"]]
+        frame.attrs["column-order"] = np.array(order, dtype=h5py.string_dtype())
+    found = json.loads(run_well("check", copied.data, "--json").out)
+    assert "leiden/res_1.0" in found["obs"]
+    group = str(cells().obs["cell_type"].iloc[0])
+    run_well("de", copied.data, "--groupby", "leiden/res_1.0", "--group", group)
+    assert list(ad.read_h5ad(copied.data).obs.columns) == order
+
+
+def write_anndata_06(path: Path, raw: sp.csr_matrix, adata: ad.AnnData) -> None:
+    """A file of anndata 0.6: compound obs and var, and raw.X beside X."""
+    with h5py.File(path, "w") as file:
+        for key, names in (("obs", adata.obs_names), ("var", adata.var_names), ("raw.var", adata.var_names)):
+            frame = np.zeros(len(names), dtype=[("index", "S24")])
+            frame["index"] = [name.encode() for name in names]
+            file[key] = frame
+        for key, matrix in (("X", np.log1p(raw)), ("raw.X", raw)):
+            for part in ("data", "indices", "indptr"):
+                file[f"{key}/{part}"] = getattr(matrix, part)
+            file[key].attrs["h5sparse_format"] = "csr"
+            file[key].attrs["h5sparse_shape"] = np.array(matrix.shape)
+
+
+def test_raw_of_anndata_06(tmp_path):
+    adata = cells()
+    write_anndata_06(tmp_path / "old.h5ad", sp.csr_matrix(adata.X), adata)
+    read = read_counts(open_store(tmp_path / "old.h5ad"))
+    theirs = ad.read_h5ad(tmp_path / "old.h5ad").raw
+    assert read.source == "raw"
+    np.testing.assert_array_equal(read.matrix.toarray(), theirs.X.toarray())
+    assert list(read.gene_names) == list(theirs.var_names)
+
+
+# Formats, recognized by their content
+
+
+def write_mudata(path: Path, modalities: dict[str, ad.AnnData], obs: pd.DataFrame) -> None:
+    """A file of mudata."""
+    with h5py.File(path, "w") as file:
+        file.attrs["encoding-type"] = "MuData"
+        write_elem(file, "obs", obs)
+        write_elem(file, "var", pd.DataFrame(index=[name for one in modalities.values() for name in one.var_names]))
+        for name, adata in modalities.items():
+            write_elem(file, f"mod/{name}", adata)
+
+
+def proteins() -> ad.AnnData:
+    matrix = np.random.default_rng(0).poisson(50, (120, 5)).astype(np.float32)
+    return ad.AnnData(
+        matrix, obs=pd.DataFrame(index=cells().obs_names), var=pd.DataFrame(index=[f"ADT{i}" for i in range(5)])
+    )
+
+
+def write_10x_v2(path: Path, adata: ad.AnnData, genomes: dict[str, np.ndarray]) -> None:
+    """A file of Cell Ranger 2, with a group for each genome."""
+    with h5py.File(path, "w") as file:
+        for genome, columns in genomes.items():
+            part = sp.csr_matrix(adata.X)[:, columns]
+            group = file.create_group(genome)
+            group["barcodes"] = np.array(adata.obs_names, dtype="S")
+            for name in ("data", "indices", "indptr"):
+                group[name] = getattr(part, name).astype(np.int32)
+            group["shape"] = np.array(part.shape[::-1], np.int32)
+            group["genes"] = np.array([f"ENSG{j}" for j in columns], dtype="S")
+            group["gene_names"] = np.array(adata.var_names[columns], dtype="S")
+
+
+def _mudata(path):
+    write_mudata(path, {"prot": proteins(), "rna": cells()}, cells().obs.rename(columns={"batch": "shared"}))
+
+
+def _one_modality(path):
+    write_mudata(path, {"rna": cells()}, cells().obs)
+
+
+def _prefixed(path):
+    write_10x_mtx(path, cells())
+    for file in list(path.iterdir()):
+        file.rename(path / f"GSM123_S1_{file.name}")
+
+
+READ: dict[str, tuple[Callable[[Path], object], dict[str, str]]] = {
+    "anndata.h5": (lambda path: cells().write_h5ad(path), {}),
+    "no_ending": (lambda path: cells().write_h5ad(path), {}),
+    "10x.h5ad": (lambda path: write_10x_h5(path, cells()), {}),
+    "10x_v2.h5": (lambda path: write_10x_v2(path, cells(), {"hg19": np.arange(40)}), {}),
+    "mudata.h5mu": (_mudata, {"modality": "rna"}),
+    "mudata.h5ad": (_mudata, {"modality": "rna"}),
+    "one.h5mu": (_one_modality, {}),
+    "anndata.zarr": (lambda path: cells().write_zarr(path), {}),
+    "geo": (_prefixed, {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", READ)
+def test_a_format_is_recognized_by_its_content(tmp_path, name):
+    write, options = READ[name]
+    write(tmp_path / name)
+    store = open_store(tmp_path / name, **options)
+    read = read_counts(store)
+    np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray())
+    assert list(read.cell_names) == list(cells().obs_names)
+    assert list(read.gene_names) == list(cells().var_names)
+    if isinstance(store, ForeignFile):
+        with pytest.raises(ConfigError, match="-o OUT"):
+            store.check_destination([], output=None, force=True)
+        if (tmp_path / name).suffix == ".h5ad":  # never over the data, which hold more
+            with pytest.raises(ConfigError, match="another name"):
+                store.check_destination([], output=tmp_path / name, force=True)
+
+
+def test_a_modality_must_be_chosen_once(tmp_path):
+    data, out = tmp_path / "cite.h5mu", tmp_path / "cite_rna.h5ad"
+    _mudata(data)
+    assert "--modality rna" in refused(data).hint
+    assert "modalities: prot, rna" in refused(data, modality="atac").hint
+    outcome = run_well("train", data, "--modality", "rna", *TINY)
+    assert "next: scvae embed" in outcome.err
+    assert "-o cite_rna.h5ad" in outcome.err
+    # The model knows which one it was.
+    run_well("embed", data, "-o", out)
+    adata = ad.read_h5ad(out)
+    assert {"X_scvae"} <= set(adata.obsm)
+    assert list(adata.obs["shared"]) == list(cells().obs["batch"]), "columns that all modalities share come along"
+
+
+@pytest.mark.parametrize("genome", ["hg19", "mm10"])
+def test_a_genome_must_be_chosen(tmp_path, genome):
+    parts = {"hg19": np.arange(25), "mm10": np.arange(25, 40)}
+    write_10x_v2(tmp_path / "two.h5", cells(), parts)
+    assert refused(tmp_path / "two.h5").hint == "use --genome hg19 or --genome mm10"
+    read = read_counts(open_store(tmp_path / "two.h5", genome=genome))
+    np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray()[:, parts[genome]])
+    # In later versions, both are in one matrix.
+    write_10x_h5(tmp_path / "both.h5", cells())
+    with h5py.File(tmp_path / "both.h5", "r+") as file:
+        file["matrix/features/genome"][...] = np.repeat([b"hg19", b"mm10"], [25, 15])[:40].astype("S6")
+    np.testing.assert_array_equal(
+        read_counts(open_store(tmp_path / "both.h5", genome=genome)).matrix.toarray(), read.matrix.toarray()
+    )
+    assert "no genome 'dm6'" in refused(tmp_path / "both.h5", genome="dm6").message
+
+
+@pytest.mark.parametrize("options", [{"genome": "hg19"}, {"modality": "rna"}])
+def test_a_choice_that_the_data_do_not_have_is_refused(trained, options):
+    with pytest.raises(ConfigError, match="was given"):
+        open_store(trained.data, **options)
+
+
+def test_several_samples_in_a_folder_are_named(tmp_path):
+    for sample in ("GSM1_", "GSM2_"):
+        write_10x_mtx(tmp_path / sample, cells())
+        for file in (tmp_path / sample).iterdir():
+            shutil.move(file, tmp_path / f"{sample}{file.name}")
+        (tmp_path / sample).rmdir()
+    error = refused(tmp_path)
+    assert "GSM1_, GSM2_" in error.message
+    assert "folder of its own" in error.hint
+
+
+# Formats that are not read
+
+
+def _hdf5(*names: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        with h5py.File(path, "w") as file:
+            for name in names:
+                file[name] = [1]
+
+    return write
+
+
+def _h5ad_gz(path: Path) -> None:
+    cells().write_h5ad(path.with_suffix(""))
+    path.write_bytes(gzip.compress(path.with_suffix("").read_bytes()))
+
+
+NOT_READ: dict[str, tuple[Callable[[Path], object], str]] = {
+    "cells.h5ad.gz": (_h5ad_gz, "gunzip cells.h5ad.gz"),
+    "packed": (lambda path: path.write_bytes(b"PK\x03\x04" + bytes(99)), "unzip packed"),
+    "table.csv": (lambda path: path.write_text("gene,c1,c2\ng1,0,3\n"), "read_csv"),
+    "table.txt.gz": (lambda path: path.write_bytes(gzip.compress(b"gene\tc1\n")), "read_csv"),
+    "matrix.mtx": (lambda path: path.write_text("%%MatrixMarket matrix\n"), "name its folder"),
+    "sce.rds": (lambda path: path.write_bytes(gzip.compress(b"RDX3")), "writeH5AD"),
+    "cells.loom": (_hdf5("matrix", "row_attrs", "col_attrs"), "read_loom"),
+    "cells.h5seurat": (_hdf5("assays", "cell.names"), "SeuratDisk"),
+    "molecule_info.h5": (_hdf5("barcode_idx", "umi"), "filtered_feature_bc_matrix.h5"),
+    "other.h5": (_hdf5("a", "b"), "Cell Ranger or anndata"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_READ)
+def test_a_file_that_is_not_read_is_named_with_the_way_out(tmp_path, name):
+    write, hint = NOT_READ[name]
+    write(tmp_path / name)
+    assert hint in refused(tmp_path / name).hint
+
+
+def test_a_missing_compression_filter_names_hdf5plugin(tmp_path, monkeypatch):
+    # Also where the package is installed.
+    monkeypatch.setitem(sys.modules, "hdf5plugin", None)
+    for place in ("X/data", "obs/cell_type/codes"):
+        path = tmp_path / "cells.h5ad"
+        cells().write_h5ad(path)
+        with h5py.File(path, "r+") as file:
+            values = file[place][...]
+            del file[place]
+            settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            settings.set_chunk(values.shape)
+            settings.set_filter(32029, h5py.h5z.FLAG_OPTIONAL, ())
+            group, name = place.rsplit("/", 1)
+            space = h5py.h5s.create_simple(values.shape)
+            made = h5py.h5d.create(file[group].id, name.encode(), h5py.h5t.py_create(values.dtype), space, settings)
+            made.write_direct_chunk((0,), values.tobytes(), filter_mask=0)
+        outcome = run_cli("train", path, "--batch-key", "cell_type", *TINY)
+        assert outcome.code == 3
+        assert "HDF5 filter number 32029" in outcome.err
+        assert "pip install hdf5plugin" in outcome.err
+
+
+# Types of features
+
+
+TYPES = ["Gene Expression", "Antibody Capture", "Peaks", "CRISPR Guide Capture", "gene", "", "Gene", "GRCh38"]
+
+
+@given(types=st.lists(st.sampled_from(TYPES), min_size=1, max_size=30))
+def test_features_of_other_types_are_left_out_and_counted(types):
+    other = [kind in ("Antibody Capture", "Peaks", "CRISPR Guide Capture") for kind in types]
+    if all(other):
+        with pytest.raises(DataError, match="none of its features is a gene"):
+            feature_types(types, "data")
+        return
+    found = feature_types(types, "data")
+    assert list(found.are_genes) == [not one for one in other]
+    assert sum(found.left_out.values()) == sum(other)
+
+
+@pytest.mark.parametrize("write", ["h5ad", "h5", "mtx"])
+def test_only_genes_are_modeled_and_it_is_said(tmp_path, write):
+    adata = cells()
+    types = np.array(["Gene Expression"] * 30 + ["Antibody Capture"] * 10)
+    path = tmp_path / f"cite.{write}"
+    if write == "h5ad":
+        adata.var["feature_types"] = types
+        adata.write_h5ad(path)
+    elif write == "h5":
+        write_10x_h5(path, adata)
+        with h5py.File(path, "r+") as file:
+            del file["matrix/features/feature_type"]
+            file["matrix/features/feature_type"] = types.astype("S")
+    else:
+        write_10x_mtx(path, adata)
+        rows = gzip.decompress((path / "features.tsv.gz").read_bytes()).decode().splitlines()
+        rows = [row.replace("Gene Expression", kind) for row, kind in zip(rows, types, strict=True)]
+        (path / "features.tsv.gz").write_bytes(gzip.compress("\n".join(rows).encode()))
+    found = json.loads(run_well("check", path, "--json").out)
+    assert any("left out: 10 Antibody Capture" in note for note in found["notes"])
+    read = read_counts(open_store(path))
+    assert list(read.gene_names) == list(adata.var_names[:30])
+    np.testing.assert_array_equal(read.matrix.toarray(), adata.X.toarray()[:, :30])
+
+
+def test_antibodies_are_neither_modeled_nor_compared(tmp_path):
+    adata = cells()
+    adata.var["feature_types"] = ["Gene Expression"] * 30 + ["Antibody Capture"] * 10
+    adata.write_h5ad(tmp_path / "cite.h5ad")
+    assert "left out: 10 Antibody Capture" in run_well("train", tmp_path / "cite.h5ad", *TINY).err
+    run_well("denoise", tmp_path / "cite.h5ad")
+    group = str(adata.obs["cell_type"].iloc[0])
+    found = json.loads(run_well("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
+    assert found["n_tested"] <= 30
+    assert found["n_counted"] == 0
