@@ -39,8 +39,9 @@ demo: venv
 	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
 	@echo "pictures: $(DEMO)/cells.png $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/trajectory.png $(DEMO)/diagnosis.png"
 
+# One process a core, each with one thread; the tests of a file share what they train.
 test: venv
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # The tests with the oldest and with the newest dependencies that pyproject.toml allows.
 test-lowest:

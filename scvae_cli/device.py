@@ -129,7 +129,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
             raise DeviceError(message, "run nvidia-smi to list the GPUs")
     elif device.type == "mps":
         raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
-    elif device.type != "cpu":
+    elif device.type != "cpu" or device.index is not None:
         raise DeviceError(f"{name!r} is not a device that scvae runs on", "use auto, cpu, cuda or cuda:N")
 
     precision, precision_why = _choose_precision(config.precision, device)

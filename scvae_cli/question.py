@@ -332,16 +332,18 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     Otherwise, one of the two files would overwrite the other.
     """
     options = request.options
-    taken = {resolved(file) for file in (request.data, options.output) if isinstance(file, Path)}
+    taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]
     spelled = {declared.name: declared.spelled for declared in declarations(type(options))}
     for name in (*kind.extra_files, "plot"):
         file = getattr(options, name, None)
         if file is None:
             continue
-        if resolved(file) in taken:
+        place = resolved(file)
+        # Two names of one file, by a hard link, are also one place.
+        if place in taken or (place.exists() and any(one.exists() and place.samefile(one) for one in taken)):
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")
-        taken.add(resolved(file))
+        taken.append(place)
 
 
 def perform(request: Request, shell: Shell) -> Outcome:

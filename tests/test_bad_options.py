@@ -55,6 +55,11 @@ def test_devices_that_are_not_there(bench, monkeypatch, verb):
         refused(bench.folder, arguments, DEVICE, f"{device} was requested")
 
 
+@pytest.mark.parametrize("device", ["cpu:7", "meta", "gpu"])
+def test_devices_that_scvae_does_not_run_on(bench, device):
+    assert "cuda:N" in refused(bench.folder, bench.ask("embed", "--device", device), DEVICE, "is not a device")
+
+
 @pytest.mark.parametrize("verb", ["train", "embed"])
 def test_a_device_without_float64(bench, verb):
     arguments = bench.train("--device", "mps") if verb == "train" else bench.ask(verb, "--device", "mps")

@@ -96,6 +96,12 @@ def test_output_that_exists_needs_force(bench):
     assert "X_scvae" in ad.read_h5ad(other).obsm
 
 
+def hard_link(file: Path, name: str) -> Path:
+    """A second name of a file."""
+    os.link(file, file.parent / name)
+    return file.parent / name
+
+
 PLACES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.ask("embed", "-o", b.folder / "out.csv")),
     "a folder": (DATA, "is a folder", lambda b: b.ask("embed", "-o", folder(b, "out.h5ad"))),
@@ -103,6 +109,11 @@ PLACES: dict[str, tuple[int, str, Callable[[Bench], list[object]]]] = {
     "steps not .h5ad": (DATA, "does not end in .h5ad", lambda b: b.walk("a", "b", "--path-out", "steps.csv")),
     "steps exist": (DATA, "exists", lambda b: b.walk("a", "b", "--path-out", b.file("steps.h5ad"))),
     "steps in the data": (USAGE, "contains the cells", lambda b: b.walk("a", "b", "--path-out", b.data, "--force")),
+    "steps in the data, by a hard link": (
+        USAGE,
+        "contains the cells",
+        lambda b: b.walk("a", "b", "--path-out", hard_link(b.data, "twin.h5ad"), "--force"),
+    ),
     "steps in the input": (
         USAGE,
         "contains the cells",

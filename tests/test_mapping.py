@@ -50,6 +50,13 @@ def test_reference_cells_stay_the_same_to_the_bit(n_batches):
     assert np.array_equal(before, after)
 
 
+def test_denoised_cells_of_a_mapped_batch_lose_what_distinguishes_it():
+    _, query, _ = sides()
+    with pytest.warns(ScvaeWarning, match="batch_as observed keeps it"):
+        scvae.denoise(query, joint(), inplace=False)
+    scvae.denoise(query, joint(), batch_as="observed", inplace=False)
+
+
 def test_all_weights_of_the_reference_stay_the_same():
     _, _, model = sides()
     old, new = model.vae.state_dict(), joint().vae.state_dict()

@@ -245,7 +245,7 @@ def test_ends_in_the_same_place_are_warned_of(adata, model):
     mature = np.flatnonzero(np.isin(types, MATURE))
     types[mature] = np.where(np.random.default_rng(0).random(len(mature)) < 0.5, "heads", "tails")
     cells.obs["cell_type"] = types
-    with pytest.warns(ScvaeWarning, match="no cell outside"):
+    with pytest.warns(ScvaeWarning, match="no cell of another group"):
         result = ordered(cells, model, root="stem", ends=["heads", "tails"])
     between = ~np.isin(np.arange(len(types)), mature)
     assert (result.branch_n[between] == "uncommitted").mean() > 0.9
@@ -261,7 +261,7 @@ def test_warnings_of_fates_that_say_little(branches):
 def test_an_end_without_progenitors_is_warned_of(branches):
     assert all(n > 0 for n in branches.n_committed_outside)
     (alone,) = replace(branches, n_committed_outside=(3, 0)).warnings()
-    assert "no cell outside 'mature_2' is committed" in alone
+    assert "no cell of another group is committed to 'mature_2'" in alone
 
 
 def test_the_python_api_warns(adata, model, monkeypatch):

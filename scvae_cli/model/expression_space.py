@@ -12,9 +12,9 @@ clusters and UMAPs are therefore better computed from expression. The expression
   library size and batch, in standard deviations of a count. A residual holds noise, and what the latent space left
   out. To first order, y + r is the isometric coordinate of the observed count, without the effects of library size and
   batch.
-- **w** is the weight of the residuals, at most 1. With w = 0, cells lie on the smooth manifold of the decoder, and
-  Leiden clustering splits this manifold into too many pieces. w is the largest weight for which the residuals cannot
-  add more than `NOISE_SHARE` of the variance of the decoded states.
+- **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
+  clustering splits this manifold into too many pieces. w is at most 1, and the residuals add at most `NOISE_SHARE` of
+  the variance of the decoded states along the axes of the embedding.
 
 The embedding is the projection of e on the first principal components of y over the training cells. The components are
 stored in the model, so new cells are projected on the same components. Most components of e itself would follow the
@@ -140,12 +140,11 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     state_ng -= center_g
     residual_ng -= residual_mean_g
     j = max(1, min(COMPONENTS, g, n - 1))
-    # The variance of the residuals along any j directions is at most the variance along their own first j components.
-    most = float(_principal_components(residual_ng, j)[1].square().sum())
-    weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / most)) if most > 0 else 0.0
     component_jg, singular_q = _principal_components(state_ng, j)
     # There are no more directions than the states vary along.
     component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
+    added = float((residual_ng @ component_jg.T).square().sum())
+    weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / added)) if added > 0 else 0.0
     expression_ng = state_ng.add_(residual_ng, alpha=weight)
     skew_j = (expression_ng @ component_jg.T).pow(3).mean(0)
     component_jg = component_jg * torch.where(skew_j < 0, -1.0, 1.0)[:, None]

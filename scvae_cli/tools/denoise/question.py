@@ -9,6 +9,7 @@ import numpy as np
 
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
+from scvae_cli.latent.expected_counts import OBSERVED
 from scvae_cli.question import Question
 from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
 from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
@@ -89,7 +90,8 @@ class Denoise(Question[DenoiseOptions, Denoised]):
             for p, g in means.worst[:_LISTED]
         ]
         differ = int(np.sum(means.differs_pg))
-        facts = {"groupby": means.groupby, "n_groups": len(means.groups), "n_compared": means.differs_pg.size}
+        facts: dict[str, Any] = {"groupby": means.groupby, "n_groups": len(means.groups)}
+        facts["n_compared"] = means.differs_pg.size
         return facts | {"n_different": differ, "fdr": FDR, "worst": worst}
 
     def text(self, result: Denoised, facts: dict[str, Any]) -> str:  # noqa: ARG002  # they say it all
@@ -99,7 +101,18 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         how = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
         line = f"denoised {facts['n_cells']:,} cells × {facts['n_genes_modelled']:,} genes: {what}, {how}"
         means = facts["group_means"]
-        return line if means is None else "\n".join([line, *_comparison_lines(means)])
+        if means is None:
+            return line
+        other_batch = bool(self.session.model.batches) and self.options.batch_as != OBSERVED
+        return "\n".join([line, *_comparison_lines(means, own_batches=other_batch)])
+
+    def warnings(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the model
+        if not self.session.model.vae.n_mapped or self.options.batch_as == OBSERVED:
+            return []
+        return [
+            f"batches were mapped onto this model, and all cells are decoded in the batch {self.options.batch_as!r}: "
+            "whatever distinguishes a mapped batch, also a treatment, is removed; --batch-as observed keeps it"
+        ]
 
     def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the options
         if self.groupby is not None:
@@ -118,9 +131,11 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         )
 
 
-def _comparison_lines(means: dict[str, Any]) -> list[str]:
+def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
+    """Describe the comparison with the raw means. `own_batches` says that each cell was decoded in its batch for it."""
     differ, compared = means["n_different"], means["n_compared"]
     where = f"mean counts of {means['n_groups']} groups of obs[{means['groupby']!r}]"
+    where += ", with each cell decoded in its own batch for this comparison" if own_batches else ""
     if not differ:
         return [f"{where}: no denoised mean differs from the raw mean by more than the sampling error"]
     lines = [

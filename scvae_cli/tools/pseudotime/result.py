@@ -92,8 +92,8 @@ class Pseudotime:
         ]
         if alone:
             found.append(
-                f"no cell outside {', '.join(alone)} is committed to this end: its progenitors are uncommitted, or "
-                "missing in the data"
+                f"no cell of another group is committed to {' or '.join(alone)}: cells on the way there are "
+                "uncommitted, develop into another end, or are missing in the data"
             )
         return found
 
