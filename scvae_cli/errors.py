@@ -17,7 +17,13 @@ def one_line(text: str) -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or category(c) == "Zs" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    # Bytes of a file name that is not UTF-8 are kept, so that the name can be pasted.
+    of_name = "\udca0" <= character <= "\udcff"
+    return character.isprintable() or category(character) == "Zs" or of_name
 
 
 class ScvaeError(Exception):

@@ -52,7 +52,7 @@ FLOORS = {
 }
 HEAVY = {"torch", "numba", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
 # Modules of that room that open HDF5 files and are not called h5ad.
-_OPENING = ("data.patient_file", "data.file_kinds", "data.modalities", "data.tenx_h5")
+_OPENING = ("data.patient_file", "data.file_kinds", "data.modalities", "data.tenx_h5", "data.hdf5_filters")
 BANNED = {"utils", "util", "base", "common", "helpers", "misc"}
 
 
