@@ -205,6 +205,7 @@ def test_both_shells_map_alike(copied):
         (["--batch", "b" * 201, "-o", "new.scvae"], USAGE, "201 characters"),
         (["--batch-key", "batch", "--cells", "new.scvae/x.h5ad", "-o", "new.scvae"], USAGE, "in the model folder"),
         (["--batch-key", "batch", "--cells", "cells.scvae/x.h5ad", "-o", "new.scvae"], USAGE, "in the model folder"),
+        (["--batch-key", "batch", "--cells", "new.h5ad", "-o", "new.h5ad"], USAGE, "in the model folder"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(bench, monkeypatch, options, code, fragment):

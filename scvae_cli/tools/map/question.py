@@ -33,9 +33,8 @@ FEW_CELLS = 50
 # With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
 # The same holds if the log proportions of genes typically differ by more than this from the batches of the training.
+# The largest difference between technologies, conditions or donors that was seen is about 0.8.
 FOREIGN_DIFFERENCE = 1.0
-# Largest difference that was seen between technologies, conditions or donors (`benchmarks/mapping.py`).
-_LARGEST_SEEN = 0.75
 _SHOWN = 3
 
 
@@ -178,7 +177,7 @@ def _check_folders(request: Request) -> None:
         raise ConfigError(f"-o is {output}, the model to map onto", "choose another folder for the new model")
     cells = request.options.cells
     for folder in (output, Path(request.model)):
-        if cells is not None and folder.resolve() in resolved(cells).parents:
+        if cells is not None and folder.resolve() in (resolved(cells), *resolved(cells).parents):
             raise ConfigError(f"--cells is {cells}, in the model folder {folder}", "choose a file outside of it")
     check_new_model(output, force=request.options.force, spelled="-o")
 
@@ -189,7 +188,7 @@ def _described(difference: float) -> str:
         return "gene proportions differ from those of the training by no more than chance"
     return (
         f"gene proportions typically differ from those of the training by a factor of {np.exp(difference):.2f} "
-        f"(between technologies, conditions or donors, up to {np.exp(_LARGEST_SEEN):.1f} was seen)"
+        f"(more than {np.exp(FOREIGN_DIFFERENCE):.1f} is much: it suggests another tissue or species)"
     )
 
 
