@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cast
 
 from scvae_cli.data.atomic import resolved
-from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.errors import ConfigError, ScvaeError
+from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
+from scvae_cli.errors import ConfigError, ScvaeError, one_line
 from scvae_cli.options import declarations
 from scvae_cli.path_names import refuse_long_name
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
+from scvae_cli.shell_line import shell_line
 from scvae_cli.verb import Request
 
 if TYPE_CHECKING:
@@ -192,10 +193,32 @@ class Question(Generic[AnyOptions, Result]):
         return None
 
     def on_umap(self, column: str) -> str:
-        """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy."""
-        if self.names.umap not in self.session.store.existing("obsm"):
-            return f'sc.pl.umap(adata, color="{column}")'
+        """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy.
+
+        If the data have no UMAP, return the command that computes it.
+        """
+        existing = self.session.store.existing("obsm")
+        if self.names.umap not in existing:
+            return f'sc.pl.umap(adata, color="{column}")' if "X_umap" in existing else self._embed_umap()
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
+
+    def _embed_umap(self) -> str:
+        """Return the command that adds the UMAP to the file with the results, from the same cells."""
+        options, output = self.request.options, self.destination()
+        # The output holds only the part that was read, and the model need not lie beside it.
+        parts = {} if output else {"genome": options.genome, "modality": options.modality}
+        return shell_line(
+            "embed",
+            output or self.request.data,
+            m=self.request.model_folder if output else self.request.model,
+            umap=True,
+            layer=options.layer,
+            round=options.round,
+            **parts,
+            allow_missing_genes=options.allow_missing_genes,
+            drop_empty=options.drop_empty,
+            key_added=None if options.key_added == DEFAULT_KEY else options.key_added,
+        )
 
     def destination(self) -> Path | None:
         """Return the output file, or None if the results are written into the data."""
@@ -254,7 +277,7 @@ class Question(Generic[AnyOptions, Result]):
         facts |= {name: None if file is None else str(file) for name, file in files.items()}
         facts |= {"slots": slots}
         places = [str(file) for file in files.values() if file is not None]
-        places += self.places(slots)
+        places = [one_line(place) for place in (*places, *self.places(slots))]
         return Report(
             facts=facts,
             text="\n".join([self.text(result, facts), *(f"→ {place}" for place in places)]),

@@ -445,7 +445,7 @@ def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndar
             f"{store.title}: {lacking}, but batches were mapped onto the model, so it needs the batch of every cell",
             f"the batches of the model are: {', '.join(model.batches)}",
         )
-    message = f"{lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
+    message = f"{store.title}: {lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
     warnings.warn(ScvaeWarning(message), stacklevel=3)
     return np.where(missing, trained[0], batch)
 

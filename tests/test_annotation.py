@@ -5,7 +5,9 @@ Shapes: n cells, m labeled cells, c labels, v views.
 
 from __future__ import annotations
 
+import functools
 import json
+import shlex
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ import scipy.sparse as sp
 from command_line import run_cli, run_well
 from scipy.spatial.distance import pdist
 from scipy.special import log_softmax
-from simulated import learned
+from simulated import TINY, learned, tree
 from workbench import DATA, refused
 
 import scvae_cli as scvae
@@ -246,6 +248,8 @@ def test_rare_labels_and_many_labels_work():
         ([f"cell {i}" for i in range(800)], "a single cell of each label"),
         (list(np.linspace(0, 1, 800)), "measurements"),
         (["T cell", "unknown"] * 400, "'unknown'"),
+        (["T cell", "B | plasma"] * 400, "separates the labels of a prediction set"),
+        (["T cell", "B |"] * 400, "separates the labels of a prediction set"),
     ],
 )
 def test_labels_that_cannot_be_learned_are_refused(column, fragment):
@@ -255,6 +259,102 @@ def test_labels_that_cannot_be_learned_are_refused(column, fragment):
     with pytest.raises(DataError, match=fragment):
         scvae.annotate(adata, model, labels_key="known")
     assert set(adata.obs) == before
+
+
+def test_names_and_order_of_labels_do_not_matter():
+    adata, model, _ = hidden()
+    first = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    adata.obs["known"] = adata.obs["known"].map({name: f"{9 - i} cells" for i, name in enumerate(first.labels)})
+    second = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    assert list(second.labels) == sorted(second.labels)
+    np.testing.assert_array_equal(second.probability_nc[:, ::-1], first.probability_nc)
+    np.testing.assert_array_equal(second.set_nc[:, ::-1], first.set_nc)
+    np.testing.assert_array_equal(second.p_n, first.p_n)
+    np.testing.assert_array_equal(second.labeled_c[::-1], first.labeled_c)
+    np.testing.assert_array_equal(second.quality.confusion_cc[::-1, ::-1], first.quality.confusion_cc)
+
+
+@pytest.mark.parametrize("name", ["nan", "NaN", "NA", "N/A", "None", "?", "unassigned", "Unknown"])
+def test_texts_that_mean_no_label_are_told(name):
+    adata, model, _ = hidden()
+    adata = adata[:120].copy()
+    adata.obs["known"] = [("a", "b", name)[i % 3] for i in range(120)]
+    with pytest.warns(ScvaeWarning, match="which is taken as a cell type: use unlabeled "):
+        scvae.annotate(adata, model, labels_key="known", inplace=False)
+    told = scvae.annotate(adata, model, labels_key="known", unlabeled=name, inplace=False)
+    assert told.labels == ("a", "b")
+
+
+def test_an_empty_text_is_no_label():
+    adata, model, _ = hidden()
+    adata = adata[:120].copy()
+    adata.obs["known"] = [("a", "b", "")[i % 3] for i in range(120)]
+    with pytest.warns(ScvaeWarning, match="40 cell.s. have an empty text"):
+        result = scvae.annotate(adata, model, labels_key="known", inplace=False)
+    assert result.labels == ("a", "b")
+    assert result.labeled_n.sum() == 80
+    scvae.annotate(adata, model, labels_key="known", unlabeled="", inplace=False)
+
+
+@functools.cache
+def two_batches():
+    """Cells of two batches, and a model that knows them; copy before writing."""
+    adata = tree(300, 60, n_batches=2)
+    return adata, scvae.train(adata, **TINY, batch_key="batch")
+
+
+def test_cells_of_other_batches_than_the_labeled_ones_are_told(tmp_path):
+    adata, model = two_batches()
+    adata = adata.copy()
+    first = (adata.obs["batch"] == "batch_1").to_numpy()
+    half = np.arange(adata.n_obs) % 2 == 0
+    asked = {"labels_key": "known", "inplace": False, "unknown_rate": 0.0}
+    adata.obs["known"] = adata.obs["cell_type"].astype(object).where(half)
+    scvae.annotate(adata, model, **asked)
+    adata.obs["known"] = adata.obs["cell_type"].astype(object).where(first)
+    with pytest.warns(
+        ScvaeWarning, match=f"{(~first).sum()} of .* of a batch without labeled cells .batch_2.: accuracy"
+    ):
+        scvae.annotate(adata, model, **asked)
+    reference, query = tmp_path / "reference.h5ad", adata[~first].copy()
+    adata[first].copy().write_h5ad(reference)
+    with pytest.warns(ScvaeWarning, match="without labeled cells .batch_2."):
+        scvae.annotate(query, model, reference=reference, **asked)
+    scvae.annotate(adata[first].copy(), model, reference=reference, **asked)
+    del query.obs["batch"]
+    with pytest.warns(ScvaeWarning, match="another file, and it is not known"):
+        scvae.annotate(query, model, reference=reference, **asked)
+
+
+def test_names_of_labels_forge_no_lines(copied):
+    import anndata as ad
+
+    adata = ad.read_h5ad(copied.data)
+    adata.obs["known"] = [("a\n  accuracy 100%\x1b[2K", "b")[i % 2] for i in range(adata.n_obs)]
+    adata.write_h5ad(copied.data)
+    out = run_well("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
+    assert "a\\n  accuracy 100%\\x1b[2K" in out
+    assert not any(line.startswith("  accuracy") for line in out.splitlines())
+    assert "called unknown by mistake (asked for: 1%)" in out
+
+
+def test_the_next_step_draws_a_umap_or_makes_one(copied):
+    import anndata as ad
+
+    asked = ["annotate", copied.data, "-m", copied.model, "--labels-key", "cell_type"]
+    embed = shlex.join(["scvae", "embed", str(copied.data), "-m", str(copied.model), "--umap"])
+    # With a UMAP of scanpy, and with that of `embed`.
+    steps = [embed]
+    for key, step in (
+        ("X_umap", 'sc.pl.umap(adata, color="scvae_label")'),
+        ("X_umap_scvae", 'sc.pl.embedding(adata, basis="umap_scvae", color="scvae_label")'),
+    ):
+        assert f"next: {steps[-1]}\n" in run_well(*asked).err
+        adata = ad.read_h5ad(copied.data)
+        adata.obsm[key] = np.zeros((adata.n_obs, 2))
+        adata.write_h5ad(copied.data)
+        steps.append(step)
+    assert f"next: {steps[-1]}\n" in run_well(*asked).err
 
 
 def test_refusals_of_the_command_line_are_one_line(bench):
@@ -294,10 +394,14 @@ def test_the_figure_names_few_labels_and_not_many(annotated):
 
     result = annotated[3]
     few = annotation_figure(result)
+    assert (few.axes[0].get_xlabel(), few.axes[0].get_ylabel()) == ("predicted", "true")
     assert [text.get_text() for text in few.axes[0].get_yticklabels()] == list(result.labels)
     quality = replace(result.quality, confusion_cc=np.eye(150))
     many = annotation_figure(replace(result, labels=tuple(f"type {i}" for i in range(150)), quality=quality))
-    for figure in (few, many):
+    long = tuple(f"CD4-positive, alpha-beta memory T cell {i}" for i in range(len(result.labels)))
+    wide = annotation_figure(replace(result, labels=long))
+    assert [text.get_text() for text in wide.axes[0].get_yticklabels()] == list(long)
+    for figure in (few, many, wide):
         page, ink = figure.get_size_inches(), figure.get_tightbbox()
         assert min(ink.x0, ink.y0) >= 0
         assert ink.x1 <= page[0]

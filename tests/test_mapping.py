@@ -207,11 +207,35 @@ def test_both_shells_map_alike(copied):
         (["--batch", "one", "-o", "new.scvae"], DATA, "already has a column 'batch'"),
         (["--batch", "one", "--batch-key", "batch", "-o", "new.scvae"], USAGE, "both given"),
         (["--batch-key", "batch", "-o", "cells.scvae"], USAGE, "the model to map onto"),
+        (["--batch", "", "-o", "new.scvae"], USAGE, "--batch is an empty text"),
+        (["--batch", "one\nerror: two", "-o", "new.scvae"], USAGE, "control characters"),
+        (["--batch", "b" * 201, "-o", "new.scvae"], USAGE, "201 characters"),
+        (["--batch-key", "batch", "--cells", "new.scvae/x.h5ad", "-o", "new.scvae"], USAGE, "in the model folder"),
+        (["--batch-key", "batch", "--cells", "cells.scvae/x.h5ad", "-o", "new.scvae"], USAGE, "in the model folder"),
+        (["--batch-key", "batch", "--cells", "new.h5ad", "-o", "new.h5ad"], USAGE, "in the model folder"),
     ],
 )
 def test_what_cannot_be_mapped_is_refused(bench, monkeypatch, options, code, fragment):
     monkeypatch.chdir(bench.folder)
     refused(bench.folder, bench.ask("map", *options), code, fragment)
+
+
+def test_texts_of_the_report_are_plain(copied):
+    adata = ad.read_h5ad(copied.data)
+    adata.obs["batch"] = np.where(adata.obs["batch"] == "batch_1", "one\nmapped 9 new batches", "two\x1b[2K")
+    adata.write_h5ad(copied.data)
+    new = copied.data.with_name("new.scvae")
+    line = ["map", copied.data, "-m", copied.model, "--batch-key", "batch", "-o", new]
+    out = run_well(*line).out
+    assert [row[:20] for row in out.splitlines() if row.startswith("mapped")] == ["mapped 2 new batches"]
+    assert "  two\\x1b[2K: " in out
+    assert "5% are expected by chance" in out
+    assert "gene proportions" in out
+    again = run_cli(*line)
+    assert "choose another name with -o" in again.err
+    adata.obs = adata.obs.drop(columns="batch")
+    adata.write_h5ad(copied.data)
+    assert f"warning: {copied.data.name}: obs has no column 'batch'" in run_cli("embed", copied.data, "-m", new).err
 
 
 def test_models_of_real_numbers_are_refused():

@@ -209,8 +209,10 @@ class Model:
         return files
 
 
-def check_new_model(folder: Path, *, force: bool) -> None:
+def check_new_model(folder: Path, *, force: bool, spelled: str = "-m") -> None:
     """Check that a model folder can be written and that nothing would be replaced by accident.
+
+    `spelled` is the option that names the folder, for the hints.
 
     Raises
     ------
@@ -220,24 +222,26 @@ def check_new_model(folder: Path, *, force: bool) -> None:
     """
     place = _place(folder)
     _recover(place)
-    _check_place(place, force=force)
+    _check_place(place, force=force, spelled=spelled)
 
 
-def _check_place(folder: Path, *, force: bool) -> None:
+def _check_place(folder: Path, *, force: bool, spelled: str = "-m") -> None:
     if not folder.parent.is_dir() or not may_write(folder.parent):
         unwritable = f"{folder.parent} is not a folder that can be written to"
-        raise ModelError(unwritable, "choose another folder for the model with -m")
+        raise ModelError(unwritable, f"choose another folder for the model with {spelled}")
     if not folder.exists():
         return
     if not _is_model(folder):
-        raise ModelError(f"{folder} exists and is not a model folder", "choose another name for the model with -m")
+        raise ModelError(
+            f"{folder} exists and is not a model folder", f"choose another name for the model with {spelled}"
+        )
     if not force:
         raise ModelError(
-            f"the model {folder} already exists", "use --force to replace it, or choose another name with -m"
+            f"the model {folder} already exists", f"use --force to replace it, or choose another name with {spelled}"
         )
     if not may_write(folder):
-        raise ModelError(f"the model {folder} is read-only", "choose another name for the model with -m")
-    _refuse_others(folder)
+        raise ModelError(f"the model {folder} is read-only", f"choose another name for the model with {spelled}")
+    _refuse_others(folder, spelled=spelled)
 
 
 def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
@@ -389,13 +393,13 @@ def _is_model(folder: Path) -> bool:
     return isinstance(config, dict) and {"format", "scvae_version", "run", "sha256"} <= config.keys()
 
 
-def _refuse_others(folder: Path, stored_in: Path | None = None) -> None:
+def _refuse_others(folder: Path, stored_in: Path | None = None, *, spelled: str = "-m") -> None:
     """Raise a ModelError if a model folder, now stored in `stored_in`, contains anything that scvae did not write."""
     for entry in sorted((stored_in or folder).iterdir()):
         if entry.name not in FILES or entry.is_symlink() or not entry.is_file():
             raise ModelError(
                 f"the model {folder} contains {entry.name!r}, which scvae did not write and which would be lost",
-                "move it elsewhere, or choose another name for the model with -m",
+                f"move it elsewhere, or choose another name for the model with {spelled}",
             )
 
 

@@ -10,7 +10,7 @@ k parts, j coordinates.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -103,13 +103,17 @@ def annotate(
     library = float(session.model.vae.reference_library)
     query = coordinates(session, library=library, shared_g=shared_g)
     labeled = query if reference is None else coordinates(reference, library=library, shared_g=shared_g)
-    chosen_m = chosen_cells(known.code_n, len(known.names), seed=options.seed)
-    code_m = known.code_n[chosen_m]
-    weight_m = (np.bincount(known.code_n[known.code_n >= 0]) / np.bincount(code_m))[code_m]
+    # All is computed with the labels in the order of their first cells, so that results do not depend on their names.
+    rank_c = known.ranks()
+    names, code_n = tuple(known.names[c] for c in np.argsort(rank_c)), np.append(rank_c, -1)[known.code_n]
+    chosen_m = chosen_cells(code_n, len(names), seed=options.seed)
+    code_m = code_n[chosen_m]
+    size_c = np.bincount(code_n[code_n >= 0])
+    weight_m = (size_c / np.bincount(code_m))[code_m]
     trained = labeled.cells(chosen_m)
     everywhere_nj = query.state_nj if reference is None else np.concatenate([trained.state_nj, query.state_nj])
     classifiers, held_out, quality = _learn(
-        trained, everywhere_nj, code_m, weight_m, known.names, options, progress=session.progress
+        trained, everywhere_nj, code_m, weight_m, names, options, progress=session.progress
     )
     predicted = _predict(classifiers, query, options.coverage, progress=session.progress)
     if reference is None:
@@ -119,19 +123,18 @@ def annotate(
         predicted.log_p_nc[rows], predicted.set_nc[rows], predicted.p_n[rows] = (
             held_out.log_p_nc, held_out.set_nc, held_out.p_n,
         )  # fmt: skip
-    size_c = np.bincount(known.code_n[known.code_n >= 0], minlength=len(known.names))
     return Annotation(
         labels=known.names,
-        probability_nc=np.exp(predicted.log_p_nc).astype(np.float32),
-        set_nc=predicted.set_nc,
+        probability_nc=np.exp(predicted.log_p_nc[:, rank_c]).astype(np.float32),
+        set_nc=predicted.set_nc[:, rank_c],
         p_n=predicted.p_n,
         unknown_n=predicted.p_n <= options.unknown_rate,
-        labeled_n=known.code_n >= 0 if reference is None else np.zeros(len(predicted.p_n), dtype=bool),
-        labeled_c=size_c,
+        labeled_n=code_n >= 0 if reference is None else np.zeros(len(predicted.p_n), dtype=bool),
+        labeled_c=size_c[rank_c],
         coverage=options.coverage,
         unknown_rate=options.unknown_rate,
         view_weights=dict(zip(VIEWS, (float(weight) for weight in classifiers.weight_v), strict=True)),
-        quality=quality,
+        quality=replace(quality, confusion_cc=quality.confusion_cc[np.ix_(rank_c, rank_c)]),
     )
 
 

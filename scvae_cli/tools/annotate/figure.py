@@ -9,14 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from scvae_cli.errors import one_line
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import OFF, WIDTH, head, legend_names, place, text_width
 from scvae_cli.tools.annotate.result import Annotation
 
 _GRAY, _BLUE = "#8C8C8C", "#0072B2"
-# Inches: width of a cell of the confusion table, and height of the reliability diagram.
-_CELL_RANGE, _DIAGRAM = (0.05, 0.4), 2.0
-_NAME, _SIZE = 24, 6.0
+# Inches: width of a cell of the confusion table, height of the reliability diagram, and most of the table with names.
+_CELL_RANGE, _DIAGRAM, _MOST_SIDE = (0.05, 0.4), 2.0, 4.5
+# Inches: width of an axis title, and smallest cells that hold a number or the line of a name.
+_AXIS, _NUMBER, _LINE = 0.2, 0.22, 0.1
+_SIZE = 6.0
+_NAME_RANGE = (24, 60)
 # Names and numbers are left out of tables with more labels.
 _MOST_NAMES, _MOST_NUMBERS = 60, 15
 
@@ -27,10 +31,10 @@ def annotation_figure(result: Annotation) -> Figure:
     The figure is not registered with pyplot.
     """
     n_labels = len(result.labels)
-    names = legend_names(result.labels, _NAME) if n_labels <= _MOST_NAMES else []
-    margin = text_width(names, _SIZE) + 0.12 if names else 0.25
-    room = WIDTH - _DIAGRAM - 1.25 - margin - 0.1
-    cell = float(np.clip(min(room, 4.5) / n_labels, *_CELL_RANGE))
+    names = _fitting_names(result.labels) if n_labels <= _MOST_NAMES else []
+    margin = _margin(names)
+    room = _room(margin)
+    cell = float(np.clip(min(room, _MOST_SIDE) / n_labels, *_CELL_RANGE))
     side = min(cell * n_labels, room)
     top = 0.35
     height = top + max(side + margin + 0.3, _DIAGRAM + 0.55)
@@ -48,16 +52,36 @@ def annotation_figure(result: Annotation) -> Figure:
     return figure
 
 
+def _fitting_names(labels: tuple[str, ...]) -> list[str]:
+    """Shorten labels only as far as the table beside them needs it."""
+    shortest, longest = _NAME_RANGE
+    needed = max(_NUMBER * min(len(labels), _MOST_NUMBERS), _LINE * len(labels))
+    for length in range(longest, shortest, -4):
+        names = legend_names([one_line(label) for label in labels], length)
+        if _room(_margin(names)) >= needed:
+            return names
+    return legend_names([one_line(label) for label in labels], shortest)
+
+
+def _margin(names: list[str]) -> float:
+    """Return the space for names and title of an axis, in inches."""
+    return _AXIS + (text_width(names, _SIZE) + 0.12 if names else 0.05)
+
+
+def _room(margin: float) -> float:
+    """Return the width that is left for the confusion table, in inches."""
+    return WIDTH - _DIAGRAM - 1.25 - margin - 0.1
+
+
 def _draw_confusion(axes: Axes, result: Annotation, names: list[str]) -> None:
     table_cc, n_labels = result.quality.confusion_cc, len(result.labels)
     share_cc = table_cc / np.maximum(table_cc.sum(1, keepdims=True), 1e-300)
     axes.imshow(share_cc, cmap="Blues", vmin=0, vmax=1, interpolation="nearest", aspect="auto")
-    axes.set(xlabel="predicted label", ylabel="true label", xticks=[], yticks=[])
+    axes.set(xlabel="predicted", ylabel="true", xticks=[], yticks=[])
     if names:
         axes.set_xticks(range(n_labels), names, rotation=90, fontsize=_SIZE)
         axes.set_yticks(range(n_labels), names, fontsize=_SIZE)
         axes.tick_params(length=0)
-        axes.set(xlabel="", ylabel="")
     if n_labels > _MOST_NUMBERS:
         return
     for i, row in enumerate(share_cc):

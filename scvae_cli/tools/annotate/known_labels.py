@@ -5,6 +5,8 @@ Shapes: n cells.
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,9 +15,13 @@ from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import are_measurements, in_natural_order, matching
 from scvae_cli.errors import DataError
 from scvae_cli.session import Session
-from scvae_cli.tools.annotate.options import UNKNOWN
+from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
 
 _SHOWN = 5
+# Texts that usually mean that a cell has no label, in lower case.
+_USUALLY_NONE = frozenset(
+    ("nan", "na", "n/a", "<na>", "none", "null", "?", "-", "unassigned", "unlabeled", "unlabelled", UNKNOWN)
+)
 
 
 @dataclass(frozen=True)
@@ -25,8 +31,18 @@ class KnownLabels:
     names: tuple[str, ...]
     code_n: np.ndarray
 
+    def ranks(self) -> np.ndarray:
+        """Return the rank of each label in the order of their first cells, shape (c,).
 
-def known_labels(session: Session, key: str, *, unlabeled: str | None) -> KnownLabels:
+        This order depends on which cells share a label, and neither on the names of the labels nor on their order.
+        """
+        code_m = self.code_n[self.code_n >= 0]
+        _, first_c = np.unique(code_m, return_index=True)
+        ranks: np.ndarray = np.argsort(np.argsort(first_c))
+        return ranks
+
+
+def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Callable[[str], None]) -> KnownLabels:
     """Read the known labels of the cells of a session.
 
     Parameters
@@ -34,13 +50,16 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None) -> KnownL
     key
         Column of obs with the labels.
     unlabeled
-        Label of the cells that have no label, besides cells with a missing value.
+        Label of the cells that have no label, besides cells with a missing value or an empty text.
+    warn
+        Receives warnings about labels that are empty texts, or that usually mean that a cell has no label.
 
     Raises
     ------
     DataError
         If the column does not exist or holds measurements, if no cell has the label `unlabeled`, if fewer than two
-        labels or no label of two cells are left, or if a label has the name of the cells of no known type.
+        labels or no label of two cells are left, if a label has the name of the cells of no known type, or if a label
+        contains the text that separates the labels of a prediction set.
     """
     title = session.store.title
     label_n = session.labels(key, purpose="--labels-key")
@@ -58,10 +77,18 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None) -> KnownL
             )
         label_n[label_n == absent] = None
         present.remove(absent)
+    empty = [label for label in present if not label.strip()]
+    if empty:
+        empty_n = np.isin(label_n, empty)
+        found = f"{int(empty_n.sum()):,} cell(s) have an empty text in obs[{key!r}]"
+        warn(f"{title}: {found}: they are taken as cells without a label")
+        label_n[empty_n] = None
+        present = [label for label in present if label not in empty]
     names = _in_order(session, key, present)
     index = {name: i for i, name in enumerate(names)}
     code_n = np.asarray([index.get(label, -1) for label in label_n], dtype=np.int64)
     _check(title, key, names, code_n)
+    _warn_of_usually_none(title, key, names, code_n, warn)
     return KnownLabels(names, code_n)
 
 
@@ -85,8 +112,30 @@ def _check(title: str, key: str, names: tuple[str, ...], code_n: np.ndarray) -> 
             f"{where} has the label {UNKNOWN!r}, which stands for cells of no known type",
             f"use --unlabeled {UNKNOWN} if these cells have no label, or give the label another name",
         )
+    ambiguous = [name for name in names if BETWEEN in f" {name} "]
+    if ambiguous:
+        raise DataError(
+            f"{where} has the label {ambiguous[0]!r}, but {BETWEEN!r} separates the labels of a prediction set",
+            f"rename such labels: adata.obs[{key!r}] = adata.obs[{key!r}].str.replace('|', '/')",
+        )
     if np.bincount(code_n[code_n >= 0]).max() < 2:
         raise DataError(
             f"{where} has a single cell of each label",
             "at least one label must have two cells, so that predictions can be tested on held-out cells",
         )
+
+
+def _warn_of_usually_none(
+    title: str, key: str, names: tuple[str, ...], code_n: np.ndarray, warn: Callable[[str], None]
+) -> None:
+    suspects = [name for name in names if name.strip().casefold() in _USUALLY_NONE]
+    if not suspects:
+        return
+    size_c = np.bincount(code_n[code_n >= 0], minlength=len(names))
+    shown = ", ".join(f"{name!r} ({size_c[names.index(name)]:,} cell(s))" for name in suspects)
+    if len(suspects) == 1:
+        found, use = f"the label {shown}, which is taken as a cell type", f"use --unlabeled {shlex.quote(suspects[0])}"
+    else:
+        found = f"the labels {shown}, which are taken as cell types"
+        use = f"give one of them to --unlabeled ({shlex.quote(suspects[0])}), and make the others missing values,"
+    warn(f"{title}: obs[{key!r}] has {found}: {use} if these cells have no label")

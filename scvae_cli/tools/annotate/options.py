@@ -11,6 +11,8 @@ from scvae_cli.verb import Verb
 
 # Label of the cells that belong to none of the known types.
 UNKNOWN = "unknown"
+# Text between the labels of a prediction set.
+BETWEEN = " | "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +20,8 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
     """Options that say where labels are known, and how sure the new labels must be."""
 
     labels_key: str = option(
-        help="Column of obs with the known labels. Cells with a missing value have no label.", takes="a column of obs"
+        help="Column of obs with the known labels. Cells with a missing value or an empty text have no label.",
+        takes="a column of obs",
     )
     unlabeled: str | None = option(
         None,

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
+from scvae_cli.tools.annotate.batches import warning_of_new_batches
 from scvae_cli.tools.annotate.known_labels import known_labels
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Prediction
@@ -33,7 +35,9 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 allow_missing_genes=options.allow_missing_genes,
                 drop_empty=options.drop_empty,
             )
-        self.known = known_labels(self.reference or session, options.labels_key, unlabeled=options.unlabeled)
+        self.known = known_labels(
+            self.reference or session, options.labels_key, unlabeled=options.unlabeled, warn=self.shell.warn
+        )
 
     def planned(self) -> list[str]:
         names = self.names
@@ -53,7 +57,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return annotation_figure(result)
 
     def warnings(self, result: Annotation) -> Sequence[str]:
-        return result.warnings()
+        of_batches = warning_of_new_batches(self.session, self.known, self.reference)
+        return [*result.warnings(), *([] if of_batches is None else [of_batches])]
 
     def facts(self, result: Annotation) -> dict[str, Any]:
         quality, sizes = result.quality, result.sizes()
@@ -83,16 +88,17 @@ class Annotate(Question[AnnotateOptions, Annotation]):
 
     def text(self, result: Annotation, facts: dict[str, Any]) -> str:
         quality = result.quality
-        where = "" if self.reference is None else f" of {self.reference.store.title}"
+        where = "" if self.reference is None else f" of {one_line(self.reference.store.title)}"
         lines = [
             f"annotated {facts['n_cells']:,} cells, learned from {facts['n_labeled']:,} labeled cells{where} with "
             f"{len(result.labels)} labels"
         ]
-        width = max(8, *(len(name) for name in result.labels[:_SHOWN]))
+        names = [one_line(name) for name in result.labels[:_SHOWN]]
+        width = max(8, *map(len, names))
         lines += [f"  {'label':<{width}}  {'labeled':>9}  {'predicted':>9}"]
         lines += [
-            f"  {row['label']:<{width}}  {row['n_labeled']:>9,}  {row['n_predicted']:>9,}"
-            for row in facts["labels"][:_SHOWN]
+            f"  {name:<{width}}  {row['n_labeled']:>9,}  {row['n_predicted']:>9,}"
+            for name, row in zip(names, facts["labels"], strict=False)
         ]
         if len(result.labels) > _SHOWN:
             lines.append(f"  … and {len(result.labels) - _SHOWN} more labels (--json lists all)")
@@ -107,7 +113,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         ]
         if result.unknown_rate:
             lines.append(
-                f"  {quality.false_alarms:.1%} are called unknown by mistake (asked for: {result.unknown_rate:.2g})"
+                f"  {quality.false_alarms:.1%} are called unknown by mistake "
+                f"(asked for: {100 * result.unknown_rate:.2g}%)"
             )
         return "\n".join([*lines, *_confusions(result)])
 
@@ -135,8 +142,6 @@ def _confusions(result: Annotation) -> list[str]:
     if not wrong:
         return ["  no label is taken for another one"]
     worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
-    lines = [
-        f"    {result.labels[i]} taken for {result.labels[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}"
-        for n, i, j in worst
-    ]
+    shown = [one_line(name) for name in result.labels]
+    lines = [f"    {shown[i]} taken for {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]
     return ["  most frequent confusions:", *lines]

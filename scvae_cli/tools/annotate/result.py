@@ -11,11 +11,9 @@ import numpy as np
 
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.tools.annotate.options import UNKNOWN
+from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
 from scvae_cli.tools.annotate.quality import Quality
 
-# Text between the labels of a prediction set.
-BETWEEN = " | "
 # A warning is given if the share of unknown cells is this many times the expected share, and above the second number.
 _MANY_TIMES, _MANY = 5, 0.1
 

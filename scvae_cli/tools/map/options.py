@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from scvae_cli.errors import ConfigError
+from scvae_cli.errors import ConfigError, one_line
 from scvae_cli.options import INPUT, OUTPUT, option
 from scvae_cli.shared_options import Reading
 from scvae_cli.verb import Verb
+
+# Largest number of characters of the name of a batch.
+_LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +85,23 @@ class MapOptions(Reading):
         return True
 
     def check(self) -> None:
-        """Refuse two sources of the batches."""
+        """Refuse two sources of the batches, and names that no batch can have."""
         if self.batch is not None and self.batch_key is not None:
             raise ConfigError("--batch and --batch-key were both given", "use --batch-key for a column of obs")
+        _check_name("--batch", self.batch)
+        _check_name("--reference-batch", self.reference_batch)
+
+
+def _check_name(spelled: str, name: str | None) -> None:
+    if name is None:
+        return
+    if not name.strip():
+        raise ConfigError(f"{spelled} is an empty text", "give the batch a name")
+    if len(name) > _LONGEST_NAME:
+        short = f"{name[:20]}..."
+        raise ConfigError(f"{spelled} has {len(name):,} characters ({short})", f"at most {_LONGEST_NAME} are allowed")
+    if one_line(name) != name:
+        raise ConfigError(f"{spelled} is {name!r}, with control characters", "give the batch a name of one line")
 
 
 MAP = Verb(

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scvae_cli.data.atomic import resolved
 from scvae_cli.data.counts import is_missing
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.slots import Slot
-from scvae_cli.errors import ConfigError, DataError, ModelError
+from scvae_cli.errors import ConfigError, DataError, ModelError, one_line
 from scvae_cli.latent.posteriors import posteriors
 from scvae_cli.model.bundle import Model, check_new_model, load
 from scvae_cli.question import Question
@@ -32,7 +33,7 @@ FEW_CELLS = 50
 # With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
 # The same holds if the log proportions of genes typically differ by more than this from the batches of the training.
-# The largest difference between technologies, conditions or donors that was seen is 0.75.
+# The largest difference between technologies, conditions or donors that was seen is about 0.8.
 FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
 
@@ -97,10 +98,10 @@ class Map(Question[MapOptions, Mapped]):
         }
 
     def text(self, result: Mapped, facts: dict[str, Any]) -> str:
-        lines = [f"mapped {len(result.new)} new batch(es) in {result.seconds:.1f} s"]
+        batches = "1 new batch" if len(result.new) == 1 else f"{len(result.new)} new batches"
+        lines = [f"mapped {batches} in {result.seconds:.1f} s"]
         for name, n, difference in zip(result.new, result.n_cells_b, result.difference_b, strict=True):
-            size = f"genes differ by a factor of {np.exp(difference):.2f}, typically"
-            lines.append(f"  {name}: {n:,} cells; {size if difference else 'genes differ by no more than chance'}")
+            lines.append(f"  {one_line(name)}: {n:,} cells; {_described(difference)}")
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
@@ -108,7 +109,7 @@ class Map(Question[MapOptions, Mapped]):
         )
         lines.append(
             f"{result.unexplained:.1%} of the cells fit the model worse than {1 - UNEXPLAINED:.0%} of the cells that "
-            "it simulates"
+            f"it simulates; {UNEXPLAINED:.0%} are expected by chance"
         )
         return "\n".join(lines)
 
@@ -174,7 +175,21 @@ def _check_folders(request: Request) -> None:
         raise ConfigError("the new model needs a folder", "name it with -o NEW.scvae")
     if output.resolve() == Path(request.model).resolve():
         raise ConfigError(f"-o is {output}, the model to map onto", "choose another folder for the new model")
-    check_new_model(output, force=request.options.force)
+    cells = request.options.cells
+    for folder in (output, Path(request.model)):
+        if cells is not None and folder.resolve() in (resolved(cells), *resolved(cells).parents):
+            raise ConfigError(f"--cells is {cells}, in the model folder {folder}", "choose a file outside of it")
+    check_new_model(output, force=request.options.force, spelled="-o")
+
+
+def _described(difference: float) -> str:
+    """Describe how much the genes of a batch differ from those of the training."""
+    if not difference:
+        return "gene proportions differ from those of the training by no more than chance"
+    return (
+        f"gene proportions typically differ from those of the training by a factor of {np.exp(difference):.2f} "
+        f"(more than {np.exp(FOREIGN_DIFFERENCE):.1f} is much: it suggests another tissue or species)"
+    )
 
 
 def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
@@ -223,8 +238,9 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:
         warnings.append(
-            f"{len(few)} new batch(es) have fewer than {FEW_CELLS} cells ({_shown(few)}): their effects are uncertain, "
-            "and closer to those of the other batches than they may be in truth"
+            f"{'1 new batch has' if len(few) == 1 else f'{len(few)} new batches have'} fewer than {FEW_CELLS} cells "
+            f"({_shown(few)}): the effects are uncertain, and closer to those of the other batches than they may be in "
+            "truth"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)
@@ -232,7 +248,8 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
         warnings.append(
             f"the cells may be of another tissue or species, which this model does not describe: {lacking:.0%} of them "
             f"have no counterpart among the cells of the training, the model does not explain the counts of "
-            f"{result.unexplained:.0%}, and genes differ by a factor of up to {np.exp(largest):.1f}, typically"
+            f"{result.unexplained:.0%}, and gene proportions typically differ from those of the training by a factor "
+            f"of up to {np.exp(largest):.1f}"
         )
     n_heldout = len(result.model.density.heldout_nll)
     if 1 / (1 + n_heldout) > options.false_alarms:

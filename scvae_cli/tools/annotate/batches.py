@@ -1,0 +1,58 @@
+"""Whether cells come from batches without labeled cells, for which the measured quality of the labels need not hold.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from scvae_cli.data.labels import positions_in
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.known_labels import KnownLabels
+
+_SHOWN = 3
+_HOLD = (
+    "accuracy, coverage and the share of unknown cells were measured on held-out labeled cells. For {them}, accuracy "
+    "and coverage may be lower, and more cells may be called unknown by mistake"
+)
+
+
+def warning_of_new_batches(session: Session, known: KnownLabels, reference: Session | None) -> str | None:
+    """Return a warning if cells without a label are of batches without labeled cells, or may be; None otherwise.
+
+    Parameters
+    ----------
+    known
+        Labels of the cells of the reference, or of the session if there is no reference.
+    reference
+        Session with the labeled cells, if they are other cells.
+    """
+    labeled_n = known.code_n >= 0
+    of_known_n, of_n = _batches(reference or session), _batches(session)
+    of_labeled = [] if of_known_n is None else sorted(set(of_known_n[labeled_n]) - {None})
+    if of_n is not None and reference is None:
+        of_n = of_n[~labeled_n]
+    if of_n is None or not of_labeled or not (of_n != None).any():  # noqa: E711  # elementwise
+        if reference is None:
+            return None
+        why = "the labeled cells come from another file, and it is not known whether they are of the same batches"
+        return f"{why}: {_HOLD.format(them='cells of other batches')}"
+    new_n = (positions_in(of_labeled, of_n) < 0) & (of_n != None)  # noqa: E711  # elementwise
+    if not new_n.any():
+        return None
+    names = sorted(set(of_n[new_n]))
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    which = "a batch" if len(names) == 1 else f"{len(names)} batches"
+    cells = (
+        f"{int(new_n.sum()):,} of {len(of_n):,} cells without a label are of {which} without labeled cells ({shown})"
+    )
+    return f"{cells}: {_HOLD.format(them='these cells')}"
+
+
+def _batches(session: Session) -> np.ndarray | None:
+    """Return the batch of each cell, None for a cell without one, shape (n,); None if the batches are not known."""
+    if session.counts.batch is not None:
+        return np.asarray(session.counts.batch, dtype=object)
+    key = session.model.config.data.batch_key
+    return None if key is None or key not in session.store.obs_keys else session.labels(key, purpose="--batch-key")
