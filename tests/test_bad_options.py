@@ -125,7 +125,7 @@ def test_values_are_refused_before_a_file_is_opened(bench, fragment, arguments):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["train"], ["embed", "cells.h5ad", "--no-such-option"], ["annotate", "cells.h5ad"]], ids=" ".join
+    "arguments", [["train"], ["embed", "cells.h5ad", "--no-such-option"], ["unheard-of", "cells.h5ad"]], ids=" ".join
 )
 def test_usage_errors(arguments):
     outcome = run_cli(*arguments)
