@@ -376,6 +376,10 @@ def _hidden_twin(group: h5py.Group) -> None:
     group["z/indices"] = np.full(len(group["indices"]), -5)
 
 
+def _group_within_itself(group: h5py.Group) -> None:
+    group["z"] = group
+
+
 TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "negative index": (_bad_index(-5), "an index of {} is out of range"),
     "index beyond the features": (_bad_index(983_040), "an index of {} is out of range"),
@@ -384,6 +388,7 @@ TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
     "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
     "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
     "a part twice": (_hidden_twin, "one is {}/z/indices"),
+    "a group within itself": (_group_within_itself, "{}/z has another name"),
 }
 
 

@@ -14,8 +14,8 @@ from scvae_cli.errors import ChoiceError, DataError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What defines a matrix, and the most levels of groups within it: its features may have groups of target panels.
-_PARTS, _DEEPEST = {"data", "indices", "indptr", "shape", "barcodes"}, 4
+# What defines a matrix of counts.
+_PARTS = {"data", "indices", "indptr", "shape", "barcodes"}
 
 
 def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
@@ -79,15 +79,19 @@ def _check_matrix(group: h5py.Group, *, features: str) -> None:
     check_compressed(group, n_cells, n_features)
 
 
-def _refuse_twins(group: h5py.Group, depth: int = 0) -> None:
-    """Refuse parts of the matrix in groups within its group, which scanpy would read in place of those checked.
+def _refuse_twins(matrix: h5py.Group) -> None:
+    """Refuse parts of a matrix in groups within its group, which scanpy would read in place of those checked.
 
-    Links are followed, as scanpy does.
+    Links are followed, as scanpy does. A group with several names is refused, as such groups may be nested without end.
     """
-    if depth > _DEEPEST:
-        raise ValueError(f"{group.name} lies more than {_DEEPEST} groups deep in the matrix")
-    for name, item in group.items():
-        if isinstance(item, h5py.Group):
-            _refuse_twins(item, depth + 1)
-        elif depth and name in _PARTS:
-            raise ValueError(f"the matrix has two parts called {name}: one is {item.name}")
+    seen, waiting = {matrix}, [matrix]
+    while waiting:
+        group = waiting.pop()
+        for name, item in group.items():
+            if isinstance(item, h5py.Group):
+                if item in seen:
+                    raise ValueError(f"{item.name} has another name in the same matrix")
+                seen.add(item)
+                waiting.append(item)
+            elif group != matrix and name in _PARTS:
+                raise ValueError(f"the matrix has two parts called {name}: one is {item.name}")
