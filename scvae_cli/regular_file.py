@@ -1,4 +1,4 @@
-"""Reading small files that may come from strangers: only regular files, and only up to a size.
+"""Files that may come from strangers: only regular files, and small ones only up to a size.
 
 A named pipe would wait forever, and a device may have no end.
 """
@@ -54,6 +54,30 @@ def refuse_irregular(path: Path) -> None:
     mode = path.stat().st_mode
     if not stat.S_ISREG(mode):
         raise _unusable(path, what_it_is(mode))
+
+
+def refuse_irregular_within(folder: Path) -> None:
+    """Raise an OSError if a folder, at any depth, has a file or link that is neither a regular file nor a folder.
+
+    Links are followed. A folder that is reached twice, as through a link to a folder above it, is refused as well.
+    """
+    seen = {_identity(folder.stat())}
+    waiting = [folder]
+    while waiting:
+        with os.scandir(waiting.pop()) as entries:
+            for entry in entries:
+                status = entry.stat()
+                if stat.S_ISDIR(status.st_mode):
+                    if _identity(status) in seen:
+                        raise _unusable(Path(entry.path), "it is a link to a folder that was already read")
+                    seen.add(_identity(status))
+                    waiting.append(Path(entry.path))
+                elif not stat.S_ISREG(status.st_mode):
+                    raise _unusable(Path(entry.path), what_it_is(status.st_mode))
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
 
 
 def what_it_is(mode: int) -> str:

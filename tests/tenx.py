@@ -1,4 +1,4 @@
-"""Small data sets as Cell Ranger 3 and later writes them."""
+"""Small data sets as Cell Ranger writes them, version 3 and later unless said otherwise."""
 
 from __future__ import annotations
 
@@ -25,6 +25,20 @@ def write_10x_h5(path: Path, adata: ad.AnnData) -> None:
         group["features/name"] = np.array(adata.var_names, dtype="S")
         group["features/feature_type"] = np.full(adata.n_vars, b"Gene Expression")
         group["features/genome"] = np.full(adata.n_vars, b"GRCh38")
+
+
+def write_10x_v2(path: Path, adata: ad.AnnData, genomes: dict[str, np.ndarray]) -> None:
+    """A file of Cell Ranger 2, with a group for each genome."""
+    with h5py.File(path, "w") as file:
+        for genome, columns in genomes.items():
+            part = sp.csr_matrix(adata.X)[:, columns]
+            group = file.create_group(genome)
+            group["barcodes"] = np.array(adata.obs_names, dtype="S")
+            for name in ("data", "indices", "indptr"):
+                group[name] = getattr(part, name).astype(np.int32)
+            group["shape"] = np.array(part.shape[::-1], np.int32)
+            group["genes"] = np.array([f"ENSG{j}" for j in columns], dtype="S")
+            group["gene_names"] = np.array(adata.var_names[columns], dtype="S")
 
 
 def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from command_line import TINY, run_cli, run_well
 from conftest import cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tenx import write_10x_h5, write_10x_mtx
+from tenx import write_10x_h5, write_10x_mtx, write_10x_v2, write_plain_mtx
 
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.feature_types import feature_types
@@ -125,20 +126,6 @@ def proteins() -> ad.AnnData:
     return ad.AnnData(
         matrix, obs=pd.DataFrame(index=cells().obs_names), var=pd.DataFrame(index=[f"ADT{i}" for i in range(5)])
     )
-
-
-def write_10x_v2(path: Path, adata: ad.AnnData, genomes: dict[str, np.ndarray]) -> None:
-    """A file of Cell Ranger 2, with a group for each genome."""
-    with h5py.File(path, "w") as file:
-        for genome, columns in genomes.items():
-            part = sp.csr_matrix(adata.X)[:, columns]
-            group = file.create_group(genome)
-            group["barcodes"] = np.array(adata.obs_names, dtype="S")
-            for name in ("data", "indices", "indptr"):
-                group[name] = getattr(part, name).astype(np.int32)
-            group["shape"] = np.array(part.shape[::-1], np.int32)
-            group["genes"] = np.array([f"ENSG{j}" for j in columns], dtype="S")
-            group["gene_names"] = np.array(adata.var_names[columns], dtype="S")
 
 
 def _mudata(path):
@@ -348,3 +335,192 @@ def test_antibodies_are_neither_modeled_nor_compared(tmp_path):
     found = json.loads(run_well("de", tmp_path / "cite.h5ad", "--groupby", "cell_type", "--group", group, "--json").out)
     assert found["n_tested"] <= 30
     assert found["n_counted"] == 0
+
+
+# Damage of other formats than .h5ad
+
+
+def _write_10x_v2(path: Path, adata: ad.AnnData) -> None:
+    write_10x_v2(path, adata, {"hg19": np.arange(adata.n_vars)})
+
+
+def _bad_index(index: int) -> Callable[[h5py.Group], None]:
+    def change(group: h5py.Group) -> None:
+        group["indices"][7] = index
+
+    return change
+
+
+def _short_pointers(group: h5py.Group) -> None:
+    values = group["indptr"][:-1]
+    del group["indptr"]
+    group["indptr"] = values
+
+
+def _falling_pointers(group: h5py.Group) -> None:
+    group["indptr"][3] = group["indptr"][5]
+
+
+def _large_shape(group: h5py.Group) -> None:
+    group["shape"][0] = 2**31 - 2
+
+
+def _few_stored(group: h5py.Group) -> None:
+    """A size declared in a few bytes, for which a reader would ask for 16 GiB."""
+    del group["data"]
+    group.create_dataset("data", (1 << 32,), "<i4", chunks=(1 << 16,), compression="gzip")
+
+
+def _hidden_twin(group: h5py.Group) -> None:
+    """scanpy reads all datasets at any depth into one dictionary, so that the last of a name wins."""
+    group["z/indices"] = np.full(len(group["indices"]), -5)
+
+
+def _group_within_itself(group: h5py.Group) -> None:
+    group["z"] = group
+
+
+TENX_DAMAGE: dict[str, tuple[Callable[[h5py.Group], None], str]] = {
+    "negative index": (_bad_index(-5), "an index of {} is out of range"),
+    "index beyond the features": (_bad_index(983_040), "an index of {} is out of range"),
+    "too few pointers": (_short_pointers, "{}/indptr has 120 values instead of 121"),
+    "pointers fall": (_falling_pointers, "the pointers of {} do not rise"),
+    "shape": (_large_shape, "{} has shape 2,147,483,646 × 120, but there are 40 features"),
+    "few bytes are stored": (_few_stored, "{}/data declares 17,179,869,184 bytes"),
+    "a part twice": (_hidden_twin, "one is {}/z/indices"),
+    "a group within itself": (_group_within_itself, "{}/z has another name"),
+}
+
+
+@pytest.mark.parametrize("write", [write_10x_h5, _write_10x_v2])
+@pytest.mark.parametrize("kind", TENX_DAMAGE)
+def test_parts_of_a_10x_matrix_that_do_not_fit_are_refused(tmp_path, write, kind):
+    change, message = TENX_DAMAGE[kind]
+    write(tmp_path / "a.h5", cells())
+    with h5py.File(tmp_path / "a.h5", "r+") as file:
+        [name] = file
+        change(file[name])
+    assert message.format(f"/{name}") in refused(tmp_path / "a.h5").message
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("name", ["X", 'layers["counts"]', "raw"])
+def test_an_index_beyond_the_genes_is_refused_in_all_formats(tmp_path, name):
+    adata = cells()
+    matrix = sp.csr_matrix(adata.X)
+    adata.X = matrix.copy()
+    adata.layers["counts"] = matrix.copy()
+    adata.raw = adata.copy()
+    damaged = {"X": adata.X, "raw": adata.raw.X}.get(name, adata.layers["counts"])
+    damaged.indices[7] = 983_040
+    write_mudata(tmp_path / "a.h5mu", {"rna": adata}, adata.obs)
+    adata.write_zarr(tmp_path / "a.zarr")
+    for path in (tmp_path / "a.h5mu", tmp_path / "a.zarr"):
+        assert f": {name}: " in refused(path).message
+
+
+def _change_line(name: str, number: int, change: Callable[[str], str]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        lines[number - 1] = change(lines[number - 1])
+        (folder / name).write_text("".join(lines))
+
+    return damage
+
+
+def _zeros_at_the_end(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-500] + bytes(500))
+
+    return damage
+
+
+def _gzipped(name: str, damage: Callable[[Path], None]) -> Callable[[Path], None]:
+    def damage_and_compress(folder: Path) -> None:
+        damage(folder)
+        (folder / f"{name}.gz").write_bytes(gzip.compress((folder / name).read_bytes()))
+        (folder / name).unlink()
+
+    return damage_and_compress
+
+
+def _bomb(name: str, text: bytes) -> Callable[[Path], None]:
+    """100 MiB more in a small gzipped file."""
+
+    def damage(folder: Path) -> None:
+        content = (folder / name).read_bytes() + text * ((100 << 20) // len(text))
+        (folder / f"{name}.gz").write_bytes(gzip.compress(content, compresslevel=1))
+        (folder / name).unlink()
+
+    return damage
+
+
+_TWO_FIELDS = _change_line("features.tsv", 21, lambda line: line.rsplit("\t", 1)[0] + "\n")
+_EXTRA_FIELD = _change_line("features.tsv", 21, lambda line: line.replace("\t", "\t\t", 1))
+FOLDER_DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no type": (_TWO_FIELDS, "line 21 of features.tsv has 2 fields, but most lines have 3"),
+    "a field too many": (_EXTRA_FIELD, "line 21 of features.tsv has 4 fields, but most lines have 3"),
+    "zeros": (_zeros_at_the_end("matrix.mtx"), "matrix.mtx has NUL bytes"),
+    "gzipped zeros": (_gzipped("matrix.mtx", _zeros_at_the_end("matrix.mtx")), "matrix.mtx.gz has NUL bytes"),
+    "zeros in names": (_zeros_at_the_end("barcodes.tsv"), "barcodes.tsv has NUL bytes"),
+    "many empty lines": (_bomb("barcodes.tsv", b"\n"), "barcodes.tsv.gz has more than 220 lines"),
+    "a long line": (_bomb("features.tsv", b"A" * 1000), "line 41 of features.tsv.gz has more than 4,096 bytes"),
+    "a long matrix": (_bomb("matrix.mtx", b"1 1 1\n"), "matrix.mtx.gz is longer than the"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", FOLDER_DAMAGE)
+def test_damaged_files_of_a_10x_folder_are_refused(tmp_path, kind):
+    damage, message = FOLDER_DAMAGE[kind]
+    write_plain_mtx(tmp_path / "sample", cells())
+    damage(tmp_path / "sample")
+    assert message in refused(tmp_path / "sample").message
+
+
+def test_a_coordinate_that_is_given_twice_is_refused(tmp_path):
+    write_plain_mtx(tmp_path / "sample", cells())
+    matrix = tmp_path / "sample" / "matrix.mtx"
+    lines = matrix.read_text().splitlines(keepends=True)
+    first = next(i for i, line in enumerate(lines) if not line.startswith("%")) + 1
+    lines[-1] = lines[first]
+    matrix.write_text("".join(lines))
+    feature, cell, _ = lines[first].split()
+    assert f"the value of feature {feature} and cell {cell} twice" in refused(tmp_path / "sample").message
+
+
+def test_features_with_and_without_a_position_are_read(tmp_path):
+    write_plain_mtx(tmp_path / "sample", cells())
+    _change_line("features.tsv", 21, lambda line: line.replace("\n", "\tchr1\t10\t20\n"))(tmp_path / "sample")
+    read = read_counts(open_store(tmp_path / "sample"))
+    np.testing.assert_array_equal(read.matrix.toarray(), cells().X.toarray())
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_a_zarr_with_parts_that_are_no_files_is_refused(tmp_path):
+    path = tmp_path / "a.zarr"
+    cells().write_zarr(path)
+    chunk = next(
+        file for file in sorted((path / "X").rglob("*")) if file.is_file() and not file.name.startswith((".", "zarr"))
+    )
+    chunk.rename(tmp_path / "chunk")
+    chunk.symlink_to(tmp_path / "chunk")
+    np.testing.assert_array_equal(read_counts(open_store(path)).matrix.toarray(), cells().X.toarray())
+    for make, reason in (
+        (lambda: chunk.symlink_to("/dev/zero"), "it is a device, not a file"),
+        (lambda: os.mkfifo(chunk), "it is a named pipe, not a file"),
+        (lambda: chunk.symlink_to(path), "it is a link to a folder that was already read"),
+    ):
+        chunk.unlink()
+        make()
+        assert reason in refused(path).message
+
+
+@pytest.mark.parametrize("options", [{"genome": "hg19"}, {"modality": "rna"}])
+def test_damage_comes_before_a_choice_that_cannot_be_made(tmp_path, options):
+    name = "a.h5" if "genome" in options else "a.h5mu"
+    write_10x_h5(tmp_path / name, cells())
+    content = (tmp_path / name).read_bytes()
+    for damaged, reason in ((b"", "is empty"), (content[:3000], "is truncated"), (b"\0" * 3000, "is not HDF5")):
+        (tmp_path / name).write_bytes(damaged)
+        assert reason in refused(tmp_path / name, **options).message

@@ -18,9 +18,11 @@ from scvae_cli.data.h5ad_whole import check_all_stored
 from scvae_cli.data.memory import AnnDataStore
 from scvae_cli.data.modalities import choose_modality, read_modality
 from scvae_cli.data.slots import Slot
+from scvae_cli.data.sparse_parts import check_sparse
 from scvae_cli.data.tenx_folder import has_matrix, read_tenx_folder
 from scvae_cli.data.tenx_h5 import read_tenx_h5
 from scvae_cli.errors import ConfigError, DataError, ScvaeError
+from scvae_cli.regular_file import refuse_irregular_within
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -90,18 +92,25 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
         return _open_folder(path, genome, modality)
     kind = kind_of(path)
     if kind == "anndata":
+        # A damaged file has an unknown format, so that choices are refused only of a file that can be opened.
+        store = H5adFile(path)
         _refuse_choices(genome, modality, str(path))
-        return H5adFile(path)
+        return store
     if kind == "mudata":
         _refuse_choices(genome, None, str(path))
-        adata, name = _read(path, "an .h5mu", lambda: read_modality(path, modality), "write it again with mudata")
+
+        def read_checked() -> tuple[AnnData, str]:
+            adata, name = read_modality(path, modality)
+            return check_sparse(adata), name
+
+        adata, name = _read(path, "an .h5mu", read_checked, "write it again with mudata")
         return ForeignFile(adata, path, "a MuData", (f"modality: {name}",))
     _refuse_choices(None, modality, str(path))
     adata = _read(
         path,
         "a 10x .h5",
         lambda: read_tenx_h5(path, genome, version_2=kind == "10x v2"),
-        "use a file written by Cell Ranger",
+        "copy or download it again, or use another file written by Cell Ranger",
     )
     return _genes_of(adata, path, "a 10x .h5 file")
 
@@ -109,22 +118,28 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
 def _open_folder(path: Path, genome: str | None, modality: str | None) -> CellStore:
     if path.suffix == ".scvae" or (path / "weights.safetensors").exists():
         raise DataError(f"{path} is a model folder, not data", "give the data as the argument, and the model with -m")
-    _refuse_choices(genome, None, str(path))
     if any((path / name).exists() for name in (".zgroup", ".zattrs", "zarr.json")):
+        _refuse_choices(genome, None, str(path))
         return _open_zarr(path, modality)
-    _refuse_choices(None, modality, str(path))
     if not has_matrix(path):
         raise DataError(f"{path} is a folder without a matrix.mtx", "use an .h5ad file, a 10x .h5 or a 10x mtx folder")
+    _refuse_choices(genome, modality, str(path))
     adata = _read(
         path,
         "a 10x mtx folder",
         lambda: read_tenx_folder(path),
-        "the folder must have matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
+        "copy or download it again; it must have matrix.mtx, features.tsv and barcodes.tsv, gzipped or not",
     )
     return _genes_of(adata, path, "a 10x mtx folder")
 
 
 def _open_zarr(path: Path, modality: str | None) -> CellStore:
+    try:
+        refuse_irregular_within(path)
+    except OSError as error:
+        raise DataError(
+            f"{error.filename} cannot be read: {error.strerror}", "write the folder again with anndata"
+        ) from error
     folder, notes = path, tuple[str, ...]()
     if (path / "mod").is_dir():
         name = choose_modality(path, sorted(p.name for p in (path / "mod").iterdir() if p.is_dir()), modality)
@@ -135,7 +150,7 @@ def _open_zarr(path: Path, modality: str | None) -> CellStore:
     def read() -> AnnData:
         from anndata.io import read_zarr
 
-        return read_zarr(folder)
+        return check_sparse(read_zarr(folder))
 
     adata = _read(
         path, "a .zarr of anndata", read, "install zarr, or convert it: anndata.io.read_zarr(...).write_h5ad(OUT)"

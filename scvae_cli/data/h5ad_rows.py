@@ -76,6 +76,35 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
     return indptr
 
 
+def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
+    """Read indices of columns (CSR) or rows (CSC), and raise a ValueError if one of them is not in [0, n)."""
+    indices = whole_numbers(item["indices"][values], "indices")
+    # scipy's C code does not check indices, and its check_format would look at each of them twice.
+    if len(indices) and not (indices.min() >= 0 and indices.max() < n):
+        raise ValueError(f"an index of {item.name} is out of range")
+    return indices
+
+
+def check_compressed(item: h5py.Group, n_lines: int, n_across: int) -> None:
+    """Check the parts of a sparse matrix for a reader that loads it whole and does not check them.
+
+    Parameters
+    ----------
+    n_lines, n_across
+        Numbers of rows and columns (CSR), or of columns and rows (CSC).
+
+    Raises
+    ------
+    ValueError
+        If the values are not numbers, the pointers do not rise from 0 to the number of values, or an index is out of
+        range.
+    """
+    if check_vector(item["data"]).dtype.kind not in "fiub":
+        raise ValueError(f"{item.name} does not hold numbers")
+    for values in _segments(_pointers(item, n_lines)):
+        _indices(item, values, n_across)
+
+
 def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     """Read a CSR matrix in blocks of rows."""
     n_rows = shape_of(item)[0]
@@ -86,11 +115,8 @@ def _blocks_of_rows(item: h5py.Group) -> Iterator[sp.csr_matrix]:
 
 def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
     values = slice(int(indptr[0]), int(indptr[-1]))
-    indices = whole_numbers(item["indices"][values], "indices")
     n_columns = shape_of(item)[1]
-    # scipy's C code does not check indices, and its check_format would look at each of them twice.
-    if len(indices) and not (indices.min() >= 0 and indices.max() < n_columns):
-        raise ValueError(f"an index of {item.name} is out of range")
+    indices = _indices(item, values, n_columns)
     parts = (plain_numbers(item["data"][values]), indices, indptr - indptr[0])
     return sp.csr_matrix(parts, shape=(len(indptr) - 1, n_columns))
 
@@ -104,10 +130,7 @@ def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     indptr = _pointers(item, n_columns)
     lengths = np.zeros(n_rows, dtype=np.int64)
     for values in _segments(indptr):
-        rows = whole_numbers(item["indices"][values], "indices")
-        if rows.min() < 0 or rows.max() >= n_rows:
-            raise ValueError(f"an index of {item.name} is out of range")
-        lengths += np.bincount(rows, minlength=n_rows)
+        lengths += np.bincount(_indices(item, values, n_rows), minlength=n_rows)
     row_ends = np.concatenate([[0], np.cumsum(lengths)])
     for start, end in _row_ranges(row_ends, n_rows, max(BLOCK_VALUES, int(indptr[-1]) // _MAX_PASSES)):
         yield _csc_rows(item, indptr, start, end, int(row_ends[end] - row_ends[start]))

@@ -6,9 +6,9 @@ format of Cell Ranger 2, it accepts only files that are not gzipped; in later fo
 
 from __future__ import annotations
 
-import gzip
+from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 if TYPE_CHECKING:
     from anndata import AnnData
 
+from scvae_cli.data.tenx_text import check_matrix, read_rows
 from scvae_cli.errors import DataError
 
 _MATRIX, _FEATURES, _BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
@@ -38,19 +39,20 @@ def read_tenx_folder(folder: Path) -> AnnData:
     Raises
     ------
     ValueError
-        If a file is missing, or the numbers of features or cells differ between files.
+        If a file is missing or damaged, the numbers of features or cells differ between files, lines of the features
+        have unlike numbers of fields, or a coordinate of the matrix is given twice.
     DataError
         If the folder contains several matrices.
     """
     import anndata
     import pandas as pd
-    from scipy.io import mminfo, mmread
+    from scipy.io import mmread
 
     prefix = _prefix(folder)
     matrix, features, barcodes = (_find(folder, prefix, *names) for names in (_MATRIX, _FEATURES, _BARCODES))
-    cells, lines = [row[0] for row in _rows(barcodes)], _rows(features)
     # The header is read first, because a reader asks for as much memory as it declares.
-    n_features, n_cells, n_values = mminfo(matrix)[:3]
+    n_features, n_cells, n_values = check_matrix(matrix)
+    cells, lines = [row[0] for row in read_rows(barcodes, n_cells)], read_rows(features, n_features)
     if (n_cells, n_features) != (len(cells), len(lines)):
         raise ValueError(
             f"{matrix.name} has {n_features:,} features × {n_cells:,} cells, but {features.name} has "
@@ -59,7 +61,8 @@ def read_tenx_folder(folder: Path) -> AnnData:
     most_compressed = 1100 if matrix.suffix == ".gz" else 1
     if n_values * _LINE_BYTES > matrix.stat().st_size * most_compressed:
         raise ValueError(f"{matrix.name} declares {n_values:,} values, more than it can hold")
-    counts = sp.csr_matrix(mmread(matrix).T, dtype=np.float32)
+    _check_widths(lines, features.name)
+    counts = _cells_by_features(mmread(matrix), matrix.name)
     symbols = pd.Index([row[1] if len(row) > 1 else row[0] for row in lines], dtype=object)
     genes = pd.DataFrame({"gene_ids": [row[0] for row in lines]}, index=symbols)
     adata = anndata.AnnData(counts, obs=pd.DataFrame(index=pd.Index(cells, dtype=object)), var=genes)
@@ -67,6 +70,28 @@ def read_tenx_folder(folder: Path) -> AnnData:
         return adata
     adata.var["feature_types"] = [row[2] for row in lines]
     return adata
+
+
+def _check_widths(lines: list[list[str]], name: str) -> None:
+    """Refuse lines of unlike numbers of fields, whose types would be read as missing or from another field."""
+    widths = [len(line) for line in lines]
+    # Only some features of a table with positions (fields 4 to 6) may have one.
+    if len(set(widths)) <= 1 or set(widths) == {3, 6}:
+        return
+    [(usual, _)] = Counter(widths).most_common(1)
+    number = next(i for i, width in enumerate(widths, start=1) if width != usual)
+    raise ValueError(f"line {number:,} of {name} has {widths[number - 1]} fields, but most lines have {usual}")
+
+
+def _cells_by_features(values: Any, name: str) -> sp.csr_matrix:
+    """Return a matrix as cells × features; scipy would add up the values of a coordinate that is given twice."""
+    counts = sp.csr_matrix(values.T, dtype=np.float32)
+    if not sp.issparse(values) or counts.nnz == values.nnz:
+        return counts
+    order = np.lexsort((values.row, values.col))
+    rows, columns = values.row[order], values.col[order]
+    twice = int(np.argmax((np.diff(rows) == 0) & (np.diff(columns) == 0)))
+    raise ValueError(f"{name} has the value of feature {rows[twice] + 1:,} and cell {columns[twice] + 1:,} twice")
 
 
 def _prefixes(folder: Path) -> list[str]:
@@ -95,10 +120,3 @@ def _find(folder: Path, prefix: str, *names: str) -> Path:
             if path.is_file():
                 return path
     raise ValueError(f"the folder has no {' or '.join(prefix + name for name in names)}, gzipped or not")
-
-
-def _rows(table: Path) -> list[list[str]]:
-    """Return the fields of each line of a table without a header."""
-    content = table.read_bytes()
-    text = (gzip.decompress(content) if table.suffix == ".gz" else content).decode()
-    return [line.rstrip("\r").split("\t") for line in text.split("\n") if line.strip()]

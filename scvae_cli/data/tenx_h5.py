@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 
 import h5py
 
+from scvae_cli.data.h5ad_damage import check_vector, whole_numbers
+from scvae_cli.data.h5ad_rows import check_compressed
 from scvae_cli.errors import ChoiceError, DataError
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+# What defines a matrix of counts.
+_PARTS = {"data", "indices", "indptr", "shape", "barcodes"}
 
 
 def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
@@ -27,10 +32,14 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     ------
     DataError
         If the genome does not exist. If it must be chosen, the error is a ChoiceError.
+    ValueError
+        If the parts of the matrix do not fit together.
     """
     import scanpy as sc
 
     if not version_2:
+        with h5py.File(path, "r") as file:
+            _check_matrix(file["matrix"], features="features/id")
         adata = sc.read_10x_h5(path, gex_only=False)
         if genome is None:
             return adata
@@ -42,6 +51,8 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     if genome is None and len(genomes) == 1:
         [genome] = genomes
     _check_genome(path, genome, genomes)
+    with h5py.File(path, "r") as file:
+        _check_matrix(file[str(genome)], features="genes")
     return sc.read_10x_h5(path, genome=genome, gex_only=False)
 
 
@@ -52,3 +63,35 @@ def _check_genome(path: Path, genome: str | None, genomes: list[str]) -> None:
     if genome is None:
         raise ChoiceError(f"{path} has the counts of several genomes: {', '.join(genomes)}", hint)
     raise DataError(f"{path} has no genome {genome!r}", hint)
+
+
+def _check_matrix(group: h5py.Group, *, features: str) -> None:
+    """Check a matrix before scanpy reads it, which passes on all parts to scipy as they are."""
+    _refuse_twins(group)
+    n_cells, n_features = len(check_vector(group["barcodes"])), len(check_vector(group[features]))
+    # The matrix is features × cells as CSC.
+    shape = [int(n) for n in whole_numbers(check_vector(group["shape"], 2)[:], "shape")]
+    if shape != [n_features, n_cells]:
+        raise ValueError(
+            f"{group.name} has shape {shape[0]:,} × {shape[1]:,}, but there are {n_features:,} features and "
+            f"{n_cells:,} cells"
+        )
+    check_compressed(group, n_cells, n_features)
+
+
+def _refuse_twins(matrix: h5py.Group) -> None:
+    """Refuse parts of a matrix in groups within its group, which scanpy would read in place of those checked.
+
+    Links are followed, as scanpy does. A group with several names is refused, as such groups may be nested without end.
+    """
+    seen, waiting = {matrix}, [matrix]
+    while waiting:
+        group = waiting.pop()
+        for name, item in group.items():
+            if isinstance(item, h5py.Group):
+                if item in seen:
+                    raise ValueError(f"{item.name} has another name in the same matrix")
+                seen.add(item)
+                waiting.append(item)
+            elif group != matrix and name in _PARTS:
+                raise ValueError(f"the matrix has two parts called {name}: one is {item.name}")

@@ -1,0 +1,32 @@
+"""A check of the sparse matrices of an AnnData that was read from a file.
+
+anndata takes the indices of a sparse matrix as they are stored. scipy's C code does not check them, so that a damaged
+index reads or writes memory elsewhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import scipy.sparse as sp
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def check_sparse(adata: AnnData) -> AnnData:
+    """Return an AnnData whose counts can be computed with.
+
+    Raises a ValueError that names the matrix if its pointers do not rise, or an index is out of range.
+    """
+    matrices: dict[str, Any] = {f'layers["{key}"]': matrix for key, matrix in adata.layers.items() if key is not None}
+    matrices["X"] = adata.X
+    if adata.raw is not None:
+        matrices["raw"] = adata.raw.X
+    for name, matrix in matrices.items():
+        if sp.issparse(matrix) and matrix.format in ("csr", "csc"):
+            try:
+                matrix.check_format(full_check=True)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+    return adata
