@@ -328,9 +328,9 @@ def figures(monkeypatch):
 
     saved, save = [], figure_file.save_figure
 
-    def keep(figure, path):
+    def keep(figure, path, **options):
         saved.append(figure)
-        save(figure, path)
+        save(figure, path, **options)
 
     monkeypatch.setattr(figure_file, "save_figure", keep)
     return saved

@@ -259,7 +259,9 @@ def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, see
         with h5py.File(data) as file:
             there = {key for key in keys if f"uns/{key}/runs/embed" in file and f"obsm/X_{key}" in file}
         won = {key for key, (code, _) in zip(keys, ended, strict=True) if code == 0}
-        refused = [text for code, text in ended if code == 3 and "nothing was written" in text]
+        # A command that starts while another one replaces the file finds the file locked.
+        said = ("nothing was written", "is open for writing in another program")
+        refused = [text for code, text in ended if code == 3 and any(words in text for words in said)]
         faults = []
         if there != won or not won:
             faults.append(f"ended well: {sorted(won)}, in the file: {sorted(there)}")

@@ -102,7 +102,7 @@ def confounded_columns(
         if one is not None:
             found.append((one, n_values or len(batch_n)))
     # Of columns that are equally confounded, a column with few values is more likely to be a condition.
-    found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1]))
+    found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1], pair[0].column))
     return [one for one, _ in found]
 
 
