@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 
 from scvae_cli.data.atomic import resolved
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
-from scvae_cli.errors import ConfigError, ScvaeError, one_line
+from scvae_cli.errors import ConfigError, ModelError, ScvaeError, one_line
 from scvae_cli.options import declarations
 from scvae_cli.path_names import refuse_long_name
 from scvae_cli.progress import Progress
@@ -328,8 +328,12 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         result = question.answer()
     except (ScvaeError, MemoryError):
         raise
-    except Exception:  # absurd weights or counts, or a bug, which keeps its traceback
+    except Exception as error:  # absurd weights or counts, or a bug, which keeps its traceback
         session.refuse_far_cells()
+        if "non-finite" in str(error):  # linear algebra says so
+            raise ModelError(
+                "the model gives numbers that are not finite, so nothing was written", "train the model again"
+            ) from error
         raise
     slots: list[str] = []
     if question.writes:

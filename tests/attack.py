@@ -205,7 +205,10 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
             return file["obsm/scvae_denoised"][:]  # of a part of the genes
         if verb == "denoise":
             return file[slots[verb]][:][:, file["var/scvae_modelled"][:]]  # NaN for the other genes
-        return file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
+        found = file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
+        # NaN for the genes outside the model
+        modeled = ~np.isnan(found).all(1) if verb == "interpolate" else slice(None)
+        return found[modeled] if np.any(modeled) else found
 
 
 def hostile_arrays(path: Path) -> dict[str, Any]:
