@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from scvae_cli.model.folder_checks import check_number, check_shapes, read_tensors
-from scvae_cli.training.loop import Trainer
+from scvae_cli.training.loop import EpochReport, Trainer
 from scvae_cli.training.schedule import Schedule
 
 # What a training changes in its schedule; everything else follows from data and options.
@@ -87,10 +87,11 @@ def _schedule(saved: Any, planned: Schedule) -> Schedule:
 
 
 def _history(history: Any, n_epochs: int) -> list[dict[str, float]]:
-    """Return the history: for each epoch a row of numbers, with the same columns."""
+    """Return the history: for each epoch a row with the numbers of an `EpochReport`, and the held-out ELBO."""
     if not isinstance(history, list) or not all(isinstance(row, dict) for row in history):
         raise ValueError("the history is not a list of rows")
-    if len(history) != n_epochs or any(row.keys() != history[0].keys() for row in history):
+    columns = {field.name for field in fields(EpochReport)} | {"heldout_elbo"}
+    if len(history) != n_epochs or any(row.keys() != columns for row in history):
         raise ValueError("the history does not have one row for each epoch")
     for row in history:
         for name, value in row.items():
