@@ -403,10 +403,9 @@ def _records(file: h5py.File, random: Random) -> None:
         runs[name] = _any(_RECORDS, random).replace("\x00", "")
 
 
-def _in_place(path: Path, random: Random) -> None:
-    """Something that is no file stands where the file is expected."""
+def put_no_file(path: Path, choice: int, random: Random) -> None:
+    """Put a pipe (0), a link to a device (1) or to itself (2), or a folder (3) in the place of a file."""
     path.unlink()
-    choice = random.integers(0, 5)
     if choice == 0:
         os.mkfifo(path)
     elif choice == 1:
@@ -415,7 +414,13 @@ def _in_place(path: Path, random: Random) -> None:
         path.symlink_to(path)
     elif choice == 3:
         path.mkdir()
-    else:
+
+
+def _in_place(path: Path, random: Random) -> None:
+    """Something that is no file stands where the file is expected, or a file without contents."""
+    choice = int(random.integers(0, 5))
+    put_no_file(path, choice, random)
+    if choice == 4:
         path.write_bytes(_any([b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(4096), b"PK\x03\x04"], random))
 
 

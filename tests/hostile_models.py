@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from damaged_files import put_no_file
 
 Random = np.random.Generator
 Kind = Callable[[Path, Random], None]
@@ -306,15 +307,7 @@ def _in_place(folder: Path, random: Random) -> None:
     if choice == 5:
         os.truncate(path, 10**12)
         return
-    path.unlink()
-    if choice == 0:
-        os.mkfifo(path)
-    elif choice == 1:
-        path.symlink_to(_any(["/dev/zero", "/dev/null", "/dev/tty", "/proc/self/mem"], random))
-    elif choice == 2:
-        path.symlink_to(path)
-    elif choice == 3:
-        path.mkdir()
+    put_no_file(path, int(choice), random)
 
 
 def _flip(folder: Path, random: Random) -> None:

@@ -255,7 +255,7 @@ class H5adFile:
             file = h5py.File(self.path, "r")
         except OSError as error:
             raise DataError(*_why_not_open(self.path, error)) from error
-        except Exception as error:
+        except Exception as error:  # h5py raises various errors for a damaged beginning of a file
             raise damaged(self.path, "the file", reason_of(error)) from error
         try:
             with file:

@@ -78,7 +78,7 @@ def locked_by_another(descriptor: int) -> bool:
 
 def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int | None:
     began = time.monotonic()
-    told = False
+    warned = False
     while True:
         descriptor = _open(path, target, error)
         try:
@@ -100,8 +100,8 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int
             raise error(
                 f"another scvae is writing {target}; nothing was written", "run the command again when it has ended"
             )
-        if waited > _SILENT_SECONDS and not told:
-            told = True
+        if waited > _SILENT_SECONDS and not warned:
+            warned = True
             text = f"waiting at most {wait:.0f} s for another scvae, which is writing {target}"
             warnings.warn(ScvaeWarning(text), stacklevel=4)
         stop_if_asked()

@@ -1,6 +1,6 @@
 """Training of what belongs to new batches only: their effects on the decoder, and a shift of the encoder.
 
-Everything else of the model stays as it is, to the bit. The effects of a new batch are differences from the mean
+Everything else in the model is kept to the bit. The effects of a new batch are differences from the mean
 effects of the batches of the training. They are shrunk toward 0, since new batches may have few cells: the loss is
 
     mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n,

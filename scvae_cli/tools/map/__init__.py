@@ -1,1 +1,1 @@
-"""New batches taken into a trained model, which otherwise stays as it is."""
+"""New batches in a trained model, without a new training of the model."""

@@ -28,7 +28,7 @@ from scvae_cli.verb import Request
 
 # Name of the column of the batches, if neither the model nor the user names one.
 USUAL_KEY = "batch"
-# With fewer cells than this, hardly more than the most abundant genes can be told apart from the reference.
+# With fewer cells than this, differences from the reference are known for hardly more than the most abundant genes.
 FEW_CELLS = 50
 # With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
@@ -230,7 +230,7 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     warnings = []
     if known:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
-        fate = "they were not trained again" if result.new else "nothing is new, so the model stays as it is"
+        fate = "they were not trained again" if result.new else "nothing is new, so the model was not changed"
         warnings.append(
             f"{n_known} cell(s) are of batches that the model has already ({_shown(known)}): {fate}. If these are "
             "other batches of the same names, rename them"
