@@ -49,8 +49,17 @@ def forked(work: Callable[[], int], folder: Path, **how: Any) -> Ended:
     return ended
 
 
-def fork_here(folder: Path, *, traced: bool = True, until: int | None = None, number: int = 0) -> Ended | None:
+def fork_here(
+    folder: Path,
+    *,
+    traced: bool = True,
+    until: int | None = None,
+    number: int = 0,
+    prepare: Callable[[], None] = lambda: None,
+) -> Ended | None:
     """Fork this process; return None in the child, and in the parent how the child ended.
+
+    The child calls `prepare` before its system calls are followed.
 
     If it is traced, the child gets the signal `number` when it is stopped for the nth time (`until`). Its stdout and
     stderr are kept in `folder` meanwhile. It must end with `end_child`.
@@ -66,6 +75,7 @@ def fork_here(folder: Path, *, traced: bool = True, until: int | None = None, nu
         for place, descriptor in zip((1, 2), descriptors, strict=True):
             os.dup2(descriptor, place)
         sys.stdout, sys.stderr = (os.fdopen(place, "w", closefd=False) for place in (1, 2))
+        prepare()
         if traced:
             _ptrace(_TRACEME, 0)
             os.kill(os.getpid(), signal.SIGSTOP)

@@ -86,7 +86,7 @@ class Writing:
         original, parent = getattr(owner, name), os.getpid()
 
         def go_on(**how: Any) -> Ended:
-            ended = fork_here(self.pristine.parent, **how)
+            ended = fork_here(self.pristine.parent, prepare=_handle_signals, **how)
             if ended is None:
                 raise _GoOn
             return ended
@@ -97,8 +97,6 @@ class Writing:
                     cases(go_on)
                     raise _Done
                 except _GoOn:
-                    _default_signals()
-                    end_on_signals()
                     _take_as_read(this)
             return original(this, *args, **kwargs)
 
@@ -119,10 +117,11 @@ class Writing:
         raise AssertionError("the command did not write")
 
 
-def _default_signals() -> None:
+def _handle_signals() -> None:
     """Handle all signals as a command in a terminal does; in the background, some are ignored."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_DFL)
+    end_on_signals()
 
 
 def _take_as_read(this: Any) -> None:
