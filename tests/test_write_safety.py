@@ -28,6 +28,7 @@ from scvae_cli.data.writers_lock import only_writer
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.interruption import deferred, stop_if_asked
 from scvae_cli.model import bundle
+from scvae_cli.training.checkpoint import only_training
 
 pytestmark = pytest.mark.usefixtures("handled_signals")
 traced = pytest.mark.skipif(not can_trace(), reason="this system does not let a process follow its children")
@@ -153,6 +154,19 @@ def test_a_second_writer_waits_and_then_refuses(tmp_path, monkeypatch):
     with replacing(target) as sibling:
         sibling.write_text("later")
     assert [path.name for path in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_second_training_of_one_model_is_refused_before_it_reads_the_counts(copied):
+    """Otherwise both trainings would save their state in one file, and neither could be resumed reliably."""
+    saved_state = copied.model.with_name(f".{copied.model.name}.partial")
+    saved_state.write_text("of the first training")
+    with only_training(copied.model):
+        refusal = run_cli("train", copied.data, "-m", copied.model, "--force", *TINY)
+    assert (refusal.code, refusal.err.count("\n")) == (4, 2)
+    assert f"error: another scvae is training {copied.model}" in refusal.err
+    assert saved_state.read_text() == "of the first training"
+    run_well("train", copied.data, "-m", copied.model, "--force", *TINY)
+    assert {path.name for path in copied.data.parent.iterdir()} == {copied.data.name, copied.model.name}
 
 
 def test_only_files_without_a_writer_are_orphans(tmp_path):

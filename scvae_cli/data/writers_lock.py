@@ -1,4 +1,4 @@
-"""One writer at a time: a lock beside the file or folder that is written.
+"""One writer at a time: a lock beside the file or folder that is written, or that a training will write.
 
 The lock is a file next to the target on which the writer holds an advisory lock of the operating system (flock). The
 system releases it when the process ends for whatever reason, and it works across containers that share a folder, where
@@ -32,11 +32,14 @@ _LONGEST = 180
 
 
 @contextlib.contextmanager
-def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError) -> Iterator[bool]:
+def only_writer(
+    target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError, work: str = "writing"
+) -> Iterator[bool]:
     """Context manager in whose block no other scvae writes `target`.
 
     It yields True, or False if the file system has no locks. Another writer is waited for, at most `wait` seconds
-    (WAIT_SECONDS by default). A signal ends the waiting.
+    (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has its own lock; the error message names
+    the work.
 
     Raises
     ------
@@ -45,8 +48,8 @@ def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeErr
     OSError
         If the lock file cannot be created.
     """
-    path = target.parent / f".{stem(target)}.scvae.lock"
-    descriptor = _lock(path, target, WAIT_SECONDS if wait is None else wait, error)
+    path = target.parent / f".{stem(target)}{'' if work == 'writing' else '.' + work}.scvae.lock"
+    descriptor = _lock(path, target, WAIT_SECONDS if wait is None else wait, error, work)
     if descriptor is None:
         yield False
         return
@@ -76,7 +79,7 @@ def locked_by_another(descriptor: int) -> bool:
     return False
 
 
-def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int | None:
+def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError], work: str) -> int | None:
     began = time.monotonic()
     warned = False
     while True:
@@ -98,11 +101,11 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int
         waited = time.monotonic() - began
         if waited > wait:
             raise error(
-                f"another scvae is writing {target}; nothing was written", "run the command again when it has ended"
+                f"another scvae is {work} {target}; nothing was written", "run the command again when it has ended"
             )
         if waited > _SILENT_SECONDS and not warned:
             warned = True
-            text = f"waiting at most {wait:.0f} s for another scvae, which is writing {target}"
+            text = f"waiting at most {wait:.0f} s for another scvae, which is {work} {target}"
             warnings.warn(ScvaeWarning(text), stacklevel=4)
         stop_if_asked()
         time.sleep(_PAUSE_SECONDS)

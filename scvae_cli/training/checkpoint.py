@@ -7,8 +7,10 @@ the state of one epoch, because it is replaced in one step. It is removed when t
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from safetensors.torch import save as save_tensors
 from scvae_cli.config import RunConfig
 from scvae_cli.data.atomic import discard, remove_folder, replacing, resolved
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.writers_lock import only_writer
 from scvae_cli.errors import DataError, ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.folder_checks import most_bytes
@@ -100,6 +103,21 @@ class Checkpoint:
         """Remove the folder in which versions up to 0.2 saved the state."""
         if self.file.is_dir():
             remove_folder(self.file, [f"{name}{end}" for name in _OLD_FILES for end in ("", ".tmp")])
+
+
+@contextlib.contextmanager
+def only_training(model_folder: Path) -> Iterator[None]:
+    """Context manager in whose block no other process trains this model: two trainings would share one saved state.
+
+    Raises a ModelError if another process trains it, or if the folder of the model cannot be written to.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(resolved(model_folder), wait=0, error=ModelError, work="training"))
+        except OSError as error:
+            reason = error.strerror or error
+            raise ModelError(f"cannot write {model_folder}: {reason}", "choose another folder with -m") from error
+        yield
 
 
 def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from scvae_cli.path_names import FOR_A_MODEL, refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.train.options import TrainOptions
-from scvae_cli.training.checkpoint import Checkpoint
+from scvae_cli.training.checkpoint import Checkpoint, only_training
 from scvae_cli.training.fit import Finished, FitEvent, Stopped, fit
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
@@ -36,35 +37,39 @@ def train(request: Request, shell: Shell) -> Outcome:
     run, folder = options.training, request.model_folder if request.inplace else None
     store = open_store(request.data, genome=run.data.genome, modality=run.data.modality)
     foreign = isinstance(store, ForeignFile)
-    if folder is not None:
-        refuse_long_name(folder, reserve=FOR_A_MODEL)
-        check_new_model(folder, force=options.force)
-    real = not run.model.of_counts
-    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round)
-    size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
-    shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
-    for note in counts.notes:
-        shell.info(note)
-    warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
-    with shell.stoppable() as stop_requested:
-        events = fit(
-            counts,
-            run,
-            names=gene_names(store, run.data.gene_symbols),
-            model_folder=folder,
-            resume=options.resume,
-            stop_requested=stop_requested,
+    with contextlib.ExitStack() as alone:
+        if folder is not None:
+            refuse_long_name(folder, reserve=FOR_A_MODEL)
+            check_new_model(folder, force=options.force)
+            alone.enter_context(only_training(folder))
+        real = not run.model.of_counts
+        counts = read_counts(
+            store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round
         )
-        # Only the training keeps a reference to the counts now, so it can free those of genes that are not modeled.
-        del store, counts
-        last = follow(events if options.on_event is None else _heard(events, options.on_event), shell)
-    if isinstance(last, Stopped):
-        raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
-    assert isinstance(last, Finished), "a training ends finished or stopped"
-    model = last.model
-    if folder is not None:
-        model.save(folder, force=options.force)
-        Checkpoint(folder, "").discard()
+        size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+        shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
+        for note in counts.notes:
+            shell.info(note)
+        warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
+        with shell.stoppable() as stop_requested:
+            events = fit(
+                counts,
+                run,
+                names=gene_names(store, run.data.gene_symbols),
+                model_folder=folder,
+                resume=options.resume,
+                stop_requested=stop_requested,
+            )
+            # Only the training keeps a reference to the counts now, so it can free those of genes that are not modeled.
+            del store, counts
+            last = follow(events if options.on_event is None else _heard(events, options.on_event), shell)
+        if isinstance(last, Stopped):
+            raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
+        assert isinstance(last, Finished), "a training ends finished or stopped"
+        model = last.model
+        if folder is not None:
+            model.save(folder, force=options.force)
+            Checkpoint(folder, "").discard()
     return Outcome(value=model, report=lambda: _report(model, request, foreign=foreign), warnings=_warnings(model))
 
 
