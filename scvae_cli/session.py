@@ -221,11 +221,18 @@ class Session:
 
     @cached_property
     def embedding(self) -> np.ndarray:
-        """Positions of the cells in expression space, shape (n, j): the default embedding, computed once."""
+        """Positions of the cells in expression space, shape (n, j + m): the default embedding, computed once."""
         counts = self.counts_and_batches(partly=True)
         return expression_positions(
             self.model, counts, self.cells.mean_nk, missing=self.missing_genes, progress=self.progress
         )
+
+    @property
+    def expression(self) -> np.ndarray:
+        """Positions along the principal components alone, shape (n, j): the embedding without its random directions."""
+        embedding, space = self.embedding, self.model.expression
+        assert space is not None, "the embedding is refused for models without the map"
+        return embedding[:, : len(space.component_jg)]
 
     def refuse_far_cells(self) -> None:
         """Raise a ModelError if cells have no position, or one that no training gives.

@@ -1,6 +1,6 @@
 """The embedding in expression space: its formula, its components, and what its distances mean.
 
-Shapes: n cells, g genes, j components, b batches.
+Shapes: n cells, g genes, j components, m random directions, b batches.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import scvae_cli as scvae
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError, ModelError, ScvaeWarning
 from scvae_cli.latent.posteriors import posteriors
-from scvae_cli.model.expression_space import NOISE_SHARE, states_and_residuals
+from scvae_cli.model.expression_space import NOISE_SHARE, RANDOM_DIRECTIONS, states_and_residuals
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.session import Session
 from scvae_cli.training.recipe import SMALL_NETWORK, USUAL_NETWORK, VERY_FEW_CELLS, settle
@@ -130,7 +130,10 @@ def test_components_are_those_of_a_principal_component_analysis(cells, model):
     overlap = np.abs(np.sum(component_jg[:3] * component[:3], axis=1))
     assert (overlap > 0.999).all()
     position_nj = scvae.embed(cells, model, inplace=False).position_nj
-    np.testing.assert_allclose(position_nj, (expression_ng - center_g) @ component_jg.T, rtol=1e-3, atol=5e-3)
+    expected_nj = (expression_ng - center_g) @ component_jg.T
+    np.testing.assert_allclose(position_nj[:, :j], expected_nj, rtol=1e-3, atol=5e-3)
+    np.testing.assert_array_equal(Session.open(cells, model).expression, position_nj[:, :j])
+    position_nj = position_nj[:, :j]
     # New cells vary as much as those of the training, and so does the noise in their residuals.
     spread = [np.square(position_nj[part] - position_nj[part].mean(0)).sum(1).mean() for part in (~training, training)]
     assert spread[0] > 0.8 * spread[1]
@@ -144,6 +147,24 @@ def test_residuals_add_at_most_their_share_of_the_variance(cells, model):
     assert 0 < weight <= 1
     added = weight**2 * (residual_ng[training] @ component_jg.T).var(0).sum()
     assert added <= 1.01 * NOISE_SHARE * state_ng[training].var(0).sum()
+
+
+def test_residuals_along_random_directions_have_their_share_of_the_variance(cells, model):
+    state_ng, residual_ng = expression_of(cells, model)
+    training = ~model.held_out(cells.obs_names)
+    space = model.expression
+    random_mg, component_jg = space.random_mg.double().numpy(), space.component_jg.double().numpy()
+    assert random_mg.shape == (min(RANDOM_DIRECTIONS, model.vae.n_genes - len(component_jg)), model.vae.n_genes)
+    np.testing.assert_allclose(random_mg @ component_jg.T, 0, atol=1e-4)
+    np.testing.assert_allclose(
+        random_mg @ random_mg.T / np.square(random_mg[0]).sum(), np.eye(len(random_mg)), atol=1e-4
+    )
+    position_nm = scvae.embed(cells, model, inplace=False).position_nj[:, len(component_jg) :]
+    np.testing.assert_allclose(position_nm, residual_ng @ random_mg.T, rtol=1e-3, atol=5e-3)
+    total = state_ng[training].var(0).sum()
+    assert position_nm[training].var(0).sum() == pytest.approx(NOISE_SHARE * total, rel=1e-2)
+    # New cells have as much noise as the cells of the training.
+    assert position_nm[~training].var(0).sum() == pytest.approx(NOISE_SHARE * total, rel=0.25)
 
 
 def test_distances_rank_like_fisher_rao_lengths(cells, model):
@@ -203,6 +224,7 @@ def test_genes_that_are_missing_have_no_residual(cells, model):
     residual_ng[:, :10] = 0
     expected = state_ng + float(model.expression.residual_weight) * residual_ng
     expected = (expected - model.expression.center_g.numpy()) @ model.expression.component_jg.numpy().T
+    expected = np.hstack([expected, residual_ng @ model.expression.random_mg.numpy().T])
     np.testing.assert_allclose(session.embedding, expected, atol=5e-3)
     assert np.abs(session.embedding - zeros.embedding).max() > 0.01
 
@@ -216,11 +238,12 @@ def test_a_saved_model_keeps_the_map(cells, model, tmp_path):
 
 
 @pytest.mark.parametrize("n_cells", [10, 11, 40])
-def test_few_cells_have_few_components(n_cells):
+def test_few_cells_have_few_axes(n_cells):
     cells = tree(n_cells=60)[:n_cells].copy()
     model = scvae.train(cells, **TINY | {"max_epochs": 2}, genes="all")
     position_nj = scvae.embed(cells, model, inplace=False).position_nj
-    assert position_nj.shape == (n_cells, min(30, model.facts["n_training"] - 1))
+    components = min(30, model.facts["n_training"] - 1)
+    assert position_nj.shape == (n_cells, components + min(RANDOM_DIRECTIONS, components))
     assert np.isfinite(position_nj).all()
 
 

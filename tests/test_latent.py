@@ -99,7 +99,7 @@ def test_slots_in_memory(adata, model):
     scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], name="walk")
     names = SlotNames()
     assert cells.obsm[names.latent].shape == cells.obsm[names.latent_var].shape == (cells.n_obs, 4)
-    assert cells.obsm[names.embedding].shape == (cells.n_obs, 30)
+    assert cells.obsm[names.embedding].shape == (cells.n_obs, 50)
     assert (cells.obsm[names.latent_var] > 0).all()
     assert cells.layers[names.denoised].shape == cells.shape
     assert cells.var[names.modelled].all()

@@ -1,6 +1,6 @@
 """The embedding of cells in expression space (`scvae_cli.model.expression_space`), in blocks of cells.
 
-Shapes: n cells, k latent dimensions, j components, g genes.
+Shapes: n cells, k latent dimensions, j components, m random directions, g genes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def expression_positions(
     missing: tuple[str, ...] = (),
     progress: Progress = silent,
 ) -> np.ndarray:
-    """Compute the position of every cell in expression space, shape (n, j), float32.
+    """Compute the position of every cell in expression space, shape (n, j + m), float32.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def expression_positions(
 
 @torch.inference_mode()
 def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
-    """Compute the position of every cell's decoded state in expression space, without residuals; shape (n, j), float32.
+    """Compute the position of every cell's decoded state along the components; shape (n, j), float32.
 
     Raises
     ------

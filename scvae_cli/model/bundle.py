@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +185,8 @@ class Model:
 
     def _latent_tensors(self) -> dict[str, torch.Tensor]:
         expression = {} if self.expression is None else vars(self.expression)
-        return vars(self.density) | vars(self.axes) | expression
+        tensors = vars(self.density) | vars(self.axes) | expression
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def _files(self) -> dict[str, bytes]:
         files = {
@@ -282,7 +283,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         density = LatentDensity(*(latent[f.name] for f in fields(LatentDensity)))
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
         lacking = config["format"] == OLDEST_FORMAT or "component_jg" not in latent
-        expression = None if lacking else ExpressionSpace(*(latent[f.name] for f in fields(ExpressionSpace)))
+        expression = None if lacking else _expression_space(latent)
     except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else str(error)
         raise ModelError(f"{folder} is damaged: {reason}", "train again") from error
@@ -299,6 +300,12 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         # config.json contains the hashes of all other files.
         hash=hashlib.sha256(_read(folder, CONFIG, most=_MOST_CONFIG)).hexdigest()[:12],
     )
+
+
+def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
+    """Make the map of its tensors; one that may be missing is None."""
+    given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
+    return ExpressionSpace(**given)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

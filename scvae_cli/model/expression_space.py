@@ -16,12 +16,20 @@ clusters and UMAPs are therefore better computed from expression. The expression
   clustering splits this manifold into too many pieces. w is at most 1, and the residuals add at most `NOISE_SHARE` of
   the variance of the decoded states along the axes of the embedding.
 
-The embedding is the projection of e on the first principal components of y over the training cells. The components are
-stored in the model, so new cells are projected on the same components. Most components of e itself would follow the
-noise in the residuals of these training cells. New cells, which have a quarter of the variance along such components,
-would lie apart from the training cells.
+The embedding consists of two groups of axes.
 
-Shapes: n cells, g genes, k latent dimensions, j components, b batches.
+- The first axes are the projection of e on the first principal components of y over the training cells. Most components
+  of e itself would follow the noise in the residuals of these training cells. New cells, which have a quarter of the
+  variance along such components, would lie apart from the training cells.
+- The other axes are projections of the residuals on random directions, which hold noise of the same strength in all
+  cells. Leiden clustering finds communities in a graph of neighbors. Without noise, neighbors lie in order along the
+  manifold of the decoder, and at scanpy's default resolution a cell type is split into several clusters. The noise
+  makes cells neighbors of each other at random if their counts cannot distinguish them. It adds `NOISE_SHARE` of the
+  variance of the decoded states (`benchmarks/recipe.md`).
+
+Components and random directions are stored in the model, so the same axes are used for new cells.
+
+Shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
 """
 
 from __future__ import annotations
@@ -38,11 +46,14 @@ from scvae_cli.model.vae import VAE
 
 # Largest number of components. Scanpy users take 30 to 50 principal components.
 COMPONENTS = 30
+# Largest number of random directions; there are no more of them than components.
+RANDOM_DIRECTIONS = 20
 # Largest number of training cells from which the components are computed.
 FITTED_CELLS = 5000
 # Number of cells decoded at once.
 BLOCK_CELLS = 512
-# The residuals add at most this fraction of the variance of the decoded states (`benchmarks/recipe.md`).
+# The residuals add at most this fraction of the variance of the decoded states along the components, and this fraction
+# along the random directions (`benchmarks/recipe.md`).
 NOISE_SHARE = 0.2
 # Components along which the decoded states vary by no more than rounding, relative to the first one, are left out.
 _LEAST_SINGULAR = 1e-5
@@ -52,7 +63,7 @@ _MOST = 10.0
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """The map from expression e to the embedding: (e − center) projected on the components.
+    """The map to the embedding: (e − center) projected on the components, and r projected on the random directions.
 
     Parameters
     ----------
@@ -61,15 +72,19 @@ class ExpressionSpace:
         variance.
     residual_weight
         w, a scalar from 0 to 1.
+    random_mg
+        Random directions, orthogonal to the components and to each other. All have the same length, which is the weight
+        of the residuals along them. None if there are no more genes than components, and in models of earlier versions.
     """
 
     center_g: Tensor
     component_jg: Tensor
     residual_weight: Tensor
+    random_mg: Tensor | None = None
 
     @torch.no_grad()
     def position(self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None) -> Tensor:
-        """Compute the embedding of some cells from their counts and posterior means, shape (n, j).
+        """Compute the embedding of some cells from their counts and posterior means, shape (n, j + m).
 
         `present_g` is False for genes that the data lack; the residuals of these genes are 0. It is None if the data
         have all genes. All tensors are on the device of the networks.
@@ -77,11 +92,14 @@ class ExpressionSpace:
         state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
         if present_g is not None:
             residual_ng = residual_ng * present_g
-        return self._projected(state_ng.add_(residual_ng * self.residual_weight.to(residual_ng)))
+        expression_ng = state_ng.add_(residual_ng * self.residual_weight.to(residual_ng))
+        if self.random_mg is None:
+            return self._projected(expression_ng)
+        return torch.cat([self._projected(expression_ng), residual_ng @ self.random_mg.to(residual_ng).T], dim=1)
 
     @torch.no_grad()
     def state_position(self, vae: VAE, mean_nk: Tensor) -> Tensor:
-        """Compute the position of the decoded states y of some cells, without residuals, shape (n, j)."""
+        """Compute the position of the decoded states y of some cells along the components, shape (n, j)."""
         return self._projected(vae.decoder.head.isometric(_reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))))
 
     def _projected(self, expression_ng: Tensor) -> Tensor:
@@ -127,7 +145,7 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
-    """Compute the weight of the residuals and the principal components from some training cells.
+    """Compute the weights of the residuals, the components and the random directions from some training cells.
 
     Signs are chosen such that the positions of these cells have a positive skewness along each component.
     """
@@ -143,12 +161,29 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     component_jg, singular_q = _principal_components(state_ng, j)
     # There are no more directions than the states vary along.
     component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
+    noise = NOISE_SHARE * float(state_ng.square().sum())
     added = float((residual_ng @ component_jg.T).square().sum())
-    weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / added)) if added > 0 else 0.0
+    weight = min(1.0, math.sqrt(noise / added)) if added > 0 else 0.0
+    random_mg = _random_directions(component_jg)
+    added = float((residual_ng @ random_mg.T).square().sum())
+    random_mg *= math.sqrt(noise / added) if added > 0 else 0.0
     expression_ng = state_ng.add_(residual_ng, alpha=weight)
     skew_j = (expression_ng @ component_jg.T).pow(3).mean(0)
     component_jg = component_jg * torch.where(skew_j < 0, -1.0, 1.0)[:, None]
-    return ExpressionSpace(center_g + weight * residual_mean_g, component_jg.contiguous(), torch.tensor(weight))
+    center_g += weight * residual_mean_g
+    return ExpressionSpace(
+        center_g, component_jg.contiguous(), torch.tensor(weight), random_mg if len(random_mg) else None
+    )
+
+
+def _random_directions(component_jg: Tensor) -> Tensor:
+    """Draw orthonormal directions that are orthogonal to the components, shape (m, g)."""
+    j, g = component_jg.shape
+    with seeded(0):
+        random_gm = torch.randn(g, min(RANDOM_DIRECTIONS, j, g - j))
+    random_gm -= component_jg.T @ (component_jg @ random_gm)
+    orthonormal_gm: Tensor = torch.linalg.qr(random_gm)[0]
+    return orthonormal_gm.T.contiguous()
 
 
 def _principal_components(centered_ng: Tensor, j: int) -> tuple[Tensor, Tensor]:

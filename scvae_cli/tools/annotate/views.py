@@ -2,7 +2,8 @@
 
 - **state**: the position of the decoded state in expression space. It holds only what the model has learned from all
   cells, so few labeled cells are enough.
-- **expression**: the embedding (`scvae_cli.model.expression_space`). It also holds part of the cell's own residuals.
+- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). They also hold part of
+  the cell's own residuals.
 - **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
   They hold what the model left out. A logistic regression on genes is also what the labels are compared with.
 
@@ -63,7 +64,7 @@ def coordinates(session: Session, *, library: float, shared_g: np.ndarray | None
     counts = session.counts if shared_g is None else session.counts.genes(shared_g)
     return Coordinates(
         state_nj=state_positions(session.model, session.cells.mean_nk, progress=session.progress),
-        expression_nj=session.embedding,
+        expression_nj=session.expression,
         log_ng=log_normalized(counts, library=library),
     )
 

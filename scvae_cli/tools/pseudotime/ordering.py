@@ -84,7 +84,7 @@ def pseudotime(
     ModelError
         If the model was trained by an earlier version, which did not compute the map to expression space.
     """
-    mean_nk, position_nd = session.cells.mean_nk, torch.as_tensor(session.embedding)
+    mean_nk, position_nd = session.cells.mean_nk, torch.as_tensor(session.expression)
     always = np.concatenate([population.candidates() for population in (root, *ends)])
     with session.progress("Ordering", 4) as advance:
         latent = cell_graph(Geometry(session.model.vae), mean_nk, always=always, seed=seed)
