@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 from scvae_cli.cli.app import run
 
@@ -78,7 +81,27 @@ def run_elsewhere(script: str, *arguments: object) -> subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)
 
 
+def run_forked(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a script in the fork of a process that has imported the slow packages, and has done nothing else."""
+    fork = multiprocessing.get_context("forkserver")
+    fork.set_forkserver_preload(["torch", "anndata", "scvae_cli.cli.app", "scvae_cli.training.fit"])
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [Path(folder, name) for name in ("out", "err")]
+        process = fork.Process(target=_run_script, args=(script, [str(argument) for argument in arguments], outputs))
+        process.start()
+        process.join()
+        out, err = (path.read_text() for path in outputs)
+    return subprocess.CompletedProcess(["fork", *map(str, arguments)], process.exitcode or 0, out, err)
+
+
+def _run_script(script: str, arguments: list[str], outputs: list[Path]) -> None:
+    for descriptor, path in zip((1, 2), outputs, strict=True):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), descriptor)
+    sys.argv = ["-c", *arguments]
+    exec(script, {"__name__": "__main__"})
+
+
 def run_killed(moment: tuple[str, str, int], *arguments: object) -> None:
     """Run a command that is killed "before" or "after" the nth call of "module:Class:function"."""
-    done = run_elsewhere(_KILLED, *moment, *arguments)
+    done = run_forked(_KILLED, *moment, *arguments)
     assert done.returncode == -signal.SIGKILL, done.stderr

@@ -13,7 +13,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
-from command_line import TINY, run_elsewhere, run_well
+from command_line import TINY, run_forked, run_well
 from conftest import cells
 from tenx import write_10x_h5
 from workbench import DATA, MODEL, USAGE, Bench, contents, refused
@@ -360,4 +360,4 @@ def test_full_disk_while_saving_a_model(bench):
 
 
 def full_disk(room: int, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return run_elsewhere(_FULL_DISK, room, *arguments)
+    return run_forked(_FULL_DISK, room, *arguments)

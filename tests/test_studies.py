@@ -179,7 +179,7 @@ def test_a_latent_space_has_no_advantage_where_cells_are_of_one_kind():
 
 def test_the_linear_decoder_is_trained_as_a_user_would_train_it():
     counts = counts_of(tree(n_cells=150, n_genes=40, depth=800))
-    defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16}
+    defaults = {"genes": "all", "device": "cpu", "threads": 1, "n_hidden": 16, "max_epochs": 5}
     from scvae_cli.training.fit import fit_to_end
 
     model = fit_to_end(counts, RunConfig.of(defaults))

@@ -70,6 +70,12 @@ def _options(
     pass
 
 
+@functools.cache
+def _parser() -> Any:
+    """Build the parsers of all subcommands, once in a process that runs several commands."""
+    return typer.main.get_command(app)
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -80,7 +86,7 @@ def run(arguments: list[str] | None = None) -> int:
     begin()
     print_warnings()
     try:
-        result = typer.main.get_command(app).main(args=arguments, prog_name="scvae", standalone_mode=False)
+        result = _parser().main(args=arguments, prog_name="scvae", standalone_mode=False)
     except ScvaeError as error:
         print_error(error)
         return exit_code() if isinstance(error, Interrupted) else error.exit_code
