@@ -20,7 +20,7 @@ Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
-# The density of the cells has a matrix of this size, squared, for each of its components.
+# Largest number of latent dimensions. Each component of the density of the cells has a matrix of n_latent × n_latent.
 MAX_LATENT = 1000
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
@@ -228,7 +228,7 @@ class TrainConfig(Options):
     )
     patience: int | None = option(
         None,
-        help="Number of epochs without a noticeable decrease of the held-out loss after which training stops.",
+        help="Number of epochs without a noticeable decrease of the held-out loss before training stops.",
         panel=FITTING,
         least=1,
         most=10**6,
@@ -256,7 +256,8 @@ class ComputeConfig(Options):
     )
     deterministic: bool = option(
         False,
-        help="On a GPU, use only algorithms that give identical results in every run. A CPU always does.",
+        help="On a GPU, use only algorithms that give identical results in every run. On a CPU, results are always "
+        "identical.",
         panel=COMPUTE,
     )
     threads: int | None = option(
@@ -280,7 +281,7 @@ class RunConfig(Options):
     compute: ComputeConfig = section(ComputeConfig)
 
     def check(self) -> None:
-        """Raise a ConfigError if batches are to be mixed and none are named, or if real numbers are to be rounded."""
+        """Raise a ConfigError for --mix-batches without --batch-key, or for --round with a normal likelihood."""
         if self.train.mix_batches and self.data.batch_key is None:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
         if self.data.round is not None and not self.model.of_counts:

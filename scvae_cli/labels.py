@@ -40,7 +40,8 @@ def as_label(value: Any) -> str | None:
     if isinstance(plain, datetime.datetime) and plain.time() == datetime.time() and plain.tzinfo is None:
         return plain.date().isoformat()
     if isinstance(plain, float):
-        # The original value, because a float32 of 0.1 gives 0.1, but converted to a Python float 0.10000000149.
+        # The text of the original value is used: float32(0.1) is shown as 0.1, but float(float32(0.1)) as
+        # 0.10000000149.
         return str(value)
     return as_label(plain) if isinstance(plain, str | bytes) else str(plain)
 
@@ -50,7 +51,7 @@ def _is_missing(value: Any) -> bool:
         return True
     try:
         return bool(value != value)
-    except TypeError:  # pandas' NA answers neither yes nor no
+    except TypeError:  # pandas' NA cannot be converted to a boolean
         return True
     except ValueError:  # an array of several values
         return False

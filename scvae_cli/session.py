@@ -228,9 +228,9 @@ class Session:
         )
 
     def refuse_far_cells(self) -> None:
-        """Raise a ModelError if cells have no position, or one that no training gives.
+        """Raise a ModelError if the latent position of a cell is not finite, or far beyond the range of any training.
 
-        Any computation may fail with such positions; this function says why it did.
+        With such positions, any computation may fail. This error names the cause of the failure.
         """
         mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
         usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)

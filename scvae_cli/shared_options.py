@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from scvae_cli.options import COMPUTE, DECODING, INPUT, OUTPUT, Options, option
 
-# How fractions of counts are made whole.
+# Ways to round fractions of counts to whole numbers.
 Rounding = Literal["nearest", "stochastic"]
 
 DEVICES = "auto, cpu, cuda (the default GPU) or cuda:N (GPU number N)"
@@ -85,7 +85,7 @@ class Reading(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Subset(Options):
-    """The option that restricts a question to some of the cells."""
+    """The option that restricts a computation to some of the cells."""
 
     subset: tuple[str, ...] = option(
         (),

@@ -57,7 +57,7 @@ class Console:
                 return
             asked = True
             note_asked(number)
-            with contextlib.suppress(OSError):  # the terminal may be gone
+            with contextlib.suppress(OSError):  # the terminal may have been closed
                 self.info("stopping after this epoch (press Ctrl-C again to stop at once)")
 
         def restore() -> None:

@@ -61,7 +61,7 @@ def replacing(
     read_as
         Fingerprint of `copy_of` at the time when the caller read the file; by default the current fingerprint.
     force
-        Whether a file that exists is replaced. If not, also a file that appears during the block is kept.
+        Whether an existing file is replaced. If False, a file that appears during the block is kept as well.
     result
         Whether the user asked for this file, so that the message of an interruption names it.
 
@@ -181,12 +181,12 @@ def temporary_name(target: Path) -> Path:
 
 
 def orphans(target: Path) -> list[Path]:
-    """Return the temporary files and folders that exist for `target`. Call this while `only_writer(target)` is held."""
+    """Return the temporary files and folders that exist for `target`. The caller must hold `only_writer(target)`."""
     return sorted(target.parent.glob(f"{glob.escape(f'.{stem(target)}.scvae-')}*.tmp"))
 
 
 def discard(target: Path) -> None:
-    """Remove a file that was written with `replacing`, and what killed processes left of it, if that is possible."""
+    """Remove a file that was written with `replacing`, and temporary files that killed processes left, if possible."""
     with contextlib.suppress(OSError, DataError), deferred(), only_writer(target) as locked:
         target.unlink(missing_ok=True)
         if locked:
@@ -215,7 +215,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def warn_of_lost(target: Path, lost: Collection[str]) -> None:
-    """Warn in one line of what a replaced file or folder had besides its content, and the new one has not."""
+    """Warn of properties of a replaced file or folder, such as its owner, that the new one could not keep."""
     if lost:
         text = f"{target} was replaced by a new file, which could not keep {', '.join(dict.fromkeys(lost))}"
         warnings.warn(ScvaeWarning(text), stacklevel=3)
@@ -248,7 +248,7 @@ def _remove_orphans(target: Path) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path, seen: Fingerprint) -> Iterator[int]:
-    """Open a file that is in the state `seen`, and ask other programs that use HDF5 not to write it meanwhile."""
+    """Open a file if it is still in the state `seen`, and lock it against other programs that use HDF5."""
     _check_unchanged(path, seen)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -299,7 +299,7 @@ def _clone(source: int, copy: int) -> None:
 
 
 def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
-    """Make the temporary file ready to be renamed, and return what of the old file it could not keep."""
+    """Prepare the temporary file for renaming, and return the properties of the old file that it could not keep."""
     here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
     if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
         raise OSError(errno.ESTALE, "another program replaced the temporary file")

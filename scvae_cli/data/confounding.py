@@ -31,7 +31,7 @@ HINT = (
     "if these differences matter, choose a --batch-key whose batches hold several of these values, or train without "
     "--batch-key"
 )
-# Largest share of a column's entropy that may be left when the batch is known, and the reverse.
+# Largest H(C|B) / H(C) and largest H(B|C) / H(B) of a confounded column C, where B is the batch.
 _UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
 _BETWEEN_BATCHES = 0.9
 _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
@@ -94,7 +94,7 @@ def confounded_columns(
             continue
         try:
             value_n, n_values, number_n = _read(store.obs_column(key))
-        except Exception:  # whatever a column holds, it is no reason to stop a training
+        except Exception:  # an unusual column must not stop a training
             continue
         one = _among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
         if (one is None or one.relation == "one_batch_per_value") and number_n is not None:
@@ -240,7 +240,7 @@ def _among_numbers(
     of_batch_n, size_b = (np.cumsum(size_b > 0) - 1)[of_batch_n], size_b[size_b > 0]
     x_n = number_n[known] / max(np.abs(number_n[known]).max(), np.finfo(float).tiny)
     x_n -= x_n.mean()
-    # What is left of a constant is rounding.
+    # The remaining differences within a constant column are rounding errors.
     if len(size_b) < 2 or np.abs(x_n).max() < 1e-12:
         return None
     x_n /= x_n.std()
@@ -339,5 +339,5 @@ def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums
         + (2 * squares - 4 * rows) * (2 * squares_of_differences - 4 * rows_of_differences) / (triples * (n - 3))
     )
     mean = groups.total * differences.total / pairs
-    # Relative to the mean, a smaller deviation is rounding.
+    # A smaller deviation, relative to the mean, is a rounding error.
     return (mean - observed) / variance**0.5 if variance > (1e-10 * mean) ** 2 else 0.0

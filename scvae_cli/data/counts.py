@@ -22,13 +22,13 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 from scvae_cli.shared_options import Rounding
 
-# Larger numbers are no counts of molecules or reads, and float32 holds only their first seven digits.
+# Larger numbers are not counts of molecules or reads, and float32 holds only their first seven digits.
 _LARGEST_COUNT = 2**31 - 1
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
     ("an infinite value", np.isinf),
-    # Computations back and forth make a zero slightly negative.
+    # A transformation and its inverse can make a zero slightly negative.
     ("a negative value ({:.4g})", lambda values: values < -NEAR),
     ("a value too large for a count ({:.4g})", lambda values: values > _LARGEST_COUNT),
     ("values that are not whole numbers ({:.9g})", not_whole),
@@ -62,7 +62,7 @@ class Counts:
         Whether the values are treated as real numbers. Cells then have no library size, and no cell is
         treated as empty.
     rounding
-        How fractions of counts were made whole; None if no value was farther from a whole number than the tolerance.
+        How fractions of counts were rounded; None if no value was farther from a whole number than the tolerance.
     notes
         Remarks on how the values were read: what was rounded and which features were left out.
     """
@@ -170,7 +170,7 @@ def read_counts(
     features = None if real else types_of_features(store)
     refusals = []
     candidates = candidate_matrices(store, layer, real=real)
-    # Whole counts are better than fractions of counts, and come first wherever they are.
+    # All matrices are first tried as whole counts. Only if none of them holds whole counts are fractions rounded.
     attempts: list[tuple[str, Rounding | None]] = [(name, None) for name in candidates]
     attempts += [(name, rounding) for name in candidates if rounding is not None and not real]
     for name, how in attempts:

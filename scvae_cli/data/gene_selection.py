@@ -119,7 +119,7 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose the real-valued features that vary between training cells; of many, only those of highest variance.
+    """Choose the real-valued features that vary between training cells; if there are many, those of highest variance.
 
     Returns the column indices, and a description of how the features were chosen.
     """

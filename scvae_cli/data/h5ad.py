@@ -37,7 +37,7 @@ from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError, ScvaeError
 from scvae_cli.regular_file import what_it_is
 
-# The matrix and the genes of raw before anndata 0.7.
+# Names of the matrix and the genes of raw in files of anndata before 0.7.
 _RAW_BEFORE_07 = ("raw.X", "raw.var")
 
 
@@ -54,7 +54,8 @@ class H5adFile:
         self.path = path
         load_filters()
         with self._open("the file") as file:
-            # Before anything is read, so that a later change by another program is noticed.
+            # The state of the file is recorded before anything is read, so that a later change by another program is
+            # noticed.
             self._read_as = fingerprint(path)
             check_heaps(path)
             for group in ("obs", "var"):
@@ -193,7 +194,7 @@ class H5adFile:
             edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         except (ScvaeError, MemoryError):
             raise
-        except Exception as error:  # a damaged part that no reading touched
+        except Exception as error:  # a damaged part that was not read before
             reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
             raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         if same:

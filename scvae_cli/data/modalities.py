@@ -39,7 +39,7 @@ def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
 def choose_modality(path: Path, names: Sequence[str], modality: str | None) -> str:
     """Return the name of the modality to read, among the modalities of a file.
 
-    Raises a DataError if it does not exist, and a ChoiceError if it must be chosen and was not.
+    Raises a DataError if the modality does not exist, and a ChoiceError if there are several and none was chosen.
     """
     if modality is None and len(names) == 1:
         return names[0]

@@ -139,9 +139,9 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def _refuse_too_large(config: SimulationConfig) -> None:
-    # Columns of obs, names, and what draws them.
+    # Memory per cell: columns of obs, names, and the random numbers from which they are made.
     per_cell = 300
-    # Curves while they are drawn, in double precision, and a table of the curves in every batch.
+    # Memory per gene: the curves while they are drawn, in double precision, and a table of the curves in every batch.
     per_gene = GRID_STEPS * (40 + config.n_branches * (16 + 8 * config.n_batches))
     refuse_too_large(
         config.n_cells * per_cell + config.n_genes * per_gene,

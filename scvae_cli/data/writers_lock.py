@@ -53,7 +53,7 @@ def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeErr
     try:
         yield True
     finally:
-        # Removed while it is locked, so whoever waits for it sees that it is gone, and makes another one.
+        # The file is removed while it is locked, so that a waiting process notices the removal and creates a new file.
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(descriptor)
@@ -68,7 +68,7 @@ def stem(target: Path) -> str:
 
 
 def locked_by_another(descriptor: int) -> bool:
-    """Try to lock an open file, and return whether another process has locked it, or may have."""
+    """Try to lock an open file; return True if another process has locked it or if it cannot be locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -120,7 +120,7 @@ def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
-                # So that other users of the folder can lock it too, whatever the umask is.
+                # These permissions let other users of the folder lock the file too, whatever the umask is.
                 os.fchmod(descriptor, 0o644)
                 return descriptor
             continue

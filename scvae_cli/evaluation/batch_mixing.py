@@ -22,7 +22,7 @@ from scvae_cli.evaluation.neighbors import neighbors_and_distances
 
 # Number of neighbors and perplexity of iLISI, as in the publication.
 LISI_NEIGHBORS, PERPLEXITY = 90, 30.0
-# Difference of entropies, in nats, at which the search for the perplexity ends; and the largest number of its steps.
+# Difference of entropies, in nats, at which the search for the perplexity ends; and the largest number of search steps.
 _TOLERANCE, _TRIES = 1e-5, 50
 # Smallest and largest number of neighbors of kBET, and the significance level of its test.
 KBET_NEIGHBORS, ALPHA = (15, 50), 0.05

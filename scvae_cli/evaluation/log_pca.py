@@ -22,7 +22,7 @@ COMPONENTS = 30
 def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_matrix:
     """Return log1p of the counts at one library size, shape (n, g); real numbers are returned as they are.
 
-    `library` is that library size; None stands for the median of the cells.
+    `library` is the library size to which counts are scaled; None stands for the median of the cells.
     """
     if counts.real:
         matrix: sp.csr_matrix = counts.matrix

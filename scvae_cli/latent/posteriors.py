@@ -28,8 +28,8 @@ _REFINED_CELLS = 256
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
-    `batch_n` is the index of each cell's batch in the model. The encoder of a model onto which batches were mapped uses
-    the batch, so the table of such a model always has batches: if `batch_n` is None, those of `counts`, with the
+    `batch_n` is the index of each cell's batch in the model. If batches were mapped onto the model, its encoder uses
+    the batch, so the table must have batches. If `batch_n` is None, the batches of `counts` are then used, with the
     index −1 for a batch that the model does not have.
 
     Raises

@@ -62,7 +62,7 @@ CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetens
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
 _MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
-# All files of a model folder; no other file is ever removed from one.
+# All files of a model folder. scvae never removes any other file from a model folder.
 FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)
 
 
@@ -138,7 +138,7 @@ class Model:
         lost: list[str] = []
         try:
             with deferred(), only_writer(place, error=ModelError) as locked:
-                # Once more: another training may have written the folder meanwhile.
+                # The place is checked again, because another training may have written the folder in the meantime.
                 _check_place(place, force=force)
                 if locked:
                     for orphan in orphans(place):
@@ -156,7 +156,9 @@ class Model:
         warn_of_lost(place, lost)
 
     def _write_to(self, new: Path, place: Path) -> list[str]:
-        """Write the files to a new folder; return what it cannot keep of the folder `place`, which it will replace."""
+        """Write the files to a new folder; return the properties of the folder `place` that the new folder could not
+        keep.
+        """
         lost: list[str] = []
         for name, content in self._files().items():
             descriptor = os.open(new / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -273,7 +275,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, n_bytes=_size(folder, WEIGHTS))
         weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
         check_shapes(weights, vae.state_dict())
-        # Copied, since torch aligns its own memory.
+        # The tensors are copied, because torch aligns the memory of its own tensors.
         vae.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
         most = most_latent_bytes(vae.n_latent, len(genes))
         latent = read_tensors(_read_checked(folder, LATENT, config, most=most))
@@ -435,7 +437,7 @@ def _recover(folder: Path) -> None:
     previous = _previous(folder)
     if not previous.is_dir():
         return
-    # Where nothing can be written, nothing can be recovered.
+    # In a folder that is read-only, nothing can be recovered.
     with contextlib.suppress(OSError), deferred(), only_writer(folder, error=ModelError):
         if folder.exists():
             remove_folder(previous, FILES)

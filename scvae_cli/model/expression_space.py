@@ -110,8 +110,8 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
 def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
     """Return the shares of the batches for each cell, shape (n, b); None for a model without batches.
 
-    Batches that were mapped onto the model have no share in the average, and are left out of it: with them, rounding
-    might differ from that of the model without them.
+    Batches that were mapped onto the model are left out of the average. Giving them a share of 0 could change the
+    rounding, compared with the model without these batches.
     """
     return vae.trained_share_b.expand(len(mean_nk), -1) if vae.batches else None
 
@@ -141,7 +141,7 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     residual_ng -= residual_mean_g
     j = max(1, min(COMPONENTS, g, n - 1))
     component_jg, singular_q = _principal_components(state_ng, j)
-    # There are no more directions than the states vary along.
+    # There are at most as many components as directions along which the decoded states vary.
     component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
     added = float((residual_ng @ component_jg.T).square().sum())
     weight = min(1.0, math.sqrt(NOISE_SHARE * float(state_ng.square().sum()) / added)) if added > 0 else 0.0

@@ -287,11 +287,11 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
 
 
 def _refuse_absurd(*posteriors: tuple[Tensor, Tensor]) -> None:
-    """Raise a ModelError if cells have positions that no training gives, because it began at absurd weights."""
+    """Raise a ModelError if latent positions are out of range, because the training began at extreme weights."""
     for mean_nk, var_nk in posteriors:
         if not ((mean_nk.abs() <= FARTHEST).all() and torch.isfinite(var_nk).all() and (var_nk > 0).all()):
             raise ModelError(
-                "the training ended with positions of cells that are not usable",
+                "the training ended with latent positions that are not usable",
                 "train again without --resume; look for extreme counts with scvae check",
             )
 

@@ -26,7 +26,8 @@ from scvae_cli.tools.annotate.classifier import Regression
 VIEWS = ("state", "expression", "genes")
 GENES = VIEWS.index("genes")
 COMPONENTS = 300
-# Inverse strength of the L2 penalty of each view's logistic regression. Genes are many more coordinates.
+# Inverse strength of the L2 penalty of each view's logistic regression. The penalty is strongest for the genes, because
+# this view has the most coordinates.
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
 # Scaled genes are clipped here, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0

@@ -95,7 +95,7 @@ def differential_expression(
         modeled_g=np.arange(len(genes)) < len(model.genes),
         options=options,
     )
-    # The median library size of the training cells has only the genes of the model.
+    # The median library size of the training cells counts only the genes of the model.
     library = float(model.vae.reference_library)
     library *= float(library_n[contrast.cells].sum() / counts.library_n[contrast.cells].sum())
     return DifferentialExpression(

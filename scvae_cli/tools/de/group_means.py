@@ -18,8 +18,9 @@ libraries have larger weights. The shares v_n of all cells of a group sum to 1. 
 to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups, even if the
 decoder does not model this effect.
 
-The genes that the model lacks have the same formulas. What is expected of a cell is then its library size times the
-share that the gene has in all compared cells, so R is the same in both groups, and the change lies in C alone.
+For the genes that the model lacks, the formulas are the same. The expected count of a cell is then its library size
+times the share that the gene has in all compared cells. So R is the same in both groups, and only C describes the
+change.
 
 The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
 from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution

@@ -127,7 +127,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         """Read the genes of the data that the model lacks, in the cells that are compared."""
         session, source = self.session, self.session.counts.source
         names = session.store.matrix_genes(source)
-        # Raw may have genes that var_names lacks.
+        # `adata.raw` may contain genes that are not in `var_names`.
         features = types_of_features(session.store)
         genes = session.store.gene_names if features is None else session.store.gene_names[features.are_genes]
         wanted = set(genes) - set(session.model.genes)

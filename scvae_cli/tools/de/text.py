@@ -49,20 +49,21 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
 
 
 def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
-    """Return warnings about the replicates: which were left out, and what so few cannot show."""
+    """Return warnings about the replicates: which were left out, and what cannot be known from so few replicates."""
     replicates, warned = result.replicates, []
     if replicates is None:
         return []
     if replicates.left_out:
         warned.append(
-            f"left out: {len(replicates.left_out)} replicate(s) of obs[{replicates.key!r}] that are in one group alone "
-            f"({listed(replicates.left_out)}), because the other replicates are compared with themselves"
+            f"left out: {len(replicates.left_out)} replicate(s) of obs[{replicates.key!r}] that are in one group "
+            f"alone ({listed(replicates.left_out)}), because the groups are compared within each of the other "
+            "replicates"
         )
     fewest = min(replicates.n_group, replicates.n_reference)
     if fewest < _FEW_REPLICATES:
         warned.append(
-            f"a group has only {fewest} replicates: a gene that differs more between replicates than most genes cannot "
-            "be distinguished from one that differs between the groups; this takes 3 or more replicates per group"
+            f"a group has only {fewest} replicates: a gene that varies unusually strongly between replicates can "
+            "then be mistaken for a gene that differs between the groups; use 3 or more replicates per group"
         )
     return warned
 
@@ -84,7 +85,7 @@ def _groups(result: DifferentialExpression, facts: dict[str, Any]) -> str:
 def _replicates(result: DifferentialExpression) -> str:
     replicates = result.replicates
     assert replicates is not None
-    how = "each is compared with itself (paired)" if replicates.paired else "not paired"
+    how = "groups compared within each replicate (paired)" if replicates.paired else "not paired"
     spread = "their changes differ" if replicates.paired else "they differ"
     batches = "; differences between batches are accounted for" if replicates.batches else ""
     return (

@@ -1,7 +1,7 @@
-"""Do the denoised counts of a group of cells agree with its raw counts?
+"""Comparison of the denoised counts of groups of cells with the raw counts of these groups.
 
-The raw mean of a gene in a group is noisy, but right on average, whatever the model. If the denoised mean differs from
-it by more than the sampling error, then the denoised counts of this gene are wrong in this group.
+The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
+differs from it by more than the sampling error, then the denoised counts of this gene are wrong in this group.
 
 The error of a difference is the standard error of the mean residual over the n cells of a group. If a group has no
 counts of a gene, residuals hardly vary, whatever the expectation. The variance of a count is therefore assumed to be at

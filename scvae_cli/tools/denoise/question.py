@@ -110,8 +110,11 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         if not self.session.model.vae.n_mapped or self.options.batch_as == OBSERVED:
             return []
         return [
-            f"batches were mapped onto this model, and all cells are decoded in the batch {self.options.batch_as!r}: "
-            "whatever distinguishes a mapped batch, also a treatment, is removed; --batch-as observed keeps it"
+            (
+                "batches were mapped onto this model, and all cells are decoded in the batch "
+                f"{self.options.batch_as!r}: this removes all differences of a mapped batch, including the effect of "
+                "a treatment; --batch-as observed keeps these differences"
+            )
         ]
 
     def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the options
@@ -132,7 +135,10 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 
 
 def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
-    """Describe the comparison with the raw means. `own_batches` says that each cell was decoded in its batch for it."""
+    """Describe the comparison with the raw means.
+
+    `own_batches` says that cells were decoded in their own batches for it.
+    """
     differ, compared = means["n_different"], means["n_compared"]
     where = f"mean counts of {means['n_groups']} groups of obs[{means['groupby']!r}]"
     where += ", with each cell decoded in its own batch for this comparison" if own_batches else ""

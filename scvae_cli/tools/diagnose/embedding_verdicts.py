@@ -68,7 +68,7 @@ def _label_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _worse_vote(others: Sequence[Scores]) -> tuple[str, Scores]:
-    """Compare the votes in the embedding with the best votes, and return the level and whose votes are the best."""
+    """Compare the votes in the embedding with the best votes; return the level, and the scores with the best votes."""
     best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
     assert best.vote_advantage is not None
     advantage, error = best.vote_advantage

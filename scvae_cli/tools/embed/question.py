@@ -37,7 +37,7 @@ class Embed(Question[EmbedOptions, Embedding]):
         if options.plot is None:
             return
         self.color = options.color or self._default_color()
-        # The new clusters are not known yet; a column of the same name would hold older ones.
+        # The new clusters do not exist yet. If obs has a column of this name, the column holds older clusters.
         named = [name for name in self.color if not (options.leiden and name == self.names.leiden)]
         if not options.leiden and self.names.leiden in named and self.names.leiden not in session.store.obs_keys:
             raise DataError(f"there are no clusters {self.names.leiden!r} to color by", "add --leiden")

@@ -32,8 +32,8 @@ USUAL_KEY = "batch"
 FEW_CELLS = 50
 # With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
 FOREIGN_SHARE = 0.5
-# The same holds if the log proportions of genes typically differ by more than this from the batches of the training.
-# The largest difference between technologies, conditions or donors that was seen is about 0.8.
+# The cells are also probably of another tissue if the log proportions of genes typically differ from those of the
+# training by more than this. Between technologies, conditions or donors, the largest observed difference is about 0.8.
 FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
 
@@ -71,8 +71,8 @@ class Map(Question[MapOptions, Mapped]):
         model, folder = result.model, self.options.output
         if folder is not None:
             model.save(folder, force=self.options.force)
-            model = load(folder)  # with its hash
-        # The record of the run names the new model, whose results may follow.
+            model = load(folder)  # loaded with its hash
+        # The record names the new model, because results of this model may be written to the same file later.
         self.session = replace(self.session, model=model)
         return super().write(result)
 
@@ -238,9 +238,9 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:
         warnings.append(
-            f"{'1 new batch has' if len(few) == 1 else f'{len(few)} new batches have'} fewer than {FEW_CELLS} cells "
-            f"({_shown(few)}): the effects are uncertain, and closer to those of the other batches than they may be in "
-            "truth"
+            f"{'1 new batch has' if len(few) == 1 else f'{len(few)} new batches have'} fewer than {FEW_CELLS} "
+            f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
+            "batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)

@@ -83,7 +83,7 @@ def _permuted(
     squares_g = np.asarray(x_ng.multiply(x_ng).sum(0)).ravel() - total_g**2 / n
     treated_bg = (x_ng.T.tocsr() @ labels_bn.T.astype(np.float64)).T
     difference_bg = treated_bg / n_treated - (total_g - treated_bg) / (n - n_treated)
-    # The squares within the labels are the total squares less the squares between the labels.
+    # The sum of squares within labels is the total sum of squares minus the sum of squares between labels.
     balance = n_treated * (n - n_treated) / n
     within_bg = np.maximum(squares_g - balance * difference_bg**2, 1e-12 * squares_g)
     return _Permuted(difference_bg, within_bg / (n - 2) / balance)

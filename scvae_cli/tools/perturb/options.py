@@ -10,7 +10,7 @@ from scvae_cli.options import option
 from scvae_cli.shared_options import Drawing, Reading, WritingNewCells
 from scvae_cli.verb import Verb
 
-# What the options take, as the hints of error messages say it.
+# Descriptions of the allowed values, for the hints of error messages.
 _COLUMN, _LABEL = "a column of obs", "a label of the --perturbation-key column"
 
 Method = Literal["auto", "centroid", "ot"]

@@ -8,9 +8,9 @@ of the mean shift in the mixture is chosen by predicting groups whose treated ce
 to the target's own expression profile: decoded rates are scaled, gene by gene, so that their mean over the control
 cells equals the observed mean. For real numbers, differences replace log ratios.
 
-Models predict the change of cells that they have not seen too small. If models trained without the treated cells of a
-group are at hand, the mixture is multiplied by the scale at which these groups are predicted best. Where the plain mean
-change of the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
+Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
+of a group, the mixture is multiplied by the scale at which these groups are predicted best. If the plain mean change of
+the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """

@@ -128,9 +128,11 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if result.recipe.method == MEAN or (not result.tested and result.recipe.mean_shift_share == 1):
             return ()
         return [
-            "the model was trained on the treated cells of the groups in which the accuracy was measured, so a group "
-            "without treated cells is predicted less accurately, and its changes may be predicted too small; --retrain "
-            "measures the accuracy for such a group, and corrects the size of the changes"
+            (
+                "the model was trained on the treated cells of the groups in which the accuracy was measured, so a "
+                "group without treated cells is predicted less accurately, and its changes may be underestimated; "
+                "--retrain measures the accuracy for such a group, and corrects the size of the changes"
+            )
         ]
 
     def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
@@ -265,10 +267,12 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     held_out = all(check.held_out for check in checks)
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
-        f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
-        "correlation (r) of predicted and observed changes over all genes / over the 50 most significant genes, then "
-        "the slope of the predicted on the observed changes of these 50 genes, and the root mean squared error (RMSE) "
-        "over all genes. A slope below 1 means that changes are predicted too small.",
+        (
+            f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
+            "correlation (r) of predicted and observed changes over all genes / over the 50 most significant genes, "
+            "then the slope of the predicted on the observed changes of these 50 genes, and the root mean squared "
+            "error (RMSE) over all genes. A slope below 1 means that changes are underestimated."
+        ),
         f"{'':<28}" + "".join(f"{'r / r of 50, slope, RMSE':>26}" for _ in columns),
         f"{'group':<28}" + "".join(f"{headings[name]:>26}" for name in columns),
     ]

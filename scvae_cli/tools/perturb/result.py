@@ -88,9 +88,9 @@ class Recipe:
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
     perturbation is learned from. The rest of the prediction is the change decoded by the model after a shift by the
-    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale: models
-    predict changes of cells that they have not seen too small. With the method "mean", the prediction is the plain mean
-    of the other groups' changes; with "none", the prediction is no change.
+    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale, because
+    models underestimate the changes of cells that they were not trained on. With the method "mean", the prediction is
+    the plain mean of the other groups' changes; with "none", the prediction is no change.
     """
 
     method: str

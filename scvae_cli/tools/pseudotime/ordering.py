@@ -32,8 +32,8 @@ from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# Number of cells that represent all others in the search for the outermost cells of a root, and largest number of root
-# cells from which distances are measured.
+# Number of cells that represent all others in the search for the root cells farthest from the other cells, and largest
+# number of root cells from which distances are measured.
 _REFERENCES = 200
 # Number of neighbors and of diffusion coordinates for the order, as in Palantir. More ends than
 # that need as many coordinates as there are ends.

@@ -65,7 +65,7 @@ class Pseudotime:
         return {branch: int((self.branch_n == branch).sum()) for branch in branches}
 
     def warnings(self) -> list[str]:
-        """Return warnings about disconnected cells, and about fates that say little."""
+        """Return warnings about disconnected cells, and about fates that are unreliable."""
         found = []
         if self.n_components > 1:
             found.append(

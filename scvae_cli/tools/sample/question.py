@@ -39,7 +39,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             return prototype(session.model, session.counts, options, progress=progress)
         self.counts = session.counts_and_batches()
         result = sample(session.model, self.counts, options, group=self.group, progress=progress)
-        # The comparison costs a pass over the real cells.
+        # The comparison needs a pass over the real cells.
         if not options.mean and (self.request.reported or options.plot is not None):
             of_counts = session.model.of_counts
             real = self._real_cells().matrix

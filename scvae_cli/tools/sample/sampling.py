@@ -95,7 +95,8 @@ def sample(
         If a model of real numbers is asked for a library size.
     """
     assert options.n is not None, "only the prototype needs no number"
-    # Positions in double precision and their copies, names, scores and library sizes; counts are drawn in blocks.
+    # Memory per cell: positions in double precision and their copies, names, scores and library sizes. Counts need
+    # little memory, because they are drawn in blocks.
     per_cell = 32 * model.vae.n_latent + 300
     refuse_too_large(
         options.n * per_cell,
@@ -212,7 +213,7 @@ def accepted(
         z_mk, cell_m = propose(max(n - n_accepted, 1000) if avoid_holes else n)
         score_m = torch.cat([density.off_manifold(block_mk) for block_mk in torch.split(z_mk, _BLOCK)])
         good = torch.nonzero(score_m <= OFF_MANIFOLD).flatten() if avoid_holes else torch.arange(len(z_mk))
-        # Draws after the last one that is needed do not count as made.
+        # Draws after the last draw that was needed are not counted.
         enough = len(good) >= n - n_accepted
         good = good[: n - n_accepted]
         n_proposed += int(good[-1]) + 1 if enough else len(z_mk)

@@ -1,4 +1,4 @@
-"""The figure of scores: are the p-values uniform, do scores depend on library size, and where are the anomalies?
+"""The figure of scores: p-values of the cells, scores by library size, and positions of the anomalies.
 
 Shapes: n cells, m simulated cells, d bins of library size.
 """

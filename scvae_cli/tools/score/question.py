@@ -12,7 +12,7 @@ from scvae_cli.tools.score.scoring import score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A deviation from the expected share that is this improbable is not chance.
+# Significance level for the comparison of the observed with the expected share of held-out cells.
 _CHANCE = 0.01
 
 

@@ -105,7 +105,7 @@ def sweep(
     model: Model | None = None
     for number, value in enumerate(values, 1):
         start_from = model if options.varied == "beta" else None
-        # The training is given the chosen genes alone, and would call them all genes.
+        # The training receives only the chosen genes, so it would record that all genes were chosen.
         events = (
             replace(event, genes_chosen=genes_chosen) if isinstance(event, Prepared) else event
             for event in fit(trained_on, _config_of(config, options, value), start_from=start_from)

@@ -172,7 +172,7 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    """Give one recommendation, and say what it rests on."""
+    """Return one recommendation, and the reason for it."""
     task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
     chosen = result.suggested_run
     if result.suggested == result.best:

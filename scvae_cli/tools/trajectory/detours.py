@@ -1,4 +1,4 @@
-"""Whether a trajectory is plausible: does it return to where it was, and are there cells all along it?
+"""Two signs that a trajectory is implausible: it returns to an earlier state, or it has a gap without cells.
 
 Shapes: n cells, t steps, g genes.
 """
