@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
         if not torch.cuda.is_available():
             raise DeviceError(f"{name} was requested, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            message = f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)"
+            message = f"{name} is not available: torch sees {amount(torch.cuda.device_count(), 'device')}"
             raise DeviceError(message, "run nvidia-smi to list the GPUs")
     elif device.type == "mps":
         raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
@@ -160,7 +161,7 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
         raise DeviceError(f"--compile needs {tool}, which is not installed", "install it, or train without --compile")
     if config.compile is None:
         compiles = on_gpu and available and n_cells >= CELLS_WORTH_COMPILING
-        why = f"{n_cells:,} cells" if available else f"without {tool}"
+        why = f"{amount(n_cells, 'cell')}" if available else f"without {tool}"
     else:
         compiles, why = config.compile, "as requested"
     if not (compiles or on_gpu):

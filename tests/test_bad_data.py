@@ -157,10 +157,10 @@ def test_the_first_offender_is_named(bench):
 @pytest.mark.parametrize(
     ("fragment", "keep"),
     [
-        ("1 cell(s) are too few", lambda a: a[:1].copy()),
-        ("9 cell(s) are too few", lambda a: a[:9].copy()),
+        ("1 cell is too few", lambda a: a[:1].copy()),
+        ("9 cells are too few", lambda a: a[:9].copy()),
         ("1 gene(s) left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
-        ("cell(s) have no counts", dropped_rows),
+        ("cells have no counts", dropped_rows),
     ],
     ids=["one cell", "nine cells", "one gene", "empty cells"],
 )
@@ -226,7 +226,7 @@ def gap(kind: str) -> Callable[[ad.AnnData], None]:
 @pytest.mark.parametrize("kind", ["categorical", "float", "nullable integer", "nullable boolean"])
 def test_missing_batches(bench, kind):
     bench.changed(gap(kind))
-    fragment = "obs['batch'] has no value for 1 cell(s)"
+    fragment = "obs['batch'] has no value for 1 cell"
     refused(bench.folder, bench.train("--batch-key", "batch"), DATA, fragment)
     assert fragment in run_cli("check", bench.data, "--batch-key", "batch").out
 

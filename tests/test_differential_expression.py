@@ -620,7 +620,7 @@ def test_figure_draws_what_was_found():
         (USAGE, "given twice for 'a'", [*ASKED, "--within", "a=1", "--within", "a=2"]),
         (USAGE, "--group is missing", ["--groupby", "batch"]),
         (DATA, "no column 'kind'", [*ASKED, "--within", "kind=stem"]),
-        (DATA, "has 0 cell(s) to compare", [*ASKED, "--within", "batch=batch_2"]),
+        (DATA, "has 0 cells to compare", [*ASKED, "--within", "batch=batch_2"]),
         (USAGE, "does not end in .csv", [*ASKED, "--table", "genes.txt"]),
         (USAGE, "does not have the extension of a figure", [*ASKED, "--plot", "genes.doc"]),
         (DATA, "is not a folder", [*ASKED, "--table", "none/genes.csv"]),

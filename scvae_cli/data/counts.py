@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.feature_types import COLUMN, FeatureTypes, feature_types
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import cell_blocks
@@ -269,7 +270,8 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
+            f"{store.title}: obs[{batch_key!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
+            f"is {cell!r}",
             f'drop these cells: adata[adata.obs["{batch_key}"].notna()], or fill in the missing values',
         )
     return labels_of(column)

@@ -9,6 +9,8 @@ import pwd
 import stat
 from pathlib import Path
 
+from scvae_cli.amounts import amount
+
 # The access rights of single users and groups; Linux keeps them as an extended attribute.
 _ACL = "system.posix_acl_access"
 
@@ -25,7 +27,9 @@ def keep_metadata(descriptor: int, of: Path) -> list[str]:
     os.fchmod(descriptor, mode)
     lost += _keep_attributes(descriptor, of, with_acl=same_group)
     if stat.S_ISREG(old.st_mode) and old.st_nlink > 1:
-        lost.append(f"its hard links ({old.st_nlink - 1} other name(s) keep the old content)")
+        lost.append(
+            f"its hard links ({amount(old.st_nlink - 1, 'other name keeps', 'other names keep')} the old content)"
+        )
     return lost
 
 

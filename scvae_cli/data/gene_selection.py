@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.gene_names import GeneNames, listed
@@ -70,7 +71,8 @@ def select_genes(
             how = f"the {n_top} highly variable genes (seurat_v3)"
     if len(columns) < 2:
         raise DataError(
-            f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes"
+            f"{amount(len(columns), 'gene is', 'genes are')} left to model",
+            "a model needs at least two; check the counts or --genes",
         )
     return columns, how
 

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint, resolved
 from scvae_cli.data.h5ad_damage import (
     check_column,
@@ -141,8 +142,8 @@ class H5adFile:
             item = file[_location(name, file)]
             if shape_of(item) != expected:
                 raise DataError(
-                    f"{self.title}: {name} has shape {shape_of(item)}, but there are {expected[0]} cells and "
-                    f"{expected[1]} genes", "write the file again with anndata"
+                    f"{self.title}: {name} has shape {shape_of(item)}, but there are {amount(expected[0], 'cell')} and "
+                    f"{amount(expected[1], 'gene')}", "write the file again with anndata"
                 )  # fmt: skip
             yield from row_blocks(item, self.title)
 
@@ -210,7 +211,7 @@ class H5adFile:
                 key = text_attribute(frame, "_index") or ("index" if "index" in frame else "_index")
                 names = self._strings(frame[key])
             if np.ndim(names) != 1:
-                raise ValueError(f"it has {np.ndim(names)} dimensions")
+                raise ValueError(f"it has {amount(np.ndim(names), 'dimension')}")
             return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:

@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
 from scvae_cli.memory_limit import refuse_too_large
@@ -145,8 +146,8 @@ def _refuse_too_large(config: SimulationConfig) -> None:
     per_gene = GRID_STEPS * (40 + config.n_branches * (16 + 8 * config.n_batches))
     refuse_too_large(
         config.n_cells * per_cell + config.n_genes * per_gene,
-        f"a simulation of {config.n_cells:,} cells and {config.n_genes:,} genes, with {config.n_branches} branches and "
-        f"{config.n_batches} batches,",
+        f"a simulation of {config.n_cells:,} cells and {amount(config.n_genes, 'gene')}, with "
+        f"{amount(config.n_branches, 'branch')} and {amount(config.n_batches, 'batch')},",
         lambda free: (
             f"--cells {min(free // (2 * per_cell), config.n_cells)} with --genes "
             f"{min(free // (2 * per_gene), config.n_genes)} would fit; genes need memory for "

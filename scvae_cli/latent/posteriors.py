@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.minibatches import CellTable
@@ -40,7 +41,8 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
-            f"{len(empty)} cell(s) have no counts in the modeled genes; the first is {counts.cell_names[empty[0]]!r}",
+            f"{amount(len(empty), 'cell has', 'cells have')} no counts in the modeled genes; the first is "
+            f"{counts.cell_names[empty[0]]!r}",
             "filter these cells out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     if batch_n is None and model.vae.n_mapped:

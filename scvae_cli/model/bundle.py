@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from scvae_cli._version import __version__
+from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.atomic import (
     may_write,
@@ -99,7 +100,7 @@ class Model:
     def __repr__(self) -> str:
         """Return the text that a notebook shows: likelihood, numbers of genes and dimensions, ELBO and hash."""
         shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
-        size = f"{len(self.genes):,} genes, {shape.n_latent} latent dimensions"
+        size = f"{amount(len(self.genes), 'gene')}, {amount(self.vae.n_latent, 'latent dimension')}"
         return (
             f"Model({shape.likelihood}, {size}, held-out ELBO {elbo:.2f} nats per cell, hash {self.hash or 'unsaved'})"
         )

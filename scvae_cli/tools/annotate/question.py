@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
@@ -90,8 +91,10 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         quality = result.quality
         where = "" if self.reference is None else f" of {one_line(self.reference.store.title)}"
         lines = [
-            f"annotated {facts['n_cells']:,} cells, learned from {facts['n_labeled']:,} labeled cells{where} with "
-            f"{len(result.labels)} labels"
+            (
+                f"annotated {amount(facts['n_cells'], 'cell')}, learned from "
+                f"{amount(facts['n_labeled'], 'labeled cell')}{where} with {amount(len(result.labels), 'label')}"
+            )
         ]
         names = [one_line(name) for name in result.labels[:_SHOWN]]
         width = max(8, *map(len, names))
@@ -105,7 +108,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         if result.unknown_rate:
             lines.append(f"  {'unknown':<{width}}  {'':>9}  {facts['n_unknown']:>9,}")
         lines += [
-            f"on {quality.n_cells:,} labeled cells that were held out:",
+            f"on {amount(quality.n_cells, 'labeled cell')} that were held out:",
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
             f"  prediction sets contain the true label of {quality.coverage:.1%} (asked for: {result.coverage:.0%}), "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
@@ -80,7 +81,8 @@ class Annotation:
         if alone:
             shown = ", ".join(map(repr, alone[:3])) + (", ..." if len(alone) > 3 else "")
             found.append(
-                f"{len(alone)} label(s) have one labeled cell ({shown}): it is not known how well they are predicted"
+                f"{amount(len(alone), 'label has', 'labels have')} one labeled cell ({shown}): it is not known "
+                f"how well {noun(len(alone), 'it is', 'they are')} predicted"
             )
         share = float(self.unknown_n[~self.labeled_n].mean()) if not self.labeled_n.all() else 0.0
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):

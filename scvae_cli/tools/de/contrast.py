@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import MIN_CELLS
 
@@ -53,7 +54,7 @@ class Contrast:
         for name, cells in sides:
             if len(cells) < MIN_CELLS:
                 raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(cells)} cell(s) to compare",
+                    f"{name!r} of obs[{self.groupby!r}] has {amount(len(cells), 'cell')} to compare",
                     f"a group needs at least {MIN_CELLS} cells; merge groups, or choose others",
                 )
         if self.replicate_n is None:
@@ -63,7 +64,7 @@ class Contrast:
             if len(labels) < 2:
                 only = f" ({next(iter(labels))!r})" if labels else ""
                 raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(labels)} replicate(s) in "
+                    f"{name!r} of obs[{self.groupby!r}] has {amount(len(labels), 'replicate')} in "
                     f"obs[{self.replicate_key!r}]{only}, but at least 2 per group are needed to estimate the "
                     "spread between replicates",
                     "without --replicate-key, cells are compared, and differences between these replicates are "

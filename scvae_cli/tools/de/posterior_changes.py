@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import DeOptions
 from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
@@ -95,7 +96,7 @@ def posterior_of(
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(
-            f"only {int(tested.sum())} gene(s) have counts in these cells",
+            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in these cells",
             f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
         )
     estimate_t, error_t = estimate_g[tested], error_g[tested]

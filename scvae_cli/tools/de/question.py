@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_writable, replacing
 from scvae_cli.data.counts import is_missing, read_rows, types_of_features
 from scvae_cli.data.gene_names import gene_names
@@ -162,7 +163,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         warned = warnings_of_replicates(result)
         if self.n_unlabeled:
             key = self.options.replicate_key
-            warned.append(f"left out: {self.n_unlabeled:,} cells without a value in obs[{key!r}]")
+            warned.append(f"left out: {amount(self.n_unlabeled, 'cell')} without a value in obs[{key!r}]")
         if result.replicates is None:
             sides = (self.contrast.group_cells, self.contrast.reference_cells)
             warning = warning_of_donors(self.session, sides, groupby=self.options.groupby)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.gene_names import listed
 from scvae_cli.tools.de.result import DifferentialExpression
 
@@ -21,7 +22,9 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
     if result.replicates is not None:
         lines.append(_replicates(result))
     elif result.n_left_out:
-        lines.append(f"left out: {result.n_left_out:,} cells in batches with fewer than two cells of one of the groups")
+        lines.append(
+            f"left out: {amount(result.n_left_out, 'cell')} in batches with fewer than two cells of one of the groups"
+        )
     use = (
         "the common change was subtracted from the changes below"
         if result.centre == "bulk"
@@ -32,9 +35,9 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
         f"genes within 0.25 of it; {use}"
     )
     if facts["n_counted"]:
-        lines.append(f"tested by their counts alone: {facts['n_counted']:,} genes that the model lacks")
+        lines.append(f"tested by their counts alone: {amount(facts['n_counted'], 'gene')} that the model lacks")
     if not_tested := facts["n_genes"] - facts["n_tested"]:
-        lines.append(f"not tested: {not_tested:,} genes without counts in these cells")
+        lines.append(f"not tested: {amount(not_tested, 'gene')} without counts in these cells")
     called = [row for row in facts["genes"] if row["called"]]
     if not called:
         return "\n".join([*lines, _nothing_called(result)])
@@ -55,7 +58,7 @@ def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
         return []
     if replicates.left_out:
         warned.append(
-            f"left out: {len(replicates.left_out)} replicate(s) of obs[{replicates.key!r}] that are in one group "
+            f"left out: {amount(len(replicates.left_out), 'replicate')} of obs[{replicates.key!r}] in one group "
             f"alone ({listed(replicates.left_out)}), because the groups are compared within each of the other "
             "replicates"
         )
@@ -75,10 +78,10 @@ def _groups(result: DifferentialExpression, facts: dict[str, Any]) -> str:
         of = (f" of {replicates.n_group} replicates", f" of {replicates.n_reference} replicates")
     inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
     return (
-        f"{contrast.group} ({result.n_group:,} cells{of[0]}) against {contrast.reference} ({result.n_reference:,} cells"
-        f"{of[1]}){inside}: {facts['called']:,} of {facts['n_tested']:,} genes changed by more than "
-        f"{facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} down, at an expected FDR of "
-        f"{facts['fdr']:g}"
+        f"{contrast.group} ({amount(result.n_group, 'cell')}{of[0]}) against {contrast.reference} "
+        f"({amount(result.n_reference, 'cell')}{of[1]}){inside}: {facts['called']:,} of {facts['n_tested']:,} "
+        f"genes changed by more than {facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} "
+        f"down, at an expected FDR of {facts['fdr']:g}"
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.evaluation.batch_mixing import ilisi, kbet_within
@@ -147,7 +148,7 @@ def usable_labels(label_n: np.ndarray, *, column: str) -> np.ndarray:
     names = [label for label in set(label_n) - {None} if (label_n == label).sum() >= LEAST_CELLS]
     if len(names) < 2:
         raise DataError(
-            f"obs[{column!r}] has {len(names)} label(s) with {LEAST_CELLS} or more cells",
+            f"obs[{column!r}] has {amount(len(names), 'label')} with {LEAST_CELLS} or more cells",
             "--labels takes a column with two or more labels, such as cell types",
         )
     kept_n = label_n.astype(object)

@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from scvae_cli.amounts import amount
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import (
     NO_GROUP,
@@ -73,7 +74,7 @@ class _OneColor:
     title = ""
 
     def __init__(self, n_cells: int) -> None:
-        self.title = f"{n_cells:,} cells" if n_cells != 1 else "1 cell"
+        self.title = amount(n_cells, "cell")
 
     def key_height(self, wide: float) -> float:  # noqa: ARG002  # the other panels have a key
         """Height of the legend or of the color scale, in inches."""

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import resolved
 from scvae_cli.data.counts import is_missing
 from scvae_cli.data.labels import positions_in
@@ -98,10 +99,10 @@ class Map(Question[MapOptions, Mapped]):
         }
 
     def text(self, result: Mapped, facts: dict[str, Any]) -> str:
-        batches = "1 new batch" if len(result.new) == 1 else f"{len(result.new)} new batches"
+        batches = amount(len(result.new), "new batch")
         lines = [f"mapped {batches} in {result.seconds:.1f} s"]
         for name, n, difference in zip(result.new, result.n_cells_b, result.difference_b, strict=True):
-            lines.append(f"  {one_line(name)}: {n:,} cells; {_described(difference)}")
+            lines.append(f"  {one_line(name)}: {amount(n, 'cell')}; {_described(difference)}")
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
@@ -219,7 +220,8 @@ def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
     if missing.any():
         cell = session.counts.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{key_given!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
+            f"{store.title}: obs[{key_given!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
+            f"is {cell!r}",
             f'drop these cells: adata[adata.obs["{key_given}"].notna()], or fill in the missing values',
         )
     return key_given, batch_n
@@ -232,13 +234,13 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
         fate = "they were not trained again" if result.new else "nothing is new, so the model was not changed"
         warnings.append(
-            f"{n_known} cell(s) are of batches that the model has already ({_shown(known)}): {fate}. If these are "
-            "other batches of the same names, rename them"
+            f"{amount(n_known, 'cell is', 'cells are')} of batches that the model has already ({_shown(known)}): "
+            f"{fate}. If these are other batches of the same names, rename them"
         )
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:
         warnings.append(
-            f"{'1 new batch has' if len(few) == 1 else f'{len(few)} new batches have'} fewer than {FEW_CELLS} "
+            f"{amount(len(few), 'new batch has', 'new batches have')} fewer than {FEW_CELLS} "
             f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
             "batches"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.labels import labels_of
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
@@ -155,8 +156,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         of_counts = self.session.model.of_counts
         recipe = result.recipe
         lines = [
-            f"{result.group}, {result.control} → {result.treated}: {facts['n_cells']:,} cells × "
-            f"{facts['n_genes']:,} genes, method {recipe.method} ({_METHODS[recipe.method]})",
+            f"{result.group}, {result.control} → {result.treated}: {amount(facts['n_cells'], 'cell')} × "
+            f"{amount(facts['n_genes'], 'gene')}, method {recipe.method} ({_METHODS[recipe.method]})",
             *(_verdict(test) for test in result.tests),
         ]
         if not result.changed:
@@ -181,11 +182,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
 def _verdict(test: Tested) -> str:
     """Say whether a label changes expression in the groups from which the change is learned."""
-    groups = f"{len(test.group_p)} group{'s' if len(test.group_p) > 1 else ''}"
-    if test.n_changed:
-        extent = f"{test.n_changed:,} genes change" if test.n_changed > 1 else "1 gene changes"
-    else:
-        extent = "no single gene stands out"
+    groups = amount(len(test.group_p), "group")
+    extent = amount(test.n_changed, "gene changes", "genes change") if test.n_changed else "no single gene stands out"
     return (
         f"change under {test.label} in {groups}: p {_p(test.p)} by permuted labels; {extent} "
         f"(family-wise error {GENE_LEVEL:g})"
