@@ -159,7 +159,7 @@ def test_the_first_offender_is_named(bench):
     [
         ("1 cell is too few", lambda a: a[:1].copy()),
         ("9 cells are too few", lambda a: a[:9].copy()),
-        ("1 gene(s) left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
+        ("1 gene is left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
         ("cells have no counts", dropped_rows),
     ],
     ids=["one cell", "nine cells", "one gene", "empty cells"],
