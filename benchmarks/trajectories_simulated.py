@@ -1,4 +1,4 @@
-"""Walks and orderings on simulated trees, against the truth they were drawn from."""
+"""Trajectories and orderings on simulated trees, compared with the simulated truth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POINTS = 60
 
 
 def tree(branches: int, seed: int, depth: float) -> anndata.AnnData:
-    """Cells of a tree at the simulator's defaults; one branch is a straight differentiation."""
+    """Simulate the cells of a tree with the defaults; a tree with one branch is a differentiation without branching."""
     simulated = simulate(SimulationConfig(n_cells=N_CELLS, n_branches=branches, seed=seed, depth=depth))
     matrix = sp.vstack(list(simulated.blocks()), format="csr")
     return anndata.AnnData(
@@ -29,7 +29,7 @@ def tree(branches: int, seed: int, depth: float) -> anndata.AnnData:
 
 
 def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train on one tree and compare its walks and its ordering with the truth; one row a branch."""
+    """Train on one tree and compare its trajectories and its ordering with the truth; return one row per branch."""
     adata = tree(branches, seed, depth)
     model = scvae.train(adata, seed=seed, genes="all", threads=arguments.threads, device="cpu")
     groups = adata.obs["cell_type"].astype(str).to_numpy()
@@ -63,7 +63,7 @@ def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespac
 
 
 def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float) -> np.ndarray:
-    """True log-normalised expression along a lineage from one pseudotime to another."""
+    """Compute the true log-normalized expression along a lineage from one pseudotime to another."""
     grid = adata.uns["simulation"]["pseudotime_grid"]
     rho_gs = np.asarray(adata.varm[f"true_rho_branch_{branch}"])
     times = np.linspace(start, end, POINTS)
@@ -71,7 +71,7 @@ def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float)
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a tree a line, means over its branches."""
+    """Format the results as markdown, one row per tree, with means over its branches."""
     lines = [
         "| tree | PCA line | line of means | straight | graph | geodesic | geodesic / PCA | geodesic / straight "
         "| off straight | off geodesic | pseudotime ρ | right branch | wrong |",

@@ -475,8 +475,8 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
         known = f"{amount(len(new), 'batch was', 'batches were')} not in the training data ({shown})"
         message = (
-            f"{known}: cells of these batches can be embedded, because the encoder does not use the batch, but their "
-            "batch effect is not corrected"
+            f"{known}: cells of new batches can be embedded, because the encoder does not use the batch, but batch "
+            "effects are not corrected"
         )
         warnings.warn(ScvaeWarning(message), stacklevel=3)
 

@@ -315,7 +315,7 @@ def test_model_with_batches_asks_for_them(bench_with_batches):
     bench.changed(column("batch", lambda a: ["new", *a.obs["batch"][1:]]))
     refused(bench.folder, bench.ask("score"), DATA, "the model was not trained on batch 'new'")
     outcome = run_well(*bench.ask("embed"))
-    assert "warning: 1 batch(es) were not in the training data (new)" in outcome.err
+    assert "warning: 1 batch was not in the training data (new)" in outcome.err
     bench.changed(lambda a: a.obs.__delitem__("batch"))
     refused(bench.folder, bench.ask("score"), DATA, "no column 'batch' in obs")
     run_well(*bench.ask("embed"))
