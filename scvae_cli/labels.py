@@ -25,7 +25,7 @@ def as_label(value: Any) -> str | None:
     ['1', '1', '1', 'False', 'B']
     """
     if isinstance(value, str):
-        # For a member of a string enumeration, this gives the plain string.
+        # For a member of a string enumeration, this expression is the plain string.
         return str.__str__(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
@@ -53,5 +53,5 @@ def _is_missing(value: Any) -> bool:
         return bool(value != value)
     except TypeError:  # pandas' NA cannot be converted to a boolean
         return True
-    except ValueError:  # an array of several values
+    except ValueError:  # the comparison of an array of several values is ambiguous
         return False

@@ -332,7 +332,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         raise
     except Exception as error:  # the cause is extreme weights or counts, or a bug, which keeps its traceback
         session.refuse_far_cells()
-        if "non-finite" in str(error):  # linear algebra refuses such numbers
+        if "non-finite" in str(error):  # errors of linear algebra on such numbers
             raise ModelError(
                 "the model gives numbers that are not finite, so nothing was written", "train the model again"
             ) from error

@@ -293,8 +293,8 @@ class Session:
     def time_points(self, key: str) -> list[str]:
         """Return the time points in a column of obs, in their order.
 
-        Numbers are ordered by value, and labels that differ only in their numbers by these ("E7.5", "day3",
-        "100-130"). For an ordered categorical, the order is that of its categories.
+        Numbers are ordered by value. Labels that differ only in their numbers ("E7.5", "day3", "100-130") are ordered
+        by these numbers. For an ordered categorical, the order is that of its categories.
 
         Raises
         ------

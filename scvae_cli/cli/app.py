@@ -93,7 +93,7 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # while the command line is still being parsed
+    except (KeyboardInterrupt, typer.Abort):  # Ctrl-C while the command line is parsed
         return INTERRUPTED
     return result if isinstance(result, int) else 0
 

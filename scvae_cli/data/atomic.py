@@ -157,7 +157,7 @@ def resolved(path: Path) -> Path:
     try:
         result = path.resolve()
         circle = result.is_symlink()
-    except RuntimeError:  # before Python 3.13
+    except RuntimeError:  # raised by versions of Python before 3.13
         circle = True
     if circle:
         raise DataError(f"{path} is a symbolic link that leads back to itself", "remove the link")

@@ -198,7 +198,7 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
             return np.empty(0, dtype=np.int64), 0, number_n
     if not 0 < len(distinct) <= 2 * _MAX_VALUES:
         return index_n, len(distinct), number_n
-    # As everywhere, values with the same label are the same value.
+    # Values with the same label count as the same value, as in the rest of the package.
     merged, names = pd.factorize(np.asarray([as_label(value) for value in distinct], dtype=object))
     return np.append(merged, -1)[index_n], len(names), number_n
 

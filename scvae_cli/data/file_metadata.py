@@ -58,7 +58,7 @@ def _keep_owner(descriptor: int, old: os.stat_result) -> list[str]:
 
 
 def _keep_attributes(descriptor: int, of: Path, *, with_acl: bool) -> list[str]:
-    if not hasattr(os, "listxattr"):  # macOS has no such function
+    if not hasattr(os, "listxattr"):  # os.listxattr does not exist on macOS
         return []
     try:
         names = os.listxattr(of)

@@ -24,7 +24,7 @@ from scvae_cli.regular_file import read_regular
 
 # A gene that is expressed in fewer training cells than this carries no information that a model could learn.
 MIN_CELLS = 3
-# Up to this many expressed genes, all are modeled. If there are more, the most variable ones are.
+# If at most this many genes are expressed, all of them are modeled; otherwise, only the most variable ones.
 MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 

@@ -115,7 +115,7 @@ def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
         try:
             try:
                 descriptor = os.open(path, os.O_RDWR | flags)
-            except PermissionError:  # made by another user; a file that can be read can be locked
+            except PermissionError:  # the lock file belongs to another user; a file that can be read can be locked
                 descriptor = os.open(path, os.O_RDONLY | flags)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):

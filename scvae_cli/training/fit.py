@@ -140,7 +140,7 @@ def fit(
     training, heldout = split(counts, config)
     columns, genes_chosen = select_genes(counts, training, config.data, names)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
-    # This frees the memory of the other genes, unless the caller holds a reference to them.
+    # Without this reference, the memory of the other genes is freed, unless the caller holds a reference to them.
     counts = refuse_empty(counts.genes(columns), drop=drop)
     if counts.n_cells < len(training) + len(heldout):
         # Some cells had counts only in the other genes.

@@ -54,7 +54,7 @@ def annotation_figure(result: Annotation) -> Figure:
 
 
 def _fitting_names(labels: tuple[str, ...]) -> list[str]:
-    """Shorten labels only as far as the table beside them needs it."""
+    """Shorten labels only if the table beside them leaves too little space."""
     shortest, longest = _NAME_RANGE
     needed = max(_NUMBER * min(len(labels), _MOST_NUMBERS), _LINE * len(labels))
     for length in range(longest, shortest, -4):

@@ -142,7 +142,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         # No training is suggested if the model was trained on other cells: a training on these cells would not improve
         # it.
         command = next_command(result.verdicts, model.config) if self.of_training else Command(verb="embed")
-        # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
+        # `embed` can write into the .h5ad output, but needs the path of the model, which is not beside the output.
         data = options.output or request.data
         # The output contains only the genome or modality that was read.
         parts = {} if options.output else {"genome": options.genome, "modality": options.modality}

@@ -37,7 +37,8 @@ _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
 # With taller legends, a row has at most two panels, so that a legend can have several columns.
 _MAX_ROWS_OF_THREE = 16
-# With more groups, colors repeat and no legend is drawn; with more groups, no names are written at the cells.
+# Largest number of groups with a legend and colors that do not repeat, and largest number of groups whose names are
+# written at the cells.
 _MAX_GROUPS, _MAX_NAMES_ON_MAP = 102, 100
 _COLOR_MAP = "viridis"
 # Weights of red, green and blue in the luminance of a color, and the largest luminance of a group's color.

@@ -29,9 +29,9 @@ from scvae_cli.verb import Request
 
 # Name of the column of the batches, if neither the model nor the user names one.
 USUAL_KEY = "batch"
-# With fewer cells than this, differences from the reference are known for hardly more than the most abundant genes.
+# With fewer cells than this, differences from the reference are known only for the most abundant genes.
 FEW_CELLS = 50
-# With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
+# If more than this share of the cells lack a counterpart or are unexplained, the cells are probably of another tissue.
 FOREIGN_SHARE = 0.5
 # The cells are also probably of another tissue if the log proportions of genes typically differ from those of the
 # training by more than this. Between technologies, conditions or donors, the largest observed difference is about 0.8.
@@ -232,7 +232,7 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     warnings = []
     if known:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
-        fate = "they were not trained again" if result.new else "nothing is new, so the model was not changed"
+        fate = "they were not trained again" if result.new else "there are no new batches, so the model was not changed"
         warnings.append(
             f"{amount(n_known, 'cell is', 'cells are')} of batches that the model has already ({_shown(known)}): "
             f"{fate}. If these are other batches of the same names, rename them"

@@ -30,7 +30,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         options = self.options
         self.name = options.result_name
         genes = self.session.genes
-        # The same options, once with the gene names of the model and once with the gene names that are printed.
+        # The options with the gene names of the model, and the options with the gene names that are printed.
         self.by_id = _renamed(options, genes.ids_of)
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)

@@ -20,7 +20,7 @@ from scvae_cli.tools.perturb.tested_change import Tested, any_changed
 TOP_GENES = 50
 # Recipes that are not a shift by the model: the plain mean change of the other groups, and no change.
 MEAN, NONE = "mean", "none"
-# What is compared with the observed change: the prediction and its baselines.
+# Names of the predictions that are compared with the observed change: the prediction itself and its two baselines.
 COMPARED = ("predicted", "mean_change", "additive")
 
 

@@ -104,7 +104,8 @@ class Pseudotime:
             Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),
         ]
         if self.ends:
-            import pandas as pd  # only here: it takes time to import, and an order without ends does not need it
+            # imported here, because pandas is slow to import, and an order without ends does not need it
+            import pandas as pd
 
             branches = pd.Categorical(self.branch_n, categories=[UNCOMMITTED, *self.ends])
             slots += [

@@ -27,7 +27,7 @@ SHOWN_GENES = 20
 class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     """Draw new cells, or decode the prototype: the latent position z = 0."""
 
-    # None unless drawn counts will be reported or plotted.
+    # The comparison with real cells; None if drawn counts are neither reported nor plotted.
     comparison: Comparison | None = None
 
     def prepare(self) -> None:
