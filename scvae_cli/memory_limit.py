@@ -82,7 +82,7 @@ def out_of_memory(error: BaseException) -> ScvaeError | None:
     if not (isinstance(error, MemoryError) or _REFUSALS.search(text)):
         return None
     found = _ASKED.search(text)
-    asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were asked for"
+    asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were requested"
     free = free_bytes()
     rest = "" if free is None else f"{',' if asked else ':'} {shown_bytes(free)} are free"
     return DeviceError(

@@ -335,7 +335,7 @@ def test_names_of_labels_forge_no_lines(copied):
     out = run_well("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
     assert "a\\n  accuracy 100%\\x1b[2K" in out
     assert not any(line.startswith("  accuracy") for line in out.splitlines())
-    assert "called unknown by mistake (asked for: 1%)" in out
+    assert "called unknown by mistake (requested: 1%)" in out
 
 
 def test_the_next_step_draws_a_umap_or_makes_one(copied):

@@ -348,7 +348,7 @@ def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(di
     labeled = scvae.diagnose(adata, model, **QUICK, labels="cell_type")
     for diagnosis, scores in ((found, ("ilisi", "kbet")), (labeled, tuple(SCORES))):
         figure = diagnosis_figure(diagnosis)
-        [panel] = [axes for axes in figure.axes if axes.get_label().startswith("Embedding beside PCA")]
+        [panel] = [axes for axes in figure.axes if axes.get_label().startswith("Embedding")]
         heights = [[bar.get_height() for bar in bars] for bars in panel.containers]
         assert heights == [[getattr(one, name) for name in scores] for one in diagnosis.quality.scores]
     quality = dataclasses.replace(found.quality, n_batches=0)

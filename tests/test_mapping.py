@@ -96,7 +96,7 @@ def test_cells_of_the_reference_under_a_new_name_do_not_move():
 
 def test_known_batches_keep_their_effects():
     reference, _, model = sides()
-    with pytest.warns(ScvaeWarning, match="nothing is new"):
+    with pytest.warns(ScvaeWarning, match="no new batches"):
         mapped = scvae.map(reference, model, inplace=False)
     assert mapped.batches == model.batches
     assert mapped.vae is model.vae

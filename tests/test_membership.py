@@ -71,7 +71,7 @@ def test_a_trajectory_that_turns_back_is_told(mixed, trajectory):
     cells, model = mixed
     assert trajectory.returning is None
     there_and_back = ["stem", "mature_1", "progenitor"]
-    with pytest.warns(ScvaeWarning, match="returns to where it was"):
+    with pytest.warns(ScvaeWarning, match="returns to an earlier state"):
         back = scvae.interpolate(cells, model, groupby="cell_type", groups=there_and_back, inplace=False)
     begin, farthest, end = back.returning
     assert begin < farthest < end

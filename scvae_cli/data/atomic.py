@@ -5,7 +5,7 @@ moment, the target is therefore either the old or the new file. A killed process
 The next write to the same target removes this file.
 
 Temporary files have random names, are created exclusively, and can only be read by their owner until they are complete.
-Meanwhile signals wait (`scvae_cli.interruption`), and other writers of the same target wait too
+During a write, signals are delayed (`scvae_cli.interruption`), and other writers of the same target wait
 (`scvae_cli.data.writers_lock`).
 """
 
@@ -284,7 +284,7 @@ def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> No
 
 def _appeared(target: Path, *, force: bool) -> DataError:
     hint = "run the command again" if force else "use --force to replace it, or choose another name"
-    return DataError(f"{target} was created by another program meanwhile; nothing was written", hint)
+    return DataError(f"{target} was created by another program in the meantime; nothing was written", hint)
 
 
 def _clone(source: int, copy: int) -> None:

@@ -1,7 +1,7 @@
 """Recognition of the format of a file by its content, with advice for formats that scvae does not read.
 
-People give scvae whatever a colleague, a database or another program gave them, often under another name: an AnnData
-called .h5, a MuData called .h5ad, a table, an R object, or a compressed file.
+Users give scvae files that a colleague, a database or another program gave them, often with a misleading name: an
+AnnData called .h5, a MuData called .h5ad, a table, an R object, or a compressed file.
 """
 
 from __future__ import annotations

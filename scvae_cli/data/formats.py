@@ -58,7 +58,7 @@ class ForeignFile(AnnDataStore):
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
         """Write cells and results to `output`, completely or not at all."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
-        assert output is not None, "it was just checked"
+        assert output is not None, "the output was checked before"
         self.put(slots)
         with new_h5ad(output, self.adata, force=force):
             pass

@@ -109,7 +109,7 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError]) -> int
 
 
 def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
-    """Open the lock file, or create it; whatever else has its name is neither followed nor changed."""
+    """Open the lock file, or create it. A link or anything else with its name is neither followed nor changed."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         try:

@@ -93,7 +93,7 @@ def kbet_within(x_nk: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray | Non
     x_nk, batch_n
         Positions and batches of the cells.
     label_n
-        Label of each cell, or None for a cell without a label; shape (n,). None for no labels at all.
+        Label of each cell, or None for a cell without a label; shape (n,). `label_n` is None if no labels are known.
 
     Returns
     -------

@@ -55,7 +55,7 @@ def check_names(what: str, names: Any) -> Sequence[str]:
 
 
 def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
-    """Return the number of batches that were mapped onto the model, after checking that there are so many."""
+    """Return the number of batches that were mapped onto the model, after checking that it is possible."""
     if isinstance(n_mapped, bool) or not isinstance(n_mapped, int) or not 0 <= n_mapped <= len(batches):
         raise ValueError("the number of mapped batches is out of range")
     return n_mapped

@@ -111,13 +111,13 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             f"on {amount(quality.n_cells, 'labeled cell')} that were held out:",
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
-            f"  prediction sets contain the true label of {quality.coverage:.1%} (asked for: {result.coverage:.0%}), "
+            f"  prediction sets contain the true label of {quality.coverage:.1%} (requested: {result.coverage:.0%}), "
             f"with {quality.set_size:.2f} labels on average",
         ]
         if result.unknown_rate:
             lines.append(
                 f"  {quality.false_alarms:.1%} are called unknown by mistake "
-                f"(asked for: {100 * result.unknown_rate:.2g}%)"
+                f"(requested: {100 * result.unknown_rate:.2g}%)"
             )
         return "\n".join([*lines, *_confusions(result)])
 

@@ -84,7 +84,7 @@ class DeOptions(Reading, Drawing, Writing):
     )
     name: str | None = option(
         None,
-        help="Name of the result. Results with different names are kept beside each other.",
+        help="Name of the result. One file can contain several results with different names.",
         shown_default="none",
     )
     max_cells: int = option(
@@ -94,7 +94,7 @@ class DeOptions(Reading, Drawing, Writing):
     n_samples: int = option(
         10,
         flags=("--samples",),
-        help="Number of posterior samples over which each cell is averaged.",
+        help="Number of posterior samples over which the expected counts of each cell are averaged.",
         least=1,
         most=10_000,
     )

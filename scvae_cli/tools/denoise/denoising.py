@@ -1,4 +1,4 @@
-"""Denoised counts of every cell, and their means in groups of cells beside those of the raw counts.
+"""Denoised counts of every cell, and comparison of their means in groups of cells with those of the raw counts.
 
 Shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
 """

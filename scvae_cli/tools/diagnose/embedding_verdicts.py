@@ -1,4 +1,4 @@
-"""Verdicts on what the embedding is good for: neighbors, known labels, and mixing of batches."""
+"""Verdicts on the quality of the embedding: neighbors, known labels, and mixing of batches."""
 
 from __future__ import annotations
 

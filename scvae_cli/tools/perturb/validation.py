@@ -83,7 +83,7 @@ class Trial:
         return accuracy(change_g, self.true_g, self.top)
 
     def check(self, recipe: Recipe) -> Check:
-        """Judge a recipe beside the baselines."""
+        """Compare a recipe with the baselines."""
         design, observed = self.design, self.predictor.observed
         mean_change_g, additive_g = observed.mean_change(design), observed.additive(design)
         return Check(
@@ -156,7 +156,7 @@ def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
 
 
 def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
-    """Compute the scale with the least squared error; every group has the same weight, whatever its magnitude.
+    """Compute the scale with the least squared error; every group has the same weight, even if its changes are small.
 
     Only the most significant genes are used. With all genes, errors of the prediction in unchanged genes would make the
     scale too small. A scale learned from few groups is uncertain, so it is shrunk to 1 as if one more group had the

@@ -107,7 +107,7 @@ def _write(result: Sweep, store: CellStore, options: SweepOptions, names: SlotNa
     facts = {
         "command": "sweep",
         "scvae_version": __version__,
-        "model_hash": f"{len(result.runs)} models, trained for it",
+        "model_hash": f"{len(result.runs)} models, trained by the sweep",
         "counts_source": result.counts_source,
         "device": result.device,
         "missing_genes": 0,
