@@ -1,4 +1,4 @@
-"""Data that cannot be used: one line, one hint, the right exit code, and nothing touched."""
+"""Data that cannot be used: a one-line message, a hint, the right exit code, and no changed file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def duplicate(names: pd.Index) -> list[str]:
     return [names[1], *names[1:]]
 
 
-# What is wrong → part of the message, and how it is done.
+# Fault → part of the message, and a function that makes the fault.
 NOT_COUNTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "log-normalised": (
         "values that are not whole numbers",

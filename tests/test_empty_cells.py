@@ -1,4 +1,4 @@
-"""Cells without a single count: refused, or left out when told, with nothing else changed."""
+"""Cells without counts are refused, or left out on request, and no other result changes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_empty_cells_are_refused_or_get_nan(bench, verb):
         "interpolate": lambda: adata.obs[["scvae_pseudotime_batch_1_to_batch_2"]].to_numpy(),
     }[verb]()
     assert np.isnan(result[:2]).all()
-    # A path leaves cells far from it out as well.
+    # A trajectory leaves out cells that are far from it, too.
     assert not np.isnan(result[2:]).all() if verb == "interpolate" else not np.isnan(result[2:]).any()
 
 

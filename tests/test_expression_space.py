@@ -41,7 +41,7 @@ def model():
 
 
 def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """y and r as the module's docstring writes them, cell by cell, from the outputs of the decoder."""
+    """Compute y and r as in the docstring of the module, cell by cell, from the outputs of the decoder."""
     theta_g, depth = theta_of(vae), float(vae.reference_library)
     theta_g = np.full(vae.n_genes, np.inf) if theta_g is None else theta_g.numpy()
     states, residuals = [], []

@@ -1,4 +1,4 @@
-"""New batches in a trained model: what stays the same to the bit, what is learned, reported and refused."""
+"""New batches in a trained model: unchanged results, trained effects, reports and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
 
 @functools.cache
 def sides(n_batches: int = 3) -> tuple[ad.AnnData, ad.AnnData, scvae.Model]:
-    """Cells of all batches but one and a model of them, and the cells of the last batch; copy before writing."""
+    """Cells of all batches but one, a model of them, and the cells of the last batch; copy before changing them."""
     adata = tree(n_cells=900, n_genes=150, n_batches=n_batches, batch_sd=0.6, depth=3000)
     new = (adata.obs["batch"] == f"batch_{n_batches}").to_numpy()
     reference = adata[~new].copy()
@@ -190,7 +190,7 @@ def test_both_shells_map_alike(copied):
     adata = ad.read_h5ad(copied.data)
     record = json.loads(adata.uns["scvae"]["runs"]["map"])
     assert record["model_hash"] == saved.hash
-    # The next questions work as with any model.
+    # Further commands work as with any model.
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
         run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)

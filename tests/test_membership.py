@@ -1,4 +1,4 @@
-"""Which cells belong to a trajectory, against known lineages and known distributions.
+"""Cells that belong to a trajectory, compared with known lineages and known distributions.
 
 Shapes: n cells, k latent dimensions, c components.
 """
@@ -25,7 +25,7 @@ ENDS = ["stem", "mature_1"]
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Cells of a tree, and among them cells of another tree, whose genes have nothing to do with the first."""
+    """Cells of a tree, and among them cells of another tree with unrelated genes."""
     own = tree(n_cells=700, n_genes=150, depth=3000)
     foreign = tree(n_cells=150, n_genes=150, depth=3000, seed=99)
     foreign.obs["cell_type"] = "foreign"

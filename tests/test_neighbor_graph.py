@@ -1,4 +1,4 @@
-"""The cells' graph against brute force, and distances through it where they are known.
+"""The neighbor graph, compared with brute force, and distances through it where they are known.
 
 Shapes: n cells, k latent dimensions, m nodes.
 """
@@ -32,7 +32,7 @@ def test_neighbours_are_the_nearest_in_latent_space():
 
 
 def test_edges_are_as_long_as_the_decoder_says():
-    """The second dimension changes nothing that is counted."""
+    """The second dimension does not change the counts."""
     x_nk = cloud(k=2)
     graph = graph_of(x_nk, FlatGeometry(torch.tensor([[3.0, 0.0]])))
     lengths = graph.lengths.tocoo()
@@ -117,7 +117,7 @@ def test_islands_are_joined_where_they_are_nearest():
 
 
 def test_islands_are_counted_though_two_of_them_have_two_bridges():
-    """The two small ones are nearest to each other, and each looks for its own nearest cell: three bridges."""
+    """The two small components are nearest to each other, and each searches for its own nearest cell: three bridges."""
     graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
     assert graph.n_components == 3
     assert graph.bridges == 3
@@ -125,7 +125,7 @@ def test_islands_are_counted_though_two_of_them_have_two_bridges():
 
 
 def test_a_lone_cell_has_neighbours_of_its_own():
-    """A far cell is tied to its nearest ones like any other: no bridge."""
+    """A distant cell is connected to its nearest cells like any other, so there is no bridge."""
     graph = graph_of(np.vstack([cloud(50, 2), [[100.0, 0]]]))
     assert graph.bridges == 0
     assert np.isfinite(graph.distances([50])).all()

@@ -63,7 +63,7 @@ def test_outliers_do_not_stand_for_a_population():
     chosen = densest(graph, density, small)
     assert chosen < 640
     assert float(density.off_manifold(points(x_nk[[chosen]]))) <= 0.9
-    # Outliers alone are all there is of theirs.
+    # This population consists of outliers only.
     assert densest(graph, density, np.arange(640, 660)) >= 640
 
 

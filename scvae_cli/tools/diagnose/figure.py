@@ -69,7 +69,7 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
         _draw_genes(axes[4], check.variances, "variance", logged=True)
         _draw_prior(axes[5], result.aggregate)
         if compared:
-            title = "Embedding, PCA and Harmony" if quality.of(HARMONY) else "Embedding beside PCA"
+            title = "Embedding, PCA and Harmony" if quality.of(HARMONY) else "Embedding and PCA"
             head(figure, _LEFTS[0] - 0.35, _THIRD, "g", title)
             panel = place(figure, _LEFTS[0], _THIRD + _TITLE, _COMPARED * len(_shown(quality)) / len(SCORES), _LOW)
             panel.set_label(title)
