@@ -18,7 +18,7 @@ import numpy as np
 
 # Names of columns with labels. The first of them that exists in obs is used.
 LABEL_COLUMNS = ("cell_type", "cell_line", "bulk_labels")
-NEIGHBOURS, FOLDS = 15, 5
+NEIGHBORS, FOLDS = 15, 5
 RESOLUTIONS = [round(0.1 * step, 1) for step in range(1, 21)]
 
 
@@ -51,7 +51,7 @@ def embedding_quality(latent: np.ndarray, labels: np.ndarray) -> dict[str, float
     known = np.asarray([label is not None for label in labels])
     latent, labels = latent[known], labels[known].astype(str)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    knn_accuracy = cross_val_score(KNeighborsClassifier(NEIGHBOURS), latent, labels, cv=folds).mean()
+    knn_accuracy = cross_val_score(KNeighborsClassifier(NEIGHBORS), latent, labels, cv=folds).mean()
     nmi, ari = _clustering(latent, labels)
     silhouette = (silhouette_score(latent, labels) + 1) / 2
     scores = {"knn_accuracy": knn_accuracy, "nmi": nmi, "ari": ari, "silhouette": silhouette}
@@ -69,7 +69,7 @@ def _clustering(latent: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sc.pp.neighbors(adata, n_neighbors=NEIGHBOURS, use_rep="X", random_state=0)
+        sc.pp.neighbors(adata, n_neighbors=NEIGHBORS, use_rep="X", random_state=0)
         for resolution in RESOLUTIONS:
             sc.tl.leiden(adata, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
             clusters = adata.obs["leiden"]

@@ -8,11 +8,11 @@ measured (as in `denoising.py`). Second, a marker that is absent from a type mus
 occurs in at least a fifth of the cells of some type of 30 cells or more. It is absent from a type if fewer than 1% of
 the cells of this type have counts of it. For each absent marker and type:
 
-    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with most of
-              it; the mean over absent markers and types (some of it is sampling error of the raw mean, for everybody)
+    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
+              highest mean; averaged over absent markers and types (a part of it is sampling error of the raw mean)
     beyond    share of absent markers and types whose denoised mean lies above the 95% interval (Poisson) of the raw
               mean
-    small     leakage into the small type alone
+    small     leakage in the small type alone
 
 One type of each set is reduced to 50 cells: the largest type with seed 0, the next one with seed 1, and so on.
 pbmc68k_700 has small types already. The simulation has eight types, one of them with 50 cells. Each type has 30

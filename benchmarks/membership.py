@@ -3,13 +3,15 @@
     python benchmarks/membership.py [--seeds 0 1 2]
 
 1. Simulated trees (`scvae simulate`) of two and three branches, with the cells of another, unrelated tree added: a
-   fifth of all cells. A trajectory from stem cells to the mature cells of a branch should claim the cells of the trunk
-   and of this branch. The cells of other branches up to `TOLD_APART` have hardly changed: the first genes of a branch
-   begin to change at a pseudotime of 0.4. Precision is given with and without these cells.
-2. Paul et al. 2015: hematopoietic progenitors, with human blood cells added, by gene symbols in upper case. Three sets
-   of blood cells. Trajectories of the erythroid lineage (MEP, called multipotent progenitors there, to erythrocytes)
-   and of monocytes (from GMP). Megakaryocytes share the MEP, and MEP and GMP each other's origin: they are not counted.
-   How well labels can be told apart at all is given by the vote of 15 neighbors in the embedding.
+   fifth of all cells. The cells of the trunk and of one branch should be assigned to a trajectory from stem cells to
+   the mature cells of this branch. The cells of other branches up to the pseudotime `TOLD_APART` have hardly changed,
+   because the first genes of a branch begin to change at a pseudotime of 0.4. Precision is given with and without
+   these cells.
+2. Paul et al. 2015: hematopoietic progenitors, to which one of three sets of human blood cells is added, matched by
+   gene symbols in upper case. The trajectories are those of the erythroid lineage (from MEP, called multipotent
+   progenitors there, to erythrocytes) and of monocytes (from GMP). Some cells are not counted: megakaryocytes, which
+   also come from MEP, and for each trajectory the progenitors of the other one, which have a common origin. The vote
+   of 15 neighbors in the embedding shows how well the labels can be distinguished at all.
 
 Recall is the fraction of a lineage's cells that are assigned to the trajectory. Precision is the fraction of the
 assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned. The same

@@ -99,7 +99,7 @@ def as_text(measured: dict[str, int | float | str | bool]) -> str:
     lines = [
         f"`scvae train` on {measured['n_cells']:,} cells × {measured['n_genes']:,} genes "
         f"({measured['nonzeros']:,} counts that are not zero), epochs: {measured['epochs']}, "
-        f"genes modelled: {measured['genes_modelled']}.",
+        f"genes modeled: {measured['genes_modelled']}.",
         "",
         f"Machine: {measured['machine']}.",
         "",

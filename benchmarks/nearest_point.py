@@ -7,7 +7,7 @@ import numpy as np
 import scipy.sparse as sp
 
 
-def log_normalised(mean_tg: np.ndarray) -> np.ndarray:
+def log_normalized(mean_tg: np.ndarray) -> np.ndarray:
     """Compute log(1 + counts per 10,000)."""
     mean_tg = np.asarray(mean_tg, dtype=np.float64)
     return np.log1p(mean_tg / mean_tg.sum(1, keepdims=True) * 1e4)
@@ -51,4 +51,4 @@ def means_line(adata: anndata.AnnData, start: np.ndarray, end: np.ndarray) -> np
     """Compute the straight line between the mean proportions of two populations, log-normalized afterwards."""
     proportion = sp.diags(1 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
     a, b = (np.asarray(proportion[mask].mean(0)).ravel() for mask in (start, end))
-    return log_normalised(a + np.linspace(0, 1, 50)[:, None] * (b - a))
+    return log_normalized(a + np.linspace(0, 1, 50)[:, None] * (b - a))

@@ -4,14 +4,17 @@
 
 The parts are in separate files, whose docstrings say what they measure:
 
-1. simulated (`trajectories_simulated.py`): decoded walks against the true expression between the same states. The error
-   is the mean over 60 points of the true curve of the distance to the nearest point of the walk, in log-normalised
-   expression. Beside it the straight line between the populations' centroids in PCA (50 components of log-normalised
-   counts), and, a harder baseline that knows the counts' noise, the line between their mean proportions.
-2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out, beside PCA and scVI.
-3. paul15 (`trajectories_paul15.py`): known order of populations, index-sorted proteins; beside dpt.
-4. axes, density, holes (`trajectories_latent.py`). What `train --flat` does to the geometry is `flatness.py`'s.
-5. speed: `scvae interpolate` as a whole process on 5,000 simulated cells × 2,000 genes, 50 steps; one walk, and 100.
+1. simulated (`trajectories_simulated.py`): decoded trajectories are compared with the true expression between the same
+   states. The error is the mean, over 60 points of the true curve, of the distance to the nearest point of the
+   trajectory, in log-normalized expression. There are two baselines: the straight line between the populations'
+   centroids in PCA (50 components of log-normalized counts), and the line between their mean proportions. The second
+   baseline is harder, because it accounts for the noise of the counts.
+2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out of the training, compared with PCA and
+   scVI.
+3. paul15 (`trajectories_paul15.py`): known order of populations, and index-sorted proteins, compared with dpt.
+4. axes, density, holes (`trajectories_latent.py`). The effect of `train --flat` is measured by `flatness.py`.
+5. speed: `scvae interpolate` as a whole process on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
+   trajectory and for 100.
 
 Results are written to results/trajectories.json, part by part, and results/trajectories.md is made from it. Parts that
 are not requested keep their results.

@@ -21,7 +21,7 @@ from typing import Any
 
 import anndata
 import numpy as np
-from nearest_point import log_normalised, means_line, nearest_on, pca_line, to_polyline
+from nearest_point import log_normalized, means_line, nearest_on, pca_line, to_polyline
 from scipy.optimize import nnls
 from timed import run_json
 
@@ -57,7 +57,7 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
     ways: dict[str, dict[str, np.ndarray]] = {line: {} for line in LINES}
     for line in LINES:
         start, end = mixed == PURE[line], mixed == EQUAL
-        ways[line][MEAN] = log_normalised(np.repeat(proportion[mixture == LEFT_OUT[line]].mean(0)[None], 2, axis=0))
+        ways[line][MEAN] = log_normalized(np.repeat(proportion[mixture == LEFT_OUT[line]].mean(0)[None], 2, axis=0))
         ways[line]["line of means"] = means_line(training, start, end)
         ways[line]["PCA, 50 components"] = pca_line(training, start, end)
         ways[line]["PCA, 10 components"] = pca_line(training, start, end, components=10)
@@ -66,11 +66,11 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
                 training, model, groupby="mixture", groups=[PURE[line], EQUAL], path=kind, inplace=False
             )
             assert walk is not None
-            ways[line][f"scvae, {kind}"] = log_normalised(walk.mean_tg)
+            ways[line][f"scvae, {kind}"] = log_normalized(walk.mean_tg)
     if arguments.scvi_python is not None:
         for name, walks in scvi_ways(training, work, seed, arguments).items():
             for line in LINES:
-                ways[line][name] = log_normalised(walks[line])
+                ways[line][name] = log_normalized(walks[line])
     equal_l = shares(proportion[mixture == EQUAL].mean(0), pure_lg, chosen)
     rows = []
     for line in LINES:
@@ -102,11 +102,11 @@ def judge(
     point.
     """
     random = np.random.default_rng(seed)
-    target = log_normalised(left_out_ng.mean(0)[None])[:, chosen]
+    target = log_normalized(left_out_ng.mean(0)[None])[:, chosen]
     resampled = [
         left_out_ng[random.integers(len(left_out_ng), size=len(left_out_ng))].mean(0) for _ in range(BOOTSTRAPS)
     ]
-    resampled_bg = log_normalised(np.stack(resampled))[:, chosen]
+    resampled_bg = log_normalized(np.stack(resampled))[:, chosen]
     geodesic_b = to_polyline(resampled_bg, ways["scvae, geodesic"][:, chosen])
     rows = []
     for name, path in ways.items():

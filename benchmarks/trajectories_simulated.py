@@ -8,7 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import scipy.sparse as sp
-from nearest_point import log_normalised, means_line, pca_line, to_polyline
+from nearest_point import log_normalized, means_line, pca_line, to_polyline
 from scipy.stats import spearmanr
 
 import scvae_cli as scvae
@@ -54,7 +54,7 @@ def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespac
         for kind in ("straight", "graph", "geodesic"):
             walk = scvae.interpolate(adata, model, groupby="cell_type", groups=["stem", end], path=kind, inplace=False)
             assert walk is not None
-            row[kind] = to_polyline(truth, log_normalised(walk.mean_tg)).mean()
+            row[kind] = to_polyline(truth, log_normalized(walk.mean_tg)).mean()
             row[f"{kind}_off"] = walk.steps.off_manifold_t.max()
             near = ~np.isnan(walk.pseudotime_n) & on_lineage
             row[f"{kind}_walk_spearman"] = spearmanr(walk.pseudotime_n[near], time_n[near])[0]
@@ -67,7 +67,7 @@ def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float)
     grid = adata.uns["simulation"]["pseudotime_grid"]
     rho_gs = np.asarray(adata.varm[f"true_rho_branch_{branch}"])
     times = np.linspace(start, end, POINTS)
-    return log_normalised(np.stack([np.interp(times, grid, rho_s) for rho_s in rho_gs], axis=1))
+    return log_normalized(np.stack([np.interp(times, grid, rho_s) for rho_s in rho_gs], axis=1))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:

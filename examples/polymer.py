@@ -90,7 +90,7 @@ def main() -> None:
     print(
         f"mean squared error of decoded shapes {((decoded - adata.X) ** 2).mean():.3f} of {adata.X.var(0).mean():.3f}"
     )
-    print(f"radius over the latent plane: {1 - roughness(z_nk, real):.0%} of its variance is shared by neighbours")
+    print(f"radius over the latent plane: {1 - roughness(z_nk, real):.0%} of its variance is shared by neighbors")
 
     ends = [adata.obs_names[i] for i in z_nk[:, 0].argsort()[[30, -30]]]
     way = scvae.interpolate(adata, model, cells=ends, n_steps=25, inplace=False)

@@ -186,8 +186,8 @@ def bound_spinning() -> None:
     """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
 
     By default, idle threads spin forever, and a training that takes 10 s by itself takes minutes beside another
-    training. On an idle machine, a limit that is longer than the gaps between two pieces of work costs no time. While
-    other processes are running, training is faster with a shorter limit, so a shorter limit is set.
+    training. On an idle machine, a limit costs no time if it is longer than the pauses between the computations of a
+    training. While other processes are running, training is faster with a shorter limit, so a shorter limit is set.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0

@@ -89,7 +89,7 @@ def penalty(density, z_nk: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
+def penalized_energy(geometry, density, z_tk: np.ndarray) -> float:
     """Compute Σ (w·‖Δy‖)² over 24 points at constant speed."""
     z = at_constant_speed(geometry, z_tk, 24)
     y = geometry.coordinates(points(z)).double().numpy()
@@ -179,7 +179,7 @@ def test_graph_paths_go_from_cell_to_cell(around):
         assert step_lengths(flat(), segment).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
 
 
-def test_neighbours_are_joined_directly(around):
+def test_neighbors_are_joined_directly(around):
     graph, _, x_nk = around
     passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbors_mj[100, 0]]]])
     assert along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0].shape == (2, 2)
@@ -194,7 +194,7 @@ def test_geodesic_costs_less_than_the_graph_it_starts_from(curved):
     passed = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
     guesses = [segments[0] for segments in along_cells(graph, passed.z_pwk, passed.nodes_pw)]
     for guess, solved in zip(guesses, geodesics(geometry, model.density, guesses), strict=True):
-        before, after = (penalised_energy(geometry, model.density, path) for path in (guess, solved))
+        before, after = (penalized_energy(geometry, model.density, path) for path in (guess, solved))
         assert after < 0.9 * before
 
 

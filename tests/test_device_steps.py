@@ -78,7 +78,7 @@ def test_a_segment_holds_the_counts_of_its_minibatches(resident):
             np.testing.assert_array_equal(x_ng[real:].numpy(), dense[some[:1]].repeat(BATCH - real, 0))
 
 
-def test_equal_steps_by_autograd_and_torchs_optimiser():
+def test_equal_steps_by_autograd_and_torchs_optimizer():
     cells, vae = table(), vae_of()
     twin = copy.deepcopy(vae)
     torch.manual_seed(3)
@@ -88,7 +88,7 @@ def test_equal_steps_by_autograd_and_torchs_optimiser():
     noise_snk = torch.randn(device_steps.SEGMENT_STEPS, BATCH, LATENT)
     decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
     parameters = list(twin.parameters())
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p in decaying], "weight_decay": 0.5},
             {"params": [p for p in parameters if p not in decaying], "weight_decay": 0.0},
@@ -100,9 +100,9 @@ def test_equal_steps_by_autograd_and_torchs_optimiser():
         terms = twin.elbo_terms(cells.take(plan.cells), noise_snk[i, : len(plan.cells)])
         loss = terms.nll + plan.kl_weight * terms.kl
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
 

@@ -173,10 +173,10 @@ def test_position_does_not_depend_on_company_or_order(cells, model):
 
 def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, model):
     some = cells[:6].copy()
-    unlabelled = some.copy()
-    del unlabelled.obs["batch"]
+    unlabeled = some.copy()
+    del unlabeled.obs["batch"]
     with pytest.warns(ScvaeWarning, match="no column 'batch'"):
-        average = scvae.embed(unlabelled, model, inplace=False).position_nj
+        average = scvae.embed(unlabeled, model, inplace=False).position_nj
     some.obs["batch"] = some.obs["batch"].astype(object)
     some.obs.iloc[0, some.obs.columns.get_loc("batch")] = "new"
     some.obs.iloc[1, some.obs.columns.get_loc("batch")] = None

@@ -266,7 +266,7 @@ def _elbo_terms(
 ) -> tuple[Tensor, Tensor]:
     """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does."""
     assert cells.batch_n is not None, "the new batches"
-    assert vae.decoder.batch is not None, "a model with batches has effects of them"
+    assert vae.decoder.batch is not None, "the decoder of a model with batches has batch effects"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     noise_nk = torch.randn(cells.n_cells, vae.n_latent, device=first_nh.device)
     z_nk, kl = sample_and_kl(*vae.encoder.after_first(first_nh + member_nb @ effects.shift_bh), noise_nk)
@@ -281,7 +281,7 @@ def _elbo_terms(
 def _add(vae: VAE, effects: NewEffects, n_known: int) -> None:
     """Add the effects to those of the new batches in the network."""
     batch, shift_bh = vae.decoder.batch, vae.encoder.shift_bh
-    assert batch is not None, "a model with batches has effects of them"
+    assert batch is not None, "the decoder of a model with batches has batch effects"
     assert shift_bh is not None, "new batches shift the encoder"
     batch.gene_bg[n_known:] += effects.gene_bg
     if batch.hidden_bh is not None and effects.hidden_bh is not None:

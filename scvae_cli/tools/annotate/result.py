@@ -93,7 +93,7 @@ class Annotation:
         return found
 
     def notes(self) -> list[str]:
-        """Return remarks about what the annotation cannot say."""
+        """Return remarks about the limits of the annotation."""
         smallest = 1 / (self.quality.n_cells + 1)
         if not self.unknown_rate or smallest <= self.unknown_rate:
             return []

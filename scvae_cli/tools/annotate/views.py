@@ -3,8 +3,9 @@
 - **state**: the position of the decoded state in expression space. It holds only what the model has learned from all
   cells, so few labeled cells are enough.
 - **expression**: the embedding (`scvae_cli.model.expression_space`). It also holds part of the cell's own residuals.
-- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
-  They hold what the model left out. A logistic regression on genes is also what the labels are compared with.
+- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit
+  variance. They contain information that the model lacks. A logistic regression on genes is also the method with which
+  the labels are compared.
 
 Scales and components come from the labeled cells.
 

@@ -1,4 +1,4 @@
-"""`check` for the command line and for Python."""
+"""Implementation of `check` for the command line and for Python."""
 
 from __future__ import annotations
 

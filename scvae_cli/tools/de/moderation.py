@@ -36,9 +36,9 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
     known = variance_g[fitted_to]
     log_known = np.log(np.maximum(known, max(_LEAST_OF_MEDIAN * float(np.median(known)), np.finfo(float).tiny)))
     excess = float(log_known.var(ddof=1)) - float(polygamma(1, df / 2))
-    centre = float(log_known.mean()) - float(digamma(df / 2)) + np.log(df / 2)
+    center = float(log_known.mean()) - float(digamma(df / 2)) + np.log(df / 2)
     df0 = 2 * _inverse_trigamma(excess) if excess > 0 else _MANY
-    typical = np.exp(centre + float(digamma(df0 / 2)) - np.log(df0 / 2))
+    typical = np.exp(center + float(digamma(df0 / 2)) - np.log(df0 / 2))
     # The moderated degrees of freedom cannot exceed the sum of the degrees of freedom of all genes.
     total = min(df + df0, df * len(known))
     return (df0 * typical + df * variance_g) / (df0 + df), max(total, df)

@@ -54,7 +54,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         options, session = self.options, self.session
         if not session.model.of_counts:
             raise ConfigError(
-                "differential expression needs a model of counts, and this one models real numbers",
+                "differential expression needs a model of counts, but this model describes real numbers",
                 "train a model on the raw counts",
             )
         # Labels as the data spells them, and the cells that have them.
@@ -175,7 +175,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return the code that makes categories of text of a column of other values; None for a column of text."""
+        """Return the code that converts a column of other values to categories of text; None for a column of text."""
         store, key = self.session.store, self.options.groupby
         values = store.obs_column(key)
         present = values[~is_missing(values)]

@@ -58,9 +58,8 @@ def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
         return []
     if replicates.left_out:
         warned.append(
-            f"left out: {amount(len(replicates.left_out), 'replicate')} of obs[{replicates.key!r}] in one group "
-            f"alone ({listed(replicates.left_out)}), because the groups are compared within each of the other "
-            "replicates"
+            f"left out: {amount(len(replicates.left_out), 'replicate')} of obs[{replicates.key!r}] in only one "
+            f"group ({listed(replicates.left_out)}); the groups are compared within each of the other replicates"
         )
     fewest = min(replicates.n_group, replicates.n_reference)
     if fewest < _FEW_REPLICATES:

@@ -228,7 +228,7 @@ def _scores(
     right: dict[str, np.ndarray],
     seed: int,
 ) -> Scores:
-    """Compute all scores of some coordinates, and add to `right` which votes find the label of their cell."""
+    """Compute all scores of some coordinates; store in `right` whether the vote on each cell finds its label."""
     found: dict[str, Any] = {}
     if label_n is not None:
         known = np.flatnonzero(label_n != None)  # noqa: E711  # elementwise

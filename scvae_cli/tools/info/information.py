@@ -1,4 +1,4 @@
-"""`info` for the command line."""
+"""Implementation of `info` for the command line."""
 
 from __future__ import annotations
 

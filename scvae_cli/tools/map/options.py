@@ -85,7 +85,7 @@ class MapOptions(Reading):
         return True
 
     def check(self) -> None:
-        """Refuse two sources of the batches, and names that no batch can have."""
+        """Refuse --batch together with --batch-key, and invalid names of batches."""
         if self.batch is not None and self.batch_key is not None:
             raise ConfigError("--batch and --batch-key were both given", "use --batch-key for a column of obs")
         _check_name("--batch", self.batch)

@@ -1,4 +1,4 @@
-"""`simulate` for the command line."""
+"""Implementation of `simulate` for the command line."""
 
 from __future__ import annotations
 

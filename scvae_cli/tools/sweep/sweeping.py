@@ -1,4 +1,4 @@
-"""`sweep` for the command line and for Python, and the text that the command line prints after it."""
+"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints after it."""
 
 from __future__ import annotations
 

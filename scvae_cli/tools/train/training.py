@@ -1,4 +1,4 @@
-"""`train` for the command line and for Python."""
+"""Implementation of `train` for the command line and for Python."""
 
 from __future__ import annotations
 

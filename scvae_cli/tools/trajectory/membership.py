@@ -3,11 +3,11 @@
 A trajectory is the center of a tube: the region that contains most cells with the states of the trajectory. Distances
 are Fisher–Rao distances between decoded states. Distances in latent space are not used, because the prior makes all
 latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
-cell belongs to the trajectory if
+cell belongs to the trajectory in two cases:
 
-1. it lies in the tube. The width of the tube at a step follows from the latent density there: the covariance of its
-   components without the posterior variance of the cells there, in the metric of the decoder. Or
-2. it lies in the cloud around an end of the trajectory: the cells of the end's population that form one normal
+1. It lies in the tube. The width of the tube at a step is computed from the latent density there: it is the covariance
+   of the density's components, minus the posterior variance of the cells there, in the metric of the decoder.
+2. It lies in the cloud around an end of the trajectory: the cells of the end's population that form one normal
    distribution with the cells in the tube. Most populations extend beyond the point where a trajectory ends.
 
 A cell outside the tube and the clouds also belongs if at least half of its nearest cells lie in them. If groups are
