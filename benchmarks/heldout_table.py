@@ -22,8 +22,8 @@ WORDS = ("data set", "seed", "contender", "better scVI")
 INTRODUCTION = """\
 # Held-out likelihood: scvae and scVI
 
-Written by `benchmarks/heldout.py`; its docstring says what is measured. All bounds are in nats per test cell, and higher
-is better. IWAE is the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells.
+Written by `benchmarks/heldout.py`; its docstring says what is measured. All bounds are in nats per test cell; higher is
+better. IWAE is the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells.
 "scvae's lead" is the mean over cells of scvae's IWAE minus that of the other tool, ± the standard error of these paired
 differences. No tool was trained on the test cells. scVI keeps the weights of its last epoch, also with early stopping.
 "Process" is the wall time of the whole training process, and "training" is that of the training call alone. Every

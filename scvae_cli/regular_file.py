@@ -42,7 +42,7 @@ def read_regular(path: Path, *, most: int) -> bytes:
         if not stat.S_ISREG(status.st_mode):
             raise _unusable(path, what_it_is(status.st_mode))
         if status.st_size > most:
-            raise _unusable(path, f"it has {status.st_size:,} bytes, more than {most:,}")
+            raise _unusable(path, f"it has {status.st_size:,} bytes, but at most {most:,} are allowed")
         # Files below /proc report a size of 0 bytes, but can be endless.
         content = file.read(most + 1)
     if len(content) > most:

@@ -18,7 +18,7 @@ from scvae_cli.errors import DataError
 # takes less than a two-thousandth of its size in the file was not written by a program that had its values. Without
 # compression, chunks of zeros may still be left out.
 _SMALL_BYTES, _MOST_COMPRESSED, _MOST_LEFT_OUT = 1 << 26, 2000, 4
-# The longest text or number of a fixed size.
+# Largest size, in bytes, of a text or number of fixed size.
 _LONGEST_VALUE = 1 << 16
 _HINT = "copy or download it again, or write it again with anndata"
 

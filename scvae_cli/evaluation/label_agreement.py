@@ -55,7 +55,7 @@ def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> ClusterAgreement:
-    """Compare Leiden clusters of resolution 1, of a graph of 15 neighbors with Gaussian weights, with labels.
+    """Compare labels with Leiden clusters at resolution 1, from a graph of 15 neighbors with Gaussian weights.
 
     Raises
     ------

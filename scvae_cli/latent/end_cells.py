@@ -55,8 +55,8 @@ def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: 
     """Return the node where a population ends, for a trajectory that comes from the node `start`.
 
     Cells differentiate away from the start, so the most differentiated cells are those farthest from it. The distance
-    is the Fisher–Rao length along the neighbor graph. Of the fifth of the population's core that is farthest from the
-    start, the node with the highest latent density is chosen.
+    is the Fisher–Rao length along the neighbor graph. Among the fifth of the population's core that is farthest from
+    the start, the node with the highest latent density is chosen.
     """
     nodes = core(graph, cells, ~unusual(graph, density))
     distance_n = graph.distances([start])[0, nodes]

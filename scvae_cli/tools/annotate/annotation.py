@@ -45,8 +45,8 @@ class _Predicted:
 class _Classifiers:
     """The classifiers of all parts: for each part and view a regression, and for each part the metric of the labels.
 
-    The regressions of the last view use the scaled genes. With few labels, this takes far fewer products than the
-    components of the genes would.
+    The regressions of the last view use the scaled genes. With few labels, this needs far fewer multiplications than
+    principal components of the genes would.
     """
 
     scaling: Scaling

@@ -143,7 +143,7 @@ def _confusions(result: Annotation) -> list[str]:
         (table_cc[i, j], i, j) for i in range(len(table_cc)) for j in range(len(table_cc)) if i != j and table_cc[i, j]
     ]
     if not wrong:
-        return ["  no label is taken for another one"]
+        return ["  no label is confused with another one"]
     worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
     shown = [one_line(name) for name in result.labels]
     lines = [f"    {shown[i]} taken for {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]

@@ -104,8 +104,8 @@ class DecodedGenes:
 class CountedGenes:
     """Genes that a model lacks: a cell's expected count is its library size times the gene's share of the counts.
 
-    The share is that of all compared cells, of both groups; with batches, of the compared cells of the cell's batch.
-    The overdispersion of a gene is estimated by moments from the spread of cells within samples.
+    The share is computed over all compared cells, of both groups; with batches, over the compared cells of the cell's
+    batch. The overdispersion of a gene is estimated by moments from the spread of cells within samples.
 
     Parameters
     ----------

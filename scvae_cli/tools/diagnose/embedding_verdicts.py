@@ -25,7 +25,7 @@ APART = 0.05
 
 
 def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
-    """Judge the embedding; labels and batches are judged where there are any."""
+    """Judge the embedding; labels and batches are judged if the data have them."""
     verdicts = [_neighbor_verdict(quality)]
     verdicts += [_label_verdict(quality)] if quality.by_labels else []
     return verdicts + ([_batch_verdict(quality)] if quality.by_batches else [])

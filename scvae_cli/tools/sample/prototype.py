@@ -97,7 +97,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     DataError
         For an unknown batch.
     ConfigError
-        If a model of real numbers is asked for a library size.
+        If a library size is requested from a model of real numbers.
     """
     size = library_size(model, options.library_or_default, usual="median")
     assert size is not None, "refused with the options"

@@ -92,7 +92,7 @@ def sample(
     DataError
         If the batch is unknown, or if holes are avoided and nearly all draws lie in holes.
     ConfigError
-        If a model of real numbers is asked for a library size.
+        If a library size is requested from a model of real numbers.
     """
     assert options.n is not None, "only the prototype needs no number"
     # Memory per cell: positions in double precision and their copies, names, scores and library sizes. Counts need
