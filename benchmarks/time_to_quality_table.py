@@ -28,9 +28,9 @@ Written by `benchmarks/time_to_quality.py`; its docstring says what is measured.
 log p(x) with {samples} posterior samples, in nats per test cell; higher is better. "Better scVI" is the better of scVI
 with early stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data
 set and seed. "scvae gets there" is the time from the start of scvae's process until its bound reaches that of the
-better scVI; "faster" is scVI's time divided by this time. Times are wall times of the whole training process. "Gain" is the
-bound of scvae's finished model minus that of the better scVI, both with the prior N(0, I). "Density" is the gain if the
-prior of scvae is its own density of the training cells, which `scvae sample` uses too; scVI fits no density.
+better scVI; "faster" is scVI's time divided by this time. Times are wall times of the whole training process. "Gain" is
+the bound of scvae's finished model minus that of the better scVI, both with the prior N(0, I). "Density" is the gain if
+the prior of scvae is its own density of the training cells, which `scvae sample` uses too; scVI fits no density.
 """
 
 
