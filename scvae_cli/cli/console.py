@@ -91,7 +91,7 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # Narrow enough that the note fits into 80 columns.
+        # The bar is narrow, so that the note fits into 80 columns.
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),

@@ -66,7 +66,7 @@ class Streams:
     Parameters
     ----------
     out
-        What standard output is written to, and where its first error is kept.
+        The stream that replaces standard output, and that keeps the first error of writing.
     """
 
     out: PatientStream

@@ -165,7 +165,8 @@ def resolved(path: Path) -> Path:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be changed. A read-only one may not, even if the superuser runs scvae."""
+    """Whether a file or folder may be changed. The answer is False for a
+    read-only file, even if the superuser runs scvae."""
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
 
 

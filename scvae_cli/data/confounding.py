@@ -177,8 +177,8 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
     Returns
     -------
     Index of each cell's value (−1 for a missing value), the number of different values, and the values as float64 (NaN
-    for a missing or infinite value). Measurements have no groups: their number of different values is 0. Values that
-    are not all numbers give None for the numbers.
+    for a missing or infinite value). Measurements have no groups: their number of different values is 0. If some
+    of the values are not numbers, None replaces the floats.
     """
     import pandas as pd
 
@@ -191,7 +191,7 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
         values = number_n if values.dtype.kind == "f" else values
     index_n, distinct = pd.factorize(values)
     if values.dtype.kind == "O" and all(_is_number(value) for value in distinct):
-        # Integers of which some are missing, or categories that are numbers.
+        # The values are integers, some of which are missing, or categories that are numbers.
         number_n = np.append(np.asarray(distinct, dtype=np.float64), np.nan)[index_n]
         number_n[~np.isfinite(number_n)] = np.nan
         if are_measurements(number_n):

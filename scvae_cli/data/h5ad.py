@@ -234,7 +234,8 @@ class H5adFile:
         return read_elem(item)
 
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
-        """Read a categorical column as anndata before 0.8 wrote it: the codes and the categories apart.
+        """Read a categorical column in the format of anndata before 0.8, which stored codes and categories in
+        different places.
 
         anndata itself can only read all columns of such a data frame at once.
         """

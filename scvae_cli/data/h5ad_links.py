@@ -54,7 +54,7 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
             there = None if link is None else file.get(place)
             if isinstance(link, h5py.ExternalLink) or (there is not None and there.file != file):
                 raise DataError(
-                    f"{title}: {place} is a link to another file, into which nothing is written",
+                    f"{title}: {place} is a link to another file, and scvae does not write into linked files",
                     "replace the link by the data: anndata.read_h5ad(FILE).write_h5ad(NEW)",
                 )
             if isinstance(link, h5py.SoftLink) and (depth == len(parts) or there is None):

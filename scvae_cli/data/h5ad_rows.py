@@ -163,7 +163,9 @@ def _segments(indptr: np.ndarray) -> Iterator[slice]:
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges of at most `n_values` stored values; a row with more is its own range."""
+    """Split the rows into consecutive ranges of at most `n_values` stored values; a longer row gets its own
+    range.
+    """
     start = 0
     while start < n_rows:
         end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1

@@ -43,7 +43,7 @@ LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; skewness near 0, so a log-normal
 LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
 LOG_THETA_SD = 1.0  # [1.0, 1.5] as measured, which includes the noise of each estimate
 THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
-THETA_RANGE = (0.2, 100.0)  # the tails of the moment estimates are noise
+THETA_RANGE = (0.2, 100.0)  # moment estimates outside of this range are mostly noise
 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
 SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that the lineages are exactly equal up to it

@@ -1,9 +1,9 @@
 """One writer at a time: a lock beside the file or folder that is written.
 
-The lock is a file next to the target on which the writer holds an advisory lock of the operating system (flock). The
-system releases it when the process ends for whatever reason, and it works across containers that share a folder, where
-process ids and host names may coincide. The lock file is removed after the write; one that a killed process left behind
-is used again.
+The lock is a file next to the target, on which the writer holds an advisory lock of the operating system (flock). The
+system releases the lock when the process ends, even if the process is killed. The lock also works between containers
+that share a folder, where process ids and host names may coincide. The lock file is removed after the write. If a
+killed process left a lock file behind, the next writer uses this file.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ _LONGEST = 180
 def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError) -> Iterator[bool]:
     """Context manager in whose block no other scvae writes `target`.
 
-    It yields True, or False if the file system has no locks. Another writer is waited for, at most `wait` seconds
-    (WAIT_SECONDS by default). A signal ends the waiting.
+    It yields True, or False if the file system has no locks. If another process is writing, scvae waits for it, at
+    most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting.
 
     Raises
     ------
     ScvaeError
-        Of the class `error`: if another process holds the lock for longer, or something else has the name of the lock.
+        If another process holds the lock for longer, or the path of the lock file is something else than a file. The
+        class of the error is `error`.
     OSError
         If the lock file cannot be created.
     """

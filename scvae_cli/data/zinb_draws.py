@@ -14,10 +14,10 @@ import scipy.sparse as sp
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-# NB counts with a mean up to this are drawn by inversion, which is faster for them. All others are drawn as a Poisson
-# of a gamma.
+# NB counts with a mean up to this number are drawn by inversion, which is faster for small means. Other NB counts are
+# drawn from a Poisson distribution whose mean is drawn from a gamma distribution.
 _INVERSION_MEAN = 3.0
-# Inversion tries one count after the other up to this one. Larger counts, in the long tail of a small θ, use scipy.
+# Inversion tries the counts 0, 1, 2, … up to this number. Larger counts, which occur for small θ, are drawn by scipy.
 _STEPS = 256
 
 

@@ -26,7 +26,7 @@ LISI_NEIGHBORS, PERPLEXITY = 90, 30.0
 _TOLERANCE, _TRIES = 1e-5, 50
 # Smallest and largest number of neighbors of kBET, and the significance level of its test.
 KBET_NEIGHBORS, ALPHA = (15, 50), 0.05
-# Fewer cells of a type than this are not tested.
+# A cell type with fewer cells than this number is not tested.
 _LEAST_CELLS = 10
 
 

@@ -27,7 +27,7 @@ def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_ma
     if counts.real:
         matrix: sp.csr_matrix = counts.matrix
         return matrix
-    # A cell without counts in these genes stays empty.
+    # A cell without counts in these genes has only zeros.
     library_n = np.where(counts.filled, counts.library_n, 1.0)
     target = float(np.median(library_n)) if library is None else library
     logged = (sp.diags(target / library_n) @ counts.matrix).tocsr()

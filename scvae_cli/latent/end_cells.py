@@ -25,8 +25,8 @@ def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_
     Parameters
     ----------
     kind
-        "extreme": the farther along the order, the better. "density": the denser, the better. "centroid": the nearer
-        to the mean position, the better.
+        Which cells represent the end best. "extreme": those farthest along the order. "density": those where the
+        density is highest. "centroid": those nearest to the mean position.
     time_p, log_density_p, position_pd
         Position in the order, log density of cells, and position in expression space of each node.
 

@@ -127,7 +127,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # This is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
+        # `nll` is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
         # Only the gradients with respect to latent positions are scaled, because they are much smaller arrays than the
         # gradients with respect to all outputs.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)

@@ -139,7 +139,7 @@ class Model:
         lost: list[str] = []
         try:
             with deferred(), only_writer(place, error=ModelError) as locked:
-                # The place is checked again, because another training may have written the folder in the meantime.
+                # The folder is checked again, because another training may have written the folder in the meantime.
                 _check_place(place, force=force)
                 if locked:
                     for orphan in orphans(place):

@@ -9,9 +9,9 @@ clusters and UMAPs are therefore better computed from expression. The expression
   the posterior mean, at the reference library size and with the average batch effect. Euclidean distance in y is the
   Fisher–Rao distance between decoded states.
 - **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
-  library size and batch, in standard deviations of a count. A residual holds noise, and what the latent space left
-  out. To first order, y + r is the isometric coordinate of the observed count, without the effects of library size and
-  batch.
+  library size and batch, in standard deviations of a count. A residual contains noise, and differences between cells
+  that the latent space does not describe. To first order, y + r is the isometric coordinate of the observed count,
+  without the effects of library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
   clustering splits this manifold into too many pieces. w is at most 1, and the residuals add at most `NOISE_SHARE` of
   the variance of the decoded states along the axes of the embedding.

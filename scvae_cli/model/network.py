@@ -141,7 +141,7 @@ class CountHead(nn.Module):
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
-        # One matrix for all outputs of a gene, because one product is faster than two.
+        # One matrix computes all outputs of a gene, because one matrix product is faster than two.
         self.outputs = nn.Linear(n_inputs, 2 * n_genes if likelihood == "zinb" else n_genes)
         self.raw_log_theta_g = None if likelihood == "poisson" else nn.Parameter(torch.zeros(n_genes))
         self.n_genes = n_genes

@@ -56,9 +56,10 @@ class NewEffects(nn.Module):
     Parameters
     ----------
     gene_bg, sd_b
-        Initial shifts of the log proportions; their typical size in each batch. Where it is 0, nothing is trained.
+        Initial shifts of the log proportions; their typical size in each batch. If the typical size is 0, nothing is
+        trained.
     present_g
-        Mask of the genes that the data have. The shifts of other genes are free: their counts are all 0.
+        Mask of the genes that the data have. The shifts of other genes do not change the loss: their counts are all 0.
     n_hidden
         Number of hidden units; the decoder has none if `in_decoder` is False.
     """

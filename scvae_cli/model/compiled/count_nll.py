@@ -275,7 +275,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
-        # A loop over numbers, because numba takes seconds to compile an assignment to a slice.
+        # This is a loop over numbers, because numba takes seconds to compile an assignment to a slice.
         for g in range(n_genes):
             table[j + 1, g] = sums[g]
             slopes[j + 1, g] = slope_sums[g]

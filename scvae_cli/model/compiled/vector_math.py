@@ -157,7 +157,7 @@ def sum_of_logs(values: Any) -> Any:
 @compiled(any_order=True)
 def largest(values: Any) -> Any:
     """Return the largest number, or −inf if there are none."""
-    # Eight running maxima, because the compiler does not vectorize a single one.
+    # There are eight running maxima, because the compiler does not vectorize a single running maximum.
     a = b = c = d = e = f = g = h = float32(-np.inf)
     whole = len(values) // 8 * 8
     for i in range(0, whole, 8):

@@ -46,7 +46,7 @@ class _Classifiers:
     """The classifiers of all parts: for each part and view a regression, and for each part the metric of the labels.
 
     The regressions of the last view use the scaled genes. With few labels, this needs far fewer multiplications than
-    principal components of the genes would.
+    principal components of the genes would need.
     """
 
     scaling: Scaling

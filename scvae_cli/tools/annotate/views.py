@@ -30,7 +30,7 @@ COMPONENTS = 300
 # Inverse strength of the L2 penalty of each view's logistic regression. The penalty is strongest for the genes, because
 # this view has the most coordinates.
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
-# Scaled genes are clipped here, as scanpy's `sc.pp.scale(max_value=10)` does.
+# Scaled genes are clipped at this value, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0
 
 
@@ -142,7 +142,7 @@ def _deviations(log_mg: sp.csr_matrix) -> np.ndarray:
     mean_g = np.asarray(log_mg.mean(axis=0, dtype=np.float64)).ravel()
     square_g = np.asarray(log_mg.multiply(log_mg).mean(axis=0, dtype=np.float64)).ravel()
     deviation_g = np.sqrt(np.maximum(square_g - mean_g**2, 0.0))
-    # Less than rounding errors of the mean means that the gene is constant.
+    # If the deviation is below the rounding error of the mean, the gene is constant.
     constant_g = deviation_g <= 1e-6 * np.maximum(np.abs(mean_g), 1e-12)
     deviation_g[constant_g] = 1.0
     found: np.ndarray = deviation_g.astype(np.float32)

@@ -15,7 +15,7 @@ from scvae_cli.tools.de.options import MIN_CELLS
 
 # Name of the reference that consists of all other cells, as in scanpy.
 REST = "rest"
-# With more replicates, the sums of all replicates would need too much memory; so many donors are rare.
+# With more replicates, the sums of all replicates would need too much memory. Data with so many donors are rare.
 MAX_REPLICATES = 500
 
 

@@ -78,8 +78,8 @@ class DeOptions(Reading, Drawing, Writing):
     )
     sort: Sort = option(
         "bound",
-        help="Order of the genes. bound: by the smallest change in the 90% interval, which takes effect and certainty "
-        "together. probability: the most certain first. change: the largest change first. Which genes are called does "
+        help="Order of the genes. bound: by the smallest change in the 90% interval, which combines effect size and "
+        "certainty. probability: the most certain first. change: the largest change first. Which genes are called does "
         "not depend on the order.",
     )
     name: str | None = option(

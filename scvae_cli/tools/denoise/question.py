@@ -140,7 +140,7 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
     """Describe the comparison with the raw means.
 
-    `own_batches` says that cells were decoded in their own batches for it.
+    `own_batches` says whether cells were decoded in their own batches for this comparison.
     """
     differ, compared = means["n_different"], means["n_compared"]
     where = f"mean counts of {amount(means['n_groups'], 'group')} of obs[{means['groupby']!r}]"

@@ -18,7 +18,7 @@ SIGNIFICANT, MUCH_WORSE = 3.0, 0.05
 # Clusters count as worse if their ARI is lower by more than this number. In four data sets, other weights of the same
 # neighbor graph changed the ARI of the embedding by 0.04 to 0.15.
 WORSE_CLUSTERS = 0.15
-# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that never counts.
+# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that is always ignored.
 MIXING, ALIKE = (0.9, 0.5), 0.02
 # If no iLISI exceeds this value, hardly any cell has a neighbor of another batch.
 APART = 0.05

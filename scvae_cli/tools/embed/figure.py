@@ -146,7 +146,7 @@ class _ValuePanel(_OneColor):
         # Cells of equal value, such as 0, are in random order.
         order = np.random.default_rng(0).permutation(np.flatnonzero(~self.missing_n))
         order = order[np.argsort(self.values.value_n[order], kind="stable")]
-        # Opaque, so that a color means the same number in the figure and on the scale.
+        # Dots are opaque, so that a color means the same number in the figure and on the scale.
         look = look | {"c": self.values.value_n[order], "cmap": _COLOR_MAP, "norm": self.scale, "alpha": 1}
         self.drawn = axes.scatter(umap_n2[order, 0], umap_n2[order, 1], **look)
 

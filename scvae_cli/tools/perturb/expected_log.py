@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 TARGET_SUM = 1e4
-# Counts below `_COUNTS` are summed one by one. Larger ones contribute an integral over their logarithm, by
-# Gauss–Legendre quadrature with `_POINTS` points. It spans `_DEVIATIONS` standard deviations to either side of the
-# mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma distributions have long
-# upper tails. The relative error of the result is at most 2 in 10,000.
+# Counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over their
+# logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard deviations to
+# either side of the mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma
+# distributions have long upper tails. The relative error of the result is at most 2 in 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
 # If the probability of all larger counts is below this share of the sum over the smaller ones, the logarithm of each
 # larger count is replaced by the logarithm of the smallest larger count.

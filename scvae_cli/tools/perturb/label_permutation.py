@@ -1,8 +1,8 @@
 """Test of the hypothesis that a perturbation changes no gene, by permuted labels.
 
 In each group, the labels of the control and of the treated cells are permuted. If the perturbation has no effect, the
-observed labels are one permutation among many, whatever the distribution of the counts and however genes are
-correlated. Labels are permuted only among cells of the same batch. Because the mean of a logarithm depends on the
+observed labels are one permutation among many. This holds for any distribution of the counts and for any correlation
+of the genes. Labels are permuted only among cells of the same batch. Because the mean of a logarithm depends on the
 library size, treated cells that were sequenced more deeply than the control cells would look changed; therefore, counts
 are first thinned at random until both labels have the same distribution of library sizes.
 

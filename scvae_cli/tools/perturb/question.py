@@ -216,7 +216,7 @@ def _nothing(result: Perturbation) -> list[str]:
 
 
 def _no_better(result: Perturbation) -> list[str]:
-    """Say that the other groups' mean is as good, or better."""
+    """Say that the mean of the other groups is as good a prediction as the model, or a better one."""
     if result.recipe.method == MEAN:
         model, mean = result.model_accuracy, result.mean_accuracy("mean_change")
         assert model is not None, "the mean is chosen because it is better than the model"

@@ -105,7 +105,7 @@ def sample(
     )
     batch_as = decoding_batch(model, options)
     fixed_library = library_size(model, options.library_or_default)
-    # −1 for a batch that the model does not have.
+    # The index is −1 for a batch that the model does not have.
     batch_of_c = np.full(counts.n_cells, -1) if counts.batch is None else positions_in(model.batches, counts.batch)
     z_ck, heldout = reference_draws(model, counts, seed=options.seed, progress=progress)
     density = calibrated_for_samples(model.density.to(torch.device("cpu")), z_ck)
@@ -232,7 +232,7 @@ def accepted(
 
 
 def _log_prob(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    # In blocks, because the computation holds a vector for every pair of a position and a component.
+    # Blocks limit the memory: the computation holds a vector for every pair of a position and a component.
     return torch.cat([density.log_prob(block_nk) for block_nk in torch.split(z_nk, _BLOCK)])
 
 

@@ -135,7 +135,7 @@ class ExpectedFit:
         self._features = _Features.of(covariates, n_batches)
         features_nf = self._features(covariates)
         self._expectation = _Expectation(features_nf, fit_n)
-        # Cross-validation: like a real cell, a simulated cell is compared with an expectation learned without it.
+        # Like a real cell, a simulated cell is compared with an expectation learned without it (cross-validation).
         self.shortfall_n = np.empty(len(fit_n))
         fold_n = np.arange(len(fit_n)) % _FOLDS
         for fold in range(_FOLDS):

@@ -198,7 +198,7 @@ def spline_basis(n_points: int) -> Tensor:
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
     at_t1 = np.linspace(0, 1, n_points)[:, None]
-    # The knot interval of each position; the last position belongs to the last interval.
+    # `interval_t` is the knot interval of each position; the last position belongs to the last interval.
     interval_t = np.minimum(np.searchsorted(inner, at_t1[:, 0], side="right"), len(inner) - 1) + 2
     basis = np.asarray(interval_t[:, None] == np.arange(len(knots) - 1), dtype=np.float64)
     for degree in (1, 2, 3):

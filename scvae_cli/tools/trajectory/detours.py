@@ -11,8 +11,8 @@ from scipy.spatial.distance import cdist
 from scvae_cli.latent.selection import even
 
 # A trajectory returns if its distance from an earlier step falls below this fraction of the excursion in between, and
-# if the excursion is at least this fraction of the length of the trajectory. A circular trajectory returns; a gently
-# bent one does not.
+# if the excursion is at least this fraction of the length of the trajectory. A circular trajectory returns, and a
+# gently bent trajectory does not.
 _BACK, _FAR = 0.5, 0.1
 # Largest number of steps that are compared with each other; the time grows with its cube.
 _MOST_STEPS = 100
