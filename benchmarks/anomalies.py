@@ -14,9 +14,9 @@ without them, as when new cells are compared with a model of trusted cells. The 
 - noise with the depth of the replaced cell: the counts of this cell assigned to other genes at random, and a draw
   from the mean of all cells, which resembles an empty droplet.
 
-"anomaly p" is what `score` writes. It is compared with five other scores: the ELBO and the importance bound with the
-same calibration, the importance bound without calibration, the sum of counts (large sums first), and the squared error
-of 20 principal components of log-normalized counts.
+"anomaly p" is what `score` writes. This p-value is compared with five other scores: the ELBO and the importance bound
+with the same calibration, the importance bound without calibration, the sum of counts (large sums first), and the
+squared error of 20 principal components of log-normalized counts.
 
 Uniformity of the p-values: Kolmogorov–Smirnov distance for 1,000 cells simulated from the model with another seed, for
 all of them and for the half with smaller and the half with larger library sizes. For unchanged real held-out cells, the

@@ -5,9 +5,10 @@
 A tenth of every cell's molecules, drawn at random, is withheld (`scvae_cli.evaluation.thinning`). Each method learns
 from the other molecules and predicts the withheld ones; the Poisson loss measures the error. Two predictions are
 compared: the expected counts of the cell's state, and, for methods with a dispersion, the expected counts of the cell
-itself, which also use its own counts. For principal components, the best of five numbers of components is used. It is
-chosen on the withheld counts, which favors this method. For scVI (early stopping), the better of its rate and the mean
-of its likelihood is used. scVI itself does not use the cell's own counts; one row shows its prediction if it did.
+itself, which also use its own counts. For principal components, the best of five numbers of components is used. The
+number is chosen on the withheld counts, which favors this method. For scVI (early stopping), the better of its rate and
+the mean of its likelihood is used. scVI itself does not use the cell's own counts; one row shows its prediction if it
+did.
 
 On simulated trees, the true mean of every count is known. For these, the mean squared error to the true mean is
 reported, too.

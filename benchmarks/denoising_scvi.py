@@ -2,13 +2,13 @@
 
     python denoising_scvi.py KEPT.h5ad -o expected.npz
 
-It writes three matrices, cells × genes, each a mean over posterior samples, at the observed library sizes:
+This script writes three matrices, cells × genes, each a mean over posterior samples, at the observed library sizes:
 
     rate      library × px_scale, as `get_normalized_expression` gives it
     mean      the mean of its likelihood, including zero inflation
     own       the same with the cell's own counts, μ(x + θ)/(μ + θ); scVI itself does not compute this
 
-It needs scvi-tools, and no code of this project except heldout_scvi.py.
+This script needs scvi-tools, and no code of this project except heldout_scvi.py.
 """
 
 from __future__ import annotations

@@ -17,15 +17,15 @@ more of the counts.
   many: 30% of the genes changed; shallow: 400 counts per cell; null: no gene changed;
 - batches: two batches; four fifths of the cells of one group are in the first batch, and four fifths of the other
   group are in the second batch; the model is trained with the batches;
-- unbalanced: 20% of the genes changed. They rise by 1 on average and take up more of the counts, so the shares of the
-  other genes fall.
+- unbalanced: 20% of the genes changed. These genes rise by 1 on average and take up more of the counts, so the shares
+  of the other genes fall.
 
 Each method is evaluated at expected false discovery rates (for Wilcoxon: Benjamini–Hochberg) of 5%, 10% and 20%:
 
 - `de`: genes changed by more than 0.25 (log2); the truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
-- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000. It tests the hypothesis of no change
-  at all and ignores batches, and is compared with both truths. "and 0.25": only its genes whose log2 fold change
-  exceeds 0.25.
+- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000. The Wilcoxon test is of the hypothesis
+  of no change at all and ignores batches, and is compared with both truths. "and 0.25": only its genes whose log2 fold
+  change exceeds 0.25.
 - decoded means, cells' rates: the results of `scvae denoise` (`--estimate state` and `cell`), as means over the
   groups' cells within batches with their standard errors, shrunk as in `de`. This shows the result of the decoder
   alone.

@@ -9,7 +9,7 @@ Harmony.
 training. `score` adds Harmony on the embedding called "pca", and prints the scIB scores of all embeddings as one JSON
 object.
 
-It needs scvi-tools, scib-metrics, harmonypy and scikit-misc, and no code of this project.
+This script needs scvi-tools, scib-metrics, harmonypy and scikit-misc, and no code of this project.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 - `silhouette`: mean silhouette width of the labels, rescaled from −1…1 to 0…1.
 - `bio`: mean of NMI, ARI and silhouette, as in scIB's score of bio conservation (Luecken et al. 2022).
 
-All distances are Euclidean distances in the latent space. Cells without a label are left out. It needs igraph (the
-extra `demo`) in addition to the dependencies of scvae-cli.
+All distances are Euclidean distances in the latent space. Cells without a label are left out. This script needs igraph
+(the extra `demo`) in addition to the dependencies of scvae-cli.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ in nats, at the observed library size (scVI's default), in eval mode. As a check
 `embed` writes the mean latent position of every cell of the files, in their order (.npy). Each step prints one JSON
 object.
 
-It needs scvi-tools (1.4 at the time of writing), and no code of this project.
+This script needs scvi-tools (1.4 at the time of writing), and no code of this project.
 """
 
 from __future__ import annotations

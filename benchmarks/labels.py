@@ -5,7 +5,7 @@ recognized?
 
 Tasks (`labels_tasks.py`): mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control to
 stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae is trained on all
-cells of the set, without labels; `annotate` gets the labels. It is compared, on the same genes, with
+cells of the set, without labels; `annotate` gets the labels. `annotate` is compared, on the same genes, with
 
 - logistic regression (scikit-learn's defaults) on log-normalized genes, unscaled and scaled to unit variance;
 - a vote of the 15 nearest neighbors on 30 principal components;

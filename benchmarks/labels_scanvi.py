@@ -1,4 +1,4 @@
-"""The part of `labels.py` that needs scvi-tools: one scVI per data set, and a SCANVI from it for each task.
+"""The part of `labels.py` that needs scvi-tools: one scVI model per data set, and one SCANVI model per task.
 
     python labels_scanvi.py DATA.h5ad TASKS.npz --seed 0 -o PROBABILITIES.npz [--batch-key KEY]
 
@@ -7,7 +7,7 @@ scVI is trained with early stopping and otherwise with its defaults. SCANVI star
 defaults. For each task, the result holds the labels and their probabilities. A task that is already in the result is
 not repeated.
 
-It needs scvi-tools, and no code of this project.
+This script needs scvi-tools, and no code of this project.
 """
 
 from __future__ import annotations

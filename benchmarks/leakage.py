@@ -5,8 +5,8 @@
 Denoised counts must meet two requirements at once. First, they must predict withheld molecules: a tenth of every cell's
 molecules is withheld, each method learns from the other molecules, and the Poisson loss of the withheld ones is
 measured (as in `denoising.py`). Second, a marker that is absent from a type must stay absent. A marker is a gene that
-occurs in at least a fifth of the cells of some type of 30 cells or more. It is absent from a type if fewer than 1% of
-the cells of this type have counts of it. For each absent marker and type:
+occurs in at least a fifth of the cells of some type of 30 cells or more. A marker is absent from a type if fewer than
+1% of the cells of this type have counts of it. For each absent marker and type:
 
     leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
               highest mean; averaged over absent markers and types (a part of it is sampling error of the raw mean)

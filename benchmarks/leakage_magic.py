@@ -3,8 +3,8 @@
     python leakage_magic.py KEPT.npz -o magic.npz
 
 Counts are scaled to a common library size. MAGIC, with its defaults, smooths either their square roots, which are then
-squared (`root`, as in its documentation), or the scaled counts themselves (`plain`). It needs magic-impute, and no code
-of this project.
+squared (`root`, as in its documentation), or the scaled counts themselves (`plain`). This script needs magic-impute,
+and no code of this project.
 """
 
 from __future__ import annotations

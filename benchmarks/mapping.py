@@ -22,8 +22,8 @@ Each method is evaluated for X_scvae and for the latent means. `unchanged` says 
 cells is identical in the model of the reference and in the model with the query. `no_counterpart` is the share of the
 query's cells that is reported, at 5% false alarms.
 
-`--leave-out` trains the reference without one type of cells at a time. It measures how well `counterpart_p` finds the
-cells of this type in the query (AUROC), and which share of the other cells is reported.
+`--leave-out` trains the reference without one type of cells at a time. This option measures how well `counterpart_p`
+finds the cells of this type in the query (AUROC), and which share of the other cells is reported.
 
 Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of them. Trained models
 are kept in `--cache`.

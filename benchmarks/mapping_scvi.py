@@ -7,7 +7,7 @@ encoder, two layers, dropout 0.2) and early stopping, on the 4,000 genes of high
 genes if there are no more). Surgery is `SCVI.load_query_data` and 200 epochs without weight decay, as in the tutorial.
 Writes the latent means of both, in the order reference, query, and the seconds of the two trainings.
 
-It needs scvi-tools and scikit-misc, and no code of this project.
+This script needs scvi-tools and scikit-misc, and no code of this project.
 """
 
 from __future__ import annotations

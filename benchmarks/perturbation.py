@@ -15,9 +15,9 @@ in the size of the changes are measured by the root mean squared error and by sl
 over the 50 most significant ones. The slopes are those of predicted on observed changes (below 1: underestimated) and
 of observed on predicted changes.
 
-No change: how often the test by permuted labels detects a change. It is applied to the same cells with labels permuted
-within each type, and to simulated groups with gene programs of known size (0 for no effect). In a part of the simulated
-groups, the treated cells were sequenced half as deeply as the control cells.
+No change: how often the test by permuted labels detects a change. The test is applied to the same cells with labels
+permuted within each type, and to simulated groups with gene programs of known size (0 for no effect). In a part of the
+simulated groups, the treated cells were sequenced half as deeply as the control cells.
 
 Simulated combinations: six groups under B, C, both and neither; the cells of two groups under both are removed. Effects
 are gene programs in log expression, of which the groups share four fifths. The joint effect is the sum in logs, the sum

@@ -1,7 +1,8 @@
 """Do two commits give the same numbers? Run the same commands with both commits, and compare every array exactly.
 
-It needs one checkout for each commit, one machine, and one environment with the dependencies. The code is always taken
-from the checkout, even if scvae is installed in the environment. In the top folder of a clone that has this script:
+The benchmark needs one checkout for each commit, one machine, and one environment with the dependencies. The code is
+always taken from the checkout, even if scvae is installed in the environment. In the top folder of a clone that has
+this script:
 
     git worktree add ../before COMMIT_BEFORE
     python benchmarks/same_numbers.py record ../numbers-before --checkout ../before
@@ -9,10 +10,10 @@ from the checkout, even if scvae is installed in the environment. In the top fol
     python benchmarks/same_numbers.py compare ../numbers-before ../numbers-after
     git worktree remove ../before
 
-`record` trains models and runs the commands of `same_numbers_cases.py` on copies of the data, in a temporary folder. It
-keeps the arrays and numbers of all files that the commands wrote: weights, elements of an .h5ad that its input did not
-have, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left out.
-The data are the two files in data_samples and, if they exist, two in ../shared/data beside the clone
+`record` trains models and runs the commands of `same_numbers_cases.py` on copies of the data, in a temporary folder.
+`record` keeps the arrays and numbers of all files that the commands wrote: weights, elements of an .h5ad that its input
+did not have, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left
+out. The data are the two files in data_samples and, if they exist, two in ../shared/data beside the clone
 (benchmarks/README.md says where they come from). `--data FILE ...` names other paths of them. On two cores, it takes
 six to eight minutes.
 

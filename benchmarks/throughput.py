@@ -5,8 +5,9 @@
 `scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000 above), at a depth of
 0.18 counts per gene. About 11% of the counts are then not zero, about as many as in public 10x data (PBMC 4k: 10%).
 Both tools train the same network (1 hidden layer of 128 units, 10 latent dimensions, ZINB: the defaults of scvi-tools)
-with the same batch size. They train on 90% of the cells for `--epochs` epochs, on the CPU with `--threads` threads, or
-(`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools alternate, `--rounds` times.
+with the same batch size. Both tools train on 90% of the cells for `--epochs` epochs, on the CPU with `--threads`
+threads, or (`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools alternate,
+`--rounds` times.
 
 The speed of one process is the median over its epochs except the first one: the number of cells between the end of the
 first and the end of the last step of an epoch, divided by the seconds in between. This includes loading minibatches,

@@ -2,8 +2,8 @@
 
     python throughput_scvi.py FILE.h5ad --epochs 8 --batch-size 128 --threads 2
 
-It uses the defaults of `scvi.model.SCVI`; a lightning callback records when its steps end. It needs scvi-tools (1.4 at
-the time of writing), and no code of this project.
+This script uses the defaults of `scvi.model.SCVI`; a lightning callback records when its steps end. It needs scvi-tools
+(1.4 at the time of writing), and no code of this project.
 """
 
 from __future__ import annotations

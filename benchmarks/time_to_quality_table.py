@@ -38,8 +38,8 @@ the prior of scvae is its own density of the training cells, which `scvae sample
 class Comparison:
     """Results of scvae and of the better scVI on one split.
 
-    `faster` is the time of scVI divided by the time at which scvae reaches the same bound. It is 0 if scvae never
-    reaches it, and None if it was not measured for this bound of scVI.
+    `faster` is the time of scVI divided by the time at which scvae reaches the same bound. This ratio is 0 if scvae
+    never reaches this bound, and None if it was not measured for this bound of scVI.
     """
 
     ours: Run

@@ -5,8 +5,8 @@
         --results benchmarks/results/time_to_quality_unseen.json FOLDER/*.h5ad
 
 - `celltypist_sample.h5ad`: the sample in the Python package celltypist 1.7.1, 559 cells × 32,786 genes.
-- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. It needs `Rscript` with
-  sctransform and Matrix installed.
+- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. This data set needs
+  `Rscript` with sctransform and Matrix installed.
 
 Both are raw counts of molecules without labels. pip fetches the first from the package index.
 """

@@ -1,9 +1,9 @@
 """Do decoded trajectories show known biology? Progenitors to erythrocytes and to monocytes (Paul et al. 2015).
 
-It trains with the defaults, computes geodesics from "Multipotent progenitors" to Erythrocyte and to Monocytes, and
-checks that known markers rise and fall as expected. Each decoded curve is compared with the means of the real cells, in
-bins of their position along the trajectory, at the same depth. Each end is compared with the mean of the real
-population.
+The benchmark trains with the defaults, computes geodesics from "Multipotent progenitors" to Erythrocyte and to
+Monocytes, and checks that known markers rise and fall as expected. Each decoded curve is compared with the means of the
+real cells, in bins of their position along the trajectory, at the same depth. Each end is compared with the mean of the
+real population.
 
     python benchmarks/walks.py [paul15_3004.h5ad]
 

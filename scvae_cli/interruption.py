@@ -2,8 +2,8 @@
 written.
 
 Python raises KeyboardInterrupt at any point of the program. If this point is a callback of HDF5, HDF5 swallows the
-exception and leaves a wrong file. While files are written, signals are therefore only noted. They take effect at the
-next safe point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
+exception and leaves a wrong file. While files are written, signals are therefore only noted. The signals take effect at
+the next safe point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def as_label(value: Any) -> str | None:
     if _is_missing(value):
         return None
     plain = value
-    # A numpy scalar. It is recognized by its attributes, so that numpy need not be imported.
+    # A numpy scalar is recognized by its attributes, so that numpy need not be imported.
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         plain = (value.astype("datetime64[us]") if value.dtype.kind == "M" else value).item()
     if isinstance(plain, float) and plain.is_integer():

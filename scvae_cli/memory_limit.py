@@ -17,7 +17,7 @@ from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
 # Files in which Linux reports the free memory, and the memory limit and the memory use of a container.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATM = Path("/proc/self/statm")
-# Address space that torch, numba and their threads need. With less, C++ code ends the process without a message.
+# Address space that torch, numba and their threads need. If less is free, C++ code ends the process without a message.
 _LIBRARIES = 2**30
 # Messages of systems and libraries if they cannot allocate memory. (ENOMEM has the same text in every C library of
 # Linux.)

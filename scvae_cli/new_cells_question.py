@@ -34,7 +34,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """Return the new cells, with all slots except the provenance. Their counts can be read only once."""
+        """Return the new cells, with all slots except the provenance. The counts of the cells can be read only once."""
         raise NotImplementedError
 
     @classmethod

@@ -68,7 +68,7 @@ class Report:
     notes
         Remarks shown after the text.
     exit_code
-        Exit code of the command. It is not 0 if the answer says that the data cannot be used.
+        Exit code of the command. The exit code is not 0 if the answer says that the data cannot be used.
     """
 
     facts: dict[str, Any]

@@ -400,7 +400,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results. `new_file` says that they are written to a new file."""
+        """Return the slot with the provenance of results; `new_file` says whether these are written to a new file."""
         facts = {
             "command": run,
             "scvae_version": __version__,

@@ -15,7 +15,7 @@ DEVICES = "auto, cpu, cuda (the default GPU) or cuda:N (GPU number N)"
 
 
 def round_option(*, shown_default: str = "fractions are refused") -> Any:
-    """Make the option that makes fractions of counts whole."""
+    """Make the option that rounds fractions of counts."""
     return option(
         None,
         help="How to round fractions of counts (SoupX, alevin, kallisto, RSEM): to the nearest whole number, or up or "
@@ -54,8 +54,8 @@ class Reading(Options):
 
     layer: str | None = option(
         None,
-        help="Name of the AnnData layer to read. It must hold the same kind of values as the training data: counts or "
-        "real numbers.",
+        help="Name of the AnnData layer to read. The layer must hold the same kind of values as the training data: "
+        "counts or real numbers.",
         panel=INPUT,
         shown_default="chosen as in training",
         in_record=False,

@@ -54,7 +54,7 @@ def replacing(
     Parameters
     ----------
     target
-        File to write. If it is a symbolic link, the file to which it points is written.
+        File to write. If the path is a symbolic link, the file to which the link points is written.
     copy_of
         File that is copied to the temporary path first. If another program changes this file before the block ends,
         the target is not written.

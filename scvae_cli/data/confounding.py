@@ -76,7 +76,7 @@ def confounded_columns(
     Parameters
     ----------
     store
-        The cells. Their columns of obs are read one after the other.
+        The cells, whose columns of obs are read one after the other.
     batch, batch_key
         Batch of each cell, shape (n,), and name of the column with the batches.
     library_n

@@ -208,7 +208,7 @@ def read_rows(
 ) -> sp.csr_matrix:
     """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
 
-    Only these values are held in memory.
+    Only the values of these columns are held in memory.
 
     Parameters
     ----------
@@ -339,8 +339,8 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count. With
-    `real`, it is a value that is not a finite number.
+    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count or, with
+    `real`, not a finite number.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])

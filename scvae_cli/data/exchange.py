@@ -14,7 +14,7 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two files or folders. Returns False, and does nothing, if the system cannot do this in one step.
+    """Exchange two files or folders. Returns False, and does nothing, if the system cannot exchange them at once.
 
     Raises an OSError for other failures, for example if permission is denied.
     """

@@ -188,7 +188,7 @@ def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
 
 
 class _Curves:
-    """A table of ρ · exp(batch effect). It has a row for each lineage, batch and grid step, and a column per gene."""
+    """A table of ρ · exp(batch effect), with a row for each lineage, batch and grid step, and a column per gene."""
 
     def __init__(self, varm: Mapping[str, Any]) -> None:
         factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T

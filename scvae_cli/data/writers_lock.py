@@ -35,8 +35,8 @@ _LONGEST = 180
 def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError) -> Iterator[bool]:
     """Context manager in whose block no other scvae writes `target`.
 
-    It yields True, or False if the file system has no locks. If another process is writing, scvae waits for it, at
-    most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting.
+    The context manager yields True, or False if the file system has no locks. If another process is writing, scvae
+    waits for it, at most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Diffusion of cells along a neighbor graph: a kernel, and coordinates that order cells along branches.
 
 The kernel turns the distance d between two neighbors into a similarity, exp(−d²/(σ₁ σ₂)), where σ is the distance of
-each of the two cells to its fifth neighbor. It therefore adapts to the density of the cells (Haghverdi et al. 2016,
-doi:10.1038/nmeth.3971).
+each of the two cells to its fifth neighbor. The kernel therefore adapts to the density of the cells (Haghverdi et al.
+2016, doi:10.1038/nmeth.3971).
 
 The diffusion coordinates are the eigenvectors of the diffusion that belong to the largest eigenvalues λ, each
 multiplied by λ/(1−λ). Euclidean distance in these coordinates is the multiscale distance of Palantir (Setty et al.

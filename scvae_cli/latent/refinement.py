@@ -99,11 +99,11 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield standard normal vectors without end, each of shape (k,), float64; callers also use the negated vectors.
 
     The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
-    independent. Their directions are the axes of randomly rotated orthogonal frames, and their lengths are stratified:
-    one from each quantile interval, in random order. The average of a quadratic function over a set and its negated
-    vectors is therefore close to the expected value.
+    independent. The directions of the vectors are the axes of randomly rotated orthogonal frames, and their lengths are
+    stratified: one from each quantile interval, in random order. The average of a quadratic function over a set and its
+    negated vectors is therefore close to the expected value.
     """
-    # Imported only here: every embedding imports this file, but few embeddings are refined.
+    # scipy is imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
 
     n_frames = _set_size(k) // k

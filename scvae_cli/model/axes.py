@@ -17,7 +17,7 @@ eigenvectors agree less between trainings than the canonical axes do. The mean o
 along which the cells do not vary, and on small irregularities of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
-depend on it.
+depend on the rotation.
 
 Shapes: n cells, k latent dimensions, g genes.
 """

@@ -71,8 +71,8 @@ class ExpressionSpace:
     def position(self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None) -> Tensor:
         """Compute the embedding of some cells from their counts and posterior means, shape (n, j).
 
-        `present_g` is False for genes that the data lack; the residuals of these genes are 0. It is None if the data
-        have all genes. All tensors are on the device of the networks.
+        `present_g` is False for genes that the data lack; the residuals of these genes are 0. `present_g` is None if
+        the data have all genes. All tensors are on the device of the networks.
         """
         state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
         if present_g is not None:
@@ -92,8 +92,8 @@ class ExpressionSpace:
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
 
-    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of such a cell are differences from
-    the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
+    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
+    differences from the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
     """
     head, depth = vae.decoder.head, vae.reference_library
     average_nb = _average_batch(vae, mean_nk)

@@ -27,7 +27,7 @@ FEW_FEATURES = 200
 EASED_DROPOUT = 0.7
 # Weight of the discrepancy between the batches, nats.
 MIXING = 30.0
-# Learning rate at the small batch size. It grows with the square root of the number of cells per step.
+# Learning rate at the small batch size. The rate grows with the square root of the number of cells per step.
 RATE = 8e-3
 
 
@@ -70,7 +70,7 @@ def _regularization(model: ModelConfig, n_training: int, n_genes: int | None) ->
     if not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES:
         return Regularization(0.0, 0.0, 0.1, 1.0)
     if model.decoder == "linear":
-        # This decoder has no hidden units to drop. Its loadings are its only weights, so weight decay is low.
+        # This decoder has no hidden units to drop. The loadings are its only weights, so weight decay is low.
         return Regularization(0.3, 0.0, 0.1, 1.0)
     if n_training < FEW_CELLS:
         return Regularization(0.7, 0.7, 3.0, EASED_DROPOUT)

@@ -46,7 +46,7 @@ def fused_nll(
     """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
     With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use
-    this gradient would round it anyway.
+    this gradient would round the gradient anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)

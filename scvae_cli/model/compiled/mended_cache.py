@@ -1,7 +1,7 @@
 """numba's cache of compiled functions, repaired if it is damaged.
 
-The cache consists of pickles in a folder of the user. A truncated or empty file would end every training. Such a file
-is removed instead, and the function is compiled again.
+The cache consists of pickles in a folder of the user. A truncated or empty file would end every training. A damaged
+file is therefore removed, and the function is compiled again.
 """
 
 from __future__ import annotations

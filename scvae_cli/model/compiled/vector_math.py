@@ -1,8 +1,8 @@
 """Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
 The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: such a loop
-processes one number at a time. The functions here are plain arithmetic without branches. They use the polynomials of
-FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
+processes one number at a time. The functions here are plain arithmetic without branches. These functions use the
+polynomials of FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
     """Return a decorator that compiles a function with numba.
 
-    The compiled function releases Python's global interpreter lock and is cached on disk. It does not check for
-    division by zero, because a loop with such a check is not vectorized.
+    The compiled function releases Python's global interpreter lock and is cached on disk. The function does not check
+    for division by zero, because a loop with such a check is not vectorized.
 
     Parameters
     ----------

@@ -1,11 +1,12 @@
 """Views of a cell from which its label is predicted: what the model knows about the cell, and the cell's own genes.
 
-- **state**: the position of the decoded state in expression space. It holds only what the model has learned from all
-  cells, so few labeled cells are enough.
-- **expression**: the embedding (`scvae_cli.model.expression_space`). It also holds part of the cell's own residuals.
-- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit
-  variance. They contain information that the model lacks. A logistic regression on genes is also the method with which
-  the labels are compared.
+- **state**: the position of the decoded state in expression space. This view holds only what the model has learned from
+  all cells, so few labeled cells are enough.
+- **expression**: the embedding (`scvae_cli.model.expression_space`). This view also holds part of the cell's own
+  residuals.
+- **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
+  The genes contain information that the model lacks. A logistic regression on genes is also the method with which the
+  labels are compared.
 
 Scales and components come from the labeled cells.
 

@@ -16,7 +16,8 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 
-# Number of cells in a block. It limits the memory of the float64 arrays of a block: 20 MB each for 20,000 genes.
+# Number of cells in a block. This number limits the memory of the float64 arrays of a block: 20 MB each for 20,000
+# genes.
 _BLOCK_CELLS = 128
 _LEAST_EXPECTED = 1e-10
 

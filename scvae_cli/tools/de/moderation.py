@@ -15,8 +15,8 @@ from scipy.special import digamma, ndtri_exp, polygamma
 from scipy.stats import norm
 from scipy.stats import t as student
 
-# Variances below this share of the median are raised to it, as in limma. Variances of zero come from few counts, and
-# the log of zero would dominate the fit.
+# Variances below this share of the median are raised to this share, as in limma. Variances of zero come from few
+# counts, and the log of zero would dominate the fit.
 _LEAST_OF_MEDIAN = 1e-5
 # With more degrees of freedom than this, Student's t distribution is practically a normal distribution.
 _MANY = 1e6
@@ -29,7 +29,7 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
     Parameters
     ----------
     variance_g, df
-        Residual variance of each gene, and their degrees of freedom.
+        Residual variance of each gene, and degrees of freedom of these variances.
     fitted_to
         Mask of the genes to which s0² and df0 are fitted, shape (g,).
     """

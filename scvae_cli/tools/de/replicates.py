@@ -1,12 +1,12 @@
 """Comparison of groups by replicates, such as donors: each replicate is one sample, regardless of its number of cells.
 
 The cells of one replicate are more similar than cells of different replicates, so they are not independent. The unit of
-the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). Its relative
-variance is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is the
-variance between replicates. At first, τ² is the same for all genes, and the weight of a replicate is 1 / (τ² + σ²): for
-genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with the
-number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other genes
-(`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
+the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). The relative
+variance of y is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is
+the variance between replicates. At first, τ² is the same for all genes, and the weight of a replicate is 1 / (τ² + σ²):
+for genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with
+the number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other
+genes (`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
 
 If at least half of the replicates are in both groups, as with cells of the same donors before and after a treatment,
 the difference within each of these replicates is one observation (paired). Otherwise, each replicate in a group is one

@@ -9,8 +9,8 @@ from scvae_cli.data.gene_names import listed
 from scvae_cli.tools.de.result import DifferentialExpression
 
 SHOWN_GENES = 20
-# Smaller rates are printed as "<1e-06". They depend on the far tails of normal distributions and say little about real
-# data.
+# Smaller rates are printed as "<1e-06". Such rates depend on the far tails of normal distributions and say little about
+# real data.
 _LEAST_SHOWN = 1e-6
 # With fewer replicates in a group, a warning says what cannot be known.
 _FEW_REPLICATES = 3

@@ -152,8 +152,8 @@ def denoise(
         those of this individual cell. The formulas are in `scvae_cli.latent.expected_counts`.
     groupby, label_n
         Column of obs, and the group of each cell in it; None for no comparison of means in groups. Raw counts show the
-        effect of the cell's batch. They are therefore compared with the expected counts in the cell's own batch, even
-        if the result is decoded in another batch.
+        effect of the cell's batch. Raw counts are therefore compared with the expected counts in the cell's own batch,
+        even if the result is decoded in another batch.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Quality of the embedding, compared with PCA and Harmony of the same cells: neighbors, known labels, mixing of
 batches.
 
-PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects these components for batches. It
-is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
+PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects these components for batches.
+Harmony is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
 
 Shapes: n cells, k coordinates, m neighbors.
 """

@@ -1,4 +1,4 @@
-"""The figure of a diagnosis. Its panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
+"""The figure of a diagnosis. The panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
 
 The panels of the latent axes show how much each axis is used, and the correlations between axes. A gap is a difference
 between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances.

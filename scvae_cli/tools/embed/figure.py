@@ -33,7 +33,7 @@ _WIDTHS = {1: 4.6, 2: 3.45, 3: 2.25}
 _MARGIN, _GAP, _TITLE, _AXIS, _BOTTOM = 0.15, 0.2, 0.25, 0.2, 0.15
 _LINE, _BAR = 0.13, 0.07
 _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
-# Names of groups are shortened more if there are many; at least this many letters stay.
+# Names of groups are shortened more if there are many groups; at least this number of letters stays.
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
 # With taller legends, a row has at most two panels, so that a legend can have several columns.
 _MAX_ROWS_OF_THREE = 16

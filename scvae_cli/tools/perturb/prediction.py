@@ -138,7 +138,7 @@ class Predictor:
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
         """Compute the counts of the predicted cells, as blocks of rows.
 
-        The counts are drawn at random if `drawn` is True. Otherwise, they are expected counts, lowered by zero
+        The counts are drawn at random if `drawn` is True. Otherwise, the result is the expected counts, lowered by zero
         inflation.
         """
         streams = np.random.SeedSequence(seed)

@@ -35,8 +35,8 @@ class Accuracy(NamedTuple):
     explained
         1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
     top_slope
-        Predicted change per unit of observed change of these 50 genes (least squares through zero). It is 1 if the
-        predicted changes are as large as the observed ones, and below 1 if they are too small.
+        Predicted change per unit of observed change of these 50 genes (least squares through zero). This slope is 1 if
+        the predicted changes are as large as the observed ones, and below 1 if they are too small.
     rmse
         Root mean squared error over all genes, in the unit of the changes.
     """

@@ -50,8 +50,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def _real_cells(self) -> Counts:
         """Return the real cells with which the new cells are compared.
 
-        These are the cells of the chosen group. Without a group, these are the cells of the chosen batch. If neither
-        was chosen, these are all cells.
+        The real cells are those of the chosen group or, without a group, those of the chosen batch. If neither a group
+        nor a batch was chosen, all cells are returned.
         """
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)

@@ -76,8 +76,8 @@ def sample(
     ----------
     model, counts
         The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source. They also provide the library sizes of the new cells, and the posteriors from which a group is sampled.
-        `counts.batch` may be None.
+        source. The real cells also provide the library sizes of the new cells, and the posteriors from which a group is
+        sampled. `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the

@@ -42,8 +42,8 @@ HELD = 0.95
 _NEIGHBORS, _MAJORITY = 15, 0.5
 # Nearest cells are looked up only for cells within this multiple of the width of the tube; no others can belong.
 _CANDIDATES = 2.0
-# Number of directions of expression in which distances are measured. They keep all but a hundredth of a percent of the
-# variance, and are computed from at most `_DIRECTION_CELLS` cells.
+# Number of directions of expression in which distances are measured. These directions keep all but a hundredth of a
+# percent of the variance, and are computed from at most `_DIRECTION_CELLS` cells.
 _DIRECTIONS, _DIRECTION_CELLS = 64, 1000
 # Steps within this fraction of the trajectory on both sides count as nearby.
 _NEARBY = 0.1
@@ -206,8 +206,8 @@ def _shared_groups(
     """Compare the groups of the cells around a cell with those of the cells around the nearby steps, shape (n,).
 
     Returns the sum over groups of the smaller one of two fractions: that among the cell's neighbors, and the largest
-    one among the cells nearest to any nearby step. It is 1 if the neighbors have only groups of these steps, and 0 if
-    they have none of these groups. Cells without a group count as one group.
+    one among the cells nearest to any nearby step. The sum is 1 if the neighbors have only groups of these steps, and 0
+    if they have none of these groups. Cells without a group count as one group.
     """
     names, code_n = np.unique(np.asarray([str(g) if g is not None else "" for g in groups_n]), return_inverse=True)
     step_tc, around_nc = (_fractions(code_n[rows], len(names)) for rows in (nearest_tj, neighbors_nj))
