@@ -271,5 +271,5 @@ def test_cells_without_a_finite_position_are_refused(options):
 def test_cells_without_a_batch_are_counted(cells, model):
     some = cells[:6].copy()
     some.obs["batch"] = [None, np.nan, *some.obs["batch"].astype(str)[2:]]
-    with pytest.warns(ScvaeWarning, match=r"2 cell\(s\) have no batch in obs\['batch'\]"):
+    with pytest.warns(ScvaeWarning, match=r"2 cells have no batch in obs\['batch'\]"):
         scvae.embed(some, model, inplace=False)

@@ -354,7 +354,7 @@ def test_new_batches_are_said_and_refused(lanes):
     adata, model = lanes
     adata = adata.copy()
     adata.obs["lane"] = adata.obs["lane"].astype(float) + 1
-    with pytest.warns(ScvaeWarning, match=r"1 batch\(es\) were not in the training data \(3\)"):
+    with pytest.warns(ScvaeWarning, match=r"1 batch was not in the training data \(3\)"):
         session = Session.open(adata, model, device="cpu")
     with pytest.raises(DataError, match="was not trained on batch '3'"):
         known_batches(model, session.counts_and_batches())

@@ -52,7 +52,7 @@ def test_reference_cells_stay_the_same_to_the_bit(n_batches):
 
 def test_denoised_cells_of_a_mapped_batch_lose_what_distinguishes_it():
     _, query, _ = sides()
-    with pytest.warns(ScvaeWarning, match="batch_as observed keeps it"):
+    with pytest.warns(ScvaeWarning, match="batch_as observed keeps these differences"):
         scvae.denoise(query, joint(), inplace=False)
     scvae.denoise(query, joint(), batch_as="observed", inplace=False)
 

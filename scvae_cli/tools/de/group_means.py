@@ -13,10 +13,10 @@ expected count of this cell, zero inflation included, and ℓ_n is the library s
 
 C is the posterior mean of the correction in a Gamma–Poisson model. C is a weighted average of X/M, which the counts
 suggest, and 1, which means no correction. The weight of X/M is the number E of counts that are expected in the group.
-The weight of 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells with large
-libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of one batch sum
-to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups, even if the
-decoder does not model this effect.
+The weight of the value 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells
+with large libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of
+one batch sum to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups,
+even if the decoder does not model this effect.
 
 For the genes that the model lacks, the formulas are the same. The expected count of a cell is then its library size
 times the share that the gene has in all compared cells. So R is the same in both groups, and only C describes the

@@ -137,7 +137,7 @@ class Embed(Question[EmbedOptions, Embedding]):
         session, fate = self.session, "compared with an average batch, so batch effects are not corrected"
         key = session.model.config.data.batch_key
         if self.options.space == "latent" or not session.model.batches or key is None or session.model.vae.n_mapped:
-            return ()  # A session warns by itself if cells of a model onto which batches were mapped have no batch.
+            return ()  # If batches were mapped onto the model, the session already warns about cells without a batch.
         if key not in session.store.obs_keys:
             return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
         n_missing = int(is_missing(session.labels(key)).sum())
