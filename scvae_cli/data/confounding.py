@@ -291,7 +291,8 @@ def _entropy_left(joint: sp.csr_matrix) -> float:
 class _PairSums:
     """Sums of a symmetric measure over all ordered pairs of different cells.
 
-    `total` is the sum of the measure, `squares` of its square, and `rows` the sum over cells of (the cell's sum)².
+    `total` is the sum of the measure, `squares` is the sum of the squared measure, and `rows` is the sum over cells of
+    (the cell's sum)².
     """
 
     total: float
