@@ -113,7 +113,7 @@ def provenance(runs: list[Run]) -> str:
         f"- date: {listed({run['date'] for run in runs})}",
         f"- scvae: {versions(lambda run: run['contender'] == 'scvae') or 'not run'}",
         f"- scVI: {versions(lambda run: run['contender'] != 'scvae') or 'not run'}",
-        '- "others": cores that anything but this benchmark kept busy during the training; its times hold for about 0',
+        '- "others": number of cores that other programs used meanwhile; the times are reliable if it is about 0',
     ]
     return "## Where and when\n\n" + "\n".join(lines) + "\n"
 

@@ -81,7 +81,7 @@ def peak_bytes(command: list[str]) -> int:
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}\nended with {os.waitstatus_to_exitcode(status)}")
-    # Linux counts in KiB, macOS in bytes.
+    # Linux reports the peak memory in KiB, macOS in bytes.
     return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
 
 

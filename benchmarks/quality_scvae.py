@@ -109,7 +109,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     model.save(args.model, force=True)
     process_s = time.time() - args.started
 
-    # Imported here and not above, because a training needs neither of them, and its time has ended.
+    # These modules are imported after the training, so that the time of the training does not include the imports.
     from scvae_cli.session import Session
     from scvae_cli.tools.score.options import ScoreOptions
     from scvae_cli.tools.score.scoring import score

@@ -21,9 +21,9 @@ def cells_per_second(epochs: list[EpochTimes]) -> dict[str, float | list[float]]
     Returns
     -------
     `cells_per_s` is the median over epochs of the number of cells between the end of the first step and the end of the
-    last step, divided by the seconds in between. `epochs_cells_per_s` are the single epochs. `with_first_step` is the
-    median over epochs of all cells divided by the seconds from the start of the epoch, which include preparations for
-    the whole epoch.
+    last step, divided by the seconds in between. `epochs_cells_per_s` holds the speeds of the single epochs.
+    `with_first_step` is the median over epochs of all cells divided by the seconds from the start of the epoch, which
+    include preparations for the whole epoch.
 
     >>> slow = EpochTimes(began=0.0, ends=[9.0, 20.0], cells=[10, 10])
     >>> fast = EpochTimes(began=20.0, ends=[21.5, 22.0, 22.5], cells=[10, 10, 5])

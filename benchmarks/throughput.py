@@ -180,7 +180,7 @@ def render(result: dict[str, Any]) -> str:
             f"- machine: {result['machine']}",
             f"- date: {result['date']}",
             *(f"- {found}" for found in versions),
-            '- "others": cores that anything but this benchmark kept busy meanwhile; the speeds hold for about 0',
+            '- "others": number of cores that other programs used meanwhile; the speeds are reliable if it is about 0',
             "",
         ]
     )

@@ -89,8 +89,8 @@ class Subset(Options):
 
     subset: tuple[str, ...] = option(
         (),
-        help="Use only the cells with one of these values in a column of obs. May be given several times; a cell must "
-        "fulfill all conditions. The results of the other cells are NaN.",
+        help="Use only the cells with one of these values in a column of obs. This option may be used "
+        "several times; a cell must then fulfill all conditions. The results of the other cells are NaN.",
         python_help="Use only the cells with certain values in a column of obs. Texts of the form KEY=VALUE[,VALUE…]; "
         "a cell must fulfill all conditions. The results of the other cells are NaN.",
         panel=INPUT,

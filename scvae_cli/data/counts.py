@@ -299,7 +299,7 @@ def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Return a mask of the values that are None, NaN or pandas' NA."""
-    # Imported only here, because pandas is slow to import and a training without batches does not need it.
+    # pandas is imported only here, because it is slow to import and a training without batches does not need it.
     import pandas as pd
 
     missing: np.ndarray = pd.isna(values)

@@ -104,7 +104,7 @@ class Annotation:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
-        import pandas as pd  # imported here, because pandas is slow to import
+        import pandas as pd  # slow to import, so it is imported only here
 
         label_n = pd.Categorical.from_codes(self.code_n, categories=[*self.labels, UNKNOWN])
         return [

@@ -49,7 +49,8 @@ class DeOptions(Reading, Drawing, Writing):
     )
     within: Mapping[str, str] | None = option(
         None,
-        help="Compare only cells that have this VALUE in the column KEY of obs. May be given for several columns.",
+        help="Compare only cells that have this VALUE in the column KEY of obs. This option may be used several "
+        "times, each time with another column.",
         metavar="KEY=VALUE",
         python_help="Compare only cells with these values: a mapping of columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,

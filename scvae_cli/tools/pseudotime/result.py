@@ -104,7 +104,7 @@ class Pseudotime:
             Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),
         ]
         if self.ends:
-            # imported here, because pandas is slow to import, and an order without ends does not need it
+            # pandas is imported only here, because it is slow to import and an order without ends does not need it
             import pandas as pd
 
             branches = pd.Categorical(self.branch_n, categories=[UNCOMMITTED, *self.ends])
