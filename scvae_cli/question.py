@@ -255,7 +255,7 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Whether the result is written. If not, it is returned to the Python caller instead."""
+        """Whether the result is written. Otherwise, the result is returned to the Python caller."""
         return self.request.inplace
 
     def value(self, result: Result) -> Any:

@@ -36,7 +36,7 @@ _UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
 _BETWEEN_BATCHES = 0.9
 _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
 # By Cantelli's inequality, a random column lies this many standard deviations below the mean in at most 1 of 50 cases,
-# whatever the sizes of the batches are. In most cases, the probability is below one in a million.
+# for any sizes of the batches. In most cases, the probability is below one in a million.
 _DEVIATIONS = 7.0
 # A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
 _REPEATS_LIBRARY = 0.9

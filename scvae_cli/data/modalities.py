@@ -20,7 +20,7 @@ def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
     Raises
     ------
     DataError
-        If the modality does not exist. If it must be chosen, the error is a ChoiceError.
+        If the modality does not exist. If a modality must be chosen, the error is a ChoiceError.
     """
     from anndata.io import read_elem
 

@@ -31,7 +31,7 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     Raises
     ------
     DataError
-        If the genome does not exist. If it must be chosen, the error is a ChoiceError.
+        If the genome does not exist. If a genome must be chosen, the error is a ChoiceError.
     ValueError
         If the parts of the matrix do not fit together.
     """

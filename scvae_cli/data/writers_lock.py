@@ -41,7 +41,7 @@ def only_writer(target: Path, *, wait: float | None = None, error: type[ScvaeErr
     Raises
     ------
     ScvaeError
-        If another process holds the lock for longer, or the path of the lock file is something else than a file. The
+        If another process holds the lock for longer, or the path of the lock file is not a file. The
         class of the error is `error`.
     OSError
         If the lock file cannot be created.
@@ -121,7 +121,8 @@ def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
-                # These permissions let other users of the folder lock the file too, whatever the umask is.
+                # With these permissions, other users of the folder can lock the file too; the umask does not change
+                # this.
                 os.fchmod(descriptor, 0o644)
                 return descriptor
             continue

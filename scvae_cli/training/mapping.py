@@ -7,8 +7,8 @@ of the batches of the training. They are shrunk toward 0, because new batches ma
 
 where τ is the typical size of the differences. For the genes, τ is the typical difference of a log proportion, and is
 estimated before the training (`typical_difference`). The estimate is based on how much more the summed counts of the
-genes differ from the expected counts than they would by chance. If they differ by no more than chance, τ is 0, and
-nothing is trained.
+genes differ from the expected counts than they would by chance. If observed and expected counts differ by no more than
+chance, τ is 0, and nothing is trained.
 
 The shift of the encoder is added to its first hidden layer. Any change of the encoder's input that is the same for all
 cells of a batch, such as a factor for every gene, has the same effect as such a shift, which has far fewer numbers.
