@@ -20,7 +20,7 @@ class MapOptions(Reading):
 
     batch_key: str | None = option(
         None,
-        help="Column of obs with the batch of each cell. Batches that the model has already keep their effects.",
+        help="Column of obs with the batch of each cell. The effects of batches that the model already has are kept.",
         panel=INPUT,
         shown_default="the batch key of the model",
     )
