@@ -240,7 +240,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             inplace=False,
         )  # fmt: skip
         assert found is not None
-        # The most certain genes come first, whatever the order of the results.
+        # The most certain genes come first, regardless of the order of the results.
         rising = [found.genes[g] for g in found.order if found.change_g[g] > 0]
         known = [gene.split("_ENSG")[0] in INTERFERON.split() for gene in rising]
         donors = scvae.de(

@@ -130,9 +130,7 @@ def vote(x_nj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
 def judged(
     adata: anndata.AnnData, model: Any, ends: list[str], on_n: np.ndarray, unclear_n: np.ndarray
 ) -> dict[str, Any]:
-    """Compare the cells that are assigned to a trajectory with those of its lineage, by the rules of now and of version
-    0.2.
-    """
+    """Compare the cells of a trajectory with those of its lineage, by the current rules and by those of version 0.2."""
     groups_n = adata.obs["cell_type"].to_numpy()
     found = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
     position_nk = torch.as_tensor(scvae.embed(adata, model, inplace=False).mean_nk)

@@ -135,7 +135,7 @@ def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.N
     files = [str(parts.trainer_file), str(parts.test_file)]
     outputs = ["-m", str(work / "model.scvae"), "-o", str(scores)]
     outputs += [] if args.no_embedding else ["--latent", str(work / "latent.npy")]
-    # With "=", because argparse would take a negative number for an option.
+    # The option is joined to its value by "=", because argparse would take a negative number for an option.
     asked = [] if target is None else [f"--target={target['mean_iwae']!r}"]
     settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *asked]
     command = [args.scvae_python, str(HERE / "quality_scvae.py"), *files, *outputs, *settings]

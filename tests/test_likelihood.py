@@ -123,7 +123,7 @@ def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
 
 
 def reference(kind, x, library_n, outputs):
-    """Compute the same by float64 autograd of the plain formula."""
+    """Compute the same results by float64 autograd of the plain formula."""
     leaves = [t.double().clone().requires_grad_() for t in outputs]
     raw, bias, log_theta = leaves
     logits, zero_logit = (raw + bias).split(x.shape[1], dim=1)

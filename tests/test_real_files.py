@@ -181,7 +181,7 @@ def test_a_modality_must_be_chosen_once(tmp_path):
     outcome = run_well("train", data, "--modality", "rna", *TINY)
     assert "next: scvae embed" in outcome.err
     assert "-o cite_rna.h5ad" in outcome.err
-    # The model records which modality it was.
+    # The model records which modality was read.
     run_well("embed", data, "-o", out)
     adata = ad.read_h5ad(out)
     assert {"X_scvae"} <= set(adata.obsm)

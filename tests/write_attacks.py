@@ -145,7 +145,7 @@ def interrupted(writing: Writing, points: int, number: int, seed: int = 0) -> Ta
         assert new != old
         random_points = random.Random(seed)
         for k in range(points):
-            # One case in each of this number of equal parts.
+            # The stops are divided into `points` equal parts, with one random stop in each part.
             until = 1 + int((k + random_points.random()) * whole.stops / points)
             writing.put_back()
             ended = go_on(until=until, number=number)
