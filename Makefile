@@ -1,9 +1,9 @@
-# `make demo` and `make test` are all the set-up there is; they need Python ≥ 3.11 and nothing else.
+# `make demo` and `make test` set up everything that they need; the only requirement is Python ≥ 3.11.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# What pins the versions; with none (`make test CONSTRAINTS= VENV=.venv-newest`) pip takes the newest.
+# File that pins the versions. With no file (`make test CONSTRAINTS= VENV=.venv-newest`), pip installs the newest ones.
 CONSTRAINTS := constraints.txt
 PIP_INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS))
 PEER := .venv-scvi
@@ -15,7 +15,7 @@ STAMP := $(VENV)/.installed
 
 venv: $(STAMP)
 
-# torch first and alone, so that nothing else decides which build of it is taken.
+# torch is installed first, so that no other package decides which build of torch is installed.
 $(STAMP): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -c 'import sys; sys.exit("scvae needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
@@ -39,7 +39,7 @@ demo: venv
 	cd $(DEMO) && ../$(BIN)/python ../examples/after_scvae.py pbmc68k_700.h5ad
 	@echo "pictures: $(DEMO)/cells.png $(DEMO)/umap.png $(DEMO)/dotplot.png $(DEMO)/trajectory.png $(DEMO)/diagnosis.png"
 
-# One process a core, each with one thread; the tests of a file share what they train.
+# One process per core, each with one thread. The tests of a file run in one process, because they share trained models.
 test: venv
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
@@ -55,18 +55,19 @@ lint: venv
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Pages and type stubs that are made of the options.
+# Make the reference page and the type stubs from the declarations of the options.
 reference: venv
 	$(BIN)/python docs/make_reference.py
 
-# 10,000 damaged files, hostile models and hostile saved states; then writes that are killed, interrupted and rivalled.
+# Try 10,000 damaged files, hostile models and hostile saved states. Then try writes that are killed, interrupted or
+# disturbed by a second writer.
 # The tables go to benchmarks/results/attack.md and attack_writes.md. Each script exits with 1 if a single case fails.
 attack: venv
 	rm -f attack.jsonl
 	$(BIN)/python -W ignore tests/attack.py
 	$(BIN)/python benchmarks/attack_writes.py
 
-# Against scvi-tools and DESeq2, each in an environment of its own. The data sets are named in benchmarks/README.md.
+# Compare with scvi-tools and DESeq2, which get separate environments. benchmarks/README.md lists the data sets.
 bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/heldout.py --scvi-python $(PEER)/bin/python --also-2x30nb
 	$(BIN)/python benchmarks/walks.py
@@ -90,7 +91,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/throughput.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/time_to_quality.py --scvi-python $(PEER)/bin/python
 
-# What only a GPU shows, in at most nine minutes.
+# Run the measurements that need a GPU, in at most nine minutes.
 gpu: venv
 	PYTHON=$(BIN)/python benchmarks/gpu.sh
 

@@ -1,24 +1,27 @@
-"""Does `scvae score` find cells that do not belong, and are its p-values what they say?
+"""Does `scvae score` find cells that do not belong to the data, and are its p-values calibrated?
 
     python benchmarks/anomalies.py [--data-folder FOLDER] [--seeds 0,1] [--threads 2]
 
-In each data set 1% of the cells are replaced by each of these, and the average precision of finding them among the
-cells left alone is told (picking cells at random gives about 0.01). Once the model has learned from them as from all
-others ("learned from"), as when a data set is looked through; once it was trained without them ("new"), as when cells
-meet a model of cells that are trusted:
+In each data set, 1% of the cells are replaced by cells of one of the kinds below. The average precision of finding them
+among the unchanged cells is reported (about 0.01 for a random choice). Two cases are measured. "learned from": the
+model was trained on the replaced cells too, as when a data set is searched for anomalies. "new": the model was trained
+without them, as when new cells are compared with a model of trusted cells. The kinds are:
 
-- doublets: the sum of two random cells, and the same thinned to the depth of the cell it replaces;
-- foreign cells: of a population (paul15: basophils; pbmc4k: cluster type5), of another batch (kang: stimulated among
-  unstimulated cells) or of another tissue (simulated: a tree of other genes), which the data else has none of;
-- noise of the replaced cell's depth: its counts given to other genes at random, and a draw from the mean of all cells,
-  as an empty droplet would show.
+- doublets: the sum of two random cells, and the same sum thinned to the depth of the cell that it replaces;
+- foreign cells: cells of a population (paul15: basophils; pbmc4k: cluster type5), of another batch (kang: stimulated
+  among unstimulated cells) or of another tissue (simulated: a tree of other genes) that the data do not contain
+  otherwise;
+- noise with the depth of the replaced cell: the counts of this cell assigned to other genes at random, and a draw
+  from the mean of all cells, which resembles an empty droplet.
 
-"anomaly p" is what `score` writes. Beside it: the same calibration of the ELBO and of the importance bound, the bound
-as it is, the sum of counts (high first), and the squared error of 20 principal components of log-normalised counts.
+"anomaly p" is what `score` writes. This p-value is compared with five other scores: the ELBO and the importance bound
+with the same calibration, the importance bound without calibration, the sum of counts (large sums first), and the
+squared error of 20 principal components of log-normalized counts.
 
-Uniformity: Kolmogorov–Smirnov on 1,000 cells simulated from the model with another seed, in all and for the shallower
-and deeper half; for real held-out cells that were left alone, the share with p ≤ 0.05. At last how many of the replaced
-and of the other cells are called at a false discovery rate of 0.05.
+Uniformity of the p-values: Kolmogorov–Smirnov distance for 1,000 cells simulated from the model with another seed, for
+all of them and for the half with smaller and the half with larger library sizes. For unchanged real held-out cells, the
+share with p ≤ 0.05. Finally, the numbers of replaced and of other cells that are called at a false discovery rate of
+0.05.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ HERE = Path(__file__).parent
 SHARE, FDR, SAMPLES, FRESH = 0.01, 0.05, 25, 1000
 LEARNED, NEW = "learned from", "new"
 KINDS = ("doublets, summed", "doublets, thinned", "foreign", "shuffled", "ambient")
-# Column and value of the cells that are taken out and come back as foreign.
+# Column and value of the cells that are removed and then added again as foreign cells.
 FOREIGN = {
     "paul15_3004": ("cell_type", "Basophils"),
     "pbmc4k_top2000": ("cell_type", "type5"),
@@ -59,7 +62,7 @@ FOREIGN = {
 
 
 def cells_and_foreign(name: str, folder: Path) -> tuple[sp.csr_matrix, sp.csr_matrix]:
-    """Counts of the cells that belong, and of some that do not."""
+    """Counts of the cells that belong to the data, and counts of foreign cells."""
     if name == "simulated":
         return tree(10), tree(99)
     adata = anndata.read_h5ad(folder / f"{name}.h5ad")
@@ -75,8 +78,8 @@ def tree(seed: int) -> sp.csr_matrix:
 
 
 def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Cells of which 1% are replaced by each kind, and the kind of every cell, "" for one left alone."""
-    # Not the training's own sequence, or the cells it holds out would be the ones replaced.
+    """Replace 1% of the cells by each kind; return the cells and the kind of each cell ("" for an unchanged cell)."""
+    # The seed differs from that of the training. Otherwise, the replaced cells would be the held-out cells.
     rng = np.random.default_rng([seed, 1])
     n, result, kind_n = len(x_ng), x_ng.copy(), np.full(len(x_ng), "", dtype=object)
     depth_n, mean_g = x_ng.sum(1), x_ng.sum(0, dtype=np.float64) / x_ng.sum(dtype=np.float64)
@@ -101,7 +104,7 @@ def contaminated(x_ng: np.ndarray, foreign: sp.csr_matrix, seed: int) -> tuple[n
 
 
 def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train on one contaminated set, with or without the cells that were replaced; everything that is told of it."""
+    """Train on one contaminated set, with or without the replaced cells; return all reported numbers."""
     matrix, foreign = cells_and_foreign(name, arguments.data_folder)
     x_ng, kind_n = contaminated(matrix.toarray().astype(np.float32), foreign, seed)
     adata = as_anndata(sp.csr_matrix(x_ng))
@@ -124,7 +127,7 @@ def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) 
         for method, bad_n in badness.items()
     }
     called_n, left_n = scores.anomalies(FDR), scores.heldout & alone_n
-    # As deep as the cells are, but fewer than there are to compare with, whose own noise the test does not know.
+    # As many simulated cells as real ones would be better, but the test does not know the noise of the reference.
     p_n, deep_n = fresh.anomaly_p[:FRESH], fresh.library[:FRESH] > np.median(fresh.library[:FRESH])
     tests = {"all": p_n, "shallower": p_n[~deep_n], "deeper": p_n[deep_n]}
     return {
@@ -142,7 +145,7 @@ def measure(name: str, seed: int, replaced: str, arguments: argparse.Namespace) 
 
 
 def as_anndata(matrix: sp.csr_matrix) -> anndata.AnnData:
-    """Counts with names."""
+    """Make counts with names of cells and genes."""
     adata = anndata.AnnData(matrix)
     adata.obs_names, adata.var_names = ([f"{c}{i}" for i in range(m)] for c, m in zip("cg", matrix.shape, strict=True))
     return adata
@@ -151,7 +154,7 @@ def as_anndata(matrix: sp.csr_matrix) -> anndata.AnnData:
 def alternatives(
     adata: anndata.AnnData, model: Model, scores: Scores, simulated: anndata.AnnData, fresh: Scores
 ) -> dict[str, np.ndarray]:
-    """Other ways to tell how odd each cell is, higher is odder."""
+    """Compute other scores of each cell; higher scores mean more unusual cells."""
     embedded = [scvae.embed(data, model, axes="training", inplace=False) for data in (simulated, adata)]
     result = {}
     for name, key in (("ELBO, calibrated", "elbo"), ("importance bound, calibrated", "iwae")):
@@ -167,7 +170,7 @@ def alternatives(
 
 
 def text(rows: list[dict[str, Any]], threads: int) -> str:
-    """The results as markdown, means over seeds."""
+    """Format the results as markdown, with means over seeds."""
     sets: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         sets.setdefault(row["set"], []).append(row)
@@ -197,10 +200,12 @@ def text(rows: list[dict[str, Any]], threads: int) -> str:
 
 
 def main() -> None:
-    """Measure all sets and write the results."""
+    """Measure all data sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
-    parser.add_argument("--sets", default=",".join(["simulated", *FOREIGN]), help="comma-separated; all by default")
+    parser.add_argument(
+        "--sets", default=",".join(["simulated", *FOREIGN]), help="parts, separated by commas; all by default"
+    )
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "anomalies.md")

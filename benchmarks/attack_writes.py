@@ -1,9 +1,9 @@
-"""Attack the writing of files: is every file old or new, whole, and every message true?
+"""Test the writing of files under attack: is every file the complete old or new one, and is every message true?
 
-Commands are killed (SIGKILL) and signalled (SIGINT, SIGTERM, SIGHUP) at points spread over all system calls of their
-write, a training is killed while it saves its state, and several processes write one file at once. The attacks and what
-counts as a failure are in tests/write_attacks.py. Parts can be run one by one; each is stored in a JSON file, and
---table makes the table of all.
+Commands are killed (SIGKILL) and signaled (SIGINT, SIGTERM, SIGHUP) at points spread over all system calls of their
+write. A training is killed while it saves its state, and several processes write one file at the same time. The
+attacks, and what counts as a failure, are in tests/write_attacks.py. Parts can be run one by one. Each is stored in a
+JSON file, and --table makes the table of all parts.
 
     python benchmarks/attack_writes.py                    everything, about 20 minutes on two cores
     python benchmarks/attack_writes.py --part kill:embed --cases 200
@@ -23,7 +23,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Forks of a process that has used OpenMP cannot compile or train.
+# A forked process cannot compile or train if its parent has used OpenMP.
 os.environ["NUMBA_THREADING_LAYER"] = "workqueue"
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -46,7 +46,7 @@ from write_attacks import (
 
 RESULTS = Path(__file__).parent / "results" / "attack_writes.json"
 COMMANDS = ("embed", "denoise", "output", "files", "sample", "train")
-# 1,000 kills, 1,000 signals, 200 killed trainings, 200 rounds of two and of four writers.
+# 1,000 kills, 1,000 signals, 200 killed trainings, and 200 rounds of two and of four writers.
 PARTS = {
     **{f"kill:{name}": 170 for name in COMMANDS},
     **{f"signal:{name}": 170 for name in COMMANDS},
@@ -94,14 +94,17 @@ def table(parts: dict[str, dict]) -> str:
     lines = [
         "# Attacks on the writing of files",
         "",
-        "Made by `benchmarks/attack_writes.py`. A case of `kill` and `signal` sends SIGKILL, or SIGINT, SIGTERM or",
+        "Made by `benchmarks/attack_writes.py`. A case of `kill` or `signal` sends SIGKILL, or SIGINT, SIGTERM or",
         "SIGHUP, at one of the stops before and after each system call of the write; the cases are spread evenly",
         "over them. Then every file must be old or new and whole, the message true, the exit code right, and no",
-        "litter left (after a kill: by the next run). `files` writes a file of steps and the data.",
+        "temporary file left (after a kill: after the next run). `files` writes a file of steps and the data.",
         "`checkpoints` kills a training that saves its state after every epoch; the resumed training must have the",
-        "same weights to the bit. In a round of `writers`, processes with the same process id and host name write",
+        "same weights. In a round of `writers`, processes with the same process id and host name write",
         "one file; every update must be in it or have been refused. Accepted: ended with the new files, or with the",
-        "same weights. Refused: ended with the old files and a true message, or killed before the new ones.",
+        (
+            "same weights. Refused: ended with the old files and a true message, or killed before the new files were "
+            "in place."
+        ),
         "",
         "| attack | tried | refused well | accepted rightly | failed |",
         "|---|---|---|---|---|",
@@ -122,7 +125,7 @@ def table(parts: dict[str, dict]) -> str:
 
 
 def joined(one: dict, other: dict) -> dict:
-    """Both runs of a part, with different seeds, as one."""
+    """Combine both runs of a part, which have different seeds."""
     outcomes = sorted({*one["tried"], *other["tried"]})
     tried = {outcome: one["tried"].get(outcome, 0) + other["tried"].get(outcome, 0) for outcome in outcomes}
     seconds = round(one["seconds"] + other["seconds"], 1)
@@ -131,16 +134,16 @@ def joined(one: dict, other: dict) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=PARTS, action="append", help="only this part; may be repeated")
-    parser.add_argument("--cases", type=int, help="cases of each part instead of the usual number")
+    parser.add_argument("--part", choices=PARTS, action="append", help="run only this part; may be repeated")
+    parser.add_argument("--cases", type=int, help="number of cases of each part, instead of the usual number")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=RESULTS, help="JSON file; the table is written beside it")
-    parser.add_argument("--table", action="store_true", help="only make the table of the parts that were run")
+    parser.add_argument("--table", action="store_true", help="only make the table of the parts that were run before")
     arguments = parser.parse_args()
     folder = arguments.results.with_suffix("")
     for part in () if arguments.table else arguments.part or PARTS:
         if part.startswith("writers") and not can_unshare():
-            print(f"{part}: left out, since namespaces are not permitted here")
+            print(f"{part}: left out, because namespaces are not permitted here")
             continue
         began = time.monotonic()
         with tempfile.TemporaryDirectory() as place:

@@ -1,18 +1,21 @@
-"""Who predicts the molecules that were set aside? scvae, scVI, principal components, averages, or the counts alone.
+"""Which method predicts withheld molecules best? scvae, scVI, principal components, averages, or the counts alone.
 
    python benchmarks/denoising.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
 
-A tenth of every cell's molecules, drawn at random, is set aside (`scvae_cli.evaluation.thinning`); everybody learns
-from the rest and says what is to be expected of the tenth. The Poisson loss judges. Contenders are asked for two
-things: the expected counts of the cell's state, and, where there is a dispersion, those of the cell itself, its own
-counts weighed in. Of principal components the best number of five is taken, chosen on the counts set aside, which
-favours them; of scVI (early stopping) the better of its rate and the mean of its likelihood. scVI weighs no own
-counts in; the row that does is what it would say if it did.
+A tenth of every cell's molecules, drawn at random, is withheld (`scvae_cli.evaluation.thinning`). Each method learns
+from the other molecules and predicts the withheld ones; the Poisson loss measures the error. Two predictions are
+compared: the expected counts of the cell's state, and, for methods with a dispersion, the expected counts of the cell
+itself, which also use its own counts. For principal components, the best of five numbers of components is used. The
+number is chosen on the withheld counts, which favors this method. For scVI (early stopping), the better of its rate and
+the mean of its likelihood is used. scVI itself does not use the cell's own counts; one row shows its prediction if it
+did.
 
-On simulated trees the mean every count was drawn with is known: there the mean squared error to it stands beside.
+On simulated trees, the true mean of every count is known. For these, the mean squared error to the true mean is
+reported, too.
 
-Genes are those that `scvae train` chooses; spike-ins (`var["is_ercc"]`) are dropped. Figures are means over seeds,
-which also decide what is set aside. Results go to results/denoising.json and .md; sets not asked for keep theirs.
+The genes are those that `scvae train` chooses; spike-ins (`var["is_ercc"]`) are removed. The numbers are means over
+seeds, which also decide which molecules are withheld. Results are written to results/denoising.json and .md; results of
+data sets that are not requested are kept.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ TREES = {"simulated tree": (2, 10, 1500.0), "simulated line": (1, 11, 5000.0)}
 
 
 def load(name: str) -> tuple[str, anndata.AnnData]:
-    """A data set, by path or by the name of a simulated one, without spike-ins."""
+    """Read a data set by path, or make a simulated one by name; spike-ins are removed."""
     if name in TREES:
         return name, trajectories_simulated.tree(*TREES[name])
     adata = anndata.read_h5ad(name)
@@ -60,14 +63,14 @@ def load(name: str) -> tuple[str, anndata.AnnData]:
 
 
 def chosen(adata: anndata.AnnData) -> Counts:
-    """The counts of the genes that scvae would model."""
+    """Return the counts of the genes that scvae would model."""
     counts = read_counts(open_store(adata))
     columns, _ = select_genes(counts, np.arange(counts.n_cells), RunConfig().data)
     return counts.genes(columns).filled_cells()
 
 
 def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every contender and estimate."""
+    """Return a row for every method and estimate."""
     counts = chosen(adata)
     thinned = thin(counts, seed=seed)
     judge = Judge(thinned, truth_of(adata, thinned.kept) if name in TREES else None)
@@ -98,28 +101,28 @@ def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Na
 
 
 class Judge:
-    """The counts set aside, and the truth where it is known.
+    """The withheld counts, and the true means if they are known.
 
     Parameters
     ----------
     thinned
         Both parts of the counts.
     truth_ng
-        Mean of the kept part of every count.
+        True mean of the kept part of every count.
     """
 
     def __init__(self, thinned: Thinned, truth_ng: np.ndarray | None) -> None:
         self._thinned, self._truth_ng = thinned, truth_ng
 
     def scores(self, blocks: Iterable[np.ndarray]) -> dict[str, float | None]:
-        """Poisson loss, nats a cell up to a constant, and mean squared error to the truth."""
+        """Compute the Poisson loss, nats per cell up to a constant, and the mean squared error to the truth."""
         mean_ng = np.concatenate(list(blocks))
         error = None if self._truth_ng is None else float(((mean_ng - self._truth_ng) ** 2).mean())
         return {"loss": float(self._thinned.poisson_loss([mean_ng]).mean()), "error": error}
 
 
 def truth_of(adata: anndata.AnnData, kept: Counts) -> np.ndarray:
-    """What the kept part of a simulation's counts has as its mean, zero inflation counted in."""
+    """Compute the true mean of the kept part of simulated counts, including zero inflation."""
     from scvae_cli.data.simulation import true_mean
 
     cells = adata[list(kept.cell_names), list(kept.gene_names)]
@@ -132,7 +135,7 @@ def blocks_of(counts: Counts) -> Iterator[np.ndarray]:
 
 
 def from_scvi(kept: Counts, seed: int, arguments: argparse.Namespace) -> dict[str, np.ndarray]:
-    """What scVI expects."""
+    """Compute the expected counts of scVI."""
     with tempfile.TemporaryDirectory() as folder:
         cells, out = Path(folder) / "kept.h5ad", Path(folder) / "expected.npz"
         adata = anndata.AnnData(kept.matrix)
@@ -145,7 +148,7 @@ def from_scvi(kept: Counts, seed: int, arguments: argparse.Namespace) -> dict[st
 
 
 def text(known: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Denoising", "", "Written by `benchmarks/denoising.py`; its docstring says what is measured.", ""]
     lines += [
         "Poisson loss of the tenth set aside, nats a cell less scvae's better one (higher is worse), mean ± standard "
@@ -180,12 +183,12 @@ def _told(rows: list[dict[str, Any]], contender: str, estimate: str, figure: str
 
 
 def main() -> None:
-    """Measure the data sets asked for and write the results."""
+    """Measure the requested data sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", help=f"files, or {' or '.join(repr(name) for name in TREES)}")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
+    parser.add_argument("--scvi-python", type=Path, help="interpreter of an environment with scvi-tools")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "denoising.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,14 +1,14 @@
-"""scVI's side of denoising: what it expects each cell to show, from counts of which a part was set aside.
+"""Expected counts of scVI for each cell, from counts of which a part was withheld; called by `denoising.py`.
 
     python denoising_scvi.py KEPT.h5ad -o expected.npz
 
-Three matrices, cells × genes, each a mean over posterior samples, at the observed library sizes:
+This script writes three matrices, cells × genes, each a mean over posterior samples, at the observed library sizes:
 
     rate      library × px_scale, as `get_normalized_expression` gives it
-    mean      the mean of its likelihood, zero inflation counted in
-    own       the same with the cell's own counts weighed in, μ(x + θ)/(μ + θ); scVI offers no such thing
+    mean      the mean of its likelihood, including zero inflation
+    own       the same with the cell's own counts, μ(x + θ)/(μ + θ); scVI itself does not compute this
 
-Needs scvi-tools and none of this project's code beside heldout_scvi.py.
+This script needs scvi-tools, and no code of this project except heldout_scvi.py.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CELLS_PER_PASS = 256
 
 
 def main() -> None:
-    """Train, denoise, write."""
+    """Train scVI, denoise and write the matrices."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--contender", choices=list(CONTENDERS), default="scvi-es")

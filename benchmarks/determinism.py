@@ -1,10 +1,10 @@
-"""Do two trainings with `--deterministic` end with the same weights, to the bit?
+"""Do two trainings with `--deterministic` give identical weights?
 
     python benchmarks/determinism.py [--device cuda] [--cells 20000] [--genes 2000] [--max-epochs 5] [--results FILE.md]
 
-Simulates cells and trains on them twice, each time in a process of its own with the same seed, and compares the SHA-256
-of the two weight files. On a GPU with Triton it does the same once more with `--compile`. Writes `--results` after
-every pair, and ends with 1 when a pair differs.
+The benchmark simulates cells, trains on them twice with the same seed, each time in a separate process, and compares
+the SHA-256 of the two weight files. On a GPU with Triton, this is repeated with `--compile`. `--results` is written
+after every pair, and the exit code is 1 if the weights of a pair differ.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SCVAE = [sys.executable, "-m", "scvae_cli"]
 
 
 def main() -> None:
-    """Simulate, train in pairs, compare and tell."""
+    """Simulate, train in pairs, compare the weights and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--cells", type=int, default=20_000)
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def trained(data: Path, model: Path, way: str, args: argparse.Namespace) -> str:
-    """SHA-256 of the weights of one training."""
+    """Compute the SHA-256 of the weights of one training."""
     options = ["--deterministic", "--device", args.device, "--max-epochs", str(args.max_epochs), way]
     options += ["--threads", str(args.threads), "--seed", "0", "--json", "--quiet"]
     run_json([*SCVAE, "train", str(data), "-m", str(model), *options], args.threads, gpu=args.device.startswith("cuda"))

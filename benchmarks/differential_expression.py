@@ -1,33 +1,38 @@
-"""False discovery rate and power of `scvae de`, beside a Wilcoxon test.
+"""False discovery rate and power of `scvae de`, compared with a Wilcoxon test.
 
     python benchmarks/differential_expression.py [--data-folder FOLDER] [--parts cells,kang,all_genes,replicates]
         [--seeds 0,1,2,3,4] [--threads 2] [--deseq2-python PYTHON]
 
-Parts that are not asked for keep the results of earlier runs. `differential_expression_donors.py` describes the parts
-`all_genes` (genes that the model lacks, and the order of genes) and `replicates` (donors). The latter is also measured
-with DESeq2 if PYTHON has pydeseq2.
+Parts that are not requested keep the results of earlier runs. `differential_expression_donors.py` describes the parts
+`all_genes` (genes that the model lacks, and the order of genes) and `replicates` (donors). The part `replicates` is
+also measured with DESeq2 if PYTHON has pydeseq2.
 
 Simulated cells: two groups of one population, which differ in known genes by known factors (log2 normal, sd 1), among
-600 cells of two other populations; 1,000 genes, negative binomial counts of varied library size (median 1,500), 2% more
-zeros, two continuous gene programs that all populations share. A model is trained on all cells. The changed genes keep
-their share of all counts, except in "unbalanced", where the shares of all other genes change too.
+600 cells of two other populations; 1,000 genes, negative binomial counts with varying library sizes (median 1,500), 2%
+additional zeros, and two continuous gene programs that all populations share. A model is trained on all cells. The
+shares of all other genes stay constant, except in "unbalanced", where they change because the changed genes take up
+more of the counts.
 
-- usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60; unequal: 30 against 500; many: 30% of the
-  genes changed; shallow: 400 counts a cell; null: nothing changed;
-- batches: two batches, four in five cells of one group in the first, of the other in the second; the model knows them;
-- unbalanced: 20% changed, which rise by 1 on average and take up more of the counts: the others' share falls.
+- usual: 300 against 300 cells, 10% of the genes changed; few: 60 against 60 cells; unequal: 30 against 500 cells;
+  many: 30% of the genes changed; shallow: 400 counts per cell; null: no gene changed;
+- batches: two batches; four fifths of the cells of one group are in the first batch, and four fifths of the other
+  group are in the second batch; the model is trained with the batches;
+- unbalanced: 20% of the genes changed. These genes rise by 1 on average and take up more of the counts, so the shares
+  of the other genes fall.
 
-Methods, each at expected (for Wilcoxon: Benjamini–Hochberg) false discovery rates of 5%, 10% and 20%:
+Each method is evaluated at expected false discovery rates (for Wilcoxon: Benjamini–Hochberg) of 5%, 10% and 20%:
 
-- `de`: genes changed beyond 0.25 (log2); its truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
-- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000, which tests for no change at all and
-  ignores batches; against both truths. "and 0.25": only its genes whose log2 fold change is beyond 0.25.
-- decoded means, cells' rates: what `scvae denoise` gives (`--estimate state` and `cell`), means over the groups' cells
-  within batches and their standard errors, shrunk as in `de`: the decoder alone.
+- `de`: genes changed by more than 0.25 (log2); the truth is "beyond 0.25". `de --threshold 0`: genes changed at all.
+- Wilcoxon: scanpy's `rank_genes_groups` on log1p of counts normalized to 10,000. The Wilcoxon test is of the hypothesis
+  of no change at all and ignores batches, and is compared with both truths. "and 0.25": only its genes whose log2 fold
+  change exceeds 0.25.
+- decoded means, cells' rates: the results of `scvae denoise` (`--estimate state` and `cell`), as means over the
+  groups' cells within batches with their standard errors, shrunk as in `de`. This shows the result of the decoder
+  alone.
 
-Real cells (kang_muscat_2donors): interferon β against control within three populations: how many of the most
-certain rising genes are known interferon targets. And control cells of one population split in two at random, ten
-times: how often is any gene called although nothing differs? The two donors are also compared as replicates.
+Real cells (kang_muscat_2donors): interferon β against control within three populations. How many of the most certain
+rising genes are known interferon targets? In addition, the control cells of one population are divided into two random
+halves, ten times. How often is a gene called although nothing differs? The two donors are also compared as replicates.
 """
 
 from __future__ import annotations
@@ -79,7 +84,7 @@ SCENES: dict[str, dict[str, Any]] = {
 BINS = (0.0, 0.05, 0.2, 0.5, 0.8, 0.95, 1.0)
 POPULATIONS = ("CD14+ Monocytes", "B cells", "CD4 T cells")
 N_TOP, N_SPLITS = 20, 10
-# Genes well known to be induced by interferons, nearly all of them in MSigDB's hallmark responses.
+# Genes known to be induced by interferons; nearly all of them are in MSigDB's hallmark responses.
 INTERFERON = """
     ADAR B2M BATF2 BST2 CASP1 CCL2 CCL8 CMPK2 CXCL10 CXCL11 DDX58 DDX60 DHX58 EIF2AK2 EPSTI1 GBP1
     GBP2 GBP4 GBP5 HERC5 HERC6 HLA-A HLA-B HLA-C HLA-E HLA-F IDO1 IFI16 IFI27 IFI30 IFI35 IFI44 IFI44L IFI6 IFIH1 IFIT1
@@ -138,7 +143,7 @@ def simulate(
 
 
 def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
-    """One simulation: of every method, rate and truth, the genes called, the false ones among them, and the power."""
+    """Evaluate one simulation: for every method, rate and truth, the called genes, the false calls, and the power."""
     adata = simulate(seed, **SCENES[scene])
     batch_key = "batch" if scene == "batches" else None
     model = scvae.train(adata, genes="all", seed=seed, threads=threads, device="cpu", batch_key=batch_key)
@@ -181,19 +186,19 @@ def measure(scene: str, seed: int, threads: int) -> dict[str, Any]:
 
 
 def rms(value: np.ndarray) -> float:
-    """Root mean square."""
+    """Compute the root mean square."""
     return float(np.sqrt(np.mean(value**2)))
 
 
 def calibration(result: DifferentialExpression, true_g: np.ndarray) -> list[list[float]]:
-    """By bins of the probability: genes, the sum of their probabilities, and how many have changed."""
+    """Compute for bins of the probability: number of genes, sum of their probabilities, and number of changed genes."""
     p, true = result.probability_g[result.tested], true_g[result.tested]
     bin_t = np.clip(np.searchsorted(BINS, p, side="right") - 1, 0, len(BINS) - 2)
     return [[float(f) for f in (len(p[bin_t == b]), p[bin_t == b].sum(), true[bin_t == b].sum())] for b in range(6)]
 
 
 def tested_by_wilcoxon(adata: anndata.AnnData) -> pd.DataFrame:
-    """scanpy's test of A against B, a row a gene in their order."""
+    """Run scanpy's test of A against B; one row per gene, in the order of the genes."""
     both = adata[adata.obs["group"].isin(["A", "B"])].copy()
     sc.pp.normalize_total(both, target_sum=1e4)
     sc.pp.log1p(both)
@@ -204,7 +209,7 @@ def tested_by_wilcoxon(adata: anndata.AnnData) -> pd.DataFrame:
 
 
 def decoded_alone(adata: anndata.AnnData, model: Model, estimate: str) -> np.ndarray:
-    """Expected false discovery rates by means of denoised cells, shape (g,)."""
+    """Compute expected false discovery rates from means of denoised cells, shape (g,)."""
     denoised = scvae.denoise(adata, model, estimate=estimate, library="median", inplace=False)
     assert denoised is not None
     rate_ng = denoised.rows.whole().astype(np.float64)
@@ -223,7 +228,9 @@ def decoded_alone(adata: anndata.AnnData, model: Model, estimate: str) -> np.nda
 
 
 def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The real cells: surest rising genes of three populations, and calls among split control cells."""
+    """Evaluate the real cells: most certain rising genes of three populations, and calls between halves of control
+    cells.
+    """
     adata = anndata.read_h5ad(arguments.data_folder / "kang_muscat_2donors.h5ad")
     model = scvae.train(adata, genes="all", seed=0, threads=arguments.threads, device="cpu", batch_key="donor")
     told: dict[str, Any] = {"populations": {}, "splits": []}
@@ -233,7 +240,7 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
             inplace=False,
         )  # fmt: skip
         assert found is not None
-        # The most certain genes first, whatever the order of the results.
+        # The most certain genes come first, regardless of the order of the results.
         rising = [found.genes[g] for g in found.order if found.change_g[g] > 0]
         known = [gene.split("_ENSG")[0] in INTERFERON.split() for gene in rising]
         donors = scvae.de(
@@ -261,24 +268,24 @@ def measure_kang(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def is_known(gene: str) -> bool:
-    """Whether interferons are known to induce a gene."""
+    """Whether a gene is known to be induced by interferons."""
     return gene.split("_ENSG")[0] in INTERFERON.split()
 
 
 def known_among(found: DifferentialExpression) -> int:
-    """The known genes among those called as rising."""
+    """Return the known genes among those that are called as rising."""
     rising_g = found.called & (found.change_g > 0)
     return sum(is_known(found.genes[g]) for g in np.flatnonzero(rising_g))
 
 
 def known_first(found: DifferentialExpression, sort: Any) -> int:
-    """The known genes among the first rising ones of an order."""
+    """Return the known genes among the first rising genes of an order."""
     sorted_by = replace(found, options=replace(found.options, sort=sort))
     return sum(is_known(found.genes[g]) for g in [g for g in sorted_by.ranked if found.change_g[g] > 0][:N_TOP])
 
 
 def split_controls(adata: anndata.AnnData, model: Model) -> Iterator[tuple[str, int, int]]:
-    """Control cells of a population in two random halves: how many genes are called at 5%, and by Wilcoxon."""
+    """Divide control cells of a population into two random halves, and count the genes called at 5% by both methods."""
     rng = np.random.default_rng(0)
     for split in range(N_SPLITS):
         population = POPULATIONS[split % len(POPULATIONS)]
@@ -292,7 +299,7 @@ def split_controls(adata: anndata.AnnData, model: Model) -> Iterator[tuple[str, 
 
 
 def text(results: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Differential expression", "", "Written by `benchmarks/differential_expression.py`; its docstring says"]
     lines += ["what is measured."]
     lines += text_of_cells(results["runs"]) if results["runs"] else []
@@ -304,7 +311,7 @@ def text(results: dict[str, Any]) -> str:
 
 
 def text_of_cells(runs: list[dict[str, Any]]) -> list[str]:
-    """The part of the simulated cells without donors."""
+    """Format the part of the simulated cells without donors."""
     seeds = ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))
     lines = ["", "## False discovery proportion and power", "", f"Means over seeds: {seeds}.", ""]
     asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
@@ -347,7 +354,7 @@ def text_of_cells(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def text_of_kang(kang: dict[str, Any]) -> list[str]:
-    """The real cells' part."""
+    """Format the part of the real cells."""
     lines = ["", "## Interferon β against control (kang_muscat_2donors)", ""]
     lines += [
         f"| population | cells | called at 5% | shift | known of the {N_TOP} surest rising | known, called | these |"
@@ -387,9 +394,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument(
-        "--parts", default="cells,kang,all_genes,replicates", help="comma-separated; with none, only the tables"
+        "--parts",
+        default="cells,kang,all_genes,replicates",
+        help="parts, separated by commas; if empty, only the tables are made",
     )
-    parser.add_argument("--scenes", help="comma-separated scenes of the simulated parts; all by default")
+    parser.add_argument("--scenes", help="simulated scenes, separated by commas; all by default")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--deseq2-python", help="a Python with pydeseq2")
@@ -410,7 +419,7 @@ def main() -> None:
             for seed in arguments.seeds:
                 before = [run for run in results.get(key, []) if (run["scene"], run["seed"]) != (scene, seed)]
                 results[key] = [*before, measure_part(part, scene, seed, arguments)]
-                # What is measured is kept if the run is stopped.
+                # Results so far are kept if the run is stopped.
                 stored.write_text(json.dumps(results) + "\n")
                 print(part, scene, seed, flush=True)
     if "kang" in parts and (arguments.data_folder / "kang_muscat_2donors.h5ad").exists():
@@ -423,7 +432,7 @@ def main() -> None:
 
 
 def measure_part(part: str, scene: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run of a simulated part."""
+    """Do one run of a simulated part."""
     if part == "cells":
         return measure(scene, seed, arguments.threads)
     if part == "replicates":

@@ -1,10 +1,10 @@
 """Parts of `differential_expression.py`: replicates, genes that the model lacks, and the order of the genes.
 
-Replicates: cells of several donors per group, whose expression of every gene differs between donors by factors of the
-donor (natural log normal; its standard deviation varies between genes, by a factor of e^±0.4 around the value of the
-scene), and, in paired scenes, by factors of the donor in a group (half that standard deviation). Between 5 and 300
-cells a donor, 60 in the median; a tenth of the genes changed between the groups (log2 normal, sd 1). The model is
-trained on the 500 most variable of 1,000 genes, in 30 epochs.
+Replicates: cells of several donors per group. The expression of every gene differs between donors by random factors
+(normal in natural logs). The standard deviation of these factors varies between genes, by a factor of e^±0.4 around the
+value of the scene. In paired scenes, there are also random factors of each donor within a group (with half of this
+standard deviation). A donor has between 5 and 300 cells, 60 in the median. A tenth of the genes changed between the
+groups (log2 normal, sd 1). The model is trained on the 500 most variable of 1,000 genes, in 30 epochs.
 
 All genes: the scenes of `differential_expression.py`, with models of the 300 most variable genes of 1,000.
 """
@@ -27,7 +27,7 @@ from scvae_cli.tools.de.result import DifferentialExpression
 THRESHOLD = 0.25
 RATES = (0.05, 0.1, 0.2)
 N_TOP = 20
-# Enough for these small sets, whose trainings otherwise take most of the time.
+# This number of epochs is enough for these small sets; trainings would otherwise take most of the time.
 EPOCHS = 30
 SORTS = ("bound", "probability", "change")
 DONOR_SCENES: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ def simulate_donors(
 
 
 def measure_donors(scene: str, seed: int, threads: int, deseq2_python: str | None) -> dict[str, Any]:
-    """One simulation of donors: false discoveries and power of every method."""
+    """Evaluate one simulation of donors: false discoveries and power of every method."""
     adata = simulate_donors(seed, **DONOR_SCENES[scene])
     model = scvae.train(adata, n_top_genes=500, max_epochs=EPOCHS, seed=seed, threads=threads, device="cpu")
     rates: dict[tuple[str, str], np.ndarray] = {}
@@ -92,7 +92,7 @@ def measure_donors(scene: str, seed: int, threads: int, deseq2_python: str | Non
 
 
 def deseq2(adata: anndata.AnnData, python: str, paired: bool) -> dict[str, np.ndarray]:
-    """Adjusted p-values of DESeq2 on the sums of each donor's cells in each group, for both truths."""
+    """Compute adjusted p-values of DESeq2 on the sums of each donor's cells in each group, for both truths."""
     sample_n = adata.obs["group"].astype(str) + " " + adata.obs["donor"].astype(str)
     samples = sorted(set(sample_n))
     counts_sg = np.stack([np.asarray(adata.X[(sample_n == s).to_numpy()].sum(0)).ravel() for s in samples])
@@ -109,12 +109,12 @@ def deseq2(adata: anndata.AnnData, python: str, paired: bool) -> dict[str, np.nd
 
 
 def in_order(found: DifferentialExpression, values_g: np.ndarray, adata: anndata.AnnData) -> np.ndarray:
-    """Values of the genes in the order of the data; 1 for those that were not tested."""
+    """Return values of the genes in the order of the data; 1 for genes that were not tested."""
     return np.nan_to_num(pd.Series(values_g, index=list(found.genes)).loc[adata.var_names].to_numpy(), nan=1)
 
 
 def scored(rates: dict[tuple[str, str], np.ndarray], change_g: np.ndarray) -> list[dict[str, Any]]:
-    """Of each method, truth and rate: genes called, the false ones among them, and the power."""
+    """Return for each method, truth and rate: the called genes, the false calls, and the power."""
     truths = {"beyond 0.25": np.abs(change_g) > THRESHOLD, "at all": change_g != 0}
     rows = []
     for (method, truth), rate_g in rates.items():
@@ -129,7 +129,7 @@ def scored(rates: dict[tuple[str, str], np.ndarray], change_g: np.ndarray) -> li
 def measure_all_genes(
     scene: str, seed: int, threads: int, adata: anndata.AnnData, wilcoxon_g: np.ndarray
 ) -> dict[str, Any]:
-    """One simulation with a model of few genes: both kinds of genes, and the first genes of every order.
+    """Evaluate one simulation with a model of few genes: both kinds of genes, and the first genes of every order.
 
     `wilcoxon_g` are the adjusted p-values of scanpy's test.
     """
@@ -156,7 +156,7 @@ def measure_all_genes(
 
 
 def text_of_donors(runs: list[dict[str, Any]]) -> list[str]:
-    """The table of the replicates."""
+    """Format the table of the replicates."""
     lines = ["", "## Replicates", ""]
     lines += [f"`benchmarks/differential_expression_donors.py` says how cells of donors are simulated. {_seeds(runs)}"]
     lines += ["The standard deviation between donors is given in natural logs.", ""]
@@ -164,7 +164,7 @@ def text_of_donors(runs: list[dict[str, Any]]) -> list[str]:
 
 
 def text_of_all_genes(runs: list[dict[str, Any]]) -> list[str]:
-    """The tables of the genes that the model lacks, and of the order of genes."""
+    """Format the tables of the genes that the model lacks, and of the order of genes."""
     lines = ["", "## Genes that the model lacks", ""]
     lines += [f"Models of the 300 most variable genes. {_seeds(runs)} The false discovery rate is that of all genes."]
     lines += ["", *_table(runs, ("scene", "genes", "method"))]
@@ -187,7 +187,7 @@ def _seeds(runs: list[dict[str, Any]]) -> str:
 
 
 def _table(runs: list[dict[str, Any]], columns: tuple[str, ...]) -> list[str]:
-    """False discovery proportions (all false calls of all seeds over all calls) and mean power."""
+    """Compute false discovery proportions (false calls of all seeds divided by all calls) and mean power."""
     asked = " | ".join(f"FDP at {rate:.0%} | power" for rate in RATES)
     lines = [f"| {' | '.join(columns)} | {asked} | genes called at 5% |"]
     lines += ["|---|" + "---|" * (len(columns) + 2 * len(RATES))]

@@ -2,9 +2,9 @@
 
     python benchmarks/embed_time.py [--cells 100000] [--genes 2000] [--threads 2] [--rounds 3]
 
-It simulates cells, trains a model for two epochs on some of them, and then runs `scvae embed --space latent` and
-`--space expression` by turns, each in a process of its own. The times are those of whole commands, with the start-up,
-reading and writing. The result goes to results/embed_time.json.
+The benchmark simulates cells, trains a model for two epochs on some of them, and then runs `scvae embed --space latent`
+and `--space expression` alternately, each in a separate process. The times are those of whole commands, including
+start-up, reading and writing. The result is written to results/embed_time.json.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RESULTS = Path(__file__).parent / "results" / "embed_time.json"
 
 
 def main() -> None:
-    """Time both spaces by turns and print the ratio of their medians."""
+    """Time both spaces alternately, and print the ratio of their medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=100_000)
     parser.add_argument("--genes", type=int, default=2000)

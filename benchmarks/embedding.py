@@ -47,9 +47,9 @@ NEIGHBORS, CLUSTERINGS, PAIRS, POINTS = 15, 3, 400, 16
 
 @dataclass(frozen=True, kw_only=True)
 class DataSet:
-    """Cells with known labels, and perhaps batches.
+    """Cells with known labels and, in some data sets, batches.
 
-    `judged` says whether the mixing of the batches is judged, too; `simulated` holds the standard deviation of a
+    `judged` says whether the mixing of the batches is evaluated, too. `simulated` is the standard deviation of a
     simulated batch effect, in natural-log units.
     """
 
@@ -80,7 +80,7 @@ SETS = {
 
 
 def cells_of(name: str, folder: Path) -> Path:
-    """Return the file of a data set; a simulation is made if it is not there."""
+    """Return the file of a data set; a simulation is made if its file does not exist."""
     chosen = SETS[name]
     if chosen.simulated is None:
         return Path(chosen.file) if Path(chosen.file).is_absolute() else SHARED / chosen.file
@@ -136,7 +136,7 @@ def scvae_side(path: Path, chosen: DataSet, seed: int, threads: int) -> dict[str
 
 
 def pca(path: Path, *, genes_seed: int | None = None) -> np.ndarray:
-    """PCA of log-normalized counts, as scanpy's tutorials have it; with a seed, of genes drawn with replacement."""
+    """Compute a PCA of log-normalized counts as in scanpy's tutorials; with a seed, of genes drawn with replacement."""
     import scanpy as sc
 
     adata = anndata.read_h5ad(path)
@@ -157,7 +157,7 @@ def pca(path: Path, *, genes_seed: int | None = None) -> np.ndarray:
 
 
 def label_scores(position_nj: np.ndarray, label_n: np.ndarray) -> dict[str, float]:
-    """Compute the scores in the module's docstring that need labels."""
+    """Compute the scores that need labels; the docstring of the module describes them."""
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score, silhouette_score
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -215,7 +215,7 @@ def peer(python: str, *arguments: str, threads: int) -> dict[str, Any]:
 
 
 def kept(path: Path, make: Callable[[], dict[str, Any]]) -> dict[str, np.ndarray]:
-    """Return arrays from a file, which is made first if it is not there."""
+    """Return arrays from a file; the file is made first if it does not exist."""
     if not path.exists():
         np.savez(path, **make())
     with np.load(path) as file:
@@ -272,7 +272,7 @@ def _other_seeds(embeddings: dict[str, np.ndarray], stem: str, cache: Path, seed
 
 
 def main() -> None:
-    """Run what is asked and write the results."""
+    """Run the requested steps and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scvi-python", help="interpreter of an environment with scvi-tools")
     parser.add_argument("--seeds", default="0,1,2")

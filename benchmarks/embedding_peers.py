@@ -1,4 +1,5 @@
-"""The side of scvi-tools in `embedding.py`: it trains scVI, and it scores embeddings with scib-metrics and Harmony.
+"""The part of `embedding.py` that needs scvi-tools: it trains scVI, and scores embeddings with scib-metrics and
+Harmony.
 
     python embedding_peers.py train DATA.h5ad --seed 0 -o latent.npz [--batch-key KEY]
     python embedding_peers.py score DATA.h5ad EMBEDDINGS.npz --labels KEY --batch-key KEY
@@ -8,7 +9,7 @@
 training. `score` adds Harmony on the embedding called "pca", and prints the scIB scores of all embeddings as one JSON
 object.
 
-Needs scvi-tools, scib-metrics, harmonypy and scikit-misc, and none of this project's code.
+This script needs scvi-tools, scib-metrics, harmonypy and scikit-misc, and no code of this project.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def score(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Compute scIB's total, bio conservation and batch correction of each embedding, with every part of them."""
+    """Compute scIB's total, bio conservation and batch correction of each embedding, and all of their parts."""
     import anndata
     import harmonypy
     from scib_metrics.benchmark import Benchmarker

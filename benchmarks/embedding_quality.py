@@ -1,12 +1,12 @@
-"""How well an embedding keeps the known labels of its cells apart.
+"""How well does an embedding separate the known labels of its cells?
 
-- `knn_accuracy`: share of cells whose label the 15 nearest others tell (5-fold cross-validation).
-- `nmi`, `ari`: agreement of Leiden clusters with the labels, of the resolution from 0.1 to 2.0 with the best NMI.
-- `silhouette`: mean silhouette width of the labels, from −1…1 to 0…1.
-- `bio`: the mean of NMI, ARI and silhouette, as scIB's score of bio conservation takes them (Luecken et al. 2022).
+- `knn_accuracy`: share of cells whose label is predicted by the 15 nearest other cells (5-fold cross-validation).
+- `nmi`, `ari`: agreement of Leiden clusters with the labels, for the resolution from 0.1 to 2.0 with the best NMI.
+- `silhouette`: mean silhouette width of the labels, rescaled from −1…1 to 0…1.
+- `bio`: mean of NMI, ARI and silhouette, as in scIB's score of bio conservation (Luecken et al. 2022).
 
-All distances are Euclidean, in the latent space as it is. Cells without a label are left out. Needs igraph (the extra
-`demo`) beside what scvae-cli needs.
+All distances are Euclidean distances in the latent space. Cells without a label are left out. This script needs igraph
+(the extra `demo`) in addition to the dependencies of scvae-cli.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-# The first of these that a data set has in obs names its populations.
+# Names of columns with labels. The first of them that exists in obs is used.
 LABEL_COLUMNS = ("cell_type", "cell_line", "bulk_labels")
-NEIGHBOURS, FOLDS = 15, 5
+NEIGHBORS, FOLDS = 15, 5
 RESOLUTIONS = [round(0.1 * step, 1) for step in range(1, 21)]
 
 
 def labels_of(data: Path, cells: list[str]) -> np.ndarray | None:
-    """Known labels of the named cells (None for a cell without one); None for data without labels."""
+    """Return the known labels of the named cells (None for a cell without a label); None for data without labels."""
     import anndata
 
     obs = anndata.read_h5ad(data, backed="r").obs
@@ -35,14 +35,14 @@ def labels_of(data: Path, cells: list[str]) -> np.ndarray | None:
 
 
 def embedding_quality(latent: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """The scores in the module's docstring.
+    """Compute the scores that the docstring of the module describes.
 
     Parameters
     ----------
     latent
         Positions, cells × dimensions.
     labels
-        One a cell, None where unknown.
+        Label of each cell, None if unknown.
     """
     from sklearn.metrics import silhouette_score
     from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -51,7 +51,7 @@ def embedding_quality(latent: np.ndarray, labels: np.ndarray) -> dict[str, float
     known = np.asarray([label is not None for label in labels])
     latent, labels = latent[known], labels[known].astype(str)
     folds = StratifiedKFold(FOLDS, shuffle=True, random_state=0)
-    knn_accuracy = cross_val_score(KNeighborsClassifier(NEIGHBOURS), latent, labels, cv=folds).mean()
+    knn_accuracy = cross_val_score(KNeighborsClassifier(NEIGHBORS), latent, labels, cv=folds).mean()
     nmi, ari = _clustering(latent, labels)
     silhouette = (silhouette_score(latent, labels) + 1) / 2
     scores = {"knn_accuracy": knn_accuracy, "nmi": nmi, "ari": ari, "silhouette": silhouette}
@@ -60,7 +60,7 @@ def embedding_quality(latent: np.ndarray, labels: np.ndarray) -> dict[str, float
 
 
 def _clustering(latent: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """NMI and ARI of the Leiden clusters with the best NMI."""
+    """Compute NMI and ARI of the Leiden clusters with the best NMI."""
     import anndata
     import scanpy as sc
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
@@ -69,7 +69,7 @@ def _clustering(latent: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     found = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        sc.pp.neighbors(adata, n_neighbors=NEIGHBOURS, use_rep="X", random_state=0)
+        sc.pp.neighbors(adata, n_neighbors=NEIGHBORS, use_rep="X", random_state=0)
         for resolution in RESOLUTIONS:
             sc.tl.leiden(adata, resolution, flavor="igraph", n_iterations=2, directed=False, random_state=0)
             clusters = adata.obs["leiden"]

@@ -1,24 +1,27 @@
-"""Fates and the order of cells: do mature cells get their fate, and progenitors the right probabilities?
+"""Are the fates of mature cells, the fate probabilities of progenitors and the order of cells correct?
 
     python benchmarks/fates.py [--peers-python PEERS_ENV/bin/python] [--seeds 10,11,12] [--parts trees,paul15]
 
-Trees (`fates_trees.py`): 2 to 6 ends of unlike sizes, which leave the trunk at once or one after the other, and whose
-true order and fates are known. paul15: mouse myeloid progenitors with all five ends.
+Trees (`fates_trees.py`): 2 to 6 ends with different numbers of cells. The branches leave the trunk together or one
+after the other. The true order and the true fates are known. paul15: mouse myeloid progenitors with all five ends.
 
-- fate: share of mature cells whose most probable end is their own, and share committed to it, means over the ends.
-- hidden: the same share of mature cells whose label was hidden from the method (half of each end's cells).
-- AUC: does the probability of an end tell cells between the last branching and maturity that develop into this end from
-  the others? Mean over the ends. For these trees only.
-- ECE: mean difference between predicted probabilities and observed frequencies, in tenths, over all cells that are not
-  mature. Brier: mean squared error of the probabilities, summed over the ends.
-- lineage, within: Spearman correlation with the true pseudotime over the cells from the root to an end, and within the
-  groups; means. For paul15, monocle's published pseudotime takes the place of the truth, and lineages are red, monocyte
-  and neutrophil. It is a method's result as well, not a truth.
+- fate: share of mature cells whose most probable end is their own, and share committed to their own end, as means
+  over the ends.
+- hidden: the first of these shares for mature cells whose label was hidden from the method (half of each end's
+  cells).
+- AUC: how well does the probability of an end distinguish cells that develop into this end from all other cells,
+  between the last branching and maturity? Mean over the ends, for the trees only.
+- ECE: mean difference between predicted probabilities and observed frequencies, in ten bins, over all cells that are
+  not mature. Brier: mean squared error of the probabilities, summed over the ends.
+- lineage, within: Spearman correlation with the true pseudotime, over the cells from the root to an end, and within
+  the groups; means. For paul15, the published pseudotime of monocle is used instead of the truth, and the lineages are
+  erythrocytes, monocytes and neutrophils. This pseudotime is itself the result of a method.
 
-Beside scvae: diffusion pseudotime (`sc.tl.dpt`) on X_scvae and on PCA, which has no fates; and, with `--peers-python`,
-Palantir and CellRank's pseudotime kernel, both on PCA (`fates_peers.py`). Palantir takes one cell as each end, and
-CellRank 30 cells, while scvae takes the whole group: a comparison of `fate` favors scvae, and one of `hidden`, `auc`,
-`ece` and `brier` does not. All start from the same root cell, the first that scvae chose.
+scvae is compared with diffusion pseudotime (`sc.tl.dpt`) on X_scvae and on PCA, which gives no fates. With
+`--peers-python`, it is also compared with Palantir and CellRank's pseudotime kernel, both on PCA (`fates_peers.py`).
+Palantir uses one cell as each end, and CellRank uses 30 cells, whereas scvae uses the whole group. A comparison of
+`fate` therefore favors scvae; comparisons of `hidden`, `auc`, `ece` and `brier` do not. All methods start from the same
+root cell, the first one that scvae chose.
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ HIDDEN = "hidden"
 
 
 def measure(adata: anndata.AnnData, data: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train once, and score every method; one row a method."""
+    """Train once, and score every method; return one row per method."""
     root, ends = (PAUL_ROOT, PAUL_ENDS) if data == "paul15" else ("stem", mature_of(adata))
     model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
     scvae.embed(adata, model)
@@ -87,17 +90,17 @@ def measure(adata: anndata.AnnData, data: str, seed: int, arguments: argparse.Na
 
 
 def mature_of(adata: anndata.AnnData) -> list[str]:
-    """Groups at the ends of a tree."""
+    """Return the groups at the ends of a tree."""
     return [group for group in adata.obs["cell_type"].cat.categories if group.startswith("mature")]
 
 
 def ordered(adata: anndata.AnnData, model: Any, groupby: str, root: str, ends: list[str]) -> Any:
-    """The order and the fates of scvae."""
+    """Compute the order and the fates of scvae."""
     return scvae.pseudotime(adata, model, groupby=groupby, root=root, ends=ends, inplace=False)
 
 
 def pca(adata: anndata.AnnData) -> None:
-    """scanpy's usual PCA, in obsm["X_pca"]."""
+    """Compute scanpy's usual PCA, in obsm["X_pca"]."""
     cells = anndata.AnnData(adata.X.copy(), obs=adata.obs[[]], var=adata.var[[]])
     sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)
@@ -107,7 +110,7 @@ def pca(adata: anndata.AnnData) -> None:
 
 
 def dpt(adata: anndata.AnnData, key: str, root: int) -> np.ndarray:
-    """scanpy's diffusion pseudotime at its defaults."""
+    """Compute scanpy's diffusion pseudotime with its defaults."""
     cells = anndata.AnnData(obs=adata.obs[[]], obsm={key: adata.obsm[key]})
     sc.pp.neighbors(cells, use_rep=key)
     sc.tl.diffmap(cells)
@@ -117,7 +120,7 @@ def dpt(adata: anndata.AnnData, key: str, root: int) -> np.ndarray:
 
 
 def peers(adata: anndata.AnnData, root: int, ends: list[str], python: str) -> dict[str, Any]:
-    """Palantir and CellRank, in an environment of their own: with all labels, and with half of them hidden."""
+    """Run Palantir and CellRank in a separate environment: with all labels, and with half of them hidden."""
     with tempfile.TemporaryDirectory() as folder:
         cells = anndata.AnnData(obs=adata.obs[["cell_type", "partly_hidden"]], obsm={"X_pca": adata.obsm["X_pca"]})
         cells.write_h5ad(Path(folder) / "cells.h5ad")
@@ -131,7 +134,7 @@ def peers(adata: anndata.AnnData, root: int, ends: list[str], python: str) -> di
 def order_scores(
     adata: anndata.AnnData, data: str, groups: np.ndarray, time_n: np.ndarray, ends: list[str]
 ) -> dict[str, float]:
-    """Correlations with the truth, or with monocle's order, along lineages and within groups."""
+    """Compute correlations with the truth, or with monocle's order, along lineages and within groups."""
     if data == "paul15":
         true_n = adata.obs["monocle_pseudotime"].to_numpy()
         lineages = [np.isin(groups, members) for members in PAUL_LINEAGES.values()]
@@ -148,7 +151,7 @@ def order_scores(
 
 
 def right(probability_ne: np.ndarray, groups: np.ndarray, some_n: np.ndarray, ends: list[str]) -> float:
-    """Share of some mature cells whose most probable end is their own, mean over the ends."""
+    """Compute the share of some mature cells whose most probable end is their own, mean over the ends."""
     best_n = np.asarray(ends)[probability_ne.argmax(1)]
     return float(np.mean([(best_n[some_n & (groups == end)] == end).mean() for end in ends]))
 
@@ -156,7 +159,7 @@ def right(probability_ne: np.ndarray, groups: np.ndarray, some_n: np.ndarray, en
 def fate_scores(
     adata: anndata.AnnData, data: str, groups: np.ndarray, probability_ne: np.ndarray, ends: list[str]
 ) -> dict[str, float]:
-    """How good the probabilities are; on trees also for the cells before maturity."""
+    """Score the probabilities; on trees also for the cells before maturity."""
     clear_n, best_n = committed(probability_ne), np.asarray(ends)[probability_ne.argmax(1)]
     scores = {
         "fate": right(probability_ne, groups, np.ones(len(groups), dtype=bool), ends),
@@ -179,7 +182,7 @@ def fate_scores(
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: means over the seeds."""
+    """Format the results as markdown, with means over the seeds."""
     columns = ["fate", "committed", "hidden", "auc", "ece", "brier", "uncommitted", "lineage", "within"]
     lines = [f"| data | method | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
     kinds = list(dict.fromkeys(row["data"] for row in rows))
@@ -194,7 +197,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and write results/fates.json and results/fates.md; rows measured before are kept."""
+    """Measure, and write results/fates.json and results/fates.md; rows that were measured before are kept."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--peers-python")
     parser.add_argument("--seeds", default="10,11,12", type=lambda text: [int(part) for part in text.split(",")])

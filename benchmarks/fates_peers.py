@@ -2,7 +2,8 @@
 
     python benchmarks/fates_peers.py FOLDER ROOT END [END…]
 
-FOLDER/cells.h5ad holds X_pca and the groups; ROOT is the number of the root cell. Writes FOLDER/peers.npz.
+FOLDER/cells.h5ad holds X_pca and the groups; ROOT is the number of the root cell. The results are written to
+FOLDER/peers.npz.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ warnings.filterwarnings("ignore")
 
 
 def palantir_of(adata: anndata.AnnData, root: int, ends: list[str], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Palantir's pseudotime and fates. Each end is the cell of the group that lies farthest from the root."""
+    """Compute Palantir's pseudotime and fates. Each end is the cell of the group that lies farthest from the root."""
     cells = adata.copy()
     palantir.utils.run_diffusion_maps(cells, n_components=10)
     palantir.utils.determine_multiscale_space(cells)
@@ -40,7 +41,9 @@ def palantir_of(adata: anndata.AnnData, root: int, ends: list[str], key: str) ->
 
 
 def cellrank_of(adata: anndata.AnnData, root: int, ends: list[str], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """CellRank's fates by the pseudotime kernel on diffusion pseudotime; an end is the group's 30 latest cells."""
+    """Compute CellRank's fates by the pseudotime kernel on diffusion pseudotime; an end is the 30 latest cells of a
+    group.
+    """
     cells = adata.copy()
     sc.pp.neighbors(cells, n_neighbors=30, use_rep="X_pca")
     sc.tl.diffmap(cells)
@@ -62,7 +65,7 @@ def main() -> None:
     """Run both with all labels, and with half of them hidden."""
     folder, root, ends = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
     read = anndata.read_h5ad(folder / "cells.h5ad")
-    # CellRank reads the type of X, and nothing else of it.
+    # CellRank reads only the number type of X.
     adata = anndata.AnnData(
         np.zeros((read.n_obs, 1), dtype=np.float32), obs=read.obs, obsm={"X_pca": read.obsm["X_pca"]}
     )

@@ -1,8 +1,8 @@
-"""Simulated trees with branches of unlike sizes, for `fates.py`.
+"""Simulated trees whose branches have different numbers of cells, for `fates.py`.
 
-The genes are those of `scvae simulate`. The cells are drawn anew: each later branch has 0.7 times the cells of the one
-before, and half of the cells of a branch are mature, since differentiated cells accumulate in tissues. In a nested
-tree, every second branch leaves the branch before it, at pseudotime 0.6, instead of the trunk.
+The genes are those of `scvae simulate`, but other cells are drawn. Each branch has 0.7 times as many cells as the
+branch before it. Half of the cells of a branch are mature, because differentiated cells accumulate in tissues. In a
+nested tree, every second branch leaves the branch before it, at pseudotime 0.6, instead of the trunk.
 
 Shapes: n cells, g genes, s grid steps.
 """
@@ -25,7 +25,7 @@ NESTED_SPLIT, MATURE = 0.6, 0.75
 
 
 def parent_of(branch: int, nested: bool) -> int | None:
-    """The branch, counted from 0, that a branch leaves; None if it leaves the trunk."""
+    """The branch, counted from 0, from which a branch starts; None if it starts from the trunk."""
     return branch - 1 if nested and branch % 2 == 1 else None
 
 
@@ -65,7 +65,7 @@ def tree(n_branches: int, seed: int, *, nested: bool = False, n_cells: int = 300
 
 
 def grafted(parent_gs: np.ndarray, child_gs: np.ndarray) -> np.ndarray:
-    """Expression of a branch that leaves its parent at `NESTED_SPLIT`, and then changes as it would after the trunk."""
+    """Compute the expression of a branch that leaves its parent at `NESTED_SPLIT`, and changes as after the trunk."""
     grid_s = np.linspace(0, 1, parent_gs.shape[1])
     graft = int(np.searchsorted(grid_s, NESTED_SPLIT))
     source_s = SPLIT + (grid_s[graft:] - grid_s[graft]) * (1 - SPLIT) / (1 - grid_s[graft])
@@ -77,7 +77,7 @@ def grafted(parent_gs: np.ndarray, child_gs: np.ndarray) -> np.ndarray:
 
 
 def turning_points(n_branches: int, nested: bool) -> np.ndarray:
-    """Pseudotime after which a cell of each branch is on no other branch."""
+    """Pseudotime after which a cell of a branch can be on no other branch."""
     point_b = np.full(n_branches, SPLIT)
     for branch in range(n_branches):
         if (parent := parent_of(branch, nested)) is not None:

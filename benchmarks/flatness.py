@@ -1,19 +1,20 @@
-"""What `--flat` buys and costs: condition number and distances against the held-out bound, over its weight.
+"""How much does `--flat` improve condition numbers and distances, and how much does it lower the held-out bound?
 
-For every data set and weight a model is trained with the defaults and judged by
+For every data set and weight, a model is trained with the defaults. It is evaluated by
 
-- the held-out ELBO, against the better of two models without `--flat`: at the defaults, and with as much patience as
-  `--flat` has, so that what a longer training gains is not taken for its merit;
-- the condition number of the decoder's metric M at the posterior means of the held-out cells, its mean over them;
-- Spearman's correlation over pairs of cells between their latent distance and the length of the geodesic: the way of
-  least Fisher–Rao length among the straight line and the splines of least energy started from it. Beside it stand the
-  lengths of the straight line and of the shortest path along the cells' neighbours' graph. Its noise is the standard
-  deviation over resampled cells from which the pairs start.
+- the held-out ELBO, compared with the better of two models without `--flat`: one with the default patience, and one
+  with the patience of `--flat`, so that the gain of a longer training is not attributed to `--flat`;
+- the condition number of the decoder's metric M at the posterior means of the held-out cells, as a mean over these
+  cells;
+- Spearman's correlation, over pairs of cells, between latent distance and length of the geodesic. The geodesic is the
+  path of least Fisher–Rao length among the straight line and splines that were optimized from it. The same correlation
+  is given for lengths of straight lines, and of shortest paths in the neighbor graph of the cells. The noise of the
+  correlation is its standard deviation over resampled cells from which the pairs start.
 
     python benchmarks/flatness.py [DATA.h5ad ...] [--weights 0.3 1 3] [--seed 0] [--threads 1] [--results FILE.md]
         [--every 2]
 
-Without data it takes a simulated tree and the data sets in shared/data. Writes results/flatness.md and
+Without data, a simulated tree and the data sets in shared/data are used. It writes results/flatness.md and
 results/flatness.png.
 """
 
@@ -52,7 +53,7 @@ DATA = [
     for name in ("paul15_3004.h5ad", "pbmc4k_top2000.h5ad", "kang_muscat_2donors.h5ad")
 ]
 WEIGHTS = [0.3, 1.0, 3.0]
-# Pairs of cells: so many cells, and from each to so many others.
+# Number of cells from which pairs start, and number of cells that each is paired with.
 SOURCES, TARGETS = 40, 10
 BOOTSTRAPS = 300
 MAX_HELDOUT = 400
@@ -78,7 +79,7 @@ class Row:
 
 
 class Everywhere:
-    """The density of a space without holes: geodesics in it are those of the metric alone."""
+    """A density without holes, so that geodesics depend on the metric alone."""
 
     def to(self, _device: torch.device) -> Everywhere:
         return self
@@ -91,14 +92,18 @@ class Everywhere:
 
 
 def main() -> None:
-    """Train, judge, draw and tell."""
+    """Train, evaluate, draw and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", type=Path)
     parser.add_argument("--weights", nargs="+", type=float, default=WEIGHTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--every", type=int, default=2, help="geodesics, which take long, of every so-manieth pair")
-    parser.add_argument("--results", type=Path, default=HERE / "results" / "flatness.md", help="the picture beside it")
+    parser.add_argument(
+        "--every", type=int, default=2, help="compute geodesics, which take long, for only one in this number of pairs"
+    )
+    parser.add_argument(
+        "--results", type=Path, default=HERE / "results" / "flatness.md", help="the figure is written beside it"
+    )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = []
@@ -114,7 +119,7 @@ def main() -> None:
 
 
 def models(adata: anndata.AnnData, arguments: argparse.Namespace) -> Iterator[tuple[float, Model]]:
-    """Without `--flat`, with each of its weights, and without it as patiently as with it."""
+    """Train without `--flat`, with each of its weights, and without it but with its patience."""
     patience = None
     for weight in [0.0, *sorted(arguments.weights), 0.0]:
         options = {"seed": arguments.seed, "threads": arguments.threads, "patience": None if weight else patience}
@@ -124,7 +129,7 @@ def models(adata: anndata.AnnData, arguments: argparse.Namespace) -> Iterator[tu
 
 
 def data_sets(paths: list[Path]) -> list[tuple[str, anndata.AnnData]]:
-    """The files given; else the simulated trees and those of DATA that are there."""
+    """Return the given files; otherwise the simulated trees and the files of DATA that exist."""
     if paths:
         return [(path.stem, anndata.read_h5ad(path)) for path in paths]
     from simulated import tree
@@ -139,7 +144,7 @@ def judged(name: str, weight: float, adata: anndata.AnnData, model: Model, every
     z_nk = posteriors(model, counts).mean_nk
     heldout = np.flatnonzero(np.isin(adata.obs_names, model.heldout_cells))[:MAX_HELDOUT]
     value_nk = torch.linalg.eigvalsh(geometry.metric(z_nk[heldout]).double())
-    # A metric is known to float32's digits.
+    # A metric is accurate to the digits of float32.
     condition_n = value_nk[:, -1] / value_nk[:, 0].clamp_min(1e-7 * value_nk[:, -1])
 
     rng = np.random.default_rng(0)
@@ -148,7 +153,7 @@ def judged(name: str, weight: float, adata: anndata.AnnData, model: Model, every
     distance = [float((z_nk[a] - z_nk[b]).norm()) for a, b in pairs]
     legs = [straight(z_nk[[a, b]].numpy(), 64) for a, b in pairs]
     line = np.array([step_lengths(geometry, leg).sum() for leg in legs])
-    # Where the splines have not come as far down, the straight line is the best way known.
+    # Where the optimization of a spline has not reached a shorter path, the straight line is the shortest known path.
     solved = geodesics(geometry, Everywhere(), legs[::every])
     shortest = np.minimum(line[::every], [step_lengths(geometry, way).sum() for way in solved])
     graph = cell_graph(geometry, z_nk, always=np.unique(pairs))
@@ -175,7 +180,9 @@ def judged(name: str, weight: float, adata: anndata.AnnData, model: Model, every
 
 
 def noise(source: np.ndarray, distance: np.ndarray, length: np.ndarray) -> float:
-    """Standard deviation of the correlation over resampled sources: pairs that share one are not independent."""
+    """Compute the standard deviation of the correlation over resampled start cells: pairs that share one are not
+    independent.
+    """
     rng = np.random.default_rng(0)
     of_source = [np.flatnonzero(source == one) for one in np.unique(source)]
     found = []
@@ -186,7 +193,7 @@ def noise(source: np.ndarray, distance: np.ndarray, length: np.ndarray) -> float
 
 
 def loss(row: Row, rows: list[Row]) -> float:
-    """What the held-out ELBO lost against the best model of the same data without `--flat`, percent."""
+    """Compute the loss of held-out ELBO against the best model of the same data without `--flat`, in percent."""
     plain = max(other.elbo for other in rows if other.data == row.data and other.weight == 0)
     return 100 * (plain - row.elbo) / abs(plain)
 
@@ -217,7 +224,7 @@ def told(rows: list[Row], arguments: argparse.Namespace) -> str:
 
 
 def draw(rows: list[Row], path: Path) -> None:
-    """The trade-off: each data set a curve from W = 0 on, points labelled with W."""
+    """Draw the trade-off: one curve per data set, starting at W = 0, with points labeled by W."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.5))
     for name in dict.fromkeys(row.data for row in rows):
         plain, flat = ([row for row in rows if row.data == name and (row.weight > 0) == on] for on in (False, True))

@@ -1,17 +1,19 @@
-"""Do sampled cells pass for real ones? Beside real cells, and beside scvi-tools' decoder fed from the prior.
+"""Can sampled cells be distinguished from real ones? Compared with real cells, and with cells decoded by scvi-tools.
 
     python benchmarks/generation.py --scvi-python SCVI_ENV/bin/python [DATA.h5ad ...]
 
-Half of the cells train the models and make the principal components; the other half is cut in two, and one part stands
-for the real. With it are compared, as many cells each: the other part (the floor: real against real), cells sampled by
-scvae from the cells' density and from the prior, and cells that scVI decodes from the prior, with zero inflation, at
-library sizes of training cells. No cell that is compared was seen by a model or by the components.
-`generation_scores.py` says what is measured. Figures are means over seeds, which also choose the cells.
+Half of the cells are used to train the models and to compute the principal components. The other half is divided into
+two parts, and one of them serves as the real cells. These are compared with equally many cells of each of four kinds:
+the other part (the baseline: real against real), cells sampled by scvae from the density of the cells, cells sampled by
+scvae from the prior, and cells that scVI decodes from the prior, with zero inflation and library sizes of training
+cells. No compared cell was used to train a model or to compute the components. `generation_scores.py` describes the
+scores. The numbers are means over seeds, which also choose the cells.
 
-Simulated cells come in two kinds: a tree (`scvae simulate`), whose counts are ZINB but whose states no model of this
-class has as its own; and the class itself, cells sampled from a model trained on the tree, which then stand for real.
+There are two kinds of simulated cells. The first is a tree (`scvae simulate`): its counts are ZINB, but no model of
+this class can represent its states exactly. The second kind is sampled from a model that was trained on the tree; these
+cells then serve as the real cells.
 
-Results go to results/generation.json and .md; data sets that are not asked for keep the results they have.
+Results are written to results/generation.json and .md; results of data sets that are not requested are kept.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ FIGURES = {"boosting": "AUC, boosting", "logistic": "AUC, logistic", "energy": "
 
 
 def data_sets(asked: list[str]) -> dict[str, anndata.AnnData]:
-    """The data sets asked for: paths, or the names of simulated ones."""
+    """Return the requested data sets: paths, or the names of simulated ones."""
     sets = {}
     for name in asked or [TREE, CLASS, *(str(SHARED_DATA / f"{name}.h5ad") for name in REAL)]:
         if name in (TREE, CLASS):
@@ -59,7 +61,7 @@ def data_sets(asked: list[str]) -> dict[str, anndata.AnnData]:
 
 
 def measure(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every source of cells."""
+    """Return a row for every source of cells."""
     adata = adata[:, np.asarray((adata.X > 0).sum(0)).ravel() >= 3].copy()
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     training, test_a, test_b = np.split(order, [adata.n_obs // 2, adata.n_obs // 2 + adata.n_obs // 4])
@@ -81,7 +83,7 @@ def counts(adata: anndata.AnnData) -> sp.csr_matrix:
 
 
 def from_scvi(known: anndata.AnnData, n: int, seed: int, arguments: argparse.Namespace) -> sp.csr_matrix:
-    """Cells that scVI, trained with early stopping, draws from the prior."""
+    """Draw cells from the prior with an scVI that was trained with early stopping."""
     with tempfile.TemporaryDirectory() as folder:
         cells, out = Path(folder) / "cells.h5ad", Path(folder) / "made.npz"
         anndata.AnnData(counts(known), obs=known.obs[[]], var=known.var[[]]).write_h5ad(cells)
@@ -92,7 +94,7 @@ def from_scvi(known: anndata.AnnData, n: int, seed: int, arguments: argparse.Nam
 
 
 def text(known: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Sampled cells", "", "Written by `benchmarks/generation.py`; its docstring says what is measured.", ""]
     lines += [f"| data | cells | n | {' | '.join(FIGURES.values())} |", f"|---|---|---|{'---|' * len(FIGURES)}"]
     for name, part in known.items():
@@ -107,12 +109,12 @@ def text(known: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the data sets asked for and write the results."""
+    """Measure the requested data sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", help=f"files, {TREE!r} or {CLASS!r}; by default both and three real sets")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
+    parser.add_argument("--scvi-python", type=Path, help="interpreter of an environment with scvi-tools")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "generation.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,10 +1,12 @@
-"""How well generated cells pass for real ones, in the principal components of the real.
+"""How well can generated cells be distinguished from real ones, in principal components of real cells?
 
-Counts are scaled to one depth, logged, and put on 30 principal components of cells that are compared with nothing: the
-components bend towards the noise of the cells they were made from, and a classifier would know these by it. There:
+Counts are scaled to one depth, log-transformed and projected on 30 principal components. The components are computed
+from cells that are not compared with anything: components follow the noise of the cells from which they are computed,
+and a classifier would recognize these cells by it. Two scores are computed:
 
-- AUC: classifiers tell generated from real cells, judged on folds they have not seen (0.5: they cannot). Gradient
-  boosting sees shapes and interactions, logistic regression differences of means.
+- AUC of classifiers that distinguish generated from real cells, evaluated on folds that they have not seen (0.5: they
+  cannot distinguish them). Gradient boosting detects shapes and interactions; logistic regression detects differences
+  of means.
 - Energy distance (Székely & Rizzo 2013): 2·E|X − Y| − E|X − X'| − E|Y − Y'|, 0 for equal distributions.
 
 Shapes: n cells, g genes, p components.
@@ -27,22 +29,22 @@ COMPONENTS, FOLDS = 30, 5
 
 
 def log_scaled(counts: sp.csr_matrix, depth: float) -> np.ndarray:
-    """Log counts at one depth, dense (n, g)."""
+    """Compute log counts at one depth, dense (n, g)."""
     library_n = np.maximum(np.asarray(counts.sum(1)).ravel(), 1)
     return np.log1p(sp.diags_array(depth / library_n) @ counts.astype(np.float64)).toarray()
 
 
 class Judge:
-    """Compares cells with one set of real cells.
+    """Comparison of cells with one set of real cells.
 
     Parameters
     ----------
     others
-        Counts of the real cells that the components are made from.
+        Counts of the real cells from which the components are computed.
     real
         Counts of the real cells to compare with, n × g.
     seed
-        Of folds and classifiers.
+        Random seed of the folds and the classifiers.
     """
 
     def __init__(self, others: sp.csr_matrix, real: sp.csr_matrix, seed: int) -> None:
@@ -54,7 +56,7 @@ class Judge:
         self._real_np = self._pca.transform(log_scaled(real, self._depth))
 
     def scores(self, cells: sp.csr_matrix) -> dict[str, float]:
-        """AUC of both classifiers and the energy distance."""
+        """Compute the AUC of both classifiers and the energy distance."""
         other_np = self._pca.transform(log_scaled(cells, self._depth))
         x = np.concatenate([self._real_np, other_np])
         generated = np.repeat([0, 1], [len(self._real_np), len(other_np)])
@@ -70,6 +72,6 @@ class Judge:
 
 
 def energy_distance(x_np: np.ndarray, y_np: np.ndarray) -> float:
-    """Without bias: a point's distance to itself doesn't count."""
+    """The estimate is unbiased, because the distance of a point to itself is left out."""
     within = [cdist(a, a).sum() / (len(a) * (len(a) - 1)) for a in (x_np, y_np)]
     return float(2 * cdist(x_np, y_np).mean() - sum(within))

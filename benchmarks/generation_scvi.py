@@ -1,9 +1,9 @@
-"""scVI's side of the sampled cells: z ~ N(0, I), decoded, counts drawn from its likelihood.
+"""Sampled cells of scVI: z ~ N(0, I), decoded, and counts drawn from its likelihood; called by `generation.py`.
 
     python generation_scvi.py CELLS.h5ad -n 1000 -o made.npz
 
-Library sizes are those of the cells it was trained on, drawn at random. Needs scvi-tools and none of this project's
-code beside heldout_scvi.py.
+Library sizes are drawn at random from those of the training cells. It needs scvi-tools, and no code of this project
+except heldout_scvi.py.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CELLS_PER_PASS = 256
 
 
 def main() -> None:
-    """Train, sample, write."""
+    """Train, sample and write the cells."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("-n", type=int, required=True)

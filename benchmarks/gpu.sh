@@ -1,27 +1,27 @@
 #!/usr/bin/env bash
-# Measure on one GPU what only a GPU shows, in at most nine minutes. Needs Linux.
+# Run all measurements that need a GPU, on one GPU, in at most nine minutes. Needs Linux.
 #
 #   benchmarks/gpu.sh [--dry-run] [--cpu] [PART...]
 #
-# Parts, in this order: tests deterministic roofline throughput quality; all of them when none is named. Each has a time
-# limit of its own. Its results are written as they come, so that a run that is stopped keeps what it has: summary.md
-# (how each part ended), log.txt (all that was printed), and a table for each benchmark.
+# Parts, in this order: tests deterministic roofline throughput quality. Without a PART, all parts run. Each part has its
+# own time limit. Results are written as soon as they are known, so that a stopped run keeps its results: summary.md
+# (how each part ended), log.txt (everything that was printed), and a table for each benchmark.
 #
 #   --dry-run   print each part's command and limit, and run nothing
-#   --cpu       run every part on the CPU with tiny data, to try this script itself
+#   --cpu       run every part on the CPU with tiny data, to test this script itself
 #
 # Environment variables:
 #   PYTHON       the interpreter that has torch (python3)
-#   WHEELS       a folder of wheels that PYTHON lacks; they are used for this run alone
+#   WHEELS       a folder of wheels that PYTHON lacks; they are used for this run only
 #   OUT          the folder of the results (benchmarks/results/gpu; with --cpu build/gpu)
-#   SCVI_PYTHON  an interpreter that has scvi-tools, to measure the throughput beside it
+#   SCVI_PYTHON  an interpreter with scvi-tools, to measure its throughput, too
 #
-# Exit codes: 0 every part ended well, 1 a part did not, 2 usage, 3 a package is missing, 5 there is no CUDA device.
+# Exit codes: 0 every part succeeded, 1 a part failed, 2 usage, 3 a package is missing, 5 there is no CUDA device.
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Seconds. With the grace below they come to less than nine minutes.
+# Time limits in seconds. Together with the grace periods below, they are less than nine minutes.
 declare -A LIMIT=(
   [install]=15 [check]=20 [tests]=85 [deterministic]=60 [roofline]=60 [throughput]=70 [simulate]=70 [quality]=140
 )
@@ -57,17 +57,17 @@ if [[ $DEVICE == cuda ]]; then
   OUT=${OUT:-benchmarks/results/gpu}
 else
   OUT=${OUT:-build/gpu}
-  # Compiling for the CPU takes minutes and shows nothing of the script; one thread is quick on a busy machine too.
+  # Compiling for the CPU would take minutes and is no test of the script. One thread is fast on a busy machine, too.
   export CUDA_VISIBLE_DEVICES= TORCHDYNAMO_DISABLE=1 OMP_NUM_THREADS=1
 fi
 # nproc counts no more cores than OMP_NUM_THREADS allows.
 CORES=$(nproc)
 THREADS=$((CORES < 8 ? CORES : 8))
 SIMULATED=simulated.h5ad
-# A folder that is removed at the end; a plan has none.
+# A folder that is removed at the end; a dry run has none.
 WORK='$WORK'
 
-# Sets COMMAND, what a part runs.
+# Set COMMAND, the command of a part.
 command_of() {
   local beside=(--only scvae) table=$OUT/${RESULT[$1]:-}
   [[ -z ${SCVI_PYTHON:-} ]] || beside=(--scvi-python "$SCVI_PYTHON")
@@ -116,7 +116,7 @@ limited() {
   timeout --kill-after="$GRACE" "$@"
 }
 
-# Prints the device and the versions; a missing package or device ends the script.
+# Print the device and the versions; exit if a package or the device is missing.
 check() {
   limited "${LIMIT[check]}" "$PYTHON" - "$DEVICE" <<'PYTHON_CODE'
 import importlib
@@ -180,7 +180,7 @@ for part in "${PARTS[@]}"; do
   command_of "$part"
   printf '\n== %s: %s\n' "$part" "${COMMAND[*]}" >>"$LOG"
   printed=$(wc -l <"$LOG")
-  # What an earlier run left is not taken for a result of this one.
+  # Files of an earlier run must not be taken as results of this one.
   [[ -z ${RESULT[$part]:-} ]] || rm -f "$OUT/${RESULT[$part]}".{md,json}
   began=$SECONDS
   status=0

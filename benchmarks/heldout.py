@@ -1,25 +1,25 @@
-"""Held-out likelihood: scvae against scVI on the same cells and genes, quality beside time.
+"""Held-out likelihood and training time of scvae and scVI on the same cells and genes.
 
     python benchmarks/heldout.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2 --also-2x30nb
 
-What is measured. Each data set is split per seed into test cells (10%), which go to a file of their own that no
-trainer sees, and the rest, which every contender gets as one file. From that file each contender sets aside its own
-validation cells, at its own default (10% for both tools). Genes expressed in fewer than 3 of the trainers' cells are
-left out of both files, so both tools model the same genes. There is no batch key: the decoder sees a cell only through
-z and its library size. The seed drives the split and the training.
+For each seed, each data set is split into test cells (10%) and training cells. The test cells are written to a separate
+file that no tool reads for training; all tools get the same file with the other cells. From that file, each tool sets
+aside its own validation cells, by its own default (10% for both tools). Genes that are expressed in fewer than 3 of the
+training cells are removed from both files, so both tools model the same genes. There is no batch key: the decoder gets
+only z and the library size of a cell. The seed determines the split and the training.
 
-Contenders: `scvae train` as it comes (with `--genes all`), scVI as it comes, scVI with early stopping, and with
-`--also-2x30nb` a larger scVI (2 layers, 30 latent dimensions, nb, early stopping).
+The compared tools are `scvae train` with its defaults (and `--genes all`), scVI with its defaults, scVI with early
+stopping and, with `--also-2x30nb`, a larger scVI (2 layers, 30 latent dimensions, nb, early stopping).
 
-On the test cells: ELBO and importance bound (IWAE, `--samples` posterior samples), nats per cell. Times: the wall time
-of the whole training process (start of Python, imports, reading, training, saving), and beside it what the tool says
-of its training alone. Both tools run on CPU with `--threads` threads; the contenders take turns within a seed and data
-set.
+On the test cells, the ELBO and the importance bound (IWAE, `--samples` posterior samples) are computed, in nats per
+cell. Two times are reported: the wall time of the whole training process (start of Python, imports, reading, training,
+saving), and the time that the tool reports for its training alone. Both tools run on the CPU with `--threads` threads.
+The tools alternate within a seed and data set.
 
-`scvae` is looked for beside the running interpreter; scvi-tools may live in another environment (`--scvi-python`). Runs
-are written to `--results` (JSON, and a table as .md beside it) as they finish. `--only scvae` measures scvae anew and
-keeps the scVI runs already in that file; `--resume` measures only what is missing from it; without either the file is
-started afresh.
+The script expects `scvae` beside the running interpreter; scvi-tools may be in another environment (`--scvi-python`).
+Runs are written to `--results` (JSON, with a table as .md) as soon as they finish. `--only scvae` repeats the runs of
+scvae and keeps the scVI runs of that file. `--resume` runs only what is missing in it. With neither option, the file
+starts empty.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ LABELS = {"scvae": "scvae, defaults"} | {name: chosen.label for name, chosen in 
 
 
 def main() -> None:
-    """Run what is asked for, one process a step, and write the results after every run."""
+    """Run the requested steps, each in a separate process, and write the results after every run."""
     args = parse_arguments()
     contenders = [name for name in LABELS if name != "scvi-2x30nb" or args.also_2x30nb]
     chosen = [name for name in contenders if args.only is None or name.startswith(args.only)]
@@ -74,16 +74,16 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, data=DEFAULT_DATA, results="heldout.json")
-    parser.add_argument("--also-2x30nb", action="store_true", help="a larger scVI as a further contender")
+    parser.add_argument("--also-2x30nb", action="store_true", help="also run a larger scVI")
     parser.add_argument("--scvae", default=str(Path(sys.executable).with_name("scvae")), help="the scvae command")
     return parser.parse_args()
 
 
 def measure(name: str, parts: Split, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """Train and score one contender on one split; the result is one record of the results file."""
+    """Train and score one tool on one split; return one record of the results file."""
     work.mkdir()
     run = describe_run(name, LABELS[name], parts, args)
     run |= measure_scvae(parts, work, args) if name == "scvae" else measure_scvi(name, parts, work, args)
@@ -91,7 +91,7 @@ def measure(name: str, parts: Split, work: Path, args: argparse.Namespace) -> di
 
 
 def measure_scvae(parts: Split, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """`scvae train` and `scvae score`, as a user types them."""
+    """Run `scvae train` and `scvae score`, as a user types them."""
     model, scored = work / "model.scvae", work / "scored.h5ad"
     train = ["train", str(parts.trainer_file), "-m", str(model), "--genes", "all", "--seed", str(parts.seed), "--json"]
     score = ["score", str(parts.test_file), "-m", str(model), "--samples", str(args.samples), "--json"]
@@ -107,7 +107,7 @@ def measure_scvae(parts: Split, work: Path, args: argparse.Namespace) -> dict[st
 
 
 def read_scores(scored: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Per-cell ELBO and importance bound, where `scvae score` writes them."""
+    """Read the ELBO and the importance bound of each cell, which `scvae score` writes."""
     import h5py
 
     with h5py.File(scored) as file:

@@ -1,4 +1,4 @@
-"""What the benchmarks on held-out cells share: their options, their recorded runs, and the scVI side of a run."""
+"""Code that the benchmarks on held-out cells share: options, recorded runs, and the scVI side of a run."""
 
 from __future__ import annotations
 
@@ -20,33 +20,35 @@ SHARED_DATA = HERE.parent.parent / "shared" / "data"
 
 
 def add_options(parser: argparse.ArgumentParser, *, data: list[Path], results: str) -> None:
-    """The options that every benchmark on held-out cells takes."""
+    """Add the options that every benchmark on held-out cells has."""
     parser.add_argument("data", nargs="*", type=Path, default=data, help="h5ad files with raw counts in X")
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
-    parser.add_argument("--samples", type=int, default=100, help="posterior samples a cell (100)")
-    parser.add_argument("--test-share", type=float, default=0.1, help="share of the cells that is tested on (0.1)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
+    parser.add_argument("--samples", type=int, default=100, help="posterior samples per cell (100)")
+    parser.add_argument("--test-share", type=float, default=0.1, help="share of test cells (0.1)")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each tool (2)")
     parser.add_argument("--gpu", action="store_true", help="let both tools train on the GPU that torch finds")
-    parser.add_argument("--only", choices=["scvae", "scvi"], help="measure this tool anew, keep the other's runs")
-    parser.add_argument("--resume", action="store_true", help="measure only what the results file lacks")
-    parser.add_argument("--scvi-python", default=sys.executable, help="an interpreter that has scvi-tools")
+    parser.add_argument(
+        "--only", choices=["scvae", "scvi"], help="repeat the runs of this tool, and keep those of the other"
+    )
+    parser.add_argument("--resume", action="store_true", help="run only what is missing in the results file")
+    parser.add_argument("--scvi-python", default=sys.executable, help="interpreter of an environment with scvi-tools")
     parser.add_argument("--results", type=Path, default=HERE / "results" / results)
 
 
 class Records:
-    """The runs of a results file: one a line, with the table made of them as .md beside it.
+    """The runs of a results file, one per line; their table is written beside it as .md.
 
     Parameters
     ----------
     args
-        The command line. What it does not ask to measure again is kept: with `--resume` every run of the file, with
-        `--only` the other tool's and those of other data sets and seeds, else none.
+        The parsed command line. Runs that are not repeated are kept: with `--resume`, all runs of the file; with
+        `--only`, the runs of the other tool, and those of other data sets and seeds; otherwise none.
     chosen
-        Contenders that will be measured.
+        The tools that will be measured.
     labels
-        Contender → label, in the order in which runs are written.
+        Label of each tool, in the order in which runs are written.
     render
-        Makes the table.
+        Function that makes the table.
     """
 
     def __init__(
@@ -66,9 +68,9 @@ class Records:
         self.runs = [run for run in old if args.resume or (args.only and not replaced(run))]
 
     def made_on(self, parts: Split) -> dict[str, Run]:
-        """Recorded runs of this data set and seed, by contender; drops those made on another split.
+        """Return the recorded runs of a data set and seed, by tool; runs on another split are removed.
 
-        A run on other cells, genes or sample counts cannot stand in the same table.
+        A run on other cells, genes or numbers of samples must not be in the same table.
         """
         outdated = [run for run in self.runs if parts.outdates(run)]
         if outdated:
@@ -78,13 +80,13 @@ class Records:
         return {run["contender"]: run for run in self.runs if (run["dataset"], run["seed"]) == here}
 
     def add(self, run: Run) -> None:
-        """Record a run, in place of an earlier one of the same contender, data set and seed, and write the file."""
+        """Record a run in place of an earlier run of the same tool, data set and seed, and write the file."""
         self.runs = [old for old in self.runs if self._key(old) != self._key(run)]
         self.runs.append(run)
         self.save()
 
     def save(self) -> None:
-        """Write the records, one a line, and the table made of them."""
+        """Write the records, one per line, and their table."""
         results: Path = self._args.results
         results.parent.mkdir(parents=True, exist_ok=True)
         self.runs.sort(key=self._key)
@@ -100,7 +102,7 @@ class Records:
 
 
 def describe_run(name: str, label: str, parts: Split, args: argparse.Namespace) -> Run:
-    """What every record says first: of whom, on what, where and when."""
+    """Return the first entries of every record: tool, data, machine and date."""
     return {
         "dataset": parts.dataset,
         "seed": parts.seed,
@@ -117,7 +119,7 @@ def describe_run(name: str, label: str, parts: Split, args: argparse.Namespace) 
 
 
 def check_and_tell(run: Run, parts: Split) -> Run:
-    """Refuse a run on anything but the split's genes and cells, and print its line for the log."""
+    """Refuse a run on other genes or cells than those of the split, and print a line for the log."""
     name = run["contender"]
     if run.pop("seen_genes") != parts.n_genes or run.pop("seen_cells") != parts.n_test:
         raise SystemExit(
@@ -131,7 +133,7 @@ def check_and_tell(run: Run, parts: Split) -> Run:
 
 
 def measure_scvi(name: str, parts: Split, work: Path, args: argparse.Namespace) -> Run:
-    """`heldout_scvi.py train` and `score`, in scVI's own environment; the model stays in `work`/model."""
+    """Run `heldout_scvi.py train` and `score` in scVI's environment; the model remains in `work`/model."""
     scores = work / "scores.npz"
     train = ["train", str(parts.trainer_file), "--seed", str(parts.seed), "--contender", name]
     score = ["score", str(parts.test_file), "--seed", str(parts.seed), "--samples", str(args.samples)]
@@ -149,7 +151,7 @@ def measure_scvi(name: str, parts: Split, work: Path, args: argparse.Namespace) 
 
 
 def run_scvi(step: list[str], work: Path, args: argparse.Namespace) -> Timed:
-    """One step of `heldout_scvi.py` on the model `work`/model, in a process of its own."""
+    """Run one step of `heldout_scvi.py` on the model `work`/model, in a separate process."""
     script = [args.scvi_python, str(HERE / "heldout_scvi.py")]
     return run_json(
         [*script, *step, "-m", str(work / "model"), "--threads", str(args.threads)], args.threads, gpu=args.gpu
@@ -157,7 +159,7 @@ def run_scvi(step: list[str], work: Path, args: argparse.Namespace) -> Timed:
 
 
 def times(trained: Timed, summary: Timed) -> dict[str, Any]:
-    """What is recorded alike for both tools: times, epochs, and what they saw."""
+    """Return the entries that both tools have: times, epochs, and numbers of cells and genes."""
     return {
         "process_s": trained.seconds,
         "training_s": trained.result["seconds"],
@@ -170,7 +172,7 @@ def times(trained: Timed, summary: Timed) -> dict[str, Any]:
 
 
 def per_cell(elbo: np.ndarray, iwae: np.ndarray, summary: dict[str, Any]) -> dict[str, Any]:
-    """Means and standard errors over cells; refuses cells that don't add up to the mean the tool printed."""
+    """Compute means and standard errors over cells; refuse cells whose mean is not the mean that the tool printed."""
     for values, said in ((elbo, summary["mean_elbo"]), (iwae, summary["mean_iwae"])):
         if not abs(values.mean() - said) < 0.01:
             raise SystemExit(f"the cells' mean is {values.mean():.3f}, the tool printed {said:.3f}")

@@ -1,24 +1,24 @@
-"""The scVI side of the benchmarks on held-out cells; they start it, each step in a process of its own.
+"""The scVI side of the benchmarks on held-out cells, which start each step in a separate process.
 
     python heldout_scvi.py train TRAIN.h5ad --contender scvi --seed 0 -m MODEL_DIR
     python heldout_scvi.py score TEST.h5ad -m MODEL_DIR --samples 100 -o scores.npz
     python heldout_scvi.py embed TRAIN.h5ad TEST.h5ad -m MODEL_DIR -o latent.npy
 
-`train` fits `scvi.model.SCVI` to the raw counts in X, at scvi-tools' own defaults except for what CONTENDERS states.
-It holds out scVI's default 10% of the cells it is given, and keeps the weights scVI keeps: the last epoch's.
+`train` fits `scvi.model.SCVI` to the raw counts in X, with the defaults of scvi-tools except for the settings in
+CONTENDERS. Like scVI by default, it holds out 10% of the given cells, and keeps the weights of the last epoch.
 
 `score` computes, for every cell x of a file that no trainer has seen, with K posterior samples z_k ~ q(z|x),
 
     ELBO(x)  = mean_k log p(x|z_k) − KL(q(z|x) ‖ N(0, I))
     IWAE(x)  = logsumexp_k [log p(x|z_k) + log N(z_k; 0, I) − log q(z_k|x)] − log K
 
-in nats, at the observed library size (scVI's default), in eval mode. scVI's own `get_marginal_ll` and `get_elbo`, which
-draw other samples, are printed beside them as a check.
+in nats, at the observed library size (scVI's default), in eval mode. As a check, the results of scVI's own
+`get_marginal_ll` and `get_elbo`, which draw other samples, are printed too.
 
 `embed` writes the mean latent position of every cell of the files, in their order (.npy). Each step prints one JSON
 object.
 
-Needs scvi-tools (1.4 at the time of writing) and none of this project's code.
+This script needs scvi-tools (1.4 at the time of writing), and no code of this project.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CELLS_PER_PASS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class ScviContender:
-    """One way to use scVI: what is told to the model and to its training, beyond the defaults."""
+    """One way to use scVI: settings of the model and of its training that differ from the defaults."""
 
     label: str
     model: dict[str, Any] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def quiet_scvi(threads: int, seed: int) -> None:
 
 
 def train(data: Path, contender: str, model_dir: Path) -> dict[str, Any]:
-    """Fit one contender and save it; `seconds` is the call of `.train()` alone."""
+    """Fit one scVI model and save it; `seconds` is the time of the call of `.train()` alone."""
     import anndata
     import scvi
     import torch
@@ -97,7 +97,7 @@ def train(data: Path, contender: str, model_dir: Path) -> dict[str, Any]:
 
 
 def score(data: Path, model_dir: Path, samples: int, output: Path) -> dict[str, Any]:
-    """Write both bounds per cell to `output` (npz: `elbo`, `iwae`), and return their means with scVI's own figures."""
+    """Write both bounds of each cell to `output` (npz: `elbo`, `iwae`); return their means, and scVI's own results."""
     import anndata
     import numpy as np
     import torch
@@ -139,9 +139,9 @@ def embed(files: list[Path], model_dir: Path, output: Path) -> dict[str, Any]:
 
 
 def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]:
-    """ELBO and importance bound of the cells of one minibatch, float64.
+    """Compute the ELBO and the importance bound of the cells of one minibatch, float64.
 
-    Shapes: s samples, n cells, g genes, k latent.
+    Shapes: s samples, n cells, g genes, k latent dimensions.
     """
     import torch
     from torch.distributions import Normal, kl_divergence
@@ -167,12 +167,12 @@ def _bounds(module: Any, batch: dict[str, Any], samples: int) -> tuple[Any, Any]
 
 
 def main() -> None:
-    """Parse the command line, run one step, print its JSON."""
+    """Parse the command line, run one step, and print its JSON object."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("step", choices=["train", "score", "embed"])
     parser.add_argument("data", nargs="+", type=Path, help="one file; embed takes several")
     parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the model")
-    parser.add_argument("-o", "--output", type=Path, help="score, embed: where the cells' values go (.npz, .npy)")
+    parser.add_argument("-o", "--output", type=Path, help="score, embed: file for the values of the cells (.npz, .npy)")
     parser.add_argument("--contender", choices=list(CONTENDERS), default="scvi")
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
@@ -183,7 +183,7 @@ def main() -> None:
     if args.step != "embed" and len(args.data) > 1:
         parser.error(f"{args.step} takes one file")
     quiet_scvi(args.threads, args.seed)
-    # scVI announces an early stop on stdout, where only our JSON belongs.
+    # scVI reports an early stop on stdout, which must contain only the JSON object.
     with contextlib.redirect_stdout(sys.stderr):
         if args.step == "train":
             result = train(args.data[0], args.contender, args.model)

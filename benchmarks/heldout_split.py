@@ -1,4 +1,4 @@
-"""The split of the held-out likelihood benchmark: one file for the trainers, one for the test."""
+"""The split of the held-out likelihood benchmark: one file for training, and one for testing."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 MIN_CELLS = 3
-# A file with more genes than MANY_GENES comes unfiltered: the TOP_GENES most variable ones are modelled.
+# A file with more genes than MANY_GENES is unfiltered: its TOP_GENES most variable genes are modeled.
 MANY_GENES, TOP_GENES = 4000, 2000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Where the two files of one split are, and what is in them.
+    """The two files of one split, and their contents.
 
     `fingerprint` changes with the cells, the genes, the counts, the split and the number of posterior samples, so
     that two runs with the same one can be compared cell by cell.
@@ -32,20 +32,20 @@ class Split:
     fingerprint: str
 
     def describe(self) -> str:
-        """One line for the log."""
-        return f"{self.n_trainer} cells to the trainers, {self.n_test} to the test, {self.n_genes} genes"
+        """Return one line for the log."""
+        return f"{self.n_trainer} cells for training, {self.n_test} test cells, {self.n_genes} genes"
 
     def outdates(self, run: dict[str, Any]) -> bool:
-        """Whether a recorded run of this data set and seed was made on something else."""
+        """Whether a recorded run of this data set and seed was made on other cells, genes, counts or samples."""
         same_place = (run["dataset"], run["seed"]) == (self.dataset, self.seed)
         return same_place and run["split"] != self.fingerprint
 
 
 def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: int) -> Split:
-    """Write the two files of one seed: counts, cell names and gene names, nothing else.
+    """Write the two files of one seed, which contain only counts, cell names and gene names.
 
-    Genes expressed in fewer than `MIN_CELLS` of the trainers' cells are left out of both. Of more than `MANY_GENES`
-    the `TOP_GENES` most variable in the trainers' cells are kept (scanpy's seurat_v3).
+    Genes expressed in fewer than `MIN_CELLS` of the training cells are removed from both files. If there are more than
+    `MANY_GENES`, the `TOP_GENES` most variable ones in the training cells are kept (scanpy's seurat_v3).
     """
     import anndata
     import pandas as pd
@@ -55,7 +55,7 @@ def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: in
     counts = sp.csr_matrix(adata.X, dtype=np.float32)
     order = np.random.default_rng(seed).permutation(adata.n_obs)
     n_test = round(test_share * adata.n_obs)
-    # Sorted, so that the trainers see the file's own order.
+    # Sorted, so that the cells are in the order of the original file.
     cells = {"test": np.sort(order[:n_test]), "trainer": np.sort(order[n_test:])}
     counts_of = {part: counts[rows] for part, rows in cells.items()}
     genes = np.flatnonzero(counts_of["trainer"].getnnz(axis=0) >= MIN_CELLS)
@@ -65,7 +65,7 @@ def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: in
     folder.mkdir(parents=True)
     digest = hashlib.sha256(str(samples).encode())
     for part, rows in cells.items():
-        # Choosing every gene would copy the counts once more, which takes long for a million cells.
+        # Selecting every gene would copy the counts once more, which takes long for a million cells.
         x_ng = counts_of[part] if len(genes) == adata.n_vars else counts_of[part][:, genes]
         obs, var = pd.DataFrame(index=adata.obs_names[rows]), pd.DataFrame(index=adata.var_names[genes])
         anndata.AnnData(x_ng, obs=obs, var=var).write_h5ad(folder / f"{part}.h5ad")
@@ -85,7 +85,7 @@ def split(data: Path, folder: Path, *, seed: int, test_share: float, samples: in
 
 
 def _most_variable(counts: Any) -> np.ndarray:
-    """Ascending indices of the most variable genes of CSR counts."""
+    """Return the indices of the most variable genes of CSR counts, in ascending order."""
     import anndata
     import scanpy as sc
 

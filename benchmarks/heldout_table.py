@@ -1,4 +1,4 @@
-"""The table of the held-out likelihood benchmark, made from its recorded runs alone.
+"""Make the table of the held-out likelihood benchmark from its recorded runs.
 
 python benchmarks/heldout_table.py benchmarks/results/heldout.json > benchmarks/results/heldout.md
 """
@@ -16,23 +16,23 @@ import numpy as np
 
 Run = dict[str, Any]
 
-# Columns of words, in every table the first ones.
+# Columns of text, which are the first columns of every table.
 WORDS = ("data set", "seed", "contender", "better scVI")
 
 INTRODUCTION = """\
 # Held-out likelihood: scvae and scVI
 
-Written by `benchmarks/heldout.py`; its docstring says what is measured. Nats per test cell, higher is better. IWAE is
-the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells. "scvae's lead" is
-the mean over cells of scvae's IWAE minus the contender's, ± the standard error of these paired differences. No trainer
-saw the test cells. scVI keeps the weights of its last epoch, with early stopping too. "Process" is the wall time of the
-whole training process, "training" that of the training call alone. Every number is the median over the seeds; the
-single runs follow below.
+Written by `benchmarks/heldout.py`; its docstring says what is measured. All bounds are in nats per test cell; higher is
+better. IWAE is the importance bound on log p(x) with {samples} posterior samples, ± the standard error over cells.
+"scvae's lead" is the mean over cells of scvae's IWAE minus that of the other tool, ± the standard error of these paired
+differences. No tool was trained on the test cells. scVI keeps the weights of its last epoch, also with early stopping.
+"Process" is the wall time of the whole training process, and "training" is that of the training call alone. Every
+number is the median over the seeds; the single runs are listed below.
 """
 
 
 def render(runs: list[Run]) -> str:
-    """The whole markdown page."""
+    """Make the whole markdown page."""
     if not runs:
         return "No runs yet.\n"
     parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]
@@ -43,7 +43,7 @@ def render(runs: list[Run]) -> str:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Standard error of the mean.
+    """Compute the standard error of the mean.
 
     >>> round(standard_error(np.array([1.0, 2.0, 3.0])), 3)
     0.577
@@ -52,7 +52,7 @@ def standard_error(values: np.ndarray) -> float:
 
 
 def paired_lead(ours: Run, theirs: Run) -> tuple[float, float]:
-    """Mean of `ours` minus `theirs` over the same cells, and its standard error, nats."""
+    """Compute the mean of `ours` minus `theirs` over the same cells, and its standard error, nats."""
     difference = np.subtract(ours["iwae_per_cell"], theirs["iwae_per_cell"])
     return float(difference.mean()), standard_error(difference)
 
@@ -103,7 +103,7 @@ def _single_runs(runs: list[Run]) -> str:
 
 
 def provenance(runs: list[Run]) -> str:
-    """The section on where and when the runs were made."""
+    """Make the section about the machines and dates of the runs."""
 
     def versions(chosen: Callable[[Run], bool]) -> str:
         return listed({", ".join(f"{k} {v}" for k, v in run["versions"].items()) for run in runs if chosen(run)})
@@ -113,7 +113,7 @@ def provenance(runs: list[Run]) -> str:
         f"- date: {listed({run['date'] for run in runs})}",
         f"- scvae: {versions(lambda run: run['contender'] == 'scvae') or 'not run'}",
         f"- scVI: {versions(lambda run: run['contender'] != 'scvae') or 'not run'}",
-        '- "others": cores that anything but this benchmark kept busy during the training; its times hold for about 0',
+        '- "others": number of cores that other programs used meanwhile; the times are reliable if it is about 0',
     ]
     return "## Where and when\n\n" + "\n".join(lines) + "\n"
 
@@ -123,13 +123,13 @@ def _middle(runs: list[Run], key: str) -> float:
 
 
 def listed(values: Iterable[Any]) -> str:
-    """Different values, sorted, as text."""
+    """Return the different values, sorted, as text."""
     return "; ".join(str(value) for value in sorted(values))
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A markdown table."""
-    # Words to the left, numbers to the right.
+    """Make a markdown table."""
+    # Text is aligned left, numbers right.
     n_words = max(i for i, name in enumerate(head) if name in WORDS) + 1
     rule = ["---"] * n_words + ["---:"] * (len(head) - n_words)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows]) + "\n"

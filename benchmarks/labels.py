@@ -1,23 +1,26 @@
-"""Labels carried to other cells: are they right, are their probabilities true, and are unknown types recognized?
+"""Are labels transferred correctly to other cells, are their probabilities calibrated, and are unknown types
+recognized?
 
     python benchmarks/labels.py [--scvi-python SCVI_ENV/bin/python] [--seeds 0,1,2] [--sets mixology,kang]
 
 Tasks (`labels_tasks.py`): mixology (cell lines) from CEL-seq2 to Drop-seq and back, kang (PBMC) from control to
-stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae trains without labels
-on all cells of the set; `annotate` gets the labels. Beside it, on the same genes:
+stimulated cells and back, paul15 with 10% and 1% of the labels, and pbmc68k in five folds. scvae is trained on all
+cells of the set, without labels; `annotate` gets the labels. `annotate` is compared, on the same genes, with
 
-- logistic regression (scikit-learn's defaults) on log-normalized genes, as they are and scaled to unit variance;
+- logistic regression (scikit-learn's defaults) on log-normalized genes, unscaled and scaled to unit variance;
 - a vote of the 15 nearest neighbors on 30 principal components;
 - with `--scvi-python`, SCANVI on an scVI of the same cells (`labels_scanvi.py`).
 
 accuracy, macro_f1: of the most probable label. ece: expected calibration error of its probability, in 15 bins;
-ece_by_chance is that of calibrated probabilities with as many cells. coverage, size: of prediction sets at 90%. auroc:
-every label is left out in turn, with seed 0; how well are its cells told from those of the known labels? scvae
-answers with the p-value of "unknown", neighbors with the mean distance, the others with the probability of the best
-label. alarms: share of the cells of known labels called unknown at a rate of 5%.
+ece_by_chance is the error of calibrated probabilities for the same number of cells. coverage, size: of prediction sets
+at 90%. auroc: every label is left out in turn, with seed 0, and the score measures how well its cells are distinguished
+from those of the known labels. For this, scvae uses the p-value of "unknown", the neighbors use their mean distance,
+and the other methods use the probability of the best label. alarms: share of the cells of known labels that are called
+unknown at a rate of 5%.
 
-Results go to results/labels.json and .md; sets and seeds not asked for keep theirs. SCANVI was recorded with seed 0 on
-kang (scVI with `--scvi-epochs 150`, and no label left out) and pbmc68k (scVI with its defaults) alone.
+Results are written to results/labels.json and .md; results of sets and seeds that are not requested are kept. SCANVI
+was run only with seed 0, on kang (scVI with `--scvi-epochs 150`, and no label left out) and on pbmc68k (scVI with its
+defaults).
 """
 
 from __future__ import annotations
@@ -57,7 +60,7 @@ RATE = 0.05
 
 @dataclass(frozen=True)
 class Answer:
-    """What a method says about all cells: probabilities, their labels, novelty, prediction sets, unknown cells."""
+    """Predictions of a method for all cells: probabilities, their labels, novelty, prediction sets, unknown cells."""
 
     p_nc: np.ndarray
     labels: np.ndarray
@@ -76,11 +79,12 @@ def by_scvae(session: Session, task: Task, seed: int) -> Answer:
 
 
 def by_others(log_ng: np.ndarray, pca_nj: np.ndarray, task: Task) -> Iterator[tuple[str, Answer]]:
-    """Train what `annotate` is compared with."""
+    """Train the methods with which `annotate` is compared."""
     given_n, label_n = task.given_n, task.label_n[task.given_n]
     scaled_ng = StandardScaler().fit(log_ng[given_n]).transform(log_ng).clip(-10, 10)
     for name, x_ng in (("logistic regression", log_ng), ("logistic regression, scaled", scaled_ng)):
-        # Rotated into the space that the labeled cells span, in which the regression is the same and much faster.
+        # The genes are rotated into the space spanned by the labeled cells, where the regression is the same and much
+        # faster.
         centered_ng = x_ng - x_ng[given_n].mean(axis=0)
         basis_jg = np.linalg.svd(centered_ng[given_n], full_matrices=False)[2]
         x_nj = centered_ng @ basis_jg.T
@@ -97,7 +101,7 @@ def by_others(log_ng: np.ndarray, pca_nj: np.ndarray, task: Task) -> Iterator[tu
 def by_scanvi(
     adata: anndata.AnnData, tasks: list[Task], batch: str | None, seed: int, arguments: argparse.Namespace, name: str
 ) -> dict[int, Answer]:
-    """Train SCANVI in an environment of its own; its answers are kept in the folder of the models."""
+    """Train SCANVI in a separate environment; its predictions are kept in the folder of the models."""
     with tempfile.TemporaryDirectory() as folder:
         data, asked = Path(folder) / "cells.h5ad", Path(folder) / "tasks.npz"
         answers = arguments.models / f"scanvi_{name}_{seed}.npz"
@@ -121,7 +125,7 @@ def by_scanvi(
 
 
 def scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
-    """Score the answers to one task; folds are scored together."""
+    """Score the predictions of one task; folds are scored together."""
     truth, label, top, inside, size = [], [], [], [], []
     for task, answer in parts:
         p_nc = answer.p_nc[task.scored_n]
@@ -160,7 +164,7 @@ def novelty_scores(parts: list[tuple[Task, Answer]]) -> dict[str, float]:
 
 
 def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Answer all tasks of a set by all methods; one row a task and method."""
+    """Run all methods on all tasks of a set; return one row per task and method."""
     path, batch = SETS[name]
     adata = anndata.read_h5ad(path)
     folder = arguments.models / f"{name}_{seed}.scvae"
@@ -187,7 +191,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[st
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: means over the seeds, and the standard error of the accuracy."""
+    """Format the results as markdown: means over the seeds, and the standard error of the accuracy."""
     columns = ["accuracy", "macro_f1", "ece", "ece_by_chance", "coverage", "size", "auroc", "alarms"]
     lines = [f"| task | method | seeds | {' | '.join(columns)} |", "|---" * (len(columns) + 3) + "|"]
     names = list(dict.fromkeys(row["task"] for row in rows))
@@ -211,14 +215,16 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    """Measure, and write results/labels.json and results/labels.md; rows measured before are kept."""
+    """Measure, and write results/labels.json and results/labels.md; rows that were measured before are kept."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--scvi-python")
-    parser.add_argument("--scvi-epochs", type=int, help="most epochs of scVI; its default without this option")
+    parser.add_argument("--scvi-epochs", type=int, help="largest number of epochs of scVI; by default, that of scVI")
     parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
     parser.add_argument("--sets", default=",".join(SETS), type=lambda text: text.split(","))
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--models", type=Path, help="folder that keeps models, and answers of SCANVI, for another run")
+    parser.add_argument(
+        "--models", type=Path, help="folder in which models and predictions of SCANVI are kept for another run"
+    )
     parser.add_argument("--results", type=Path, default=HERE / "results")
     arguments = parser.parse_args()
     place = arguments.results / "labels.json"

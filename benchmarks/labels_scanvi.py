@@ -1,12 +1,13 @@
-"""The side of scvi-tools in `labels.py`: one scVI for a set, and one SCANVI from it for each task.
+"""The part of `labels.py` that needs scvi-tools: one scVI model per data set, and one SCANVI model per task.
 
     python labels_scanvi.py DATA.h5ad TASKS.npz --seed 0 -o PROBABILITIES.npz [--batch-key KEY]
 
-DATA holds the genes to use. TASKS holds an array of labels for each task, in which "Unknown" means that a cell has no
-label. scVI trains with early stopping and otherwise its defaults, SCANVI with its defaults from there. For each task,
-the result holds the probabilities of the labels, and the labels. A task that is already in the result is not repeated.
+DATA holds the genes to use. TASKS holds an array of labels for each task; "Unknown" means that a cell has no label.
+scVI is trained with early stopping and otherwise with its defaults. SCANVI starts from scVI and is trained with its
+defaults. For each task, the result holds the labels and their probabilities. A task that is already in the result is
+not repeated.
 
-Needs scvi-tools, and none of this project's code.
+This script needs scvi-tools, and no code of this project.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ def main() -> None:
     parser.add_argument("data")
     parser.add_argument("tasks")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max-epochs", type=int, help="most epochs of scVI; its default without this option")
+    parser.add_argument("--max-epochs", type=int, help="largest number of epochs of scVI; by default, that of scVI")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch-key")
     parser.add_argument("-o", "--output", type=Path, required=True)

@@ -1,4 +1,4 @@
-"""The tasks of `labels.py`: data sets, which cells have a label, and which cells are scored.
+"""The tasks of `labels.py`: data sets, the cells whose label is given, and the cells that are scored.
 
 Shapes: n cells.
 """
@@ -16,7 +16,7 @@ from sklearn.model_selection import StratifiedKFold
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 FOLDS = 5
-# Set → file, and the batch of the models.
+# File and batch key of each data set.
 SETS: dict[str, tuple[Path, str | None]] = {
     "mixology": (SHARED_DATA / "mixology_sc.h5ad", "batch"),
     "kang": (SHARED_DATA / "kang_muscat_2donors.h5ad", "condition"),
@@ -27,7 +27,7 @@ SETS: dict[str, tuple[Path, str | None]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """Labels to transfer.
+    """A task: labels that are transferred to other cells.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class Task:
     label_n
         True labels.
     given_n, scored_n
-        The cells whose label is given to the methods; the cells that are scored.
+        Masks of the cells whose label is given to the methods, and of the cells that are scored.
     exchangeable
-        Whether the scored cells are like the labeled cells: a random part of the same cells.
+        Whether the scored cells are a random part of the same cells as the labeled cells.
     left_out
         A label that is not given for any cell.
     """
@@ -57,7 +57,7 @@ def tasks(name: str, adata: anndata.AnnData, seed: int) -> Iterator[Task]:
     if name == "mixology":
         label_n = obs["cell_line"].astype(str).to_numpy()
         celseq_n = (obs["protocol"] == "celseq2").to_numpy()
-        # Two of the five cell lines are in no Drop-seq cell.
+        # Two of the five cell lines have no Drop-seq cells.
         both_n = np.isin(label_n, np.unique(label_n[~celseq_n]))
         yield Task(
             name="mixology CEL-seq2 → Drop-seq", label_n=label_n, given_n=celseq_n, scored_n=~celseq_n,
@@ -94,14 +94,14 @@ def tasks(name: str, adata: anndata.AnnData, seed: int) -> Iterator[Task]:
 
 
 def leaving_out(task: Task) -> Iterator[Task]:
-    """Yield the task without one label after the other."""
+    """Yield the task once for each label, with this label left out."""
     for label in np.unique(task.label_n[task.given_n]):
         if (task.label_n[task.scored_n] == label).any():
             yield replace(task, given_n=task.given_n & (task.label_n != label), left_out=str(label))
 
 
 def all_tasks(name: str, adata: anndata.AnnData, seed: int) -> list[Task]:
-    """Return the tasks of a set, and then those without one label, of one fold and not of 1% of the labels."""
+    """Return the tasks of a set. Then return tasks without one label: of one fold only, and not of 1% of the labels."""
     given = list(tasks(name, adata, seed))
     first = {task.name: task for task in reversed(given)}
     return given + [left for task in first.values() if "1%" not in task.name for left in leaving_out(task)]

@@ -1,28 +1,30 @@
-"""Do markers leak into cell types that lack them? scvae, scVI, principal components, MAGIC and the raw counts.
+"""Do denoised markers appear in cell types that lack them? scvae, scVI, principal components, MAGIC and the raw counts.
 
     python benchmarks/leakage.py --scvi-python SCVI_ENV/bin/python --magic-python MAGIC_ENV/bin/python [SET ...]
 
-Two things are asked of denoised counts at once. A tenth of every cell's molecules is set aside, everybody learns from
-the rest, and the Poisson loss of the tenth judges (as in `denoising.py`). And a marker that is absent from a type must
-stay absent: a marker is a gene seen in at least a fifth of the cells of some type of 30 cells or more, and it is absent
-from a type if fewer than 1% of the type's cells show it. For each absent marker and type:
+Denoised counts must meet two requirements at once. First, they must predict withheld molecules: a tenth of every cell's
+molecules is withheld, each method learns from the other molecules, and the Poisson loss of the withheld ones is
+measured (as in `denoising.py`). Second, a marker that is absent from a type must stay absent. A marker is a gene that
+occurs in at least a fifth of the cells of some type of 30 cells or more. A marker is absent from a type if fewer than
+1% of the cells of this type have counts of it. For each absent marker and type:
 
-    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with most of
-              it; the mean over absent markers and types (some of it is sampling error of the raw mean, for everybody)
+    leakage   by how much the denoised mean exceeds the raw mean, in percent of the raw mean in the type with the
+              highest mean; averaged over absent markers and types (a part of it is sampling error of the raw mean)
     beyond    share of absent markers and types whose denoised mean lies above the 95% interval (Poisson) of the raw
               mean
-    small     leakage into the small type alone
+    small     leakage in the small type alone
 
-One type of each set is cut down to 50 cells: the largest with seed 0, the next one with seed 1, and so on. pbmc68k_700
-has small types of its own. The simulation has eight types, one of 50 cells, with 30 markers each, absent from all other
-types; there the true means are known, and leakage is also measured against them.
+One type of each set is reduced to 50 cells: the largest type with seed 0, the next one with seed 1, and so on.
+pbmc68k_700 has small types already. The simulation has eight types, one of them with 50 cells. Each type has 30
+markers, which are absent from all other types. The true means are known, and leakage is also measured against them.
 
-scvae is asked for the expected counts of states (its default) and of cells, and, as it was up to version 0.2, for
-expected counts without zero inflation, averaged over ten posterior samples. Of scVI, `get_normalized_expression` times
-the library size is shown, and the mean of its likelihood, zero inflation counted in. Of PCA and of MAGIC (on square
-roots, and without them) the one with the better Poisson loss is taken, which favors them.
+For scvae, three results are shown: the expected counts of states (the default), the expected counts of cells, and
+expected counts without zero inflation, averaged over ten posterior samples (the default up to version 0.2). For scVI,
+`get_normalized_expression` times the library size is shown, and the mean of its likelihood, including zero inflation.
+For PCA and MAGIC, there are two variants, with and without square roots. The variant with the better Poisson loss is
+used, which favors these methods.
 
-Results go to results/leakage.json and .md; sets and seeds not asked for keep theirs.
+Results are written to results/leakage.json and .md; results of sets and seeds that are not requested are kept.
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ from scvae_cli.training.fit import fit_to_end
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"
 SIMULATED = "simulated types"
-# Columns with the types, and whether one type is cut down.
+# Column with the types of each data set, and whether one type is reduced.
 SETS = {
     "pbmc4k_top2000": (SHARED_DATA, "cell_type", True),
     "kang_muscat_2donors": (SHARED_DATA, "cell_type", True),
@@ -75,7 +77,7 @@ def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
     _, adata = denoising.load(str(folder / f"{name}.h5ad"))
     if cut:
         label_n = adata.obs[key].astype(str).to_numpy()
-        # The order of the file decides between types of equal size.
+        # If types have equal sizes, the first one in the file is chosen.
         chosen = adata.obs[key].astype(str).value_counts(sort=True).index[seed]
         mine = np.random.default_rng(seed).permutation(np.flatnonzero(label_n == chosen))
         adata = adata[np.setdiff1d(np.arange(adata.n_obs), mine[SMALL:])].copy()
@@ -85,8 +87,8 @@ def load(name: str, seed: int) -> tuple[anndata.AnnData, str]:
 def simulated(seed: int, *, n_cells: int = 3000, n_genes: int = 1500, markers: int = 30) -> anndata.AnnData:
     """Negative binomial counts of eight types, without zero inflation.
 
-    Genes vary by type a little, and with four factors that all types share. Markers are absent from all types but one:
-    their rate there is e^-9, where the mean of an ordinary gene's log rate is 0.
+    Genes vary slightly between types, and with four factors that all types share. The log rate of a marker in types
+    that lack it is −9; the mean log rate of an ordinary gene is 0.
     """
     random = np.random.default_rng(seed)
     share_p = np.asarray([0.3, 0.2, 0.15, 0.12, 0.1, 0.08, 0.05])
@@ -109,7 +111,7 @@ def simulated(seed: int, *, n_cells: int = 3000, n_genes: int = 1500, markers: i
 
 
 class Judge:
-    """What is set aside, the types, and which markers are absent from which type."""
+    """The withheld counts, the types, and the markers that are absent from each type."""
 
     def __init__(self, adata: anndata.AnnData, key: str, seed: int) -> None:
         self.thinned = thin(denoising.chosen(adata), seed=seed)
@@ -128,11 +130,11 @@ class Judge:
         self.true_pg = None if truth is None else self.means(self.thinned.share * np.asarray(truth))
 
     def means(self, values_ng: np.ndarray) -> np.ndarray:
-        """Means of each type, shape (types, genes)."""
+        """Compute the means of each type, shape (types, genes)."""
         return np.stack([values_ng[self.label_n == name].mean(0, dtype=np.float64) for name in self.types])
 
     def scores(self, mean_ng: np.ndarray) -> dict[str, float | None]:
-        """Poisson loss, nats a cell up to a constant, and the measures of leakage, percent."""
+        """Compute the Poisson loss, nats per cell up to a constant, and the measures of leakage, percent."""
         denoised_pg = self.means(mean_ng)
         small = int(np.argmin(self.size_p))
 
@@ -151,7 +153,7 @@ class Judge:
 
 
 def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for every contender."""
+    """Return a row for every method."""
     judge = Judge(*load(name, seed), seed)
     kept = judge.kept
     about = {"data": name, "seed": seed, "n_absent": int(judge.absent_pg.sum()), "small_cells": int(judge.size_p.min())}
@@ -184,7 +186,7 @@ def measure(name: str, seed: int, arguments: argparse.Namespace) -> list[dict[st
 
 
 def from_magic(kept: Counts, seed: int, arguments: argparse.Namespace) -> list[np.ndarray]:
-    """What MAGIC makes of the counts, at the library size of each cell."""
+    """Compute counts denoised by MAGIC, at the library size of each cell."""
     with tempfile.TemporaryDirectory() as folder:
         cells, out = Path(folder) / "kept.npz", Path(folder) / "magic.npz"
         sp.save_npz(cells, kept.matrix)
@@ -195,7 +197,7 @@ def from_magic(kept: Counts, seed: int, arguments: argparse.Namespace) -> list[n
 
 
 def text(known: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Leakage", "", "Written by `benchmarks/leakage.py`; its docstring says what is measured.", ""]
     lines += [
         "Loss: nats a cell less scvae's (higher is worse). The others: percent. Mean ± standard deviation over seeds.",
@@ -230,13 +232,13 @@ def _told(rows: list[dict[str, Any]], contender: str, figure: str) -> str:
 
 
 def main() -> None:
-    """Measure the data sets asked for and write the results."""
+    """Measure the requested data sets and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="*", default=[*SETS, SIMULATED], help=f"{', '.join(SETS)} or {SIMULATED!r}")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
-    parser.add_argument("--magic-python", type=Path, help="an interpreter that has magic-impute")
+    parser.add_argument("--scvi-python", type=Path, help="interpreter of an environment with scvi-tools")
+    parser.add_argument("--magic-python", type=Path, help="interpreter of an environment with magic-impute")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "leakage.json")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -1,10 +1,10 @@
-"""MAGIC's side of leakage: its denoised counts, at the library size of each cell.
+"""Counts denoised by MAGIC, at the library size of each cell; called by `leakage.py`.
 
     python leakage_magic.py KEPT.npz -o magic.npz
 
-Counts are scaled to a common library size. MAGIC, at its defaults, smooths their square roots, as its documentation
-does (`root`, squared again), or the scaled counts themselves (`plain`). Needs magic-impute and none of this project's
-code.
+Counts are scaled to a common library size. MAGIC, with its defaults, smooths either their square roots, which are then
+squared (`root`, as in its documentation), or the scaled counts themselves (`plain`). This script needs magic-impute,
+and no code of this project.
 """
 
 from __future__ import annotations

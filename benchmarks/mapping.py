@@ -1,30 +1,31 @@
-"""Does mapping a query onto a trained model reach what training on all cells reaches, and in what time?
+"""Is mapping a query onto a trained model as accurate as a training on all cells, and how much faster is it?
 
     python benchmarks/mapping.py --scvi-python SCVI_ENV/bin/python [--seeds 0] [--sets NAME,NAME] [--no-scvi]
 
 In every data set, some batches are the reference and the others the query:
 
 - mixology: CEL-seq2 is the reference and Drop-seq the query, and the other way round;
-- kang by condition: control cells are the reference and stimulated cells the query; by donor: one of the two donors;
-- trees: cells simulated along three branches (`scvae simulate`), two batches as reference and the third as query, with
-  batch effects of 0.3 and 0.6 (standard deviation of the log factors of the genes).
+- kang by condition: control cells are the reference and stimulated cells the query; by donor: one of the two donors
+  is the reference;
+- trees: cells simulated along three branches (`scvae simulate`); two batches are the reference and the third is the
+  query, with batch effects of 0.3 and 0.6 (standard deviation of the log factors of the genes).
 
-It compares embeddings of all cells, by scIB scores (total, bio conservation, batch correction; scib-metrics), and by
-the accuracy of 15 nearest neighbors in the reference for the labels of the query:
+Embeddings of all cells are compared by scIB scores (total, bio conservation, batch correction; scib-metrics), and by
+the accuracy with which the 15 nearest neighbors in the reference predict the labels of the query:
 
 - `mapped`: a model of the reference, onto which the query was mapped (`scvae map`),
 - `scratch`: a model of all cells,
-- `unmapped`: the model of the reference, as it is, for all cells,
+- `unmapped`: the model of the reference, used without a change for all cells,
 - `surgery`: scVI and scArches' surgery (`mapping_scvi.py` says how), if `--scvi-python` has scvi-tools.
 
-Each with X_scvae and the latent means. `unchanged` says whether the embedding of the reference's cells is the same to
-the bit in the model of the reference and in the one that has the query, and `no_counterpart` which share of the query's
-cells is reported, at 5% false alarms.
+Each method is evaluated for X_scvae and for the latent means. `unchanged` says whether the embedding of the reference's
+cells is identical in the model of the reference and in the model with the query. `no_counterpart` is the share of the
+query's cells that is reported, at 5% false alarms.
 
-`--leave-out` trains the reference without one type of cells in turn and measures how well `counterpart_p` finds the
-cells of this type in the query (AUROC), and which share of the others is reported.
+`--leave-out` trains the reference without one type of cells at a time. This option measures how well `counterpart_p`
+finds the cells of this type in the query (AUROC), and which share of the other cells is reported.
 
-Results are added to `results/mapping.json` after every step; `results/mapping.md` is the table of them. Trained models
+Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of them. Trained models
 are kept in `--cache`.
 """
 
@@ -54,7 +55,7 @@ NEIGHBORS = 15
 class DataSet:
     """Cells with labels, the column of their batches, and the batches of the reference.
 
-    `simulated` holds the standard deviation of a simulated batch effect, in natural-log units.
+    `simulated` is the standard deviation of a simulated batch effect, in natural-log units.
     """
 
     file: str = ""
@@ -190,7 +191,7 @@ def run(name: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def subprocess_run(command: list[str]) -> str:
-    """Run a command and return its errors; empty if it succeeded."""
+    """Run a command and return its error output; it is empty if the command succeeded."""
     import subprocess
 
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -262,7 +263,7 @@ def table(results: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Run what is asked and write the results."""
+    """Run the requested steps and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scvi-python", help="interpreter of an environment with scvi-tools and scib-metrics")
     parser.add_argument(
@@ -273,7 +274,7 @@ def main() -> None:
     parser.add_argument("--leave-out", type=int, default=0, help="number of types to leave out in turn")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--cache", type=Path, default=Path(tempfile.gettempdir()) / "scvae_mapping")
-    parser.add_argument("--hardware", default="", help="text on the machine for the table")
+    parser.add_argument("--hardware", default="", help="description of the machine for the table")
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     arguments.scvi = arguments.scvi and arguments.scvi_python is not None
@@ -283,7 +284,7 @@ def main() -> None:
         for name in arguments.sets.split(";"):
             key, found = ("left_out", leave_out) if arguments.leave_out else ("sets", run)
             row = found(name, int(seed), arguments)
-            # Read again, because another run may have added results.
+            # The file is read again, because another run may have added results.
             results = json.loads(arguments.results.read_text()) if arguments.results.exists() else {"sets": {}}
             results["hardware"] = arguments.hardware or results.get("hardware", "")
             results.setdefault(key, {}).setdefault(name, {})[seed] = row

@@ -1,4 +1,4 @@
-"""The side of scvi-tools in `mapping.py`: scVI trained on the reference, and scArches' surgery for the query.
+"""The part of `mapping.py` that needs scvi-tools: scVI trained on the reference, and scArches' surgery for the query.
 
     python mapping_scvi.py REFERENCE.h5ad QUERY.h5ad --batch-key KEY --seed 0 -o latent.npz
 
@@ -7,7 +7,7 @@ encoder, two layers, dropout 0.2) and early stopping, on the 4,000 genes of high
 genes if there are no more). Surgery is `SCVI.load_query_data` and 200 epochs without weight decay, as in the tutorial.
 Writes the latent means of both, in the order reference, query, and the seconds of the two trainings.
 
-Needs scvi-tools and scikit-misc, and none of this project's code.
+This script needs scvi-tools and scikit-misc, and no code of this project.
 """
 
 from __future__ import annotations

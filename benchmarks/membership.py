@@ -1,20 +1,23 @@
-"""Which cells does a trajectory claim? Against simulated trees, and known lineages, with unrelated cells among them.
+"""Which cells are assigned to a trajectory? Simulated trees and known lineages, with unrelated cells added.
 
     python benchmarks/membership.py [--seeds 0 1 2]
 
 1. Simulated trees (`scvae simulate`) of two and three branches, with the cells of another, unrelated tree added: a
-   fifth of all cells. A trajectory from stem cells to the mature cells of a branch should claim the cells of the trunk
-   and of this branch. The cells of other branches up to `TOLD_APART` have hardly changed: the first genes of a branch
-   begin to change at a pseudotime of 0.4. Precision is given with and without these cells.
-2. Paul et al. 2015: hematopoietic progenitors, with human blood cells added, by gene symbols in upper case. Three sets
-   of blood cells. Trajectories of the erythroid lineage (MEP, called multipotent progenitors there, to erythrocytes)
-   and of monocytes (from GMP). Megakaryocytes share the MEP, and MEP and GMP each other's origin: they are not counted.
-   How well labels can be told apart at all is given by the vote of 15 neighbors in the embedding.
+   fifth of all cells. The cells of the trunk and of one branch should be assigned to a trajectory from stem cells to
+   the mature cells of this branch. The cells of other branches up to the pseudotime `TOLD_APART` have hardly changed,
+   because the first genes of a branch begin to change at a pseudotime of 0.4. Precision is given with and without
+   these cells.
+2. Paul et al. 2015: hematopoietic progenitors, to which one of three sets of human blood cells is added, matched by
+   gene symbols in upper case. The trajectories are those of the erythroid lineage (from MEP, called multipotent
+   progenitors there, to erythrocytes) and of monocytes (from GMP). Some cells are not counted: megakaryocytes, which
+   also come from MEP, and for each trajectory the progenitors of the other one, which have a common origin. The vote
+   of 15 neighbors in the embedding shows how well the labels can be distinguished at all.
 
-Recall is the fraction of a lineage's cells that the trajectory claims; precision the fraction of the claimed cells that
-belong to the lineage; foreign the fraction of the unrelated cells that are claimed. Beside them the rule of version
-0.2: a cell belongs if its distance in latent space is at most the 90% quantile of those of the two end groups.
-Results go to results/membership.json and results/membership.md.
+Recall is the fraction of a lineage's cells that are assigned to the trajectory. Precision is the fraction of the
+assigned cells that belong to the lineage. Foreign is the fraction of the unrelated cells that are assigned. The same
+numbers are given for the rule of version 0.2: a cell belongs if its distance in latent space is at most the 90%
+quantile of the distances of the two end groups. Results are written to results/membership.json and
+results/membership.md.
 """
 
 from __future__ import annotations
@@ -47,7 +50,7 @@ DEPTHS = (1500.0, 5000.0)
 TOLD_APART = 0.5
 FOREIGN = "foreign"
 BLOOD = ("citeseq_eccite_500.h5ad", "kang_muscat_2donors.h5ad", "pbmc68k_700.h5ad")
-# Groups of a trajectory in order, and the groups of which it is not known whether they belong.
+# Groups of a trajectory, in order, and groups of which it is not known whether they belong to it.
 LINEAGES = (
     (("Multipotent progenitors", "Erythrocyte"), ("Megakaryocytes", "GMP")),
     (("GMP", "Monocytes"), ("Multipotent progenitors",)),
@@ -56,13 +59,13 @@ OLD_QUANTILE = 0.9
 
 
 def tree(n_cells: int, branches: int, depth: float, seed: int) -> anndata.AnnData:
-    """Cells of a simulated tree."""
+    """Simulate the cells of a tree."""
     made = simulate(SimulationConfig(n_cells=n_cells, n_branches=branches, depth=depth, seed=seed))
     return anndata.AnnData(sp.vstack(list(made.blocks()), format="csr"), obs=made.obs, var=made.var[[]])
 
 
 def mixed(cells: anndata.AnnData, foreign: anndata.AnnData) -> anndata.AnnData:
-    """Add unrelated cells over the shared genes."""
+    """Add unrelated cells, with the genes that both have."""
     genes = cells.var_names.intersection(foreign.var_names)
     parts = [sp.csr_matrix(part[:, genes].X, dtype=np.float32) for part in (cells, foreign)]
     columns = {"cell_type": [*cells.obs["cell_type"].astype(str), *[FOREIGN] * foreign.n_obs]}
@@ -76,7 +79,7 @@ def mixed(cells: anndata.AnnData, foreign: anndata.AnnData) -> anndata.AnnData:
 
 
 def simulated(branches: int, depth: float, seed: int, threads: int) -> list[dict[str, Any]]:
-    """All branches of a tree."""
+    """Evaluate all branches of a tree."""
     foreign = tree(N_FOREIGN, 3, depth, 1000 + seed)
     adata = mixed(tree(N_CELLS, branches, depth, seed), foreign)
     model = scvae.train(adata, seed=seed, genes="all", threads=threads, device="cpu")
@@ -91,7 +94,7 @@ def simulated(branches: int, depth: float, seed: int, threads: int) -> list[dict
 
 
 def upper(adata: anndata.AnnData) -> anndata.AnnData:
-    """Gene symbols in upper case, without the prefix of a genome; the first of equal ones is kept."""
+    """Return gene symbols in upper case, without the prefix of a genome; of equal symbols, the first is kept."""
     adata.var_names = [name.removeprefix("hg19_").upper() for name in adata.var_names]
     return adata[:, ~adata.var_names.duplicated()].copy()
 
@@ -103,7 +106,7 @@ def blood(name: str) -> anndata.AnnData:
 
 
 def paul15(foreign: str, seed: int, threads: int) -> list[dict[str, Any]]:
-    """Both lineages."""
+    """Evaluate both lineages."""
     adata = mixed(upper(anndata.read_h5ad(SHARED_DATA / "paul15_3004.h5ad")), blood(foreign))
     model = scvae.train(adata, seed=seed, genes="all", threads=threads, device="cpu")
     groups_n = adata.obs["cell_type"].to_numpy()
@@ -119,7 +122,7 @@ def paul15(foreign: str, seed: int, threads: int) -> list[dict[str, Any]]:
 
 
 def vote(x_nj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
-    """Most frequent group among the 15 nearest other cells."""
+    """Return the most frequent group among the 15 nearest other cells."""
     nearest_nj = NearestNeighbors(n_neighbors=16).fit(x_nj).kneighbors(x_nj, return_distance=False)[:, 1:]
     return np.asarray([pd.Series(groups_n[rows]).mode()[0] for rows in nearest_nj])
 
@@ -127,7 +130,7 @@ def vote(x_nj: np.ndarray, groups_n: np.ndarray) -> np.ndarray:
 def judged(
     adata: anndata.AnnData, model: Any, ends: list[str], on_n: np.ndarray, unclear_n: np.ndarray
 ) -> dict[str, Any]:
-    """Compare the cells that a trajectory claims with those of its lineage, by the rule of now and by that of 0.2."""
+    """Compare the cells of a trajectory with those of its lineage, by the current rules and by those of version 0.2."""
     groups_n = adata.obs["cell_type"].to_numpy()
     found = scvae.interpolate(adata, model, groupby="cell_type", groups=ends, inplace=False)
     position_nk = torch.as_tensor(scvae.embed(adata, model, inplace=False).mean_nk)
@@ -143,7 +146,7 @@ def judged(
 
 
 def scores(claimed_n: np.ndarray, on_n: np.ndarray, unclear_n: np.ndarray, foreign_n: np.ndarray) -> dict[str, float]:
-    """Recall, precision with and without the unclear cells, and the fraction of foreign cells."""
+    """Compute recall, precision with and without the unclear cells, and the fraction of foreign cells."""
     return {
         "recall": float(claimed_n[on_n].mean()),
         "precision": float(on_n[claimed_n & ~unclear_n].mean()),
@@ -153,7 +156,9 @@ def scores(claimed_n: np.ndarray, on_n: np.ndarray, unclear_n: np.ndarray, forei
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a set and a trajectory a row, means over seeds with the worst seed in brackets."""
+    """Format the results as markdown, one row per set and trajectory: means over seeds, with the worst seed in
+    brackets.
+    """
     lines = [
         "| cells | trajectory | recall | precision | … with unclear | foreign | 0.2: recall | precision | foreign "
         "| labels by neighbors: recall | precision |",

@@ -1,12 +1,13 @@
-"""How much memory does a training take beyond the counts themselves? At most 1 GiB, all libraries included.
+"""How much memory does a training need beyond the counts themselves? The limit is 1 GiB, including all libraries.
 
-Simulates cells, trains on them in a process of its own for an epoch, and sets the largest resident memory of that
-process beside the size of the same counts as CSR in memory (float32 values, int32 columns, row pointers).
+The benchmark simulates cells and trains on them for one epoch in a separate process. The largest resident memory of
+that process is compared with the size of the same counts as CSR in memory (float32 values, int32 columns, row
+pointers).
 
     python benchmarks/memory.py [--cells 200000] [--genes 2000] [--json]
     python benchmarks/memory.py --data FILE.h5ad
 
-Writes results/memory.md; ends with 1 when the memory is not within the bound. Needs Linux or macOS.
+The benchmark writes results/memory.md, and the exit code is 1 if the memory exceeds the limit. It needs Linux or macOS.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ MIB = 1 << 20
 
 
 def main() -> None:
-    """Simulate, train, measure and tell."""
+    """Simulate, train, measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", type=int, default=200_000)
     parser.add_argument("--genes", type=int, default=2000)
-    parser.add_argument("--data", type=Path, help="an .h5ad with raw counts as CSR in X, instead of simulated ones")
+    parser.add_argument("--data", type=Path, help=".h5ad with raw counts as CSR in X, used instead of simulated ones")
     parser.add_argument("--max-epochs", type=int, default=1)
-    parser.add_argument("--choose-genes", action="store_true", help="let scvae choose the genes, instead of all")
+    parser.add_argument(
+        "--choose-genes", action="store_true", help="let scvae choose the genes, instead of modeling all"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
@@ -62,7 +65,7 @@ def main() -> None:
 
 
 def simulated(folder: Path, cells: int, genes: int) -> Path:
-    """Counts of a branching differentiation."""
+    """Simulate counts of a branching differentiation."""
     path = folder / "simulated.h5ad"
     command = [*SCVAE, "simulate", str(path), "--cells", str(cells), "--genes", str(genes), "--quiet"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
@@ -71,18 +74,19 @@ def simulated(folder: Path, cells: int, genes: int) -> Path:
 
 def peak_bytes(command: list[str]) -> int:
     """The largest resident memory of a process, from start to end."""
-    # The system hands on how large a process was to the one it becomes, so it must start from a small one.
+    # On Linux, the peak memory of a process is inherited by the program that it starts, so it must start from a small
+    # process.
     to_null = [(os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0)]
     process = os.posix_spawn(command[0], command, os.environ, file_actions=to_null)
     _, status, usage = os.wait4(process, 0)
     if status:
         raise SystemExit(f"{' '.join(command)}\nended with {os.waitstatus_to_exitcode(status)}")
-    # Linux counts in KiB, macOS in bytes.
+    # Linux reports the peak memory in KiB, macOS in bytes.
     return usage.ru_maxrss if sys.platform == "darwin" else usage.ru_maxrss * 1024
 
 
 def csr_of(data: Path) -> dict[str, int]:
-    """How many cells, genes and nonzero counts a file has, and how large they are as CSR in memory."""
+    """Return the numbers of cells, genes and nonzero counts of a file, and their size as CSR in memory."""
     with h5py.File(data) as file:
         n_cells, n_genes = (int(n) for n in file["X"].attrs["shape"])
         stored = len(file["X/data"])
@@ -91,12 +95,12 @@ def csr_of(data: Path) -> dict[str, int]:
 
 
 def as_text(measured: dict[str, int | float | str | bool]) -> str:
-    """The result for people."""
+    """Format the result as text."""
     verdict = "within" if measured["within_1_gib"] else "**not** within"
     lines = [
         f"`scvae train` on {measured['n_cells']:,} cells × {measured['n_genes']:,} genes "
         f"({measured['nonzeros']:,} counts that are not zero), epochs: {measured['epochs']}, "
-        f"genes modelled: {measured['genes_modelled']}.",
+        f"genes modeled: {measured['genes_modelled']}.",
         "",
         f"Machine: {measured['machine']}.",
         "",

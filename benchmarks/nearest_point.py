@@ -1,4 +1,4 @@
-"""How near a way through expression space comes to given states, and the straight lines it is compared with."""
+"""Distances of a path through expression space from given states, and straight lines for comparison."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ import numpy as np
 import scipy.sparse as sp
 
 
-def log_normalised(mean_tg: np.ndarray) -> np.ndarray:
-    """log(1 + counts per 10,000)."""
+def log_normalized(mean_tg: np.ndarray) -> np.ndarray:
+    """Compute log(1 + counts per 10,000)."""
     mean_tg = np.asarray(mean_tg, dtype=np.float64)
     return np.log1p(mean_tg / mean_tg.sum(1, keepdims=True) * 1e4)
 
 
 def to_polyline(states_ng: np.ndarray, path_tg: np.ndarray) -> np.ndarray:
-    """Euclidean distance of each state to the nearest point of a polyline, shape (n,)."""
+    """Compute the Euclidean distance of each state to the nearest point of a polyline, shape (n,)."""
     return nearest_on(states_ng, path_tg)[1]
 
 
 def nearest_on(states_ng: np.ndarray, path_tg: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The nearest point of a polyline to each state, shape (n, g), and its distance, shape (n,)."""
+    """Find the nearest point of a polyline to each state, shape (n, g), and its distance, shape (n,)."""
     start_sg, step_sg = path_tg[:-1], np.diff(path_tg, axis=0)
     squared_s = np.maximum((step_sg**2).sum(1), 1e-30)
     points, distances = [], []
@@ -35,7 +35,7 @@ def nearest_on(states_ng: np.ndarray, path_tg: np.ndarray) -> tuple[np.ndarray, 
 def pca_line(
     adata: anndata.AnnData, start: np.ndarray, end: np.ndarray, *, components: int = 50, steps: int = 50
 ) -> np.ndarray:
-    """The straight line between the centroids of two populations in the PCA of log-normalised counts, (t, g)."""
+    """Compute the straight line between two populations' centroids in the PCA of log-normalized counts, (t, g)."""
     import scanpy as sc
 
     cells = anndata.AnnData(adata.X.copy(), obs=adata.obs[[]], var=adata.var[[]])
@@ -48,7 +48,7 @@ def pca_line(
 
 
 def means_line(adata: anndata.AnnData, start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """The straight line between two populations' mean proportions, log-normalised afterwards."""
+    """Compute the straight line between the mean proportions of two populations, log-normalized afterwards."""
     proportion = sp.diags(1 / np.asarray(adata.X.sum(1)).ravel()) @ adata.X
     a, b = (np.asarray(proportion[mask].mean(0)).ravel() for mask in (start, end))
-    return log_normalised(a + np.linspace(0, 1, 50)[:, None] * (b - a))
+    return log_normalized(a + np.linspace(0, 1, 50)[:, None] * (b - a))

@@ -1,13 +1,15 @@
-"""Do climbs towards a lineage's markers end among that lineage's cells, and stay where cells are? (Paul et al. 2015)
+"""Do optimizations of a lineage's markers end among the cells of this lineage, in regions with cells? (Paul et al.
+2015)
 
-Trains with the defaults and climbs from "Multipotent progenitors" towards the markers of five lineages, held where
-cells are and unconstrained. Where a climb should end is asked of the raw counts: the group of cells in which the
-markers, standardised and averaged, are highest. The groups' names are those of the file; its "Basophils" are where the
-monocyte markers are highest, and basophil markers are high in 22 cells that it counts to the "Neutrophils".
+The benchmark trains with the defaults and optimizes the markers of five lineages, starting at "Multipotent
+progenitors", with and without the constraint to regions with cells. The raw counts decide where an optimization should
+end: in the group of cells in which the mean of the standardized markers is highest. The names of the groups are those
+of the file. Its "Basophils" are the group in which monocyte markers are highest. Basophil markers are high in 22 cells
+that the file calls "Neutrophils".
 
     python benchmarks/optimization.py [paul15_3004.h5ad] [--seeds 3]
 
-Writes results/optimization.md.
+It writes results/optimization.md.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ MARKERS = {
 
 
 def main() -> None:
-    """Climb and tell."""
+    """Optimize and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path, default=DATA)
     parser.add_argument("--seeds", type=int, default=3)
@@ -92,7 +94,7 @@ def main() -> None:
 
 
 def raw_score(adata: anndata.AnnData, genes: list[str]) -> np.ndarray:
-    """Mean over genes of standardised square roots of counts at the median depth, shape (n,)."""
+    """Compute the mean over genes of standardized square roots of counts at the median depth, shape (n,)."""
     library = np.asarray(adata.X.sum(axis=1)).ravel()
     root = np.sqrt(adata[:, genes].X.toarray() / library[:, None] * np.median(library))
     return ((root - root.mean(0)) / root.std(0)).mean(1)

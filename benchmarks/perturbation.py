@@ -1,26 +1,29 @@
-"""Accuracy of `scvae perturb` for cells that were never observed under a perturbation, and of its own estimate of it.
+"""Accuracy of `scvae perturb` for cells that were never observed under a perturbation, and of its own estimate of this
+accuracy.
 
     python benchmarks/perturbation.py [--data-folder FOLDER] [--seeds 0,1,2] [--threads 2]
         [--parts kang,null,simulated] [--groups "B cells"]
 
-Kang et al. 2018, PBMC with and without interferon β: the stimulated cells of each cell type are taken out of the data,
-a model is trained on the rest, and `perturb` predicts them. Reported is the correlation (Pearson) of predicted and true
-change (difference of mean log(1 + 10⁴·count/library), stimulated − control), over all genes and over the 50 most
-significant ones (Welch's t). Baselines: no change (0), the mean change of the other types in the same units, that
-change weighted by similarity (`--method centroid`'s weights), and latent arithmetic (the decoded change alone, with
-both methods). The accuracy that the command itself estimates, the mean over the other types, is given with `--retrain`
-(models trained without the cells that are left out) and without. Errors of the size of the changes are measured by
-slopes through zero, of predicted on observed changes (below 1: predicted too small) and of observed on predicted ones,
-over all genes and over the 50 most significant ones, and by the root mean squared error.
+Kang et al. 2018, PBMC with and without interferon β: the stimulated cells of one cell type at a time are removed from
+the data, a model is trained on the other cells, and `perturb` predicts the removed ones. The correlation (Pearson) of
+predicted and true change is reported, over all genes and over the 50 most significant ones (Welch's t). The change is
+the difference of mean log(1 + 10⁴·count/library), stimulated − control. Baselines are no change (0), the mean change of
+the other types in the same units, this mean weighted by similarity (the weights of `--method centroid`), and latent
+arithmetic (the decoded change alone, with both methods). The accuracy that the command itself estimates, the mean over
+the other types, is given with `--retrain` (models trained without the cells that are left out) and without it. Errors
+in the size of the changes are measured by the root mean squared error and by slopes through zero, over all genes and
+over the 50 most significant ones. The slopes are those of predicted on observed changes (below 1: underestimated) and
+of observed on predicted changes.
 
-No change: how often the test by permuted labels detects a change, in the same cells with labels permuted within each
-type, and in simulated groups with programs of known size, with 0 for no effect; in a part of these, the treated cells
-were sequenced half as deeply as the control cells.
+No change: how often the test by permuted labels detects a change. The test is applied to the same cells with labels
+permuted within each type, and to simulated groups with gene programs of known size (0 for no effect). In a part of the
+simulated groups, the treated cells were sequenced half as deeply as the control cells.
 
-Simulated combinations: six groups under B, C, both and neither; two groups' cells under both are taken out. Effects are
-gene programs in log expression, four fifths of which the groups share. The joint effect is the sum in logs, the sum in
-expression, a sum that saturates, or a sum with a third program that neither induces alone. Either the other groups have
-undergone both, or no group has ("never observed"). Additive is the sum of the two changes of the group itself.
+Simulated combinations: six groups under B, C, both and neither; the cells of two groups under both are removed. Effects
+are gene programs in log expression, of which the groups share four fifths. The joint effect is the sum in logs, the sum
+in expression, a sum that saturates, or a sum with a third program that neither perturbation induces alone. Either the
+other groups have received both, or no group has ("never observed"). "Additive" is the sum of the two changes of the
+group itself.
 """
 
 from __future__ import annotations
@@ -56,13 +59,13 @@ from scvae_cli.verb import Request
 
 HERE = Path(__file__).parent
 N_GROUPS, N_GENES, N_CELLS, N_TRUE, DEPTH = 6, 400, 80, 400, 2000.0
-# Data sets of each kind and seed in which the test of no change is measured.
+# Number of data sets of each kind and seed in which the test of no change is measured.
 N_NULL = 50
 KINDS = ("sum in logs", "sum in expression", "saturating", "third program")
 
 
 def question(session: Session, **asked: Any) -> Perturb:
-    """A perturbation asked of a session, with the design found in its cells."""
+    """A question about a perturbation in a session, with the design that its cells have."""
     request = Request(verb=PERTURB, data=None, model=session.model, options=PerturbOptions(**asked))
     return Perturb(session, request, PythonShell(PERTURB))
 
@@ -71,7 +74,7 @@ def question(session: Session, **asked: Any) -> Perturb:
 
 
 def fit_of(change_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> dict[str, float]:
-    """Accuracy, and slopes in both directions."""
+    """Compute the accuracy, and slopes in both directions."""
 
     def slope(of_g: np.ndarray, on_g: np.ndarray) -> float:
         return float(of_g @ on_g / max(on_g @ on_g, 1e-12))
@@ -86,13 +89,13 @@ def fit_of(change_g: np.ndarray, true_g: np.ndarray, top: np.ndarray) -> dict[st
 def left_out_types(
     folder: Path, seeds: list[int], threads: int, groups: list[str] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """A row for every cell type and seed."""
+    """Return a row for every cell type and seed."""
     adata = anndata.read_h5ad(folder / "kang_muscat_2donors.h5ad")
     type_n, condition_n = (adata.obs[key].astype(str).to_numpy() for key in ("cell_type", "condition"))
     for seed in seeds:
         for group in groups or sorted(set(type_n)):
             kept = ~((type_n == group) & (condition_n == "stim"))
-            # A session on all cells, with a model that has not seen those, is used for the truth alone.
+            # This session has all cells, and a model that has not seen the removed ones; it is used only for the truth.
             model = scvae.train(adata[kept].copy(), seed=seed, threads=threads, device="cpu")
             asked = {"perturbation_key": "condition", "control": "ctrl", "treated": "stim"}
             asked |= {"groupby": "cell_type", "group": group}
@@ -129,7 +132,7 @@ def left_out_types(
 
 
 def tested(adata: anndata.AnnData, label_n: np.ndarray, group_n: np.ndarray, seed: int) -> Tested:
-    """The test by permuted labels, over all groups."""
+    """Apply the test by permuted labels to all groups."""
     names = (np.asarray(names, dtype=object) for names in (adata.obs_names, adata.var_names))
     matrix = sp.csr_matrix(adata.X, dtype=np.float32)
     counts = Counts(matrix=matrix, cell_names=next(names), gene_names=next(names), source="X", batch=None)
@@ -139,9 +142,10 @@ def tested(adata: anndata.AnnData, label_n: np.ndarray, group_n: np.ndarray, see
 
 
 def with_effect(size: float, seed: int, *, depth: float = 1.0) -> anndata.AnnData:
-    """Four groups of control and treated cells; a shared program of 40 genes has effects of a size in log expression.
+    """Simulate four groups of control and treated cells; a shared program of 40 genes has effects of a size in log
+    expression.
 
-    The treated cells are sequenced to a multiple of the depth of the control cells.
+    The depth of the treated cells is a multiple of that of the control cells.
     """
     rng = np.random.default_rng(seed)
     base_sg = rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.6, (4, N_GENES))
@@ -161,7 +165,7 @@ def with_effect(size: float, seed: int, *, depth: float = 1.0) -> anndata.AnnDat
 
 
 def verdicts(folder: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
-    """A row for every data set: the p-value, and whether a change is detected."""
+    """Return a row for every data set: the p-value, and whether a change is detected."""
     adata = anndata.read_h5ad(folder / "kang_muscat_2donors.h5ad")
     type_n, condition_n = (adata.obs[key].astype(str).to_numpy().astype(object) for key in ("cell_type", "condition"))
     label_n = np.where(condition_n == "stim", "B", "ctrl").astype(object)
@@ -190,7 +194,7 @@ def verdicts(folder: Path, seeds: list[int]) -> Iterator[dict[str, Any]]:
 
 
 def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Expression proportions of every group under every label, each of shape (groups, genes)."""
+    """Compute expression proportions of every group under every label, each of shape (groups, genes)."""
     base_sg = rng.normal(0, 1.2, N_GENES) + rng.normal(0, 0.6, (N_GROUPS, N_GENES))
 
     def program(n_genes: int) -> np.ndarray:
@@ -199,7 +203,7 @@ def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return effect_g * rng.normal(1, 0.2, (N_GROUPS, N_GENES))
 
     b_sg, c_sg, third_sg = program(80), program(80), program(60)
-    # Half of what C does is done to genes of B, so that there is something to saturate.
+    # Half of the effect of C is on genes of B, so that there is something to saturate.
     shared = rng.permutation(np.flatnonzero(b_sg[0]))[:40]
     c_sg[:, shared] = b_sg[:, shared] * rng.uniform(0.6, 1.4, 40)
 
@@ -220,7 +224,10 @@ def rates(kind: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
 
 
 def simulated_cells(kind: str, seed: int) -> anndata.AnnData:
-    """Cells of every group under every label; those under both of the first two groups are many: a precise truth."""
+    """Simulate cells of every group under every label.
+
+    The first two groups have many cells under both, for a precise truth.
+    """
     rng = np.random.default_rng(seed)
     blocks, groups, labels = [], [], []
     theta_g = rng.gamma(4, 1, N_GENES) + 0.5
@@ -239,7 +246,7 @@ def simulated_cells(kind: str, seed: int) -> anndata.AnnData:
 
 
 def combinations(seeds: list[int], threads: int) -> Iterator[dict[str, Any]]:
-    """A row for every kind of combination, observed in other groups or not, group and seed."""
+    """Return a row for every kind of combination (observed in other groups or not), group and seed."""
     for kind in KINDS:
         for seed in seeds:
             adata = simulated_cells(kind, seed)
@@ -254,7 +261,7 @@ def combinations(seeds: list[int], threads: int) -> Iterator[dict[str, Any]]:
 
 
 def combination(kind: str, seed: int, group: str, seen: bool, session: Session, whole: Session) -> dict[str, Any]:
-    """One group's prediction beside the truth."""
+    """Compare one group's prediction with the truth."""
     asked: dict[str, Any] = {"perturbation_key": "label", "control": "ctrl", "treated": "B+C"}
     asked |= {"groupby": "group", "group": group}
     full, truth = question(whole, **asked).design, Observed(whole.counts)
@@ -373,7 +380,7 @@ def combination_text(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def text(rows: dict[str, list[dict[str, Any]]], threads: int) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Perturbations", "", "Written by `benchmarks/perturbation.py`; its docstring says what is measured.", ""]
     lines += kang_text(rows["kang"]) if rows.get("kang") else []
     lines += null_text(rows["null"]) if rows.get("null") else []
@@ -384,12 +391,12 @@ def text(rows: dict[str, list[dict[str, Any]]], threads: int) -> str:
 
 
 def main() -> None:
-    """Measure and write the results; a part that is not asked for keeps the rows it had."""
+    """Measure and write the results; parts that are not requested keep their rows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-folder", type=Path, default=HERE.parents[1] / "shared" / "data")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--parts", default="kang,null,simulated", help="comma-separated; all by default")
+    parser.add_argument("--parts", default="kang,null,simulated", help="parts, separated by commas; all by default")
     parser.add_argument("--groups", type=lambda text: text.split(","), help="cell types to leave out; all by default")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "perturbation.md")
     arguments = parser.parse_args()

@@ -1,20 +1,20 @@
-"""The scvae side of `time_to_quality.py`: one training, and when it was as good as asked; started by it as a process.
+"""The scvae side of `time_to_quality.py`: one training, and the time at which it reached a given quality.
 
     python quality_scvae.py TRAIN.h5ad TEST.h5ad --seed 0 --target -610.2 --started $(date +%s.%N) \\
         -m MODEL.scvae -o scores.npz --latent latent.npy
 
-Trains as `scvae train TRAIN.h5ad --genes all --seed S` does, through `scvae_cli.train`, without the state for
-`--resume` that the command writes every half minute. At the end of every epoch it keeps a copy of the weights that the
-epoch was judged by (the running average) and notes the seconds since `--started`; the copying is in these seconds.
-Epochs before the KL weight has reached β count as well, though the training itself keeps none of their weights; every
-scored epoch says whether the training thought it the best so far (`is_best`). `process_s` ends when the model is saved:
-Python's start, imports, reading, training and saving are in it; the scoring that follows is not, nor is Python's exit.
-Saving the model is not in the seconds of an epoch.
+This script trains as `scvae train TRAIN.h5ad --genes all --seed S` does, through `scvae_cli.train`, but without saving
+the state for `--resume`, which the command does every half minute. At the end of every epoch, it keeps a copy of the
+weights that were evaluated (the running average) and records the seconds since `--started`, including the time of
+copying. Epochs before the KL weight has reached β count as well, although the training itself keeps none of their
+weights. For every scored epoch, `is_best` says whether the training considered it the best so far. `process_s` ends
+when the model is saved: it includes the start of Python, imports, reading, training and saving, but neither the scoring
+that follows nor the exit of Python. The seconds of an epoch do not include the saving of the model.
 
-Then the test cells are scored by scvae's own `score`: the finished model, and of the epochs as many as it takes to find
-by bisection the first whose mean importance bound is at least `--target`. Where the bound does not rise steadily, a
-later epoch than the first may be found, never one that is below the target. If the finished model is below it, the
-target counts as never reached. Prints one JSON object.
+Then the test cells are scored by scvae's own `score`: with the finished model, and with the weights of some epochs. By
+bisection, the first epoch is found whose mean importance bound is at least `--target`. If the bound does not rise
+steadily, the bisection may find a later epoch, but never one below the target. If the finished model is below the
+target, the target counts as never reached. It prints one JSON object.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ import scvae_cli
 from scvae_cli.device import bound_spinning
 from scvae_cli.importing import importing
 
-bound_spinning()  # as the command's own start does
+bound_spinning()  # as the start of the command does
 with importing():
     import numpy as np
     import torch
@@ -48,7 +48,7 @@ Weights = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Epoch:
-    """An epoch's judged weights, and the seconds since the process was started."""
+    """Weights that an epoch was evaluated with, and the seconds since the process was started."""
 
     number: int
     seconds: float
@@ -57,12 +57,12 @@ class Epoch:
 
 
 class KeepingTrainer(Trainer):
-    """A Trainer that remembers the weights it judged last."""
+    """A Trainer that keeps the weights it evaluated last."""
 
     judged: Weights
 
     def evaluate(self) -> tuple[float, float]:
-        """Judge the held-out cells, and copy the weights they were judged by."""
+        """Evaluate the held-out cells, and copy the weights that were used."""
         verdict = super().evaluate()
         KeepingTrainer.judged = {name: tensor.detach().clone() for name, tensor in self.vae.state_dict().items()}
         return verdict
@@ -77,22 +77,26 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("trainer_file", type=Path)
     parser.add_argument("test_file", type=Path)
     parser.add_argument("-m", "--model", type=Path, required=True, help="folder of the finished model")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the finished model's bounds per cell (.npz)")
-    parser.add_argument("--latent", type=Path, help="mean latent positions of all cells, trainer's first (.npy)")
-    parser.add_argument("--target", type=float, help="importance bound to reach, nats a test cell")
-    parser.add_argument("--started", type=float, required=True, help="when this process was started (time.time())")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="bounds per cell of the finished model (.npz)")
+    parser.add_argument(
+        "--latent", type=Path, help="mean latent positions of all cells, the training cells first (.npy)"
+    )
+    parser.add_argument("--target", type=float, help="importance bound to reach, nats per test cell")
+    parser.add_argument(
+        "--started", type=float, required=True, help="time at which this process was started (time.time())"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=100)
     return parser.parse_args()
 
 
 def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole run; what is printed of it."""
+    """Do the whole run; return what is printed."""
     epochs: list[Epoch] = []
 
     def keep(event: fitting.FitEvent) -> None:
@@ -105,7 +109,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
     model.save(args.model, force=True)
     process_s = time.time() - args.started
 
-    # Here, not above: a training needs neither, and its time has ended.
+    # These modules are imported after the training, so that the time of the training does not include the imports.
     from scvae_cli.session import Session
     from scvae_cli.tools.score.options import ScoreOptions
     from scvae_cli.tools.score.scoring import score
@@ -159,7 +163,7 @@ def train_and_score(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def first_reaching(epochs: list[Epoch], bound_of: Callable[[Epoch], float], target: float) -> Epoch:
-    """The first epoch whose bound is at least the target, by bisection; that of the last one is known to be."""
+    """Find the first epoch whose bound is at least the target, by bisection; the last epoch is known to reach it."""
     below, reaching = -1, len(epochs) - 1
     while reaching - below > 1:
         middle = (below + reaching) // 2
@@ -171,10 +175,10 @@ def first_reaching(epochs: list[Epoch], bound_of: Callable[[Epoch], float], targ
 
 
 def refuse_others(best: Epoch, model: Model) -> None:
-    """Refuse kept weights that are not what the training judged: the best epoch's must be the model's."""
+    """Refuse copies that are not the evaluated weights: those of the best epoch must be the weights of the model."""
     finished = model.vae.state_dict()
     if any(not torch.equal(tensor.cpu(), finished[name]) for name, tensor in best.weights.items()):
-        raise SystemExit(f"the weights kept of epoch {best.number}, the best, are not those of the model")
+        raise SystemExit(f"the weights that were kept for the best epoch, {best.number}, are not those of the model")
 
 
 if __name__ == "__main__":

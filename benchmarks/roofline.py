@@ -1,15 +1,16 @@
-"""How near does a training step on a GPU come to what the card can do?
+"""How close does a training step on a GPU come to the limits of the GPU?
 
     python benchmarks/roofline.py [--device cuda] [--genes 2000] [--batch-size 128 512] [--precision auto] [--json]
 
-One step is timed over many, as `scvae train` takes them: recorded as a CUDA graph, and, where Triton is there, compiled
-as well; on a CPU, where this runs too, one operation after the other. Beside it stands the least time that the card
-could take: the larger of the step's arithmetic at the card's rate of matrix products, and of its memory traffic at the
-card's rate of copying. Both rates are measured here, by one large product in the precision used and one large copy.
+The time of one step is measured over many steps, as `scvae train` takes them. On a GPU, steps are recorded as a CUDA
+graph and, if Triton is installed, also compiled; on a CPU, the operations run one after the other. The time is compared
+with the least time that the device could take. This is the larger of two times: the arithmetic of the step at the
+device's rate of matrix products, and its memory traffic at the device's rate of copying. Both rates are measured here,
+by one large product in the precision used, and by one large copy.
 
-Counted are the matrix products (2·m·n·k each) and the traffic without which the step cannot be done if nothing stays in
-a cache: every parameter and its gradient, moments and average as often as they are read and written; the dense input;
-the outputs over genes and their gradients. Writes `--results` after every way of taking steps.
+The arithmetic consists of the matrix products (2·m·n·k operations each). The traffic is what a step needs if nothing
+stays in a cache: every parameter with its gradient, moments and average, as often as they are read and written; the
+dense input; the outputs over genes and their gradients. `--results` is written after every way of taking steps.
 """
 
 from __future__ import annotations
@@ -42,13 +43,15 @@ FLOAT = 4
 
 
 def main() -> None:
-    """Measure and tell."""
+    """Measure and print the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--genes", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, nargs="+", default=[128, 512, 2048])
-    parser.add_argument("--segments", type=int, default=20, help=f"of {SEGMENT_STEPS} steps, that are timed (20)")
+    parser.add_argument(
+        "--segments", type=int, default=20, help=f"number of timed groups of {SEGMENT_STEPS} steps (20)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "roofline.md")
     args = parser.parse_args()
@@ -111,13 +114,13 @@ def measured(
 
 
 def counted(vae: VAE, n: int, g: int) -> dict[str, float]:
-    """Arithmetic and memory traffic of one step on n cells."""
+    """Compute the arithmetic and the memory traffic of one step on n cells."""
     matrices = [p for p in vae.parameters() if p.ndim == 2]
     first, head = vae.encoder.hidden[0].weight, vae.decoder.head.outputs.weight
-    # Forwards, and backwards to the weights and to the inputs; the encoder's input needs no gradient.
+    # Forward, and backward to the weights and to the inputs; the encoder's input needs no gradient.
     products = sum(3 * 2 * n * p.numel() for p in matrices) - 2 * n * first.numel()
     n_parameters = sum(p.numel() for p in vae.parameters())
-    # Weights: read forwards and backwards. Gradient: written, read. Weight, moments, average: read and written.
+    # Weights: read forward and backward. Gradient: written, read. Weight, moments, average: read and written.
     of_parameters = n_parameters * (2 + 2 + 8)
     # Input: written, read twice. Outputs: written, read. Their gradients: written, read twice.
     of_cells = 3 * n * g + 5 * n * len(head)
@@ -125,21 +128,21 @@ def counted(vae: VAE, n: int, g: int) -> dict[str, float]:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations a second in a large product."""
+    """Measure floating-point operations per second in a large product."""
     m = 8192 if device.type == "cuda" else 1024
     a, b = (torch.randn(m, m, device=device).to(dtype) for _ in range(2))
     return 2 * m**3 / timed(lambda: torch.mm(a, b), device, 10)
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes read and written a second by a large copy."""
+    """Measure the bytes that a large copy reads and writes per second."""
     values = torch.zeros(1 << (28 if device.type == "cuda" else 25), device=device)
     other = torch.empty_like(values)
     return 2 * values.nbytes / timed(lambda: other.copy_(values), device, 10)
 
 
 def timed(do: Callable[[], object], device: torch.device, times: int) -> float:
-    """Seconds a time."""
+    """Measure the seconds of one call."""
     do()
     _wait(device)
     start = time.perf_counter()
@@ -155,7 +158,7 @@ def _wait(device: torch.device) -> None:
 
 
 def as_text(result: dict[str, Any]) -> str:
-    """The result for people."""
+    """Format the result as text."""
     lines = [
         f"Written by `benchmarks/roofline.py`. {result['compute']}; {result['genes']:,} genes, the default network. "
         f"Ceilings as measured: {result['matmul_tflops']:,.1f} TFLOP/s, {result['copy_gb_s']:,.0f} GB/s.",

@@ -1,7 +1,8 @@
-"""Did the numbers move between two commits? Runs the same commands with both, and compares every array to the bit.
+"""Do two commits give the same numbers? Run the same commands with both commits, and compare every array exactly.
 
-One checkout for each commit, one machine, one environment with the dependencies (scvae may be installed in it or not:
-the code is taken from the checkout). At the top of a clone that has this script:
+The benchmark needs one checkout for each commit, one machine, and one environment with the dependencies. The code is
+always taken from the checkout, even if scvae is installed in the environment. In the top folder of a clone that has
+this script:
 
     git worktree add ../before COMMIT_BEFORE
     python benchmarks/same_numbers.py record ../numbers-before --checkout ../before
@@ -9,14 +10,16 @@ the code is taken from the checkout). At the top of a clone that has this script
     python benchmarks/same_numbers.py compare ../numbers-before ../numbers-after
     git worktree remove ../before
 
-`record` trains models and runs the commands of `same_numbers_cases.py` on copies of the data, in a temporary folder. It
-keeps the arrays and numbers of all that they wrote: weights, elements of an .h5ad that its input did not have, tables,
-new files, and what `--json` printed. Single texts (options, versions, hashes) and timings are left out. The data are
-the two files in data_samples and, where they are, two in ../shared/data beside the clone (benchmarks/README.md tells
-where they come from); `--data FILE ...` names other places of them. On two cores it takes six to eight minutes.
+`record` trains models and runs the commands of `same_numbers_cases.py` on copies of the data, in a temporary folder.
+`record` keeps the arrays and numbers of all files that the commands wrote: weights, elements of an .h5ad that its input
+did not have, tables, new files, and the output of `--json`. Single texts (options, versions, hashes) and times are left
+out. The data are the two files in data_samples and, if they exist, two in ../shared/data beside the clone
+(benchmarks/README.md says where they come from). `--data FILE ...` names other paths of them. On two cores, it takes
+six to eight minutes.
 
-`compare` ends with exit code 0 when all is equal but for what `RENAMED` and `ON_PURPOSE` name, else with 1. Recordings
-of one commit are equal only where processor, number of threads and libraries are.
+`compare` ends with exit code 0 if everything is equal except for the differences that `RENAMED` and `ON_PURPOSE` list,
+and otherwise with 1. Recordings of the same commit are equal only if processor, number of threads and libraries are the
+same.
 """
 
 from __future__ import annotations
@@ -44,8 +47,9 @@ from safetensors.numpy import load_file
 from same_numbers_cases import CASES
 from timed import describe_machine
 
-# A name is DATA/MODEL/COMMAND/FILE/ELEMENT, as compare prints it: "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae".
-# What got another name: pattern → replacement (as in re.sub), applied to the names of the first recording.
+# A name is DATA/MODEL/COMMAND/FILE/ELEMENT, as `compare` prints it:
+# "pbmc68k_700/default/embed/cells.h5ad/obsm/X_scvae". Arrays that have a new name: pattern → replacement (as in
+# re.sub), applied to the names of the first recording.
 RENAMED: dict[str, str] = {
     r"/beyond_step$": "/extrapolated_from",
     r"/(diagnosis|printed)/n_judged$": r"/\1/n_evaluated",
@@ -73,13 +77,13 @@ RENAMED: dict[str, str] = {
     r"/checks/unseen$": "/checks/held_out",
     r"/(checks|own|group_check)(/\d+)?/unseen$": r"/\1\2/held_out",
 }
-# What moved, came or went on purpose: pattern (as in re.search, on names after RENAMED) → why.
+# Arrays that changed, appeared or disappeared on purpose: pattern (as in re.search, on names after RENAMED) → reason.
 ON_PURPOSE: dict[str, str] = {
     r"/diagnosis/verdicts/topic$": "two topics are called by what the VAE is compared with",
     r"/pseudotime[^/]*/printed/(bridges|n_components)$": "components of the neighbor graph, not added edges",
     r"/stopped$": "the reasons to stop have plainer names",
 }
-# Never compared: timings, and the sentences of a diagnosis.
+# These are never compared: times, and the sentences of a diagnosis.
 LEFT_OUT = re.compile(r"/(seconds|sentence|remedy)$")
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,9 +99,11 @@ def main() -> int:
     recording = verbs.add_parser("record", help="run all commands with one checkout")
     recording.add_argument("out", type=Path, metavar="OUT_DIR")
     recording.add_argument("--python", default=sys.executable, help="interpreter with the dependencies [this one]")
-    recording.add_argument("--checkout", type=Path, default=ROOT, help="code to run [the script's own]")
-    recording.add_argument("--data", type=Path, nargs="+", default=[], help="data files that lie elsewhere")
-    comparing = verbs.add_parser("compare", help="compare two recordings to the bit")
+    recording.add_argument(
+        "--checkout", type=Path, default=ROOT, help="checkout with the code to run [that of this script]"
+    )
+    recording.add_argument("--data", type=Path, nargs="+", default=[], help="data files in other places")
+    comparing = verbs.add_parser("compare", help="compare two recordings exactly")
     comparing.add_argument("a", type=Path, metavar="DIR_A")
     comparing.add_argument("b", type=Path, metavar="DIR_B")
     told = parser.parse_args()
@@ -107,7 +113,7 @@ def main() -> int:
 
 
 def record(out: Path, python: str, checkout: Path, data: list[Path]) -> int:
-    """Run all cases and keep their arrays, one .npz a command; 1 when a command failed."""
+    """Run all cases and keep their arrays, one .npz per command; return 1 if a command failed."""
     if out.exists():
         raise SystemExit(f"{out} is there already")
     cache = tempfile.TemporaryDirectory()
@@ -139,7 +145,7 @@ def record(out: Path, python: str, checkout: Path, data: list[Path]) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorder:
-    """Runs commands and keeps their arrays under `out`; `seconds` and `failed` grow as it does.
+    """Runs commands and keeps their arrays in `out`; updates `seconds` and `failed`.
 
     A command during which numba compiled something is run again: code that was just compiled and the same code loaded
     from numba's cache may round the last bit differently.
@@ -152,7 +158,7 @@ class Recorder:
     failed: list[str]
 
     def run(self, case: str, commands: dict[str, str], data: Path) -> None:
-        """Every command starts from the data and the model alone: none sees what another left."""
+        """Every command starts from the data and the model alone, so that it does not see results of other commands."""
         given = read(data)
         cells = given["/obs/_index" if "/obs/_index" in given else "/obs/index"]
         (self.out / case).mkdir(parents=True)
@@ -204,7 +210,7 @@ class Recorder:
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
-    """All arrays and numbers of a file, by their place in it; none of a file of another kind."""
+    """Return all arrays and numbers of a file, by their place in it; none for other kinds of files."""
     if path.suffix == ".h5ad":
         with h5py.File(path) as file:
             found: list[tuple[str, h5py.Dataset]] = []
@@ -223,7 +229,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
 
 
 def _columns(name: str, item: h5py.Dataset) -> Iterator[tuple[str, np.ndarray]]:
-    """A data set, or each field of a table; not a single text, which tells an option or a version."""
+    """Return a data set, or each field of a table; a single text is left out, because it is an option or a version."""
     values = item[()]
     fields = {f"{name}/{field}": values[field] for field in item.dtype.names} if item.dtype.names else {name: values}
     for key, value in fields.items():
@@ -250,14 +256,14 @@ def _parsed(texts: list[str]) -> np.ndarray:
 
 
 def same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
-    """Whether two arrays are there and equal to the bit, in type and shape too."""
+    """Whether both arrays exist and are identical, including type and shape."""
     if a is None or b is None:
         return False
     return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def compare(a: Path, b: Path) -> int:
-    """Print what is equal and what is not; 1 when something is not that no table names."""
+    """Print which arrays are equal and which are not; return 1 if a difference is in none of the tables."""
     about_a, about_b = (json.loads((folder / "about.json").read_text()) for folder in (a, b))
     for key in ("commit", "machine", "libraries", "data"):
         if key == "commit" or about_a[key] != about_b[key]:

@@ -1,4 +1,4 @@
-"""Steady training speed from the times of single steps, for either tool."""
+"""Steady training speed from the times of single steps, for both tools."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from statistics import median
 
 @dataclass(kw_only=True)
 class EpochTimes:
-    """One epoch: when it began, and when each of its steps was done, with the step's number of cells."""
+    """One epoch: its start time, and for each step the time at which it ended and its number of cells."""
 
     began: float
     ends: list[float] = field(default_factory=list)
@@ -16,13 +16,14 @@ class EpochTimes:
 
 
 def cells_per_second(epochs: list[EpochTimes]) -> dict[str, float | list[float]]:
-    """Speed within the epochs after the first.
+    """Compute the speed within the epochs after the first.
 
     Returns
     -------
-    `cells_per_s`, the median over epochs of the cells between the end of the first and of the last step, by the seconds
-    in between; `epochs_cells_per_s`, the single epochs; and `with_first_step`, the median over epochs of all the cells
-    by the seconds from the epoch's beginning, in which what is prepared for a whole epoch counts as well.
+    `cells_per_s` is the median over epochs of the number of cells between the end of the first step and the end of the
+    last step, divided by the seconds in between. `epochs_cells_per_s` holds the speeds of the single epochs.
+    `with_first_step` is the median over epochs of all cells divided by the seconds from the start of the epoch, which
+    include preparations for the whole epoch.
 
     >>> slow = EpochTimes(began=0.0, ends=[9.0, 20.0], cells=[10, 10])
     >>> fast = EpochTimes(began=20.0, ends=[21.5, 22.0, 22.5], cells=[10, 10, 5])

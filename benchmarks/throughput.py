@@ -1,24 +1,24 @@
-"""Training speed: cells a second, scvae beside scvi-tools, with the same network on the same counts.
+"""Training speed in cells per second: scvae and scvi-tools with the same network on the same counts.
 
     python benchmarks/throughput.py --scvi-python SCVI_ENV/bin/python [--gpu --genes 2000 --cells 1000000 --epochs 3]
 
-What is measured. `scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000
-above), at a depth of 0.18 counts a gene, where about 11% of the counts are not zero; public 10x data have about as many
-(PBMC 4k: 10%). Both tools train the same network on it (1 hidden layer of 128, 10 latent dimensions, ZINB: scvi-tools'
-defaults) with the same batch size and learn from 90% of the cells, for `--epochs` epochs, on CPU with `--threads`
-threads or (`--gpu`) on the GPU that torch finds. Every training is a process of its own, and the tools take turns,
+`scvae simulate` writes one file for each number of genes (6,000 cells up to 4,000 genes, 3,000 above), at a depth of
+0.18 counts per gene. About 11% of the counts are then not zero, about as many as in public 10x data (PBMC 4k: 10%).
+Both tools train the same network (1 hidden layer of 128 units, 10 latent dimensions, ZINB: the defaults of scvi-tools)
+with the same batch size. Both tools train on 90% of the cells for `--epochs` epochs, on the CPU with `--threads`
+threads, or (`--gpu`) on the GPU that torch finds. Every training is a separate process, and the tools alternate,
 `--rounds` times.
 
-The speed of one process is the median over its epochs but the first of: cells between the end of the first and of the
-last step of the epoch, by the seconds in between. Loading the minibatches is in it; validation and all else between
-epochs is not. scvae gathers the cells of many minibatches at once, mostly before the first step, so beside it stands
-the speed with the first step, from the beginning of each epoch ("whole epoch"). On a GPU scvae's steps are told some
-dozens at a time: there the latter is the one to read.
+The speed of one process is the median over its epochs except the first one: the number of cells between the end of the
+first and the end of the last step of an epoch, divided by the seconds in between. This includes loading minibatches,
+but neither validation nor other work between epochs. scvae gathers the cells of many minibatches at once, mostly before
+the first step. Therefore, the speed from the start of each epoch ("whole epoch") is given, too. On a GPU, the times of
+scvae's steps are known only for some dozens of steps at a time, so the speed of whole epochs is the relevant one.
 
-The ratio is the median over the rounds of scvae's speed by that of scvi-tools'. Results go to `--results` (JSON, and a
-table as .md beside it) after every process; the table is printed too, or with `--json` the JSON object.
+The ratio is the median over the rounds of the speed of scvae divided by that of scvi-tools. Results are written to
+`--results` (JSON, with a table as .md) after every process. The table is printed too, or with `--json` the JSON object.
 
-scvi-tools may live in another environment (`--scvi-python`). `--only scvae` measures scvae alone, where it is missing.
+scvi-tools may be in another environment (`--scvi-python`). If it is missing, `--only scvae` measures scvae alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from timed import describe_machine, run_json
 HERE = Path(__file__).resolve().parent
 COUNTS_PER_GENE = 0.18
 MANY_GENES = 4000
-# Cells up to MANY_GENES genes, and above.
+# Number of cells up to MANY_GENES genes, and above.
 FEW_GENES_CELLS, MANY_GENES_CELLS = 6000, 3000
 BATCH_SIZE = 128
 TOOLS = ("scvae", "scvi")
@@ -54,7 +54,7 @@ minibatches of {batch_size}. Medians over the rounds ({rounds}), which follow be
 
 
 def main() -> None:
-    """Simulate, let the tools take turns, write after every process, print."""
+    """Simulate, run the tools alternately, write the results after every process, and print them."""
     args = parse_arguments()
     cases: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="throughput-") as folder:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def save(cases: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any]:
-    """Write what has been measured so far, and return it."""
+    """Write the measurements made so far, and return them."""
     flat = {f"{key}_{case['n_genes']}": case[key] for case in cases for key in ("ratio", "density", "cells_per_s")}
     result = flat | {
         "cases": cases,
@@ -86,18 +86,22 @@ def save(cases: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, Any
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
-    parser.add_argument("--scvi-python", default=sys.executable, help="an interpreter that has scvi-tools")
-    parser.add_argument("--scvae-python", default=sys.executable, help="an interpreter that has scvae-cli")
+    parser.add_argument("--scvi-python", default=sys.executable, help="interpreter of an environment with scvi-tools")
+    parser.add_argument("--scvae-python", default=sys.executable, help="interpreter of an environment with scvae-cli")
     parser.add_argument("--genes", type=lambda text: [int(n) for n in text.split(",")], default=[2000, 10000])
-    parser.add_argument("--cells", type=int, help="cells of every file (6,000 up to 4,000 genes, 3,000 above)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes of each tool (3)")
-    parser.add_argument("--epochs", type=int, default=8, help="epochs of a process; the first is left out (8)")
-    parser.add_argument("--threads", type=int, default=2, help="CPU threads of either tool (2)")
-    parser.add_argument("--gpu", action="store_true", help="let both tools see the GPU")
-    parser.add_argument("--only", choices=TOOLS, help="measure one tool; there is then no ratio")
+    parser.add_argument(
+        "--cells", type=int, help="number of cells of every file (6,000 up to 4,000 genes, 3,000 above)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of processes of each tool (3)")
+    parser.add_argument(
+        "--epochs", type=int, default=8, help="number of epochs of a process; the first is left out (8)"
+    )
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads of each tool (2)")
+    parser.add_argument("--gpu", action="store_true", help="let both tools use the GPU")
+    parser.add_argument("--only", choices=TOOLS, help="measure one tool only; no ratio is computed")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "throughput.json")
     args = parser.parse_args()
     if args.epochs < 2:
@@ -106,7 +110,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def measured_case(n_genes: int, file: Path, args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """All rounds on one file; what is known so far is given after every process."""
+    """Run all rounds on one file; yield the results so far after every process."""
     n_cells = args.cells or (FEW_GENES_CELLS if n_genes <= MANY_GENES else MANY_GENES_CELLS)
     depth = COUNTS_PER_GENE * n_genes
     shape = ["--cells", str(n_cells), "--genes", str(n_genes), "--depth", str(depth)]
@@ -136,7 +140,7 @@ def measured_case(n_genes: int, file: Path, args: argparse.Namespace) -> Iterato
 
 
 def measure(tool: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """One training in a process of its own."""
+    """Run one training in a separate process."""
     python = args.scvae_python if tool == "scvae" else args.scvi_python
     settings = {"--epochs": args.epochs, "--batch-size": BATCH_SIZE, "--threads": args.threads}
     options = [str(word) for setting in settings.items() for word in setting]
@@ -145,7 +149,7 @@ def measure(tool: str, file: Path, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def density_of(file: Path) -> float:
-    """Share of the counts that are not zero."""
+    """Compute the share of the counts that are not zero."""
     import anndata
 
     counts = anndata.read_h5ad(file).X
@@ -153,7 +157,7 @@ def density_of(file: Path) -> float:
 
 
 def render(result: dict[str, Any]) -> str:
-    """The whole markdown page."""
+    """Make the whole markdown page."""
     head = ["data set", "not zero", "scvae", "scvi-tools", "ratio", "ratio, whole epoch"]
     rows, singles = [], []
     for case in result["cases"]:
@@ -176,19 +180,19 @@ def render(result: dict[str, Any]) -> str:
             f"- machine: {result['machine']}",
             f"- date: {result['date']}",
             *(f"- {found}" for found in versions),
-            '- "others": cores that anything but this benchmark kept busy meanwhile; the speeds hold for about 0',
+            '- "others": number of cores that other programs used meanwhile; the speeds are reliable if it is about 0',
             "",
         ]
     )
 
 
 def _speeds(runs: list[dict[str, Any]], key: str) -> dict[str, float]:
-    """Each tool's median over its rounds."""
+    """Compute each tool's median over its rounds."""
     return {tool: median(of_tool) for tool in TOOLS if (of_tool := [run[key] for run in runs if run["tool"] == tool])}
 
 
 def _ratio(runs: list[dict[str, Any]], key: str) -> float | None:
-    """scvae's speed by that of scvi-tools'; None while one of them is missing."""
+    """Compute the speed of scvae divided by that of scvi-tools; None while one of them is missing."""
     speed = _speeds(runs, key)
     return round(speed["scvae"] / speed["scvi"], 3) if len(speed) == len(TOOLS) else None
 

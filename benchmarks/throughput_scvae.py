@@ -1,9 +1,9 @@
-"""The scvae side of `throughput.py`, which starts it: trains some epochs and prints its speed as one JSON object.
+"""The scvae side of `throughput.py`: it trains for some epochs and prints its speed as one JSON object.
 
     python throughput_scvae.py FILE.h5ad --epochs 8 --batch-size 128 --threads 2
 
-The network is scvi-tools' default one: 1 hidden layer of 128 in encoder and decoder, 10 latent dimensions, ZINB,
-dropout 0.1 in the encoder only (scvae normalises layers where scvi-tools normalises batches).
+The network is the default of scvi-tools: 1 hidden layer of 128 units in encoder and decoder, 10 latent dimensions,
+ZINB, dropout 0.1 in the encoder only. (scvae normalizes layers within each cell, scvi-tools within each minibatch.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ NETWORK: dict[str, Any] = {
 
 
 class Clock:
-    """Listens to a training and notes when its steps are done."""
+    """Receives the events of a training and records when its steps end."""
 
     def __init__(self) -> None:
         self.epochs: list[EpochTimes] = []
@@ -41,10 +41,10 @@ class Clock:
         self._sizes: list[int] = []
 
     def __call__(self, event: FitEvent) -> None:
-        """Note one event."""
+        """Record one event."""
         if isinstance(event, Prepared):
             self.prepared = event
-            # Minibatches of nearly equal length, the longer ones first.
+            # Minibatches have nearly equal sizes, the larger ones first.
             self._sizes = [len(part) for part in np.array_split(np.arange(event.n_training), event.steps_per_epoch)]
             self.epochs.append(EpochTimes(began=time.perf_counter()))
         elif isinstance(event, StepReport):

@@ -1,9 +1,9 @@
-"""The scvi-tools side of `throughput.py`, which starts it: trains some epochs and prints its speed as one JSON object.
+"""The scvi-tools side of `throughput.py`: it trains for some epochs and prints its speed as one JSON object.
 
     python throughput_scvi.py FILE.h5ad --epochs 8 --batch-size 128 --threads 2
 
-`scvi.model.SCVI` as it comes; a lightning callback notes when its steps are done. Needs scvi-tools (1.4 at the time of
-writing) and none of this project's code.
+This script uses the defaults of `scvi.model.SCVI`; a lightning callback records when its steps end. It needs scvi-tools
+(1.4 at the time of writing), and no code of this project.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def train(data: Path, epochs: int, batch_size: int) -> dict[str, Any]:
-    """Train for so many epochs; what is printed of it."""
+    """Train for a number of epochs; return what is printed."""
     import anndata
     import scvi
     import torch
@@ -44,7 +44,7 @@ def train(data: Path, epochs: int, batch_size: int) -> dict[str, Any]:
     from scvi.model import SCVI
 
     class Clock(Callback):
-        """Notes when the steps of a training are done."""
+        """Records when the steps of a training end."""
 
         def __init__(self) -> None:
             self.epochs: list[EpochTimes] = []

@@ -1,28 +1,28 @@
-"""Seconds until scvae's held-out likelihood is as good as scvi-tools', and what it comes to in the end.
+"""Seconds until scvae reaches the held-out likelihood of scvi-tools, and its final held-out likelihood.
 
     python benchmarks/time_to_quality.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2
 
-What is measured. Data, split, test cells, genes and bounds are those of `heldout.py`: 10% test cells that no trainer
-sees, one file for the trainers, nats per test cell (importance bound, IWAE, with `--samples` posterior samples). Of
-files with more than 4,000 genes the 2,000 most variable ones are modelled, chosen on the trainers' cells.
+Data, split, test cells, genes and bounds are those of `heldout.py`: 10% test cells that no tool is trained on, one file
+for training, nats per test cell (importance bound, IWAE, with `--samples` posterior samples). In files with more than
+4,000 genes, the 2,000 genes that are most variable in the training cells are modeled.
 
-scVI with early stopping and the larger scVI (2 layers, 30 latent dimensions, nb, early stopping) are trained first. The
-better of the two on the test cells, for each data set and seed, sets the target: its mean bound, and the wall time of
+scVI with early stopping and the larger scVI (2 layers, 30 latent dimensions, nb, early stopping) are trained first. For
+each data set and seed, the better of the two on the test cells sets the target: its mean bound, and the wall time of
 its whole training process (start of Python, imports, reading, training, saving).
 
-scvae trains at its defaults (`--genes all`), and every epoch is timed from the start of the process. Reported is the
-first epoch whose averaged weights have at least the target's bound on the test cells (`quality_scvae.py` says how it is
-found), and the finished model's bound and time. Both tools run on CPU with `--threads` threads, or with `--gpu` on the
-GPU that torch finds, one process at a time.
+scvae is trained with its defaults (`--genes all`), and the time of every epoch is measured from the start of the
+process. Two results are reported: the first epoch whose averaged weights reach the target's bound on the test cells
+(`quality_scvae.py` says how it is found), and the bound and the time of the finished model. Both tools run on the CPU
+with `--threads` threads, or with `--gpu` on the GPU that torch finds, one process at a time.
 
-For data with labels in obs (cell_type, cell_line or bulk_labels) the mean latent positions of all cells, the trainers'
-and the test's, are compared with the labels: `embedding_quality.py` says how. `--no-embedding` leaves this out: its
-time grows with the square of the number of cells.
+For data with labels in obs (cell_type, cell_line or bulk_labels), the mean latent positions of all training and test
+cells are compared with the labels (`embedding_quality.py`). `--no-embedding` omits this comparison, whose time grows
+with the square of the number of cells.
 
-scvi-tools may live in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to
-`--results` (JSON, one run a line, and a table as .md beside it) as they finish. `--only scvae` measures scvae anew and
-keeps the scVI runs already in that file; `--resume` measures only what is missing from it, and scvae where its target
-has changed; without either the file is started afresh.
+scvi-tools may be in another environment (`--scvi-python`), and so may scvae (`--scvae-python`). Runs are written to
+`--results` (JSON, one run per line, with a table as .md) as soon as they finish. `--only scvae` repeats the runs of
+scvae and keeps the scVI runs of that file. `--resume` runs only what is missing in it, and scvae if its target has
+changed. With neither option, the file starts empty.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ LABELS = {name: SCVI_CONTENDERS[name].label for name in SCVI} | {"scvae": "scvae
 
 
 def main() -> None:
-    """Run what is asked for, one process a step, and write the results after every run."""
+    """Run the requested steps, each in a separate process, and write the results after every run."""
     args = parse_arguments()
     chosen = [name for name in LABELS if args.only is None or name.startswith(args.only)]
     records = Records(args, chosen, LABELS, time_to_quality_table.render)
@@ -85,16 +85,16 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The command line; see the module's docstring."""
+    """Parse the command line; see the docstring of the module."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, data=DEFAULT_DATA, results="time_to_quality.json")
-    parser.add_argument("--scvae-python", default=sys.executable, help="an interpreter that has scvae-cli")
+    parser.add_argument("--scvae-python", default=sys.executable, help="interpreter of an environment with scvae-cli")
     parser.add_argument("--no-embedding", action="store_true", help="do not compare embeddings with the known labels")
     return parser.parse_args()
 
 
 def run_all(chosen: list[str], data: Path, parts: Split, records: Records, args: argparse.Namespace) -> None:
-    """Measure what is missing on one split: scVI's runs first, for they set scvae's target."""
+    """Measure what is missing on one split. The runs of scVI come first, because they set the target of scvae."""
     for name in SCVI:
         if name in chosen and name not in records.made_on(parts):
             records.add(measure(name, data, parts, None, args))
@@ -107,7 +107,7 @@ def run_all(chosen: list[str], data: Path, parts: Split, records: Records, args:
 
 
 def measure(name: str, data: Path, parts: Split, target: Run | None, args: argparse.Namespace) -> Run:
-    """Train, score and embed one contender on one split; the result is one record of the results file."""
+    """Train, score and embed one tool on one split; return one record of the results file."""
     work = parts.trainer_file.parent / name
     work.mkdir()
     run = describe_run(name, LABELS[name], parts, args)
@@ -130,12 +130,12 @@ def measure(name: str, data: Path, parts: Split, target: Run | None, args: argpa
 
 
 def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """`quality_scvae.py`, timed from the moment it is started."""
+    """Run `quality_scvae.py`, timed from the moment at which it is started."""
     scores = work / "scores.npz"
     files = [str(parts.trainer_file), str(parts.test_file)]
     outputs = ["-m", str(work / "model.scvae"), "-o", str(scores)]
     outputs += [] if args.no_embedding else ["--latent", str(work / "latent.npy")]
-    # With "=", or argparse takes a negative number for an option.
+    # The option is joined to its value by "=", because argparse would take a negative number for an option.
     asked = [] if target is None else [f"--target={target['mean_iwae']!r}"]
     settings = ["--seed", str(parts.seed), "--samples", str(args.samples), *asked]
     command = [args.scvae_python, str(HERE / "quality_scvae.py"), *files, *outputs, *settings]
@@ -155,7 +155,7 @@ def measure_scvae(parts: Split, target: Run | None, work: Path, args: argparse.N
 
 
 def cells_of(parts: Split) -> list[str]:
-    """Names of all cells, the trainers' first."""
+    """Return the names of all cells, the training cells first."""
     import anndata
 
     files = (parts.trainer_file, parts.test_file)

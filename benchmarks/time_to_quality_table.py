@@ -1,4 +1,4 @@
-"""The table of the time-to-quality benchmark, made from its recorded runs alone.
+"""Make the table of the time-to-quality benchmark from its recorded runs.
 
 python benchmarks/time_to_quality_table.py benchmarks/results/time_to_quality.json > time_to_quality.md
 """
@@ -17,29 +17,29 @@ import numpy as np
 from heldout_table import Run, listed, paired_lead, provenance, standard_error, table
 
 SCVI = ("scvi-es", "scvi-2x30nb")
-# Recorded bounds repeat to this; another target is another question.
+# Recorded bounds agree to this tolerance. If the target differs by more, the run had another target.
 SAME_NATS = 1e-6
 SCORES = ("knn_accuracy", "nmi", "ari", "silhouette", "bio")
 
 INTRODUCTION = """\
 # Time to quality: scvae and scVI
 
-Written by `benchmarks/time_to_quality.py`; its docstring says what is measured. Nats per test cell, higher is better:
-the importance bound on log p(x) with {samples} posterior samples. "Better scVI" is the better of scVI with early
-stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data set and
-seed. "scvae gets there" is the time from the start of scvae's process until its bound is at least that scVI's;
-"faster" is scVI's time divided by it. Times are wall times of the whole training process. "Gain" is scvae's finished
-model minus the better scVI, both with cells where the prior N(0, I) has them. "Density" is the gain when scvae's cells
-lie where its model's own density of the training cells has them, as `scvae sample` draws them; scVI fits no density.
+Written by `benchmarks/time_to_quality.py`; its docstring says what is measured. The bound is the importance bound on
+log p(x) with {samples} posterior samples, in nats per test cell; higher is better. "Better scVI" is the better of scVI
+with early stopping and of scVI with 2 layers, 30 latent dimensions, nb and early stopping, by this bound, for each data
+set and seed. "scvae gets there" is the time from the start of scvae's process until its bound reaches that of the
+better scVI; "faster" is scVI's time divided by this time. Times are wall times of the whole training process. "Gain" is
+the bound of scvae's finished model minus that of the better scVI, both with the prior N(0, I). "Density" is the gain if
+the prior of scvae is its own density of the training cells, which `scvae sample` uses too; scVI fits no density.
 """
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """scvae and the better scVI on one split.
+    """Results of scvae and of the better scVI on one split.
 
-    `faster` is scVI's seconds by scvae's until the same bound, 0 if scvae never gets there, None if it was not searched
-    for at this scVI's bound.
+    `faster` is the time of scVI divided by the time at which scvae reaches the same bound. This ratio is 0 if scvae
+    never reaches this bound, and None if it was not measured for this bound of scVI.
     """
 
     ours: Run
@@ -55,12 +55,14 @@ class Comparison:
 
     @property
     def density_percent(self) -> float:
-        """The same of the bound with cells where scvae's density has them; NaN for a run that did not note it."""
+        """Gain of the bound with the density of scvae's cells as prior, in percent; NaN for a run that did not record
+        it.
+        """
         return 100 * (1 - self.ours.get("mean_iwae_density", math.nan) / self.theirs["mean_iwae"])
 
 
 def render(runs: list[Run]) -> str:
-    """The whole markdown page."""
+    """Make the whole markdown page."""
     if not runs:
         return "No runs yet.\n"
     parts = [INTRODUCTION.format(samples=listed({run["samples"] for run in runs}))]
@@ -72,21 +74,21 @@ def render(runs: list[Run]) -> str:
 
 
 def better_scvi(found: dict[str, Run]) -> Run | None:
-    """The scVI run with the higher bound, of the runs of one split by contender; None unless both are there."""
+    """Return the scVI run with the higher bound, of the runs of one split by tool; None unless both exist."""
     if any(name not in found for name in SCVI):
         return None
     return max((found[name] for name in SCVI), key=lambda run: run["mean_iwae"])
 
 
 def same_target(ours: Run, target: Run | None) -> bool:
-    """Whether scvae was timed until this target, or neither has one."""
+    """Whether scvae was timed until this target, or there is no target."""
     if target is None or ours["target"] is None:
         return target is None and ours["target"] is None
     return math.isclose(ours["target"], target["mean_iwae"], abs_tol=SAME_NATS)
 
 
 def compare(runs: list[Run]) -> list[Comparison]:
-    """scvae and the better scVI, wherever all three runs are there."""
+    """Return scvae and the better scVI for all splits for which all three runs exist."""
     comparisons = []
     for place in sorted({(run["dataset"], run["seed"]) for run in runs}):
         found = {run["contender"]: run for run in runs if (run["dataset"], run["seed"]) == place}
@@ -204,7 +206,7 @@ def _single_runs(runs: list[Run]) -> str:
 
 
 def _grouped(comparisons: list[Comparison]) -> list[list[Comparison]]:
-    """By data set, in order."""
+    """Group by data set, in order."""
     names = dict.fromkeys(c.ours["dataset"] for c in comparisons)
     return [[c for c in comparisons if c.ours["dataset"] == name] for name in names]
 
@@ -214,7 +216,7 @@ def _over_seeds(values: list[float], digits: int = 2) -> str:
 
 
 def _middle(values: list[float | None]) -> float | None:
-    """The median; None if one is missing."""
+    """Compute the median; None if a value is missing."""
     known = [value for value in values if value is not None]
     return median(known) if len(known) == len(values) else None
 

@@ -1,4 +1,4 @@
-"""Run a command in a process of its own, time it, and say how calm the machine was meanwhile."""
+"""Run a command in a separate process, measure its time, and measure the load of the machine meanwhile."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Timed:
-    """The JSON object that a process printed, its wall time, and the cores that anything else kept busy meanwhile.
+    """The JSON object that a process printed, its wall time, and the number of cores that other processes kept busy.
 
-    `other_cores` is None where the system doesn't tell (it is read from Linux' /proc/stat).
+    `other_cores` is None if the system does not report it (it is read from /proc/stat of Linux).
     """
 
     result: dict[str, Any]
@@ -27,7 +27,7 @@ class Timed:
 
 
 def run_json(command: list[str], threads: int, *, gpu: bool = False) -> Timed:
-    """Run one command with so many CPU threads, which sees GPUs or none; it must end well and print one JSON object."""
+    """Run one command with a number of CPU threads, with or without GPUs; it must succeed and print one JSON object."""
     limits = {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     environment = os.environ | limits | ({} if gpu else {"CUDA_VISIBLE_DEVICES": ""})
     others_before, start = _cpu_seconds_of_others(), time.perf_counter()
@@ -41,7 +41,7 @@ def run_json(command: list[str], threads: int, *, gpu: bool = False) -> Timed:
 
 
 def describe_machine(threads: int, *, gpu: bool = False) -> str:
-    """CPU model, cores, the threads used, and the GPU, where one is."""
+    """Describe the machine: CPU model, cores, threads used, and the GPU if there is one."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -57,7 +57,7 @@ def _gpu_name() -> str:
 
 
 def _cpu_seconds_of_others() -> float | None:
-    """CPU time used so far on this machine, by anything but our finished child processes."""
+    """Return the CPU time used so far on this machine, except by our finished child processes."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return None

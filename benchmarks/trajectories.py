@@ -1,20 +1,23 @@
-"""Can the walks be believed? Against simulated truth, known mixtures, known biology, and the clock.
+"""Are trajectories reliable? Compared with simulated truth, known mixtures and known biology; and how fast are they?
 
     python benchmarks/trajectories.py --scvi-python SCVI_ENV/bin/python [--parts simulated,mixtures,...]
 
-Parts, each in a file of its own that says what it measures:
+The parts are in separate files, whose docstrings say what they measure:
 
-1. simulated (`trajectories_simulated.py`): decoded walks against the true expression between the same states. The error
-   is the mean over 60 points of the true curve of the distance to the nearest point of the walk, in log-normalised
-   expression. Beside it the straight line between the populations' centroids in PCA (50 components of log-normalised
-   counts), and, a harder baseline that knows the counts' noise, the line between their mean proportions.
-2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out, beside PCA and scVI.
-3. paul15 (`trajectories_paul15.py`): known order of populations, index-sorted proteins; beside dpt.
-4. axes, density, holes (`trajectories_latent.py`). What `train --flat` does to the geometry is `flatness.py`'s.
-5. speed: `scvae interpolate` as a whole process on 5,000 simulated cells × 2,000 genes, 50 steps; one walk, and 100.
+1. simulated (`trajectories_simulated.py`): decoded trajectories are compared with the true expression between the same
+   states. The error is the mean, over 60 points of the true curve, of the distance to the nearest point of the
+   trajectory, in log-normalized expression. There are two baselines: the straight line between the populations'
+   centroids in PCA (50 components of log-normalized counts), and the line between their mean proportions. The second
+   baseline is harder, because it accounts for the noise of the counts.
+2. mixtures (`trajectories_mixtures.py`): mixtures of RNA that were left out of the training, compared with PCA and
+   scVI.
+3. paul15 (`trajectories_paul15.py`): known order of populations, and index-sorted proteins, compared with dpt.
+4. axes, density, holes (`trajectories_latent.py`). The effect of `train --flat` is measured by `flatness.py`.
+5. speed: `scvae interpolate` as a whole process on 5,000 simulated cells × 2,000 genes, with 50 steps, for one
+   trajectory and for 100.
 
-Results go to results/trajectories.json, part by part, and results/trajectories.md is made from it: a part that is not
-asked for keeps the results it has.
+Results are written to results/trajectories.json, part by part, and results/trajectories.md is made from it. Parts that
+are not requested keep their results.
 """
 
 from __future__ import annotations
@@ -45,13 +48,13 @@ from scvae_cli.data.simulation_config import SimulationConfig
 HERE = Path(__file__).parent
 SHARED_DATA = HERE.parents[1] / "shared" / "data"
 SHAPES, DEPTHS = (1, 2, 3, 5), (700.0, 1500.0, 5000.0)
-# Not the seeds the walks were developed on (0 and 1).
+# These are not the seeds with which the method was developed (0 and 1).
 TREE_SEEDS = (10, 11)
 SPEED_CELLS, BUNDLE = 5000, 100
 
 
 def simulated(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All trees."""
+    """Run all trees."""
     rows = []
     for branches in SHAPES:
         for depth in DEPTHS:
@@ -62,7 +65,7 @@ def simulated(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def mixtures(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All seeds."""
+    """Run all seeds."""
     rows = []
     for seed in arguments.seeds:
         with tempfile.TemporaryDirectory() as folder:
@@ -72,18 +75,18 @@ def mixtures(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def paul15(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All seeds."""
+    """Run all seeds."""
     data = SHARED_DATA / "paul15_3004.h5ad"
     return [trajectories_paul15.measure(data, seed, arguments) for seed in arguments.seeds]
 
 
 def axes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All data sets."""
+    """Run all data sets."""
     return [trajectories_latent.axes_row(name, adata, arguments) for name, adata in data_sets().items()]
 
 
 def density(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All data sets and seeds."""
+    """Run all data sets and seeds."""
     sets = data_sets()
     return [
         trajectories_latent.density_row(name, adata, seed, arguments)
@@ -93,7 +96,7 @@ def density(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def holes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Five cell lines; demultiplexed doublets, which do lie between two lines, are left out."""
+    """Read five cell lines. Demultiplexed doublets are left out, because they do lie between two lines."""
     adata = anndata.read_h5ad(SHARED_DATA / "mixology_sc.h5ad")
     singlets = (adata.obs["demuxlet_class"] == "SNG").to_numpy()
     lines = adata[singlets, ~adata.var["is_ercc"].astype(bool)].copy()
@@ -104,7 +107,7 @@ def holes(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Wall times, each the median of three: of the walk alone, and of the whole command."""
+    """Measure wall times, each as the median of three: of the trajectory alone, and of the whole command."""
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "cells.h5ad"
@@ -142,13 +145,13 @@ def speed(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def timed_row(what: str, seconds: list[float], others: float | None) -> dict[str, Any]:
-    """Median and range of three times."""
+    """Return the median and the range of three times."""
     least, median, most = sorted(seconds)
     return {"what": what, "seconds": median, "least": least, "most": most, "others": others}
 
 
 def data_sets() -> dict[str, anndata.AnnData]:
-    """Real and simulated cells for questions that need no truth."""
+    """Return real and simulated cells for questions that need no truth."""
     sets = {"simulated, 2 branches": trajectories_simulated.tree(2, TREE_SEEDS[0], 1500.0)}
     for name in ("paul15_3004", "pbmc4k_top2000", "kang_muscat_2donors"):
         sets[name] = anndata.read_h5ad(SHARED_DATA / f"{name}.h5ad")
@@ -176,12 +179,12 @@ PARTS: dict[str, tuple[Callable[..., list[dict[str, Any]]], str, Callable[..., l
 
 
 def main() -> None:
-    """Measure the parts asked for and write the results."""
+    """Measure the requested parts and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--parts", default=",".join(PARTS), help="comma-separated; all by default")
+    parser.add_argument("--parts", default=",".join(PARTS), help="parts, separated by commas; all by default")
     parser.add_argument("--seeds", type=lambda text: [int(s) for s in text.split(",")], default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--scvi-python", type=Path, help="an interpreter that has scvi-tools")
+    parser.add_argument("--scvi-python", type=Path, help="interpreter of an environment with scvi-tools")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "trajectories.json")
     arguments = parser.parse_args()
     known = json.loads(arguments.results.read_text()) if arguments.results.exists() else {}
@@ -200,7 +203,7 @@ def main() -> None:
 
 
 def text(known: dict[str, Any]) -> str:
-    """The results as markdown."""
+    """Format the results as markdown."""
     lines = ["# Trajectories", "", "Written by `benchmarks/trajectories.py`; its docstring says what is measured.", ""]
     for name, (_, title, table) in PARTS.items():
         if name in known:

@@ -1,12 +1,13 @@
-"""Is the density honest, and do two trainings agree on the canonical axes?
+"""Is the density calibrated, and do two trainings agree on the canonical axes?
 
-Density: a fifth of the cells is kept from the training altogether; where the model puts them, their off-manifold scores
-should be uniform, as those of the held-out cells it was calibrated on are. Holes: between cell lines that share no
-state, the middle of the straight way from one to the other is a place without cells.
+Density: a fifth of the cells is kept out of the training completely. At the positions where the model encodes them,
+their off-manifold scores should be uniform, like those of the held-out cells on which the score was calibrated. Holes:
+for two cell lines that share no state, the middle of the straight line between them is a position without cells.
 
-Axes: models of two seeds place the same cells. Each axis of one is matched with one of the other (by the assignment of
-largest sum of absolute correlations), before and after the rotation to canonical axes. The second figures are of the
-strong axes alone, which explain at least a hundredth of what the first does; of the plain axes, as many as vary most.
+Axes: models of two seeds encode the same cells. Each axis of one model is matched with one axis of the other (by the
+assignment with the largest sum of absolute correlations), before and after the rotation to canonical axes. The second
+numbers are those of the strong axes alone: canonical axes that explain at least a hundredth of what the first one
+explains, and equally many plain axes with the largest variance.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ TEST_SHARE = 0.2
 
 
 def density_row(name: str, adata: anndata.AnnData, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Scores of cells that had no part in the training."""
+    """Compute the scores of cells that had no part in the training."""
     test = np.random.default_rng(seed).random(adata.n_obs) < TEST_SHARE
     model = scvae.train(adata[~test].copy(), seed=seed, threads=arguments.threads, device="cpu")
     mean_nk = posteriors(model, Session.open(adata[test].copy(), model, drop_empty=True).counts).mean_nk
     score_n = model.density.off_manifold(mean_nk).numpy()
     ks = kstest(score_n, "uniform")
-    # The scores are shares of a finite number of held-out cells: this test knows it, the other takes them for exact.
+    # The scores are shares of a finite number of held-out cells. This test accounts for that; the other test does not.
     both = ks_2samp(-model.density.log_prob(mean_nk).numpy(), model.density.heldout_nll.numpy())
     return {
         "data": name,
@@ -51,11 +52,11 @@ def density_row(name: str, adata: anndata.AnnData, seed: int, arguments: argpars
 
 
 def hole_row(name: str, adata: anndata.AnnData, key: str, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Scores in the middle between every two groups that share no state."""
+    """Compute the scores in the middle between every two groups that share no state."""
     model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
     labels = adata.obs[key].astype(str).to_numpy()
     mean_nk = posteriors(model, Session.open(adata, model).counts).mean_nk
-    # Medians: a few mislabelled cells do not move them.
+    # Medians are used, because a few mislabeled cells do not move them.
     centres = {group: mean_nk[torch.as_tensor(labels == group)].median(0).values for group in np.unique(labels)}
     middle = torch.stack([(centres[a] + centres[b]) / 2 for a, b in combinations(centres, 2)])
     score = model.density.off_manifold(middle).numpy()
@@ -69,7 +70,7 @@ def hole_row(name: str, adata: anndata.AnnData, key: str, seed: int, arguments: 
 
 
 def axes_row(name: str, adata: anndata.AnnData, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Agreement of two seeds, axis by axis."""
+    """Compute the agreement of two seeds, axis by axis."""
     found = {}
     strong = None
     for seed in (0, 1):
@@ -90,7 +91,7 @@ def axes_row(name: str, adata: anndata.AnnData, arguments: argparse.Namespace) -
 
 
 def matched(a_nk: np.ndarray, b_nk: np.ndarray) -> float:
-    """Mean absolute correlation of axes matched one to one."""
+    """Compute the mean absolute correlation of axes that are matched one to one."""
     k = a_nk.shape[1]
     correlation_kk = np.abs(np.corrcoef(a_nk.T, b_nk.T)[:k, k:])
     rows, columns = linear_sum_assignment(-correlation_kk)

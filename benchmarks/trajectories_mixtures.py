@@ -1,13 +1,14 @@
-"""Walks between pure RNA and an equal mixture of three, against mixtures of known proportions that were left out.
+"""Trajectories from pure RNA to an equal mixture of three, compared with mixtures that were left out of the training.
 
 The RNA of three cell lines was mixed in known proportions and sequenced as if it came from single cells (Tian et al.
-2019). The mixtures of 0.68/0.16/0.16 are left out of the training; every walk from a pure line to the equal mixture
-should pass by one of them.
+2019). The mixtures of 0.68/0.16/0.16 are left out of the training. Every trajectory from a pure line to the equal
+mixture should pass near one of them.
 
-The proportion is read off by least squares, in proportions of all molecules, and the lines do not hold equally much
-mRNA: an equal mixture reads about 0.40/0.27/0.33. The left-out mean itself reads what a way through the very middle of
-these cells would; what it should read follows from 0.68 and from what the equal mixture reads. The line of means is the
-straight one between the mean proportions of the same two populations, where mixtures of RNA lie: it knows they mix.
+The proportion is estimated by least squares, in proportions of all molecules. The lines do not contain equal amounts of
+mRNA, so an equal mixture is estimated as about 0.40/0.27/0.33. The estimate for the left-out mean itself is what a path
+through the center of these cells would give. What 0.68 should give follows from the estimate for the equal mixture. The
+line of means is the straight line between the mean proportions of the same two populations, on which mixtures of RNA
+lie. This baseline uses the knowledge that the cells are mixtures.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 import anndata
 import numpy as np
-from nearest_point import log_normalised, means_line, nearest_on, pca_line, to_polyline
+from nearest_point import log_normalized, means_line, nearest_on, pca_line, to_polyline
 from scipy.optimize import nnls
 from timed import run_json
 
@@ -37,14 +38,16 @@ BOOTSTRAPS = 500
 
 
 def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train without the left-out mixtures and judge the walk from each line; one row a line and way."""
+    """Train without the left-out mixtures and evaluate the trajectory from each line; return one row per line and
+    method.
+    """
     adata = anndata.read_h5ad(data)
     adata = adata[:, ~adata.var["is_ercc"].astype(bool)].copy()
     mixture = adata.obs["mixture"].astype(str).to_numpy()
     seen = ~np.isin(mixture, list(LEFT_OUT.values()))
     training = adata[seen].copy()
     model = scvae.train(training, seed=seed, threads=arguments.threads, device="cpu")
-    # All ways are judged, and scVI and PCA see, the genes that scvae models.
+    # All methods are evaluated on the genes that scvae models, and scVI and PCA get only these genes.
     genes = list(model.genes)
     training, adata = training[:, genes].copy(), adata[:, genes].copy()
     proportion = adata.X.toarray() / np.asarray(adata.X.sum(1))
@@ -54,7 +57,7 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
     ways: dict[str, dict[str, np.ndarray]] = {line: {} for line in LINES}
     for line in LINES:
         start, end = mixed == PURE[line], mixed == EQUAL
-        ways[line][MEAN] = log_normalised(np.repeat(proportion[mixture == LEFT_OUT[line]].mean(0)[None], 2, axis=0))
+        ways[line][MEAN] = log_normalized(np.repeat(proportion[mixture == LEFT_OUT[line]].mean(0)[None], 2, axis=0))
         ways[line]["line of means"] = means_line(training, start, end)
         ways[line]["PCA, 50 components"] = pca_line(training, start, end)
         ways[line]["PCA, 10 components"] = pca_line(training, start, end, components=10)
@@ -63,15 +66,15 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
                 training, model, groupby="mixture", groups=[PURE[line], EQUAL], path=kind, inplace=False
             )
             assert walk is not None
-            ways[line][f"scvae, {kind}"] = log_normalised(walk.mean_tg)
+            ways[line][f"scvae, {kind}"] = log_normalized(walk.mean_tg)
     if arguments.scvi_python is not None:
         for name, walks in scvi_ways(training, work, seed, arguments).items():
             for line in LINES:
-                ways[line][name] = log_normalised(walks[line])
+                ways[line][name] = log_normalized(walks[line])
     equal_l = shares(proportion[mixture == EQUAL].mean(0), pure_lg, chosen)
     rows = []
     for line in LINES:
-        # The equal mixture's shares are the lines' amounts of mRNA.
+        # The shares of the equal mixture are the amounts of mRNA of the lines.
         amount_l = equal_l * np.where(np.asarray(LINES) == line, 0.68, 0.16)
         expected = float(amount_l[LINES.index(line)] / amount_l.sum())
         judged = judge(ways[line], proportion[mixture == LEFT_OUT[line]], pure_lg, chosen, line, seed)
@@ -80,13 +83,13 @@ def measure(data: Path, work: Path, seed: int, arguments: argparse.Namespace) ->
 
 
 def specific_genes(pure_lg: np.ndarray) -> np.ndarray:
-    """Indices of the genes whose highest line stands farthest above the second, in log-normalised means."""
+    """Return the genes whose highest line exceeds the second by most, in log-normalized means."""
     ordered = np.sort(np.log1p(pure_lg * 1e4), axis=0)
     return np.argsort(ordered[-2] - ordered[-1], kind="stable")[:SPECIFIC_GENES]
 
 
 def shares(mean_g: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray) -> np.ndarray:
-    """Of the three lines in a mean proportion, by non-negative least squares over the chosen genes."""
+    """Estimate the shares of the three lines in a mean proportion, by non-negative least squares over chosen genes."""
     share_l, _ = nnls(pure_lg[:, chosen].T, mean_g[chosen])
     found: np.ndarray = share_l / share_l.sum()
     return found
@@ -95,13 +98,15 @@ def shares(mean_g: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray) -> np.nd
 def judge(
     ways: dict[str, np.ndarray], left_out_ng: np.ndarray, pure_lg: np.ndarray, chosen: np.ndarray, line: str, seed: int
 ) -> list[dict[str, Any]]:
-    """Distance of each way to the left-out mean, its bootstrap noise, and the proportion at the nearest point."""
+    """Compute the distance of each path to the left-out mean, its bootstrap noise, and the proportion at the nearest
+    point.
+    """
     random = np.random.default_rng(seed)
-    target = log_normalised(left_out_ng.mean(0)[None])[:, chosen]
+    target = log_normalized(left_out_ng.mean(0)[None])[:, chosen]
     resampled = [
         left_out_ng[random.integers(len(left_out_ng), size=len(left_out_ng))].mean(0) for _ in range(BOOTSTRAPS)
     ]
-    resampled_bg = log_normalised(np.stack(resampled))[:, chosen]
+    resampled_bg = log_normalized(np.stack(resampled))[:, chosen]
     geodesic_b = to_polyline(resampled_bg, ways["scvae, geodesic"][:, chosen])
     rows = []
     for name, path in ways.items():
@@ -123,7 +128,7 @@ def judge(
 
 
 def scvi_ways(training: anndata.AnnData, work: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Straight lines in scVI's latent space between centroids, decoded by scVI, for its two ways of use."""
+    """Compute straight lines between centroids in scVI's latent space, decoded by scVI, for two settings of scVI."""
     cells = work / "cells.h5ad"
     anndata.AnnData(training.X.copy(), obs=training.obs[["mixture"]], var=training.var[[]]).write_h5ad(cells)
     (work / "walks.json").write_text(json.dumps({line: [PURE[line], EQUAL] for line in LINES}))
@@ -139,7 +144,7 @@ def scvi_ways(training: anndata.AnnData, work: Path, seed: int, arguments: argpa
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a line of cells and a way a row, means over the seeds."""
+    """Format the results as markdown, one row per cell line and method, with means over the seeds."""
     lines = [
         "| from | way | distance to the left-out mean | geodesic minus it, ± bootstrap noise | its proportion (0.68) |",
         "|---|---|---|---|---|",

@@ -1,8 +1,9 @@
-"""Walks and an ordering of mouse myeloid progenitors (Paul et al. 2015), against what is known of them.
+"""Trajectories and an ordering of mouse myeloid progenitors (Paul et al. 2015), compared with known biology.
 
-From "Multipotent progenitors" cells become red cells, megakaryocytes, or, by way of GMP, monocytes, neutrophils and
-basophils. The finer clusters 7 to 1 of the paper are the red lineage in order. Index sorting measured two surface
-proteins of each cell: CD34, which is lost on the way to red cells, and FcgR3, which is gained on the way to monocytes.
+"Multipotent progenitors" develop into erythrocytes, into megakaryocytes, or through GMP into monocytes, neutrophils and
+basophils. The finer clusters 7 to 1 of the paper are the erythroid lineage in order. Index sorting measured two surface
+proteins of each cell: CD34, which is lost on the way to erythrocytes, and FcgR3, which is gained on the way to
+monocytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from scipy.stats import spearmanr
 import scvae_cli as scvae
 
 START = "Multipotent progenitors"
-# Groups each walk must pass, in this order; others may lie between.
+# Groups that each trajectory must pass in this order; other groups may lie between them.
 KNOWN = {
     "Erythrocyte": [START, "Erythrocyte"],
     "Megakaryocytes": [START, "Megakaryocytes"],
@@ -32,7 +33,7 @@ BOOTSTRAPS = 200
 
 
 def measure(data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Train once; all walks and orderings of one seed."""
+    """Train once; compute all trajectories and orderings of one seed."""
     adata = anndata.read_h5ad(data)
     model = scvae.train(adata, seed=seed, threads=arguments.threads, device="cpu")
     groups = adata.obs["cell_type"].astype(str).to_numpy()
@@ -66,7 +67,7 @@ def measure(data: Path, seed: int, arguments: argparse.Namespace) -> dict[str, A
 
 
 def in_order(known: list[str], passed: list[str]) -> bool:
-    """Whether the known groups are passed in their order, whatever lies between.
+    """Whether the known groups are passed in their order, whatever lies between them.
 
     >>> in_order(["a", "c"], ["a", "b", "c"]), in_order(["a", "c"], ["c", "a"])
     (True, False)
@@ -76,7 +77,7 @@ def in_order(known: list[str], passed: list[str]) -> bool:
 
 
 def dpt_from(adata: anndata.AnnData, roots: np.ndarray) -> list[np.ndarray]:
-    """scanpy's diffusion pseudotime on PCA, at its defaults, from each of some root cells."""
+    """Compute scanpy's diffusion pseudotime on PCA, with its defaults, from each of some root cells."""
     cells = anndata.AnnData(adata.X.copy(), obs=adata.obs[[]], var=adata.var[[]])
     sc.pp.normalize_total(cells)
     sc.pp.log1p(cells)
@@ -92,7 +93,7 @@ def dpt_from(adata: anndata.AnnData, roots: np.ndarray) -> list[np.ndarray]:
 
 
 def agreement(adata: anndata.AnnData, groups: np.ndarray, time_n: np.ndarray) -> dict[str, float]:
-    """Spearman correlations, lineage by lineage, with monocle's pseudotime and with the two proteins."""
+    """Compute Spearman correlations, for each lineage, with monocle's pseudotime and with the two proteins."""
     monocle = adata.obs["monocle_pseudotime"].to_numpy()
     lineages = {
         "red": [START, "Erythrocyte"],
@@ -111,12 +112,12 @@ def agreement(adata: anndata.AnnData, groups: np.ndarray, time_n: np.ndarray) ->
 def noise_of_difference(
     adata: anndata.AnnData, groups: np.ndarray, ours_n: np.ndarray, dpt_n: np.ndarray, seed: int
 ) -> dict[str, float]:
-    """Standard deviation of our correlation minus dpt's over resampled cells."""
+    """Compute the standard deviation, over resampled cells, of our correlation minus that of dpt."""
     random = np.random.default_rng(seed)
     differences = []
     for _ in range(BOOTSTRAPS):
         rows = random.integers(adata.n_obs, size=adata.n_obs)
-        # Only obs is looked at.
+        # Only obs is read.
         drawn = anndata.AnnData(obs=adata.obs.iloc[rows].set_axis(np.arange(len(rows)).astype(str)))
         ours, dpt = (agreement(drawn, groups[rows], time_n[rows]) for time_n in (ours_n, dpt_n))
         differences.append({name: ours[name] - dpt[name] for name in ours})
@@ -124,12 +125,12 @@ def noise_of_difference(
 
 
 def mean_of(found: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each figure."""
+    """Compute the mean of each number."""
     return {name: float(np.mean([one[name] for one in found])) for name in found[0]}
 
 
 def table(runs: list[dict[str, Any]]) -> list[str]:
-    """Markdown of all seeds."""
+    """Format the results of all seeds as markdown."""
     lines = [
         "| to | seed | straight passes | off | geodesic passes | off | known order |",
         "|---|---|---|---|---|---|---|",

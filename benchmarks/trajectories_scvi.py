@@ -1,8 +1,9 @@
-"""scVI's side of the walks between mixtures: straight lines between centroids in its latent space, decoded.
+"""Straight lines between centroids in scVI's latent space, decoded by scVI; called by `trajectories_mixtures.py`.
 
     python trajectories_scvi.py CELLS.h5ad WALKS.json --key mixture --contender scvi-es -o walks.npz
 
-WALKS.json names the two groups of each walk. Needs scvi-tools and none of this project's code beside heldout_scvi.py.
+WALKS.json names the two groups of each trajectory. It needs scvi-tools, and no code of this project except
+heldout_scvi.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STEPS = 50
 
 
 def main() -> None:
-    """Train, walk, write."""
+    """Train, compute the trajectories and write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("walks", type=Path)
@@ -38,7 +39,7 @@ def main() -> None:
 
 
 def walk(data: Path, model_dir: Path, walks: dict[str, list[str]], key: str, output: Path) -> None:
-    """Decode the proportions along every walk; `output` (npz) has an array (steps, genes) for each."""
+    """Decode the proportions along every trajectory; `output` (npz) has an array (steps, genes) for each."""
     import anndata
     import numpy as np
     import torch

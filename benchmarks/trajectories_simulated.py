@@ -1,4 +1,4 @@
-"""Walks and orderings on simulated trees, against the truth they were drawn from."""
+"""Trajectories and orderings on simulated trees, compared with the simulated truth."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import anndata
 import numpy as np
 import scipy.sparse as sp
-from nearest_point import log_normalised, means_line, pca_line, to_polyline
+from nearest_point import log_normalized, means_line, pca_line, to_polyline
 from scipy.stats import spearmanr
 
 import scvae_cli as scvae
@@ -20,7 +20,7 @@ POINTS = 60
 
 
 def tree(branches: int, seed: int, depth: float) -> anndata.AnnData:
-    """Cells of a tree at the simulator's defaults; one branch is a straight differentiation."""
+    """Simulate the cells of a tree with the defaults; a tree with one branch is a differentiation without branching."""
     simulated = simulate(SimulationConfig(n_cells=N_CELLS, n_branches=branches, seed=seed, depth=depth))
     matrix = sp.vstack(list(simulated.blocks()), format="csr")
     return anndata.AnnData(
@@ -29,7 +29,7 @@ def tree(branches: int, seed: int, depth: float) -> anndata.AnnData:
 
 
 def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Train on one tree and compare its walks and its ordering with the truth; one row a branch."""
+    """Train on one tree and compare its trajectories and its ordering with the truth; return one row per branch."""
     adata = tree(branches, seed, depth)
     model = scvae.train(adata, seed=seed, genes="all", threads=arguments.threads, device="cpu")
     groups = adata.obs["cell_type"].astype(str).to_numpy()
@@ -54,7 +54,7 @@ def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespac
         for kind in ("straight", "graph", "geodesic"):
             walk = scvae.interpolate(adata, model, groupby="cell_type", groups=["stem", end], path=kind, inplace=False)
             assert walk is not None
-            row[kind] = to_polyline(truth, log_normalised(walk.mean_tg)).mean()
+            row[kind] = to_polyline(truth, log_normalized(walk.mean_tg)).mean()
             row[f"{kind}_off"] = walk.steps.off_manifold_t.max()
             near = ~np.isnan(walk.pseudotime_n) & on_lineage
             row[f"{kind}_walk_spearman"] = spearmanr(walk.pseudotime_n[near], time_n[near])[0]
@@ -63,15 +63,15 @@ def measure(branches: int, seed: int, depth: float, arguments: argparse.Namespac
 
 
 def truth_between(adata: anndata.AnnData, branch: int, start: float, end: float) -> np.ndarray:
-    """True log-normalised expression along a lineage from one pseudotime to another."""
+    """Compute the true log-normalized expression along a lineage from one pseudotime to another."""
     grid = adata.uns["simulation"]["pseudotime_grid"]
     rho_gs = np.asarray(adata.varm[f"true_rho_branch_{branch}"])
     times = np.linspace(start, end, POINTS)
-    return log_normalised(np.stack([np.interp(times, grid, rho_s) for rho_s in rho_gs], axis=1))
+    return log_normalized(np.stack([np.interp(times, grid, rho_s) for rho_s in rho_gs], axis=1))
 
 
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: a tree a line, means over its branches."""
+    """Format the results as markdown, one row per tree, with means over its branches."""
     lines = [
         "| tree | PCA line | line of means | straight | graph | geodesic | geodesic / PCA | geodesic / straight "
         "| off straight | off geodesic | pseudotime ρ | right branch | wrong |",

@@ -1,12 +1,12 @@
-"""Two data sets that no choice of scvae's was made on, as .h5ad, from packages that carry them.
+"""Make .h5ad files of two data sets that were not used to choose any setting of scvae, from packages that contain them.
 
     python benchmarks/unseen_sets.py FOLDER
     python benchmarks/time_to_quality.py --scvi-python SCVI_ENV/bin/python --seeds 0,1,2 \\
         --results benchmarks/results/time_to_quality_unseen.json FOLDER/*.h5ad
 
-- `celltypist_sample.h5ad`: the sample that the Python package celltypist 1.7.1 carries, 559 cells × 32,786 genes.
-- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. It needs `Rscript` with
-  sctransform and Matrix installed.
+- `celltypist_sample.h5ad`: the sample in the Python package celltypist 1.7.1, 559 cells × 32,786 genes.
+- `sctransform_pbmc.h5ad`: `pbmc` of the R package sctransform (0.3.5), 283 cells × 914 genes. This data set needs
+  `Rscript` with sctransform and Matrix installed.
 
 Both are raw counts of molecules without labels. pip fetches the first from the package index.
 """
@@ -51,18 +51,18 @@ def main() -> None:
 
 
 def celltypist_sample(scratch: Path) -> anndata.AnnData:
-    """The table inside the package's wheel; nothing is installed."""
+    """Read the table inside the package's wheel; nothing is installed."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(scratch), CELLTYPIST]
     subprocess.run(command, check=True)
     with zipfile.ZipFile(next(scratch.glob("*.whl"))) as wheel, wheel.open(SAMPLE) as table:
         counts = pd.read_csv(table, index_col=0)
-    # The table's numbers differ from whole ones by the rounding of their text.
+    # The numbers of the table differ from whole numbers because of the rounding of their text.
     x_ng = sp.csr_matrix(np.asarray(counts, dtype=np.float32))
     return anndata.AnnData(x_ng, obs=pd.DataFrame(index=counts.index), var=pd.DataFrame(index=counts.columns))
 
 
 def sctransform_pbmc(scratch: Path) -> anndata.AnnData:
-    """Genes × cells in R, cells × genes here."""
+    """The matrix is genes × cells in R, and cells × genes here."""
     subprocess.run(["Rscript", "-e", EXPORT], cwd=scratch, check=True)
     x_ng = sp.csr_matrix(scipy.io.mmread(scratch / "counts.mtx").T, dtype=np.float32)
     cells, genes = ((scratch / f"{kind}.txt").read_text().split() for kind in ("cells", "genes"))

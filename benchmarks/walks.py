@@ -1,12 +1,13 @@
-"""Do decoded walks show what is known? Progenitors to red cells and to monocytes (Paul et al. 2015).
+"""Do decoded trajectories show known biology? Progenitors to erythrocytes and to monocytes (Paul et al. 2015).
 
-Trains with the defaults, walks from "Multipotent progenitors" to Erythrocyte and to Monocytes along geodesics, and
-checks that known markers rise and fall the right way round. Beside each decoded curve stand the means of the real
-cells, binned by their place on the walk, at the same depth; beside each end, the mean of the real population.
+The benchmark trains with the defaults, computes geodesics from "Multipotent progenitors" to Erythrocyte and to
+Monocytes, and checks that known markers rise and fall as expected. Each decoded curve is compared with the means of the
+real cells, in bins of their position along the trajectory, at the same depth. Each end is compared with the mean of the
+real population.
 
     python benchmarks/walks.py [paul15_3004.h5ad]
 
-Writes results/walks.md and results/walks.png.
+It writes results/walks.md and results/walks.png.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ import scvae_cli as scvae
 HERE = Path(__file__).parent
 DATA = HERE.parents[1] / "shared" / "data" / "paul15_3004.h5ad"
 START = "Multipotent progenitors"
-# Rising on the way to each fate: haemoglobins, glycophorin, carbonic anhydrases, KLF1; the M-CSF receptor, myeloid
-# effectors. The stem and progenitor markers and the other lineage's factors fall.
+# Genes that rise on the way to each fate: hemoglobins, glycophorin, carbonic anhydrases, KLF1; the M-CSF receptor and
+# myeloid effectors. The stem and progenitor markers, and the factors of the other lineage, fall.
 MARKERS = {
     "Erythrocyte": (["Klf1", "Hba-a2", "Hbb-b1", "Car1", "Car2", "Epor", "Gypa"], ["Cd34", "Flt3", "Sfpi1", "Emb"]),
     "Monocytes": (["Csf1r", "Irf8", "Ly86", "Ctss", "F13a1"], ["Gata2", "Gata1", "Pf4", "Apoe"]),
@@ -38,7 +39,7 @@ BINS = 12
 
 
 def main() -> None:
-    """Walk, draw and tell."""
+    """Compute the trajectories, draw them and print the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", type=Path, default=DATA)
     parser.add_argument("--seed", type=int, default=0)
@@ -90,7 +91,7 @@ def main() -> None:
 
 
 def binned(position: np.ndarray, value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means of the values in bins of the positions, where a bin has cells."""
+    """Compute the means of the values in bins of the positions, for bins that have cells."""
     near = ~np.isnan(position)
     bins = np.minimum((position[near] * BINS).astype(int), BINS - 1)
     sums = np.bincount(bins, weights=value[near], minlength=BINS)

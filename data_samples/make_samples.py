@@ -1,4 +1,4 @@
-"""Make the two sample files beside this script; run it again and the same files come out.
+"""Make the two sample files in the folder of this script; every run gives the same files.
 
 python data_samples/make_samples.py
 """
@@ -18,7 +18,8 @@ from scvae_cli.data.simulation import simulate
 from scvae_cli.data.simulation_config import SimulationConfig
 
 HERE = Path(__file__).resolve().parent
-# The largest deviation of a recovered count from a whole number; 0.11 is seen, and 0.5 would be ambiguous.
+# The largest allowed deviation of a recovered count from a whole number. The observed one is 0.11; 0.5 would be
+# ambiguous.
 TOLERANCE = 0.15
 
 PBMC_SOURCE = (
@@ -31,7 +32,7 @@ PBMC_SOURCE = (
 
 
 def make_pbmc(path: Path) -> None:
-    """Recover the counts of scanpy's small PBMC set and write them, with nothing that was computed from them."""
+    """Recover the counts of scanpy's small PBMC set and write them, without results computed from them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the age of the file inside scanpy
         adata = sc.datasets.pbmc68k_reduced()

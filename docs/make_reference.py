@@ -1,8 +1,8 @@
-"""Make docs/reference.md and scvae_cli/__init__.pyi of the options that every verb declares.
+"""Make docs/reference.md and scvae_cli/__init__.pyi from the options that every verb declares.
 
     python docs/make_reference.py
 
-A test fails when either is out of date.
+A test fails if one of the two files is out of date.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scvae_cli.verbs import VERBS
 ROOT = Path(__file__).parents[1]
 REFERENCE, STUB = ROOT / "docs" / "reference.md", ROOT / "scvae_cli" / "__init__.pyi"
 
-_STUB_HEAD = '''"""The Python API; made by docs/make_reference.py of the options that every verb declares."""
+_STUB_HEAD = '''"""The Python API; made by docs/make_reference.py from the options that every verb declares."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -41,16 +41,20 @@ __version__: str
 
 
 def reference() -> str:
-    """Every command and function, with all options."""
+    """Make the reference page: every command and function, with all options."""
     lines = [
         "# Reference",
         "",
-        "Every verb is a command, `scvae VERB`, and all but `info` and `simulate` are a function, `scvae_cli.VERB(data, model)`,",
-        "with the same options. Commands find the model with `-m/--model` (default: DATA.scvae). Functions write into the data,",
-        "or return the result with `inplace=False`. Options may also",
-        "stand in a TOML file (`--config FILE`, `config=`): those of a training under `[data]`, `[model]`, `[train]` and",
-        "`[compute]`, those of any other verb under its name, spelled as in Python. What is given directly wins over the",
-        "file. The command line also has `--json` (print the result as one JSON object) and `--quiet`.",
+        "Every verb is a command, `scvae VERB`. All verbs except `info` and `simulate` are also functions with the same",
+        "options, `scvae_cli.VERB(data, model)`. A command finds the model with `-m/--model` (default: DATA.scvae). A function",
+        "writes into the data, or returns the result with `inplace=False`.",
+        "",
+        "Options can also be read from a TOML file (`--config FILE`, `config=`). The options of a training are in the sections",
+        "`[data]`, `[model]`, `[train]` and `[compute]`. The options of any other verb are in a section with the name of the",
+        "verb. They have the same names as in Python. An option that is given directly overrides the same option in the file.",
+        "",
+        "Every command also has `--json` (print the result as one JSON object) and `--quiet` (print only the result, warnings",
+        "and errors).",
         "",
         "This page is made by `python docs/make_reference.py`.",
     ]
@@ -90,7 +94,7 @@ def _row(declared: Declared, *, python: bool) -> str:
 
 
 def stub() -> str:
-    """The functions as type checkers and editors see them."""
+    """Make the type stub: the functions as type checkers and editors see them."""
     functions = []
     for verb in VERBS:
         if not verb.in_python:

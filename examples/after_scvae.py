@@ -1,4 +1,4 @@
-"""From scvae's results on with scanpy: clusters, a UMAP and a dot plot of denoised expression.
+"""Continue with scvae's results in scanpy: clusters, a UMAP and a dot plot of denoised expression.
 
 python after_scvae.py DATA.h5ad
 """
@@ -16,11 +16,11 @@ ax = sc.pl.umap(adata, color=["bulk_labels", "leiden"], wspace=0.7, show=False)
 ax[0].figure.savefig("umap.png", dpi=150, bbox_inches="tight")
 
 modelled = adata[:, adata.var["scvae_modelled"]].copy()
-if "scvae_denoised" in modelled.obsm:  # where the model contains only some of the genes
+if "scvae_denoised" in modelled.obsm:  # the model contains only some of the genes
     modelled.layers["scvae_denoised"] = modelled.obsm["scvae_denoised"]
 markers = ["CD3D", "CD8A", "GNLY", "CD79A", "LYZ", "CST3", "FCER1A", "PRSS57"]
 markers = [gene for gene in markers if gene in modelled.var_names]
-# Expected counts are never exactly zero: a dot counts the cells that expect at least half a molecule.
+# Expected counts are never exactly zero. A cell counts as expressing if its expected count is at least 0.5.
 plot = sc.pl.dotplot(
     modelled,
     markers,

@@ -1,12 +1,12 @@
-"""A polymer in the plane: what a latent space of two dimensions knows of its shapes, and a shape more compact than any.
+"""Shapes of a polymer in the plane: a model with two latent dimensions, and a shape more compact than any observed one.
 
 python polymer.py [OUT.png]
 
-Twelve beads, bonds of length 1. Every bend is normal with a standard deviation of 0.4 radians (a worm-like chain), and
-shapes in which two beads overlap are thrown away (excluded volume). A shape is centred and turned until its principal
-axis, along which it is longest, lies along x; of the two ways to do that, half a turn apart, the one is taken in which
-the last bead lies to the right of the first. What is left are 24 numbers. Shapes curled up so far that they are as wide
-as long, or end where they began, sit on the seam of that choice: near neighbours of theirs are turned the other way.
+The polymer has twelve beads and bonds of length 1. The angle of every bend is normal with a standard deviation of 0.4
+radians (a worm-like chain), and shapes in which two beads overlap are discarded (excluded volume). A shape is centered
+and turned so that its principal axis, along which it is longest, lies along x. Two orientations fulfill this, half a
+turn apart; the one in which the last bead lies to the right of the first is used. A shape then has 24 numbers. Some
+shapes are nearly as wide as long, or end near their start. A small change of such a shape can reverse its orientation.
 """
 
 import sys
@@ -23,7 +23,7 @@ BEADS, BEND, DIAMETER = 12, 0.4, 0.9
 
 
 def shapes(n: int, seed: int = 0) -> np.ndarray:
-    """Random shapes, turned alike, (n, 12, 2)."""
+    """Draw random shapes with the same orientation, (n, 12, 2)."""
     random = np.random.default_rng(seed)
     found: list[np.ndarray] = []
     while len(found) < n:
@@ -36,7 +36,7 @@ def shapes(n: int, seed: int = 0) -> np.ndarray:
 
 
 def turned(beads: np.ndarray) -> np.ndarray:
-    """A shape centred, its principal axis along x, its last bead to the right of its first."""
+    """Center a shape, and turn its principal axis along x, with the last bead to the right of the first."""
     beads = beads - beads.mean(0)
     axis = np.linalg.eigh(beads.T @ beads)[1][:, 1]
     if axis @ (beads[-1] - beads[0]) < 0:
@@ -45,11 +45,11 @@ def turned(beads: np.ndarray) -> np.ndarray:
 
 
 def trained(n: int, seed: int = 0) -> tuple[anndata.AnnData, scvae.Model]:
-    """Shapes, and a model of them.
+    """Draw shapes and train a model of them.
 
-    The loss of a shape is Σ(x − μ)² / (2 · 0.06) + KL, up to a constant. Of 24 numbers and two latent dimensions the
-    first part is 200 times the mean squared error, the second twice the mean KL of a dimension: with β = 1 the loss is
-    200 × (mean squared error + 0.01 × mean KL).
+    The loss of a shape is Σ(x − μ)² / (2 · 0.06) + KL, up to a constant. With 24 numbers and two latent dimensions, the
+    first part is 200 times the mean squared error, and the second part is twice the mean KL of a dimension. With β = 1,
+    the loss is therefore 200 × (mean squared error + 0.01 × mean KL).
     """
     adata = anndata.AnnData(shapes(n, seed).reshape(n, -1).astype(np.float32))
     adata.var_names = [f"{axis}{bead}" for bead in range(BEADS) for axis in "xy"]
@@ -59,29 +59,29 @@ def trained(n: int, seed: int = 0) -> tuple[anndata.AnnData, scvae.Model]:
 
 
 def size(x_ng: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Radius of gyration of shapes of 24 numbers each, (n,)."""
+    """Compute the radius of gyration of shapes of 24 numbers each, (n,)."""
     beads = torch.as_tensor(x_ng).reshape(-1, BEADS, 2)
     return (beads - beads.mean(1, keepdim=True)).square().sum(2).mean(1).sqrt()
 
 
 def bonds(x_ng: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Lengths of the bonds, (n, 11)."""
+    """Compute the lengths of the bonds, (n, 11)."""
     return torch.as_tensor(x_ng).reshape(-1, BEADS, 2).diff(dim=1).norm(dim=2)
 
 
 def compactness(x_ng: torch.Tensor) -> torch.Tensor:
-    """The score to increase: a small radius, with bonds that keep their length."""
+    """Compute the score to increase: it is high for a small radius with bonds that keep their length."""
     return -size(x_ng) - 10 * (bonds(x_ng) - 1).square().mean(1)
 
 
 def roughness(z_nk: np.ndarray, value_n: np.ndarray) -> float:
-    """Variance of a value around the mean of its fifteen nearest neighbours, as a share of its variance."""
+    """Compute the variance of a value around the mean of its fifteen nearest neighbors, as a share of its variance."""
     nearest = np.linalg.norm(z_nk[:, None] - z_nk, axis=2).argsort(1)[:, 1:16]
     return float((value_n - value_n[nearest].mean(1)).var() / value_n.var())
 
 
 def main() -> None:
-    """Train, measure, optimize, draw."""
+    """Train, measure, optimize and draw."""
     adata, model = trained(600)
     z_nk = scvae.embed(adata, model, inplace=False).mean_nk
     real = size(adata.X).numpy()
@@ -90,14 +90,14 @@ def main() -> None:
     print(
         f"mean squared error of decoded shapes {((decoded - adata.X) ** 2).mean():.3f} of {adata.X.var(0).mean():.3f}"
     )
-    print(f"radius over the latent plane: {1 - roughness(z_nk, real):.0%} of its variance is shared by neighbours")
+    print(f"radius over the latent plane: {1 - roughness(z_nk, real):.0%} of its variance is shared by neighbors")
 
     ends = [adata.obs_names[i] for i in z_nk[:, 0].argsort()[[30, -30]]]
     way = scvae.interpolate(adata, model, cells=ends, n_steps=25, inplace=False)
     tell("bonds of decoded shapes", bonds(decoded))
     tell("bonds of interpolated shapes", bonds(way.mean_tg))
 
-    with warnings.catch_warnings():  # they say what is printed and drawn here
+    with warnings.catch_warnings():  # the results are printed and drawn here
         warnings.simplefilter("ignore", scvae.ScvaeWarning)
         kept, free = (
             scvae.optimize(
@@ -118,13 +118,15 @@ def main() -> None:
 
 
 def tell(what: str, lengths: torch.Tensor) -> None:
-    """Range of some lengths, a twentieth left out on either side."""
+    """Return the range of some lengths, without a twentieth on either side."""
     low, middle, high = torch.quantile(lengths.flatten(), torch.tensor([0.05, 0.5, 0.95])).tolist()
     print(f"{what}: {low:.2f} to {high:.2f}, median {middle:.2f}")
 
 
 def draw(model, z_nk, real, kept, free) -> Figure:
-    """The latent plane by radius with both trajectories, shapes decoded over it, and the steps of the free one."""
+    """Draw the latent plane by radius with both trajectories, shapes decoded on it, and the steps of the unconstrained
+    one.
+    """
     figure = Figure((11, 6.6), layout="constrained")
     plane, grid, steps = figure.subplot_mosaic("AB;CC", height_ratios=(3, 1)).values()
     dots = plane.scatter(*z_nk.T, c=real, s=10, cmap="viridis")

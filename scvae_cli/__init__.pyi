@@ -1,4 +1,4 @@
-"""The Python API; made by docs/make_reference.py of the options that every verb declares."""
+"""The Python API; made by docs/make_reference.py from the options that every verb declares."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

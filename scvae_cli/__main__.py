@@ -1,4 +1,4 @@
-"""Runs the command line with `python -m scvae_cli`."""
+"""Run the command line as `python -m scvae_cli`."""
 
 from scvae_cli.cli.start import main
 

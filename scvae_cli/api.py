@@ -27,7 +27,7 @@ from scvae_cli.verbs import VERBS
 class PythonShell:
     """The `Shell` of the Python API: it shows no progress bar, and it issues warnings as Python warnings.
 
-    The warnings name the arguments of the function of `verb` instead of flags.
+    Warnings name the Python arguments of `verb` instead of command-line flags.
     """
 
     def __init__(self, verb: Verb) -> None:
@@ -44,7 +44,7 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Yield a function that always returns False: in Python, Ctrl-C raises a KeyboardInterrupt at once."""
+        """Yield a function that always returns False. In Python, Ctrl-C raises a KeyboardInterrupt at once."""
         yield lambda: False
 
 

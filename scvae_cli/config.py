@@ -20,7 +20,7 @@ Likelihood = Literal["zinb", "nb", "poisson", "normal"]
 DecoderKind = Literal["mlp", "linear"]
 Precision = Literal["auto", "fp32", "tf32", "bf16"]
 
-# The density of the cells has a matrix of this size, squared, for each of its components.
+# Largest number of latent dimensions. Each component of the density of the cells has a matrix of n_latent × n_latent.
 MAX_LATENT = 1000
 LIKELIHOODS: tuple[str, ...] = get_args(Likelihood)
 # The matrix that is modeled by default.
@@ -46,7 +46,7 @@ class DataConfig(Options):
     n_top_genes: int | None = option(
         None,
         help="Number of highly variable genes to model. Genes are ranked by scanpy's flavor seurat_v3. With a normal "
-        "likelihood, they are ranked by variance.",
+        "likelihood, genes are ranked by variance.",
         panel=INPUT,
         least=2,
         shown_default="all expressed genes if there are at most 5,000 of them, otherwise 4,000",
@@ -61,7 +61,7 @@ class DataConfig(Options):
         None, help="Column of var with the gene names used in --genes @FILE.", panel=INPUT, shown_default="var_names"
     )
     drop_empty: bool = option(
-        False, help="Leave out cells without any counts. By default, data with such cells are refused.", panel=INPUT
+        False, help="Leave out cells without any counts. By default, such data are refused.", panel=INPUT
     )
 
     def check(self) -> None:
@@ -83,7 +83,7 @@ class ModelConfig(Options):
     """
 
     likelihood: Likelihood = option(
-        "zinb", help="Likelihood of the data. For counts: zinb, nb or poisson. For real numbers: normal.", panel=MODEL
+        "zinb", help="Likelihood of the data: zinb, nb or poisson for counts, normal for real numbers.", panel=MODEL
     )
     variance: float | None = option(
         None,
@@ -194,14 +194,14 @@ class TrainConfig(Options):
     )
     learning_rate: float | None = option(
         None,
-        help="Highest learning rate of the optimizer AdamW. It is reached after 100 training steps.",
+        help="Highest learning rate of the optimizer AdamW. This rate is reached after 100 training steps.",
         panel=FITTING,
         above=0,
         shown_default="depends on the batch size",
     )
     weight_decay: float | None = option(
         None,
-        help="Weight decay of the optimizer AdamW. It applies to the weight matrices, but not to biases.",
+        help="Weight decay of the optimizer AdamW. Weight decay applies to the weight matrices, but not to biases.",
         least=0,
         on_command_line=False,
         shown_default="depends on the numbers of cells and genes",
@@ -228,7 +228,7 @@ class TrainConfig(Options):
     )
     patience: int | None = option(
         None,
-        help="Number of epochs without a noticeable decrease of the held-out loss after which training stops.",
+        help="Number of epochs without a noticeable decrease of the held-out loss before training stops.",
         panel=FITTING,
         least=1,
         most=10**6,
@@ -256,7 +256,8 @@ class ComputeConfig(Options):
     )
     deterministic: bool = option(
         False,
-        help="On a GPU, use only algorithms that give identical results in every run. A CPU always does.",
+        help="On a GPU, use only algorithms that give identical results in every run. On a CPU, results are always "
+        "identical.",
         panel=COMPUTE,
     )
     threads: int | None = option(
@@ -280,7 +281,7 @@ class RunConfig(Options):
     compute: ComputeConfig = section(ComputeConfig)
 
     def check(self) -> None:
-        """Raise a ConfigError if batches are to be mixed and none are named, or if real numbers are to be rounded."""
+        """Raise a ConfigError for --mix-batches without --batch-key, or for --round with a normal likelihood."""
         if self.train.mix_batches and self.data.batch_key is None:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
         if self.data.round is not None and not self.model.of_counts:

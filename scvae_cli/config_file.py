@@ -45,7 +45,7 @@ def _stated(verb: Verb, file: Path) -> dict[str, Any]:
     for one in VERBS:
         for declared in declarations(one.options):
             if "Callable" in declared.annotation and not declared.on_command_line:
-                continue  # no file holds a function
+                continue  # a TOML file cannot contain a function
             sections.setdefault(_section_of(one, declared), set()).add(declared.name)
     mine = {(_section_of(verb, d), d.name): d for d in declarations(verb.options, hidden=True)}
     stated: dict[str, Any] = {}
@@ -81,9 +81,9 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _belongs(key: str, sections: dict[str, set[str]], known: set[str]) -> str:
-    """Return the hint for a key that stands at the wrong place; `known` are the keys of this place."""
+    """Return a hint for an unknown key: its section, or a similar key. `known` are the allowed keys of this section."""
     places = [f"[{section}]" for section, keys in sections.items() if key in keys]
-    return f"it belongs under {' or '.join(places)}" if places else _closest(key, known)
+    return f"this key belongs under {' or '.join(places)}" if places else _closest(key, known)
 
 
 def _closest(word: str, known: set[str]) -> str:

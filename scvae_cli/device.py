@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DeviceError
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def choose_compute(config: ComputeConfig) -> Compute:
         if not torch.cuda.is_available():
             raise DeviceError(f"{name} was requested, but torch sees no CUDA device", "use --device cpu or auto")
         if device.index is not None and device.index >= torch.cuda.device_count():
-            message = f"{name} is not available: torch sees {torch.cuda.device_count()} device(s)"
+            message = f"{name} is not available: torch sees {amount(torch.cuda.device_count(), 'device')}"
             raise DeviceError(message, "run nvidia-smi to list the GPUs")
     elif device.type == "mps":
         raise DeviceError("mps has no float64, which the likelihood needs", "use --device cpu or auto")
@@ -160,7 +161,7 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
         raise DeviceError(f"--compile needs {tool}, which is not installed", "install it, or train without --compile")
     if config.compile is None:
         compiles = on_gpu and available and n_cells >= CELLS_WORTH_COMPILING
-        why = f"{n_cells:,} cells" if available else f"without {tool}"
+        why = f"{amount(n_cells, 'cell')}" if available else f"without {tool}"
     else:
         compiles, why = config.compile, "as requested"
     if not (compiles or on_gpu):
@@ -185,8 +186,8 @@ def bound_spinning() -> None:
     """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
 
     By default, idle threads spin forever, and a training that takes 10 s by itself takes minutes beside another
-    training. On an idle machine, a limit that is longer than the gaps between two pieces of work costs no time. If
-    other processes are running, a shorter limit is faster and is therefore set.
+    training. On an idle machine, a limit costs no time if it is longer than the pauses between the computations of a
+    training. While other processes are running, training is faster with a shorter limit, so a shorter limit is set.
     """
     loadavg = Path("/proc/loadavg")
     others = int(loadavg.read_text().split()[3].split("/")[0]) - 1 if loadavg.exists() else 0

@@ -20,7 +20,7 @@ def importing() -> Iterator[None]:
         yield
     finally:
         if gc.get_freeze_count() == 0:
-            # This moves all new objects to the oldest generation, which the next collection does not examine.
+            # These two calls move all new objects to the oldest generation, which the next collection does not examine.
             gc.freeze()
             gc.unfreeze()
         if was_enabled:

@@ -1,8 +1,9 @@
-"""Signals that end a command: they wait while files are written, and the message says what was written.
+"""Handling of signals that end a command: they are delayed while files are written, and a message says what was
+written.
 
-Python raises KeyboardInterrupt wherever it happens to be, also inside callbacks of HDF5, which swallows the exception
-and leaves a wrong file. While files are written, signals are therefore only noted. They take effect at the next safe
-point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
+Python raises KeyboardInterrupt at any point of the program. If this point is a callback of HDF5, HDF5 swallows the
+exception and leaves a wrong file. While files are written, signals are therefore only noted. The signals take effect at
+the next safe point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
 """
 
 from __future__ import annotations
@@ -17,29 +18,29 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-# Ctrl-C, the request of a system or scheduler to end, and the end of a terminal.
+# The signals of Ctrl-C, of a request by the system or a scheduler to end, and of a terminal that was closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # The signals that arrived during the current write, the handlers that they will be passed to, and the files written.
 _waiting: list[int] | None = None
 _handlers: dict[int, object] = {}
 _written: list[str] = []
-# The process that ends with a message; its children do not speak.
+# The process that prints a message when a signal ends it. Its child processes print nothing.
 _process = 0
 # The signal that asked a training to stop.
 _asked = signal.SIGINT
 
 
 class Interruption(KeyboardInterrupt):
-    """A write was given up at a safe point, because a signal had arrived."""
+    """Raised when a write is abandoned at a safe point, because a signal has arrived."""
 
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """Context manager in whose block SIGINT, SIGTERM and SIGHUP are noted; after the block, their handlers are called.
+    """Context manager that delays SIGINT, SIGTERM and SIGHUP: their handlers are called after the block.
 
-    Blocks may be nested; the outermost one passes the signals on. Signals that the process ignores remain ignored. In
-    other threads than the main one, nothing is deferred, because Python runs no handlers there.
+    Blocks may be nested; signals are handled after the outermost block. Signals that the process ignores remain
+    ignored. Outside the main thread, no signal is delayed, because Python runs signal handlers only in the main thread.
     """
     global _waiting
     if _waiting is not None or threading.current_thread() is not threading.main_thread():
@@ -54,13 +55,13 @@ def deferred() -> Iterator[None]:
     try:
         for number in SIGNALS:
             handler = signal.getsignal(number)
-            if handler not in (signal.SIG_IGN, None):  # None: a handler that is not Python's, and cannot be put back
+            if handler not in (signal.SIG_IGN, None):  # None: the handler was not set by Python and cannot be restored
                 _handlers[number] = handler
                 signal.signal(number, note)
         yield
     finally:
         _waiting = None
-        # SIGINT last: from then on, an exception may be raised anywhere.
+        # SIGINT is restored last, because from then on a KeyboardInterrupt can be raised at any point.
         for number in reversed(SIGNALS):
             if number in _handlers:
                 signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # what `getsignal` returned
@@ -69,9 +70,9 @@ def deferred() -> Iterator[None]:
 
 
 def stop_if_asked() -> None:
-    """Raise an `Interruption` if a signal has arrived during this write that ends the process or raises an exception.
+    """Raise an `Interruption` if a signal has arrived during this write, and the signal would end the process.
 
-    Call this where an unfinished write can be given up, and never inside a callback of HDF5.
+    Call this function where an unfinished write can be abandoned, and never inside a callback of HDF5.
     """
     if _waiting and threading.current_thread() is threading.main_thread():
         handler = _handlers[_waiting[0]]
@@ -98,19 +99,19 @@ def begin() -> None:
 
 
 def exit_code() -> int:
-    """Return the exit code of an interrupted command: 128 and the number of the signal."""
+    """Return the exit code of an interrupted command: 128 plus the number of the signal."""
     return 128 + int(_asked)
 
 
 def message() -> str:
-    """Return what an interrupted command says."""
+    """Return the message of an interrupted command."""
     if not _written:
         return "interrupted; the data was not changed"
     return f"interrupted; the results were written to {', '.join(dict.fromkeys(_written))}"
 
 
 def end_on_signals() -> None:
-    """From now on, end this process at a signal, with a message. Signals that the process ignores remain ignored."""
+    """From now on, let a signal end this process with a message. Signals that the process ignores remain ignored."""
     global _process
     _process = os.getpid()
     for number in SIGNALS:
@@ -121,13 +122,13 @@ def end_on_signals() -> None:
 def end(number: int, _frame: FrameType | None = None) -> NoReturn:
     """End this process with a message and the exit code 128 + `number`.
 
-    No exception is raised, because any code in between could swallow it. Nothing has to be tidied up: temporary files
-    exist only while signals are deferred.
+    No exception is raised, because other code could catch it. No clean-up is needed, because temporary files exist only
+    while signals are delayed.
     """
-    if os.getpid() != _process:  # a child process; only the command itself speaks
+    if os.getpid() != _process:  # a child process; only the command itself prints a message
         os._exit(128 + number)
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        # A progress bar has hidden the cursor, and its line is not complete.
+        # A progress bar may have hidden the cursor and left an incomplete line.
         terminal = b"\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else b""
         os.write(2, terminal + os.fsencode(f"{message()}\n"))
     os._exit(128 + number)

@@ -25,14 +25,14 @@ def as_label(value: Any) -> str | None:
     ['1', '1', '1', 'False', 'B']
     """
     if isinstance(value, str):
-        # For a member of a string enumeration, this gives the plain string.
+        # For a member of a string enumeration, this expression is the plain string.
         return str.__str__(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")
     if _is_missing(value):
         return None
     plain = value
-    # A numpy scalar. It is recognized by its attributes, so that numpy need not be imported.
+    # A numpy scalar is recognized by its attributes, so that numpy need not be imported.
     if getattr(value, "shape", None) == () and hasattr(value, "dtype"):
         plain = (value.astype("datetime64[us]") if value.dtype.kind == "M" else value).item()
     if isinstance(plain, float) and plain.is_integer():
@@ -40,7 +40,8 @@ def as_label(value: Any) -> str | None:
     if isinstance(plain, datetime.datetime) and plain.time() == datetime.time() and plain.tzinfo is None:
         return plain.date().isoformat()
     if isinstance(plain, float):
-        # The original value, because a float32 of 0.1 gives 0.1, but converted to a Python float 0.10000000149.
+        # The text of the original value is used: float32(0.1) is shown as 0.1, but float(float32(0.1)) as
+        # 0.10000000149.
         return str(value)
     return as_label(plain) if isinstance(plain, str | bytes) else str(plain)
 
@@ -50,7 +51,7 @@ def _is_missing(value: Any) -> bool:
         return True
     try:
         return bool(value != value)
-    except TypeError:  # pandas' NA answers neither yes nor no
+    except TypeError:  # pandas' NA cannot be converted to a boolean
         return True
-    except ValueError:  # an array of several values
+    except ValueError:  # the comparison of an array of several values is ambiguous
         return False

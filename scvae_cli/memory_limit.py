@@ -1,7 +1,8 @@
-"""How much memory this process may still take, and one-line errors where a computation needs more.
+"""The memory that this process can still allocate, and errors for computations that need more memory.
 
-Linux grants nearly any request and ends the process later, when the memory is used. Sizes that an option decides are
-therefore compared with the free memory before a computation starts.
+Linux grants almost every request for memory, and kills the process later, when the memory is used. If an option decides
+how much memory a computation needs, this amount is therefore compared with the free memory before the computation
+starts.
 """
 
 from __future__ import annotations
@@ -13,12 +14,13 @@ from pathlib import Path
 
 from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
 
-# Where Linux says how much memory is free, and how much a container may take and has taken.
+# Files in which Linux reports the free memory, and the memory limit and the memory use of a container.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATM = Path("/proc/self/statm")
-# Address space that torch, numba and their threads take. With less, C++ code ends the process without a message.
+# Address space that torch, numba and their threads need. If less is free, C++ code ends the process without a message.
 _LIBRARIES = 2**30
-# What systems and libraries say if they get no memory. (ENOMEM has the same text in every C library of Linux.)
+# Messages of systems and libraries if they cannot allocate memory. (ENOMEM has the same text in every C library of
+# Linux.)
 _REFUSALS = re.compile(
     r"can(no|')t allocate memory|unable to allocate|out of memory|failed to map segment|std::bad_alloc|"
     r"can't start new thread|resource temporarily unavailable",
@@ -28,13 +30,13 @@ _ASKED = re.compile(r"tried to allocate (?P<bytes>\d+) bytes|allocate (?P<size>[
 
 
 def free_bytes() -> int | None:
-    """Return how many bytes this process may still take; None where the system does not say."""
+    """Return the number of bytes that this process can still allocate; None if the system does not report it."""
     limits = [_of_machine(), _of_container(), _of_process()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def refuse_small_limit() -> None:
-    """Raise a DeviceError if `ulimit -v` leaves less than loading the libraries takes: some would end the process."""
+    """Raise a DeviceError if `ulimit -v` leaves too little memory to load the libraries; some would end the process."""
     free = _of_process()
     if free is not None and free < _LIBRARIES:
         raise DeviceError(
@@ -44,32 +46,35 @@ def refuse_small_limit() -> None:
 
 
 def refuse_too_large(n_bytes: float, what: str, hint: str | Callable[[int], str]) -> None:
-    """Raise a ConfigError if a computation needs more memory than there is.
+    """Raise a ConfigError if a computation needs more memory than is free.
 
     Parameters
     ----------
     n_bytes
-        What the computation needs.
+        Number of bytes that the computation needs.
     what
         The computation and its size, as the subject of a sentence: "--steps 1000000".
     hint
-        What would fit, or a function of the number of free bytes that says it.
+        Hint that says what would fit, or a function that makes this hint from the number of free bytes.
     """
     free = free_bytes()
     if free is None or n_bytes <= free:
         return
     raise ConfigError(
-        f"{what} needs {shown_bytes(n_bytes)} of memory, and {shown_bytes(free)} are free",
+        f"{what} needs {shown_bytes(n_bytes)} of memory, but only {shown_bytes(free)} are free",
         hint if isinstance(hint, str) else hint(free),
     )
 
 
 def out_of_memory(error: BaseException) -> ScvaeError | None:
-    """Return the error to show for an exception that says that there is no memory; None for another exception."""
+    """Convert an exception about missing memory to the error that the user sees.
+
+    Return None for any other exception.
+    """
     kinds = (MemoryError, RuntimeError, OSError, ImportError, SystemError)
     if not isinstance(error, kinds):
         return None
-    # Some libraries replace the error of the system by one of their own, which says less.
+    # Some libraries raise their own exception instead of that of the system, and their message is less specific.
     chain: list[BaseException] = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
         chain.append(earlier)
@@ -77,7 +82,7 @@ def out_of_memory(error: BaseException) -> ScvaeError | None:
     if not (isinstance(error, MemoryError) or _REFUSALS.search(text)):
         return None
     found = _ASKED.search(text)
-    asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were asked for"
+    asked = "" if found is None else f": {found['size'] or shown_bytes(int(found['bytes']))} were requested"
     free = free_bytes()
     rest = "" if free is None else f"{',' if asked else ':'} {shown_bytes(free)} are free"
     return DeviceError(
@@ -122,7 +127,7 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """Return what `ulimit -v` leaves."""
+    """Return the number of bytes that `ulimit -v` leaves."""
     import resource
 
     most, _ = resource.getrlimit(resource.RLIMIT_AS)

@@ -26,7 +26,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     `needs_file` is True, and only prints a report if `needs_file` is False.
     """
 
-    # Whether a command line must name a file.
+    # Whether the command requires an output file.
     needs_file: ClassVar[bool] = True
     # Title of the progress bar while the cells are computed.
     doing: ClassVar[str] = "Sampling"
@@ -34,7 +34,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """Return the new cells, with all slots except the provenance. Their counts can be read only once."""
+        """Return the new cells, with all slots except the provenance. The counts of the cells can be read only once."""
         raise NotImplementedError
 
     @classmethod
@@ -68,7 +68,7 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
             cells.slots, names=self.names, run=self.run, options=self.record(result), new_file=True
         )
         with self.shell.progress(self.doing, len(cells.cell_names)) as advance:
-            blocks: Any = counted(cells.blocks, advance)  # of either type
+            blocks: Any = counted(cells.blocks, advance)  # the blocks are sparse or dense matrices
             cells = replace(cells, blocks=blocks, slots=[*cells.slots, record])
             if output is None:
                 self._in_memory = cells.in_memory()

@@ -49,7 +49,7 @@ class Flag:
 
 @dataclass(frozen=True, kw_only=True)
 class Declared:
-    """The declaration of one option. `option` creates it, and `declarations` adds the name, type and default.
+    """The declaration of one option, which `option` creates; `declarations` adds the name, type and default.
 
     Parameters
     ----------
@@ -71,8 +71,9 @@ class Declared:
     metavar, shown_default
         Placeholder for the value, and text for the default, in `--help`.
     parse
-        Function that converts the text on the command line to a value. Its arguments are the flag, which error messages
-        name, and the text. If `repeated` is True, the second argument contains the texts of all uses of the flag.
+        Function that converts the text on the command line to a value. The arguments of the function are the flag,
+        which error messages name, and the text. If `repeated` is True, the second argument contains the texts of all
+        uses of the flag.
     repeated
         Whether the flag may be given several times.
     label

@@ -1,8 +1,8 @@
 """Compiled functions that run on several threads.
 
 When numba compiles a function, it also compiles a copy of every function that is called in it. Numba compiles a
-function with a parallel loop four times. A function that is called in such a loop would therefore be compiled four
-times in addition to its own compilation. A function that is called by its address is compiled only once.
+function with a parallel loop four times. A function called in such a loop would therefore be compiled four times in
+addition to its own compilation. A function that is called by its address is compiled only once.
 """
 
 from __future__ import annotations

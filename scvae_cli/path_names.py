@@ -11,7 +11,7 @@ from pathlib import Path
 
 from scvae_cli.errors import ConfigError
 
-# Room for what is added to the name of a model folder while it is trained and written, such as ".partial".
+# Number of bytes that are reserved for suffixes such as ".partial", which a model folder has while it is written.
 FOR_A_MODEL = 40
 
 
@@ -28,17 +28,18 @@ def refuse_long_name(path: Path, *, reserve: int = 0) -> None:
     folder = path.absolute().parent
     try:
         most = os.pathconf(folder, "PC_NAME_MAX") - reserve
-    except (OSError, ValueError):  # the folder does not exist, which other checks say
+    except (OSError, ValueError):  # the folder does not exist; other checks report this
         return
     length = len(os.fsencode(path.name))
     if length > most:
         raise ConfigError(
-            f"the name {path.name[:20]}... has {length} bytes, and {most} are allowed here", "choose a shorter name"
+            f"the name {path.name[:20]}... has {length} bytes, but at most {most} are allowed here",
+            "choose a shorter name",
         )
 
 
 def name_too_long(error: BaseException) -> ConfigError | None:
-    """Return the error to show for an exception that says that a name is too long; None for another exception."""
+    """Convert an exception about a long name to the error that the user sees. Return None for any other exception."""
     if not isinstance(error, OSError) or error.errno != errno.ENAMETOOLONG:
         return None
     name = Path(os.fsdecode(error.filename)).name if isinstance(error.filename, str | bytes) else ""

@@ -68,7 +68,7 @@ class Report:
     notes
         Remarks shown after the text.
     exit_code
-        Exit code of the command. It is not 0 if the answer says that the data cannot be used.
+        Exit code of the command. The exit code is not 0 if the answer says that the data cannot be used.
     """
 
     facts: dict[str, Any]
@@ -193,7 +193,7 @@ class Question(Generic[AnyOptions, Result]):
         return None
 
     def on_umap(self, column: str) -> str:
-        """Return the scanpy call that draws a column of obs on the UMAP of `embed --umap`, or on that of scanpy.
+        """Return the scanpy call that draws a column of obs on the UMAP of `scvae embed --umap`, or on scanpy's UMAP.
 
         If the data have no UMAP, return the command that computes it.
         """
@@ -203,9 +203,9 @@ class Question(Generic[AnyOptions, Result]):
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
 
     def _embed_umap(self) -> str:
-        """Return the command that adds the UMAP to the file with the results, from the same cells."""
+        """Return the command that adds a UMAP of the same cells to the file with the results."""
         options, output = self.request.options, self.destination()
-        # The output holds only the part that was read, and the model need not lie beside it.
+        # The output contains only the genome or modality that was read, and the model may lie in another folder.
         parts = {} if output else {"genome": options.genome, "modality": options.modality}
         return shell_line(
             "embed",
@@ -241,7 +241,9 @@ class Question(Generic[AnyOptions, Result]):
         """Write the result to the output or into the data, and return the paths of its slots."""
         with self.files(result):
             slots = self.slots(result)
-            assert {slot.path for slot in slots} <= set(self.planned()), "what is written was checked before"
+            assert {slot.path for slot in slots} <= set(self.planned()), (
+                "only slots whose destination was checked are written"
+            )
             return self.session.write(
                 slots,
                 names=self.names,
@@ -253,7 +255,7 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Whether the result is written. If not, it is returned to the Python caller instead."""
+        """Whether the result is written. Otherwise, the result is returned to the Python caller."""
         return self.request.inplace
 
     def value(self, result: Result) -> Any:
@@ -328,9 +330,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         result = question.answer()
     except (ScvaeError, MemoryError):
         raise
-    except Exception as error:  # absurd weights or counts, or a bug, which keeps its traceback
+    except Exception as error:  # the cause is extreme weights or counts, or a bug, which keeps its traceback
         session.refuse_far_cells()
-        if "non-finite" in str(error):  # linear algebra says so
+        if "non-finite" in str(error):  # errors of linear algebra on such numbers
             raise ModelError(
                 "the model gives numbers that are not finite, so nothing was written", "train the model again"
             ) from error
@@ -366,7 +368,7 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
         if file is None:
             continue
         place = resolved(file)
-        # Two names of one file, by a hard link, are also one place.
+        # Two names can belong to the same file, because of a hard link.
         if place in taken or (place.exists() and any(one.exists() and place.samefile(one) for one in taken)):
             message = f"{spelled[name]} is {file}, which contains the cells or another result"
             raise ConfigError(message, "name another file")

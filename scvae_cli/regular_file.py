@@ -1,6 +1,6 @@
-"""Files that may come from strangers: only regular files, and small ones only up to a size.
+"""Safe reading of files that may come from strangers: only regular files are read, and only up to a maximum size.
 
-A named pipe would wait forever, and a device may have no end.
+Without these checks, a named pipe could block forever, and a device could supply data without end.
 """
 
 from __future__ import annotations
@@ -32,17 +32,18 @@ def read_regular(path: Path, *, most: int) -> bytes:
     Raises
     ------
     OSError
-        If the file cannot be opened, is not a regular file, or is larger. `strerror` says why.
+        If the file cannot be opened, is not a regular file, or is larger than `most`. The attribute `strerror` says
+        why.
     """
     refuse_irregular(path)
-    # The kind is asked again of the open file, since the file may be replaced in between.
+    # The kind of the file is checked again after opening, because the file may have been replaced in between.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _unusable(path, what_it_is(status.st_mode))
         if status.st_size > most:
-            raise _unusable(path, f"it has {status.st_size:,} bytes, more than {most:,}")
-        # A file below /proc says that it is empty, and may be endless.
+            raise _unusable(path, f"it has {status.st_size:,} bytes, but at most {most:,} are allowed")
+        # Files below /proc report a size of 0 bytes, but can be endless.
         content = file.read(most + 1)
     if len(content) > most:
         raise _unusable(path, f"it has more than {most:,} bytes")
@@ -57,9 +58,9 @@ def refuse_irregular(path: Path) -> None:
 
 
 def refuse_irregular_within(folder: Path) -> None:
-    """Raise an OSError if a folder, at any depth, has a file or link that is neither a regular file nor a folder.
+    """Raise an OSError if a folder contains, at any depth, an entry that is neither a regular file nor a folder.
 
-    Links are followed. A folder that is reached twice, as through a link to a folder above it, is refused as well.
+    Links are followed. A folder that is reached twice is refused as well, for example by a link to a folder above it.
     """
     seen = {_identity(folder.stat())}
     waiting = [folder]

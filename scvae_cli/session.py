@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from scvae_cli._version import __version__
+from scvae_cli.amounts import amount
 from scvae_cli.config import ComputeConfig
 from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
 from scvae_cli.data.finite import finite_slots
@@ -235,16 +236,17 @@ class Session:
         return embedding[:, : len(space.component_jg)]
 
     def refuse_far_cells(self) -> None:
-        """Raise a ModelError if cells have no position, or one that no training gives.
+        """Raise a ModelError if the latent position of a cell is not finite, or far beyond the range of any training.
 
-        Any computation may fail with such positions; this function says why it did.
+        With such positions, any computation may fail. This error names the cause of the failure.
         """
         mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
         usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)
         if not usable_n.all():
             first = self.counts.cell_names[int(torch.nonzero(~usable_n)[0])]
             raise ModelError(
-                f"the model has no usable position for {int((~usable_n).sum())} cell(s); the first is {first!r}",
+                f"the model has no usable position for {amount(int((~usable_n).sum()), 'cell')}; the first is "
+                f"{first!r}",
                 "look for extreme counts with scvae check, or train the model again",
             )
 
@@ -298,8 +300,8 @@ class Session:
     def time_points(self, key: str) -> list[str]:
         """Return the time points in a column of obs, in their order.
 
-        Numbers are ordered by value, and labels that differ only in their numbers by these ("E7.5", "day3",
-        "100-130"). For an ordered categorical, the order is that of its categories.
+        Numbers are ordered by value. Labels that differ only in their numbers ("E7.5", "day3", "100-130") are ordered
+        by these numbers. For an ordered categorical, the order is that of its categories.
 
         Raises
         ------
@@ -309,7 +311,8 @@ class Session:
         present = {label for label in self.labels(key, of_times=True) if label is not None}
         if len(present) < 2:
             raise DataError(
-                f"{self.store.title}: obs[{key!r}] has {len(present)} time point(s)", "a trajectory needs two or more"
+                f"{self.store.title}: obs[{key!r}] has {amount(len(present), 'time point')}",
+                "a trajectory needs two or more",
             )
         order = self.store.obs_order(key)
         if order is not None:
@@ -404,7 +407,7 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results. `new_file` says that they are written to a new file."""
+        """Return the slot with the provenance of results; `new_file` says whether these are written to a new file."""
         facts = {
             "command": run,
             "scvae_version": __version__,
@@ -445,7 +448,11 @@ def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndar
     missing = is_missing(batch)
     if not missing.any():
         return batch
-    lacking = f"{int(missing.sum())} cell(s) have no batch in obs[{key!r}]" if present else f"obs has no column {key!r}"
+    lacking = (
+        f"{amount(int(missing.sum()), 'cell has', 'cells have')} no batch in obs[{key!r}]"
+        if present
+        else f"obs has no column {key!r}"
+    )
     trained = model.batches[: len(model.batches) - model.vae.n_mapped]
     if len(trained) > 1:
         raise DataError(
@@ -473,10 +480,10 @@ def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
     new = list(batches[positions_in(model.batches, batches) < 0])
     if new:
         shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
-        known = f"{len(new)} batch(es) were not in the training data ({shown})"
+        known = f"{amount(len(new), 'batch was', 'batches were')} not in the training data ({shown})"
         message = (
-            f"{known}: cells of these batches can be embedded, because the encoder does not use the batch, but their "
-            "batch effect is not corrected"
+            f"{known}: cells of new batches can be embedded, because the encoder does not use the batch, but batch "
+            "effects are not corrected"
         )
         warnings.warn(ScvaeWarning(message), stacklevel=3)
 
@@ -491,6 +498,6 @@ def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:
         )
     if not drop:
         raise DataError(
-            f"{n_empty} cell(s) have no counts in the modeled genes; the first is {first!r}",
+            f"{amount(n_empty, 'cell has', 'cells have')} no counts in the modeled genes; the first is {first!r}",
             "use --drop-empty to leave these cells out; their results will be NaN",
         )

@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 from scvae_cli.options import COMPUTE, DECODING, INPUT, OUTPUT, Options, option
 
-# How fractions of counts are made whole.
+# Ways to round fractions of counts to whole numbers.
 Rounding = Literal["nearest", "stochastic"]
 
 DEVICES = "auto, cpu, cuda (the default GPU) or cuda:N (GPU number N)"
 
 
 def round_option(*, shown_default: str = "fractions are refused") -> Any:
-    """Make the option that makes fractions of counts whole."""
+    """Make the option that rounds fractions of counts."""
     return option(
         None,
         help="How to round fractions of counts (SoupX, alevin, kallisto, RSEM): to the nearest whole number, or up or "
@@ -54,8 +54,8 @@ class Reading(Options):
 
     layer: str | None = option(
         None,
-        help="Name of the AnnData layer to read. It must hold the same kind of values as the training data: counts or "
-        "real numbers.",
+        help="Name of the AnnData layer to read. The layer must hold the same kind of values as the training data: "
+        "counts or real numbers.",
         panel=INPUT,
         shown_default="chosen as in training",
         in_record=False,
@@ -85,12 +85,12 @@ class Reading(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class Subset(Options):
-    """The option that restricts a question to some of the cells."""
+    """The option that restricts a computation to some of the cells."""
 
     subset: tuple[str, ...] = option(
         (),
-        help="Use only the cells with one of these values in a column of obs. May be given several times; a cell must "
-        "fulfill all conditions. The results of the other cells are NaN.",
+        help="Use only the cells with one of these values in a column of obs. This option may be used "
+        "several times; a cell must then fulfill all conditions. The results of the other cells are NaN.",
         python_help="Use only the cells with certain values in a column of obs. Texts of the form KEY=VALUE[,VALUE…]; "
         "a cell must fulfill all conditions. The results of the other cells are NaN.",
         panel=INPUT,

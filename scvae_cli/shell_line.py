@@ -28,6 +28,6 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
             words.append(flag)
         elif not text.startswith("-"):
             words += [flag, text]
-        else:  # a short flag takes only files
+        else:  # all options with a one-letter flag are files
             words += [flag, f"./{text}"] if len(name) == 1 else [f"{flag}={text}"]
     return shlex.join(words)

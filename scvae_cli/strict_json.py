@@ -1,4 +1,4 @@
-"""Reading JSON that may come from strangers: bounded depth and bounded numbers, and one kind of error."""
+"""Safe reading of JSON that may come from strangers: depth and numbers are limited, and any fault is a ValueError."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def parse_json(content: bytes | str) -> Any:
     ------
     ValueError
         If the text is not JSON in UTF-8, is nested more than 32 levels deep, contains an integer of more than 18
-        digits, or escapes half of a character.
+        digits, or contains an unpaired surrogate.
     """
     try:
         value = json.loads(content, parse_int=_integer)
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
     level = [value]
     for _ in range(_DEPTH):
         for text in level:
@@ -30,7 +30,7 @@ def parse_json(content: bytes | str) -> Any:
         level = [inner for outer in level for inner in _within(outer)]
         if not level:
             return value
-    raise ValueError("it is nested too deep")
+    raise ValueError("it is nested too deeply")
 
 
 def _integer(digits: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from scvae_cli.amounts import amount
 from scvae_cli.question import Shell
 from scvae_cli.training.fit import FitEvent, Prepared
 from scvae_cli.training.loop import Converged, EpochReport, Rollback, StepReport
@@ -51,13 +52,13 @@ def follow(
 
 
 def _prepared_text(prepared: Prepared) -> str:
-    dropped = f", {prepared.n_dropped:,} cells without counts left out" if prepared.n_dropped else ""
-    batches = f", {len(prepared.batches)} batches" if prepared.batches else ""
+    dropped = f", {amount(prepared.n_dropped, 'cell')} without counts left out" if prepared.n_dropped else ""
+    batches = f", {amount(len(prepared.batches), 'batch')}" if prepared.batches else ""
     lines = [
         f"genes: {prepared.n_genes:,} ({prepared.genes_chosen})",
         f"cells: {prepared.n_training:,} to train on, {prepared.n_heldout:,} held out{dropped}{batches}",
         f"device: {prepared.compute}",
-        f"length: until the held-out loss stops falling, at most {prepared.max_epochs} epochs",
+        f"length: until the held-out loss stops falling, at most {amount(prepared.max_epochs, 'epoch')}",
     ]
     if prepared.resumed_epoch:
         lines.append(f"resumed after epoch {prepared.resumed_epoch}")

@@ -1,16 +1,18 @@
-"""Attack scvae with damaged files, hostile models and hostile saved states: `make attack`.
+"""Attack scvae with damaged files, hostile models and hostile saved states; called by `make attack`.
 
 Every case is one mutation (`damaged_files.py`, `hostile_models.py`) and one command, chosen by a seed. A server imports
-everything once and forks a child for each case, so that crashes, hangs and memory are seen. A child may use 5 s of
-processor time (and 30 s in all, for machines with other work) and 3 GiB of memory beyond what the imports use.
+everything once and forks a child for each case, so that crashes, hangs and memory are noticed. A child may use 5 s of
+processor time (and 30 s of wall time, for machines with other work) and 3 GiB of memory beyond that of the imports. The
+outcomes are:
 
-- **refused well**: exit code 3 for data and 4 for models, one line and a hint, no traceback, the input unchanged.
-- **accepted rightly**: exit code 0, all numbers finite, and the result is the same as from an independent reading of
-  the same file (by anndata, element by element), or from the undamaged file. Of a model whose weights were changed to
-  other finite numbers, only finite numbers are asked for.
+- **refused well**: exit code 3 for data and 4 for models, a one-line message and a hint, no traceback, the input
+  unchanged.
+- **accepted rightly**: exit code 0, all numbers finite, and the result equals that of an independent reading of the
+  same file (by anndata, element by element), or that of the undamaged file. For a model whose weights were changed to
+  other finite numbers, the result must only be finite.
 - **failed**: anything else.
 
-Cases are appended to a file of lines as they end, and cases that are there already are not tried again.
+Cases are appended to a file of lines as they end. Cases that are already in this file are not tried again.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ from typing import Any
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
-os.environ["NUMBA_THREADING_LAYER"] = "workqueue"  # the only one that survives a fork
+os.environ["NUMBA_THREADING_LAYER"] = "workqueue"  # the only method that survives a fork
 
 import anndata as ad
 import damaged_files
@@ -75,7 +77,7 @@ RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Case:
-    """What was tried, and what came of it."""
+    """A case and its outcome."""
 
     seed: int
     family: str
@@ -92,12 +94,12 @@ TABLES: dict[str, dict[str, Any]] = {
     "model": hostile_models.MODEL_KINDS,
     "saved state": hostile_models.KINDS,
 }
-# The family of ten seeds in a row.
+# Return the family of ten consecutive seeds.
 FAMILIES = [*["file"] * 6, *["model"] * 3, "saved state"]
 
 
 def family_and_kind(seed: int) -> tuple[str, str]:
-    """What is attacked in the case of a seed, and how; the kinds of a family take turns."""
+    """Return the input to attack in the case of a seed, and the kind of damage; the kinds of a family alternate."""
     family = FAMILIES[seed % 10]
     turn = seed // 10 * FAMILIES.count(family) + FAMILIES[: seed % 10].count(family)
     return family, list(TABLES[family])[turn % len(TABLES[family])]
@@ -169,7 +171,7 @@ def _index(frame: Any) -> list[str]:
 
 
 def answer(verb: str, data: Any, model: Path) -> Any:
-    """What a verb gives for data: numbers that can be compared."""
+    """Return the results of a verb for data: numbers that can be compared."""
     if verb == "embed":
         return scvae.embed(data, model, inplace=False, device="cpu").position_nj
     if verb == "denoise":
@@ -193,7 +195,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
-    """What a command wrote."""
+    """Return what a command wrote."""
     if verb == "train":
         return _flat(hostile_arrays(folder / "new.scvae" / "weights.safetensors"))
     if verb == "check":
@@ -202,11 +204,11 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
     slots = {"embed": "obsm/X_scvae", "denoise": "layers/scvae_denoised", "score": "obs/scvae_elbo"}
     with h5py.File(path) as file:
         if verb == "denoise" and slots[verb] not in file:
-            return file["obsm/scvae_denoised"][:]  # of a part of the genes
+            return file["obsm/scvae_denoised"][:]  # contains only some of the genes
         if verb == "denoise":
             return file[slots[verb]][:][:, file["var/scvae_modelled"][:]]  # NaN for the other genes
         found = file[slots.get(verb, "varm/scvae_path_batch_1_to_batch_2")][:]
-        # NaN for the genes outside the model
+        # NaN for genes outside the model
         modeled = ~np.isnan(found).all(1) if verb == "interpolate" else slice(None)
         return found[modeled] if np.any(modeled) else found
 
@@ -227,7 +229,7 @@ class Attack:
         self.folder = folder
         self.names = make_bases(folder)
         self.model = folder / "cells.scvae"
-        # Typer takes a tenth of a second to make the commands, which every child would need again.
+        # Typer takes a tenth of a second to make the commands, and every child would need this time again.
         typer.main.get_command = functools.cache(typer.main.get_command)
         self.right: dict[tuple[str, str], Any] = {}
         for name in self.names:
@@ -240,7 +242,7 @@ class Attack:
         self._warm()
 
     def _warm(self) -> None:
-        """Run every command once, so that the children need not load and compile what it uses."""
+        """Run every command once, so that the children need not load and compile the code that it uses."""
         warm = shutil.copyfile(self.folder / "CSR.h5ad", self.folder / "warm.h5ad")
         model = ["-m", self.model]
         for command in (["info", warm], ["check", warm], ["embed", warm, *model], ["denoise", warm, *model]):
@@ -249,7 +251,7 @@ class Attack:
         _run(["info", self.model, "--json"])
 
     def try_case(self, seed: int, place: Path) -> Case:
-        """Make the case of a seed in an empty folder, run its command, and judge."""
+        """Make the case of a seed in an empty folder, run its command, and judge the outcome."""
         random = np.random.default_rng(seed)
         family, kind = family_and_kind(seed)
         attack = {"file": self._file, "model": self._model, "saved state": self._state}[family]
@@ -363,7 +365,7 @@ class Attack:
         shutil.copytree(source, target)
 
     def _same_network(self, folder: Path) -> bool:
-        """Whether a model has the same weights, genes and options as the sound one."""
+        """Whether a model has the same weights, genes and options as the undamaged one."""
         names = ("weights.safetensors", "latent.safetensors", "genes.txt")
         if any((folder / name).read_bytes() != (self.model / name).read_bytes() for name in names):
             return False
@@ -376,12 +378,12 @@ def _run(arguments: list[Any]) -> tuple[int, str, str, float]:
     started = time.process_time()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
-    out.getvalue().encode(), err.getvalue().encode()  # a terminal must be able to show them
+    out.getvalue().encode(), err.getvalue().encode()  # a terminal must be able to show the characters
     return code, out.getvalue(), err.getvalue(), time.process_time() - started
 
 
 def _badly_refused(code: int, out: str, err: str, *codes: int) -> str | None:
-    """What is wrong about a refusal; None if it is as it should be."""
+    """Describe what is wrong with a refusal; None if it is correct."""
     lines = err.splitlines()
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
     if code not in codes:
@@ -442,7 +444,7 @@ def in_child(attack: Attack, seed: int) -> Case:
 
 
 def _child(attack: Attack, seed: int, place: Path, writing: int) -> None:
-    """Run one case and leave."""
+    """Run one case and exit."""
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
     resource.setrlimit(resource.RLIMIT_CPU, (2 * CPU_SECONDS, 2 * CPU_SECONDS + 1))
@@ -465,7 +467,7 @@ def serve(seeds: list[int], results: Path, minutes: float) -> None:
     """Try cases one after another, until all are tried or the time is over."""
     with tempfile.TemporaryDirectory() as folder:
         attack = Attack(Path(folder))
-        # A collection in a child would touch, and so copy, all memory of the server.
+        # A garbage collection in a child would touch, and therefore copy, all memory of the server.
         gc.freeze()
         gc.disable()
         end = time.monotonic() + 60 * minutes

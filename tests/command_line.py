@@ -21,7 +21,7 @@ TINY = (
 )
 
 
-# Ends the process, as kill -9 would, when one function is entered or left for the nth time.
+# Ends the process, as kill -9 would, when a function is entered or left for the nth time.
 _KILLED = """
 import functools, importlib, os, signal, sys
 
@@ -52,7 +52,7 @@ sys.exit(run(sys.argv[4:]))
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: exit code, stdout, stderr."""
+    """Result of a command: exit code, stdout, stderr."""
 
     code: int
     out: str
@@ -60,7 +60,7 @@ class Outcome:
 
 
 def run_cli(*arguments: object) -> Outcome:
-    """Run one command; an exception that is a bug escapes."""
+    """Run one command; an exception that is a bug is raised."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = run([str(argument) for argument in arguments])
@@ -75,7 +75,7 @@ def run_well(*arguments: object) -> Outcome:
 
 
 def run_elsewhere(script: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, where the process itself is what matters."""
+    """Run a script in a separate process."""
     command = [sys.executable, "-c", script, *map(str, arguments)]
     one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(command, capture_output=True, text=True, check=False, env=one_thread)

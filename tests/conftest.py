@@ -1,4 +1,4 @@
-"""A data set with a model trained on it, made once; tests work on copies."""
+"""A data set and a model trained on it, which are made once; tests work on copies."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from command_line import TINY, run_well
 from simulated import tree
 from workbench import Bench
 
-# What made the reference values needs other packages than the tests do.
+# The scripts that made the reference values need other packages than the tests do.
 collect_ignore_glob = ["data/*.py"]
 
 
@@ -35,7 +35,7 @@ class Trained:
 
 
 def cells(n_cells: int = 120, n_genes: int = 40) -> ad.AnnData:
-    """Few cells of a tree with two batches; every cell has counts."""
+    """A few cells of a tree with two batches; every cell has counts."""
     adata = tree(n_cells, n_genes, n_batches=2, depth=300)
     assert (np.diff(sp.csr_matrix(adata.X).indptr) > 0).all()
     return ad.AnnData(sp.csr_matrix(adata.X), obs=adata.obs[["cell_type", "batch"]], var=adata.var[[]])
@@ -56,31 +56,31 @@ def trained(tmp_path_factory) -> Trained:
 
 @pytest.fixture
 def copied(tmp_path, trained) -> Trained:
-    """Copies of the cells and of that model, to write into."""
+    """Copies of the cells and of that model, which tests may change."""
     return trained.copy_to(tmp_path)
 
 
 @pytest.fixture(scope="session")
 def trained_on_batches(tmp_path_factory) -> Trained:
-    """A model of the same cells that knows their batches."""
+    """A model of the same cells that was trained with their batches."""
     return _train(tmp_path_factory.mktemp("trained_on_batches"), "--batch-key", "batch")
 
 
 @pytest.fixture
 def bench(tmp_path, trained) -> Bench:
-    """Data and model in a folder of their own."""
+    """Data and model in a separate folder."""
     return Bench(tmp_path, trained)
 
 
 @pytest.fixture
 def bench_with_batches(tmp_path, trained_on_batches) -> Bench:
-    """The same with a model that knows batches."""
+    """The same with a model that was trained with batches."""
     return Bench(tmp_path, trained_on_batches)
 
 
 @pytest.fixture
 def handled_signals():
-    """Signals are handled as in a terminal; a test run in the background ignores some of them."""
+    """Handle signals as in a terminal; a test run in the background would ignore some of them."""
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,4 +1,4 @@
-"""Damaged .h5ad files: seeded mutations of a sound file, by kind. What reads files is attacked with these.
+"""Damaged .h5ad files: seeded mutations of an undamaged file, by kind. They test all code that reads files.
 
 Each kind is a function (path, random) that changes the file at `path` in place.
 """
@@ -37,7 +37,7 @@ def _flip_bits(content: bytearray, random: Random) -> None:
 
 
 def _flip_structure(content: bytearray, random: Random) -> None:
-    """Change bytes that HDF5 reads first: behind a signature of a header, a heap or a tree."""
+    """Change bytes that HDF5 reads first: those after a signature of a header, a heap or a tree."""
     marks = [i for mark in (b"TREE", b"HEAP", b"SNOD", b"GCOL", b"OHDR", b"\x89HDF") for i in _all(content, mark)]
     for mark in random.choice(marks, random.integers(1, 5)):
         at = min(int(mark) + int(random.integers(4, 64)), len(content) - 1)
@@ -241,7 +241,7 @@ def _shape(file: h5py.File, random: Random) -> None:
 
 
 def _kinds_of_items(file: h5py.File, random: Random) -> None:
-    """A group where a dataset is expected, and the reverse."""
+    """Put a group where a dataset is expected, or the reverse."""
     name = _any([name for name in _items(file) if name != "/"], random)
     attributes = dict(file[name].attrs) if random.random() < 0.5 else {}
     was_group = isinstance(file[name], h5py.Group)
@@ -324,7 +324,7 @@ def _names(file: h5py.File, random: Random) -> None:
         values = np.array(values, dtype=h5py.string_dtype())
     _replace(frame, key, values)
     if random.random() < 0.2:
-        # Bytes that are not UTF-8, under a type that says that they are.
+        # Write bytes that are not UTF-8, with a type that declares UTF-8.
         item, broken = frame[key], h5py.string_dtype()
         if h5py.check_string_dtype(item.dtype) is not None and item.ndim == 1 and len(item):
             _replace(frame, key, np.array([b"\xff\xfe"] * len(item), dtype=object), dtype=broken)
@@ -404,7 +404,7 @@ def _records(file: h5py.File, random: Random) -> None:
 
 
 def put_no_file(path: Path, choice: int, random: Random) -> None:
-    """Put a pipe (0), a link to a device (1) or to itself (2), or a folder (3) in the place of a file."""
+    """Put a pipe (0), a link to a device (1) or to itself (2), or a folder (3) in place of a file."""
     path.unlink()
     if choice == 0:
         os.mkfifo(path)
@@ -417,7 +417,7 @@ def put_no_file(path: Path, choice: int, random: Random) -> None:
 
 
 def _in_place(path: Path, random: Random) -> None:
-    """Something that is no file stands where the file is expected, or a file without contents."""
+    """Put something that is not a file in place of the file, or a file without contents."""
     choice = int(random.integers(0, 5))
     put_no_file(path, choice, random)
     if choice == 4:

@@ -21,22 +21,24 @@ from scvae_cli.model.vae import VAE
 
 @dataclass(frozen=True)
 class FlatGeometry:
-    """A decoder that is linear in the isometric coordinates: distances are Euclidean ones after a map."""
+    """A decoder that is linear in the isometric coordinates, so that its distances are Euclidean distances after a
+    linear map.
+    """
 
     map_gk: Tensor
 
     @property
     def vae(self) -> Any:
-        """What is asked of a network beside its coordinates."""
+        """The properties of a network that code needs in addition to its coordinates."""
         return SimpleNamespace(n_genes=len(self.map_gk), reference_library=torch.tensor(1.0))
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """y of some points."""
+        """Compute y of some points."""
         return z_nk @ self.map_gk.T.to(z_nk)
 
 
 def flat(k: int = 2, scale: float = 10.0) -> FlatGeometry:
-    """One gene a dimension; a latent unit is so many standard deviations of a count long."""
+    """One gene per dimension; one latent unit is a given number of standard deviations of a count."""
     return FlatGeometry(scale * torch.eye(k))
 
 
@@ -50,7 +52,7 @@ def wild_vae(
     seed: int = 0,
     decoder: str = "mlp",
 ) -> VAE:
-    """An untrained network in float64, in eval mode, whose dispersions and batches are of many sizes."""
+    """Make an untrained network in float64, in eval mode, whose dispersions and batches have many sizes."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = ModelConfig(
@@ -74,7 +76,7 @@ def wild_vae(
 
 
 def plain_mean(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
-    """Mean counts in the average batch by the plainest way there is, differentiable, shape (n, g)."""
+    """Compute mean counts in the average batch with plain formulas, differentiable, shape (n, g)."""
     decoder, g = vae.decoder, vae.n_genes
     layers = [(decoder.first, decoder.first_norm), *decoder.hidden.pairs()]
     total_ng: Tensor | float = 0.0
@@ -105,7 +107,7 @@ def theta_of(vae: VAE) -> Tensor | None:
 
 
 def plain_coordinates(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
-    """y as it is written: 2√θ·asinh(√(μ/θ)), or 2√μ."""
+    """Compute y by its definition: 2√θ·asinh(√(μ/θ)), or 2√μ."""
     mean_ng, theta_g = plain_mean(vae, z_nk, library), theta_of(vae)
     if theta_g is None:
         return 2 * mean_ng.sqrt()
@@ -113,19 +115,19 @@ def plain_coordinates(vae: VAE, z_nk: Tensor, library: float) -> Tensor:
 
 
 def points(array: np.ndarray) -> Tensor:
-    """A float32 tensor of some points."""
+    """Make a float32 tensor of some points."""
     return torch.as_tensor(np.asarray(array), dtype=torch.float32)
 
 
 def clusters(centres: np.ndarray, each: int, sd: float = 0.3, seed: int = 0) -> np.ndarray:
-    """Points around some centres, those of one centre after those of another."""
+    """Draw points around some centers, those of one center after those of another."""
     random = np.random.default_rng(seed)
     centres = np.asarray(centres, dtype=float)
     return np.repeat(centres, each, axis=0) + sd * random.standard_normal((each * len(centres), centres.shape[1]))
 
 
 def ring(n: int, radius: float = 2.0, sd: float = 0.15, seed: int = 0) -> np.ndarray:
-    """Points on a noisy circle, shape (n, 2), in the order of their angles from −π to π."""
+    """Draw points on a noisy circle, shape (n, 2), in the order of their angles from −π to π."""
     random = np.random.default_rng(seed)
     angle_n = np.sort(random.uniform(-np.pi, np.pi, n))
     radius_n = radius + sd * random.standard_normal(n)
@@ -133,7 +135,7 @@ def ring(n: int, radius: float = 2.0, sd: float = 0.15, seed: int = 0) -> np.nda
 
 
 def density_of(x_nk: np.ndarray, seed: int = 0) -> LatentDensity:
-    """The density of points known to 0.05, of which every fifth is held out."""
+    """Make the density of points with an uncertainty of 0.05, of which every fifth is held out."""
     x = points(x_nk)
     sure = torch.full_like(x, 0.05**2)
     out = torch.arange(len(x)) % 5 == 0
@@ -141,6 +143,6 @@ def density_of(x_nk: np.ndarray, seed: int = 0) -> LatentDensity:
 
 
 def graph_of(x_nk: np.ndarray, geometry: FlatGeometry | None = None, always: np.ndarray | None = None) -> CellGraph:
-    """The neighbours' graph of some points under a flat decoder."""
+    """Make the neighbor graph of some points under a flat decoder."""
     chosen = np.empty(0, dtype=np.int64) if always is None else always
     return cell_graph(geometry or flat(np.shape(x_nk)[1]), points(x_nk), always=chosen)

@@ -1,6 +1,6 @@
-"""Hostile model folders and partial trainings: seeded mutations of sound ones, by kind.
+"""Hostile model folders and saved trainings: seeded mutations of valid ones, by kind.
 
-Hashes are computed anew after most mutations, as whoever forges a model would do.
+Hashes are computed again after most mutations, as a person who forges a model would do.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _any(choices: Any, random: Random) -> Any:
 
 
 def sign(folder: Path) -> None:
-    """Compute the hashes of a model folder, or of the saved state of a training, anew."""
+    """Compute the hashes of a model folder, or of the saved state of a training, again."""
     if (folder / STATE[1]).exists():
         numbers = json.loads((folder / STATE[1]).read_text())
         numbers.pop("sha256", None)
@@ -118,7 +118,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], bytearray]:
-    """The header of a safetensors file, and its values."""
+    """Return the header of a safetensors file, and its values."""
     content = path.read_bytes()
     size = struct.unpack("<Q", content[:8])[0]
     return json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
@@ -165,7 +165,7 @@ def _header(folder: Path, random: Random) -> None:
 
 
 def _tensors(folder: Path, random: Random) -> None:
-    """Tensors of another type or shape in a sound file; or one is missing, or too many."""
+    """Change the type or the shape of tensors in a valid file, remove a tensor, or add one."""
     path = _tensor_file(folder, random)
     header, values = read_tensors(path)
     arrays = {n: np.frombuffer(values, "<f4")[_slice(h)].reshape(h["shape"]) for n, h in header.items()}
@@ -209,7 +209,7 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def _weights(folder: Path, random: Random) -> None:
-    """Values that are not finite, or absurd, in one tensor or in one place."""
+    """Write values that are not finite, or extreme, into one tensor or one element."""
     path = _tensor_file(folder, random)
     header, values = read_tensors(path)
     start, end = header[_any([name for name in header if name != "__metadata__"], random)]["data_offsets"]
@@ -253,7 +253,7 @@ def _spots(value: Any, spot: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 
 
 def _json_values(folder: Path, random: Random) -> None:
-    """Any value of config.json or of the state replaced by one of another kind; or a key removed, or added."""
+    """Replace any value of config.json or of the state by one of another kind, or remove or add a key."""
     path = _json_file(folder)
     config = json.loads(path.read_text())
     for _ in range(int(random.integers(1, 3))):
@@ -301,7 +301,7 @@ def _sizes(folder: Path, random: Random) -> None:
 
 
 def _in_place(folder: Path, random: Random) -> None:
-    """Something that is no file stands where a file is expected, or a file of a size that it does not fill."""
+    """Put something that is not a file in place of a file, or a file with a size that its content does not fill."""
     path = _any(_files(folder), random)
     choice = random.integers(0, 6)
     if choice == 5:

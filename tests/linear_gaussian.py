@@ -35,7 +35,7 @@ def ad_of(x_ng: np.ndarray) -> ad.AnnData:
 
 
 def linear_model(k: int = 2, g: int = 7) -> Model:
-    """A handmade linear-Gaussian model whose encoder says nothing but a rough place."""
+    """A linear-Gaussian model made by hand, whose encoder gives only a rough position."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         shape = ModelConfig(likelihood="normal", decoder="linear", n_latent=k, n_hidden=16)
@@ -43,7 +43,7 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
         vae.start_from_moments(np.linspace(-2, 2, g), np.linspace(0.5, 2, g) ** 2, None)
         torch.nn.init.normal_(vae.decoder.head.outputs.weight, std=0.5)
         torch.nn.init.normal_(vae.decoder.head.raw_log_sd_g, mean=-0.3, std=0.1)
-        # A posterior broad enough for the importance weights: that of the prior.
+        # A posterior that is broad enough for the importance weights: that of the prior.
         torch.nn.init.zeros_(vae.encoder.posterior.weight)
         torch.nn.init.zeros_(vae.encoder.posterior.bias)
     density = density_of(np.random.default_rng(0).standard_normal((300, k)))
@@ -57,7 +57,7 @@ def linear_model(k: int = 2, g: int = 7) -> Model:
 
 
 def marginal(model: Model) -> stats._multivariate.multivariate_normal_frozen:
-    """N(b, WWᵀ + Σ) of a linear-Gaussian model."""
+    """The marginal N(b, WWᵀ + Σ) of a linear-Gaussian model."""
     head = model.vae.decoder.head
     scale_g, sd_g = head.scale_g.numpy().astype(float), head.log_sd_g.exp().detach().numpy().astype(float)
     w_gk = scale_g[:, None] * head.outputs.weight.detach().numpy()

@@ -17,7 +17,7 @@ from scvae_cli.data.simulation_config import SimulationConfig
 
 # A network that trains in a second and still learns something.
 TINY = {"n_hidden": 32, "n_latent": 4, "n_layers": 1, "max_epochs": 12, "batch_size": 32, "device": "cpu", "threads": 1}
-# Of so few hidden units and in so short a training fewer are dropped than the recipe would.
+# With so few hidden units and so short a training, less dropout is used than in the recipe.
 TINY |= {"encoder_dropout": 0.3, "decoder_dropout": 0.2, "weight_decay": 0.3}
 
 
@@ -31,7 +31,7 @@ def tree(n_cells: int = 400, n_genes: int = 120, **options) -> anndata.AnnData:
 
 
 def counts_of(adata: anndata.AnnData, batch_key: str | None = None) -> Counts:
-    """The same as the rest of the house knows it."""
+    """Return the same cells as `Counts`."""
     return Counts(
         matrix=sp.csr_matrix(adata.X, dtype=np.float32),
         cell_names=np.asarray(adata.obs_names, dtype=object),
@@ -48,8 +48,8 @@ def tiny_config(**options) -> RunConfig:
 
 @functools.cache
 def learned(n_branches: int = 2) -> tuple[anndata.AnnData, Any]:
-    """Cells of a tree, and a model that tells its branches apart; copy the cells before writing into them."""
+    """Cells of a tree, and a model that separates its branches; copy the cells before changing them."""
     adata = tree(n_cells=800, n_genes=150, n_branches=n_branches, n_batches=2, depth=3000)
-    # In one precision, so that it is the same model on CPUs with units for bfloat16 and without.
+    # A single precision gives the same model on CPUs with and without units for bfloat16.
     options = {"n_hidden": 64, "max_epochs": 50 if n_branches > 1 else 30, "precision": "fp32"}
     return adata, scvae.train(adata, **TINY | options, batch_key="batch", genes="all")

@@ -1,4 +1,4 @@
-"""A child process that is stopped at each of its system calls, so that it can be killed or signalled at any of them."""
+"""A child process that is stopped at each of its system calls, so that it can be killed or signaled at any of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _STOP = signal.SIGTRAP | 0x80
 
 @dataclass(frozen=True)
 class Ended:
-    """How a child process ended: its exit code (minus a signal that killed it), what it printed, stops at system calls.
+    """Result of a child process: exit code (minus the signal that killed it), output, number of stops at system calls.
 
     Each system call stops the process twice, before and after it. `sent` is whether the signal was sent.
     """
@@ -57,7 +57,7 @@ def fork_here(
     number: int = 0,
     prepare: Callable[[], None] = lambda: None,
 ) -> Ended | None:
-    """Fork this process; return None in the child, and in the parent how the child ended.
+    """Fork this process; return None in the child, and the result of the child in the parent.
 
     The child calls `prepare` before its system calls are followed.
 

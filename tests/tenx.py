@@ -1,4 +1,4 @@
-"""Small data sets as Cell Ranger writes them, version 3 and later unless said otherwise."""
+"""Small data sets in the formats of Cell Ranger; version 3 or later, unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def write_10x_mtx(folder: Path, adata: ad.AnnData) -> None:
 
 
 def write_plain_mtx(folder: Path, adata: ad.AnnData) -> None:
-    """The same without compression, as STARsolo writes it."""
+    """The same folder without compression, as STARsolo writes it."""
     write_10x_mtx(folder, adata)
     for path in list(folder.iterdir()):
         path.with_suffix("").write_bytes(gzip.decompress(path.read_bytes()))
@@ -62,5 +62,5 @@ def write_plain_mtx(folder: Path, adata: ad.AnnData) -> None:
 
 
 def gene_ids(adata: ad.AnnData) -> list[str]:
-    """A made-up Ensembl id for every gene."""
+    """Make an invented Ensembl id for every gene."""
     return [f"ENSG{j:011d}" for j in range(adata.n_vars)]

@@ -1,4 +1,6 @@
-"""A command that is killed, or whose file changes or goes meanwhile: the file is as it was, or complete."""
+"""A command that is killed, or whose file is changed or removed during the command, leaves the old or the complete new
+file.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +42,7 @@ def test_a_killed_command_leaves_the_old_file_or_the_new_one(copied, moment, ver
 
 @pytest.mark.parametrize("where", ["_clone", "_check_unchanged"])
 def test_a_file_changed_meanwhile_is_not_overwritten(copied, monkeypatch, where):
-    """Another program writes after the cells were read: before the copy is made, or after."""
+    """Another program writes after the cells were read: before or after the copy is made."""
     from scvae_cli.data import atomic
 
     original = getattr(atomic, where)

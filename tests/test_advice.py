@@ -1,4 +1,4 @@
-"""Advice of a diagnosis: whatever the verdicts, the recommended command is on the page and contradicts nothing."""
+"""Advice of a diagnosis: for all verdicts, the recommended command is on the page and contradicts no verdict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command_of(finding: str) -> Command | None:
 
 
 def expected(verdicts: list[Verdict]) -> Command:
-    """The command by the rule, spelled out: of the worst level, the first of the table."""
+    """The command by the rule: that of the verdict with the worst level, the first one in the table."""
     for level in reversed(LEVELS):
         for finding in ADVICE:
             if any(v.level == level and v.finding == finding for v in verdicts) and command_of(finding):

@@ -1,4 +1,4 @@
-"""Labels of cells: right where they can be known, probabilities and sets that hold, and refusals in one line.
+"""Labels of cells: correct where they can be known, with calibrated probabilities and sets, and one-line refusals.
 
 Shapes: n cells, m labeled cells, c labels, v views.
 """
@@ -30,7 +30,7 @@ from scvae_cli.tools.annotate.views import Coordinates, fit_scaling
 
 
 def hidden(seed: int = 0, share: float = 0.4):
-    """Cells of a tree, of which a share keeps its label, and their model."""
+    """Cells of a tree, some of which keep their label, and their model."""
     adata, model = learned()
     adata = adata.copy()
     kept_n = np.random.default_rng(seed).random(adata.n_obs) < share
@@ -87,7 +87,7 @@ def test_a_regression_on_genes_equals_that_on_their_components():
     fitted = regression(views[-1], np.arange(60) % 3, np.ones(60), 1.0)
     same = scaling.on_genes(fitted).log_probabilities(on_genes[-1])
     np.testing.assert_allclose(same, fitted.log_probabilities(views[-1]), atol=1e-3)
-    # All components of the scaled genes keep their distances.
+    # All components of the scaled genes preserve their distances.
     scaled_mg = log_mg.toarray() / log_mg.toarray().std(0)
     np.testing.assert_allclose(pdist(views[-1]), pdist(np.minimum(scaled_mg, 10)), rtol=1e-3)
 
@@ -96,11 +96,11 @@ def test_pooled_weights_find_the_informative_view_and_the_temperature():
     rng = np.random.default_rng(1)
     true_mc = log_softmax(rng.normal(size=(4000, 3), scale=2), axis=1)
     code_m = (rng.random((4000, 1)) < np.exp(true_mc).cumsum(1)).argmax(1)
-    # One view is three times too sure, the other one is noise.
+    # One view has probabilities that are three times too certain; the other view is noise.
     views = np.stack([log_softmax(3 * true_mc, axis=1), log_softmax(rng.normal(size=(4000, 3)), axis=1)])
     weight_v = pool_weights(views, code_m, np.ones(4000))
     assert weight_v[0] == pytest.approx(1 / 3, abs=0.05)
-    # The penalty keeps a little of the noise.
+    # The penalty leaves some weight for the noise.
     assert weight_v[1] < 0.15
     np.testing.assert_allclose(np.exp(pooled(weight_v, views)).sum(1), 1)
 
@@ -167,7 +167,7 @@ def test_hidden_labels_are_found(annotated):
     adata, _, kept_n, result = annotated
     right_n = labels_of(result) == adata.obs["cell_type"].astype(str)
     assert right_n[~kept_n].mean() > 0.7
-    # The held-out cells tell how well the other cells are predicted.
+    # The held-out cells show how well the other cells are predicted.
     assert right_n[~kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=0.06)
     assert right_n[kept_n].mean() == pytest.approx(result.quality.labels.accuracy, abs=1e-9)
     np.testing.assert_allclose(result.probability_nc.sum(1), 1, rtol=1e-5)
@@ -224,7 +224,7 @@ def test_labels_of_any_kind_follow_the_one_rule(values, labels):
     result = scvae.annotate(adata, model, labels_key="known", inplace=False)
     assert list(result.labels) == labels
     assert list(result.labeled_c) == [40, 40]
-    # So few held-out cells cannot tell which cells are stranger than 99% of them.
+    # So few held-out cells do not show which cells are more unusual than 99% of them.
     assert not result.unknown_n.any()
     assert "must be at least 0.012" in result.notes()[0]
 
@@ -298,7 +298,7 @@ def test_an_empty_text_is_no_label():
 
 @functools.cache
 def two_batches():
-    """Cells of two batches, and a model that knows them; copy before writing."""
+    """Cells of two batches, and a model that was trained with them; copy before changing them."""
     adata = tree(300, 60, n_batches=2)
     return adata, scvae.train(adata, **TINY, batch_key="batch")
 
@@ -335,7 +335,7 @@ def test_names_of_labels_forge_no_lines(copied):
     out = run_well("annotate", copied.data, "-m", copied.model, "--labels-key", "known").out
     assert "a\\n  accuracy 100%\\x1b[2K" in out
     assert not any(line.startswith("  accuracy") for line in out.splitlines())
-    assert "called unknown by mistake (asked for: 1%)" in out
+    assert "called unknown by mistake (requested: 1%)" in out
 
 
 def test_the_next_step_draws_a_umap_or_makes_one(copied):

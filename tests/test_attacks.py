@@ -1,4 +1,4 @@
-"""A quick share of the attacks of `attack.py`, by kind: every one is refused well or accepted rightly."""
+"""A small part of the attacks of `attack.py`, with cases of every kind: all are refused well or accepted rightly."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the server limits its children as Linux does"),
 ]
-# Every kind is among them.
+# The cases contain every kind.
 N_CASES = 10 * len(hostile_models.KINDS)
 KINDS = [
     *(("file", kind) for kind in damaged_files.KINDS),
@@ -28,7 +28,7 @@ KINDS = [
 
 @pytest.fixture(scope="module")
 def cases(tmp_path_factory) -> list[dict[str, Any]]:
-    """Cases with the first seeds, tried in processes of their own."""
+    """Cases with the first seeds, tried in separate processes."""
     results = tmp_path_factory.mktemp("attack") / "cases.jsonl"
     script = Path(__file__).with_name("attack.py")
     command = [sys.executable, "-W", "ignore", script, "--cases", N_CASES, "--jobs", 2, "--no-report"]

@@ -1,4 +1,4 @@
-"""Data that cannot be used: one line, one hint, the right exit code, and nothing touched."""
+"""Data that cannot be used: a one-line message, a hint, the right exit code, and no changed file."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def duplicate(names: pd.Index) -> list[str]:
     return [names[1], *names[1:]]
 
 
-# What is wrong → part of the message, and how it is done.
+# Fault → part of the message, and a function that makes the fault.
 NOT_COUNTS: dict[str, tuple[str, Callable[[Bench], object]]] = {
     "log-normalised": (
         "values that are not whole numbers",
@@ -157,10 +157,10 @@ def test_the_first_offender_is_named(bench):
 @pytest.mark.parametrize(
     ("fragment", "keep"),
     [
-        ("1 cell(s) are too few", lambda a: a[:1].copy()),
-        ("9 cell(s) are too few", lambda a: a[:9].copy()),
-        ("1 gene(s) left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
-        ("cell(s) have no counts", dropped_rows),
+        ("1 cell is too few", lambda a: a[:1].copy()),
+        ("9 cells are too few", lambda a: a[:9].copy()),
+        ("1 gene is left to model", lambda a: a[(a.X[:, [0]].toarray() > 0).ravel(), :1].copy()),
+        ("cells have no counts", dropped_rows),
     ],
     ids=["one cell", "nine cells", "one gene", "empty cells"],
 )
@@ -226,7 +226,7 @@ def gap(kind: str) -> Callable[[ad.AnnData], None]:
 @pytest.mark.parametrize("kind", ["categorical", "float", "nullable integer", "nullable boolean"])
 def test_missing_batches(bench, kind):
     bench.changed(gap(kind))
-    fragment = "obs['batch'] has no value for 1 cell(s)"
+    fragment = "obs['batch'] has no value for 1 cell"
     refused(bench.folder, bench.train("--batch-key", "batch"), DATA, fragment)
     assert fragment in run_cli("check", bench.data, "--batch-key", "batch").out
 
@@ -315,7 +315,7 @@ def test_model_with_batches_asks_for_them(bench_with_batches):
     bench.changed(column("batch", lambda a: ["new", *a.obs["batch"][1:]]))
     refused(bench.folder, bench.ask("score"), DATA, "the model was not trained on batch 'new'")
     outcome = run_well(*bench.ask("embed"))
-    assert "warning: 1 batch(es) were not in the training data (new)" in outcome.err
+    assert "warning: 1 batch was not in the training data (new)" in outcome.err
     bench.changed(lambda a: a.obs.__delitem__("batch"))
     refused(bench.folder, bench.ask("score"), DATA, "no column 'batch' in obs")
     run_well(*bench.ask("embed"))

@@ -1,4 +1,4 @@
-"""Options that cannot be meant: one line, one hint, the right exit code, and nothing touched."""
+"""Invalid options: a one-line message, a hint, the right exit code, and no changed file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that cannot be used and places results cannot go: one line, one hint, and nothing touched."""
+"""Models that cannot be used, and places where results cannot be written: one line, a hint, and no changed file."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_output_that_exists_needs_force(bench):
 
 
 def hard_link(file: Path, name: str) -> Path:
-    """A second name of a file."""
+    """Make a second name of a file."""
     os.link(file, file.parent / name)
     return file.parent / name
 
@@ -153,7 +153,7 @@ ASKED = {
 
 @pytest.fixture
 def no_computing(monkeypatch):
-    """Fail when cells are encoded: what can be refused before is refused before."""
+    """Fail when cells are encoded, to test that a refusal comes before the computation."""
     monkeypatch.setattr("scvae_cli.model.vae.VAE.encode", None)
 
 
@@ -182,7 +182,7 @@ def test_read_only_data_can_be_written_elsewhere(bench):
     assert "scvae_denoised" in ad.read_h5ad(out).layers
 
 
-# Slots of the user's own that stand where a result would go.
+# Slots of the user with the names of results.
 FOREIGN: dict[str, tuple[str, Callable[[ad.AnnData], object]]] = {
     "embed": ("obsm/X_scvae", lambda a: a.obsm.__setitem__("X_scvae", np.ones((120, 2)))),
     "annotate": ("obs/scvae_label", lambda a: a.obs.__setitem__("scvae_label", "mine")),
@@ -218,7 +218,7 @@ def test_slots_that_are_not_ours(bench, monkeypatch, verb):
     kept, original = (element(adata, path) for adata in (ad.read_h5ad(bench.data), mine))
     np.testing.assert_array_equal(kept, original)
     run_well(*bench.ask(verb, *ASKED[verb], "--force"))
-    # Once ours, it is replaced without asking.
+    # A slot that scvae wrote is replaced without --force.
     run_well(*bench.ask(verb, *ASKED[verb]))
 
 
@@ -318,7 +318,7 @@ def test_strings_in_memory(bench):
 
 # --- full disk --------------------------------------------------------------------------------------------------------
 
-# No file may grow beyond a bound: what a full disk does, for one process.
+# Limit the size of files, which has the same effect on one process as a full disk.
 _FULL_DISK = """
 import resource, sys
 from scvae_cli.cli.app import run
@@ -343,7 +343,7 @@ def test_full_disk(bench, verb, share):
 def test_full_disk_while_writing_the_steps_leaves_the_data_alone(bench):
     before = contents(bench.folder)
     steps = ["--path-out", bench.folder / "steps.h5ad", "--steps", "5000"]
-    # More room than the data needs and less than the steps do.
+    # The limit is larger than the data and smaller than the file of steps.
     done = full_disk(bench.data.stat().st_size + 100_000, *bench.ask("interpolate", *ASKED["interpolate"], *steps))
     assert done.returncode == DATA, done.stderr
     assert "no room to write" in done.stderr

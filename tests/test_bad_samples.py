@@ -1,4 +1,4 @@
-"""Samples that cannot be meant: one line, one hint, the right exit code, and nothing touched."""
+"""Invalid options of `sample`: a one-line message, a hint, the right exit code, and no changed file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectories and orders that cannot be meant, at the command line: refused in one line, and nothing touched."""
+"""Invalid trajectories and orders at the command line: refused with one line, and no changed file."""
 
 from __future__ import annotations
 
@@ -93,8 +93,8 @@ ROUTES: Refusals = {
     "times without an order": (DATA, "obs['time'] has no order", timed("words")),
     "dates": (DATA, "obs['time'] has no order", timed("dates")),
     "flags": (DATA, "obs['time'] has no order", timed("flags")),
-    "one time": (DATA, "obs['time'] has 1 time point(s)", timed("one")),
-    "one time and gaps": (DATA, "obs['time'] has 1 time point(s)", timed("gaps")),
+    "one time": (DATA, "obs['time'] has 1 time point", timed("one")),
+    "one time and gaps": (DATA, "obs['time'] has 1 time point", timed("gaps")),
     "groups of times": (DATA, "no column 'leiden' in obs", timed("hours", "--groupby", "leiden")),
     "figure of another kind": (USAGE, "figure.jpeg", route("--plot", "figure.jpeg")),
     "figure without a kind": (USAGE, "figure", route("--plot", "figure")),
@@ -164,7 +164,7 @@ def test_a_refused_trajectory_computes_nothing(bench, monkeypatch):
 
 
 def renamed(bench: Bench, *names: str) -> None:
-    """Give the cells three groups called so."""
+    """Give the cells three groups with these names."""
     bench.changed(lambda a: a.obs.__setitem__("kind", np.asarray(names, dtype=object)[np.arange(a.n_obs) % 3]))
 
 
@@ -197,7 +197,7 @@ def test_waypoints_in_between_count_too(bench):
     run_well(*ask, "--via", "b", "--via", "a")
     detour = [*ask, "--via", "b", "--via", "c", "--via", "b"]
     refused(bench.folder, detour, DATA, "'interpolate_a_to_c', waypoints ['a', 'b', 'a', 'c']")
-    # A given name is used as it is given.
+    # A name that the user gives is used unchanged.
     run_well(*ask, "--via", "b", "--name", "mine")
     run_well(*detour, "--name", "mine")
 
@@ -272,7 +272,7 @@ def test_an_order_from_a_cell(bench):
 
 
 def test_steps_off_the_manifold_are_warned_of(bench, monkeypatch):
-    """With a limit that every position exceeds."""
+    """Here, every position exceeds the limit."""
     monkeypatch.setattr("scvae_cli.tools.trajectory.steps.OFF_MANIFOLD", -1.0)
     outcome = run_well(*bench.walk("stem", "mature_1", "--path", "straight", "--quiet"))
     assert outcome.err.startswith("warning: the trajectory passes stem → ")

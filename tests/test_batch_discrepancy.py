@@ -25,7 +25,7 @@ def cells(sizes, seed=0):
 
 
 def plain(position_nk, member_nb):
-    """The formula of the docstring, pair by pair; differentiable."""
+    """Compute the formula of the docstring, pair by pair; differentiable."""
     n = len(position_nk)
     pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
     square = {(i, j): (position_nk[i] - position_nk[j]).square().sum() for i, j in pairs}

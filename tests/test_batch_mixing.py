@@ -1,4 +1,4 @@
-"""iLISI and kBET against scib-metrics, and where the answer is known."""
+"""iLISI and kBET, compared with scib-metrics and with known answers."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_mixed_batches_score_high_and_separate_batches_score_zero(n_batches):
     random = np.random.default_rng(n_batches)
     batch = np.asarray([f"batch {i}" for i in random.integers(n_batches, size=600)], dtype=object)
     mixed = random.normal(size=(600, 5))
-    # With 30 effective neighbors, chance alone keeps it below 1.
+    # With 30 effective neighbors, chance alone keeps the value below 1.
     assert ilisi(mixed, batch) > 0.75
     assert kbet_within(mixed, batch) == pytest.approx(0.95, abs=0.04)
     apart = mixed + 100 * codes(batch)[:, None]

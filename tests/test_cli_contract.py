@@ -1,4 +1,4 @@
-"""What pipelines depend on: options, JSON keys, exit codes, what goes to which stream, and interrupted trainings."""
+"""Properties on which pipelines depend: options, JSON keys, exit codes, streams, and interrupted trainings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL = "DATA --model/-m"
 ASKING = "--config --layer --gene-symbols --allow-missing-genes --drop-empty --output/-o --key-added --force --device"
 PRINTING = "--json --quiet/-q"
 
-# Arguments in capitals, then options. Losing one of them breaks someone's pipeline; new ones need no entry here.
+# Arguments in capitals, then options. Removing one of them breaks a pipeline; new ones need no entry here.
 OPTIONS = {
     "check": f"DATA --layer --batch-key --likelihood {PRINTING}",
     "train": f"{MODEL} --layer --batch-key --n-top-genes --genes --drop-empty --likelihood --variance --decoder "
@@ -110,7 +110,7 @@ HEAVY = ("torch", "anndata", "scanpy", "pandas", "h5py", "matplotlib")
 
 
 def commands(copied: Trained) -> dict[str, list[object]]:
-    """A run of each command that ends well."""
+    """A successful run of each command."""
     folder = copied.data.parent
     asked = [copied.data, "-m", copied.model]
     return {
@@ -125,7 +125,7 @@ def commands(copied: Trained) -> dict[str, list[object]]:
         "score": ["score", *asked, "--samples", "2"],
         "de": ["de", *asked, "--groupby", "batch", "--group", "batch_1"],
         "sample": ["sample", *asked, "-n", "60", "-o", folder / "new.h5ad"],
-        # Types of cells stand for what was done, because they differ; batches are the groups.
+        # Types of cells serve as perturbations, because they differ; batches serve as groups.
         "perturb": [
             *("perturb", *asked, "--perturbation-key", "cell_type", "--control", "stem", "--treated", "mature_1"),
             *("--groupby", "batch", "--group", "batch_1", "--retrain", "-o", folder / "treated.h5ad"),
@@ -303,7 +303,7 @@ def weights(folder: Path) -> bytes:
 
 
 def interrupt_in_epoch(monkeypatch, epoch: int, number: signal.Signals) -> None:
-    """Send this process a signal when the held-out cells are judged at the end of an epoch."""
+    """Send this process a signal when the held-out cells are evaluated at the end of an epoch."""
     evaluate, calls = Trainer.evaluate, []
 
     def evaluate_interrupted(self: Trainer) -> tuple[float, float]:
@@ -351,7 +351,7 @@ def test_resuming_with_other_options_is_refused(copied, monkeypatch):
     assert "used other data or other options" in outcome.err
 
 
-# Moments of a training that replaces a model: while it learns, while the new folder is written, around the exchange.
+# Moments of a training that replaces a model: during the training, while the new folder is written, at the exchange.
 KILLED = {
     "in an epoch": ("after", "scvae_cli.training.loop:Trainer:evaluate", 2),
     "writing the model": ("before", "os:fsync", 3),

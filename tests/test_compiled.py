@@ -1,4 +1,4 @@
-"""What is compiled for the CPU does what plain torch does."""
+"""Code that is compiled for the CPU gives the same results as plain torch."""
 
 from dataclasses import replace
 
@@ -83,7 +83,7 @@ def test_sum_of_many_logarithms(n):
     values = np.exp2(np.random.default_rng(n).uniform(-1, 1, size=n * vector_math.LANES)).astype(np.float32)
     expected = np.log(values.astype(np.float64)).sum()
     assert vector_math.sum_of_logs(values) == pytest.approx(expected, abs=1e-5 * len(values) ** 0.5)
-    # The largest products there can be.
+    # These are the largest possible products.
     values[:] = 2
     assert vector_math.sum_of_logs(values) == pytest.approx(len(values) * np.log(2), rel=1e-5)
 
@@ -169,12 +169,12 @@ def test_hidden_units_and_gradients_equal_torchs():
 def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
     (a, weight, bias), upstream = hidden_leaves()
     torch.manual_seed(1)
-    kept = normalized_hidden(a, weight, bias + 20.0, 0.0)  # all of them above zero, where the slope is 1
+    kept = normalized_hidden(a, weight, bias + 20.0, 0.0)  # all values are above zero, where the slope is 1
     dropped = normalized_hidden(a, weight, bias + 20.0, 0.3)
     here = dropped > 0
     assert here.float().mean() == pytest.approx(0.7, abs=0.03)
     torch.testing.assert_close(dropped[here], kept[here] / 0.7)
-    # Rows and columns are hit alike, and no two rows alike.
+    # Rows and columns are dropped equally often, and no two rows have the same mask.
     assert here.float().mean(0).std() < 0.1
     assert len({tuple(row.tolist()) for row in here}) == len(here)
     (dropped * upstream).sum().backward()
@@ -186,11 +186,11 @@ def test_dropout_drops_its_share_scales_the_rest_and_hides_the_gradient():
 
 @pytest.mark.parametrize("compiled_walk", [True, False])
 @pytest.mark.parametrize("gradient_scale", [1.0, 1e5])
-def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale, compiled_walk):
+def test_optimizer_equals_torchs_clipped_and_averaged(gradient_scale, compiled_walk):
     ours, theirs = (nn.Sequential(nn.Linear(70, 90), nn.LayerNorm(90)) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
-    optimiser = AveragedAdamW(ours, weight_decay=0.1)
-    optimiser._compiled = compiled_walk
+    optimizer = AveragedAdamW(ours, weight_decay=0.1)
+    optimizer._compiled = compiled_walk
     matrices = [p for p in theirs.parameters() if p.ndim == 2]
     rest = [p for p in theirs.parameters() if p.ndim != 2]
     groups = [{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}]
@@ -203,7 +203,7 @@ def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale, compiled_w
             gradients[mine] = p.grad = torch.randn(p.shape, generator=rng) * gradient_scale
             gradients[mine] = gradients[mine].clone()
         rate = 1e-2 / (1 + step)
-        optimiser.advance(gradients, rate=rate, n_before=step)
+        optimizer.advance(gradients, rate=rate, n_before=step)
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), MAX_GRADIENT_NORM)
         for group in reference.param_groups:
             group["lr"] = rate
@@ -216,14 +216,14 @@ def test_optimiser_equals_torchs_clipped_and_averaged(gradient_scale, compiled_w
         torch.testing.assert_close(mine, p, rtol=1e-5, atol=1e-6)
         expected = reference.state[p] | {"average": average}
         for name in ("exp_avg", "exp_avg_sq", "average"):
-            torch.testing.assert_close(optimiser.state[mine][name], expected[name], rtol=1e-4, atol=1e-5)
-    with optimiser.averaged():
+            torch.testing.assert_close(optimizer.state[mine][name], expected[name], rtol=1e-4, atol=1e-5)
+    with optimizer.averaged():
         for mine in ours.parameters():
-            assert torch.equal(mine, optimiser.state[mine]["average"])
+            assert torch.equal(mine, optimizer.state[mine]["average"])
 
 
-def test_optimiser_takes_bfloat16_gradients_at_their_value():
-    models = [nn.Linear(300, 100) for _ in range(2)]  # more numbers than one thread is given, and fewer
+def test_optimizer_takes_bfloat16_gradients_at_their_value():
+    models = [nn.Linear(300, 100) for _ in range(2)]  # more and fewer numbers than one thread gets
     models[1].load_state_dict(models[0].state_dict())
     for model, dtype in zip(models, (torch.float32, torch.bfloat16), strict=True):
         torch.manual_seed(0)

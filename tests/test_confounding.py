@@ -1,4 +1,4 @@
-"""Columns confounded with the batch are named, independent ones are not, whatever the columns hold."""
+"""Columns that are confounded with the batch are named, and independent columns are not, for columns of every kind."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def cells(n: int, **obs) -> ad.AnnData:
 
 
 def found(batch, library_n=None, **obs) -> dict[str, Confounded]:
-    """The confounded columns by name, in the order in which they are reported."""
+    """Return the confounded columns by name, in the order in which they are reported."""
     store = AnnDataStore(cells(len(batch), batch=batch, **obs))
     return {
         one.column: one for one in confounded_columns(store, store.obs_column("batch"), "batch", library_n=library_n)
@@ -60,7 +60,7 @@ def random_batch(random: np.random.Generator, n: int) -> np.ndarray:
 
 
 def random_columns(random: np.random.Generator, n: int) -> dict[str, np.ndarray]:
-    """Columns that have nothing to do with any batch, among them values of few cells and outliers."""
+    """Columns that are independent of every batch, among them columns with values of few cells and with outliers."""
     few = np.zeros(n)
     few[random.choice(n, random.integers(1, 6), replace=False)] = 1
     return {
@@ -123,7 +123,7 @@ def test_one_time_point_per_batch_is_found_whether_coded_as_text_or_as_numbers()
     batch = np.char.add("plate_", hour.astype(str))
     columns = {"hour": hour, "stage": np.char.add("E", hour.astype(str)), "half_hours": hour / 2}
     assert set(relations(batch, **columns)) == set(columns)
-    # The minutes within an hour overlap in no batch, but a batch has many of them.
+    # The minutes within an hour do not overlap between batches, but each batch has many of them.
     minute = 60 * hour + np.tile(np.arange(30), 6) // 2
     assert relations(batch, minute=minute) == {"minute": "variance_between_batches"}
 
@@ -134,11 +134,12 @@ def test_values_that_occur_in_one_batch_only_are_a_weaker_relation():
     donor = np.where(batch == "a", random.integers(4, size=400), random.integers(4, 9, size=400)).astype(str)
     crossed = random.integers(4, size=400).astype(str)
     assert relations(batch, donor=donor, crossed=crossed) == {"donor": "one_batch_per_value"}
-    # One donor of eight in both batches: the donor tells the batch of most cells; three donors of eight: it does not.
+    # If one of eight donors is in both batches, the donor determines the batch of most cells; with three donors, it
+    # does not.
     for mixed, expected in ((1, {"donor": "one_batch_per_value"}), (4, {})):
         donor = np.where(random.random(400) < mixed / 12, "shared", donor)
         assert relations(batch, donor=donor) == expected
-    # If all cells are in one batch but few, most values are there by chance.
+    # If all cells but a few are in one batch, most values are in that batch by chance.
     large = np.where(np.arange(400) < 8, "b", "a")
     assert relations(large, many=random.integers(60, size=400).astype(str)) == {}
 

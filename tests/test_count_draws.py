@@ -1,4 +1,4 @@
-"""Counts drawn from the decoder's distributions, against the formulas of these.
+"""Counts drawn from the decoder's distributions, compared with the formulas of these distributions.
 
 Shapes: n cells, g genes.
 """
@@ -49,7 +49,7 @@ def test_each_entry_may_have_its_own_zero_inflation():
 
 
 def test_long_tails_are_drawn_exactly():
-    """Of a gene that is all noise a count may be thousands of times its mean."""
+    """A count of a gene with a very small θ may be thousands of times its mean."""
     n, mu, theta = 400_000, 0.5, 2e-3
     x_n = draw_zinb(np.full((n, 1), mu), np.array([theta]), np.zeros(1), np.random.default_rng(0)).data
     law = stats.nbinom(theta, theta / (theta + mu))

@@ -40,7 +40,7 @@ EVERY_KIND = pytest.mark.parametrize("kind", get_args(PathKind))
 
 @pytest.fixture(scope="module")
 def curved():
-    """A decoder that is anything but linear, and cells that fill a square under it."""
+    """A strongly nonlinear decoder, and cells that fill a square of its latent space."""
     vae = wild_vae(k=2, g=30).float()
     x_nk = np.random.default_rng(0).uniform(-2, 2, size=(600, 2))
     model = SimpleNamespace(vae=vae, density=density_of(x_nk))
@@ -50,18 +50,18 @@ def curved():
 
 @pytest.fixture(scope="module")
 def around():
-    """Cells on a ring under a flat decoder: what lies in the middle is no cell."""
+    """Cells on a ring under a flat decoder; there are no cells in the middle."""
     x_nk = ring(1200)
     return graph_of(x_nk), density_of(x_nk), x_nk
 
 
 def wide_density() -> LatentDensity:
-    """One in which no position within 3 of the origin is unusual."""
+    """A density under which no position within 3 of the origin is unusual."""
     return density_of(np.random.default_rng(1).normal(size=(500, 2)) * 5)
 
 
 def where(graph, x_nk: np.ndarray, ends_pwk: object) -> Waypoints:
-    """Waypoints and the nodes nearest to them."""
+    """Waypoints, and the nodes nearest to them."""
     ends = np.asarray(ends_pwk, dtype=np.float32)
     nodes = cdist(ends.reshape(-1, ends.shape[-1]), x_nk).argmin(1).reshape(ends.shape[:-1])
     return Waypoints(z_pwk=ends, nodes_pw=nodes)
@@ -75,22 +75,22 @@ def solved_paths(curved, ends_pwk: object, kind: str, n_steps: int = 50) -> np.n
 
 
 def unevenness(geometry, z_tk: np.ndarray) -> float:
-    """Coefficient of variation of the speed."""
+    """Compute the coefficient of variation of the speed."""
     length_s = step_lengths(geometry, z_tk)
     return float(length_s.std() / length_s.mean())
 
 
 @torch.no_grad()
 def penalty(density, z_nk: np.ndarray) -> np.ndarray:
-    """The cost factor at some positions, by its definition."""
+    """Compute the cost factor at some positions, by its definition."""
     nll_n = -density.log_prob(points(z_nk)).double().numpy()
     usual, rare = (np.quantile(density.heldout_nll.numpy(), q) for q in (0.5, 0.95))
     return 1 + 10 * np.maximum((nll_n - usual) / (rare - usual), 0)
 
 
 @torch.no_grad()
-def penalised_energy(geometry, density, z_tk: np.ndarray) -> float:
-    """Σ (w·‖Δy‖)² over 24 points at constant speed."""
+def penalized_energy(geometry, density, z_tk: np.ndarray) -> float:
+    """Compute Σ (w·‖Δy‖)² over 24 points at constant speed."""
     z = at_constant_speed(geometry, z_tk, 24)
     y = geometry.coordinates(points(z)).double().numpy()
     squared = (np.diff(y, axis=0) ** 2).sum(1)
@@ -124,7 +124,7 @@ def test_speed_is_constant_in_expression(curved, kind, limit):
     z_ptk = solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]]], kind)
     for z_tk in z_ptk:
         assert unevenness(geometry, z_tk) < limit
-    # Which constant latent speed is not.
+    # The latent speed, in contrast, is not constant.
     assert unevenness(geometry, solved_paths(curved, [[[-1.5, -1.5], [1.5, 1.5]]], "straight")[0]) > 0.1
 
 
@@ -149,12 +149,12 @@ def test_a_bundle_is_its_paths_one_by_one(curved, monkeypatch, kind):
 
 
 def test_constant_speed_keeps_the_path():
-    """Along a polygon under a flat decoder the answer is its arc length, whatever the points it is given by."""
+    """Along a polygon under a flat decoder, the answer is its arc length, whichever points describe the polygon."""
     corners = np.array([[0.0, 0], [0.01, 0], [1, 0], [1, 3]])
     z_tk = at_constant_speed(flat(), corners, 9)
     np.testing.assert_allclose(z_tk[:, 0], [0, 0.5, 1, 1, 1, 1, 1, 1, 1], atol=1e-6)
     np.testing.assert_allclose(z_tk[:, 1], [0, 0, 0, 0.5, 1, 1.5, 2, 2.5, 3], atol=1e-6)
-    # A dimension that nothing answers to takes no time.
+    # A dimension to which the decoder does not respond adds no length.
     blind = FlatGeometry(torch.tensor([[1.0, 0.0]]))
     np.testing.assert_allclose(at_constant_speed(blind, np.array([[0.0, 0], [2, 0], [2, 9]]), 3)[1], [1, 0], atol=1e-6)
 
@@ -179,7 +179,7 @@ def test_graph_paths_go_from_cell_to_cell(around):
         assert step_lengths(flat(), segment).sum() == pytest.approx(graph.distances([start])[0, end], rel=1e-4)
 
 
-def test_neighbours_are_joined_directly(around):
+def test_neighbors_are_joined_directly(around):
     graph, _, x_nk = around
     passed = where(graph, x_nk, [[x_nk[100], x_nk[graph.neighbors_mj[100, 0]]]])
     assert along_cells(graph, passed.z_pwk, passed.nodes_pw)[0][0].shape == (2, 2)
@@ -194,7 +194,7 @@ def test_geodesic_costs_less_than_the_graph_it_starts_from(curved):
     passed = where(graph, x_nk, [[[-1.5, -1.5], [1.5, 1.5]], [[-1.8, 1.5], [1.5, -1.0]], [[0.0, 0.0], [1.9, 0.1]]])
     guesses = [segments[0] for segments in along_cells(graph, passed.z_pwk, passed.nodes_pw)]
     for guess, solved in zip(guesses, geodesics(geometry, model.density, guesses), strict=True):
-        before, after = (penalised_energy(geometry, model.density, path) for path in (guess, solved))
+        before, after = (penalized_energy(geometry, model.density, path) for path in (guess, solved))
         assert after < 0.9 * before
 
 
@@ -212,7 +212,7 @@ def test_geodesic_of_a_flat_decoder_in_a_flat_region_is_a_line():
 
 @torch.no_grad()
 def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
-    """Length of the shortest path over the corners of a fine grid, by steps of a king and of a knight."""
+    """Compute the length of the shortest path over the corners of a fine grid, by steps of a king and of a knight."""
     n, reach = 121, 2.4
     axis = np.linspace(-reach, reach, n)
     corners = np.stack(np.meshgrid(axis, axis, indexing="ij"), axis=-1).reshape(-1, 2)
@@ -232,7 +232,7 @@ def shortest_on_a_grid(geometry, start: np.ndarray, end: np.ndarray) -> float:
 
 @pytest.mark.parametrize("ends", [[[-1.6, -1.6], [1.6, 1.6]], [[-1.6, 1.6], [1.6, -1.6]], [[-2.0, 0.0], [2.0, 0.0]]])
 def test_geodesic_is_the_shortest_path_over_a_fine_grid(curved, ends):
-    """Where it may go anywhere; the grid's own paths are up to 3% too long."""
+    """Here, the path may go anywhere; the grid's own paths are up to 3% too long."""
     model, graph, x_nk = curved
     geometry = Geometry(model.vae)
     passed = where(graph, x_nk, [ends])
@@ -255,7 +255,7 @@ def test_only_the_straight_line_goes_through_the_hole_of_a_ring(around):
     assert not beside.off.any()
     assert np.abs(np.linalg.norm(bent, axis=1) - 2).max() < 0.4
     assert unevenness(flat(), bent) < 0.02
-    # The shorter path, above, is 2.6 long against 3.6 below.
+    # The shorter path, above, has a length of 2.6; the path below has 3.6.
     assert (bent[:, 1] > 0).all()
     assert beside.length > through.length
 
@@ -286,7 +286,7 @@ def test_a_geodesic_takes_no_short_cut_over_lone_cells():
 
 
 def test_a_rotated_latent_space_changes_no_geodesic(around):
-    """Latent axes are not identified, so nothing may depend on where they point."""
+    """The latent axes are not identified, so no result may depend on their directions."""
     _, density, _ = around
     angle = 0.7
     turn_kk = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]], dtype=torch.float32)
@@ -325,7 +325,7 @@ def test_a_geodesic_between_components_crosses_the_gap():
 
 
 def test_a_density_without_spread_is_no_obstacle():
-    """All held-out cells equally dense: the penalty has no scale of its own."""
+    """If all held-out cells are equally dense, the penalty has no scale."""
     x_nk = np.random.default_rng(0).normal(size=(100, 2))
     density = density_of(x_nk)
     same = type(density)(density.log_weight_c, density.mean_ck, density.whiten_ckk, torch.full((5,), 2.0))

@@ -1,4 +1,4 @@
-"""A cell's own rate: what its count adds to what its state lets expect."""
+"""The rate of an individual cell: what its count adds to the expectation of its state."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from scvae_cli.errors import ConfigError, DataError
 
 
 def rate_by_quadrature(x: float, mu: float, theta: float, zero: float, *, dropouts_are_zero: bool) -> float:
-    """E[λ | x] of a count that is Poisson(λ), λ = μ·m, m ~ Gamma(θ, θ), unless it dropped out."""
+    """Compute E[λ | x] of a count that is Poisson(λ), λ = μ·m, m ~ Gamma(θ, θ), unless it is an inflated zero."""
 
     def joint(m: float, power: int, dropped: float) -> float:
         seen = (1 - zero) * poisson.pmf(x, mu * m) + dropped * zero * (x == 0)
@@ -68,7 +68,7 @@ def test_estimates_of_cells_and_states_differ_by_what_the_counts_say():
     x = adata.X.toarray()
     low, high = np.minimum(state, x), np.maximum(state, x)
     assert ((cell >= low * 0.999) & (cell <= high * 1.001)).all(), "it lies between the two witnesses"
-    # At twice the depth it is twice the rate.
+    # At twice the library size, the rate is twice as large.
     library = np.asarray(adata.X.sum(1)).ravel()
     one = adata[:1].copy()
     wide = scvae.denoise(one, model, estimate="cell", library=2 * library[0], **asked).rows.whole()
@@ -86,7 +86,7 @@ def test_observed_batches_are_the_cells_own():
 
 
 def test_each_estimate_is_nearest_to_what_it_estimates():
-    """Counts set aside share the cell's own rate; the simulation's mean is that of the state."""
+    """Withheld counts share the cell's own rate; the mean of the simulation is that of the state."""
     from scvae_cli.evaluation.thinning import thin
 
     adata = tree(n_cells=800, n_genes=150, zero_inflation=0.0, depth=3000)

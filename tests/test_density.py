@@ -1,4 +1,4 @@
-"""The latent density against scipy and scikit-learn, and its calibration against cells it has not seen."""
+"""The latent density, compared with scipy and scikit-learn, and its calibration on cells that it has not seen."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def known(c: int = 3, k: int = 4, seed: int = 0) -> tuple[LatentDensity, np.ndar
 
 
 def sure(x_nk: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-    """Posteriors that are all but certain."""
+    """Posteriors that are almost certain."""
     return points(x_nk), torch.full(x_nk.shape, 1e-8)
 
 
@@ -74,7 +74,7 @@ def test_fit_finds_a_planted_mixture():
     found = density.log_prob(points(fresh_nk)).numpy()
     reference = GaussianMixture(4, n_init=5, random_state=0).fit(x_nk[~out])
     assert found.mean() > reference.score(fresh_nk) - 0.05
-    # No component more than are there is worth its price, and every cluster has its centre.
+    # There are no more components than clusters, and every cluster has its center.
     assert 4 <= len(density.log_weight_c) <= 8
     to_centre = torch.cdist(points(CENTRES), density.mean_ck).min(1).values
     assert to_centre.max() < 0.1
@@ -146,7 +146,7 @@ def test_holes_between_clusters_and_in_a_ring():
 
 
 def test_a_point_is_off_though_cells_themselves_are_not():
-    """A mixture of every cell's own posterior would call any other point a hole; this one is judged on unseen cells."""
+    """A mixture of all cells' posteriors would call any other point a hole; this density is tested on unseen cells."""
     x_nk = np.random.default_rng(0).normal(size=(1500, 10))
     density = density_of(x_nk)
     fresh_nk = np.random.default_rng(1).normal(size=(1000, 10))
@@ -171,7 +171,7 @@ def test_few_cells(k):
 def test_far_away_is_off_however_few_cells_were_held_out(n_heldout):
     x_nk = np.random.default_rng(0).normal(size=(94, 4))
     density = fit_density(sure(x_nk[n_heldout:]), sure(x_nk[:n_heldout]), seed=0)
-    # Ten and more held-out cells judge alone; fewer are joined by the others.
+    # Ten or more held-out cells are used alone; fewer are combined with the other cells.
     assert len(density.heldout_nll) == (n_heldout if n_heldout >= 10 else 94)
     assert float(density.off_manifold(torch.full((1, 4), 1000.0))) > 0.95
     assert density.nll_at(0.95) > density.nll_at(0.5)

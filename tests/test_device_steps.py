@@ -1,4 +1,4 @@
-"""Steps for GPUs, on the CPU: they do what plain steps do, wait for nothing, and compile in one piece."""
+"""Steps for GPUs, tested on the CPU: they equal plain steps, never wait, and compile as a whole."""
 
 import copy
 import shutil
@@ -52,7 +52,7 @@ def steps_of(vae, cells, precision="fp32", *, compiles=False):
 
 def plans(n, first_step=0):
     rng = np.random.default_rng(first_step)
-    # Every other minibatch is short.
+    # Every second minibatch is short.
     cells = [rng.choice(80, BATCH - i % 2, replace=False) for i in range(n)]
     return [
         Plan(cells=some, kl_weight=0.1 * i, factors=Factors.of_step(0.01, first_step + i))
@@ -74,21 +74,21 @@ def test_a_segment_holds_the_counts_of_its_minibatches(resident):
             np.testing.assert_allclose(library_n[:real].numpy(), dense[some].sum(1))
             np.testing.assert_array_equal(batch_n[:real].numpy(), (some + 5) % 2)
             np.testing.assert_allclose(share_n.numpy(), [1 / real] * real + [0] * (BATCH - real), rtol=1e-6)
-            # What fills it up is some cell, whose numbers are finite.
+            # The padding is a real cell, whose numbers are finite.
             np.testing.assert_array_equal(x_ng[real:].numpy(), dense[some[:1]].repeat(BATCH - real, 0))
 
 
-def test_equal_steps_by_autograd_and_torchs_optimiser():
+def test_equal_steps_by_autograd_and_torchs_optimizer():
     cells, vae = table(), vae_of()
     twin = copy.deepcopy(vae)
     torch.manual_seed(3)
     losses = steps_of(vae, cells).take(some := plans(AVERAGE_EVERY + 2)).read()
     torch.manual_seed(3)
-    torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # seeds of dropout, of which there is none
+    torch.randint(2**31, (device_steps.SEGMENT_STEPS, 2))  # seeds of dropout; the model has none
     noise_snk = torch.randn(device_steps.SEGMENT_STEPS, BATCH, LATENT)
     decaying = {p for name, p in twin.named_parameters() if p.ndim == 2 and not name.startswith("decoder.batch")}
     parameters = list(twin.parameters())
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         [
             {"params": [p for p in parameters if p in decaying], "weight_decay": 0.5},
             {"params": [p for p in parameters if p not in decaying], "weight_decay": 0.0},
@@ -100,9 +100,9 @@ def test_equal_steps_by_autograd_and_torchs_optimiser():
         terms = twin.elbo_terms(cells.take(plan.cells), noise_snk[i, : len(plan.cells)])
         loss = terms.nll + plan.kl_weight * terms.kl
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=2e-5, msg=name)
 
@@ -111,7 +111,7 @@ def test_equal_steps_by_autograd_and_torchs_optimiser():
 @pytest.mark.parametrize("config", [{}, {"likelihood": "poisson"}, {"likelihood": "nb", "decoder": "linear"}], ids=str)
 @pytest.mark.parametrize("resident", [False, True])
 def test_a_step_depends_on_no_value(resident, config, precision):
-    """On a device without values, whatever would wait for one raises."""
+    """On a device without values, every operation that would wait for a value raises an error."""
     network = ModelConfig(n_hidden=12, n_latent=LATENT, encoder_dropout=0.1, decoder_dropout=0.1, **config)
     vae, cells = vae_of(network, META), table(META, resident=resident)
     steps = steps_of(vae, cells, precision)
@@ -129,7 +129,7 @@ def test_steps_compile_in_one_piece():
     compiled.play = torch.compile(compiled.step, dynamic=False, fullgraph=True, backend="aot_eager")
     for steps in (plain, compiled):
         torch.manual_seed(5)
-        for first in (0, 3):  # short segments and full ones are compiled once
+        for first in (0, 3):  # short and full segments use the same compiled code
             steps.take(plans(3, first_step=first))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     for (name, ours), theirs in zip(vae.named_parameters(), twin.parameters(), strict=True):
@@ -143,7 +143,7 @@ def counts():
 
 @pytest.fixture
 def on_device(monkeypatch):
-    """As on a GPU, though neither compiled nor recorded."""
+    """The steps of a GPU, without compiling or recording."""
     monkeypatch.setattr(torch, "compile", lambda step, **_: step)
     monkeypatch.setattr(device_steps, "SEGMENT_STEPS", 8)
     monkeypatch.setattr(loop, "SEGMENT_STEPS", 8)
@@ -170,7 +170,7 @@ def test_compiled_steps_equal_plain_ones():
 
 
 def test_steps_are_prepared_anew_when_dropout_is_eased(counts, on_device, monkeypatch):
-    """What was recorded before drops as much as ever."""
+    """A step that was recorded before would still apply the old dropout."""
     prepared, usual = [], device_steps.DeviceSteps._prepared
 
     def prepare(steps):
@@ -213,7 +213,7 @@ def test_cells_are_not_blamed_for_weights_that_later_steps_have_spoilt(counts, o
 def test_compiling_is_decided_and_told(monkeypatch):
     asked = ComputeConfig(device="cpu", compile=True)
     compute = choose_compute(asked)
-    assert not decide_compiling(compute, ComputeConfig(), 10**6).compiles  # a CPU has its own
+    assert not decide_compiling(compute, ComputeConfig(), 10**6).compiles  # a CPU has a single generator
     monkeypatch.setattr(shutil, "which", lambda _: None)
     with pytest.raises(DeviceError, match="C\\+\\+ compiler"):
         decide_compiling(compute, asked, 1000)
@@ -227,7 +227,7 @@ def test_compiling_what_it_does_not_serve_is_told(counts):
 def test_steps_that_do_not_compile_run_as_they_are(monkeypatch):
     def broken(step, **_):
         def fail():
-            vae.decoder.head.outputs.bias.data.zero_()  # it had begun
+            vae.decoder.head.outputs.bias.data.zero_()  # the recording had begun
             raise RuntimeError("no such compiler\nand much else")
 
         return fail

@@ -1,4 +1,4 @@
-"""Diagnoses where the truth is known: planted collapse, rotation and holes; closed forms, quadrature.
+"""Diagnoses with known truth: collapse, rotation and holes that were put in, closed forms, and quadrature.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -52,7 +52,7 @@ def mixture(shares, means, covariances) -> LatentDensity:
 
 
 def normal_cells(n: int, between_kk, within_k, seed: int = 0) -> Posterior:
-    """Posteriors whose means are normal; they aggregate to N(0, between + within)."""
+    """Posteriors with normal means; their mixture is N(0, between + within)."""
     lower = np.linalg.cholesky(np.asarray(between_kk) + 1e-12 * np.eye(len(within_k)))
     mean_nk = np.random.default_rng(seed).standard_normal((n, len(within_k))) @ lower.T
     return Posterior(torch.as_tensor(mean_nk), torch.as_tensor(np.asarray(within_k)).double().expand(n, -1))
@@ -129,7 +129,7 @@ def test_information_of_a_gaussian_aggregate_is_that_of_the_closed_form():
     posterior = normal_cells(20_000, between, within, seed=2)
     found = aggregated_posterior(posterior, posterior, mixture([1.0], np.zeros((1, 2)), [covariance_kk]))
     np.testing.assert_allclose(found.covariance_kk, covariance_kk, atol=0.03)
-    # Linear and Gaussian: I(x; z) = ½ log det(aggregate)/det(within).
+    # For a linear Gaussian model, I(x; z) = ½ log det(aggregate)/det(within).
     information = 0.5 * (np.linalg.slogdet(covariance_kk)[1] - np.log(within).sum())
     assert found.mutual_information == pytest.approx(information, abs=0.03)
     to_prior = 0.5 * (np.trace(covariance_kk) - 2 - np.linalg.slogdet(covariance_kk)[1])
@@ -153,7 +153,8 @@ def test_planted_holes_have_the_mass_the_prior_gives_them():
     mean_nk = np.stack([side_n, np.zeros(6000)], 1) + 0.4 * np.random.default_rng(1).standard_normal((6000, 2))
     posterior = Posterior(torch.as_tensor(mean_nk), torch.full((6000, 2), sd**2 - 0.4**2).double())
     clusters = mixture([0.5, 0.5], [[-centre, 0], [centre, 0]], [sd**2 * np.eye(2)] * 2)
-    # Where 99% of a cluster's samples lie is, but for the other's tail, a disc; so much of the prior is in the two.
+    # 99% of the samples of a cluster lie in a disc, except for the other's tail; the two discs hold this share of the
+    # prior.
     inside = 2 * ncx2.cdf(2 * math.log(100) * sd**2, 2, centre**2)
     found = aggregated_posterior(posterior, posterior, clusters)
     # The discs overlap a little in the middle.
@@ -292,7 +293,9 @@ def test_sections_and_topics_have_names_of_their_own(diagnosed):
 
 
 def test_advice_on_one_page_never_contradicts_itself(diagnosed):
-    """Whatever is wrong, no verdict advises more of what another advises less of."""
+    """For all faults together, no advice recommends an increase of a setting that another advice recommends to
+    decrease.
+    """
     _, _, found = diagnosed
     nothing = Posterior(torch.zeros(50, 2), torch.ones(50, 2))
     far = mixture([0.5, 0.5], [[-6, 0], [6, 0]], [0.09 * np.eye(2)] * 2)
@@ -348,7 +351,7 @@ def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(di
     labeled = scvae.diagnose(adata, model, **QUICK, labels="cell_type")
     for diagnosis, scores in ((found, ("ilisi", "kbet")), (labeled, tuple(SCORES))):
         figure = diagnosis_figure(diagnosis)
-        [panel] = [axes for axes in figure.axes if axes.get_label().startswith("Embedding beside PCA")]
+        [panel] = [axes for axes in figure.axes if axes.get_label().startswith("Embedding")]
         heights = [[bar.get_height() for bar in bars] for bars in panel.containers]
         assert heights == [[getattr(one, name) for name in scores] for one in diagnosis.quality.scores]
     quality = dataclasses.replace(found.quality, n_batches=0)
@@ -357,7 +360,7 @@ def test_the_picture_compares_the_embedding_where_there_are_labels_or_batches(di
 
 
 def test_the_embedding_is_judged_by_its_own_distances(diagnosed):
-    """Any embedding can be judged; one whose distances are the latent ones has the latent correlation."""
+    """Any embedding can be evaluated; if its distances are the latent ones, it has the latent correlation."""
     _, model, found = diagnosed
     assert found.distortion.embedding_rank_correlation > 0.9
     mean_nk = torch.randn(60, 4, generator=torch.Generator().manual_seed(0))
@@ -383,7 +386,7 @@ def test_pictures_of_models_that_lack_something(diagnosed, tmp_path):
         gaps=no_gaps(0.0),
     )
     save_figure(diagnosis_figure(collapsed), tmp_path / "diagnosis.svg")
-    # Variances of small real numbers fill their axes too.
+    # Variances of small real numbers fill their axes, too.
     small = dataclasses.replace(
         found.check.variances,
         observed_g=1e-20 * found.check.variances.observed_g,
@@ -422,9 +425,9 @@ def test_labels_that_tell_nothing_apart_are_refused_before_the_work(bench):
         adata.obs["barcode"] = adata.obs_names
 
     bench.changed(labeled)
-    for column, count in (("one", 1), ("barcode", 0)):
+    for column, count in (("one", "1 label"), ("barcode", "0 labels")):
         asked = bench.ask("diagnose", "--labels", column)
-        assert "--labels takes" in refused(bench.folder, asked, DATA, f"obs['{column}'] has {count} label(s)")
+        assert "--labels takes" in refused(bench.folder, asked, DATA, f"obs['{column}'] has {count} ")
 
 
 def test_a_linear_decoder_is_not_advised_to_those_who_have_one(diagnosed):
@@ -456,7 +459,7 @@ def test_one_cell_is_refused(diagnosed):
 
 
 def test_a_model_of_other_cells_is_not_trained_on_these(bench):
-    """Advice to train another model concerns the cells of the training."""
+    """Advice to train another model refers to the cells of the training."""
     adata = anndata.read_h5ad(bench.data)
     adata.obs_names = [f"other_{name}" for name in adata.obs_names]
     other = bench.folder / "other.h5ad"

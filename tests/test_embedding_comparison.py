@@ -1,4 +1,4 @@
-"""PCA, Harmony, neighbors and labels: against scanpy and scikit-learn, and where the answer is planted."""
+"""PCA, Harmony, neighbors and labels, compared with scanpy and scikit-learn, and with known answers."""
 
 from __future__ import annotations
 

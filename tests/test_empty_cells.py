@@ -1,4 +1,4 @@
-"""Cells without a single count: refused, or left out when told, with nothing else changed."""
+"""Cells without counts are refused, or left out on request, and no other result changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from workbench import DATA, dropped_rows, refused
 def test_empty_cells_are_refused_or_get_nan(bench, verb):
     bench.changed(dropped_rows)
     options = () if verb != "interpolate" else ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
-    hint = refused(bench.folder, bench.ask(verb, *options), DATA, "2 cell(s) have no counts")
+    hint = refused(bench.folder, bench.ask(verb, *options), DATA, "2 cells have no counts")
     assert "--drop-empty" in hint
     run_well(*bench.ask(verb, *options, "--drop-empty"))
     adata = ad.read_h5ad(bench.data)
@@ -27,7 +27,7 @@ def test_empty_cells_are_refused_or_get_nan(bench, verb):
         "interpolate": lambda: adata.obs[["scvae_pseudotime_batch_1_to_batch_2"]].to_numpy(),
     }[verb]()
     assert np.isnan(result[:2]).all()
-    # A path leaves cells far from it out as well.
+    # A trajectory leaves out cells that are far from it, too.
     assert not np.isnan(result[2:]).all() if verb == "interpolate" else not np.isnan(result[2:]).any()
 
 
@@ -57,7 +57,7 @@ def test_cells_with_counts_of_other_genes_only_are_dropped_when_told(bench, verb
     genes = bench.file("genes.txt", "\n".join(names.delete(7)))
     asked = {"train": bench.train(), "sweep": ["sweep", bench.data, "--beta", "1,2", "--max-epochs", 2]}
     arguments = [*asked[verb], "--genes", f"@{genes}"]
-    assert "--drop-empty" in refused(bench.folder, arguments, DATA, "2 cell(s) have no counts")
+    assert "--drop-empty" in refused(bench.folder, arguments, DATA, "2 cells have no counts")
     assert json.loads(run_well(*arguments, "--drop-empty", "--json").out)["n_cells"] == 118
 
 

@@ -41,7 +41,7 @@ def model():
 
 
 def plain(vae, x_ng: np.ndarray, z_nk: torch.Tensor, batch_n: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """y and r as the module's docstring writes them, cell by cell, from the outputs of the decoder."""
+    """Compute y and r as in the docstring of the module, cell by cell, from the outputs of the decoder."""
     theta_g, depth = theta_of(vae), float(vae.reference_library)
     theta_g = np.full(vae.n_genes, np.inf) if theta_g is None else theta_g.numpy()
     states, residuals = [], []
@@ -194,15 +194,15 @@ def test_position_does_not_depend_on_company_or_order(cells, model):
 
 def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, model):
     some = cells[:6].copy()
-    unlabelled = some.copy()
-    del unlabelled.obs["batch"]
+    unlabeled = some.copy()
+    del unlabeled.obs["batch"]
     with pytest.warns(ScvaeWarning, match="no column 'batch'"):
-        average = scvae.embed(unlabelled, model, inplace=False).position_nj
+        average = scvae.embed(unlabeled, model, inplace=False).position_nj
     some.obs["batch"] = some.obs["batch"].astype(object)
     some.obs.iloc[0, some.obs.columns.get_loc("batch")] = "new"
     some.obs.iloc[1, some.obs.columns.get_loc("batch")] = None
     with (
-        pytest.warns(ScvaeWarning, match="have no batch"),
+        pytest.warns(ScvaeWarning, match="1 cell has no batch"),
         pytest.warns(ScvaeWarning, match="not in the training data"),
     ):
         got = scvae.embed(some, model, inplace=False).position_nj
@@ -294,5 +294,5 @@ def test_cells_without_a_finite_position_are_refused(options):
 def test_cells_without_a_batch_are_counted(cells, model):
     some = cells[:6].copy()
     some.obs["batch"] = [None, np.nan, *some.obs["batch"].astype(str)[2:]]
-    with pytest.warns(ScvaeWarning, match=r"2 cell\(s\) have no batch in obs\['batch'\]"):
+    with pytest.warns(ScvaeWarning, match=r"2 cells have no batch in obs\['batch'\]"):
         scvae.embed(some, model, inplace=False)

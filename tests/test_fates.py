@@ -1,4 +1,4 @@
-"""Absorption probabilities, diffusion coordinates and cells of an end, against plain formulas.
+"""Absorption probabilities, diffusion coordinates and cells of an end, compared with plain formulas.
 
 Shapes: m nodes, e ends.
 """
@@ -34,7 +34,7 @@ def test_probabilities_are_those_of_simulated_walks():
         similar[a, b] = similar[b, a] = weight
     time_m = np.array([0.0, 1, 2, 3, 4, 3, 4])
     found_me = fate_probabilities([similar.tocsr()], time_m, [(np.array([4]), np.ones(1)), (np.array([6]), np.ones(1))])
-    # Every step is one in the order, so its local spread is one, and a step back has the factor exp(-3).
+    # Every step changes the order by one, so the local spread is one, and a step back has the factor exp(-3).
     steps = similar.toarray() * np.where(np.subtract.outer(time_m, time_m) > 0, np.exp(-3), 1)
     steps /= steps.sum(1, keepdims=True)
     going = [0, 1, 2, 3, 5]
@@ -45,7 +45,7 @@ def test_probabilities_are_those_of_simulated_walks():
 
 
 def test_walks_leave_a_branch_without_an_end():
-    """The nodes beyond the second end are on no way to an end."""
+    """The nodes beyond the second end are on no path to an end."""
     m = 60
     ends = [(np.array([5]), np.ones(1)), (np.array([20]), np.ones(1))]
     found_me = fate_probabilities([chain(m)], np.arange(m) / m, ends)

@@ -1,4 +1,4 @@
-"""Figures of trajectories show what was computed; their files are complete, repeatable and where they belong."""
+"""Figures of trajectories show the computed values; their files are complete, repeatable and in the right place."""
 
 from __future__ import annotations
 

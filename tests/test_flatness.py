@@ -1,4 +1,4 @@
-"""`--flat`: the penalty is what it says, and does what it is for."""
+"""`--flat`: the penalty equals its definition, and improves the distances."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def same_weights(a, b):
 
 
 def condition_numbers(model, counts) -> np.ndarray:
-    """Of M at prior samples: where cells may lie, whatever the posterior."""
+    """The metric M at prior samples, because cells may lie anywhere there."""
     z_nk = torch.randn(200, model.config.model.n_latent, generator=torch.Generator().manual_seed(0))
     value_nk = torch.linalg.eigvalsh(Geometry(model.vae).metric(z_nk).double())
     return (value_nk[:, -1] / value_nk[:, 0].clamp_min(1e-12)).numpy()
@@ -94,12 +94,12 @@ def test_metric_is_that_of_a_full_jacobian_without_dropout(vae):
     found = pulled_back(vae, z_pk)
     vae.eval()
     jacobian_pgk = torch.stack([jacobian(vae, z_k) for z_k in z_pk])
-    # The network's last layer hands on float32.
+    # The last layer of the network returns float32.
     assert torch.allclose(found, jacobian_pgk.transpose(1, 2) @ jacobian_pgk, rtol=1e-5, atol=1e-6)
 
 
 def test_unflatness_is_the_mean_over_pairs_of_tangents():
-    """E[(uᵀMv/α − u·v)²] with u, v ~ N(0, C), times what makes it free of the scale of C: within 4 standard errors."""
+    """E[(uᵀMv/α − u·v)²] with u, v ~ N(0, C), divided by its scale in C, agrees within 4 standard errors."""
     cov_kk, metric_pkk = positive(K, 0), torch.stack([positive(K, seed) for seed in (1, 2)])
     n, noise = 400_000, torch.Generator().manual_seed(0)
     root_kk = torch.linalg.cholesky(cov_kk)
@@ -152,7 +152,7 @@ def test_stress_is_what_the_best_common_scale_leaves():
 
 
 def test_lengths_are_those_of_chords_along_straight_lines(vae):
-    """Of as many lines as there are cells, each cell the end of two."""
+    """There are as many lines as cells, and each cell is the end of two lines."""
     mean_nk = torch.randn(5, K, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     torch.manual_seed(0)
     length_p, distance_p = lengths_between(vae, mean_nk)
@@ -174,7 +174,7 @@ def test_cells_move_for_the_distances_between_them_and_not_to_where_the_decoder_
     mean_nk, z_nk = (torch.randn(10, K, generator=torch.Generator().manual_seed(s)).requires_grad_() for s in (0, 1))
     torch.manual_seed(0)
     together = torch.autograd.grad(flatness_penalty(vae, mean_nk, z_nk), mean_nk)[0]
-    # The tour is drawn after the points where M is taken.
+    # The tour is drawn after the points at which M is computed.
     torch.manual_seed(0)
     torch.randint(10, (flatness._SAMPLES,))
     of_stress = torch.autograd.grad(stress(*lengths_between(vae, mean_nk)), mean_nk)[0]
@@ -204,7 +204,7 @@ def test_penalty_of_a_collapsed_posterior_is_finite(vae):
 
 
 def test_off_means_off_to_the_bit(counts, monkeypatch):
-    """Not a number is drawn, not a term added: the same weights even where the penalty cannot be computed at all."""
+    """Without --flat, no random number is drawn and no term is added, even if the penalty cannot be computed."""
     plain = run(counts, tiny_config(max_epochs=3))
     monkeypatch.setattr(flatness, "pulled_back", None)
     monkeypatch.setattr(flatness, "lengths_between", None)

@@ -1,4 +1,6 @@
-"""The plan of the house, read off the syntax trees: imports go down and never in a circle, one room opens files."""
+"""The plan in ARCHITECTURE.md, checked in the syntax trees: imports only go down, without circles; one package opens
+files.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +13,10 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "scvae_cli"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# First match wins. Only `__main__` and the root stand outside: they hand on, and nothing below imports the root.
+# The first match counts. Only `__main__` and the package root have no floor; nothing below imports the root.
 FLOORS = {
     "scvae_cli._version": 0.0,
+    "scvae_cli.amounts": 0.0,
     "scvae_cli.brief": 0.0,
     "scvae_cli.config": 0.0,
     "scvae_cli.device": 0.0,
@@ -51,7 +54,7 @@ FLOORS = {
     "scvae_cli.cli": 6.0,
 }
 HEAVY = {"torch", "numba", "numpy", "scipy", "pandas", "anndata", "scanpy", "h5py", "matplotlib", "safetensors", "rich"}
-# Modules of that room that open HDF5 files and are not called h5ad.
+# Modules of `data` that open HDF5 files although their names do not begin with h5ad.
 _OPENING = ("data.patient_file", "data.file_kinds", "data.modalities", "data.tenx_h5", "data.hdf5_filters")
 BANNED = {"utils", "util", "base", "common", "helpers", "misc"}
 
@@ -62,7 +65,7 @@ def name_of(path: Path) -> str:
 
 
 def floor_of(module: str) -> tuple[str, float] | None:
-    """The folder (or lone module) a module belongs to, and its floor; None for the package itself."""
+    """Return the package (or single module) to which a module belongs, and its floor; None for the package root."""
     for room, floor in FLOORS.items():
         if module == room or module.startswith(f"{room}."):
             return room, floor
@@ -70,7 +73,7 @@ def floor_of(module: str) -> tuple[str, float] | None:
 
 
 def imports(tree: ast.AST, *, top_level_only: bool = False) -> Iterator[str]:
-    """Every module imported, also inside functions, unless only for type checking."""
+    """Return every imported module, also those imported in functions, except imports for type checking only."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -108,7 +111,7 @@ def test_imports_go_down(path):
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_type_checking_imports_go_down_too(path):
-    """A type from above is knowledge of who calls."""
+    """A type from a higher floor is knowledge about callers."""
     here = floor_of(name_of(path))
     if here is None:
         return
@@ -127,12 +130,12 @@ def test_nothing_imports_the_root():
             if isinstance(node, ast.Import):
                 assert "scvae_cli" not in [alias.name for alias in node.names], module
             if isinstance(node, ast.ImportFrom) and node.module == "scvae_cli":
-                # `from scvae_cli import data` names a folder; the root itself has only what it re-exports.
+                # `from scvae_cli import data` names a package; the root itself has only what it exports.
                 assert all((PACKAGE / alias.name).is_dir() for alias in node.names), module
 
 
 def test_no_circles_between_files():
-    """Not even through imports inside functions or for type checking."""
+    """Not even imports in functions or for type checking are allowed."""
     known = {name_of(path): path for path in MODULES}
     waiting = {}
     for module, path in known.items():
@@ -143,14 +146,14 @@ def test_no_circles_between_files():
             for target in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
         }
         waiting[module] = {target for target in named if target in known and target != module}
-    # A folder's own `__init__` imports nothing of the folder.
+    # The `__init__` of a package imports nothing of the package.
     while free := [module for module, needed in waiting.items() if not needed & waiting.keys()]:
         for module in free:
             del waiting[module]
     assert not waiting, f"in a circle, or above one: {sorted(waiting)}"
 
 
-# Folders of `tools` that may use another one's results.
+# Folders of `tools` that may use the results of another folder.
 BETWEEN_TOOLS = {"optimize": {"trajectory"}, "diagnose": {"trajectory", "score"}, "sweep": {"score"}, "map": {"score"}}
 
 

@@ -1,4 +1,4 @@
-"""10x Genomics files and folders: everything an .h5ad can do, with an output of its own."""
+"""10x Genomics files and folders: they can be used like an .h5ad, with a separate output."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRITERS: dict[str, Callable[[Path, ad.AnnData], None]] = {
 
 @pytest.fixture(params=WRITERS)
 def sample(tmp_path, request) -> Path:
-    """A file or folder as Cell Ranger writes it, with a symbol that stands for two genes."""
+    """A file or folder as Cell Ranger writes it, with a symbol that belongs to two genes."""
     adata = cells()
     adata.var_names = ["TBCE", "TBCE", *adata.var_names[2:]]
     WRITERS[request.param](tmp_path / request.param, adata)
@@ -52,7 +52,7 @@ def test_main_job_on_10x_data(sample):
     assert list(adata.obs_names) == list(cells().obs_names)
     assert adata.var_names.is_unique
     assert "obsm/X_scvae" in run_well("info", out).out
-    # From there on it is an .h5ad like any other.
+    # From then on, the output can be used like any other .h5ad.
     run_well("denoise", out, "-m", model)
     assert ad.read_h5ad(out).layers["scvae_denoised"].shape == (120, 40)
 

@@ -1,8 +1,8 @@
-"""Gaps of inference where the marginal likelihood is known: a linear-Gaussian model.
+"""Gaps of inference for a linear-Gaussian model, whose marginal likelihood is known.
 
-With p(x|z) = N(b + W z, σ²) the posterior is N(m, Λ⁻¹), Λ = I + WᵀW/σ², and the marginal N(b, WWᵀ + σ²). The best
-diagonal Gaussian has mean m and variances 1/Λ_kk, and is ½(Σ log Λ_kk − log det Λ) nats from the posterior: that is the
-variational gap. Whatever else an encoder loses is its own.
+With p(x|z) = N(b + W z, σ²), the posterior is N(m, Λ⁻¹), Λ = I + WᵀW/σ², and the marginal is N(b, WWᵀ + σ²). The best
+diagonal Gaussian has mean m and variances 1/Λ_kk. Its KL divergence from the posterior, ½(Σ log Λ_kk − log det Λ) nats,
+is the variational gap. The rest of the gap is the amortization gap of the encoder.
 
 Shapes: n cells, g features, k latent dimensions.
 """
@@ -32,14 +32,14 @@ def truth(model) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def expected_gaps(model, x_ng: np.ndarray) -> tuple[float, float]:
-    """Amortization and variational gap in closed form, means over the cells, nats."""
+    """Compute amortization and variational gap in closed form, means over the cells, nats."""
     w_gk, precision_kk, sd_g = truth(model)
     q = posteriors(model, real(x_ng))
     centre_g = marginal(model).mean
     mean_nk = np.linalg.solve(precision_kk, w_gk.T @ ((x_ng - centre_g) / sd_g).T).T
     diagonal_k = np.diag(precision_kk)
     variational = 0.5 * (np.log(diagonal_k).sum() - np.linalg.slogdet(precision_kk)[1])
-    # KL(q ‖ posterior) of the encoder's Gaussians, which both gaps make up.
+    # KL(q ‖ posterior) of the encoder's Gaussians is the sum of both gaps.
     off_nk, var_nk = q.mean_nk.double().numpy() - mean_nk, q.var_nk.double().numpy()
     whole_n = 0.5 * (
         var_nk @ diagonal_k
@@ -69,7 +69,7 @@ def test_gaps_are_those_of_the_closed_form(orthogonal):
     assert found.bound_n.mean() == pytest.approx(log_p_n.mean(), abs=0.02)
     assert found.amortization.mean == pytest.approx(amortization, rel=0.03, abs=0.03)
     assert found.variational.mean == pytest.approx(variational, abs=0.05)
-    # A density may be 1: what a gap is held against is the entropy of seven standard normals.
+    # A density may be 1, so gaps are relative to the entropy of seven standard normals.
     assert found.variational.percent == pytest.approx(100 * found.variational.mean / (7 * norm.entropy()))
     assert (variational < 1e-6) == orthogonal
     assert (found.encoder_n <= log_p_n + 0.5).all()
@@ -88,7 +88,7 @@ def test_a_diagnosis_of_real_numbers_leaves_zeros_and_thinning_out():
     baselines = found.baselines.values()
     assert list(baselines["model"]) == ["VAE", "linear decoder", "mean model"]
     assert np.isnan(baselines["vae_advantage_thinned"]).all()
-    # Two dimensions make the cells: knowing none of a cell costs more than the noise of the estimate.
+    # The cells depend on two dimensions. Without this knowledge, the loss exceeds the noise of the estimate.
     advantage, error = (baselines[f"vae_advantage_heldout{end}"][2] for end in ("", "_error"))
     assert advantage > 3 * error > 0
     mean = multivariate_normal(adata.X.mean(0), np.diag(adata.X.var(0)))

@@ -11,7 +11,7 @@ T = np.linspace(0, 1, 101)
 
 
 def rise(at: float, steepness: float = 60.0) -> np.ndarray:
-    """From 0 to 1 around a position."""
+    """A curve that rises from 0 to 1 around a position."""
     return 1 / (1 + np.exp(-(T - at) * steepness))
 
 
@@ -41,7 +41,7 @@ def test_peaks_and_dips_turn_at_their_extreme(at):
 
 
 def test_a_gene_that_mostly_returns_has_no_direction():
-    """It rises by 10 and falls by 4 or 6: 6 of 10 are kept, or 4 of 10."""
+    """The gene rises by 10 and falls by 4 or by 6, so its net change is 6 of 10 or 4 of 10."""
     up, peak = (10 * np.interp(T, [0, 0.5, 1], [0, 1, kept]) for kept in (0.6, 0.4))
     changes = of(up, peak, -up, -peak)
     assert changes.direction_g.tolist() == ["up", "peak", "down", "dip"]

@@ -1,4 +1,4 @@
-"""The decoder's geometry against the Kullback–Leibler divergence of its counts and torch's own differentiation.
+"""The decoder's geometry, compared with the Kullback–Leibler divergence of its counts and torch's differentiation.
 
 Shapes: n points, m tangents, k latent dimensions, g genes.
 """
@@ -32,7 +32,7 @@ def some(*shape: int, seed: int = 0) -> torch.Tensor:
 
 
 def divergence(mean_g: np.ndarray, other_g: np.ndarray, theta_g: np.ndarray | None) -> float:
-    """KL of the counts of all genes at one mean to those at another, summed over counts."""
+    """Compute the KL divergence between the counts of all genes at two means, summed over counts."""
     x = np.arange(6000)[:, None]
     if theta_g is None:
         log_p, log_q = stats.poisson.logpmf(x, mean_g), stats.poisson.logpmf(x, other_g)
@@ -111,7 +111,7 @@ def test_depth_is_the_median_unless_told():
     vae = wild_vae("poisson")
     z_nk = some(4, 3)
     torch.testing.assert_close(Geometry(vae).coordinates(z_nk), Geometry(vae, library=LIBRARY).coordinates(z_nk))
-    # Of a Poisson y = 2√(ℓρ).
+    # For a Poisson, y = 2√(ℓρ).
     torch.testing.assert_close(
         Geometry(vae, library=9 * LIBRARY).coordinates(z_nk), 3 * Geometry(vae).coordinates(z_nk)
     )
@@ -171,7 +171,7 @@ def test_length_does_not_depend_on_how_fast_a_way_is_walked():
     s, vae32 = np.linspace(0, 1, 801), Geometry(vae.float())
     lengths = [step_lengths(vae32, way(warped)).sum() for warped in (s, s**2, np.sin(np.pi / 2 * s))]
     assert max(lengths) - min(lengths) < 1e-3 * min(lengths)
-    # And it is the integral of the metric's speed.
+    # The length is also the integral of the speed in the metric.
     middle = (s[1:] + s[:-1]) / 2
     velocity_tk = torch.as_tensor(np.stack([-6 * np.sin(3 * middle), np.ones_like(middle)], axis=1))
     metric_tkk = geometry.metric(torch.as_tensor(way(middle)).float()).double()
@@ -183,7 +183,7 @@ def test_length_does_not_depend_on_latent_coordinates():
     vae, turned = wild_vae(k=2, g=20).float(), wild_vae(k=2, g=20).float()
     stretch_kk = torch.tensor([[0.5, 2.0], [-1.0, 3.0]])
     with torch.no_grad():
-        # Wherever the decoder takes the position in: into its first layer, and past it.
+        # The tangents enter at both places at which the decoder uses the position: the first layer and the last layer.
         for weight in (turned.decoder.first.weight, turned.decoder.head.outputs.weight[:, -2:]):
             weight.copy_(weight @ torch.linalg.inv(stretch_kk))
     way_tk = np.linspace([-1.0, 2.0], [1.0, -0.5], 50)

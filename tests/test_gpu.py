@@ -1,4 +1,4 @@
-"""A GPU does what the CPU does. Skipped without one; with SCVAE_TEST_DEVICE=cpu the tests themselves run on the CPU."""
+"""A GPU gives the results of the CPU. Skipped without a GPU; with SCVAE_TEST_DEVICE=cpu, the tests run on the CPU."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def same_weights(one, other) -> bool:
 
 @pytest.fixture(scope="module")
 def on_cpu(cells):
-    """A model that the CPU trained."""
+    """A model that was trained on the CPU."""
     return trained(cells, device="cpu", precision="fp32")
 
 
@@ -93,7 +93,7 @@ def test_the_callers_random_numbers_stay_as_they_were(cells):
 
 
 def test_commands_answer_as_on_the_cpu(cells, on_cpu, tmp_path):
-    """To a hundredth of the spread: a GPU multiplies in TF32."""
+    """The tolerance is a hundredth of the spread, because a GPU multiplies in TF32."""
     model = tmp_path / "cells.scvae"
     on_cpu.save(model)
     found = {}

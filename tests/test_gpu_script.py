@@ -1,4 +1,4 @@
-"""The script for a GPU: what it would run, how long that may take, and what it says where there is none."""
+"""The script for a GPU: its commands, their time limits, and its message if there is no GPU."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def script(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str
 
 
 def planned(*arguments: str, **variables: str) -> dict[str, str]:
-    """Part → command, of a run that is only planned."""
+    """Return the command of each part of a dry run."""
     done = script("--dry-run", *arguments, **variables)
     assert done.returncode == 0, done.stderr
     return dict(re.findall(r"^(\w+), at most \d+ s: (.*)$", done.stdout, re.MULTILINE))
@@ -42,7 +42,7 @@ def test_all_parts_together_take_at_most_nine_minutes():
     assert [part for part, _ in limits] == PARTS
     in_all = re.search(r"^in all at most (\d+) s", told, re.MULTILINE)
     assert in_all is not None
-    # The rest is what each part may take to end once it is told to.
+    # The remaining time is what each part may take to end after it was told to stop.
     assert sum(int(limit) for _, limit in limits) < int(in_all[1]) <= NINE_MINUTES
 
 

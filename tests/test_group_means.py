@@ -1,4 +1,4 @@
-"""Denoised means of groups beside the raw ones, and markers that must not appear where they are absent."""
+"""Denoised means of groups compared with raw means, and markers that must not appear in types that lack them."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def test_means_and_errors_are_those_of_the_residuals():
 
 
 def test_true_means_agree_and_leaked_ones_do_not():
-    """Skewed counts of a thousand genes: what is right is called different rarely, what is wrong is found."""
+    """Skewed counts of a thousand genes: correct means are rarely called different, and wrong means are found."""
     random = np.random.default_rng(1)
     mean_g = np.exp(random.normal(-1, 1.5, 1000))
     mean_ng = np.tile(mean_g, (600, 1)) * random.gamma(8, 1 / 8, (600, 1))
     raw_ng = random.poisson(mean_ng * random.gamma(1.0, 1.0, mean_ng.shape)).astype(float)
     label_n = np.asarray(["large"] * 400 + ["small"] * 200, dtype=object)
     assert compared(raw_ng, mean_ng, label_n).differs_pg.sum() <= 1
-    # As in sorted cells: 0.7 are expected where there are none, with no spread in either.
+    # As in sorted cells, 0.7 counts are expected where there are none, without any spread.
     raw_ng[400:, 7], mean_ng[400:, 7] = 0, 0.7
     leaked = compared(raw_ng, mean_ng, label_n)
     assert leaked.worst[0] == (1, 7)
@@ -62,7 +62,7 @@ def test_true_means_agree_and_leaked_ones_do_not():
 
 @functools.cache
 def sorted_types():
-    """Three types, one of them small, with markers that the others lack entirely; and a model of them."""
+    """Three types, one of them small, with markers that the other types lack entirely; and a model of them."""
     random = np.random.default_rng(0)
     rate_pg = np.tile(random.gamma(2, 1.0, 90), (3, 1))
     for p in range(3):
@@ -152,7 +152,7 @@ def test_genes_outside_the_model_are_not_written(tmp_path):
     assert out.stat().st_size < file.stat().st_size + 1.2 * 700 * 90 * 4 + 50_000
     found = ad.read_h5ad(out)
     assert "scvae_denoised" not in found.layers
-    # The way to scanpy that the documentation shows.
+    # The lines for scanpy that the documentation shows.
     d = found[:, found.uns["scvae"]["denoised_genes"]].copy()
     d.layers["scvae_denoised"] = d.obsm["scvae_denoised"]
     plot = sc.pl.dotplot(d, ["gene3", "gene50"], groupby="type", layer="scvae_denoised", return_fig=True)

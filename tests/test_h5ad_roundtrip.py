@@ -1,4 +1,4 @@
-"""Writing into the user's file: everything else in it stays as it was."""
+"""Writing into the user's file does not change any other element of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ VERBS = {"embed": (), "denoise": (), "score": ("--samples", "2"), "interpolate":
 
 
 def rich(adata: ad.AnnData) -> ad.AnnData:
-    """The same cells with something in every place an AnnData has."""
+    """The same cells with an element in every part of an AnnData."""
     n, g = adata.shape
     rng = np.random.default_rng(0)
     adata.layers["counts"] = adata.X.astype(np.int32)
@@ -64,7 +64,7 @@ def rich(adata: ad.AnnData) -> ad.AnnData:
 
 @pytest.fixture
 def rich_file(copied) -> Trained:
-    """Compressed in part, as files that have been through several hands are."""
+    """Some elements are compressed, as in files that several programs have written."""
     adata = rich(ad.read_h5ad(copied.data))
     adata.write_h5ad(copied.data, compression="gzip")
     with h5py.File(copied.data, "r+") as file:
@@ -76,7 +76,7 @@ def rich_file(copied) -> Trained:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """Elements that are new, and elements that are no longer what they were."""
+    """Return the new elements, and the elements that have changed."""
     changed = {name for name in before if after.get(name) != before[name]}
     return set(after) - set(before), changed
 
@@ -121,7 +121,7 @@ def test_anndata_and_scanpy_go_on_from_there(rich_file):
     assert adata.uns["scvae"]["paths"]["batch_1_to_batch_2"]["name"] == "batch_1_to_batch_2"
     sc.pp.neighbors(adata, use_rep="X_scvae", n_neighbors=5)
     assert adata.obsp["distances"].nnz > 0
-    # What scanpy writes, scvae still knows as its own.
+    # scvae recognizes its results in a file that scanpy has written again.
     adata.write_h5ad(rich_file.data)
     run_well("embed", rich_file.data, "-m", rich_file.model)
 
@@ -139,7 +139,7 @@ def test_commands_write_what_they_said_they_would(copied):
 
 
 def test_results_of_version_0_1_0_are_recognized(copied):
-    """Its records name what it wrote; options have other names since, and are not needed for that."""
+    """Its records list the slots. Options have other names now, but they are not needed to recognize the slots."""
     adata = ad.read_h5ad(copied.data)
     adata.obsm["X_scvae"] = np.zeros((adata.n_obs, 3), dtype=np.float32)
     record = {"command": "embed", "scvae_version": "0.1.0", "model_hash": "0123456789ab", "counts_source": "X"}
@@ -161,7 +161,7 @@ def test_reruns_take_the_place_of_the_results_before(copied):
         run_well("denoise", copied.data, "-m", copied.model, "--samples", "1")
         run_well("embed", copied.data, "-m", copied.model)
         sizes.append(copied.data.stat().st_size)
-    # HDF5 allots a few KiB to each session; the results, some 400 KiB, reuse their own room.
+    # HDF5 allocates a few KiB for each session; the results, about 400 KiB, reuse the space of the old ones.
     assert sizes[3] - sizes[0] < 100_000, sizes
 
 
@@ -211,10 +211,10 @@ def test_links_and_permissions_are_kept(copied):
 
 
 def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
-    """The same counts, kept in another way."""
+    """The same counts, stored in another way."""
     counts = adata.X
     if kind == "raw":
-        # raw has genes of its own, in another order, and X no counts.
+        # raw has other genes in another order, and X has no counts.
         more = sp.hstack([counts, counts[:, :3]], format="csr")
         names = [*adata.var_names, "extra_1", "extra_2", "extra_3"]
         order = np.random.default_rng(0).permutation(len(names))
@@ -234,7 +234,7 @@ def stored(adata: ad.AnnData, kind: str) -> ad.AnnData:
         matrix.has_sorted_indices = False
         adata.X = matrix
     elif kind == "stored twice":
-        # The first count of each cell in two parts, of which one may be nothing.
+        # The first count of each cell is stored in two parts, one of which may be zero.
         filled = np.flatnonzero(np.diff(counts.indptr))
         at = counts.indptr[filled]
         data = np.insert(counts.data, at, 1.0)

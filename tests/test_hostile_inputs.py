@@ -1,4 +1,4 @@
-"""Inputs of strangers: what is no file, texts that forge lines, numbers without end, caches that are damaged."""
+"""Inputs from strangers: things that are not files, texts that forge lines, extreme numbers, damaged caches."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from scvae_cli.strict_json import parse_json
 
 @pytest.fixture
 def pipe(tmp_path) -> Path:
-    """A named pipe, which waits forever for whoever opens it."""
+    """A named pipe, which blocks every process that opens it."""
     path = tmp_path / "pipe.h5ad"
     os.mkfifo(path)
     return path
@@ -243,7 +243,7 @@ def test_a_damaged_cache_of_numba_is_mended(size, tmp_path, monkeypatch):
 
 
 def test_a_saved_state_with_wrong_numbers_is_refused(bench, monkeypatch):
-    """The hash says that the state is of this training, as in a forged one."""
+    """The hash says that the state belongs to this training, as in a forged one."""
     from scvae_cli.training import fit as fitting
 
     with monkeypatch.context() as patch:

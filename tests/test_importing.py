@@ -1,4 +1,4 @@
-"""Imports look for no garbage, and leave the collector as they found it."""
+"""Imports do not search for garbage, and restore the garbage collector."""
 
 import gc
 import subprocess
@@ -11,7 +11,7 @@ from scvae_cli.importing import importing
 
 @pytest.fixture(autouse=True)
 def _collector():
-    """The collector as it was, whatever a test does to it."""
+    """Restore the garbage collector after each test."""
     was_enabled = gc.isenabled()
     yield
     gc.enable() if was_enabled else gc.disable()

@@ -1,4 +1,4 @@
-"""What a label is, whatever the type of the column; columns that cannot be read; float16 in memory and in a file."""
+"""Labels of columns of every type; columns that cannot be read; float16 in memory and in a file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from scvae_cli.training.prepare import batch_codes
 
 # --- the rule ---------------------------------------------------------------------------------------------------------
 
-# Ways in which a column of whole numbers may be stored; those of the first row take no missing value.
+# Ways to store a column of whole numbers; those in the first row cannot have missing values.
 WHOLE = ("int8", "int64", "uint16", "object of ints")
 MISSING = ("float32", "float64", "Int8", "Int64", "Float64", "category", "category of floats", "category of Int64")
 MISSING += ("object", "object of floats", "int64[pyarrow]")
 TRUTH = ("bool", "boolean", "object", "category", "object of np.bool_")
-# Numbers that every one of these types holds.
+# Numbers that all of these types can represent.
 SMALL = st.integers(0, 100)
 
 
@@ -75,7 +75,7 @@ def test_truth_values_of_any_type_have_the_same_labels(kind, data):
     assert list(labels_of(column)) == [None if v is None else str(v) for v in values]
 
 
-# pandas takes a null character for the end of a string.
+# pandas treats a null character as the end of a string.
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\x00"), max_size=5)
 
 
@@ -181,7 +181,7 @@ def columns() -> dict[str, pd.Series]:
 def test_a_file_and_memory_say_the_same(tmp_path, columns):
     adata = some_cells()
     for kind, column in columns.items():
-        if kind != "Float64":  # anndata does not write it
+        if kind != "Float64":  # anndata does not write this type
             adata.obs[kind] = column
     adata.obs["boolean"] = pd.array([True, None, False, True, True, False], dtype="boolean")
     adata.obs["bool"] = [True, False] * 3
@@ -276,7 +276,7 @@ def test_storage_types_read_alike_in_memory_and_from_a_file(tmp_path, place, mak
 
 @pytest.fixture
 def labelled(trained):
-    """The cells with columns of numbers and booleans, by number of batch."""
+    """The cells with columns of numbers and booleans, which follow the number of the batch."""
     adata = ad.read_h5ad(trained.data)
     lane = adata.obs["batch"].astype(str).str[-1].astype(int)
     adata.obs["lane"] = lane
@@ -318,7 +318,7 @@ def test_time_points_are_in_order(trained, labelled):
 
 @pytest.fixture(scope="module")
 def lanes(trained_on_batches):
-    """Cells whose batches are numbers, a column for every type, and a model of them."""
+    """Cells whose batches are numbers, with a column of every type, and a model of them."""
     adata = ad.read_h5ad(trained_on_batches.data)
     lane = adata.obs["batch"].astype(str).str[-1].astype(int)
     adata.obs["lane"] = lane
@@ -339,7 +339,7 @@ def test_batches_are_known_whatever_their_type(lanes, dtype):
     adata = adata.copy()
     lane = adata.obs["lane"]
     adata.obs["lane"] = lane.astype(float).astype("category") if dtype == "category of floats" else lane.astype(dtype)
-    # A warning of new batches would be an error here.
+    # A warning about new batches would be an error here.
     session = Session.open(adata, model, device="cpu")
     counts = session.counts_and_batches()
     np.testing.assert_array_equal(known_batches(model, counts), lane - 1)
@@ -354,7 +354,7 @@ def test_new_batches_are_said_and_refused(lanes):
     adata, model = lanes
     adata = adata.copy()
     adata.obs["lane"] = adata.obs["lane"].astype(float) + 1
-    with pytest.warns(ScvaeWarning, match=r"1 batch\(es\) were not in the training data \(3\)"):
+    with pytest.warns(ScvaeWarning, match=r"1 batch was not in the training data \(3\)"):
         session = Session.open(adata, model, device="cpu")
     with pytest.raises(DataError, match="was not trained on batch '3'"):
         known_batches(model, session.counts_and_batches())
@@ -395,7 +395,7 @@ def test_cells_of_one_combination_go_together():
     asked = design("a", "ctrl", "B+A", **perturbed("ctrl", "A", "B", "A+B", "B+A"), perturbation_key="what")
     assert len(asked.rows("a", "B+A")) == 10
     assert (asked.treated, asked.parts) == ("B+A", ("B", "A"))
-    # What is asked for as the cells are labelled is what is found, though A alone has a label too.
+    # A label that some cells have is found as it is, although its part A is a label, too.
     asked = design("a", "ctrl", "A+ctrl", **perturbed("ctrl", "A", "A+ctrl"), perturbation_key="what")
     assert (asked.treated, len(asked.rows("b", "A+ctrl"))) == ("A+ctrl", 5)
 

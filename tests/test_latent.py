@@ -1,4 +1,4 @@
-"""What a model says about cells, against independent computations.
+"""Results of a model for cells, compared with independent computations.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -34,7 +34,7 @@ def one_dimensional(adata):
 
 
 def plain_log_likelihood(model, x_ng, z_nk):
-    """log p(x|z) in float64 by the plain formula, shape (n,)."""
+    """Compute log p(x|z) in float64 by the plain formula, shape (n,)."""
     output = model.vae.decode(z_nk.float(), None)
     log_mu = torch.log_softmax(output.logits_ng.double(), 1) + x_ng.sum(1).log()[:, None]
     return zinb_log_prob(x_ng, log_mu, output.log_theta_g.double(), output.zero_logit_ng.double()).sum(1)
@@ -42,7 +42,7 @@ def plain_log_likelihood(model, x_ng, z_nk):
 
 @torch.no_grad()
 def test_importance_bound_tends_to_the_marginal_likelihood(adata, one_dimensional):
-    """With one latent dimension log p(x) is an integral that a fine grid gives."""
+    """With one latent dimension, log p(x) is an integral, which is computed on a fine grid."""
     some = adata[:12]
     x_ng = torch.as_tensor(some.X.toarray(), dtype=torch.float64)
     grid = torch.linspace(-6, 6, 4001, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_slots_in_memory(adata, model):
     for key in (names.path_genes("walk"), *names.path_band("walk")):
         assert cells.varm[key].shape == (cells.n_vars, 50)
     assert set(cells.uns["scvae"]["runs"]) == {"embed", "denoise", "score", "interpolate_walk"}
-    scvae.embed(cells, model)  # its own slots it replaces
+    scvae.embed(cells, model)  # its own slots are replaced
     cells.obsm["X_other"] = np.ones((cells.n_obs, 2))
     with pytest.raises(DataError, match="X_other"):
         scvae.embed(cells, model, key_added="other")
@@ -122,7 +122,8 @@ def test_denoised_counts_keep_the_library_and_repeat(adata, model):
     np.testing.assert_allclose(fixed.sum(1), 1234.0, rtol=1e-4)
     median = scvae.denoise(adata, model, library="median", inplace=False).rows.whole()
     np.testing.assert_allclose(median.sum(1), float(model.vae.reference_library), rtol=1e-4)
-    # Without zero inflation, they keep the library size too, and the genes with fewer inflated zeros have less of it.
+    # Without zero inflation, expected counts also sum to the library size, so genes with fewer inflated zeros get less
+    # of it.
     raised = scvae.denoise(adata, model, with_zero_inflation=False, inplace=False).rows.whole()
     np.testing.assert_allclose(raised.sum(1), np.asarray(adata.X.sum(1)).ravel(), rtol=1e-4)
     assert np.abs(raised / first - 1).max() > 0.01

@@ -1,4 +1,4 @@
-"""Likelihoods against scipy, against float64 autograd of the plain formulas, and against scvi-tools.
+"""Likelihoods, compared with scipy, with float64 autograd of the plain formulas, and with scvi-tools.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -41,7 +41,7 @@ def test_nb_agrees_with_scipy_over_extreme_parameters():
 
 
 def scipy_tolerance(x, mu, theta, expected):
-    """What scipy itself can promise: it takes x·log(1 − p) of a p rounded to 2e-16, where 1 − p = μ/(θ+μ)."""
+    """The accuracy of scipy: it computes x·log(1 − p) from a p that is rounded to 2e-16, where 1 − p = μ/(θ+μ)."""
     return 1e-9 + 1e-9 * np.abs(expected) + 4e-16 * x.numpy() * (theta + mu) / mu
 
 
@@ -69,7 +69,7 @@ def test_probabilities_of_all_counts_sum_to_one(log_theta):
         nb_log_prob(x, torch.tensor(0.7).double(), torch.tensor(log_theta).double()),
         zinb_log_prob(x, torch.tensor(0.7).double(), torch.tensor(log_theta).double(), torch.tensor(-0.4).double()),
     ):
-        # At θ = e⁻⁹ a little mass lies beyond any bound.
+        # At θ = e⁻⁹, a little probability lies beyond any bound.
         assert float(log_prob.exp().sum()) == pytest.approx(1.0, abs=2e-4)
 
 
@@ -112,7 +112,7 @@ def minibatch(x):
 
 
 def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
-    """NLL of each cell and gradients of its mean, by the compiled or the dense form."""
+    """Compute the NLL of each cell and gradients of its mean, by the compiled or the dense version."""
     raw, bias, log_theta = outputs
     log_theta = None if kind == "poisson" else log_theta
     if kind != "zinb":
@@ -123,7 +123,7 @@ def ours(kind, form, x, library_n, outputs, *, with_gradient=True):
 
 
 def reference(kind, x, library_n, outputs):
-    """The same by float64 autograd of the plain formula."""
+    """Compute the same results by float64 autograd of the plain formula."""
     leaves = [t.double().clone().requires_grad_() for t in outputs]
     raw, bias, log_theta = leaves
     logits, zero_logit = (raw + bias).split(x.shape[1], dim=1)
@@ -156,7 +156,7 @@ def block_and_outputs(seed, dtype, spread=4.0):
 @given(seed=st.integers(0, 2**31), spread=st.sampled_from([0.5, 4.0, 20.0]))
 def test_dense_form_equals_autograd_of_the_plain_formula(kind, seed, spread):
     x, outputs = block_and_outputs(seed, torch.float64, spread)
-    library_n = x.sum(1) + 3  # not the row sums: the sums of the gradients are then not identically zero
+    library_n = x.sum(1) + 3  # not the row sums: otherwise, the sums of the gradients would be zero
     expected, expected_gradients = reference(kind, x, library_n, outputs)
     got, gradients = ours(kind, "dense", x, library_n, outputs)
     torch.testing.assert_close(got, expected, rtol=1e-11, atol=1e-9)
@@ -180,8 +180,8 @@ def test_compiled_form_equals_autograd_of_the_plain_formula(kind, n_threads, see
         torch.set_num_threads(before)
     assert nothing is None
     assert torch.equal(without, got)
-    # What logits in single precision can promise: each of the counts takes a logarithm of a mean, which is off by up to
-    # half a unit in the last place of its logit.
+    # The accuracy of logits in single precision: each count uses the logarithm of a mean, whose error is up to half a
+    # unit in the last place of its logit.
     a_count = 2e-6 + torch.finfo(torch.float32).eps / 2 * float(outputs[0].abs().max())
     assert ((got - expected).abs() <= 2e-6 * expected.abs() + a_count * x.sum(1) + 1e-4).all()
     compare_gradients(kind, gradients, expected_gradients, rtol=2e-5, atol=5e-4)
@@ -212,7 +212,7 @@ def test_a_count_beyond_all_integers_of_32_bits_is_a_number_like_any_other(kind)
 
 @pytest.mark.parametrize("log_theta", [-9.0, -1.0, 0.0, 4.0, 9.0])
 def test_compiled_counts_run_from_table_to_series(log_theta):
-    """One gene whose counts go through both, at dispersions from tiny to large."""
+    """One gene whose counts use both methods, at dispersions from tiny to large."""
     x = torch.arange(0, 400, dtype=torch.float32).unsqueeze(1)
     x = torch.cat([x, torch.ones_like(x)], dim=1)
     outputs = (torch.zeros(len(x), 4), torch.zeros(4), torch.full((2,), log_theta))
@@ -262,5 +262,6 @@ def test_elbo_equals_that_of_scvi_tools(kind):
     for form in ("compiled", "dense"):
         nll_n, _ = ours(kind, form, x, x.sum(1), outputs)
         elbo = -(nll_n + posterior.kl_nk().sum(1))
-        # scvi-tools adds 1e-8 inside its logarithms and sums in float32: relative to values of several thousand nats.
+        # scvi-tools adds 1e-8 inside its logarithms and sums in float32. The tolerance is relative to values of several
+        # thousand nats.
         np.testing.assert_allclose(elbo.numpy(), saved["elbo"][kind], rtol=1e-4, atol=1e-4)

@@ -1,4 +1,4 @@
-"""`--decoder linear`: logits are affine in the latent position, and everything that asks a decoder works with it.
+"""`--decoder linear`: logits are affine in the latent position, and all commands work with such a decoder.
 
 Shapes: n points, m tangents, k latent dimensions, g genes, b batches.
 """
@@ -45,11 +45,11 @@ def test_logits_are_affine_in_the_position(likelihood, batches):
     expected_ng = z_nk @ head.outputs.weight[:g].T + head.outputs.bias[:g]
     if batches:
         expected_ng = expected_ng + vae.decoder.batch.gene_bg[batch_n]
-    # The head hands on float32.
+    # The head returns float32.
     torch.testing.assert_close(output.logits_ng.double(), expected_ng, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(vae.decoder.push_logits(z_nk, some(1, 7, 3), batch_n)[0], expected_ng)
     assert (output.zero_logit_ng is not None) == (likelihood == "zinb")
-    # No curvature: between two positions lies the mean of their logits.
+    # Without curvature, the logits in the middle between two positions are the mean of their logits.
     middle = vae.decoder.push_logits((z_nk + z_nk.flip(0)) / 2, some(1, 7, 3), None if batch_n is None else 0 * batch_n)
     ends = vae.decoder.push_logits(z_nk, some(1, 7, 3), None if batch_n is None else 0 * batch_n)
     torch.testing.assert_close(middle[0], (ends[0] + ends[0].flip(0)) / 2)
@@ -122,7 +122,7 @@ def test_training_saves_loads_and_resumes_to_the_bit(tmp_path):
 
 
 def test_it_learns_what_cells_share():
-    """The bound ends well above that of a decoder that cannot tell cells apart."""
+    """The final bound is far above that of a decoder that cannot distinguish cells."""
     counts = counts_of(tree(n_cells=400, depth=3000))
     config = tiny_config(decoder="linear", max_epochs=25)
     told, mute = (

@@ -17,12 +17,12 @@ from scvae_cli.model.vae import VAE
 
 CPU = torch.device("cpu")
 GENES, LATENT, KL_WEIGHT = 70, 4, 0.6
-# For the CPU, and for any device.
+# Operations for the CPU, and for any device.
 FORMS = ["compiled", "torch"]
 
 
 def scene(dropout=0.0, n_batches=0, n_cells=24, **config):
-    """A VAE in training mode whose parameters are all different from where they start, cells, noise."""
+    """A VAE in training mode whose parameters differ from their initial values, cells, and noise."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.4, 3.0, size=(n_cells, GENES))).astype(np.float32)
     counts[:, 0] += 1
@@ -51,7 +51,7 @@ def by_autograd(vae, cells, noise_nk):
 
 @torch.no_grad()
 def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0):
-    """The step's terms and gradients; the last cells may only fill up the minibatch."""
+    """Compute the step's terms and gradients; the last cells may be padding."""
     if form == "compiled":
         operations = CompiledOperations(cells)
     else:
@@ -65,7 +65,7 @@ def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0)
 
 
 def distance(got, expected):
-    """How far apart gradients are, as a share of their length."""
+    """Compute the distance between gradients, as a share of their length."""
     return float((got.double() - expected.double()).norm() / expected.double().norm())
 
 
@@ -130,7 +130,7 @@ def test_bfloat16_products_cost_their_rounding_only(likelihood, form):
     assert got[:2] == pytest.approx((nll, kl), rel=5e-3)
     assert got[2]["decoder.head.outputs.weight"].dtype == torch.bfloat16
     for name, gradient in got[2].items():
-        # A product's terms are rounded to 8 bits.
+        # The terms of a product are rounded to 8 bits.
         assert distance(gradient, expected[name]) < 0.06, name
 
 

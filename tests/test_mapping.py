@@ -1,4 +1,4 @@
-"""New batches in a trained model: what stays the same to the bit, what is learned, reported and refused."""
+"""New batches in a trained model: unchanged results, trained effects, reports and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ QUIET = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
 
 @functools.cache
 def sides(n_batches: int = 3) -> tuple[ad.AnnData, ad.AnnData, scvae.Model]:
-    """Cells of all batches but one and a model of them, and the cells of the last batch; copy before writing."""
+    """Cells of all batches but one, a model of them, and the cells of the last batch; copy before changing them."""
     adata = tree(n_cells=900, n_genes=150, n_batches=n_batches, batch_sd=0.6, depth=3000)
     new = (adata.obs["batch"] == f"batch_{n_batches}").to_numpy()
     reference = adata[~new].copy()
@@ -52,7 +52,7 @@ def test_reference_cells_stay_the_same_to_the_bit(n_batches):
 
 def test_denoised_cells_of_a_mapped_batch_lose_what_distinguishes_it():
     _, query, _ = sides()
-    with pytest.warns(ScvaeWarning, match="batch_as observed keeps it"):
+    with pytest.warns(ScvaeWarning, match="batch_as observed keeps these differences"):
         scvae.denoise(query, joint(), inplace=False)
     scvae.denoise(query, joint(), batch_as="observed", inplace=False)
 
@@ -96,7 +96,7 @@ def test_cells_of_the_reference_under_a_new_name_do_not_move():
 
 def test_known_batches_keep_their_effects():
     reference, _, model = sides()
-    with pytest.warns(ScvaeWarning, match="nothing is new"):
+    with pytest.warns(ScvaeWarning, match="no new batches"):
         mapped = scvae.map(reference, model, inplace=False)
     assert mapped.batches == model.batches
     assert mapped.vae is model.vae
@@ -190,7 +190,7 @@ def test_both_shells_map_alike(copied):
     adata = ad.read_h5ad(copied.data)
     record = json.loads(adata.uns["scvae"]["runs"]["map"])
     assert record["model_hash"] == saved.hash
-    # The next questions work as with any model.
+    # Further commands work as with any model.
     for verb in ("embed", "denoise", "score", "info"):
         options = ("--samples", "2", "--simulated", "100") if verb == "score" else ()
         run_well(verb, *([new] if verb == "info" else [copied.data, "-m", new]), *options)

@@ -1,4 +1,4 @@
-"""Which cells belong to a trajectory, against known lineages and known distributions.
+"""Cells that belong to a trajectory, compared with known lineages and known distributions.
 
 Shapes: n cells, k latent dimensions, c components.
 """
@@ -25,7 +25,7 @@ ENDS = ["stem", "mature_1"]
 
 @pytest.fixture(scope="module")
 def mixed():
-    """Cells of a tree, and among them cells of another tree, whose genes have nothing to do with the first."""
+    """Cells of a tree, and among them cells of another tree with unrelated genes."""
     own = tree(n_cells=700, n_genes=150, depth=3000)
     foreign = tree(n_cells=150, n_genes=150, depth=3000, seed=99)
     foreign.obs["cell_type"] = "foreign"
@@ -71,7 +71,7 @@ def test_a_trajectory_that_turns_back_is_told(mixed, trajectory):
     cells, model = mixed
     assert trajectory.returning is None
     there_and_back = ["stem", "mature_1", "progenitor"]
-    with pytest.warns(ScvaeWarning, match="returns to where it was"):
+    with pytest.warns(ScvaeWarning, match="returns to an earlier state"):
         back = scvae.interpolate(cells, model, groupby="cell_type", groups=there_and_back, inplace=False)
     begin, farthest, end = back.returning
     assert begin < farthest < end

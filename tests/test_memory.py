@@ -1,4 +1,4 @@
-"""Counts are held once: read in blocks whichever way they are stored, and shared by all who train on them."""
+"""Counts are held in memory once: read in blocks in every storage format, and shared by all tables."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Whatever is done in blocks takes many."""
+    """Make all blocks small, so that there are many."""
     monkeypatch.setattr(h5ad_rows, "BLOCK_VALUES", 1000)
     monkeypatch.setattr(row_stack, "PIECE_VALUES", 777)
     monkeypatch.setattr(counts_module, "VALUES_AT_ONCE", 100)
@@ -37,7 +37,7 @@ def small_blocks(monkeypatch):
 
 
 def peak_of(work: Callable[[], object]) -> int:
-    """The most bytes that Python and numpy hold at once meanwhile, beyond those held before."""
+    """Measure the largest number of bytes that Python and numpy hold at once, beyond those held before."""
     tracemalloc.start()
     try:
         work()
@@ -71,7 +71,7 @@ def backwards(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix((matrix.data[order], matrix.indices[order], matrix.indptr), shape=matrix.shape)
 
 
-# The same counts, stored in another way.
+# The same counts, stored in another format.
 FORMS: dict[str, Callable[[sp.csr_matrix], object]] = {
     "CSR": lambda m: m,
     "CSR of int64": lambda m: m.astype(np.int64),
@@ -93,7 +93,7 @@ def test_the_same_matrix_is_read_from_every_form(tmp_path, small_blocks, form, p
     names = [f"gene {j}" for j in range(60)]
     adata = ad.AnnData(FORMS[form](truth), var=pd.DataFrame(index=names))
     if place.startswith("raw"):
-        # raw has genes of its own beside those of X, which holds no counts.
+        # raw has other genes than X, and X has no counts.
         adata.raw = adata.copy()
         adata = adata[:, 10:].copy()
         adata.X, truth = np.full(adata.shape, 0.5, np.float32), truth[:, 10:]
@@ -106,7 +106,7 @@ def test_the_same_matrix_is_read_from_every_form(tmp_path, small_blocks, form, p
     assert (read.data.dtype, read.indices.dtype, read.indptr.dtype) == (np.float32, np.int32, np.int32)
     for part in ("data", "indices", "indptr"):
         np.testing.assert_array_equal(getattr(read, part), getattr(truth, part))
-    # What was read in place is still what it was.
+    # Data that were read in place have not changed.
     np.testing.assert_array_equal(sp.csc_matrix(adata.X).data, sp.csc_matrix(before.X).data)
     np.testing.assert_array_equal(sp.csc_matrix(adata.X).indices, sp.csc_matrix(before.X).indices)
 
@@ -116,9 +116,9 @@ def test_reading_takes_little_beyond_the_matrix(tmp_path, small_blocks, form):
     truth = counts_of(tree(1000, 200)).matrix
     ad.AnnData(FORMS[form](truth)).write_h5ad(tmp_path / "cells.h5ad")
     store = open_store(tmp_path / "cells.h5ad")
-    assert len(store.cell_names) == 1000  # names are read once and stay
-    # The finished matrix is asked for at once, half of it while its values still wait in pieces; the system gives it
-    # page by page, so that what is really taken is less.
+    assert len(store.cell_names) == 1000  # names are read once and kept
+    # The final matrix is allocated at once, while half of its values are still in pieces. The system provides the
+    # memory page by page, so less is really used.
     assert peak_of(lambda: read_counts(store)) < 1.5 * bytes_of(truth) + 300_000
 
 
@@ -149,7 +149,7 @@ def test_a_fault_is_found_wherever_it_is(small_blocks):
     values[512] = -2
     assert what_is_wrong(values) == ("a negative value (-2)", 512)
     assert what_is_wrong(values.astype(np.int32)) == ("a negative value (-2)", 512)
-    # The worst is told first, wherever it stands.
+    # The most important fault is reported first, wherever it is.
     values[900] = np.nan
     assert what_is_wrong(values) == ("NaN", 900)
 
@@ -250,6 +250,6 @@ def test_training_and_heldout_cells_lie_in_the_counts_themselves(monkeypatch, op
 def test_setting_up_a_training_copies_no_counts(tmp_path):
     counts = counts_of(tree(4000, 200))
     config = tiny_config(genes="all")
-    next(fit(counts, config))  # what is imported on the way is no part of the question
+    next(fit(counts, config))  # imports during the call are not part of the measurement
     peak = peak_of(lambda: next(fit(counts, config, model_folder=tmp_path / "m.scvae")))
     assert peak < 0.5 * bytes_of(counts.matrix)

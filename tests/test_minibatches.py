@@ -1,4 +1,4 @@
-"""Minibatches hold the counts they are asked for, gathered on the host or on the device."""
+"""Minibatches contain the requested counts, gathered on the host or on the device."""
 
 import numpy as np
 import pytest

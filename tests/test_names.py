@@ -1,4 +1,4 @@
-"""Names of files that shells and file systems take amiss: those that begin with "-" and those that are too long."""
+"""File names that cause problems in shells or file systems: those that begin with "-", and those that are too long."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DASHED = st.one_of(NAMES, NAMES.map(lambda text: f"-{text}"), NAMES.map(lambda t
 
 
 def parsed(line: str) -> dict[str, str]:
-    """What a shell and Typer make of a command line."""
+    """Parse a command line as a shell and Typer do."""
     found: dict[str, str] = {}
     app = typer.Typer()
 

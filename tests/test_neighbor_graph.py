@@ -1,4 +1,4 @@
-"""The cells' graph against brute force, and distances through it where they are known.
+"""The neighbor graph, compared with brute force, and distances through it where they are known.
 
 Shapes: n cells, k latent dimensions, m nodes.
 """
@@ -23,7 +23,7 @@ def cloud(n: int = 60, k: int = 3, seed: int = 0) -> np.ndarray:
 # --- the edges --------------------------------------------------------------------------------------------------------
 
 
-def test_neighbours_are_the_nearest_in_latent_space():
+def test_neighbors_are_the_nearest_in_latent_space():
     x_nk = cloud()
     graph = graph_of(x_nk)
     expected = np.argsort(cdist(x_nk, x_nk) + np.diag(np.full(60, np.inf)), axis=1)[:, :15]
@@ -32,7 +32,7 @@ def test_neighbours_are_the_nearest_in_latent_space():
 
 
 def test_edges_are_as_long_as_the_decoder_says():
-    """The second dimension changes nothing that is counted."""
+    """The second dimension does not change the counts."""
     x_nk = cloud(k=2)
     graph = graph_of(x_nk, FlatGeometry(torch.tensor([[3.0, 0.0]])))
     lengths = graph.lengths.tocoo()
@@ -79,7 +79,7 @@ def test_near_points_are_told_apart_far_from_the_origin():
     np.testing.assert_array_equal(nearest(points(x_nk), points(x_nk), 1)[0][:, 0], np.arange(40))
 
 
-def test_twins_are_neighbours_but_nobody_is_its_own():
+def test_twins_are_neighbors_but_nobody_is_its_own():
     x_nk = np.concatenate([np.zeros((30, 2)), cloud(20, 2) + 5])
     graph = graph_of(x_nk)
     assert (graph.neighbors_mj != np.arange(50)[:, None]).all()
@@ -117,15 +117,15 @@ def test_islands_are_joined_where_they_are_nearest():
 
 
 def test_islands_are_counted_though_two_of_them_have_two_bridges():
-    """The two small ones are nearest to each other, and each looks for its own nearest cell: three bridges."""
+    """The two small components are nearest to each other, and each searches for its own nearest cell: three bridges."""
     graph = graph_of(clusters([[0.0, 0], [50, 0], [70, 0]], 40))
     assert graph.n_components == 3
     assert graph.bridges == 3
     assert graph_of(cloud(60)).n_components == 1
 
 
-def test_a_lone_cell_has_neighbours_of_its_own():
-    """A far cell is tied to its nearest ones like any other: no bridge."""
+def test_a_lone_cell_has_neighbors_of_its_own():
+    """A distant cell is connected to its nearest cells like any other, so there is no bridge."""
     graph = graph_of(np.vstack([cloud(50, 2), [[100.0, 0]]]))
     assert graph.bridges == 0
     assert np.isfinite(graph.distances([50])).all()

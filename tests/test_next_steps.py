@@ -1,4 +1,4 @@
-"""What a command says to run next: it runs, on the same cells, with the same model."""
+"""The suggested next command works, on the same cells and with the same model."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from scvae_cli.tools.diagnose.verdict import Verdict, next_command
 
 
 def next_line(*arguments: object) -> list[str]:
-    """The command that another says to run next, as a shell takes it apart."""
+    """Return the suggested command, split as by a shell."""
     steps = [line for line in run_well(*arguments).err.splitlines() if line.startswith("next: scvae ")]
     return shlex.split(steps[0].removeprefix("next: scvae "))
 
 
 def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
-    """In a folder with a space, on a layer, with an empty cell, and a model beside no data."""
+    """Data in a folder with a space, in a layer, with an empty cell, and a model in another folder."""
     monkeypatch.chdir(tmp_path)
     data, model, config = tmp_path / "my cells.h5ad", tmp_path / "my model.scvae", tmp_path / "its config.toml"
     adata = cells()
@@ -42,14 +42,14 @@ def test_what_is_said_to_run_next_runs_on_the_same(tmp_path, monkeypatch):
     assert embed == ["embed", str(data), "-m", str(model), "--drop-empty"]
     run_well(*embed)
     quick = ["--quick", "--samples", "4", "--refine", "2", *kept]
-    # Which command is advised depends on the model; each goes on with the same cells.
+    # The advised command depends on the model; each command uses the same cells.
     advised = next_line("diagnose", data, "-m", model, *quick, "--key-added", "mine")
     assert {str(data), *kept} < set(advised)
     run_well(*advised)
 
 
 def test_what_is_said_to_run_next_goes_on_with_the_output(tmp_path, trained):
-    """A 10x folder takes no results back, and no model lies beside the output."""
+    """Results cannot be written into a 10x folder, and no model is beside the output."""
     sample, out = tmp_path / "sample", tmp_path / "out.h5ad"
     write_10x_mtx(sample, cells())
     quick = ["--quick", "--samples", "4", "--refine", "2"]

@@ -1,4 +1,4 @@
-"""`--likelihood normal`: real numbers, against scipy's normal and closed-form marginals.
+"""`--likelihood normal`: real numbers, compared with scipy's normal and closed-form marginals.
 
 Shapes: n cells, g features, k latent dimensions, m tangents, b batches.
 """
@@ -41,7 +41,7 @@ def minibatch(x_ng: np.ndarray, batch_n: np.ndarray | None = None) -> Minibatch:
 
 
 def wild(*, decoder: str = "mlp", batches: tuple[str, ...] = (), variance: float | None = None, g: int = 6) -> VAE:
-    """An untrained network in float64 whose features are of many sizes."""
+    """An untrained network in float64 whose features have very different scales."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         config = ModelConfig(likelihood="normal", variance=variance, decoder=decoder, n_latent=3, n_hidden=24)
@@ -114,7 +114,7 @@ def test_draws_have_the_moments_of_the_distribution():
 
 
 def plain_mean(vae: VAE, z_nk: torch.Tensor) -> torch.Tensor:
-    """μ in the average batch."""
+    """Compute μ in the average batch."""
     means = []
     for b in range(max(1, len(vae.batches))):
         batch_n = torch.full((len(z_nk),), b) if vae.batches else None
@@ -168,7 +168,7 @@ def test_flatness_asks_nothing_of_the_noise():
     flatness_penalty(vae, some(10, 3).float(), some(10, 3, seed=1).float()).backward()
     assert vae.decoder.head.raw_log_sd_g.grad is None
     assert vae.decoder.head.outputs.weight.grad.any()
-    # And what it costs does not turn into a gain where the density is above 1.
+    # The cost does not become a gain where the density is above 1.
     assert vae.decoder.head.typical_loss(torch.tensor(-50.0)) > 0
 
 
@@ -176,7 +176,7 @@ def test_flatness_asks_nothing_of_the_noise():
 
 
 def test_bounds_close_in_on_the_models_own_marginal():
-    """ELBO ≤ importance bound ≤ log p(x) = log N(x; b, WWᵀ + Σ), and many samples all but reach it."""
+    """ELBO ≤ importance bound ≤ log p(x) = log N(x; b, WWᵀ + Σ), and with many samples the bound nearly reaches it."""
     model = linear_model()
     truth = marginal(model)
     x_ng = truth.rvs(60, random_state=1)
@@ -189,7 +189,7 @@ def test_bounds_close_in_on_the_models_own_marginal():
 
 
 def test_trained_linear_model_is_nearly_probabilistic_pca():
-    """On cells it never saw, beside the maximum-likelihood solution in closed form (Tipping & Bishop 1999)."""
+    """Unseen cells, compared with the maximum-likelihood solution in closed form (Tipping & Bishop 1999)."""
     random, g, k = np.random.default_rng(0), 10, 2
     w_gk, b_g = random.standard_normal((g, k)), 3 * random.standard_normal(g)
 
@@ -209,9 +209,9 @@ def test_trained_linear_model_is_nearly_probabilistic_pca():
     scores = scvae.score(ad_of(new_ng), model, n_samples=100, n_simulated=100, inplace=False)
     best, log_true_n = pca.logpdf(new_ng).mean(), truth.logpdf(new_ng)
     assert scores.iwae.mean() > best - 0.02 * abs(best)
-    # No model beats the truth by more than the noise of a mean over so many cells.
+    # No model exceeds the truth by more than the noise of a mean over so many cells.
     assert scores.iwae.mean() < log_true_n.mean() + 3 * (scores.iwae - log_true_n).std() / 1000**0.5
-    # Of its own marginal it is a bound, up to the noise of its samples.
+    # It is a bound on the model's own marginal, up to the noise of its samples.
     above_n = scores.iwae - marginal(model).logpdf(new_ng.astype(np.float32))
     assert above_n.mean() <= 3 * above_n.std() / 1000**0.5
     assert float(model.vae.decoder.head.log_sd_g.exp().detach().median()) == pytest.approx(0.5, rel=0.1)

@@ -1,4 +1,4 @@
-"""Every command on real numbers: a model with a normal likelihood answers, and refuses what it cannot.
+"""Every command on real numbers: it works with a model with a normal likelihood, or refuses unsuitable options.
 
 Shapes: n cells, g features.
 """
@@ -70,7 +70,7 @@ def test_every_question_is_answered(on_line):
     denoised = found.layers["scvae_denoised"]
     assert np.isfinite(denoised).all()
     assert (denoised < 0).any()
-    # Decoded values follow the data, in its own units.
+    # Decoded values have the scale and the unit of the data.
     rest = ((denoised - found.X) ** 2).mean(0) / found.X.var(0)
     assert rest.max() < 0.6
     for key in ("scvae_elbo", "scvae_iwae", "scvae_anomaly_score", "scvae_anomaly_p"):

@@ -91,7 +91,7 @@ def test_without_a_region_the_path_is_straight_until_its_largest_length():
 
 
 def test_the_path_follows_a_curved_region():
-    """Along a half-moon of cells, whose far tip has the highest score: the straight path leaves it."""
+    """Cells along a half-moon whose far tip has the highest score; the straight path leaves the cells."""
     angle_n = np.linspace(0, np.pi, 1500)
     moon = 3 * np.stack([np.cos(angle_n), np.sin(angle_n)], axis=1)
     density = density_of(moon + 0.15 * np.random.default_rng(0).standard_normal(moon.shape))
@@ -188,7 +188,7 @@ def test_gradient_is_that_of_differences(adata, model):
 
 
 def optimized(adata, model, **options):
-    """An optimization that writes nothing."""
+    """An optimization whose result is not written."""
     result = scvae.optimize(
         adata, model, inplace=False, **{"groupby": "cell_type", "group": "stem", "n_steps": 12, "n_starts": 2} | options
     )
@@ -198,7 +198,7 @@ def optimized(adata, model, **options):
 
 @pytest.fixture(scope="module")
 def markers(adata):
-    """Genes that are plainly higher in a mature branch than in stem cells and in the other branch."""
+    """Genes with a much higher expression in a mature branch than in stem cells and in the other branch."""
     types = adata.obs["cell_type"].to_numpy()
     share_ng = np.asarray(adata.X.toarray() / adata.X.sum(1))
     mean = {kind: 3000 * share_ng[types == kind].mean(0) for kind in ("stem", "mature_1", "mature_2")}

@@ -1,4 +1,4 @@
-"""One declaration of an option: its checks, and the command, function and file that are made of it."""
+"""One declaration of an option: its checks, and the command, function and file that are made from it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from scvae_cli.verbs import VERBS
 
 @dataclass(frozen=True, kw_only=True)
 class Inner(Options):
-    """A section."""
+    """A section of options."""
 
     size: int = option(3, help="Size.", least=1)
     shape: Literal["round", "flat"] = option("round", help="Shape.")
@@ -54,7 +54,7 @@ class Sample(Options):
     inner: Inner = section(Inner, without=frozenset({"shape"}))
 
     def check(self) -> None:
-        """Not too quick."""
+        """Whether the combination is allowed."""
         if self.quick and self.n_steps is not None:
             raise ConfigError("--quick and --steps were both given", "leave out --steps")
 

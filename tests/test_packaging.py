@@ -1,4 +1,4 @@
-"""The versions that are promised, pinned and tested belong together."""
+"""The versions that are promised, pinned and tested are consistent."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PYTHONS = ["3.11", "3.12", "3.13"]
 
 
 def promised(*extras: str) -> dict[str, Requirement]:
-    """Requirements of pyproject.toml by name."""
+    """Return the requirements of pyproject.toml by name."""
     lists = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in extras)]
     requirements = [Requirement(line) for some in lists for line in some]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
 
 def pinned(file: str, python: str) -> dict[str, Version]:
-    """Versions of a constraints file by name, for one Python."""
+    """Return the versions of a constraints file by name, for one version of Python."""
     versions = {}
     for line in (ROOT / file).read_text().splitlines():
         if not line or line.startswith("#"):
@@ -45,7 +45,7 @@ def test_the_lowest_versions_are_the_bounds(python):
     for name, requirement in requirements.items():
         assert lowest[name] in requirement.specifier, f"{requirement} does not allow {lowest[name]}"
         (bound,) = (Version(each.version) for each in requirement.specifier if each.operator == ">=")
-        # Later Pythons have no wheels of some of the lowest.
+        # Later versions of Python have no wheels of some of the lowest versions.
         assert lowest[name] == bound or python != PYTHONS[0], f"{requirement} is tested with {lowest[name]}"
 
 

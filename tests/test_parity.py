@@ -1,4 +1,4 @@
-"""Each verb by the command line and by Python: the same arrays, and the same refusals."""
+"""Each verb on the command line and in Python gives the same arrays and the same refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TREATED = {
     "group": "stem",
 }
 
-# Verb → what is typed, and what is passed.
+# Verb → command line, and arguments in Python.
 ASKED: dict[str, tuple[list[str], dict[str, Any]]] = {
     "annotate": (
         ["--labels-key", "cell_type", "--unlabeled", "stem", "--unknown-rate", "0.1"],
@@ -64,7 +64,7 @@ NEW_CELLS: dict[str, tuple[list[str], dict[str, Any]]] = {
 
 
 def same(a: Any, b: Any, at: str) -> None:
-    """Equal to the bit, whatever it is."""
+    """Whether two values are identical, whatever their type."""
     if isinstance(a, dict):
         assert a.keys() == b.keys(), at
         for key in a:
@@ -74,7 +74,7 @@ def same(a: Any, b: Any, at: str) -> None:
     elif isinstance(a, pd.Series | pd.Categorical):
         assert list(a) == list(b) or np.array_equal(np.asarray(a), np.asarray(b), equal_nan=True), at
     elif getattr(a, "dtype", None) is not None and a.dtype.names:
-        # NaN is equal to NaN in plain arrays only.
+        # Only in plain arrays is NaN equal to NaN.
         assert a.dtype.names == b.dtype.names, at
         for name in a.dtype.names:
             same(a[name], b[name], f"{at}/{name}")
@@ -85,7 +85,7 @@ def same(a: Any, b: Any, at: str) -> None:
 
 
 def results(adata: ad.AnnData) -> dict[str, Any]:
-    """Every slot that a recorded run lists, but for texts."""
+    """Return every slot that a recorded run lists, except texts."""
     found = {}
     for record in adata.uns["scvae"]["runs"].values():
         for path in json.loads(record)["slots"]:
@@ -144,7 +144,7 @@ def test_checks_are_equal(copied):
     assert typed == json.loads(json.dumps(scvae.check(copied.data, batch_key="batch").as_dict()))
 
 
-# Verb, what is typed, what is passed: mistakes of every kind.
+# Verb, command line, arguments in Python: wrong arguments of every kind.
 WRONG: list[tuple[str, list[str], dict[str, Any]]] = [
     ("train", ["--n-latent", "0"], {"n_latent": 0}),
     ("train", ["--n-latent", "three"], {"n_latent": "three"}),

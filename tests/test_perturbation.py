@@ -87,14 +87,14 @@ def model(known):
 
 
 def question(cells: anndata.AnnData, model, group: str, treated: str, **options) -> Perturb:
-    """The question, with the design found in the cells."""
+    """The question, with the design that the cells have."""
     asked = PerturbOptions(**ASKED, treated=treated, group=group, **({"method": "centroid"} | options))
     request = Request(verb=PERTURB, data=cells, model=model, options=asked)
     return Perturb(Session.open(cells, model, device="cpu"), request, PythonShell(request.verb))
 
 
 def truth(everything: anndata.AnnData, model, group: str, treated: str):
-    """True change of a group, and the most significant genes."""
+    """Compute the true change of a group, and the most significant genes."""
     asked = question(everything, model, group, treated)
     observed = Observed(asked.session.counts)
     return observed.change(asked.design), observed.most_significant(asked.design)

@@ -64,7 +64,7 @@ def test_all_groups_that_contribute_are_named():
 
 
 def test_a_pooled_change_is_the_posterior_mean():
-    """It has a smaller error than any fixed mixture of the group's own change and the others' mean."""
+    """The result has a smaller error than any fixed mixture of the group's own change and the others' mean."""
     rng = np.random.default_rng(0)
     n_groups, n_genes = 12, 4000
     spread_g = np.repeat([0.0, 0.5], n_genes // 2)

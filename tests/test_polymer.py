@@ -1,4 +1,4 @@
-"""The worked example: what its two dimensions know of a polymer's shapes.
+"""The example of a polymer: its two latent dimensions describe the shapes.
 
 Shapes: n polymers, g = 24 numbers, k = 2 latent dimensions.
 """
@@ -41,7 +41,7 @@ def test_shapes_are_turned_alike(polymer):
     np.testing.assert_allclose(second_n22[:, 0, 1], 0, atol=1e-9)
     assert (second_n22[:, 0, 0] > second_n22[:, 1, 1]).all()
     assert (shapes_nb2[:, -1, 0] > shapes_nb2[:, 0, 0]).all()
-    # However it was turned before, and not its mirror image.
+    # The result does not depend on the previous rotation, and is not the mirror image.
     angle = 2.2
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     for shape in shapes_nb2[:10]:
@@ -73,7 +73,7 @@ def test_shapes_between_keep_their_bonds(polymer, learned_shapes):
     lengths = polymer.bonds(trajectory.mean_tg)
     assert float(lengths.min()) > 0.8
     assert float(lengths.max()) < 1.1
-    # Halfway between the two shapes themselves, beads are drawn together.
+    # In the middle between two shapes themselves, beads are too close to each other.
     two = adata[ends].X
     assert float(lengths.mean()) > float(polymer.bonds(two.mean(0, keepdims=True)).mean())
 

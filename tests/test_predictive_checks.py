@@ -1,4 +1,4 @@
-"""Predictive checks: counts drawn from the model itself are inside the bands, planted zeros are not."""
+"""Predictive checks: counts drawn from the model itself are inside the bands, and additional zeros are not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scvae_cli.tools.diagnose.predictive import compare, predictive_check
 
 @pytest.fixture(scope="module")
 def model_and_own():
-    """A model, and counts that it made of posterior samples of its own cells."""
+    """A model, and counts that it simulated from posterior samples of its own cells."""
     model = scvae.train(tree(n_cells=400, n_genes=300, depth=3000), **TINY, likelihood="nb", genes="all")
     counts = counts_of(tree(n_cells=400, n_genes=300, depth=3000))
     q = posteriors(model, counts)
@@ -51,7 +51,7 @@ def test_cells_of_the_model_itself_are_inside_the_bands(model_and_own):
     assert check.variances.median_ratio == pytest.approx(1, abs=0.1)
     assert check.zeros.error == pytest.approx(check.zeros.error_expected, rel=0.25)
     assert [verdict.level for verdict in likelihood_verdicts(check, "nb")] == ["good", "good"]
-    # Not for being wide: half the standard errors away they would be noticed.
+    # The bands are not simply wide: with half the standard errors, the faults would be found.
     assert np.std(check.zeros.score_g[check.zeros.evaluated_g]) == pytest.approx(1, abs=0.25)
 
 
@@ -94,7 +94,7 @@ def test_a_check_draws_the_same_twice(model_and_own):
 
 
 def of_real_numbers(observed_ng, sd: float = 1.0, unit: float = 1.0):
-    """A check of features beside replicates around −4 with a standard deviation of their own."""
+    """A check of features against replicates around −4 with a given standard deviation."""
     rng = np.random.default_rng(3)
     n, g = observed_ng.shape
     made = [moments(unit * (sd * rng.standard_normal((n, g)) - 4)) for _ in range(25)]

@@ -1,4 +1,4 @@
-"""Order of the cells from a root, and their fates, where both are known.
+"""Order of the cells from a root, and their fates, compared with the known truth.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -55,7 +55,7 @@ def branches(adata, model) -> Pseudotime:
 
 
 def ordered(adata, model, **options) -> Pseudotime:
-    """An order that writes nothing."""
+    """Compute an order without writing it."""
     known = {} if "root_cell" in options else {"groupby": "cell_type"}
     result = scvae.pseudotime(adata, model, inplace=False, **known | options)
     assert result is not None
@@ -64,7 +64,7 @@ def ordered(adata, model, **options) -> Pseudotime:
 
 @pytest.fixture
 def planted(adata, model):
-    """Order given latent positions under the decoder of the model."""
+    """Order given latent positions with the decoder of the model."""
 
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
@@ -89,7 +89,7 @@ def test_order_on_a_line_is_the_true_one():
     assert result.pseudotime_n.max() == 1
     backwards = ordered(adata, model, root="mature_1")
     assert spearmanr(backwards.pseudotime_n, true).statistic < -0.9
-    # The root's cells are those at the outer end.
+    # The cells of the root are those at the outer end.
     assert true[list(result.root_cells)].mean() < true.quantile(0.15)
     assert true[list(backwards.root_cells)].mean() > true.quantile(0.85)
     assert result.n_components == 1
@@ -152,7 +152,7 @@ def test_order_of_the_ends_does_not_matter(adata, model, branches):
 
 
 def test_a_planted_fork(model, planted):
-    """A stem that forks at 4 into two arms, laid out where both directions change what is decoded alike."""
+    """A stem that splits at 4 into two arms, in a plane where both directions change the decoded expression equally."""
     random = np.random.default_rng(0)
     along_n = np.linspace(0, 8, 600)
     arm_n = np.where(along_n > 4, along_n - 4, 0) * np.where(np.arange(600) % 2 == 0, 1, -1)
@@ -369,7 +369,7 @@ def test_cells_left_out_have_no_position_and_no_branch(adata, model, tmp_path, f
 
 @pytest.mark.parametrize("file", [False, True], ids=["memory", "file"])
 def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_path, file):
-    """They remain, but an order that did not write them does not list them as its own."""
+    """They remain, but an order that did not write them does not list them."""
     cells, names, path = adata.copy(), SlotNames(), tmp_path / "cells.h5ad"
     cells.write_h5ad(path)
     options = {"root": "stem", "groupby": "cell_type"}

@@ -1,4 +1,4 @@
-"""The README shows what the repository holds."""
+"""The README shows the files of the repository."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Files as people have them: other programs, old versions, several modalities, and formats that are not read."""
+"""Files as users have them: from other programs, old versions, several modalities, and unsupported formats."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*names are not unique:UserWarni
 
 
 def refused(path: Path, **options) -> DataError:
-    """The error of a file that is not read, which is one line and a hint."""
+    """Return the error for a file that is not read: one line and a hint."""
     with pytest.raises(DataError) as caught:
         read_counts(open_store(path, **options))
     assert caught.value.hint
@@ -168,7 +168,7 @@ def test_a_format_is_recognized_by_its_content(tmp_path, name):
     if isinstance(store, ForeignFile):
         with pytest.raises(ConfigError, match="-o OUT"):
             store.check_destination([], output=None, force=True)
-        if (tmp_path / name).suffix == ".h5ad":  # never over the data, which hold more
+        if (tmp_path / name).suffix == ".h5ad":  # never into the input, which has more
             with pytest.raises(ConfigError, match="another name"):
                 store.check_destination([], output=tmp_path / name, force=True)
 
@@ -181,7 +181,7 @@ def test_a_modality_must_be_chosen_once(tmp_path):
     outcome = run_well("train", data, "--modality", "rna", *TINY)
     assert "next: scvae embed" in outcome.err
     assert "-o cite_rna.h5ad" in outcome.err
-    # The model knows which one it was.
+    # The model records which modality was read.
     run_well("embed", data, "-o", out)
     adata = ad.read_h5ad(out)
     assert {"X_scvae"} <= set(adata.obsm)
@@ -261,7 +261,7 @@ def test_a_file_that_is_not_read_is_named_with_the_way_out(tmp_path, name):
 
 
 def test_a_missing_compression_filter_names_hdf5plugin(tmp_path, monkeypatch):
-    # Also where the package is installed.
+    # The same holds if the package is installed.
     monkeypatch.setitem(sys.modules, "hdf5plugin", None)
     for place in ("X/data", "obs/cell_type/codes"):
         path = tmp_path / "cells.h5ad"
@@ -366,7 +366,7 @@ def _large_shape(group: h5py.Group) -> None:
 
 
 def _few_stored(group: h5py.Group) -> None:
-    """A size declared in a few bytes, for which a reader would ask for 16 GiB."""
+    """A few bytes that declare a size for which a reader would allocate 16 GiB."""
     del group["data"]
     group.create_dataset("data", (1 << 32,), "<i4", chunks=(1 << 16,), compression="gzip")
 

@@ -1,4 +1,4 @@
-"""The reference and the stub say what the options declare."""
+"""The reference page and the stub agree with the declared options."""
 
 from __future__ import annotations
 

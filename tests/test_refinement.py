@@ -1,4 +1,4 @@
-"""Posteriors refined by gradient, against the optimum found by brute force on integrals taken by quadrature.
+"""Refined posteriors, compared with the optimum found by brute force, with integrals by quadrature.
 
 Shapes: n cells, g genes, k latent dimensions, q nodes.
 """
@@ -56,7 +56,9 @@ class Exact:
         )
 
     def evidence(self, cell: int, near_k: np.ndarray, var_k: np.ndarray) -> float:
-        """log p(x), integrated around a place: the nodes of a Gaussian there, wider than the posterior."""
+        """Compute log p(x) by quadrature around a position, with the nodes of a Gaussian that is wider than the
+        posterior.
+        """
         sd_k = 2 * np.sqrt(var_k)
         z_qk = near_k + sd_k * self.node_qk
         log_prior_q = -0.5 * (z_qk**2).sum(1)
@@ -87,11 +89,11 @@ def test_refined_posteriors_are_the_best_gaussians(likelihood, k, batches):
         origins += [np.concatenate([m * np.ones(k), np.zeros(k)]) for m in ([-1.0, 1.0] if k == 1 else [0.0])]
         best = exact.best_elbo(i, origins)
         assert before <= after + 1e-9
-        # There may be two summits; the one climbed is that of the start.
+        # There may be two maxima; the optimization reaches the one nearest to its start.
         climbed = exact.best_elbo(i, origins[:1])
         assert after == pytest.approx(climbed, abs=0.02)
         assert climbed == pytest.approx(best, abs=0.15)
-        # Up to the quadrature's error.
+        # The tolerance is the error of the quadrature.
         assert best <= exact.evidence(i, mean_k, var_k) + 0.01
         assert float(gain_n[i]) == pytest.approx(after - before, abs=0.15 + 0.1 * (after - before))
 
@@ -115,7 +117,7 @@ def test_cells_that_nothing_is_gained_for_keep_the_encoder_s_posterior():
     cells = some_cells(vae, 5, False).take(np.arange(5))
     wide = Posterior(torch.zeros(5, 1).double(), torch.ones(5, 1).double())
     best = refine(vae, cells, wide, n_steps=400).posterior
-    # One step, at the full rate, leads away from the optimum.
+    # One step at the full rate moves away from the optimum.
     again, gain_n = refine(vae, cells, best, n_steps=1)
     kept_n = gain_n == 0
     assert kept_n.sum() >= 3
@@ -130,7 +132,7 @@ def test_noise_is_normal_and_even(k):
     e_nk = torch.stack([next(noise) for _ in range(size * max(1, 4000 // size))])
     assert float(e_nk.square().mean()) == pytest.approx(1, abs=0.05)
     assert float(e_nk.pow(4).mean()) == pytest.approx(3, abs=0.4)
-    # Of one set: the mean of a quadratic form is its trace, nearly.
+    # In one set, the mean of a quadratic form is nearly its trace.
     form_kk = torch.randn(k, k, generator=torch.Generator().manual_seed(1)).double()
     form_kk = form_kk @ form_kk.T
     value_s = torch.einsum("sk,kj,sj->s", e_nk, form_kk, e_nk).reshape(-1, size).mean(1)

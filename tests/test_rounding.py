@@ -1,4 +1,4 @@
-"""Counts with the noise of a computation, and fractions of counts: whole, and never from normalized values."""
+"""Counts with rounding errors, and fractions of counts: they become whole, and normalized values are never rounded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _scaled(x, dtype):
     return ((x.astype(dtype) / total * 1e4).astype(dtype) * total / 1e4).astype(dtype)
 
 
-# Computations that people undo, and what they leave behind.
+# Computations that users undo, and the errors that remain.
 BACK_AND_FORTH = {
     "log1p": lambda x, dtype: np.expm1(np.log1p(x.astype(dtype))).astype(dtype),
     "log2": lambda x, dtype: (np.exp2(np.log2(x.astype(dtype) + 1)) - 1).astype(dtype),
@@ -49,7 +49,7 @@ def test_counts_back_from_a_computation_are_the_counts(counts, dtype, way):
     noisy = BACK_AND_FORTH[way](counts, dtype)
     before = noisy.copy()
     read = read_counts(store_of(noisy))
-    # Beyond a million, float32 has no digits left for the difference of one count.
+    # Above a million, float32 has no digits for a difference of one count.
     np.testing.assert_allclose(read.matrix.toarray(), counts, rtol=2e-6, atol=0)
     small = counts < 10**5
     np.testing.assert_array_equal(read.matrix.toarray()[small], counts[small])
@@ -70,7 +70,7 @@ def test_fractions_are_refused_by_their_digits(fraction, count):
 
 
 def fractions(seed=0, shape=(60, 30)) -> np.ndarray:
-    """Counts of which some are shared between two genes, as alevin and kallisto do."""
+    """Counts of which some are divided between two genes, as by alevin and kallisto."""
     rng = np.random.default_rng(seed)
     x = rng.poisson(2.0, shape).astype(np.float64)
     shared = rng.random(shape) < 0.3
@@ -118,7 +118,7 @@ def test_stochastic_rounding_is_the_same_in_every_part_of_the_data(seed, step, d
 
 
 def normalized(kind: str, seed: int, n_genes: int) -> np.ndarray:
-    """Normalized values of simulated cells, of some of their genes."""
+    """Normalized values of simulated cells, for some of their genes."""
     x = np.asarray(np.random.default_rng(seed).poisson(np.random.default_rng(1).gamma(1, 2, (40, 80))))
     scaled = x / x.sum(axis=1, keepdims=True).clip(1) * {"cpm": 1e6, "median": np.median(x.sum(1))}.get(kind, 1e4)
     scaled = {"log1p": np.log1p, "log2": lambda v: np.log2(v + 1)}.get(kind, lambda v: v)(scaled)
@@ -182,7 +182,7 @@ def test_every_command_rounds_as_the_model_was_trained(tmp_path):
     model = json.loads((tmp_path / "fractions.scvae" / "config.json").read_text())
     assert model["facts"]["rounding"] == "stochastic"
     run_well("embed", data)
-    # The same as with counts that were rounded before.
+    # The result is the same as with counts that were rounded before.
     other = adata.copy()
     other.X = read_counts(AnnDataStore(adata), rounding="stochastic").matrix
     other.write_h5ad(whole)

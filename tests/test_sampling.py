@@ -1,4 +1,4 @@
-"""Sampled cells: densities and counts against their formulas, and files against what was asked for.
+"""Sampled cells: densities and counts compared with their formulas, and files compared with the request.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -39,7 +39,7 @@ from scvae_cli.tools.sample.sampling import (
 @pytest.fixture(scope="module")
 def adata():
     cells = tree(n_batches=2, n_cells=500, n_genes=60)
-    # A batch that is rarer than the other.
+    # One batch is rarer than the other.
     return cells[(cells.obs["batch"] == "batch_1") | (np.arange(500) % 3 == 0)].copy()
 
 
@@ -98,11 +98,11 @@ def test_without_heldout_cells_all_cells_are_asked(adata, model):
 
 
 def test_scores_of_posterior_samples_are_even(adata, model):
-    """Those of the cells the scores were calibrated on, drawn anew."""
+    """Samples of the cells on which the scores were calibrated, drawn again."""
     session = Session.open(adata, model)
     density = calibrated_for_samples(model.density, reference_draws(model, session.counts, seed=0)[0])
     again_nk, _ = reference_draws(model, session.counts, seed=1)
-    # Two draws of so many: what 1% of pairs exceed.
+    # Of two draws of this size, 1% of the pairs exceed this value.
     usual = 1.63 * (2 / len(again_nk)) ** 0.5
     assert stats.kstest(density.off_manifold(again_nk).numpy(), "uniform").statistic < usual
 
@@ -117,7 +117,7 @@ def test_sources_that_are_named_are_taken(adata, model, source):
     if source == "prior":
         assert stats.kstest(z_nk.numpy().ravel(), stats.norm.cdf).pvalue > 1e-3
     else:
-        # Under the density itself its own samples are as likely as the cells'.
+        # Under the density itself, its own samples are as likely as the cells'.
         assert abs(float(model.density.log_prob(z_nk).mean()) - scores.density) < 1.0
     auto = sample(model, session.counts, SampleOptions(n=5))
     assert auto.source == scores.better
@@ -144,7 +144,7 @@ def test_nothing_but_holes_is_refused():
 
     with pytest.raises(DataError, match=r"100\.0% of the draws lie in holes"):
         accepted(density, far_away, 10, avoid_holes=True)
-    # Where they are not to be avoided they are marked.
+    # If holes are not avoided, the cells in them are marked.
     z_nk, _, score_n, n_proposed = accepted(density, far_away, 10, avoid_holes=False)
     assert len(z_nk) == n_proposed == 10
     assert (score_n > OFF_MANIFOLD).all()
@@ -166,7 +166,7 @@ def test_groups_are_drawn_from_their_cells():
     total_k = model.axes.position(mean_nk).var(0).numpy() + model.axes.variance(var_nk).mean(0).numpy()
     got = made.obsm["scvae_latent"]
     np.testing.assert_allclose((got.mean(0) - expected_k) / np.sqrt(total_k), 0, atol=0.25)
-    # Not quite so: variances along the rotated axes lack their covariances with other axes.
+    # This holds only approximately: variances along the rotated axes lack their covariances with other axes.
     np.testing.assert_allclose(got.var(0).sum(), total_k.sum(), rtol=0.15)
 
 
@@ -175,7 +175,7 @@ def test_group_of_one_cell(adata, model):
     cells.obs["alone"] = ["one"] + ["other"] * (cells.n_obs - 1)
     made = scvae.sample(cells, model, 5, groupby="alone", group="one")
     assert set(made.obs["scvae_library"]) == {float(cells.X[0].sum())}
-    # In its own batch.
+    # Each cell is decoded in its own batch.
     assert set(made.obs["batch"]) == {cells.obs["batch"].iloc[0]}
 
 
@@ -210,7 +210,7 @@ def test_library_sizes_that_are_told(adata, model, library, expected):
     made = scvae.sample(adata, model, 600, library=library)
     expected = expected or float(model.vae.reference_library)
     assert set(made.obs["scvae_library"]) == {expected}
-    # A few counts are lost to zero inflation.
+    # Zero inflation removes a few counts.
     assert 0.85 < made.X.sum(1).mean() / expected < 1.02
 
 
@@ -318,7 +318,7 @@ def test_sampled_cells_go_through_the_other_verbs():
     adata, model = learned()
     cells = scvae.sample(adata, model, 500)
     embedded = scvae.embed(cells, model, inplace=False).mean_nk
-    # Where a cell was drawn and where the encoder puts it have something to do with each other.
+    # The position from which a cell was drawn correlates with the position at which it is encoded.
     assert np.corrcoef(embedded[:, 0], cells.obsm["scvae_latent"][:, 0])[0, 1] > 0.5
 
 

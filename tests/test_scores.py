@@ -1,4 +1,4 @@
-"""Scores beyond the bounds: their parts, p-values of the model's own cells and of planted ones, and what is written.
+"""Scores: parts of the bounds, p-values of cells from the model and of foreign cells, and the written slots.
 
 Shapes: n cells, g genes, k latent dimensions.
 """
@@ -48,7 +48,7 @@ def scored():
 
 @pytest.fixture(scope="module")
 def made_up(scored):
-    """Cells of the model itself, at the depths of the real ones, and their scores."""
+    """Cells simulated from the model, with the library sizes of real ones, and their scores."""
     _, model, scores = scored
     rng = np.random.default_rng(5)
     batch_n = rng.integers(2, size=500)
@@ -92,7 +92,7 @@ def test_bounds_do_not_depend_on_the_simulated_cells(scored):
 
 
 def test_importance_bounds_equal_log_p_by_quadrature():
-    """Under the prior and under the density, in one latent dimension."""
+    """Compute the bounds under the prior and under the density, in one latent dimension."""
     adata = tree(n_cells=300)
     model = scvae.train(adata, **TINY | {"n_latent": 1}, genes="all")
     some = adata[:8]
@@ -178,13 +178,13 @@ def test_planted_noise_has_the_smallest_p_values(scored):
     found = scvae.score(planted, model, **FEW)
     assert set(np.argsort(found.anomaly_p)[: len(rows)]) == set(rows)
     assert found.anomalies(0.05)[rows].all()
-    # What the others are told hardly depends on the company they are in.
+    # The scores of the other cells hardly depend on the cells with which they are scored.
     others = np.delete(np.arange(adata.n_obs), rows)
     assert np.abs(found.anomaly_p - scores.anomaly_p)[others].mean() < 0.03
 
 
 def test_expectations_follow_depth_and_batch():
-    """A fit whose mean and spread depend on depth and batch gives scores that depend on neither."""
+    """If mean and spread of a fit depend on library size and batch, the scores depend on neither."""
     rng = np.random.default_rng(0)
 
     def fit(n):
@@ -221,7 +221,7 @@ def test_a_cell_far_out_is_not_excused_by_extrapolation():
 
 
 def test_a_place_without_cells_tells_however_much_counts_vary():
-    """A value that hardly varies, as the density's, is not drowned by one that does, nor left to the place."""
+    """A part with a small variance, such as the density, is not hidden by a part with a large variance."""
     rng = np.random.default_rng(2)
 
     def fit(mean_nk):

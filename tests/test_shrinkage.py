@@ -1,4 +1,4 @@
-"""Shrinkage of effects: its probabilities against simulated truth and against quadrature."""
+"""Shrinkage of effects: its probabilities compared with simulated truth and with quadrature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def mixture(g: int = 4000, null: float = 0.8) -> tuple[np.ndarray, np.ndarray, n
 
 @functools.cache
 def fitted() -> ShrunkEffects:
-    """Their posterior."""
+    """Return their posterior."""
     return shrink(*mixture()[1:])
 
 

@@ -1,4 +1,4 @@
-"""The simulation tells the truth about its counts, and the file holds both."""
+"""The simulation reports the true parameters of its counts, and the file contains both."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def many() -> tuple[Simulation, np.ndarray]:
 
 
 def moments(simulation: Simulation) -> tuple[np.ndarray, np.ndarray]:
-    """Expected count and variance of the ZINB, n × g, by the textbook formulas."""
+    """Compute expected count and variance of the ZINB, n × g, by the textbook formulas."""
     mu_ng = true_mean(simulation.obs, simulation.varm).astype(np.float64)
     pi_g, theta_g = simulation.var["true_zero_inflation"].to_numpy(), simulation.var["true_theta"].to_numpy()
     variance_ng = (1 - pi_g) * (mu_ng + mu_ng**2 / theta_g) + pi_g * (1 - pi_g) * mu_ng**2
@@ -86,7 +86,7 @@ def test_blocks_are_canonical_csr_of_whole_counts():
         np.testing.assert_array_equal(block.data, np.round(block.data))
 
 
-# Means on both sides of the change of method at 3, down to a gene that is almost never seen.
+# Means on both sides of 3, where the method changes, down to a gene that is almost never observed.
 @pytest.mark.parametrize("mu", [1e-3, 0.05, 0.9, 2.9, 3.1, 40.0])
 @pytest.mark.parametrize("theta", [0.2, 4.0, 100.0])
 @pytest.mark.parametrize("pi", [0.0, 0.3])
@@ -343,8 +343,8 @@ def test_blocks_must_cover_every_cell(tmp_path):
 
 @pytest.mark.parametrize("room", [1_000, 60_000, 180_000])
 def test_no_room_is_one_line_and_leaves_nothing(tmp_path, room):
-    # A limit on the size of files, which the system really enforces. In a process of its own, because HDF5 is
-    # known to crash on failed writes, and because the limit would bind the test runner too.
+    # A limit on the size of files, enforced by the system. It is tested in a separate process, because HDF5 may crash
+    # on failed writes, and because the limit would also hold for the test runner.
     script = f"""
 import resource, sys
 from pathlib import Path

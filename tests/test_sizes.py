@@ -1,4 +1,4 @@
-"""Absurd sizes: bounded in the declaration, or compared with the free memory before anything is computed."""
+"""Extreme sizes: limited in the declaration, or compared with the free memory before anything is computed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scvae_cli.memory_limit import free_bytes, out_of_memory, refuse_too_large, 
 from scvae_cli.options import declarations
 from scvae_cli.verbs import VERBS
 
-# What takes time or memory in proportion to its value must be bounded; seeds and caps on the number of cells need not.
+# Options whose value determines time or memory need an upper limit; seeds and largest numbers of cells do not.
 HARMLESS = {"seed", "max_cells", "n_top_genes"}
 COUNTED = sorted(
     {
@@ -56,12 +56,12 @@ def test_library_sizes_are_bounded(verb):
 
 @pytest.fixture
 def little_memory(monkeypatch) -> int:
-    """A machine with one MiB."""
+    """A machine with one MiB of memory."""
     monkeypatch.setattr(memory_limit, "free_bytes", lambda: 2**20)
     return 2**20
 
 
-# For each option, a value that needs more, and what is named as fitting.
+# For each option, a value that needs too much memory, and the value that the hint suggests.
 LARGE = {
     "train": (("--n-hidden", "20000"), "--n-hidden "),
     "sample": (("-n", "1000000"), "--cells "),
@@ -80,10 +80,10 @@ def test_what_does_not_fit_is_one_line_with_what_would(copied, little_memory, ve
     outcome = run_cli(verb, copied.data, *given_, *extra, *out)
     assert outcome.code == 2, outcome.err
     lines = [line for line in outcome.err.splitlines() if line.startswith(("error", "hint"))]
-    assert "of memory, and 1.0 MiB are free" in lines[0]
+    assert "of memory, but only 1.0 MiB are free" in lines[0]
     assert fitting in lines[1]
     assert "would fit" in lines[1]
-    # What is said to fit does.
+    # The suggested value does fit.
     number = int(lines[1].split(fitting)[1].split()[0])
     assert number >= 1
     smaller = [*given_[:-1], str(number)]
@@ -134,7 +134,7 @@ def test_other_errors_are_not_taken_for_it(error):
 
 
 def test_the_error_beneath_counts_too():
-    """Under `ulimit -v`, a library may say that it was not found; the error beneath says why."""
+    """Under `ulimit -v`, a library may report that it was not found; the underlying error gives the reason."""
     beneath, shown = OSError("libfast.so: failed to map segment"), OSError("could not find libfast.so")
     shown.__context__ = beneath
     assert out_of_memory(shown) is not None

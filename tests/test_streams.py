@@ -1,4 +1,4 @@
-"""Terminals and pipes of every kind: a command that has done its work says so as well as it can."""
+"""Terminals and pipes of every kind: a command that has finished reports it as well as it can."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scvae_cli.errors import DataError
 
 ENCODINGS = ("ascii", "latin-1", "cp1252", "koi8-r", "utf-8", "utf-8-sig", "shift_jis", "gbk")
 
-# Prints a text beyond a pipe's buffer, and writes a file that would get the number of a closed stream.
+# Print a text that is larger than a pipe's buffer, and write a file that would get the number of a closed stream.
 _PROGRAM = """
 import os, sys
 from scvae_cli.cli.streams import replace_streams

@@ -1,4 +1,4 @@
-"""Baselines against what they claim to be; a VAE beside them, and its stability, where the answer is known."""
+"""Baselines compared with their definitions; a comparison with a VAE, and its stability, with known answers."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ def drawn(mean_ng: np.ndarray, theta: float | None, seed: int = 0) -> Counts:
 
 
 def of_one_kind(n: int = 500, g: int = 30, theta: float | None = None, seed: int = 0) -> Counts:
-    """Cells that differ in depth alone."""
+    """Cells that differ only in library size."""
     random = np.random.default_rng(seed)
     proportion_g = random.dirichlet(np.ones(g))
     return drawn(random.uniform(200, 800, n)[:, None] * proportion_g, theta, seed)
 
 
 def noted(titles: list[str]) -> Train:
-    """A way to train that notes what for."""
+    """A training function that records its titles."""
 
     def train(title, counts, config):
         titles.append(title)
@@ -89,7 +89,7 @@ def test_mean_model_finds_the_most_likely_dispersions():
     mean_ng = library_n[:, None] * x_ng.sum(0) / x_ng.sum()
 
     def most(g: int) -> float:
-        """Log-probability of a gene at its best dispersion."""
+        """Compute the log-probability of a gene at its best dispersion."""
 
         def negative(log_theta: float) -> float:
             theta = np.exp(log_theta)
@@ -99,7 +99,7 @@ def test_mean_model_finds_the_most_likely_dispersions():
 
     best = sum(most(g) for g in range(counts.n_genes)) / counts.n_cells
     found = model.log_prob_n(counts, np.arange(counts.n_cells)).mean()
-    # It may gain a little on proportions, never lose.
+    # The model may gain a little by proportions, but never lose.
     assert best - 0.05 < found < best + 0.5
 
 

@@ -1,4 +1,4 @@
-"""`--subset` restricts a question to some of the cells."""
+"""`--subset` restricts a command to some of the cells."""
 
 from __future__ import annotations
 

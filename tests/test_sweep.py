@@ -1,4 +1,4 @@
-"""Sweeps: a curve that falls as it should, a suggestion that makes sense, and trainings that start from others."""
+"""Sweeps: a curve that decreases as expected, a sensible suggestion, and trainings that start from other models."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_collapse_is_not_suggested(swept):
     assert swept.suggested < 1000
     assert collapsed.excess > 4 * collapsed.excess_se
     assert swept.suggested_run.active_units > 0
-    # It knows no more than the mean model does.
+    # The model carries no more information than the mean model.
     assert collapsed.gain < 0.2
     assert swept.column("gain").max() == 1
 
@@ -77,7 +77,7 @@ def test_rows_say_what_the_models_say(swept, kept_models, counts):
         assert run.n_latent == model.config.model.n_latent == TINY["n_latent"]
         assert run.epochs == model.facts["epochs"]
         assert model.facts["kept_molecules"] == 0.9
-        # One sample a cell there, 25 here, of the same cells.
+        # One sample per cell there and 25 samples here, of the same cells.
         assert run.rate == pytest.approx(model.facts["heldout_kl"], rel=1e-3, abs=1e-4)
         assert run.distortion == pytest.approx(model.facts["heldout_nll"], rel=0.02)
         assert model.config.data.genes is None
@@ -91,7 +91,7 @@ def test_genes_are_those_of_a_training(kept_models, counts):
 
 
 def linear_counts(n_dimensions: int, n_cells: int = 240, n_genes: int = 80, depth: float = 2000) -> Counts:
-    """Counts whose log proportions lie in a space of so many dimensions."""
+    """Counts whose log proportions lie in a space with this number of dimensions."""
     random = np.random.default_rng(0)
     logit_ng = random.standard_normal((n_cells, n_dimensions)) @ random.normal(0, 0.6, (n_dimensions, n_genes))
     share_ng = np.exp(logit_ng) / np.exp(logit_ng).sum(1, keepdims=True)
@@ -105,7 +105,7 @@ def test_numbers_of_latent_dimensions():
     assert all(run.beta == 1 and run.active_units <= run.n_latent for run in found.runs)
     assert found.suggested >= 3
     assert found.runs[0].excess > 4 * found.runs[0].excess_se
-    # Five dimensions too many are worth less than half of the two that are missing.
+    # Five dimensions too many cost less than half as much as two dimensions too few.
     one, three, eight = found.column("loss")
     assert three - eight < 0.5 * (one - three)
 
@@ -120,7 +120,7 @@ def test_held_out_cells_decide_where_nothing_can_be_withheld(counts):
 
 
 def test_batches_and_few_counts():
-    """Cells that lose all their molecules leave; the others are predicted in their own batch."""
+    """Cells that lose all their molecules are removed; the others are predicted in their own batch."""
     adata = tree(n_cells=200, n_genes=60, n_batches=2, depth=40)
     some = counts_of(adata, "batch")
     some = some.cells(some.library_n > 0)
@@ -134,10 +134,10 @@ def test_batches_and_few_counts():
 
 def test_the_one_standard_error_rule():
     random = np.random.default_rng(0)
-    cells_n = 100 * random.standard_normal(400)  # what all runs share must not matter
+    cells_n = 100 * random.standard_normal(400)  # a difference that all runs share must not matter
     more_r = np.array([1.0, 0.0, 0.0, 0.5])
     own_rn = random.standard_normal((4, 400))
-    # Equal but for half a standard error of the difference of two.
+    # The losses are equal up to half a standard error of their difference.
     own_rn -= own_rn.mean(1, keepdims=True)
     own_rn[2] += 0.5 * (own_rn[2] - own_rn[1]).std() / 20
     loss_rn = cells_n + more_r[:, None] + own_rn
@@ -146,7 +146,7 @@ def test_the_one_standard_error_rule():
     assert last == 2
     assert compare(loss_rn, prefer_last=False)[3] == 1
     assert excess_r[best] == error_r[best] == 0
-    # The paired error, not that of the losses themselves.
+    # The error is that of the paired difference, not of the losses themselves.
     assert (error_r[[0, 3]] < 0.1).all()
     assert error_r[0] == pytest.approx(np.std(loss_rn[0] - loss_rn[best], ddof=1) / 20)
 
@@ -207,7 +207,7 @@ def test_a_training_starts_where_another_ended(counts):
     reached = model.facts["heldout_nll"] + model.facts["heldout_kl"]
     assert abs(warm[0] - reached) < 0.1 * (cold[0] - reached)
     assert min(warm) < reached + 0.02 * (cold[0] - reached)
-    # The model it started from is as it was.
+    # The model from which the training started has not changed.
     assert all(torch.equal(before[name], tensor) for name, tensor in model.vae.state_dict().items())
 
 
@@ -250,7 +250,7 @@ def test_slots_come_back_from_the_file(bench):
     kept = scvae.load(bench.folder / "kept" / "beta_0.1.scvae")
     assert kept.config.train.beta == 0.1
     assert "sweep_beta" in run_well("info", bench.data).out
-    # What it wrote it may write again; models need --force.
+    # Results that scvae wrote are replaced without --force; models need --force.
     run_well("sweep", bench.data, *TINY_FLAGS[:4], *TINY_FLAGS[6:], "--beta", "1,2")
     kept = ["--models", bench.folder / "kept"]
     assert "the model" in run_cli("sweep", bench.data, *kept, "--beta", "10,0.1").err
@@ -259,7 +259,7 @@ def test_slots_come_back_from_the_file(bench):
 def test_text_tells_the_suggestion_and_what_to_run_next(bench):
     done = run_well("sweep", bench.data, *TINY_FLAGS[:2], *TINY_FLAGS[6:], "--n-latent", "2,3", "--likelihood", "nb")
     assert "latent dimensions, " in done.out.split("* suggested: ")[1]
-    # There is one recommendation, and nothing that contradicts it.
+    # There is one recommendation, and no text contradicts it.
     assert len(done.out.split("* suggested: ")[1].split("→")[0].strip().splitlines()) == 1
     assert "90% of the molecules" in done.out
     assert f"next: scvae train {bench.data} --n-latent " in done.err

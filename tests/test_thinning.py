@@ -1,4 +1,4 @@
-"""Thinning: two parts that are the counts, of the right sizes, and a loss that is least at the truth."""
+"""Thinning: two parts whose sum is the counts, with the right sizes, and a loss that is smallest at the truth."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def as_counts(matrix: np.ndarray) -> Counts:
 
 @pytest.fixture(scope="module")
 def mean_ng():
-    """Expected counts of cells in three states that differ in a third of their genes, at two depths."""
+    """Expected counts of cells in three states that differ in a third of their genes, with two library sizes."""
     random = np.random.default_rng(1)
     state_cg = np.exp(random.normal(0, 1.2, (3, 200)))
     state_cg /= state_cg.sum(1, keepdims=True)
@@ -45,7 +45,7 @@ def test_the_parts_are_the_counts(counts):
         assert part.dtype == np.float32
         assert (part.data > 0).all()
         assert (part.data == np.rint(part.data)).all()
-    # What was given is not touched, explicit values and order alike.
+    # The input is not changed, including explicit zeros and order.
     assert np.array_equal(counts.matrix.data, before.data)
     assert np.array_equal(counts.matrix.indices, before.indices)
 
@@ -55,7 +55,7 @@ def test_each_molecule_is_kept_with_the_same_probability(counts, share):
     thinned = thin(counts, share=share, seed=3)
     kept, total = int(thinned.kept.matrix.sum()), int(counts.matrix.sum())
     assert binomtest(kept, total, share).pvalue > 1e-3
-    # Not only in all: of counts of three, 0 to 3 are kept as often as a binomial says.
+    # This holds for each count: of counts of three, 0 to 3 molecules are kept as often as a binomial predicts.
     of_three = np.asarray(counts.matrix.todense()) == 3
     kept_of_three = np.asarray(thinned.kept.matrix.todense())[of_three].astype(int)
     expected = binom.pmf(np.arange(4), 3, share) * of_three.sum()
@@ -86,7 +86,9 @@ def test_a_gene_that_was_not_expected_costs_much_but_not_without_bound():
 
 
 def test_the_true_mean_predicts_best(counts, mean_ng):
-    """Against means that blur cells together, and means that repeat the noise of what was kept."""
+    """The truth is compared with means that average over different cells, and with means that repeat the noise of the
+    kept part.
+    """
     thinned = thin(counts)
     kept_ng = np.asarray(thinned.kept.matrix.todense())
     truth = KEPT * mean_ng

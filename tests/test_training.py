@@ -1,4 +1,4 @@
-"""Training: repeatable, resumable, bounded, and honest about what came of it."""
+"""Training: repeatable, resumable, limited, and with correct reports."""
 
 import dataclasses
 import math
@@ -47,7 +47,7 @@ def test_same_seed_gives_the_same_weights_to_the_bit(counts):
 
 
 def test_two_threads_and_batches_repeat_to_the_bit():
-    """Wide enough that torch shares the work among its threads."""
+    """The network is so wide that torch divides the work among its threads."""
     adata = tree(n_batches=2, n_cells=300, n_genes=2000)
     config = tiny_config(threads=2, batch_size=128, max_epochs=3, n_hidden=128, batch_key="batch", genes="all")
     first, second = (run(counts_of(adata, "batch"), config)[1] for _ in range(2))
@@ -89,7 +89,7 @@ def test_a_training_interrupted_when_dropout_is_eased_or_after_it_is_resumed_to_
 
 
 def eased_after(events):
-    """The last epoch before the rate fell at once to less than half."""
+    """The last epoch before the rate falls to less than half at once."""
     rates = [event.learning_rate for event in events if isinstance(event, EpochReport)]
     (place,) = (i for i in range(1, len(rates)) if rates[i] < rates[i - 1] / 2)
     return place
@@ -110,7 +110,7 @@ def test_dropout_is_eased_on_the_best_weights(counts, monkeypatch):
     assert on_best_weights
     assert [norm.dropout for _, norm in encoder.hidden.pairs()] == [TINY["encoder_dropout"] / 2]
     assert decoder.first_norm.dropout == TINY["decoder_dropout"] / 2
-    # What is recorded is what was asked for.
+    # The recorded options are the requested ones.
     assert model.config.model.encoder_dropout == TINY["encoder_dropout"]
     seen.clear()
     run(counts, tiny_config(max_epochs=200, patience=1, eased_dropout=1.0))
@@ -157,7 +157,7 @@ def test_beta_is_always_reached_and_the_bound_on_epochs_kept(n_epochs, steps_per
             rates.append(schedule.learning_rate())
             schedule.step += 1
         schedule.end_epoch(heldout_loss=100.0 / (schedule.epoch + 1))
-    assert schedule.epoch == n_epochs  # it keeps improving, so only the bound ends it
+    assert schedule.epoch == n_epochs  # the loss keeps improving, so only the limit ends the training
     assert weights == sorted(weights)
     if len(weights) > 3:
         assert weights[-1] == 2.5
@@ -192,7 +192,7 @@ def test_dropout_is_eased_once_and_waited_for_as_long():
 
 
 def test_training_for_a_flat_space_is_waited_for_longer():
-    """Unless the user says how long."""
+    """The recipe does not decide this if the user gives the length."""
 
     def patience(**options):
         return planned(20, **options).patience
@@ -207,7 +207,7 @@ def test_a_million_cells_do_not_take_hundreds_of_passes():
 
 
 def test_loss_that_is_not_finite_rolls_back_and_names_the_cells(counts, monkeypatch):
-    """Once, in the third epoch, a loss is not finite, and so is the likelihood of one cell."""
+    """Once, in the third epoch, a loss is not finite, and neither is the likelihood of one cell."""
     victim = 5
     seen = []
     original, original_nll = loop.Trainer._epoch, CountOutput.nll_n
@@ -292,7 +292,7 @@ def test_a_huge_rate_survives(counts):
 
 
 def test_heldout_cells_teach_nothing(counts):
-    """Whatever stands in the held-out cells, the weights after a given number of epochs are the same."""
+    """The weights after a given number of epochs do not depend on the held-out cells."""
     config = tiny_config(max_epochs=1, genes="all")
     _, heldout = split(counts, config)
     matrix = counts.matrix.tolil(copy=True)
@@ -341,7 +341,7 @@ def test_too_few_and_empty_cells_are_refused(counts):
 
 
 def test_learns_more_than_the_gene_means():
-    """The held-out likelihood beats the best model without a latent space by a wide margin."""
+    """The held-out likelihood is much higher than that of the best model without a latent space."""
     adata = tree(n_cells=800, n_genes=150, depth=800)
     model = scvae.train(adata, **TINY | {"max_epochs": 40, "n_hidden": 64})
     heldout = adata[list(model.heldout_cells)]

@@ -1,4 +1,4 @@
-"""Trajectories between populations, against brute force.
+"""Trajectories between populations, compared with brute force.
 
 Shapes: n cells, g genes, k latent dimensions, t steps, p paths.
 """
@@ -52,7 +52,7 @@ def bundle(adata, model) -> Trajectory:
 
 
 def interpolated(adata, model, **options) -> Trajectory:
-    """A trajectory that is not written."""
+    """Compute a trajectory without writing it."""
     result = scvae.interpolate(adata, model, inplace=False, **{"groupby": "cell_type"} | options)
     assert result is not None
     return result
@@ -151,7 +151,7 @@ def test_speed_adds_up_to_the_length(model, trajectory):
     length = float((y_tg[1:] - y_tg[:-1]).norm(dim=1).sum())
     assert trajectory.steps.length == pytest.approx(length, rel=1e-3)
     assert trapezoid(trajectory.steps.speed_t, trajectory.steps.position_t) == pytest.approx(length, rel=1e-3)
-    # Constant, but for a step or two: where the decoder folds, the chord between two steps cuts the corner.
+    # The speed is constant except for a step or two. Where the decoder folds, the chord between two steps is shorter.
     typical = np.median(trajectory.steps.speed_t)
     assert (np.abs(trajectory.steps.speed_t - typical) < 0.05 * typical).mean() >= 0.9
     np.testing.assert_allclose(trajectory.steps.position_t, np.linspace(0, 1, 40))
@@ -246,7 +246,7 @@ def test_trajectory_follows_the_true_differentiation():
     near = ~np.isnan(trajectory.pseudotime_n)
     assert near.mean() > 0.25
     true = adata.obs["true_pseudotime"].to_numpy()
-    # Not a rank correlation: half of the cells near the trajectory lie beyond its ends, at exactly 0 or 1.
+    # A rank correlation is not used: half of the cells near the trajectory lie beyond its ends, at exactly 0 or 1.
     assert np.corrcoef(trajectory.pseudotime_n[near], true[near])[0, 1] > 0.95
     rising = adata.varm["true_rho_branch_1"][:, -1] / adata.varm["true_rho_branch_1"][:, 0]
     names = {gene: i for i, gene in enumerate(adata.var_names)}

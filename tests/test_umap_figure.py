@@ -1,4 +1,4 @@
-"""The figure of a UMAP shows every cell in the color of its value, whatever the column or gene."""
+"""The figure of a UMAP shows every cell in the color of its value, for every column and gene."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def in_groups(n_cells: int, names: list[str | None], title: str = "groups", **op
 
 
 def colors_drawn(figure, title: str) -> dict[tuple[float, float], tuple[float, ...]]:
-    """Position of every cell that is drawn → its color."""
+    """Return the color of every drawn cell, by its position."""
     found = {}
     for cells in part(figure, title).collections:
         faces = cells.to_rgba(cells.get_array()) if cells.get_array() is not None else cells.get_facecolors()

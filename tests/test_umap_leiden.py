@@ -1,4 +1,6 @@
-"""UMAP and clusters are scanpy's, of the embedding; they are written where they belong, and nothing else is."""
+"""UMAP and clusters are computed by scanpy from the embedding; they are written to the right slots, and nothing else
+is.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ BOTH = ("--umap", "--leiden")
 
 def blobs(n_cells: int, n_groups: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Well separated groups of cells, and the group of each cell."""
-    # The centers are far apart in 10 dimensions, however many there are.
+    # The centers are far apart in 10 dimensions, whatever their number.
     centers = 20 * np.random.default_rng(seed).normal(size=(n_groups, 10))
     x, group = make_blobs(n_cells, centers=centers, cluster_std=1.0, random_state=seed)
     return x.astype(np.float32), group
@@ -119,7 +121,7 @@ def test_only_what_was_asked_for_is_written(copied):
     assert (used["n_neighbors"], used["resolution"], used["seed"]) == (10, 0.5, 0)
     assert used["scanpy"] == sc.__version__
     assert {"umap-learn", "pynndescent", "igraph"} < set(used)
-    # What is said to run next runs.
+    # The suggested next command works.
     sc.pl.embedding(after, basis="umap_scvae", color="scvae_leiden", show=False)
 
 

@@ -44,7 +44,7 @@ def test_a_small_population_stands_among_its_own(border):
     assert chosen in core(graph, small)
     shares = np.asarray([share(cell) for cell in small])
     np.testing.assert_array_equal(core(graph, small), small[shares >= 0.9 * shares.max()])
-    # It is the densest position of the core.
+    # The position is the densest one of the core.
     inner = core(graph, small)
     assert chosen == inner[int(density.log_prob(points(x_nk[inner])).argmax())]
 
@@ -63,7 +63,7 @@ def test_outliers_do_not_stand_for_a_population():
     chosen = densest(graph, density, small)
     assert chosen < 640
     assert float(density.off_manifold(points(x_nk[[chosen]]))) <= 0.9
-    # Outliers alone are all there is of theirs.
+    # This population consists of outliers only.
     assert densest(graph, density, np.arange(640, 660)) >= 640
 
 

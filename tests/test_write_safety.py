@@ -1,4 +1,4 @@
-"""What happens while files are written: signals, kills, other writers, links, metadata."""
+"""Signals, kills, other writers, links and metadata while files are written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ traced = pytest.mark.skipif(not can_trace(), reason="this system does not let a 
 @traced
 @pytest.mark.parametrize("number", [signal.SIGKILL, *write_attacks.SIGNALS], ids=lambda number: number.name)
 def test_a_signal_at_any_system_call_leaves_the_old_file_or_the_new_one(copied, number):
-    """Few of the cases of benchmarks/attack_writes.py."""
+    """A few of the cases of benchmarks/attack_writes.py."""
     folder = copied.data.parent / "work"
     folder.mkdir()
     data, model = (shutil.move(path, folder) for path in (copied.data, copied.model))
@@ -82,7 +82,7 @@ def test_signals_wait_for_the_end_of_a_block_and_nest():
         with deferred():
             with deferred():
                 signal.raise_signal(signal.SIGTERM)
-                stop_if_asked()  # a handler that goes on is no reason to stop
+                stop_if_asked()  # a handler that does not end the process is no reason to stop
                 seen.append("inner")
             seen.append("outer")
         assert seen == ["inner", "outer", "handled"]
@@ -114,7 +114,7 @@ def test_ignored_signals_stay_ignored():
 
 @pytest.mark.parametrize("number", write_attacks.SIGNALS, ids=lambda number: number.name)
 def test_a_signal_at_the_start_ends_with_a_message(copied, number):
-    """As soon as the first line of scvae has run, before its libraries are imported."""
+    """The signal arrives after the first line of scvae has run, but before its libraries are imported."""
     script = (
         "import scvae_cli.interruption as i; i.end_on_signals(); print('up', flush=True); import time; time.sleep(9)"
     )
@@ -217,7 +217,7 @@ def test_a_change_of_the_same_size_and_time_is_noticed(tmp_path):
     target.write_text("old")
     status = target.stat()
     read_as = atomic.fingerprint(target)
-    time.sleep(0.02)  # the clock of the file system is coarse
+    time.sleep(0.02)  # the clock of the file system has a low resolution
     with target.open("r+") as file:
         file.write("new")
     os.utime(target, ns=(status.st_atime_ns, status.st_mtime_ns))
@@ -317,7 +317,7 @@ def test_what_cannot_be_kept_is_said_in_one_line(tmp_path, monkeypatch):
     os.close(descriptor)
     monkeypatch.undo()
     assert lost[:2] == ["owner lab", "group lab"]
-    # The rights of the group do not go to another group.
+    # The permissions of the group are not given to another group.
     assert stat.S_IMODE(target.stat().st_mode) == 0o644
     with (
         pytest.warns(ScvaeWarning, match=r"could not keep its hard links \(1 other name"),
@@ -449,7 +449,7 @@ def test_force_replaces_no_folder_that_is_not_a_model(copied, content):
 
 @pytest.fixture(params=[True, False], ids=["exchanged", "renamed twice"])
 def swap(request, monkeypatch):
-    """Both ways to replace a folder: in one step, and with two renames where the system has no such step."""
+    """Both ways to replace a folder: in one step, and with two renames if the system has no such step."""
     if not request.param:
         monkeypatch.setattr(bundle, "exchange", lambda *_: False)
     return request.param

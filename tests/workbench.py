@@ -1,4 +1,4 @@
-"""A bench to break things on, what every refusal must look like, and all that a file holds."""
+"""Data and models that tests may break, the form of every refusal, and the contents of a file."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from conftest import Trained
 
 USAGE, DATA, MODEL, DEVICE = 2, 3, 4, 5
-# From one batch of the cells to the other.
+# Arguments that compare one batch of the cells with the other.
 WALK = ("--groupby", "batch", "--from", "batch_1", "--to", "batch_2")
 
 
 class Bench:
-    """A folder with `cells.h5ad` and its model in `cells.scvae`, to break things on."""
+    """A folder with `cells.h5ad` and its model in `cells.scvae`, which tests may break."""
 
     def __init__(self, folder: Path, trained: Trained) -> None:
         self.folder = folder
@@ -49,36 +49,36 @@ class Bench:
         return path
 
     def train(self, *options: object) -> list[object]:
-        """Arguments that train a model of another name."""
+        """Return arguments that train a model with another name."""
         return ["train", self.data, "-m", self.folder / "other.scvae", *TINY, *options]
 
     def ask(self, verb: str, *options: object) -> list[object]:
-        """Arguments that put a question to the model."""
+        """Return arguments that ask the model."""
         return [verb, self.data, "-m", self.model, *options]
 
     def walk(self, start: str, end: str, *options: object) -> list[object]:
-        """Arguments that interpolate between groups."""
+        """Return arguments that interpolate between groups."""
         return self.ask("interpolate", "--groupby", "cell_type", "--from", start, "--to", end, *options)
 
     def hop(self, start: str, end: str, *options: object) -> list[object]:
-        """Arguments that interpolate between cells."""
+        """Return arguments that interpolate between cells."""
         return self.ask("interpolate", "--from-cell", start, "--to-cell", end, *options)
 
 
 def dropped_rows(adata: ad.AnnData) -> ad.AnnData:
-    """The same with nothing in the first two cells."""
+    """The same data without counts in the first two cells."""
     adata.X = sp.csr_matrix(adata.X.multiply(np.arange(adata.n_obs)[:, None] >= 2))
     return adata
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """Every file below a folder and its hash."""
+    """Return every file in a folder, with its hash."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> str:
-    """Assert that a command refuses as it should; returns the hint."""
+    """Assert that a command refuses as it should; return the hint."""
     before = contents(folder)
     outcome = run_cli(*arguments)
     assert outcome.code == code, outcome
@@ -94,7 +94,7 @@ def refused(folder: Path, arguments: list[object], code: int, fragment: str) -> 
 
 
 def elements_of(path: Path) -> dict[str, Any]:
-    """Every group and dataset of a file: what it holds to the byte, how it is stored, its attributes."""
+    """Return every group and dataset of a file: its bytes, how it is stored, and its attributes."""
     seen: dict[str, Any] = {}
 
     def attributes(item: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Attacks on the writing of files: a command is killed, signalled or rivalled at chosen system calls of its write.
+"""Attacks on the writing of files: a command is killed, signaled or disturbed by another writer at chosen system calls.
 
 A command runs in this process until it begins to write. There it is forked once for every case, so that a case takes
 some hundredths of a second and all cases write the same result.
@@ -30,14 +30,14 @@ from scvae_cli.data.atomic import fingerprint
 from scvae_cli.interruption import end_on_signals
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# Where a command begins to write: a module, a class and its method.
+# The point at which a command begins to write: a module, a class and its method.
 WRITE, SAVE = "scvae_cli.question:Question:write", "scvae_cli.model.bundle:Model:save"
 NEW_FILE = "scvae_cli.new_cells_question:NewCellsQuestion:write"
 
 
 @dataclass
 class Tally:
-    """How many cases were tried, what they left behind, and what went wrong."""
+    """Number of cases that were tried, what they left behind, and what went wrong."""
 
     tried: Counter[str] = field(default_factory=Counter)
     failures: list[str] = field(default_factory=list)
@@ -53,11 +53,11 @@ class Tally:
 
 
 class _Done(BaseException):
-    """All cases were tried; the command of this process goes no further."""
+    """All cases were tried; the command of this process does not continue."""
 
 
 class _GoOn(BaseException):
-    """This is the fork of a case; it goes on with the command."""
+    """This is the fork of a case; it continues the command."""
 
 
 def _owner(place: str) -> tuple[Any, str]:
@@ -66,7 +66,7 @@ def _owner(place: str) -> tuple[Any, str]:
 
 
 class Writing:
-    """A command that is stopped before it writes, in a folder whose content is put back before every case."""
+    """A command that is stopped before it writes, in a folder whose content is restored before every case."""
 
     def __init__(self, folder: Path, arguments: Sequence[object], place: str = WRITE) -> None:
         self.folder, self.place = folder, place
@@ -81,7 +81,7 @@ class Writing:
         shutil.copytree(self.pristine, self.folder, symlinks=True, dirs_exist_ok=True)
 
     def __call__(self, cases: Callable[[Callable[..., Ended]], None]) -> None:
-        """Run the command until it writes, and call `cases` with a function that goes on in a fork of this process."""
+        """Run the command until it writes, and call `cases` with a function that continues in a fork."""
         owner, name = _owner(self.place)
         original, parent = getattr(owner, name), os.getpid()
 
@@ -100,7 +100,7 @@ class Writing:
                     _take_as_read(this)
             return original(this, *args, **kwargs)
 
-        # What is imported and compiled while it writes is then there in all forks.
+        # The forks then have all imported and compiled code that writing needs.
         run(self.arguments)
         self.put_back()
         setattr(owner, name, stopped)
@@ -125,7 +125,7 @@ def _handle_signals() -> None:
 
 
 def _take_as_read(this: Any) -> None:
-    """The data were put back, so they are another file than the one that was read."""
+    """The data were restored, so they are another file than the one that was read."""
     store = getattr(getattr(this, "session", None), "store", None)
     if store is not None:
         store._read_as = fingerprint(store.path)
@@ -144,7 +144,7 @@ def interrupted(writing: Writing, points: int, number: int, seed: int = 0) -> Ta
         assert new != old
         random_points = random.Random(seed)
         for k in range(points):
-            # One in each of as many equal parts.
+            # The stops are divided into `points` equal parts, with one random stop in each part.
             until = 1 + int((k + random_points.random()) * whole.stops / points)
             writing.put_back()
             ended = go_on(until=until, number=number)
@@ -175,7 +175,7 @@ def _judge(
     state = "new" if written == changed else "partly new" if written else "old"
     litter = left.keys() - {*old, *new}
     if ended.code == -signal.SIGKILL:
-        # The next run tidies up, and its result is complete.
+        # The next run removes leftover files, and its result is complete.
         following = go_on(traced=False)
         after = contents(writing.folder)
         if following.code != 0 or after.keys() != new.keys() or (state == "old" and after != new):
@@ -230,7 +230,7 @@ def killed_trainings(folder: Path, data: Path, kills: int, options: Sequence[str
             if resumed.code != 0 or not model.exists() or _weights(model) != expected:
                 fault = f"killed at {until} of {whole.stops} ({ended.code}): {resumed}"
             elif litter := [path.name for path in folder.iterdir() if path.name.startswith(".")]:
-                # Only the complete model needs no further run; what is left goes with the next one.
+                # Only the complete model needs no further run; leftover files are removed by the next one.
                 again = trained("--force")
                 litter = [path.name for path in folder.iterdir() if path.name.startswith(".")]
                 fault = f"litter after {again}: {litter}" if again.code != 0 or litter else None
@@ -244,14 +244,14 @@ def killed_trainings(folder: Path, data: Path, kills: int, options: Sequence[str
 
 
 def rivals(folder: Path, data: Path, model: Path, rounds: int, writers: int, seed: int = 0) -> Tally:
-    """Let several processes write one file at once; each is process 1 of a namespace, and all have one host name."""
+    """Let several processes write one file; each is process 1 of a namespace, and all have the same host name."""
     tally, random_delays = Tally(), random.Random(seed)
     writing = Writing(folder, [])
     run(["embed", str(data), "-m", str(model)])  # the forks then import nothing
     for number in range(rounds):
         writing.put_back()
         keys = [f"writer{k}" for k in range(writers)]
-        # In every second round all begin at once; in the others some begin when others have ended.
+        # In every second round, all processes begin at once; in the others, some begin when others have ended.
         delays = [random_delays.random() * 0.5 * (number % 2) for _ in keys]
         running = [_start(data, model, key, delay, folder.parent) for key, delay in zip(keys, delays, strict=True)]
         ended = [_wait(process, errors) for process, errors in running]
@@ -282,7 +282,7 @@ def can_unshare() -> bool:
 
 
 def _unshare() -> bool:
-    """Give this process a host name of its own, and its children process ids of their own."""
+    """Give this process its own host name, and its children their own process ids."""
     new_uts, new_user, new_pid = 0x04000000, 0x10000000, 0x20000000
     libc = ctypes.CDLL(None, use_errno=True)
     return libc.unshare(new_uts | new_pid | (new_user if os.getuid() else 0)) == 0

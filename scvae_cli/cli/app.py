@@ -24,7 +24,8 @@ from scvae_cli.verbs import VERBS
 INTERRUPTED = 130
 # Number of new objects after which Python searches for garbage; Python's default is some hundreds or thousands.
 _GARBAGE = 10_000
-# The class of Typer's usage errors. Up to typer 0.2x it belongs to click; later versions of typer contain a copy.
+# The class of Typer's usage errors. Up to typer 0.2x, this class belongs to click; later versions of typer contain a
+# copy of the class.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -99,7 +100,7 @@ def run(arguments: list[str] | None = None) -> int:
     except UsageProblem as error:
         error.show()
         return int(error.exit_code)
-    except (KeyboardInterrupt, typer.Abort):  # while the command line is still being parsed
+    except (KeyboardInterrupt, typer.Abort):  # Ctrl-C while the command line is parsed
         return INTERRUPTED
     return result if isinstance(result, int) else 0
 

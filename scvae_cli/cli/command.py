@@ -129,7 +129,7 @@ def _metavar(declared: Declared) -> str | None:
         return declared.metavar
     kinds = declared.alternatives
     if bool in kinds:
-        return ""  # it takes no value
+        return ""  # a flag takes no value
     if not declared.words:
         return "INTEGER" if int in kinds else "NUMBER" if float in kinds else None
     number = ["NUMBER"] if float in kinds else []
@@ -152,7 +152,7 @@ def _completion(declared: Declared) -> Callable[[str], list[str]] | None:
 
 
 def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield the name and the value of each option that was given, with the value as the options class takes it."""
+    """Yield the name and the value of each option that was given, in the form that the options class accepts."""
     for declared in declarations(verb.options):
         if not declared.on_command_line:
             continue

@@ -57,7 +57,7 @@ class Console:
                 return
             asked = True
             note_asked(number)
-            with contextlib.suppress(OSError):  # the terminal may be gone
+            with contextlib.suppress(OSError):  # the terminal may have been closed
                 self.info("stopping after this epoch (press Ctrl-C again to stop at once)")
 
         def restore() -> None:
@@ -91,7 +91,7 @@ class Console:
         from rich.console import Console as RichConsole
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        # Narrow enough that the note fits into 80 columns.
+        # The bar is narrow, so that the note fits into 80 columns.
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=12),

@@ -3,7 +3,7 @@
 
 def main() -> None:
     """Run the `scvae` command, and exit with its exit code."""
-    # Nothing is imported before: Ctrl-C in an import would be shown as a traceback.
+    # Nothing else is imported before this line, because Ctrl-C during an import would show a traceback.
     import signal
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -18,10 +18,10 @@ from typing import Any, TextIO
 
 from scvae_cli.errors import DataError
 
-# What replaces a character that the encoding of a stream lacks.
+# ASCII text that replaces characters that the encoding of a stream lacks.
 _PLAIN = {"→": "->", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "≈": "~", "β": "beta"}
 _PLAIN |= {"‘": "'", "’": "'", "“": '"', "”": '"', "·": ".", "•": "*"}
-# Name of the error handler that does so.
+# Name of the error handler that makes these replacements.
 ERRORS = "scvae_plain"
 
 
@@ -66,7 +66,7 @@ class Streams:
     Parameters
     ----------
     out
-        What standard output is written to, and where its first error is kept.
+        The stream that replaces standard output, and that keeps the first error of writing.
     """
 
     out: PatientStream
@@ -85,7 +85,7 @@ class Streams:
         if self.out.error is not None and self.out.error.errno != errno.EPIPE:
             raise DataError(
                 f"the result could not be written to standard output: {self.out.error.strerror}",
-                "files that the command writes are complete; send the result to another place",
+                "the files of the command are complete; send standard output to another place",
             )
 
 
@@ -100,7 +100,7 @@ def replace_streams() -> Streams:
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number is taken, which is `descriptor`.
+            # `os.open` returns the lowest free number, which is `descriptor`.
             os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     out, err = PatientStream(1), PatientStream(2)
     sys.stdout = _text(out, sys.stdout, line_buffering=out.isatty())

@@ -5,7 +5,7 @@ moment, the target is therefore either the old or the new file. A killed process
 The next write to the same target removes this file.
 
 Temporary files have random names, are created exclusively, and can only be read by their owner until they are complete.
-Meanwhile signals wait (`scvae_cli.interruption`), and other writers of the same target wait too
+During a write, signals are delayed (`scvae_cli.interruption`), and other writers of the same target wait
 (`scvae_cli.data.writers_lock`).
 """
 
@@ -54,14 +54,14 @@ def replacing(
     Parameters
     ----------
     target
-        File to write. If it is a symbolic link, the file to which it points is written.
+        File to write. If the path is a symbolic link, the file to which the link points is written.
     copy_of
         File that is copied to the temporary path first. If another program changes this file before the block ends,
         the target is not written.
     read_as
         Fingerprint of `copy_of` at the time when the caller read the file; by default the current fingerprint.
     force
-        Whether a file that exists is replaced. If not, also a file that appears during the block is kept.
+        Whether an existing file is replaced. If False, a file that appears during the block is kept as well.
     result
         Whether the user asked for this file, so that the message of an interruption names it.
 
@@ -157,7 +157,7 @@ def resolved(path: Path) -> Path:
     try:
         result = path.resolve()
         circle = result.is_symlink()
-    except RuntimeError:  # before Python 3.13
+    except RuntimeError:  # raised by versions of Python before 3.13
         circle = True
     if circle:
         raise DataError(f"{path} is a symbolic link that leads back to itself", "remove the link")
@@ -165,7 +165,8 @@ def resolved(path: Path) -> Path:
 
 
 def may_write(path: Path) -> bool:
-    """Whether a file or folder may be changed. A read-only one may not, even if the superuser runs scvae."""
+    """Whether a file or folder may be changed. The answer is False for a
+    read-only file, even if the superuser runs scvae."""
     return bool(path.stat().st_mode & 0o222) and os.access(path, os.W_OK)
 
 
@@ -181,12 +182,12 @@ def temporary_name(target: Path) -> Path:
 
 
 def orphans(target: Path) -> list[Path]:
-    """Return the temporary files and folders that exist for `target`. Call this while `only_writer(target)` is held."""
+    """Return the temporary files and folders that exist for `target`. The caller must hold `only_writer(target)`."""
     return sorted(target.parent.glob(f"{glob.escape(f'.{stem(target)}.scvae-')}*.tmp"))
 
 
 def discard(target: Path) -> None:
-    """Remove a file that was written with `replacing`, and what killed processes left of it, if that is possible."""
+    """Remove a file that was written with `replacing`, and temporary files that killed processes left, if possible."""
     with contextlib.suppress(OSError, DataError), deferred(), only_writer(target) as locked:
         target.unlink(missing_ok=True)
         if locked:
@@ -215,7 +216,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def warn_of_lost(target: Path, lost: Collection[str]) -> None:
-    """Warn in one line of what a replaced file or folder had besides its content, and the new one has not."""
+    """Warn of properties of a replaced file or folder, such as its owner, that the new one could not keep."""
     if lost:
         text = f"{target} was replaced by a new file, which could not keep {', '.join(dict.fromkeys(lost))}"
         warnings.warn(ScvaeWarning(text), stacklevel=3)
@@ -248,7 +249,7 @@ def _remove_orphans(target: Path) -> None:
 
 @contextlib.contextmanager
 def _reading(path: Path, seen: Fingerprint) -> Iterator[int]:
-    """Open a file that is in the state `seen`, and ask other programs that use HDF5 not to write it meanwhile."""
+    """Open a file if it is still in the state `seen`, and lock it against other programs that use HDF5."""
     _check_unchanged(path, seen)
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -284,7 +285,7 @@ def _check_target(target: Path, there: Fingerprint | None, *, force: bool) -> No
 
 def _appeared(target: Path, *, force: bool) -> DataError:
     hint = "run the command again" if force else "use --force to replace it, or choose another name"
-    return DataError(f"{target} was created by another program meanwhile; nothing was written", hint)
+    return DataError(f"{target} was created by another program in the meantime; nothing was written", hint)
 
 
 def _clone(source: int, copy: int) -> None:
@@ -299,7 +300,7 @@ def _clone(source: int, copy: int) -> None:
 
 
 def _finish(descriptor: int, sibling: Path, target: Path, copy_of: Path | None) -> list[str]:
-    """Make the temporary file ready to be renamed, and return what of the old file it could not keep."""
+    """Prepare the temporary file for renaming, and return the properties of the old file that it could not keep."""
     here, there = os.fstat(descriptor), os.stat(sibling, follow_symlinks=False)
     if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
         raise OSError(errno.ESTALE, "another program replaced the temporary file")

@@ -31,12 +31,12 @@ HINT = (
     "if these differences matter, choose a --batch-key whose batches hold several of these values, or train without "
     "--batch-key"
 )
-# Largest share of a column's entropy that may be left when the batch is known, and the reverse.
+# Largest H(C|B) / H(C) and largest H(B|C) / H(B) of a confounded column C, where B is the batch.
 _UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
 _BETWEEN_BATCHES = 0.9
 _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
 # By Cantelli's inequality, a random column lies this many standard deviations below the mean in at most 1 of 50 cases,
-# whatever the sizes of the batches are. In most cases, the probability is below one in a million.
+# for any sizes of the batches. In most cases, the probability is below one in a million.
 _DEVIATIONS = 7.0
 # A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
 _REPEATS_LIBRARY = 0.9
@@ -76,7 +76,7 @@ def confounded_columns(
     Parameters
     ----------
     store
-        The cells. Their columns of obs are read one after the other.
+        The cells, whose columns of obs are read one after the other.
     batch, batch_key
         Batch of each cell, shape (n,), and name of the column with the batches.
     library_n
@@ -94,7 +94,7 @@ def confounded_columns(
             continue
         try:
             value_n, n_values, number_n = _read(store.obs_column(key))
-        except Exception:  # whatever a column holds, it is no reason to stop a training
+        except Exception:  # an unusual column must not stop a training
             continue
         one = _among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
         if (one is None or one.relation == "one_batch_per_value") and number_n is not None:
@@ -177,8 +177,8 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
     Returns
     -------
     Index of each cell's value (−1 for a missing value), the number of different values, and the values as float64 (NaN
-    for a missing or infinite value). Measurements have no groups: their number of different values is 0. Values that
-    are not all numbers give None for the numbers.
+    for a missing or infinite value). Measurements have no groups: their number of different values is 0. If some
+    of the values are not numbers, None replaces the floats.
     """
     import pandas as pd
 
@@ -191,14 +191,14 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
         values = number_n if values.dtype.kind == "f" else values
     index_n, distinct = pd.factorize(values)
     if values.dtype.kind == "O" and all(_is_number(value) for value in distinct):
-        # Integers of which some are missing, or categories that are numbers.
+        # The values are integers, some of which are missing, or categories that are numbers.
         number_n = np.append(np.asarray(distinct, dtype=np.float64), np.nan)[index_n]
         number_n[~np.isfinite(number_n)] = np.nan
         if are_measurements(number_n):
             return np.empty(0, dtype=np.int64), 0, number_n
     if not 0 < len(distinct) <= 2 * _MAX_VALUES:
         return index_n, len(distinct), number_n
-    # As everywhere, values with the same label are the same value.
+    # Values with the same label count as the same value, as in the rest of the package.
     merged, names = pd.factorize(np.asarray([as_label(value) for value in distinct], dtype=object))
     return np.append(merged, -1)[index_n], len(names), number_n
 
@@ -240,7 +240,7 @@ def _among_numbers(
     of_batch_n, size_b = (np.cumsum(size_b > 0) - 1)[of_batch_n], size_b[size_b > 0]
     x_n = number_n[known] / max(np.abs(number_n[known]).max(), np.finfo(float).tiny)
     x_n -= x_n.mean()
-    # What is left of a constant is rounding.
+    # The remaining differences within a constant column are rounding errors.
     if len(size_b) < 2 or np.abs(x_n).max() < 1e-12:
         return None
     x_n /= x_n.std()
@@ -291,7 +291,8 @@ def _entropy_left(joint: sp.csr_matrix) -> float:
 class _PairSums:
     """Sums of a symmetric measure over all ordered pairs of different cells.
 
-    `total` is the sum of the measure, `squares` of its square, and `rows` the sum over cells of (the cell's sum)².
+    `total` is the sum of the measure, `squares` is the sum of the squared measure, and `rows` is the sum over cells of
+    (the cell's sum)².
     """
 
     total: float
@@ -339,5 +340,5 @@ def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums
         + (2 * squares - 4 * rows) * (2 * squares_of_differences - 4 * rows_of_differences) / (triples * (n - 3))
     )
     mean = groups.total * differences.total / pairs
-    # Relative to the mean, a smaller deviation is rounding.
+    # A smaller deviation, relative to the mean, is a rounding error.
     return (mean - observed) / variance**0.5 if variance > (1e-10 * mean) ** 2 else 0.0

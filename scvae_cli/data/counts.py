@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.feature_types import COLUMN, FeatureTypes, feature_types
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import cell_blocks
@@ -22,13 +23,13 @@ from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 from scvae_cli.shared_options import Rounding
 
-# Larger numbers are no counts of molecules or reads, and float32 holds only their first seven digits.
+# Larger numbers are not counts of molecules or reads, and float32 holds only their first seven digits.
 _LARGEST_COUNT = 2**31 - 1
 # Values that do not occur in raw counts.
 _FAULTS: list[tuple[str, Callable[[np.ndarray], np.ndarray]]] = [
     ("NaN", np.isnan),
     ("an infinite value", np.isinf),
-    # Computations back and forth make a zero slightly negative.
+    # A transformation and its inverse can make a zero slightly negative.
     ("a negative value ({:.4g})", lambda values: values < -NEAR),
     ("a value too large for a count ({:.4g})", lambda values: values > _LARGEST_COUNT),
     ("values that are not whole numbers ({:.9g})", not_whole),
@@ -62,7 +63,7 @@ class Counts:
         Whether the values are treated as real numbers. Cells then have no library size, and no cell is
         treated as empty.
     rounding
-        How fractions of counts were made whole; None if no value was farther from a whole number than the tolerance.
+        How fractions of counts were rounded; None if no value was farther from a whole number than the tolerance.
     notes
         Remarks on how the values were read: what was rounded and which features were left out.
     """
@@ -170,7 +171,7 @@ def read_counts(
     features = None if real else types_of_features(store)
     refusals = []
     candidates = candidate_matrices(store, layer, real=real)
-    # Whole counts are better than fractions of counts, and come first wherever they are.
+    # All matrices are first tried as whole counts. Only if none of them holds whole counts are fractions rounded.
     attempts: list[tuple[str, Rounding | None]] = [(name, None) for name in candidates]
     attempts += [(name, rounding) for name in candidates if rounding is not None and not real]
     for name, how in attempts:
@@ -207,7 +208,7 @@ def read_rows(
 ) -> sp.csr_matrix:
     """Read some cells and columns of a matrix, which `read_counts` has checked, as CSR.
 
-    Only these values are held in memory.
+    Only the values of these columns are held in memory.
 
     Parameters
     ----------
@@ -269,7 +270,8 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{batch_key!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
+            f"{store.title}: obs[{batch_key!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
+            f"is {cell!r}",
             f'drop these cells: adata[adata.obs["{batch_key}"].notna()], or fill in the missing values',
         )
     return labels_of(column)
@@ -297,7 +299,7 @@ def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
 
 def is_missing(values: np.ndarray) -> np.ndarray:
     """Return a mask of the values that are None, NaN or pandas' NA."""
-    # Imported only here, because pandas is slow to import and a training without batches does not need it.
+    # pandas is imported only here, because it is slow to import and a training without batches does not need it.
     import pandas as pd
 
     missing: np.ndarray = pd.isna(values)
@@ -337,8 +339,8 @@ def _load(
 ) -> Counts | str:
     """Read a whole matrix.
 
-    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count. With
-    `real`, it is a value that is not a finite number.
+    If the matrix cannot be used, return the reason as text. One reason is a value that is not a raw count or, with
+    `real`, not a finite number.
     """
     all_genes = store.matrix_genes(name)
     wanted = set(store.gene_names if features is None else store.gene_names[features.are_genes])

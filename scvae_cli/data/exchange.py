@@ -1,4 +1,4 @@
-"""Exchanging two folders in one step, so that at every moment each of the two names has a complete folder."""
+"""Exchange of two folders in one step, so that at every moment both names refer to complete folders."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import errno
 import os
 from pathlib import Path
 
-# From linux/fs.h and linux/fcntl.h.
+# Constants from linux/fs.h and linux/fcntl.h.
 _RENAME_EXCHANGE = 2
 _AT_FDCWD = -100
 _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two files or folders. Returns False, and does nothing, if the system cannot do this in one step.
+    """Exchange two files or folders. Returns False, and does nothing, if the system cannot exchange them at once.
 
     Raises an OSError for other failures, for example if permission is denied.
     """

@@ -19,8 +19,8 @@ from scvae_cli.labels import as_label
 
 # Column of var with the type of each feature.
 COLUMN = "feature_types"
-# Types that are not genes, from the documentation of Cell Ranger and of muon. All other words, such as "gene", are what
-# other tools call genes.
+# Types that are not genes, from the documentation of Cell Ranger and of muon. All other types, such as "gene", count as
+# genes, because other tools use them for genes.
 _OTHERS = {
     "antibody capture", "antigen capture", "crispr guide capture", "custom", "multiplexing capture", "peaks", "peak",
     "chromatin accessibility", "vdj", "vdj-t", "vdj-b", "protein expression",

@@ -1,7 +1,7 @@
-"""What a file is, by its content, and what to do with a file that scvae does not read.
+"""Recognition of the format of a file by its content, with advice for formats that scvae does not read.
 
-People give scvae whatever a colleague, a database or another program gave them, often under another name: an AnnData
-called .h5, a MuData called .h5ad, a table, an R object, or a compressed file.
+Users give scvae files that a colleague, a database or another program gave them, often with a misleading name: an
+AnnData called .h5, a MuData called .h5ad, a table, an R object, or a compressed file.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _OTHER_HDF5 = {
 
 
 def kind_of(path: Path) -> Kind:
-    """Find out what a file contains. What cannot be decided counts as an AnnData, whose reader says what is missing.
+    """Find out what a file contains. An unrecognized file counts as an AnnData, and its reader reports the problem.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def kind_of(path: Path) -> Kind:
             return _kind_of_hdf5(path, file)
     except ScvaeError:
         raise
-    except Exception:  # damaged, or it may not be read: the reader says so
+    except Exception:  # damaged or not readable; the reader reports this
         return "anndata"
 
 

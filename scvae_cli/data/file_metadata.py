@@ -9,29 +9,33 @@ import pwd
 import stat
 from pathlib import Path
 
+from scvae_cli.amounts import amount
+
 # The access rights of single users and groups; Linux keeps them as an extended attribute.
 _ACL = "system.posix_acl_access"
 
 
 def keep_metadata(descriptor: int, of: Path) -> list[str]:
-    """Give an open new file what the file or folder `of` has besides its content, and return what could not be kept."""
+    """Copy the owner, permissions and attributes of `of` to an open new file; return those that could not be copied."""
     old = of.stat()
     lost = _keep_owner(descriptor, old)
     mode = stat.S_IMODE(old.st_mode)
     same_group = os.fstat(descriptor).st_gid == old.st_gid
     if not same_group:
-        # Rights of the lost group must not go to another group.
+        # The permissions of a group that could not be kept must not apply to another group.
         mode = mode & ~0o070 | (mode & 0o007) << 3
     os.fchmod(descriptor, mode)
     lost += _keep_attributes(descriptor, of, with_acl=same_group)
     if stat.S_ISREG(old.st_mode) and old.st_nlink > 1:
-        lost.append(f"its hard links ({old.st_nlink - 1} other name(s) keep the old content)")
+        lost.append(
+            f"its hard links ({amount(old.st_nlink - 1, 'other name keeps', 'other names keep')} the old content)"
+        )
     return lost
 
 
 def new_file_mode() -> int:
     """Return the permissions of a new file: reading and writing, as far as the umask of the process allows."""
-    # It can only be read by setting it. This one is stricter than any other.
+    # The umask can only be read by setting it. The temporary value is stricter than any other.
     umask = os.umask(0o777)
     os.umask(umask)
     return 0o666 & ~umask
@@ -54,11 +58,11 @@ def _keep_owner(descriptor: int, old: os.stat_result) -> list[str]:
 
 
 def _keep_attributes(descriptor: int, of: Path, *, with_acl: bool) -> list[str]:
-    if not hasattr(os, "listxattr"):  # macOS
+    if not hasattr(os, "listxattr"):  # os.listxattr does not exist on macOS
         return []
     try:
         names = os.listxattr(of)
-    except OSError:  # the file system has none
+    except OSError:  # the file system has no attributes
         return []
     lost = []
     for name in names:
@@ -70,7 +74,7 @@ def _keep_attributes(descriptor: int, of: Path, *, with_acl: bool) -> list[str]:
                 os.setxattr(descriptor, name, value)
         except OSError:
             lost.append("its ACL" if name == _ACL else f"extended attribute {name}")
-    if _ACL not in names:  # inherited from the folder
+    if _ACL not in names:  # an ACL that was inherited from the folder
         with contextlib.suppress(OSError):
             os.removexattr(descriptor, _ACL)
     return lost

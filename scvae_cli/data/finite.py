@@ -17,7 +17,7 @@ _GROUPS = ("obs", "var", "obsm", "varm", "layers")
 def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
     """Return slots after checking their values; blocks of rows are checked when they are read.
 
-    In uns, tables of results have values that are missing, so these are not checked here.
+    Tables of results in uns may have missing values, so they are not checked here.
 
     Raises
     ------

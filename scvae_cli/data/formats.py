@@ -58,7 +58,7 @@ class ForeignFile(AnnDataStore):
     def write(self, slots: Sequence[Slot], *, output: Path | None = None, force: bool = False) -> None:
         """Write cells and results to `output`, completely or not at all."""
         self.check_destination([slot.path for slot in slots], output=output, force=force)
-        assert output is not None, "it was just checked"
+        assert output is not None, "the output was checked before"
         self.put(slots)
         with new_h5ad(output, self.adata, force=force):
             pass
@@ -92,7 +92,7 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
         return _open_folder(path, genome, modality)
     kind = kind_of(path)
     if kind == "anndata":
-        # A damaged file has an unknown format, so that choices are refused only of a file that can be opened.
+        # The format of a damaged file is unknown, so a genome or modality is refused only after the file was opened.
         store = H5adFile(path)
         _refuse_choices(genome, modality, str(path))
         return store

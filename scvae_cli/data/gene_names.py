@@ -77,8 +77,8 @@ class GeneNames:
     def shown(self, ids: Iterable[str]) -> list[str]:
         """Return the names by which genes are shown in lists and figures.
 
-        A gene is shown by its symbol, or by its id if it has no symbol. If its symbol is also the symbol or the id of
-        another gene, the gene is shown by its symbol and its id.
+        A gene is shown by its symbol, or by its id if it has no symbol. If another gene has the same symbol, or has
+        this symbol as its id, the gene is shown by its symbol and its id.
         """
         return [self._name_by_id.get(str(gene), str(gene)) for gene in ids]
 

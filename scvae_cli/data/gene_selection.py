@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.config import DataConfig
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.gene_names import GeneNames, listed
@@ -23,7 +24,7 @@ from scvae_cli.regular_file import read_regular
 
 # A gene that is expressed in fewer training cells than this carries no information that a model could learn.
 MIN_CELLS = 3
-# Up to this many expressed genes, all are modeled. If there are more, the most variable ones are.
+# If at most this many genes are expressed, all of them are modeled; otherwise, only the most variable ones.
 MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 
@@ -70,7 +71,8 @@ def select_genes(
             how = f"the {n_top} highly variable genes (seurat_v3)"
     if len(columns) < 2:
         raise DataError(
-            f"{len(columns)} gene(s) left to model", "a model needs at least two; check the counts or --genes"
+            f"{amount(len(columns), 'gene is', 'genes are')} left to model",
+            "a model needs at least two; check the counts or --genes",
         )
     return columns, how
 
@@ -119,7 +121,7 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose the real-valued features that vary between training cells; of many, only those of highest variance.
+    """Choose the real-valued features that vary between training cells; if there are many, those of highest variance.
 
     Returns the column indices, and a description of how the features were chosen.
     """

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_new_file, check_writable, fingerprint, resolved
 from scvae_cli.data.h5ad_damage import (
     check_column,
@@ -37,7 +38,7 @@ from scvae_cli.data.store import category_labels, category_order, refuse_twins
 from scvae_cli.errors import DataError, ScvaeError
 from scvae_cli.regular_file import what_it_is
 
-# The matrix and the genes of raw before anndata 0.7.
+# Names of the matrix and the genes of raw in files of anndata before 0.7.
 _RAW_BEFORE_07 = ("raw.X", "raw.var")
 
 
@@ -54,7 +55,8 @@ class H5adFile:
         self.path = path
         load_filters()
         with self._open("the file") as file:
-            # Before anything is read, so that a later change by another program is noticed.
+            # The state of the file is recorded before anything is read, so that a later change by another program is
+            # noticed.
             self._read_as = fingerprint(path)
             check_heaps(path)
             for group in ("obs", "var"):
@@ -140,8 +142,8 @@ class H5adFile:
             item = file[_location(name, file)]
             if shape_of(item) != expected:
                 raise DataError(
-                    f"{self.title}: {name} has shape {shape_of(item)}, but there are {expected[0]} cells and "
-                    f"{expected[1]} genes", "write the file again with anndata"
+                    f"{self.title}: {name} has shape {shape_of(item)}, but there are {amount(expected[0], 'cell')} and "
+                    f"{amount(expected[1], 'gene')}", "write the file again with anndata"
                 )  # fmt: skip
             yield from row_blocks(item, self.title)
 
@@ -193,7 +195,7 @@ class H5adFile:
             edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         except (ScvaeError, MemoryError):
             raise
-        except Exception as error:  # a damaged part that no reading touched
+        except Exception as error:  # a damaged part that was not read before
             reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
             raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         if same:
@@ -209,7 +211,7 @@ class H5adFile:
                 key = text_attribute(frame, "_index") or ("index" if "index" in frame else "_index")
                 names = self._strings(frame[key])
             if np.ndim(names) != 1:
-                raise ValueError(f"it has {np.ndim(names)} dimensions")
+                raise ValueError(f"it has {amount(np.ndim(names), 'dimension')}")
             return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
@@ -232,7 +234,8 @@ class H5adFile:
         return read_elem(item)
 
     def _categorical(self, codes: h5py.Dataset, categories: h5py.Dataset) -> Any:
-        """Read a categorical column as anndata before 0.8 wrote it: the codes and the categories apart.
+        """Read a categorical column in the format of anndata before 0.8, which stored codes and categories in
+        different places.
 
         anndata itself can only read all columns of such a data frame at once.
         """

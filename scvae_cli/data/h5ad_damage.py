@@ -1,6 +1,7 @@
-"""Damage of an .h5ad file: what is checked before memory is asked for, and how errors of libraries become one message.
+"""Detection of damage in an .h5ad file: checks before memory is allocated, and messages for errors of libraries.
 
-A file may declare any size in a few bytes. The checks here compare what an element declares with what is stored.
+A few bytes of a file can declare an array of any size. The checks here compare the declared size of an element with the
+number of bytes that are stored.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from scvae_cli.errors import DataError
 # takes less than a two-thousandth of its size in the file was not written by a program that had its values. Without
 # compression, chunks of zeros may still be left out.
 _SMALL_BYTES, _MOST_COMPRESSED, _MOST_LEFT_OUT = 1 << 26, 2000, 4
-# The longest text or number of a fixed size.
+# Largest size, in bytes, of a text or number of fixed size.
 _LONGEST_VALUE = 1 << 16
 _HINT = "copy or download it again, or write it again with anndata"
 
@@ -35,7 +36,7 @@ def reason_of(error: Exception) -> str:
 
 
 def check_stored(item: h5py.Dataset) -> h5py.Dataset:
-    """Return a dataset whose declared size its stored bytes can hold; raises a ValueError for any other."""
+    """Return a dataset, or raise a ValueError if its stored bytes are too few for its declared size."""
     if not isinstance(item, h5py.Dataset):
         raise ValueError(f"{item.name} is a group, not an array")
     if item.dtype.itemsize > _LONGEST_VALUE:
@@ -43,7 +44,7 @@ def check_stored(item: h5py.Dataset) -> h5py.Dataset:
     declared = item.dtype.itemsize
     for length in item.shape or ():
         declared *= int(length)
-    # Small arrays are not asked for their stored size, because that takes time.
+    # The stored size of small arrays is not checked, because the check takes time.
     if declared > _SMALL_BYTES and declared > _factor(item) * int(item.id.get_storage_size()):
         raise ValueError(f"{item.name} declares {declared:,} bytes, but few of them are stored")
     return item
@@ -118,6 +119,6 @@ def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
 def _is_utf8(text: str) -> bool:
     try:
         text.encode()
-    except UnicodeEncodeError:  # h5py gives other bytes as lone surrogates
+    except UnicodeEncodeError:  # h5py returns bytes that are not UTF-8 as lone surrogates
         return False
     return True

@@ -1,8 +1,8 @@
-"""A damage at which HDF5 itself never ends: an object without a size in a heap of texts.
+"""A check for a kind of damage that makes HDF5 run forever: an object without a size in a heap of texts.
 
-HDF5 stores texts of variable length in "global heaps", and walks through a heap from object to object. Where the header
-of an object was overwritten by zeros, it stays at the same place forever. So heaps are walked through here first.
-Larger files are not checked, because that would take too long.
+HDF5 stores texts of variable length in "global heaps", and goes through a heap from object to object. If the header of
+an object was overwritten by zeros, HDF5 stays at this object forever. This module therefore goes through the heaps
+first. Large files are not checked, because that would take too long.
 
 The layout of a heap is described in the HDF5 File Format Specification, section III.E.
 """
@@ -36,7 +36,7 @@ def _check_heap(content: mmap.mmap, start: int) -> None:
     _, version, length = _HEADER.unpack_from(content, start)
     end = start + length
     if version != _VERSION or end > len(content):
-        return  # HDF5 refuses it, or it is no heap
+        return  # HDF5 refuses this heap, or it is not a heap
     at = start + _HEADER.size
     while at + _OBJECT.size <= end:
         index, _, size = _OBJECT.unpack_from(content, at)

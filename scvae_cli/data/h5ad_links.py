@@ -1,7 +1,8 @@
 """Parts of an .h5ad file that lie in other files: external links, virtual datasets and external storage.
 
-Links to other HDF5 files are followed when they are read. They are never written through, because only one file can be
-replaced at once, and never replaced. Data whose file is missing, and raw bytes outside of HDF5, are refused.
+When data are read, links to other HDF5 files are followed. Results are never written through such a link, because only
+one file can be replaced at once, and a link is never replaced. Data in a missing file, and data stored as raw bytes
+outside HDF5, are refused.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
             there = None if link is None else file.get(place)
             if isinstance(link, h5py.ExternalLink) or (there is not None and there.file != file):
                 raise DataError(
-                    f"{title}: {place} is a link to another file, into which nothing is written",
+                    f"{title}: {place} is a link to another file, and scvae does not write into linked files",
                     "replace the link by the data: anndata.read_h5ad(FILE).write_h5ad(NEW)",
                 )
             if isinstance(link, h5py.SoftLink) and (depth == len(parts) or there is None):
@@ -105,7 +106,7 @@ def _datasets(item: Any, depth: int) -> Iterator[h5py.Dataset]:
         yield item
     elif isinstance(item, h5py.Group) and depth > 0:
         for name in item:
-            # None for a link to nothing; whoever reads it gets HDF5's error.
+            # `get` returns None for a broken link; reading such a link raises HDF5's error.
             yield from _datasets(item.get(name), depth - 1)
 
 

@@ -47,7 +47,7 @@ def row_blocks(item: h5py.Group | h5py.Dataset, title: str) -> Iterator[sp.csr_m
     """Read a matrix in an open file as consecutive CSR blocks of rows; `title` is the name of the file in messages.
 
     Raises a DataError if the element is not a matrix or does not contain numbers, and a ValueError if its parts do not
-    fit together. The caller must have compared its shape with the numbers of cells and genes.
+    fit together. The caller must have compared the shape of the matrix with the numbers of cells and genes.
     """
     refuse_outside(item, title)
     if not is_matrix(item):
@@ -163,7 +163,9 @@ def _segments(indptr: np.ndarray) -> Iterator[slice]:
 
 
 def _row_ranges(indptr: np.ndarray, n_rows: int, n_values: int) -> Iterator[tuple[int, int]]:
-    """Split the rows into consecutive ranges of at most `n_values` stored values; a row with more is its own range."""
+    """Split the rows into consecutive ranges of at most `n_values` stored values; a longer row gets its own
+    range.
+    """
     start = 0
     while start < n_rows:
         end = int(np.searchsorted(indptr, indptr[start] + n_values, side="right")) - 1

@@ -36,7 +36,7 @@ def refuse_missing_filter(path: Path) -> None:
             codes = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
             found.extend(_NAMES.get(code, f"number {code}") for code in codes if not h5py.h5z.filter_avail(code))
 
-    # What is really damaged is reported by the caller.
+    # The caller reports a file that is really damaged.
     with contextlib.suppress(Exception), h5py.File(path, "r") as file:
         file.visititems(look)
     if found:

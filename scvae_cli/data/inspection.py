@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.data.confounding import HINT, Confounded, confounded_columns, confounding_message
 from scvae_cli.data.counts import Counts, read_batch, read_counts, what_is_wrong
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
@@ -178,13 +179,15 @@ def _cell_findings(counts: Counts) -> list[Finding]:
     empty = np.flatnonzero(~counts.filled)
     n_left = counts.n_cells - len(empty)
     if n_left < MIN_TRAINING_CELLS:
-        message = f"{n_left} cell(s) with counts are too few for training"
+        message = f"{amount(n_left, 'cell')} with counts {noun(n_left, 'is', 'are')} too few for training"
         findings.append(_refuse(message, f"training needs at least {MIN_TRAINING_CELLS} such cells"))
     elif counts.n_cells < FEW_CELLS:
-        message = f"{counts.n_cells} cells are few, so rare populations may be missed"
+        message = f"{amount(counts.n_cells, 'cell')} are few, so rare populations may be missed"
         findings.append(_warn(message, "training uses a small network, unless --n-latent and --n-hidden are given"))
     if len(empty):
-        message = f"{len(empty)} cell(s) have no counts; the first is {counts.cell_names[empty[0]]!r}"
+        message = (
+            f"{amount(len(empty), 'cell has', 'cells have')} no counts; the first is {counts.cell_names[empty[0]]!r}"
+        )
         findings.append(_refuse(message, "use --drop-empty to drop empty cells"))
     return findings
 
@@ -192,10 +195,10 @@ def _cell_findings(counts: Counts) -> list[Finding]:
 def _gene_findings(counts: Counts) -> list[Finding]:
     rare = int((counts.seen_in_g() < MIN_CELLS).sum())
     if counts.n_genes - rare < 2:
-        message = f"only {counts.n_genes - rare} gene(s) are seen in at least {MIN_CELLS} cells"
+        message = f"only {amount(counts.n_genes - rare, 'gene is', 'genes are')} seen in at least {MIN_CELLS} cells"
         return [_refuse(message, "a model needs at least two such genes")]
     if rare:
-        message = f"{rare} gene(s) are seen in fewer than {MIN_CELLS} cells and will not be modeled"
+        message = f"{amount(rare, 'gene is', 'genes are')} seen in fewer than {MIN_CELLS} cells and will not be modeled"
         return [_warn(message, "use --genes all to model these genes too")]
     return []
 
@@ -205,10 +208,16 @@ def _feature_findings(counts: Counts) -> list[Finding]:
     varying = _varying(counts)
     if varying < 2:
         findings.append(
-            _refuse(f"only {varying} feature(s) vary between cells", "a model needs at least two such features")
+            _refuse(
+                f"only {amount(varying, 'feature varies', 'features vary')} between cells",
+                "a model needs at least two such features",
+            )
         )
     elif varying < counts.n_genes:
-        message = f"{counts.n_genes - varying} feature(s) are the same in every cell and will not be modeled"
+        message = (
+            f"{amount(counts.n_genes - varying, 'feature is', 'features are')} the same in every cell and will not be "
+            "modeled"
+        )
         findings.append(_warn(message, "use --genes all to model these features too"))
     if what_is_wrong(counts.matrix.data) is None:
         message = f"{counts.source} holds raw counts"
@@ -230,6 +239,6 @@ def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:
             _warn(f"obs[{batch_key!r}] has only one value", "remove --batch-key: a batch effect needs two batches")
         )
     if len(small):
-        message = f"{len(small)} batch(es) have fewer than 3 cells, for example {str(small[0])!r}"
+        message = f"{amount(len(small), 'batch has', 'batches have')} fewer than 3 cells, for example {str(small[0])!r}"
         findings.append(_warn(message, "the effect of such a batch cannot be learned; merge or drop these batches"))
     return findings

@@ -146,7 +146,8 @@ class AnnDataStore:
         """Write slots to the AnnData."""
         values = [slot.value.whole() if isinstance(slot.value, RowBlocks) else slot.value for slot in slots]
         if self.adata.is_view:
-            # This makes a view a separate AnnData. Changes to the uns of a view would be lost or change the parent.
+            # A view is turned into a separate AnnData, because changes to the uns of a view would be lost or change the
+            # parent.
             self.adata.obs = self.adata.obs.copy()
         for slot, value in zip(slots, values, strict=True):
             if slot.group != "uns":

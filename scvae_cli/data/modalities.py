@@ -20,7 +20,7 @@ def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
     Raises
     ------
     DataError
-        If the modality does not exist. If it must be chosen, the error is a ChoiceError.
+        If the modality does not exist. If a modality must be chosen, the error is a ChoiceError.
     """
     from anndata.io import read_elem
 
@@ -39,7 +39,7 @@ def read_modality(path: Path, modality: str | None) -> tuple[AnnData, str]:
 def choose_modality(path: Path, names: Sequence[str], modality: str | None) -> str:
     """Return the name of the modality to read, among the modalities of a file.
 
-    Raises a DataError if it does not exist, and a ChoiceError if it must be chosen and was not.
+    Raises a DataError if the modality does not exist, and a ChoiceError if there are several and none was chosen.
     """
     if modality is None and len(names) == 1:
         return names[0]

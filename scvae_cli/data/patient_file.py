@@ -1,4 +1,4 @@
-"""Opening an HDF5 file for writing such that a full disk, or whatever is raised, causes an error and not a crash."""
+"""Opening an HDF5 file for writing so that a full disk, or any other exception, causes an error and not a crash."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class PatientFile(io.FileIO):
     """A file that stores the errors of its operations and raises them after HDF5 has closed the file.
 
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
-    segmentation fault. Other errors in these functions, which HDF5 calls, are swallowed by it and leave a wrong file.
-    Data that cannot be written are therefore kept in memory, HDF5 closes the file normally, and `check` then raises the
-    error. The data in memory are at most the rest of one block and the caches of HDF5. If `new` is True, an empty file
-    is created; otherwise an existing file is opened.
+    segmentation fault. HDF5 calls the functions of this class. If one of them raises another exception, HDF5 swallows
+    the exception and leaves a wrong file. Data that cannot be written are therefore kept in memory, HDF5 closes the
+    file normally, and `check` then raises the error. The data in memory are at most the rest of one block and the
+    caches of HDF5. If `new` is True, an empty file is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:

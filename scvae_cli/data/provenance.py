@@ -46,7 +46,7 @@ def _plain(value: object) -> object:
     """Convert numpy's numbers, which a Python caller may pass as options, to Python's numbers."""
     if isinstance(value, np.generic):
         return value.item()
-    raise TypeError(f"a record holds no {type(value).__name__}")
+    raise TypeError(f"a record cannot contain a {type(value).__name__}")
 
 
 # Every record of scvae has at least these entries; a value without them was written by the user.
@@ -109,7 +109,7 @@ def refuse_another(
         Paths of the slots that the new run will write; command and name of the new run.
     made_of
         Options from which the automatic name of the result was made. Different options may give the same automatic
-        name, because the name contains only the first and the last of the way-points, and no special characters such as
+        name, because the name contains only the first and the last of the waypoints, and no special characters such as
         "+". None if the user chose the name; an earlier result of the same command and name is then replaced.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]

@@ -1,8 +1,8 @@
-"""Whole counts from values that are nearly whole, and, if the user asks for it, from fractions of counts.
+"""Rounding of nearly whole values to whole counts and, if the user asks for it, of fractions of counts.
 
-Counts that went through a logarithm and back, or through a scaling and back, differ slightly from whole numbers. They
-are always rounded. Tools that share a molecule between genes (alevin, kallisto, RSEM) or subtract ambient molecules
-(SoupX) give fractions of counts, which `--round` makes whole.
+A logarithm and its inverse, or a scaling and its inverse, leave counts that differ slightly from whole numbers. Such
+counts are always rounded. Tools that share a molecule between genes (alevin, kallisto, RSEM) or subtract ambient
+molecules (SoupX) give fractions of counts, which are rounded only with `--round`.
 
 Shapes: n cells, g genes.
 """
@@ -19,7 +19,7 @@ from scvae_cli.shared_options import Rounding
 # Number of values of a large matrix that are examined at once, which limits the memory needed.
 VALUES_AT_ONCE = 1 << 20
 # A value counts as whole if it is at most this far from a whole number: NEAR, and a millionth of the value. float32 has
-# seven digits, and computations back and forth lose the last one.
+# seven digits, and a transformation and its inverse lose the last one.
 NEAR, NEAR_SHARE = 1e-3, 1e-6
 # Cells that are examined for signs of a normalization, and the values that such a cell must have.
 _EXAMINED_CELLS, _FEWEST_VALUES = 200, 5
@@ -47,8 +47,8 @@ class Rounder:
     how
         How fractions are rounded: to the nearest whole number (half to even), or, with "stochastic", up with a
         probability that equals the fraction, so that sums are kept on average. Stochastic rounding depends only on the
-        names of cell and gene, so that every command sees the same counts. With None, there are no fractions, and only
-        values within the tolerance of a whole number are rounded.
+        names of cell and gene, so that every command reads the same counts. With None, only values within the tolerance
+        of a whole number are rounded, and there must be no fractions.
     gene_names
         Names of the columns.
 
@@ -130,7 +130,7 @@ def sign_of_normalization(block: sp.csr_matrix) -> str | None:
     for name, undo in undone.items():
         cells = []
         for row in _rows_of(block):
-            # Values beyond the range of float64 have no logarithm that anyone took.
+            # Larger values are not logarithms of counts, and undoing a logarithm would overflow.
             if row.max() < 500 or name == "normalized":
                 cells.append(undo(row.astype(np.float64)))
         if len(cells) < 2:
@@ -162,13 +162,13 @@ def _unit(values: np.ndarray) -> float:
     """Return the smallest value or difference of values, which is the value of a molecule in a normalized cell."""
     ordered = np.sort(values)
     steps = np.diff(ordered)
-    # Smaller differences are those of float32.
+    # Smaller differences are rounding errors of float32.
     steps = steps[steps > 1e-5 * ordered[1:]]
     return float(min(ordered[0], steps.min(initial=np.inf)))
 
 
 def _are_whole(ratios: np.ndarray) -> bool:
-    # Every number is near a multiple of a much smaller one, so large ratios say nothing.
+    # Every number is near a multiple of a much smaller number, so large ratios are no evidence.
     small = ratios[ratios < _LARGEST_RATIO]
     return bool(len(small) > 0.8 * len(ratios) and (np.abs(small - np.rint(small)) < 0.05).mean() > 0.95)
 
@@ -179,7 +179,7 @@ def _parts(n_values: int) -> Iterator[slice]:
 
 def _hashes(names: np.ndarray) -> np.ndarray:
     """Return a 64-bit hash of each name, which is the same on every machine."""
-    # pandas is slow to import, and only this needs it.
+    # pandas is slow to import, and only this function needs it.
     from pandas.util import hash_array
 
     hashes: np.ndarray = hash_array(np.asarray(names, dtype=object))

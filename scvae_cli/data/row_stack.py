@@ -35,7 +35,7 @@ class RowStack:
         """Return all rows as one matrix; the stack is empty afterwards."""
         lengths = np.concatenate([np.zeros(1, dtype=np.int64), *self._row_lengths])
         self._row_lengths.clear()
-        # This is the type that scipy would choose. scipy would convert any other type, which needs a copy.
+        # Indices have the type that scipy would choose, because scipy would copy indices of any other type.
         index = np.int32 if self._data.length <= np.iinfo(np.int32).max else np.int64
         indptr = np.cumsum(lengths, dtype=index)
         parts = (self._data.joined(np.float32), self._indices.joined(index), indptr)

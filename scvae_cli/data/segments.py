@@ -52,7 +52,7 @@ class Segment:
         self._batch_sn = None if table.batch_n is None else torch.zeros_like(self._row_sn)
         self._sent = table.resident is None
         if table.resident is None:
-            # An upper bound: the cells with most counts, and padding of every minibatch with the fullest cell.
+            # This upper bound assumes the cells with most counts, and padding of every minibatch to the longest row.
             most = int(np.sort(length)[::-1][: size * n_cells].sum()) + size * self._longest
             self._nonzeros = Nonzeros(
                 row_start=torch.zeros(size * n_cells + 1, dtype=torch.long, device=device),

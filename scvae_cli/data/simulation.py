@@ -29,6 +29,7 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.simulation_config import SimulationConfig
 from scvae_cli.data.zinb_draws import FloatArray, IntArray, draw_zinb
 from scvae_cli.memory_limit import refuse_too_large
@@ -42,7 +43,7 @@ LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; skewness near 0, so a log-normal
 LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
 LOG_THETA_SD = 1.0  # [1.0, 1.5] as measured, which includes the noise of each estimate
 THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
-THETA_RANGE = (0.2, 100.0)  # the tails of the moment estimates are noise
+THETA_RANGE = (0.2, 100.0)  # moment estimates outside of this range are mostly noise
 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
 SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that the lineages are exactly equal up to it
@@ -139,14 +140,14 @@ def simulate(config: SimulationConfig) -> Simulation:
 
 
 def _refuse_too_large(config: SimulationConfig) -> None:
-    # Columns of obs, names, and what draws them.
+    # Memory per cell: columns of obs, names, and the random numbers from which they are made.
     per_cell = 300
-    # Curves while they are drawn, in double precision, and a table of the curves in every batch.
+    # Memory per gene: the curves while they are drawn, in double precision, and a table of the curves in every batch.
     per_gene = GRID_STEPS * (40 + config.n_branches * (16 + 8 * config.n_batches))
     refuse_too_large(
         config.n_cells * per_cell + config.n_genes * per_gene,
-        f"a simulation of {config.n_cells:,} cells and {config.n_genes:,} genes, with {config.n_branches} branches and "
-        f"{config.n_batches} batches,",
+        f"a simulation of {config.n_cells:,} cells and {amount(config.n_genes, 'gene')}, with "
+        f"{amount(config.n_branches, 'branch')} and {amount(config.n_batches, 'batch')},",
         lambda free: (
             f"--cells {min(free // (2 * per_cell), config.n_cells)} with --genes "
             f"{min(free // (2 * per_gene), config.n_genes)} would fit; genes need memory for "
@@ -187,7 +188,7 @@ def _number(labels: pd.Series) -> npt.NDArray[np.int64]:
 
 
 class _Curves:
-    """A table of ρ · exp(batch effect). It has a row for each lineage, batch and grid step, and a column per gene."""
+    """A table of ρ · exp(batch effect), with a row for each lineage, batch and grid step, and a column per gene."""
 
     def __init__(self, varm: Mapping[str, Any]) -> None:
         factor_bg = np.exp(np.asarray(varm["true_batch_log_effect"])).T

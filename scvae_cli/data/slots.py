@@ -66,7 +66,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class _Key:
-    """A key of `SlotNames`. Its value is the template, in which {} is replaced by `key_added`."""
+    """A key of `SlotNames`. The value of the key is the template, in which {} is replaced by `key_added`."""
 
     template: str
 
@@ -76,7 +76,7 @@ class _Key:
 
 @dataclass(frozen=True)
 class _NamedKey:
-    """A key of `SlotNames` that also contains the name of a result. Its value is a function of that name."""
+    """A key of `SlotNames` that also contains the name of a result. The value is a function of this name."""
 
     template: str
 

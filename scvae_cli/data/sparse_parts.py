@@ -1,7 +1,7 @@
 """A check of the sparse matrices of an AnnData that was read from a file.
 
-anndata takes the indices of a sparse matrix as they are stored. scipy's C code does not check them, so that a damaged
-index reads or writes memory elsewhere.
+Neither anndata nor scipy's C code checks the indices of a sparse matrix. A damaged index could therefore make scipy
+read or write memory outside the matrix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_sparse(adata: AnnData) -> AnnData:
-    """Return an AnnData whose counts can be computed with.
+    """Return an AnnData after checking its sparse matrices.
 
     Raises a ValueError that names the matrix if its pointers do not rise, or an index is out of range.
     """

@@ -40,7 +40,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
     ------
     ValueError
         If a file is missing or damaged, the numbers of features or cells differ between files, lines of the features
-        have unlike numbers of fields, or a coordinate of the matrix is given twice.
+        have different numbers of fields, or a coordinate of the matrix is given twice.
     DataError
         If the folder contains several matrices.
     """
@@ -50,7 +50,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
     prefix = _prefix(folder)
     matrix, features, barcodes = (_find(folder, prefix, *names) for names in (_MATRIX, _FEATURES, _BARCODES))
-    # The header is read first, because a reader asks for as much memory as it declares.
+    # The header is read first, because a reader allocates as much memory as the header declares.
     n_features, n_cells, n_values = check_matrix(matrix)
     cells, lines = [row[0] for row in read_rows(barcodes, n_cells)], read_rows(features, n_features)
     if (n_cells, n_features) != (len(cells), len(lines)):
@@ -73,9 +73,9 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _check_widths(lines: list[list[str]], name: str) -> None:
-    """Refuse lines of unlike numbers of fields, whose types would be read as missing or from another field."""
+    """Refuse lines with different numbers of fields: types would be read as missing, or from another field."""
     widths = [len(line) for line in lines]
-    # Only some features of a table with positions (fields 4 to 6) may have one.
+    # If a table has genomic positions (fields 4 to 6), some features may lack a position.
     if len(set(widths)) <= 1 or set(widths) == {3, 6}:
         return
     [(usual, _)] = Counter(widths).most_common(1)
@@ -95,7 +95,7 @@ def _cells_by_features(values: Any, name: str) -> sp.csr_matrix:
 
 
 def _prefixes(folder: Path) -> list[str]:
-    """Return what stands before "matrix.mtx" in the names of the files of a folder."""
+    """Return the texts that precede "matrix.mtx" in the names of the files of a folder."""
     names = {path.name.removesuffix(".gz") for path in folder.iterdir()}
     return sorted(name.removesuffix(_MATRIX[0]) for name in names if name.endswith(_MATRIX[0]))
 

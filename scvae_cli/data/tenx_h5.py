@@ -14,7 +14,7 @@ from scvae_cli.errors import ChoiceError, DataError
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# What defines a matrix of counts.
+# Names of the parts of a matrix of counts.
 _PARTS = {"data", "indices", "indptr", "shape", "barcodes"}
 
 
@@ -31,7 +31,7 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     Raises
     ------
     DataError
-        If the genome does not exist. If it must be chosen, the error is a ChoiceError.
+        If the genome does not exist. If a genome must be chosen, the error is a ChoiceError.
     ValueError
         If the parts of the matrix do not fit together.
     """
@@ -66,7 +66,7 @@ def _check_genome(path: Path, genome: str | None, genomes: list[str]) -> None:
 
 
 def _check_matrix(group: h5py.Group, *, features: str) -> None:
-    """Check a matrix before scanpy reads it, which passes on all parts to scipy as they are."""
+    """Check a matrix before scanpy reads it, because scanpy passes all parts to scipy without a check."""
     _refuse_twins(group)
     n_cells, n_features = len(check_vector(group["barcodes"])), len(check_vector(group[features]))
     # The matrix is features × cells as CSC.
@@ -80,7 +80,7 @@ def _check_matrix(group: h5py.Group, *, features: str) -> None:
 
 
 def _refuse_twins(matrix: h5py.Group) -> None:
-    """Refuse parts of a matrix in groups within its group, which scanpy would read in place of those checked.
+    """Refuse parts of a matrix in subgroups, because scanpy would read them instead of the checked parts.
 
     Links are followed, as scanpy does. A group with several names is refused, as such groups may be nested without end.
     """

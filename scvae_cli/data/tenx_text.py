@@ -1,7 +1,7 @@
-"""Reading the three text files of a 10x mtx folder, each no further than the header of its matrix allows.
+"""Reading the three text files of a 10x mtx folder; the header of the matrix limits how much of each file is read.
 
-A few bytes of a gzipped file may become gigabytes. A broken download often ends in zeros, at which scipy's reader of
-matrices crashes.
+Without this limit, a few bytes of a gzipped file may become gigabytes. A broken download often ends in zeros, and
+scipy's reader of matrices crashes on zeros.
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     """Compute the variance of each gene's clipped counts, divided by the variance expected from the gene's mean.
 
     The expected variance comes from a regression of variance on mean. The result has one value for each of the genes
-    `columns`. It is None if the cells are too few or too sparse for the regression.
+    `columns`. The result is None if the cells are too few or too sparse for the regression.
     """
     from skmisc.loess import loess
 

@@ -1,9 +1,9 @@
 """One writer at a time: a lock beside the file or folder that is written, or that a training will write.
 
-The lock is a file next to the target on which the writer holds an advisory lock of the operating system (flock). The
-system releases it when the process ends for whatever reason, and it works across containers that share a folder, where
-process ids and host names may coincide. The lock file is removed after the write; one that a killed process left behind
-is used again.
+The lock is a file next to the target, on which the writer holds an advisory lock of the operating system (flock). The
+system releases the lock when the process ends, even if the process is killed. The lock also works between containers
+that share a folder, where process ids and host names may coincide. The lock file is removed after the write. If a
+killed process left a lock file behind, the next writer uses this file.
 """
 
 from __future__ import annotations
@@ -37,14 +37,15 @@ def only_writer(
 ) -> Iterator[bool]:
     """Context manager in whose block no other scvae writes `target`.
 
-    It yields True, or False if the file system has no locks. Another writer is waited for, at most `wait` seconds
-    (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has its own lock; the error message names
-    the work.
+    The context manager yields True, or False if the file system has no locks. If another process is writing, scvae
+    waits for it, at most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has a
+    lock of its own, and the error message names the work.
 
     Raises
     ------
     ScvaeError
-        Of the class `error`: if another process holds the lock for longer, or something else has the name of the lock.
+        If another process holds the lock for longer, or the path of the lock file is not a file. The
+        class of the error is `error`.
     OSError
         If the lock file cannot be created.
     """
@@ -56,7 +57,7 @@ def only_writer(
     try:
         yield True
     finally:
-        # Removed while it is locked, so whoever waits for it sees that it is gone, and makes another one.
+        # The file is removed while it is locked, so that a waiting process notices the removal and creates a new file.
         with contextlib.suppress(OSError):
             os.unlink(path)
         os.close(descriptor)
@@ -71,7 +72,7 @@ def stem(target: Path) -> str:
 
 
 def locked_by_another(descriptor: int) -> bool:
-    """Try to lock an open file, and return whether another process has locked it, or may have."""
+    """Try to lock an open file; return True if another process has locked it or if it cannot be locked."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -112,18 +113,19 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError], work: 
 
 
 def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
-    """Open the lock file, or create it; whatever else has its name is neither followed nor changed."""
+    """Open the lock file, or create it. A link or anything else with its name is neither followed nor changed."""
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         try:
             try:
                 descriptor = os.open(path, os.O_RDWR | flags)
-            except PermissionError:  # made by another user; a file that can be read can be locked
+            except PermissionError:  # the lock file belongs to another user; a file that can be read can be locked
                 descriptor = os.open(path, os.O_RDONLY | flags)
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
-                # So that other users of the folder can lock it too, whatever the umask is.
+                # With these permissions, other users of the folder can lock the file too; the umask does not change
+                # this.
                 os.fchmod(descriptor, 0o644)
                 return descriptor
             continue

@@ -14,10 +14,10 @@ import scipy.sparse as sp
 FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.integer[Any]]
 
-# NB counts with a mean up to this are drawn by inversion, which is faster for them. All others are drawn as a Poisson
-# of a gamma.
+# NB counts with a mean up to this number are drawn by inversion, which is faster for small means. Other NB counts are
+# drawn from a Poisson distribution whose mean is drawn from a gamma distribution.
 _INVERSION_MEAN = 3.0
-# Inversion tries one count after the other up to this one. Larger counts, in the long tail of a small θ, use scipy.
+# Inversion tries the counts 0, 1, 2, … up to this number. Larger counts, which occur for small θ, are drawn by scipy.
 _STEPS = 256
 
 
@@ -28,9 +28,9 @@ def draw_zinb(
 
     One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, the count is a zero from zero inflation;
     otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, every count with u ≥ (1 − π)μ can be set
-    to zero at once. In a sparse matrix, these are most counts. If μ is small, each other count is drawn by inversion: x
-    is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each other count is drawn from a Poisson
-    distribution with a gamma-distributed mean.
+    to zero at once. In sparse data, most counts are set to zero in this way. If μ is small, each other count is drawn
+    by inversion: x is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each other count is drawn
+    from a Poisson distribution with a gamma-distributed mean.
 
     Parameters
     ----------
@@ -42,7 +42,8 @@ def draw_zinb(
     n_cells, n_genes = mu_ng.shape
     mu_ng = np.asarray(mu_ng, np.float32)
     keep = 1.0 - np.asarray(zero_inflation, np.float64)
-    # Slightly more than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too small.
+    # The bound is slightly larger than (1 − π)μ, so that rounding to float32 never makes the bound on P(x > 0) too
+    # small.
     bound_ng = mu_ng * (keep * (1 + 1e-6)).astype(np.float32)
     coarse_ng = rng.random((n_cells, n_genes), dtype=np.float32)
     maybe = np.flatnonzero(coarse_ng < bound_ng)

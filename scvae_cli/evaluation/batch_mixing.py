@@ -22,11 +22,11 @@ from scvae_cli.evaluation.neighbors import neighbors_and_distances
 
 # Number of neighbors and perplexity of iLISI, as in the publication.
 LISI_NEIGHBORS, PERPLEXITY = 90, 30.0
-# Difference of entropies, in nats, at which the search for the perplexity ends; and the largest number of its steps.
+# Difference of entropies, in nats, at which the search for the perplexity ends; and the largest number of search steps.
 _TOLERANCE, _TRIES = 1e-5, 50
 # Smallest and largest number of neighbors of kBET, and the significance level of its test.
 KBET_NEIGHBORS, ALPHA = (15, 50), 0.05
-# Fewer cells of a type than this are not tested.
+# A cell type with fewer cells than this number is not tested.
 _LEAST_CELLS = 10
 
 
@@ -93,7 +93,7 @@ def kbet_within(x_nk: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray | Non
     x_nk, batch_n
         Positions and batches of the cells.
     label_n
-        Label of each cell, or None for a cell without a label; shape (n,). None for no labels at all.
+        Label of each cell, or None for a cell without a label; shape (n,). `label_n` is None if no labels are known.
 
     Returns
     -------

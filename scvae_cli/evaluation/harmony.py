@@ -1,6 +1,6 @@
 """Harmony, a correction of principal components for batches (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0).
 
-It is computed by harmonypy, which is optional: the extra `compare` installs it.
+Harmony is computed by harmonypy, an optional package, which the extra `compare` installs.
 
 Shapes: n cells, c components.
 """
@@ -42,7 +42,7 @@ def harmony(pca_nc: np.ndarray, batch_n: np.ndarray, *, seed: int = 0) -> np.nda
     logger.setLevel(logging.WARNING)
     try:
         batches = pd.DataFrame({"batch": batch_n.astype(str)})
-        # This is harmonypy's default, which is no cluster at all for 15 cells or fewer.
+        # This is harmonypy's default number of clusters, but at least 1: the default is 0 for 15 cells or fewer.
         n_clusters = max(1, min(round(len(pca_nc) / 30), 100))
         found = harmonypy.run_harmony(
             pca_nc.astype(np.float64),

@@ -37,7 +37,7 @@ def has_leiden() -> bool:
 def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
     """Predict the label of each cell by a vote of its 15 nearest cells; return which predictions are right, shape (n,).
 
-    The voting cells of a cell are cells of the other four of five random parts of the cells.
+    The cells are divided at random into five parts. Only cells of the other four parts vote on the label of a cell.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> ClusterAgreement:
-    """Compare Leiden clusters of resolution 1, of a graph of 15 neighbors with Gaussian weights, with labels.
+    """Compare labels with Leiden clusters at resolution 1, from a graph of 15 neighbors with Gaussian weights.
 
     Raises
     ------
@@ -70,7 +70,7 @@ def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         near: dict[str, Any] = {"n_neighbors": min(NEIGHBORS, len(x_nk) - 1), "transformer": "sklearn"}
-        # The default weights need umap, whose compilation takes longer than all else here.
+        # The default weights need umap, whose compilation takes longer than all other steps here.
         sc.pp.neighbors(adata, use_rep="X", method="gauss", random_state=seed, **near)
         sc.tl.leiden(adata, RESOLUTION, random_state=seed, **LEIDEN)
     clusters = np.asarray(adata.obs["leiden"])

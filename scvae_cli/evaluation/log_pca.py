@@ -22,12 +22,12 @@ COMPONENTS = 30
 def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_matrix:
     """Return log1p of the counts at one library size, shape (n, g); real numbers are returned as they are.
 
-    `library` is that library size; None stands for the median of the cells.
+    `library` is the library size to which counts are scaled; None stands for the median of the cells.
     """
     if counts.real:
         matrix: sp.csr_matrix = counts.matrix
         return matrix
-    # A cell without counts in these genes stays empty.
+    # A cell without counts in these genes has only zeros.
     library_n = np.where(counts.filled, counts.library_n, 1.0)
     target = float(np.median(library_n)) if library is None else library
     logged = (sp.diags(target / library_n) @ counts.matrix).tocsr()

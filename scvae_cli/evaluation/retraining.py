@@ -23,7 +23,7 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
-# A function that trains a model. Its first argument is a title that describes the training.
+# A function that trains a model. The first argument is a title that describes the training.
 Train = Callable[[str, Counts, RunConfig], Model]
 # If there are more cells than this, evenly spaced cells are used.
 MAX_CELLS = 20_000

@@ -21,7 +21,7 @@ _SAMPLES = 100
 def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
     """Return a differentiable function that maps latent positions to expected counts. Shapes (t, k) → (t, g).
 
-    As those of denoised cells, the expected counts include zero inflation. The function takes positions on the device
+    The expected counts include zero inflation, like those of denoised cells. The function takes positions on the device
     of the model. `library` and `batch_as` have the same meaning as in `expected_counts`, but "observed" is not allowed:
     a latent position has no observed library size or batch.
 

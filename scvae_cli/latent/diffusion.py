@@ -1,8 +1,8 @@
 """Diffusion of cells along a neighbor graph: a kernel, and coordinates that order cells along branches.
 
 The kernel turns the distance d between two neighbors into a similarity, exp(−d²/(σ₁ σ₂)), where σ is the distance of
-each of the two cells to its fifth neighbor. It therefore adapts to the density of the cells (Haghverdi et al. 2016,
-doi:10.1038/nmeth.3971).
+each of the two cells to its fifth neighbor. The kernel therefore adapts to the density of the cells (Haghverdi et al.
+2016, doi:10.1038/nmeth.3971).
 
 The diffusion coordinates are the eigenvectors of the diffusion that belong to the largest eigenvalues λ, each
 multiplied by λ/(1−λ). Euclidean distance in these coordinates is the multiscale distance of Palantir (Setty et al.
@@ -20,7 +20,7 @@ from scvae_cli.latent.neighbor_graph import CellGraph
 
 # The neighbor whose distance is the width of the kernel at a cell.
 _WIDTH_NEIGHBOR = 5
-# Similarity along the edges that join disconnected parts: small, but large enough to compute with.
+# Smallest similarity, for edges that join disconnected parts of the graph: small, but large enough for the solver.
 _LEAST_SIMILARITY = 1e-6
 
 
@@ -37,7 +37,7 @@ def _widths(graph: CellGraph) -> np.ndarray:
     at = min(_WIDTH_NEIGHBOR, graph.neighbors_mj.shape[1]) - 1
     m = len(graph.cells)
     width_m = np.asarray(graph.lengths[np.arange(m), graph.neighbors_mj[:, at]], dtype=np.float64).ravel()
-    # Nodes with several identical neighbors would be similar to nothing else.
+    # Without this minimum, a node with several identical neighbors would have no similarity to any other node.
     least = float(np.median(width_m)) / 100
     floored: np.ndarray = np.maximum(width_m, max(least, 1e-6))
     return floored
@@ -46,9 +46,10 @@ def _widths(graph: CellGraph) -> np.ndarray:
 def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_components: int = 1) -> np.ndarray:
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
-    If the graph had several connected components before bridges were added, as many coordinates less one separate the
-    components. They are computed in addition, and are as wide as the widest coordinate along which cells diffuse.
-    Otherwise, the gaps would be so long that nothing else were visible in the order.
+    If the graph had several connected components before bridges were added, some coordinates only separate the
+    components: one fewer than there are components. These coordinates are computed in addition to the others, and
+    scaled to the width of the widest of the others. Otherwise, the gaps between components would dominate all
+    distances.
 
     The similarities are first divided by the densities of both nodes, so that the distances do not depend on how many
     cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).

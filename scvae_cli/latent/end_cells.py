@@ -25,8 +25,8 @@ def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_
     Parameters
     ----------
     kind
-        "extreme": the farther along the order, the better. "density": the denser, the better. "centroid": the nearer
-        to the mean position, the better.
+        Which cells represent the end best. "extreme": those farthest along the order. "density": those where the
+        density is highest. "centroid": those nearest to the mean position.
     time_p, log_density_p, position_pd
         Position in the order, log density of cells, and position in expression space of each node.
 
@@ -55,8 +55,8 @@ def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: 
     """Return the node where a population ends, for a trajectory that comes from the node `start`.
 
     Cells differentiate away from the start, so the most differentiated cells are those farthest from it. The distance
-    is the Fisher–Rao length along the neighbor graph. Of the fifth of the population's core that is farthest from the
-    start, the node with the highest latent density is chosen.
+    is the Fisher–Rao length along the neighbor graph. Among the fifth of the population's core that is farthest from
+    the start, the node with the highest latent density is chosen.
     """
     nodes = core(graph, cells, ~unusual(graph, density))
     distance_n = graph.distances([start])[0, nodes]

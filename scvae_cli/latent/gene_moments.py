@@ -58,8 +58,8 @@ class GeneMoments:
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
         """Compare these moments with the moments of other cells. `other` must have at least as many cells as `self`.
 
-        Real numbers may have any sign and unit. Their means are therefore compared in standard deviations of the other
-        cells, and fractions of zeros are not compared.
+        Real numbers may have any sign and unit. The means of real numbers are therefore compared in standard deviations
+        of the other cells, and fractions of zeros are not compared.
         """
         if real:
             varies = other.varies_g

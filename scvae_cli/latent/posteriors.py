@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.minibatches import CellTable
@@ -28,8 +29,8 @@ _REFINED_CELLS = 256
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
-    `batch_n` is the index of each cell's batch in the model. The encoder of a model onto which batches were mapped uses
-    the batch, so the table of such a model always has batches: if `batch_n` is None, those of `counts`, with the
+    `batch_n` is the index of each cell's batch in the model. If batches were mapped onto the model, its encoder uses
+    the batch, so the table must have batches. If `batch_n` is None, the batches of `counts` are then used, with the
     index −1 for a batch that the model does not have.
 
     Raises
@@ -40,7 +41,8 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
-            f"{len(empty)} cell(s) have no counts in the modeled genes; the first is {counts.cell_names[empty[0]]!r}",
+            f"{amount(len(empty), 'cell has', 'cells have')} no counts in the modeled genes; the first is "
+            f"{counts.cell_names[empty[0]]!r}",
             "filter these cells out first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     if batch_n is None and model.vae.n_mapped:

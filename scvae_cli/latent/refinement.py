@@ -99,11 +99,11 @@ def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Yield standard normal vectors without end, each of shape (k,), float64; callers also use the negated vectors.
 
     The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
-    independent. Their directions are the axes of randomly rotated orthogonal frames, and their lengths are stratified:
-    one from each quantile interval, in random order. The average of a quadratic function over a set and its negated
-    vectors is therefore close to the expected value.
+    independent. The directions of the vectors are the axes of randomly rotated orthogonal frames, and their lengths are
+    stratified: one from each quantile interval, in random order. The average of a quadratic function over a set and its
+    negated vectors is therefore close to the expected value.
     """
-    # Imported only here: every embedding imports this file, but few embeddings are refined.
+    # scipy is imported only here: every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
 
     n_frames = _set_size(k) // k
@@ -127,7 +127,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # This is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
+        # `nll` is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
         # Only the gradients with respect to latent positions are scaled, because they are much smaller arrays than the
         # gradients with respect to all outputs.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)

@@ -14,10 +14,10 @@ positive side.
 
 An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). These
 eigenvectors agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also depends on directions
-along which the cells do not vary, and on every small wiggle of the decoder.
+along which the cells do not vary, and on small irregularities of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
-depend on it.
+depend on the rotation.
 
 Shapes: n cells, k latent dimensions, g genes.
 """

@@ -21,10 +21,10 @@ def batch_discrepancy(position_nk: Tensor, member_nb: Tensor) -> tuple[Tensor, T
     """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
 
     The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w), where z and z' are two cells of the batch and w
-    and w' are two cells of other batches (Gretton et al. 2012, Journal of Machine Learning Research 13:723). It is
-    estimated without bias, so it may be negative. The kernel k is the mean of four Gaussian kernels. The result is the
-    mean over the batches, weighted by their numbers of cells; batches with a single cell, and batches that contain all
-    other cells but one, are left out.
+    and w' are two cells of other batches (Gretton et al. 2012, Journal of Machine Learning Research 13:723). The
+    estimate of the discrepancy has no bias, so it may be negative. The kernel k is the mean of four Gaussian kernels.
+    The result is the mean over the batches, weighted by their numbers of cells; batches with a single cell, and batches
+    that contain all other cells but one, are left out.
 
     Parameters
     ----------

@@ -21,6 +21,7 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from scvae_cli._version import __version__
+from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.atomic import (
     may_write,
@@ -62,7 +63,7 @@ CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetens
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
 _MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
-# All files of a model folder; no other file is ever removed from one.
+# All files of a model folder. scvae never removes any other file from a model folder.
 FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)
 
 
@@ -99,7 +100,7 @@ class Model:
     def __repr__(self) -> str:
         """Return the text that a notebook shows: likelihood, numbers of genes and dimensions, ELBO and hash."""
         shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
-        size = f"{len(self.genes):,} genes, {shape.n_latent} latent dimensions"
+        size = f"{amount(len(self.genes), 'gene')}, {amount(self.vae.n_latent, 'latent dimension')}"
         return (
             f"Model({shape.likelihood}, {size}, held-out ELBO {elbo:.2f} nats per cell, hash {self.hash or 'unsaved'})"
         )
@@ -138,7 +139,7 @@ class Model:
         lost: list[str] = []
         try:
             with deferred(), only_writer(place, error=ModelError) as locked:
-                # Once more: another training may have written the folder meanwhile.
+                # The folder is checked again, because another training may have written the folder in the meantime.
                 _check_place(place, force=force)
                 if locked:
                     for orphan in orphans(place):
@@ -156,7 +157,9 @@ class Model:
         warn_of_lost(place, lost)
 
     def _write_to(self, new: Path, place: Path) -> list[str]:
-        """Write the files to a new folder; return what it cannot keep of the folder `place`, which it will replace."""
+        """Write the files to a new folder; return the properties of the folder `place` that the new folder could not
+        keep.
+        """
         lost: list[str] = []
         for name, content in self._files().items():
             descriptor = os.open(new / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
@@ -274,7 +277,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, n_bytes=_size(folder, WEIGHTS))
         weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
         check_shapes(weights, vae.state_dict())
-        # Copied, since torch aligns its own memory.
+        # The tensors are copied, because torch aligns the memory of its own tensors.
         vae.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
         most = most_latent_bytes(vae.n_latent, len(genes))
         latent = read_tensors(_read_checked(folder, LATENT, config, most=most))
@@ -442,7 +445,7 @@ def _recover(folder: Path) -> None:
     previous = _previous(folder)
     if not previous.is_dir():
         return
-    # Where nothing can be written, nothing can be recovered.
+    # In a folder that is read-only, nothing can be recovered.
     with contextlib.suppress(OSError), deferred(), only_writer(folder, error=ModelError):
         if folder.exists():
             remove_folder(previous, FILES)

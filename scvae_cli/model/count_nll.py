@@ -74,7 +74,7 @@ def nll_and_gradients(
 ) -> tuple[Tensor, Gradients | None]:
     """Compute the same results as `dense_nll` for a minibatch. On a CPU in float32, compiled code is used."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
-        # Imported only here, because compiled code is slow to import and trajectories need no likelihood.
+        # The module is imported only here, because compiled code is slow to import and trajectories need no likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll
 
         return fused_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros, with_gradient=with_gradient)

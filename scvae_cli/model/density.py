@@ -2,8 +2,8 @@
 
 The mixture is fitted to posterior samples of training cells. The number of components is chosen so that the posterior
 samples of held-out cells have the highest density. An alternative would be the aggregated posterior, that is, the
-mixture of the posteriors of all cells. It is not used, because its density is very low at any point that is not close
-to a cell.
+mixture of the posteriors of all cells. The aggregated posterior is not used, because its density is very low at any
+point that is not close to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
 point. With fewer than ten held-out cells, this fraction could take too few values. In that case, the score is the
@@ -81,8 +81,8 @@ class LatentDensity:
 
         The score is the fraction of held-out cells that lie at a higher density than the point. A score of 0.5 means
         that the point has the density of the median held-out cell. A score near 1 means that nearly all held-out cells
-        have a higher density. If r of h held-out cells have a higher density, the score is (r + ½) / (h + 1). It is
-        therefore never exactly 0 or 1.
+        have a higher density. If r of h held-out cells have a higher density, the score is (r + ½) / (h + 1). The score
+        is therefore never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)

@@ -9,9 +9,9 @@ clusters and UMAPs are therefore better computed from expression. The expression
   the posterior mean, at the reference library size and with the average batch effect. Euclidean distance in y is the
   Fisher–Rao distance between decoded states.
 - **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
-  library size and batch, in standard deviations of a count. A residual holds noise, and what the latent space left
-  out. To first order, y + r is the isometric coordinate of the observed count, without the effects of library size and
-  batch.
+  library size and batch, in standard deviations of a count. A residual contains noise, and differences between cells
+  that the latent space does not describe. To first order, y + r is the isometric coordinate of the observed count,
+  without the effects of library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
   clustering splits this manifold into too many pieces. w is at most 1, and the residuals add at most `NOISE_SHARE` of
   the variance of the decoded states along the axes of the embedding.
@@ -86,8 +86,8 @@ class ExpressionSpace:
     def position(self, vae: VAE, cells: Minibatch, mean_nk: Tensor, present_g: Tensor | None = None) -> Tensor:
         """Compute the embedding of some cells from their counts and posterior means, shape (n, j + m).
 
-        `present_g` is False for genes that the data lack; the residuals of these genes are 0. It is None if the data
-        have all genes. All tensors are on the device of the networks.
+        `present_g` is False for genes that the data lack; the residuals of these genes are 0. `present_g` is None if
+        the data have all genes. All tensors are on the device of the networks.
         """
         state_ng, residual_ng = states_and_residuals(vae, cells, mean_nk)
         if present_g is not None:
@@ -110,8 +110,8 @@ class ExpressionSpace:
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
 
-    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of such a cell are differences from
-    the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
+    A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
+    differences from the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
     """
     head, depth = vae.decoder.head, vae.reference_library
     average_nb = _average_batch(vae, mean_nk)
@@ -128,8 +128,8 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
 def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
     """Return the shares of the batches for each cell, shape (n, b); None for a model without batches.
 
-    Batches that were mapped onto the model have no share in the average, and are left out of it: with them, rounding
-    might differ from that of the model without them.
+    Batches that were mapped onto the model are left out of the average. Giving them a share of 0 could change the
+    rounding, compared with the model without these batches.
     """
     return vae.trained_share_b.expand(len(mean_nk), -1) if vae.batches else None
 
@@ -159,7 +159,7 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     residual_ng -= residual_mean_g
     j = max(1, min(COMPONENTS, g, n - 1))
     component_jg, singular_q = _principal_components(state_ng, j)
-    # There are no more directions than the states vary along.
+    # There are at most as many components as directions along which the decoded states vary.
     component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
     noise = NOISE_SHARE * float(state_ng.square().sum())
     added = float((residual_ng @ component_jg.T).square().sum())

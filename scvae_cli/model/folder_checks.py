@@ -1,7 +1,7 @@
-"""What the files of a model folder must hold. A folder may come from a stranger, so nothing in it is taken for granted.
+"""Checks of the files of a model folder. A folder may come from a stranger, so every part of it is checked.
 
 Sizes are compared with each other and with the sizes of the files before anything is built. All functions raise a
-ValueError that says what is wrong.
+ValueError that describes the fault.
 
 Shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
 """
@@ -24,9 +24,9 @@ from scvae_cli.model.vae import VAE
 # A tensor takes at least this many bytes in the header of a safetensors file.
 _HEADER_BYTES = 50
 _MOST_HEADER_BYTES = 1 << 24
-# More components than a density can have, and more held-out densities than it keeps.
+# Upper limits of the number of components of a density, and of the number of held-out densities.
 _MOST_COMPONENTS, _MOST_DENSITIES = 1024, 1 << 24
-# How far the rows of a rotation may be from orthonormal ones.
+# Tolerance for the orthonormality of the rows of a rotation.
 _ORTHONORMAL = 1e-2
 
 _COUNTED = ("epochs", "best_epoch", "n_heldout", "active_units", "n_cells", "n_training", "n_genes", "rollbacks")
@@ -55,7 +55,7 @@ def check_names(what: str, names: Any) -> Sequence[str]:
 
 
 def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
-    """Return the number of batches that were mapped onto the model, after checking that there are so many."""
+    """Return the number of batches that were mapped onto the model, after checking that it is possible."""
     if isinstance(n_mapped, bool) or not isinstance(n_mapped, int) or not 0 <= n_mapped <= len(batches):
         raise ValueError("the number of mapped batches is out of range")
     return n_mapped
@@ -66,7 +66,7 @@ def empty_network(config: ModelConfig, n_genes: int, batches: Sequence[str], *, 
     if config.n_latent is None or config.n_hidden is None:
         raise ValueError("the sizes of the network are missing")
     k, h = sizes(config)
-    # The least that a network of this size has: the first and the other layers of the encoder, and the last layer.
+    # Smallest numbers of weights in a network of this size: first and other layers of the encoder, and last layer.
     parts = {"n_hidden": h * n_genes, "n_latent": 2 * k * h, "genes": n_genes * k}
     parts["n_layers"] = config.n_layers * _HEADER_BYTES + 4 * (config.n_layers - 1) * h * h
     for part, least in parts.items():
@@ -114,7 +114,7 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -> None:
     """Check the shapes of the density, the axes and the map to expression space, and that the axes are a rotation.
 
-    The last letters of a name say the shape, as everywhere; `heldout_nll` has one dimension and `residual_weight` none.
+    The suffix of a name gives the shape; `heldout_nll` has one dimension, and `residual_weight` has none.
     """
     lengths = {"k": n_latent, "g": n_genes}
     for name, tensor in latent.items():

@@ -67,7 +67,7 @@ class Geometry:
 
     @torch.no_grad()
     def metric(self, z_nk: Tensor) -> Tensor:
-        """Compute the metric M(z) = J_yᵀJ_y at some points, shape (n, k, k). Its unit is (unit of y / latent unit)²."""
+        """Compute the metric M(z) = J_yᵀJ_y at some points, shape (n, k, k). The unit is (unit of y / latent unit)²."""
         k = z_nk.shape[1]
         parts = []
         for block_nk in torch.split(z_nk, _METRIC_POINTS):

@@ -19,4 +19,4 @@ class Hidden(NamedTuple):
     hidden_nh: Tensor
     slope_nh: Tensor  # derivative with respect to the input of the activation; zero for dropped units
     normal_nh: Tensor  # the normalized linear part
-    inverse_sd_n: Tensor  # the inverse standard deviation by which it was multiplied
+    inverse_sd_n: Tensor  # the inverse standard deviation by which the linear part was multiplied

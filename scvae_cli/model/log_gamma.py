@@ -41,7 +41,7 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
 
 def _running_sums(term_jg: Tensor) -> Tensor:
     """Compute the sums of the first 0, 1, 2, … rows, shape (c, g)."""
-    # A masked sum, because the order of the additions in a cumulative sum is not fixed on GPUs.
+    # This is a masked sum, because the order of the additions in a cumulative sum is not fixed on GPUs.
     n = len(term_jg)
     before_cj = torch.ones(n + 1, n, dtype=term_jg.dtype, device=term_jg.device).tril(-1)
     return (before_cj.unsqueeze(2) * term_jg).sum(1)

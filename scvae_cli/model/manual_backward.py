@@ -78,7 +78,8 @@ class ElboGradients:
     vae, batch_n, noise_nk, kl_weight
         Model in training mode; index of each cell's batch, or None; standard normal noise; weight of the KL.
     mixing
-        Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With 0, it is not computed.
+        Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With a weight of 0, the
+        discrepancy is not computed.
     operations
         Operations between the matrix products; this object also holds the cells of the minibatch.
     narrow

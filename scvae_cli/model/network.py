@@ -32,9 +32,9 @@ class Encoder(nn.Module):
     In a model onto which batches were mapped, these batches shift the first hidden layer by `shift_bh` (as a shift of
     the encoder's input would). For the batches of the training, and for cells of unknown batches, the shift is 0.
 
-    Counts are scaled to the reference library size, which is the median of the training cells. They are then
-    log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all cells
-    would dominate the normalization of the first layer.
+    Counts are scaled to the reference library size, which is the median of the training cells. The scaled counts are
+    then log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all
+    cells would dominate the normalization of the first layer.
     """
 
     centre_g: Tensor
@@ -141,7 +141,7 @@ class CountHead(nn.Module):
 
     def __init__(self, n_inputs: int, n_genes: int, likelihood: str) -> None:
         super().__init__()
-        # One matrix for all outputs of a gene, because one product is faster than two.
+        # One matrix computes all outputs of a gene, because one matrix product is faster than two.
         self.outputs = nn.Linear(n_inputs, 2 * n_genes if likelihood == "zinb" else n_genes)
         self.raw_log_theta_g = None if likelihood == "poisson" else nn.Parameter(torch.zeros(n_genes))
         self.n_genes = n_genes
@@ -162,7 +162,7 @@ class CountHead(nn.Module):
 
     def forward(self, h_nh: Tensor) -> CountOutput:
         """Compute the decoder output, before library size and batch effect are applied."""
-        # The bias is added later, where the outputs are used. This saves two passes over the outputs.
+        # The bias is added later, where the outputs are used. Adding the bias later saves two passes over the outputs.
         raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
@@ -254,8 +254,8 @@ class CountOutput(NamedTuple):
 
         A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x, m
         is Gamma(θ + x, θ + μ). A technical zero, that is, a zero from zero inflation, carries no information about m,
-        so its factor is 1. With `with_zero_inflation`, its factor is 0 instead. Whether a zero is technical is not
-        known, so both cases are averaged by their probabilities.
+        so its factor is 1. With `with_zero_inflation`, the factor of a technical zero is 0 instead. Whether a zero is
+        technical is not known, so both cases are averaged by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -348,8 +348,8 @@ class Decoder(nn.Module):
 
 def sizes(config: ModelConfig) -> tuple[int, int]:
     """Return the numbers of latent dimensions and of hidden units; `settle` has replaced None by a default."""
-    assert config.n_latent is not None, "settled before the network is made"
-    assert config.n_hidden is not None, "settled before the network is made"
+    assert config.n_latent is not None, "`settle` chooses the sizes before the network is made"
+    assert config.n_hidden is not None, "`settle` chooses the sizes before the network is made"
     return config.n_latent, config.n_hidden
 
 

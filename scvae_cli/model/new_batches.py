@@ -1,4 +1,4 @@
-"""A trained network that gets additional batches, before anything is trained for them.
+"""Addition of batches to a trained network, before their effects are trained.
 
 Shapes: b batches, h hidden units, g genes.
 """
@@ -16,9 +16,9 @@ from scvae_cli.model.vae import VAE
 def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
     """Return a copy of a network that also has the batches `new`.
 
-    The effects of a new batch on the decoder are the mean effects of the batches of the training, and its shift of the
-    encoder is 0. The new batches have no weight in averages over batches. What the network computes for the cells of
-    the other batches therefore stays the same to the bit.
+    The effects of a new batch on the decoder are the mean effects of the batches of the training, and the shift of the
+    encoder for the new batch is 0. The new batches have no weight in averages over batches. The results of the network
+    for the cells of the other batches therefore remain identical.
 
     Parameters
     ----------

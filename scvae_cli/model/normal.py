@@ -33,7 +33,7 @@ _LEAST, _MOST = 1e-3, 10.0
 class NormalHead(nn.Module):
     """Likelihood head of real numbers: the last decoder layer, which gives the distribution of a cell's features.
 
-    `variance` is the fixed σ² of all features. If it is None, one σ is learned for each feature.
+    `variance` is the fixed σ² of all features. If `variance` is None, one σ is learned for each feature.
     """
 
     centre_g: Tensor

@@ -1,6 +1,6 @@
-"""A probe of a network that was read from a folder: cells that the model itself describes must stay where they are.
+"""A test of a network that was read from a folder: decoded expression must be encoded at plausible positions.
 
-Weights that are absurd, but finite, would otherwise give results without meaning, or errors deep inside a computation.
+Without this test, extreme weights could give meaningless results, or errors deep inside a computation.
 
 Shapes: c components of the density, k latent dimensions, g genes.
 """
@@ -15,7 +15,8 @@ from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.vae import VAE
 
-# Positions of cells have about the spread of the prior, 1. Without a KL term they may lie farther, but not so far.
+# The positions of cells have about the spread of the prior, which is 1. Without a KL term, the spread may be larger,
+# but never as large as this.
 FARTHEST = 1e6
 _MOST_LOG_VARIANCE, _MOST_LIBRARY = 80.0, 1e12
 _CELLS = 8

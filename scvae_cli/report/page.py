@@ -48,7 +48,7 @@ def head(figure: Figure, left: float, middle: float, letter: str, text: str) -> 
 
 def text_width(texts: Iterable[str], size: float) -> float:
     """Return the width of the widest of some texts, in inches."""
-    # Computed from the control points of the outlines; the exact extents of the curves take ten times as long.
+    # The width is that of the control points of the outlines; the exact extents of the curves take ten times as long.
     widths = (TextPath((0, 0), text, size=size).vertices[:, 0].max() / 72 for text in texts if text.strip())
     return float(max(widths, default=0.0))
 

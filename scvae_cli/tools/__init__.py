@@ -1,1 +1,1 @@
-"""What users do with a model: one folder a capability."""
+"""What users do with a model: one folder per capability."""

@@ -2,7 +2,7 @@
 
 A resumed training gives the same result as an uninterrupted one, bit for bit. The state of the training is saved in one
 file next to the future model folder: a line of JSON, and then the tensors in the safetensors format. The file is always
-the state of one epoch, because it is replaced in one step. It is removed when the model is saved.
+the state of one epoch, because it is replaced in one step. The file is removed when the model is saved.
 """
 
 from __future__ import annotations

@@ -140,7 +140,7 @@ def fit(
     training, heldout = split(counts, config)
     columns, genes_chosen = select_genes(counts, training, config.data, names)
     checkpoint = None if model_folder is None else Checkpoint(model_folder, run_hash(counts, config, start_from))
-    # This frees the memory of the other genes, unless the caller holds a reference to them.
+    # Without this reference, the memory of the other genes is freed, unless the caller holds a reference to them.
     counts = refuse_empty(counts.genes(columns), drop=drop)
     if counts.n_cells < len(training) + len(heldout):
         # Some cells had counts only in the other genes.
@@ -287,11 +287,11 @@ def _posteriors(trainer: Trainer) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, 
 
 
 def _refuse_absurd(*posteriors: tuple[Tensor, Tensor]) -> None:
-    """Raise a ModelError if cells have positions that no training gives, because it began at absurd weights."""
+    """Raise a ModelError if latent positions are out of range, because the training began at extreme weights."""
     for mean_nk, var_nk in posteriors:
         if not ((mean_nk.abs() <= FARTHEST).all() and torch.isfinite(var_nk).all() and (var_nk > 0).all()):
             raise ModelError(
-                "the training ended with positions of cells that are not usable",
+                "the training ended with latent positions that are not usable",
                 "train again without --resume; look for extreme counts with scvae check",
             )
 

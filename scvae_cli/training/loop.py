@@ -289,7 +289,7 @@ class Trainer:
     @torch.no_grad()
     def _compiled(self, cells: Minibatch, noise_nk: Tensor, kl_weight: float) -> tuple[float, dict[Tensor, Tensor]]:
         """Compute the loss of some cells and its gradients on the CPU, with compiled code."""
-        # Imported only here, because a training on a GPU does not need the compiler for the CPU.
+        # The module is imported only here, because a training on a GPU does not need the compiler for the CPU.
         from scvae_cli.model.compiled.operations import CompiledOperations
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)

@@ -1,13 +1,14 @@
-"""Training of what belongs to new batches only: their effects on the decoder, and a shift of the encoder.
+"""Training of the parameters of new batches: their effects on the decoder, and a shift of the encoder.
 
-Everything else in the model is kept to the bit. The effects of a new batch are differences from the mean
-effects of the batches of the training. They are shrunk toward 0, since new batches may have few cells: the loss is
+All other parameters of the model remain identical. The effects of a new batch are differences δ from the mean effects
+of the batches of the training. They are shrunk toward 0, because new batches may have few cells: the loss is
 
     mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n,
 
-and τ of the genes, the typical difference of a log proportion, is estimated from the data before the training: by how
-much more the summed counts of the genes differ from the expected ones than they would by chance (`typical_difference`).
-If they differ by no more than chance, τ is 0, and nothing is trained.
+where τ is the typical size of the differences. For the genes, τ is the typical difference of a log proportion, and is
+estimated before the training (`typical_difference`). The estimate is based on how much more the summed counts of the
+genes differ from the expected counts than they would by chance. If observed and expected counts differ by no more than
+chance, τ is 0, and nothing is trained.
 
 The shift of the encoder is added to its first hidden layer. Any change of the encoder's input that is the same for all
 cells of a batch, such as a factor for every gene, has the same effect as such a shift, which has far fewer numbers.
@@ -38,10 +39,10 @@ from scvae_cli.model.vae import VAE
 from scvae_cli.progress import Progress, silent
 from scvae_cli.training.optimizer import AveragedAdamW
 
-# Number of steps of the training, and of cells in each. The effects are few numbers, so that more would hardly change
-# them; the time hardly depends on the number of cells.
+# Number of steps of the training, and number of cells per step. The effects have few parameters, so more steps or cells
+# would hardly change them. The time hardly depends on the number of cells in the data.
 STEPS, STEPS_PER_BATCH, STEP_CELLS = 80, 20, 128
-# Most cells of a batch that the training uses.
+# Largest number of cells of a batch that the training uses.
 MOST_CELLS = 5000
 RATE = 0.05
 # Typical size of the shifts of hidden layers, of the decoder and of the encoder.
@@ -55,9 +56,10 @@ class NewEffects(nn.Module):
     Parameters
     ----------
     gene_bg, sd_b
-        Initial shifts of the log proportions; their typical size in each batch. Where it is 0, nothing is trained.
+        Initial shifts of the log proportions; their typical size in each batch. If the typical size is 0, nothing is
+        trained.
     present_g
-        Mask of the genes that the data have. The shifts of other genes are free: their counts are all 0.
+        Mask of the genes that the data have. The shifts of other genes do not change the loss: their counts are all 0.
     n_hidden
         Number of hidden units; the decoder has none if `in_decoder` is False.
     """
@@ -188,7 +190,7 @@ def map_batches(
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
-    """Estimate the differences of the genes that the data have, and those of the others from their absence."""
+    """Estimate the differences of the genes from their counts; a gene that the data lack has the count 0."""
     tau, present_difference_g = typical_difference(*sums_3g[:, present_g])
     difference_g = np.log(0.5 / (sums_3g[1] + 0.5))
     difference_g[present_g] = present_difference_g
@@ -201,7 +203,7 @@ def _evenly(cells: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.ndarray]]:
-    """Compute what the training starts from.
+    """Compute the quantities from which the training starts.
 
     Returns the output of the encoder's first linear map, shape (n, h), and for each new batch the three arguments of
     `typical_difference`, shape (3, g).
@@ -265,7 +267,7 @@ def _elbo_terms(
 ) -> tuple[Tensor, Tensor]:
     """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does."""
     assert cells.batch_n is not None, "the new batches"
-    assert vae.decoder.batch is not None, "a model with batches has effects of them"
+    assert vae.decoder.batch is not None, "the decoder of a model with batches has batch effects"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     noise_nk = torch.randn(cells.n_cells, vae.n_latent, device=first_nh.device)
     z_nk, kl = sample_and_kl(*vae.encoder.after_first(first_nh + member_nb @ effects.shift_bh), noise_nk)
@@ -280,7 +282,7 @@ def _elbo_terms(
 def _add(vae: VAE, effects: NewEffects, n_known: int) -> None:
     """Add the effects to those of the new batches in the network."""
     batch, shift_bh = vae.decoder.batch, vae.encoder.shift_bh
-    assert batch is not None, "a model with batches has effects of them"
+    assert batch is not None, "the decoder of a model with batches has batch effects"
     assert shift_bh is not None, "new batches shift the encoder"
     batch.gene_bg[n_known:] += effects.gene_bg
     if batch.hidden_bh is not None and effects.hidden_bh is not None:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, what_is_wrong
 from scvae_cli.data.moments import mean_log1p, moments
@@ -51,7 +52,8 @@ def refuse_empty(counts: Counts, *, drop: bool) -> Counts:
         return counts.filled_cells()
     first = counts.cell_names[int(np.flatnonzero(empty)[0])]
     raise DataError(
-        f"{int(empty.sum())} cell(s) have no counts in the {counts.n_genes} genes considered; the first is {first!r}",
+        f"{amount(int(empty.sum()), 'cell has', 'cells have')} no counts in the {counts.n_genes} genes "
+        f"considered; the first is {first!r}",
         "use --drop-empty to leave these cells out",
     )
 
@@ -60,7 +62,8 @@ def refuse_few(counts: Counts) -> Counts:
     """Return the counts, or raise a DataError if there are too few cells for a training."""
     if counts.n_cells < MIN_CELLS:
         raise DataError(
-            f"{counts.n_cells} cell(s) are too few for training", f"training needs at least {MIN_CELLS} cells"
+            f"{amount(counts.n_cells, 'cell is', 'cells are')} too few for training",
+            f"training needs at least {MIN_CELLS} cells",
         )
     return counts
 
@@ -85,6 +88,7 @@ def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
     """Raise a ConfigError if the network and a minibatch do not fit into memory; the hint says what would fit."""
     shape = config.model
     assert shape.n_hidden is not None, "the recipe has chosen it"
+    assert shape.n_latent is not None, "the recipe has chosen it"
 
     def needed(n_hidden: int) -> float:
         return _network_bytes(config, n_hidden, min(config.train.batch_size or 1, n_cells), n_genes)
@@ -96,8 +100,8 @@ def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
             low, high = (middle, high) if needed(middle) <= free else (low, middle)
         return f"--n-hidden {low} would fit" if low else "use fewer genes (--n-top-genes), or a smaller --batch-size"
 
-    size = f"{shape.n_layers} × {shape.n_hidden:,} hidden units, {shape.n_latent} latent dimensions"
-    refuse_too_large(needed(shape.n_hidden), f"training a network of {size} and {n_genes:,} genes", fitting)
+    size = f"{shape.n_layers} × {amount(shape.n_hidden, 'hidden unit')}, {amount(shape.n_latent, 'latent dimension')}"
+    refuse_too_large(needed(shape.n_hidden), f"training a network of {size} and {amount(n_genes, 'gene')}", fitting)
 
 
 def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: int) -> float:

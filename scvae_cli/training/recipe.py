@@ -27,11 +27,11 @@ FEW_FEATURES = 200
 EASED_DROPOUT = 0.7
 # Weight of the discrepancy between the batches, nats.
 MIXING = 30.0
-# Learning rate at the small batch size. It grows with the square root of the number of cells per step.
+# Learning rate at the small batch size. The rate grows with the square root of the number of cells per step.
 RATE = 8e-3
 
 
-class Regularisation(NamedTuple):
+class Regularization(NamedTuple):
     """Dropout of encoder and decoder, weight decay, and the fraction to which training lowers the dropout later."""
 
     encoder_dropout: float
@@ -49,7 +49,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     model, train = config.model, config.train
     n_latent, n_hidden = SMALL_NETWORK if n_training < VERY_FEW_CELLS else USUAL_NETWORK
     model = replace(model, n_latent=model.n_latent or n_latent, n_hidden=model.n_hidden or n_hidden)
-    usual = _regularisation(model, n_training, n_genes)
+    usual = _regularization(model, n_training, n_genes)
     for name in ("encoder_dropout", "decoder_dropout"):
         if getattr(model, name) is None:
             model = replace(model, **{name: getattr(usual, name)})
@@ -66,16 +66,16 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     return replace(config, model=model, train=replace(train, batch_size=batch_size, learning_rate=rate))
 
 
-def _regularisation(model: ModelConfig, n_training: int, n_genes: int | None) -> Regularisation:
+def _regularization(model: ModelConfig, n_training: int, n_genes: int | None) -> Regularization:
     if not model.of_counts and n_genes is not None and n_genes < FEW_FEATURES:
-        return Regularisation(0.0, 0.0, 0.1, 1.0)
+        return Regularization(0.0, 0.0, 0.1, 1.0)
     if model.decoder == "linear":
-        # This decoder has no hidden units to drop. Its loadings are its only weights, so weight decay is low.
-        return Regularisation(0.3, 0.0, 0.1, 1.0)
+        # This decoder has no hidden units to drop. The loadings are its only weights, so weight decay is low.
+        return Regularization(0.3, 0.0, 0.1, 1.0)
     if n_training < FEW_CELLS:
-        return Regularisation(0.7, 0.7, 3.0, EASED_DROPOUT)
+        return Regularization(0.7, 0.7, 3.0, EASED_DROPOUT)
     if n_training < MANY_CELLS:
-        return Regularisation(0.5, 0.3, 2.5, EASED_DROPOUT)
+        return Regularization(0.5, 0.3, 2.5, EASED_DROPOUT)
     if n_training < VERY_MANY_CELLS:
-        return Regularisation(0.4, 0.2, 2.0, EASED_DROPOUT)
-    return Regularisation(0.1, 0.1, 0.3, 1.0)
+        return Regularization(0.4, 0.2, 2.0, EASED_DROPOUT)
+    return Regularization(0.1, 0.1, 0.3, 1.0)

@@ -16,7 +16,7 @@ from scvae_cli.model.folder_checks import check_number, check_shapes, read_tenso
 from scvae_cli.training.loop import EpochReport, Trainer
 from scvae_cli.training.schedule import Schedule
 
-# What a training changes in its schedule; everything else follows from data and options.
+# Fields of the schedule that change during a training. All other fields follow from the data and the options.
 _CHANGES = ("peak_rate", "epoch", "step", "best_loss", "best_epoch", "noticed_loss", "noticed_epoch", "eased_epoch")
 
 
@@ -77,7 +77,7 @@ def _schedule(saved: Any, planned: Schedule) -> Schedule:
         check_number(name, values[name], whole=isinstance(getattr(planned, name), int), least=least)
     schedule = Schedule(**values)
     if replace(planned, **{name: values[name] for name in _CHANGES}) != schedule:
-        raise ValueError("the schedule is that of another training")
+        raise ValueError("the schedule belongs to another training")
     begun = max(schedule.best_epoch, schedule.noticed_epoch, schedule.eased_epoch)
     if begun > schedule.epoch or schedule.step != schedule.epoch * schedule.steps_per_epoch:
         raise ValueError("the numbers of epochs and steps do not fit together")

@@ -28,7 +28,7 @@ x = np.round(x, 4)
 
 
 def neighbors(positions: np.ndarray, m: int, *, itself: bool) -> NeighborsResults:
-    """The m nearest other cells, and the cell itself in front of them if asked for."""
+    """Find the m nearest other cells, optionally with the cell itself in front of them."""
     distances, indices = NearestNeighbors(n_neighbors=m).fit(positions).kneighbors()
     if itself:
         indices = np.column_stack([np.arange(len(positions)), indices])

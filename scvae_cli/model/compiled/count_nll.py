@@ -46,7 +46,7 @@ def fused_nll(
     """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
     With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use
-    this gradient would round it anyway.
+    this gradient would round the gradient anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -275,7 +275,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
-        # A loop over numbers, because numba takes seconds to compile an assignment to a slice.
+        # This is a loop over numbers, because numba takes seconds to compile an assignment to a slice.
         for g in range(n_genes):
             table[j + 1, g] = sums[g]
             slopes[j + 1, g] = slope_sums[g]

@@ -1,7 +1,7 @@
-"""numba's cache of compiled functions, mended where it is damaged.
+"""numba's cache of compiled functions, repaired if it is damaged.
 
-The cache consists of pickles in a folder of the user. A truncated or empty file would end every training; it is removed
-instead, and the function is compiled anew.
+The cache consists of pickles in a folder of the user. A truncated or empty file would end every training. A damaged
+file is therefore removed, and the function is compiled again.
 """
 
 from __future__ import annotations
@@ -36,5 +36,5 @@ def mended(dispatcher: Any) -> Any:
 
 def _forget(cache: Any) -> None:
     """Replace the index of the cache by an empty one; without an index, its other files are not read."""
-    with contextlib.suppress(Exception):  # a folder that cannot be written to
+    with contextlib.suppress(Exception):  # the folder cannot be written to
         cache.flush()

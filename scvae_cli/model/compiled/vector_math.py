@@ -1,8 +1,8 @@
 """Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
 The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: such a loop
-processes one number at a time. The functions here are plain arithmetic without branches. They use the polynomials of
-FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
+processes one number at a time. The functions here are plain arithmetic without branches. These functions use the
+polynomials of FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
     """Return a decorator that compiles a function with numba.
 
-    The compiled function releases Python's global interpreter lock and is cached on disk. It does not check for
-    division by zero, because a loop with such a check is not vectorized.
+    The compiled function releases Python's global interpreter lock and is cached on disk. The function does not check
+    for division by zero, because a loop with such a check is not vectorized.
 
     Parameters
     ----------
@@ -157,7 +157,7 @@ def sum_of_logs(values: Any) -> Any:
 @compiled(any_order=True)
 def largest(values: Any) -> Any:
     """Return the largest number, or −inf if there are none."""
-    # Eight running maxima, because the compiler does not vectorize a single one.
+    # There are eight running maxima, because the compiler does not vectorize a single running maximum.
     a = b = c = d = e = f = g = h = float32(-np.inf)
     whole = len(values) // 8 * 8
     for i in range(0, whole, 8):

@@ -1,8 +1,8 @@
 """Labels of cells from labeled cells: classifiers, calibration, prediction sets, and cells of no known type.
 
 The labeled cells are divided into parts (`held_out_parts`), with one classifier per part that learns from the other
-parts. Other cells get the mean of the log probabilities of these classifiers. Whatever says how sure a label is, is
-calibrated on the predictions of held-out cells: the weights of the views, the prediction sets and the p-values.
+parts. Other cells get the mean of the log probabilities of these classifiers. The weights of the views, the prediction
+sets and the p-values are calibrated on the predictions of held-out cells.
 
 Shapes: n cells, m labeled cells that train the classifiers, h of them that are held out once, c labels, v views,
 k parts, j coordinates.
@@ -45,8 +45,8 @@ class _Predicted:
 class _Classifiers:
     """The classifiers of all parts: for each part and view a regression, and for each part the metric of the labels.
 
-    The regressions of the last view are on scaled genes. For few labels, these are far fewer products than with the
-    components of the genes.
+    The regressions of the last view use the scaled genes. With few labels, this needs far fewer multiplications than
+    principal components of the genes would need.
     """
 
     scaling: Scaling
@@ -103,7 +103,7 @@ def annotate(
     library = float(session.model.vae.reference_library)
     query = coordinates(session, library=library, shared_g=shared_g)
     labeled = query if reference is None else coordinates(reference, library=library, shared_g=shared_g)
-    # All is computed with the labels in the order of their first cells, so that results do not depend on their names.
+    # The labels are in the order of their first cells, so that results do not depend on the names of the labels.
     rank_c = known.ranks()
     names, code_n = tuple(known.names[c] for c in np.argsort(rank_c)), np.append(rank_c, -1)[known.code_n]
     chosen_m = chosen_cells(code_n, len(names), seed=options.seed)

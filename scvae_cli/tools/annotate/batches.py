@@ -1,4 +1,4 @@
-"""Whether cells come from batches without labeled cells, for which the measured quality of the labels need not hold.
+"""A warning about cells in batches without labeled cells. The measured quality may not hold for these cells.
 
 Shapes: n cells.
 """
@@ -19,7 +19,7 @@ _HOLD = (
 
 
 def warning_of_new_batches(session: Session, known: KnownLabels, reference: Session | None) -> str | None:
-    """Return a warning if cells without a label are of batches without labeled cells, or may be; None otherwise.
+    """Return a warning if cells without a label are, or may be, in batches without labeled cells; otherwise None.
 
     Parameters
     ----------

@@ -7,8 +7,8 @@ with an L2 penalty predicts the label. The predictions of the views are combined
 
 with weights w_v ≥ 0 that minimize the cross-entropy of held-out labeled cells. The sum of the weights acts as an
 inverse temperature (Guo et al. 2017, doi:10.48550/arXiv.1706.04599), so the weights calibrate the probabilities as
-well. Views that generalize worse get smaller weights: with few labeled cells, genes say little that the model does not
-know, and with many labeled cells they add what the model left out.
+well. Views that generalize worse get smaller weights. With few labeled cells, the genes add little to what the model
+knows. With many labeled cells, the genes add information that the model lacks.
 
 Shapes: n cells, m labeled cells, c labels, v views, j coordinates.
 """
@@ -51,7 +51,7 @@ def regression(x_mj: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, inver
 
     fitted = LogisticRegression(C=inverse_penalty, max_iter=_MAX_ITERATIONS, tol=_TOLERANCE)
     with warnings.catch_warnings():
-        # It warns of many labels with few cells, and of an optimum that is not reached to the last digit.
+        # scikit-learn warns of many labels with few cells, and of an optimum that is not reached to the last digit.
         warnings.simplefilter("ignore", UserWarning)
         fitted.fit(x_mj, code_m, weight_m)
     coefficient_cj, intercept_c = fitted.coef_, fitted.intercept_

@@ -9,8 +9,8 @@ classifier is compared with the scores that this classifier gives to its own hel
 prediction; Vovk 2015, doi:10.1007/s10472-013-9368-4). A labeled cell is compared with the held-out cells of the other
 parts.
 
-Labels with few held-out cells share their cells, since few cells cannot tell how low scores become. If these are few
-together, all held-out cells are used.
+Labels with few held-out cells are calibrated together, because a few cells do not show how low scores can be. If all
+these labels together have too few cells, all held-out cells are used.
 
 Shapes: n cells, m held-out labeled cells, c labels, k parts.
 """

@@ -15,9 +15,10 @@ from scvae_cli.report.page import OFF, WIDTH, head, legend_names, place, text_wi
 from scvae_cli.tools.annotate.result import Annotation
 
 _GRAY, _BLUE = "#8C8C8C", "#0072B2"
-# Inches: width of a cell of the confusion table, height of the reliability diagram, and most of the table with names.
+# Sizes in inches: range of the width of a cell in the confusion table, height of the reliability diagram, and largest
+# width and height of the table together with the names.
 _CELL_RANGE, _DIAGRAM, _MOST_SIDE = (0.05, 0.4), 2.0, 4.5
-# Inches: width of an axis title, and smallest cells that hold a number or the line of a name.
+# Sizes in inches: width of an axis title, and smallest cells that have room for a number or for the line of a name.
 _AXIS, _NUMBER, _LINE = 0.2, 0.22, 0.1
 _SIZE = 6.0
 _NAME_RANGE = (24, 60)
@@ -53,7 +54,7 @@ def annotation_figure(result: Annotation) -> Figure:
 
 
 def _fitting_names(labels: tuple[str, ...]) -> list[str]:
-    """Shorten labels only as far as the table beside them needs it."""
+    """Shorten labels only if the table beside them leaves too little space."""
     shortest, longest = _NAME_RANGE
     needed = max(_NUMBER * min(len(labels), _MOST_NUMBERS), _LINE * len(labels))
     for length in range(longest, shortest, -4):

@@ -1,8 +1,9 @@
 """Labeled cells that train the classifiers, and the parts in which these cells are held out.
 
 The labeled cells are divided into `PARTS` parts. For each part there is a classifier, which learns from the other
-parts. So each labeled cell has a prediction that does not know its label, and rare labels lose few of their cells. The
-only cell of a label is in no part: all classifiers learn from it, and it is never held out.
+parts. Each labeled cell therefore has a prediction from a classifier that has not seen its label, and rare labels lose
+few of their cells. If a label has only one cell, this cell is in no part: all classifiers learn from it, and it is
+never held out.
 
 Shapes: n cells, m labeled cells, c labels.
 """

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import are_measurements, in_natural_order, matching
 from scvae_cli.errors import DataError
@@ -80,7 +81,7 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Cal
     empty = [label for label in present if not label.strip()]
     if empty:
         empty_n = np.isin(label_n, empty)
-        found = f"{int(empty_n.sum()):,} cell(s) have an empty text in obs[{key!r}]"
+        found = f"{amount(int(empty_n.sum()), 'cell has', 'cells have')} an empty text in obs[{key!r}]"
         warn(f"{title}: {found}: they are taken as cells without a label")
         label_n[empty_n] = None
         present = [label for label in present if label not in empty]
@@ -132,7 +133,7 @@ def _warn_of_usually_none(
     if not suspects:
         return
     size_c = np.bincount(code_n[code_n >= 0], minlength=len(names))
-    shown = ", ".join(f"{name!r} ({size_c[names.index(name)]:,} cell(s))" for name in suspects)
+    shown = ", ".join(f"{name!r} ({amount(int(size_c[names.index(name)]), 'cell')})" for name in suspects)
     if len(suspects) == 1:
         found, use = f"the label {shown}, which is taken as a cell type", f"use --unlabeled {shlex.quote(suspects[0])}"
     else:

@@ -1,4 +1,4 @@
-"""Whether a cell belongs to none of the known types: relative Mahalanobis distances.
+"""Recognition of cells that belong to none of the known types, by relative Mahalanobis distances.
 
 The novelty of a cell is its squared Mahalanobis distance to the nearest known type, with one covariance within all
 types, minus its squared Mahalanobis distance to all cells, with the covariance of all cells (Ren et al. 2021,

@@ -1,7 +1,7 @@
 """How well labels are predicted: confusion table, macro F1, calibration, prediction sets and false alarms.
 
-All are measured on labeled cells that were held out from the classifier. A held-out cell has a weight: the number of
-labeled cells for which it stands.
+All measures are computed on labeled cells that were held out from the classifier. A held-out cell has a weight: the
+number of labeled cells for which it stands.
 
 Shapes: m held-out labeled cells, c labels, d bins of probability.
 """
@@ -28,7 +28,7 @@ class Prediction:
         Expected calibration error: mean difference between the probability of the predicted label and the share of
         right labels, in 15 bins of probability.
     calibration_error_by_chance
-        The same for perfectly calibrated probabilities: with few cells, the shares vary by chance.
+        Calibration error that perfectly calibrated probabilities would have by chance with the same number of cells.
     """
 
     accuracy: float

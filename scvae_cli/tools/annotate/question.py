@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
@@ -90,8 +91,10 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         quality = result.quality
         where = "" if self.reference is None else f" of {one_line(self.reference.store.title)}"
         lines = [
-            f"annotated {facts['n_cells']:,} cells, learned from {facts['n_labeled']:,} labeled cells{where} with "
-            f"{len(result.labels)} labels"
+            (
+                f"annotated {amount(facts['n_cells'], 'cell')}, learned from "
+                f"{amount(facts['n_labeled'], 'labeled cell')}{where} with {amount(len(result.labels), 'label')}"
+            )
         ]
         names = [one_line(name) for name in result.labels[:_SHOWN]]
         width = max(8, *map(len, names))
@@ -105,16 +108,16 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         if result.unknown_rate:
             lines.append(f"  {'unknown':<{width}}  {'':>9}  {facts['n_unknown']:>9,}")
         lines += [
-            f"on {quality.n_cells:,} labeled cells that were held out:",
+            f"on {amount(quality.n_cells, 'labeled cell')} that were held out:",
             f"  labels              {_described(quality.labels)}",
             f"  regression on genes {_described(quality.genes)}",
-            f"  prediction sets contain the true label of {quality.coverage:.1%} (asked for: {result.coverage:.0%}), "
+            f"  prediction sets contain the true label of {quality.coverage:.1%} (requested: {result.coverage:.0%}), "
             f"with {quality.set_size:.2f} labels on average",
         ]
         if result.unknown_rate:
             lines.append(
                 f"  {quality.false_alarms:.1%} are called unknown by mistake "
-                f"(asked for: {100 * result.unknown_rate:.2g}%)"
+                f"(requested: {100 * result.unknown_rate:.2g}%)"
             )
         return "\n".join([*lines, *_confusions(result)])
 
@@ -140,8 +143,8 @@ def _confusions(result: Annotation) -> list[str]:
         (table_cc[i, j], i, j) for i in range(len(table_cc)) for j in range(len(table_cc)) if i != j and table_cc[i, j]
     ]
     if not wrong:
-        return ["  no label is taken for another one"]
+        return ["  no label is confused with another one"]
     worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
     shown = [one_line(name) for name in result.labels]
-    lines = [f"    {shown[i]} taken for {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]
+    lines = [f"    {shown[i]} labeled as {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]
     return ["  most frequent confusions:", *lines]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
@@ -80,7 +81,8 @@ class Annotation:
         if alone:
             shown = ", ".join(map(repr, alone[:3])) + (", ..." if len(alone) > 3 else "")
             found.append(
-                f"{len(alone)} label(s) have one labeled cell ({shown}): it is not known how well they are predicted"
+                f"{amount(len(alone), 'label has', 'labels have')} one labeled cell ({shown}): it is not known "
+                f"how well {noun(len(alone), 'it is', 'they are')} predicted"
             )
         share = float(self.unknown_n[~self.labeled_n].mean()) if not self.labeled_n.all() else 0.0
         if share > max(_MANY, _MANY_TIMES * self.unknown_rate):
@@ -91,7 +93,7 @@ class Annotation:
         return found
 
     def notes(self) -> list[str]:
-        """Return remarks about what the annotation cannot say."""
+        """Return remarks about the limits of the annotation."""
         smallest = 1 / (self.quality.n_cells + 1)
         if not self.unknown_rate or smallest <= self.unknown_rate:
             return []
@@ -102,7 +104,7 @@ class Annotation:
 
     def slots(self, names: SlotNames) -> list[Slot]:
         """List the slots of the data to which the result is written."""
-        import pandas as pd  # only here: it takes time to import
+        import pandas as pd  # slow to import, so it is imported only here
 
         label_n = pd.Categorical.from_codes(self.code_n, categories=[*self.labels, UNKNOWN])
         return [

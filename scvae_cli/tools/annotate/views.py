@@ -1,11 +1,12 @@
 """Views of a cell from which its label is predicted: what the model knows about the cell, and the cell's own genes.
 
-- **state**: the position of the decoded state in expression space. It holds only what the model has learned from all
-  cells, so few labeled cells are enough.
-- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). They also hold part of
-  the cell's own residuals.
+- **state**: the position of the decoded state in expression space. This view holds only what the model has learned from
+  all cells, so few labeled cells are enough.
+- **expression**: the principal components of the embedding (`scvae_cli.model.expression_space`). This view also holds
+  part of the cell's own residuals.
 - **genes**: principal components of the log-normalized counts of the modeled genes, each gene scaled to unit variance.
-  They hold what the model left out. A logistic regression on genes is also what the labels are compared with.
+  The genes contain information that the model lacks. A logistic regression on genes is also the method with which the
+  labels are compared.
 
 Scales and components come from the labeled cells.
 
@@ -27,9 +28,10 @@ from scvae_cli.tools.annotate.classifier import Regression
 VIEWS = ("state", "expression", "genes")
 GENES = VIEWS.index("genes")
 COMPONENTS = 300
-# Inverse strength of the L2 penalty of each view's logistic regression. Genes are many more coordinates.
+# Inverse strength of the L2 penalty of each view's logistic regression. The penalty is strongest for the genes, because
+# this view has the most coordinates.
 INVERSE_PENALTY = (1.0, 1.0, 0.1)
-# Scaled genes are clipped here, as scanpy's `sc.pp.scale(max_value=10)` does.
+# Scaled genes are clipped at this value, as scanpy's `sc.pp.scale(max_value=10)` does.
 _MOST = 10.0
 
 
@@ -141,7 +143,7 @@ def _deviations(log_mg: sp.csr_matrix) -> np.ndarray:
     mean_g = np.asarray(log_mg.mean(axis=0, dtype=np.float64)).ravel()
     square_g = np.asarray(log_mg.multiply(log_mg).mean(axis=0, dtype=np.float64)).ravel()
     deviation_g = np.sqrt(np.maximum(square_g - mean_g**2, 0.0))
-    # Less than rounding errors of the mean means that the gene is constant.
+    # If the deviation is below the rounding error of the mean, the gene is constant.
     constant_g = deviation_g <= 1e-6 * np.maximum(np.abs(mean_g), 1e-12)
     deviation_g[constant_g] = 1.0
     found: np.ndarray = deviation_g.astype(np.float32)

@@ -1,7 +1,8 @@
-"""`check` for the command line and for Python."""
+"""Implementation of `check` for the command line and for Python."""
 
 from __future__ import annotations
 
+from scvae_cli.amounts import amount
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.inspection import Inspection, inspect
@@ -50,7 +51,7 @@ def _report(found: Inspection, request: Request, *, of_counts: bool) -> Report:
 
 
 def _text(found: Inspection, *, of_counts: bool) -> str:
-    lines = [f"{found.title}: {found.n_cells:,} cells × {found.n_genes:,} genes"]
+    lines = [f"{found.title}: {amount(found.n_cells, 'cell')} × {amount(found.n_genes, 'gene')}"]
     if found.counts_source is not None:
         if found.median_library is None:
             lines.append(f"real numbers: {found.counts_source} ({found.zero_share:.1%} zeros)")

@@ -26,7 +26,7 @@ class CheckOptions(Options):
     batch_key: str | None = option(None, help="Column of obs with the batch of each cell.", panel=INPUT)
     likelihood: Likelihood = option(
         "zinb",
-        help="Likelihood with which you want to train. For counts: zinb, nb or poisson. For real numbers: normal.",
+        help="Likelihood with which you want to train: zinb, nb or poisson for counts, normal for real numbers.",
         panel=INPUT,
     )
 

@@ -16,7 +16,8 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 
-# Number of cells in a block. It limits the memory of the float64 arrays of a block: 20 MB each for 20,000 genes.
+# Number of cells in a block. This number limits the memory of the float64 arrays of a block: 20 MB each for 20,000
+# genes.
 _BLOCK_CELLS = 128
 _LEAST_EXPECTED = 1e-10
 
@@ -104,8 +105,8 @@ class DecodedGenes:
 class CountedGenes:
     """Genes that a model lacks: a cell's expected count is its library size times the gene's share of the counts.
 
-    The share is that of all compared cells, of both groups; with batches, of the compared cells of the cell's batch.
-    The overdispersion of a gene is estimated by moments from the spread of cells within samples.
+    The share is computed over all compared cells, of both groups; with batches, over the compared cells of the cell's
+    batch. The overdispersion of a gene is estimated by moments from the spread of cells within samples.
 
     Parameters
     ----------

@@ -2,10 +2,10 @@
 
 The mean expression of both groups at the same library size is estimated in `group_means`: for the genes of the model
 from the decoder and the counts, for all other genes of the data from the counts. The change of a gene is the log2 ratio
-of the two means. Its error comes from the spread of the cells or, with replicates, from the spread between replicates
-(`replicates`). The ratios of all genes are shrunk together in `posterior`, which gives the posterior of each change. A
-gene is tested for an absolute change above a threshold that the user chooses. The posterior probabilities are
-calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
+of the two means. The error of the change comes from the spread of the cells or, with replicates, from the spread
+between replicates (`replicates`). The ratios of all genes are shrunk together in `posterior`, which gives the posterior
+of each change. A gene is tested for an absolute change above a threshold that the user chooses. The posterior
+probabilities are calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
 
 Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. This is not done here, for
 two reasons. First, the spread between cells is not the uncertainty of the groups' means. Second, the decoder makes an
@@ -95,7 +95,7 @@ def differential_expression(
         modeled_g=np.arange(len(genes)) < len(model.genes),
         options=options,
     )
-    # The median library size of the training cells has only the genes of the model.
+    # The median library size of the training cells counts only the genes of the model.
     library = float(model.vae.reference_library)
     library *= float(library_n[contrast.cells].sum() / counts.library_n[contrast.cells].sum())
     return DifferentialExpression(
@@ -139,7 +139,7 @@ class _Samples:
 
 
 class _Means(NamedTuple):
-    """Both groups' means (natural logs), the log ratio with its error before shrinkage, and the raw ratio (log2).
+    """The means of both groups (natural logs), the log ratio with its error before shrinkage, and the raw ratio (log2).
 
     All arrays have shape (g,). `spread` is the standard deviation between replicates, natural log; 0 without
     replicates.

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import MIN_CELLS
 
 # Name of the reference that consists of all other cells, as in scanpy.
 REST = "rest"
-# With more replicates, the sums of all replicates would need too much memory; so many donors are rare.
+# With more replicates, the sums of all replicates would need too much memory. Data with so many donors are rare.
 MAX_REPLICATES = 500
 
 
@@ -53,7 +54,7 @@ class Contrast:
         for name, cells in sides:
             if len(cells) < MIN_CELLS:
                 raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(cells)} cell(s) to compare",
+                    f"{name!r} of obs[{self.groupby!r}] has {amount(len(cells), 'cell')} to compare",
                     f"a group needs at least {MIN_CELLS} cells; merge groups, or choose others",
                 )
         if self.replicate_n is None:
@@ -63,15 +64,16 @@ class Contrast:
             if len(labels) < 2:
                 only = f" ({next(iter(labels))!r})" if labels else ""
                 raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(labels)} replicate(s) in "
-                    f"obs[{self.replicate_key!r}]{only}, and the spread between replicates takes at least 2 per group",
+                    f"{name!r} of obs[{self.groupby!r}] has {amount(len(labels), 'replicate')} in "
+                    f"obs[{self.replicate_key!r}]{only}, but at least 2 per group are needed to estimate the "
+                    "spread between replicates",
                     "without --replicate-key, cells are compared, and differences between these replicates are "
                     "reported as differences between the groups",
                 )
             if len(labels) > MAX_REPLICATES:
                 raise DataError(
-                    f"{name!r} of obs[{self.groupby!r}] has {len(labels):,} replicates in obs[{self.replicate_key!r}], "
-                    f"and at most {MAX_REPLICATES} are compared",
+                    f"{name!r} of obs[{self.groupby!r}] has {len(labels):,} replicates in "
+                    f"obs[{self.replicate_key!r}], but at most {MAX_REPLICATES} can be compared",
                     "--replicate-key takes a column of donors, animals or other samples, not of single cells",
                 )
 
@@ -100,7 +102,8 @@ class Contrast:
             return np.sort(random.choice(cells, max_cells, replace=False))
         shuffled = random.permutation(cells)
         _, replicate = np.unique(self.replicate_n[shuffled].astype(str), return_inverse=True)
-        # The first cells of all replicates, then the second ones, until there are enough.
+        # Take the first cell of every replicate, then the second cell of every replicate, and so on, until there are
+        # enough.
         rank = np.empty(len(shuffled), dtype=np.int64)
         for one in range(replicate.max() + 1):
             rank[replicate == one] = np.arange((replicate == one).sum())

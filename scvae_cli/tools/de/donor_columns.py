@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from scvae_cli.session import Session
 
-# In the order in which they are proposed. "sample" and "batch" often name a library of a donor under one condition.
+# Words in the names of columns with replicates, the most likely columns first. The words "sample" and "batch" come late
+# or are missing, because they often name a library of one donor under one condition.
 _WORDS = (
     "donor", "patient", "subject", "individual", "participant", "animal", "mouse", "replicate", "biorep", "sample",
     "specimen",
@@ -57,7 +58,7 @@ def donor_columns(columns: Iterable[str]) -> list[str]:
 
 def _word_of(name: str) -> str | None:
     parts = [part.casefold() for part in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)]
-    # Of "patient_age", the age is meant; of "patient_id" and "orig_patient", the patient.
+    # The column "patient_age" holds ages, whereas "patient_id" and "orig_patient" hold patients.
     rest = [part for part in parts if part not in ("id", "ids", "name", "label", "key", "orig", "no", "number")]
     last = rest[-1] if rest else ""
     return next((word for word in _WORDS if last in (word, f"{word}s")), None)

@@ -11,15 +11,16 @@ expected count of this cell, zero inflation included, and ℓ_n is the library s
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of the correction in a Gamma–Poisson model. It is a weighted average of X/M, which the counts
+C is the posterior mean of the correction in a Gamma–Poisson model. C is a weighted average of X/M, which the counts
 suggest, and 1, which means no correction. The weight of X/M is the number E of counts that are expected in the group.
-The weight of 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells with large
-libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of one batch sum
-to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups, even if the
-decoder does not model this effect.
+The weight of the value 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells
+with large libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of
+one batch sum to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups,
+even if the decoder does not model this effect.
 
-The genes that the model lacks have the same formulas. What is expected of a cell is then its library size times the
-share that the gene has in all compared cells, so R is the same in both groups, and the change lies in C alone.
+For the genes that the model lacks, the formulas are the same. The expected count of a cell is then its library size
+times the share that the gene has in all compared cells. So R is the same in both groups, and only C describes the
+change.
 
 The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
 from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution
@@ -74,7 +75,7 @@ class SampleSums(NamedTuple):
     n_counts_g: np.ndarray
 
     def with_genes_of(self, other: SampleSums) -> SampleSums:
-        """Return the sums for the genes of both; `other` has the same cells."""
+        """Return the sums for the genes of `self` and of `other`, which have the same cells."""
         joined: list[Any] = [
             None if mine is None else np.concatenate([mine, theirs], axis=-1)
             for mine, theirs in zip(self[1:], other[1:], strict=True)
@@ -169,7 +170,7 @@ def correction(ratio_g: np.ndarray, expected_counts_g: np.ndarray) -> tuple[np.n
 def least_variance(effective_counts_g: np.ndarray) -> np.ndarray:
     """Compute the variance of the log of a mean of counts that sampling molecules alone causes, shape (g,).
 
-    It is the variance of the log of a Gamma variable whose shape is the effective number of counts and κ.
+    This variance is that of the log of a Gamma variable whose shape is the effective number of counts and κ.
     """
     least_g: np.ndarray = polygamma(1, PRIOR_COUNTS + effective_counts_g)
     return least_g

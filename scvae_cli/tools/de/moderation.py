@@ -15,9 +15,10 @@ from scipy.special import digamma, ndtri_exp, polygamma
 from scipy.stats import norm
 from scipy.stats import t as student
 
-# A variance of zero comes from few counts, and its log would dominate the fit: limma raises it in the same way.
+# Variances below this share of the median are raised to this share, as in limma. Variances of zero come from few
+# counts, and the log of zero would dominate the fit.
 _LEAST_OF_MEDIAN = 1e-5
-# With more degrees of freedom, Student's t and the normal distribution are the same for every purpose here.
+# With more degrees of freedom than this, Student's t distribution is practically a normal distribution.
 _MANY = 1e6
 _NEAR_ZERO = 1e-4
 
@@ -28,17 +29,17 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
     Parameters
     ----------
     variance_g, df
-        Residual variance of each gene, and their degrees of freedom.
+        Residual variance of each gene, and degrees of freedom of these variances.
     fitted_to
         Mask of the genes to which s0² and df0 are fitted, shape (g,).
     """
     known = variance_g[fitted_to]
     log_known = np.log(np.maximum(known, max(_LEAST_OF_MEDIAN * float(np.median(known)), np.finfo(float).tiny)))
     excess = float(log_known.var(ddof=1)) - float(polygamma(1, df / 2))
-    centre = float(log_known.mean()) - float(digamma(df / 2)) + np.log(df / 2)
+    center = float(log_known.mean()) - float(digamma(df / 2)) + np.log(df / 2)
     df0 = 2 * _inverse_trigamma(excess) if excess > 0 else _MANY
-    typical = np.exp(centre + float(digamma(df0 / 2)) - np.log(df0 / 2))
-    # The genes together cannot know a variance better than all their degrees of freedom.
+    typical = np.exp(center + float(digamma(df0 / 2)) - np.log(df0 / 2))
+    # The moderated degrees of freedom cannot exceed the sum of the degrees of freedom of all genes.
     total = min(df + df0, df * len(known))
     return (df0 * typical + df * variance_g) / (df0 + df), max(total, df)
 
@@ -46,8 +47,8 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
 def normal_errors(estimate_g: np.ndarray, error_g: np.ndarray, df: float) -> np.ndarray:
     """Return the errors with which a normal distribution gives each estimate the p-value that Student's t gives it.
 
-    This lets a shrinkage that takes errors as known account for errors that are estimated (Lu and Stephens 2019,
-    arXiv:1901.10679).
+    A shrinkage that assumes known errors then also accounts for the uncertainty of estimated errors (Lu and Stephens
+    2019, arXiv:1901.10679).
     """
     t_g = np.abs(estimate_g / error_g)
     # In the limit of small t, the ratio is that of the two densities at zero.

@@ -49,7 +49,8 @@ class DeOptions(Reading, Drawing, Writing):
     )
     within: Mapping[str, str] | None = option(
         None,
-        help="Compare only cells that have this VALUE in the column KEY of obs. May be given for several columns.",
+        help="Compare only cells that have this VALUE in the column KEY of obs. This option may be used several "
+        "times, each time with another column.",
         metavar="KEY=VALUE",
         python_help="Compare only cells with these values: a mapping of columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
@@ -78,13 +79,13 @@ class DeOptions(Reading, Drawing, Writing):
     )
     sort: Sort = option(
         "bound",
-        help="Order of the genes. bound: by the smallest change in the 90% interval, which takes effect and certainty "
-        "together. probability: the most certain first. change: the largest change first. Which genes are called does "
+        help="Order of the genes. bound: by the smallest change in the 90% interval, which combines effect size and "
+        "certainty. probability: the most certain first. change: the largest change first. Which genes are called does "
         "not depend on the order.",
     )
     name: str | None = option(
         None,
-        help="Name of the result. Results with different names are kept beside each other.",
+        help="Name of the result. One file can contain several results with different names.",
         shown_default="none",
     )
     max_cells: int = option(
@@ -94,7 +95,7 @@ class DeOptions(Reading, Drawing, Writing):
     n_samples: int = option(
         10,
         flags=("--samples",),
-        help="Number of posterior samples over which each cell is averaged.",
+        help="Number of posterior samples over which the expected counts of each cell are averaged.",
         least=1,
         most=10_000,
     )

@@ -1,7 +1,7 @@
 """Posterior of each gene's change: shrinkage, the change that most genes share, and expected false discovery rates.
 
-The genes of the model are the most variable ones, and more of them change than of the others. So each of the two kinds
-has a prior of its own, and the false discovery rate is that of all genes together (Cai and Sun 2009,
+The genes of the model are the most variable ones, and more of them change than of the other genes. So each of the two
+kinds of genes has its own prior, and the false discovery rate is that of all genes together (Cai and Sun 2009,
 doi:10.1198/jasa.2009.tm08415).
 
 Shapes: g genes, t of them tested.
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import DeOptions
 from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
 
-# Fitting the prior over the genes' changes takes at least this many genes, and a second prior for the genes that the
-# model lacks takes more, because a prior from few genes is uncertain.
+# Smallest number of genes to which the prior of the changes is fitted, and smallest number of genes that the model
+# lacks for a second prior. A prior that is fitted to few genes is uncertain.
 _MIN_GENES, _MIN_GENES_OF_KIND = 10, 100
 # `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of the
 # common change.
@@ -95,7 +96,7 @@ def posterior_of(
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(
-            f"only {int(tested.sum())} gene(s) have counts in these cells",
+            f"only {amount(int(tested.sum()), 'gene has', 'genes have')} counts in these cells",
             f"the changes of all genes are estimated together, which needs at least {_MIN_GENES} genes",
         )
     estimate_t, error_t = estimate_g[tested], error_g[tested]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_writable, replacing
 from scvae_cli.data.counts import is_missing, read_rows, types_of_features
 from scvae_cli.data.gene_names import gene_names
@@ -53,7 +54,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         options, session = self.options, self.session
         if not session.model.of_counts:
             raise ConfigError(
-                "differential expression needs a model of counts, and this one models real numbers",
+                "differential expression needs a model of counts, but this model describes real numbers",
                 "train a model on the raw counts",
             )
         # Labels as the data spells them, and the cells that have them.
@@ -127,7 +128,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         """Read the genes of the data that the model lacks, in the cells that are compared."""
         session, source = self.session, self.session.counts.source
         names = session.store.matrix_genes(source)
-        # Raw may have genes that var_names lacks.
+        # `adata.raw` may contain genes that are not in `var_names`.
         features = types_of_features(session.store)
         genes = session.store.gene_names if features is None else session.store.gene_names[features.are_genes]
         wanted = set(genes) - set(session.model.genes)
@@ -162,7 +163,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         warned = warnings_of_replicates(result)
         if self.n_unlabeled:
             key = self.options.replicate_key
-            warned.append(f"left out: {self.n_unlabeled:,} cells without a value in obs[{key!r}]")
+            warned.append(f"left out: {amount(self.n_unlabeled, 'cell')} without a value in obs[{key!r}]")
         if result.replicates is None:
             sides = (self.contrast.group_cells, self.contrast.reference_cells)
             warning = warning_of_donors(self.session, sides, groupby=self.options.groupby)
@@ -174,7 +175,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return the code that makes categories of text of a column of other values; None for a column of text."""
+        """Return the code that converts a column of other values to categories of text; None for a column of text."""
         store, key = self.session.store, self.options.groupby
         values = store.obs_column(key)
         present = values[~is_missing(values)]

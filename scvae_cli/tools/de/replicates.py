@@ -1,22 +1,22 @@
-"""Groups compared between replicates, such as donors: each replicate is one sample, whatever its number of cells.
+"""Comparison of groups by replicates, such as donors: each replicate is one sample, regardless of its number of cells.
 
-The cells of one replicate share what is particular to the replicate, so they are not independent. The unit of the
-comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). Its relative
-variance is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is the
-variance between replicates. It is common to all genes at first, and the weight of a replicate is 1 / (τ² + σ²): for
-genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with the
-number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other genes
-(`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
+The cells of one replicate are more similar than cells of different replicates, so they are not independent. The unit of
+the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). The relative
+variance of y is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is
+the variance between replicates. At first, τ² is the same for all genes, and the weight of a replicate is 1 / (τ² + σ²):
+for genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with
+the number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other
+genes (`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
 
 If at least half of the replicates are in both groups, as with cells of the same donors before and after a treatment,
 the difference within each of these replicates is one observation (paired). Otherwise, each replicate in a group is one
 observation. A batch of the model is then a further term, if each replicate is in one batch and both groups are in
 the batches.
 
-The unit is compared on the log scale, as log((½ + Eρ) / (½ + E)): ρ is y divided by the group's mean, E = 1/σ² is the
-effective number of counts of the sample, and ½ is added as in voom (Law et al. 2014, doi:10.1186/gb-2014-15-2-r29).
-Donors multiply the expression of a gene. Ratios without the log have a few very large values where donors differ much,
-and simulations then gave more false discoveries than expected.
+The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). Here, ρ is y divided by the
+group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al. 2014,
+doi:10.1186/gb-2014-15-2-r29). The expression of a gene differs between donors by factors. Ratios without the log have a
+few very large values where donors differ much, and simulations then gave more false discoveries than expected.
 
 Shapes: g genes, s samples, i observations, p columns of the design.
 """
@@ -36,8 +36,8 @@ from scvae_cli.tools.de.moderation import moderated, normal_errors
 
 # The largest τ², in squared natural logs, that is searched for.
 _LARGEST_SPREAD = 25.0
-# τ² and the moderation are fitted to genes with at least about this number of effective counts in a sample, because
-# the residuals of genes with fewer counts are far from normal; and to all genes, if there are too few of these.
+# τ² and the moderation are fitted to genes with at least about this number of effective counts in a sample, because the
+# residuals of genes with fewer counts are far from normal. If there are too few such genes, all genes are used.
 _FITTED_COUNTS, _MIN_FITTED = 3.0, 10
 # Added to the effective counts of a sample before the log, as in voom.
 _HALF_COUNT = 0.5
@@ -55,7 +55,7 @@ class ReplicateDesign:
         Indices of the cells of each sample, for the group and for the reference. If `paired`, samples at the same
         position are of the same replicate.
     paired
-        Whether the same replicates are in both groups, and each is compared with itself.
+        Whether the same replicates are in both groups, so that the groups are compared within each replicate.
     left_out
         Labels of the replicates in one group alone, which are left out if the others are paired.
     batch_s
@@ -153,7 +153,8 @@ class _Side(NamedTuple):
     def of(cls, samples: Sequence[SampleSums]) -> _Side:
         r_sg, counted_sg, predicted_sg = (np.stack([sample.sum_3g[k] for sample in samples]) for k in range(3))
         poisson_sg, model_sg = (np.stack([getattr(s, name) for s in samples]) for name in ("poisson_g", "model_g"))
-        # The correction of all samples together, so that a sample's variance does not depend on its own counts.
+        # There is one correction for all samples together, so that a sample's variance does not depend on its own
+        # counts.
         n_s1 = np.asarray([sample.n_cells for sample in samples], dtype=float)[:, None]
         n_s1 /= n_s1.sum()
         predicted_g, counted_g = (n_s1 * predicted_sg).sum(0), (n_s1 * counted_sg).sum(0)
@@ -222,7 +223,7 @@ def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndar
     in_group_i = np.repeat([1.0, 0.0], [n_group, n_reference])
     others_ip = np.ones((len(in_group_i), 1))
     if design.batch_s is not None:
-        # Each column is the mark of a batch; together they contain the intercept.
+        # Each column marks the samples of one batch. The sum of these columns is the intercept.
         others_ip = (design.batch_s[:, None] == np.unique(design.batch_s)).astype(float)
     return np.column_stack([in_group_i, others_ip])
 

@@ -32,7 +32,7 @@ class Replicates:
     n_group, n_reference
         Numbers of replicates compared. If `paired`, these are the same replicates.
     paired
-        Whether each replicate is in both groups and was compared with itself.
+        Whether each replicate is in both groups, so that the groups were compared within each replicate.
     left_out
         Labels of the replicates in one group alone, which were left out because the others are paired.
     spread

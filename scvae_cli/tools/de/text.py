@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.gene_names import listed
 from scvae_cli.tools.de.result import DifferentialExpression
 
 SHOWN_GENES = 20
-# Smaller rates are printed as "<1e-06". They depend on the far tails of normal distributions and say little about real
-# data.
+# Smaller rates are printed as "<1e-06". Such rates depend on the far tails of normal distributions and say little about
+# real data.
 _LEAST_SHOWN = 1e-6
 # With fewer replicates in a group, a warning says what cannot be known.
 _FEW_REPLICATES = 3
@@ -21,7 +22,9 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
     if result.replicates is not None:
         lines.append(_replicates(result))
     elif result.n_left_out:
-        lines.append(f"left out: {result.n_left_out:,} cells in batches with fewer than two cells of one of the groups")
+        lines.append(
+            f"left out: {amount(result.n_left_out, 'cell')} in batches with fewer than two cells of one of the groups"
+        )
     use = (
         "the common change was subtracted from the changes below"
         if result.centre == "bulk"
@@ -32,9 +35,9 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
         f"genes within 0.25 of it; {use}"
     )
     if facts["n_counted"]:
-        lines.append(f"tested by their counts alone: {facts['n_counted']:,} genes that the model lacks")
+        lines.append(f"tested by their counts alone: {amount(facts['n_counted'], 'gene')} that the model lacks")
     if not_tested := facts["n_genes"] - facts["n_tested"]:
-        lines.append(f"not tested: {not_tested:,} genes without counts in these cells")
+        lines.append(f"not tested: {amount(not_tested, 'gene')} without counts in these cells")
     called = [row for row in facts["genes"] if row["called"]]
     if not called:
         return "\n".join([*lines, _nothing_called(result)])
@@ -49,20 +52,20 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
 
 
 def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
-    """Return warnings about the replicates: which were left out, and what so few cannot show."""
+    """Return warnings about the replicates: which were left out, and what cannot be known from so few replicates."""
     replicates, warned = result.replicates, []
     if replicates is None:
         return []
     if replicates.left_out:
         warned.append(
-            f"left out: {len(replicates.left_out)} replicate(s) of obs[{replicates.key!r}] that are in one group alone "
-            f"({listed(replicates.left_out)}), because the other replicates are compared with themselves"
+            f"left out: {amount(len(replicates.left_out), 'replicate')} of obs[{replicates.key!r}] in only one "
+            f"group ({listed(replicates.left_out)}); the groups are compared within each of the other replicates"
         )
     fewest = min(replicates.n_group, replicates.n_reference)
     if fewest < _FEW_REPLICATES:
         warned.append(
-            f"a group has only {fewest} replicates: a gene that differs more between replicates than most genes cannot "
-            "be distinguished from one that differs between the groups; this takes 3 or more replicates per group"
+            f"a group has only {fewest} replicates: a gene that varies unusually strongly between replicates can "
+            "then be mistaken for a gene that differs between the groups; use 3 or more replicates per group"
         )
     return warned
 
@@ -74,17 +77,17 @@ def _groups(result: DifferentialExpression, facts: dict[str, Any]) -> str:
         of = (f" of {replicates.n_group} replicates", f" of {replicates.n_reference} replicates")
     inside = "".join(f", {key} {value}" for key, value in facts["within"].items())
     return (
-        f"{contrast.group} ({result.n_group:,} cells{of[0]}) against {contrast.reference} ({result.n_reference:,} cells"
-        f"{of[1]}){inside}: {facts['called']:,} of {facts['n_tested']:,} genes changed by more than "
-        f"{facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} down, at an expected FDR of "
-        f"{facts['fdr']:g}"
+        f"{contrast.group} ({amount(result.n_group, 'cell')}{of[0]}) against {contrast.reference} "
+        f"({amount(result.n_reference, 'cell')}{of[1]}){inside}: {facts['called']:,} of {facts['n_tested']:,} "
+        f"genes changed by more than {facts['threshold']:g} (log2), {facts['up']:,} up and {facts['down']:,} "
+        f"down, at an expected FDR of {facts['fdr']:g}"
     )
 
 
 def _replicates(result: DifferentialExpression) -> str:
     replicates = result.replicates
     assert replicates is not None
-    how = "each is compared with itself (paired)" if replicates.paired else "not paired"
+    how = "groups compared within each replicate (paired)" if replicates.paired else "not paired"
     spread = "their changes differ" if replicates.paired else "they differ"
     batches = "; differences between batches are accounted for" if replicates.batches else ""
     return (

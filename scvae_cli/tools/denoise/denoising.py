@@ -1,4 +1,4 @@
-"""Denoised counts of every cell, and their means in groups of cells beside those of the raw counts.
+"""Denoised counts of every cell, and comparison of their means in groups of cells with those of the raw counts.
 
 Shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
 """
@@ -113,7 +113,9 @@ class Denoised:
         if self.sums is None:
             return None
         if not self.sums.complete:
-            raise ConfigError("the means of the groups are known after all rows were read", "call rows.whole() first")
+            raise ConfigError(
+                "the means of the groups are known only after all rows were read", "call rows.whole() first"
+            )
         return self.sums.means()
 
     def slots(self, names: SlotNames) -> list[Slot]:
@@ -150,8 +152,8 @@ def denoise(
         those of this individual cell. The formulas are in `scvae_cli.latent.expected_counts`.
     groupby, label_n
         Column of obs, and the group of each cell in it; None for no comparison of means in groups. Raw counts show the
-        effect of the cell's batch. They are therefore compared with the expected counts in the cell's own batch, in
-        whichever batch cells are decoded for the result.
+        effect of the cell's batch. Raw counts are therefore compared with the expected counts in the cell's own batch,
+        even if the result is decoded in another batch.
 
     Raises
     ------

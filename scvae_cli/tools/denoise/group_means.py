@@ -1,13 +1,13 @@
-"""Do the denoised counts of a group of cells agree with its raw counts?
+"""Comparison of the denoised counts of groups of cells with the raw counts of these groups.
 
-The raw mean of a gene in a group is noisy, but right on average, whatever the model. If the denoised mean differs from
-it by more than the sampling error, then the denoised counts of this gene are wrong in this group.
+The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
+differs from it by more than the sampling error, then the denoised counts of this gene are wrong in this group.
 
 The error of a difference is the standard error of the mean residual over the n cells of a group. If a group has no
-counts of a gene, residuals hardly vary, whatever the expectation. The variance of a count is therefore assumed to be at
-least the expected count, as for a Poisson. The decoder was fitted to the same cells, which makes differences smaller
-than sampling error alone would, so an agreement says less than a disagreement. Cells are taken as independent:
-variation between samples or donors is not part of the error.
+counts of a gene, its residuals hardly vary, even if the expected counts are wrong. The variance of a count is therefore
+assumed to be at least the expected count, as for a Poisson. The decoder was fitted to the same cells, so the
+differences are smaller than sampling error alone would make them. An agreement is therefore weaker evidence than a
+disagreement. Cells are treated as independent: variation between samples or donors is not part of the error.
 
 Shapes: n cells, g modeled genes, p groups.
 """

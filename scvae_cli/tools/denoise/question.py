@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import DataError
 from scvae_cli.latent.expected_counts import OBSERVED
@@ -98,8 +99,10 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         unit = "counts" if self.session.model.of_counts else "values"
         what = "each cell's own rates" if self.options.estimate == "cell" else f"expected {unit}"
         samples = self.options.n_samples
-        how = f"mean of {samples} posterior samples" if samples else "at the posterior mean"
-        line = f"denoised {facts['n_cells']:,} cells × {facts['n_genes_modelled']:,} genes: {what}, {how}"
+        how = f"mean of {amount(samples, 'posterior sample')}" if samples else "at the posterior mean"
+        line = (
+            f"denoised {amount(facts['n_cells'], 'cell')} × {amount(facts['n_genes_modelled'], 'gene')}: {what}, {how}"
+        )
         means = facts["group_means"]
         if means is None:
             return line
@@ -110,8 +113,11 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         if not self.session.model.vae.n_mapped or self.options.batch_as == OBSERVED:
             return []
         return [
-            f"batches were mapped onto this model, and all cells are decoded in the batch {self.options.batch_as!r}: "
-            "whatever distinguishes a mapped batch, also a treatment, is removed; --batch-as observed keeps it"
+            (
+                "batches were mapped onto this model, and all cells are decoded in the batch "
+                f"{self.options.batch_as!r}: this removes all differences of a mapped batch, including the effect of "
+                "a treatment; --batch-as observed keeps these differences"
+            )
         ]
 
     def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the options
@@ -132,9 +138,12 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 
 
 def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
-    """Describe the comparison with the raw means. `own_batches` says that each cell was decoded in its batch for it."""
+    """Describe the comparison with the raw means.
+
+    `own_batches` says whether cells were decoded in their own batches for this comparison.
+    """
     differ, compared = means["n_different"], means["n_compared"]
-    where = f"mean counts of {means['n_groups']} groups of obs[{means['groupby']!r}]"
+    where = f"mean counts of {amount(means['n_groups'], 'group')} of obs[{means['groupby']!r}]"
     where += ", with each cell decoded in its own batch for this comparison" if own_batches else ""
     if not differ:
         return [f"{where}: no denoised mean differs from the raw mean by more than the sampling error"]

@@ -1,8 +1,8 @@
 """The advice for every finding of a diagnosis, in one table.
 
-A verdict names its finding. The table gives the text that is shown below the verdict, and the command that follows from
-it. The one command that a diagnosis recommends is the command of its most important verdict, so the recommended command
-never contradicts the page.
+A verdict names its finding. The table gives the text that is shown below the verdict, and a command that may help. A
+diagnosis recommends only one command, that of its most important verdict. The recommended command therefore never
+contradicts the verdicts.
 """
 
 from __future__ import annotations

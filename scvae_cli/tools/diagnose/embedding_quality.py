@@ -1,7 +1,8 @@
-"""What the embedding is good for, beside PCA and Harmony of the same cells: neighbors, known labels, mixing of batches.
+"""Quality of the embedding, compared with PCA and Harmony of the same cells: neighbors, known labels, mixing of
+batches.
 
-PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects these components for batches. It
-is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
+PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects these components for batches.
+Harmony is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
 
 Shapes: n cells, k coordinates, m neighbors.
 """
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.errors import DataError
 from scvae_cli.evaluation.batch_mixing import ilisi, kbet_within
@@ -147,7 +149,7 @@ def usable_labels(label_n: np.ndarray, *, column: str) -> np.ndarray:
     names = [label for label in set(label_n) - {None} if (label_n == label).sum() >= LEAST_CELLS]
     if len(names) < 2:
         raise DataError(
-            f"obs[{column!r}] has {len(names)} label(s) with {LEAST_CELLS} or more cells",
+            f"obs[{column!r}] has {amount(len(names), 'label')} with {LEAST_CELLS} or more cells",
             "--labels takes a column with two or more labels, such as cell types",
         )
     kept_n = label_n.astype(object)
@@ -226,7 +228,7 @@ def _scores(
     right: dict[str, np.ndarray],
     seed: int,
 ) -> Scores:
-    """Compute all scores of some coordinates, and add to `right` which votes find the label of their cell."""
+    """Compute all scores of some coordinates; store in `right` whether the vote on each cell finds its label."""
     found: dict[str, Any] = {}
     if label_n is not None:
         known = np.flatnonzero(label_n != None)  # noqa: E711  # elementwise

@@ -1,4 +1,4 @@
-"""Verdicts on what the embedding is good for: neighbors, known labels, and mixing of batches."""
+"""Verdicts on the quality of the embedding: neighbors, known labels, and mixing of batches."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SIGNIFICANT, MUCH_WORSE = 3.0, 0.05
 # Clusters count as worse if their ARI is lower by more than this number. In four data sets, other weights of the same
 # neighbor graph changed the ARI of the embedding by 0.04 to 0.15.
 WORSE_CLUSTERS = 0.15
-# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that never counts.
+# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that is always ignored.
 MIXING, ALIKE = (0.9, 0.5), 0.02
 # If no iLISI exceeds this value, hardly any cell has a neighbor of another batch.
 APART = 0.05
 
 
 def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
-    """Judge the embedding; labels and batches are judged where there are any."""
+    """Judge the embedding; labels and batches are judged if the data have them."""
     verdicts = [_neighbor_verdict(quality)]
     verdicts += [_label_verdict(quality)] if quality.by_labels else []
     return verdicts + ([_batch_verdict(quality)] if quality.by_batches else [])
@@ -68,7 +68,7 @@ def _label_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _worse_vote(others: Sequence[Scores]) -> tuple[str, Scores]:
-    """Compare the votes in the embedding with the best votes, and return the level and whose votes are the best."""
+    """Compare the votes in the embedding with the best votes; return the level, and the scores with the best votes."""
     best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
     assert best.vote_advantage is not None
     advantage, error = best.vote_advantage

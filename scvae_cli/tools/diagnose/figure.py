@@ -1,4 +1,4 @@
-"""The figure of a diagnosis. Its panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
+"""The figure of a diagnosis. The panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
 
 The panels of the latent axes show how much each axis is used, and the correlations between axes. A gap is a difference
 between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances.
@@ -69,7 +69,7 @@ def diagnosis_figure(result: Diagnosis) -> Figure:
         _draw_genes(axes[4], check.variances, "variance", logged=True)
         _draw_prior(axes[5], result.aggregate)
         if compared:
-            title = "Embedding beside PCA and Harmony" if quality.of(HARMONY) else "Embedding beside PCA"
+            title = "Embedding, PCA and Harmony" if quality.of(HARMONY) else "Embedding and PCA"
             head(figure, _LEFTS[0] - 0.35, _THIRD, "g", title)
             panel = place(figure, _LEFTS[0], _THIRD + _TITLE, _COMPARED * len(_shown(quality)) / len(SCORES), _LOW)
             panel.set_label(title)

@@ -98,7 +98,8 @@ class AggregatedPosterior:
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
-        KL(q(z) ‖ Π q(z_d)), nats, estimated. It is 0 if the latent dimensions d are independent of each other.
+        KL(q(z) ‖ Π q(z_d)), nats, estimated. This divergence is 0 if the latent dimensions d are independent of each
+        other.
     holes
         Fraction of the prior samples with a lower density q(z) than 99% of the posterior samples of held-out cells.
         This fraction is 0.01 if prior and aggregated posterior are identical.

@@ -201,7 +201,7 @@ def _statistic(
     sd_g = np.maximum(scaled_rg.std(0, ddof=1), least_sd)
     # The mean of r replicates has a standard error too.
     widened = np.sqrt(1 + 1 / n_replicates)
-    # A replicate is closer to a mean that includes it than a new replicate would be.
+    # A replicate is closer to a mean that includes this replicate than a new replicate would be.
     corrected = np.sqrt((n_replicates + 1) / (n_replicates - 1))
     return GeneStatistic(
         observed_g=observed_g,

@@ -108,7 +108,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     @property
     def of_training(self) -> bool:
-        """Whether the data contain a cell that was held out of the training: they are then the data of the training."""
+        """Whether the data are those of the training: they contain a cell that was held out of it."""
         return bool(self.session.model.held_out(self.session.counts.cell_names).any())
 
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers
@@ -124,7 +124,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     def warnings(self, result: Diagnosis) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
         found: list[str] = []
-        # A store also holds the cells that were dropped, so its columns would not fit the batches of the others.
+        # The store also contains the dropped cells, so its columns would not match the batches of the remaining cells.
         if self.session.kept.all():
             key = self.session.model.config.data.batch_key
             warn_of_confounding(self.session.store, self.session.counts, key, found.append)
@@ -139,11 +139,12 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     def next_step(self, result: Diagnosis) -> str:
         request, options, model = self.request, self.options, self.session.model
-        # A model of other cells is not improved by a training on these cells.
+        # No training is suggested if the model was trained on other cells: a training on these cells would not improve
+        # it.
         command = next_command(result.verdicts, model.config) if self.of_training else Command(verb="embed")
-        # `embed` can always write to the .h5ad output, but needs the model's path: the model is not beside the output.
+        # `embed` can write into the .h5ad output, but needs the path of the model, which is not beside the output.
         data = options.output or request.data
-        # The output holds only the part that was read.
+        # The output contains only the genome or modality that was read.
         parts = {} if options.output else {"genome": options.genome, "modality": options.modality}
         if command.verb == "embed":
             embedded = self.session.store.obsm(self.names.embedding) is not None

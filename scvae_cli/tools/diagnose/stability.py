@@ -3,8 +3,8 @@
 Two equally good latent spaces may differ by a translation, rotation, reflection and scale. Every pair of embeddings of
 the same cells is therefore aligned by the best of these transformations (Procrustes), and the variance that still
 differs measures instability. The fraction of nearest neighbors that two embeddings share shows how stable clusterings
-and two-dimensional layouts would be. It is compared with the same fraction for pairs of PCAs, each of genes drawn with
-replacement (bootstrapped genes).
+and two-dimensional layouts would be. This fraction is compared with the same fraction for pairs of PCAs, each of genes
+drawn with replacement (bootstrapped genes).
 
 Shapes: n cells, k latent dimensions.
 """

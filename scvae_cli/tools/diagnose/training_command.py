@@ -9,7 +9,7 @@ from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
 from scvae_cli.options import declarations
 
-# The file that is diagnosed may contain this part alone.
+# Options that choose a part of a file. The diagnosed file may contain only this part.
 _PARTS_OF_A_FILE = ("genome", "modality")
 
 

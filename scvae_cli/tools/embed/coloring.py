@@ -98,8 +98,8 @@ def colorings(
 def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Values:
     """Read a column of obs as groups or as numbers.
 
-    A categorical column, and a column of texts, dates or booleans names groups. So does a column of whole numbers with
-    few different values. Other numbers are shown on a color scale.
+    A categorical column, and a column of texts, dates or booleans names groups. A column of
+    whole numbers with few different values names groups, too. Other numbers are shown on a color scale.
     """
     categories = store.obs_categories(key)
     column = store.obs_column(key)[kept]
@@ -117,7 +117,7 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
 def _numbers(column: np.ndarray) -> np.ndarray | None:
     """Return a column as floats, NaN for missing and infinite values; None if the column does not contain numbers."""
     if column.dtype.kind == "O":
-        # A column of numbers of which some are missing.
+        # The column may contain numbers, some of which are missing.
         missing_n = np.asarray([as_label(value) is None for value in column], dtype=bool)
         kinds = {type(value) for value in column[~missing_n]}
         if not kinds or bool in kinds or not all(issubclass(kind, int | float | np.number) for kind in kinds):

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.brief import brief
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
@@ -91,6 +92,6 @@ def _refuse_not_finite(counts: Counts, *coordinates: np.ndarray) -> None:
     if len(broken):
         first = counts.cell_names[broken[0]]
         raise DataError(
-            f"the model has no finite position for {len(broken)} cell(s); the first is {first!r}",
+            f"the model has no finite position for {amount(len(broken), 'cell')}; the first is {first!r}",
             "look for extremely large values in these cells, and leave these cells out",
         )

@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from scvae_cli.amounts import amount
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import (
     NO_GROUP,
@@ -32,11 +33,12 @@ _WIDTHS = {1: 4.6, 2: 3.45, 3: 2.25}
 _MARGIN, _GAP, _TITLE, _AXIS, _BOTTOM = 0.15, 0.2, 0.25, 0.2, 0.15
 _LINE, _BAR = 0.13, 0.07
 _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
-# Names of groups are shortened more if there are many; at least this many letters stay.
+# Names of groups are shortened more if there are many groups; at least this number of letters stays.
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
 # With taller legends, a row has at most two panels, so that a legend can have several columns.
 _MAX_ROWS_OF_THREE = 16
-# With more groups, colors repeat and no legend is drawn; with more groups, no names are written at the cells.
+# Largest number of groups with a legend and colors that do not repeat, and largest number of groups whose names are
+# written at the cells.
 _MAX_GROUPS, _MAX_NAMES_ON_MAP = 102, 100
 _COLOR_MAP = "viridis"
 # Weights of red, green and blue in the luminance of a color, and the largest luminance of a group's color.
@@ -73,7 +75,7 @@ class _OneColor:
     title = ""
 
     def __init__(self, n_cells: int) -> None:
-        self.title = f"{n_cells:,} cells" if n_cells != 1 else "1 cell"
+        self.title = amount(n_cells, "cell")
 
     def key_height(self, wide: float) -> float:  # noqa: ARG002  # the other panels have a key
         """Height of the legend or of the color scale, in inches."""
@@ -144,7 +146,7 @@ class _ValuePanel(_OneColor):
         # Cells of equal value, such as 0, are in random order.
         order = np.random.default_rng(0).permutation(np.flatnonzero(~self.missing_n))
         order = order[np.argsort(self.values.value_n[order], kind="stable")]
-        # Opaque, so that a color means the same number in the figure and on the scale.
+        # Dots are opaque, so that a color means the same number in the figure and on the scale.
         look = look | {"c": self.values.value_n[order], "cmap": _COLOR_MAP, "norm": self.scale, "alpha": 1}
         self.drawn = axes.scatter(umap_n2[order, 0], umap_n2[order, 1], **look)
 

@@ -93,7 +93,7 @@ class EmbedOptions(Reading, Writing):
     )
 
     def check(self) -> None:
-        """Refuse settings of results that were not asked for."""
+        """Refuse the settings of a figure, UMAP or clustering that was not requested."""
         if self.color and self.plot is None:
             raise ConfigError("--color was given without --plot", "use both: --plot umap.png --color NAME")
         if self.resolution != 1.0 and not self.leiden:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.data.counts import is_missing
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import DataError
@@ -37,7 +38,7 @@ class Embed(Question[EmbedOptions, Embedding]):
         if options.plot is None:
             return
         self.color = options.color or self._default_color()
-        # The new clusters are not known yet; a column of the same name would hold older ones.
+        # The new clusters do not exist yet. If obs has a column of this name, the column holds older clusters.
         named = [name for name in self.color if not (options.leiden and name == self.names.leiden)]
         if not options.leiden and self.names.leiden in named and self.names.leiden not in session.store.obs_keys:
             raise DataError(f"there are no clusters {self.names.leiden!r} to color by", "add --leiden")
@@ -110,11 +111,11 @@ class Embed(Question[EmbedOptions, Embedding]):
         lines = [f"embedded {cells} in {dimensions} of {facts['space']} space, from {latent}"]
         if result.gain is not None:
             steps = self.options.refine
-            lines.append(f"{steps} refinement steps raised the ELBO by {result.gain:.2f} nats per cell")
+            lines.append(f"{amount(steps, 'refinement step')} raised the ELBO by {result.gain:.2f} nats per cell")
         found = result.umap_leiden
         if found is not None:
             results = ["UMAP"] if self.options.needs_umap else []
-            settings = [f"{found.n_neighbors} neighbors"]
+            settings = [f"{amount(found.n_neighbors, 'neighbor')}"]
             if (n_clusters := facts["n_clusters"]) is not None:
                 results.append("1 Leiden cluster" if n_clusters == 1 else f"{n_clusters} Leiden clusters")
                 settings.append(f"resolution {self.options.resolution:g}")
@@ -133,14 +134,17 @@ class Embed(Question[EmbedOptions, Embedding]):
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
-        session, fate = self.session, "compared with an average batch, so their batch effect is not corrected"
+        session, fate = self.session, "compared with an average batch, so batch effects are not corrected"
         key = session.model.config.data.batch_key
         if self.options.space == "latent" or not session.model.batches or key is None or session.model.vae.n_mapped:
-            return ()  # A session warns by itself if cells of a model onto which batches were mapped have no batch.
+            return ()  # If batches were mapped onto the model, the session already warns about cells without a batch.
         if key not in session.store.obs_keys:
             return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
         n_missing = int(is_missing(session.labels(key)).sum())
-        return [f"{n_missing} cell(s) have no batch in obs[{key!r}]: these cells are {fate}"] if n_missing else ()
+        if not n_missing:
+            return ()
+        missing = f"{amount(n_missing, 'cell has', 'cells have')} no batch in obs[{key!r}]"
+        return [f"{missing}: {noun(n_missing, 'it is', 'they are')} {fate}"]
 
     def next_step(self, result: Embedding) -> str:
         found = result.umap_leiden

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 from scvae_cli.errors import ConfigError, DataError
@@ -113,7 +114,7 @@ def umap_leiden(
 def check_enough_cells(n_cells: int) -> None:
     """Raise a DataError if there are too few cells for a UMAP or for clusters."""
     if n_cells < MIN_CELLS:
-        cells = "1 cell" if n_cells == 1 else f"{n_cells} cells"
+        cells = amount(n_cells, "cell")
         raise DataError(
             f"a UMAP and clusters need at least {MIN_CELLS} cells, and the data has {cells}",
             "leave out --umap, --leiden and --plot, or add cells",

@@ -1,10 +1,11 @@
-"""`info` for the command line."""
+"""Implementation of `info` for the command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
@@ -45,17 +46,17 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
 def _model_text(values: dict[str, Any]) -> str:
     facts, run = values["facts"], values["config"]
     shape = run["model"]
-    widths = f"{shape['n_latent']} latent dimensions, {shape['n_layers']} × {shape['n_hidden']} hidden"
+    widths = f"{amount(shape['n_latent'], 'latent dimension')}, {shape['n_layers']} × {shape['n_hidden']} hidden"
     widths += ", linear decoder" if shape["decoder"] == "linear" else ""
     likelihood = shape["likelihood"] + ("" if shape["variance"] is None else f" (variance {shape['variance']:g})")
     parts = f"NLL {facts['heldout_nll']:.2f}, KL {facts['heldout_kl']:.2f}"
     active = f"{facts['active_units']} of {shape['n_latent']} dimensions active"
-    length = f"{facts['epochs']} epochs (best: {facts['best_epoch']}) in {facts['seconds']:.0f} s"
+    length = f"{amount(facts['epochs'], 'epoch')} (best: {facts['best_epoch']}) in {facts['seconds']:.0f} s"
     lines = [
         f"{values['model']} ({values['hash']})",
         f"{likelihood}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
-        f"{facts['n_genes']:,} genes ({facts['genes_chosen']})",
-        f"{facts['n_cells']:,} cells from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
+        f"{amount(facts['n_genes'], 'gene')} ({facts['genes_chosen']})",
+        f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
         f"batches: {', '.join(values['batches']) or 'none'}",
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
@@ -66,7 +67,7 @@ def _model_text(values: dict[str, Any]) -> str:
 def _runs_text(target: str, runs: dict[str, dict[str, Any]]) -> str:
     if not runs:
         return f"{target}: no results of scvae"
-    lines = [f"{target}: results of {len(runs)} run(s)"]
+    lines = [f"{target}: results of {amount(len(runs), 'run')}"]
     for name, run in runs.items():
         options = ", ".join(f"{key}={value}" for key, value in run["options"].items() if value is not None)
         lines.append(

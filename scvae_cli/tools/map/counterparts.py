@@ -14,7 +14,7 @@ from scvae_cli.model.density import LatentDensity
 from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.scoring import score
 
-# A cell is unexplained if it fits the model worse than all but this share of the cells that are simulated in its batch.
+# A cell is unexplained if only this share of the cells that are simulated in its batch fit the model worse.
 UNEXPLAINED = 0.05
 # Numbers of cells, simulated cells and posterior samples by which the share of unexplained cells is estimated.
 _CELLS, _SIMULATED, _SAMPLES = 500, 500, 5
@@ -41,8 +41,9 @@ def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
 def unexplained_share(model: Model, counts: Counts, *, seed: int) -> float:
     """Compute the share of cells whose counts the model explains worse than those of most cells that it simulates.
 
-    Effects of batches may place cells of another tissue among those of the training, but do not explain their counts.
-    The share is computed from at most 500 cells. If the model describes all cells, it is about `UNEXPLAINED`.
+    Effects of batches can move cells of another tissue to latent positions of the training cells, but cannot explain
+    their counts. The share is computed from at most 500 cells. If the model describes all cells, it is about
+    `UNEXPLAINED`.
     """
     some = counts.cells(np.arange(0, counts.n_cells, -(-counts.n_cells // _CELLS)))
     scores = score(model, some, ScoreOptions(n_samples=_SAMPLES, n_simulated=_SIMULATED, seed=seed))

@@ -16,11 +16,11 @@ _LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class MapOptions(Reading):
-    """Which batches are new, and where the model with them goes."""
+    """Options that name the new batches, and the folder of the new model."""
 
     batch_key: str | None = option(
         None,
-        help="Column of obs with the batch of each cell. Batches that the model has already keep their effects.",
+        help="Column of obs with the batch of each cell. The effects of batches that the model already has are kept.",
         panel=INPUT,
         shown_default="the batch key of the model",
     )
@@ -42,8 +42,8 @@ class MapOptions(Reading):
     )
     false_alarms: float = option(
         0.05,
-        help="Share of cells like those of the training that may be reported to have no counterpart among them. It is "
-        "kept for cells that were held out from the training.",
+        help="Rate of false alarms: share of cells like those of the training that may be reported to have no "
+        "counterpart. The rate is calibrated on held-out cells of the training.",
         above=0,
         below=1,
     )
@@ -58,7 +58,7 @@ class MapOptions(Reading):
     )
     cells: Path | None = option(
         None,
-        help="The .h5ad file in which the cells get their columns.",
+        help="The .h5ad file to which the cells and their new columns are written.",
         panel=OUTPUT,
         metavar="FILE.h5ad",
         shown_default="back into DATA",
@@ -85,7 +85,7 @@ class MapOptions(Reading):
         return True
 
     def check(self) -> None:
-        """Refuse two sources of the batches, and names that no batch can have."""
+        """Refuse --batch together with --batch-key, and invalid names of batches."""
         if self.batch is not None and self.batch_key is not None:
             raise ConfigError("--batch and --batch-key were both given", "use --batch-key for a column of obs")
         _check_name("--batch", self.batch)
@@ -109,25 +109,25 @@ MAP = Verb(
     panel="Model",
     options=MapOptions,
     home="scvae_cli.tools.map.question:Map",
-    about="""Take new batches into a trained model, without training it again.
+    about="""Add new batches to a trained model, without training the model again.
 
-    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
-    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
-    of the model stays the same, so the cells of the training keep their embedding to the bit. The result is a model
-    like any other, for the cells of the training and the new ones.
+    Only the parameters of the new batches are trained: their effects on the decoder, and a shift of the encoder's
+    input. The fewer cells a new batch has, the more its effects are shrunk toward those of the batches that the model
+    already has. The rest of the model does not change, so the embedding of the training cells remains identical. The
+    new model can be used like any other model, for the cells of the training and for the new cells.
 
-    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: the share of
-    held-out cells whose states are as rare or rarer. Cells with a small share are reported to have no counterpart,
-    in obs["scvae_no_counterpart"].""",
-    python_about="""Take new batches into a trained model, without training it again.
+    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
+    of held-out cells whose states are at least as rare as that of the cell. Cells with a small share are reported
+    to have no counterpart, in obs["scvae_no_counterpart"].""",
+    python_about="""Add new batches to a trained model, without training the model again.
 
-    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
-    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
-    of the model stays the same, so the cells of the training keep their embedding to the bit.
+    Only the parameters of the new batches are trained: their effects on the decoder, and a shift of the encoder's
+    input. The fewer cells a new batch has, the more its effects are shrunk toward those of the batches that the model
+    already has. The rest of the model does not change, so the embedding of the training cells remains identical.
 
-    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: the share of
-    held-out cells whose states are as rare or rarer. Cells with a small share have no counterpart, and
-    obs["scvae_no_counterpart"] is True for them.""",
+    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
+    of held-out cells whose states are at least as rare as that of the cell. Cells with a small share have no
+    counterpart, and obs["scvae_no_counterpart"] is True for them.""",
     example="scvae map query.h5ad -m reference.scvae --batch-key donor -o both.scvae",
     argument="QUERY",
     argument_help="Cells of new batches: an .h5ad file; with --cells, also a 10x .h5 file or an mtx folder.",

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import resolved
 from scvae_cli.data.counts import is_missing
 from scvae_cli.data.labels import positions_in
@@ -28,12 +29,12 @@ from scvae_cli.verb import Request
 
 # Name of the column of the batches, if neither the model nor the user names one.
 USUAL_KEY = "batch"
-# With fewer cells than this, differences from the reference are known for hardly more than the most abundant genes.
+# With fewer cells than this, differences from the reference are known only for the most abundant genes.
 FEW_CELLS = 50
-# With a larger share of cells without a counterpart or of unexplained cells, they are probably of another tissue.
+# If more than this share of the cells lack a counterpart or are unexplained, the cells are probably of another tissue.
 FOREIGN_SHARE = 0.5
-# The same holds if the log proportions of genes typically differ by more than this from the batches of the training.
-# The largest difference between technologies, conditions or donors that was seen is about 0.8.
+# The cells are also probably of another tissue if the log proportions of genes typically differ from those of the
+# training by more than this. Between technologies, conditions or donors, the largest observed difference is about 0.8.
 FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
 
@@ -71,8 +72,8 @@ class Map(Question[MapOptions, Mapped]):
         model, folder = result.model, self.options.output
         if folder is not None:
             model.save(folder, force=self.options.force)
-            model = load(folder)  # with its hash
-        # The record of the run names the new model, whose results may follow.
+            model = load(folder)  # loaded with its hash
+        # The record names the new model, because results of this model may be written to the same file later.
         self.session = replace(self.session, model=model)
         return super().write(result)
 
@@ -98,10 +99,10 @@ class Map(Question[MapOptions, Mapped]):
         }
 
     def text(self, result: Mapped, facts: dict[str, Any]) -> str:
-        batches = "1 new batch" if len(result.new) == 1 else f"{len(result.new)} new batches"
+        batches = amount(len(result.new), "new batch")
         lines = [f"mapped {batches} in {result.seconds:.1f} s"]
         for name, n, difference in zip(result.new, result.n_cells_b, result.difference_b, strict=True):
-            lines.append(f"  {one_line(name)}: {n:,} cells; {_described(difference)}")
+            lines.append(f"  {one_line(name)}: {amount(n, 'cell')}; {_described(difference)}")
         share = facts["no_counterpart"] / facts["n_cells"]
         lines.append(
             f"{facts['no_counterpart']:,} of {facts['n_cells']:,} cells ({share:.1%}) have no counterpart among the "
@@ -219,7 +220,8 @@ def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
     if missing.any():
         cell = session.counts.cell_names[int(np.flatnonzero(missing)[0])]
         raise DataError(
-            f"{store.title}: obs[{key_given!r}] has no value for {int(missing.sum())} cell(s); the first is {cell!r}",
+            f"{store.title}: obs[{key_given!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
+            f"is {cell!r}",
             f'drop these cells: adata[adata.obs["{key_given}"].notna()], or fill in the missing values',
         )
     return key_given, batch_n
@@ -230,17 +232,17 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     warnings = []
     if known:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
-        fate = "they were not trained again" if result.new else "nothing is new, so the model was not changed"
+        fate = "they were not trained again" if result.new else "there are no new batches, so the model was not changed"
         warnings.append(
-            f"{n_known} cell(s) are of batches that the model has already ({_shown(known)}): {fate}. If these are "
-            "other batches of the same names, rename them"
+            f"{amount(n_known, 'cell is', 'cells are')} of batches that the model has already ({_shown(known)}): "
+            f"{fate}. If these are other batches of the same names, rename them"
         )
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:
         warnings.append(
-            f"{'1 new batch has' if len(few) == 1 else f'{len(few)} new batches have'} fewer than {FEW_CELLS} cells "
-            f"({_shown(few)}): the effects are uncertain, and closer to those of the other batches than they may be in "
-            "truth"
+            f"{amount(len(few), 'new batch has', 'new batches have')} fewer than {FEW_CELLS} "
+            f"cells ({_shown(few)}): their effects are uncertain, and shrunk strongly toward those of the other "
+            "batches"
         )
     lacking = float(result.lacking(options.false_alarms).mean())
     largest = max(result.difference_b, default=0.0)

@@ -105,7 +105,7 @@ def ascend(
             break
         added = length(z_k, moved)
         if total + added >= max_length:
-            # The last step is shortened. The score increases along it if the score is about linear there.
+            # The last step is shortened. The score increases along the shortened step if it is about linear there.
             z_k = z_k + (max_length - total) / added * (moved - z_k)
             points.append(z_k)
             values.append(_with_slope(score, z_k)[0])

@@ -231,7 +231,7 @@ def _through_cells(
 
 
 def _reaching(region: Region, points_tk: Tensor, path: Ascent) -> Region:
-    """Widen a region as far as the path leaves it."""
+    """Widen a region so far that it contains a path."""
     with torch.no_grad():
         path_tk = torch.as_tensor(path.z_tk).to(points_tk)
         furthest = max(float(-region.log_prob(block_tk).min()) for block_tk in torch.split(path_tk, BLOCK_CELLS))

@@ -50,7 +50,7 @@ class OptimizeOptions(Reading, Subset, Drawing, Writing):
     within: float = option(
         0.9,
         help="Fraction of the held-out cells. The trajectory stays in the densest region of latent space that contains "
-        "this fraction.",
+        "this fraction of these cells.",
         panel=OPTIMIZATION,
         above=0,
         most=OFF_MANIFOLD,

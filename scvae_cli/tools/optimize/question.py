@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.slots import Slot
 from scvae_cli.tools.optimize.optimization import optimize
 from scvae_cli.tools.optimize.options import OptimizeOptions
@@ -29,7 +30,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         options = self.options
         self.name = options.result_name
         genes = self.session.genes
-        # The same options, once with the gene names of the model and once with the gene names that are printed.
+        # The options with the gene names of the model, and the options with the gene names that are printed.
         self.by_id = _renamed(options, genes.ids_of)
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
@@ -81,7 +82,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
 
     def text(self, result: Optimization, facts: dict[str, Any]) -> str:
         lines = [
-            f"{facts['start']} → {self.shown.target}: {facts['n_steps']} steps, length {facts['length']:.1f} "
+            f"{facts['start']} → {self.shown.target}: {amount(facts['n_steps'], 'step')}, length {facts['length']:.1f} "
             f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to it",
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
             f"{facts['share_below']:.1%} of the cells have a lower score than the end",

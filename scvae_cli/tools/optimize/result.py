@@ -50,7 +50,7 @@ class Optimization:
         Whether gradient ascent from the start ended at a lower maximum, so that the trajectory leads through cells to a
         higher one.
     starts
-        Cells from which the score was increased. The trajectory starts at the first one.
+        Cells from which the score was increased. The trajectory starts at the first of these cells.
     """
 
     __repr__ = brief

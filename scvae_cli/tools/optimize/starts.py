@@ -1,7 +1,7 @@
 """Where an optimization starts: at a cell that is typical of its group.
 
-A typical cell lies where the cells of the group are dense, as the cells of the group alone show: a few cells with a
-wrong label, however dense the other cells around them, do not move it.
+A typical cell lies where the cells of the group are dense. Only the cells of the group are used: a few cells with a
+wrong label do not move the typical cell, even if they lie among many cells of other groups.
 
 Shapes: n cells, m cells of the group, k latent dimensions, s starts.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scvae_cli.latent.populations import Population
 
-# Fraction of the group among which the density at a cell is measured.
+# The density at a cell is measured by the ball around it that contains this fraction of the group.
 _NEAREST = 0.5
 
 

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.tools.perturb.perturbation_labels import PerturbationLabels
@@ -186,7 +187,7 @@ def design(
     n_control = len(result.rows(group, control))
     if n_control < MIN_CELLS:
         raise DataError(
-            f"{group!r} has {n_control} cell(s) with obs[{perturbation_key!r}] == {control!r}",
+            f"{group!r} has {amount(n_control, 'cell')} with obs[{perturbation_key!r}] == {control!r}",
             f"at least {MIN_CELLS} control cells of the group are needed",
         )
     if not result.sources:

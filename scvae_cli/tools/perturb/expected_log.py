@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 
 TARGET_SUM = 1e4
-# Counts below `_COUNTS` are summed one by one. Larger ones contribute an integral over their logarithm, by
-# Gauss–Legendre quadrature with `_POINTS` points. It spans `_DEVIATIONS` standard deviations to either side of the
-# mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma distributions have long
-# upper tails. The relative error of the result is at most 2 in 10,000.
+# Counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over their
+# logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard deviations to
+# either side of the mean, and upward by a further `_BEYOND` times the ratio of variance to mean, because gamma
+# distributions have long upper tails. The relative error of the result is at most 2 in 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
 # If the probability of all larger counts is below this share of the sum over the smaller ones, the logarithm of each
-# larger count is replaced by that of the first.
+# larger count is replaced by the logarithm of the smallest larger count.
 _LEAST_TAIL = 1e-4
 
 
@@ -73,7 +73,7 @@ def _mean_of_tail(mean_t: Tensor, theta_t: Tensor | None, scale_t: Tensor) -> Te
     for point, weight in zip(points.tolist(), weights.tolist(), strict=True):
         log_t = low_t + (high_t - low_t) * (1 + point) / 2
         x_t = log_t.exp()
-        # Stirling's series for lgΓ(x + 1), less log x for the integral over it.
+        # Stirling's series for lgΓ(x + 1), minus log x, because the integral is over log x.
         log_term_t = constant_t - x_t * rate_t - (x_t - 0.5) * log_t + x_t - 1 / (12 * x_t)
         if theta_t is not None:
             y_t = x_t + theta_t

@@ -88,7 +88,7 @@ def _name(axes: Axes, x_t: np.ndarray, y_t: np.ndarray, names: list[str], limits
         side = np.flatnonzero((y_t >= x_t) == (sign > 0))
         before = -np.inf
         for t in side[np.argsort(sign * y_t[side])]:
-            # Each name is at least one line beyond the name before, in the direction in which names move.
+            # Each name is at least one line beyond the previous name, in the direction in which names move.
             before = max(sign * float(y_t[t]), before + least)
             axes.annotate(
                 shortened(names[t], 14), (x_t[t], y_t[t]), (x_t[t] - sign * aside, sign * before), size=5.5,

@@ -1,8 +1,8 @@
 """Test of the hypothesis that a perturbation changes no gene, by permuted labels.
 
 In each group, the labels of the control and of the treated cells are permuted. If the perturbation has no effect, the
-observed labels are one permutation among many, whatever the distribution of the counts and however genes are
-correlated. Labels are permuted only among cells of the same batch. Because the mean of a logarithm depends on the
+observed labels are one permutation among many. This holds for any distribution of the counts and for any correlation
+of the genes. Labels are permuted only among cells of the same batch. Because the mean of a logarithm depends on the
 library size, treated cells that were sequenced more deeply than the control cells would look changed; therefore, counts
 are first thinned at random until both labels have the same distribution of library sizes.
 
@@ -83,7 +83,7 @@ def _permuted(
     squares_g = np.asarray(x_ng.multiply(x_ng).sum(0)).ravel() - total_g**2 / n
     treated_bg = (x_ng.T.tocsr() @ labels_bn.T.astype(np.float64)).T
     difference_bg = treated_bg / n_treated - (total_g - treated_bg) / (n - n_treated)
-    # The squares within the labels are the total squares less the squares between the labels.
+    # The sum of squares within labels is the total sum of squares minus the sum of squares between labels.
     balance = n_treated * (n - n_treated) / n
     within_bg = np.maximum(squares_g - balance * difference_bg**2, 1e-12 * squares_g)
     return _Permuted(difference_bg, within_bg / (n - 2) / balance)

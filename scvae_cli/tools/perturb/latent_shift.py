@@ -3,9 +3,10 @@
 The target is the group whose response is predicted. Source groups are the groups whose treated cells are used. There
 are two methods. With "centroid", a source group shifts from the mean of its control cells to the mean of its treated
 cells. All target cells shift by the weighted mean of these shifts, with more weight on source groups near the target.
-Lotfollahi et al. (2019, doi:10.1038/s41592-019-0494-8) weigh all groups alike. With "ot", optimal transport pairs the
-control cells of each source group with its treated cells. Each source control cell shifts to the mean of the treated
-cells that it is paired with. A target cell shifts by the average of the shifts of the nearest source control cells.
+(Lotfollahi et al. 2019, doi:10.1038/s41592-019-0494-8, give all groups the same weight.) With "ot", optimal transport
+pairs the control cells of each source group with its treated cells. Each source control cell shifts to the mean of the
+treated cells that it is paired with. A target cell shifts by the average of the shifts of the nearest source control
+cells.
 
 Shapes: n cells, k latent dimensions, m cells that shift, r source cells, s source groups.
 """

@@ -68,7 +68,7 @@ class Observed:
     def shares(self, design: Design, group: str, label: str) -> tuple[np.ndarray, np.ndarray]:
         """Compute each gene's mean share of a cell's counts, and the squared standard error of this mean.
 
-        The mean is over a group's cells under a label. For real numbers, it is the mean of the numbers themselves. Both
+        The mean is over a group's cells under a label. For real numbers, the numbers themselves are averaged. Both
         results have shape (g,).
         """
         if (group, label) not in self._shares:

@@ -10,7 +10,7 @@ from scvae_cli.options import option
 from scvae_cli.shared_options import Drawing, Reading, WritingNewCells
 from scvae_cli.verb import Verb
 
-# What the options take, as the hints of error messages say it.
+# Descriptions of the allowed values, for the hints of error messages.
 _COLUMN, _LABEL = "a column of obs", "a label of the --perturbation-key column"
 
 Method = Literal["auto", "centroid", "ot"]
@@ -67,12 +67,12 @@ PERTURB = Verb(
     log(1 + 10⁴·count/library size) in treated and in control cells.
 
     First, permuted labels show whether the perturbation changes anything in the other groups. If no change is detected,
-    none is predicted.
+    no change is predicted.
 
-    As a check, every group with treated cells is predicted too. The correlation of the predicted with the observed
-    change is printed, and the error of its size. The same is printed for two simple predictions. The first is the mean
-    change of the other groups. The second is for combinations: the sum of the changes under the single
-    perturbations.""",
+    As a check, every group with treated cells is predicted, too. The correlation of the predicted with the observed
+    change is printed, and so is the error of the size of the predicted change. The same numbers are printed for two
+    simple predictions: the mean change of the other groups and, for combinations, the sum of the changes under the
+    single perturbations.""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "
     '--group "B cells" -o stimulated.h5ad',
     inplace=False,

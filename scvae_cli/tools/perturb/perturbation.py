@@ -81,7 +81,7 @@ def perturb(
         unchecked: dict[str, Any] = {"checks": (), "group_check": None, "model_accuracy": None, "model_agreement": None}
         return predict(predictor, design, recipe, **given, **unchecked)
     recipes = candidates(options.method, held_out=options.retrain, only_own_parts=design.only_own_parts)
-    # The group's own treated cells, if there are any, judge the prediction but have no part in choosing it.
+    # The group's own treated cells, if there are any, are used to judge the prediction, but not to choose the recipe.
     designs = [*design.checks, *([design] if design.observed else [])]
     if options.retrain:
         trials = retrained_trials(model, counts, designs, follow=follow)

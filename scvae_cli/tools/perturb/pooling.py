@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Replaces a squared error of 0; the square of its inverse is still finite.
+# This number replaces a squared error of 0; the square of the inverse of this number is still finite.
 _NO_ERROR = 1e-30
 
 

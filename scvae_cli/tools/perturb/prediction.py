@@ -8,9 +8,9 @@ of the mean shift in the mixture is chosen by predicting groups whose treated ce
 to the target's own expression profile: decoded rates are scaled, gene by gene, so that their mean over the control
 cells equals the observed mean. For real numbers, differences replace log ratios.
 
-Models predict the change of cells that they have not seen too small. If models trained without the treated cells of a
-group are at hand, the mixture is multiplied by the scale at which these groups are predicted best. Where the plain mean
-change of the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
+Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
+of a group, the mixture is multiplied by the scale at which these groups are predicted best. If the plain mean change of
+the other groups predicts the groups that are left out better than the mixture, this mean is the prediction.
 
 Shapes: n cells, m cells of the target, g genes, k latent dimensions, s source groups.
 """
@@ -138,7 +138,7 @@ class Predictor:
     ) -> Iterator[np.ndarray] | Iterator[sp.csr_matrix]:
         """Compute the counts of the predicted cells, as blocks of rows.
 
-        The counts are drawn at random if `drawn` is True. Otherwise, they are expected counts, lowered by zero
+        The counts are drawn at random if `drawn` is True. Otherwise, the result is the expected counts, lowered by zero
         inflation.
         """
         streams = np.random.SeedSequence(seed)

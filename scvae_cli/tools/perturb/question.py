@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.labels import labels_of
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.data.slots import Slot
@@ -128,9 +129,11 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         if result.recipe.method == MEAN or (not result.tested and result.recipe.mean_shift_share == 1):
             return ()
         return [
-            "the model was trained on the treated cells of the groups in which the accuracy was measured, so a group "
-            "without treated cells is predicted less accurately, and its changes may be predicted too small; --retrain "
-            "measures the accuracy for such a group, and corrects the size of the changes"
+            (
+                "the model was trained on the treated cells of the groups in which the accuracy was measured, so a "
+                "group without treated cells is predicted less accurately, and its changes may be underestimated; "
+                "--retrain measures the accuracy for such a group, and corrects the size of the changes"
+            )
         ]
 
     def next_step(self, result: Perturbation) -> str:  # noqa: ARG002
@@ -153,8 +156,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         of_counts = self.session.model.of_counts
         recipe = result.recipe
         lines = [
-            f"{result.group}, {result.control} → {result.treated}: {facts['n_cells']:,} cells × "
-            f"{facts['n_genes']:,} genes, method {recipe.method} ({_METHODS[recipe.method]})",
+            f"{result.group}, {result.control} → {result.treated}: {amount(facts['n_cells'], 'cell')} × "
+            f"{amount(facts['n_genes'], 'gene')}, method {recipe.method} ({_METHODS[recipe.method]})",
             *(_verdict(test) for test in result.tests),
         ]
         if not result.changed:
@@ -179,11 +182,8 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
 def _verdict(test: Tested) -> str:
     """Say whether a label changes expression in the groups from which the change is learned."""
-    groups = f"{len(test.group_p)} group{'s' if len(test.group_p) > 1 else ''}"
-    if test.n_changed:
-        extent = f"{test.n_changed:,} genes change" if test.n_changed > 1 else "1 gene changes"
-    else:
-        extent = "no single gene stands out"
+    groups = amount(len(test.group_p), "group")
+    extent = amount(test.n_changed, "gene changes", "genes change") if test.n_changed else "no single gene stands out"
     return (
         f"change under {test.label} in {groups}: p {_p(test.p)} by permuted labels; {extent} "
         f"(family-wise error {GENE_LEVEL:g})"
@@ -216,7 +216,7 @@ def _nothing(result: Perturbation) -> list[str]:
 
 
 def _no_better(result: Perturbation) -> list[str]:
-    """Say that the other groups' mean is as good, or better."""
+    """Say that the mean of the other groups is as good a prediction as the model, or a better one."""
     if result.recipe.method == MEAN:
         model, mean = result.model_accuracy, result.mean_accuracy("mean_change")
         assert model is not None, "the mean is chosen because it is better than the model"
@@ -265,10 +265,12 @@ def _accuracy_lines(result: Perturbation) -> list[str]:
     held_out = all(check.held_out for check in checks)
     training = "trained without these cells" if held_out else "trained on these cells"
     lines = [
-        f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
-        "correlation (r) of predicted and observed changes over all genes / over the 50 most significant genes, then "
-        "the slope of the predicted on the observed changes of these 50 genes, and the root mean squared error (RMSE) "
-        "over all genes. A slope below 1 means that changes are predicted too small.",
+        (
+            f"accuracy in groups with treated cells, predicted by {'models' if held_out else 'a model'} {training}: "
+            "correlation (r) of predicted and observed changes over all genes / over the 50 most significant genes, "
+            "then the slope of the predicted on the observed changes of these 50 genes, and the root mean squared "
+            "error (RMSE) over all genes. A slope below 1 means that changes are underestimated."
+        ),
         f"{'':<28}" + "".join(f"{'r / r of 50, slope, RMSE':>26}" for _ in columns),
         f"{'group':<28}" + "".join(f"{headings[name]:>26}" for name in columns),
     ]

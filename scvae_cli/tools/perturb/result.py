@@ -20,7 +20,7 @@ from scvae_cli.tools.perturb.tested_change import Tested, any_changed
 TOP_GENES = 50
 # Recipes that are not a shift by the model: the plain mean change of the other groups, and no change.
 MEAN, NONE = "mean", "none"
-# What is compared with the observed change: the prediction and its baselines.
+# Names of the predictions that are compared with the observed change: the prediction itself and its two baselines.
 COMPARED = ("predicted", "mean_change", "additive")
 
 
@@ -35,8 +35,8 @@ class Accuracy(NamedTuple):
     explained
         1 − sum of squared errors / sum of squared observed changes: 0 for the prediction "no change", 1 at best.
     top_slope
-        Predicted change per unit of observed change of these 50 genes (least squares through zero). It is 1 if the
-        predicted changes are as large as the observed ones, and below 1 if they are too small.
+        Predicted change per unit of observed change of these 50 genes (least squares through zero). This slope is 1 if
+        the predicted changes are as large as the observed ones, and below 1 if they are too small.
     rmse
         Root mean squared error over all genes, in the unit of the changes.
     """
@@ -88,9 +88,9 @@ class Recipe:
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
     perturbation is learned from. The rest of the prediction is the change decoded by the model after a shift by the
-    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale: models
-    predict changes of cells that they have not seen too small. With the method "mean", the prediction is the plain mean
-    of the other groups' changes; with "none", the prediction is no change.
+    method "centroid" or "ot". The log ratios (for real numbers, the differences) are multiplied by the scale, because
+    models underestimate the changes of cells that they were not trained on. With the method "mean", the prediction is
+    the plain mean of the other groups' changes; with "none", the prediction is no change.
     """
 
     method: str

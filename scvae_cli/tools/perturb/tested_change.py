@@ -1,6 +1,6 @@
-"""Result of a test of no change, and the verdict.
+"""The result of a test whether a perturbation changes any gene, and the verdict.
 
-`label_permutation.py` computes it.
+The test is computed in `label_permutation.py`.
 """
 
 from __future__ import annotations

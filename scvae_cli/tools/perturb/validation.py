@@ -83,7 +83,7 @@ class Trial:
         return accuracy(change_g, self.true_g, self.top)
 
     def check(self, recipe: Recipe) -> Check:
-        """Judge a recipe beside the baselines."""
+        """Compare a recipe with the baselines."""
         design, observed = self.design, self.predictor.observed
         mean_change_g, additive_g = observed.mean_change(design), observed.additive(design)
         return Check(
@@ -129,7 +129,7 @@ def retrained_trials(
         kept = np.ones(counts.n_cells, dtype=bool)
         kept[design.rows(design.group, design.treated)] = False
         last = follow(f"without {design.treated} {design.group}", fit(counts.cells(kept), config))
-        assert isinstance(last, Finished), "a training that cannot be stopped ends finished"
+        assert isinstance(last, Finished), "this training cannot be stopped early"
         last.model.vae.to(model.device)
         found.append(Trial(predictor=Predictor.of(last.model, counts), design=design, held_out=True))
     return found
@@ -138,8 +138,9 @@ def retrained_trials(
 def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
     """Choose the recipe with the best mean score over some groups; without groups, the first recipe.
 
-    The scale is that with the least squared error over the groups if the models were trained without the treated cells,
-    and otherwise 1: models that have seen these cells do not show how small the changes of unseen cells are predicted.
+    If the models were trained without the treated cells, the scale is that with the least squared error over the
+    groups. Otherwise, the scale is 1, because models trained on these cells do not show how much the changes of new
+    cells are underestimated.
     """
     if not trials:
         return recipes[0]
@@ -155,11 +156,11 @@ def choose(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> Recipe:
 
 
 def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
-    """Compute the scale with the least squared error; every group has the same weight, whatever its magnitude.
+    """Compute the scale with the least squared error; every group has the same weight, even if its changes are small.
 
-    Only the most significant genes count: among all genes, the error of the prediction in unchanged genes would make
-    the changes of the others too small. A scale learned from few groups is uncertain: it is shrunk to 1 as if one more
-    group had the scale 1.
+    Only the most significant genes are used. With all genes, errors of the prediction in unchanged genes would make the
+    scale too small. A scale learned from few groups is uncertain, so it is shrunk to 1 as if one more group had the
+    scale 1.
     """
     scales = []
     for change_g, trial in zip(changes, trials, strict=True):
@@ -170,7 +171,10 @@ def _scale(changes: Sequence[np.ndarray], trials: Sequence[Trial]) -> float:
 
 
 def checked(trials: Sequence[Trial], recipes: Sequence[Recipe]) -> list[Check]:
-    """Judge, in each group, the recipe that is chosen in the other groups; a single group judges its own choice."""
+    """Judge, in each group, the recipe that is chosen in the other groups.
+
+    A single group judges the recipe chosen in it.
+    """
     found = []
     for i, trial in enumerate(trials):
         others = [*trials[:i], *trials[i + 1 :]] or [trial]

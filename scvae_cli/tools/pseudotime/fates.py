@@ -1,4 +1,5 @@
-"""The probability of each end for each cell: random walks that go forward along the order until they reach an end.
+"""The probability of each end for each cell, from random walks that move forward along the order until they reach an
+end.
 
 A walk steps from a cell to one of its neighbors. Steps to similar cells are more probable, and steps that go back in
 the order are improbable, as in Palantir (Setty et al. 2019, doi:10.1038/s41587-019-0068-4) and in the pseudotime kernel
@@ -7,12 +8,12 @@ walk from the cell stops there. These absorption probabilities are the solution 
 
 - Neighbors are those in expression space and those in latent space, with equal weight. Expression space keeps cells of
   the same type together, and latent space separates fates that few genes distinguish.
-- A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the order
-  among the neighbors. The unit is local, since the order is steep in some places and flat in others.
-- At every cell of an end, a walk stops with a probability from one half, at the cell of the group that represents the
-  end worst, to one.
-- A walk may get lost in a branch that belongs to none of the ends. Therefore, a walk loses its direction after a
-  thousand steps on average, and then goes wherever neighbors are.
+- A step that goes back by Δ in the order is less probable by the factor exp(−3Δ/σ), where σ is the spread of the
+  order among the neighbors. σ is local, because the order is steep in some places and flat in others.
+- At a cell of an end, a walk stops with a probability from one half to one: one at the cell that represents the end
+  best, and one half at the cell that represents it worst.
+- A walk may get lost in a branch that belongs to none of the ends. A walk therefore loses its direction after a
+  thousand steps on average, and then moves to any neighbor, also back in the order.
 
 Shapes: m nodes, e ends.
 """
@@ -30,9 +31,10 @@ _DIRECTION = 3.0
 _LEAST_STOP = 0.5
 # Probability of losing the direction, in each step.
 _LOST = 1e-3
-# A probability at which no end is distinguished from another.
+# Added to the weight of every end: ends that hardly any walk reaches become equally probable.
 _NOTHING = 1e-9
-# A cell is committed to an end of at least this probability, if no other end is more than half as probable.
+# A cell is committed to an end if the probability of this end is at least the first number, and the probability of
+# every other end is at most the second number times as large.
 _COMMITTED, _RUNNER_UP = 0.5, 0.5
 
 
@@ -48,7 +50,7 @@ def fate_probabilities(
     time_m
         Order of the nodes.
     ends
-        For each end: its nodes, and the standing of each of these nodes as the end, from 0 to 1.
+        For each end: its nodes, and a number from 0 to 1 for each node that says how well the node represents the end.
     """
     m = len(time_m)
     order = np.argsort(time_m, kind="stable")
@@ -60,7 +62,7 @@ def fate_probabilities(
     stop_me = stop_me[order]
     going = sp.diags((1 - _LOST) * (1 - stop_me.sum(1)))
     directed = going @ _forward(steps, time_m[order])
-    # Where a walk loses its direction, it goes on as a walk without direction does.
+    # A walk that has lost its direction continues at random over all neighbors.
     lost_me = _shares(_stopped(going @ _rows_sum_to_one(steps), stop_me))
     resumed_me = (_LOST / (1 - _LOST)) * (directed @ lost_me)
     probability_me = np.empty_like(stop_me)
@@ -96,7 +98,7 @@ def _forward(steps: sp.csr_matrix, time_m: np.ndarray) -> sp.csr_matrix:
 
 def _rows_sum_to_one(weight: sp.csr_matrix) -> sp.csr_matrix:
     total_m = np.asarray(weight.sum(1)).ravel()
-    # A node without neighbors is the only node.
+    # A node without neighbors occurs only if it is the only node.
     return sp.diags(1 / np.where(total_m > 0, total_m, 1)) @ weight
 
 

@@ -26,7 +26,7 @@ class PseudotimeOptions(Reading, Subset, Writing):
     ends: tuple[str, ...] = option(
         (),
         flags=("--to",),
-        help="Group at which a branch ends. May be given several times.",
+        help="Group at which a branch ends. This option may be used several times.",
         python_help="Groups at which the branches end.",
         metavar="GROUP",
         label=True,

@@ -32,11 +32,11 @@ from scvae_cli.tools.pseudotime.fates import committed, fate_probabilities
 from scvae_cli.tools.pseudotime.options import UNCOMMITTED, EndKind
 from scvae_cli.tools.pseudotime.result import Pseudotime
 
-# Number of cells that represent all others in the search for the outermost cells of a root, and largest number of root
-# cells from which distances are measured.
+# Number of cells that represent all others in the search for the root cells farthest from the other cells, and largest
+# number of root cells from which distances are measured.
 _REFERENCES = 200
-# Number of neighbors and of diffusion coordinates for the order, as in Palantir. More ends than
-# that need as many coordinates as there are ends.
+# Number of neighbors and of diffusion coordinates for the order, as in Palantir. If there are more ends than
+# coordinates, there are as many coordinates as ends.
 _NEIGHBORS, _COORDINATES = 30, 10
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from scvae_cli.amounts import amount, noun
 from scvae_cli.errors import ConfigError
 from scvae_cli.question import Question
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
@@ -65,10 +66,14 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
 
     def text(self, result: Pseudotime, facts: dict[str, Any]) -> str:
         lines = [
-            f"ordered {facts['n_cells']:,} cells from {result.root}; largest distance {result.distance_n.max():.1f} "
-            f"{self.session.distance_unit}"
+            (
+                f"ordered {amount(facts['n_cells'], 'cell')} from {result.root}; largest distance "
+                f"{result.distance_n.max():.1f} {self.session.distance_unit}"
+            )
         ]
-        return "\n".join(lines + [f"{branch:<30}{size:>10,} cells" for branch, size in facts["branches"].items()])
+        return "\n".join(
+            lines + [f"{branch:<30}{size:>10,} {noun(size, 'cell')}" for branch, size in facts["branches"].items()]
+        )
 
     def next_step(self, result: Pseudotime) -> str:  # noqa: ARG002
         return self.on_umap(self.names.pseudotime(self.name))

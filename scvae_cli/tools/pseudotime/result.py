@@ -65,7 +65,7 @@ class Pseudotime:
         return {branch: int((self.branch_n == branch).sum()) for branch in branches}
 
     def warnings(self) -> list[str]:
-        """Return warnings about disconnected cells, and about fates that say little."""
+        """Return warnings about disconnected cells, and about fates that are unreliable."""
         found = []
         if self.n_components > 1:
             found.append(
@@ -104,7 +104,8 @@ class Pseudotime:
             Slot(group="obs", key=names.root_distance(self.name), value=self.distance_n),
         ]
         if self.ends:
-            import pandas as pd  # only here: it takes time to import, and an order without ends does not need it
+            # pandas is imported only here, because it is slow to import and an order without ends does not need it
+            import pandas as pd
 
             branches = pd.Categorical(self.branch_n, categories=[UNCOMMITTED, *self.ends])
             slots += [

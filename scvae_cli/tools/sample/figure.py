@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullLocator
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.latent.gene_moments import GeneMoments
@@ -68,7 +69,7 @@ def sample_figure(points: Points, result: Sampled, real: GeneMoments, sampled: G
         _draw_plane(figure, points, result, real.n_cells)
         right = _PANEL_LEFT + _PANEL + _BETWEEN_PANELS
         lower = _TOP + _TITLE + _PANEL + _BETWEEN_ROWS
-        head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"{len(real.mean_g):,} genes, one dot per gene")
+        head(figure, _PANEL_LEFT - 0.35, _TOP, "b", f"{amount(len(real.mean_g), 'gene')}, one dot per gene")
         # Real numbers have no library size, may be negative, and are hardly ever zero.
         of_counts = result.library_n is not None
         limits = None if of_counts else _around(real.mean_g, sampled.mean_g)
@@ -87,11 +88,11 @@ def _title(result: Sampled) -> str:
         assert result.group is not None, "a group has a name"
         source = " ".join(result.group[1].split())
         source = source if len(source) <= 50 else f"{source[:49]}…"
-    return f"{len(result.z_nk):,} cells drawn from {source}"
+    return f"{amount(len(result.z_nk), 'cell')} drawn from {source}"
 
 
 def _draw_plane(figure: Figure, points: Points, result: Sampled, n_real: int) -> None:
-    head(figure, 0.1, _TOP, "a", f"New cells and {n_real:,} real cells along the first two latent axes")
+    head(figure, 0.1, _TOP, "a", f"New cells and {amount(n_real, 'real cell')} along the first two latent axes")
     axes = place(figure, _PLANE_LEFT, _TOP + _TITLE, _PLANE_WIDTH, _PLANE_HEIGHT)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel="latent axis 1", ylabel="latent axis 2")

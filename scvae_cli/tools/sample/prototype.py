@@ -97,7 +97,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     DataError
         For an unknown batch.
     ConfigError
-        If a model of real numbers is asked for a library size.
+        If a library size is requested from a model of real numbers.
     """
     size = library_size(model, options.library_or_default, usual="median")
     assert size is not None, "refused with the options"
@@ -127,7 +127,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
 def _average(model: Model, counts: Counts) -> np.ndarray:
     """Compute the mean over the training cells of each gene's share of the cell's counts, shape (g,).
 
-    For a model of real numbers, this is the mean value of each gene.
+    For a model of real numbers, the result is the mean value of each gene.
     """
     rows = np.flatnonzero(~model.held_out(counts.cell_names))
     rows = even(rows if len(rows) else np.arange(counts.n_cells), _MAX_CELLS)

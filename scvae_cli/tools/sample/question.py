@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import matching
 from scvae_cli.data.new_cells import NewCells
@@ -26,7 +27,7 @@ SHOWN_GENES = 20
 class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     """Draw new cells, or decode the prototype: the latent position z = 0."""
 
-    # None unless drawn counts will be reported or plotted.
+    # The comparison with real cells; None if drawn counts are neither reported nor plotted.
     comparison: Comparison | None = None
 
     def prepare(self) -> None:
@@ -39,7 +40,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
             return prototype(session.model, session.counts, options, progress=progress)
         self.counts = session.counts_and_batches()
         result = sample(session.model, self.counts, options, group=self.group, progress=progress)
-        # The comparison costs a pass over the real cells.
+        # The comparison needs a pass over the real cells.
         if not options.mean and (self.request.reported or options.plot is not None):
             of_counts = session.model.of_counts
             real = self._real_cells().matrix
@@ -49,8 +50,8 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def _real_cells(self) -> Counts:
         """Return the real cells with which the new cells are compared.
 
-        These are the cells of the chosen group. Without a group, these are the cells of the chosen batch. If neither
-        was chosen, these are all cells.
+        The real cells are those of the chosen group or, without a group, those of the chosen batch. If neither a group
+        nor a batch was chosen, all cells are returned.
         """
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)
@@ -128,7 +129,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def _sampled_lines(self, result: Sampled, facts: dict[str, Any]) -> list[str]:
         group = f"the cells of {facts['group']}"
         source = {"prior": "the prior", "density": "the density of the training cells", "group": group}[result.source]
-        lines = [f"drew {facts['n_cells']:,} cells × {facts['n_genes']:,} genes from {source}"]
+        lines = [f"drew {amount(facts['n_cells'], 'cell')} × {amount(facts['n_genes'], 'gene')} from {source}"]
         if (scores := result.scores) is not None:
             real = "held-out cells" if scores.heldout else "cells, held out or not,"
             better, other = ("density", "prior") if scores.better == "density" else ("prior", "density")
@@ -178,7 +179,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
 def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
     if agreement is None:
         return []
-    samples, real, with_what = agreement["samples"], agreement["real"], f"{agreement['n_real']:,} real cells"
+    samples, real, with_what = agreement["samples"], agreement["real"], f"{amount(agreement['n_real'], 'real cell')}"
     lines = [f"{f'compared with {with_what}':<36}{'sampled':>10}{'other real':>12}"]
     of_counts = real["zero_fraction"] is not None
     rows = {
@@ -189,4 +190,4 @@ def _agreement_lines(agreement: dict[str, Any] | None) -> list[str]:
         rows["zero_fraction"] = "zero fractions, difference"
     for name, label in rows.items():
         lines.append(f"{label:<36}{samples[name]:>10.3f}{real[name]:>12.3f}")
-    return [*lines, f"(root mean squares over the genes; {agreement['n_cells']:,} cells in each column)"]
+    return [*lines, f"(root mean squares over the genes; {amount(agreement['n_cells'], 'cell')} in each column)"]

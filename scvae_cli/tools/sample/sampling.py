@@ -76,8 +76,8 @@ def sample(
     ----------
     model, counts
         The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source. They also provide the library sizes of the new cells, and the posteriors from which a group is sampled.
-        `counts.batch` may be None.
+        source. The real cells also provide the library sizes of the new cells, and the posteriors from which a group is
+        sampled. `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
@@ -92,10 +92,11 @@ def sample(
     DataError
         If the batch is unknown, or if holes are avoided and nearly all draws lie in holes.
     ConfigError
-        If a model of real numbers is asked for a library size.
+        If a library size is requested from a model of real numbers.
     """
     assert options.n is not None, "only the prototype needs no number"
-    # Positions in double precision and their copies, names, scores and library sizes; counts are drawn in blocks.
+    # Memory per cell: positions in double precision and their copies, names, scores and library sizes. Counts need
+    # little memory, because they are drawn in blocks.
     per_cell = 32 * model.vae.n_latent + 300
     refuse_too_large(
         options.n * per_cell,
@@ -104,7 +105,7 @@ def sample(
     )
     batch_as = decoding_batch(model, options)
     fixed_library = library_size(model, options.library_or_default)
-    # −1 for a batch that the model does not have.
+    # The index is −1 for a batch that the model does not have.
     batch_of_c = np.full(counts.n_cells, -1) if counts.batch is None else positions_in(model.batches, counts.batch)
     z_ck, heldout = reference_draws(model, counts, seed=options.seed, progress=progress)
     density = calibrated_for_samples(model.density.to(torch.device("cpu")), z_ck)
@@ -212,7 +213,7 @@ def accepted(
         z_mk, cell_m = propose(max(n - n_accepted, 1000) if avoid_holes else n)
         score_m = torch.cat([density.off_manifold(block_mk) for block_mk in torch.split(z_mk, _BLOCK)])
         good = torch.nonzero(score_m <= OFF_MANIFOLD).flatten() if avoid_holes else torch.arange(len(z_mk))
-        # Draws after the last one that is needed do not count as made.
+        # Draws after the last draw that was needed are not counted.
         enough = len(good) >= n - n_accepted
         good = good[: n - n_accepted]
         n_proposed += int(good[-1]) + 1 if enough else len(z_mk)
@@ -231,7 +232,7 @@ def accepted(
 
 
 def _log_prob(density: LatentDensity, z_nk: Tensor) -> Tensor:
-    # In blocks, because the computation holds a vector for every pair of a position and a component.
+    # Blocks limit the memory: the computation holds a vector for every pair of a position and a component.
     return torch.cat([density.log_prob(block_nk) for block_nk in torch.split(z_nk, _BLOCK)])
 
 

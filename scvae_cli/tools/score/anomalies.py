@@ -34,7 +34,8 @@ _FOLDS = 5
 _MEAN_RIDGE, _SPREAD_RIDGE = 1.0, 50.0
 # Features are clipped at this many standard deviations of the simulated cells, to avoid extrapolation.
 _CLIP = 4.0
-# Residuals are raised to at least this share of the mean residual, so that logarithms of tiny ones do not dominate.
+# Residuals are raised to at least this share of the mean residual, so that logarithms of tiny residuals do not
+# dominate.
 _SMALLEST = 0.1
 # Share of the simulated cells, those with the highest scores, to which the tail is fitted.
 _TAIL = 0.05
@@ -134,7 +135,7 @@ class ExpectedFit:
         self._features = _Features.of(covariates, n_batches)
         features_nf = self._features(covariates)
         self._expectation = _Expectation(features_nf, fit_n)
-        # Cross-validation: like a real cell, a simulated cell is compared with an expectation learned without it.
+        # Like a real cell, a simulated cell is compared with an expectation learned without it (cross-validation).
         self.shortfall_n = np.empty(len(fit_n))
         fold_n = np.arange(len(fit_n)) % _FOLDS
         for fold in range(_FOLDS):

@@ -1,4 +1,4 @@
-"""The figure of scores: are the p-values uniform, do scores depend on library size, and where are the anomalies?
+"""The figure of scores: p-values of the cells, scores by library size, and positions of the anomalies.
 
 Shapes: n cells, m simulated cells, d bins of library size.
 """
@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from scvae_cli.amounts import amount
 from scvae_cli.report.figure_file import house_style
 from scvae_cli.report.page import OFF, WIDTH, head, place
 from scvae_cli.tools.score.result import Scores
@@ -96,7 +97,7 @@ def _draw_by_library(axes: Axes, scores: Scores, is_anomaly_n: np.ndarray) -> No
 def _draw_plane(axes: Axes, xy_n2: np.ndarray, names: tuple[str, str], is_anomaly_n: np.ndarray, fdr: float) -> None:
     _draw_dots(axes, xy_n2, is_anomaly_n)
     axes.set(xlabel=names[0], ylabel=names[1], xticks=[], yticks=[])
-    label = f"{is_anomaly_n.sum():,} anomalies (FDR {fdr:g})"
+    label = f"{amount(is_anomaly_n.sum(), 'anomaly')} (FDR {fdr:g})"
     axes.plot([], [], color=_ANOMALY, marker="o", markersize=3, linestyle="", label=label)
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.12 * (high - low))

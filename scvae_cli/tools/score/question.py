@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.question import Question
 from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.result import BOUNDS, NOMINAL_LEVEL, Scores
@@ -12,7 +13,7 @@ from scvae_cli.tools.score.scoring import score
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# A deviation from the expected share that is this improbable is not chance.
+# Significance level for the comparison of the observed with the expected share of held-out cells.
 _CHANCE = 0.01
 
 
@@ -48,20 +49,22 @@ class Score(Question[ScoreOptions, Scores]):
 
     def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts are all of it
         lines = [
-            f"scored {facts['n_cells']:,} cells; means in nats per cell:",
+            f"scored {amount(facts['n_cells'], 'cell')}; means in nats per cell:",
             f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
             f"{facts['mean_kl']:.2f})",
             f"  importance-weighted bound {facts['mean_iwae']:.2f}; with the density of the training cells as prior "
             f"{facts['mean_iwae_density']:.2f}",
-            f"{facts['anomalies']:,} cells are anomalies at a false discovery rate of {facts['fdr']:g}, judged against "
-            f"{facts['simulated']:,} simulated cells",
+            (
+                f"{amount(facts['anomalies'], 'cell is an anomaly', 'cells are anomalies')} at a false discovery rate "
+                f"of {facts['fdr']:g}, judged against {amount(facts['simulated'], 'simulated cell')}"
+            ),
         ]
         if facts["heldout_below_05"] is not None:
             lines.append(p_value_sentence(facts["heldout_below_05"], facts["n_heldout"], facts["anomalies"]))
         return "\n".join(lines)
 
     def next_step(self, result: Scores) -> str:  # noqa: ARG002
-        return f'the cells least like the model: adata.obs["{self.names.anomaly_score}"].nlargest(20)'
+        return f'the cells that fit the model worst: adata.obs["{self.names.anomaly_score}"].nlargest(20)'
 
 
 def p_value_sentence(share: float, n_heldout: int, n_anomalies: int) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
 
-# The share of held-out cells with p-values of at most this level is reported. It equals the level if the model is true.
+# The share of held-out cells with p-values of at most this level is reported. This share equals the level if the model
+# is true.
 NOMINAL_LEVEL = 0.05
 # Lower bounds on log p(x), and the two parts of the ELBO.
 BOUNDS = ("elbo", "iwae", "iwae_density", "reconstruction", "kl")

@@ -23,7 +23,7 @@ from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.result import BOUNDS, Scores
 from scvae_cli.tools.score.simulated_cells import simulate_cells
 
-# Decoding takes most of the time. It is fastest when a block of cells fits into the processor's cache.
+# Decoding takes most of the time. Decoding is fastest when a block of cells fits into the processor's cache.
 _BLOCK_CELLS = 128
 # Number of posterior samples from which the fit of a cell is estimated for the comparison with simulated cells. More
 # samples would change the fit only little compared with the spread between cells.

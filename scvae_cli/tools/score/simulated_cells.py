@@ -1,8 +1,8 @@
 """Cells drawn from the model: the reference with which real cells are compared.
 
-The latent position of a cell is drawn from the latent density of the training cells. It is not drawn from the prior,
-because large regions of the prior contain no cells. The library size and batch of the cell are given. The counts are
-drawn gene by gene from the decoder's distribution.
+The latent position of a cell is drawn from the latent density of the training cells. The position is not drawn from the
+prior, because large regions of the prior contain no cells. The library size and batch of the cell are given. The counts
+are drawn gene by gene from the decoder's distribution.
 
 Shapes: n cells, g genes, k latent dimensions.
 """

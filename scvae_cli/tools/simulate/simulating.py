@@ -1,9 +1,10 @@
-"""`simulate` for the command line."""
+"""Implementation of `simulate` for the command line."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.h5ad_create import create_h5ad
 from scvae_cli.data.simulation import simulate as set_up
 from scvae_cli.data.simulation_config import SimulationConfig
@@ -53,7 +54,7 @@ def _report(request: Request) -> Report:
         "seed": options.seed,
         "true_mean": options.true_mean,
     }
-    shape = f"{options.n_cells:,} cells × {options.n_genes:,} genes"
+    shape = f"{amount(options.n_cells, 'cell')} × {amount(options.n_genes, 'gene')}"
     return Report(
         facts=facts,
         text=f"wrote {request.data}: {shape}, branches: {options.n_branches}, batches: {options.n_batches}",

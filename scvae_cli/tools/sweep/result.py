@@ -82,9 +82,9 @@ class Sweep:
         "beta" or "n_latent", and the r runs, in ascending order of the value.
     best, suggested
         Value of the run with the smallest loss; and the suggested value. A run is as good as the best run if its loss
-        is larger by at most one standard error or by at most the variation between random seeds. Among the runs that
-        are as good, the suggested value is the default; without the default, it is the largest β or the smallest number
-        of dimensions.
+        is larger by at most one standard error or by at most the variation between random seeds. The default is
+        suggested if its run is as good as the best run. Otherwise, the largest β or the smallest number of dimensions
+        with such a run is suggested.
     default
         The default of the varied option for these cells.
     criterion

@@ -45,7 +45,7 @@ from scvae_cli.training.recipe import settle
 # evaluation of small data would take longer than the trainings.
 N_SAMPLES, MAX_HELDOUT = 25, 1000
 # Standard deviation of the loss between trainings with different random seeds, as a fraction of the advantage over a
-# mean model. It was 0.4% to 0.7% on two data sets at two values of β, with four seeds each.
+# mean model. The fraction was 0.4% to 0.7% on two data sets at two values of β, with four seeds each.
 SEED_NOISE = 0.005
 
 
@@ -85,7 +85,7 @@ def sweep(
     Raises
     ------
     DataError, ModelError
-        The errors of `fit`. Also a DataError if the criterion is the bound and only one cell is held out.
+        The errors of `fit`; and a DataError if the criterion is the bound and only one cell is held out.
     """
     # The cells and genes that `fit` would use, selected once and before thinning.
     counts = refuse_few(refuse_empty(counts, drop=config.data.drop_empty))
@@ -105,7 +105,7 @@ def sweep(
     model: Model | None = None
     for number, value in enumerate(values, 1):
         start_from = model if options.varied == "beta" else None
-        # The training is given the chosen genes alone, and would call them all genes.
+        # The training receives only the chosen genes, so it would record that all genes were chosen.
         events = (
             replace(event, genes_chosen=genes_chosen) if isinstance(event, Prepared) else event
             for event in fit(trained_on, _config_of(config, options, value), start_from=start_from)

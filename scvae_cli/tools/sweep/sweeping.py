@@ -1,4 +1,4 @@
-"""`sweep` for the command line and for Python, and the text that the command line prints after it."""
+"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints after it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from scvae_cli._version import __version__
+from scvae_cli.amounts import amount
 from scvae_cli.data.confounding import warn_of_confounding
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
@@ -52,7 +53,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     _check_models(options)
     real = not run.model.of_counts
     counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round)
-    size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+    size = f"{amount(counts.n_cells, 'cell')} × {amount(counts.n_genes, 'gene')}"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
     for note in counts.notes:
         shell.info(note)
@@ -63,7 +64,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
         last = follow(events, shell, title=title, brief=training.number > 1)
         if isinstance(last, Finished):
             facts = last.model.facts
-            shell.info(f"{title}: held-out ELBO {facts['heldout_elbo']:.1f} after {facts['epochs']} epochs")
+            shell.info(f"{title}: held-out ELBO {facts['heldout_elbo']:.1f} after {amount(facts['epochs'], 'epoch')}")
         return last
 
     def keep(value: float, model: Model) -> None:
@@ -106,7 +107,7 @@ def _write(result: Sweep, store: CellStore, options: SweepOptions, names: SlotNa
     facts = {
         "command": "sweep",
         "scvae_version": __version__,
-        "model_hash": f"{len(result.runs)} models, trained for it",
+        "model_hash": f"{len(result.runs)} models, trained by the sweep",
         "counts_source": result.counts_source,
         "device": result.device,
         "missing_genes": 0,
@@ -159,20 +160,25 @@ def _text(result: Sweep) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     if result.criterion == "thinning":
         lines += [
-            f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; rate (the KL), "
-            f"distortion (the reconstruction loss), ELBO and bound are means over {result.n_heldout:,} held-out cells",
+            (
+                f"trained on {result.kept_molecules:.0%} of the molecules of {result.n_cells:,} cells; rate (the KL), "
+                "distortion (the reconstruction loss), ELBO and bound are means over "
+                f"{amount(result.n_heldout, 'held-out cell')}"
+            ),
             "thinning loss: Poisson loss of the withheld molecules, minus the loss of the best run, ± standard error; "
             "rate, distortion, ELBO, bound and thinning loss are in nats per cell",
             "gain: advantage over a mean model, as a fraction of the best run's advantage; the mean model predicts the "
             "same proportions for all cells",
         ]
     else:
-        lines.append(f"values in nats per cell, on {result.n_heldout:,} held-out cells; the criterion is the bound")
+        lines.append(
+            f"values in nats per cell, on {amount(result.n_heldout, 'held-out cell')}; the criterion is the bound"
+        )
     return "\n".join([*lines, *_suggestion(result)])
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    """Give one recommendation, and say what it rests on."""
+    """Return one recommendation, and the reason for it."""
     task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
     chosen = result.suggested_run
     if result.suggested == result.best:

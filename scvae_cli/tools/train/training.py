@@ -1,4 +1,4 @@
-"""`train` for the command line and for Python."""
+"""Implementation of `train` for the command line and for Python."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.confounding import warn_of_confounding
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import ForeignFile, open_store
@@ -46,7 +47,7 @@ def train(request: Request, shell: Shell) -> Outcome:
         counts = read_counts(
             store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round
         )
-        size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
+        size = f"{amount(counts.n_cells, 'cell')} × {amount(counts.n_genes, 'gene')}"
         shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
         for note in counts.notes:
             shell.info(note)
@@ -83,7 +84,7 @@ def _report(model: Model, request: Request, *, foreign: bool) -> Report:
     keys = ("epochs", "seconds", "heldout_elbo", "active_units", "n_cells", "n_genes")
     facts: dict[str, Any] = {"model": str(request.model_folder)} | {key: model.facts[key] for key in keys}
     active = f"{facts['active_units']} of {model.vae.n_latent} latent dimensions active"
-    length = f"{facts['epochs']} epochs in {facts['seconds']:.1f} s"
+    length = f"{amount(facts['epochs'], 'epoch')} in {facts['seconds']:.1f} s"
     data = request.data
     chosen = request.options.training.data
     return Report(

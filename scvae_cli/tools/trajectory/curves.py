@@ -34,8 +34,8 @@ _ITERATIONS, _FIRST_STEPS = 40, (0.1, 0.05)
 # density that 95% of them exceed; and largest increase. Where no cells were observed, nothing is known, and all
 # directions are equally good.
 _COST_INCREASE, _MOST_INCREASE = 10.0, 5.0
-# The straight line is a second initial guess if its weighted length is at most this multiple of that of the segment
-# found from the first one.
+# The straight line becomes a second initial guess if its weighted length is at most this multiple of the weighted
+# length of the segment found from the first guess.
 _WORTH_SOLVING = 2.0
 # Number of values processed at once (points × genes). On a CPU, a block has 2 MB in float32: larger blocks exceed the
 # cache, and a bundle then takes nearly twice as long. On other devices, a block has 160 MB, because small blocks would
@@ -198,7 +198,7 @@ def spline_basis(n_points: int) -> Tensor:
     inner = np.linspace(0, 1, _CONTROLS - 2)
     knots = np.concatenate([[0.0] * 3, inner, [1.0] * 3])
     at_t1 = np.linspace(0, 1, n_points)[:, None]
-    # The knot interval of each position; the last position belongs to the last interval.
+    # `interval_t` is the knot interval of each position; the last position belongs to the last interval.
     interval_t = np.minimum(np.searchsorted(inner, at_t1[:, 0], side="right"), len(inner) - 1) + 2
     basis = np.asarray(interval_t[:, None] == np.arange(len(knots) - 1), dtype=np.float64)
     for degree in (1, 2, 3):

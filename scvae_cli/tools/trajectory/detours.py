@@ -1,4 +1,4 @@
-"""Whether a trajectory is plausible: does it return to where it was, and are there cells all along it?
+"""Two signs that a trajectory is implausible: it returns to an earlier state, or it has a gap without cells.
 
 Shapes: n cells, t steps, g genes.
 """
@@ -10,8 +10,9 @@ from scipy.spatial.distance import cdist
 
 from scvae_cli.latent.selection import even
 
-# A trajectory returns if it ends up less than this fraction of the excursion away from an earlier step, and if the
-# excursion is at least this fraction of the length of the trajectory. A circle counts, and a gentle bend does not.
+# A trajectory returns if its distance from an earlier step falls below this fraction of the excursion in between, and
+# if the excursion is at least this fraction of the length of the trajectory. A circular trajectory returns, and a
+# gently bent trajectory does not.
 _BACK, _FAR = 0.5, 0.1
 # Largest number of steps that are compared with each other; the time grows with its cube.
 _MOST_STEPS = 100

@@ -48,7 +48,8 @@ def cloud(cells: Posterior, population: np.ndarray, seeds_n: np.ndarray) -> np.n
         spread_kk = torch.cov(centered_mk[chosen_m].T).reshape(mean_mk.shape[1], -1)
         total_kk = spread_kk + torch.diag(var_mk[chosen_m].mean(0))
         squared_m = (torch.linalg.solve(total_kk, centered_mk.T).T * centered_mk).sum(1)
-        # The mean of the squared distance over the chosen cells: the number of dimensions in which they spread.
+        # `freedom` is the mean squared distance of the chosen cells: the number of dimensions in which these cells
+        # spread.
         freedom = float(torch.linalg.solve(total_kk, spread_kk).trace())
         within_m = squared_m <= 2 * float(gammaincinv(freedom / 2, _HELD))
         if torch.equal(within_m, chosen_m):

@@ -14,6 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from scvae_cli.amounts import amount
 from scvae_cli.report.page import WIDTH, hatch_off, head, place, shortened, write
 from scvae_cli.tools.trajectory.result import Trajectory
 
@@ -79,7 +80,7 @@ def draw_curves(
     if len(chosen) == 0:
         return
     near = np.flatnonzero(np.isfinite(trajectory.pseudotime_n))
-    cells = f"{len(near):,} cells" if len(near) else "no cells"
+    cells = f"{amount(len(near), 'cell')}" if len(near) else "no cells"
     head(figure, 0.1, top, "c", f"Decoded {'counts' if trajectory.of_counts else 'values'} and {cells}")
     columns = _columns(len(chosen))
     tall = _panel_height(len(chosen))

@@ -1,18 +1,18 @@
-"""Which cells belong to a trajectory, and where along the trajectory they are.
+"""The cells that belong to a trajectory, and the position of each of these cells along the trajectory.
 
-A trajectory is the center of a tube. A cell belongs to the trajectory if it is as likely under this tube as the cells
-there. Distances are Fisher–Rao distances between decoded states. A distance in latent space would not do: the prior
-makes all latent dimensions in use equally wide, so unrelated cells are hardly farther away than the cells of the same
-population. A cell belongs if
+A trajectory is the center of a tube: the region that contains most cells with the states of the trajectory. Distances
+are Fisher–Rao distances between decoded states. Distances in latent space are not used, because the prior makes all
+latent dimensions in use equally wide: unrelated cells are hardly farther away than the cells of the same population. A
+cell belongs to the trajectory in two cases:
 
-1. it lies in the tube. The width of the tube at a step follows from the latent density there: the covariance of its
-   components without the posterior variance of the cells there, in the metric of the decoder. Or
-2. it lies in the cloud around an end of the trajectory: the cells of the end's population that form one normal
+1. It lies in the tube. The width of the tube at a step is computed from the latent density there: it is the covariance
+   of the density's components, minus the posterior variance of the cells there, in the metric of the decoder.
+2. It lies in the cloud around an end of the trajectory: the cells of the end's population that form one normal
    distribution with the cells in the tube. Most populations extend beyond the point where a trajectory ends.
 
-A cell outside joins if at least half of its nearest cells belong by 1 or 2. Where groups are known, the nearest cells
-of each cell must also be of the groups of the cells around the nearest steps. This keeps out the cells of a sister fate
-that borders on the trajectory.
+A cell outside the tube and the clouds also belongs if at least half of its nearest cells lie in them. If groups are
+known, the nearest cells of each cell must also be of the groups of the cells around the nearest steps. This condition
+leaves out the cells of a sister fate that borders on the trajectory.
 
 Shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r reference cells,
 c components or groups.
@@ -42,8 +42,8 @@ HELD = 0.95
 _NEIGHBORS, _MAJORITY = 15, 0.5
 # Nearest cells are looked up only for cells within this multiple of the width of the tube; no others can belong.
 _CANDIDATES = 2.0
-# Number of directions of expression in which distances are measured. They keep all but a hundredth of a percent of the
-# variance, and are computed from at most `_DIRECTION_CELLS` cells.
+# Number of directions of expression in which distances are measured. These directions keep all but a hundredth of a
+# percent of the variance, and are computed from at most `_DIRECTION_CELLS` cells.
 _DIRECTIONS, _DIRECTION_CELLS = 64, 1000
 # Steps within this fraction of the trajectory on both sides count as nearby.
 _NEARBY = 0.1
@@ -108,7 +108,7 @@ def members(
 
 
 def project(points_nd: Tensor, path_td: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Project points on a path of straight steps, in coordinates whose Euclidean distance is meant.
+    """Project points on a path of straight steps, by Euclidean distance.
 
     Returns, for each point, the position of the nearest point of the path, from 0 at the start to 1 at the end, and the
     distance to this point. Both have shape (n,).
@@ -194,7 +194,7 @@ def _nearest_cells(state_nd: Tensor, rows: np.ndarray, seed: int) -> np.ndarray:
     j = min(_NEIGHBORS, len(reference) - 1)
     found_nj = reference[nearest(state_nd[torch.as_tensor(rows)], state_nd[torch.as_tensor(reference)], j + 1)[0]]
     itself_nj = found_nj == rows[:, None]
-    # A cell outside the reference, or with identical ones, leaves out the farthest.
+    # If a cell is not among its own nearest cells, the farthest of these is left out instead.
     itself_nj[~itself_nj.any(1), -1] = True
     others: np.ndarray = found_nj[~itself_nj].reshape(len(rows), j)
     return others
@@ -206,8 +206,8 @@ def _shared_groups(
     """Compare the groups of the cells around a cell with those of the cells around the nearby steps, shape (n,).
 
     Returns the sum over groups of the smaller one of two fractions: that among the cell's neighbors, and the largest
-    one among the cells nearest to any nearby step. It is 1 if the neighbors have only groups of these steps, and 0 if
-    they have none of these groups. Cells without a group count as one group.
+    one among the cells nearest to any nearby step. The sum is 1 if the neighbors have only groups of these steps, and 0
+    if they have none of these groups. Cells without a group count as one group.
     """
     names, code_n = np.unique(np.asarray([str(g) if g is not None else "" for g in groups_n]), return_inverse=True)
     step_tc, around_nc = (_fractions(code_n[rows], len(names)) for rows in (nearest_tj, neighbors_nj))

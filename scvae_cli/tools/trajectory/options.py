@@ -31,7 +31,7 @@ class InterpolateOptions(Reading, Subset, Drawing, Writing):
             Flag(name="--from", help="Group at which the trajectory starts."),
             Flag(
                 name="--via",
-                help="Group that the trajectory passes on the way. May be given several times.",
+                help="Group that the trajectory passes on the way. This option may be used several times.",
                 repeated=True,
             ),
             Flag(name="--to", help="Group at which the trajectory ends."),

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from scvae_cli.amounts import amount
 from scvae_cli.report.page import (
     NO_GROUP,
     OFF,
@@ -118,7 +119,7 @@ class Legend:
         labels = set() if backdrop.groups_n is None else set(backdrop.groups_n.tolist())
         others = len(labels - {None} - set(colors))
         if others:
-            groups.append((f"{others} other groups", Line2D([], [], color=OTHER_GROUPS, **dot)))
+            groups.append((amount(others, "other group"), Line2D([], [], color=OTHER_GROUPS, **dot)))
         if backdrop.groups_n is None or None in labels:
             groups.append(("cells" if not labels else "no group", Line2D([], [], color=NO_GROUP, **dot)))
         symbols_width = sum(text_width([name], _NAME_SIZE) + 0.27 for name, _ in symbols)
@@ -170,7 +171,7 @@ def draw_plane(
 ) -> None:
     """Draw the panel. `top` is the position of the upper edge; `top` and `height` are in inches."""
     tall = height - _TITLE - _AXIS - legend.height
-    head(figure, 0.1, top, "a", f"Trajectory among {len(backdrop.xy_n2):,} cells")
+    head(figure, 0.1, top, "a", f"Trajectory among {amount(len(backdrop.xy_n2), 'cell')}")
     axes = place(figure, _LEFT, top + _TITLE, _WIDTH, tall)
     axes.set_label("plane")
     axes.set(xticks=[], yticks=[], xlabel=backdrop.names[0], ylabel=backdrop.names[1])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
+from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_new_file, check_writable
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError
@@ -175,7 +176,8 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
 
     def text(self, result: Trajectory, facts: dict[str, Any]) -> str:
         first = (
-            f"{' → '.join(self.labels)}: {result.kind}, {facts['n_steps']} steps, length {facts['length']:.1f} "
-            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to it"
+            f"{' → '.join(self.labels)}: {result.kind}, {amount(facts['n_steps'], 'step')}, length "
+            f"{facts['length']:.1f} {self.session.distance_unit}; {facts['n_cells_on_path']:,} of "
+            f"{facts['n_cells']:,} cells belong to it"
         )
         return "\n".join([first, *self.shared_lines(result, facts)])

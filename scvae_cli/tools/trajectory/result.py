@@ -139,8 +139,8 @@ class Trajectory:
             f"{step} (near {group!r})" if (group := self.steps.group_t[step]) else str(step) for step in self.returning
         )
         return (
-            f"the trajectory returns to where it was: step {end} is like step {begin}, after step {farthest}; check "
-            "the order of the groups, or end the trajectory at an earlier group"
+            f"the trajectory returns to an earlier state: after step {farthest}, the expression at step {end} is "
+            f"like that at step {begin}; check the order of the groups, or end the trajectory at an earlier group"
         )
 
     def warning_of_groups(self) -> str | None:

@@ -65,7 +65,7 @@ class Steps:
 
 def refuse_too_many(n_steps: int, n_genes: int, n_paths: int = 0) -> None:
     """Raise a ConfigError if the expression along a trajectory, and along the paths of a bundle, is too large."""
-    # Means, bands, differences and their copies; of a bundle, every path and what its quantiles need.
+    # Memory per step: means, bands, differences and their copies; for a bundle, also every path and its quantiles.
     per_step = n_genes * (80 + 12 * n_paths)
     refuse_too_large(
         n_steps * per_step,
