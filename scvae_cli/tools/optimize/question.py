@@ -1,4 +1,4 @@
-"""How `optimize` runs, and what the command line prints about the result."""
+"""The steps of `optimize`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

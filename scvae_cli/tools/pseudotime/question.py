@@ -1,4 +1,4 @@
-"""How `pseudotime` runs, and what the command line prints about the result."""
+"""The steps of `pseudotime`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

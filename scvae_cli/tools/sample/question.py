@@ -1,4 +1,4 @@
-"""How `sample` runs, and what the command line prints about the result."""
+"""The steps of `sample`, and what the command line prints about the result."""
 
 from __future__ import annotations
 
