@@ -55,7 +55,7 @@ class Shell(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """What the command line shows about an answer.
+    """Report on an answer, as the command line shows it.
 
     Parameters
     ----------

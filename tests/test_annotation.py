@@ -289,7 +289,7 @@ def test_an_empty_text_is_no_label():
     adata, model, _ = hidden()
     adata = adata[:120].copy()
     adata.obs["known"] = [("a", "b", "")[i % 3] for i in range(120)]
-    with pytest.warns(ScvaeWarning, match="40 cell.s. have an empty text"):
+    with pytest.warns(ScvaeWarning, match="40 cells have an empty text"):
         result = scvae.annotate(adata, model, labels_key="known", inplace=False)
     assert result.labels == ("a", "b")
     assert result.labeled_n.sum() == 80

@@ -20,7 +20,7 @@ _OBJECT = struct.Struct("<HH4xQ")
 
 
 def check_heaps(path: Path) -> None:
-    """Raise a ValueError if HDF5 would never end reading a heap of a file of up to 32 MiB."""
+    """Raise a ValueError if HDF5 would read a heap of a file without end; files above 32 MiB are not checked."""
     size = path.stat().st_size
     if not 0 < size <= _MOST_BYTES:
         return

@@ -110,7 +110,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 
 
 def in_natural_order(labels: Collection[str]) -> list[str] | None:
-    """Sort labels that are numbers, or that differ only in one number or in one range of numbers; None for others.
+    """Sort labels that are numbers, or that differ only in one number or range of numbers; return None for others.
 
     A number in a label has no sign, because a hyphen may stand for "to". Dates have three numbers and are not sorted.
 

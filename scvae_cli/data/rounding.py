@@ -95,7 +95,7 @@ class Rounder:
 
     @property
     def about(self) -> str | None:
-        """What was rounded, as text; None if all values were whole numbers."""
+        """Description of what was rounded, as text; None if all values were whole numbers."""
         if self.farthest == 0:
             return None
         if self.how is None:

@@ -1,4 +1,4 @@
-"""How well an embedding mixes batches: iLISI and kBET, as scIB defines them (Luecken et al. 2022).
+"""Mixing of batches in an embedding: iLISI and kBET, as scIB defines them (Luecken et al. 2022).
 
 - iLISI (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0): the weights of a cell's neighbors fall with distance, at
   a rate for which the effective number of neighbors is the perplexity. The inverse Simpson index of the batches of the

@@ -1,4 +1,4 @@
-"""How well an embedding separates known labels of cells: vote of neighbors, Leiden clusters, and silhouette.
+"""Separation of known labels of cells in an embedding: vote of neighbors, Leiden clusters, and silhouette.
 
 Shapes: n cells, k coordinates.
 """

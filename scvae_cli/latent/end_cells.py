@@ -1,4 +1,4 @@
-"""Which cells of a population represent the end of a branch or of a trajectory.
+"""Choice of the cells of a population that represent the end of a branch or of a trajectory.
 
 Shapes: n nodes of a population's core, p nodes of a population, d coordinates.
 """

@@ -1,4 +1,4 @@
-"""How much the latent positions of the cells of one batch differ from those of the other batches.
+"""Difference between the latent positions of the cells of one batch and those of the other batches.
 
 Shapes: n cells, k latent dimensions, b batches.
 """

@@ -1,1 +1,1 @@
-"""What users do with a model: one folder per capability."""
+"""The operations of scvae, such as `embed` and `de`, with one folder for each."""

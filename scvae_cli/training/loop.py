@@ -138,9 +138,9 @@ class Trainer:
         self._config, self._batch_size, self._compute = config, batch_size, compute
         steps_per_epoch = len(even_batches(np.arange(training.n_cells), batch_size))
         self.schedule = Schedule.plan(config, steps_per_epoch, kl_warmup_share=kl_warmup_share)
-        assert config.weight_decay is not None, "settled before the training starts"
-        assert config.eased_dropout is not None, "settled before the training starts"
-        assert config.mix_batches is not None, "settled before the training starts"
+        assert config.weight_decay is not None, "`settle` replaces None before the training"
+        assert config.eased_dropout is not None, "`settle` replaces None before the training"
+        assert config.mix_batches is not None, "`settle` replaces None before the training"
         self._eased_dropout, self._mixing = config.eased_dropout, config.mix_batches
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._manual_backward = can_train(vae)

@@ -75,8 +75,8 @@ class Schedule:
     @classmethod
     def plan(cls, config: TrainConfig, steps_per_epoch: int, *, kl_warmup_share: float = 1.0) -> Schedule:
         """Create a schedule. Lengths that are None in the configuration follow from the number of steps per epoch."""
-        assert config.learning_rate is not None, "settled before the training starts"
-        assert config.eased_dropout is not None, "settled before the training starts"
+        assert config.learning_rate is not None, "`settle` replaces None before the training"
+        assert config.eased_dropout is not None, "`settle` replaces None before the training"
         max_epochs = config.max_epochs or max(1, min(MAX_EPOCHS, MAX_STEPS // steps_per_epoch))
         steps = PATIENCE_STEPS * (PATIENCE_IF_FLAT if config.flat else 1)
         patience = config.patience or max(MIN_PATIENCE_EPOCHS, math.ceil(steps / steps_per_epoch))

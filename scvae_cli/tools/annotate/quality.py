@@ -1,4 +1,4 @@
-"""How well labels are predicted: confusion table, macro F1, calibration, prediction sets and false alarms.
+"""Quality of predicted labels: confusion table, macro F1, calibration, prediction sets and false alarms.
 
 All measures are computed on labeled cells that were held out from the classifier. A held-out cell has a weight: the
 number of labeled cells for which it stands.
@@ -53,7 +53,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Quality:
-    """How well held-out labeled cells were predicted.
+    """Quality of the labels predicted for held-out labeled cells.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""How `annotate` runs, and what the command line prints about the result."""
+"""The steps of `annotate`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `de` runs, and what the command line prints about the result."""
+"""The steps of `de`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

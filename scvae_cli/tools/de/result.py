@@ -111,7 +111,7 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def source_g(self) -> np.ndarray:
-        """What each gene is tested by: "modeled" (decoder and counts) or "counts", shape (g,)."""
+        """How each gene is tested: "modeled" (by decoder and counts) or "counts" (by counts alone), shape (g,)."""
         source_g: np.ndarray = np.where(np.arange(len(self.genes)) < self.n_modeled, MODELED, COUNTED).astype(object)
         return source_g
 

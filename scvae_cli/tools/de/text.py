@@ -1,4 +1,4 @@
-"""What the command line prints about a comparison."""
+"""Text that the command line prints about a comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `denoise` runs, and what the command line prints about the result."""
+"""The steps of `denoise`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

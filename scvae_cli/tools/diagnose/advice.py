@@ -35,7 +35,7 @@ class Command:
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to do about a finding.
+    """Advice on a finding.
 
     Parameters
     ----------

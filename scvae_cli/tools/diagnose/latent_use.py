@@ -1,4 +1,4 @@
-"""Which latent dimensions carry information, and how the aggregated posterior compares with the prior.
+"""Information in each latent dimension, and comparison of the aggregated posterior with the prior.
 
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
 density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
@@ -65,7 +65,7 @@ class LatentUse:
 
     @property
     def collapse(self) -> str:
-        """How many dimensions have collapsed to the prior: "none", "some" or "all"."""
+        """Share of the dimensions that have collapsed to the prior: "none", "some" or "all"."""
         if self.n_active == len(self.active_k):
             return "none"
         return "some" if self.n_active else "all"

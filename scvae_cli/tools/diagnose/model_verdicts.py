@@ -20,7 +20,7 @@ FEW_ACTIVE = 2
 # Two axes with a correlation of 0.3 share a tenth of their variance; with 0.6 they carry much the same information.
 CORRELATIONS = 0.3, 0.6
 # Fraction of prior samples in holes; 1% is expected. Above 5%, sampling needs --avoid-holes. Above 50%, the prior does
-# not describe the cells. Models trained with the default options have about 25%.
+# not describe the cells. In models trained with the default options, about 25% are in holes.
 HOLES = 0.05, 0.50
 # Gaps in percent of the bound. A change of the training procedure changes the bound by about 0.5%; good and bad models
 # differ by 2%.

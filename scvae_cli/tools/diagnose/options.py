@@ -13,7 +13,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseOptions(Reading, Subset, Drawing, Writing):
-    """How a model is diagnosed."""
+    """Options that say how a model is diagnosed."""
 
     n_samples: int = option(
         200,

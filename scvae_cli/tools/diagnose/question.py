@@ -1,4 +1,4 @@
-"""How `diagnose` runs, and what the command line prints about the result."""
+"""The steps of `diagnose`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What colors the cells of a figure: a column of obs, or the expression of a gene.
+"""Colors of the cells of a figure, from a column of obs or from the expression of a gene.
 
 Shapes: n cells.
 """

@@ -1,4 +1,4 @@
-"""How `embed` runs, and what the command line prints about the result."""
+"""The steps of `embed`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class InfoOptions(Options):
-    """Which results are listed."""
+    """Options that say which results are listed."""
 
     key_added: str = option("scvae", help="The value of --key-added with which the results were written.", panel=OUTPUT)
 

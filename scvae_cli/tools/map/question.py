@@ -1,4 +1,4 @@
-"""How `map` runs, and what the command line prints about the result."""
+"""The steps of `map`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

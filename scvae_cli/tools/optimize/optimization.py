@@ -39,8 +39,8 @@ from scvae_cli.tools.trajectory.steps import refuse_too_many
 
 # Default of the largest length, in units of the distance from the start to the farthest cell.
 _FARTHEST_CELLS = 5.0
-# Without a constraint, all starting positions but the first still lie where at most this fraction of the held-out cells
-# lies at a higher density.
+# If the user sets no constraint, starting positions after the first are nevertheless chosen where at most this fraction
+# of the held-out cells has a higher density.
 _USUAL = 0.9
 # Two ends of paths count as equally high if the scores there differ by at most this many standard deviations of the
 # scores of the cells.

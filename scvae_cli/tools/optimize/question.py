@@ -1,4 +1,4 @@
-"""How `optimize` runs, and what the command line prints about the result."""
+"""The steps of `optimize`, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
         label = options.from_cell or options.group
-        assert label is not None, "checked by the options"
+        assert label is not None, "the options check this"
         groupby = None if options.from_cell is not None else options.groupby
         [self.start] = self.session.populations([label], groupby=groupby)
 

@@ -1,4 +1,4 @@
-"""Where an optimization starts: at a cell that is typical of its group.
+"""Start of an optimization: a cell that is typical of its group.
 
 A typical cell lies where the cells of the group are dense. Only the cells of the group are used: a few cells with a
 wrong label do not move the typical cell, even if they lie among many cells of other groups.

@@ -18,7 +18,7 @@ Method = Literal["auto", "centroid", "ot"]
 
 @dataclass(frozen=True, kw_only=True)
 class PerturbOptions(Reading, Drawing, WritingNewCells):
-    """Which perturbation of which cells is predicted, and how."""
+    """Options that say which perturbation of which cells is predicted, and how."""
 
     perturbation_key: str = option(help="Column of obs with the perturbation of each cell.", takes=_COLUMN)
     control: str = option(help="Label of the control cells in the --perturbation-key column.", takes=_LABEL, label=True)

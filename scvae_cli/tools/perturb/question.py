@@ -1,4 +1,4 @@
-"""How `perturb` runs, and what the command line prints about the result."""
+"""The steps of `perturb`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a prediction is made: the method, the share of the mean shift, and the scale of the change.
+    """Recipe of a prediction: the method, the share of the mean shift, and the scale of the change.
 
     The mean shift is the average observed change of expression from control to treated cells in the groups that the
     perturbation is learned from. The rest of the prediction is the change decoded by the model after a shift by the

@@ -1,4 +1,4 @@
-"""How `pseudotime` runs, and what the command line prints about the result."""
+"""The steps of `pseudotime`, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
     def prepare(self) -> None:
         options = self.options
         label = options.root_cell or options.root
-        assert label is not None, "checked by the options"
+        assert label is not None, "the options check this"
         groupby = options.groupby if options.root_cell is None else None
         [self.root] = self.session.populations([label], groupby=groupby)
         self.ends = self.session.populations(options.ends, groupby=options.groupby) if options.ends else []

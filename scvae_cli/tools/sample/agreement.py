@@ -1,4 +1,4 @@
-"""How far the genes' means, variances and zero fractions in sampled cells are from those in real cells.
+"""Differences between sampled and real cells in the genes' means, variances and zero fractions.
 
 The real cells are split into two random halves. One half is the reference. Sampled cells are compared with the
 reference. As a baseline, the reference is also compared with as many cells of the other half as there are sampled cells

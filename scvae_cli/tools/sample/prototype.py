@@ -100,7 +100,7 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
         If a library size is requested from a model of real numbers.
     """
     size = library_size(model, options.library_or_default, usual="median")
-    assert size is not None, "refused with the options"
+    assert size is not None, "the options refuse this combination"
     z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
     batch_as = options.batch_as or AVERAGE
     batch = batch_index(model, batch_as)

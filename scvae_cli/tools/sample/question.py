@@ -1,4 +1,4 @@
-"""How `sample` runs, and what the command line prints about the result."""
+"""The steps of `sample`, and what the command line prints about the result."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
     def figure(self, result: Sampled | Prototype) -> Figure:
         from scvae_cli.tools.sample.figure import Points, sample_figure
 
-        assert isinstance(result, Sampled), "refused with the options"
+        assert isinstance(result, Sampled), "the options refuse this combination"
         assert self.comparison is not None, "it was made for the figure"
         points = Points.of(self.session.model, self._real_cells(), result, seed=self.options.seed)
         return sample_figure(points, result, self.comparison.real, self.comparison.samples)

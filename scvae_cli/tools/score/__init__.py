@@ -1,1 +1,1 @@
-"""How likely each cell is under the model, and which cells are anomalies."""
+"""The likelihood of each cell under the model, and anomalies among the cells."""

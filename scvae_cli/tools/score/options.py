@@ -11,7 +11,7 @@ from scvae_cli.verb import Verb
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions(Reading, Subset, Drawing, Writing):
-    """How cells are scored."""
+    """Options that say how cells are scored."""
 
     n_samples: int = option(
         100,

@@ -1,4 +1,4 @@
-"""How `score` runs, and what the command line prints about the result."""
+"""The steps of `score`, and what the command line prints about the result."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ def _numbers(flag: str, text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(Drawing, Writing):
-    """Which option is varied, which criterion decides, and how each model is trained."""
+    """Options that say which training option is varied, which criterion decides, and how each model is trained."""
 
     beta: tuple[float, ...] | None = option(
         None,

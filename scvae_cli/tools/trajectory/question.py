@@ -1,4 +1,4 @@
-"""How `interpolate` runs, and what every command that computes a trajectory writes and prints."""
+"""The steps of `interpolate`, and what every command that computes a trajectory writes and prints."""
 
 from __future__ import annotations
 
