@@ -2,9 +2,9 @@
 
 Prediction sets cover the true label, and probabilities are calibrated, for cells that are exchangeable with the labeled
 cells. Whether they are can be tested: a classifier learns to tell cells without a label from labeled cells, and is
-tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). The cells are compared
-within each predicted label, because other proportions of the labels alone do little harm: sets and "unknown" are
-calibrated label by label.
+tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arXiv.1610.06545). Of each predicted label,
+equally many cells of both kinds are compared, because other proportions of the labels alone do little harm: sets and
+"unknown" are calibrated label by label.
 
 The figure is the area under the ROC curve of the classifier: 0.5 if the cells are alike, and 1 if every cell can be
 told.
@@ -77,8 +77,11 @@ def difference(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         classifier = LogisticRegression(C=_INVERSE_PENALTY, max_iter=100)
-        x_nj = _centered(x_nj, label_n)
-        score_n = cross_val_predict(classifier, x_nj, kind_n, cv=folds, method="decision_function")
+        x_nj = x_nj / np.maximum(x_nj.std(axis=0), 1e-9)
+        # With equal shares of both kinds of each label in all parts. The labels then tell nothing about the kind; with
+        # other shares, what one part has too many of, the other parts would have too few of.
+        parts = folds.split(x_nj, 2 * label_n + kind_n)
+        score_n = cross_val_predict(classifier, x_nj, kind_n, cv=list(parts), method="decision_function")
     n = len(kind_n) // 2
     return Difference(float(roc_auc_score(kind_n, score_n)), float(np.sqrt((2 * n + 1) / (12 * n * n))))
 
@@ -90,19 +93,11 @@ def some_cells(cells: np.ndarray, *, seed: int) -> np.ndarray:
 
 
 def _balanced(x_nj: np.ndarray, kind_n: np.ndarray, label_n: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keep equal numbers of both kinds of cells of each label."""
+    """Keep equal numbers of both kinds of cells of each label, and leave out labels with fewer cells than parts."""
     kept = [np.empty(0, dtype=np.int64)]
     for label in np.unique(label_n):
         cells = [np.flatnonzero((label_n == label) & (kind_n == kind)) for kind in (0, 1)]
-        kept += [part[: min(map(len, cells))] for part in cells]
+        few = min(map(len, cells))
+        kept += [part[:few] for part in cells if few >= PARTS]
     rows = np.sort(np.concatenate(kept))
     return x_nj[rows], kind_n[rows], label_n[rows]
-
-
-def _centered(x_nj: np.ndarray, label_n: np.ndarray) -> np.ndarray:
-    """Subtract the mean of each label, and scale the coordinates to unit variance."""
-    centered_nj = x_nj.astype(np.float64)
-    for label in np.unique(label_n):
-        centered_nj[label_n == label] -= centered_nj[label_n == label].mean(axis=0)
-    scaled_nj: np.ndarray = centered_nj / np.maximum(centered_nj.std(axis=0), 1e-9)
-    return scaled_nj
