@@ -16,9 +16,9 @@ from scvae_cli.model.vae import VAE
 def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
     """Return a copy of a network that also has the batches `new`.
 
-    The effects of a new batch on the decoder are the mean effects of the batches of the training, and its shift of the
-    encoder is 0. The new batches have no weight in averages over batches. What the network computes for the cells of
-    the other batches therefore stays the same to the bit.
+    The effects of a new batch on the decoder are the mean effects of the batches of the training, and what else a
+    mapped batch changes (`mapped_batches.py`) is 0. The new batches have no weight in averages over batches. What the
+    network computes for the cells of the other batches therefore stays the same to the bit.
 
     Parameters
     ----------

@@ -111,8 +111,9 @@ MAP = Verb(
     home="scvae_cli.tools.map.question:Map",
     about="""Take new batches into a trained model, without training it again.
 
-    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
-    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
+    Only what belongs to the new batches is trained: their effects on the decoder, which may differ between populations
+    of cells, and shifts of the encoder, by which new cells come to lie near cells of the training of their kind. All
+    are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
     of the model stays the same, so the cells of the training keep their embedding to the bit. The result is a model
     like any other, for the cells of the training and the new ones.
 
@@ -121,8 +122,9 @@ MAP = Verb(
     in obs["scvae_no_counterpart"].""",
     python_about="""Take new batches into a trained model, without training it again.
 
-    Only what belongs to the new batches is trained: their effects on the decoder, and a shift of the encoder's input.
-    These are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
+    Only what belongs to the new batches is trained: their effects on the decoder, which may differ between populations
+    of cells, and shifts of the encoder, by which new cells come to lie near cells of the training of their kind. All
+    are shrunk toward the effects of the batches that the model has, the more, the fewer cells there are. The rest
     of the model stays the same, so the cells of the training keep their embedding to the bit.
 
     obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: the share of
