@@ -24,6 +24,9 @@ cells is reported, at 5% false alarms.
 `--leave-out` trains the reference without one type of cells in turn and measures how well `counterpart_p` finds the
 cells of this type in the query (AUROC), and which share of the others is reported.
 
+Recorded with seed 0: scArches' surgery on kang from control to stimulated cells only, and not all sets. The times of
+training and mapping are those of the clock, on a machine with other work.
+
 Results are added to `results/mapping.json` after every step; `results/mapping.md` is the table of them. Trained models
 are kept in `--cache`.
 """
