@@ -25,6 +25,9 @@ query's cells that is reported, at 5% false alarms.
 `--leave-out` trains the reference without one type of cells at a time. This option measures how well `counterpart_p`
 finds the cells of this type in the query (AUROC), and which share of the other cells is reported.
 
+Recorded with seed 0. scArches' surgery was run only for kang from control to stimulated cells, and not all data
+sets were run. Times were measured on a machine with other work.
+
 Results are added to `results/mapping.json` after every step; `results/mapping.md` is a table of them. Trained models
 are kept in `--cache`.
 """

@@ -168,6 +168,8 @@ def annotate(
     *,
     labels_key: str,
     unlabeled: str | None = None,
+    coarse_key: str | None = None,
+    fine_probability: float = 0.9,
     reference: Path | str | None = None,
     coverage: float = 0.9,
     unknown_rate: float = 0.01,

@@ -23,6 +23,7 @@ import scvae_cli as scvae
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.tools.annotate.classifier import log_odds, pool_weights, pooled, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores
+from scvae_cli.tools.annotate.difference import difference
 from scvae_cli.tools.annotate.held_out_parts import chosen_cells, parts_of
 from scvae_cli.tools.annotate.novelty import metric_of_all, metric_of_labels, novelty
 from scvae_cli.tools.annotate.quality import confusion, macro_f1, reliability
@@ -158,6 +159,25 @@ def test_novelty_ignores_directions_in_which_all_cells_vary():
     between = novelty(np.array([[0.0, 4.0, 0]]), labels, everything)[0]
     assert between > along + 5
     assert np.isfinite(away)
+
+
+@pytest.mark.parametrize(
+    ("shares", "shift", "clear"), [((0.5, 0.5), 0.0, False), ((0.9, 0.2), 0.0, False), ((0.5, 0.5), 0.7, True)]
+)
+def test_cells_that_differ_from_labeled_cells_of_their_label_are_found(shares, shift, clear):
+    rng = np.random.default_rng(5)
+    found = []
+    for share in shares:
+        label_n = (rng.random(800) < share).astype(int)
+        # The labels lie apart in the first coordinate; a shift of the second one is not a matter of labels.
+        x_nj = (
+            rng.normal(size=(800, 20)) + np.outer(label_n, np.eye(20)[0] * 5) + np.eye(20)[1] * shift * len(found) / 2
+        )
+        found += [x_nj, label_n]
+    result = difference(*found, seed=0)
+    assert result.is_clear == clear
+    assert (result.auc < 0.58) != clear
+    assert difference(found[0][:10], found[1][:10], found[2], found[3], seed=0) is None
 
 
 # --- annotate ---------------------------------------------------------------------------------------------------------
@@ -303,6 +323,7 @@ def two_batches():
     return adata, scvae.train(adata, **TINY, batch_key="batch")
 
 
+@pytest.mark.filterwarnings("ignore:the cells without a label differ")
 def test_cells_of_other_batches_than_the_labeled_ones_are_told(tmp_path):
     adata, model = two_batches()
     adata = adata.copy()
@@ -310,12 +331,14 @@ def test_cells_of_other_batches_than_the_labeled_ones_are_told(tmp_path):
     half = np.arange(adata.n_obs) % 2 == 0
     asked = {"labels_key": "known", "inplace": False, "unknown_rate": 0.0}
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(half)
-    scvae.annotate(adata, model, **asked)
+    assert not scvae.annotate(adata, model, **asked).difference.is_clear
     adata.obs["known"] = adata.obs["cell_type"].astype(object).where(first)
     with pytest.warns(
         ScvaeWarning, match=f"{(~first).sum()} of .* of a batch without labeled cells .batch_2.: accuracy"
     ):
-        scvae.annotate(adata, model, **asked)
+        found = scvae.annotate(adata, model, **asked)
+    assert found.difference.is_clear
+    assert "not guaranteed that their sets contain the true label with probability 0.9" in found.warnings()[0]
     reference, query = tmp_path / "reference.h5ad", adata[~first].copy()
     adata[first].copy().write_h5ad(reference)
     with pytest.warns(ScvaeWarning, match="without labeled cells .batch_2."):

@@ -32,8 +32,8 @@ OPTIONS = {
     f"--compile --threads {PRINTING}",
     "embed": f"{MODEL} --axes --refine --umap --leiden --resolution --n-neighbors --seed --color {ASKING} --plot "
     f"{PRINTING}",
-    "annotate": f"{MODEL} --labels-key --unlabeled --reference --coverage --unknown-rate --seed --subset {ASKING} "
-    f"--plot {PRINTING}",
+    "annotate": f"{MODEL} --labels-key --unlabeled --coarse-key --fine-probability --reference --coverage "
+    f"--unknown-rate --seed --subset {ASKING} --plot {PRINTING}",
     "denoise": f"{MODEL} --estimate --samples --library --genes --all-genes --groupby --batch-as "
     f"--with-zero-inflation --seed {ASKING} {PRINTING}",
     "interpolate": "DATA --groupby --from --to --via --from-cell --to-cell --time-key --steps --name --path --endpoint "
@@ -72,7 +72,7 @@ KEYS = {
     "train": "model epochs seconds heldout_elbo active_units n_cells n_genes",
     "embed": "output n_cells space n_dimensions n_latent refined_gain n_clusters missing_genes plot slots",
     "annotate": "output labels_key reference n_cells n_labeled labels n_unknown unknown_rate coverage heldout "
-    "view_weights missing_genes plot slots",
+    "view_weights difference coarse missing_genes plot slots",
     "denoise": "output n_cells n_genes n_genes_modelled n_bytes group_means missing_genes slots",
     "interpolate": "output name waypoints kind n_steps length off_manifold groups_passed steps_without_cells "
     "returns n_cells n_cells_on_path groups_on_path "

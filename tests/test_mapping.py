@@ -8,13 +8,16 @@ import json
 import anndata as ad
 import numpy as np
 import pytest
+import scipy.sparse as sp
+import torch
 from command_line import run_cli, run_well
 from simulated import TINY, counts_of, tree
 from workbench import DATA, USAGE, contents, refused
 
 import scvae_cli as scvae
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
-from scvae_cli.training.mapping import map_batches, typical_difference
+from scvae_cli.model.mapped_batches import Responses
+from scvae_cli.training.mapping import map_batches, simulated_positions, typical_difference
 
 LEARNING = TINY | {"n_hidden": 64, "max_epochs": 30, "precision": "fp32", "genes": "all"}
 QUIET = pytest.mark.filterwarnings("ignore::scvae_cli.errors.ScvaeWarning")
@@ -73,6 +76,61 @@ def test_effects_of_genes_are_the_true_ones():
     assert np.corrcoef(effect_bg[1][seen], (true_bg[1] - true_bg[0])[seen])[0, 1] > 0.9
 
 
+def test_responses_are_linear_and_belong_to_mapped_batches():
+    torch.manual_seed(0)
+    responses = Responses(2, 3, 5)
+    torch.nn.init.normal_(responses.slope_dkg)
+    z_nk, v_mnk, batch_n = torch.randn(4, 3), torch.randn(2, 4, 3), torch.tensor([0, 1, 2, 3])
+    shift_ng = responses(z_nk, batch_n, 4)
+    assert (shift_ng[:2] == 0).all()
+    torch.testing.assert_close(shift_ng[2], z_nk[2] @ responses.slope_dkg[0])
+    torch.testing.assert_close(responses(z_nk, torch.eye(4), 4), shift_ng)
+    assert (responses(z_nk, torch.ones(4, 2), 4) == 0).all()
+    moved_mng = torch.stack([responses(z_nk + v_nk, batch_n, 4) for v_nk in v_mnk])
+    torch.testing.assert_close(responses.push(v_mnk, batch_n, 4), moved_mng - shift_ng)
+
+
+def test_decoding_and_its_derivative_agree_in_a_mapped_batch():
+    decoder = joint().vae.decoder
+    z_nk, v_nk = torch.randn(4, joint().vae.n_latent), torch.randn(4, joint().vae.n_latent)
+    batch_n = torch.full((4,), len(joint().batches) - 1)
+    assert decoder.responses is not None
+    assert (decoder.responses.slope_dkg != 0).any()
+    with torch.no_grad():
+        logits_ng, change_mng = decoder.push_logits(z_nk, v_nk[None], batch_n)
+        torch.testing.assert_close(logits_ng, decoder(z_nk, batch_n).logits_ng, atol=1e-4, rtol=1e-4)
+        ahead_ng = decoder(z_nk + 1e-2 * v_nk, batch_n).logits_ng
+        behind_ng = decoder(z_nk - 1e-2 * v_nk, batch_n).logits_ng
+    torch.testing.assert_close(change_mng[0], (ahead_ng - behind_ng) / 2e-2, atol=2e-2, rtol=2e-2)
+
+
+@QUIET
+def test_an_effect_on_one_population_is_learned():
+    _, query, model = sides(2)
+    treated, rng = query.copy(), np.random.default_rng(0)
+    mature_n = treated.obs["cell_type"].str.endswith("_1").to_numpy()
+    genes = np.argsort(np.asarray(treated.X.sum(0)).ravel())[-40::4]
+    x_ng = treated.X.toarray()
+    x_ng[np.ix_(mature_n, genes)] = rng.binomial(x_ng[np.ix_(mature_n, genes)].astype(int), 0.2)
+    treated.X = sp.csr_matrix(x_ng)
+    mapped = scvae.map(treated, model, batch_key="batch", inplace=False)
+    after, before = (
+        scvae.denoise(treated, one, batch_as="observed", inplace=False).rows.whole() for one in (mapped, joint(2))
+    )
+    change_ng = np.log(after / before)
+    assert change_ng[np.ix_(mature_n, genes)].mean() < change_ng[np.ix_(~mature_n, genes)].mean() - 0.4
+    rest = np.setdiff1d(np.arange(treated.n_vars), genes)
+    assert np.abs(change_ng[:, rest]).mean() < 0.15
+
+
+def test_simulated_cells_stand_for_the_cells_of_the_training():
+    reference, _, model = sides()
+    simulated_sk = simulated_positions(model, seed=0)
+    mean_nk = scvae.embed(reference, model, space="latent", inplace=False).mean_nk
+    # Canonical axes are turned against those of the networks, so only lengths can be compared.
+    assert simulated_sk.norm(dim=1).mean() == pytest.approx(np.linalg.norm(mean_nk, axis=1).mean(), rel=0.15)
+
+
 def test_a_new_batch_explains_its_cells():
     _, query, model = sides()
     mapped = joint()
@@ -116,7 +174,7 @@ def test_order_of_genes_does_not_matter_and_missing_genes_are_told():
     _, query, model = sides()
     turned = query[:, ::-1].copy()
     mapped = scvae.map(turned, model, inplace=False)
-    assert np.allclose(mapped.vae.encoder.shift_bh.detach(), joint().vae.encoder.shift_bh.detach())
+    assert np.allclose(mapped.vae.encoder.shifts.hidden_bh.detach(), joint().vae.encoder.shifts.hidden_bh.detach())
     with pytest.warns(ScvaeWarning, match="genes are missing"):
         scvae.map(query[:, 10:].copy(), model, inplace=False)
     with pytest.raises(DataError, match="genes"):

@@ -7,7 +7,7 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -277,15 +277,18 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
     return labels_of(column)
 
 
-def obs_values(store: CellStore, key: str, *, purpose: str, measured: bool = False) -> np.ndarray:
+def obs_values(
+    store: CellStore, key: str, *, purpose: str, measured: bool = False, without: Collection[str] = ()
+) -> np.ndarray:
     """Read a column of obs.
 
     If the column does not exist, raises a DataError, whose hint lists the columns that the option `purpose` can take.
-    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True.
+    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and those in
+    `without` are not listed.
     """
     if key not in store.obs_keys:
-        names = [name for name in store.obs_keys if _could_name_groups(store, name, measured=measured)]
-        known = ", ".join(names) or "none"
+        names = [name for name in store.obs_keys if name not in without]
+        known = ", ".join(name for name in names if _could_name_groups(store, name, measured=measured)) or "none"
         raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
     return store.obs_column(key)
 

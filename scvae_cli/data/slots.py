@@ -141,12 +141,15 @@ class SlotNames:
     # uns: results of a diagnosis, with its sections and verdicts.
     diagnosis = _Key("{}/diagnosis")
     # obs: predicted label, or "unknown"; probability of the most probable label; labels of the prediction set, joined
-    # by " | "; p-value of belonging to a known type. obsm: probability of each label, cells × labels. uns: the labels,
-    # in the order of these columns.
+    # by " | "; p-value of belonging to a known type; coarse label and its probability; label, or coarse label where the
+    # label is uncertain. obsm: probability of each label, cells × labels. uns: the labels, in the order of its columns.
     label = _Key("{}_label")
     label_probability = _Key("{}_label_probability")
     label_set = _Key("{}_label_set")
     label_p = _Key("{}_label_p")
+    label_coarse = _Key("{}_label_coarse")
+    label_coarse_probability = _Key("{}_label_coarse_probability")
+    label_backed_off = _Key("{}_label_backed_off")
     label_probabilities = _Key("{}_label_probabilities")
     label_names = _Key("{}/label_names")
     # obs: position along a path, 0 to 1, NaN for cells far from it.

@@ -19,6 +19,7 @@ from scvae_cli.model.count_nll import mean_nll, nll_and_gradients
 from scvae_cli.model.encoder_input import log1p_at_depth
 from scvae_cli.model.hidden import HiddenLayers, NormalizedHidden
 from scvae_cli.model.isometric import isometric, slope
+from scvae_cli.model.mapped_batches import EncoderShifts, Responses
 from scvae_cli.model.normal import NormalHead, NormalOutput
 
 # Bounds on the inverse dispersion θ. Below the lower bound, float32 cannot distinguish a gene from pure noise; above
@@ -29,8 +30,8 @@ LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4
 class Encoder(nn.Module):
     """Network that maps a cell to its posterior. The batch is not an input, so cells of new batches can be embedded.
 
-    In a model onto which batches were mapped, these batches shift the first hidden layer by `shift_bh` (as a shift of
-    the encoder's input would). For the batches of the training, and for cells of unknown batches, the shift is 0.
+    Only in a model onto which batches were mapped, these batches shift the first hidden layer and the posterior mean
+    (`mapped_batches.py`).
 
     Counts are scaled to the reference library size, which is the median of the training cells. The scaled counts are
     then log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all
@@ -46,13 +47,16 @@ class Encoder(nn.Module):
         self.hidden = HiddenLayers(n_genes, n_hidden, n_layers, dropout)
         self.posterior = nn.Linear(n_hidden, 2 * n_latent)
         self.register_buffer("centre_g", torch.zeros(n_genes))
-        self.shift_bh = nn.Parameter(torch.zeros(n_shifts, n_hidden)) if n_shifts else None
+        self.shifts = EncoderShifts(n_shifts, n_hidden, n_latent) if n_shifts else None
 
     def forward(self, cells: Minibatch, reference_library: Tensor) -> tuple[Tensor, Tensor]:
         """Compute the mean and the log variance of q(z|x), each of shape (n, k)."""
         first_nh = self.first_nh(cells, reference_library)
-        shift_nh = self.shift_nh(cells.batch_n)
-        return self.after_first(first_nh if shift_nh is None else first_nh + shift_nh)
+        if self.shifts is None or cells.batch_n is None:
+            return self.after_first(first_nh)
+        member_nb = indicator(cells.batch_n, self.shifts.hidden_bh)
+        mean_nk, log_var_nk = self.after_first(self.shifts.first_nh(first_nh, member_nb))
+        return self.shifts.mean_nk(mean_nk, member_nb), log_var_nk
 
     def first_nh(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
         """Compute the output of the first linear map, before the shift of a batch is added, shape (n, h)."""
@@ -63,12 +67,6 @@ class Encoder(nn.Module):
         """Compute mean and log variance of q(z|x) from the output of the first linear map, each of shape (n, k)."""
         mean_nk, log_var_nk = self.posterior(self.hidden.after_first(first_nh)).chunk(2, dim=1)
         return mean_nk, log_var_nk
-
-    def shift_nh(self, batch_n: Tensor | None) -> Tensor | None:
-        """Return the shift of the first hidden layer for the batch of each cell, shape (n, h); None without shifts."""
-        if self.shift_bh is None or batch_n is None:
-            return None
-        return indicator(batch_n, self.shift_bh) @ self.shift_bh
 
     def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:
         """Compute the input of the network, shape (n, g)."""
@@ -298,7 +296,7 @@ class Decoder(nn.Module):
     of the feature per latent unit, in standard deviations of the feature.
     """
 
-    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int) -> None:
+    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int, *, n_mapped: int = 0) -> None:
         super().__init__()
         n_latent, n_hidden = sizes(config)
         self.n_hidden = 0 if config.decoder == "linear" else n_hidden
@@ -310,6 +308,8 @@ class Decoder(nn.Module):
             self.hidden = HiddenLayers(self.n_hidden, self.n_hidden, config.n_layers - 1, dropout)
         self.head = head_for(config, self.n_hidden + n_latent, n_genes)
         self.batch = BatchEffect(n_batches, self.n_hidden, n_genes) if n_batches else None
+        self.n_batches = n_batches
+        self.responses = Responses(n_mapped, n_latent, n_genes) if n_mapped else None
 
     def pairs(self) -> list[tuple[nn.Linear, NormalizedHidden]]:
         """Return the linear part of each hidden layer, with the normalization and activation after it."""
@@ -317,7 +317,10 @@ class Decoder(nn.Module):
 
     def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
         """Decode latent positions, each in its batch."""
-        return self.shifted(z_nk, *((None, None) if self.batch is None else self.batch(batch_n)))
+        shift_nh, shift_ng = (None, None) if self.batch is None else self.batch(batch_n)
+        if self.responses is not None and batch_n is not None:
+            shift_ng = shift_ng + self.responses(z_nk, batch_n, self.n_batches)
+        return self.shifted(z_nk, shift_nh, shift_ng)
 
     def shifted(self, z_nk: Tensor, shift_nh: Tensor | None, shift_ng: Tensor | None) -> Output:
         """Decode latent positions with given shifts of the first hidden layer and of the output, or None."""
@@ -335,6 +338,10 @@ class Decoder(nn.Module):
         is differentiable.
         """
         shift_nh, shift_ng = (None, 0.0) if self.batch is None else self.batch(batch)
+        shift_mng: Tensor | float = 0.0
+        if self.responses is not None and batch is not None:
+            shift_ng = shift_ng + self.responses(z_nk, batch, self.n_batches)
+            shift_mng = self.responses.push(v_mnk, batch, self.n_batches)
         h_ni, d_mni = z_nk, v_mnk
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
@@ -343,7 +350,7 @@ class Decoder(nn.Module):
         if self.n_hidden:
             h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
         logits_ng, d_mng = self.head.push(h_ni, d_mni)
-        return logits_ng + shift_ng, d_mng
+        return logits_ng + shift_ng, d_mng + shift_mng
 
 
 def sizes(config: ModelConfig) -> tuple[int, int]:

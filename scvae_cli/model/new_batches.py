@@ -16,9 +16,9 @@ from scvae_cli.model.vae import VAE
 def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
     """Return a copy of a network that also has the batches `new`.
 
-    The effects of a new batch on the decoder are the mean effects of the batches of the training, and the shift of the
-    encoder for the new batch is 0. The new batches have no weight in averages over batches. The results of the network
-    for the cells of the other batches therefore remain identical.
+    The effects of a new batch on the decoder are the mean effects of the batches of the training, and all other
+    parameters of mapped batches (`mapped_batches.py`) are 0. The new batches have no weight in averages over batches.
+    The results of the network for the cells of the other batches therefore remain identical.
 
     Parameters
     ----------

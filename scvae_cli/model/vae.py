@@ -36,8 +36,8 @@ class ElboTerms(NamedTuple):
 class VAE(nn.Module):
     """The encoder q(z|x) and the decoder p(x|z, library, batch). `batches` are the names of the decoder's batches.
 
-    The last `n_mapped` of the batches were mapped onto the trained model: they also shift the encoder, and they have no
-    weight in averages over batches.
+    The last `n_mapped` of the batches were mapped onto the trained model: `mapped_batches.py` says what else they
+    change. They have no weight in averages over batches.
     """
 
     reference_library: Tensor
@@ -51,7 +51,7 @@ class VAE(nn.Module):
         self.batches = tuple(batches)
         self.n_mapped = n_mapped
         self.encoder = encoder_for(config, n_genes, n_shifts=len(self.batches) if n_mapped else 0)
-        self.decoder = Decoder(config, n_genes, len(self.batches))
+        self.decoder = Decoder(config, n_genes, len(self.batches), n_mapped=n_mapped)
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 

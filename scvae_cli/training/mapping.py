@@ -1,19 +1,26 @@
-"""Training of the parameters of new batches: their effects on the decoder, and a shift of the encoder.
+"""Training of the parameters of new batches: their effects on the decoder, and shifts of the encoder.
 
 All other parameters of the model remain identical. The effects of a new batch are differences δ from the mean effects
 of the batches of the training. They are shrunk toward 0, because new batches may have few cells: the loss is
 
-    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n,
+    mean over cells of [−log p(x|z) + β·KL] + Σ δ²/(2τ²) / n + λ·discrepancy,
 
 where τ is the typical size of the differences. For the genes, τ is the typical difference of a log proportion, and is
 estimated before the training (`typical_difference`). The estimate is based on how much more the summed counts of the
 genes differ from the expected counts than they would by chance. If observed and expected counts differ by no more than
 chance, τ is 0, and nothing is trained.
 
-The shift of the encoder is added to its first hidden layer. Any change of the encoder's input that is the same for all
-cells of a batch, such as a factor for every gene, has the same effect as such a shift, which has far fewer numbers.
+The effects of a batch may differ between populations of cells (`model/mapped_batches.py`). The likelihood alone cannot
+tell such a difference from a change of the latent position. As in a training with batches, the discrepancy decides: the
+maximum mean discrepancy between the posterior means of the new cells and those of the cells of the training. The latter
+are not at hand, so cells that the model simulates stand for them. Few cells may happen to be of few populations, so the
+weight λ of the discrepancy grows with their number.
 
-Shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches.
+The shift of the encoder's first hidden layer has the same effect as any change of its input that is the same for all
+cells of a batch, such as a factor for every gene, but far fewer numbers. The affine map of the posterior mean corrects
+what differs between populations.
+
+Shapes: n cells, g genes, k latent dimensions, h hidden units, b new batches, s simulated cells.
 """
 
 from __future__ import annotations
@@ -31,13 +38,16 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.device import seeded
+from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.bundle import Model
+from scvae_cli.model.mapped_batches import EncoderShifts, Responses
 from scvae_cli.model.network import CountOutput, indicator
 from scvae_cli.model.new_batches import with_new_batches
 from scvae_cli.model.posterior import Posterior, sample_and_kl
 from scvae_cli.model.vae import VAE
 from scvae_cli.progress import Progress, silent
 from scvae_cli.training.optimizer import AveragedAdamW
+from scvae_cli.training.recipe import MIXING
 
 # Number of steps of the training, and number of cells per step. The effects have few parameters, so more steps or cells
 # would hardly change them. The time hardly depends on the number of cells in the data.
@@ -45,8 +55,14 @@ STEPS, STEPS_PER_BATCH, STEP_CELLS = 80, 20, 128
 # Largest number of cells of a batch that the training uses.
 MOST_CELLS = 5000
 RATE = 0.05
-# Typical size of the shifts of hidden layers, of the decoder and of the encoder.
-HIDDEN_SD, SHIFT_SD = 0.1, 1.0
+# Typical size of the shifts of hidden layers, of the decoder and of the encoder, and of the affine map of the mean.
+HIDDEN_SD, SHIFT_SD, TURN_SD = 0.1, 1.0, 0.3
+# Typical change of the effect on a gene along a latent axis, relative to the typical effect.
+SLOPE_SHARE = 0.3
+# Number of cells with which the weight of the discrepancy is half of that in a training.
+HALF_MIXING_CELLS = 500
+# Number of simulated cells that stand for the cells of the training.
+SIMULATED = 1000
 _BLOCK_CELLS = 512
 
 
@@ -60,27 +76,33 @@ class NewEffects(nn.Module):
         trained.
     present_g
         Mask of the genes that the data have. The shifts of other genes do not change the loss: their counts are all 0.
-    n_hidden
-        Number of hidden units; the decoder has none if `in_decoder` is False.
+    n_hidden, n_latent
+        Number of hidden units, which the decoder has only if `in_decoder` is True, and of latent dimensions.
     """
 
     sd_b: Tensor
     present_g: Tensor
 
-    def __init__(self, gene_bg: Tensor, sd_b: Tensor, present_g: Tensor, n_hidden: int, *, in_decoder: bool) -> None:
+    def __init__(
+        self, gene_bg: Tensor, sd_b: Tensor, present_g: Tensor, n_hidden: int, n_latent: int, *, in_decoder: bool
+    ) -> None:
         super().__init__()
         n_batches = len(gene_bg)
         self.gene_bg = nn.Parameter(gene_bg.clone())
         self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden)) if in_decoder else None
-        self.shift_bh = nn.Parameter(torch.zeros(n_batches, n_hidden))
+        self.responses = Responses(n_batches, n_latent, gene_bg.shape[1])
+        self.encoder = EncoderShifts(n_batches, n_hidden, n_latent)
         self.register_buffer("sd_b", sd_b)
         self.register_buffer("present_g", present_g)
 
     def penalty(self) -> Tensor:
         """Compute the negative log prior of all effects, up to a constant, nats."""
         judged_bg = (self.sd_b > 0)[:, None] & self.present_g
-        scaled_bg = torch.where(judged_bg, self.gene_bg / self.sd_b.clamp(min=1e-6)[:, None], 0.0)
-        parts = [scaled_bg, self.shift_bh / SHIFT_SD]
+        sd_b1 = self.sd_b.clamp(min=1e-6)[:, None]
+        scaled_bg = torch.where(judged_bg, self.gene_bg / sd_b1, 0.0)
+        of_encoder = self.encoder
+        parts = [scaled_bg, self.responses.slope_dkg / (SLOPE_SHARE * sd_b1[:, None])]
+        parts += [of_encoder.hidden_bh / SHIFT_SD, of_encoder.turn_bkk / TURN_SD, of_encoder.move_bk / TURN_SD]
         parts += [] if self.hidden_bh is None else [self.hidden_bh / HIDDEN_SD]
         return torch.stack([0.5 * part.square().sum() for part in parts]).sum()
 
@@ -180,13 +202,35 @@ def map_batches(
     sd_b = torch.tensor([tau for tau, _ in differences])
     n_hidden = first_nh.shape[1]
     in_decoder = vae.decoder.n_hidden > 0
-    effects = NewEffects(initial_bg, sd_b, torch.as_tensor(present_g), n_hidden, in_decoder=in_decoder).to(model.device)
+    effects = NewEffects(
+        initial_bg, sd_b, torch.as_tensor(present_g), n_hidden, vae.n_latent, in_decoder=in_decoder
+    ).to(model.device)
     if (sd_b > 0).any():
-        _train(vae, effects, table, first_nh, n_known, beta=model.config.train.beta, seed=seed, progress=progress)
+        simulated_sk = simulated_positions(model, seed=seed)
+        beta = model.config.train.beta
+        _train(vae, effects, table, first_nh, simulated_sk, n_known, beta=beta, seed=seed, progress=progress)
     _add(vae, effects, n_known)
     n_cells_b = tuple(int(n) for n in np.bincount(batch_n, minlength=len(new)))
     seconds = time.perf_counter() - started
     return MappedBatches(vae=vae, difference_b=tuple(sd_b.tolist()), n_cells_b=n_cells_b, seconds=seconds)
+
+
+@torch.no_grad()
+def simulated_positions(model: Model, *, seed: int) -> Tensor:
+    """Compute the posterior means of cells that a model simulates in the batches of its training, shape (s, k)."""
+    vae, generator = model.vae, torch.Generator().manual_seed(seed)
+    z_sk = model.density.sample(SIMULATED, generator).to(model.device)
+    batch_s = None
+    if vae.batches:
+        share_b = vae.trained_share_b.cpu()
+        batch_s = torch.multinomial(share_b, SIMULATED, replacement=True, generator=generator)
+    output = vae.decode(z_sk, None if batch_s is None else batch_s.to(model.device))
+    assert isinstance(output, CountOutput), "only models of counts are mapped onto"
+    counts = output.draw(vae.reference_library.expand(SIMULATED), np.random.default_rng(seed))
+    some = np.flatnonzero(np.asarray(counts.sum(axis=1)).ravel() > 0)
+    batches = None if batch_s is None else batch_s.numpy()
+    table = CellTable(counts, batches, model.device, cells=some)
+    return torch.cat([vae.encode(cells).mean_nk for _, cells in table.in_order(_BLOCK_CELLS)])
 
 
 def _differences(sums_3g: np.ndarray, present_g: np.ndarray) -> tuple[float, np.ndarray]:
@@ -227,23 +271,29 @@ def _before(vae: VAE, table: CellTable, n_known: int) -> tuple[Tensor, list[np.n
 
 
 def _train(
-    vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, n_known: int, *, beta: float, seed: int,
-    progress: Progress,
+    vae: VAE, effects: NewEffects, table: CellTable, first_nh: Tensor, simulated_sk: Tensor, n_known: int, *,
+    beta: float, seed: int, progress: Progress,
 ) -> None:  # fmt: skip
     """Train the effects."""
     for parameter in vae.parameters():
         parameter.requires_grad_(False)
     optimizer = AveragedAdamW(effects, weight_decay=0.0)
     parameters: list[Tensor] = list(effects.parameters())
-    trained_b1 = (effects.sd_b > 0).float()[:, None]
+    trained_b = (effects.sd_b > 0).float()
+    mixing = MIXING * table.n_cells / (table.n_cells + HALF_MIXING_CELLS)
     n_steps = STEPS + STEPS_PER_BATCH * len(effects.sd_b)
     random = np.random.default_rng(seed)
     with seeded(seed, table.device), progress("Mapping", n_steps) as advance:
         for step, rows in enumerate(_minibatches(random, table.n_cells, n_steps)):
-            terms = _elbo_terms(vae, effects, table.take(rows), first_nh[torch.as_tensor(rows)], n_known)
-            loss = terms[0] + beta * terms[1] + effects.penalty() / table.n_cells
+            cells = table.take(rows)
+            nll, kl, mean_nk = _elbo_terms(vae, effects, cells, first_nh[torch.as_tensor(rows)], n_known)
+            some = torch.as_tensor(random.choice(len(simulated_sk), min(STEP_CELLS, len(simulated_sk)), replace=False))
+            discrepancy = _discrepancy(mean_nk, cells, simulated_sk[some.to(table.device)], effects, n_known)
+            loss = nll + beta * kl + effects.penalty() / table.n_cells + mixing * discrepancy
             gradients = torch.autograd.grad(loss, parameters)
-            masked = {p: g * trained_b1 for p, g in zip(parameters, gradients, strict=True)}
+            masked = {
+                p: g * trained_b.view(-1, *[1] * (g.dim() - 1)) for p, g in zip(parameters, gradients, strict=True)
+            }
             # The rate falls to 0, so the last weights need no averaging.
             optimizer.advance(masked, RATE * 0.5 * (1 + math.cos(math.pi * step / n_steps)), step)
             advance()
@@ -264,27 +314,44 @@ def _minibatches(random: np.random.Generator, n_cells: int, n_steps: int) -> Ite
 
 def _elbo_terms(
     vae: VAE, effects: NewEffects, cells: Minibatch, first_nh: Tensor, n_known: int
-) -> tuple[Tensor, Tensor]:
-    """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the two terms of the negative ELBO, as `VAE.elbo_terms` does, and the posterior means, shape (n, k)."""
     assert cells.batch_n is not None, "the new batches"
     assert vae.decoder.batch is not None, "the decoder of a model with batches has batch effects"
     member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
     noise_nk = torch.randn(cells.n_cells, vae.n_latent, device=first_nh.device)
-    z_nk, kl = sample_and_kl(*vae.encoder.after_first(first_nh + member_nb @ effects.shift_bh), noise_nk)
+    mean_nk, log_var_nk = vae.encoder.after_first(effects.encoder.first_nh(first_nh, member_nb))
+    mean_nk = effects.encoder.mean_nk(mean_nk, member_nb)
+    z_nk, kl = sample_and_kl(mean_nk, log_var_nk, noise_nk)
     shift_nh, shift_ng = vae.decoder.batch(cells.batch_n)
     if effects.hidden_bh is not None:
         shift_nh = shift_nh + member_nb @ effects.hidden_bh
-    output = vae.decoder.shifted(z_nk, shift_nh, shift_ng + member_nb @ effects.gene_bg)
-    return output.mean_nll(cells), kl
+    own_n, n_new = cells.batch_n - n_known, len(effects.gene_bg)
+    shift_ng = shift_ng + member_nb @ effects.gene_bg + effects.responses(z_nk, own_n, n_new)
+    return vae.decoder.shifted(z_nk, shift_nh, shift_ng).mean_nll(cells), kl, mean_nk
+
+
+def _discrepancy(mean_nk: Tensor, cells: Minibatch, simulated_sk: Tensor, effects: NewEffects, n_known: int) -> Tensor:
+    """Compute the discrepancy between each new batch and all other cells, simulated ones included; differentiable."""
+    assert cells.batch_n is not None, "the new batches"
+    member_nb = indicator(cells.batch_n - n_known, effects.gene_bg)
+    others_s1 = member_nb.new_ones(len(simulated_sk), 1)
+    # The simulated cells are one batch more.
+    member_nb = torch.cat([nn.functional.pad(member_nb, (0, 1)), nn.functional.pad(others_s1, (member_nb.shape[1], 0))])
+    value, gradient_nk = batch_discrepancy(torch.cat([mean_nk.detach(), simulated_sk]), member_nb)
+    return value + ((mean_nk - mean_nk.detach()) * gradient_nk[: len(mean_nk)]).sum()
 
 
 @torch.no_grad()
 def _add(vae: VAE, effects: NewEffects, n_known: int) -> None:
     """Add the effects to those of the new batches in the network."""
-    batch, shift_bh = vae.decoder.batch, vae.encoder.shift_bh
+    batch, responses, shifts = vae.decoder.batch, vae.decoder.responses, vae.encoder.shifts
     assert batch is not None, "the decoder of a model with batches has batch effects"
-    assert shift_bh is not None, "new batches shift the encoder"
+    assert responses is not None, "mapped batches have responses"
+    assert shifts is not None, "new batches shift the encoder"
     batch.gene_bg[n_known:] += effects.gene_bg
     if batch.hidden_bh is not None and effects.hidden_bh is not None:
         batch.hidden_bh[n_known:] += effects.hidden_bh
-    shift_bh[n_known:] += effects.shift_bh
+    responses.slope_dkg[-len(effects.gene_bg) :] += effects.responses.slope_dkg
+    for name, new in effects.encoder.named_parameters():
+        shifts.get_parameter(name)[n_known:] += new

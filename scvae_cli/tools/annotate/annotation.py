@@ -18,8 +18,10 @@ from scipy.special import log_softmax
 
 from scvae_cli.progress import Progress
 from scvae_cli.session import Session
+from scvae_cli.tools.annotate.back_off import BackOff, back_off, back_off_quality
 from scvae_cli.tools.annotate.classifier import Regression, log_odds, pool_weights, pooled, regression
 from scvae_cli.tools.annotate.conformal import HeldOutScores, enough_cells
+from scvae_cli.tools.annotate.difference import Difference, difference, some_cells
 from scvae_cli.tools.annotate.held_out_parts import PARTS, chosen_cells, parts_of
 from scvae_cli.tools.annotate.known_labels import KnownLabels
 from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, metric_of_labels, novelty
@@ -116,16 +118,23 @@ def annotate(
         trained, everywhere_nj, code_m, weight_m, names, options, progress=session.progress
     )
     predicted = _predict(classifiers, query, options.coverage, progress=session.progress)
+    held_m = parts_of(code_m, seed=options.seed) >= 0
     if reference is None:
         # The cells that trained classifiers keep the prediction of the classifier that did not see them.
-        part_m = parts_of(code_m, seed=options.seed)
-        rows = chosen_m[part_m >= 0]
+        rows = chosen_m[held_m]
         predicted.log_p_nc[rows], predicted.set_nc[rows], predicted.p_n[rows] = (
             held_out.log_p_nc, held_out.set_nc, held_out.p_n,
         )  # fmt: skip
+    probability_nc = np.exp(predicted.log_p_nc[:, rank_c]).astype(np.float32)
+    backed_off: BackOff | None = None
+    if known.coarse is not None:
+        held_p_hc, held_code_h = np.exp(held_out.log_p_nc[:, rank_c]), np.argsort(rank_c)[code_m[held_m]]
+        least = options.fine_probability
+        of_coarse = back_off_quality(held_p_hc, held_code_h, weight_m[held_m], known.coarse, least)
+        backed_off = back_off(probability_nc, known.coarse, least, of_coarse)
     return Annotation(
         labels=known.names,
-        probability_nc=np.exp(predicted.log_p_nc[:, rank_c]).astype(np.float32),
+        probability_nc=probability_nc,
         set_nc=predicted.set_nc[:, rank_c],
         p_n=predicted.p_n,
         unknown_n=predicted.p_n <= options.unknown_rate,
@@ -135,7 +144,38 @@ def annotate(
         unknown_rate=options.unknown_rate,
         view_weights=dict(zip(VIEWS, (float(weight) for weight in classifiers.weight_v), strict=True)),
         quality=replace(quality, confusion_cc=quality.confusion_cc[np.ix_(rank_c, rank_c)]),
+        difference=_difference(
+            classifiers.scaling,
+            (trained, np.flatnonzero(held_m), held_out.log_p_nc.argmax(1)),
+            (query, np.flatnonzero(code_n < 0) if reference is None else np.arange(len(predicted.p_n)), predicted),
+            seed=options.seed,
+        ),
+        values=known.values,
+        back_off=backed_off,
     )
+
+
+def _difference(
+    scaling: Scaling,
+    labeled: tuple[Coordinates, np.ndarray, np.ndarray],
+    others: tuple[Coordinates, np.ndarray, _Predicted],
+    *,
+    seed: int,
+) -> Difference | None:
+    """Compare held-out labeled cells with the cells without a label.
+
+    Both are given as coordinates, indices of the cells in these, and predictions: the predicted labels of the labeled
+    cells, and the predictions for all cells of the coordinates of the others.
+    """
+    labeled_at = some_cells(np.arange(len(labeled[1])), seed=seed)
+    others_at = some_cells(others[1], seed=seed)
+    if not len(others_at):
+        return None
+    x_nj, y_nj = (
+        np.concatenate(scaling.views(cells.cells(rows))[1:], axis=1)
+        for cells, rows in ((labeled[0], labeled[1][labeled_at]), (others[0], others_at))
+    )
+    return difference(x_nj, labeled[2][labeled_at], y_nj, others[2].log_p_nc[others_at].argmax(1), seed=seed)
 
 
 def _learn(

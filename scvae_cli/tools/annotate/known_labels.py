@@ -14,8 +14,13 @@ import numpy as np
 from scvae_cli.amounts import amount
 from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import are_measurements, in_natural_order, matching
+from scvae_cli.data.provenance import read_runs
+from scvae_cli.data.slots import DEFAULT_KEY
+from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 from scvae_cli.session import Session
+from scvae_cli.tools.annotate.back_off import CoarseLabels
+from scvae_cli.tools.annotate.label_categories import values_by_label
 from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
 
 _SHOWN = 5
@@ -27,10 +32,16 @@ _USUALLY_NONE = frozenset(
 
 @dataclass(frozen=True)
 class KnownLabels:
-    """The labels in their order, and the index of each cell's label, shape (n,); −1 for cells without a label."""
+    """The labels in their order, and the index of each cell's label, shape (n,); −1 for cells without a label.
+
+    `values` are the values of the column if they are numbers, or True and False; None otherwise. `coarse` are the
+    coarse labels, or None.
+    """
 
     names: tuple[str, ...]
     code_n: np.ndarray
+    values: np.ndarray | None = None
+    coarse: CoarseLabels | None = None
 
     def ranks(self) -> np.ndarray:
         """Return the rank of each label in the order of their first cells, shape (c,).
@@ -43,7 +54,9 @@ class KnownLabels:
         return ranks
 
 
-def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Callable[[str], None]) -> KnownLabels:
+def known_labels(
+    session: Session, key: str, *, unlabeled: str | None, warn: Callable[[str], None], key_added: str = DEFAULT_KEY
+) -> KnownLabels:
     """Read the known labels of the cells of a session.
 
     Parameters
@@ -54,6 +67,9 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Cal
         Label of the cells that have no label, besides cells with a missing value or an empty text.
     warn
         Receives warnings about labels that are empty texts, or that usually mean that a cell has no label.
+    key_added
+        Name under which the results will be written. If the column does not exist, the columns of earlier results are
+        not offered in its place.
 
     Raises
     ------
@@ -63,8 +79,9 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Cal
         contains the text that separates the labels of a prediction set.
     """
     title = session.store.title
+    column = obs_values(session.store, key, purpose="--labels-key", without=annotated_columns(session.store, key_added))
     label_n = session.labels(key, purpose="--labels-key")
-    if are_measurements(obs_values(session.store, key, purpose="--labels-key")) and (label_n != None).any():  # noqa: E711  # elementwise
+    if are_measurements(column) and (label_n != None).any():  # noqa: E711  # elementwise
         raise DataError(
             f"{title}: obs[{key!r}] holds measurements, not labels", "--labels-key takes a column that names groups"
         )
@@ -85,15 +102,21 @@ def known_labels(session: Session, key: str, *, unlabeled: str | None, warn: Cal
         warn(f"{title}: {found}: they are taken as cells without a label")
         label_n[empty_n] = None
         present = [label for label in present if label not in empty]
-    names = _in_order(session, key, present)
+    names = in_order(session, key, present)
     index = {name: i for i, name in enumerate(names)}
     code_n = np.asarray([index.get(label, -1) for label in label_n], dtype=np.int64)
     _check(title, key, names, code_n)
     _warn_of_usually_none(title, key, names, code_n, warn)
-    return KnownLabels(names, code_n)
+    return KnownLabels(names, code_n, values_by_label(column, names))
 
 
-def _in_order(session: Session, key: str, present: list[str]) -> tuple[str, ...]:
+def annotated_columns(store: CellStore, key_added: str) -> set[str]:
+    """Return the columns of obs that an earlier `annotate` wrote; they are not offered as known labels."""
+    record = read_runs(store, key_added).get("annotate", {})
+    return {path.removeprefix("obs/") for path in record.get("slots", []) if path.startswith("obs/")}
+
+
+def in_order(session: Session, key: str, present: list[str]) -> tuple[str, ...]:
     """Sort labels like the categories of the column, or by their numbers, or by the alphabet."""
     categories = session.store.obs_categories(key)
     if categories is not None:

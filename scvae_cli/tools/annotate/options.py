@@ -29,6 +29,20 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
         metavar="VALUE",
         label=True,
     )
+    coarse_key: str | None = option(
+        None,
+        help="Column of obs with the coarse label of each labeled cell. Every value of --labels-key must lie in one "
+        "value of this column. Cells whose label is uncertain get the coarse label in "
+        'obs["scvae_label_backed_off"].',
+        takes="a column of obs",
+    )
+    fine_probability: float = option(
+        0.9,
+        help="Smallest probability at which a cell keeps its own label. Other cells back off to the coarse label "
+        "(--coarse-key).",
+        above=0,
+        most=1,
+    )
     reference: Path | None = option(
         None,
         help="File with the labeled cells, if they are not in DATA. It is read with the same model.",
@@ -66,6 +80,10 @@ ANNOTATE = Verb(
     probability --coverage, to obs["scvae_label_set"]; the p-value of "unknown" to obs["scvae_label_p"]; and the
     probabilities of all labels to obsm["scvae_label_probabilities"], with the labels in
     uns["scvae"]["label_names"]. Labeled cells get the prediction of a classifier that did not see their label.
+
+    With --coarse-key, obs["scvae_label_backed_off"] has the label of the cells whose label is probable
+    (--fine-probability), and the most probable coarse label of the others. obs["scvae_label_coarse"] has the coarse
+    label of all cells, and obs["scvae_label_coarse_probability"] its probability.
 
     All probabilities, sets and p-values are calibrated on labeled cells that were held out from the classifier. The
     report says how well these cells were predicted, and how well a logistic regression on genes predicts them.

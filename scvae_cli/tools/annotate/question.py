@@ -10,7 +10,9 @@ from scvae_cli.amounts import amount
 from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
+from scvae_cli.tools.annotate.back_off import BackOff
 from scvae_cli.tools.annotate.batches import warning_of_new_batches
+from scvae_cli.tools.annotate.coarse_labels import with_coarse_labels
 from scvae_cli.tools.annotate.known_labels import known_labels
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Prediction
@@ -36,13 +38,19 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 allow_missing_genes=options.allow_missing_genes,
                 drop_empty=options.drop_empty,
             )
+        labeled = self.reference or session
+        fine_key, coarse_key, key_added = options.labels_key, options.coarse_key, self.names.key_added
         self.known = known_labels(
-            self.reference or session, options.labels_key, unlabeled=options.unlabeled, warn=self.shell.warn
+            labeled, fine_key, unlabeled=options.unlabeled, warn=self.shell.warn, key_added=key_added
         )
+        if coarse_key is not None:
+            self.known = with_coarse_labels(self.known, labeled, fine_key, coarse_key, key_added=key_added)
 
     def planned(self) -> list[str]:
         names = self.names
-        columns = (names.label, names.label_probability, names.label_set, names.label_p)
+        columns = [names.label, names.label_probability, names.label_set, names.label_p]
+        if self.options.coarse_key is not None:
+            columns += [names.label_coarse, names.label_coarse_probability, names.label_backed_off]
         return [*(f"obs/{key}" for key in columns), f"obsm/{names.label_probabilities}", f"uns/{names.label_names}"]
 
     def answer(self) -> Annotation:
@@ -85,6 +93,10 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 "confusion": [[round(float(n), 2) for n in row] for row in quality.confusion_cc],
             },
             "view_weights": result.view_weights,
+            "difference": None
+            if result.difference is None
+            else asdict(result.difference) | {"is_clear": result.difference.is_clear},
+            "coarse": None if result.back_off is None else _coarse_facts(result, self.options),
         }
 
     def text(self, result: Annotation, facts: dict[str, Any]) -> str:
@@ -119,6 +131,8 @@ class Annotate(Question[AnnotateOptions, Annotation]):
                 f"  {quality.false_alarms:.1%} are called unknown by mistake "
                 f"(requested: {100 * result.unknown_rate:.2g}%)"
             )
+        if result.back_off is not None:
+            lines += _coarse_lines(result, result.back_off, self.options)
         return "\n".join([*lines, *_confusions(result)])
 
     def notes(self, result: Annotation) -> Sequence[str]:
@@ -133,6 +147,30 @@ def _described(quality: Prediction) -> str:
         f"accuracy {quality.accuracy:.1%}, macro F1 {quality.macro_f1:.3f}, calibration error "
         f"{quality.calibration_error:.3f} ({quality.calibration_error_by_chance:.3f} expected by chance)"
     )
+
+
+def _coarse_facts(result: Annotation, options: AnnotateOptions) -> dict[str, Any]:
+    found = result.back_off
+    assert found is not None, "coarse labels were given"
+    sure = asdict(found.quality)
+    return {
+        "coarse_key": options.coarse_key,
+        "fine_probability": options.fine_probability,
+        "labels": list(found.coarse.names),
+        "n_backed_off": int((~found.kept_n & ~result.unknown_n).sum()),
+        "heldout": {name: None if value != value else value for name, value in sure.items()},
+    }
+
+
+def _coarse_lines(result: Annotation, found: BackOff, options: AnnotateOptions) -> list[str]:
+    quality = found.quality
+    lines = [f"  coarse labels       {_described(quality.labels)}"]
+    kept = f"  {quality.kept:.1%} keep their label (probability of {options.fine_probability:g} or more)"
+    lines.append(kept if quality.kept == 0 else f"{kept}: {quality.kept_right:.1%} of these are right")
+    if quality.kept < 1:
+        lines.append(f"  the others back off to the coarse label: {quality.coarse_right:.1%} of these are right")
+    n_backed_off, n = int((~found.kept_n & ~result.unknown_n).sum()), len(found.kept_n)
+    return [*lines, f"  of all {n:,} cells, {n_backed_off:,} back off to the coarse label"]
 
 
 def _confusions(result: Annotation) -> list[str]:

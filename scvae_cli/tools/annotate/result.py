@@ -12,6 +12,9 @@ import numpy as np
 from scvae_cli.amounts import amount, noun
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.tools.annotate.back_off import BackOff
+from scvae_cli.tools.annotate.difference import Difference
+from scvae_cli.tools.annotate.label_categories import categorical
 from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
 from scvae_cli.tools.annotate.quality import Quality
 
@@ -47,6 +50,12 @@ class Annotation:
         Weight of each view of the cells in the classifier (`views`).
     quality
         How well held-out labeled cells were predicted.
+    difference
+        How well a classifier tells the cells without a label from labeled cells; None if there are too few.
+    values
+        Values of the labels if these are numbers, or True and False, shape (c,); None otherwise.
+    back_off
+        Coarse labels, and which cells back off to them; None without coarse labels.
     """
 
     __repr__ = brief
@@ -62,6 +71,9 @@ class Annotation:
     unknown_rate: float
     view_weights: dict[str, float]
     quality: Quality
+    difference: Difference | None = None
+    values: np.ndarray | None = None
+    back_off: BackOff | None = None
 
     @property
     def code_n(self) -> np.ndarray:
@@ -90,6 +102,12 @@ class Annotation:
                 f"{share:.0%} of the cells without a label are unknown: they are of other types than the labeled "
                 "cells, or of batches that the model has not seen"
             )
+        if self.difference is not None and self.difference.is_clear:
+            found.append(
+                "the cells without a label differ from labeled cells with the same predicted label (a classifier tells "
+                f"them apart with an area under the ROC curve of {self.difference.auc:.2f}; 0.5 is chance): it is not "
+                f"guaranteed that their sets contain the true label with probability {self.coverage:g}"
+            )
         return found
 
     def notes(self) -> list[str]:
@@ -106,12 +124,17 @@ class Annotation:
         """List the slots of the data to which the result is written."""
         import pandas as pd  # slow to import, so it is imported only here
 
-        label_n = pd.Categorical.from_codes(self.code_n, categories=[*self.labels, UNKNOWN])
+        coarse = (
+            []
+            if self.back_off is None
+            else self.back_off.slots(names, self.probability_nc.argmax(1), self.labels, self.unknown_n)
+        )
         return [
-            Slot(group="obs", key=names.label, value=label_n),
+            Slot(group="obs", key=names.label, value=categorical(self.code_n, self.labels, self.values)),
             Slot(group="obs", key=names.label_probability, value=self.probability_nc.max(1)),
             Slot(group="obs", key=names.label_set, value=pd.Categorical(self._sets())),
             Slot(group="obs", key=names.label_p, value=self.p_n),
+            *coarse,
             Slot(group="obsm", key=names.label_probabilities, value=self.probability_nc),
             Slot(group="uns", key=names.label_names, value=np.asarray(self.labels, dtype=object)),
         ]

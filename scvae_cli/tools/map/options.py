@@ -111,9 +111,10 @@ MAP = Verb(
     home="scvae_cli.tools.map.question:Map",
     about="""Add new batches to a trained model, without training the model again.
 
-    Only the parameters of the new batches are trained: their effects on the decoder, and a shift of the encoder's
-    input. The fewer cells a new batch has, the more its effects are shrunk toward those of the batches that the model
-    already has. The rest of the model does not change, so the embedding of the training cells remains identical. The
+    Only the parameters of the new batches are trained: their effects on the decoder, which may differ between cell
+    populations, and shifts of the encoder, which place new cells near training cells of their kind. The fewer
+    cells a new batch has, the more its effects are shrunk toward those of the batches that the model already has. The
+    rest of the model does not change, so the embedding of the training cells remains identical. The
     new model can be used like any other model, for the cells of the training and for the new cells.
 
     obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
@@ -121,9 +122,10 @@ MAP = Verb(
     to have no counterpart, in obs["scvae_no_counterpart"].""",
     python_about="""Add new batches to a trained model, without training the model again.
 
-    Only the parameters of the new batches are trained: their effects on the decoder, and a shift of the encoder's
-    input. The fewer cells a new batch has, the more its effects are shrunk toward those of the batches that the model
-    already has. The rest of the model does not change, so the embedding of the training cells remains identical.
+    Only the parameters of the new batches are trained: their effects on the decoder, which may differ between cell
+    populations, and shifts of the encoder, which place new cells near training cells of their kind. The fewer
+    cells a new batch has, the more its effects are shrunk toward those of the batches that the model already has. The
+    rest of the model does not change, so the embedding of the training cells remains identical.
 
     obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
     of held-out cells whose states are at least as rare as that of the cell. Cells with a small share have no

@@ -1,0 +1,94 @@
+"""How long does `annotate` take for many cells, and do its promises hold there, where chance plays no part?
+
+    python benchmarks/annotate_time.py [--cells 100000] [--genes 2000] [--labeled 6000] [--threads 2]
+
+It simulates cells along a tree, trains a model for one epoch, gives the labels of some random cells, and annotates all
+cells by one command, with start-up, reading and writing. The other cells are exchangeable with the labeled cells, and
+so many that the calibration error by chance is almost 0. The seconds are those of the clock and of the processors: on
+a machine with other work, the former say little. The result goes to results/annotate_time.json.
+
+`--data FILE --model FOLDER` takes cells with the column cell_type, and a model, from earlier runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import anndata
+import numpy as np
+from timed import describe_machine, run_json
+
+from scvae_cli.tools.annotate.quality import reliability
+
+RESULTS = Path(__file__).parent / "results" / "annotate_time.json"
+_DRAWS = 50
+
+
+def main() -> None:
+    """Time the command, and compare its labels with the true ones."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", type=int, default=100_000)
+    parser.add_argument("--genes", type=int, default=2000)
+    parser.add_argument("--labeled", type=int, default=6000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--data")
+    parser.add_argument("--model")
+    arguments = parser.parse_args()
+    scvae = [sys.executable, "-m", "scvae_cli"]
+    with tempfile.TemporaryDirectory() as folder:
+        cells = arguments.data or str(Path(folder) / "cells.h5ad")
+        model = arguments.model or str(Path(folder) / "model.scvae")
+        if not arguments.data:
+            size = ["--cells", str(arguments.cells), "--genes", str(arguments.genes), "--branches", "3"]
+            subprocess.run([*scvae, "simulate", cells, *size, "--quiet"], check=True, capture_output=True)
+        if not arguments.model:
+            train = [*scvae, "train", cells, "-m", model, "--max-epochs", "1", "--quiet"]
+            subprocess.run(train, check=True, capture_output=True)
+        adata = anndata.read_h5ad(cells)
+        label_n = adata.obs["cell_type"].astype(str).to_numpy()
+        given_n = np.zeros(adata.n_obs, dtype=bool)
+        given_n[np.random.default_rng(0).choice(adata.n_obs, arguments.labeled, replace=False)] = True
+        adata.obs["known"] = adata.obs["cell_type"].astype(str).where(given_n)
+        some = Path(folder) / "some.h5ad"
+        anndata.AnnData(adata.X, obs=adata.obs[["known"]], var=adata.var[[]]).write_h5ad(some)
+        del adata
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        timed = run_json(
+            [*scvae, "annotate", str(some), "-m", model, "--labels-key", "known", "--device", "cpu", "--json"],
+            arguments.threads,
+        )
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = anndata.read_h5ad(some, backed="r")
+        names = np.asarray(found.uns["scvae"]["label_names"], dtype=object)
+        p_nc = np.asarray(found.obsm["scvae_label_probabilities"], dtype=float)[~given_n]
+        sets = found.obs["scvae_label_set"].astype(str).to_numpy()[~given_n]
+        unknown_n = (found.obs["scvae_label"] == "unknown").to_numpy()[~given_n]
+    true_n, top_n, one_n = label_n[~given_n], p_nc.max(1), np.ones(len(p_nc))
+    right_n, random = names[p_nc.argmax(1)] == true_n, np.random.default_rng(0)
+    chance = [reliability(top_n, random.random(len(top_n)) < top_n, one_n).error for _ in range(_DRAWS)]
+    inside = [true in text.split(" | ") for true, text in zip(true_n, sets, strict=True)]
+    result = {
+        "cells": len(label_n),
+        "labeled": arguments.labeled,
+        "seconds": round(timed.seconds, 1),
+        "processor_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
+        "other_cores_busy": timed.other_cores,
+        "accuracy": round(float(right_n.mean()), 4),
+        "calibration_error": round(reliability(top_n, right_n, one_n).error, 4),
+        "calibration_error_by_chance": round(float(np.mean(chance)), 4),
+        "coverage_of_sets_at_90%": round(float(np.mean(inside)), 4),
+        "unknown_at_1%": round(float(unknown_n.mean()), 4),
+        "hardware": describe_machine(arguments.threads),
+    }
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()

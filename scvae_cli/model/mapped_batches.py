@@ -1,0 +1,72 @@
+"""What batches that were mapped onto a trained model change in the network, beyond the effects that all batches have.
+
+- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells: the
+  difference is linear in the latent position, z·slope. A treatment, for example, may change other genes in T cells
+  than in monocytes.
+- **Encoder**: a shift of the first hidden layer, as a shift of the input would give, and an affine map of the posterior
+  mean, mean + mean·turn + move. With these, cells of the batch come to lie where the model has cells of their kind.
+
+All of it is 0 for the batches of the training and for cells of unknown batches, whose results stay the same to the bit.
+
+Shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents per cell.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class Responses(nn.Module):
+    """How much the effects of the mapped batches, the last ones of a model, change along the latent axes."""
+
+    def __init__(self, n_mapped: int, n_latent: int, n_genes: int) -> None:
+        super().__init__()
+        self.slope_dkg = nn.Parameter(torch.zeros(n_mapped, n_latent, n_genes))
+
+    def forward(self, z_nk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
+        """Return the additional shift of the log proportions at some latent positions, shape (n, g).
+
+        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b), of which
+        those of the last batches may be left out.
+        """
+        return self._along(z_nk, self._shares(batch, n_batches))
+
+    def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
+        """Return the changes of that shift along m tangents per position, shape (m, n, g)."""
+        return self._along(v_mnk, self._shares(batch, n_batches))
+
+    def _shares(self, batch: Tensor, n_batches: int) -> Tensor:
+        """Return the weight of each mapped batch for each cell, shape (n, d)."""
+        first = n_batches - len(self.slope_dkg)
+        if batch.dim() == 1:
+            mapped_d = torch.arange(first, n_batches, device=batch.device)
+            return (batch.unsqueeze(1) == mapped_d).to(self.slope_dkg.dtype)
+        weight_nd = batch[:, first:]
+        return nn.functional.pad(weight_nd, (0, len(self.slope_dkg) - weight_nd.shape[1]))
+
+    def _along(self, direction_nk: Tensor, share_nd: Tensor) -> Tensor:
+        shift_ng = direction_nk.new_zeros(*direction_nk.shape[:-1], self.slope_dkg.shape[2])
+        for share_n, slope_kg in zip(share_nd.T, self.slope_dkg, strict=True):
+            if share_n.any():
+                shift_ng = shift_ng + share_n.unsqueeze(1) * (direction_nk @ slope_kg)
+        return shift_ng
+
+
+class EncoderShifts(nn.Module):
+    """How the encoder sees cells of each batch: a shift of its first hidden layer, and an affine map of the mean."""
+
+    def __init__(self, n_batches: int, n_hidden: int, n_latent: int) -> None:
+        super().__init__()
+        self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden))
+        self.turn_bkk = nn.Parameter(torch.zeros(n_batches, n_latent, n_latent))
+        self.move_bk = nn.Parameter(torch.zeros(n_batches, n_latent))
+
+    def first_nh(self, first_nh: Tensor, member_nb: Tensor) -> Tensor:
+        """Shift the output of the encoder's first linear map, shape (n, h), by the indicators of the batches."""
+        return first_nh + member_nb @ self.hidden_bh
+
+    def mean_nk(self, mean_nk: Tensor, member_nb: Tensor) -> Tensor:
+        """Apply the affine maps to posterior means, shape (n, k)."""
+        turned_nk = torch.einsum("nb,nk,bkj->nj", member_nb, mean_nk, self.turn_bkk)
+        return mean_nk + turned_nk + member_nb @ self.move_bk

@@ -1,0 +1,119 @@
+"""Coarse labels, which cells get instead of an uncertain fine label.
+
+Every fine label lies in one coarse label. The probability of a coarse label is the sum of the probabilities of its fine
+labels. A cell keeps its fine label if the probability of this label is high enough; otherwise it backs off to its most
+probable coarse label.
+
+Shapes: n cells, m held-out labeled cells, c labels, d coarse labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.tools.annotate.label_categories import categorical, texts
+from scvae_cli.tools.annotate.options import UNKNOWN
+from scvae_cli.tools.annotate.quality import Prediction, prediction_quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoarseLabels:
+    """The coarse labels in their order, and the index of the coarse label of each label, shape (c,).
+
+    `values` are the values of the column if they are numbers, or True and False; None otherwise.
+    """
+
+    names: tuple[str, ...]
+    parent_c: np.ndarray
+    values: np.ndarray | None = None
+
+    def sums(self, p_nc: np.ndarray) -> np.ndarray:
+        """Add the probabilities of the labels in each coarse label, shape (n, d)."""
+        inside_cd = np.eye(len(self.names), dtype=p_nc.dtype)[self.parent_c]
+        p_nd: np.ndarray = p_nc @ inside_cd
+        return p_nd
+
+
+@dataclass(frozen=True)
+class BackOffQuality:
+    """How well the coarse labels of held-out labeled cells were predicted, and what backing off does.
+
+    Parameters
+    ----------
+    labels
+        Quality of the most probable coarse label of every cell.
+    kept
+        Share of the cells that keep their fine label.
+    kept_right, coarse_right
+        Share of right labels among the cells that keep their fine label, and among those that back off to the coarse
+        label; NaN if there are none.
+    """
+
+    labels: Prediction
+    kept: float
+    kept_right: float
+    coarse_right: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackOff:
+    """Coarse labels of n cells, and which cells back off to them.
+
+    Parameters
+    ----------
+    coarse
+        The coarse labels.
+    probability_nd
+        Probability of each coarse label, shape (n, d), float32; rows sum to 1.
+    kept_n
+        Whether a cell keeps its fine label, shape (n,).
+    quality
+        How well the coarse labels of held-out cells were predicted.
+    """
+
+    coarse: CoarseLabels
+    probability_nd: np.ndarray
+    kept_n: np.ndarray
+    quality: BackOffQuality
+
+    def slots(self, names: SlotNames, fine_n: np.ndarray, labels: tuple[str, ...], unknown_n: np.ndarray) -> list[Slot]:
+        """List the slots of the data to which the coarse labels are written; `fine_n` are indices in `labels`."""
+        import pandas as pd  # only here: it takes time to import
+
+        coarse_n = self.probability_nd.argmax(1)
+        code_n = np.where(unknown_n, len(self.coarse.names), coarse_n)
+        given_n = np.where(self.kept_n, texts(labels)[fine_n], texts(self.coarse.names)[coarse_n])
+        given_n[unknown_n] = UNKNOWN
+        # A coarse label that has one fine label may have the same name.
+        categories = list(dict.fromkeys([*labels, *self.coarse.names, UNKNOWN]))
+        return [
+            Slot(group="obs", key=names.label_coarse, value=categorical(code_n, self.coarse.names, self.coarse.values)),
+            Slot(group="obs", key=names.label_coarse_probability, value=self.probability_nd.max(1)),
+            Slot(group="obs", key=names.label_backed_off, value=pd.Categorical(given_n, categories=categories)),
+        ]
+
+
+def back_off(p_nc: np.ndarray, coarse: CoarseLabels, least: float, quality: BackOffQuality) -> BackOff:
+    """Find the cells whose most probable label has a probability below `least`, and their coarse labels."""
+    return BackOff(coarse=coarse, probability_nd=coarse.sums(p_nc), kept_n=p_nc.max(1) >= least, quality=quality)
+
+
+def back_off_quality(
+    p_mc: np.ndarray, code_m: np.ndarray, weight_m: np.ndarray, coarse: CoarseLabels, least: float
+) -> BackOffQuality:
+    """Measure the quality of the coarse labels of held-out cells with the labels `code_m`."""
+    p_md, true_m, kept_m = coarse.sums(p_mc), coarse.parent_c[code_m], p_mc.max(1) >= least
+
+    def share(right_m: np.ndarray, among_m: np.ndarray) -> float:
+        total = weight_m[among_m].sum()
+        return float(weight_m[among_m & right_m].sum() / total) if total else float("nan")
+
+    return BackOffQuality(
+        labels=prediction_quality(p_md, true_m, weight_m),
+        kept=share(kept_m, np.ones(len(kept_m), dtype=bool)),
+        kept_right=share(p_mc.argmax(1) == code_m, kept_m),
+        coarse_right=share(p_md.argmax(1) == true_m, ~kept_m),
+    )
