@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import are_measurements, in_natural_order, matching
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.errors import DataError
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN

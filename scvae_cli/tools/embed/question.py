@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from scvae_cli.data.counts import is_missing
 from scvae_cli.data.gene_names import gene_names
+from scvae_cli.data.obs_columns import is_missing, read_numbers
 from scvae_cli.errors import DataError
 from scvae_cli.question import Question
 from scvae_cli.tools.embed.coloring import Groups, colorings
@@ -52,8 +52,8 @@ class Embed(Question[EmbedOptions, Embedding]):
 
     def _default_color(self) -> tuple[str, ...]:
         model = self.session.model
-        key = model.config.data.batch_key
-        batches = (key,) if key is not None and model.batches and key in self.session.store.obs_keys else ()
+        keys = model.config.data.batch_keys if model.batches else ()
+        batches = tuple(key for key in keys if key in self.session.store.obs_keys)
         return (self.names.leiden, *batches) if self.options.leiden else batches
 
     def planned(self) -> list[str]:
@@ -133,14 +133,24 @@ class Embed(Question[EmbedOptions, Embedding]):
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
-        session, fate = self.session, "compared with an average batch, so their batch effect is not corrected"
-        key = session.model.config.data.batch_key
-        if self.options.space == "latent" or not session.model.batches or key is None or session.model.vae.n_mapped:
+        session, found = self.session, []
+        if self.options.space == "latent" or not session.model.conditioned or session.model.vae.n_mapped:
             return ()  # A session warns by itself if cells of a model onto which batches were mapped have no batch.
-        if key not in session.store.obs_keys:
-            return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
-        n_missing = int(is_missing(session.labels(key)).sum())
-        return [f"{n_missing} cell(s) have no batch in obs[{key!r}]: these cells are {fate}"] if n_missing else ()
+        data = session.model.config.data
+        batch = ("batch", "the batches", "an average batch, so their batch effect is")
+        value = ("value", "a covariate", "the mean of the training, so its effect is")
+        for key in (*data.batch_keys, *data.continuous_keys):
+            one, several, fate = batch if key in data.batch_keys else value
+            fate = f"compared with {fate} not corrected"
+            if key not in session.store.obs_keys:
+                found.append(f"obs has no column {key!r}, which holds {several} of the training: the cells are {fate}")
+                continue
+            of_batch = key in data.batch_keys
+            values = session.store.obs_column(key) if of_batch else read_numbers(session.store, key, partly=True)
+            n_missing = int(is_missing(values[session.kept]).sum())
+            if n_missing:
+                found.append(f"{n_missing} cell(s) have no {one} in obs[{key!r}]: these cells are {fate}")
+        return found
 
     def next_step(self, result: Embedding) -> str:
         found = result.umap_leiden

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from scvae_cli.data.confounding import warn_of_confounding
+from scvae_cli.data.confounded_keys import warn_of_confounding
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import ForeignFile, open_store
 from scvae_cli.data.gene_names import gene_names
@@ -40,12 +40,19 @@ def train(request: Request, shell: Shell) -> Outcome:
         refuse_long_name(folder, reserve=FOR_A_MODEL)
         check_new_model(folder, force=options.force)
     real = not run.model.of_counts
-    counts = read_counts(store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round)
+    counts = read_counts(
+        store,
+        layer=run.data.layer,
+        batch_key=run.data.batch_keys,
+        continuous_key=run.data.continuous_keys,
+        real=real,
+        rounding=run.data.round,
+    )
     size = f"{counts.n_cells:,} cells × {counts.n_genes:,} genes"
     shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
     for note in counts.notes:
         shell.info(note)
-    warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
+    warn_of_confounding(store, counts, run.data, shell.warn)
     with shell.stoppable() as stop_requested:
         events = fit(
             counts,
