@@ -83,6 +83,7 @@ bench: venv $(PEER)/.installed $(DESEQ2)/.installed
 	$(BIN)/python benchmarks/embedding_table.py
 	$(BIN)/python benchmarks/mapping.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/annotate_time.py
+	$(BIN)/python benchmarks/covariates.py --scvi-python $(PEER)/bin/python
 	$(BIN)/python benchmarks/embed_time.py
 	$(BIN)/python benchmarks/flatness.py
 	$(BIN)/python benchmarks/memory.py

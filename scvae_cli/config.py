@@ -40,8 +40,22 @@ class DataConfig(Options):
     round: Rounding | None = round_option()
     genome: str | None = genome_option()
     modality: str | None = modality_option()
-    batch_key: str | None = option(
-        None, help="Column of obs with the batch of each cell. The decoder is conditioned on the batch.", panel=INPUT
+    batch_key: tuple[str, ...] | None = option(
+        None,
+        help="Column of obs with the batch of each cell. The decoder is conditioned on the batch. May be given several "
+        "times, for example for donor and lane: the effects of the columns are added.",
+        python_help="Column of obs with the batch of each cell, or several columns. The decoder is conditioned on the "
+        "batch. The effects of several columns are added.",
+        panel=INPUT,
+        metavar="COLUMN",
+    )
+    continuous_key: tuple[str, ...] | None = option(
+        None,
+        help="Column of obs with numbers, such as age, on which the decoder is conditioned. May be given several "
+        "times.",
+        python_help="Column of obs with numbers, such as age, on which the decoder is conditioned, or several columns.",
+        panel=INPUT,
+        metavar="COLUMN",
     )
     n_top_genes: int | None = option(
         None,
@@ -64,8 +78,19 @@ class DataConfig(Options):
         False, help="Leave out cells without any counts. By default, such data are refused.", panel=INPUT
     )
 
+    @property
+    def batch_keys(self) -> tuple[str, ...]:
+        """The columns with batches; empty without them."""
+        return self.batch_key or ()
+
+    @property
+    def continuous_keys(self) -> tuple[str, ...]:
+        """The columns with numbers on which the decoder is conditioned; empty without them."""
+        return self.continuous_key or ()
+
     def check(self) -> None:
-        """Raise a ConfigError if `genes` is invalid, or if both `genes` and `n_top_genes` are given."""
+        """Raise a ConfigError if a covariate is named twice, or if options that choose genes are invalid."""
+        check_covariates(self.batch_keys, self.continuous_keys)
         if self.genes is None:
             return
         if self.genes != "all" and not (self.genes.startswith("@") and len(self.genes) > 1):
@@ -282,7 +307,7 @@ class RunConfig(Options):
 
     def check(self) -> None:
         """Raise a ConfigError for --mix-batches without --batch-key, or for --round with a normal likelihood."""
-        if self.train.mix_batches and self.data.batch_key is None:
+        if self.train.mix_batches and not self.data.batch_keys:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
         if self.data.round is not None and not self.model.of_counts:
             raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; remove one")
@@ -305,7 +330,13 @@ class RunConfig(Options):
 
     def as_dict(self) -> dict[str, Any]:
         """Return the options as nested dicts of plain values, which config.json in a model folder contains."""
-        return dataclasses.asdict(self)
+        values = dataclasses.asdict(self)
+        # Models with at most one batch key are written as version 0.2 wrote them, which also reads them.
+        if len(self.data.batch_keys) == 1:
+            values["data"]["batch_key"] = self.data.batch_keys[0]
+        if not self.data.continuous_keys:
+            del values["data"]["continuous_key"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> RunConfig:
@@ -317,3 +348,17 @@ class RunConfig(Options):
             If a value has the wrong type or is out of range.
         """
         return cls(**{f.name: build(f.metadata["section"][0], values[f.name]) for f in dataclasses.fields(cls)})
+
+
+def check_covariates(batch_keys: tuple[str, ...], continuous_keys: tuple[str, ...]) -> None:
+    """Raise a ConfigError if a column is named twice among the covariates."""
+    for flag, keys in (("--batch-key", batch_keys), ("--continuous-key", continuous_keys)):
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise ConfigError(f"{flag} {twice[0]} was given twice", "name each column once")
+    both = [key for key in continuous_keys if key in batch_keys]
+    if both:
+        raise ConfigError(
+            f"{both[0]!r} was given as both --batch-key and --continuous-key",
+            "use --batch-key for categories, and --continuous-key for numbers whose effect is proportional to them",
+        )

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, TypeVar, cas
 from scvae_cli.data.atomic import resolved
 from scvae_cli.data.slots import DEFAULT_KEY, Slot, SlotNames
 from scvae_cli.errors import ConfigError, ModelError, ScvaeError, one_line
+from scvae_cli.latent.decoding_batch import far_values
 from scvae_cli.options import declarations
 from scvae_cli.path_names import refuse_long_name
 from scvae_cli.progress import Progress
@@ -323,6 +324,8 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         maps_batches=options.maps_batches,
         progress=shell.progress,
     )
+    for text in far_values(session.model, getattr(options, "batch_as", None)):
+        shell.warn(text)
     question = kind(session, request, shell)
     if question.writes:
         question.check_destination()

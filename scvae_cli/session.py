@@ -15,12 +15,14 @@ import torch
 from scvae_cli._version import __version__
 from scvae_cli.amounts import amount
 from scvae_cli.config import ComputeConfig
-from scvae_cli.data.counts import Counts, is_missing, obs_values, read_counts
+from scvae_cli.data.counts import Counts, read_counts
+from scvae_cli.data.covariates import read_covariates
 from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
 from scvae_cli.data.labels import as_label, in_natural_order, labels_of, matching, positions_in
+from scvae_cli.data.obs_columns import is_missing, obs_values, read_numbers
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
@@ -139,14 +141,11 @@ class Session:
                 raise
             store = open_store(data, genome=genome or trained.genome, modality=modality or trained.modality)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
-        key = model.config.data.batch_key
-        mapped_batch = _batch_of_mapped(store, key, model) if model.vae.n_mapped and not maps_batches else None
-        batch_key = key if needs_batch and model.batches and mapped_batch is None else None
-        if batch_key is not None and batch_key not in store.obs_keys:
-            raise DataError(
-                f"{store.title}: no column {batch_key!r} in obs, but the model was trained with it as --batch-key",
-                "add a column of that name with the batch of each cell",
-            )
+        trained_on = model.config.data
+        mapped_batch = _batch_of_mapped(store, model) if model.vae.n_mapped and not maps_batches else None
+        reads = needs_batch and model.conditioned and mapped_batch is None
+        if reads:
+            _refuse_lacking(store, model)
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
         if real and rounding is not None:
@@ -154,14 +153,15 @@ class Session:
         everything = read_counts(
             store,
             layer=layer or model.config.data.layer,
-            batch_key=batch_key,
+            batch_key=trained_on.batch_keys if reads else None,
+            continuous_key=trained_on.continuous_keys if reads else None,
             real=real,
             rounding=rounding or model.config.data.round,
         )
         if mapped_batch is not None:
             everything = replace(everything, batch=mapped_batch)
-        if model.batches and key is not None and not needs_batch and not maps_batches:
-            _warn_of_new_batches(store, key, model)
+        if model.conditioned and not maps_batches:
+            _warn_of_new_batches(store, model, categories=not needs_batch)
         aligned, missing = match_genes(
             everything,
             model.genes,
@@ -421,18 +421,35 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
-        """Return the counts, with the batch of each cell if the model has batches and the data have their column.
+        """Return the counts, with the covariates of each cell if the model has some and the data have their columns.
 
-        If some cells have no batch label, all cells get their batch if `partly` is True, and none if it is False.
+        If some cells lack a value, all cells get their covariates if `partly` is True, and none if it is False.
         """
-        key = self.model.config.data.batch_key
-        if self.counts.batch is not None or not self.model.batches or key is None or key not in self.store.obs_keys:
+        data, known = self.model.config.data, self.counts.batch is not None or self.counts.covariates is not None
+        keys = (*data.batch_keys, *data.continuous_keys)
+        present = [key for key in keys if key in self.store.obs_keys]
+        if known or not self.model.conditioned or not present or (len(present) < len(keys) and not partly):
             return self.counts
-        batch = self.labels(key)
-        return self.counts if is_missing(batch).any() and not partly else replace(self.counts, batch=batch)
+        covariates = read_covariates(self.store, data.batch_keys, data.continuous_keys, partly=True).cells(self.kept)
+        if not partly and not covariates.complete_n.all():
+            return self.counts
+        return self.counts.with_covariates(covariates)
 
 
-def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndarray:
+def _refuse_lacking(store: CellStore, model: Model) -> None:
+    """Raise a DataError if the data lack a column on which the model is conditioned."""
+    data = model.config.data
+    for flag, keys in (("--batch-key", data.batch_keys), ("--continuous-key", data.continuous_keys)):
+        for key in keys:
+            if key not in store.obs_keys:
+                what = "batch" if flag == "--batch-key" else "value"
+                raise DataError(
+                    f"{store.title}: no column {key!r} in obs, but the model was trained with it as {flag}",
+                    f"add a column of that name with the {what} of each cell",
+                )
+
+
+def _batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
     """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
 
     If the model was trained without batches, cells without a batch are taken as cells of the training.
@@ -442,7 +459,7 @@ def _batch_of_mapped(store: CellStore, key: str | None, model: Model) -> np.ndar
     DataError
         If cells have no batch and the model was trained with batches.
     """
-    assert key is not None, "mapping gives a model a batch key"
+    [key] = model.config.data.batch_keys  # mapping gives a model a batch key
     present = key in store.obs_keys
     batch = labels_of(store.obs_column(key)) if present else np.full(len(store.cell_names), None, dtype=object)
     missing = is_missing(batch)
@@ -472,20 +489,41 @@ def _opened(model: Model | Path | str) -> Model:
     return load(model)
 
 
-def _warn_of_new_batches(store: CellStore, key: str, model: Model) -> None:
-    """Warn if cells come from batches that were not in the training data; such cells can still be embedded."""
-    if key not in store.obs_keys:
-        return
-    batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
-    new = list(batches[positions_in(model.batches, batches) < 0])
-    if new:
-        shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
-        known = f"{amount(len(new), 'batch was', 'batches were')} not in the training data ({shown})"
-        message = (
-            f"{known}: cells of new batches can be embedded, because the encoder does not use the batch, but batch "
-            "effects are not corrected"
-        )
-        warnings.warn(ScvaeWarning(message), stacklevel=3)
+def _warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
+    """Warn if cells come from batches that were not in the training data; such cells can still be embedded.
+
+    Also warn if values of continuous keys lie far outside of the training. `categories` is False if cells of new
+    batches are refused anyway.
+    """
+    design = model.vae.design
+    keys = model.config.data.batch_keys
+    known = [model.batches] if design is None else design.categories
+    for key, names in zip(keys, known, strict=False) if categories else ():
+        if key not in store.obs_keys:
+            continue
+        batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
+        new = list(batches[positions_in(names, batches) < 0])
+        if new:
+            shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+            one, several = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
+            what = amount(len(new), f"{one} was", f"{several} were")
+            message = (
+                f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
+                "does not use the batch, but batch effects are not corrected"
+            )
+            warnings.warn(ScvaeWarning(message), stacklevel=3)
+    for one in () if design is None else design.continuous:
+        if one.key not in store.obs_keys:
+            continue
+        value_n = read_numbers(store, one.key, partly=True)
+        least, most = one.far
+        n_far = int(((value_n < least) | (value_n > most)).sum())
+        if n_far:
+            message = (
+                f"{amount(n_far, 'cell has', 'cells have')} values of obs[{one.key!r}] far outside of the training, "
+                f"where they were {one.least:g} to {one.most:g}: the effect is extrapolated"
+            )
+            warnings.warn(ScvaeWarning(message), stacklevel=3)
 
 
 def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:

@@ -166,13 +166,19 @@ def library_option(
     )
 
 
+# What `--batch-as` takes for a model of several covariates.
+SEVERAL_COVARIATES = (
+    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some of them."
+)
+
+
 def batch_as_option(default: str | None = "average", *, help: str = "", shown_default: str = "") -> Any:
     """Make the option for the batch in which the model decodes."""
     return option(
         default,
         help=help
         or "Batch to decode in: the name of a batch, or average. With average, the decoded values are averaged over "
-        "all batches. The weight of a batch is its number of training cells.",
+        f"all batches. The weight of a batch is its number of training cells. {SEVERAL_COVARIATES}",
         panel=DECODING,
         label=True,
         shown_default=shown_default,

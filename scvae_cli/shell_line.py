@@ -13,21 +13,24 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     verb, arguments
         The verb and its positional arguments.
     options
-        Options by name. None and False leave an option out; True gives a flag without a value.
+        Options by name. None and False leave an option out; True gives a flag without a value. A tuple repeats the
+        flag.
 
     >>> shell_line("embed", "my cells.h5ad", m="a.scvae", refine=100, drop_empty=True, layer=None)
     "scvae embed 'my cells.h5ad' -m a.scvae --refine 100 --drop-empty"
     """
     # A file name that starts with "-" would be read as an option, so it gets the prefix "./".
     words = ["scvae", verb, *(f"./{word}" if str(word).startswith("-") else str(word) for word in arguments)]
-    for name, value in options.items():
-        if value is None or value is False:
-            continue
-        flag, text = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-"), str(value)
-        if value is True:
-            words.append(flag)
-        elif not text.startswith("-"):
-            words += [flag, text]
-        else:  # all options with a one-letter flag are files
-            words += [flag, f"./{text}"] if len(name) == 1 else [f"{flag}={text}"]
+    for name, given in options.items():
+        flag = f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
+        for value in given if isinstance(given, tuple) else (given,):
+            text = str(value)
+            if value is None or value is False:
+                continue
+            if value is True:
+                words.append(flag)
+            elif not text.startswith("-"):
+                words += [flag, text]
+            else:  # all options with a one-letter flag are files
+                words += [flag, f"./{text}"] if len(name) == 1 else [f"{flag}={text}"]
     return shlex.join(words)

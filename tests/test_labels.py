@@ -13,14 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scvae_cli.config import ComputeConfig, DataConfig, ModelConfig, RunConfig, TrainConfig
-from scvae_cli.data.counts import obs_values, read_batch, read_counts
+from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.h5ad import H5adFile
 from scvae_cli.data.inspection import inspect
 from scvae_cli.data.labels import as_label, labels_of, matching, positions_in, values_of
 from scvae_cli.data.memory import AnnDataStore
+from scvae_cli.data.obs_columns import obs_values, read_batch
 from scvae_cli.errors import ConfigError, DataError, ScvaeWarning
-from scvae_cli.latent.expected_counts import batch_index
+from scvae_cli.latent.decoding_batch import decoding_mixture
 from scvae_cli.latent.posteriors import known_batches
 from scvae_cli.session import Session
 from scvae_cli.tools.perturb.design import design
@@ -345,9 +346,9 @@ def test_batches_are_known_whatever_their_type(lanes, dtype):
     np.testing.assert_array_equal(known_batches(model, counts), lane - 1)
     assert batch_codes(read_counts(session.store, batch_key="lane"))[0] == ("1", "2")
     for batch_as in (1, 1.0, True, "1", "1.0"):
-        assert batch_index(model, batch_as) == 0
+        assert decoding_mixture(model, batch_as).batch_b.tolist() == [0]
     with pytest.raises(DataError, match="the model has no batch '7'"):
-        batch_index(model, "7")
+        decoding_mixture(model, "7")
 
 
 def test_new_batches_are_said_and_refused(lanes):

@@ -16,7 +16,7 @@ from scvae_cli.model.network import CountOutput
 from scvae_cli.training import loop
 from scvae_cli.training.fit import Finished, Prepared, Stopped, fit
 from scvae_cli.training.loop import EpochReport, Rollback
-from scvae_cli.training.prepare import split, started
+from scvae_cli.training.prepare import Conditions, split, started
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
@@ -276,7 +276,7 @@ def test_dropout_and_decay_grow_as_cells_grow_fewer():
 def test_the_encoder_sees_differences_from_the_training_cells_mean(counts):
     config = tiny_config()
     training, _ = split(counts, config)
-    vae = started(config, counts, training, (), None)
+    vae = started(config, counts, training, Conditions.of(counts, training))
     x_ng = counts.matrix[training].toarray().astype(np.float64)
     library_n = x_ng.sum(1, keepdims=True)
     logged_ng = np.log1p(x_ng * np.median(library_n) / library_n)

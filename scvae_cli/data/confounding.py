@@ -14,14 +14,13 @@ Shapes: n cells, b batches, c values of a column. All costs are linear in n.
 from __future__ import annotations
 
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.data.counts import Counts
 from scvae_cli.data.labels import are_measurements, as_label
 from scvae_cli.data.store import CellStore
 
@@ -66,7 +65,12 @@ class Confounded:
 
 
 def confounded_columns(
-    store: CellStore, batch: np.ndarray, batch_key: str, *, library_n: np.ndarray | None = None
+    store: CellStore,
+    batch: np.ndarray,
+    batch_key: str,
+    *,
+    library_n: np.ndarray | None = None,
+    without: Collection[str] = (),
 ) -> list[Confounded]:
     """Find the columns of obs that are confounded with the batch, the most confounded first.
 
@@ -82,6 +86,8 @@ def confounded_columns(
     library_n
         Library sizes, shape (n,), to recognize columns that repeat the library size, and to leave out cells without
         counts; None for real numbers.
+    without
+        Columns that are left out, such as other batch keys.
     """
     batch_n, n_batches, _ = _read(batch)
     if n_batches < 2:
@@ -90,34 +96,20 @@ def confounded_columns(
         batch_n = np.where(library_n > 0, batch_n, -1)
     found: list[tuple[Confounded, int]] = []
     for key in dict.fromkeys(store.obs_keys):
-        if key == batch_key:
+        if key == batch_key or key in without:
             continue
         try:
             value_n, n_values, number_n = _read(store.obs_column(key))
         except Exception:  # an unusual column must not stop a training
             continue
-        one = _among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
+        one = among_values(key, batch_n, value_n) if 2 <= n_values <= _MAX_VALUES else None
         if (one is None or one.relation == "one_batch_per_value") and number_n is not None:
-            one = _among_numbers(key, batch_n, number_n, library_n) or one
+            one = among_numbers(key, batch_n, number_n, library_n) or one
         if one is not None:
             found.append((one, n_values or len(batch_n)))
     # Of columns that are equally confounded, a column with few values is more likely to be a condition.
     found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1], pair[0].column))
     return [one for one, _ in found]
-
-
-def warn_of_confounding(store: CellStore, counts: Counts, batch_key: str | None, warn: Callable[[str], None]) -> None:
-    """Warn before a training if columns of obs are confounded with the batch.
-
-    Columns whose values occur in one batch only are left to `scvae check`: samples nested in donors are the usual case.
-    """
-    if counts.batch is None or batch_key is None:
-        return
-    library_n = None if counts.real else counts.library_n
-    found = confounded_columns(store, counts.batch, batch_key, library_n=library_n)
-    found = [one for one in found if one.relation != "one_batch_per_value"]
-    if found:
-        warn(f"{confounding_message(batch_key, found)}; {HINT}")
 
 
 def confounding_message(batch_key: str, found: Sequence[Confounded]) -> str:
@@ -207,7 +199,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, numbers.Real) and not isinstance(value, bool | np.bool_)
 
 
-def _among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confounded | None:
+def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confounded | None:
     """Compare the batches with a column of few values."""
     known = (batch_n >= 0) & (value_n >= 0)
     if not known.any():
@@ -228,7 +220,7 @@ def _among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confoun
     return None
 
 
-def _among_numbers(
+def among_numbers(
     key: str, batch_n: np.ndarray, number_n: np.ndarray, library_n: np.ndarray | None
 ) -> Confounded | None:
     """Compare the batches with a column of numbers."""

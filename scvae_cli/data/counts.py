@@ -7,15 +7,14 @@ Shapes: n cells, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 
-from scvae_cli.amounts import amount
+from scvae_cli.data.covariates import CellCovariates, read_covariates
 from scvae_cli.data.feature_types import COLUMN, FeatureTypes, feature_types
-from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import cell_blocks
 from scvae_cli.data.rounding import NEAR, VALUES_AT_ONCE, Rounder, not_whole, sign_of_normalization
 from scvae_cli.data.row_stack import RowStack
@@ -57,6 +56,10 @@ class Counts:
         CSR, float32, without explicit zeros. Raw counts are non-negative integers; real numbers are finite.
     cell_names, gene_names, batch
         Names of the cells (n strings) and of the genes (g strings), and the batch of each cell (n strings, or None).
+        With several batch keys, a batch is a combination of their categories.
+    covariates
+        The categories of each cell, and its values of the continuous keys. None if there is at most one batch key and
+        no continuous key.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
@@ -73,6 +76,7 @@ class Counts:
     gene_names: np.ndarray
     source: str
     batch: np.ndarray | None = None
+    covariates: CellCovariates | None = None
     real: bool = False
     rounding: Rounding | None = None
     notes: tuple[str, ...] = ()
@@ -114,16 +118,23 @@ class Counts:
 
     def cells(self, rows: np.ndarray) -> Counts:
         """Return the counts of some cells, given by index or mask."""
-        batch = None if self.batch is None else self.batch[rows]
-        return replace(self, matrix=self.matrix[rows], cell_names=self.cell_names[rows], batch=batch)
+        return self._of_cells(self.matrix[rows], rows)
 
     def filled_cells(self) -> Counts:
         """Return the counts without the empty cells; the values are not copied."""
         filled, old = self.filled, self.matrix
         parts = (old.data, old.indices, np.append(old.indptr[:-1][filled], old.indptr[-1]))
-        matrix = sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes))
-        batch = None if self.batch is None else self.batch[filled]
-        return replace(self, matrix=matrix, cell_names=self.cell_names[filled], batch=batch)
+        return self._of_cells(sp.csr_matrix(parts, shape=(int(filled.sum()), self.n_genes)), filled)
+
+    def _of_cells(self, matrix: sp.csr_matrix, rows: np.ndarray) -> Counts:
+        batch = None if self.batch is None else self.batch[rows]
+        covariates = None if self.covariates is None else self.covariates.cells(rows)
+        names = self.cell_names[rows]
+        return replace(self, matrix=matrix, cell_names=names, batch=batch, covariates=covariates)
+
+    def with_covariates(self, covariates: CellCovariates) -> Counts:
+        """Return the counts with the batches and the values of the continuous keys of the same cells."""
+        return replace(self, batch=covariates.batch_n, covariates=None if covariates.is_one_batch else covariates)
 
     def genes(self, columns: np.ndarray) -> Counts:
         """Return the counts of some genes, in the order of the given indices.
@@ -139,7 +150,8 @@ def read_counts(
     store: CellStore,
     *,
     layer: str | None = None,
-    batch_key: str | None = None,
+    batch_key: str | Sequence[str] | None = None,
+    continuous_key: Sequence[str] | None = None,
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Counts:
@@ -179,8 +191,11 @@ def read_counts(
         if isinstance(loaded, str):
             refusals.append(f"{name}: {loaded}")
             continue
-        batch = None if batch_key is None else read_batch(store, batch_key)
-        return replace(loaded, batch=batch)
+        keys = (batch_key,) if isinstance(batch_key, str) else tuple(batch_key or ())
+        if not keys and not continuous_key:
+            return loaded
+        covariates = read_covariates(store, keys, tuple(continuous_key or ()))
+        return loaded.with_covariates(covariates)
     if real:
         raise DataError(
             f"{store.title}: not every value is a finite number ({'; '.join(refusals)})",
@@ -258,55 +273,6 @@ def first_duplicate(names: np.ndarray) -> str | None:
             return str(name)
         seen.add(name)
     return None
-
-
-def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
-    """Read the batch of every cell, as n strings.
-
-    Raises a DataError if the column does not exist or has missing values.
-    """
-    column = obs_values(store, batch_key, purpose="--batch-key")
-    missing = is_missing(column)
-    if missing.any():
-        cell = store.cell_names[int(np.flatnonzero(missing)[0])]
-        raise DataError(
-            f"{store.title}: obs[{batch_key!r}] has no value for {amount(int(missing.sum()), 'cell')}; the first "
-            f"is {cell!r}",
-            f'drop these cells: adata[adata.obs["{batch_key}"].notna()], or fill in the missing values',
-        )
-    return labels_of(column)
-
-
-def obs_values(
-    store: CellStore, key: str, *, purpose: str, measured: bool = False, without: Collection[str] = ()
-) -> np.ndarray:
-    """Read a column of obs.
-
-    If the column does not exist, raises a DataError, whose hint lists the columns that the option `purpose` can take.
-    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and those in
-    `without` are not listed.
-    """
-    if key not in store.obs_keys:
-        names = [name for name in store.obs_keys if name not in without]
-        known = ", ".join(name for name in names if _could_name_groups(store, name, measured=measured)) or "none"
-        raise DataError(f"{store.title}: no column {key!r} in obs", f"{purpose} takes one of: {known}")
-    return store.obs_column(key)
-
-
-def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
-    try:
-        return not are_measurements(store.obs_column(key)) or measured
-    except DataError:  # a column that cannot be read, or shares its name with another
-        return False
-
-
-def is_missing(values: np.ndarray) -> np.ndarray:
-    """Return a mask of the values that are None, NaN or pandas' NA."""
-    # pandas is imported only here, because it is slow to import and a training without batches does not need it.
-    import pandas as pd
-
-    missing: np.ndarray = pd.isna(values)
-    return missing
 
 
 def what_is_wrong(values: np.ndarray, *, real: bool = False, fractions: bool = False) -> tuple[str, int] | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from scvae_cli.amounts import amount, noun
+from scvae_cli.data.confounded_keys import confounded_keys
 from scvae_cli.data.confounding import HINT, Confounded, confounded_columns, confounding_message
-from scvae_cli.data.counts import Counts, read_batch, read_counts, what_is_wrong
+from scvae_cli.data.counts import Counts, read_counts, what_is_wrong
+from scvae_cli.data.covariates import CellCovariates, read_covariates
 from scvae_cli.data.gene_selection import DEFAULT_TOP_GENES, MAX_ALL_GENES, MIN_CELLS
 from scvae_cli.data.labels import are_measurements, labels_of
 from scvae_cli.data.moments import moments
@@ -92,7 +95,8 @@ def inspect(
     store: CellStore,
     *,
     layer: str | None = None,
-    batch_key: str | None = None,
+    batch_key: str | Sequence[str] | None = None,
+    continuous_key: Sequence[str] | None = None,
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Inspection:
@@ -116,17 +120,23 @@ def inspect(
     if counts is not None:
         seen |= _figures(counts)
         findings += _cell_findings(counts) + (_feature_findings(counts) if real else _gene_findings(counts))
-    if batch_key is not None:
+    batch_keys = (batch_key,) if isinstance(batch_key, str) else tuple(batch_key or ())
+    continuous_keys = tuple(continuous_key or ())
+    if batch_keys or continuous_keys:
         try:
-            batch = read_batch(store, batch_key)
+            covariates = read_covariates(store, batch_keys, continuous_keys)
         except DataError as error:
             findings.append(_refuse(error.message, error.hint))
         else:
-            findings += _batch_findings(batch, batch_key)
+            findings += _covariate_findings(covariates)
             library_n = None if counts is None or counts.real else counts.library_n
-            seen["confounded"] = confounded_columns(store, batch, batch_key, library_n=library_n)
-            if seen["confounded"]:
-                findings.append(_warn(confounding_message(batch_key, seen["confounded"]), HINT))
+            seen["confounded"] = []
+            for key, batch in zip(batch_keys, covariates.category_nq.T, strict=True):
+                others = (*batch_keys, *continuous_keys)
+                found = confounded_columns(store, batch, key, library_n=library_n, without=others)
+                seen["confounded"] += found
+                if found:
+                    findings.append(_warn(confounding_message(key, found), HINT))
     findings.sort(key=lambda finding: finding.level != "refuse")
     return Inspection(**seen, findings=findings)
 
@@ -227,6 +237,20 @@ def _feature_findings(counts: Counts) -> list[Finding]:
 
 def _varying(counts: Counts) -> int:
     return int((moments(counts.matrix, np.arange(counts.n_cells))[1] > 0).sum())
+
+
+def _covariate_findings(covariates: CellCovariates) -> list[Finding]:
+    """Find covariates whose effects cannot be learned, or cannot be told apart."""
+    findings = []
+    for key, value_n in zip(covariates.continuous_keys, covariates.value_nv.T, strict=True):
+        if value_n.min() == value_n.max():
+            message = f"obs[{key!r}] has the same value ({value_n[0]:g}) in all {len(value_n)} cells"
+            findings.append(_refuse(message, f"remove --continuous-key {key}: a constant has no effect"))
+    if covariates.is_one_batch:
+        return findings + _batch_findings(covariates.category_nq[:, 0], covariates.batch_keys[0])
+    for key, batch in zip(covariates.batch_keys, covariates.category_nq.T, strict=True):
+        findings += [one for one in _batch_findings(batch, key) if "only one value" not in one.message]
+    return findings + [_warn(*message_and_hint) for message_and_hint in confounded_keys(covariates)]
 
 
 def _batch_findings(batch: np.ndarray, batch_key: str) -> list[Finding]:

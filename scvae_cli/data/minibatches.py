@@ -50,7 +50,8 @@ class Nonzeros:
 class Minibatch:
     """The counts of some cells, on the device of the model.
 
-    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64, or
+    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64; for a
+    model with several covariates, it is the matrix of the design (`model/design.py`), float32, cells × effects. It is
     None if the cells have no batches.
     """
 
@@ -85,8 +86,8 @@ class CellTable:
     Parameters
     ----------
     matrix, batch_n
-        Counts as a CSR matrix, cells × g genes, and the index of the batch of each row (int64). The matrix is not
-        copied on the host. `batch_n` is None if the cells have no batches.
+        Counts as a CSR matrix, cells × g genes, and the batch of each row, as in `Minibatch`. The matrix is not copied
+        on the host. `batch_n` is None if the cells have no batches.
     device
         Device of the minibatches.
     cells
@@ -100,7 +101,7 @@ class CellTable:
     Attributes
     ----------
     library_n, batch_n
-        Library size (float64) and index of the batch of each cell of the table; `batch_n` may be None.
+        Library size (float64) and batch of each cell of the table; `batch_n` may be None.
     resident
         The whole matrix on the device, or None.
     """

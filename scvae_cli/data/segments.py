@@ -23,7 +23,7 @@ class DenseCells(NamedTuple):
     """One minibatch with dense counts (float32).
 
     `share_n` is the weight of each cell in a mean over the minibatch; cells that were added as padding have weight 0.
-    `batch_n` is the index of each cell's batch, int64, or None if the cells have no batches.
+    `batch_n` is the index of each cell's batch, or a row of the design for each cell, as in `Minibatch`.
     """
 
     x_ng: Tensor
@@ -49,7 +49,7 @@ class Segment:
         shape = (size, n_cells)
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)
         self._library_sn, self._share_sn = torch.ones(shape, device=device), torch.zeros(shape, device=device)
-        self._batch_sn = None if table.batch_n is None else torch.zeros_like(self._row_sn)
+        self._batch_sn = None if table.batch_n is None else _room(table.batch_n, shape, device)
         self._sent = table.resident is None
         if table.resident is None:
             # This upper bound assumes the cells with most counts, and padding of every minibatch to the longest row.
@@ -108,6 +108,11 @@ class Segment:
         batch_n = None if self._batch_sn is None else self._batch_sn.index_select(0, at)[0]
         x_ng = dense_rows(self._nonzeros, self._row_sn.index_select(0, at)[0], self._n_genes, self._longest)
         return DenseCells(x_ng, library_n, share_n, batch_n)
+
+
+def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
+    """Return memory for the batches of all cells of a segment: indices, or rows of a design."""
+    return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 
 def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) -> Tensor:

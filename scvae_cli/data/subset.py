@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import labels_of, matching
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import ConfigError, DataError
 

@@ -20,7 +20,7 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.network import CountOutput, Output
-from scvae_cli.training.prepare import batch_codes, started
+from scvae_cli.training.prepare import Conditions, started
 
 _BATCH_CELLS, _STEPS, _RATE = 256, 300, 0.05
 
@@ -38,9 +38,10 @@ class MeanModel:
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:
         training = np.arange(counts.n_cells) if training is None else training
-        batches, self._batch_n = batch_codes(counts)
+        conditions = Conditions.of(counts, training)
+        self._batch_n = conditions.batch_n
         smallest = replace(config, model=replace(config.model, decoder="linear", n_latent=1, n_hidden=1))
-        self._vae = started(smallest, counts, training, batches, self._batch_n).to(device).eval()
+        self._vae = started(smallest, counts, training, conditions).to(device).eval()
         self._device = device
         learned = [p for name, p in self._vae.decoder.named_parameters() if name != "head.outputs.weight"]
         optimizer = torch.optim.Adam(learned, lr=_RATE)

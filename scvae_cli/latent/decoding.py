@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from scvae_cli.errors import DataError
-from scvae_cli.latent.expected_counts import batch_index, library_size
+from scvae_cli.latent.decoding_batch import decoding_mixture
+from scvae_cli.latent.expected_counts import library_size
 from scvae_cli.model.bundle import Model
 
 _SAMPLES = 100
@@ -33,12 +34,11 @@ def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[T
     size = library_size(model, library, usual="median")
     if size is None:
         raise DataError("a trajectory has no observed library size", "use --library median, or a number of counts")
-    batch = batch_index(model, batch_as)
+    mixture = decoding_mixture(model, batch_as)
 
     def decoded(z_tk: Tensor) -> Tensor:
         library_t = torch.full((len(z_tk),), size, device=z_tk.device)
-        batch_t = None if batch is None else torch.full((len(z_tk),), batch, device=z_tk.device)
-        return model.vae.expected_counts(z_tk, library_t, batch_t, with_zero_inflation=True)
+        return model.vae.expected_counts(z_tk, library_t, mixture, with_zero_inflation=True)
 
     return decoded
 

@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.labels import matching
 from scvae_cli.errors import ConfigError, DataError
+from scvae_cli.latent.decoding_batch import decoding_mixture
 from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table, known_batches
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
@@ -60,7 +60,8 @@ def expected_counts(
         library size for all cells.
     batch_as
         Batch in which cells are decoded: the name of a batch, "average" for the average over batches weighted by their
-        proportions in the training cells, or "observed" for the batch of each cell.
+        proportions in the training cells, or "observed" for the batch of each cell. For a model with several
+        covariates, KEY=VALUE[,KEY=VALUE…] fixes some of them, and the others are averaged.
     with_zero_inflation
         Whether the probability of an inflated zero lowers the expectation. None lowers it if the model has zero
         inflation.
@@ -82,7 +83,7 @@ def expected_counts(
     inflated = model.of_counts if with_zero_inflation is None else with_zero_inflation
     own_batch_n = known_batches(model, counts) if of_cell or batch_as == OBSERVED else None
     table = cell_table(model, counts, batch_n=own_batch_n)
-    batch = None if batch_as == OBSERVED else batch_index(model, batch_as)
+    mixture = None if batch_as == OBSERVED else decoding_mixture(model, batch_as)
     fixed_library = library_size(model, library)
 
     @torch.inference_mode()
@@ -94,9 +95,7 @@ def expected_counts(
             library_n = cells.library_n
             if fixed_library is not None:
                 library_n = torch.full_like(library_n, fixed_library)
-            batch_n = None if batch is None else torch.full((len(rows),), batch, device=model.device)
-            if batch_as == OBSERVED:
-                batch_n = cells.batch_n
+            batch = cells.batch_n if batch_as == OBSERVED else mixture
             points = [posterior.mean_nk]
             if n_samples:
                 draws = (torch.randn(posterior.mean_nk.shape, generator=noise) for _ in range(n_samples))
@@ -104,7 +103,7 @@ def expected_counts(
             mean_ng = torch.zeros(len(rows), model.vae.n_genes, device=model.device)
             for z_nk in points:
                 lowered = inflated and not of_cell
-                expected_ng = model.vae.expected_counts(z_nk, library_n, batch_n, with_zero_inflation=lowered)
+                expected_ng = model.vae.expected_counts(z_nk, library_n, batch, with_zero_inflation=lowered)
                 if of_cell:
                     # A cell's counts are compared with the expectation at the cell's own library size and batch.
                     output = model.vae.decode(z_nk, cells.batch_n)
@@ -115,26 +114,6 @@ def expected_counts(
 
     # The generator is an inner function, so that errors are raised before the first block is requested.
     return blocks()
-
-
-def batch_index(model: Model, batch_as: str, *, usual: str = "average") -> int | None:
-    """Return the index of the batch in which cells are decoded; None if `batch_as` equals `usual`.
-
-    `usual` is the default of the caller: "average" or "drawn".
-
-    Raises
-    ------
-    DataError
-        If the model does not have the batch.
-    """
-    if batch_as == usual:
-        return None
-    batch = matching(batch_as, model.batches)
-    if batch is None:
-        known = f"--batch-as takes {usual} or one of: {', '.join(model.batches)}"
-        none = "leave out --batch-as: the model was trained without --batch-key"
-        raise DataError(f"the model has no batch {batch_as!r}", known if model.batches else none)
-    return model.batches.index(batch)
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:

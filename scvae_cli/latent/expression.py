@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import ModelError
-from scvae_cli.latent.posteriors import BLOCK_CELLS, cell_table
+from scvae_cli.latent.posteriors import BLOCK_CELLS, batches_where_known, cell_table
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.progress import Progress, silent
@@ -47,8 +46,7 @@ def expression_positions(
         If the model was trained by an earlier version, which did not compute the map.
     """
     space = _space(model)
-    batch_n = None if counts.batch is None or not model.batches else positions_in(model.batches, counts.batch)
-    table, parts = cell_table(model, counts, batch_n=batch_n), []
+    table, parts = cell_table(model, counts, batch_n=batches_where_known(model, counts)), []
     lacking = set(missing)
     present_g = torch.as_tensor([gene not in lacking for gene in model.genes]).to(model.device) if missing else None
     with progress("Embedding", table.n_cells) as advance:

@@ -17,7 +17,7 @@ SQUARED_WIDTHS = (0.1, 0.3, 1.0, 3.0)
 LEAST_SQUARE = 5.0
 
 
-def batch_discrepancy(position_nk: Tensor, member_nb: Tensor) -> tuple[Tensor, Tensor]:
+def batch_discrepancy(position_nk: Tensor, *members: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
 
     The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w), where z and z' are two cells of the batch and w
@@ -30,17 +30,20 @@ def batch_discrepancy(position_nk: Tensor, member_nb: Tensor) -> tuple[Tensor, T
     ----------
     position_nk
         Latent positions of the cells of a minibatch.
-    member_nb
-        Indicator of each cell's batch: 1 in the column of its batch and 0 elsewhere. Rows of zeros stand for cells that
-        only pad the minibatch.
+    members
+        Indicator of each cell's batch, shape (n, b): 1 in the column of its batch and 0 elsewhere. Rows of zeros stand
+        for cells that only pad the minibatch. With several batch keys, there is one matrix for each key, and the
+        discrepancies of the keys are added.
 
     Returns
     -------
     The discrepancy (a scalar without unit), and its gradient with respect to `position_nk`, shape (n, k). The widths of
     the kernels are treated as constants in the gradient.
     """
-    present_n1 = member_nb.sum(1, keepdim=True)
-    weight_nn = _pair_weights(member_nb, present_n1)
+    present_n1 = members[0].sum(1, keepdim=True)
+    weight_nn = _pair_weights(members[0], present_n1)
+    for member_nb in members[1:]:
+        weight_nn = weight_nn + _pair_weights(member_nb, present_n1)
     square_nn = torch.cdist(position_nk, position_nk).square()
     n_pairs = present_n1.sum().square() - present_n1.sum()
     mean_square = ((present_n1 * square_nn * present_n1.T).sum() / n_pairs.clamp(min=1)).clamp(min=LEAST_SQUARE)

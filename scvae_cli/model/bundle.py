@@ -39,8 +39,11 @@ from scvae_cli.errors import ConfigError, DataError, ModelError
 from scvae_cli.interruption import deferred, note_written
 from scvae_cli.model.axes import CanonicalAxes
 from scvae_cli.model.density import LatentDensity
+from scvae_cli.model.design import Design
 from scvae_cli.model.expression_space import ExpressionSpace
 from scvae_cli.model.folder_checks import (
+    check_combinations,
+    check_design,
     check_facts,
     check_latent,
     check_mapped,
@@ -56,9 +59,10 @@ from scvae_cli.model.vae import VAE
 from scvae_cli.regular_file import read_regular, refuse_irregular
 from scvae_cli.strict_json import parse_json
 
-# Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them. A
-# model is written in the oldest format that can hold it, and all of these formats are read.
-FORMAT, WITHOUT_MAPPED, OLDEST_FORMAT = 5, 4, 3
+# Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them, and
+# models of format 6 several covariates. A model is written in the oldest format that can hold it, and all of these
+# formats are read.
+FORMAT, WITHOUT_COVARIATES, WITHOUT_MAPPED, OLDEST_FORMAT = 6, 5, 4, 3
 CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
@@ -109,6 +113,11 @@ class Model:
     def batches(self) -> tuple[str, ...]:
         """Names of the batches on which the decoder is conditioned."""
         return self.vae.batches
+
+    @property
+    def conditioned(self) -> bool:
+        """Whether the decoder is conditioned on batches or continuous keys."""
+        return self.vae.decoder.batch is not None
 
     @property
     def of_counts(self) -> bool:
@@ -182,8 +191,10 @@ class Model:
 
     @property
     def _format(self) -> int:
-        if self.vae.n_mapped:
+        if self.vae.design is not None:
             return FORMAT
+        if self.vae.n_mapped:
+            return WITHOUT_COVARIATES
         return OLDEST_FORMAT if self.expression is None else WITHOUT_MAPPED
 
     def _latent_tensors(self) -> dict[str, torch.Tensor]:
@@ -203,7 +214,7 @@ class Model:
             "format": self._format,
             "scvae_version": __version__,
             "run": self.config.as_dict(),
-            "batches": list(self.batches),
+            **_covariates(self.vae),
             **({"n_mapped": self.vae.n_mapped} if self.vae.n_mapped else {}),
             "facts": self.facts,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
@@ -211,6 +222,15 @@ class Model:
         config["sha256"][CONFIG] = _own_sha256(config)
         files[CONFIG] = json.dumps(config, indent=1, sort_keys=True).encode()
         return files
+
+
+def _covariates(vae: VAE) -> dict[str, Any]:
+    """Return the batches, and for models with several covariates also the continuous keys, as plain values."""
+    design = vae.design
+    if design is None:
+        return {"batches": list(vae.batches)}
+    numbers = [{"mean": one.mean, "sd": one.sd, "least": one.least, "most": one.most} for one in design.continuous]
+    return {"batches": [list(one) for one in design.combinations], "continuous": numbers}
 
 
 def check_new_model(folder: Path, *, force: bool, spelled: str = "-m") -> None:
@@ -270,15 +290,26 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         genes, heldout_cells, history = _names(texts[GENES]), _names(texts[HELDOUT]), texts[HISTORY].decode()
         check_names("genes", genes)
         check_names("held-out cells", heldout_cells)
-        batches = check_names("batches", config["batches"])
         check_facts(config["facts"])
         run = RunConfig.from_dict(config["run"])
+        design: Design | None = None
+        batches: tuple[str, ...] = ()
+        if config["format"] > WITHOUT_COVARIATES:
+            design = check_design(config["batches"], config.get("continuous"), run.data)
+        elif len(run.data.batch_keys) > 1 or run.data.continuous_keys:
+            raise ValueError("a model of an older format has no several covariates")
+        else:
+            batches = tuple(check_names("batches", config["batches"]))
         n_mapped = check_mapped(config.get("n_mapped", 0), batches)
-        vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, n_bytes=_size(folder, WEIGHTS))
+        if n_mapped and not run.data.batch_keys:
+            raise ValueError("batches were mapped onto the model, but it has no batch key")
+        n_bytes = _size(folder, WEIGHTS)
+        vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, design=design, n_bytes=n_bytes)
         weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
         check_shapes(weights, vae.state_dict())
         # The tensors are copied, because torch aligns the memory of its own tensors.
         vae.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
+        check_combinations(vae)
         most = most_latent_bytes(vae.n_latent, len(genes))
         latent = read_tensors(_read_checked(folder, LATENT, config, most=most))
         check_latent(latent, n_latent=vae.n_latent, n_genes=len(genes))

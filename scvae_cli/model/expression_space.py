@@ -111,13 +111,15 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
     """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
 
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
-    differences from the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None.
+    differences from the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None. With
+    a design, its rows already contain these averages.
     """
     head, depth = vae.decoder.head, vae.reference_library
-    average_nb = _average_batch(vae, mean_nk)
-    average_ng = own_ng = _reference_mean(vae, mean_nk, average_nb)
-    if average_nb is not None and cells.batch_n is not None:
-        own_ng = torch.where((cells.batch_n >= 0)[:, None], _reference_mean(vae, mean_nk, cells.batch_n), average_ng)
+    average_ng = own_ng = _reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))
+    if cells.batch_n is not None:
+        own_ng = _reference_mean(vae, mean_nk, cells.batch_n)
+        if cells.batch_n.dim() == 1:
+            own_ng = torch.where((cells.batch_n >= 0)[:, None], own_ng, average_ng)
     state_ng = head.isometric(average_ng)
     # Real numbers have no library size: the library size of every cell, and of the reference, is 1.
     expected_ng = own_ng * (cells.library_n / depth)[:, None]
@@ -126,12 +128,9 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
 
 
 def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
-    """Return the shares of the batches for each cell, shape (n, b); None for a model without batches.
-
-    Batches that were mapped onto the model are left out of the average. Giving them a share of 0 could change the
-    rounding, compared with the model without these batches.
-    """
-    return vae.trained_share_b.expand(len(mean_nk), -1) if vae.batches else None
+    """Return the weights of the average batch for each cell, shape (n, b); None for a model without batches."""
+    average_b = vae.average_weights
+    return None if average_b is None else average_b.expand(len(mean_nk), -1)
 
 
 def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:

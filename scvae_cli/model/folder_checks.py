@@ -17,7 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from scvae_cli.config import ModelConfig
+from scvae_cli.config import DataConfig, ModelConfig
+from scvae_cli.model.design import Continuous, Design
 from scvae_cli.model.network import sizes
 from scvae_cli.model.vae import VAE
 
@@ -26,6 +27,8 @@ _HEADER_BYTES = 50
 _MOST_HEADER_BYTES = 1 << 24
 # Upper limits of the number of components of a density, and of the number of held-out densities.
 _MOST_COMPONENTS, _MOST_DENSITIES = 1024, 1 << 24
+# Largest value of a continuous key; larger values could not be squared.
+_MOST_VALUE = 1e150
 # Tolerance for the orthonormality of the rows of a rotation.
 _ORTHONORMAL = 1e-2
 
@@ -61,19 +64,67 @@ def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
     return n_mapped
 
 
-def empty_network(config: ModelConfig, n_genes: int, batches: Sequence[str], *, n_mapped: int = 0, n_bytes: int) -> VAE:
+def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
+    """Return the design of a model with several covariates, after checking combinations and continuous keys."""
+    keys = data.batch_keys
+    if not isinstance(batches, list) or not all(isinstance(one, list) and len(one) == len(keys) for one in batches):
+        raise ValueError("the combinations of categories do not fit the batch keys")
+    if bool(batches) != bool(keys):
+        raise ValueError("there are batch keys without combinations of categories, or the reverse")
+    for one in batches:
+        if not all(isinstance(category, str) for category in one):
+            raise ValueError("the categories of the batch keys are not all texts")
+    combinations = tuple(map(tuple, batches))
+    check_names("combinations of categories", [repr(one) for one in combinations])
+    if not isinstance(continuous, list) or len(continuous) != len(data.continuous_keys):
+        raise ValueError("the continuous keys are not those of the options")
+    found = []
+    for key, values in zip(data.continuous_keys, continuous, strict=True):
+        if not isinstance(values, dict) or values.keys() != {"mean", "sd", "least", "most"}:
+            raise ValueError(f"the values of the continuous key {key!r} are missing")
+        for name, value in values.items():
+            check_number(f"{name} of {key!r}", value)
+            if not abs(value) < _MOST_VALUE:
+                raise ValueError(f"{name} of {key!r} is out of range")
+        if not (values["sd"] > 0 and values["least"] <= values["mean"] <= values["most"]):
+            raise ValueError(f"the values of the continuous key {key!r} contradict each other")
+        found.append(Continuous(key=key, **{name: float(value) for name, value in values.items()}))
+    return Design(batch_keys=keys, combinations=combinations, continuous=tuple(found))
+
+
+def empty_network(
+    config: ModelConfig,
+    n_genes: int,
+    batches: Sequence[str],
+    *,
+    n_mapped: int = 0,
+    design: Design | None = None,
+    n_bytes: int,
+) -> VAE:
     """Return a network without memory for its weights, which a file of `n_bytes` bytes can hold."""
     if config.n_latent is None or config.n_hidden is None:
         raise ValueError("the sizes of the network are missing")
     k, h = sizes(config)
     # Smallest numbers of weights in a network of this size: first and other layers of the encoder, and last layer.
     parts = {"n_hidden": h * n_genes, "n_latent": 2 * k * h, "genes": n_genes * k}
+    if design is not None:
+        # The rows of the combinations, and the effects on the genes; the sizes are known before there are any rows.
+        parts["batches"] = design.n_effects * (len(design.combinations) + n_genes)
     parts["n_layers"] = config.n_layers * _HEADER_BYTES + 4 * (config.n_layers - 1) * h * h
     for part, least in parts.items():
         if least > n_bytes:
             raise ValueError(f"the weights have {n_bytes:,} bytes, too few for the {part} of config.json")
     with torch.device("meta"):
-        return VAE(config, n_genes, batches, n_mapped=n_mapped)
+        return VAE(config, n_genes, batches, n_mapped=n_mapped, design=design)
+
+
+def check_combinations(vae: VAE) -> None:
+    """Check that the rows of the combinations among the weights are those of the design."""
+    effect = vae.decoder.batch
+    if vae.design is None or effect is None or effect.combination_br is None:
+        return
+    if not torch.equal(effect.combination_br, torch.as_tensor(vae.design.combination_br)):
+        raise ValueError("the rows of the combinations are not those of the categories")
 
 
 def most_bytes(tensors: Iterable[Tensor]) -> int:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.gradients import Gradients, Hidden
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder, indicator
+from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder
 from scvae_cli.model.vae import VAE
 
 
@@ -49,7 +49,7 @@ class Operations(Protocol):
         respect to the mean KL.
         """
 
-    def without_padding(self, indicator_nb: Tensor) -> Tensor:
+    def without_padding(self, weight_nb: Tensor) -> Tensor:
         """Set the rows of cells that only pad the minibatch to zero, shape (n, b)."""
 
     def nll(
@@ -75,8 +75,9 @@ class ElboGradients:
 
     Parameters
     ----------
-    vae, batch_n, noise_nk, kl_weight
-        Model in training mode; index of each cell's batch, or None; standard normal noise; weight of the KL.
+    vae, batch, noise_nk, kl_weight
+        Model in training mode; batch of each cell as `BatchEffect` takes it, or None; standard normal noise; weight of
+        the KL.
     mixing
         Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With a weight of 0, the
         discrepancy is not computed.
@@ -99,7 +100,7 @@ class ElboGradients:
     """
 
     def __init__(
-        self, vae: VAE, batch_n: Tensor | None, noise_nk: Tensor, kl_weight: Tensor | float, operations: Operations,
+        self, vae: VAE, batch: Tensor | None, noise_nk: Tensor, kl_weight: Tensor | float, operations: Operations,
         *, narrow: bool, mixing: float = 0.0,
     ) -> None:  # fmt: skip
         self.gradients: dict[Tensor, Tensor] = {}
@@ -111,27 +112,27 @@ class ElboGradients:
         z_nk, self.kl = operations.draw(statistics_n2k, noise_nk)
 
         pairs, effect = decoder.pairs(), decoder.batch
-        indicator_nb = None if effect is None or batch_n is None else indicator(batch_n, effect.gene_bg)
+        weight_nb = None if effect is None or batch is None else effect.weights(batch)
         hidden_bh = None if effect is None else effect.hidden_bh
-        shift_nh = None if hidden_bh is None or indicator_nb is None else indicator_nb @ hidden_bh
+        shift_nh = None if hidden_bh is None or weight_nb is None else weight_nb @ hidden_bh
         last_nh, decoder_layers = self._through(pairs, z_nk, shift_nh)
 
         # If the decoder has hidden layers, the inputs of the head are the last hidden layer and the latent position.
         seen_ni = torch.cat([last_nh, z_nk], dim=1) if pairs else z_nk
-        d_seen_ni = self._head(decoder, seen_ni, indicator_nb)
+        d_seen_ni = self._head(decoder, seen_ni, weight_nb)
         d_first_nh, d_z_nk = d_seen_ni, d_seen_ni
         if pairs:
             n_hidden = last_nh.shape[1]
             d_first_nh, d_z_nk = self._back(decoder_layers, d_seen_ni[:, :n_hidden])
             d_z_nk += d_seen_ni[:, n_hidden:]
-        if hidden_bh is not None and indicator_nb is not None:
-            self.gradients[hidden_bh] = indicator_nb.T @ d_first_nh
+        if hidden_bh is not None and weight_nb is not None:
+            self.gradients[hidden_bh] = weight_nb.T @ d_first_nh
 
         d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
         self.penalty: Tensor | float = 0.0
-        if mixing and indicator_nb is not None:
-            mean_nk, member_nb = statistics_n2k[:, : vae.n_latent], operations.without_padding(indicator_nb)
-            discrepancy, d_mean_nk = batch_discrepancy(mean_nk, member_nb)
+        if mixing and effect is not None and weight_nb is not None:
+            mean_nk, members = statistics_n2k[:, : vae.n_latent], effect.members(operations.without_padding(weight_nb))
+            discrepancy, d_mean_nk = batch_discrepancy(mean_nk, *members)
             self.penalty = mixing * discrepancy
             d_statistics_n2k[:, : vae.n_latent] += mixing * d_mean_nk
         self._linear_gradients(encoder.posterior, h_nh, d_statistics_n2k)
@@ -179,21 +180,21 @@ class ElboGradients:
         self.gradients[linear.weight] = d_nh.to(x_ni.dtype).T @ x_ni
         self.gradients[linear.bias] = d_nh.sum(0)
 
-    def _head(self, decoder: Decoder, h_nh: Tensor, indicator_nb: Tensor | None) -> Tensor:
+    def _head(self, decoder: Decoder, h_nh: Tensor, weight_nb: Tensor | None) -> Tensor:
         """Run the likelihood head forward and backward, and return the gradient with respect to its input `h_nh`."""
         head, effect = decoder.head, decoder.batch
         assert isinstance(head, CountHead), "`can_train` accepts only models of counts"
         bias_g, n_genes = head.outputs.bias, head.n_genes
         h_nh, weight = h_nh.to(self._dtype_of_genes), head.outputs.weight.to(self._dtype_of_genes)
         raw_ng = nn.functional.linear(h_nh, weight).float()
-        if effect is not None and indicator_nb is not None:
-            raw_ng[:, :n_genes] += indicator_nb @ effect.gene_bg
+        if effect is not None and weight_nb is not None:
+            raw_ng[:, :n_genes] += weight_nb @ effect.gene_bg
         narrow = self._dtype_of_genes == torch.bfloat16
         self.nll, (d_raw_ng, self.gradients[bias_g], d_log_theta_g) = self._operations.nll(
             raw_ng, bias_g, head.log_theta_g, narrow=narrow
         )
-        if effect is not None and indicator_nb is not None:
-            self.gradients[effect.gene_bg] = indicator_nb.T @ d_raw_ng[:, :n_genes].float()
+        if effect is not None and weight_nb is not None:
+            self.gradients[effect.gene_bg] = weight_nb.T @ d_raw_ng[:, :n_genes].float()
         self.gradients[head.outputs.weight] = d_raw_ng.T @ h_nh
         raw_log_theta_g = head.raw_log_theta_g
         if raw_log_theta_g is not None and d_log_theta_g is not None:

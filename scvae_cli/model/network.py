@@ -16,6 +16,7 @@ from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
 from scvae_cli.data.zinb_draws import draw_zinb
 from scvae_cli.model.count_nll import mean_nll, nll_and_gradients
+from scvae_cli.model.design import Design
 from scvae_cli.model.encoder_input import log1p_at_depth
 from scvae_cli.model.hidden import HiddenLayers, NormalizedHidden
 from scvae_cli.model.isometric import isometric, slope
@@ -104,23 +105,49 @@ class BatchEffect(nn.Module):
     """Effect of a batch on the decoder: a shift of the output for every gene, and a shift of the first hidden layer.
 
     For counts, the output that is shifted is the log proportion of a gene. A linear decoder has no hidden layer.
+
+    With a design (`design.py`), there is an effect for each category and each continuous key instead, and a shift is
+    the sum of the effects of a cell. Then b counts effects, and `combination_br` holds the rows of the batches, which
+    are combinations of categories.
     """
 
-    def __init__(self, n_batches: int, n_hidden: int, n_genes: int) -> None:
+    combination_br: Tensor | None
+
+    def __init__(self, n_batches: int, n_hidden: int, n_genes: int, design: Design | None = None) -> None:
         super().__init__()
-        self.hidden_bh = nn.Parameter(torch.zeros(n_batches, n_hidden)) if n_hidden else None
-        self.gene_bg = nn.Parameter(torch.zeros(n_batches, n_genes))
+        n_effects = n_batches if design is None else design.n_effects
+        self.hidden_bh = nn.Parameter(torch.zeros(n_effects, n_hidden)) if n_hidden else None
+        self.gene_bg = nn.Parameter(torch.zeros(n_effects, n_genes))
+        self.register_buffer("combination_br", None if design is None else torch.tensor(design.combination_br))
+        self._blocks = () if design is None else design.blocks
 
     def forward(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the shifts of hidden layer and genes. Shapes (n, h) and (n, g).
-
-        `batch` is the index of each cell's batch, shape (n,), or the weights of all batches for each cell, shape
-        (n, b). With weights, a shift is the weighted mean of the shifts of the batches. Weights of the last batches may
-        be left out; they are then 0.
-        """
-        weight_nb = indicator(batch, self.gene_bg) if batch.dim() == 1 else batch
+        """Return the shifts of hidden layer and genes. Shapes (n, h) and (n, g); see `weights` for `batch`."""
+        weight_nb = self.weights(batch)
         b = weight_nb.shape[1]
         return None if self.hidden_bh is None else weight_nb @ self.hidden_bh[:b], weight_nb @ self.gene_bg[:b]
+
+    def weights(self, batch: Tensor) -> Tensor:
+        """Return the weights of the effects for each cell, shape (n, b).
+
+        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). The weights of a
+        cell are 1 for its batch and 0 for the others; with a design, a row of the design. With weights that are shares
+        of batches, a shift is the weighted mean of the shifts of the batches. Weights of the last batches may be left
+        out; they are then 0.
+        """
+        if batch.dim() == 2:
+            return batch.to(self.gene_bg.dtype)
+        # The design is not trained, so indexing has no gradient (see `indicator`).
+        return indicator(batch, self.gene_bg) if self.combination_br is None else self.combination_br[batch]
+
+    @property
+    def of_numbers_alone(self) -> bool:
+        """Whether there are continuous keys and no batch keys; the average cell then has no effect."""
+        return self.combination_br is not None and len(self.combination_br) == 0
+
+    def members(self, weight_nb: Tensor) -> list[Tensor]:
+        """Return the indicators of each cell's category, one matrix for each batch key, from the weights."""
+        return [weight_nb] if self.combination_br is None else [weight_nb[:, block] for block in self._blocks]
 
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
@@ -296,7 +323,9 @@ class Decoder(nn.Module):
     of the feature per latent unit, in standard deviations of the feature.
     """
 
-    def __init__(self, config: ModelConfig, n_genes: int, n_batches: int, *, n_mapped: int = 0) -> None:
+    def __init__(
+        self, config: ModelConfig, n_genes: int, n_batches: int, design: Design | None = None, *, n_mapped: int = 0
+    ) -> None:
         super().__init__()
         n_latent, n_hidden = sizes(config)
         self.n_hidden = 0 if config.decoder == "linear" else n_hidden
@@ -307,7 +336,8 @@ class Decoder(nn.Module):
             self.first_norm = NormalizedHidden(self.n_hidden, dropout)
             self.hidden = HiddenLayers(self.n_hidden, self.n_hidden, config.n_layers - 1, dropout)
         self.head = head_for(config, self.n_hidden + n_latent, n_genes)
-        self.batch = BatchEffect(n_batches, self.n_hidden, n_genes) if n_batches else None
+        conditioned = n_batches > 0 or design is not None
+        self.batch = BatchEffect(n_batches, self.n_hidden, n_genes, design) if conditioned else None
         self.n_batches = n_batches
         self.responses = Responses(n_mapped, n_latent, n_genes) if n_mapped else None
 
@@ -315,12 +345,22 @@ class Decoder(nn.Module):
         """Return the linear part of each hidden layer, with the normalization and activation after it."""
         return [(self.first, self.first_norm), *self.hidden.pairs()] if self.n_hidden else []
 
-    def forward(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
-        """Decode latent positions, each in its batch."""
-        shift_nh, shift_ng = (None, None) if self.batch is None else self.batch(batch_n)
-        if self.responses is not None and batch_n is not None:
-            shift_ng = shift_ng + self.responses(z_nk, batch_n, self.n_batches)
-        return self.shifted(z_nk, shift_nh, shift_ng)
+    def forward(self, z_nk: Tensor, batch: Tensor | None) -> Output:
+        """Decode latent positions, each in its batch, given as `BatchEffect` takes it."""
+        return self.shifted(z_nk, *self._shifts(z_nk, batch))
+
+    def _shifts(self, z_nk: Tensor, batch: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the shifts of the first hidden layer and of the output for each cell; None stands for zeros.
+
+        `batch` may be None for a decoder without batches.
+        """
+        if self.batch is None or (batch is None and self.batch.of_numbers_alone):
+            return None, None
+        assert batch is not None, "a decoder with batches needs the batch of each cell"
+        shift_nh, shift_ng = self.batch(batch)
+        if self.responses is not None:
+            shift_ng = shift_ng + self.responses(z_nk, batch, self.n_batches)
+        return shift_nh, shift_ng
 
     def shifted(self, z_nk: Tensor, shift_nh: Tensor | None, shift_ng: Tensor | None) -> Output:
         """Decode latent positions with given shifts of the first hidden layer and of the output, or None."""
@@ -337,11 +377,7 @@ class Decoder(nn.Module):
         `batch` holds the indices or the weights of batches that `BatchEffect` takes. Dropout is not applied. The result
         is differentiable.
         """
-        shift_nh, shift_ng = (None, 0.0) if self.batch is None else self.batch(batch)
-        shift_mng: Tensor | float = 0.0
-        if self.responses is not None and batch is not None:
-            shift_ng = shift_ng + self.responses(z_nk, batch, self.n_batches)
-            shift_mng = self.responses.push(v_mnk, batch, self.n_batches)
+        shift_nh, shift_ng = self._shifts(z_nk, batch)
         h_ni, d_mni = z_nk, v_mnk
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
@@ -350,7 +386,9 @@ class Decoder(nn.Module):
         if self.n_hidden:
             h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
         logits_ng, d_mng = self.head.push(h_ni, d_mni)
-        return logits_ng + shift_ng, d_mng + shift_mng
+        if self.responses is not None and batch is not None:
+            d_mng = d_mng + self.responses.push(v_mnk, batch, self.n_batches)
+        return logits_ng if shift_ng is None else logits_ng + shift_ng, d_mng
 
 
 def sizes(config: ModelConfig) -> tuple[int, int]:

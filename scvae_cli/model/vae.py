@@ -14,10 +14,18 @@ from torch import Tensor, nn
 
 from scvae_cli.config import ModelConfig
 from scvae_cli.data.minibatches import Minibatch
+from scvae_cli.model.design import Design
 from scvae_cli.model.hidden import NormalizedHidden
 from scvae_cli.model.network import CountHead, Decoder, Output, RealEncoder, encoder_for, sizes
 from scvae_cli.model.normal import NormalHead
 from scvae_cli.model.posterior import Posterior, sample_and_kl
+
+
+class Mixture(NamedTuple):
+    """Batches over which decoded counts are averaged: the batches as `BatchEffect` takes them, and their weights."""
+
+    batch_b: Tensor
+    share_b: tuple[float, ...]
 
 
 class ElboTerms(NamedTuple):
@@ -38,20 +46,32 @@ class VAE(nn.Module):
 
     The last `n_mapped` of the batches were mapped onto the trained model: `mapped_batches.py` says what else they
     change. They have no weight in averages over batches.
+
+    With a design (several batch keys, or continuous keys), the batches are the combinations of categories in the
+    training. Without batch keys, there are none.
     """
 
     reference_library: Tensor
     batch_share_b: Tensor
 
-    def __init__(self, config: ModelConfig, n_genes: int, batches: Sequence[str] = (), *, n_mapped: int = 0) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        n_genes: int,
+        batches: Sequence[str] = (),
+        *,
+        n_mapped: int = 0,
+        design: Design | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.n_genes = n_genes
         self.n_latent = sizes(config)[0]
-        self.batches = tuple(batches)
+        self.design = design
+        self.batches = tuple(batches) if design is None else design.names
         self.n_mapped = n_mapped
         self.encoder = encoder_for(config, n_genes, n_shifts=len(self.batches) if n_mapped else 0)
-        self.decoder = Decoder(config, n_genes, len(self.batches), n_mapped=n_mapped)
+        self.decoder = Decoder(config, n_genes, len(self.batches), design, n_mapped=n_mapped)
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 
@@ -101,6 +121,27 @@ class VAE(nn.Module):
         """Proportions of the batches of the training in the training cells; batches mapped later are left out."""
         return self.batch_share_b[: len(self.batches) - self.n_mapped]
 
+    @property
+    def average(self) -> Mixture | None:
+        """The batches of the training, weighted by their proportions; None for a model without batches."""
+        share_b = self.trained_share_b
+        if not self.batches:
+            return None
+        return Mixture(torch.arange(len(share_b), device=share_b.device), tuple(share_b.tolist()))
+
+    @property
+    def average_weights(self) -> Tensor | None:
+        """Weights of the effects in the average over the batches, shape (b,); None for a model without batches.
+
+        Batches that were mapped onto the model have no share in the average, and are left out of it: with them,
+        rounding might differ from that of the model without them.
+        """
+        effect = self.decoder.batch
+        if not self.batches or effect is None:
+            return None
+        share_b = self.trained_share_b
+        return share_b if effect.combination_br is None else share_b @ effect.combination_br
+
     def scale_dropout(self, share: float) -> None:
         """Set the dropout of encoder and decoder to the fraction `share` of the configured values."""
         config = self.config
@@ -113,9 +154,12 @@ class VAE(nn.Module):
         """Compute the posterior q(z|x) of some cells."""
         return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
-    def decode(self, z_nk: Tensor, batch_n: Tensor | None) -> Output:
-        """Compute p(x|z) at some latent positions, each in its batch, before the library size is applied."""
-        output: Output = self.decoder(z_nk, batch_n)
+    def decode(self, z_nk: Tensor, batch: Tensor | None) -> Output:
+        """Compute p(x|z) at some latent positions, each in its batch, before the library size is applied.
+
+        `batch` holds the index of each position's batch, or the weights of effects that `BatchEffect` takes.
+        """
+        output: Output = self.decoder(z_nk, batch)
         return output
 
     def elbo_terms(self, cells: Minibatch, noise_nk: Tensor) -> ElboTerms:
@@ -125,20 +169,27 @@ class VAE(nn.Module):
         return ElboTerms(self.decode(z_nk, cells.batch_n).mean_nll(cells), kl, mean_nk, z_nk)
 
     def expected_counts(
-        self, z_nk: Tensor, library_n: Tensor, batch_n: Tensor | None, *, with_zero_inflation: bool = False
+        self,
+        z_nk: Tensor,
+        library_n: Tensor,
+        batch: Tensor | Mixture | None,
+        *,
+        with_zero_inflation: bool = False,
     ) -> Tensor:
         """Compute expected counts, shape (n, g): μ, or (1 − π)μ with zero inflation. Both sum to the library size.
 
         Positions are in the coordinates of encoder and decoder, not along the canonical axes. Each position is decoded
-        in the batch given by `batch_n`. If `batch_n` is None, the counts are averaged over the batches, weighted by the
-        proportions of the batches in the training cells.
+        in its batch, which `batch` gives as in `decode`. If `batch` is a mixture of batches, the counts are averaged
+        over these. If it is None, they are averaged over all batches, weighted by the proportions of the batches in the
+        training cells.
         """
         lowered = with_zero_inflation and self.config.likelihood == "zinb"
-        if batch_n is not None or not self.batches:
-            mean_ng = self.decode(z_nk, batch_n).mean_ng(library_n, with_zero_inflation=lowered)
-        else:
+        batch = self.average if batch is None else batch
+        if isinstance(batch, Mixture):
             mean_ng = torch.zeros(len(z_nk), self.n_genes, device=z_nk.device)
-            for b, share in enumerate(self.trained_share_b.tolist()):
-                same_n = torch.full((len(z_nk),), b, device=z_nk.device)
+            for same, share in zip(batch.batch_b, batch.share_b, strict=True):
+                same_n = same.expand(len(z_nk), *same.shape)
                 mean_ng += share * self.decode(z_nk, same_n).mean_ng(library_n, with_zero_inflation=lowered)
+        else:
+            mean_ng = self.decode(z_nk, batch).mean_ng(library_n, with_zero_inflation=lowered)
         return mean_ng * (library_n / mean_ng.sum(1)).unsqueeze(1) if lowered else mean_ng

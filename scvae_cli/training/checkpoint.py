@@ -129,6 +129,8 @@ def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None)
     settings = config.as_dict()
     settings["compute"] = {"threads": torch.get_num_threads(), "precision": config.compute.precision}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    if counts.covariates is not None:
+        digest.update(np.ascontiguousarray(counts.covariates.value_nv).data)
     named = [counts.cell_names, counts.gene_names] + ([] if counts.batch is None else [counts.batch])
     for names in named:
         digest.update("\n".join(names).encode() + b"\0")

@@ -34,8 +34,8 @@ from scvae_cli.model.probe import FARTHEST
 from scvae_cli.training.checkpoint import Checkpoint, run_hash
 from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollback, Trainer
 from scvae_cli.training.prepare import (
+    Conditions,
     as_modelled,
-    batch_codes,
     refuse_empty,
     refuse_few,
     refuse_large_network,
@@ -127,8 +127,8 @@ def fit(
     Raises
     ------
     DataError
-        If cells have no counts and are not dropped, if there are too few cells or genes, or if the data are real
-        numbers and the likelihood describes counts.
+        If cells have no counts and are not dropped, if there are too few cells or genes, if the data are real numbers
+        and the likelihood describes counts, or if a continuous key is constant.
     ModelError
         If there is nothing to resume, if `start_from` has other genes, batches, networks or held-out cells, or if
         training diverges repeatedly or ends at positions that cannot be used.
@@ -150,19 +150,19 @@ def fit(
         compute = decide_compiling(compute, config.compute, len(training))
     elif config.compute.compile:
         warnings.warn(ScvaeWarning("--compile has no effect for real numbers or together with --flat"), stacklevel=2)
-    batches, batch_n = batch_codes(counts)
+    conditions = Conditions.of(counts, training)
     config = settle(config, len(training), n_genes=len(columns))
     batch_size = config.train.batch_size
     assert batch_size is not None
     if compute.device.type == "cpu":
         refuse_large_network(config, len(training), len(columns))
-    vae, kl_warmup_share = started(config, counts, training, batches, batch_n), 1.0
+    vae, kl_warmup_share = started(config, counts, training, conditions), 1.0
     if start_from is not None:
-        refuse_unlike(start_from, config, counts, heldout, batches)
+        refuse_unlike(start_from, config, counts, heldout, conditions)
         kl_warmup_share = take_over(vae, start_from, config.train.beta)
     vae = vae.to(compute.device)
 
-    cells = CellTable(counts.matrix, batch_n, compute.device, cells=training, real=counts.real)
+    cells = CellTable(counts.matrix, conditions.batch_n, compute.device, cells=training, real=counts.real)
     trainer = Trainer(
         vae, cells, cells.of_cells(heldout), config.train, batch_size, compute, kl_warmup_share=kl_warmup_share
     )
@@ -178,7 +178,7 @@ def fit(
         n_genes=len(columns),
         n_dropped=n_given - counts.n_cells,
         genes_chosen=genes_chosen,
-        batches=batches,
+        batches=conditions.batches,
         batch_size=batch_size,
         max_epochs=schedule.max_epochs,
         steps_per_epoch=schedule.steps_per_epoch,

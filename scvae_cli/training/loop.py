@@ -29,7 +29,6 @@ from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
 from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.manual_backward import ElboGradients, can_train
-from scvae_cli.model.network import indicator
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.device_steps import SEGMENT_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
@@ -321,7 +320,7 @@ class Trainer:
         effect = self.vae.decoder.batch
         if not self._mixing or effect is None or cells.batch_n is None:
             return mean_nk.new_zeros(())
-        value, gradient_nk = batch_discrepancy(mean_nk.detach(), indicator(cells.batch_n, effect.gene_bg))
+        value, gradient_nk = batch_discrepancy(mean_nk.detach(), *effect.members(effect.weights(cells.batch_n)))
         # The difference is 0; its gradient with respect to the means is the gradient that was computed.
         return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
 

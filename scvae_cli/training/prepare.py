@@ -6,17 +6,19 @@ Shapes: n cells, g genes.
 from __future__ import annotations
 
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.counts import Counts, what_is_wrong
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.moments import mean_log1p, moments
 from scvae_cli.device import seeded
 from scvae_cli.errors import DataError, ScvaeWarning
 from scvae_cli.memory_limit import refuse_too_large
+from scvae_cli.model.design import Design
 from scvae_cli.model.vae import VAE
 
 MIN_CELLS = 10
@@ -84,6 +86,42 @@ def batch_codes(counts: Counts) -> tuple[tuple[str, ...], np.ndarray | None]:
     return tuple(names.tolist()), codes.astype(np.int64)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Conditions:
+    """What the decoder is conditioned on, for n cells.
+
+    Parameters
+    ----------
+    batches, code_n
+        Names of the batches, sorted; index of each cell's batch, shape (n,), or None without batches.
+    design
+        The design of several covariates; None for at most one batch key and no continuous key.
+    batch_n
+        Batch of each cell as a minibatch holds it (`Minibatch.batch_n`): its index, or its row of the design.
+    """
+
+    batches: tuple[str, ...]
+    code_n: np.ndarray | None
+    design: Design | None
+    batch_n: np.ndarray | None
+
+    @classmethod
+    def of(cls, counts: Counts, training: np.ndarray) -> Conditions:
+        """Return the conditions of some cells, of which those with the indices `training` are training cells.
+
+        Raises
+        ------
+        DataError
+            If a continuous key has the same value in all training cells.
+        """
+        if counts.covariates is None:
+            batches, code_n = batch_codes(counts)
+            return cls(batches=batches, code_n=code_n, design=None, batch_n=code_n)
+        design = Design.of(counts.covariates, training)
+        code_n = None if counts.batch is None else positions_in(design.names, counts.batch)
+        return cls(batches=design.names, code_n=code_n, design=design, batch_n=design.rows(counts.covariates))
+
+
 def refuse_large_network(config: RunConfig, n_cells: int, n_genes: int) -> None:
     """Raise a ConfigError if the network and a minibatch do not fit into memory; the hint says what would fit."""
     shape = config.model
@@ -118,18 +156,15 @@ def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: i
     return weights + 4 * 6 * batch_size * (n_genes + n_hidden * shape.n_layers)
 
 
-def started(
-    config: RunConfig, counts: Counts, training: np.ndarray, batches: tuple[str, ...], batch_n: np.ndarray | None
-) -> VAE:
+def started(config: RunConfig, counts: Counts, training: np.ndarray, conditions: Conditions) -> VAE:
     """Create an untrained network that is initialized at the averages of the training cells.
 
-    `training` holds the indices of the training cells. `batch_n` is the index of each cell's batch in `batches`;
-    None for data without batches.
+    `training` holds the indices of the training cells.
     """
     # The random state of the caller is not changed.
     with seeded(config.train.seed):
-        vae = VAE(config.model, counts.n_genes, batches)
-    batch_of_training = None if batch_n is None else batch_n[training]
+        vae = VAE(config.model, counts.n_genes, conditions.batches, design=conditions.design)
+    batch_of_training = None if conditions.code_n is None else conditions.code_n[training]
     if counts.real:
         vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)
         return vae

@@ -57,7 +57,7 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
         if getattr(train, name) is None:
             train = replace(train, **{name: getattr(usual, name)})
     if train.mix_batches is None:
-        mixes = config.data.batch_key is not None and model.of_counts
+        mixes = bool(config.data.batch_keys) and model.of_counts
         train = replace(train, mix_batches=MIXING if mixes else 0.0)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     # A step cannot average over more cells than the training cells.

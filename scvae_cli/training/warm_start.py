@@ -10,6 +10,7 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.errors import ModelError
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.vae import VAE
+from scvae_cli.training.prepare import Conditions
 
 # A training at another β that starts from unchanged weights ends with a higher loss than a training from scratch: the
 # network overfits, collapsed latent dimensions stay collapsed, and latent dimensions in use stay in use. If each weight
@@ -18,13 +19,11 @@ from scvae_cli.model.vae import VAE
 REMEMBERED, KL_WARMUP = 0.3, 0.5
 
 
-def refuse_unlike(
-    model: Model, config: RunConfig, counts: Counts, heldout: np.ndarray, batches: tuple[str, ...]
-) -> None:
+def refuse_unlike(model: Model, config: RunConfig, counts: Counts, heldout: np.ndarray, conditions: Conditions) -> None:
     """Raise a ModelError if a model has other genes, batches, networks or held-out cells than the new training."""
     alike = {
         "other genes": model.genes == tuple(str(gene) for gene in counts.gene_names),
-        "other batches": model.batches == batches,
+        "other batches": model.batches == conditions.batches and model.vae.design == conditions.design,
         "another network": model.config.model == config.model,
         # Otherwise cells on which the model was trained would be used to evaluate the new model.
         "other held-out cells": model.heldout_cells == tuple(str(cell) for cell in counts.cell_names[heldout]),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from scvae_cli.data.covariates import read_covariates
 from scvae_cli.data.labels import positions_in
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.known_labels import KnownLabels
@@ -54,5 +55,7 @@ def _batches(session: Session) -> np.ndarray | None:
     """Return the batch of each cell, None for a cell without one, shape (n,); None if the batches are not known."""
     if session.counts.batch is not None:
         return np.asarray(session.counts.batch, dtype=object)
-    key = session.model.config.data.batch_key
-    return None if key is None or key not in session.store.obs_keys else session.labels(key, purpose="--batch-key")
+    keys = session.model.config.data.batch_keys
+    if not any(key in session.store.obs_keys for key in keys):
+        return None
+    return read_covariates(session.store, keys, partly=True).cells(session.kept).batch_n

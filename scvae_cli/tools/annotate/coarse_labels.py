@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from scvae_cli.data.counts import obs_values
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.errors import DataError, one_line
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import CoarseLabels

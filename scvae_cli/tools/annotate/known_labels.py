@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scvae_cli.amounts import amount
-from scvae_cli.data.counts import obs_values
 from scvae_cli.data.labels import are_measurements, in_natural_order, matching
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.data.store import CellStore

@@ -30,6 +30,7 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it take
         open_store(request.data, genome=options.genome, modality=options.modality),
         layer=options.layer,
         batch_key=options.batch_key,
+        continuous_key=options.continuous_key,
         real=not of_counts,
         rounding=options.round,
     )
@@ -38,7 +39,12 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it take
 
 def _report(found: Inspection, request: Request, *, of_counts: bool) -> Report:
     options = request.options
-    asked = {"layer": options.layer, "batch_key": options.batch_key, "config": request.flags.get("config")}
+    asked = {
+        "layer": options.layer,
+        "batch_key": options.batch_key,
+        "continuous_key": options.continuous_key,
+        "config": request.flags.get("config"),
+    }
     asked |= {"round": options.round, "genome": options.genome, "modality": options.modality}
     asked |= {"likelihood": options.likelihood} if options.likelihood != "zinb" else {}
     following = shell_line("train", request.data, **asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scvae_cli.config import FIRST_WITH_COUNTS, Likelihood
+from scvae_cli.config import FIRST_WITH_COUNTS, Likelihood, check_covariates
 from scvae_cli.options import INPUT, Options, option
 from scvae_cli.shared_options import Rounding, genome_option, modality_option, round_option
 from scvae_cli.verb import Verb
@@ -23,12 +23,29 @@ class CheckOptions(Options):
     round: Rounding | None = round_option()
     genome: str | None = genome_option()
     modality: str | None = modality_option()
-    batch_key: str | None = option(None, help="Column of obs with the batch of each cell.", panel=INPUT)
+    batch_key: tuple[str, ...] | None = option(
+        None,
+        help="Column of obs with the batch of each cell. May be given several times.",
+        python_help="Column of obs with the batch of each cell, or several columns.",
+        panel=INPUT,
+        metavar="COLUMN",
+    )
+    continuous_key: tuple[str, ...] | None = option(
+        None,
+        help="Column of obs with numbers on which the decoder would be conditioned. May be given several times.",
+        python_help="Column of obs with numbers on which the decoder would be conditioned, or several columns.",
+        panel=INPUT,
+        metavar="COLUMN",
+    )
     likelihood: Likelihood = option(
         "zinb",
         help="Likelihood with which you want to train: zinb, nb or poisson for counts, normal for real numbers.",
         panel=INPUT,
     )
+
+    def check(self) -> None:
+        """Raise a ConfigError if a covariate is named twice."""
+        check_covariates(self.batch_key or (), self.continuous_key or ())
 
 
 CHECK = Verb(

@@ -26,8 +26,9 @@ import numpy as np
 import scipy.sparse as sp
 
 from scvae_cli.data.counts import Counts
+from scvae_cli.data.minibatches import CellTable
 from scvae_cli.errors import DataError
-from scvae_cli.latent.posteriors import cell_table, known_batches
+from scvae_cli.latent.posteriors import cell_table, known_batches, strata
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
 from scvae_cli.tools.de.cell_blocks import CountedGenes, DecodedGenes, ExpectedCounts
@@ -60,6 +61,7 @@ def differential_expression(
     """Compare two groups of cells, gene by gene.
 
     With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
+    With several batch keys, batches are combinations of their categories.
     The weight of a batch with n cells of one group and m cells of the other is proportional to n·m / (n + m), because
     the precision of the difference between a mean of n cells and a mean of m cells is proportional to this number.
     With replicates, see `replicates`.
@@ -79,12 +81,13 @@ def differential_expression(
     DataError
         If a batch is unknown, if no batch has at least two cells of each group, or if too few genes have counts.
     """
-    batch_n = known_batches(model, counts)
+    batch_n, stratum_n = known_batches(model, counts), strata(model, counts)
     library_n = counts.library_n
     if others is not None:
         library_n[others.rows] += np.asarray(others.matrix.sum(1, dtype=np.float64)).ravel()
-    samples = _samples(contrast, batch_n, model)
-    sums = _sums(model, counts, others, samples, library_n, batch_n, options, progress)
+    samples = _samples(contrast, stratum_n, model)
+    table = cell_table(model, counts, batch_n=batch_n)
+    sums = _sums(model, table, others, samples, library_n, stratum_n, options, progress)
     means = _means_of_cells(sums, samples) if samples.design is None else _means_of_replicates(sums, samples.design)
     tested = np.sum([sample.n_counts_g for side in sums for sample in side], axis=0) > 0
     genes = (*model.genes, *(() if others is None else others.names))
@@ -155,7 +158,7 @@ class _Means(NamedTuple):
 
 def _sums(
     model: Model,
-    counts: Counts,
+    table: CellTable,
     others: OtherGenes | None,
     samples: _Samples,
     library_n: np.ndarray,
@@ -164,7 +167,6 @@ def _sums(
     progress: Progress,
 ) -> tuple[list[SampleSums], list[SampleSums]]:
     """Compute the sums of every sample, for the genes of the model and then for the others."""
-    table = cell_table(model, counts, batch_n=batch_n)
     sources: list[Callable[[], ExpectedCounts]] = [
         lambda: DecodedGenes(model, table, library_n, n_samples=options.n_samples, seed=options.seed)
     ]
@@ -260,7 +262,7 @@ def _by_batch(contrast: Contrast, batch_n: np.ndarray | None, model: Model) -> _
         raise DataError(
             f"no batch has at least two cells each of {contrast.group!r} and {contrast.reference!r}",
             "the difference between the groups cannot be separated from the difference between batches "
-            f"(obs[{model.config.data.batch_key!r}]): use a model trained without --batch-key, or with another "
-            "--batch-key",
+            f"({', '.join(f'obs[{key!r}]' for key in model.config.data.batch_keys)}): use a model trained without "
+            "--batch-key, or with another --batch-key",
         )
     return _Samples(group=sides[0], reference=sides[1], share_s=np.asarray(weight_s) / sum(weight_s))

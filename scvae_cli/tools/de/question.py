@@ -12,8 +12,9 @@ import numpy as np
 
 from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import check_writable, replacing
-from scvae_cli.data.counts import is_missing, read_rows, types_of_features
+from scvae_cli.data.counts import read_rows, types_of_features
 from scvae_cli.data.gene_names import gene_names
+from scvae_cli.data.obs_columns import is_missing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError
 from scvae_cli.question import Question

@@ -8,7 +8,7 @@ from typing import Literal
 from scvae_cli.errors import ConfigError
 from scvae_cli.gene_list import parse_genes
 from scvae_cli.options import DECODING, OUTPUT, option
-from scvae_cli.shared_options import Reading, Writing, batch_as_option, library_option
+from scvae_cli.shared_options import SEVERAL_COVARIATES, Reading, Writing, batch_as_option, library_option
 from scvae_cli.verb import Verb
 
 Estimate = Literal["state", "cell"]
@@ -61,7 +61,7 @@ class DenoiseOptions(Reading, Writing):
     batch_as: str = batch_as_option(
         help="Batch to decode in: the name of a batch, average or observed. With average, the decoded values are "
         "averaged over all batches. The weight of a batch is its number of training cells. With observed, each cell is "
-        "decoded in its own batch."
+        f"decoded in its own batch. {SEVERAL_COVARIATES}"
     )
     with_zero_inflation: bool | None = option(
         None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae_cli.config import RunConfig
-from scvae_cli.data.confounding import warn_of_confounding
+from scvae_cli.data.confounded_keys import warn_of_confounding
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.model.bundle import Model
@@ -126,8 +126,8 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         found: list[str] = []
         # The store also contains the dropped cells, so its columns would not match the batches of the remaining cells.
         if self.session.kept.all():
-            key = self.session.model.config.data.batch_key
-            warn_of_confounding(self.session.store, self.session.counts, key, found.append)
+            data = self.session.model.config.data
+            warn_of_confounding(self.session.store, self.session.counts, data, found.append)
         return found
 
     def notes(self, result: Diagnosis) -> Sequence[str]:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from scvae_cli.amounts import amount, noun
-from scvae_cli.data.counts import is_missing
 from scvae_cli.data.gene_names import gene_names
+from scvae_cli.data.obs_columns import is_missing, read_numbers
 from scvae_cli.errors import DataError
 from scvae_cli.question import Question
 from scvae_cli.tools.embed.coloring import Groups, colorings
@@ -53,8 +53,8 @@ class Embed(Question[EmbedOptions, Embedding]):
 
     def _default_color(self) -> tuple[str, ...]:
         model = self.session.model
-        key = model.config.data.batch_key
-        batches = (key,) if key is not None and model.batches and key in self.session.store.obs_keys else ()
+        keys = model.config.data.batch_keys if model.batches else ()
+        batches = tuple(key for key in keys if key in self.session.store.obs_keys)
         return (self.names.leiden, *batches) if self.options.leiden else batches
 
     def planned(self) -> list[str]:
@@ -134,17 +134,25 @@ class Embed(Question[EmbedOptions, Embedding]):
         return notes
 
     def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
-        session, fate = self.session, "compared with an average batch, so batch effects are not corrected"
-        key = session.model.config.data.batch_key
-        if self.options.space == "latent" or not session.model.batches or key is None or session.model.vae.n_mapped:
+        session, found = self.session, []
+        if self.options.space == "latent" or not session.model.conditioned or session.model.vae.n_mapped:
             return ()  # If batches were mapped onto the model, the session already warns about cells without a batch.
-        if key not in session.store.obs_keys:
-            return [f"obs has no column {key!r}, which holds the batches of the training: the cells are {fate}"]
-        n_missing = int(is_missing(session.labels(key)).sum())
-        if not n_missing:
-            return ()
-        missing = f"{amount(n_missing, 'cell has', 'cells have')} no batch in obs[{key!r}]"
-        return [f"{missing}: {noun(n_missing, 'it is', 'they are')} {fate}"]
+        data = session.model.config.data
+        batch = ("batch", "the batches", "an average batch, so batch effects are")
+        value = ("value", "a covariate", "the mean of the training, so its effect is")
+        for key in (*data.batch_keys, *data.continuous_keys):
+            one, several, fate = batch if key in data.batch_keys else value
+            fate = f"compared with {fate} not corrected"
+            if key not in session.store.obs_keys:
+                found.append(f"obs has no column {key!r}, which holds {several} of the training: the cells are {fate}")
+                continue
+            of_batch = key in data.batch_keys
+            values = session.store.obs_column(key) if of_batch else read_numbers(session.store, key, partly=True)
+            n_missing = int(is_missing(values[session.kept]).sum())
+            if n_missing:
+                missing = f"{amount(n_missing, 'cell has', 'cells have')} no {one} in obs[{key!r}]"
+                found.append(f"{missing}: {noun(n_missing, 'it is', 'they are')} {fate}")
+        return found
 
     def next_step(self, result: Embedding) -> str:
         found = result.umap_leiden

@@ -10,7 +10,7 @@ from scvae_cli.data.formats import open_store
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import SlotNames
 from scvae_cli.errors import one_line
-from scvae_cli.model.bundle import CONFIG, load
+from scvae_cli.model.bundle import CONFIG, Model, load
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
 
@@ -32,6 +32,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
             "hash": model.hash,
             "n_genes": len(model.genes),
             "batches": list(model.batches),
+            "covariates": _covariates(model),
             "facts": model.facts,
             "config": model.config.as_dict(),
         }
@@ -41,6 +42,27 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
     runs = read_runs(store, names.key_added)
     facts = {"data": store.title if not isinstance(target, Path) else str(target), "runs": runs}
     return Outcome(value=facts, report=lambda: Report(facts=facts, text=_runs_text(facts["data"], runs)))
+
+
+def _covariates(model: Model) -> dict[str, Any]:
+    """Return the categories of each batch key, and the range of each continuous key, in the training."""
+    design, keys = model.vae.design, model.config.data.batch_keys
+    if design is None:
+        return {key: list(model.batches) for key in keys if model.batches}
+    categories: dict[str, Any] = {key: list(of_key) for key, of_key in zip(keys, design.categories, strict=True)}
+    return categories | {one.key: {"least": one.least, "mean": one.mean, "most": one.most} for one in design.continuous}
+
+
+def _covariate_lines(values: dict[str, Any]) -> list[str]:
+    covariates = values["covariates"]
+    if len(covariates) < 2 and all(isinstance(of_key, list) for of_key in covariates.values()):
+        return [f"batches: {', '.join(values['batches']) or 'none'}"]
+    return [
+        f"{key}: {', '.join(of_key)}"
+        if isinstance(of_key, list)
+        else f"{key}: {of_key['least']:g} to {of_key['most']:g}, mean {of_key['mean']:g}"
+        for key, of_key in covariates.items()
+    ]
 
 
 def _model_text(values: dict[str, Any]) -> str:
@@ -57,7 +79,7 @@ def _model_text(values: dict[str, Any]) -> str:
         f"{likelihood}, {widths}, β = {run['train']['beta']:g}, seed {run['train']['seed']}",
         f"{amount(facts['n_genes'], 'gene')} ({facts['genes_chosen']})",
         f"{amount(facts['n_cells'], 'cell')} from {facts['counts_source']}, {facts['n_heldout']:,} of them held out",
-        f"batches: {', '.join(values['batches']) or 'none'}",
+        *_covariate_lines(values),
         f"held-out ELBO {facts['heldout_elbo']:.2f} nats per cell ({parts}); {active}",
         f"{length} on {facts['compute']}",
     ]

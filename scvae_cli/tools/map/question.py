@@ -12,8 +12,8 @@ import pandas as pd
 
 from scvae_cli.amounts import amount
 from scvae_cli.data.atomic import resolved
-from scvae_cli.data.counts import is_missing
 from scvae_cli.data.labels import positions_in
+from scvae_cli.data.obs_columns import is_missing
 from scvae_cli.data.slots import Slot
 from scvae_cli.errors import ConfigError, DataError, ModelError, one_line
 from scvae_cli.latent.posteriors import posteriors
@@ -50,6 +50,10 @@ class Map(Question[MapOptions, Mapped]):
     def prepare(self) -> None:
         if not self.session.model.of_counts:
             raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
+        if self.session.model.vae.design is not None:
+            raise ModelError(
+                "the model has several covariates", "new batches can be mapped onto models with one batch key or none"
+            )
         self.batch_key, self.batch_n = _batches(self.session, self.options)
 
     def planned(self) -> list[str]:
@@ -151,7 +155,7 @@ def mapped(session: Session, key: str, batch_n: np.ndarray, options: MapOptions)
             "differences": dict(zip(new, difference_b, strict=True)),
             "seconds": round(seconds, 2),
         }
-        config = replace(model.config, data=replace(model.config.data, batch_key=key))
+        config = replace(model.config, data=replace(model.config.data, batch_key=(key,)))
         facts = model.facts | {"mapped": [*model.facts.get("mapped", []), run]}
         model = replace(model, vae=found.vae, config=config, facts=facts, hash="")
     mean_nk = posteriors(model, counts, progress=session.progress).mean_nk
@@ -196,7 +200,7 @@ def _described(difference: float) -> str:
 def _batches(session: Session, options: MapOptions) -> tuple[str, np.ndarray]:
     """Return the column of the batches, and the batch of each cell."""
     store, model = session.store, session.model
-    of_model = model.config.data.batch_key if model.batches else None
+    of_model = next(iter(model.config.data.batch_keys), None) if model.batches else None
     if of_model is not None and options.batch_key not in (None, of_model):
         raise ConfigError(
             f"--batch-key is {options.batch_key!r}, but the model was trained with --batch-key {of_model}",

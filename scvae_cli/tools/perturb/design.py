@@ -200,13 +200,11 @@ def design(
     return result
 
 
-def refuse_explained_away(design: Design, batch_n: np.ndarray | None, batch_key: str | None) -> None:
+def refuse_explained_away(design: Design, batch_n: np.ndarray, batch_key: str) -> None:
     """Refuse a model with batches if no batch holds both control and treated cells.
 
     Such a model removes the perturbation as a batch effect.
     """
-    if batch_n is None:
-        return
 
     def batches(label: str) -> set[str]:
         return {batch for (_, of), rows in design.members.items() if of == label for batch in batch_n[rows]}

@@ -27,9 +27,8 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.labels import positions_in
 from scvae_cli.data.zinb_draws import draw_zinb
-from scvae_cli.latent.posteriors import BLOCK_CELLS, known_batches, posteriors
+from scvae_cli.latent.posteriors import BLOCK_CELLS, batches_if_known, posteriors
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
@@ -83,8 +82,9 @@ class Shifted:
 class Predictor:
     """A model, and cells with their observed expression and latent positions.
 
-    `batch_n` holds the index of each cell's batch. For a model without batches, `batch_n` is None. If the batch of some
-    cell is unknown, `batch_n` is also None, and the decoded means are averaged over the model's batches.
+    `batch_n` holds the batch of each cell, as `known_batches` returns it. For a model without batches, `batch_n` is
+    None. If the batch of some cell is unknown, `batch_n` is also None, and the decoded means are averaged over the
+    model's batches.
     """
 
     model: Model
@@ -97,8 +97,7 @@ class Predictor:
         cls, model: Model, counts: Counts, *, cells: Posterior | None = None, progress: Progress = silent
     ) -> Predictor:
         """Encode the cells, unless their posteriors are given."""
-        known = counts.batch is not None and bool((positions_in(model.batches, counts.batch) >= 0).all())
-        batch_n = known_batches(model, counts) if known else None
+        batch_n = batches_if_known(model, counts)
         cells = posteriors(model, counts, progress=progress) if cells is None else cells
         return cls(model=model, observed=Observed(counts), latent=LatentShifts(cells.mean_nk), batch_n=batch_n)
 

@@ -47,10 +47,11 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
 
     def prepare(self) -> None:
         options, session = self.options, self.session
-        batch_key = session.model.config.data.batch_key
-        if session.model.batches and batch_key == options.perturbation_key:
+        batch_keys = session.model.config.data.batch_keys
+        if session.model.batches and options.perturbation_key in batch_keys:
             raise ModelError(
-                f"the model was trained with --batch-key {batch_key}, so it removes the perturbation as a batch effect",
+                f"the model was trained with --batch-key {options.perturbation_key}, so it removes the perturbation as "
+                "a batch effect",
                 "train another model without --batch-key: scvae train DATA -m OTHER.scvae",
             )
         session.populations([options.group], groupby=options.groupby)
@@ -58,7 +59,15 @@ class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
         names, key = (options.group, options.control, options.treated), options.perturbation_key
         self.design = design(*names, group_n=group_n, label_n=label_n, perturbation_key=key)
         self.counts = session.counts_and_batches()
-        refuse_explained_away(self.design, self.counts.batch, batch_key)
+        for key, batch_n in self._batches_by_key().items():
+            refuse_explained_away(self.design, batch_n, key)
+
+    def _batches_by_key(self) -> dict[str, np.ndarray]:
+        """Return the category of each cell in each batch key; none if the batches of the cells are not known."""
+        keys, covariates = self.session.model.config.data.batch_keys, self.counts.covariates
+        if covariates is not None:
+            return {key: covariates.category_nq[:, q] for q, key in enumerate(keys)}
+        return {} if self.counts.batch is None else {keys[0]: self.counts.batch}
 
     @property
     def run(self) -> str:

@@ -115,11 +115,14 @@ def retrained_trials(
     DataError
         If the model has batches and the data has none. Also raises the errors of `fit`.
     """
-    if model.batches and counts.batch is None:
-        key = model.config.data.batch_key
+    if model.conditioned and counts.batch is None and counts.covariates is None:
+        data = model.config.data
+        named = {"--batch-key": data.batch_keys, "--continuous-key": data.continuous_keys}
+        flags = " ".join(f"{flag} {key}" for flag, keys in named.items() for key in keys)
+        columns = ", ".join(f"obs[{key!r}]" for keys in named.values() for key in keys)
         raise DataError(
-            f"--retrain needs the batches of the cells, because the model was trained with --batch-key {key}",
-            f"add the batch of every cell to the data, in the column obs[{key!r}]",
+            f"--retrain needs the batches of the cells, because the model was trained with {flags}",
+            f"add the batch of every cell to the data, in the column {columns}",
         )
     config = model.config.of_all_genes()
     data, compute = replace(config.data, drop_empty=True), replace(config.compute, device=str(model.device))

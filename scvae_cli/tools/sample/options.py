@@ -7,7 +7,14 @@ from typing import Literal
 
 from scvae_cli.errors import ConfigError
 from scvae_cli.options import DECODING, option
-from scvae_cli.shared_options import Drawing, Reading, WritingNewCells, batch_as_option, library_option
+from scvae_cli.shared_options import (
+    SEVERAL_COVARIATES,
+    Drawing,
+    Reading,
+    WritingNewCells,
+    batch_as_option,
+    library_option,
+)
 from scvae_cli.verb import Verb
 
 SAMPLING = "Sampling"
@@ -58,7 +65,7 @@ class SampleOptions(Reading, Drawing, WritingNewCells):
     batch_as: str | None = batch_as_option(
         None,
         help="Batch to decode in: the name of a batch, or drawn. With drawn, the batch of each cell is drawn at "
-        "random. The probability of a batch is its share of the training cells.",
+        f"random. The probability of a batch is its share of the training cells. {SEVERAL_COVARIATES}",
         shown_default="drawn; for the prototype, average",
     )
     mean: bool = option(False, help="Write expected counts instead of counts drawn at random.", panel=DECODING)

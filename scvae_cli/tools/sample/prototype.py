@@ -5,23 +5,24 @@ Shapes: k latent dimensions, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from scvae_cli.data.counts import Counts
 from scvae_cli.data.slots import Slot, SlotNames
-from scvae_cli.latent.expected_counts import batch_index, library_size
+from scvae_cli.latent.decoding_batch import AVERAGE, decoding_mixture, fixed_covariates, one_batch
+from scvae_cli.latent.expected_counts import library_size
 from scvae_cli.latent.selection import even
 from scvae_cli.model.bundle import Model
 from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.sample.batches import free
 from scvae_cli.tools.sample.options import SampleOptions
+from scvae_cli.tools.sample.result import covariate_slots
 from scvae_cli.tools.sample.sampling import calibrated_for_samples, reference_draws
 
-AVERAGE = "average"
 _BLOCK = 4096
 _MAX_CELLS = 100_000
 
@@ -42,9 +43,10 @@ class Prototype:
         where the density is higher.
     library
         Library size at which z = 0 was decoded; None for a model of real numbers.
-    batch_as, batch_key
-        Batch in which z = 0 was decoded, and column of obs that names batches. The batch is "average" if the decoded
-        counts are averaged over the batches. Both are None for a model without batches.
+    batch_as, covariates
+        Batch in which z = 0 was decoded, or what was fixed of several covariates; None for a model without batches. And
+        the batch by column of obs that names batches, and the value of each continuous key, shape (1,). The batch is
+        "average" if the decoded counts are averaged over the batches.
     """
 
     mean_g: np.ndarray
@@ -54,7 +56,7 @@ class Prototype:
     library: float | None
     off_manifold: float
     batch_as: str | None
-    batch_key: str | None
+    covariates: Mapping[str, np.ndarray]
 
     @property
     def blocks(self) -> Iterator[np.ndarray]:
@@ -74,8 +76,7 @@ class Prototype:
         slots = [Slot(group="obs", key=names.off_manifold, value=np.asarray([self.off_manifold], dtype=np.float32))]
         if self.library is not None:
             slots.append(Slot(group="obs", key=names.library, value=np.asarray([self.library])))
-        if self.batch_as is not None and self.batch_key is not None:
-            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical([self.batch_as])))
+        slots += covariate_slots(self.covariates)
         return [*slots, Slot(group="obsm", key=names.latent, value=self.z_k[None])]
 
 
@@ -103,10 +104,9 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
     assert size is not None, "the options refuse this combination"
     z_1k = torch.zeros(1, model.density.mean_ck.shape[1])
     batch_as = options.batch_as or AVERAGE
-    batch = batch_index(model, batch_as)
-    batch_1 = None if batch is None else torch.full((1,), batch, device=model.device)
+    mixture = decoding_mixture(model, batch_as)
     library_1 = torch.full((1,), size, device=model.device)
-    mean_g = model.vae.expected_counts(z_1k.to(model.device), library_1, batch_1, with_zero_inflation=True)[0].cpu()
+    mean_g = model.vae.expected_counts(z_1k.to(model.device), library_1, mixture, with_zero_inflation=True)[0].cpu()
     average_g = torch.as_tensor(_average(model, counts) * size)
     head = model.vae.decoder.head
     change_g = head.isometric(mean_g.double()) - head.isometric(average_g.double())
@@ -119,9 +119,32 @@ def prototype(model: Model, counts: Counts, options: SampleOptions, *, progress:
         z_k=np.zeros(z_1k.shape[1], dtype=np.float32),
         library=size if model.of_counts else None,
         off_manifold=float(density.off_manifold(z_1k)),
-        batch_as=None if not model.batches else batch_as if batch is None else model.batches[batch],
-        batch_key=model.config.data.batch_key if model.batches else None,
+        batch_as=_named(model, batch_as),
+        covariates=_columns(model, batch_as),
     )
+
+
+def _named(model: Model, batch_as: str) -> str | None:
+    """Return the batch to decode in as the model names it; None for a model without batches."""
+    if not model.conditioned or batch_as == AVERAGE:
+        return AVERAGE if model.conditioned else None
+    if model.vae.design is None:
+        return one_batch(model, batch_as, usual=AVERAGE)
+    return fixed_covariates(model, batch_as, usual=AVERAGE).name
+
+
+def _columns(model: Model, batch_as: str) -> dict[str, np.ndarray]:
+    """Return the batch, or the category or value of each covariate, by column of obs, shape (1,)."""
+    design, named = model.vae.design, _named(model, batch_as)
+    if design is None:
+        return {key: np.asarray([named], dtype=object) for key in model.config.data.batch_keys if model.batches}
+    fixed = free(design) if named == AVERAGE else fixed_covariates(model, batch_as, usual=AVERAGE)
+    columns = {
+        key: np.asarray([AVERAGE if category is None else category], dtype=object)
+        for key, category in zip(design.batch_keys, fixed.categories, strict=True)
+    }
+    numbers = zip(design.continuous, fixed.values, strict=True)
+    return columns | {one.key: np.asarray([one.mean if value is None else value]) for one, value in numbers}
 
 
 def _average(model: Model, counts: Counts) -> np.ndarray:

@@ -6,13 +6,17 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from scvae_cli.amounts import amount
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.labels import matching
+from scvae_cli.data.labels import positions_in
 from scvae_cli.data.new_cells import NewCells
 from scvae_cli.heldout import OFF_MANIFOLD
+from scvae_cli.latent.decoding_batch import fixed_covariates
 from scvae_cli.new_cells_question import NewCellsQuestion
 from scvae_cli.tools.sample.agreement import Comparison
+from scvae_cli.tools.sample.batches import DRAWN, decoding_batch
 from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.prototype import Prototype, prototype
 from scvae_cli.tools.sample.result import Sampled
@@ -55,12 +59,22 @@ class Sample(NewCellsQuestion[SampleOptions, Sampled | Prototype]):
         """
         if self.group is not None:
             return self.session.counts.cells(self.group.cells)
-        batch_c = self.counts.batch
-        if self.options.batch_as is not None and batch_c is not None:
-            batch = matching(self.options.batch_as, sorted(set(batch_c)))
-            if batch is not None:
-                return self.counts.cells(batch_c == batch)
-        return self.counts
+        batch_c, model, covariates = self.counts.batch, self.session.model, self.counts.covariates
+        batch_as = decoding_batch(model, self.options)
+        if batch_as == DRAWN:
+            return self.counts
+        if model.vae.design is not None and covariates is not None:
+            fixed = fixed_covariates(model, batch_as, usual=DRAWN)
+            asked = [category is not None for category in fixed.categories]
+            code_nq = model.vae.design.code_nq(covariates)
+            wanted = [
+                -1 if category is None else names.index(category)
+                for category, names in zip(fixed.categories, model.vae.design.categories, strict=True)
+            ]
+            same_n = ((code_nq == wanted) | ~np.asarray(asked)).all(1)
+            return self.counts.cells(same_n) if same_n.any() else self.counts
+        of_batch_n = None if batch_c is None else positions_in([batch_as], batch_c) == 0
+        return self.counts.cells(of_batch_n) if of_batch_n is not None and of_batch_n.any() else self.counts
 
     def new_cells(self, result: Sampled | Prototype) -> NewCells:
         options = self.options

@@ -5,7 +5,7 @@ Shapes: n sampled cells, k latent dimensions, g genes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,9 +57,10 @@ class Sampled:
         of expression that they explain.
     library_n
         Library size at which each cell was decoded, shape (n,); None for a model of real numbers.
-    batch_n, batch_key, batch_as
-        Name of the batch in which each cell was decoded, shape (n,); column of obs that names batches; batch in which
-        all cells were decoded, or "drawn". All three are None for a model without batches.
+    covariates, batch_as
+        Batch in which each cell was decoded, by column of obs that names batches, and the value of each continuous key,
+        shape (n,); what was fixed for all cells, or "drawn". For a model without batches, there are no columns, and
+        `batch_as` is None.
     off_manifold_n
         Off-manifold score: share of the held-out cells' posterior samples that lie at a higher density. Shape (n,).
     n_proposed
@@ -76,8 +77,7 @@ class Sampled:
     group: tuple[str, str] | None
     z_nk: np.ndarray
     library_n: np.ndarray | None
-    batch_n: np.ndarray | None
-    batch_key: str | None
+    covariates: Mapping[str, np.ndarray]
     batch_as: str | None
     off_manifold_n: np.ndarray
     n_proposed: int
@@ -102,9 +102,16 @@ class Sampled:
         slots = [Slot(group="obs", key=names.off_manifold, value=self.off_manifold_n)]
         if self.library_n is not None:
             slots.append(Slot(group="obs", key=names.library, value=self.library_n))
-        if self.batch_n is not None and self.batch_key is not None:
-            slots.append(Slot(group="obs", key=self.batch_key, value=pd.Categorical(self.batch_n)))
-        if self.group is not None and self.group[0] != self.batch_key:
+        slots += covariate_slots(self.covariates)
+        if self.group is not None and self.group[0] not in self.covariates:
             key, label = self.group
             slots.append(Slot(group="obs", key=key, value=pd.Categorical([label] * len(self.z_nk))))
         return [*slots, Slot(group="obsm", key=names.latent, value=self.z_nk)]
+
+
+def covariate_slots(columns: Mapping[str, np.ndarray]) -> list[Slot]:
+    """List the slots of the covariates of new cells: categories, or numbers."""
+    return [
+        Slot(group="obs", key=key, value=pd.Categorical(value_n) if value_n.dtype.kind == "O" else value_n)
+        for key, value_n in columns.items()
+    ]

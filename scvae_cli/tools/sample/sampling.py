@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 
 from scvae_cli.data.counts import Counts
-from scvae_cli.data.labels import matching, positions_in
+from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import DataError
 from scvae_cli.heldout import MIN_HELDOUT, OFF_MANIFOLD
 from scvae_cli.latent.count_draws import drawn_counts
-from scvae_cli.latent.expected_counts import batch_index, library_size
+from scvae_cli.latent.expected_counts import library_size
 from scvae_cli.latent.neighbor_graph import nearest
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
@@ -38,10 +38,10 @@ from scvae_cli.memory_limit import refuse_too_large
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.progress import Progress, silent
+from scvae_cli.tools.sample.batches import decoding_batch, new_batches
 from scvae_cli.tools.sample.options import SampleOptions
 from scvae_cli.tools.sample.result import Sampled, SourceScores
 
-DRAWN = "drawn"
 # Independent streams of random numbers.
 _POSITIONS, _SCORES, _LIBRARIES, _BATCHES, _COUNTS = range(5)
 # At most this many evenly spaced cells are used to compare the sources, to represent a group, and to provide library
@@ -82,8 +82,8 @@ def sample(
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the
         same batch if the data has cells of this batch. `batch_as` "drawn" draws batches in proportion to their numbers
-        of training cells. With a group, "observed" and "drawn" take the library size and the batch of the real cell
-        whose posterior was sampled.
+        of training cells; KEY=VALUE fixes one of several covariates, and the others are drawn. With a group, "observed"
+        and "drawn" take the library size and the batch of the real cell whose posterior was sampled.
     group
         The cells of `options.group`, whose posteriors are sampled.
 
@@ -119,7 +119,8 @@ def sample(
         propose = _from_source(model, source, generator)
     z_nk, cell_n, off_manifold_n, n_proposed = accepted(density, propose, options.n, avoid_holes=options.avoid_holes)
 
-    batch_n = _batches(model, batch_as, len(z_nk), options.seed, None if cell_n is None else batch_of_c[cell_n])
+    random = np.random.default_rng(_stream(options.seed, _BATCHES))
+    batches = new_batches(model, batch_as, len(z_nk), random, None if cell_n is None else batch_of_c[cell_n])
     if fixed_library is not None:
         library_n = np.full(len(z_nk), fixed_library)
     elif not model.of_counts:
@@ -127,7 +128,7 @@ def sample(
     elif cell_n is not None:
         library_n = counts.library_n[cell_n]
     else:
-        library_n = _nearby_libraries(model, counts, z_nk, batch_n, batch_of_c, options.seed, progress)
+        library_n = _nearby_libraries(model, counts, z_nk, batches.name_n, options.seed, progress)
     seeds = None if options.mean else np.random.SeedSequence(_stream(options.seed, _COUNTS))
     return Sampled(
         source=source,
@@ -135,25 +136,12 @@ def sample(
         group=None if group is None or options.groupby is None else (options.groupby, group.label),
         z_nk=model.axes.position(z_nk).numpy(),
         library_n=library_n if model.of_counts else None,
-        batch_n=None if batch_n is None else np.asarray(model.batches, dtype=object)[batch_n],
-        batch_key=model.config.data.batch_key if model.batches else None,
-        batch_as=batch_as if model.batches else None,
+        covariates=batches.columns,
+        batch_as=batch_as if model.conditioned else None,
         off_manifold_n=off_manifold_n,
         n_proposed=n_proposed,
-        blocks=drawn_counts(model, z_nk, library_n, batch_n, seeds),
+        blocks=drawn_counts(model, z_nk, library_n, batches.decoded_n, seeds),
     )
-
-
-def decoding_batch(model: Model, options: SampleOptions) -> str:
-    """Return the batch to decode in, or "drawn".
-
-    If no batch was chosen, a group that is a batch of the model is decoded in that batch.
-    """
-    batch_as = options.batch_as
-    if batch_as is None and options.group is not None and options.groupby == model.config.data.batch_key:
-        batch_as = matching(options.group, model.batches)
-    batch = batch_index(model, DRAWN if batch_as is None else batch_as, usual=DRAWN)
-    return DRAWN if batch is None else model.batches[batch]
 
 
 def reference_draws(model: Model, counts: Counts, *, seed: int, progress: Progress = silent) -> tuple[Tensor, bool]:
@@ -260,28 +248,11 @@ def _from_group(
     return propose
 
 
-def _batches(model: Model, batch_as: str, n: int, seed: int, own_n: np.ndarray | None) -> np.ndarray | None:
-    """Return the index of each new cell's batch, shape (n,); None for a model without batches.
-
-    `batch_as` is the name of a batch, or "drawn". With "drawn", `own_n` has the batch of the real cell that each new
-    cell comes from. Where `own_n` is negative or not given, the batch is drawn at random.
-    """
-    if not model.batches:
-        return None
-    if batch_as != DRAWN:
-        return np.full(n, model.batches.index(batch_as))
-    share_b = model.vae.batch_share_b.double().cpu().numpy()
-    random = np.random.default_rng(_stream(seed, _BATCHES))
-    drawn_n: np.ndarray = random.choice(len(share_b), size=n, p=share_b / share_b.sum())
-    return drawn_n if own_n is None else np.where(own_n >= 0, own_n, drawn_n)
-
-
 def _nearby_libraries(
     model: Model,
     counts: Counts,
     z_nk: Tensor,
-    batch_n: np.ndarray | None,
-    batch_of_c: np.ndarray,
+    name_n: np.ndarray | None,
     seed: int,
     progress: Progress,
 ) -> np.ndarray:
@@ -291,7 +262,11 @@ def _nearby_libraries(
     """
     random = np.random.default_rng(_stream(seed, _LIBRARIES))
     library_n = np.empty(len(z_nk))
-    batch_n = np.full(len(z_nk), -1) if batch_n is None else batch_n
+    batch_n, batch_of_c = np.full(len(z_nk), -1), np.full(counts.n_cells, -1)
+    if name_n is not None:
+        known = [*model.batches, *sorted(set(name_n) - set(model.batches))]
+        batch_n = positions_in(known, name_n)
+        batch_of_c = batch_of_c if counts.batch is None else positions_in(known, counts.batch)
     for batch in np.unique(batch_n):
         of_batch = np.flatnonzero(batch_of_c == batch)
         anchors = counts.cells(even(of_batch if len(of_batch) else np.arange(counts.n_cells), _MAX_ANCHORS))

@@ -43,7 +43,9 @@ _TAIL = 0.05
 
 @dataclass(frozen=True)
 class Covariates:
-    """Properties on which the expected fit of a cell may depend: library size, batch index and posterior mean.
+    """Properties on which the expected fit of a cell may depend: library size, batch and posterior mean.
+
+    `batch_n` holds the index of each cell's batch, or the matrix of the design of a model with several covariates.
 
     `mean_nk` is None if the expected fit must not depend on the latent position.
     """
@@ -104,7 +106,8 @@ class _Features:
         parts = [np.ones_like(library_n1), library_n1, library_n1**2, library_n1**3]
         parts += [position_nk, position_nk * library_n1]
         if self.n_batches > 1 and covariates.batch_n is not None:
-            parts.append(np.eye(self.n_batches)[covariates.batch_n])
+            batch_n = covariates.batch_n
+            parts.append(np.eye(self.n_batches)[batch_n] if batch_n.ndim == 1 else np.clip(batch_n, -_CLIP, _CLIP))
         return np.column_stack(parts)
 
 
@@ -128,7 +131,7 @@ class _Expectation:
 class ExpectedFit:
     """The expected fit of a cell with given covariates, learned from simulated cells; a higher fit is better.
 
-    `n_batches` is 0 or 1 for a model without batches.
+    `n_batches` is 0 or 1 for a model without batches; with several covariates, it is the number of effects.
     """
 
     def __init__(self, fit_n: np.ndarray, covariates: Covariates, n_batches: int) -> None:
@@ -149,7 +152,7 @@ class ExpectedFit:
 
 
 class Calibration:
-    """Comparison of cells with simulated cells; `n_batches` is 0 or 1 for a model without batches."""
+    """Comparison of cells with simulated cells; `n_batches` is as in `ExpectedFit`."""
 
     def __init__(self, simulated: CellFit, n_batches: int) -> None:
         self._expected = [ExpectedFit(fit_n, covariates, n_batches) for fit_n, covariates in simulated.parts]

@@ -61,7 +61,8 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
     n_samples, n_fit = options.n_samples, min(options.n_samples, _FIT_SAMPLES)
     with progress("Scoring", options.n_simulated * n_fit + table.n_cells * n_samples) as advance:
         simulated = _simulated_fit(model, table, options.n_simulated, n_fit, options.seed, advance)
-        calibration = Calibration(simulated, len(model.batches))
+        design = model.vae.design
+        calibration = Calibration(simulated, len(model.batches) if design is None else 1 + design.n_effects)
         found = _evaluated(model, table, n_samples, options.seed, advance)
     # Cells are scored in blocks, because the features of all cells would take much memory.
     blocks = (slice(start, start + _BLOCK_CELLS) for start in range(0, table.n_cells, _BLOCK_CELLS))
@@ -168,7 +169,8 @@ def _simulated_fit(
 ) -> CellFit:
     """Simulate cells with library sizes and batches of cells in a table, and compute the fit of the simulated cells."""
     of_choice, of_cells, of_samples = (int(s) for s in np.random.SeedSequence(seed).generate_state(3))
-    chosen_n = _evenly_over_batches(table.batch_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
+    stratum_n = _strata(model, table.batch_n)
+    chosen_n = _evenly_over_batches(stratum_n, table.n_cells, n_simulated, np.random.default_rng(of_choice))
     batch_n = None if table.batch_n is None else table.batch_n[chosen_n]
     matrix = simulate_cells(model, table.library_n[chosen_n], batch_n, seed=of_cells)
     filled = np.flatnonzero(np.diff(matrix.indptr))
@@ -176,6 +178,18 @@ def _simulated_fit(
         raise ModelError("no cell that the model simulates has counts", "train the model again")
     drawn = CellTable(matrix, batch_n, model.device, filled, real=not model.of_counts)
     return _evaluated(model, drawn, n_fit, of_samples, advance).fit(drawn, slice(None))
+
+
+def _strata(model: Model, batch_n: np.ndarray | None) -> np.ndarray | None:
+    """Return the index of each cell's batch, or combination of categories; None without batches."""
+    if batch_n is None or batch_n.ndim == 1:
+        return batch_n
+    assert model.vae.design is not None, "rows are those of a design"
+    n_categories = sum(map(len, model.vae.design.categories))
+    if not n_categories:
+        return None
+    index_n: np.ndarray = np.unique(batch_n[:, :n_categories], axis=0, return_inverse=True)[1].ravel()
+    return index_n
 
 
 def _evenly_over_batches(

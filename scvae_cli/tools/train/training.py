@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scvae_cli.amounts import amount
-from scvae_cli.data.confounding import warn_of_confounding
+from scvae_cli.data.confounded_keys import warn_of_confounding
 from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import ForeignFile, open_store
 from scvae_cli.data.gene_names import gene_names
@@ -45,13 +45,18 @@ def train(request: Request, shell: Shell) -> Outcome:
             alone.enter_context(only_training(folder))
         real = not run.model.of_counts
         counts = read_counts(
-            store, layer=run.data.layer, batch_key=run.data.batch_key, real=real, rounding=run.data.round
+            store,
+            layer=run.data.layer,
+            batch_key=run.data.batch_keys,
+            continuous_key=run.data.continuous_keys,
+            real=real,
+            rounding=run.data.round,
         )
         size = f"{amount(counts.n_cells, 'cell')} × {amount(counts.n_genes, 'gene')}"
         shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
         for note in counts.notes:
             shell.info(note)
-        warn_of_confounding(store, counts, run.data.batch_key, shell.warn)
+        warn_of_confounding(store, counts, run.data, shell.warn)
         with shell.stoppable() as stop_requested:
             events = fit(
                 counts,

@@ -1,0 +1,112 @@
+"""Covariates of cells: the columns of obs on which a decoder is conditioned.
+
+Batch keys name columns of categories (donor, lane). Continuous keys name columns of numbers (age, percent of
+mitochondrial counts).
+
+Shapes: n cells, q batch keys, v continuous keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from scvae_cli.data.labels import labels_of
+from scvae_cli.data.obs_columns import read_batch, read_numbers
+from scvae_cli.data.store import CellStore
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellCovariates:
+    """The covariates of n cells.
+
+    Parameters
+    ----------
+    batch_keys, continuous_keys
+        Names of the columns of obs.
+    category_nq
+        Category of each cell in each batch key: strings, or None for a missing value.
+    value_nv
+        Value of each cell in each continuous key, float64; NaN for a missing value.
+    """
+
+    batch_keys: tuple[str, ...]
+    continuous_keys: tuple[str, ...]
+    category_nq: np.ndarray
+    value_nv: np.ndarray
+
+    @property
+    def is_one_batch(self) -> bool:
+        """Whether there is a single batch key and no continuous key."""
+        return len(self.batch_keys) == 1 and not self.continuous_keys
+
+    @property
+    def batch_n(self) -> np.ndarray | None:
+        """Name of each cell's combination of categories, or None where one is missing; None without batch keys."""
+        if len(self.batch_keys) < 2:
+            return self.category_nq[:, 0] if self.batch_keys else None
+        names_n: np.ndarray = np.empty(len(self.category_nq), dtype=object)
+        known: dict[tuple[str | None, ...], str | None] = {}
+        for i, categories in enumerate(map(tuple, self.category_nq)):
+            if categories not in known:
+                missing = None in categories
+                known[categories] = None if missing else combination_name(self.batch_keys, categories)
+            names_n[i] = known[categories]
+        return names_n
+
+    @property
+    def complete_n(self) -> np.ndarray:
+        """Mask of the cells without missing values, shape (n,)."""
+        complete: np.ndarray = (self.category_nq != None).all(1) & ~np.isnan(self.value_nv).any(1)  # noqa: E711  # elementwise
+        return complete
+
+    def cells(self, rows: np.ndarray) -> CellCovariates:
+        """Return the covariates of some cells, given by index or mask."""
+        return replace(self, category_nq=self.category_nq[rows], value_nv=self.value_nv[rows])
+
+
+def combination_name(keys: Sequence[str], categories: Sequence[str]) -> str:
+    """Return the name of a combination of categories, which no other combination has.
+
+    >>> combination_name(["donor"], ["d1"]), combination_name(["donor", "lane"], ["d1", "2"])
+    ('d1', 'donor=d1, lane=2')
+    """
+    if len(keys) == 1:
+        return categories[0]
+    # Quotes keep names apart where a category itself looks like a part of a name.
+    shown = [repr(text) if re.search(r"[,='\"]", text) else text for text in categories]
+    return ", ".join(f"{key}={text}" for key, text in zip(keys, shown, strict=True))
+
+
+def read_covariates(
+    store: CellStore, batch_keys: Sequence[str], continuous_keys: Sequence[str] = (), *, partly: bool = False
+) -> CellCovariates:
+    """Read the covariates of every cell of a store.
+
+    With `partly`, values may be missing, also of all cells. Otherwise, a DataError is raised if a column does not exist
+    or lacks a value. It is also raised if a continuous key has values that are not numbers.
+    """
+    n = len(store.cell_names)
+    categories: list[np.ndarray] = []
+    for key in batch_keys:
+        if not partly:
+            categories.append(read_batch(store, key))
+        elif key in store.obs_keys:
+            categories.append(labels_of(store.obs_column(key)))
+        else:
+            categories.append(np.full(n, None, dtype=object))
+    values: list[np.ndarray] = []
+    for key in continuous_keys:
+        if partly and key not in store.obs_keys:
+            values.append(np.full(n, np.nan))
+        else:
+            values.append(read_numbers(store, key, partly=partly))
+    return CellCovariates(
+        batch_keys=tuple(batch_keys),
+        continuous_keys=tuple(continuous_keys),
+        category_nq=np.column_stack(categories) if categories else np.empty((n, 0), dtype=object),
+        value_nv=np.column_stack(values) if values else np.empty((n, 0)),
+    )

@@ -1,0 +1,192 @@
+"""The batch in which latent positions are decoded: `--batch-as`.
+
+Shapes: b batches, r effects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from scvae_cli.data.labels import matching
+from scvae_cli.errors import DataError
+from scvae_cli.model.bundle import Model
+from scvae_cli.model.design import Design, nested_keys
+from scvae_cli.model.vae import Mixture
+
+AVERAGE = "average"
+
+
+def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
+    """Return the batches over which decoded counts are averaged; None if `batch_as` equals `usual`.
+
+    For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, it fixes
+    some of them (see `fixed_covariates`); the others are averaged over the training cells.
+
+    Raises
+    ------
+    DataError
+        If the model does not have the batch.
+    """
+    if batch_as == usual:
+        return None
+    if model.vae.design is None:
+        index = model.batches.index(one_batch(model, batch_as, usual=usual))
+        return Mixture(torch.tensor([index], device=model.device), (1.0,))
+    fixed = fixed_covariates(model, batch_as, usual=usual)
+    row_br, first_b = np.unique(fixed.rows(np.arange(len(model.batches))), axis=0, return_inverse=True)
+    share_b = (
+        np.bincount(first_b.ravel(), weights=model.vae.batch_share_b.double().cpu().numpy()) if model.batches else [1.0]
+    )
+    present = [b for b, share in enumerate(share_b) if share > 0]
+    batch_br = torch.as_tensor(row_br[present], device=model.device)
+    return Mixture(batch_br, tuple(float(share_b[b]) for b in present))
+
+
+def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
+    """Return the batch of a model that `batch_as` names: the batch, or KEY=BATCH.
+
+    Raises
+    ------
+    DataError
+        If the model does not have the batch.
+    """
+    batch = matching(batch_as, model.batches)
+    for key in model.config.data.batch_keys:
+        if batch is None and batch_as.startswith(f"{key}="):
+            batch = matching(batch_as.removeprefix(f"{key}="), model.batches)
+    if batch is None:
+        known = f"--batch-as takes {usual} or one of: {', '.join(model.batches)}"
+        none = "leave out --batch-as: the model was trained without --batch-key"
+        raise DataError(f"the model has no batch {batch_as!r}", known if model.batches else none)
+    return batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fixed:
+    """Covariates that are fixed: the category of each batch key, and the value of each continuous key, None if free."""
+
+    design: Design
+    categories: tuple[str | None, ...]
+    values: tuple[float | None, ...]
+
+    def combination(self, b: int) -> tuple[str, ...]:
+        """Return a combination of the training, with the fixed categories in place of its own."""
+        own = self.design.combinations[b]
+        return tuple(one if one is not None else mine for one, mine in zip(self.categories, own, strict=True))
+
+    def rows(self, index_n: np.ndarray) -> np.ndarray:
+        """Return the rows of the design for some combinations of the training, with what is fixed; shape (n, r).
+
+        Continuous keys that are not fixed are at their means. Without batch keys, there is one row.
+        """
+        design = self.design
+        if not design.batch_keys:
+            row_br = np.zeros((1, design.n_effects), dtype=np.float32)
+        else:
+            position = [{name: i for i, name in enumerate(names)} for names in design.categories]
+            row_br = np.zeros((len(design.combinations), design.n_effects), dtype=np.float32)
+            for b in range(len(row_br)):
+                for q, category in enumerate(self.combination(b)):
+                    row_br[b, design.blocks[q].start + position[q][category]] = 1
+            row_br = row_br[index_n]
+        for v, (one, value) in enumerate(zip(design.continuous, self.values, strict=True)):
+            if value is not None:
+                row_br[:, design.n_effects - len(design.continuous) + v] = (value - one.mean) / one.sd
+        return row_br
+
+    @property
+    def name(self) -> str:
+        """What is fixed, as `--batch-as` takes it."""
+        keys = (*self.design.batch_keys, *(one.key for one in self.design.continuous))
+        given = [
+            (key, value if isinstance(value, str) else f"{value:.15g}")
+            for key, value in zip(keys, (*self.categories, *self.values), strict=True)
+            if value is not None
+        ]
+        return ",".join(f"{key}={value}" for key, value in given)
+
+
+def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
+    """Read which covariates of a model with several of them are fixed, from the text KEY=VALUE[,KEY=VALUE…].
+
+    A category that occurs in the training only together with one category of another key (a donor at one site) also
+    fixes that key. The name of a combination, as `scvae info` lists it, fixes all of its keys.
+
+    Raises
+    ------
+    DataError
+        If the model does not have a key or category, or if a value of a continuous key is not a finite number.
+    """
+    design = model.vae.design
+    assert design is not None, "models with one batch key have batches"
+    numbers = {one.key: v for v, one in enumerate(design.continuous)}
+    keys = [*design.batch_keys, *numbers]
+    hint = f"--batch-as takes {usual}, or KEY=VALUE[,KEY=VALUE…] for: {', '.join(keys)}"
+    categories: list[str | None] = [None] * len(design.batch_keys)
+    values: list[float | None] = [None] * len(numbers)
+    if batch_as in design.names:
+        categories = list(design.combinations[design.names.index(batch_as)])
+        return Fixed(design=design, categories=tuple(categories), values=tuple(values))
+    for key, text in _pairs(batch_as, keys, hint):
+        if key in numbers:
+            values[numbers[key]] = _number(key, text)
+            continue
+        q = design.batch_keys.index(key)
+        categories[q] = matching(text, design.categories[q])
+        if categories[q] is None:
+            known = ", ".join(design.categories[q])
+            raise DataError(f"the model has no {key} {text!r}", f"--batch-as {key}=VALUE takes one of: {known}")
+    for inner, outer in nested_keys(design.combinations):
+        if categories[inner] is not None and categories[outer] is None:
+            categories[outer] = next(one[outer] for one in design.combinations if one[inner] == categories[inner])
+    return Fixed(design=design, categories=tuple(categories), values=tuple(values))
+
+
+def far_values(model: Model, batch_as: str | None) -> list[str]:
+    """Return warnings of continuous keys that `--batch-as` fixes far outside of the training.
+
+    Raises
+    ------
+    DataError
+        In the same cases as `fixed_covariates`.
+    """
+    if model.vae.design is None or batch_as in (None, AVERAGE, "observed", "drawn"):
+        return []
+    fixed = fixed_covariates(model, batch_as, usual=AVERAGE)
+    found = []
+    for one, value in zip(fixed.design.continuous, fixed.values, strict=True):
+        if value is not None and not one.far[0] <= value <= one.far[1]:
+            found.append(
+                f"--batch-as fixes {one.key} at {value:g}, far outside of the training, where it was {one.least:g} to "
+                f"{one.most:g}: its effect is extrapolated"
+            )
+    return found
+
+
+def _pairs(text: str, keys: Sequence[str], hint: str) -> list[tuple[str, str]]:
+    """Split KEY=VALUE[,KEY=VALUE…] at the given keys, since values may contain commas."""
+    either = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
+    starts = list(re.finditer(rf"(?:^|,)\s*({either})=", text))
+    if not starts or starts[0].start() > 0:
+        raise DataError(f"--batch-as is {text!r}", hint)
+    ends = [start.start() for start in starts[1:]] + [len(text)]
+    pairs = [(start.group(1), text[start.end() : end]) for start, end in zip(starts, ends, strict=True)]
+    twice = [key for i, (key, _) in enumerate(pairs) if key in [other for other, _ in pairs[:i]]]
+    if twice:
+        raise DataError(f"--batch-as is {text!r}, which fixes {twice[0]} twice", "fix each key once")
+    return pairs
+
+
+def _number(key: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not np.isfinite(value):
+        raise DataError(f"--batch-as fixes {key} at {text!r}", f"{key} takes a number, since it is a continuous key")
+    return value

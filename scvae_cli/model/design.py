@@ -1,0 +1,170 @@
+"""The design of a decoder that is conditioned on several covariates: which effects are added for which cell.
+
+The shift of the decoder for a cell is the sum of the effects of the cell's categories, one of each batch key, and of
+the effects of the continuous keys, each times the cell's standardized value:
+
+    shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v
+
+So the shifts of all cells are a product of a matrix D, cells × effects, with the effects. A row of D holds 1 for each
+category of the cell, 0 for other categories, and the standardized values. A combination of categories needs no effect
+of its own, and no cell in the training: its effect is known if its categories are.
+
+If one category of a key occurs only together with one category of another key (donors nested in sites), the data tell
+the sum of the two effects, but not the two effects.
+
+A decoder with a single batch key and no continuous key has no design: each batch has its effect.
+
+Shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from scvae_cli.data.covariates import CellCovariates, combination_name
+from scvae_cli.data.labels import positions_in
+from scvae_cli.errors import DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuous:
+    """A continuous key: its name, and mean, standard deviation, least and largest value over the training cells."""
+
+    key: str
+    mean: float
+    sd: float
+    least: float
+    most: float
+
+    @property
+    def far(self) -> tuple[float, float]:
+        """The values below and above which a cell is far outside of the training: by half of its range."""
+        margin = (self.most - self.least) / 2
+        return self.least - margin, self.most + margin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """The covariates of a decoder.
+
+    Parameters
+    ----------
+    batch_keys
+        Names of the batch keys.
+    combinations
+        The combinations of categories in the training, sorted; each has one category for each batch key. There are none
+        without batch keys.
+    continuous
+        The continuous keys.
+    """
+
+    batch_keys: tuple[str, ...]
+    combinations: tuple[tuple[str, ...], ...]
+    continuous: tuple[Continuous, ...] = ()
+
+    @classmethod
+    def of(cls, covariates: CellCovariates, training: np.ndarray) -> Design:
+        """Return the design for some cells, of which those with the indices `training` are training cells.
+
+        Raises
+        ------
+        DataError
+            If a continuous key has the same value in all training cells.
+        """
+        keys = covariates.batch_keys
+        combinations = tuple(sorted(set(map(tuple, covariates.category_nq)))) if keys else ()
+        values = covariates.value_nv[training].T
+        continuous = tuple(
+            _continuous(key, value_n) for key, value_n in zip(covariates.continuous_keys, values, strict=True)
+        )
+        return cls(batch_keys=keys, combinations=combinations, continuous=continuous)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the combinations."""
+        return tuple(combination_name(self.batch_keys, combination) for combination in self.combinations)
+
+    @cached_property
+    def categories(self) -> tuple[tuple[str, ...], ...]:
+        """The categories of each batch key, sorted."""
+        return tuple(tuple(sorted(set(of_key))) for of_key in zip(*self.combinations, strict=True))
+
+    @cached_property
+    def blocks(self) -> tuple[slice, ...]:
+        """The effects of each batch key, as columns of the matrix of the design."""
+        ends = np.cumsum([0, *map(len, self.categories)]).tolist()
+        return tuple(slice(start, end) for start, end in pairwise(ends))
+
+    @property
+    def n_effects(self) -> int:
+        """Number of effects r: the categories of all batch keys, and then the continuous keys."""
+        return sum(map(len, self.categories)) + len(self.continuous)
+
+    @cached_property
+    def combination_br(self) -> np.ndarray:
+        """The rows of the combinations, at the mean of the continuous keys, float32, shape (b, r)."""
+        row_br = np.zeros((len(self.combinations), self.n_effects), dtype=np.float32)
+        for q, (names, block) in enumerate(zip(self.categories, self.blocks, strict=True)):
+            position = {name: i for i, name in enumerate(names)}
+            for b, combination in enumerate(self.combinations):
+                row_br[b, block.start + position[combination[q]]] = 1
+        return row_br
+
+    def code_nq(self, covariates: CellCovariates) -> np.ndarray:
+        """Return the index of each cell's category in each batch key, shape (n, q); −1 for an unknown category."""
+        columns = [positions_in(names, covariates.category_nq[:, q]) for q, names in enumerate(self.categories)]
+        return np.column_stack(columns) if columns else np.empty((len(covariates.value_nv), 0), dtype=np.int64)
+
+    def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
+        """Return the matrix of the design for some cells, float32, shape (n, r).
+
+        Cells with an unknown category of a key get the average over this key's categories, weighted by the shares of
+        the combinations `share_b`. Cells without a value of a continuous key get its mean.
+        """
+        row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
+        average_r = None if share_b is None else share_b @ self.combination_br
+        for code_n, block in zip(self.code_nq(covariates).T, self.blocks, strict=True):
+            known = np.flatnonzero(code_n >= 0)
+            if len(known) < len(code_n):
+                assert average_r is not None, "unknown categories were refused before"
+                row_nr[code_n < 0, block] = average_r[block]
+            row_nr[known, block.start + code_n[known]] = 1
+        for v, one in enumerate(self.continuous):
+            standardized_n = (covariates.value_nv[:, v] - one.mean) / one.sd
+            row_nr[:, self.n_effects - len(self.continuous) + v] = np.nan_to_num(standardized_n, nan=0.0)
+        return row_nr
+
+
+def _continuous(key: str, value_n: np.ndarray) -> Continuous:
+    """Return mean, standard deviation and range of a continuous key over the training cells."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, sd = float(value_n.mean()), float(value_n.std())
+    if not (np.isfinite(mean) and np.isfinite(sd)):
+        raise DataError(f"obs[{key!r}] has values too large to compute with", "divide the values by a constant")
+    # What is left of a constant is rounding.
+    if sd <= 1e-9 * np.abs(value_n).max(initial=0.0):
+        raise DataError(
+            f"obs[{key!r}] has the same value ({value_n[0]:g}) in all {len(value_n)} training cells",
+            f"remove --continuous-key {key}: a constant has no effect",
+        )
+    return Continuous(key=key, mean=mean, sd=sd, least=float(value_n.min()), most=float(value_n.max()))
+
+
+def nested_keys(combinations: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
+    """Return the pairs (inner, outer) of batch keys of which the inner one determines the outer one.
+
+    >>> nested_keys([("d1", "Berlin"), ("d2", "Berlin"), ("d3", "Oslo")])
+    [(0, 1)]
+    """
+    n_keys = len(combinations[0]) if combinations else 0
+    pairs = [(i, j) for i in range(n_keys) for j in range(n_keys) if i != j]
+    return [
+        (i, j)
+        for i, j in pairs
+        if len({(one[i], one[j]) for one in combinations}) == len({one[i] for one in combinations})
+    ]
