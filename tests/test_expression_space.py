@@ -181,7 +181,7 @@ def test_cells_of_unknown_batches_are_compared_with_an_average_batch(cells, mode
     some.obs.iloc[0, some.obs.columns.get_loc("batch")] = "new"
     some.obs.iloc[1, some.obs.columns.get_loc("batch")] = None
     with (
-        pytest.warns(ScvaeWarning, match="have no batch"),
+        pytest.warns(ScvaeWarning, match="1 cell has no batch"),
         pytest.warns(ScvaeWarning, match="not in the training data"),
     ):
         got = scvae.embed(some, model, inplace=False).position_nj
