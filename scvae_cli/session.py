@@ -505,8 +505,8 @@ def _warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) ->
         new = list(batches[positions_in(names, batches) < 0])
         if new:
             shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
-            one, several = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
-            what = amount(len(new), f"{one} was", f"{several} were")
+            single, plural = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
+            what = amount(len(new), f"{single} was", f"{plural} were")
             message = (
                 f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
                 "does not use the batch, but batch effects are not corrected"

@@ -11,7 +11,7 @@ import anndata as ad
 import numpy as np
 import pytest
 import torch
-from simulated import TINY, learned, tree
+from simulated import TINY, converging_tree, learned, tree
 
 import scvae_cli as scvae
 from scvae_cli.errors import ScvaeWarning
@@ -33,6 +33,23 @@ def mixed():
     cells = ad.concat([own, foreign], index_unique="-", keys=["own", "foreign"])
     model = scvae.train(cells, **TINY | {"n_hidden": 64, "max_epochs": 40, "precision": "fp32"}, genes="all")
     return cells, model
+
+
+@pytest.fixture(scope="module")
+def ordered():
+    """Cells of a tree, whose order from the stem cells is in the data."""
+    adata, model = learned()
+    cells = adata.copy()
+    scvae.pseudotime(cells, model, groupby="cell_type", root="stem")
+    return cells, model
+
+
+@pytest.fixture(scope="module")
+def converged():
+    """Cells of two branches whose mature cells are alike, with few cells on the way to the first one."""
+    adata = converging_tree()
+    options = {"n_hidden": 64, "max_epochs": 50, "precision": "fp32"}
+    return adata, scvae.train(adata, **TINY | options, genes="all")
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +144,63 @@ def test_a_return_is_found_at_any_number_of_steps(n_steps):
     begin, farthest, end = returning_steps(there_and_back)
     assert np.array([begin, farthest, end]) / (n_steps - 1) == pytest.approx([0, 0.5, 1], abs=0.03)
     assert returning_steps(np.column_stack([at, at**2])) is None
+
+
+# --- other branches ---------------------------------------------------------------------------------------------------
+
+
+def test_groups_on_the_border_of_others_are_not_passed(trajectory):
+    share_t = np.ones(len(trajectory.z_tk))
+    group_t = np.full(len(share_t), "a", dtype=object)
+    group_t[20:22], share_t[20:22] = "border", 0.4
+    group_t[30:], group_t[-1], share_t[-1] = "b", "end", 0.3
+    steps = replace(trajectory.steps, group_t=group_t, group_share_t=share_t)
+    assert steps.groups_passed() == ["a", "b", "end"]
+    share_t[20] = 0.6
+    assert steps.groups_passed() == ["a", "border", "a", "b", "end"]
+
+
+@pytest.mark.parametrize("groups", [["stem", "mature_1"], ["stem", "mature_2"], ["progenitor", "mature_2"]])
+def test_true_lineages_raise_no_alarm(ordered, groups):
+    cells, model = ordered
+    found = scvae.interpolate(cells, model, groupby="cell_type", groups=groups, inplace=False)
+    other = {"mature_1": "2", "mature_2": "1"}[groups[-1]]
+    assert not any(group.endswith(other) for group in found.steps.groups_passed())
+    assert found.beyond == ()
+    assert found.turning is None
+    assert found.returning is None
+    assert found.empty is None
+
+
+def test_a_trajectory_between_two_ends_goes_back_to_their_progenitor(ordered):
+    cells, model = ordered
+    with pytest.warns(ScvaeWarning, match="goes back toward 'stem'"):
+        found = scvae.interpolate(cells, model, groupby="cell_type", groups=["mature_1", "mature_2"], inplace=False)
+    step, root = found.turning
+    assert root == "stem"
+    time_n = cells.obs["true_pseudotime"].to_numpy()
+    time_t = time_n[found.steps.nearest_tj].mean(1)
+    assert time_t[step] < min(time_t[0], time_t[-1]) - 0.2
+    # Another model, or cells left out of the order, tell nothing.
+    other = replace(model, hash="other")
+    assert (
+        scvae.interpolate(cells, other, groupby="cell_type", groups=["mature_1", "mature_2"], inplace=False).turning
+        is None
+    )
+
+
+def test_the_end_of_another_branch_is_no_way_station(trajectory):
+    assert trajectory.warning_of_sisters() is None
+    told = replace(trajectory, beyond=("sister",)).warning_of_sisters()
+    assert "passes 'sister' before 'mature_1'" in told
+    assert "--via" in told
+
+
+def test_branches_that_become_alike(converged):
+    """The way to the smaller end leads through the other branch, and this is told."""
+    cells, model = converged
+    with pytest.warns(ScvaeWarning, match="probably the end of another branch"):
+        found = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_1"], inplace=False)
+    assert found.beyond == ("mature_2",)
+    true = scvae.interpolate(cells, model, groupby="cell_type", groups=["stem", "mature_2"], inplace=False)
+    assert true.beyond == ()

@@ -33,6 +33,7 @@ from scvae_cli.model.geometry import Geometry
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import silent
 from scvae_cli.session import Session
+from scvae_cli.tools.pseudotime.figure import means_along, pseudotime_figure
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
 
@@ -396,3 +397,57 @@ def test_branches_of_an_earlier_order_are_recorded_as_such(adata, model, tmp_pat
 
 def test_default_name():
     assert default_name("a/b") == "from_a_b"
+
+
+# --- figure -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_figure_shows_order_branches_and_genes(adata, model, branches, tmp_path):
+    file = tmp_path / "order.png"
+    options = {"groupby": "cell_type", "root": "stem", "ends": MATURE, "genes": list(adata.var_names[:5])}
+    result = scvae.pseudotime(adata.copy(), model, plot=file, inplace=False, **options)
+    np.testing.assert_array_equal(result.branch_n, branches.branch_n)
+    assert file.read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(DataError, match="exists"):
+        scvae.pseudotime(adata.copy(), model, plot=file, inplace=False, **options)
+
+
+@pytest.mark.parametrize("with_ends", [True, False])
+def test_panels_of_the_figure(adata, branches, with_ends):
+    result = branches if with_ends else replace(branches, ends=(), probability_ne=branches.probability_ne[:, :0])
+    genes = ["rising", "$x$ and a name that is long enough to be shortened", "low"]
+    count_nc = np.column_stack([10 * result.pseudotime_n, np.ones(adata.n_obs), np.zeros(adata.n_obs)])
+    xy_n2 = np.random.default_rng(0).normal(size=(adata.n_obs, 2))
+    groups_n = adata.obs["cell_type"].astype(str).to_numpy(dtype=object)
+    groups_n[:9] = None
+    drawn = {"groups_n": groups_n, "genes": genes, "count_nc": count_nc}
+    figure = pseudotime_figure(result, xy_n2, ("UMAP 1", "UMAP 2"), **drawn)
+    labels = [axes.get_label() for axes in figure.axes]
+    assert ("Most probable end" in labels) == with_ends
+    assert ("Groups" in labels) != with_ends
+    (key,) = [axes for axes in figure.axes if axes.get_label() == "legend"]
+    names = ["uncommitted", *MATURE] if with_ends else sorted(set(groups_n) - {None})
+    assert sorted(text.get_text().rsplit(" (", 1)[0] for text in key.texts) == sorted(names)
+    (rising,) = [axes for axes in figure.axes if axes.get_label() == "gene rising"]
+    assert [line.get_gid() for line in rising.lines] == (MATURE if with_ends else ["all"])
+    for line in rising.lines:
+        at_q, mean_q = line.get_data()
+        shown_q = np.isfinite(mean_q) & (at_q > 0.15) & (at_q < 0.85)
+        np.testing.assert_allclose(mean_q[shown_q], 10 * at_q[shown_q], atol=1)
+    assert figure.get_tightbbox().x1 <= figure.get_size_inches()[0] + 0.05
+
+
+def test_means_along_an_order_are_those_of_the_cells_there():
+    time_n = np.linspace(0, 1, 4000)
+    value_n = np.sin(5 * time_n)
+    at_q = np.linspace(0.15, 0.85, 9)
+    weight_n = np.ones(4000)
+    np.testing.assert_allclose(means_along(time_n, value_n, weight_n, at_q), np.sin(5 * at_q), atol=0.04)
+    assert np.isnan(means_along(time_n, value_n, 0 * weight_n, at_q)).all()
+
+
+def test_genes_need_a_figure_and_must_exist(adata, model, tmp_path):
+    with pytest.raises(ConfigError, match="genes was given without plot"):
+        ordered(adata, model, root="stem", genes=["gene_001"])
+    with pytest.raises(DataError, match="not in the model"):
+        ordered(adata, model, root="stem", genes=["nothing"], plot=tmp_path / "order.png")

@@ -15,13 +15,34 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
+import torch
 
-from scvae_cli.latent.neighbor_graph import CellGraph
+from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
 
+# Number of neighbors and of diffusion coordinates for the order of cells, as in Palantir.
+ORDER_NEIGHBORS, _COORDINATES = 30, 10
 # The neighbor whose distance is the width of the kernel at a cell.
 _WIDTH_NEIGHBOR = 5
 # Smallest similarity, for edges that join disconnected parts of the graph: small, but large enough for the solver.
 _LEAST_SIMILARITY = 1e-6
+
+
+def order_graph(expression: CellGraph, n_ends: int = 0) -> CellGraph:
+    """Connect cells that are near in diffusion coordinates: lengths of paths in this graph order the cells.
+
+    Parameters
+    ----------
+    expression
+        Neighbor graph of the same cells in expression space, with `ORDER_NEIGHBORS` neighbors.
+    n_ends
+        Number of ends among which the cells develop; more ends than usual need more coordinates.
+    """
+    if len(expression.cells) == 1:
+        return expression
+    coordinate_md = diffusion_coordinates(
+        similarities(expression), max(_COORDINATES, n_ends), n_components=expression.n_components
+    )
+    return euclidean_graph(expression.cells, torch.as_tensor(coordinate_md), ORDER_NEIGHBORS)
 
 
 def similarities(graph: CellGraph) -> sp.csr_matrix:

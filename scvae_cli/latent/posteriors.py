@@ -179,8 +179,8 @@ def _known_rows(design: Design, counts: Counts) -> np.ndarray:
     lacking_n = np.isnan(covariates.value_nv).any(1)
     if lacking_n.any():
         raise DataError(
-            f"{int(lacking_n.sum())} cell(s) have no value of {', '.join(one.key for one in design.continuous)}, so "
-            "their likelihood is undefined",
+            f"{amount(int(lacking_n.sum()), 'cell has', 'cells have')} no value of "
+            f"{', '.join(one.key for one in design.continuous)}, so the likelihood is undefined",
             "drop these cells, or fill in the missing values",
         )
     return design.rows(covariates)

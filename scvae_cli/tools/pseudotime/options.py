@@ -6,18 +6,21 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scvae_cli.errors import ConfigError
-from scvae_cli.options import option
-from scvae_cli.shared_options import Reading, Subset, Writing
+from scvae_cli.gene_list import parse_genes
+from scvae_cli.options import OUTPUT, option
+from scvae_cli.shared_options import Drawing, Reading, Subset, Writing
 from scvae_cli.verb import Verb
 
 # Branch of the cells that are not clearly on the way to one end.
 UNCOMMITTED = "uncommitted"
+# Largest number of genes in the figure.
+MOST_GENES = 24
 
 EndKind = Literal["extreme", "density", "centroid"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudotimeOptions(Reading, Subset, Writing):
+class PseudotimeOptions(Reading, Subset, Drawing, Writing):
     """Options that say where the order of the cells begins, and where it may end."""
 
     groupby: str | None = option(None, help="Column of obs that names the groups.")
@@ -38,6 +41,15 @@ class PseudotimeOptions(Reading, Subset, Writing):
     )
     name: str | None = option(None, help="Name of the result.", shown_default="from_ROOT")
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
+    genes: tuple[str, ...] = option(
+        (),
+        help="Genes whose means along the order --plot also draws: A,B,C, or @FILE with one gene per line.",
+        python_help="Genes whose means along the order the figure also shows.",
+        parse=parse_genes,
+        metavar="GENES",
+        panel=OUTPUT,
+        in_record=False,
+    )
 
     def check(self) -> None:
         """Require exactly one root, and ends that differ from the root and from each other."""
@@ -56,6 +68,10 @@ class PseudotimeOptions(Reading, Subset, Writing):
         for group in named:
             if named.count(group) > 1:
                 raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
+        if self.genes and self.plot is None:
+            raise ConfigError("--genes was given without --plot", "name the file of the figure with --plot")
+        if len(self.genes) > MOST_GENES:
+            raise ConfigError(f"--genes names {len(self.genes)} genes", f"a figure shows at most {MOST_GENES} genes")
         if UNCOMMITTED in self.ends:
             raise ConfigError(
                 f"no group in --to may be called {UNCOMMITTED!r}: this is the branch of the cells without a clear fate",
@@ -75,6 +91,9 @@ PSEUDOTIME = Verb(
 
     With --to, obsm["scvae_ends_NAME"] holds the probability that a cell develops into each group of --to. The
     probabilities of a cell sum to 1. obs["scvae_branch_NAME"] holds the most probable group, or "uncommitted" if no
-    group has a probability of at least 0.5 and at least twice that of every other group.""",
+    group has a probability of at least 0.5 and at least twice that of every other group.
+
+    With --plot, a figure shows the cells colored by pseudotime and by branch (or group), and the means of --genes along
+    the order toward each end.""",
     example='scvae pseudotime data.h5ad --groupby cell_type --root HSC --to Erythrocyte --to "CD14+ Monocyte"',
 )

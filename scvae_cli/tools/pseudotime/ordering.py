@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from scvae_cli.errors import DataError
-from scvae_cli.latent.diffusion import diffusion_coordinates, similarities
+from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph, similarities
 from scvae_cli.latent.end_cells import best, standing
 from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population, core
@@ -35,9 +35,6 @@ from scvae_cli.tools.pseudotime.result import Pseudotime
 # Number of cells that represent all others in the search for the root cells farthest from the other cells, and largest
 # number of root cells from which distances are measured.
 _REFERENCES = 200
-# Number of neighbors and of diffusion coordinates for the order, as in Palantir. If there are more ends than
-# coordinates, there are as many coordinates as ends.
-_NEIGHBORS, _COORDINATES = 30, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +132,8 @@ def pseudotime(
 
 def _graphs(latent: CellGraph, position_md: torch.Tensor, n_ends: int) -> _Graphs:
     """Make the graphs of expression space for the nodes of the graph of latent space."""
-    expression = euclidean_graph(latent.cells, position_md, _NEIGHBORS)
-    if len(latent.cells) == 1:
-        return _Graphs(latent=latent, expression=expression, order=expression)
-    coordinate_md = diffusion_coordinates(
-        similarities(expression), max(_COORDINATES, n_ends), n_components=expression.n_components
-    )
-    order = euclidean_graph(latent.cells, torch.as_tensor(coordinate_md), _NEIGHBORS)
-    return _Graphs(latent=latent, expression=expression, order=order)
+    expression = euclidean_graph(latent.cells, position_md, ORDER_NEIGHBORS)
+    return _Graphs(latent=latent, expression=expression, order=order_graph(expression, n_ends))
 
 
 def _mean_distance(graph: CellGraph, nodes: np.ndarray) -> np.ndarray:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from scvae_cli.amounts import amount, noun
 from scvae_cli.errors import ConfigError
@@ -11,6 +13,11 @@ from scvae_cli.question import Question
 from scvae_cli.tools.pseudotime.options import PseudotimeOptions
 from scvae_cli.tools.pseudotime.ordering import pseudotime
 from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UMAP = "X_umap"
 
 
 class OrderCells(Question[PseudotimeOptions, Pseudotime]):
@@ -29,6 +36,7 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
             if named.count(group) > 1:
                 raise ConfigError(f"the group {group!r} was named twice", "--root and --to must name different groups")
         self.name = options.name or default_name(label)
+        self.genes = self.session.genes.ids_of(options.genes)
 
     @property
     def run(self) -> str:
@@ -73,6 +81,27 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         ]
         return "\n".join(
             lines + [f"{branch:<30}{size:>10,} {noun(size, 'cell')}" for branch, size in facts["branches"].items()]
+        )
+
+    def figure(self, result: Pseudotime) -> Figure:
+        from scvae_cli.tools.pseudotime.figure import pseudotime_figure
+
+        session = self.session
+        umap = session.store.obsm(UMAP)
+        xy_n2, axes = session.position_n2, ("latent axis 1", "latent axis 2")
+        if umap is not None and umap.ndim == 2 and umap.shape[1] >= 2:
+            xy_n2, axes = np.asarray(umap[session.kept, :2], dtype=np.float64), ("UMAP 1", "UMAP 2")
+        counts = session.counts
+        columns = [session.model.genes.index(gene) for gene in self.genes]
+        count_nc = counts.matrix[:, columns].toarray() / counts.library_n[:, None] * np.median(counts.library_n)
+        return pseudotime_figure(
+            result,
+            xy_n2,
+            axes,
+            groups_n=None if self.options.groupby is None else session.labels(self.options.groupby),
+            genes=session.genes.shown(self.genes),
+            count_nc=count_nc,
+            unit="counts at the same library size" if session.model.of_counts else "values",
         )
 
     def next_step(self, result: Pseudotime) -> str:  # noqa: ARG002

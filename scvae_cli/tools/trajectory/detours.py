@@ -1,9 +1,14 @@
-"""Two signs that a trajectory is implausible: it returns to an earlier state, or it has a gap without cells.
+"""Four signs that a trajectory is implausible.
 
-Shapes: n cells, t steps, g genes.
+The trajectory returns to an earlier state, has a gap without cells, passes groups that are farther from its start than
+its end, or goes back along a known order of the cells.
+
+Shapes: n cells, t steps, g genes, j nearest cells.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.spatial.distance import cdist
@@ -14,6 +19,9 @@ from scvae_cli.latent.selection import even
 # if the excursion is at least this fraction of the length of the trajectory. A circular trajectory returns, and a
 # gently bent trajectory does not.
 _BACK, _FAR = 0.5, 0.1
+# A trajectory goes back along an order if both of its ends are farther along than its earliest step by at least this
+# fraction of the order.
+_GOES_BACK = 0.1
 # Largest number of steps that are compared with each other; the time grows with its cube.
 _MOST_STEPS = 100
 # A gap is reported if it is at least this fraction of the trajectory.
@@ -66,3 +74,39 @@ def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
     first, last = sorted_n[longest] * (n_steps - 1), sorted_n[longest + 1] * (n_steps - 1)
     steps = np.arange(int(np.floor(first + 1e-9)) + 1, int(np.ceil(last - 1e-9)))
     return (int(steps[0]), int(steps[-1])) if len(steps) else None
+
+
+def groups_beyond(passed: Sequence[str], end: str, groups_n: np.ndarray, time_n: np.ndarray) -> tuple[str, ...]:
+    """Find the groups that a trajectory passes although they are farther from its start than its end.
+
+    Cells do not develop beyond their fate and come back, so such a group is the end of another branch. Groups are
+    compared by the median of `time_n`, the distance of the cells from the start along the order of the cells; NaN for
+    cells without it.
+
+    >>> groups_n = np.array(["stem", "a", "a", "sister", "sister", "end"], dtype=object)
+    >>> time_n = np.array([0.0, 0.5, 0.4, 1.0, 0.9, 0.8])
+    >>> groups_beyond(["stem", "a", "sister", "end"], "end", groups_n, time_n)
+    ('sister',)
+    """
+
+    def median(group: str) -> float:
+        known_n = (groups_n == group) & np.isfinite(time_n)
+        return float(np.median(time_n[known_n])) if known_n.any() else -np.inf
+
+    return tuple(group for group in dict.fromkeys(passed) if group != end and median(group) > median(end))
+
+
+def earliest_step(nearest_tj: np.ndarray, time_n: np.ndarray) -> int | None:
+    """Find the step at which a trajectory turns, if it first goes back along an order of the cells and then forward.
+
+    `time_n` is the position of each cell in the order, from 0 to 1; the position of a step is the mean over its nearest
+    cells. Returns None if the trajectory does not go back.
+
+    >>> earliest_step(np.arange(5)[:, None], np.array([0.9, 0.5, 0.2, 0.6, 1.0]))
+    2
+    >>> earliest_step(np.arange(5)[:, None], np.array([0.2, 0.15, 0.3, 0.6, 1.0]))
+    """
+    time_t = time_n[nearest_tj].mean(1)
+    earliest = int(time_t.argmin())
+    goes_back = min(time_t[0], time_t[-1]) - time_t[earliest] >= _GOES_BACK
+    return earliest if goes_back else None

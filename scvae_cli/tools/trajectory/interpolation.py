@@ -10,7 +10,8 @@ Shapes: n cells, k latent dimensions, g genes, t steps, s intervals between step
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -18,14 +19,15 @@ import torch
 
 from scvae_cli.errors import DataError
 from scvae_cli.latent.decoding import decode, decoder_at, posterior_band
-from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph
+from scvae_cli.latent.diffusion import ORDER_NEIGHBORS, order_graph
+from scvae_cli.latent.neighbor_graph import CellGraph, cell_graph, euclidean_graph
 from scvae_cli.latent.populations import Population
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.geometry import Geometry
 from scvae_cli.progress import Progress, silent, tracked
 from scvae_cli.session import Session
 from scvae_cli.tools.trajectory.curves import along_cells, at_constant_speed, geodesics, straight, with_squared_lengths
-from scvae_cli.tools.trajectory.detours import empty_steps, returning_steps
+from scvae_cli.tools.trajectory.detours import earliest_step, empty_steps, groups_beyond, returning_steps
 from scvae_cli.tools.trajectory.gene_changes import gene_changes
 from scvae_cli.tools.trajectory.membership import members
 from scvae_cli.tools.trajectory.options import InterpolateOptions
@@ -41,6 +43,7 @@ def interpolate(
     *,
     name: str,
     groups_n: np.ndarray | None = None,
+    orders: Iterable[tuple[str, np.ndarray]] = (),
 ) -> Trajectory:
     """Interpolate a trajectory from the first of two or more waypoints to the last and decode every step.
 
@@ -56,6 +59,9 @@ def interpolate(
         Name of the result.
     groups_n
         Group of each cell, None for a cell without a group. The groups are used to describe the steps.
+    orders
+        Known orders of the cells: the root, and the position of each cell from 0 to 1. The trajectory is compared with
+        them.
 
     Raises
     ------
@@ -85,7 +91,7 @@ def interpolate(
         z_tk = bundle_ptk[_medoid(geometry, bundle_ptk)]
     else:
         z_tk = solve(model, graph, single, options, progress=session.progress)[0]
-    return described(
+    trajectory = described(
         session,
         z_tk,
         bundle_ptk=bundle_ptk,
@@ -100,6 +106,41 @@ def interpolate(
         batch_as=options.batch_as,
         labels=tuple(population.label for population in waypoints),
     )
+    return replace(
+        trajectory,
+        beyond=_groups_beyond(session, graph, trajectory, int(single.nodes_pw[0, 0]), groups_n),
+        turning=_turning(trajectory, orders),
+    )
+
+
+def _groups_beyond(
+    session: Session, graph: CellGraph, trajectory: Trajectory, start: int, groups_n: np.ndarray | None
+) -> tuple[str, ...]:
+    """Find the groups between the waypoints that are farther from the start than the end (`groups_beyond`)."""
+    end, passed = trajectory.labels[-1], trajectory.steps.groups_passed()
+    between = [group for group in passed if group not in trajectory.labels]
+    # Nothing is compared if the user named the way, if the ends are no groups, or in a model of an earlier version.
+    if (
+        groups_n is None
+        or len(trajectory.labels) > 2
+        or not between
+        or end not in passed
+        or session.model.expression is None
+    ):
+        return ()
+    expression = euclidean_graph(graph.cells, torch.as_tensor(session.expression)[graph.cells], ORDER_NEIGHBORS)
+    time_m = order_graph(expression).distances([start])[0]
+    return groups_beyond(between, end, groups_n[graph.cells], time_m)
+
+
+def _turning(trajectory: Trajectory, orders: Iterable[tuple[str, np.ndarray]]) -> tuple[int, str] | None:
+    """Find the step at which a trajectory turns in the first order along which it goes back; None without one."""
+    for root, time_n in orders:
+        if np.isfinite(time_n[trajectory.steps.nearest_tj]).all():
+            step = earliest_step(trajectory.steps.nearest_tj, time_n)
+            if step is not None:
+                return step, root
+    return None
 
 
 def described(

@@ -18,6 +18,7 @@ from scvae_cli.heldout import OFF_MANIFOLD
 from scvae_cli.question import Question
 from scvae_cli.tools.trajectory.interpolation import interpolate
 from scvae_cli.tools.trajectory.options import InterpolateOptions
+from scvae_cli.tools.trajectory.recorded_orders import recorded_orders
 from scvae_cli.tools.trajectory.result import Trajectory, default_name
 from scvae_cli.verb import Request
 
@@ -148,7 +149,14 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
         return None if self.options.name else {"waypoints": self.labels}
 
     def answer(self) -> Trajectory:
-        return interpolate(self.session, self.waypoints, self.options, name=self.name, groups_n=self.groups_n)
+        return interpolate(
+            self.session,
+            self.waypoints,
+            self.options,
+            name=self.name,
+            groups_n=self.groups_n,
+            orders=recorded_orders(self.session, self.names),
+        )
 
     def trajectory_of(self, result: Trajectory) -> Trajectory:
         return result
@@ -170,6 +178,8 @@ class Interpolate(AlongTrajectory[InterpolateOptions, Trajectory]):
             "kind": result.kind,
             "n_steps": self.options.n_steps,
             "length": result.steps.length,
+            "groups_beyond": list(result.beyond),
+            "turns": None if result.turning is None else {"step": result.turning[0], "root": result.turning[1]},
             **self.shared_facts(result),
             "genes": self.gene_table(result),
         }

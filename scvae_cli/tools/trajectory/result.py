@@ -54,6 +54,12 @@ class Trajectory:
     empty, returning
         First and last step of the longest gap without cells, if it is long; and the steps where the longest
         excursion that comes back begins, is farthest, and has come back. None for a trajectory without them.
+    beyond
+        Groups that the trajectory passes although they are farther from its start than its end, along the order of the
+        cells.
+    turning
+        Step at which the trajectory turns, if it goes back along an order of the cells that the data hold, and the root
+        of this order; None otherwise.
     group_sizes
         Number of the cells of each group that belong to the trajectory, largest first; empty without groups.
     bundle_ptk
@@ -85,6 +91,8 @@ class Trajectory:
     pseudotime_n: np.ndarray
     empty: tuple[int, int] | None = None
     returning: tuple[int, int, int] | None = None
+    beyond: tuple[str, ...] = ()
+    turning: tuple[int, str] | None = None
     group_sizes: dict[str, int] = field(default_factory=dict)
     bundle_ptk: np.ndarray | None
     of_counts: bool
@@ -98,7 +106,14 @@ class Trajectory:
 
     def warnings(self) -> list[str]:
         """Return all warnings about the trajectory."""
-        texts = (self.warning(), self.warning_of_gap(), self.warning_of_return(), self.warning_of_groups())
+        texts = (
+            self.warning(),
+            self.warning_of_gap(),
+            self.warning_of_return(),
+            self.warning_of_sisters(),
+            self.warning_of_turning(),
+            self.warning_of_groups(),
+        )
         return [text for text in texts if text is not None]
 
     def warning(self) -> str | None:
@@ -141,6 +156,29 @@ class Trajectory:
         return (
             f"the trajectory returns to an earlier state: after step {farthest}, the expression at step {end} is "
             f"like that at step {begin}; check the order of the groups, or end the trajectory at an earlier group"
+        )
+
+    def warning_of_sisters(self) -> str | None:
+        """Name the groups that are farther from the start than the end; None without such groups."""
+        if not self.beyond:
+            return None
+        named = ", ".join(repr(group) for group in self.beyond)
+        return (
+            f"the trajectory passes {named} before {self.labels[-1]!r}, but these cells are farther from "
+            f"{self.labels[0]!r} than its end along the order of the cells: this is probably the end of another "
+            "branch; name an intermediate group of the right branch with --via, or leave these cells out with --subset"
+        )
+
+    def warning_of_turning(self) -> str | None:
+        """Name the step at which the trajectory stops to go back in an order of the cells; None without one."""
+        if self.turning is None:
+            return None
+        step, root = self.turning
+        where = f" (near {group!r})" if (group := self.steps.group_t[step]) else ""
+        return (
+            f"the trajectory goes back toward {root!r}, where the order of scvae pseudotime in these data begins, up "
+            f"to step {step}{where}, and then forward: it joins two ends through their progenitors, and no cell "
+            f"develops along it; start at {root!r} to follow a differentiation"
         )
 
     def warning_of_groups(self) -> str | None:

@@ -6,6 +6,7 @@ Shapes: t steps, s intervals between steps, n cells, k latent dimensions, j near
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -58,9 +59,15 @@ class Steps:
         return mask
 
     def groups_passed(self) -> list[str]:
-        """List the groups in the order of the trajectory. A group that is passed again is listed again."""
-        groups = [str(group) for group in self.group_t if group]
-        return [group for i, group in enumerate(groups) if i == 0 or group != groups[i - 1]]
+        """List the groups in the order of the trajectory. A group that is passed again is listed again.
+
+        A group is passed if most of the nearest cells of a step belong to it. Between two groups, a third one may be
+        the most frequent among the nearest cells although it makes up the smaller part of them, as cells with a wrong
+        label do. The first and the last group are always listed.
+        """
+        named = np.flatnonzero(self.group_t != "")
+        listed = [t for t in named if t in (named[0], named[-1]) or self.group_share_t[t] > 0.5]
+        return [str(group) for group, _ in groupby(self.group_t[listed])]
 
 
 def refuse_too_many(n_steps: int, n_genes: int, n_paths: int = 0) -> None:

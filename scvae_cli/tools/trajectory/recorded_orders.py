@@ -1,0 +1,25 @@
+"""Orders of the cells that `scvae pseudotime` wrote into the data, with the same model.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from scvae_cli.data.provenance import read_runs
+from scvae_cli.data.slots import SlotNames
+from scvae_cli.session import Session
+
+
+def recorded_orders(session: Session, names: SlotNames) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the root and the positions, shape (n,), from 0 to 1, of each order in the data; NaN for cells left out."""
+    for record in read_runs(session.store, names.key_added).values():
+        root, name = (record["options"].get(key) for key in ("root", "name"))
+        if not (isinstance(root, str) and isinstance(name, str)) or record["model_hash"] != session.model.hash:
+            continue
+        key = names.pseudotime(name)
+        if f"obs/{key}" in record["slots"] and key in session.store.obs_keys:
+            yield root, np.asarray(session.store.obs_column(key), dtype=np.float64)[session.kept]
