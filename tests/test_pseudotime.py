@@ -70,8 +70,8 @@ def planted(adata, model):
     def order(z_nk: np.ndarray, root: Population, ends: tuple[Population, ...] = ()) -> Pseudotime:
         z = points(np.pad(z_nk, ((0, 0), (0, 4 - z_nk.shape[1]))))
         cells, counts = Posterior(z, torch.full_like(z, 1e-3)), counts_of(adata[: len(z)])
-        embedding = coordinates(Geometry(model.vae), z).numpy()
-        session = SimpleNamespace(model=model, counts=counts, cells=cells, embedding=embedding, progress=silent)
+        expression = coordinates(Geometry(model.vae), z).numpy()
+        session = SimpleNamespace(model=model, counts=counts, cells=cells, expression=expression, progress=silent)
         return pseudotime(session, root, ends, name="planted", seed=0)
 
     return order
