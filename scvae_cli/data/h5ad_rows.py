@@ -86,7 +86,7 @@ def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
 
 
 def check_compressed(item: h5py.Group, n_lines: int, n_across: int) -> None:
-    """Check the parts of a sparse matrix for a reader that loads it whole and does not check them.
+    """Check the arrays of a sparse matrix (values, indices, pointers) before anndata loads it without checks.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ class SimulationConfig(Options):
     The parameters of the genes do not depend on the number of cells.
     """
 
-    n_cells: int = option(5000, flags=("--cells",), help="Number of cells.", least=1, most=10**9)
-    n_genes: int = option(2000, flags=("--genes",), help="Number of genes.", least=10, most=10**6)
+    n_cells: int = option(5000, flags=("--cells",), help="Number of cells to simulate.", least=1, most=10**9)
+    n_genes: int = option(2000, flags=("--genes",), help="Number of genes to simulate.", least=10, most=10**6)
     n_branches: int = option(
         2,
         flags=("--branches",),

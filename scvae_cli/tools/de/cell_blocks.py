@@ -105,8 +105,9 @@ class DecodedGenes:
 class CountedGenes:
     """Genes that a model lacks: a cell's expected count is its library size times the gene's share of the counts.
 
-    The share is computed over all compared cells, of both groups; with batches, over the compared cells of the cell's
-    batch. The overdispersion of a gene is estimated by moments from the spread of cells within samples.
+    The share of a gene is its proportion of the summed counts of both compared groups. With batches, each batch has its
+    own shares, computed from its compared cells. The overdispersion of a gene is estimated by moments from the spread
+    of cells within samples.
 
     Parameters
     ----------

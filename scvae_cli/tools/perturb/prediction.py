@@ -240,7 +240,8 @@ class Predictor:
         """Compute the log ratio, shape (g,), that changes mean log expression by the mean change of the other groups.
 
         The mean log expression increases with the log ratio, so the log ratio is found by bisection, with some of the
-        cells. For real numbers, the result is the mean change itself.
+        cells. For a model of real numbers, the function returns the mean
+        change, and not a log ratio.
         """
         change_g = self.observed.mean_change(design)
         assert change_g is not None, "the mean of the other groups is a recipe only if other groups have treated cells"
