@@ -17,8 +17,8 @@ def amount(n: int, one: str, many: str | None = None) -> str:
 def noun(n: int, one: str, many: str | None = None) -> str:
     """Return `one` if the number is 1, and otherwise `many`, which by default is the regular plural of `one`.
 
-    >>> noun(1, "gene"), noun(2, "gene")
-    ('gene', 'genes')
+    >>> noun(1, "gene"), noun(2, "gene"), noun(2, "epoch")
+    ('gene', 'genes', 'epochs')
     """
     return one if n == 1 else many or _plural(one)
 
@@ -26,4 +26,5 @@ def noun(n: int, one: str, many: str | None = None) -> str:
 def _plural(one: str) -> str:
     if one.endswith("y") and not one.endswith(("ay", "ey", "oy")):
         return f"{one[:-1]}ies"
-    return one + ("es" if one.endswith(("s", "x", "ch", "sh")) else "s")
+    # "epoch" ends with the sound k.
+    return one + ("es" if one.endswith(("s", "x", "tch", "sh")) else "s")

@@ -142,17 +142,21 @@ def make_bases(folder: Path) -> list[str]:
 
 
 def read_independently(path: Path) -> ad.AnnData | None:
-    """Read matrices and names by anndata, element by element; None if it cannot."""
+    """Read matrices and names by anndata, element by element, without matrices that it cannot read.
+
+    The result is None if anndata cannot read the names.
+    """
     try:
         with h5py.File(path) as file:
             names = [_index(file["obs"]), _index(file["var"])]
             obs, var = (ad.AnnData(np.zeros((len(n), 0)), obs={"_": np.zeros(len(n))}).obs[[]] for n in names)
             obs.index, var.index = names
-            x = _matrix(file["X"]) if "X" in file and isinstance(file["X"], h5py.Group | h5py.Dataset) else None
-            adata = ad.AnnData(x, obs=obs, var=var)
-            if "layers/counts" in file:
+            adata = ad.AnnData(obs=obs, var=var)
+            with contextlib.suppress(Exception):
+                adata.X = _matrix(file["X"])
+            with contextlib.suppress(Exception):
                 adata.layers["counts"] = _matrix(file["layers/counts"])
-            if "raw/X" in file:
+            with contextlib.suppress(Exception):
                 genes = ad.AnnData(np.zeros((len(_index(file["raw/var"])), 0))).obs
                 genes.index = _index(file["raw/var"])
                 adata.raw = ad.AnnData(_matrix(file["raw/X"]), obs=obs, var=genes)

@@ -20,7 +20,7 @@ from test_manual_backward import CPU, GENES, KL_WEIGHT, LATENT, distance
 
 import scvae_cli as scvae
 from scvae_cli.config import ModelConfig
-from scvae_cli.data.covariates import CellCovariates, combination_name
+from scvae_cli.data.covariates import CellCovariates, combination_name, quoted
 from scvae_cli.data.minibatches import CellTable
 from scvae_cli.data.segments import Segment
 from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
@@ -244,6 +244,10 @@ def test_a_nested_key_fixes_the_outer_one():
         ("donor=d1,donor=d2", "fixes donor twice"),
         ("age=old", "fixes age at 'old'"),
         ("age=nan", "fixes age at 'nan'"),
+        ("age=1e39", "age is 1e+39, too far from the values of the training"),
+        ("age=-1000", "age is -1000, too far from the values of the training"),
+        ("lane=a,", "the model has no lane 'a,'"),
+        (",lane=a", "--batch-as is ',lane=a'"),
         ("site=a", "--batch-as is 'site=a'"),
     ],
 )
@@ -266,6 +270,47 @@ def test_values_of_the_option_may_hold_commas_and_equals_signs():
     assert fixed.categories == ("a, b", "x=1")
     assert fixed.values == (0.5,)
     assert fixed_covariates(Anything(), fixed.name, usual="average") == fixed
+
+
+def test_every_category_can_be_named_whatever_characters_it_has():
+    """A category may look like a part of the option, also like one with the name of another key."""
+    names = ("a", "a,lane=u", "x=1", "it's", 'say "a", or b', "u,age=3")
+    design = Design(
+        batch_keys=KEYS,
+        combinations=tuple((name, lane) for name in names for lane in ("u", "v")),
+        continuous=(Continuous(key="age", mean=0.1, sd=1, least=-1, most=1),),
+    )
+
+    class Anything:
+        vae = VAE(ModelConfig(n_latent=2, n_hidden=4), 5, design=design)
+
+    for name in names:
+        asked = f"donor={quoted(name)},age={1 / 3!r}"
+        fixed = fixed_covariates(Anything(), asked, usual="average")
+        assert (fixed.categories, fixed.values) == ((name, None), (1 / 3,))
+        assert fixed_covariates(Anything(), fixed.name, usual="average") == fixed
+    with pytest.raises(DataError, match="donor may be 'a' or 'a,lane=u'"):
+        fixed_covariates(Anything(), "donor=a,lane=u", usual="average")
+
+
+def test_values_too_far_from_the_training_are_refused(model, cells):
+    adata = cells.copy()
+    adata.obs.loc[adata.obs_names[:3], "age"] = 1e39
+    with pytest.warns(ScvaeWarning), pytest.raises(DataError, match=r"age is 1e\+39, too far"):
+        scvae.embed(adata, model)
+    # A single cell with such a value must not spoil a training, whether it is held out or not.
+    for first in range(0, 40, 8):
+        adata.obs["age"] = np.random.default_rng(0).normal(size=adata.n_obs)
+        adata.obs.iloc[first, adata.obs.columns.get_loc("age")] = 1e160
+        with pytest.raises(DataError, match=r"too far from|too large"):
+            scvae.train(adata, **TINY, continuous_key="age")
+
+
+def test_measurements_are_no_batches(cells):
+    adata = cells.copy()
+    adata.obs["number"] = np.random.default_rng(0).normal(size=adata.n_obs)
+    with pytest.raises(DataError, match="holds measurements, not batches"):
+        scvae.train(adata, **TINY, batch_key="number")
 
 
 def test_a_model_of_several_covariates_is_saved_and_read(model, cells, tmp_path):
@@ -386,8 +431,8 @@ def test_new_categories_and_far_values_are_said(model, cells):
     assert "3 cells have values of obs['age'] far outside of the training" in text
     with pytest.warns(ScvaeWarning), pytest.raises(DataError, match="not trained on donor 'd9'"):
         scvae.score(adata, model, inplace=False)
-    with pytest.warns(ScvaeWarning, match="batch_as fixes age at 900, far outside of the training"):
-        scvae.denoise(cells.copy(), model, batch_as="age=900")
+    with pytest.warns(ScvaeWarning, match="batch_as fixes age at 300, far outside of the training"):
+        scvae.denoise(cells.copy(), model, batch_as="age=300")
     del adata.obs["age"]
     with pytest.warns(ScvaeWarning) as said:
         scvae.embed(adata, model, inplace=False)

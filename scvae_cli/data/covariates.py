@@ -76,9 +76,16 @@ def combination_name(keys: Sequence[str], categories: Sequence[str]) -> str:
     """
     if len(keys) == 1:
         return categories[0]
-    # Quotes keep names apart where a category itself looks like a part of a name.
-    shown = [repr(text) if re.search(r"[,='\"]", text) else text for text in categories]
-    return ", ".join(f"{key}={text}" for key, text in zip(keys, shown, strict=True))
+    return ", ".join(f"{key}={quoted(text)}" for key, text in zip(keys, categories, strict=True))
+
+
+def quoted(category: str) -> str:
+    """Return a category as a part of the name of a combination, with quotes if it looks like several parts.
+
+    >>> quoted("d1"), quoted("d1,lane=2")
+    ('d1', "'d1,lane=2'")
+    """
+    return repr(category) if re.search(r"[,='\"]", category) else category
 
 
 def read_covariates(

@@ -21,6 +21,11 @@ def read_batch(store: CellStore, batch_key: str) -> np.ndarray:
     Raises a DataError if the column does not exist or has missing values.
     """
     column = obs_values(store, batch_key, purpose="--batch-key")
+    if are_measurements(column):
+        raise DataError(
+            f"{store.title}: obs[{batch_key!r}] holds measurements, not batches",
+            f"--batch-key takes a column of categories; for numbers, use --continuous-key {batch_key}",
+        )
     missing = is_missing(column)
     if missing.any():
         cell = store.cell_names[int(np.flatnonzero(missing)[0])]

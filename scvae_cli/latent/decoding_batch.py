@@ -5,6 +5,7 @@ Shapes: b batches, r effects.
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scvae_cli.data.covariates import quoted
 from scvae_cli.data.labels import matching
 from scvae_cli.errors import DataError
 from scvae_cli.model.bundle import Model
@@ -101,10 +103,10 @@ class Fixed:
 
     @property
     def name(self) -> str:
-        """What is fixed, as `--batch-as` takes it."""
+        """The fixed covariates, as `--batch-as` takes them."""
         keys = (*self.design.batch_keys, *(one.key for one in self.design.continuous))
         given = [
-            (key, value if isinstance(value, str) else f"{value:.15g}")
+            (key, quoted(value) if isinstance(value, str) else repr(value).removesuffix(".0"))
             for key, value in zip(keys, (*self.categories, *self.values), strict=True)
             if value is not None
         ]
@@ -132,9 +134,10 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
     if batch_as in design.names:
         categories = list(design.combinations[design.names.index(batch_as)])
         return Fixed(design=design, categories=tuple(categories), values=tuple(values))
-    for key, text in _pairs(batch_as, keys, hint):
+    for key, text in _pairs(batch_as, keys, dict(zip(design.batch_keys, design.categories, strict=True)), hint):
         if key in numbers:
-            values[numbers[key]] = _number(key, text)
+            values[numbers[key]] = value = _number(key, text)
+            design.continuous[numbers[key]].refuse_beyond(np.asarray([value]))
             continue
         q = design.batch_keys.index(key)
         categories[q] = matching(text, design.categories[q])
@@ -168,17 +171,35 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     return found
 
 
-def _pairs(text: str, keys: Sequence[str], hint: str) -> list[tuple[str, str]]:
-    """Split KEY=VALUE[,KEY=VALUE…] at the given keys, since values may contain commas."""
+def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]], hint: str) -> list[tuple[str, str]]:
+    """Split KEY=VALUE[,KEY=VALUE…] at the given keys; a value may contain commas, and may be quoted as in Python."""
     either = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
-    starts = list(re.finditer(rf"(?:^|,)\s*({either})=", text))
-    if not starts or starts[0].start() > 0:
-        raise DataError(f"--batch-as is {text!r}", hint)
-    ends = [start.start() for start in starts[1:]] + [len(text)]
-    pairs = [(start.group(1), text[start.end() : end]) for start, end in zip(starts, ends, strict=True)]
-    twice = [key for i, (key, _) in enumerate(pairs) if key in [other for other, _ in pairs[:i]]]
-    if twice:
-        raise DataError(f"--batch-as is {text!r}, which fixes {twice[0]} twice", "fix each key once")
+    next_key, literal = (
+        re.compile(rf",\s*(?=(?:{either})=)"),
+        re.compile(r"('(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\")(?=,|$)"),
+    )
+    pairs: list[tuple[str, str]] = []
+    at = 0
+    while at < len(text) or not pairs:
+        key = re.compile(rf"\s*({either})=").match(text, at)
+        if key is None:
+            raise DataError(f"--batch-as is {text!r}", hint)
+        name, start = key.group(1), key.end()
+        quotes = literal.match(text, start)
+        if quotes is not None:
+            value, at = str(ast.literal_eval(quotes.group())), quotes.end() + 1
+        else:
+            ends = [found.start() for found in next_key.finditer(text, start)] + [len(text)]
+            value, at = text[start : ends[0]], ends[0] + 1
+            longer = [text[start:end] for end in ends[1:] if text[start:end] in categories.get(name, ())]
+            if longer:
+                raise DataError(
+                    f"--batch-as is {text!r}, in which {name} may be {value!r} or {longer[0]!r}",
+                    f"put the value in quotes: {name}={longer[0]!r}",
+                )
+        if name in [other for other, _ in pairs]:
+            raise DataError(f"--batch-as is {text!r}, which fixes {name} twice", "fix each key once")
+        pairs.append((name, value))
     return pairs
 
 

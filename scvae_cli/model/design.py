@@ -30,6 +30,9 @@ from scvae_cli.data.covariates import CellCovariates, combination_name
 from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import DataError
 
+# Larger values of continuous keys could not be squared.
+MOST_VALUE = 1e150
+
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous:
@@ -46,6 +49,20 @@ class Continuous:
         """The values below and above which a cell is far outside of the training: by half of its range."""
         margin = (self.most - self.least) / 2
         return self.least - margin, self.most + margin
+
+    def refuse_beyond(self, value_n: np.ndarray) -> None:
+        """Raise a DataError for values that are outside of the training by more than ten times its range.
+
+        NaN, for a missing value, is accepted.
+        """
+        margin = 10 * (self.most - self.least)
+        beyond_n = (value_n < self.least - margin) | (value_n > self.most + margin)
+        if beyond_n.any():
+            raise DataError(
+                f"{self.key} is {value_n[beyond_n][0]:g}, too far from the values of the training, {self.least:g} to "
+                f"{self.most:g}, to extrapolate its effect",
+                f"correct the values of {self.key}, for example their unit",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +141,8 @@ class Design:
         """Return the matrix of the design for some cells, float32, shape (n, r).
 
         Cells with an unknown category of a key get the average over this key's categories, weighted by the shares of
-        the combinations `share_b`. Cells without a value of a continuous key get its mean.
+        the combinations `share_b`. Cells without a value of a continuous key get its mean. A DataError is raised for
+        values far beyond those of the training.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br
@@ -135,6 +153,7 @@ class Design:
                 row_nr[code_n < 0, block] = average_r[block]
             row_nr[known, block.start + code_n[known]] = 1
         for v, one in enumerate(self.continuous):
+            one.refuse_beyond(covariates.value_nv[:, v])
             standardized_n = (covariates.value_nv[:, v] - one.mean) / one.sd
             row_nr[:, self.n_effects - len(self.continuous) + v] = np.nan_to_num(standardized_n, nan=0.0)
         return row_nr
@@ -144,12 +163,14 @@ def _continuous(key: str, value_n: np.ndarray) -> Continuous:
     """Return mean, standard deviation and range of a continuous key over the training cells."""
     with np.errstate(over="ignore", invalid="ignore"):
         mean, sd = float(value_n.mean()), float(value_n.std())
-    if not (np.isfinite(mean) and np.isfinite(sd)):
+    if not (np.isfinite(sd) and np.abs(value_n).max(initial=0.0) < MOST_VALUE):
         raise DataError(f"obs[{key!r}] has values too large to compute with", "divide the values by a constant")
     # What is left of a constant is rounding.
     if sd <= 1e-9 * np.abs(value_n).max(initial=0.0):
+        constant = f"has the same value ({value_n[0]:g}) in all {len(value_n)} training cells"
+        nearly = f"hardly varies around {mean:g} in the {len(value_n)} training cells"
         raise DataError(
-            f"obs[{key!r}] has the same value ({value_n[0]:g}) in all {len(value_n)} training cells",
+            f"obs[{key!r}] {constant if (value_n == value_n[0]).all() else nearly}",
             f"remove --continuous-key {key}: a constant has no effect",
         )
     return Continuous(key=key, mean=mean, sd=sd, least=float(value_n.min()), most=float(value_n.max()))

@@ -18,7 +18,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from scvae_cli.config import DataConfig, ModelConfig
-from scvae_cli.model.design import Continuous, Design
+from scvae_cli.model.design import MOST_VALUE, Continuous, Design
 from scvae_cli.model.network import sizes
 from scvae_cli.model.vae import VAE
 
@@ -27,8 +27,8 @@ _HEADER_BYTES = 50
 _MOST_HEADER_BYTES = 1 << 24
 # Upper limits of the number of components of a density, and of the number of held-out densities.
 _MOST_COMPONENTS, _MOST_DENSITIES = 1024, 1 << 24
-# Largest value of a continuous key; larger values could not be squared.
-_MOST_VALUE = 1e150
+# Tolerance for the log of the sum of the weights of a density.
+_WEIGHTS = 1e-2
 # Tolerance for the orthonormality of the rows of a rotation.
 _ORTHONORMAL = 1e-2
 
@@ -84,9 +84,11 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
             raise ValueError(f"the values of the continuous key {key!r} are missing")
         for name, value in values.items():
             check_number(f"{name} of {key!r}", value)
-            if not abs(value) < _MOST_VALUE:
+            if not abs(value) < MOST_VALUE:
                 raise ValueError(f"{name} of {key!r} is out of range")
-        if not (values["sd"] > 0 and values["least"] <= values["mean"] <= values["most"]):
+        # The standard deviation of n values is at least their range divided by the root of 2 n.
+        extent = values["most"] - values["least"]
+        if not (extent / 1e6 < values["sd"] <= extent and values["least"] <= values["mean"] <= values["most"]):
             raise ValueError(f"the values of the continuous key {key!r} contradict each other")
         found.append(Continuous(key=key, **{name: float(value) for name, value in values.items()}))
     return Design(batch_keys=keys, combinations=combinations, continuous=tuple(found))
@@ -177,6 +179,8 @@ def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -
             raise ValueError(f"{name} has shape {shape}, which does not fit the other parts of the model")
         if 0 in shape:
             raise ValueError(f"{name} has no values")
+    if abs(float(latent["log_weight_c"].double().logsumexp(0))) > _WEIGHTS:
+        raise ValueError("the weights of the latent density do not add up to 1")
     rotation_kk = latent["rotation_kk"].double()
     if (rotation_kk @ rotation_kk.T - torch.eye(n_latent)).abs().max() > _ORTHONORMAL:
         raise ValueError("the canonical axes are not a rotation")

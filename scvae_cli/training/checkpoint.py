@@ -114,6 +114,9 @@ def only_training(model_folder: Path) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(only_writer(resolved(model_folder), wait=0, error=ModelError, work="training"))
+            # Otherwise, the training would end before it is known that the model cannot be written.
+            with only_writer(resolved(model_folder), error=ModelError):
+                pass
         except OSError as error:
             reason = error.strerror or error
             raise ModelError(f"cannot write {model_folder}: {reason}", "choose another folder with -m") from error

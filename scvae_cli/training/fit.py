@@ -169,8 +169,6 @@ def fit(
     history: list[dict[str, float]] = []
     if checkpoint is not None and resume:
         history = checkpoint.restore(trainer)
-    elif checkpoint is not None:
-        checkpoint.discard()
     schedule = trainer.schedule
     yield Prepared(
         n_training=len(training),
@@ -206,9 +204,14 @@ def fit(
 
     training_posterior, heldout_posterior = _posteriors(trainer)
     _refuse_absurd(training_posterior, heldout_posterior)
-    density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
-    axes = canonical_axes(Geometry(vae), training_posterior[0])
-    expression = fit_expression_space(vae, trainer.training.of_cells(training[:: -(-len(training) // FITTED_CELLS)]))
+    try:
+        density = fit_density(training_posterior, heldout_posterior, seed=config.train.seed)
+        axes = canonical_axes(Geometry(vae), training_posterior[0])
+        some = trainer.training.of_cells(training[:: -(-len(training) // FITTED_CELLS)])
+        expression = fit_expression_space(vae, some)
+    # Eigenvalues of matrices with extreme values. torch documents this class, but does not declare it as exported.
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        raise _unusable("decoded expression") from error
     nll, kl = trainer.evaluate()
     mean_nk = torch.cat([training_posterior[0], heldout_posterior[0]])
     facts = {
@@ -290,10 +293,14 @@ def _refuse_absurd(*posteriors: tuple[Tensor, Tensor]) -> None:
     """Raise a ModelError if latent positions are out of range, because the training began at extreme weights."""
     for mean_nk, var_nk in posteriors:
         if not ((mean_nk.abs() <= FARTHEST).all() and torch.isfinite(var_nk).all() and (var_nk > 0).all()):
-            raise ModelError(
-                "the training ended with latent positions that are not usable",
-                "train again without --resume; look for extreme counts with scvae check",
-            )
+            raise _unusable("latent positions")
+
+
+def _unusable(what: str) -> ModelError:
+    return ModelError(
+        f"the training ended with {what} that cannot be used",
+        "train again without --resume; look for extreme counts with scvae check",
+    )
 
 
 def _as_csv(history: list[dict[str, float]]) -> str:

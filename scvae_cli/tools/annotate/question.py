@@ -184,5 +184,5 @@ def _confusions(result: Annotation) -> list[str]:
         return ["  no label is confused with another one"]
     worst = sorted(wrong, key=lambda found: -found[0])[:_SHOWN_CONFUSIONS]
     shown = [one_line(name) for name in result.labels]
-    lines = [f"    {shown[i]} labeled as {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]
+    lines = [f"    {shown[i]} predicted as {shown[j]}: {n / total_c[i]:.1%} of {total_c[i]:,.0f}" for n, i, j in worst]
     return ["  most frequent confusions:", *lines]

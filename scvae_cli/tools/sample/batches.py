@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scvae_cli.data.covariates import combination_name
+from scvae_cli.data.covariates import combination_name, quoted
 from scvae_cli.data.labels import matching
 from scvae_cli.latent.decoding_batch import Fixed, fixed_covariates, one_batch
 from scvae_cli.model.bundle import Model
@@ -54,7 +54,7 @@ def decoding_batch(model: Model, options: SampleOptions) -> str:
     if batch_as is None and options.group is not None and options.groupby in keys:
         known = model.batches if design is None else design.categories[keys.index(options.groupby)]
         group = matching(options.group, known)
-        batch_as = group if design is None or group is None else f"{options.groupby}={group}"
+        batch_as = group if design is None or group is None else f"{options.groupby}={quoted(group)}"
     if batch_as in (None, DRAWN):
         return DRAWN
     if design is None:
