@@ -235,6 +235,19 @@ class Session:
         assert space is not None, "the embedding is refused for models without the map"
         return embedding[:, : len(space.component_jg)]
 
+    def umap(self) -> np.ndarray | None:
+        """Return the positions of the cells on the UMAP of `embed --umap`, or else on scanpy's; shape (n, 2).
+
+        The result is None if the data have neither, or if some cells lack a position.
+        """
+        for key in (SlotNames().umap, "X_umap"):
+            xy = self.store.obsm(key)
+            if xy is not None and xy.ndim == 2 and xy.shape[1] >= 2:
+                xy_n2 = np.asarray(xy[self.kept, :2], dtype=np.float64)
+                if np.isfinite(xy_n2).all():
+                    return xy_n2
+        return None
+
     def refuse_far_cells(self) -> None:
         """Raise a ModelError if the latent position of a cell is not finite, or far beyond the range of any training.
 

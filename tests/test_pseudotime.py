@@ -451,3 +451,17 @@ def test_genes_need_a_figure_and_must_exist(adata, model, tmp_path):
         ordered(adata, model, root="stem", genes=["gene_001"])
     with pytest.raises(DataError, match="not in the model"):
         ordered(adata, model, root="stem", genes=["nothing"], plot=tmp_path / "order.png")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_figures_use_the_umap_of_embed_before_that_of_scanpy(missing):
+    cells, model = learned()
+    cells = cells.copy()
+    session = Session.open(cells, model)
+    assert session.umap() is None
+    scanpys, own = np.random.default_rng(0).normal(size=(2, cells.n_obs, 2))
+    cells.obsm["X_umap"] = scanpys
+    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpys)
+    own[3] = np.nan if missing else 0
+    cells.obsm["X_umap_scvae"] = own
+    np.testing.assert_array_equal(Session.open(cells, model).umap(), scanpys if missing else own)

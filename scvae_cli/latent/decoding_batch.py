@@ -183,7 +183,7 @@ def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]],
     while at < len(text) or not pairs:
         key = re.compile(rf"\s*({either})=").match(text, at)
         if key is None:
-            raise DataError(f"--batch-as is {text!r}", hint)
+            raise DataError(f"--batch-as is {text!r}, which names none of the covariates", hint)
         name, start = key.group(1), key.end()
         quotes = literal.match(text, start)
         if quotes is not None:

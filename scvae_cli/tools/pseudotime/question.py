@@ -17,8 +17,6 @@ from scvae_cli.tools.pseudotime.result import Pseudotime, default_name
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UMAP = "X_umap"
-
 
 class OrderCells(Question[PseudotimeOptions, Pseudotime]):
     """Order the cells by their distance from a root."""
@@ -87,10 +85,9 @@ class OrderCells(Question[PseudotimeOptions, Pseudotime]):
         from scvae_cli.tools.pseudotime.figure import pseudotime_figure
 
         session = self.session
-        umap = session.store.obsm(UMAP)
-        xy_n2, axes = session.position_n2, ("latent axis 1", "latent axis 2")
-        if umap is not None and umap.ndim == 2 and umap.shape[1] >= 2:
-            xy_n2, axes = np.asarray(umap[session.kept, :2], dtype=np.float64), ("UMAP 1", "UMAP 2")
+        xy_n2, axes = session.umap(), ("UMAP 1", "UMAP 2")
+        if xy_n2 is None:
+            xy_n2, axes = session.position_n2, ("latent axis 1", "latent axis 2")
         counts = session.counts
         columns = [session.model.genes.index(gene) for gene in self.genes]
         count_nc = counts.matrix[:, columns].toarray() / counts.library_n[:, None] * np.median(counts.library_n)

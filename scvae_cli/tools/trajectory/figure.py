@@ -19,7 +19,6 @@ from scvae_cli.tools.trajectory.heat_map import draw_heat_map, heat_map_height
 from scvae_cli.tools.trajectory.plane import Backdrop, Legend, draw_plane, plane_height, steps_in_plane
 from scvae_cli.tools.trajectory.result import Trajectory
 
-UMAP = "X_umap"
 _TOP, _BETWEEN, _BOTTOM = 0.42, 0.22, 0.1
 _TITLE_LENGTH = 84
 
@@ -82,9 +81,8 @@ def _title(trajectory: Trajectory) -> str:
 
 
 def _backdrop(session: Session, trajectory: Trajectory, groups_n: np.ndarray | None) -> Backdrop:
-    umap = session.store.obsm(UMAP)
-    if umap is not None and umap.ndim == 2 and umap.shape[1] >= 2:
-        xy_n2 = np.asarray(umap[session.kept, :2], dtype=np.float64)
+    xy_n2 = session.umap()
+    if xy_n2 is not None:
         xy_t2 = steps_in_plane(trajectory, xy_n2)
         return Backdrop(xy_n2=xy_n2, xy_t2=xy_t2, names=("UMAP 1", "UMAP 2"), groups_n=groups_n)
     bundle = trajectory.bundle_ptk
