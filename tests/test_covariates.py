@@ -529,7 +529,7 @@ def test_keys_that_cannot_be_told_apart_are_said(cells, column):
 
 def test_crossed_keys_are_not_said_to_be_confounded(cells):
     found = scvae.check(cells[:, :], batch_key=["donor", "lane"], continuous_key="age")
-    assert not any("nested" in one.message or "told apart" in one.hint for one in found.findings)
+    assert not any("nested" in one.message or "distinguished" in one.hint for one in found.findings)
 
 
 # --- what it is for ---------------------------------------------------------------------------------------------------

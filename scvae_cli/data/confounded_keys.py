@@ -19,7 +19,7 @@ from scvae_cli.data.counts import Counts
 from scvae_cli.data.covariates import CellCovariates
 from scvae_cli.data.store import CellStore
 
-# Above this correlation, the effects of two continuous keys can hardly be told apart.
+# Above this correlation, the effects of two continuous keys can hardly be distinguished.
 _CORRELATED = 0.95
 
 
@@ -44,7 +44,7 @@ def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn
 
 
 def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
-    """Find covariates that have no effect or whose effects cannot be told apart; each with a hint."""
+    """Find covariates that have no effect or whose effects cannot be distinguished; each with a hint."""
     keys, numbers = covariates.batch_keys, covariates.continuous_keys
     code_nq = np.empty(covariates.category_nq.shape, dtype=np.int64)
     for q, category_n in enumerate(covariates.category_nq.T):
@@ -64,7 +64,7 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
                     (
                         f"{int(100 * one.share)}% of the variance of continuous key {number!r} is between the "
                         f"categories of batch key {key!r}",
-                        "their effects can hardly be told apart; name only one of them to remove both",
+                        "their effects can hardly be distinguished; name only one of them to remove both",
                     )
                 )
     for i, j in combinations(range(len(numbers)), 2):
@@ -72,7 +72,7 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
             found.append(
                 (
                     f"continuous keys {numbers[i]!r} and {numbers[j]!r} are nearly proportional",
-                    "their effects can hardly be told apart; name only one of them",
+                    "their effects can hardly be distinguished; name only one of them",
                 )
             )
     return found
@@ -102,7 +102,7 @@ def _between_batches(first: str, second: str, code_n: np.ndarray, other_n: np.nd
                 (
                     f"batch key {inner!r} is nearly nested in {outer!r}: nearly all cells of a {inner} have the same "
                     f"{outer}",
-                    "the two effects can hardly be told apart; their sum is corrected",
+                    "the two effects can hardly be distinguished; their sum is corrected",
                 )
             ]
     return []

@@ -240,7 +240,7 @@ def _varying(counts: Counts) -> int:
 
 
 def _covariate_findings(covariates: CellCovariates) -> list[Finding]:
-    """Find covariates whose effects cannot be learned, or cannot be told apart."""
+    """Find covariates whose effects cannot be learned, or cannot be distinguished."""
     findings = []
     for key, value_n in zip(covariates.continuous_keys, covariates.value_nv.T, strict=True):
         if value_n.min() == value_n.max():

@@ -1,12 +1,14 @@
-"""What batches that were mapped onto a trained model change in the network, beyond the effects that all batches have.
+"""Parameters of batches that were mapped onto a trained model, beyond the effects that all batches have.
 
 - **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells: the
   difference is linear in the latent position, z·slope. A treatment, for example, may change other genes in T cells
   than in monocytes.
-- **Encoder**: a shift of the first hidden layer, as a shift of the input would give, and an affine map of the posterior
-  mean, mean + mean·turn + move. With these, cells of the batch come to lie where the model has cells of their kind.
+- **Encoder**: a shift of the first hidden layer, which has the same effect as a shift of the input, and an affine map
+  of the posterior mean, mean + mean·turn + move. They move cells of the batch to the positions of cells of the same
+  kind.
 
-All of it is 0 for the batches of the training and for cells of unknown batches, whose results stay the same to the bit.
+All these parameters are 0 for the batches of the training and for cells of unknown batches. The results for such cells
+therefore remain identical.
 
 Shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents per cell.
 """

@@ -6,8 +6,8 @@ tested on cells that it has not seen (Lopez-Paz and Oquab 2017, doi:10.48550/arX
 equally many cells of both kinds are compared, because other proportions of the labels alone do little harm: sets and
 "unknown" are calibrated label by label.
 
-The figure is the area under the ROC curve of the classifier: 0.5 if the cells are alike, and 1 if every cell can be
-told.
+The figure is the area under the ROC curve of the classifier: 0.5 if the cells are alike, and 1 if the classifier
+is always right.
 
 Shapes: n cells, c labels, j coordinates.
 """
