@@ -21,14 +21,15 @@ from scvae_cli.data.finite import finite_slots
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import GeneNames, gene_names
 from scvae_cli.data.gene_selection import match_genes
-from scvae_cli.data.labels import as_label, in_natural_order, labels_of, matching, positions_in
-from scvae_cli.data.obs_columns import is_missing, obs_values, read_numbers
+from scvae_cli.data.labels import as_label, in_natural_order, labels_of, matching
+from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.provenance import provenance, refuse_another, refuse_foreign
 from scvae_cli.data.slots import Slot, SlotNames, spread
 from scvae_cli.data.store import CellStore
 from scvae_cli.data.subset import subset_mask
 from scvae_cli.device import choose_compute
 from scvae_cli.errors import ChoiceError, ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.latent.cell_batches import batch_of_mapped, refuse_lacking, warn_of_new_batches
 from scvae_cli.latent.expression import expression_positions
 from scvae_cli.latent.populations import Population
 from scvae_cli.latent.posteriors import posteriors
@@ -142,10 +143,10 @@ class Session:
             store = open_store(data, genome=genome or trained.genome, modality=modality or trained.modality)
         model.vae.to(choose_compute(ComputeConfig(device=device)).device)
         trained_on = model.config.data
-        mapped_batch = _batch_of_mapped(store, model) if model.vae.n_mapped and not maps_batches else None
+        mapped_batch = batch_of_mapped(store, model) if model.vae.n_mapped and not maps_batches else None
         reads = needs_batch and model.conditioned and mapped_batch is None
         if reads:
-            _refuse_lacking(store, model)
+            refuse_lacking(store, model)
         genes = gene_names(store, gene_symbols, ids=model.genes)
         real = not model.of_counts
         if real and rounding is not None:
@@ -161,7 +162,7 @@ class Session:
         if mapped_batch is not None:
             everything = replace(everything, batch=mapped_batch)
         if model.conditioned and not maps_batches:
-            _warn_of_new_batches(store, model, categories=not needs_batch)
+            warn_of_new_batches(store, model, categories=not needs_batch)
         aligned, missing = match_genes(
             everything,
             model.genes,
@@ -449,94 +450,12 @@ class Session:
         return self.counts.with_covariates(covariates)
 
 
-def _refuse_lacking(store: CellStore, model: Model) -> None:
-    """Raise a DataError if the data lack a column on which the model is conditioned."""
-    data = model.config.data
-    for flag, keys in (("--batch-key", data.batch_keys), ("--continuous-key", data.continuous_keys)):
-        for key in keys:
-            if key not in store.obs_keys:
-                what = "batch" if flag == "--batch-key" else "value"
-                raise DataError(
-                    f"{store.title}: no column {key!r} in obs, but the model was trained with it as {flag}",
-                    f"add a column of that name with the {what} of each cell",
-                )
-
-
-def _batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
-    """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
-
-    If the model was trained without batches, cells without a batch are taken as cells of the training.
-
-    Raises
-    ------
-    DataError
-        If cells have no batch and the model was trained with batches.
-    """
-    [key] = model.config.data.batch_keys  # mapping gives a model a batch key
-    present = key in store.obs_keys
-    batch = labels_of(store.obs_column(key)) if present else np.full(len(store.cell_names), None, dtype=object)
-    missing = is_missing(batch)
-    if not missing.any():
-        return batch
-    lacking = (
-        f"{amount(int(missing.sum()), 'cell has', 'cells have')} no batch in obs[{key!r}]"
-        if present
-        else f"obs has no column {key!r}"
-    )
-    trained = model.batches[: len(model.batches) - model.vae.n_mapped]
-    if len(trained) > 1:
-        raise DataError(
-            f"{store.title}: {lacking}, but batches were mapped onto the model, so it needs the batch of every cell",
-            f"the batches of the model are: {', '.join(model.batches)}",
-        )
-    message = f"{store.title}: {lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
-    warnings.warn(ScvaeWarning(message), stacklevel=3)
-    return np.where(missing, trained[0], batch)
-
-
 def _opened(model: Model | Path | str) -> Model:
     if isinstance(model, Model):
         return model
     if not isinstance(model, str | Path):
         raise ModelError(f"the model has type {type(model).__name__}", "give a trained model, or its folder")
     return load(model)
-
-
-def _warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
-    """Warn if cells come from batches that were not in the training data; such cells can still be embedded.
-
-    Also warn if values of continuous keys lie far outside of the training. `categories` is False if cells of new
-    batches are refused anyway.
-    """
-    design = model.vae.design
-    keys = model.config.data.batch_keys
-    known = [model.batches] if design is None else design.categories
-    for key, names in zip(keys, known, strict=False) if categories else ():
-        if key not in store.obs_keys:
-            continue
-        batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
-        new = list(batches[positions_in(names, batches) < 0])
-        if new:
-            shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
-            single, plural = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
-            what = amount(len(new), f"{single} was", f"{plural} were")
-            message = (
-                f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
-                "does not use the batch, but batch effects are not corrected"
-            )
-            warnings.warn(ScvaeWarning(message), stacklevel=3)
-    for one in () if design is None else design.continuous:
-        if one.key not in store.obs_keys:
-            continue
-        value_n = read_numbers(store, one.key, partly=True)
-        least, most = one.far
-        n_far = int(((value_n < least) | (value_n > most)).sum())
-        if n_far:
-            message = (
-                f"{amount(n_far, 'cell has', 'cells have')} values of obs[{one.key!r}] far outside of the training, "
-                f"where they were {one.least:g} to {one.most:g}: the effect is extrapolated"
-            )
-            warnings.warn(ScvaeWarning(message), stacklevel=3)
 
 
 def _refuse_empty(counts: Counts, kept: np.ndarray, *, drop: bool) -> None:

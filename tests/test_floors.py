@@ -46,6 +46,7 @@ FLOORS = {
     "scvae_cli.session": 3.5,
     "scvae_cli.question": 3.75,
     "scvae_cli.new_cells_question": 3.8,
+    "scvae_cli.training_counts": 3.9,
     "scvae_cli.training_progress": 3.9,
     "scvae_cli.tools": 4.0,
     "scvae_cli.verbs": 5.0,

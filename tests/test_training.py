@@ -62,6 +62,18 @@ def test_training_leaves_the_callers_random_state_alone(counts):
     assert torch.equal(torch.rand(2), expected)
 
 
+def test_a_new_training_keeps_the_saved_state_of_an_interrupted_one_at_first(counts, tmp_path):
+    """Whoever forgets --resume can still stop the command and use it."""
+    folder = tmp_path / "m.scvae"
+    list(fit(counts, tiny_config(), model_folder=folder, stop_requested=lambda: True))
+    saved_state = tmp_path / ".m.scvae.partial"
+    before = saved_state.read_bytes()
+    events = fit(counts, tiny_config(), model_folder=folder)
+    while not isinstance(next(events), EpochReport):
+        pass
+    assert saved_state.read_bytes() == before
+
+
 @pytest.mark.parametrize("stop_after", [1, 5, 11])
 def test_interrupted_and_resumed_is_the_same_as_uninterrupted(counts, tmp_path, stop_after):
     _, whole = run(counts, tiny_config())

@@ -95,7 +95,7 @@ class Checkpoint:
             raise ModelError(message, "train again without --resume") from error
 
     def discard(self) -> None:
-        """Remove the saved state, because the model has been saved or a new training begins."""
+        """Remove the saved state, because the model has been saved."""
         self._remove_old_format()
         discard(self.file)
 

@@ -8,8 +8,6 @@ from typing import Any
 
 from scvae_cli._version import __version__
 from scvae_cli.amounts import amount
-from scvae_cli.data.confounded_keys import warn_of_confounding
-from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import open_store
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.data.provenance import provenance, refuse_foreign
@@ -23,6 +21,7 @@ from scvae_cli.tools.sweep.options import SweepOptions
 from scvae_cli.tools.sweep.result import NAMES, Sweep
 from scvae_cli.tools.sweep.sweep import Training, sweep
 from scvae_cli.training.fit import Finished, FitEvent
+from scvae_cli.training_counts import counts_for_training
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
@@ -51,20 +50,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
         if not options.force:
             refuse_foreign(store, slots, names)
     _check_models(options)
-    real = not run.model.of_counts
-    counts = read_counts(
-        store,
-        layer=run.data.layer,
-        batch_key=run.data.batch_keys,
-        continuous_key=run.data.continuous_keys,
-        real=real,
-        rounding=run.data.round,
-    )
-    size = f"{amount(counts.n_cells, 'cell')} × {amount(counts.n_genes, 'gene')}"
-    shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
-    for note in counts.notes:
-        shell.info(note)
-    warn_of_confounding(store, counts, run.data, shell.warn)
+    counts = counts_for_training(store, run, shell)
 
     def followed(training: Training, events: Iterator[FitEvent]) -> FitEvent | None:
         title = f"{NAMES[options.varied]} = {training.value:g} ({training.number} of {training.of})"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from scvae_cli.amounts import amount
-from scvae_cli.data.confounded_keys import warn_of_confounding
-from scvae_cli.data.counts import read_counts
 from scvae_cli.data.formats import ForeignFile, open_store
 from scvae_cli.data.gene_names import gene_names
 from scvae_cli.errors import Interrupted
@@ -20,6 +18,7 @@ from scvae_cli.shell_line import shell_line
 from scvae_cli.tools.train.options import TrainOptions
 from scvae_cli.training.checkpoint import Checkpoint, only_training
 from scvae_cli.training.fit import Finished, FitEvent, Stopped, fit
+from scvae_cli.training_counts import counts_for_training
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
@@ -43,20 +42,7 @@ def train(request: Request, shell: Shell) -> Outcome:
             refuse_long_name(folder, reserve=FOR_A_MODEL)
             check_new_model(folder, force=options.force)
             alone.enter_context(only_training(folder))
-        real = not run.model.of_counts
-        counts = read_counts(
-            store,
-            layer=run.data.layer,
-            batch_key=run.data.batch_keys,
-            continuous_key=run.data.continuous_keys,
-            real=real,
-            rounding=run.data.round,
-        )
-        size = f"{amount(counts.n_cells, 'cell')} × {amount(counts.n_genes, 'gene')}"
-        shell.info(f"{'values' if real else 'counts'}: {counts.source} of {store.title}, {size}")
-        for note in counts.notes:
-            shell.info(note)
-        warn_of_confounding(store, counts, run.data, shell.warn)
+        counts = counts_for_training(store, run, shell)
         with shell.stoppable() as stop_requested:
             events = fit(
                 counts,

@@ -1,0 +1,99 @@
+"""Batches and covariates of cells, compared with those on which a model was trained.
+
+Shapes: n cells.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+
+from scvae_cli.amounts import amount
+from scvae_cli.data.labels import labels_of, positions_in
+from scvae_cli.data.obs_columns import is_missing, read_numbers
+from scvae_cli.data.store import CellStore
+from scvae_cli.errors import DataError, ScvaeWarning
+from scvae_cli.model.bundle import Model
+
+
+def refuse_lacking(store: CellStore, model: Model) -> None:
+    """Raise a DataError if the data lack a column on which the model is conditioned."""
+    data = model.config.data
+    for flag, keys in (("--batch-key", data.batch_keys), ("--continuous-key", data.continuous_keys)):
+        for key in keys:
+            if key not in store.obs_keys:
+                what = "batch" if flag == "--batch-key" else "value"
+                raise DataError(
+                    f"{store.title}: no column {key!r} in obs, but the model was trained with it as {flag}",
+                    f"add a column of that name with the {what} of each cell",
+                )
+
+
+def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
+    """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
+
+    If the model was trained without batches, cells without a batch are taken as cells of the training.
+
+    Raises
+    ------
+    DataError
+        If cells have no batch and the model was trained with batches.
+    """
+    [key] = model.config.data.batch_keys  # mapping gives a model a batch key
+    present = key in store.obs_keys
+    batch = labels_of(store.obs_column(key)) if present else np.full(len(store.cell_names), None, dtype=object)
+    missing = is_missing(batch)
+    if not missing.any():
+        return batch
+    lacking = (
+        f"{amount(int(missing.sum()), 'cell has', 'cells have')} no batch in obs[{key!r}]"
+        if present
+        else f"obs has no column {key!r}"
+    )
+    trained = model.batches[: len(model.batches) - model.vae.n_mapped]
+    if len(trained) > 1:
+        raise DataError(
+            f"{store.title}: {lacking}, but batches were mapped onto the model, so it needs the batch of every cell",
+            f"the batches of the model are: {', '.join(model.batches)}",
+        )
+    message = f"{store.title}: {lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
+    warnings.warn(ScvaeWarning(message), stacklevel=3)
+    return np.where(missing, trained[0], batch)
+
+
+def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
+    """Warn if cells come from batches that were not in the training data; such cells can still be embedded.
+
+    Also warn if values of continuous keys lie far outside of the training. `categories` is False if cells of new
+    batches are refused anyway.
+    """
+    design = model.vae.design
+    keys = model.config.data.batch_keys
+    known = [model.batches] if design is None else design.categories
+    for key, names in zip(keys, known, strict=False) if categories else ():
+        if key not in store.obs_keys:
+            continue
+        batches = np.asarray(sorted(set(labels_of(store.obs_column(key))) - {None}), dtype=object)
+        new = list(batches[positions_in(names, batches) < 0])
+        if new:
+            shown = ", ".join(new[:3]) + (", ..." if len(new) > 3 else "")
+            single, plural = ("batch", "batches") if len(keys) == 1 else (f"value of {key}", f"values of {key}")
+            what = amount(len(new), f"{single} was", f"{plural} were")
+            message = (
+                f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
+                "does not use the batch, but batch effects are not corrected"
+            )
+            warnings.warn(ScvaeWarning(message), stacklevel=3)
+    for one in () if design is None else design.continuous:
+        if one.key not in store.obs_keys:
+            continue
+        value_n = read_numbers(store, one.key, partly=True)
+        least, most = one.far
+        n_far = int(((value_n < least) | (value_n > most)).sum())
+        if n_far:
+            message = (
+                f"{amount(n_far, 'cell has', 'cells have')} values of obs[{one.key!r}] far outside of the training, "
+                f"where they were {one.least:g} to {one.most:g}: the effect is extrapolated"
+            )
+            warnings.warn(ScvaeWarning(message), stacklevel=3)
