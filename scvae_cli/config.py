@@ -57,6 +57,20 @@ class DataConfig(Options):
         panel=INPUT,
         metavar="COLUMN",
     )
+    labels_key: str | None = option(
+        None,
+        help="Column of obs with the known labels of cells, such as cell types. The latent space then separates the "
+        "labels. Cells with a missing value or an empty text have no label.",
+        panel=INPUT,
+        metavar="COLUMN",
+    )
+    unlabeled: str | None = option(
+        None,
+        help="Value of the --labels-key column that also means that a cell has no label.",
+        panel=INPUT,
+        metavar="VALUE",
+        label=True,
+    )
     n_top_genes: int | None = option(
         None,
         help="Number of highly variable genes to model. Genes are ranked by scanpy's flavor seurat_v3. With a normal "
@@ -89,8 +103,10 @@ class DataConfig(Options):
         return self.continuous_key or ()
 
     def check(self) -> None:
-        """Raise a ConfigError if a covariate is named twice, or if options that choose genes are invalid."""
+        """Raise a ConfigError if a covariate is named twice, or if options for labels or genes are invalid."""
         check_covariates(self.batch_keys, self.continuous_keys)
+        if self.unlabeled is not None and self.labels_key is None:
+            raise ConfigError("--unlabeled was given without --labels-key", "name the labels with --labels-key COLUMN")
         if self.genes is None:
             return
         if self.genes != "all" and not (self.genes.startswith("@") and len(self.genes) > 1):
@@ -201,6 +217,14 @@ class TrainConfig(Options):
         least=0,
         shown_default="30 with --batch-key and a likelihood of counts, otherwise 0",
     )
+    label_weight: float | None = option(
+        None,
+        help="Weight of the labels (--labels-key) in the training. A larger weight separates the labels more in the "
+        "latent space; with 0, the labels only train the classifiers that scvae annotate uses.",
+        panel=MODEL,
+        least=0,
+        shown_default="10 with at least 500 labeled cells, otherwise 0",
+    )
     max_epochs: int | None = option(
         None,
         help="Maximum number of passes over the training cells.",
@@ -306,7 +330,11 @@ class RunConfig(Options):
     compute: ComputeConfig = section(ComputeConfig)
 
     def check(self) -> None:
-        """Raise a ConfigError for --mix-batches without --batch-key, or for --round with a normal likelihood."""
+        """Raise a ConfigError for options that need another option, or that contradict each other."""
+        if self.train.label_weight is not None and self.data.labels_key is None:
+            raise ConfigError(
+                "--label-weight was given without --labels-key", "name the labels with --labels-key COLUMN"
+            )
         if self.train.mix_batches and not self.data.batch_keys:
             raise ConfigError("--mix-batches was given without --batch-key", "name the batches with --batch-key COLUMN")
         if self.data.round is not None and not self.model.of_counts:
@@ -331,11 +359,13 @@ class RunConfig(Options):
     def as_dict(self) -> dict[str, Any]:
         """Return the options as nested dicts of plain values, which config.json in a model folder contains."""
         values = dataclasses.asdict(self)
-        # Models with at most one batch key are written as version 0.2 wrote them, which also reads them.
+        # Models with at most one batch key and no labels are written as version 0.2 wrote them, which also reads them.
         if len(self.data.batch_keys) == 1:
             values["data"]["batch_key"] = self.data.batch_keys[0]
         if not self.data.continuous_keys:
             del values["data"]["continuous_key"]
+        if self.data.labels_key is None:
+            del values["data"]["labels_key"], values["data"]["unlabeled"], values["train"]["label_weight"]
         return values
 
     @classmethod

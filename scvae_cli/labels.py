@@ -12,6 +12,11 @@ from __future__ import annotations
 import datetime
 from typing import Any
 
+# Predicted label of the cells that belong to none of the known types.
+UNKNOWN = "unknown"
+# Text between the labels of a prediction set.
+BETWEEN = " | "
+
 
 def as_label(value: Any) -> str | None:
     """Return the label of a value, or None for a missing value.

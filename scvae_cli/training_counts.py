@@ -1,17 +1,27 @@
-"""The counts on which a model is trained, and what the user should know about them."""
+"""The counts on which a model is trained, what the user should know about them, and the same cells with the model."""
 
 from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from scvae_cli.amounts import amount
 from scvae_cli.config import RunConfig
 from scvae_cli.data.confounded_keys import warn_of_confounding
 from scvae_cli.data.counts import Counts, read_counts
+from scvae_cli.data.known_labels import known_labels
 from scvae_cli.data.store import CellStore
+from scvae_cli.model.bundle import Model
 from scvae_cli.question import Shell
+from scvae_cli.session import Session
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 
 def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Counts:
-    """Read counts (or real numbers) with their covariates, describe them, and warn if covariates are confounded.
+    """Read counts (or real numbers) with covariates and labels, describe them, and warn if covariates are confounded.
 
     Raises a DataError if the data cannot be used.
     """
@@ -29,4 +39,27 @@ def counts_for_training(store: CellStore, run: RunConfig, shell: Shell) -> Count
     for note in counts.notes:
         shell.info(note)
     warn_of_confounding(store, counts, data, shell.warn)
-    return counts
+    if data.labels_key is None:
+        return counts
+    labels = known_labels(store, data.labels_key, unlabeled=data.unlabeled, warn=shell.warn)
+    shell.info(
+        f"labels: {amount(len(labels.names), 'label')} of obs[{data.labels_key!r}], known for {labels.n_labeled:,} of "
+        f"{amount(counts.n_cells, 'cell')}"
+    )
+    return replace(counts, labels=labels)
+
+
+def session_of_training(model: Model, data: AnnData | Path | str, shell: Shell) -> Session:
+    """Open the data of a training together with the trained model."""
+    chosen = model.config.data
+    return Session.open(
+        data,
+        model,
+        layer=chosen.layer,
+        rounding=chosen.round,
+        genome=chosen.genome,
+        modality=chosen.modality,
+        device=model.config.compute.device,
+        drop_empty=chosen.drop_empty,
+        progress=shell.progress,
+    )

@@ -71,6 +71,7 @@ FLAGS = [part for name, value in TINY.items() for part in (f"--{name.replace('_'
 MORE_VERBS = {
     "score": ["--samples", "5", "--simulated", "100"],
     "interpolate": ["--groupby", "batch", "--from", "batch_1", "--to", "batch_2", "--steps", "5"],
+    "annotate": [],
 }
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 
@@ -129,7 +130,7 @@ def make_bases(folder: Path) -> list[str]:
     written("dense", counts.toarray(), uns=uns)
     written("counts and raw", np.log1p(counts.toarray()), compression="lzf")
     names = ["CSR", "CSC, gzip", "dense", "counts and raw"]
-    model = scvae.train(folder / "CSR.h5ad", **TINY)
+    model = scvae.train(folder / "CSR.h5ad", labels_key="cell_type", **TINY)
     model.save(folder / "cells.scvae")
     config = RunConfig.of(TINY)
     counts_read = read_counts(open_store(folder / "CSR.h5ad"))
@@ -206,6 +207,7 @@ def written_answer(verb: str, path: Path, folder: Path, out: str) -> Any:
         f = json.loads(out)
         return f["n_cells"], f["n_genes"], f["counts_source"], f["zero_share"], f["median_library"], f["ok"]
     slots = {"embed": "obsm/X_scvae", "denoise": "layers/scvae_denoised", "score": "obs/scvae_elbo"}
+    slots["annotate"] = "obsm/scvae_label_probabilities"
     with h5py.File(path) as file:
         if verb == "denoise" and slots[verb] not in file:
             return file["obsm/scvae_denoised"][:]  # contains only some of the genes
@@ -312,7 +314,7 @@ class Attack:
         folder, path = place / "cells.scvae", place / "cells.h5ad"
         self._mutate(hostile_models.MODEL_KINDS[kind], self.model, folder, random)
         shutil.copyfile(self.folder / "CSR.h5ad", path)
-        verb = ("info", "embed", "denoise", "score", "interpolate")[int(random.integers(0, 5))]
+        verb = ("info", "embed", "denoise", *MORE_VERBS)[int(random.integers(0, 3 + len(MORE_VERBS)))]
         arguments = ["info", folder, "--json"] if verb == "info" else [verb, path, "-m", folder]
         arguments += MORE_VERBS.get(verb, [])
         before, text = _state_of(path), random.random() < 0.5
@@ -370,7 +372,7 @@ class Attack:
 
     def _same_network(self, folder: Path) -> bool:
         """Whether a model has the same weights, genes and options as the undamaged one."""
-        names = ("weights.safetensors", "latent.safetensors", "genes.txt")
+        names = (*hostile_models.TENSORS, "genes.txt")
         if any((folder / name).read_bytes() != (self.model / name).read_bytes() for name in names):
             return False
         one, other = (json.loads((at / "config.json").read_text()) for at in (folder, self.model))

@@ -19,7 +19,7 @@ from damaged_files import put_no_file
 Random = np.random.Generator
 Kind = Callable[[Path, Random], None]
 
-TENSORS = ("weights.safetensors", "latent.safetensors")
+TENSORS = ("weights.safetensors", "latent.safetensors", "labels.safetensors")
 TEXTS = ("genes.txt", "heldout_cells.txt", "history.csv")
 STATE = ("state.safetensors", "state.json")
 

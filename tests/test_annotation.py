@@ -56,14 +56,14 @@ def test_rare_labels_keep_their_cells():
     code_n = np.repeat([0, 1, 2, -1], [5000, 1, 20, 10])
     cells = chosen_cells(code_n, 3, seed=0, most=100)
     assert list(np.bincount(code_n[cells])) == [79, 1, 20]
-    part_m = parts_of(code_n[cells], seed=0)
+    part_m = parts_of(code_n[cells], unseen_m=np.ones(len(cells), dtype=bool), seed=0)
     assert part_m[code_n[cells] == 1] == [-1]
     assert list(np.bincount(part_m[code_n[cells] == 2])) == [4] * 5
 
 
 def test_every_classifier_knows_every_label():
     code_m = np.repeat(np.arange(200), 2)
-    part_m = parts_of(code_m, seed=3)
+    part_m = parts_of(code_m, unseen_m=np.ones(len(code_m), dtype=bool), seed=3)
     for part in range(5):
         assert set(code_m[part_m != part]) == set(range(200))
 

@@ -23,7 +23,7 @@ from scvae_cli.training.optimizer import AVERAGE_EVERY, AveragedAdamW, Factors
 pytestmark = pytest.mark.slow
 
 CPU, META = torch.device("cpu"), torch.device("meta")
-CELLS, GENES, LATENT, BATCH = 90, 40, 3, 16
+CELLS, GENES, LATENT, BATCH, LABELING = 90, 40, 3, 16, 5.0
 NETWORK = ModelConfig(n_hidden=12, n_latent=LATENT, n_layers=1, encoder_dropout=0.0, decoder_dropout=0.0)
 
 
@@ -35,19 +35,20 @@ def matrix():
 
 
 def table(device=CPU, **options):
-    return CellTable(matrix(), np.arange(CELLS) % 2, device, cells=np.arange(5, 85), **options)
+    label_n = np.arange(CELLS) % 4 - 1
+    return CellTable(matrix(), np.arange(CELLS) % 2, device, cells=np.arange(5, 85), label_n=label_n, **options)
 
 
 def vae_of(config=NETWORK, device=CPU):
     torch.manual_seed(1)
-    vae = VAE(config, GENES, ("a", "b"))
+    vae = VAE(config, GENES, ("a", "b"), n_labels=3)
     vae.reference_library.fill_(50.0)
     return vae.to(device).train()
 
 
 def steps_of(vae, cells, precision="fp32", *, compiles=False):
     compute = Compute(device=cells.device, precision=precision, reason="", compiles=compiles)
-    return DeviceSteps(vae, AveragedAdamW(vae, 0.5), cells, BATCH, compute)
+    return DeviceSteps(vae, AveragedAdamW(vae, 0.5), cells, BATCH, compute, labeling=LABELING)
 
 
 def plans(n, first_step=0):
@@ -68,11 +69,12 @@ def test_a_segment_holds_the_counts_of_its_minibatches(resident):
         batches = [plan.cells for plan in plans(n, first_step=n)]
         segment.fill(batches)
         for i, some in enumerate(batches):
-            x_ng, library_n, share_n, batch_n = segment.cells(torch.tensor([i]))
+            x_ng, library_n, share_n, batch_n, label_n = segment.cells(torch.tensor([i]))
             real = len(some)
             np.testing.assert_array_equal(x_ng[:real].numpy(), dense[some])
             np.testing.assert_allclose(library_n[:real].numpy(), dense[some].sum(1))
             np.testing.assert_array_equal(batch_n[:real].numpy(), (some + 5) % 2)
+            np.testing.assert_array_equal(label_n[:real].numpy(), (some + 5) % 4 - 1)
             np.testing.assert_allclose(share_n.numpy(), [1 / real] * real + [0] * (BATCH - real), rtol=1e-6)
             # The padding is a real cell, whose numbers are finite.
             np.testing.assert_array_equal(x_ng[real:].numpy(), dense[some[:1]].repeat(BATCH - real, 0))
@@ -97,8 +99,11 @@ def test_equal_steps_by_autograd_and_torchs_optimizer():
         betas=(0.9, 0.99),
     )
     for i, plan in enumerate(some):
-        terms = twin.elbo_terms(cells.take(plan.cells), noise_snk[i, : len(plan.cells)])
-        loss = terms.nll + plan.kl_weight * terms.kl
+        taken = cells.take(plan.cells)
+        terms = twin.elbo_terms(taken, noise_snk[i, : len(plan.cells)])
+        log_p_nc = torch.log_softmax(twin.label_classifier(terms.z_nk), dim=1)
+        labeled = torch.nn.functional.nll_loss(log_p_nc, taken.label_n, ignore_index=-1, reduction="sum")
+        loss = terms.nll + plan.kl_weight * terms.kl + LABELING * labeled / taken.n_cells
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
         optimizer.zero_grad()
         loss.backward()

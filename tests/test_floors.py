@@ -155,7 +155,13 @@ def test_no_circles_between_files():
 
 
 # Folders of `tools` that may use the results of another folder.
-BETWEEN_TOOLS = {"optimize": {"trajectory"}, "diagnose": {"trajectory", "score"}, "sweep": {"score"}, "map": {"score"}}
+BETWEEN_TOOLS = {
+    "optimize": {"trajectory"},
+    "diagnose": {"trajectory", "score"},
+    "sweep": {"score"},
+    "map": {"score"},
+    "train": {"annotate"},
+}
 
 
 @pytest.mark.parametrize("path", sorted((PACKAGE / "tools").rglob("*.py")), ids=name_of)

@@ -16,12 +16,12 @@ from scvae_cli.model.torch_operations import TorchOperations
 from scvae_cli.model.vae import VAE
 
 CPU = torch.device("cpu")
-GENES, LATENT, KL_WEIGHT = 70, 4, 0.6
+GENES, LATENT, KL_WEIGHT, LABELING = 70, 4, 0.6, 7.0
 # Operations for the CPU, and for any device.
 FORMS = ["compiled", "torch"]
 
 
-def scene(dropout=0.0, n_batches=0, n_cells=24, **config):
+def scene(dropout=0.0, n_batches=0, n_cells=24, n_labels=0, **config):
     """A VAE in training mode whose parameters differ from their initial values, cells, and noise."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(rng.gamma(0.4, 3.0, size=(n_cells, GENES))).astype(np.float32)
@@ -31,20 +31,26 @@ def scene(dropout=0.0, n_batches=0, n_cells=24, **config):
         n_hidden=24, n_latent=LATENT, encoder_dropout=dropout, decoder_dropout=dropout, **({"n_layers": 1} | config)
     )
     torch.manual_seed(1)
-    vae = VAE(network, GENES, tuple("abc"[:n_batches]))
+    vae = VAE(network, GENES, tuple("abc"[:n_batches]), n_labels=n_labels)
+    label_n = rng.integers(-1, n_labels, size=n_cells) if n_labels else None
     vae.reference_library.fill_(200.0)
     with torch.no_grad():
         for p in vae.parameters():
             p.add_(torch.randn_like(p) * 0.3)
         if vae.decoder.head.raw_log_theta_g is not None:
             vae.decoder.head.raw_log_theta_g[0] = LOG_THETA_MAX + 1  # held at its bound
-    cells = CellTable(sp.csr_matrix(counts), batch_n, CPU).take(np.arange(n_cells))
+    cells = CellTable(sp.csr_matrix(counts), batch_n, CPU, label_n=label_n).take(np.arange(n_cells))
     return vae.train(), cells, torch.randn(n_cells, LATENT)
 
 
 def by_autograd(vae, cells, noise_nk):
     terms = vae.elbo_terms(cells, noise_nk.to(next(vae.parameters()).dtype))
     loss = terms.nll + KL_WEIGHT * terms.kl
+    if cells.label_n is not None:
+        # torch ignores the cells without a label, and divides by the number of the others.
+        logits_nc = vae.label_classifier(terms.z_nk)
+        labeled = torch.nn.functional.cross_entropy(logits_nc, cells.label_n, ignore_index=-1, reduction="sum")
+        loss = loss + LABELING * labeled / cells.n_cells
     found = torch.autograd.grad(loss, list(vae.parameters()))
     return terms.nll.item(), terms.kl.item(), dict(zip(dict(vae.named_parameters()), found, strict=True))
 
@@ -59,7 +65,8 @@ def by_hand(vae, cells, noise_nk, form="compiled", *, narrow=False, n_filling=0)
         share_n = torch.full_like(cells.library_n, 1 / (cells.n_cells - n_filling))
         share_n[cells.n_cells - n_filling :] = 0
         operations = TorchOperations(cells.x_ng, cells.library_n, share_n, seed_l)
-    found = ElboGradients(vae, cells.batch_n, noise_nk, KL_WEIGHT, operations, narrow=narrow)
+    labels = {} if cells.label_n is None else {"label_n": cells.label_n, "labeling": LABELING}
+    found = ElboGradients(vae, cells.batch_n, noise_nk, KL_WEIGHT, operations, narrow=narrow, **labels)
     assert set(found.gradients) == set(vae.parameters())
     return float(found.nll), float(found.kl), {name: found.gradients[p] for name, p in vae.named_parameters()}
 
@@ -79,6 +86,7 @@ def distance(got, expected):
         {"likelihood": "zinb", "n_batches": 2},
         {"likelihood": "nb", "decoder": "linear"},
         {"likelihood": "zinb", "decoder": "linear", "n_batches": 3},
+        {"likelihood": "zinb", "n_labels": 3},
     ],
     ids=str,
 )
@@ -110,9 +118,10 @@ def test_dropout_draws_what_autograd_draws(n_layers, form):
 
 
 def test_cells_that_fill_up_a_minibatch_weigh_nothing():
-    vae, cells, noise_nk = scene(likelihood="zinb", n_batches=2)
+    vae, cells, noise_nk = scene(likelihood="zinb", n_batches=2, n_labels=3)
     rows = np.arange(20)
-    table = CellTable(sp.csr_matrix(cells.x_ng.numpy()), cells.batch_n.numpy(), CPU)
+    label_n = cells.label_n.numpy()
+    table = CellTable(sp.csr_matrix(cells.x_ng.numpy()), cells.batch_n.numpy(), CPU, label_n=label_n)
     expected = by_hand(vae, table.take(rows), noise_nk[:20], "torch")
     filled = table.take(np.concatenate([rows, [0, 0, 0]]))
     got = by_hand(vae, filled, noise_nk[:23], "torch", n_filling=3)

@@ -15,6 +15,7 @@ import scipy.sparse as sp
 
 from scvae_cli.data.covariates import CellCovariates, read_covariates
 from scvae_cli.data.feature_types import COLUMN, FeatureTypes, feature_types
+from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.data.moments import cell_blocks
 from scvae_cli.data.rounding import NEAR, VALUES_AT_ONCE, Rounder, not_whole, sign_of_normalization
 from scvae_cli.data.row_stack import RowStack
@@ -60,6 +61,8 @@ class Counts:
     covariates
         The categories of each cell, and its values of the continuous keys. None if there is at most one batch key and
         no continuous key.
+    labels
+        Labels of the cells, for a training with labels; None otherwise.
     source
         Matrix from which the values were read: "X", "raw" or 'layers["NAME"]'.
     real
@@ -77,6 +80,7 @@ class Counts:
     source: str
     batch: np.ndarray | None = None
     covariates: CellCovariates | None = None
+    labels: KnownLabels | None = None
     real: bool = False
     rounding: Rounding | None = None
     notes: tuple[str, ...] = ()
@@ -129,8 +133,9 @@ class Counts:
     def _of_cells(self, matrix: sp.csr_matrix, rows: np.ndarray) -> Counts:
         batch = None if self.batch is None else self.batch[rows]
         covariates = None if self.covariates is None else self.covariates.cells(rows)
+        labels = None if self.labels is None else self.labels.cells(rows)
         names = self.cell_names[rows]
-        return replace(self, matrix=matrix, cell_names=names, batch=batch, covariates=covariates)
+        return replace(self, matrix=matrix, cell_names=names, batch=batch, covariates=covariates, labels=labels)
 
     def with_covariates(self, covariates: CellCovariates) -> Counts:
         """Return the counts with the batches and the values of the continuous keys of the same cells."""

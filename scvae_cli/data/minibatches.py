@@ -52,13 +52,15 @@ class Minibatch:
 
     `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64; for a
     model with several covariates, it is the matrix of the design (`model/design.py`), float32, cells × effects. It is
-    None if the cells have no batches.
+    None if the cells have no batches. `label_n` is the index of each cell's label, int64, −1 for cells without one;
+    None if no labels are known.
     """
 
     n_genes: int
     nonzeros: Nonzeros
     library_n: Tensor
     batch_n: Tensor | None
+    label_n: Tensor | None = None
 
     @property
     def n_cells(self) -> int:
@@ -97,11 +99,13 @@ class CellTable:
         Whether the whole matrix is copied to the device; with None, `fits` decides.
     real
         Whether the values are real numbers; the library size of every cell is then 1.
+    label_n
+        Index of the label of each row, −1 for rows without one; None if no labels are known.
 
     Attributes
     ----------
-    library_n, batch_n
-        Library size (float64) and batch of each cell of the table; `batch_n` may be None.
+    library_n, batch_n, label_n
+        Library size (float64), batch and label of each cell of the table; `batch_n` and `label_n` may be None.
     resident
         The whole matrix on the device, or None.
     """
@@ -114,10 +118,11 @@ class CellTable:
         cells: np.ndarray | None = None,
         resident: bool | None = None,
         real: bool = False,
+        label_n: np.ndarray | None = None,
     ) -> None:
         self._matrix, self.device = matrix, device
         self.n_genes = matrix.shape[1]
-        n_rows, self._batch_of_rows = matrix.shape[0], batch_n
+        n_rows, self._batch_of_rows, self._label_of_rows = matrix.shape[0], batch_n, label_n
         self._library_of_rows = np.ones(n_rows) if real else np.asarray(matrix.sum(axis=1, dtype=np.float64)).ravel()
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
@@ -135,6 +140,7 @@ class CellTable:
         self._cells, self.n_cells = cells, len(cells)
         self.library_n = self._library_of_rows[cells]
         self.batch_n = None if self._batch_of_rows is None else self._batch_of_rows[cells]
+        self.label_n = None if self._label_of_rows is None else self._label_of_rows[cells]
 
     def rows_of(self, cells: np.ndarray) -> np.ndarray:
         """Return the row indices, in the matrix, of some cells of the table; the array `cells` may have any shape."""
@@ -177,6 +183,7 @@ class CellTable:
         index = self._cells[rows]
         library_n = self._to_device(self.library_n[rows].astype(np.float32))
         batch_n = None if self.batch_n is None else self._to_device(self.batch_n[rows])
+        label_n = None if self.label_n is None else self._to_device(self.label_n[rows])
         if self.resident is None:
             counts = self._matrix[index]
             block = self._on_device(counts)
@@ -194,8 +201,13 @@ class CellTable:
             else:
                 nonzeros = gather(self.resident, index_n[first:end])
             own_batch_n = None if batch_n is None else batch_n[first:end]
+            own_label_n = None if label_n is None else label_n[first:end]
             yield Minibatch(
-                n_genes=self.n_genes, nonzeros=nonzeros, library_n=library_n[first:end], batch_n=own_batch_n
+                n_genes=self.n_genes,
+                nonzeros=nonzeros,
+                library_n=library_n[first:end],
+                batch_n=own_batch_n,
+                label_n=own_label_n,
             )
 
     def _on_device(self, matrix: sp.csr_matrix, *, pinned: bool = True) -> Nonzeros:

@@ -23,13 +23,15 @@ class DenseCells(NamedTuple):
     """One minibatch with dense counts (float32).
 
     `share_n` is the weight of each cell in a mean over the minibatch; cells that were added as padding have weight 0.
-    `batch_n` is the index of each cell's batch, or a row of the design for each cell, as in `Minibatch`.
+    `batch_n` is the index of each cell's batch, or a row of the design for each cell, and `label_n` the index of its
+    label, as in `Minibatch`.
     """
 
     x_ng: Tensor
     library_n: Tensor
     share_n: Tensor
     batch_n: Tensor | None
+    label_n: Tensor | None
 
 
 class Segment:
@@ -50,6 +52,7 @@ class Segment:
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)
         self._library_sn, self._share_sn = torch.ones(shape, device=device), torch.zeros(shape, device=device)
         self._batch_sn = None if table.batch_n is None else _room(table.batch_n, shape, device)
+        self._label_sn = None if table.label_n is None else _room(table.label_n, shape, device)
         self._sent = table.resident is None
         if table.resident is None:
             # This upper bound assumes the cells with most counts, and padding of every minibatch to the longest row.
@@ -73,6 +76,8 @@ class Segment:
         self.send(self._share_sn, share_sn.astype(np.float32))
         if self._batch_sn is not None and self._table.batch_n is not None:
             self.send(self._batch_sn, self._table.batch_n[cell_sn])
+        if self._label_sn is not None and self._table.label_n is not None:
+            self.send(self._label_sn, self._table.label_n[cell_sn])
         if not self._sent:
             self.send(self._row_sn, self._table.rows_of(cell_sn))
             return
@@ -107,11 +112,12 @@ class Segment:
         library_n, share_n = self._library_sn.index_select(0, at)[0], self._share_sn.index_select(0, at)[0]
         batch_n = None if self._batch_sn is None else self._batch_sn.index_select(0, at)[0]
         x_ng = dense_rows(self._nonzeros, self._row_sn.index_select(0, at)[0], self._n_genes, self._longest)
-        return DenseCells(x_ng, library_n, share_n, batch_n)
+        label_n = None if self._label_sn is None else self._label_sn.index_select(0, at)[0]
+        return DenseCells(x_ng, library_n, share_n, batch_n, label_n)
 
 
 def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return memory for the batches of all cells of a segment: indices, or rows of a design."""
+    """Return memory for the batches or labels of all cells of a segment: indices, or rows of a design."""
     return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 

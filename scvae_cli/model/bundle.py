@@ -1,8 +1,9 @@
 """A trained model and the folder that stores it.
 
 `NAME.scvae/` contains config.json, genes.txt, heldout_cells.txt, weights.safetensors, latent.safetensors (the density
-of the cells in latent space, the canonical axes, and the map to expression space) and history.csv. No file in the
-folder contains code, so loading a model from an untrusted source runs no code.
+of the cells in latent space, the canonical axes, and the map to expression space) and history.csv. A model that was
+trained with labels also has labels.safetensors. No file in the folder contains code, so loading a model from an
+untrusted source runs no code.
 """
 
 from __future__ import annotations
@@ -55,20 +56,21 @@ from scvae_cli.model.folder_checks import (
     read_tensors,
 )
 from scvae_cli.model.probe import check_network
+from scvae_cli.model.stored_labels import KINDS, StoredLabels
 from scvae_cli.model.vae import VAE
 from scvae_cli.regular_file import read_regular, refuse_irregular
 from scvae_cli.strict_json import parse_json
 
-# Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them, and
-# models of format 6 several covariates. A model is written in the oldest format that can hold it, and all of these
-# formats are read.
-FORMAT, WITHOUT_COVARIATES, WITHOUT_MAPPED, OLDEST_FORMAT = 6, 5, 4, 3
-CONFIG, WEIGHTS, LATENT = "config.json", "weights.safetensors", "latent.safetensors"
+# Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them,
+# models of format 6 have several covariates, and models of format 7 were trained with labels. A model is written in the
+# oldest format that can hold it, and all of these formats are read.
+FORMAT, WITHOUT_LABELS, WITHOUT_COVARIATES, WITHOUT_MAPPED, OLDEST_FORMAT = 7, 6, 5, 4, 3
+CONFIG, WEIGHTS, LATENT, LABELS = "config.json", "weights.safetensors", "latent.safetensors", "labels.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
-_MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
+_MOST_CONFIG, _MOST_TEXT, _MOST_LABELS = 1 << 26, 1 << 31, 1 << 32
 # All files of a model folder. scvae never removes any other file from a model folder.
-FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)
+FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, LABELS, HISTORY)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,8 @@ class Model:
         Complete training configuration, including the values that were chosen automatically.
     facts
         Results of the training (held-out ELBO, number of epochs, source of the counts and so on), as plain values.
+    labels
+        Classifiers of labels; None for a model that was trained without labels.
     history, hash
         Training history as CSV text, one row per epoch; hash of the saved model, empty for a model that was not saved.
     """
@@ -99,6 +103,7 @@ class Model:
     config: RunConfig
     facts: dict[str, Any]
     history: str
+    labels: StoredLabels | None = None
     hash: str = ""
 
     def __repr__(self) -> str:
@@ -191,8 +196,10 @@ class Model:
 
     @property
     def _format(self) -> int:
-        if self.vae.design is not None:
+        if self.config.data.labels_key is not None:
             return FORMAT
+        if self.vae.design is not None:
+            return WITHOUT_LABELS
         if self.vae.n_mapped:
             return WITHOUT_COVARIATES
         return OLDEST_FORMAT if self.expression is None else WITHOUT_MAPPED
@@ -210,12 +217,15 @@ class Model:
             LATENT: _tensors(self._latent_tensors()),
             HISTORY: self.history.encode(),
         }
+        if self.labels is not None:
+            files[LABELS] = _tensors(self.labels.tensors)
         config: dict[str, Any] = {
             "format": self._format,
             "scvae_version": __version__,
             "run": self.config.as_dict(),
             **_covariates(self.vae),
             **({"n_mapped": self.vae.n_mapped} if self.vae.n_mapped else {}),
+            **({} if self.labels is None else {"labels": list(self.labels.names), "labels_kind": self.labels.kind}),
             "facts": self.facts,
             "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
         }
@@ -294,10 +304,11 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         run = RunConfig.from_dict(config["run"])
         design: Design | None = None
         batches: tuple[str, ...] = ()
-        if config["format"] > WITHOUT_COVARIATES:
+        # A model of format 7 has a design only if it has several covariates.
+        if config["format"] == WITHOUT_LABELS or "continuous" in config:
             design = check_design(config["batches"], config.get("continuous"), run.data)
         elif len(run.data.batch_keys) > 1 or run.data.continuous_keys:
-            raise ValueError("a model of an older format has no several covariates")
+            raise ValueError("the combinations of several covariates are missing")
         else:
             batches = tuple(check_names("batches", config["batches"]))
         n_mapped = check_mapped(config.get("n_mapped", 0), batches)
@@ -318,6 +329,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         axes = CanonicalAxes(*(latent[f.name] for f in fields(CanonicalAxes)))
         lacking = config["format"] == OLDEST_FORMAT or "component_jg" not in latent
         expression = None if lacking else _expression_space(latent)
+        labels = _labels(folder, config) if "labels" in config else None
     except (LookupError, TypeError, ValueError, AttributeError, ConfigError) as error:
         reason = error.message if isinstance(error, ConfigError) else str(error)
         raise ModelError(f"{folder} is damaged: {reason}", "train again") from error
@@ -331,9 +343,20 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         config=run,
         facts=config["facts"],
         history=history,
+        labels=labels,
         # config.json contains the hashes of all other files.
         hash=hashlib.sha256(_read(folder, CONFIG, most=_MOST_CONFIG)).hexdigest()[:12],
     )
+
+
+def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
+    """Read the classifiers of labels; what they contain is checked when they are used."""
+    names = tuple(check_names("labels", config["labels"]))
+    if len(names) < 2 or config["labels_kind"] not in KINDS:
+        raise ValueError("the labels are fewer than two, or of an unknown type")
+    # The size of this file does not follow from the other files.
+    most = min(_size(folder, LABELS), _MOST_LABELS)
+    return StoredLabels(names, config["labels_kind"], read_tensors(_read_checked(folder, LABELS, config, most=most)))
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from scvae_cli.model.batch_discrepancy import batch_discrepancy
 from scvae_cli.model.gradients import Gradients, Hidden
 from scvae_cli.model.hidden import NormalizedHidden
-from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder
+from scvae_cli.model.label_loss import label_loss
+from scvae_cli.model.network import LOG_THETA_MAX, LOG_THETA_MIN, CountHead, Decoder, Encoder, indicator
 from scvae_cli.model.vae import VAE
 
 
@@ -81,6 +82,9 @@ class ElboGradients:
     mixing
         Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With a weight of 0, the
         discrepancy is not computed.
+    label_n, labeling
+        Index of each cell's label, −1 for cells without one, and weight of the cross-entropy of the labels
+        (`label_loss.py`). With None or a weight of 0, the labels are not used.
     operations
         Operations between the matrix products; this object also holds the cells of the minibatch.
     narrow
@@ -93,7 +97,8 @@ class ElboGradients:
     nll, kl
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
     penalty
-        `mixing` times the discrepancy between the batches, scalar, nats; 0 if it is not computed.
+        `mixing` times the discrepancy between the batches, plus `labeling` times the cross-entropy of the labels,
+        scalar, nats; 0 if neither is computed.
     gradients
         Gradient of nll + kl_weight · kl + penalty with respect to every parameter. Gradients that are results of
         bfloat16 products are in bfloat16.
@@ -101,7 +106,7 @@ class ElboGradients:
 
     def __init__(
         self, vae: VAE, batch: Tensor | None, noise_nk: Tensor, kl_weight: Tensor | float, operations: Operations,
-        *, narrow: bool, mixing: float = 0.0,
+        *, narrow: bool, mixing: float = 0.0, label_n: Tensor | None = None, labeling: float = 0.0,
     ) -> None:  # fmt: skip
         self.gradients: dict[Tensor, Tensor] = {}
         self._operations, self._dtype_of_genes = operations, torch.bfloat16 if narrow else torch.float32
@@ -128,12 +133,22 @@ class ElboGradients:
         if hidden_bh is not None and weight_nb is not None:
             self.gradients[hidden_bh] = weight_nb.T @ d_first_nh
 
-        d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
         self.penalty: Tensor | float = 0.0
+        classifier = vae.label_classifier
+        if labeling and classifier is not None and label_n is not None:
+            label_nc = operations.without_padding(indicator(label_n, classifier.weight))
+            n_cells = operations.without_padding(torch.ones_like(z_nk[:, :1])).sum()
+            found = label_loss(z_nk, label_nc, n_cells, classifier)
+            self.penalty = labeling * found.value
+            self.gradients[classifier.weight] = labeling * found.d_weight_ck
+            self.gradients[classifier.bias] = labeling * found.d_bias_c
+            d_z_nk = d_z_nk + labeling * found.d_z_nk
+
+        d_statistics_n2k = operations.draw_gradients(statistics_n2k, noise_nk, d_z_nk, kl_weight)
         if mixing and effect is not None and weight_nb is not None:
             mean_nk, members = statistics_n2k[:, : vae.n_latent], effect.members(operations.without_padding(weight_nb))
             discrepancy, d_mean_nk = batch_discrepancy(mean_nk, *members)
-            self.penalty = mixing * discrepancy
+            self.penalty = self.penalty + mixing * discrepancy
             d_statistics_n2k[:, : vae.n_latent] += mixing * d_mean_nk
         self._linear_gradients(encoder.posterior, h_nh, d_statistics_n2k)
         self._back(encoder_layers, d_statistics_n2k @ encoder.posterior.weight, of_genes=True)

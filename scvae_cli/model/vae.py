@@ -47,6 +47,8 @@ class VAE(nn.Module):
     The last `n_mapped` of the batches were mapped onto the trained model: `mapped_batches.py` says what else they
     change. They have no weight in averages over batches.
 
+    With `n_labels`, a classifier predicts labels from latent positions during the training (`label_loss.py`).
+
     With a design (several batch keys, or continuous keys), the batches are the combinations of categories in the
     training. Without batch keys, there are none.
     """
@@ -62,6 +64,7 @@ class VAE(nn.Module):
         *,
         n_mapped: int = 0,
         design: Design | None = None,
+        n_labels: int = 0,
     ) -> None:
         super().__init__()
         self.config = config
@@ -72,6 +75,7 @@ class VAE(nn.Module):
         self.n_mapped = n_mapped
         self.encoder = encoder_for(config, n_genes, n_shifts=len(self.batches) if n_mapped else 0)
         self.decoder = Decoder(config, n_genes, len(self.batches), design, n_mapped=n_mapped)
+        self.label_classifier = _label_classifier(self.n_latent, n_labels) if n_labels else None
         self.register_buffer("reference_library", torch.tensor(1.0))
         self.register_buffer("batch_share_b", torch.ones(len(self.batches)))
 
@@ -193,3 +197,11 @@ class VAE(nn.Module):
         else:
             mean_ng = self.decode(z_nk, batch).mean_ng(library_n, with_zero_inflation=lowered)
         return mean_ng * (library_n / mean_ng.sum(1)).unsqueeze(1) if lowered else mean_ng
+
+
+def _label_classifier(n_latent: int, n_labels: int) -> nn.Linear:
+    """Return a classifier that gives all labels the same probability."""
+    classifier = nn.Linear(n_latent, n_labels)
+    nn.init.zeros_(classifier.weight)
+    nn.init.zeros_(classifier.bias)
+    return classifier

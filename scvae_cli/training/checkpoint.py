@@ -137,6 +137,9 @@ def run_hash(counts: Counts, config: RunConfig, start_from: Model | None = None)
     named = [counts.cell_names, counts.gene_names] + ([] if counts.batch is None else [counts.batch])
     for names in named:
         digest.update("\n".join(names).encode() + b"\0")
+    if counts.labels is not None:
+        digest.update("\n".join(counts.labels.names).encode() + b"\0")
+        digest.update(np.ascontiguousarray(counts.labels.code_n).data)
     for values in (counts.matrix.data, counts.matrix.indices):
         digest.update(np.ascontiguousarray(values).data)
     if start_from is not None:

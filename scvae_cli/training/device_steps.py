@@ -69,14 +69,16 @@ class Losses:
 class DeviceSteps:
     """Training steps on a device, with minibatches of at most `n_cells` training cells of a `CellTable`.
 
-    `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`).
+    `mixing` is the weight of the discrepancy between the batches (`model/batch_discrepancy.py`), and `labeling` that of
+    the cross-entropy of the labels (`model/label_loss.py`).
     """
 
     def __init__(
         self, vae: VAE, optimizer: AveragedAdamW, table: CellTable, n_cells: int, compute: Compute,
-        *, mixing: float = 0.0,
+        *, mixing: float = 0.0, labeling: float = 0.0,
     ) -> None:  # fmt: skip
-        self.vae, self._optimizer, self._compute, self._mixing = vae, optimizer, compute, mixing
+        self.vae, self._optimizer, self._compute = vae, optimizer, compute
+        self._mixing, self._labeling = mixing, labeling
         device, size, k = compute.device, SEGMENT_STEPS, vae.n_latent
         self.segment = Segment(table, size, n_cells)
         self._noise_snk = torch.zeros(size, n_cells, k, device=device)
@@ -117,8 +119,9 @@ class DeviceSteps:
         operations = TorchOperations(cells.x_ng, cells.library_n, cells.share_n, seed_l)
         narrow = self._compute.precision == "bf16"
         terms = ElboGradients(
-            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing
-        )
+            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing,
+            label_n=cells.label_n, labeling=self._labeling,
+        )  # fmt: skip
         self._optimizer.advance_torch(terms.gradients, Factors(*factors))
         loss = terms.nll + kl_weight * terms.kl + terms.penalty
         self._loss_s.index_copy_(0, at, loss.to(self._loss_s.dtype).view(1))

@@ -36,6 +36,7 @@ from scvae_cli.training.loop import EVALUATION_CELLS, EpochReport, Event, Rollba
 from scvae_cli.training.prepare import (
     Conditions,
     as_modelled,
+    labels_to_learn,
     refuse_empty,
     refuse_few,
     refuse_large_network,
@@ -151,7 +152,8 @@ def fit(
     elif config.compute.compile:
         warnings.warn(ScvaeWarning("--compile has no effect for real numbers or together with --flat"), stacklevel=2)
     conditions = Conditions.of(counts, training)
-    config = settle(config, len(training), n_genes=len(columns))
+    n_labeled = 0 if counts.labels is None else counts.labels.n_labeled
+    config = settle(config, len(training), n_genes=len(columns), n_labeled=n_labeled)
     batch_size = config.train.batch_size
     assert batch_size is not None
     if compute.device.type == "cpu":
@@ -162,7 +164,10 @@ def fit(
         kl_warmup_share = take_over(vae, start_from, config.train.beta)
     vae = vae.to(compute.device)
 
-    cells = CellTable(counts.matrix, conditions.batch_n, compute.device, cells=training, real=counts.real)
+    cells = CellTable(
+        counts.matrix, conditions.batch_n, compute.device, cells=training, real=counts.real,
+        label_n=labels_to_learn(counts, heldout, config.train),
+    )  # fmt: skip
     trainer = Trainer(
         vae, cells, cells.of_cells(heldout), config.train, batch_size, compute, kl_warmup_share=kl_warmup_share
     )
@@ -202,6 +207,7 @@ def fit(
         else:
             yield event
 
+    vae.label_classifier = None  # only the training needs it
     training_posterior, heldout_posterior = _posteriors(trainer)
     _refuse_absurd(training_posterior, heldout_posterior)
     try:

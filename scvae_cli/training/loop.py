@@ -28,7 +28,9 @@ from scvae_cli.data.minibatches import CellTable, Minibatch, even_batches
 from scvae_cli.device import Compute, seeded
 from scvae_cli.errors import ModelError
 from scvae_cli.model.batch_discrepancy import batch_discrepancy
+from scvae_cli.model.label_loss import label_loss
 from scvae_cli.model.manual_backward import ElboGradients, can_train
+from scvae_cli.model.network import indicator
 from scvae_cli.model.vae import VAE
 from scvae_cli.training.device_steps import SEGMENT_STEPS, DeviceSteps, Losses, Plan
 from scvae_cli.training.flatness import PENALTY_EVERY, PRICE, flatness_penalty
@@ -49,7 +51,8 @@ class EpochReport:
     learning_rate, kl_weight
         Learning rate and weight of the KL at the last step.
     train_loss
-        Mean over the training cells of NLL + KL weight · KL, plus the penalties of `--mix-batches` and `--flat`, nats.
+        Mean over the training cells of NLL + KL weight · KL, plus the penalties of `--mix-batches` and `--flat`, and
+        the cross-entropy of the labels times `--label-weight`, nats.
         NLL is −log p(x|z).
     heldout_nll, heldout_kl, heldout_loss
         Means of NLL and KL over the held-out cells, and the loss heldout_nll + β · heldout_kl, nats. This loss decides
@@ -141,12 +144,15 @@ class Trainer:
         assert config.eased_dropout is not None, "`settle` replaces None before the training"
         assert config.mix_batches is not None, "`settle` replaces None before the training"
         self._eased_dropout, self._mixing = config.eased_dropout, config.mix_batches
+        self._labeling = 0.0 if vae.label_classifier is None else config.label_weight or 0.0
         self.optimizer = AveragedAdamW(vae, config.weight_decay)
         self._manual_backward = can_train(vae)
         self._device_steps: DeviceSteps | None = None
         if self._manual_backward and config.flat == 0 and (compute.device.type != "cpu" or compute.compiles):
             largest = -(-training.n_cells // steps_per_epoch)
-            self._device_steps = DeviceSteps(vae, self.optimizer, training, largest, compute, mixing=self._mixing)
+            self._device_steps = DeviceSteps(
+                vae, self.optimizer, training, largest, compute, mixing=self._mixing, labeling=self._labeling
+            )
         self.best_weights = _copy(vae.state_dict())
         self.rollbacks = 0
         self.seconds = 0.0
@@ -293,8 +299,9 @@ class Trainer:
 
         narrow, operations = self._compute.precision == "bf16", CompiledOperations(cells)
         terms = ElboGradients(
-            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing
-        )
+            self.vae, cells.batch_n, noise_nk, kl_weight, operations, narrow=narrow, mixing=self._mixing,
+            label_n=cells.label_n, labeling=self._labeling,
+        )  # fmt: skip
         return float(terms.nll) + kl_weight * float(terms.kl) + float(terms.penalty), terms.gradients
 
     def _by_autograd(
@@ -305,6 +312,8 @@ class Trainer:
         with self._compute.matrix_products():
             terms = self.vae.elbo_terms(cells, noise_nk)
             loss = terms.nll + kl_weight * terms.kl + self._discrepancy(terms.mean_nk, cells)
+            if self._labeling:
+                loss = loss + self._labeling * self._label_loss(terms.z_nk, cells)
             found = torch.autograd.grad(loss, parameters, retain_graph=flat)
         if not flat:
             return loss.item(), dict(zip(parameters, found, strict=True))
@@ -323,6 +332,13 @@ class Trainer:
         value, gradient_nk = batch_discrepancy(mean_nk.detach(), *effect.members(effect.weights(cells.batch_n)))
         # The difference is 0; its gradient with respect to the means is the gradient that was computed.
         return self._mixing * (value + ((mean_nk - mean_nk.detach()) * gradient_nk).sum())
+
+    def _label_loss(self, z_nk: Tensor, cells: Minibatch) -> Tensor:
+        """Compute the cross-entropy of the labels, as a differentiable scalar, nats per cell."""
+        classifier = self.vae.label_classifier
+        assert classifier is not None, "labels have a weight only if there is a classifier"
+        assert cells.label_n is not None, "cells have labels if there is a classifier"
+        return label_loss(z_nk, indicator(cells.label_n, classifier.weight), cells.n_cells, classifier).value
 
     def _snapshot(self) -> dict[str, Any]:
         return {

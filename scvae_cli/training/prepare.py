@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from scvae_cli.amounts import amount
-from scvae_cli.config import RunConfig
+from scvae_cli.config import RunConfig, TrainConfig
 from scvae_cli.data.counts import Counts, what_is_wrong
+from scvae_cli.data.known_labels import hidden_from_training
 from scvae_cli.data.labels import positions_in
 from scvae_cli.data.moments import mean_log1p, moments
 from scvae_cli.device import seeded
@@ -156,14 +157,42 @@ def _network_bytes(config: RunConfig, n_hidden: int, batch_size: int, n_genes: i
     return weights + 4 * 6 * batch_size * (n_genes + n_hidden * shape.n_layers)
 
 
+def labels_to_learn(counts: Counts, heldout: np.ndarray, train: TrainConfig) -> np.ndarray | None:
+    """Return the index of each cell's label, or −1 for cells without one, shape (n,); None if labels are not learned.
+
+    Some labels are hidden (`known_labels.hidden_from_training`). `heldout` are the indices of the held-out cells.
+
+    Raises
+    ------
+    DataError
+        If too few labels are hidden to test predictions, or too few are left to learn.
+    """
+    if counts.labels is None or not train.label_weight:
+        return None
+    known_n = counts.labels.code_n
+    labeled_n, unseen_n = known_n >= 0, hidden_from_training(counts.cell_names, train.seed)
+    code_n = np.where(unseen_n, -1, known_n)
+    unseen_n[heldout] = True
+    # The predictions are tested on cells of labels that other cells have, too.
+    several_n = labeled_n & (np.bincount(known_n[labeled_n])[known_n] > 1)
+    if not (labeled_n & ~unseen_n).any() or not (several_n & unseen_n).any():
+        raise DataError(
+            f"{amount(counts.labels.n_labeled, 'labeled cell is', 'labeled cells are')} too few for --label-weight: "
+            "some labels are learned, and others are needed to test the predictions",
+            "label more cells, or use --label-weight 0",
+        )
+    return code_n
+
+
 def started(config: RunConfig, counts: Counts, training: np.ndarray, conditions: Conditions) -> VAE:
     """Create an untrained network that is initialized at the averages of the training cells.
 
     `training` holds the indices of the training cells.
     """
+    n_labels = 0 if counts.labels is None or not config.train.label_weight else len(counts.labels.names)
     # The random state of the caller is not changed.
     with seeded(config.train.seed):
-        vae = VAE(config.model, counts.n_genes, conditions.batches, design=conditions.design)
+        vae = VAE(config.model, counts.n_genes, conditions.batches, design=conditions.design, n_labels=n_labels)
     batch_of_training = None if conditions.code_n is None else conditions.code_n[training]
     if counts.real:
         vae.start_from_moments(*moments(counts.matrix, training), batch_of_training)

@@ -27,6 +27,9 @@ FEW_FEATURES = 200
 EASED_DROPOUT = 0.7
 # Weight of the discrepancy between the batches, nats.
 MIXING = 30.0
+# Weight of the labels, nats, and number of labeled cells from which on they have it. Fewer labels hardly change the
+# latent space, but the cells whose labels are learned cannot be used to test the predictions.
+LABELING, MANY_LABELED = 10.0, 500
 # Learning rate at the small batch size. The rate grows with the square root of the number of cells per step.
 RATE = 8e-3
 
@@ -40,11 +43,12 @@ class Regularization(NamedTuple):
     eased_dropout: float
 
 
-def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) -> RunConfig:
+def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None, n_labeled: int = 0) -> RunConfig:
     """Replace None by defaults: size of the network, batch size, learning rate, dropout and weight decay.
 
-    The settings are batch size, learning rate, dropout, weight decay, and the fraction to which dropout is lowered.
-    `n_genes` is the number of modeled genes or features; None is treated as a large number.
+    The settings are batch size, learning rate, dropout, weight decay, the fraction to which dropout is lowered, and the
+    weights of batches and labels. `n_genes` is the number of modeled genes or features; None is treated as a large
+    number. `n_labeled` is the number of labeled cells.
     """
     model, train = config.model, config.train
     n_latent, n_hidden = SMALL_NETWORK if n_training < VERY_FEW_CELLS else USUAL_NETWORK
@@ -59,6 +63,8 @@ def settle(config: RunConfig, n_training: int, *, n_genes: int | None = None) ->
     if train.mix_batches is None:
         mixes = bool(config.data.batch_keys) and model.of_counts
         train = replace(train, mix_batches=MIXING if mixes else 0.0)
+    if train.label_weight is None and config.data.labels_key is not None:
+        train = replace(train, label_weight=LABELING if n_labeled >= MANY_LABELED else 0.0)
     batch_size = train.batch_size or (SMALL_BATCH if n_training < MANY_CELLS else LARGE_BATCH)
     # A step cannot average over more cells than the training cells.
     averaged = min(batch_size, max(n_training, SMALL_BATCH))

@@ -45,7 +45,9 @@ def take_over(vae: VAE, model: Model, beta: float) -> float:
     """
     continues = model.config.train.beta == beta
     fresh = {name: p.clone() for name, p in vae.named_parameters()}
-    vae.load_state_dict(model.vae.state_dict())
+    # The classifier of labels is not a part of a finished model.
+    of_labels = {name: p for name, p in vae.state_dict().items() if name.startswith("label_classifier.")}
+    vae.load_state_dict(model.vae.state_dict() | of_labels)
     if continues:
         return 0.0
     for name, p in vae.named_parameters():

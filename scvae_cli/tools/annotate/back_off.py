@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.labels import UNKNOWN
 from scvae_cli.tools.annotate.label_categories import categorical, texts
-from scvae_cli.tools.annotate.options import UNKNOWN
 from scvae_cli.tools.annotate.quality import Prediction, prediction_quality
 
 

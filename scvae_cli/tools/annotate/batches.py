@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from scvae_cli.data.covariates import read_covariates
+from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.data.labels import positions_in
 from scvae_cli.session import Session
-from scvae_cli.tools.annotate.known_labels import KnownLabels
 
 _SHOWN = 3
 _HOLD = (

@@ -5,23 +5,20 @@ Shapes: n cells, c labels, d coarse labels.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
+from scvae_cli.data.known_labels import KnownLabels, annotated_columns, in_order, values_by_label
 from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.errors import DataError, one_line
+from scvae_cli.labels import UNKNOWN
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.back_off import CoarseLabels
-from scvae_cli.tools.annotate.known_labels import KnownLabels, annotated_columns, in_order
-from scvae_cli.tools.annotate.label_categories import values_by_label
-from scvae_cli.tools.annotate.options import UNKNOWN
 
 _SHOWN = 3
 
 
-def with_coarse_labels(known: KnownLabels, session: Session, fine_key: str, key: str, *, key_added: str) -> KnownLabels:
-    """Add the coarse labels, which a second column of the labeled cells has.
+def coarse_labels(known: KnownLabels, session: Session, fine_key: str, key: str, *, key_added: str) -> CoarseLabels:
+    """Read the coarse labels, which a second column of the labeled cells has.
 
     Labeled cells without a coarse label are allowed if other cells of their label have one.
 
@@ -39,9 +36,9 @@ def with_coarse_labels(known: KnownLabels, session: Session, fine_key: str, key:
         for c in range(len(known.names))
     ]
     _check(title, fine_key, key, known.names, parents)
-    names = in_order(session, key, sorted({parent for (parent,) in parents}))
+    names = in_order(session.store, key, sorted({parent for (parent,) in parents}))
     parent_c = np.asarray([names.index(parent) for (parent,) in parents])
-    return replace(known, coarse=CoarseLabels(names=names, parent_c=parent_c, values=values_by_label(column, names)))
+    return CoarseLabels(names=names, parent_c=parent_c, values=values_by_label(column, names))
 
 
 def _check(title: str, fine_key: str, key: str, fine: tuple[str, ...], parents: list[list[str]]) -> None:

@@ -3,7 +3,8 @@
 The labeled cells are divided into `PARTS` parts. For each part there is a classifier, which learns from the other
 parts. Each labeled cell therefore has a prediction from a classifier that has not seen its label, and rare labels lose
 few of their cells. If a label has only one cell, this cell is in no part: all classifiers learn from it, and it is
-never held out.
+never held out. The same holds for cells with whose labels the model was trained: their positions depend on their
+labels, so predictions for them would seem better than they are for other cells.
 
 Shapes: n cells, m labeled cells, c labels.
 """
@@ -53,17 +54,19 @@ def _limit(size_c: np.ndarray, most: int) -> int:
     return low
 
 
-def parts_of(code_m: np.ndarray, *, seed: int, n_parts: int = PARTS) -> np.ndarray:
+def parts_of(code_m: np.ndarray, *, unseen_m: np.ndarray, seed: int, n_parts: int = PARTS) -> np.ndarray:
     """Assign labeled cells to parts at random, such that the cells of each label are spread evenly; shape (m,).
 
-    The part is −1 for the only cell of a label.
+    The part is −1 for the only cell of a label, and for cells outside of the mask `unseen_m`, with whose labels the
+    model was trained.
     """
     random = np.random.default_rng(seed)
     part_m = np.full(len(code_m), -1)
     first = 0
     for c in np.unique(code_m):
-        cells = random.permutation(np.flatnonzero(code_m == c))
-        if len(cells) > 1:
+        alone = np.count_nonzero(code_m == c) == 1
+        cells = random.permutation(np.flatnonzero((code_m == c) & unseen_m))
+        if not alone:
             part_m[cells] = (np.arange(len(cells)) + first) % n_parts
             first += len(cells)
     return part_m

@@ -10,28 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from scvae_cli.labels import as_label
-from scvae_cli.tools.annotate.options import UNKNOWN
-
-
-def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
-    """Return the value of each label in a column of numbers, or of True and False, shape (c,); None for other columns.
-
-    >>> values_by_label(np.array([2.0, 1.0, np.nan]), ["1", "2"])
-    array([1., 2.])
-    >>> values_by_label(np.array(["2", "1"], dtype=object), ["1", "2"]) is None
-    True
-    """
-    import pandas as pd  # only here: it takes time to import
-
-    found: dict[str | None, Any] = {}
-    for value in pd.unique(column):
-        found.setdefault(as_label(value), value)
-    values = [found[name] for name in names]
-    if len({isinstance(value, (bool, np.bool_)) for value in values}) != 1:
-        return None
-    array = np.asarray(values)
-    return array if array.dtype.kind in "biuf" else None
+from scvae_cli.labels import UNKNOWN
 
 
 def categorical(code_n: np.ndarray, names: tuple[str, ...], values: np.ndarray | None) -> Any:

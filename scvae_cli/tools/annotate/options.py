@@ -5,22 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from scvae_cli.errors import ConfigError
 from scvae_cli.options import INPUT, option
 from scvae_cli.shared_options import Drawing, Reading, Subset, Writing
 from scvae_cli.verb import Verb
-
-# Label of the cells that belong to none of the known types.
-UNKNOWN = "unknown"
-# Text between the labels of a prediction set.
-BETWEEN = " | "
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnnotateOptions(Reading, Subset, Drawing, Writing):
     """Options that say where labels are known, and how sure the new labels must be."""
 
-    labels_key: str = option(
-        help="Column of obs with the known labels. Cells with a missing value or an empty text have no label.",
+    labels_key: str | None = option(
+        None,
+        help="Column of obs with the known labels. Cells with a missing value or an empty text have no label. Without "
+        "this option, the labels with which the model was trained are predicted.",
         takes="a column of obs",
     )
     unlabeled: str | None = option(
@@ -64,6 +62,17 @@ class AnnotateOptions(Reading, Subset, Drawing, Writing):
     )
     seed: int = option(0, help="Random seed of the parts in which labeled cells are held out.", least=0, most=2**32 - 1)
 
+    def check(self) -> None:
+        """Raise a ConfigError if an option about labeled cells was given without --labels-key."""
+        super().check()
+        if self.labels_key is not None:
+            return
+        for flag, value in (
+            ("--unlabeled", self.unlabeled), ("--coarse-key", self.coarse_key), ("--reference", self.reference),
+        ):  # fmt: skip
+            if value is not None:
+                raise ConfigError(f"{flag} was given without --labels-key", "name the labels with --labels-key COLUMN")
+
 
 ANNOTATE = Verb(
     name="annotate",
@@ -73,7 +82,8 @@ ANNOTATE = Verb(
     about="""Predict the label of every cell from labeled cells, with calibrated probabilities.
 
     The labeled cells are those of DATA that have a value in the column --labels-key, or those of another file,
-    --reference. The model need not have been trained with labels or with the reference.
+    --reference. The model need not have been trained with labels or with the reference. If the model was trained with
+    labels (scvae train --labels-key), no labeled cells are needed: without --labels-key, its labels are predicted.
 
     Writes the most probable label to obs["scvae_label"], or "unknown" if the cell is unlike the labeled cells of all
     types; its probability to obs["scvae_label_probability"]; the prediction set, which contains the true label with

@@ -7,13 +7,14 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from scvae_cli.amounts import amount
+from scvae_cli.data.known_labels import KnownLabels, known_labels
 from scvae_cli.errors import one_line
 from scvae_cli.question import Question
 from scvae_cli.tools.annotate.annotation import annotate
-from scvae_cli.tools.annotate.back_off import BackOff
+from scvae_cli.tools.annotate.back_off import BackOff, CoarseLabels
 from scvae_cli.tools.annotate.batches import warning_of_new_batches
-from scvae_cli.tools.annotate.coarse_labels import with_coarse_labels
-from scvae_cli.tools.annotate.known_labels import known_labels
+from scvae_cli.tools.annotate.coarse_labels import coarse_labels
+from scvae_cli.tools.annotate.learned_file import learned_of
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import Prediction
 from scvae_cli.tools.annotate.result import Annotation
@@ -40,11 +41,21 @@ class Annotate(Question[AnnotateOptions, Annotation]):
             )
         labeled = self.reference or session
         fine_key, coarse_key, key_added = options.labels_key, options.coarse_key, self.names.key_added
+        self.known: KnownLabels | None = None
+        self.coarse: CoarseLabels | None = None
+        if fine_key is None:
+            learned_of(session.model)  # raises an error if the model has no labels
+            return
         self.known = known_labels(
-            labeled, fine_key, unlabeled=options.unlabeled, warn=self.shell.warn, key_added=key_added
+            labeled.store,
+            fine_key,
+            unlabeled=options.unlabeled,
+            kept=labeled.kept,
+            warn=self.shell.warn,
+            key_added=key_added,
         )
         if coarse_key is not None:
-            self.known = with_coarse_labels(self.known, labeled, fine_key, coarse_key, key_added=key_added)
+            self.coarse = coarse_labels(self.known, labeled, fine_key, coarse_key, key_added=key_added)
 
     def planned(self) -> list[str]:
         names = self.names
@@ -54,7 +65,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return [*(f"obs/{key}" for key in columns), f"obsm/{names.label_probabilities}", f"uns/{names.label_names}"]
 
     def answer(self) -> Annotation:
-        return annotate(self.session, self.known, self.options, reference=self.reference)
+        return annotate(self.session, self.known, self.options, coarse=self.coarse, reference=self.reference)
 
     def record(self, result: Annotation) -> dict[str, Any]:
         reference = self.options.reference
@@ -66,7 +77,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
         return annotation_figure(result)
 
     def warnings(self, result: Annotation) -> Sequence[str]:
-        of_batches = warning_of_new_batches(self.session, self.known, self.reference)
+        of_batches = None if self.known is None else warning_of_new_batches(self.session, self.known, self.reference)
         return [*result.warnings(), *([] if of_batches is None else [of_batches])]
 
     def facts(self, result: Annotation) -> dict[str, Any]:
@@ -102,6 +113,7 @@ class Annotate(Question[AnnotateOptions, Annotation]):
     def text(self, result: Annotation, facts: dict[str, Any]) -> str:
         quality = result.quality
         where = "" if self.reference is None else f" of {one_line(self.reference.store.title)}"
+        where = " of the training" if self.known is None else where
         lines = [
             (
                 f"annotated {amount(facts['n_cells'], 'cell')}, learned from "

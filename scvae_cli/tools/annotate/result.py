@@ -12,10 +12,10 @@ import numpy as np
 from scvae_cli.amounts import amount, noun
 from scvae_cli.brief import brief
 from scvae_cli.data.slots import Slot, SlotNames
+from scvae_cli.labels import BETWEEN, UNKNOWN
 from scvae_cli.tools.annotate.back_off import BackOff
 from scvae_cli.tools.annotate.difference import Difference
 from scvae_cli.tools.annotate.label_categories import categorical
-from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
 from scvae_cli.tools.annotate.quality import Quality
 
 # A warning is given if the share of unknown cells is this many times the expected share, and above the second number.

@@ -15,10 +15,11 @@ from scvae_cli.model.bundle import Model, check_new_model
 from scvae_cli.path_names import FOR_A_MODEL, refuse_long_name
 from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
+from scvae_cli.tools.train.labels import with_labels
 from scvae_cli.tools.train.options import TrainOptions
 from scvae_cli.training.checkpoint import Checkpoint, only_training
 from scvae_cli.training.fit import Finished, FitEvent, Stopped, fit
-from scvae_cli.training_counts import counts_for_training
+from scvae_cli.training_counts import counts_for_training, session_of_training
 from scvae_cli.training_progress import follow
 from scvae_cli.verb import Request
 
@@ -59,6 +60,8 @@ def train(request: Request, shell: Shell) -> Outcome:
             raise Interrupted(f"interrupted after epoch {last.epoch}", "run the same command with --resume to continue")
         assert isinstance(last, Finished), "a training ends finished or stopped"
         model = last.model
+        if run.data.labels_key is not None:
+            model = with_labels(session_of_training(model, request.data, shell))
         if folder is not None:
             model.save(folder, force=options.force)
             Checkpoint(folder, "").discard()

@@ -1,28 +1,29 @@
 """The labels that are known: which labels there are, and the label of each labeled cell.
 
-Shapes: n cells.
+Shapes: n cells, c labels.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from scvae_cli.amounts import amount
-from scvae_cli.data.labels import are_measurements, in_natural_order, matching
+from scvae_cli.data.labels import are_measurements, as_label, in_natural_order, labels_of, matching
 from scvae_cli.data.obs_columns import obs_values
 from scvae_cli.data.provenance import read_runs
 from scvae_cli.data.slots import DEFAULT_KEY
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
-from scvae_cli.session import Session
-from scvae_cli.tools.annotate.back_off import CoarseLabels
-from scvae_cli.tools.annotate.label_categories import values_by_label
-from scvae_cli.tools.annotate.options import BETWEEN, UNKNOWN
+from scvae_cli.labels import BETWEEN, UNKNOWN
 
+# One label in this many is hidden from a training, so that predictions can be tested on cells with a hidden label.
+HIDDEN_ONE_IN = 5
 _SHOWN = 5
 # Texts that usually mean that a cell has no label, in lower case.
 _USUALLY_NONE = frozenset(
@@ -34,14 +35,21 @@ _USUALLY_NONE = frozenset(
 class KnownLabels:
     """The labels in their order, and the index of each cell's label, shape (n,); −1 for cells without a label.
 
-    `values` are the values of the column if they are numbers, or True and False; None otherwise. `coarse` are the
-    coarse labels, or None.
+    `values` are the values of the column if they are numbers, or True and False; None otherwise.
     """
 
     names: tuple[str, ...]
     code_n: np.ndarray
     values: np.ndarray | None = None
-    coarse: CoarseLabels | None = None
+
+    @property
+    def n_labeled(self) -> int:
+        """Number of cells with a label."""
+        return int(np.count_nonzero(self.code_n >= 0))
+
+    def cells(self, rows: np.ndarray) -> KnownLabels:
+        """Return the labels of some cells, given by index or mask."""
+        return replace(self, code_n=self.code_n[rows])
 
     def ranks(self) -> np.ndarray:
         """Return the rank of each label in the order of their first cells, shape (c,).
@@ -54,10 +62,26 @@ class KnownLabels:
         return ranks
 
 
+def hidden_from_training(cell_names: np.ndarray, seed: int) -> np.ndarray:
+    """Return a mask of the cells whose labels a training with this seed does not use, shape (n,).
+
+    Whether a label is hidden depends only on the name of the cell and on the seed, so that it is also known later.
+    """
+    remainder_n = np.fromiter((zlib.crc32(f"{seed} {name}".encode()) for name in cell_names), np.int64, len(cell_names))
+    hidden_n: np.ndarray = remainder_n % HIDDEN_ONE_IN == 0
+    return hidden_n
+
+
 def known_labels(
-    session: Session, key: str, *, unlabeled: str | None, warn: Callable[[str], None], key_added: str = DEFAULT_KEY
+    store: CellStore,
+    key: str,
+    *,
+    unlabeled: str | None,
+    warn: Callable[[str], None],
+    kept: np.ndarray | None = None,
+    key_added: str = DEFAULT_KEY,
 ) -> KnownLabels:
-    """Read the known labels of the cells of a session.
+    """Read the known labels of the cells of a store.
 
     Parameters
     ----------
@@ -67,6 +91,8 @@ def known_labels(
         Label of the cells that have no label, besides cells with a missing value or an empty text.
     warn
         Receives warnings about labels that are empty texts, or that usually mean that a cell has no label.
+    kept
+        Mask of the cells of the store whose labels are read; None for all.
     key_added
         Name under which the results will be written. If the column does not exist, the columns of earlier results are
         not offered in its place.
@@ -78,9 +104,9 @@ def known_labels(
         labels or no label of two cells are left, if a label has the name of the cells of no known type, or if a label
         contains the text that separates the labels of a prediction set.
     """
-    title = session.store.title
-    column = obs_values(session.store, key, purpose="--labels-key", without=annotated_columns(session.store, key_added))
-    label_n = session.labels(key, purpose="--labels-key")
+    title = store.title
+    column = obs_values(store, key, purpose="--labels-key", without=annotated_columns(store, key_added))
+    label_n = labels_of(column if kept is None else column[kept])
     if are_measurements(column) and (label_n != None).any():  # noqa: E711  # elementwise
         raise DataError(
             f"{title}: obs[{key!r}] holds measurements, not labels", "--labels-key takes a column that names groups"
@@ -102,7 +128,7 @@ def known_labels(
         warn(f"{title}: {found}: they are taken as cells without a label")
         label_n[empty_n] = None
         present = [label for label in present if label not in empty]
-    names = in_order(session, key, present)
+    names = in_order(store, key, present)
     index = {name: i for i, name in enumerate(names)}
     code_n = np.asarray([index.get(label, -1) for label in label_n], dtype=np.int64)
     _check(title, key, names, code_n)
@@ -116,9 +142,9 @@ def annotated_columns(store: CellStore, key_added: str) -> set[str]:
     return {path.removeprefix("obs/") for path in record.get("slots", []) if path.startswith("obs/")}
 
 
-def in_order(session: Session, key: str, present: list[str]) -> tuple[str, ...]:
+def in_order(store: CellStore, key: str, present: list[str]) -> tuple[str, ...]:
     """Sort labels like the categories of the column, or by their numbers, or by the alphabet."""
-    categories = session.store.obs_categories(key)
+    categories = store.obs_categories(key)
     if categories is not None:
         known = set(present)
         return tuple(name for name in categories if name in known)
@@ -128,7 +154,10 @@ def in_order(session: Session, key: str, present: list[str]) -> tuple[str, ...]:
 def _check(title: str, key: str, names: tuple[str, ...], code_n: np.ndarray) -> None:
     where = f"{title}: obs[{key!r}]"
     if not names:
-        raise DataError(f"{where} has no label for any cell", "give a column with labels, or --reference FILE")
+        raise DataError(
+            f"{where} has no label for any cell",
+            "give another column; annotate also reads labeled cells from another file (--reference)",
+        )
     if len(names) == 1:
         raise DataError(f"{where} has only the label {names[0]!r}", "there must be two labels or more to choose from")
     if UNKNOWN in names:
@@ -163,3 +192,23 @@ def _warn_of_usually_none(
         found = f"the labels {shown}, which are taken as cell types"
         use = f"give one of them to --unlabeled ({shlex.quote(suspects[0])}), and make the others missing values,"
     warn(f"{title}: obs[{key!r}] has {found}: {use} if these cells have no label")
+
+
+def values_by_label(column: np.ndarray, names: Sequence[str]) -> np.ndarray | None:
+    """Return the value of each label in a column of numbers, or of True and False, shape (c,); None for other columns.
+
+    >>> values_by_label(np.array([2.0, 1.0, np.nan]), ["1", "2"])
+    array([1., 2.])
+    >>> values_by_label(np.array(["2", "1"], dtype=object), ["1", "2"]) is None
+    True
+    """
+    import pandas as pd  # only here: it takes time to import
+
+    found: dict[str | None, Any] = {}
+    for value in pd.unique(column):
+        found.setdefault(as_label(value), value)
+    values = [found[name] for name in names]
+    if len({isinstance(value, (bool, np.bool_)) for value in values}) != 1:
+        return None
+    array = np.asarray(values)
+    return array if array.dtype.kind in "biuf" else None

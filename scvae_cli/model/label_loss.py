@@ -1,0 +1,52 @@
+"""Loss of a classifier that predicts the labels of cells from their latent positions, with explicit gradients.
+
+The classifier is a multinomial logistic regression. It is trained together with the VAE, so that the encoder separates
+the labels, and is not a part of the finished model.
+
+Shapes: n cells, k latent dimensions, c labels.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+class LabelLoss(NamedTuple):
+    """Cross-entropy of the labels (a scalar, nats per cell), and its gradients.
+
+    The gradients are with respect to the latent positions, and to weight and bias of the classifier.
+    """
+
+    value: Tensor
+    d_z_nk: Tensor
+    d_weight_ck: Tensor
+    d_bias_c: Tensor
+
+
+def label_loss(z_nk: Tensor, label_nc: Tensor, n_cells: Tensor | int, classifier: nn.Linear) -> LabelLoss:
+    """Compute the sum of −log p(label | z) over the labeled cells, divided by the number of all cells.
+
+    Parameters
+    ----------
+    z_nk
+        Latent positions of the cells of a minibatch.
+    label_nc
+        Indicator of each cell's label; rows of zeros stand for cells without a label, and for cells that only pad the
+        minibatch.
+    n_cells
+        Number of cells in the minibatch, without those that only pad it.
+    classifier
+        The linear map from a position to the logits of the labels.
+    """
+    log_p_nc = torch.log_softmax(nn.functional.linear(z_nk, classifier.weight, classifier.bias), dim=1)
+    labeled_n1 = label_nc.sum(1, keepdim=True)
+    d_logits_nc = (log_p_nc.exp() * labeled_n1 - label_nc) / n_cells
+    return LabelLoss(
+        -(label_nc * log_p_nc).sum() / n_cells,
+        d_logits_nc @ classifier.weight,
+        d_logits_nc.T @ z_nk,
+        d_logits_nc.sum(0),
+    )

@@ -1,0 +1,159 @@
+"""Classifiers of labels as tensors, so that a model folder can contain them, and back.
+
+A model folder may come from a stranger, so all shapes and ranges are checked.
+
+Shapes: h held-out labeled cells, c labels, v views, k parts, j coordinates of the decoded states, e coordinates of the
+embedding, g genes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+
+from scvae_cli.errors import ConfigError, ModelError
+from scvae_cli.model.bundle import Model
+from scvae_cli.model.stored_labels import StoredLabels
+from scvae_cli.tools.annotate.classifier import Regression
+from scvae_cli.tools.annotate.learning import Learned
+from scvae_cli.tools.annotate.novelty import Metric
+from scvae_cli.tools.annotate.views import VIEWS, Scaling
+
+# The last letters of a name give the shape of the tensor; "" stands for a tensor of one number.
+_SCALES = ("scale", "state_scale")
+_PROBABILITY = 1e-3
+_KINDS = {"b": "boolean", "i": "integer", "u": "integer", "f": "number"}
+_TYPES = {"boolean": np.bool_, "integer": np.int64, "number": np.float64}
+
+
+def stored(learned: Learned) -> StoredLabels:
+    """Return classifiers as tensors."""
+    scaling, values = learned.scaling, learned.values
+    arrays: dict[str, np.ndarray] = {
+        "rank_c": learned.rank_c,
+        "size_c": learned.size_c,
+        "center_e": scaling.center_j,
+        "scale": np.asarray(scaling.scale),
+        "state_center_j": scaling.state_center_j,
+        "state_scale": np.asarray(scaling.state_scale),
+        "deviation_g": scaling.deviation_g,
+        "gene_center_g": scaling.gene_center_g,
+        "everything_center_j": learned.everything.center_cj[0],
+        "everything_factor_jj": learned.everything.factor_jj,
+        "center_kcj": np.stack([metric.center_cj for metric in learned.metrics_k]),
+        "factor_kjj": np.stack([metric.factor_jj for metric in learned.metrics_k]),
+        "log_p_vhc": learned.log_p_vhc,
+        "novelty_h": learned.novelty_h,
+        "code_h": learned.code_h,
+        "part_h": learned.part_h,
+        "weight_h": learned.weight_h,
+    }
+    for view, letter in zip(VIEWS, "jeg", strict=True):
+        fitted = [of_v[VIEWS.index(view)] for of_v in learned.regressions_kv]
+        arrays[f"{view}_coefficient_k{letter}c"] = np.stack([one.coefficient_jc for one in fitted])
+        arrays[f"{view}_intercept_kc"] = np.stack([one.intercept_c for one in fitted])
+    if values is not None:
+        arrays["value_c"] = values
+    tensors = {name: torch.tensor(np.asarray(array), dtype=torch.float32) for name, array in arrays.items()}
+    return StoredLabels(learned.names, "text" if values is None else _KINDS[values.dtype.kind], tensors)
+
+
+def learned_of(model: Model) -> Learned:
+    """Return the classifiers that were saved with a model.
+
+    Raises
+    ------
+    ConfigError
+        If the model was trained without labels.
+    ModelError
+        If the classifiers are damaged.
+    """
+    if model.labels is None:
+        raise ConfigError(
+            "the model was trained without labels, so known labels are needed",
+            "name the column with the labels of some cells with --labels-key",
+        )
+    try:
+        return _learned(model.labels, model)
+    except (KeyError, ValueError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
+        raise ModelError(f"the labels of the model are damaged: {reason}", "train again") from error
+
+
+def _learned(labels: StoredLabels, model: Model) -> Learned:
+    arrays = {name: tensor.numpy() for name, tensor in labels.tensors.items()}
+    n_labels = len(labels.names)
+    lengths = {"c": n_labels, "g": len(model.genes), "v": len(VIEWS)}
+    if model.expression is not None:
+        lengths |= {"j": len(model.expression.component_jg)}
+    _check_shapes(arrays, lengths)
+    rank_c, code_h, part_h = (_whole(name, arrays[name]) for name in ("rank_c", "code_h", "part_h"))
+    n_parts = len(arrays["center_kcj"])
+    if sorted(rank_c) != list(range(n_labels)):
+        raise ValueError("rank_c is not an order of the labels")
+    if code_h.min() < 0 or code_h.max() >= n_labels or part_h.min() < 0 or part_h.max() >= n_parts:
+        raise ValueError("code_h or part_h is out of range")
+    positive = ("scale", "state_scale", "deviation_g", "size_c", "weight_h")
+    for name in positive:
+        if not (arrays[name] > 0).all():
+            raise ValueError(f"{name} is not positive")
+    total_vh = np.exp(arrays["log_p_vhc"].astype(np.float64)).sum(2)
+    if not np.allclose(total_vh, 1, atol=_PROBABILITY):
+        raise ValueError("the probabilities of log_p_vhc do not add up to 1")
+    scaling = Scaling(
+        center_j=arrays["center_e"],
+        scale=float(arrays["scale"]),
+        state_center_j=arrays["state_center_j"],
+        state_scale=float(arrays["state_scale"]),
+        deviation_g=arrays["deviation_g"],
+        gene_center_g=arrays["gene_center_g"],
+        component_gj=np.empty((lengths["g"], 0), dtype=np.float32),
+    )
+    by_view = [
+        [
+            Regression(coefficient, intercept.astype(np.float64))
+            for coefficient, intercept in zip(
+                arrays[f"{view}_coefficient_k{letter}c"], arrays[f"{view}_intercept_kc"], strict=True
+            )
+        ]
+        for view, letter in zip(VIEWS, "jeg", strict=True)
+    ]
+    values: np.ndarray | None = None if labels.kind == "text" else arrays["value_c"].astype(_TYPES[labels.kind])
+    return Learned(
+        names=labels.names,
+        rank_c=rank_c,
+        values=values,
+        size_c=_whole("size_c", arrays["size_c"]),
+        scaling=scaling,
+        everything=Metric(arrays["everything_center_j"][None], arrays["everything_factor_jj"]),
+        regressions_kv=[list(of_k) for of_k in zip(*by_view, strict=True)],
+        metrics_k=[
+            Metric(center, factor) for center, factor in zip(arrays["center_kcj"], arrays["factor_kjj"], strict=True)
+        ],
+        log_p_vhc=arrays["log_p_vhc"].astype(np.float64),
+        novelty_h=arrays["novelty_h"].astype(np.float64),
+        code_h=code_h,
+        part_h=part_h,
+        weight_h=arrays["weight_h"].astype(np.float64),
+    )
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray], lengths: dict[str, int]) -> None:
+    """Check that the shapes fit each other; a letter has one length, which is not 0."""
+    for name, array in arrays.items():
+        letters = "" if name in _SCALES else name.rpartition("_")[2]
+        if array.ndim != len(letters) or 0 in array.shape:
+            raise ValueError(f"{name} has shape {array.shape}")
+        for letter, length in zip(letters, array.shape, strict=True):
+            if lengths.setdefault(letter, length) != length:
+                raise ValueError(f"{name} has shape {array.shape}, which does not fit the other parts of the model")
+
+
+def _whole(name: str, array: np.ndarray) -> np.ndarray:
+    """Return whole numbers as int64."""
+    if not (array == np.trunc(array)).all() or not (np.abs(array) < 2**31).all():
+        raise ValueError(f"{name} holds values that are not whole numbers")
+    whole: np.ndarray = array.astype(np.int64)
+    return whole

@@ -1,0 +1,176 @@
+"""Classifiers that are learned from labeled cells, and their predictions for labeled cells that they have not seen.
+
+The labeled cells are divided into parts (`held_out_parts`). For each part there is one classifier, which learns from
+the cells of the other parts. The predictions for the held-out cells calibrate the classifiers (`annotation`).
+
+Shapes: n cells, m labeled cells that train the classifiers, h of them that are held out once, c labels, v views,
+k parts, j coordinates, g genes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from scvae_cli.data.known_labels import KnownLabels, hidden_from_training
+from scvae_cli.errors import DataError
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.classifier import Regression, regression
+from scvae_cli.tools.annotate.held_out_parts import PARTS, chosen_cells, parts_of
+from scvae_cli.tools.annotate.novelty import Metric, metric_of_all, metric_of_labels, novelty
+from scvae_cli.tools.annotate.views import GENES, INVERSE_PENALTY, VIEWS, Coordinates, Scaling, fit_scaling
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """What was learned from labeled cells.
+
+    The labels have the order of their first cells, so that results do not depend on the names of the labels.
+
+    Parameters
+    ----------
+    names, rank_c
+        Names of the labels in the order in which they are shown, and the index of each of these labels in all other
+        fields.
+    values
+        Values of the labels if these are numbers, or True and False, in the order of `names`; None otherwise.
+    size_c
+        Number of labeled cells of each label.
+    scaling, everything
+        The map from coordinates to views, and the metric of all cells.
+    regressions_kv, metrics_k
+        For each part and view a regression, and for each part the metric of the labels. The regressions of the last
+        view use the scaled genes. With few labels, this needs far fewer multiplications than principal components of
+        the genes would need.
+    log_p_vhc, novelty_h
+        Log probabilities of each view, and novelty, of each held-out cell, by the classifier that has not seen it.
+    code_h, part_h, weight_h
+        Index of the label of each held-out cell, its part, and the number of labeled cells for which it stands.
+    """
+
+    names: tuple[str, ...]
+    rank_c: np.ndarray
+    values: np.ndarray | None
+    size_c: np.ndarray
+    scaling: Scaling
+    everything: Metric
+    regressions_kv: list[list[Regression]]
+    metrics_k: list[Metric]
+    log_p_vhc: np.ndarray
+    novelty_h: np.ndarray
+    code_h: np.ndarray
+    part_h: np.ndarray
+    weight_h: np.ndarray
+
+    def by_view(self, part: int, views: tuple[Any, ...]) -> np.ndarray:
+        """Compute the log probabilities of each view by the classifier of a part, shape (v, n, c)."""
+        return _by_view(self.regressions_kv[part], views)
+
+    def with_mean_of(self, missing_g: np.ndarray) -> Learned:
+        """Return classifiers for cells without counts of some genes, which then count as average."""
+
+        def corrected(fitted: Regression) -> Regression:
+            at_mean_c = self.scaling.gene_center_g[missing_g] @ fitted.coefficient_jc[missing_g]
+            return replace(fitted, intercept_c=fitted.intercept_c + at_mean_c)
+
+        return replace(self, regressions_kv=[[*of_v[:GENES], corrected(of_v[GENES])] for of_v in self.regressions_kv])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lesson:
+    """What was learned, and from which cells: their indices and coordinates, and which of them were held out.
+
+    The shapes are (m,) for `rows_m` and `held_m`; `trained` has m cells.
+    """
+
+    learned: Learned
+    rows_m: np.ndarray
+    held_m: np.ndarray
+    trained: Coordinates
+
+
+def learn(
+    session: Session, labeled: Coordinates, known: KnownLabels, *, others_nj: np.ndarray | None, seed: int
+) -> Lesson:
+    """Train the classifiers of all parts, and predict the cells that they have not seen.
+
+    Parameters
+    ----------
+    session, labeled, known
+        The labeled cells (and possibly cells without a label), their coordinates and their labels.
+    others_nj
+        Decoded states of further cells; None if there are none.
+    seed
+        Random seed of the parts.
+
+    Raises
+    ------
+    DataError
+        If the model was trained with the labels of all labeled cells.
+    """
+    rank_c = known.ranks()
+    n_labels, code_n = len(rank_c), np.append(rank_c, -1)[known.code_n]
+    rows_m = chosen_cells(code_n, n_labels, seed=seed)
+    code_m, size_c = code_n[rows_m], np.bincount(code_n[code_n >= 0])
+    weight_m = (size_c / np.bincount(code_m))[code_m]
+    part_m = parts_of(code_m, unseen_m=_unseen(session)[rows_m], seed=seed)
+    held_m = part_m >= 0
+    if not held_m.any():
+        raise DataError(
+            f"{session.store.title}: the model was trained with the labels of all labeled cells, so predictions "
+            "cannot be tested",
+            "give other labeled cells (--reference), or train with more labeled cells",
+        )
+    trained = labeled.cells(rows_m)
+    everywhere_nj = labeled.state_nj if others_nj is None else np.concatenate([trained.state_nj, others_nj])
+    scaling = fit_scaling(trained)
+    views = scaling.views(trained)
+    everything = metric_of_all((everywhere_nj - scaling.state_center_j) / scaling.state_scale)
+    log_p_vmc, novelty_m = np.empty((len(VIEWS), len(code_m), n_labels)), np.empty(len(code_m))
+    regressions_kv, metrics_k = [], []
+    with session.progress("Learning labels", PARTS) as advance:
+        for part in range(PARTS):
+            learn_m, test_m = part_m != part, part_m == part
+            regressions = [
+                regression(x_mj[learn_m], code_m[learn_m], weight_m[learn_m], inverse_penalty)
+                for x_mj, inverse_penalty in zip(views, INVERSE_PENALTY, strict=True)
+            ]
+            metric = metric_of_labels(views[0][learn_m], code_m[learn_m], n_labels)
+            if test_m.any():
+                tested = tuple(x_mj[test_m] for x_mj in views)
+                log_p_vmc[:, test_m] = _by_view(regressions, tested)
+                novelty_m[test_m] = novelty(tested[0], metric, everything)
+            regressions_kv.append([*regressions[:GENES], scaling.on_genes(regressions[GENES])])
+            metrics_k.append(metric)
+            advance()
+    learned = Learned(
+        names=known.names,
+        rank_c=rank_c,
+        values=known.values,
+        size_c=size_c,
+        scaling=scaling,
+        everything=everything,
+        regressions_kv=regressions_kv,
+        metrics_k=metrics_k,
+        log_p_vhc=log_p_vmc[:, held_m],
+        novelty_h=novelty_m[held_m],
+        code_h=code_m[held_m],
+        part_h=part_m[held_m],
+        weight_h=weight_m[held_m],
+    )
+    return Lesson(learned=learned, rows_m=rows_m, held_m=held_m, trained=trained)
+
+
+def _unseen(session: Session) -> np.ndarray:
+    """Return a mask of the cells whose labels were certainly not used to train the model, shape (n,)."""
+    config, names = session.model.config, session.counts.cell_names
+    if not config.train.label_weight:
+        return np.ones(len(names), dtype=bool)
+    unseen_n: np.ndarray = hidden_from_training(names, config.train.seed) | session.model.held_out(names)
+    return unseen_n
+
+
+def _by_view(regressions: list[Regression], views: tuple[Any, ...]) -> np.ndarray:
+    return np.stack([found.log_probabilities(x_nj) for found, x_nj in zip(regressions, views, strict=True)])

@@ -1,0 +1,29 @@
+"""Classifiers of the labels with which a model was trained, so that `annotate` needs no labeled cells."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from scvae_cli.data.known_labels import known_labels
+from scvae_cli.model.bundle import Model
+from scvae_cli.session import Session
+from scvae_cli.tools.annotate.learned_file import stored
+from scvae_cli.tools.annotate.learning import learn
+from scvae_cli.tools.annotate.views import coordinates
+
+
+def with_labels(session: Session) -> Model:
+    """Return the model of a session, with classifiers of the labels with which it was trained.
+
+    The session has the data of the training.
+    """
+    model, chosen = session.model, session.model.config.data
+    assert chosen.labels_key is not None, "the model was trained with labels"
+    # The training has warned already.
+    known = known_labels(
+        session.store, chosen.labels_key, unlabeled=chosen.unlabeled, kept=session.kept, warn=lambda _: None
+    )
+    labeled = coordinates(session, library=float(model.vae.reference_library))
+    learned = learn(session, labeled, known, others_nj=None, seed=model.config.train.seed).learned
+    model.vae.to("cpu")
+    return replace(model, labels=stored(learned))

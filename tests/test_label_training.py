@@ -1,0 +1,236 @@
+"""Training with labels: it separates them, hides some of them, and `annotate` needs no labeled cells afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import numpy as np
+import pytest
+import torch
+from command_line import TINY as TINY_ARGUMENTS
+from command_line import run_cli, run_well
+from simulated import TINY, counts_of, tiny_config, tree
+from sklearn.metrics import silhouette_score
+
+import scvae_cli as scvae
+from scvae_cli.data.known_labels import KnownLabels, hidden_from_training
+from scvae_cli.errors import ConfigError, DataError, ModelError, ScvaeWarning
+from scvae_cli.latent.posteriors import posteriors
+from scvae_cli.model.bundle import load
+from scvae_cli.tools.annotate.learned_file import learned_of
+from scvae_cli.tools.annotate.views import GENES
+from scvae_cli.training.fit import fit, fit_to_end
+
+
+@functools.cache
+def trained():
+    """Cells of a tree, of which half have a label, and a model that was trained with the labels."""
+    adata = tree(n_cells=600, n_branches=2)
+    known_n = np.random.default_rng(0).random(adata.n_obs) < 0.5
+    adata.obs["known"] = adata.obs["cell_type"].astype(object).where(known_n)
+    return adata, scvae.train(adata, labels_key="known", label_weight=10, **TINY), known_n
+
+
+def with_labels(counts, code_n, n_labels=3):
+    names = tuple(f"type {c}" for c in range(n_labels))
+    return dataclasses.replace(counts, labels=KnownLabels(names, np.asarray(code_n)))
+
+
+def weights_of(model):
+    return torch.cat([p.detach().ravel() for p in model.vae.parameters()])
+
+
+@pytest.fixture(scope="module")
+def counts():
+    return counts_of(tree(n_cells=200, n_genes=60))
+
+
+def test_labels_lie_further_apart_also_of_cells_whose_labels_are_not_known():
+    adata, model, known_n = trained()
+    without = scvae.train(adata, **TINY)
+    apart = []
+    for one in (without, model):
+        mean_nk = np.asarray(
+            posteriors(one, counts_of(adata).genes(np.flatnonzero(np.isin(adata.var_names, one.genes)))).mean_nk
+        )
+        apart.append(silhouette_score(mean_nk[~known_n], adata.obs["cell_type"][~known_n]))
+    assert apart[1] > apart[0] + 0.02
+
+
+def test_hidden_labels_change_nothing(counts):
+    """Labels by which predictions are tested have no influence on the weights."""
+    code_n = np.arange(counts.n_cells) % 3
+    other_n = np.where(hidden_from_training(counts.cell_names, 0), (code_n + 1) % 3, code_n)
+    assert 0.1 < np.mean(other_n != code_n) < 0.3
+    config = tiny_config(max_epochs=2, labels_key="label", label_weight=10)
+    same, other = (weights_of(fit_to_end(with_labels(counts, c), config)) for c in (code_n, other_n))
+    assert torch.equal(same, other)
+    third = weights_of(fit_to_end(with_labels(counts, (code_n + counts.n_cells // 100) % 3), config))
+    assert not torch.equal(same, third)
+
+
+def test_a_weight_of_zero_is_a_training_without_labels(counts):
+    labeled = with_labels(counts, np.arange(counts.n_cells) % 3)
+    config = tiny_config(max_epochs=2)
+    ignored = fit_to_end(labeled, tiny_config(max_epochs=2, labels_key="label", label_weight=0))
+    assert torch.equal(weights_of(fit_to_end(counts, config)), weights_of(ignored))
+
+
+def test_a_training_with_labels_is_resumed_to_the_bit(counts, tmp_path):
+    labeled, config = (
+        with_labels(counts, np.arange(counts.n_cells) % 4 - 1),
+        tiny_config(labels_key="label", label_weight=10),
+    )
+    whole = fit_to_end(labeled, config)
+    folder = tmp_path / "cells.scvae"
+    asked = iter([False, False, True])
+    list(fit(labeled, config, model_folder=folder, stop_requested=lambda: next(asked)))
+    *_, last = fit(labeled, config, model_folder=folder, resume=True)
+    assert torch.equal(weights_of(whole), weights_of(last.model))
+    list(fit(labeled, config, model_folder=folder, stop_requested=lambda: True))
+    changed = with_labels(counts, np.arange(counts.n_cells) % 3)
+    with pytest.raises(ModelError, match="other data"):
+        list(fit(changed, config, model_folder=folder, resume=True))
+
+
+def test_saved_classifiers_predict_like_those_of_the_labeled_cells(tmp_path):
+    adata, model, known_n = trained()
+    model.save(tmp_path / "cells.scvae")
+    adata[known_n].write_h5ad(tmp_path / "reference.h5ad")
+    query = adata[~known_n].copy()
+    del query.obs["known"]
+    alone = scvae.annotate(query, tmp_path / "cells.scvae", inplace=False)
+    given = {"labels_key": "known", "reference": tmp_path / "reference.h5ad"}
+    with pytest.warns(ScvaeWarning, match="come from another file"):
+        from_cells = scvae.annotate(query, tmp_path / "cells.scvae", **given, inplace=False)
+    assert alone.labels == from_cells.labels
+    np.testing.assert_array_equal(alone.labeled_c, from_cells.labeled_c)
+    np.testing.assert_allclose(alone.probability_nc, from_cells.probability_nc, atol=2e-3)
+    assert alone.quality.labels.accuracy == pytest.approx(from_cells.quality.labels.accuracy, abs=1e-6)
+
+
+def test_genes_that_the_cells_lack_count_as_average():
+    _, model, _ = trained()
+    learned = learned_of(model)
+    n_genes, random = len(model.genes), np.random.default_rng(0)
+    missing_g = random.permutation(n_genes)[:20]
+    x_ng = random.random((5, n_genes))
+    x_ng[:, missing_g] = 0
+    at_mean_ng = x_ng.copy()
+    at_mean_ng[:, missing_g] = learned.scaling.gene_center_g[missing_g]
+    got = learned.with_mean_of(missing_g).regressions_kv[0][GENES].log_probabilities(x_ng)
+    np.testing.assert_allclose(got, learned.regressions_kv[0][GENES].log_probabilities(at_mean_ng), atol=1e-5)
+
+
+def test_quality_is_that_of_cells_without_a_known_label():
+    """Cells with whose labels the model was trained would be predicted too well."""
+    adata, model, known_n = trained()
+    quality = scvae.annotate(adata, model, labels_key="known", inplace=False).quality
+    unseen_n = known_n & (hidden_from_training(adata.obs_names, 0) | model.held_out(adata.obs_names))
+    assert quality.n_cells == unseen_n.sum()
+    result = scvae.annotate(adata, model, inplace=False)
+    right_n = np.asarray(result.labels)[result.probability_nc.argmax(1)] == adata.obs["cell_type"].astype(str)
+    assert right_n[~known_n].mean() == pytest.approx(quality.labels.accuracy, abs=0.1)
+
+
+@pytest.mark.parametrize(("values", "kind"), [([1, 2], "integer"), ([0.5, 10.0], "number"), ([True, False], "boolean")])
+def test_labels_keep_their_type(values, kind, tmp_path):
+    adata = tree(n_cells=120, n_genes=40)
+    values = [1.0, 10.0] if kind == "number" else values
+    adata.obs["known"] = np.asarray(values)[np.arange(120) % 2]
+    scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 1}).save(tmp_path / "cells.scvae")
+    scvae.annotate(adata, tmp_path / "cells.scvae")
+    assert list(adata.obs["scvae_label"].cat.categories) == sorted(values)
+    assert load(tmp_path / "cells.scvae").labels.kind == kind
+
+
+def test_hundreds_of_labels_and_rare_ones_work():
+    adata = tree(n_cells=500, n_genes=40)
+    adata.obs["known"] = ["alone"] + [f"type {i % 200}" for i in range(499)]
+    model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
+    assert len(model.labels.names) == 201
+    with pytest.warns(match="one labeled cell"):
+        assert scvae.annotate(adata, model, inplace=False).probability_nc.shape == (500, 201)
+
+
+@pytest.mark.parametrize(
+    ("column", "fragment"),
+    [
+        ([None] * 60, "no label"),
+        (["T cell"] * 60, "only the label 'T cell'"),
+        (["T cell", "B cell"] + [None] * 58, "single cell of each label"),
+        (list(np.linspace(0, 1, 60)), "measurements"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_refused_before_the_training(column, fragment):
+    adata = tree(n_cells=60, n_genes=40)
+    adata.obs["known"] = column
+    with pytest.raises(DataError, match=fragment):
+        scvae.train(adata, labels_key="known", **TINY)
+
+
+def test_few_labels_leave_the_latent_space_as_it_is():
+    """They train only the classifiers, which are then tested on all labeled cells."""
+    adata = tree(n_cells=200, n_genes=60)
+    adata.obs["known"] = adata.obs["cell_type"].astype(object).where(np.arange(200) % 10 == 0)
+    model = scvae.train(adata, labels_key="known", **TINY | {"max_epochs": 2})
+    assert model.config.train.label_weight == 0
+    assert torch.equal(weights_of(model), weights_of(scvae.train(adata, **TINY | {"max_epochs": 2})))
+    n_alone = (adata.obs["known"].value_counts() == 1).sum()
+    assert scvae.annotate(adata, model, inplace=False).quality.n_cells == 20 - n_alone
+    adata.obs["known"] = ["T cell", "T cell", "B cell"] + [None] * 197
+    with pytest.raises(DataError, match="too few"):
+        scvae.train(adata, labels_key="known", label_weight=10, **TINY)
+
+
+def test_options_that_need_labels_say_so(tmp_path):
+    adata, model, _ = trained()
+    with pytest.raises(ConfigError, match="without labels_key"):
+        scvae.train(adata, unlabeled="x", **TINY)
+    with pytest.raises(ConfigError, match="without"):
+        scvae.annotate(adata, model, coarse_key="cell_type")
+    with pytest.raises(ConfigError, match="label_weight was given without"):
+        scvae.train(adata, label_weight=3, **TINY)
+    bare = dataclasses.replace(model, labels=None)
+    with pytest.raises(ConfigError, match="trained without labels"):
+        scvae.annotate(adata, bare)
+
+
+def _damages(names):
+    """Yield names of tensors of the classifiers, and functions that damage these tensors."""
+    for name in names:
+        yield name, lambda tensors, name: tensors.pop(name)
+        yield name, lambda tensors, name: tensors.update({name: tensors[name][None]})
+    for name in ("rank_c", "code_h", "part_h", "size_c"):
+        yield name, lambda tensors, name: tensors.update({name: tensors[name] + 0.5})
+        yield name, lambda tensors, name: tensors.update({name: tensors[name] - 1e6})
+    for name in ("scale", "state_scale", "deviation_g", "weight_h"):
+        yield name, lambda tensors, name: tensors.update({name: tensors[name] * 0})
+    yield "log_p_vhc", lambda tensors, name: tensors.update({name: tensors[name] + 1})
+
+
+def test_damaged_classifiers_are_refused():
+    _, model, _ = trained()
+    for name, damage in _damages(sorted(model.labels.tensors)):
+        tensors = dict(model.labels.tensors)
+        damage(tensors, name)
+        damaged = dataclasses.replace(model, labels=dataclasses.replace(model.labels, tensors=tensors))
+        with pytest.raises(ModelError, match="damaged"):
+            learned_of(damaged)
+
+
+def test_the_command_line_trains_with_labels_and_annotates_without(tmp_path):
+    adata = tree(n_cells=150, n_genes=40)
+    adata.write_h5ad(tmp_path / "cells.h5ad")
+    adata.obs["cell_type"] = "?"
+    adata.write_h5ad(tmp_path / "query.h5ad")
+    query, model = tmp_path / "query.h5ad", tmp_path / "cells.scvae"
+    done = run_well("train", tmp_path / "cells.h5ad", "--labels-key", "cell_type", *TINY_ARGUMENTS)
+    assert "known for 150 of 150 cells" in done.err
+    done = run_well("annotate", query, "-m", model, "--plot", tmp_path / "labels.png")
+    assert "labeled cells of the training" in done.out
+    assert (tmp_path / "labels.png").exists()
+    refused = run_cli("annotate", query, "-m", model, "--unlabeled", "?", "--force")
+    assert refused.code == 2
+    assert "--unlabeled was given without --labels-key" in refused.err
