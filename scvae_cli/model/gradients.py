@@ -17,6 +17,6 @@ class Hidden(NamedTuple):
     """Hidden units, and the intermediate results that their gradients need."""
 
     hidden_nh: Tensor
-    slope_nh: Tensor  # derivative with respect to the input of the activation; zero for dropped units
-    normal_nh: Tensor  # the normalized linear part
-    inverse_sd_n: Tensor  # the inverse standard deviation by which the linear part was multiplied
+    slope_nh: Tensor  # derivative of the units with respect to the input of the activation; 0 for dropped units
+    normal_nh: Tensor  # the output of the linear map after its normalization
+    inverse_sd_n: Tensor  # the inverse standard deviation by which the output of the linear map was multiplied
