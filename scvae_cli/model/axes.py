@@ -19,7 +19,7 @@ directions along which the cells do not vary, and on small irregularities of the
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
 
-Shapes: n cells, k latent dimensions, g genes.
+Letters in array shapes: n cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations

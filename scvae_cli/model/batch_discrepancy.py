@@ -1,6 +1,6 @@
 """Difference between the latent positions of the cells of one batch and those of the other batches.
 
-Shapes: n cells, k latent dimensions, b batches.
+Letters in array shapes: n cells, k latent dimensions, b batches.
 """
 
 from __future__ import annotations

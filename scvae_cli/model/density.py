@@ -11,7 +11,7 @@ score is the fraction of all cells, held-out and training.
 The mixture is fitted by expectation–maximization in torch, because importing the mixture model of scikit-learn takes
 longer than the whole fit.
 
-Shapes: n points, k latent dimensions, c components.
+Letters in array shapes: n points, k latent dimensions, c components.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ determine the sum of the two effects, but not each effect separately.
 A decoder with a single batch key and no continuous key has no design matrix, because each batch has an effect of its
 own.
 
-Shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
+Letters in array shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
 """
 
 from __future__ import annotations

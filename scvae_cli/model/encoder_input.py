@@ -1,6 +1,6 @@
 """The encoder's input: counts scaled to a common library size, log-transformed and centered, as a dense matrix.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations

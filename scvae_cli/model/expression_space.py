@@ -31,7 +31,7 @@ The axes of the embedding form two groups.
 Components and random directions are stored in the model, so new cells are embedded along the same axes as the training
 cells.
 
-Shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
+Letters in array shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 The sizes of the network in config.json are compared with each other and with the sizes of the files before a network is
 made. If a check fails, the function raises a ValueError that describes the fault.
 
-Shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
+Letters in array shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
 """
 
 from __future__ import annotations

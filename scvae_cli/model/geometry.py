@@ -19,7 +19,7 @@ size and averaged over batches. Zero inflation is ignored, because zero inflatio
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
 in torch is not used, because it would import torch's compiler, which takes a second.
 
-Shapes: n points, m tangents at each point, k latent dimensions, h hidden units, g genes.
+Letters in array shapes: n points, m tangents at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations

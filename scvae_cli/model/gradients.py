@@ -1,6 +1,6 @@
 """Types for the results of layers and losses with explicit gradients, shared by compiled code and plain torch.
 
-Shapes: n cells, g genes, h hidden units.
+Letters in array shapes: n cells, g genes, h hidden units.
 """
 
 from __future__ import annotations

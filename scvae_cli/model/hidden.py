@@ -1,6 +1,6 @@
 """Hidden layers: a linear map, normalization within each cell, SiLU and dropout.
 
-Shapes: n cells, h hidden units, m tangents per cell.
+Letters in array shapes: n cells, h hidden units, m tangents per cell.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The isometric coordinate of a negative binomial gene: the function of the mean whose Fisher information is 1.
 
-Shapes: n points, g genes.
+Letters in array shapes: n points, g genes.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ Nearly all counts are small. The terms of small counts come from a table, becaus
 would lose precision by cancellation. For counts beyond the table, the difference from the last row of the table is
 computed with Stirling's series in float64.
 
-Shapes: n cells, g genes, c counts in the table, j steps from one count in the table to the next.
+Letters in array shapes: n cells, g genes, c counts in the table, j steps from one count in the table to the next.
 """
 
 from __future__ import annotations

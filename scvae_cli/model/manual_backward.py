@@ -6,7 +6,7 @@ pass consists of the operations of `VAE.elbo_terms`, in the same order and with 
 between the matrix products are implemented twice: as code compiled for the CPU (`compiled/operations.py`), and in plain
 torch (`torch_operations.py`).
 
-Shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
+Letters in array shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
 """
 
 from __future__ import annotations

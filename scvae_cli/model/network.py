@@ -1,6 +1,6 @@
 """The components of the variational autoencoder: encoder, decoder, batch effects and likelihood head.
 
-Shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
+Letters in array shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
 """
 
 from __future__ import annotations

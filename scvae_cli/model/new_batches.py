@@ -1,6 +1,6 @@
 """Addition of new batches to a trained network, before the effects of the new batches are trained.
 
-Shapes: b batches, h hidden units, g genes.
+Letters in array shapes: b batches, h hidden units, g genes.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ Real numbers have neither a library size nor zero inflation. The methods accept 
 inflation only because the methods for counts have the same signatures. For real numbers, these two arguments have no
 effect.
 
-Shapes: n cells, m tangents, g features, h hidden units.
+Letters in array shapes: n cells, m tangents, g features, h hidden units.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The approximate posterior q(z|x), a Gaussian with diagonal covariance.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 Without this test, extreme weights could give meaningless results, or errors deep inside a computation.
 
-Shapes: c components of the density, k latent dimensions, g genes.
+Letters in array shapes: c components of the density, k latent dimensions, g genes.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ No tensor shape depends on the cells, no operation makes the CPU wait for the GP
 given seeds. A training step can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
 those of `compiled/operations.py` up to rounding errors, and the dropout masks are identical.
 
-Shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
+Letters in array shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
 """
 
 from __future__ import annotations

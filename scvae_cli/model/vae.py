@@ -1,6 +1,6 @@
 """The variational autoencoder: one encoder, one latent space, one decoder with a likelihood.
 
-Shapes: n cells, g genes, k latent dimensions, b batches, s samples.
+Letters in array shapes: n cells, g genes, k latent dimensions, b batches, s samples.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ The formulas are those of `model/count_nll.py`. The compiled code processes one 
 the cell stay in the processor's cache. The code first evaluates all genes as if every count were zero, and then
 corrects the result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
-Shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
+Letters in array shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
 """
 
 from __future__ import annotations

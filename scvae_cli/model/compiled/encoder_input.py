@@ -1,6 +1,6 @@
 """The encoder's input as a dense matrix, computed in one pass over the counts of each cell and compiled for the CPU.
 
-Shapes: n cells, g genes, m nonzeros.
+Letters in array shapes: n cells, g genes, m nonzeros.
 """
 
 from __future__ import annotations
