@@ -1,7 +1,7 @@
 """The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
 
-Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, θ the inverse dispersion of a gene, a the zero-inflation
-logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
+Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, θ the inverse dispersion of a gene, a the
+zero-inflation logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
 binomial distribution: σ(−h) for zeros, and 1 for other counts and for models without zero inflation. One count has the

@@ -10,7 +10,8 @@
 The additional parameters are 0 for the batches of the training and for cells of unknown batches. The results for cells
 of the training and of unknown batches therefore remain identical.
 
-Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents per cell.
+Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents
+per cell.
 """
 
 from __future__ import annotations

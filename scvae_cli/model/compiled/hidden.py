@@ -1,9 +1,9 @@
 """LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
 
-Letters in array shapes: n cells, h hidden units. In plain torch, LayerNorm, SiLU and dropout are a dozen operations on small matrices,
-and the overhead of the operations takes longer than their arithmetic. The random numbers of dropout are computed from a
-counter and a seed by a hash function, the finalizer of MurmurHash3. The hash takes a few processor instructions per
-hidden unit, while a random number from torch's generator takes about a hundred instructions.
+Letters in array shapes: n cells, h hidden units. In plain torch, LayerNorm, SiLU and dropout are a dozen operations on
+small matrices, and the overhead of the operations takes longer than their arithmetic. The random numbers of dropout are
+computed from a counter and a seed by a hash function, the finalizer of MurmurHash3. The hash takes a few processor
+instructions per hidden unit, while a random number from torch's generator takes about a hundred instructions.
 """
 
 from __future__ import annotations
