@@ -1,6 +1,6 @@
 """Harmony, a correction of principal components for batches (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0).
 
-Harmony is computed by the optional package harmonypy, which is installed with `pip install "scvae-cli[compare]"`.
+Harmony is computed by the optional package harmonypy, which the extra `compare` of scvae-cli installs.
 
 Letters in array shapes: n cells, c components.
 """
