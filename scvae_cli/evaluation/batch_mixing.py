@@ -8,7 +8,7 @@
 - kBET (Büttner et al. 2019, doi:10.1038/s41592-018-0254-1) compares, for each cell, the batches of its neighbors with
   the batches of all cells by a χ² test. The acceptance rate is the fraction of cells for which the test is not
   significant. If cell types are known, the acceptance rate is computed within each cell type and averaged over the cell
-  types. A cell type that is more frequent in one batch then does not count as unmixed.
+  types. Because of this average, a cell type that is more frequent in one batch does not count as unmixed.
 
 The functions for iLISI and kBET were compared with scib-metrics (`tests/data/make_scib_mixing.py`).
 
@@ -23,12 +23,11 @@ from scvae_cli.evaluation.neighbors import neighbors_and_distances
 
 # Number of neighbors and perplexity of iLISI, as in the publication of iLISI.
 LISI_NEIGHBORS, PERPLEXITY = 90, 30.0
-# The search for weights with the given perplexity ends at this difference of entropies, in nats, or after this number
-# of steps.
+# Difference of entropies, in nats, and number of steps at which the search for weights with the given perplexity ends.
 _TOLERANCE, _TRIES = 1e-5, 50
 # Smallest and largest number of neighbors of kBET, and the significance level of its test.
 KBET_NEIGHBORS, ALPHA = (15, 50), 0.05
-# A cell type with fewer cells than this number is left out of kBET.
+# Smallest number of cells of a cell type for which kBET is computed.
 _LEAST_CELLS = 10
 
 

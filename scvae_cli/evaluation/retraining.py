@@ -2,7 +2,7 @@
 
 The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
 its settings, but not whether the user or the recipe chose them. Settings that equal those of the recipe are treated as
-chosen by the recipe. The recipe therefore chooses such settings again for the new training.
+chosen by the recipe, and are chosen again for the new training.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silen
     Raises
     ------
     ScvaeError
-        In the same cases as a training.
+        If a training with the settings of the model is refused or fails.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = requested_config(model)

@@ -4,8 +4,8 @@ Each molecule is independently assigned to the first part with a fixed probabili
 (molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). The expected counts of the two parts are
 then equal up to a factor. Given the expected counts, the sampling noise of the first part is independent of the
 sampling noise of the second part. A prediction from the first part is evaluated on the second part by the Poisson loss.
-The expected Poisson loss is smallest if the prediction is the true mean. For squared errors of log counts, the best
-prediction is not the true mean.
+The expected Poisson loss is smallest if the prediction is the true mean. The expected squared error of log counts is
+not smallest at the true mean.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -23,8 +23,8 @@ from scvae_cli.latent.expected_counts import expected_counts
 from scvae_cli.model.bundle import Model
 
 KEPT = 0.9
-# Smallest predicted mean. Without this lower bound, an observed molecule would have an infinite loss if the prediction
-# is zero. Without denoising, the prediction is zero for every zero count.
+# Smallest predicted mean. Without the lower bound, an observed molecule would have an infinite loss if the predicted
+# mean is zero. Without denoising, the predicted mean is zero for every zero count.
 LEAST_MEAN = 1e-8
 
 
@@ -35,9 +35,9 @@ class Thinned:
     Parameters
     ----------
     kept
-        First part: counts for training and prediction. Cells without counts in this part are removed.
+        First part: counts for training and prediction. Cells without counts in the first part are removed.
     withheld
-        Second part: the remaining counts of the same cells, CSR float32, shape (n, g).
+        Second part: the remaining counts of the cells in `kept`, CSR float32, shape (n, g).
     share
         Probability that a molecule is in the first part.
     """
@@ -49,9 +49,9 @@ class Thinned:
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
         """Compute the Poisson loss Σ_g (λ − x log λ) of every cell, shape (n,), nats up to a constant.
 
-        In this formula, x are the withheld counts, and λ are the predicted withheld counts. `blocks` contains expected
-        counts at the library size of the first part, shape (n, g), as consecutive blocks of rows. The predictions λ are
-        the expected counts in `blocks`, rescaled to the second part.
+        In the formula of the Poisson loss, x are the withheld counts, and λ are the predicted withheld counts. `blocks`
+        contains expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows. The
+        predictions λ are the expected counts in `blocks`, rescaled to the second part.
         """
         losses, start = [], 0
         for block in blocks:

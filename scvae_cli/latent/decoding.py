@@ -22,14 +22,14 @@ _SAMPLES = 100
 def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
     """Return a differentiable function that maps latent positions, shape (t, k), to expected counts, shape (t, g).
 
-    The expected counts include zero inflation, like those of denoised cells. The function takes positions on the device
-    of the model. `library` and `batch_as` have the same meaning as in `expected_counts`. The value "observed" is not
-    allowed, because a latent position has no observed library size or batch.
+    The expected counts include zero inflation, as denoised counts do. The returned function takes positions on the
+    device of the model. `library` and `batch_as` have the same meaning as in `expected_counts`. The value "observed" is
+    not allowed, because a latent position has no observed library size or batch.
 
     Raises
     ------
     DataError
-        If the model does not have the batch, or the library size is invalid.
+        If `batch_as` names a batch that the model does not have, or if the library size is invalid.
     """
     size = library_size(model, library, usual="median")
     if size is None:
@@ -50,7 +50,7 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
     Raises
     ------
     DataError
-        If the model does not have the batch, or if the library size is invalid or "observed".
+        If `batch_as` names a batch that the model does not have, or if the library size is invalid or "observed".
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()

@@ -19,9 +19,9 @@ import torch
 
 from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
 
-# Number of neighbors and of diffusion coordinates for the order of cells, as in Palantir.
+# Number of neighbors and number of diffusion coordinates from which the order of cells is computed, as in Palantir.
 ORDER_NEIGHBORS, _COORDINATES = 30, 10
-# The distance of a cell to its neighbor of this rank is the width of the kernel at the cell.
+# Rank of the neighbor whose distance from a cell is the width of the kernel at the cell.
 _WIDTH_NEIGHBOR = 5
 # Smallest similarity of an edge. Edges that join disconnected parts of the graph would otherwise have similarities too
 # small for the eigenvalue solver.
@@ -70,9 +70,9 @@ def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_compo
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
     If the graph had c > 1 connected components before bridges were added, c − 1 coordinates only separate the
-    components. These c − 1 coordinates are computed in addition to the requested coordinates, and with the same factor
-    λ/(1−λ) as the first requested coordinate. With larger factors, the gaps between components would dominate all
-    distances.
+    components. The c − 1 separating coordinates are computed in addition to the requested coordinates, and with the
+    same factor λ/(1−λ) as the first requested coordinate. With larger factors, the gaps between components would
+    dominate all distances.
 
     The similarity of two nodes is first divided by the densities of the two nodes, so that distances do not depend on
     how many cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).

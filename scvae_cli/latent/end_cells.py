@@ -12,9 +12,9 @@ from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.latent.populations import core, unusual
 from scvae_cli.model.density import LatentDensity
 
-# One in this many nodes of the core of a population is chosen to represent the population.
+# Number of nodes of a population's core divided by the number of nodes that represent the population.
 _REPRESENTED = 10
-# The end of a trajectory is chosen from this fraction of the core, the nodes farthest from the start. The single
+# Fraction of a population's core, farthest from the start, from which the end of a trajectory is chosen. The single
 # farthest node would often be an outlier.
 _FARTHEST = 0.2
 
@@ -25,8 +25,8 @@ def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_
     Parameters
     ----------
     kind
-        Which cells represent the end best. "extreme": the cells farthest along the order. "density": the cells with the
-        highest density around them. "centroid": the cells nearest to the mean position.
+        Which cells represent the end best. "extreme": the cells farthest along the order. "density": the cells at the
+        highest latent density. "centroid": the cells nearest to the mean position.
     time_p, log_density_p, position_pd
         Position in the order, log density of cells, and position in expression space of each node.
 

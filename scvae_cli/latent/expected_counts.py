@@ -63,8 +63,8 @@ def expected_counts(
         covariates, KEY=VALUE[,KEY=VALUE…] fixes the named covariates, and expected counts are averaged over all other
         covariates.
     with_zero_inflation
-        Whether the probability of an inflated zero lowers the expected counts. None means True if the model has zero
-        inflation.
+        Whether the probability of an inflated zero lowers the expected counts. If None, expected counts are lowered if
+        the model has zero inflation.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Mean, variance and fraction of zeros of every gene, and differences of these statistics between two sets of cells.
+"""Mean, variance and fraction of zeros of every gene, and their differences between two sets of cells.
 
 Letters in array shapes: n cells, g genes.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-# A gene whose standard deviation is below this fraction of its mean is regarded as constant, because of rounding
+# Ratio of a gene's standard deviation to its mean below which the gene is regarded as constant, because of rounding
 # errors.
 _ROUNDING = 1e-6
 

@@ -5,9 +5,9 @@ posterior mean, in Fisher–Rao coordinates (`model/geometry.py`). Each node is 
 space. The length of an edge is the distance between the decoded states of its two cells. If there are very many cells,
 only a random subset of the cells are nodes.
 
-Because of the prior, cells vary equally much along every latent dimension in use, whether many or few genes change
-along it. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish
-the fates. `euclidean_graph` makes a neighbor graph in any other coordinates, such as those of expression space.
+Because of the prior, cells vary equally along every latent dimension in use, whether many or few genes change along the
+dimension. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish
+the fates. `euclidean_graph` makes a neighbor graph in any other coordinates, such as positions in expression space.
 
 Letters in array shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.
 """

@@ -13,8 +13,8 @@ from scvae_cli.model.density import LatentDensity
 # Number of neighbors from which the purity of a node is computed; smallest purity of a core node, relative to the
 # highest purity in the population.
 _PURITY_NEIGHBORS, _PURE = 15, 0.9
-# A node is unusual if more than this fraction of the held-out cells lies at a higher density than the node. A
-# trajectory starts at an unusual node only if all nodes of the population are unusual.
+# Fraction of held-out cells at a higher density than a node, above which the node is regarded as unusual. A trajectory
+# starts at an unusual node only if all nodes of the population are unusual.
 _USUAL = 0.9
 # Largest number of cells of each population that are always nodes of the neighbor graph.
 _ALWAYS_NODES = 500

@@ -1,4 +1,4 @@
-"""The posterior of each cell: the latent position of the cell and the uncertainty of this position.
+"""The posterior of each cell: the latent position of the cell and its uncertainty.
 
 Letters in array shapes: n cells, k latent dimensions.
 """
@@ -32,8 +32,8 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
     `batch_n` is the batch of each cell, as `known_batches` returns it. If batches were mapped onto the model, the
-    encoder uses the batch of each cell, so the table always has batches. In that case, if `batch_n` is None, the
-    batches are read from `counts`, and batches unknown to the model have the index −1.
+    encoder uses the batch of each cell, so the table always has batches. If batches were mapped and `batch_n` is None,
+    the batches are read from `counts`, and batches unknown to the model have the index −1.
 
     Raises
     ------

@@ -82,7 +82,8 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
 def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise: Iterator[Tensor]) -> Posterior:
     mean_nk, var_nk = start
     sd_nk = var_nk.sqrt()
-    # The shift of the mean in standard deviations of the encoder's posterior, and the log of the variance.
+    # `place_2nk` contains the shift of the mean, in standard deviations of the encoder's posterior, and the log
+    # variance.
     place_2nk = torch.stack([torch.zeros_like(mean_nk), var_nk.log()])
     first_2nk, second_2nk = torch.zeros_like(place_2nk), torch.zeros_like(place_2nk)
     for step in range(n_steps):
@@ -139,7 +140,8 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
     half = 0.5 * len(z_nk)
     d_mean_nk = half * (d_z_nk + d_mirrored_nk) + posterior.mean_nk
     d_sd_nk = half * (d_z_nk - d_mirrored_nk) * noise_k
-    # The KL is ½(m² + v − 1 − log v). The derivatives with respect to log v are dv/d log v = v and d sd/d log v = sd/2.
+    # The KL is ½(m² + v − 1 − log v), where v is the variance. The derivatives with respect to log v are dv/d log v = v
+    # for the variance and d sd/d log v = sd/2 for the standard deviation.
     return d_mean_nk, 0.5 * (sd_nk * d_sd_nk + posterior.var_nk - 1)
 
 

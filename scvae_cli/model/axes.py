@@ -1,20 +1,20 @@
 """Canonical latent axes: a rotation of latent space after which two trainings on the same data agree.
 
-The prior is rotationally symmetric, so the latent axes of each training are rotated nearly at random. The decoded
+The prior is the same in all directions, so the latent axes of each training are rotated nearly at random. The decoded
 expression of the cells is nearly the same in each training. The canonical axes are therefore the axes along which the
 latent position of the cells explains most of the variance of their decoded expression. Expression is measured in the
 Fisher–Rao coordinate y (`geometry.py`). One unit of y is the standard deviation of a single count around its expected
-value; for real numbers, it is the standard deviation of the noise.
+value. For real numbers, one unit of y is the standard deviation of the noise.
 
-Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The axes are the left singular
-vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are the
-slopes of a linear regression of y on z. The axes are sorted by explained variance in descending order. Along each axis,
-the distribution of the cells usually has a longer and a shorter tail. The sign of the axis is chosen so that the longer
-tail is on the positive side.
+Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The canonical axes are the left
+singular vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are
+the slopes of a linear regression of y on z. The canonical axes are sorted by explained variance in descending order.
+Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of the axis is chosen
+so that the longer tail is on the positive side.
 
 An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
-eigenvectors of this mean agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also depends on
-directions along which the cells do not vary, and on small irregularities of the decoder.
+eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also
+depends on directions along which the cells do not vary, and on small irregularities of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
@@ -33,9 +33,10 @@ from scvae_cli.model.geometry import Geometry
 
 # Largest number of cells from which the axes are computed. More cells do not make the axes more reproducible.
 _CELLS = 5000
-# Number of values that are decoded at once. In float32, this number of values takes 8 MB.
+# Number of values that are decoded at once, which take 8 MB in float32.
 _BLOCK_VALUES = 2_000_000
-# Two axes are about equally strong if the weaker one has more than this fraction of the strength of the stronger one.
+# Smallest ratio between the strengths of a weaker and a stronger axis at which the two axes are regarded as equally
+# strong.
 NEAR_TIE = 0.95
 
 
@@ -62,8 +63,8 @@ class CanonicalAxes:
     def variance(self, var_nk: Tensor) -> Tensor:
         """Compute variances along the canonical axes from variances along the axes of encoder and decoder.
 
-        The result has shape (n, k). If R is the rotation and σ² are the given variances of a point, the result for this
-        point is the diagonal of R diag(σ²) Rᵀ.
+        The result has shape (n, k). For a point with the given variances σ², the result is the diagonal of R diag(σ²)
+        Rᵀ, where R is the rotation.
         """
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
@@ -95,8 +96,8 @@ def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
     for block_nk, some_nk in zip(torch.split(mean_nk, size), torch.split(centered_nk, size), strict=True):
         cross_kg += some_nk.T @ geometry.coordinates(block_nk).double().cpu() / n
     variance_k, columns_kk = torch.linalg.eigh(centered_nk.T @ centered_nk / n)
-    # Directions along which the cells do not vary explain no variance. Without the mask, these directions would give
-    # 0/0.
+    # Directions along which the cells do not vary explain no variance. The weight of such directions is set to 0,
+    # because it would otherwise be 0/0.
     inverse_root_k = torch.where(variance_k > 1e-9 * variance_k.max(), variance_k.clamp_min(1e-30).rsqrt(), 0.0)
     whitened_kg = (columns_kk * inverse_root_k) @ columns_kk.T @ cross_kg
     strength_k, axes_kk = torch.linalg.eigh(whitened_kg @ whitened_kg.T)

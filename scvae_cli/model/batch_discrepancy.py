@@ -12,19 +12,19 @@ from torch import Tensor
 # the densities of the batches within a population of cells; wide kernels compare their means.
 SQUARED_WIDTHS = (0.1, 0.3, 1.0, 3.0)
 # Lower bound on the mean squared distance, in prior variances. In a model that uses three latent dimensions or more,
-# the mean squared distance is larger than this bound. If the posterior collapses, the bound prevents the noise of the
-# estimate from pushing cells apart.
+# the mean squared distance is larger than the lower bound. If the posterior collapses, the lower bound prevents the
+# noise of the estimated discrepancy from pushing cells apart.
 LEAST_SQUARE = 5.0
 
 
 def batch_discrepancy(position_nk: Tensor, *members: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
 
-    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w), where z and z' are two cells of the batch and w
-    and w' are two cells of other batches (Gretton et al. 2012, Journal of Machine Learning Research 13:723). The
-    estimate of the discrepancy is unbiased, and may therefore be negative. The kernel k is the mean of four Gaussian
-    kernels. The result is the mean over the batches, weighted by their numbers of cells. A batch is left out if it has
-    a single cell, or if there is at most one cell outside the batch.
+    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w). In this formula, z and z' are the positions of
+    two cells of the batch, and w and w' those of two cells of other batches (Gretton et al. 2012, Journal of Machine
+    Learning Research 13:723). The estimate of the discrepancy is unbiased, and may therefore be negative. The kernel k
+    is the mean of four Gaussian kernels. The result is the mean discrepancy over the batches, weighted by their numbers
+    of cells. A batch is left out if it has a single cell, or if there is at most one cell outside the batch.
 
     Parameters
     ----------

@@ -68,7 +68,7 @@ GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
 # Largest size of the configuration, and of any other text file, in bytes. The names of a hundred million cells take 2
 # GiB.
 _MOST_CONFIG, _MOST_TEXT = 1 << 26, 1 << 31
-# All files of a model folder. scvae never removes any other file from a model folder.
+# Names of all files of a model folder. scvae never removes a file with another name from a model folder.
 FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, HISTORY)
 
 
@@ -374,7 +374,7 @@ def _check_hash(folder: Path, name: str, config: dict[str, Any], found: str) -> 
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
-    """Compute the hash of the content of config.json, without the entry that stores this hash."""
+    """Compute the hash of the content of config.json, without the entry in which the hash itself is stored."""
     others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
@@ -472,7 +472,7 @@ def _swap(new: Path, folder: Path) -> None:
             exchange(new, folder)
             raise
     else:
-        # If a crash interrupts the replacement between its two renames, `_recover` restores the old folder.
+        # If a crash interrupts the replacement of a folder between its two renames, `_recover` restores the old folder.
         old = _previous(folder)
         folder.rename(old)
         new.rename(folder)

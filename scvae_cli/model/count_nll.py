@@ -40,7 +40,7 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 
     `raw_ng` is the result of the last matrix product of the decoder, to which `bias_g` has not been added yet. The
     first g columns of raw_ng + bias_g are the logits of the genes, and μ = library size · softmax(logits). With zero
-    inflation, the next g columns are the zero-inflation logits of the genes. `raw_ng` and `bias_g` then have the shapes
+    inflation, the next g columns are the zero-inflation logits of the genes, and `raw_ng` and `bias_g` have the shapes
     (n, 2g) and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse dispersion of the genes, or None for
     a Poisson distribution.
     """
@@ -52,8 +52,8 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 class _MeanNLL(torch.autograd.Function):
     """Autograd function of the mean negative log-probability.
 
-    The forward pass computes the value and the gradients; the backward pass only multiplies the gradients by the
-    derivative of the loss with respect to the value.
+    The forward pass computes the mean and its gradients. The backward pass only multiplies the gradients by the
+    derivative of the loss with respect to the mean.
     """
 
     @staticmethod
@@ -140,7 +140,8 @@ def _negative_binomial(
         log_prob_ng = log_prob_ng - theta_g * log1p_ng
     else:
         h_ng = zero_logit_ng + theta_g * log1p_ng
-        # −logsigmoid(−h) is softplus(h). torch's softplus returns h for h above 20, which is less accurate.
+        # softplus(h) is computed as −logsigmoid(−h), because torch's softplus returns h for h above 20, which is less
+        # accurate.
         seen_ng = x_ng != 0
         log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - logsigmoid(-h_ng).masked_fill(seen_ng, 0.0)
         from_nb_ng = torch.sigmoid(-h_ng).masked_fill(seen_ng, 1.0)

@@ -2,11 +2,11 @@
 
 The mixture is fitted to posterior samples of training cells. The number of components is chosen so that the posterior
 samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of the posteriors of
-all cells, is not used as the density. Its density would be very low at any point that is not close to a cell.
+all cells, is not used, because its density is very low at any point that is not close to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
-point. With fewer than ten held-out cells, this fraction could take too few values. With so few held-out cells, the
-score is the fraction of all cells, held-out and training.
+point. If there are fewer than ten held-out cells, this score could take too few values, so the score is the fraction of
+all cells, held-out and training.
 
 The mixture is fitted by expectation–maximization in torch, because importing the mixture model of scikit-learn takes
 longer than the whole fit.
@@ -24,19 +24,19 @@ from torch import Tensor
 
 from scvae_cli.heldout import MIN_HELDOUT
 
-# Numbers of components, tried in this order. The search stops when the log density of the held-out cells increases by
-# less than _GAIN nats per cell. Mixtures with fewer than _FEW components never stop the search, because they are fast
-# to fit, and a poor random start may be the reason for a small increase.
+# Numbers of mixture components that are tried, in this order. The search for the best number stops when the log density
+# of the held-out cells increases by less than _GAIN nats per cell. Mixtures with fewer than _FEW components never stop
+# the search, because they are fast to fit and their density may be low only because of a poor random start.
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
-# Largest number of training cells in the fit. More cells make the fit slower but no better.
+# Largest number of training cells to which the mixture is fitted. More cells make the fit slower but no better.
 MAX_FITTED = 20_000
 _MAX_ITERATIONS = 30
 _TOLERANCE = 3e-3  # nats per point
 # Smallest standard deviation of a component, in units of the standard deviation of the prior.
 _LEAST_SD = 0.05
-# The covariance of each component is shrunk towards the mean within-component covariance, which counts as this many
-# points per dimension. Because of the shrinkage, small clusters get components of their own instead of sharing one wide
-# component with an empty center.
+# Weight of the mean within-component covariance, toward which the covariance of each component is shrunk, in points per
+# dimension. Because of the shrinkage, small clusters get components of their own instead of sharing one wide component
+# with an empty center.
 _PRIOR_POINTS_PER_DIMENSION = 8.0
 
 
@@ -52,8 +52,8 @@ class LatentDensity:
         Upper triangular factors W of the inverse covariance matrices: Σ⁻¹ = W Wᵀ, where Σ is the covariance of a
         component.
     heldout_nll
-        Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
-        ten held-out cells, the values of the training cells are included.
+        Negative log density at the posterior means of the held-out cells, in ascending order, nats. If there are fewer
+        than ten held-out cells, the densities at the training cells are included.
     """
 
     log_weight_c: Tensor
@@ -66,7 +66,7 @@ class LatentDensity:
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw points from the density, shape (n, k), on the CPU."""
+        """Draw points from the density. The result has shape (n, k) and is on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
         z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
         for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):

@@ -7,8 +7,8 @@ each batch key, and for each continuous key an effect times the cell's standardi
 
 The shifts of all cells are the product of the design matrix D (cells × effects) with the effects. A row of D holds 1
 for each category of the cell, 0 for other categories, and the standardized values. A combination of categories has no
-effect of its own. The shift for a new combination is therefore known if each of its categories occurred in the
-training.
+effect of its own. The shift for a new combination of categories is therefore known if each of its categories occurred
+in the training.
 
 If one category of a key occurs only together with one category of another key (donors nested in sites), the data
 determine the sum of the two effects, but not each effect separately.
@@ -56,7 +56,7 @@ class Continuous:
         return self.least - margin, self.most + margin
 
     def refuse_beyond(self, value_n: np.ndarray) -> None:
-        """Raise a DataError for values too far from the training values: by more than ten times their range.
+        """Raise a DataError for values outside the range of the training values by more than ten times this range.
 
         A missing value (NaN) is accepted.
         """
@@ -182,7 +182,7 @@ def _continuous(key: str, value_n: np.ndarray) -> Continuous:
 
 
 def nested_keys(combinations: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    """Return the pairs (inner, outer) of batch keys in which the category of the inner key determines the outer one.
+    """Return the pairs (inner, outer) of batch keys in which the inner category determines the outer category.
 
     >>> nested_keys([("d1", "Berlin"), ("d2", "Berlin"), ("d3", "Oslo")])
     [(0, 1)]

@@ -35,5 +35,5 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
 
         return fused_log1p(cells, scale_n, centre_g)
     nonzeros = cells.nonzeros
-    # Most counts are zero, so only the logarithms of the nonzero counts are computed and then written to the matrix.
+    # Most counts are zero, so logarithms are computed only for nonzero counts and then written to the dense matrix.
     return cells.dense(torch.log1p(nonzeros.value * scale_n[nonzeros.cell])).sub_(centre_g)

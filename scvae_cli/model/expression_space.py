@@ -7,21 +7,22 @@ clusters and UMAPs are therefore better computed from expression. The expression
 
 - **y** is the decoded state of the cell: the isometric coordinate (`scvae_cli.model.geometry`) of the expected count.
   The expected count is decoded from the posterior mean, at the reference library size and with the average batch
-  effect. The Euclidean distance between two cells in y is the Fisher–Rao distance between their decoded states.
+  effect. The Euclidean distance between the decoded states y of two cells is the Fisher–Rao distance between their
+  decoded distributions.
 - **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
   library size and batch, in standard deviations of a count. A residual contains sampling noise, and also differences
   between cells that the latent space does not describe. To first order, y + r is the isometric coordinate of the
   observed count, corrected for library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
-  clustering splits this manifold into too many pieces. The weight w is at most 1. The weight is also small enough that
-  the residuals add at most `NOISE_SHARE` of the variance of the decoded states along the axes of the embedding.
+  clustering splits this manifold into too many clusters. The weight w is at most 1, and small enough that the residuals
+  add at most `NOISE_SHARE` of the variance of the decoded states along the axes of the embedding.
 
 The axes of the embedding form two groups.
 
 - The first axes are the projection of e on the first principal components of y over the training cells. The components
   of y are used, because most components of e would follow the noise in the residuals of the training cells. Along
-  components that follow this noise, new cells would have only a quarter of the variance and lie apart from the training
-  cells.
+  components that follow the noise of the training cells, new cells would have only a quarter of the variance and lie
+  apart from the training cells.
 - The other axes are projections of the residuals on random directions, and contain noise of equal strength in all
   cells. Leiden clustering finds communities in a graph of neighbors. Without noise, neighbors lie in order along the
   manifold of the decoder, and at scanpy's default resolution a cell type is split into several clusters. With the
@@ -46,21 +47,22 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.device import seeded
 from scvae_cli.model.vae import VAE
 
-# Largest number of components. Scanpy users take 30 to 50 principal components.
+# Largest number of principal components. Users of scanpy usually take 30 to 50 principal components.
 COMPONENTS = 30
 # Largest number of random directions. The number of random directions never exceeds the number of components.
 RANDOM_DIRECTIONS = 20
 # Largest number of training cells from which the components are computed.
 FITTED_CELLS = 5000
-# Number of cells that are decoded at once.
+# Number of cells whose positions are computed at once.
 BLOCK_CELLS = 512
 # Variance that the residuals add, as a fraction of the variance of the decoded states (`benchmarks/recipe.md`). Along
-# the components, the fraction is an upper limit; along the random directions, it is reached.
+# the components, residuals add at most this fraction, and along the random directions exactly this fraction.
 NOISE_SHARE = 0.2
-# Components with a singular value below this fraction of the largest singular value are left out, because the decoded
-# states hardly vary along such components.
+# Smallest singular value of a component, as a fraction of the largest singular value. Weaker components are left out,
+# because the decoded states hardly vary along them.
 _LEAST_SINGULAR = 1e-5
-# Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
+# Largest absolute residual, in standard deviations. Residuals are clipped, so that one extreme count does not move a
+# cell.
 _MOST = 10.0
 
 
@@ -74,10 +76,10 @@ class ExpressionSpace:
         Mean of e over the training cells; principal components of y, with orthonormal rows, in descending order of
         variance.
     residual_weight
-        w, a scalar from 0 to 1.
+        Weight w of the residuals, a scalar from 0 to 1.
     random_mg
         Random directions, orthogonal to the components and to each other. All random directions have the same length,
-        which is the weight of the residuals along these directions. The value is None if there are no more genes than
+        which is the weight of the residuals along these directions. `random_mg` is None if there are no more genes than
         components, and in models of earlier versions.
     """
 
@@ -112,7 +114,7 @@ class ExpressionSpace:
 
 @torch.no_grad()
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
+    """Compute the decoded states y and the Pearson residuals r of some cells, each of shape (n, g).
 
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
     differences from the expectation in an average batch. If `cells.batch_n` is None, all cells are treated as cells of
@@ -149,7 +151,7 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
-    """Compute the weights of the residuals, the components and the random directions from some training cells.
+    """Compute the weight of the residuals, the components and the random directions from some training cells.
 
     The sign of each component is chosen such that the positions of these training cells have a positive skewness along
     the component.

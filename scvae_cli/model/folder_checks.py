@@ -103,7 +103,7 @@ def empty_network(
     design: Design | None = None,
     n_bytes: int,
 ) -> VAE:
-    """Return a network without memory for its weights, after checking that a file of `n_bytes` bytes can hold them."""
+    """Return a network without memory for its weights, if a file of `n_bytes` bytes can contain all weights."""
     if config.n_latent is None or config.n_hidden is None:
         raise ValueError("the sizes of the network are missing")
     k, h = sizes(config)
@@ -167,8 +167,8 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -> None:
     """Check the shapes of the density, the axes and the map to expression space, and that the axes are a rotation.
 
-    The suffix of a tensor's name gives the expected shape. The tensors `heldout_nll`, with one dimension, and
-    `residual_weight`, a scalar, have no such suffix.
+    The suffix of a tensor's name gives the expected shape. Two tensors have no suffix for their shape: `heldout_nll`
+    has one dimension, and `residual_weight` is a scalar.
     """
     lengths = {"k": n_latent, "g": n_genes}
     for name, tensor in latent.items():

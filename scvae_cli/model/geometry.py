@@ -11,10 +11,10 @@ normal distribution with the standard deviation σ. The last layer of the decode
 the isometric coordinate for its likelihood.
 
 The vector y(z) contains the isometric coordinates of all genes at the latent point z. The Euclidean distance between
-y(z₁) and y(z₂) is the Fisher–Rao distance between the two decoded distributions. This distance is the length of the
-shortest path through all distributions, including those that the decoder cannot produce. Lengths of paths in latent
-space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The means μ are computed at one library
-size and averaged over batches. Zero inflation is ignored, because zero inflation is a technical effect.
+y(z₁) and y(z₂) is the Fisher–Rao distance between the two decoded distributions. The Fisher–Rao distance is the length
+of the shortest path through all distributions, including distributions that the decoder cannot produce. Lengths of
+paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The means μ are computed
+at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is a technical effect.
 
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
 in torch is not used, because it would import torch's compiler, which takes a second.

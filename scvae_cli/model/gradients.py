@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-# Gradients of the mean NLL with respect to the raw outputs (n, g or 2g), their bias (g or 2g) and log θ (g,).
+# Gradients of the mean negative log-probability with respect to the raw outputs (n, g or 2g), their bias (g or 2g) and
+# log θ (g,).
 Gradients = tuple[Tensor, Tensor, Tensor | None]
 
 

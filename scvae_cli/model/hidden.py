@@ -48,7 +48,8 @@ class NormalizedHidden(nn.Module):
     def forward(self, a_nh: Tensor) -> Tensor:
         """Compute hidden units from the output of the linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
-            # Compiled code takes half a second to start, so it is used for training and not for a single pass.
+            # Compiled code takes half a second to start, so compiled code is used only for training and not for a
+            # single pass.
             from scvae_cli.model.compiled.hidden import normalized_hidden
 
             return normalized_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)

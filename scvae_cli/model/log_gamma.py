@@ -31,7 +31,8 @@ def log_gamma_terms(x_ng: Tensor, theta_g: Tensor) -> tuple[Tensor, Tensor]:
     value_ng = _running_sums((theta_jg / (j_j1 + 1)).log()).gather(0, small_ng)
     slope_ng = _running_sums(1 / theta_jg).gather(0, small_ng)
 
-    # For counts in the table, the following terms are differences between equal numbers, so they are exactly 0.
+    # For counts in the table, the differences of Stirling's series are differences between equal numbers, so they are
+    # exactly 0.
     large_ng, wide_g = x_ng.clamp(min=TABLE_COUNTS).double(), theta_g.double()
     first_ng = torch.full_like(large_ng, TABLE_COUNTS)
     more_ng = _stirling(large_ng + wide_g) - _stirling(first_ng + wide_g)

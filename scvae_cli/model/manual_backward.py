@@ -165,8 +165,8 @@ class ElboGradients:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
         The function returns the gradient with respect to the output of the first linear map, and the gradient with
-        respect to the input of this map. `of_genes` says whether the inputs are genes. The gradient with respect to
-        genes is not needed, so the first gradient is then returned twice.
+        respect to the input of this map. `of_genes` says whether the inputs are genes. If the inputs are genes, the
+        gradient with respect to the inputs is not needed, and the first gradient is returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):

@@ -1,8 +1,8 @@
 """Additional parameters of batches that were mapped onto a trained model.
 
-- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells. The
-  additional effect z·slope is linear in the latent position z. A treatment, for example, may change other genes in T
-  cells than in monocytes.
+- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells.
+  This additional effect, z·slope, is linear in the latent position z. A treatment, for example, may change other genes
+  in T cells than in monocytes.
 - **Encoder**: a mapped batch has a shift of the first hidden layer, which is equivalent to a shift of the input. A
   mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. Shift and affine map move the
   cells of the batch to the latent positions of similar cells of the training.

@@ -24,7 +24,7 @@ from scvae_cli.model.mapped_batches import EncoderShifts, Responses
 from scvae_cli.model.normal import NormalHead, NormalOutput
 
 # Bounds on the inverse dispersion θ. Below the lower bound, float32 cannot distinguish the counts of a gene from pure
-# noise. Above the upper bound, float32 cannot distinguish their distribution from a Poisson distribution.
+# noise. Above the upper bound, float32 cannot distinguish the distribution of the counts from a Poisson distribution.
 LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4), log(1e4)
 
 
@@ -108,8 +108,8 @@ class BatchEffect(nn.Module):
     the output is shifted.
 
     With a design matrix (`design.py`), there is one effect for each category and each continuous key, and a shift is
-    the sum of the effects of a cell. In this case, b is the number of effects, and the batches are combinations of
-    categories. `combination_br` holds the rows of the design matrix for these combinations.
+    the sum of the effects of a cell. With a design matrix, b is the number of effects, and the batches are combinations
+    of categories. `combination_br` is the design matrix of the combinations.
     """
 
     combination_br: Tensor | None
@@ -134,15 +134,15 @@ class BatchEffect(nn.Module):
     def weights(self, batch: Tensor) -> Tensor:
         """Return the weights of the effects for each cell, shape (n, b).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). From an index,
-        the weights of a cell are 1 for its batch and 0 for other batches, or a row of the design matrix if there is
-        one. If the weights are proportions of batches, the shift is the weighted mean of the shifts of the batches.
-        Weights of the last batches may be left out, and are then 0.
+        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). For a batch
+        index, the weights of a cell are 1 for its batch and 0 for other batches, or the row of its batch in the design
+        matrix if there is a design matrix. If the weights are proportions of batches, the shift is the weighted mean of
+        the shifts of the batches. Weights of the last batches may be left out, and are then 0.
         """
         if batch.dim() == 2:
             return batch.to(self.gene_bg.dtype)
-        # The design matrix is not trained, so indexing it needs no gradient. (`indicator` says why gradients of
-        # indexing are avoided.)
+        # The design matrix is not trained, so indexing it needs no gradient. (The function `indicator` says why
+        # gradients of indexing are avoided.)
         return indicator(batch, self.gene_bg) if self.combination_br is None else self.combination_br[batch]
 
     @property
@@ -193,7 +193,7 @@ class CountHead(nn.Module):
 
     def forward(self, h_nh: Tensor) -> CountOutput:
         """Compute the decoder output, before library size and batch effect are applied."""
-        # The bias is added later, where the outputs are used, because this saves two passes over the outputs.
+        # The bias is added only where the outputs are used, which saves two passes over the outputs.
         raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
@@ -286,9 +286,9 @@ class CountOutput(NamedTuple):
 
         A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
         the distribution of m is Gamma(θ + x, θ + μ), with the mean (θ + x) / (θ + μ). A technical zero, that is, a zero
-        from zero inflation, says nothing about m, so the factor of a technical zero is 1. With `with_zero_inflation`,
-        the factor of a technical zero is 0 instead. Whether a zero is technical is not known, so the factors of
-        technical and other zeros are averaged, weighted by their probabilities.
+        from zero inflation, says nothing about m, so the factor of a technical zero is 1. If `with_zero_inflation` is
+        True, the factor of a technical zero is 0. Whether a zero is technical is not known, so the factors of technical
+        and other zeros are averaged, weighted by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -390,7 +390,7 @@ class Decoder(nn.Module):
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
             h_ni, d_mni = norm.push(a_nh, d_mni @ linear.weight.T)
-            shift_nh = None  # Only the first layer is shifted.
+            shift_nh = None  # Batch effects shift only the first layer.
         if self.n_hidden:
             h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
         logits_ng, d_mng = self.head.push(h_ni, d_mni)

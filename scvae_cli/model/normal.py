@@ -3,13 +3,14 @@
     p(x_g|z) = N(μ_g(z), σ_g²)
 
 σ_g is either learned for each feature or fixed to one value for all features. The network computes a standardized value
-u, and μ = mean + sd · u, where mean and sd are the mean and the standard deviation of a feature over the training
-cells. Because of this standardization, one learning rate works for features of any scale. The Fisher information of μ
-is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that `geometry.py` defines.
+u, and μ = mean + sd · u. In this formula, mean and sd are the mean and the standard deviation of a feature over the
+training cells. Because u is standardized, one learning rate works for features of any scale. The Fisher information of
+μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that `geometry.py`
+defines.
 
 Real numbers have neither a library size nor zero inflation. The methods accept arguments for library size and zero
-inflation only because the methods for counts have the same signatures. For real numbers, these two arguments have no
-effect.
+inflation only because the methods for counts have the same signatures. For real numbers, the arguments for library size
+and zero inflation have no effect.
 
 Letters in array shapes: n cells, m tangents, g features, h hidden units.
 """

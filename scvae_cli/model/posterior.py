@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The lower bound on the variance and the upper bound on its logarithm keep the KL finite for any network output.
 MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
-# A latent dimension is active if the variance of the posterior means over cells exceeds this bound (Burda et al. 2016).
+# Variance of the posterior means over cells above which a latent dimension is regarded as active (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -53,8 +53,9 @@ def _variance(log_var_nk: Tensor) -> Tensor:
 class _SampleAndKL(torch.autograd.Function):
     """Autograd function of a sample z = m + √v·ε and of KL = ½(m² + v − 1 − log v).
 
-    In these formulas, m is the mean, v the variance and ε the noise. The network computes m and a log variance s. The
-    variance is v = eˢ + f with the smallest variance f = `MIN_VARIANCE`, so the derivative dv/ds is v − f.
+    In the formulas for z and KL, m is the mean, v the variance and ε the noise. The network computes m and a log
+    variance s. The variance is v = eˢ + f with the smallest variance f = `MIN_VARIANCE`, so the derivative dv/ds is v −
+    f.
     """
 
     @staticmethod

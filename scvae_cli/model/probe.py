@@ -1,6 +1,6 @@
-"""A test of a network that was read from a folder: expression is decoded, and then encoded at plausible positions.
+"""A test of a network that was read from a folder: decoded expression must be encoded at plausible positions.
 
-Without this test, extreme weights could give meaningless results, or errors deep inside a computation.
+Without the test, extreme weights of a network could give meaningless results, or errors deep inside a computation.
 
 Letters in array shapes: c components of the density, k latent dimensions, g genes.
 """
@@ -16,8 +16,8 @@ from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.vae import VAE
 
 # Largest latent coordinate that is accepted. Latent positions usually have about the standard deviation of the prior,
-# which is 1. In models trained without a KL term, the standard deviation may be larger, but never as large as this
-# limit.
+# which is 1. In models trained without a KL term, the standard deviation of latent positions may be larger, but is
+# always far below the limit.
 FARTHEST = 1e6
 _MOST_LOG_VARIANCE, _MOST_LIBRARY = 80.0, 1e12
 _CELLS = 8

@@ -120,12 +120,12 @@ class VAE(nn.Module):
 
     @property
     def trained_share_b(self) -> Tensor:
-        """Proportions of the batches of the training in the training cells; batches mapped later are left out."""
+        """Proportions of the batches in the training cells, without batches that were mapped after the training."""
         return self.batch_share_b[: len(self.batches) - self.n_mapped]
 
     @property
     def average(self) -> Mixture | None:
-        """The batches of the training, weighted by their proportions. The value is None for a model without batches."""
+        """The batches of the training, weighted by their proportions, or None for a model without batches."""
         share_b = self.trained_share_b
         if not self.batches:
             return None
@@ -135,8 +135,9 @@ class VAE(nn.Module):
     def average_weights(self) -> Tensor | None:
         """Weights of the batch effects in the average over the batches, shape (b,).
 
-        The value is None for a model without batches. Batches that were mapped onto the model are left out of the
-        average. If mapped batches were included with a weight of 0, rounding errors might change the results slightly.
+        `average_weights` is None for a model without batches. Batches that were mapped onto the model are left out of
+        the average. If mapped batches were included with a weight of 0, rounding errors might change the averages
+        slightly.
         """
         effect = self.decoder.batch
         if not self.batches or effect is None:

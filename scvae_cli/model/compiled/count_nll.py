@@ -101,8 +101,8 @@ def _rows(
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])
             inverse_theta[g] = exp(-log_theta_g[g])
-    # The arrays are allocated separately, and no loop writes to more than two of the arrays. Otherwise, the compiler
-    # would not detect that the arrays do not overlap, and would not vectorize the loops.
+    # The arrays are allocated separately, and no loop writes to more than two of the arrays. If arrays were allocated
+    # together, the compiler would not detect that the arrays do not overlap, and would not vectorize the loops.
     logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
     per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
     from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
@@ -263,8 +263,8 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
     """Fill two tables of zeros, each of shape (counts, g), with terms of the log-probability.
 
-    Row x of `table` becomes lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative of this term
-    with respect to θ. For a Poisson, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
+    Row x of `table` becomes t = lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative dt/dθ. For a
+    Poisson distribution, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
     """
     n_genes = len(log_theta_g)
     theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)

@@ -23,8 +23,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
     """Return a decorator that compiles a function with numba.
 
-    The compiled function releases Python's global interpreter lock and is cached on disk. The function does not check
-    for division by zero, because a loop with such a check is not vectorized.
+    The compiled function releases Python's global interpreter lock and is cached on disk. The compiled function does
+    not check for division by zero, because a loop with checks is not vectorized.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def log(x: Any) -> Any:
 
 @compiled(inline=True)
 def log1p(x: Any) -> Any:
-    """Compute log(1 + x) of a nonnegative number x. The result is accurate even if x is close to zero."""
+    """Compute log(1 + x) of a nonnegative number x accurately, even if x is close to zero."""
     return log1p_given(x, _ONE / (_ONE + x))
 
 
@@ -102,13 +102,14 @@ def log1p(x: Any) -> Any:
 def log1p_given(x: Any, per_1x: Any) -> Any:
     """Compute log(1 + x) from x and 1 / (1 + x)."""
     u = _ONE + x
-    # The second argument corrects the rounding error of 1 + x.
+    # The second argument of `_log` corrects the rounding error of 1 + x.
     return _log(u, (x - (u - _ONE)) * per_1x)
 
 
 @compiled(inline=True)
 def _log(x: Any, correction: Any) -> Any:
-    # Every result is cast back to 32 bits: numba widens integers to 64 bits, and half as many of these fit in a vector.
+    # Every result is cast back to 32 bits, because numba widens integers to 64 bits, and a vector register holds only
+    # half as many 64-bit integers.
     bits = uint32(float32(x).view(uint32) + _ONE_MINUS_SQRT_HALF)
     exponent = int32(uint32(bits >> _MANTISSA_BITS)) - _EXPONENT_BIAS
     f = uint32(uint32(bits & _MANTISSA) + _SQRT_HALF).view(float32) - _ONE
