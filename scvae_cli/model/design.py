@@ -64,8 +64,8 @@ class Continuous:
         beyond_n = (value_n < self.least - margin) | (value_n > self.most + margin)
         if beyond_n.any():
             raise DataError(
-                f"{self.key} is {value_n[beyond_n][0]:g}, too far from the values of the training, {self.least:g} to "
-                f"{self.most:g}, to extrapolate its effect",
+                f"{self.key} is {value_n[beyond_n][0]:g}, too far from the values of the training ({self.least:g} to "
+                f"{self.most:g}) to extrapolate the effect of {self.key}",
                 f"correct the values of {self.key}, for example their unit",
             )
 
