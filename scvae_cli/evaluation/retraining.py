@@ -23,7 +23,7 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
-# A function that trains a model. The first argument is a title that describes the training.
+# A function that trains a model. The first argument of the function is a title that describes the training.
 Train = Callable[[str, Counts, RunConfig], Model]
 # Largest number of cells of a repeated training. If there are more cells, cells at regular intervals are used.
 MAX_CELLS = 20_000
@@ -65,8 +65,8 @@ def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silen
 
     If there are more than 20,000 cells, at most 20,000 cells at regular intervals of the rows are used. Every training
     holds out some of its cells. If a training on the used cells would hold out exactly the cells that the given model
-    held out, the given model is returned. Otherwise, a new model is trained on the used cells. The cells must have the
-    genes of the model, and batches if the model has batches.
+    held out, the given model is returned. If a training would hold out other cells, a new model is trained on the used
+    cells. The cells must have the genes of the model, and batches if the model has batches.
 
     Raises
     ------

@@ -1,11 +1,11 @@
 """Count thinning: some molecules of every cell are held out to test how well a denoising method predicts them.
 
 Each molecule is independently assigned to the first part with a fixed probability, and otherwise to the second part
-(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). The expected counts of the two parts are
-then equal up to a factor. Given the expected counts, the sampling noise of the first part is independent of the
-sampling noise of the second part. A prediction from the first part is evaluated on the second part by the Poisson loss.
-The expected Poisson loss is smallest if the prediction is the true mean. The expected squared error of log counts is
-not smallest at the true mean.
+(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). After thinning, the expected counts of
+the two parts of a cell are equal up to a factor. Given the expected counts, the sampling noise of the first part is
+independent of the sampling noise of the second part. A prediction from the first part is evaluated on the second part
+by the Poisson loss. The expected Poisson loss is smallest if the prediction is the true mean. The expected squared
+error of log counts is not smallest at the true mean.
 
 Letters in array shapes: n cells, g genes.
 """

@@ -7,8 +7,8 @@ individual rate also uses the cell's own counts, as SAVER does (Huang et al. 201
 
 In a zero-inflated model, the expected count is (1 − π)μ, where π is the probability of an inflated zero. If a gene is
 silent in a cell type, the decoder describes the zeros partly by a small μ and partly by a large π. If π is close to 1,
-the counts hardly depend on μ, and μ may be far above the counts. Therefore, μ alone is not an estimate of expression.
-The expected counts (1 − π)μ of a cell are scaled such that their sum is the library size.
+the counts hardly depend on μ, and μ may be far above the counts. In zero-inflated models, μ alone is therefore not an
+estimate of expression. The expected counts (1 − π)μ of a cell are scaled such that their sum is the library size.
 
 Letters in array shapes: n cells, g modeled genes, k latent dimensions.
 """

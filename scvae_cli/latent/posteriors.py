@@ -20,11 +20,11 @@ from scvae_cli.model.design import Design
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
 
-# Number of cells that are encoded or decoded at once. The number is constant, so that results do not depend on the
-# machine.
+# Number of cells that are encoded or decoded at once. This number of cells is constant, so that results do not depend
+# on the machine.
 BLOCK_CELLS = 512
-# Number of cells whose posteriors are refined at once. The number is small enough for the processor's cache, and large
-# enough for the processor's matrix units.
+# Number of cells whose posteriors are refined at once: few enough for the processor's cache, and enough for the
+# processor's matrix units.
 _REFINED_CELLS = 256
 
 

@@ -9,8 +9,8 @@ value. For real numbers, one unit of y is the standard deviation of the noise.
 Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The canonical axes are the left
 singular vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are
 the slopes of a linear regression of y on z. The canonical axes are sorted by explained variance in descending order.
-Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of the axis is chosen
-so that the longer tail is on the positive side.
+Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of each canonical axis
+is chosen so that the longer tail of the cells is on the positive side.
 
 An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
 eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also

@@ -1,8 +1,8 @@
 """The density of the cells in latent space: a Gaussian mixture, and the off-manifold score of a point.
 
-The mixture is fitted to posterior samples of training cells. The number of components is chosen so that the posterior
-samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of the posteriors of
-all cells, is not used, because its density is very low at any point that is not close to a cell.
+The mixture is fitted to posterior samples of training cells. The number of mixture components is chosen so that the
+posterior samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of the
+posteriors of all cells, is not used, because its density is very low at any point that is not close to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
 point. If there are fewer than ten held-out cells, this score could take too few values, so the score is the fraction of
@@ -80,10 +80,10 @@ class LatentDensity:
     def off_manifold(self, z_nk: Tensor) -> Tensor:
         """Compute the off-manifold score of each point, shape (n,).
 
-        The score is the fraction of held-out cells that lie at a higher density than the point. A score of 0.5 means
-        that the point has the density of the median held-out cell. A score near 1 means that nearly all held-out cells
-        have a higher density. If r of h held-out cells have a higher density, the score is (r + ½) / (h + 1). The score
-        is therefore never exactly 0 or 1.
+        The off-manifold score of a point is the fraction of held-out cells that lie at a higher density than the point.
+        A score of 0.5 means that the point has the density of the median held-out cell. A score near 1 means that
+        nearly all held-out cells have a higher density. If r of h held-out cells have a higher density, the score is (r
+        + ½) / (h + 1). An off-manifold score is therefore never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)

@@ -153,7 +153,7 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     """Compute the weight of the residuals, the components and the random directions from some training cells.
 
-    The sign of each component is chosen such that the positions of these training cells have a positive skewness along
+    The sign of each component is chosen such that the positions of the training cells have a positive skewness along
     the component.
     """
     n, g = training.n_cells, training.n_genes

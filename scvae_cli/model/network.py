@@ -147,7 +147,7 @@ class BatchEffect(nn.Module):
 
     @property
     def of_numbers_alone(self) -> bool:
-        """Whether the model has continuous keys and no batch keys. The shift of an average cell is then 0."""
+        """Whether the model has only continuous keys, and no batch keys, so that the shift of an average cell is 0."""
         return self.combination_br is not None and len(self.combination_br) == 0
 
     def members(self, weight_nb: Tensor) -> list[Tensor]:
@@ -239,7 +239,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    The first three fields are arguments of `count_nll.mean_nll`, which describes them.
+    The fields `raw_ng`, `bias_g` and `log_theta_g` are arguments of `count_nll.mean_nll`, which describes them.
     """
 
     raw_ng: Tensor

@@ -24,8 +24,8 @@ _LOW = 0xFFFFFFFF
 class TorchOperations:
     """Implementation of `manual_backward.Operations` for dense counts on any device.
 
-    `share_n` is the weight of each cell in means over the cells. The weight is 0 for cells that only pad a minibatch to
-    its full size. `seed_l` holds one dropout seed (int64) for each layer, in the order in which the step evaluates the
+    `share_n` is the weight of each cell in means over the cells. Cells that only pad a minibatch to its full size have
+    the weight 0. `seed_l` holds one dropout seed (int64) for each layer, in the order in which the step evaluates the
     layers.
     """
 

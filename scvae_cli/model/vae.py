@@ -47,7 +47,7 @@ class VAE(nn.Module):
     The last `n_mapped` of the batches were mapped onto the trained model. `mapped_batches.py` describes the additional
     parameters of mapped batches. Mapped batches have no weight in averages over batches.
 
-    With a design (several batch keys, or continuous keys), the batches are the combinations of categories in the
+    With a design matrix (several batch keys, or continuous keys), the batches are the combinations of categories in the
     training. A model without batch keys has no batches.
     """
 

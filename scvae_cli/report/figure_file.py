@@ -83,7 +83,8 @@ def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None
     ConfigError
         If the file format is not supported.
     DataError
-        If the file cannot be written, or if the file exists and `force` is False. An existing file is then not changed.
+        If the file cannot be written, or if the file exists and `force` is False. An existing file is not changed in
+        this case.
     """
     target = Path(path)
     kind = _kind(target)
