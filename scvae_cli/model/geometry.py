@@ -19,7 +19,7 @@ at one library size and averaged over batches. Zero inflation is ignored, becaus
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
 in torch is not used, because it would import torch's compiler, which takes a second.
 
-Letters in array shapes: n points, m tangents at each point, k latent dimensions, h hidden units, g genes.
+Letters in array shapes: n points, m tangent vectors at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Geometry:
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng
         y_ng = head.isometric(mean_ng)
-        # The slope of the isometric coordinate is needed only if there are tangents.
+        # The slope of the isometric coordinate is needed only if there are tangent vectors.
         return y_ng, tangent_mng * head.isometric_slope(mean_ng) if len(v_mnk) else tangent_mng
 
     @torch.no_grad()

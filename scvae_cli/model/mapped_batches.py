@@ -10,8 +10,8 @@
 The additional parameters are 0 for the batches of the training and for cells of unknown batches. The results for cells
 of the training and of unknown batches therefore remain identical.
 
-Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents
-per cell.
+Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangent
+vectors per cell.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Responses(nn.Module):
         return self._along(z_nk, self._shares(batch, n_batches))
 
     def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the changes of the additional shift along m tangents per position, shape (m, n, g)."""
+        """Return the changes of the additional shift along m tangent vectors per position, shape (m, n, g)."""
         return self._along(v_mnk, self._shares(batch, n_batches))
 
     def _shares(self, batch: Tensor, n_batches: int) -> Tensor:

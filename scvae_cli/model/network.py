@@ -198,18 +198,18 @@ class CountHead(nn.Module):
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangents d of the inputs, (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors d, shape (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and the change of this contribution along tangents.
+        """Compute the contribution of one batch to expected counts, and its change along tangent vectors.
 
         Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
-        the batch are multiplied. The contribution has shape (n, g), and the changes along m tangents have shape (m, n,
-        g).
+        the batch are multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape
+        (m, n, g).
         """
         proportion_ng = torch.softmax(logits_ng, dim=1)
         part_ng = share * library * proportion_ng
@@ -380,7 +380,7 @@ class Decoder(nn.Module):
         return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their change along m tangents per position, shape (m, n, g).
+        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors v, shape (m, n, g).
 
         `batch` holds the index of each cell's batch, or the weights that `BatchEffect` takes. Dropout is not applied.
         The result is differentiable.
