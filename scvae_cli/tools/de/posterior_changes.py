@@ -135,7 +135,7 @@ def posterior_of(
 
 
 def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
-    """Return the gene indices of each prior: one prior for all genes, or one for the model's genes and one for the others."""
+    """Return the gene indices of each prior: one prior for all genes, or one for the model's and one for others."""
     kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
     if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
         return [np.arange(len(modeled_t))]

@@ -177,7 +177,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return Python code that converts the column of groups to categories of text; None if the column holds text."""
+        """Return Python code that converts the column of groups to categories of text; None for a column of text."""
         store, key = self.session.store, self.options.groupby
         values = store.obs_column(key)
         present = values[~is_missing(values)]

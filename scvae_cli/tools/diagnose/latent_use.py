@@ -2,12 +2,12 @@
 
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
 density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
-(`scvae_cli.model.density`). This Gaussian mixture is evaluated at posterior samples of cells that were not used to fit
-it. If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too
-small. The estimate of the mutual information is then too large by the same number of nats.
+(`scvae_cli.model.density`). The Gaussian mixture is evaluated at posterior samples of cells to which it was not fitted.
+If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too small.
+The estimate of the mutual information is then too large by the same number of nats.
 
 All values refer to the training axes, which are the latent axes of the encoder. The prior is invariant to rotations,
-but a posterior with a diagonal covariance is not. Along other axes, the values of single dimensions would therefore
+but a posterior with a diagonal covariance is not. Along rotated axes, the values of single dimensions would therefore
 have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
@@ -65,7 +65,7 @@ class LatentUse:
 
     @property
     def collapse(self) -> str:
-        """Share of the dimensions that have collapsed to the prior: "none", "some" or "all"."""
+        """Whether "none", "some" or "all" of the dimensions have collapsed to the prior."""
         if self.n_active == len(self.active_k):
             return "none"
         return "some" if self.n_active else "all"
@@ -212,7 +212,7 @@ def _log_normal(z_mk: Tensor) -> Tensor:
 
 def _log_marginals(density: LatentDensity, z_mk: Tensor) -> Tensor:
     """Compute Σ_d log q(z_d), shape (m,); every marginal q(z_d) of a Gaussian mixture is also a Gaussian mixture."""
-    # Σ = W⁻ᵀ W⁻¹; the variances are its diagonal.
+    # The covariance of a component with the whitening matrix W is W⁻ᵀ W⁻¹. The diagonal of W⁻ᵀ W⁻¹ holds the variances.
     inverse_ckk = torch.linalg.inv(density.whiten_ckk)
     var_ck = inverse_ckk.square().sum(1)
     parts = []
