@@ -12,7 +12,7 @@ from scvae_cli.shell_line import shell_line
 from scvae_cli.verb import Request
 
 # Factor within which the duration of a training is estimated. On two cores without other load, 26 of 27 trainings took
-# the estimated time within this factor. The 27 trainings used nine data sets of 283 to 4,271 cells
+# between half and twice the estimated time. The 27 trainings used nine data sets of 283 to 4,271 cells
 # (`benchmarks/results/time_to_quality.md` and `time_to_quality_unseen.md`).
 _UNCERTAINTY = 2.0
 

@@ -73,7 +73,7 @@ def differential_expression(
         A model of counts, and cells with the genes of the model. If the model has batches, the batch of every cell must
         be known.
     contrast
-        The two groups. All cells of the contrast are compared.
+        The two groups of cells to compare.
     others
         Counts of the genes that the model lacks, in all cells of the contrast; None if the model has all genes of the
         data.
@@ -210,7 +210,7 @@ def _replicates(contrast: Contrast, design: ReplicateDesign, spread: float) -> R
 
 
 def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> _Means:
-    """Compare both groups, with errors from the spread of cells."""
+    """Compare the mean expression of both groups, with errors from the spread of cells."""
     assert samples.share_s is not None, "cells are compared within batches"
     group, reference = (group_mean(side, samples.share_s) for side in sums)
     return _Means(
@@ -224,7 +224,7 @@ def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> 
 
 
 def _means_of_replicates(sums: Sequence[Sequence[SampleSums]], design: ReplicateDesign) -> _Means:
-    """Compare both groups, with errors from the spread between replicates."""
+    """Compare the mean expression of both groups, with errors from the spread between replicates."""
     found = between_replicates(sums[0], sums[1], design)
     raw_g = _log2_ratio(*(np.mean([sample.raw_g for sample in side], axis=0) for side in sums))
     return _Means(

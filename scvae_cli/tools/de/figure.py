@@ -73,7 +73,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Write the names of `genes` beside their dots, in this order; omit a name that would overlap an earlier name."""
+    """Write the names of `genes` beside their dots; omit a name that would overlap the name of an earlier gene."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
     # Height of a line and width of a letter of 6 points, as shares of the axes.
     line, letter = 0.036, 0.024

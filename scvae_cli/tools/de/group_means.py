@@ -45,8 +45,8 @@ from scipy.special import polygamma
 from scvae_cli.progress import Advance
 from scvae_cli.tools.de.cell_blocks import ExpectedCounts
 
-# The number κ of counts. With one count, a gene without counts in a group still has a mean above 0, and almost every
-# gene is corrected by its counts.
+# The weight κ of the decoder, in counts. With κ = 1, a gene without counts in a group still has a mean above 0, and
+# almost every gene is corrected by its counts.
 PRIOR_COUNTS = 1.0
 
 
@@ -152,7 +152,7 @@ def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
     poisson_g = sum(share**2 * sample.poisson_g for sample, share in pairs)
     model_g = sum(share**2 * sample.model_g for sample, share in pairs)
     factor_g, counts_weight_g = correction(counted_g / predicted_g, predicted_g**2 / poisson_g)
-    # Gradient of log(R · C) with respect to the three sums (delta method).
+    # Gradient of log(R · C) with respect to the sums R, X and M (delta method).
     gradient_3g = np.stack([1 / r_g, counts_weight_g / (factor_g * predicted_g), -counts_weight_g / predicted_g])
     # The variances are taken around the means of each batch, because each batch is a separate sample.
     variance_33g = sum(share**2 * sample.variance_33g for sample, share in pairs if sample.variance_33g is not None)

@@ -57,13 +57,15 @@ class DeOptions(Reading, Drawing, Writing):
     )  # fmt: skip
     replicate_key: str | None = option(
         None,
-        help="Column of obs with replicates, such as donors. Differences between replicates of a group then count as "
-        "uncertainty. Each group needs at least two replicates; three or more are better.",
+        help="Column of obs with replicates, such as donors. With this option, differences between replicates of a "
+        "group count as uncertainty. Each group needs at least two replicates; three or more are better.",
         takes="a column of obs",
         shown_default="cells are compared",
     )
     threshold: float = option(
-        0.25, help="Absolute log2 ratio above which a gene counts as changed. With 0, any change counts.", least=0
+        0.25,
+        help="Absolute log2 ratio above which a gene counts as changed. With a threshold of 0, any change counts.",
+        least=0,
     )
     fdr: float = option(
         0.05,

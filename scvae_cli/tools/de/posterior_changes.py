@@ -52,12 +52,13 @@ class PosteriorChanges:
     probability_g
         Posterior probability that the absolute change is larger than the threshold.
     log_null_g
-        Natural log of the posterior probability that the absolute change is at most the threshold. The log
+        Natural log of the posterior probability that the absolute change is at most the threshold. `log_null_g`
         distinguishes genes even if `probability_g` is rounded to 1.
     false_sign_g
         Local false sign rate: the probability that the change is zero or has the less probable of the two signs.
     expected_fdr_g
-        Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
+        For each gene, the expected share of false calls if this gene and all more certain genes are called, that is,
+        reported as changed.
     """
 
     tested: np.ndarray
@@ -92,7 +93,7 @@ def posterior_of(
     Raises
     ------
     DataError
-        If there are too few tested genes.
+        If fewer than ten genes are tested.
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(

@@ -49,7 +49,7 @@ class De(Question[DeOptions, DifferentialExpression]):
             raise ConfigError(f"{table} does not end in .csv", "--table takes a file that ends in .csv")
         check_writable(table)
         if table.exists() and not request.options.force:
-            raise DataError(f"{table} exists", "use --force to replace it, or another name")
+            raise DataError(f"{table} exists", "use --force to replace the file, or choose another name")
 
     def prepare(self) -> None:
         options, session = self.options, self.session

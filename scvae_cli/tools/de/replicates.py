@@ -54,8 +54,8 @@ class ReplicateDesign:
     Parameters
     ----------
     cells, reference_cells
-        Indices of the cells of each sample, for the group and for the reference. If `paired`, samples at the same
-        position are of the same replicate.
+        Indices of the cells of each sample, for the group and for the reference. If `paired` is True, samples at the
+        same position belong to the same replicate.
     paired
         Whether the same replicates are in both groups, so that the groups are compared within each replicate.
     left_out

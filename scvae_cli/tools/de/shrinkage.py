@@ -116,8 +116,8 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
     Parameters
     ----------
     estimate_g, error_g
-        Estimates, and standard errors of the estimates, shape (g,). All values are finite, and the errors are above
-        zero.
+        Estimates, and standard errors of the estimates, shape (g,). All values are finite, and the standard errors are
+        above zero.
     """
     sd_c = _grid(estimate_g, error_g)
     variance_gc = error_g[:, None] ** 2 + sd_c**2
@@ -160,8 +160,8 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
     """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
 
-    To call an effect is to report it as larger than a threshold. `log_null_g` contains, for each effect, the log
-    probability that its call is false. Shape (g,).
+    To call an effect is to report it as larger than a threshold. `log_null_g`, shape (g,), contains for each effect the
+    log probability that its call is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])

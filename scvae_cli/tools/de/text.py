@@ -17,7 +17,7 @@ _FEW_REPLICATES = 3
 
 
 def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
-    """Return the result as text: the groups, what was tested, and the first of the called genes."""
+    """Return the result as text: the groups, the numbers of tested genes, and the first called genes."""
     lines = [_groups(result, facts)]
     if result.replicates is not None:
         lines.append(_replicates(result))

@@ -37,8 +37,8 @@ class Columns:
     modelled
         Mask of the denoised genes over the f genes of the data, shape (f,).
     in_layer
-        Whether the result has a column for each gene of the data, with NaN for genes that are not denoised. Otherwise,
-        the result has columns only for the denoised genes.
+        Whether the result has a column for each gene of the data, with NaN for genes that are not denoised. If
+        `in_layer` is False, the result has columns only for the denoised genes.
     """
 
     __repr__ = brief

@@ -3,12 +3,12 @@
 The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
 differs from the raw mean by more than the sampling error, the denoised counts of the gene are wrong in this group.
 
-The error of the difference between the two means of a group is the standard error of the mean residual over the n cells
-of the group. If a group has no counts of a gene, the residuals of this gene hardly vary, even if the expected counts
-are wrong. The variance of a count is therefore assumed to be at least the expected count, as in a Poisson distribution.
-The decoder was fitted to the same cells, so denoised and raw means differ by less than the sampling error alone would
-imply. Agreement of the two means is therefore weaker evidence than disagreement. Cells are treated as independent:
-variation between samples or donors is not part of the error.
+The error of the difference between the denoised and the raw mean of a group is the standard error of the mean residual
+over the n cells of the group. If a group has no counts of a gene, the residuals of this gene hardly vary, even if the
+expected counts are wrong. The variance of a count is therefore assumed to be at least the expected count, as in a
+Poisson distribution. The decoder was fitted to the compared cells, so denoised and raw means differ by less than the
+sampling error alone would imply. Agreement of denoised and raw means is therefore weaker evidence than disagreement.
+Cells are treated as independent: variation between samples or donors is not part of the error.
 
 Shapes: n cells, g modeled genes, p groups.
 """
@@ -24,7 +24,8 @@ import numpy as np
 from scvae_cli.brief import brief
 
 FDR = 0.05
-# Groups with fewer cells are not compared, because their mean counts are far from normally distributed.
+# Smallest number of cells of a group that is compared. The mean counts of smaller groups are far from normally
+# distributed.
 LEAST_CELLS = 10
 # Half-width of a 95% interval, in standard errors.
 _HALF_WIDTH = 1.96
@@ -43,8 +44,8 @@ class GroupMeans:
     n_cells_p
         Number of cells in each group.
     raw_pg, denoised_pg, error_pg
-        Means of raw and of denoised counts, and standard errors of their differences. All values are counts at the
-        library sizes at which the cells were decoded.
+        Means of raw and of denoised counts, and standard errors of their differences. All means and errors are in
+        counts, at the library sizes at which the cells were decoded.
     """
 
     __repr__ = brief
@@ -134,7 +135,7 @@ class GroupSums:
 
     def means(self) -> GroupMeans:
         """Compute the means, after all cells were added."""
-        assert self.complete, "the caller checks this"
+        assert self.complete, "the caller checks that all cells were added"
         n_p = np.bincount(self._group_n[self._group_n >= 0], minlength=len(self._groups))
         size_p1 = n_p[:, None].astype(np.float64)
         raw_pg, denoised_pg = self._raw_pg / size_p1, self._denoised_pg / size_p1

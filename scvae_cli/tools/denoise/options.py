@@ -27,7 +27,8 @@ class DenoiseOptions(Reading, Writing):
     n_samples: int = option(
         0,
         flags=("--samples",),
-        help="Number of posterior samples that are decoded and averaged. With 0, the posterior mean is decoded.",
+        help="Number of posterior samples that are decoded and averaged. If the number is 0, the posterior mean is "
+        "decoded.",
         least=0,
         most=10_000,
         panel=DECODING,
@@ -91,9 +92,8 @@ DENOISE = Verb(
     about="""Write the expected counts of every cell to layers["scvae_denoised"].
 
     Genes that the model lacks, or that --genes leaves out, are not denoised. If less than nine tenths of the data's
-    genes are denoised, the expected counts are written to obsm["scvae_denoised"] instead of a layer. The names of the
-    denoised genes are then in uns["scvae"]["denoised_genes"]. var["scvae_modelled"] is True for genes that were
-    denoised.
+    genes are denoised, the expected counts are written to obsm["scvae_denoised"] instead of a layer, and the names of
+    the denoised genes to uns["scvae"]["denoised_genes"]. var["scvae_modelled"] is True for genes that were denoised.
 
     If groups of cells are known, the mean denoised counts of each group are compared with its mean raw counts. Genes
     whose denoised and raw means differ by more than the sampling error are shown.""",

@@ -41,8 +41,8 @@ class Denoise(Question[DenoiseOptions, Denoised]):
     def _clusters(self) -> str | None:
         """Return the column with the clusters of `embed --leiden`.
 
-        The result is None if there are no clusters. The result is also None if the batches of the cells were not read,
-        because a comparison needs the batches.
+        The result is None if the data have no clusters. The result is also None if the batches of the cells were not
+        read, because a comparison needs the batches.
         """
         known = self.options.needs_batch or not self.session.model.batches
         return self.names.leiden if known and self.names.leiden in self.session.store.obs_keys else None
@@ -141,7 +141,7 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
     """Describe how the denoised means differ from the raw means.
 
-    `own_batches` says whether cells were decoded in their own batches for this comparison.
+    `own_batches` says whether cells were decoded in their own batches for the comparison.
     """
     differ, compared = means["n_different"], means["n_compared"]
     where = f"mean counts of {amount(means['n_groups'], 'group')} of obs[{means['groupby']!r}]"

@@ -58,8 +58,8 @@ class ComparedModel:
         predictions from the cell's state alone, and `thinned_loss_cell` is the loss of predictions that also use the
         cell's own counts. A loss is None if the model makes no prediction of this kind.
     vae_advantage_thinned
-        The smaller loss of this model minus the smaller loss of the VAE, nats per cell. The value is positive if the
-        VAE predicts better, and None if no counts were withheld.
+        The smaller loss of this model minus the smaller loss of the VAE, nats per cell. `vae_advantage_thinned` is
+        positive if the VAE predicts better, and None if no counts were withheld.
     """
 
     name: str
@@ -115,8 +115,8 @@ def compare_with_baselines(
     ----------
     model, counts
         A VAE, and the n cells on which it was trained (`scvae_cli.evaluation.retraining.model_trained_on`), with
-        batches if the VAE has batches. All further trainings use the options of this VAE; the trainings of the VAE with
-        a linear decoder also use `--decoder linear`.
+        batches if the VAE has batches. All further trainings use the options of the given VAE; the trainings of the VAE
+        with a linear decoder also use `--decoder linear`.
 
     Raises
     ------

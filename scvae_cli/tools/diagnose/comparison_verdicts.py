@@ -11,10 +11,10 @@ from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, 
 from scvae_cli.tools.diagnose.stability import Stability
 from scvae_cli.tools.diagnose.verdict import Verdict
 
-# Number of standard errors above which a difference counts.
+# Number of standard errors above which a difference counts as significant.
 SIGNIFICANT = 3.0
-# Limits of the fraction of variance that differs between two aligned embeddings. Up to ALIKE, the two embeddings look
-# alike in any plot. Above UNLIKE, structure in one training may be absent from another.
+# Limits of the fraction of variance that differs between two aligned embeddings. Up to the fraction ALIKE, two
+# embeddings look alike in any plot. Above the fraction UNLIKE, structure in one training may be absent from another.
 ALIKE, UNLIKE = 0.2, 0.5
 
 

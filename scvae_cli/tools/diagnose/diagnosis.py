@@ -46,7 +46,7 @@ from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_chec
 from scvae_cli.tools.diagnose.stability import Stability, stability
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# Largest number of encoded cells. More cells would hardly make covariances and densities more precise.
+# Largest number of encoded cells. More encoded cells would hardly make covariances and densities more precise.
 _MAX_ENCODED = 20_000
 
 

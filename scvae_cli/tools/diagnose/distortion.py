@@ -39,7 +39,7 @@ _LEAST_EIGENVALUE = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
-    """Distortion of distances.
+    """Distortion of distances between cells, in latent space and in the embedding.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Distortion:
     embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return the values that are not None as plain numbers and arrays."""
+        """Return the results that are not None as plain numbers and arrays."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),

@@ -29,7 +29,8 @@ LEIDEN = "Leiden clusters"
 # Packages of the extra "compare", by what they compute.
 PACKAGES = {HARMONY: "harmonypy", LEIDEN: "igraph"}
 MAX_CELLS = 5000
-# Labels of fewer cells are left out, because they can hardly win a vote of 15 neighbors.
+# Smallest number of cells of a label. Labels of fewer cells are left out, because they can hardly win a vote of 15
+# neighbors.
 LEAST_CELLS = 5
 
 # Mean advantage of the embedding over other coordinates, and standard error of this mean over cells.

@@ -10,7 +10,8 @@ from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, EmbeddingQuali
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
 # Neighbors that the embedding shares with PCA, as a fraction of the neighbors that two PCAs of bootstrapped genes
-# share. This fraction was 0.6 to 1.3 in four data sets, three of them with batch effects in the PCA.
+# share. In four data sets, three of them with batch effects in the PCA, the embedding shared 0.6 to 1.3 times as many
+# neighbors with PCA as two PCAs of bootstrapped genes.
 NEIGHBORS_KEPT = 0.5, 0.25
 # Number of standard errors above which a lower accuracy of the vote counts as worse. If the accuracy differs by more
 # than five percentage points, clusters would differ visibly.

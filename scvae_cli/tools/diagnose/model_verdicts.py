@@ -20,18 +20,18 @@ FEW_ACTIVE = 2
 # Two axes with a correlation of 0.3 share a tenth of their variance; two axes with a correlation of 0.6 carry much the
 # same information.
 CORRELATIONS = 0.3, 0.6
-# Fraction of prior samples in holes, which are regions with almost no cells; 1% is expected. Above 5% of samples in
-# holes, sampling needs --avoid-holes. Above 50%, the prior does not describe the cells. In models trained with the
-# default options, about 25% of the prior samples are in holes.
+# Fraction of prior samples in holes, which are regions with almost no cells; 1% is expected. If more than 5% of the
+# samples are in holes, sampling needs --avoid-holes. If more than 50% of the samples are in holes, the prior does not
+# describe the cells. In models trained with the default options, about 25% of the prior samples are in holes.
 HOLES = 0.05, 0.50
 # Amortization and variational gaps, in percent of the bound on log p(x). A change of the training procedure changes the
 # bound by about 0.5%; the bounds of good and bad models differ by 2%.
 AMORTIZATION, VARIATIONAL = (0.5, 2.0), (0.5, 2.0)
-# Fraction of genes outside the 99% band of simulated cells; 1% is expected. A fraction of 5% is more than expected by
-# chance. A fraction of 20% means that the likelihood does not fit.
+# Fraction of genes outside the 99% band of simulated cells; 1% is expected. More than 5% of genes outside the band are
+# more than expected by chance. More than 20% of genes outside the band mean that the likelihood does not fit.
 OUTSIDE = 0.05, 0.20
-# Spearman's ρ between Euclidean and Fisher–Rao distances. Latent spaces of models trained with --flat 1 reach 0.95.
-# Below 0.7, Euclidean distances explain less than half of the variance of the ranks.
+# Spearman's ρ between Euclidean and Fisher–Rao distances. Latent spaces of models trained with --flat 1 reach a ρ of
+# 0.95. If ρ is below 0.7, Euclidean distances explain less than half of the variance of the ranks.
 RANKS = 0.95, 0.70
 
 
@@ -190,7 +190,7 @@ def _gene_verdict(
 
 
 def _gene_finding(likelihood: str, decoder: str, more: bool) -> str:
-    """Return the finding if observed values deviate from simulated values.
+    """Return the key of the finding for observed values that deviate from simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """

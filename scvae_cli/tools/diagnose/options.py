@@ -35,17 +35,17 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         flags=("--cells",),
         least=MIN_HELDOUT,
     )
-    quick: bool = option(False, help="Train no further models. The comparisons with other models are then left out.")
+    quick: bool = option(False, help="Train no further models, and leave out the comparisons with other models.")
     n_trainings: int = option(
         3,
-        help="Number of models to compare, each trained with another random seed. The diagnosed model is one of them.",
+        help="Number of models to compare, each trained with another random seed. The diagnosed model counts too.",
         flags=("--trainings",),
         most=100,
     )
     labels: str | None = option(
         None,
         help="Column of obs with known labels, such as cell types. The embedding is evaluated by how well it separates "
-        "these labels.",
+        "the known labels.",
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
@@ -59,7 +59,7 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, and counts this model too; use --quick to train no further models",
+                "it takes a whole number, 2 or more, that includes this model; use --quick to train no further models",
             )
 
     @property

@@ -103,7 +103,7 @@ class GeneStatistic:
         return order[: min(n, self.n_evaluated)]
 
     def summary(self) -> dict[str, Any]:
-        """Return plain numbers over all evaluated genes."""
+        """Return summary numbers over all evaluated genes."""
         names = ("outside", "error", "error_expected", "median_ratio", "n_evaluated")
         return {name: getattr(self, name) for name in names}
 
@@ -139,7 +139,7 @@ class PredictiveCheck:
     variances: GeneStatistic
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers and arrays."""
+        """Return the results as plain numbers and arrays."""
         values: dict[str, Any] = {"genes": np.asarray(self.genes, dtype=object), "mean": self.mean_g}
         if self.zeros is not None:
             values["zeros"] = self.zeros.values(self.genes)
@@ -155,7 +155,7 @@ def predictive_check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PredictiveCheck:
-    """Compare n observed cells with 2 or more simulated replicates of them.
+    """Compare n observed cells with two or more simulated replicates of the same cells.
 
     The cells must have the model's genes, and batches if the model has batches. `posterior` must be on the CPU.
     """

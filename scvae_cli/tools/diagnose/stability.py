@@ -44,7 +44,8 @@ class Stability:
         Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction if the cells of
         one embedding are put in random order.
     neighbors_shared
-        Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
+        Fraction of a cell's 15 nearest neighbors in one training that are also among its 15 nearest neighbors in
+        another training.
     pca_neighbors_shared
         Fraction of nearest neighbors that PCAs of bootstrapped genes share; there are as many PCAs as trainings.
     axis_correlation
@@ -64,7 +65,7 @@ class Stability:
     heldout_elbo: tuple[float, ...]
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers."""
+        """Return the results as plain numbers."""
         return {
             "n_trainings": self.n_trainings,
             "procrustes": self.procrustes,

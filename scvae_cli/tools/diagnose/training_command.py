@@ -9,7 +9,7 @@ from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
 from scvae_cli.options import declarations
 
-# Options that choose a part of a file. The diagnosed file may contain only this part.
+# Options that choose a part of a file, because the diagnosed file may contain only this part.
 _PARTS_OF_A_FILE = ("genome", "modality")
 
 

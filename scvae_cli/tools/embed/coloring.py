@@ -70,7 +70,7 @@ def colorings(
     genes
         Names of the genes of the data.
     source, real
-        Arguments of `log_expression`.
+        Arguments `source` and `real` of `log_expression`.
 
     Returns
     -------
@@ -99,7 +99,7 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
     """Read a column of obs as groups or as numbers.
 
     A column of categories, texts, dates or booleans names groups. A column of whole numbers with few different values
-    names groups, too. Other numbers are shown on a color scale.
+    names groups, too. Columns of other numbers are shown on a color scale.
     """
     categories = store.obs_categories(key)
     column = store.obs_column(key)[kept]

@@ -33,8 +33,8 @@ _WIDTHS = {1: 4.6, 2: 3.45, 3: 2.25}
 _MARGIN, _GAP, _TITLE, _AXIS, _BOTTOM = 0.15, 0.2, 0.25, 0.2, 0.15
 _LINE, _BAR = 0.13, 0.07
 _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
-# Numbers of letters to which the names of few and of many groups are shortened, largest number of groups that are few,
-# and smallest number of letters of a shortened name.
+# Names of at most `_FEW_GROUPS` groups have at most `_LONG_NAME` letters, and names of more groups at most
+# `_SHORT_NAME` letters. Names that are still too wide are shortened further, but not below `_LEAST_NAME` letters.
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
 # Largest number of lines of a legend with which a row has three panels. With taller legends, a row has two panels,
 # which are wide enough for legends with several columns.

@@ -48,7 +48,7 @@ class EmbedOptions(Reading, Writing):
     refine: int = option(
         0,
         help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are "
-        "enough. The cells must come from batches that the model was trained on.",
+        "enough. Refinement needs cells of batches that the model was trained on.",
         least=0,
         most=100_000,
         takes="a number of steps, 0 or more; 100 is enough",
@@ -126,8 +126,8 @@ EMBED = Verb(
 
     Distances in obsm["X_scvae"] are distances in expression, without the effects of batch and library size. The
     posterior mean of each cell's latent position, from which the model decodes, goes to obsm["scvae_latent"], and the
-    posterior variances go to obsm["scvae_latent_var"]. The cells need not be the training cells. The encoder does not
-    use the batch, so cells of new batches can be embedded too.
+    posterior variances go to obsm["scvae_latent_var"]. The embedded cells need not be the training cells. The encoder
+    does not use the batch, so cells of new batches can be embedded too.
 
     With --umap, the UMAP of the embedding goes to obsm["X_umap_scvae"]. With --leiden, clusters of the cells go to
     obs["scvae_leiden"]. The UMAP and the clusters come from the same neighbor graph. --plot draws the UMAP, with one

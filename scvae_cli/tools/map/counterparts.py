@@ -43,8 +43,8 @@ def unexplained_share(model: Model, counts: Counts, *, seed: int) -> float:
     """Compute the share of cells whose counts fit the model worse than 95% of the cells that the model simulates.
 
     Batch effects can move cells of another tissue to the latent positions of training cells, but the counts of the
-    moved cells still fit the model badly. The share is computed from at most 500 cells. The share is about
-    `UNEXPLAINED` (5%) if the model describes all cells well.
+    moved cells still fit the model badly. The share of unexplained cells is computed from at most 500 cells. If the
+    model describes all cells well, about 5% of the cells are unexplained.
     """
     some = counts.cells(np.arange(0, counts.n_cells, -(-counts.n_cells // _CELLS)))
     scores = score(model, some, ScoreOptions(n_samples=_SAMPLES, n_simulated=_SIMULATED, seed=seed))

@@ -10,7 +10,7 @@ from scvae_cli.options import INPUT, OUTPUT, option
 from scvae_cli.shared_options import Reading
 from scvae_cli.verb import Verb
 
-# Largest number of characters of the name of a batch.
+# Largest number of characters in the name of a batch.
 _LONGEST_NAME = 200
 
 
@@ -20,14 +20,14 @@ class MapOptions(Reading):
 
     batch_key: str | None = option(
         None,
-        help="Column of obs with the batch of each cell. Only batches that the model lacks are added to it.",
+        help="Column of obs with the batch of each cell. Only batches that the model lacks are added to the model.",
         panel=INPUT,
         shown_default="the batch key of the model",
     )
     batch: str | None = option(
         None,
-        help="Name of the new batch, if all cells belong to one batch and obs has no column of batches. The name is "
-        "also written to obs.",
+        help="Name of the new batch, if all cells belong to one batch and obs has no column of batches. The name "
+        "of the batch is also written to obs.",
         panel=INPUT,
         metavar="NAME",
         label=True,

@@ -187,12 +187,14 @@ def _check_folders(request: Request) -> None:
     cells = request.options.cells
     for folder in (output, Path(request.model)):
         if cells is not None and folder.resolve() in (resolved(cells), *resolved(cells).parents):
-            raise ConfigError(f"--cells is {cells}, in the model folder {folder}", "choose a file outside of it")
+            raise ConfigError(
+                f"--cells is {cells}, in the model folder {folder}", "choose a file outside of this folder"
+            )
     check_new_model(output, force=request.options.force, spelled="-o")
 
 
 def _described(difference: float) -> str:
-    """Describe how much the genes of a batch differ from those of the training."""
+    """Describe how much the gene proportions of a batch differ from those of the training."""
     if not difference:
         return "gene proportions differ from those of the training by no more than chance"
     return (

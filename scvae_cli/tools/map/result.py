@@ -31,7 +31,7 @@ class Mapped:
     unexplained
         Share of the cells whose counts fit the model worse than 95% of the cells that the model simulates.
     seconds
-        Time of the training, in seconds.
+        Duration of the training of the new batches, in seconds.
     """
 
     __repr__ = brief
