@@ -180,7 +180,7 @@ def _sums(
     sides: tuple[list[SampleSums], list[SampleSums]] = ([], [])
     with progress("Comparing", sum(map(len, samples.all)) * len(sources)) as advance:
         for side, cells in zip(sides, (samples.group, samples.reference), strict=True):
-            # Both groups are computed with the same random numbers.
+            # The expected counts of both groups are computed with the same random numbers.
             begun = [source() for source in sources]
             for rows in cells:
                 first, *rest = (sample_sums(source, rows, advance) for source in begun)

@@ -11,8 +11,8 @@ differ more than those of most genes gets a larger error.
 
 If at least half of the replicates are in both groups, the comparison is paired: each difference between the groups
 within one replicate is one observation. An example is cells of the same donors before and after a treatment. In a
-comparison that is not paired, each replicate in a group is one observation. Batches of the model are then added as
-terms if every replicate is in one batch and every batch contains both groups.
+comparison that is not paired, each replicate in a group is one observation. A comparison that is not paired has terms
+for the batches of the model, if every replicate is in one batch and every batch contains both groups.
 
 The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). In this formula, ρ is y divided
 by the group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al.
