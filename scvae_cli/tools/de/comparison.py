@@ -146,8 +146,8 @@ class _Samples:
 class _Means(NamedTuple):
     """Means of both groups and their log ratio before shrinkage (natural logs), with its error, and the raw log2 ratio.
 
-    All arrays have shape (g,). `spread` is the standard deviation between replicates of the natural log, and 0 without
-    replicates.
+    All arrays have shape (g,). `spread` is the standard deviation of log expression (natural log) between replicates,
+    and 0 without replicates.
     """
 
     log_mean_g: np.ndarray

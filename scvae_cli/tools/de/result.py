@@ -106,7 +106,8 @@ class DifferentialExpression(PosteriorChanges):
     def ranked(self) -> np.ndarray:
         """Indices of the tested genes, shape (t,): the called genes, then the others, each sorted by `options.sort`."""
         order = self.order
-        # The sort is stable, so genes of equal score, such as intervals that include 0, stay in the order of certainty.
+        # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
+        # certainty.
         ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]), ~self.called[order]))]
         return ranked
 

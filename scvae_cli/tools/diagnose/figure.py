@@ -176,7 +176,7 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
     left_b = np.arange(len(share_b)) * width
     look: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0}
     axes.bar(left_b, share_b, color=_ACTIVE, **look)
-    # The prior samples in holes are part of the last bin.
+    # Prior samples in holes, regions with almost no cells, are part of the last bin of the histogram.
     axes.bar(left_b[-1], min(aggregate.holes, float(share_b[-1])), color=OFF, **look)
     axes.axhline(width, color="black", linewidth=0.6)
     axes.text(0.02, 0.97, f"in holes: {aggregate.holes:.1%}", transform=axes.transAxes, va="top", color=OFF)

@@ -58,7 +58,7 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
 
 
 def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
-    """Judge whether the latent axes carry different information."""
+    """Judge whether different latent axes carry different information, that is, whether they are uncorrelated."""
     total = f"total correlation {aggregate.total_correlation:.2f} nats"
     if aggregate.most_correlated is None or aggregate.correlation is None:
         sentence = f"fewer than two axes are active, so there is no correlation between axes; {total}"

@@ -41,8 +41,8 @@ class Stability:
     n_trainings
         Number of trainings, the diagnosed model included.
     procrustes, procrustes_by_chance
-        Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction if the cells of
-        one embedding are put in random order.
+        Fraction of the variance, 0 to 1, that differs between two embeddings after the best alignment; and the same
+        fraction if the cells of one embedding are in random order.
     neighbors_shared
         Fraction of a cell's 15 nearest neighbors in one training that are also among its 15 nearest neighbors in
         another training.
