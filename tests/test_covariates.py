@@ -368,7 +368,7 @@ def test_rows_of_combinations_that_are_not_those_of_the_design_are_refused(model
     forged = replace(model, vae=copy.deepcopy(model.vae))
     forged.vae.decoder.batch.combination_br[0, 0] = 0.5
     forged.save(tmp_path / "m.scvae")
-    with pytest.raises(ModelError, match="rows of the combinations"):
+    with pytest.raises(ModelError, match="design matrix in the weights"):
         scvae.load(tmp_path / "m.scvae")
 
 

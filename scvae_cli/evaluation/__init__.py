@@ -1,1 +1,1 @@
-"""Baselines, retraining and count thinning, which several tools use to evaluate a model."""
+"""Methods that several tools use to evaluate a model: baselines, repeated training, count thinning, and scores."""

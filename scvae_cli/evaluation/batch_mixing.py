@@ -1,17 +1,18 @@
 """Mixing of batches in an embedding: iLISI and kBET, as scIB defines them (Luecken et al. 2022).
 
-- iLISI (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0): the weights of a cell's neighbors fall with distance, at
-  a rate for which the effective number of neighbors is the perplexity. The inverse Simpson index of the batches of the
-  weighted neighbors is the effective number of batches around the cell. The median over the cells is scaled: 0 means
-  one batch around a cell, and 1 means that all batches are equally frequent around a cell.
-- kBET (Büttner et al. 2019, doi:10.1038/s41592-018-0254-1): for each cell, a χ² test compares the batches of its
-  neighbors with the batches of all cells. The acceptance rate is the fraction of the cells whose test is not
+- iLISI (Korsunsky et al. 2019, doi:10.1038/s41592-019-0619-0) weights the neighbors of a cell by their distance. The
+  weights decrease with distance at a rate for which the effective number of neighbors equals the perplexity. The
+  inverse Simpson index of the batches of the weighted neighbors is the effective number of batches around the cell. The
+  median over the cells is scaled to the range from 0 to 1. A score of 0 means that each cell has neighbors of one batch
+  only, and 1 means that all batches are equally frequent around a cell.
+- kBET (Büttner et al. 2019, doi:10.1038/s41592-018-0254-1) compares, for each cell, the batches of its neighbors with
+  the batches of all cells by a χ² test. The acceptance rate is the fraction of cells for which the test is not
   significant. If cell types are known, the acceptance rate is computed within each cell type and averaged over the cell
-  types, so that cell types with different shares of the batches do not count as unmixed.
+  types. Because of this average, a cell type that is more frequent in one batch does not count as unmixed.
 
-Both functions were compared with scib-metrics (`tests/data/make_scib_mixing.py`).
+The functions for iLISI and kBET were compared with scib-metrics (`tests/data/make_scib_mixing.py`).
 
-Shapes: n cells, k coordinates, m neighbors, b batches.
+Letters in array shapes: n cells, k coordinates, m neighbors, b batches.
 """
 
 from __future__ import annotations
@@ -20,29 +21,29 @@ import numpy as np
 
 from scvae_cli.evaluation.neighbors import neighbors_and_distances
 
-# Number of neighbors and perplexity of iLISI, as in the publication.
+# Number of neighbors and perplexity of iLISI, as in the publication of iLISI.
 LISI_NEIGHBORS, PERPLEXITY = 90, 30.0
-# Difference of entropies, in nats, at which the search for the perplexity ends; and the largest number of search steps.
+# Difference of entropies, in nats, and number of steps at which the search for weights with the given perplexity ends.
 _TOLERANCE, _TRIES = 1e-5, 50
 # Smallest and largest number of neighbors of kBET, and the significance level of its test.
 KBET_NEIGHBORS, ALPHA = (15, 50), 0.05
-# A cell type with fewer cells than this number is not tested.
+# Smallest number of cells of a cell type for which kBET is computed.
 _LEAST_CELLS = 10
 
 
 def ilisi(x_nk: np.ndarray, batch_n: np.ndarray) -> float:
-    """Compute the scaled iLISI of an embedding, 0 to 1, for cells of at least two batches.
+    """Compute the iLISI of an embedding, scaled to the range from 0 to 1, for cells of at least two batches.
 
     Parameters
     ----------
     x_nk
-        Positions of the cells; there should be more than 90.
+        Positions of the cells in the embedding. There should be more than 90 cells.
     batch_n
         Batch of each cell, shape (n,).
     """
     index_nm, distance_nm = neighbors_and_distances(x_nk, LISI_NEIGHBORS)
     names, code_n = np.unique(batch_n.astype(str), return_inverse=True)
-    # With very few cells, the perplexity would otherwise exceed the number of neighbors.
+    # The perplexity is limited, because with very few cells it would exceed the number of neighbors.
     perplexity = min(PERPLEXITY, index_nm.shape[1] / 3)
     return float((np.median(lisi(distance_nm, code_n[index_nm], perplexity)) - 1) / (len(names) - 1))
 
@@ -53,7 +54,7 @@ def lisi(distance_nm: np.ndarray, code_nm: np.ndarray, perplexity: float) -> np.
     Parameters
     ----------
     distance_nm, code_nm
-        Distance of each neighbor and number of its batch, 0 to b − 1.
+        Distance of each neighbor; index of each neighbor's batch, from 0 to b − 1.
     perplexity
         Effective number of neighbors.
     """
@@ -64,14 +65,15 @@ def lisi(distance_nm: np.ndarray, code_nm: np.ndarray, perplexity: float) -> np.
 
 
 def kbet(index_nm: np.ndarray, code_n: np.ndarray) -> float:
-    """Compute the acceptance rate of kBET, 0 to 1.
+    """Compute the acceptance rate of kBET, from 0 to 1.
 
     Parameters
     ----------
     index_nm
-        Neighbors of each cell.
+        Indices of the neighbors of each cell.
     code_n
-        Number of the batch of each cell; each of at least two batches has a cell.
+        Index of each cell's batch, from 0 to b − 1. There are at least two batches, and each batch has at least one
+        cell.
     """
     from scipy.special import chdtrc
 
@@ -83,7 +85,7 @@ def kbet(index_nm: np.ndarray, code_n: np.ndarray) -> float:
 
 
 def kbet_within(x_nk: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray | None = None) -> float | None:
-    """Compute the acceptance rate of kBET in an embedding: over all cells, or as the mean over the labels.
+    """Compute the acceptance rate of kBET in an embedding, either over all cells or as the mean over the cell labels.
 
     The number of neighbors is a quarter of the mean number of cells of a batch, but at least 15 and at most 50. Labels
     with fewer than 10 cells or with a single batch are left out.
@@ -93,11 +95,11 @@ def kbet_within(x_nk: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray | Non
     x_nk, batch_n
         Positions and batches of the cells.
     label_n
-        Label of each cell, or None for a cell without a label; shape (n,). `label_n` is None if no labels are known.
+        Label of each cell, shape (n,), with None for a cell without a label. `label_n` is None if no labels are known.
 
     Returns
     -------
-    The rate, or None if no label is left.
+    The acceptance rate, or None if all labels were left out.
     """
     if label_n is None:
         groups = [np.arange(len(x_nk))]
@@ -116,8 +118,11 @@ def kbet_within(x_nk: np.ndarray, batch_n: np.ndarray, label_n: np.ndarray | Non
 
 
 def _weights(distance_nm: np.ndarray, perplexity: float) -> np.ndarray:
-    """Compute weights exp(−β·distance), with sum 1, whose entropy is log(perplexity); β is found by bisection."""
-    # A shift of the distances changes no weight, and it keeps the largest weight from vanishing.
+    """Compute weights proportional to exp(−β·distance), with sum 1 and the entropy log(perplexity).
+
+    The rate β of each cell is found by bisection.
+    """
+    # Subtracting the smallest distance changes no weight after normalization, and prevents an underflow of all weights.
     distance_nm = distance_nm - distance_nm.min(1, keepdims=True)
     n = len(distance_nm)
     beta_n, low_n, high_n = np.ones(n), np.zeros(n), np.full(n, np.inf)

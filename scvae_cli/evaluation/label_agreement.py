@@ -1,6 +1,6 @@
-"""Separation of known labels of cells in an embedding: vote of neighbors, Leiden clusters, and silhouette.
+"""Scores of how well an embedding separates known labels of cells: vote of neighbors, Leiden clusters, silhouette.
 
-Shapes: n cells, k coordinates.
+Letters in array shapes: n cells, k coordinates.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import numpy as np
 from scvae_cli.evaluation.neighbors import NEIGHBORS
 
 FOLDS, RESOLUTION = 5, 1.0
-# The settings of Leiden clustering that scanpy recommends and plans to make its default.
+# Settings of Leiden clustering that scanpy recommends and plans to use by default.
 LEIDEN: dict[str, Any] = {"flavor": "igraph", "n_iterations": 2, "directed": False}
 
 
 class ClusterAgreement(NamedTuple):
     """Agreement of clusters with labels.
 
-    The adjusted Rand index is 0 for random clusters, the normalized mutual information is at least 0; both are 1 for
-    clusters that equal the labels.
+    The adjusted Rand index (`ari`) is 0 for random clusters, and the normalized mutual information (`nmi`) is at least
+    0. For clusters that equal the labels, each of the two measures is 1.
     """
 
     ari: float
@@ -30,14 +30,15 @@ class ClusterAgreement(NamedTuple):
 
 
 def has_leiden() -> bool:
-    """Whether igraph, which finds Leiden clusters, is installed."""
+    """Return whether the package igraph, which Leiden clustering needs, is installed."""
     return importlib.util.find_spec("igraph") is not None
 
 
 def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
-    """Predict the label of each cell by a vote of its 15 nearest cells; return which predictions are right, shape (n,).
+    """Predict the label of each cell by a vote of its 15 nearest cells.
 
-    The cells are divided at random into five parts. Only cells of the other four parts vote on the label of a cell.
+    The result says which predictions are right, shape (n,). The cells are divided at random into five parts. The label
+    of a cell is predicted only from cells of the four parts to which the cell does not belong.
 
     Parameters
     ----------
@@ -55,7 +56,7 @@ def vote(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> np.ndarray:
 
 
 def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -> ClusterAgreement:
-    """Compare labels with Leiden clusters at resolution 1, from a graph of 15 neighbors with Gaussian weights.
+    """Compare labels with Leiden clusters at resolution 1. The graph has 15 neighbors per cell and Gaussian weights.
 
     Raises
     ------
@@ -70,7 +71,7 @@ def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         near: dict[str, Any] = {"n_neighbors": min(NEIGHBORS, len(x_nk) - 1), "transformer": "sklearn"}
-        # The default weights need umap, whose compilation takes longer than all other steps here.
+        # scanpy's default weights need umap, whose compilation takes longer than all other steps of this function.
         sc.pp.neighbors(adata, use_rep="X", method="gauss", random_state=seed, **near)
         sc.tl.leiden(adata, RESOLUTION, random_state=seed, **LEIDEN)
     clusters = np.asarray(adata.obs["leiden"])
@@ -80,7 +81,7 @@ def cluster_agreement(x_nk: np.ndarray, label_n: np.ndarray, *, seed: int = 0) -
 
 
 def silhouette(x_nk: np.ndarray, label_n: np.ndarray) -> float:
-    """Compute the mean silhouette of the labels, −1 to 1, with Euclidean distances."""
+    """Compute the mean silhouette of the labels, from −1 to 1, with Euclidean distances."""
     from sklearn.metrics import silhouette_score
 
     return float(silhouette_score(x_nk, label_n))

@@ -1,9 +1,9 @@
-"""Principal components of log-normalized counts: the usual embedding without a model, as scanpy computes it.
+"""Principal components of log-normalized counts, which are the usual embedding of cells in scanpy.
 
-The counts of each cell are scaled to the median library size and log1p-transformed. Real numbers, which have no
-library size, are used as they are.
+The counts of each cell are scaled to the median library size and log1p-transformed. Real numbers, which have no library
+size, are used without a transformation.
 
-Shapes: n cells, g genes, c components.
+Letters in array shapes: n cells, g genes, c components.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ COMPONENTS = 30
 
 
 def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_matrix:
-    """Return log1p of the counts at one library size, shape (n, g); real numbers are returned as they are.
+    """Scale counts to one library size and return their log1p, shape (n, g). Real numbers are returned unchanged.
 
-    `library` is the library size to which counts are scaled; None stands for the median of the cells.
+    `library` is the library size to which counts are scaled. If `library` is None, the median library size of the cells
+    is used.
     """
     if counts.real:
         matrix: sp.csr_matrix = counts.matrix
         return matrix
-    # A cell without counts in these genes has only zeros.
+    # A cell without counts has only zeros, so any library size above 0 can be used for the cell.
     library_n = np.where(counts.filled, counts.library_n, 1.0)
     target = float(np.median(library_n)) if library is None else library
     logged = (sp.diags(target / library_n) @ counts.matrix).tocsr()
@@ -38,8 +39,8 @@ def log_normalized(counts: Counts, *, library: float | None = None) -> sp.csr_ma
 def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) -> np.ndarray:
     """Compute the positions of the cells on the first principal components, shape (n, c).
 
-    There are at most as many components as an iterative solver can find: one fewer than cells, and one fewer than
-    genes. With a single gene, the result is the centered gene.
+    The number of components is less than the number of cells and less than the number of genes, because the iterative
+    solver cannot find more. With a single gene, the result is the centered gene.
     """
     from sklearn.decomposition import PCA
 
@@ -48,7 +49,7 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
         values_ng = logged.toarray().astype(np.float64)
         centered_ng: np.ndarray = values_ng - values_ng.mean(0)
         return centered_ng
-    # This solver takes sparse matrices, and does not compute the covariance of all pairs of genes.
+    # The solver "arpack" takes sparse matrices, and does not compute the covariance of all pairs of genes.
     pca = PCA(min(n_components, most), svd_solver="arpack", random_state=0)
     found: np.ndarray = pca.fit_transform(logged.astype(np.float64))
     return found
@@ -57,8 +58,8 @@ def principal_components(logged: sp.csr_matrix, n_components: int = COMPONENTS) 
 def shared_by_bootstrap(logged: sp.csr_matrix, *, n_pcas: int = 2, seed: int = 0) -> float:
     """Compute the mean fraction of a cell's 15 nearest neighbors that two PCAs of bootstrapped genes have in common.
 
-    Each PCA takes as many genes as there are, drawn with replacement. The fraction shows how many neighbors can be
-    expected to be the same in two reasonable embeddings of the cells.
+    For each PCA, genes are drawn with replacement, as many as there are genes. The resulting fraction shows how many
+    neighbors two reasonable embeddings of the cells can be expected to share.
     """
     random, n_genes = np.random.default_rng(seed), logged.shape[1]
     nearest = [

@@ -1,10 +1,10 @@
 """A baseline model that uses only the library size and batch of a cell: each gene has a fixed mean and dispersion.
 
-A useful latent space must explain the counts better than this baseline. The baseline is a decoder that is evaluated
-only at z = 0. This decoder has the same likelihood as the model that is compared with the baseline, and is fitted by
-maximum likelihood.
+A useful latent space must explain the counts better than the mean model does. The mean model is a decoder that is
+evaluated only at z = 0. The decoder of the mean model has the same likelihood as the model with which it is compared,
+and is fitted by maximum likelihood.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations
@@ -31,9 +31,11 @@ class MeanModel:
     Parameters
     ----------
     counts, training
-        Counts of n cells, and the indices of the cells to which the baseline is fitted; None for all cells.
+        Counts of n cells, and indices of the cells to which the baseline is fitted. If `training` is None, the baseline
+        is fitted to all cells.
     config
-        Configuration of the model that is compared with the baseline. The baseline uses the same likelihood and seed.
+        Configuration of the model that is compared with the baseline. The baseline uses the likelihood and the seed of
+        this model.
     """
 
     def __init__(self, counts: Counts, training: np.ndarray | None, config: RunConfig, device: torch.device) -> None:
@@ -45,7 +47,7 @@ class MeanModel:
         self._device = device
         learned = [p for name, p in self._vae.decoder.named_parameters() if name != "head.outputs.weight"]
         optimizer = torch.optim.Adam(learned, lr=_RATE)
-        # The rate decreases to zero, so that the result does not depend on the last minibatches.
+        # The learning rate decreases to zero, so that the result hardly depends on the last minibatches.
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / _STEPS)
         table = CellTable(counts.matrix, self._batch_n, device, cells=training, real=counts.real)
         random = np.random.default_rng(config.train.seed)
@@ -58,7 +60,7 @@ class MeanModel:
 
     @torch.no_grad()
     def log_prob_n(self, counts: Counts, cells: np.ndarray) -> np.ndarray:
-        """Compute the log-probability of some of the cells, given by index, shape (len(cells),), nats."""
+        """Compute the log-probability of the cells with the indices `cells`, shape (len(cells),), nats."""
         table = CellTable(counts.matrix, self._batch_n, self._device, cells=cells, real=counts.real)
         parts = [self._decode(some).nll_n(some).cpu().numpy() for _, some in table.in_order(BLOCK_CELLS)]
         return -np.concatenate(parts)
@@ -67,7 +69,7 @@ class MeanModel:
     def expected(self, counts: Counts, *, of_cell: bool) -> Iterator[np.ndarray]:
         """Compute expected counts of all cells in blocks, with zero inflation taken into account.
 
-        With `of_cell`, the expected counts of each cell also depend on the observed counts of the cell.
+        If `of_cell` is True, the expected counts of each cell also depend on the observed counts of the cell.
         """
         for _, cells in CellTable(counts.matrix, self._batch_n, self._device).in_order(BLOCK_CELLS):
             output = self._decode(cells)

@@ -1,6 +1,6 @@
-"""Nearest neighbors of cells in any coordinates, and how many neighbors two coordinates have in common.
+"""Nearest neighbors of cells in an embedding, and the fraction of neighbors that two embeddings have in common.
 
-Shapes: n cells, k coordinates, m neighbors.
+Letters in array shapes: n cells, k coordinates, m neighbors.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ NEIGHBORS = 15
 
 
 def nearest_neighbors(x_nk: np.ndarray, n_neighbors: int = NEIGHBORS) -> np.ndarray:
-    """Find the nearest other cells of each cell by Euclidean distance: indices of shape (n, m), the nearest first.
+    """Return the indices of the nearest other cells of each cell by Euclidean distance, nearest first, shape (n, m).
 
     If there are not enough cells, the neighbors are all other cells.
     """
@@ -20,7 +20,7 @@ def nearest_neighbors(x_nk: np.ndarray, n_neighbors: int = NEIGHBORS) -> np.ndar
 
 
 def neighbors_and_distances(x_nk: np.ndarray, n_neighbors: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the nearest other cells of each cell, and their Euclidean distances; each of shape (n, m)."""
+    """Return indices and Euclidean distances of the nearest other cells of each cell, each of shape (n, m)."""
     from sklearn.neighbors import NearestNeighbors
 
     distance_nm, index_nm = NearestNeighbors(n_neighbors=min(n_neighbors, len(x_nk) - 1)).fit(x_nk).kneighbors()
@@ -28,7 +28,7 @@ def neighbors_and_distances(x_nk: np.ndarray, n_neighbors: int) -> tuple[np.ndar
 
 
 def shared(a_nm: np.ndarray, b_nm: np.ndarray) -> float:
-    """Compute the mean fraction of neighbors that two lists have in common.
+    """Compute the mean fraction of neighbors that two lists of neighbors have in common.
 
     >>> shared(np.array([[1, 2], [0, 2]]), np.array([[2, 3], [2, 0]]))
     0.75

@@ -1,11 +1,12 @@
 """A baseline that denoises counts by principal component analysis.
 
 Counts are scaled to a common library size, log1p-transformed, projected on the first principal components, and
-transformed back to expected counts at the library size of each cell. The result may be zero or negative, and with an
-expected count of zero any molecule would be impossible. Expected counts are therefore raised to at least a tenth of the
-gene's average. Among the fractions that were tried, a tenth gave the best predictions.
+transformed back to expected counts at the library size of each cell. The transformed values may be zero or negative,
+but with an expected count of zero, any observed molecule would have the probability zero. Expected counts are therefore
+raised to at least a tenth of the gene's average. Among the fractions that were tried, a tenth gave the best
+predictions.
 
-Shapes: n cells, g genes, c components.
+Letters in array shapes: n cells, g genes, c components.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS
 
 COMPONENTS = (5, 10, 20, 30, 50)
 _LEAST_SHARE = 0.1
-# Bounds within which inverse dispersions can be estimated from moments.
+# Smallest and largest inverse dispersion that is estimated from moments.
 _THETA_RANGE = (1e-2, 1e4)
 
 
 class PcaModel:
-    """Principal components of log-normalized counts."""
+    """A principal component analysis of log-normalized counts, from which expected counts are computed."""
 
     def __init__(self, counts: Counts) -> None:
         from sklearn.decomposition import PCA
@@ -42,11 +43,11 @@ class PcaModel:
 
     @property
     def components(self) -> tuple[int, ...]:
-        """Available numbers of components."""
+        """Numbers of components with which expected counts can be computed."""
         return tuple(c for c in COMPONENTS if c <= self._scores_nc.shape[1]) or (self._scores_nc.shape[1],)
 
     def expected(self, n_components: int) -> Iterator[np.ndarray]:
-        """Compute expected counts of all cells at their library sizes, in blocks."""
+        """Compute expected counts of all cells at their own library sizes, in blocks of cells."""
         library_n = self._counts.library_n
         for start in range(0, len(library_n), BLOCK_CELLS):
             rows = slice(start, start + BLOCK_CELLS)
@@ -55,7 +56,7 @@ class PcaModel:
             yield mean_ng * (library_n[rows] / mean_ng.sum(1))[:, None]
 
     def expected_of_cells(self, n_components: int) -> Iterator[np.ndarray]:
-        """Compute expected counts in blocks; the expected counts of a cell also depend on the cell's observed counts.
+        """Compute expected counts that also depend on the observed counts of each cell, in blocks of cells.
 
         The dispersion of each gene is estimated from the differences between the counts and the results of `expected`.
         """

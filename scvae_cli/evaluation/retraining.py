@@ -1,8 +1,8 @@
-"""Repeating the training of a model on other cells or with another decoder.
+"""Repetition of the training of a model on other cells or with another decoder.
 
 The recipe (`scvae_cli.training.recipe`) chooses every training setting that the user did not choose. A model records
-its settings, but not who chose them. Settings that equal those of the recipe are treated as chosen by the recipe, so
-the recipe chooses these settings again for the new training.
+its settings, but not whether the user or the recipe chose them. Settings that equal those of the recipe are treated as
+chosen by the recipe, and are chosen again for the new training.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from scvae_cli.training.prepare import split
 from scvae_cli.training.recipe import settle
 from scvae_cli.training.schedule import Schedule
 
-# A function that trains a model. The first argument is a title that describes the training.
+# A function that trains a model. The first argument of the function is a title that describes the training.
 Train = Callable[[str, Counts, RunConfig], Model]
-# If there are more cells than this, evenly spaced cells are used.
+# Largest number of cells of a repeated training. If there are more cells, cells at regular intervals are used.
 MAX_CELLS = 20_000
 # Settings whose defaults depend on the kind of decoder.
 _REGULARIZATION = {"encoder_dropout", "decoder_dropout", "weight_decay", "eased_dropout"}
@@ -42,11 +42,11 @@ def train_silently(_title: str, counts: Counts, config: RunConfig) -> Model:
 def requested_config(model: Model) -> RunConfig:
     """Return the settings with which the training of a model is repeated on counts of its genes.
 
-    Settings that equal those of the recipe are None, so that the new training chooses them again.
+    Settings that equal those of the recipe are set to None, so that the new training chooses them again.
     """
     config = model.config.of_all_genes()
     n_training, n_genes = int(model.facts["n_training"]), len(model.genes)
-    # The batch size is kept here, because other automatic settings follow from it.
+    # The recorded batch size is kept for now, because other automatic settings depend on the batch size.
     settled = settle(_unset(config, _CHOSEN - {"batch_size"}), n_training, n_genes=n_genes)
     batch_size = settled.train.batch_size
     assert batch_size is not None, "settled"
@@ -61,17 +61,17 @@ def requested_config(model: Model) -> RunConfig:
 
 
 def model_trained_on(model: Model, counts: Counts, *, train: Train = train_silently) -> tuple[Model, Counts]:
-    """Return a model that was trained on some cells, and these cells.
+    """Return a model that was trained on some of the given cells, and the counts of the cells that were used.
 
-    If there are more than 20,000 cells, at most 20,000 are used, at regular intervals of the rows. Every training holds
-    out some of its cells. If a training on these cells would hold out exactly the cells that the given model held out,
-    the given model is returned. Otherwise, a new model is trained on these cells. The cells must have the genes of the
-    model, and batches if the model has batches.
+    If there are more than 20,000 cells, at most 20,000 cells at regular intervals of the rows are used. Every training
+    holds out some of its cells. If a training on the used cells would hold out exactly the cells that the given model
+    held out, the given model is returned. If a training would hold out other cells, a new model is trained on the used
+    cells. The cells must have the genes of the model, and batches if the model has batches.
 
     Raises
     ------
     ScvaeError
-        In the same cases as a training.
+        If a training with the settings of the model is refused or fails.
     """
     counts = counts.cells(even(np.arange(counts.n_cells), MAX_CELLS))
     config = requested_config(model)

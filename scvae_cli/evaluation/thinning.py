@@ -1,12 +1,13 @@
 """Count thinning: some molecules of every cell are held out to test how well a denoising method predicts them.
 
 Each molecule is independently assigned to the first part with a fixed probability, and otherwise to the second part
-(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). The expected counts of the two parts are
-then equal up to a factor, and given these expected counts, the sampling noise of the two parts is independent. A
-prediction from the first part is evaluated on the second part by the Poisson loss. The expected Poisson loss is
-smallest if the prediction is the true mean. Squared errors of log counts do not have this property.
+(molecular cross-validation; Batson, Royer & Webber 2019, doi:10.1101/786269). After thinning, the expected counts of
+the two parts of a cell are equal up to a factor. Given the expected counts, the sampling noise of the first part is
+independent of the sampling noise of the second part. A prediction from the first part is evaluated on the second part
+by the Poisson loss. The expected Poisson loss is smallest if the prediction is the true mean. The expected squared
+error of log counts is not smallest at the true mean.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ from scvae_cli.latent.expected_counts import expected_counts
 from scvae_cli.model.bundle import Model
 
 KEPT = 0.9
-# Smallest predicted mean. Without this bound, a molecule where zero was predicted would have an infinite loss; without
-# denoising, the prediction is zero for every zero count.
+# Smallest predicted mean. Without the lower bound, an observed molecule would have an infinite loss if the predicted
+# mean is zero. Without denoising, the predicted mean is zero for every zero count.
 LEAST_MEAN = 1e-8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thinned:
-    """Counts split into two parts.
+    """Counts whose molecules are randomly split into two parts.
 
     Parameters
     ----------
     kept
-        First part: counts for training and prediction. Cells without counts in this part are removed.
+        First part: counts for training and prediction. Cells without counts in the first part are removed.
     withheld
-        Second part: the remaining counts of the same cells, CSR float32, shape (n, g).
+        Second part: the remaining counts of the cells in `kept`, CSR float32, shape (n, g).
     share
         Probability that a molecule is in the first part.
     """
@@ -48,9 +49,9 @@ class Thinned:
     def poisson_loss(self, blocks: Iterable[np.ndarray]) -> np.ndarray:
         """Compute the Poisson loss Σ_g (λ − x log λ) of every cell, shape (n,), nats up to a constant.
 
-        x are the withheld counts, and λ are the predicted withheld counts. `blocks` are expected counts at the library
-        size of the first part, shape (n, g), as consecutive blocks of rows. These expected counts, rescaled to the
-        second part, are λ.
+        In the formula of the Poisson loss, x are the withheld counts, and λ are the predicted withheld counts. `blocks`
+        contains expected counts at the library size of the first part, shape (n, g), as consecutive blocks of rows. The
+        predictions λ are the expected counts in `blocks`, rescaled to the second part.
         """
         losses, start = [], 0
         for block in blocks:
@@ -65,7 +66,7 @@ class Thinned:
 
 
 def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
-    """Hold out some molecules of every cell; each molecule is kept with probability `share`."""
+    """Hold out some molecules of every cell. Each molecule is kept with the probability `share`."""
     matrix = counts.matrix
     kept_values = np.random.default_rng(seed).binomial(matrix.data.astype(np.int64), share).astype(np.float32)
     kept = _with_values(matrix, kept_values)
@@ -77,14 +78,14 @@ def thin(counts: Counts, *, share: float = KEPT, seed: int = 0) -> Thinned:
 def predicted(model: Model, kept: Counts, estimate: str) -> Iterator[np.ndarray]:
     """Compute expected counts from the first part of the counts, in blocks.
 
-    Each cell is decoded in its own batch. The average over posterior samples takes the width of the posterior into
-    account, in which models with different β differ.
+    Each cell is decoded in its own batch. Expected counts are averaged over posterior samples, because models with
+    different β differ in the width of the posterior.
     """
     return expected_counts(model, kept, estimate=estimate, n_samples=10, batch_as="observed")
 
 
 def _with_values(matrix: sp.csr_matrix, values: np.ndarray) -> sp.csr_matrix:
-    # The arrays are copied, because removing zeros changes them in place.
+    # The arrays are copied, because `eliminate_zeros` changes the arrays of a matrix in place.
     result = sp.csr_matrix((values.copy(), matrix.indices.copy(), matrix.indptr.copy()), shape=matrix.shape)
     result.eliminate_zeros()
     return result

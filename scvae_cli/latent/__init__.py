@@ -1,1 +1,1 @@
-"""Quantities that a trained model computes for cells: posteriors, expected counts, neighbor graph and others."""
+"""Quantities of cells that are computed with a trained model, such as posteriors and expected counts."""

@@ -1,6 +1,6 @@
-"""Batches and covariates of cells, compared with those on which a model was trained.
+"""Comparison of the batches and covariates of cells with the batches and covariates on which a model was trained.
 
-Shapes: n cells.
+Letters in array shapes: n cells.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ def refuse_lacking(store: CellStore, model: Model) -> None:
             if key not in store.obs_keys:
                 what = "batch" if flag == "--batch-key" else "value"
                 raise DataError(
-                    f"{store.title}: no column {key!r} in obs, but the model was trained with it as {flag}",
-                    f"add a column of that name with the {what} of each cell",
+                    f"{store.title}: no column {key!r} in obs, but the model was trained with {flag} {key}",
+                    f"add a column {key!r} with the {what} of each cell to obs",
                 )
 
 
 def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
     """Return the batch of every cell, which the encoder of a model needs if batches were mapped onto the model.
 
-    If the model was trained without batches, cells without a batch are taken as cells of the training.
+    If the model was trained without batches, cells without a batch are treated like the training cells.
 
     Raises
     ------
     DataError
         If cells have no batch and the model was trained with batches.
     """
-    [key] = model.config.data.batch_keys  # mapping gives a model a batch key
+    [key] = model.config.data.batch_keys  # A model onto which batches were mapped has exactly one batch key.
     present = key in store.obs_keys
     batch = labels_of(store.obs_column(key)) if present else np.full(len(store.cell_names), None, dtype=object)
     missing = is_missing(batch)
@@ -54,19 +54,19 @@ def batch_of_mapped(store: CellStore, model: Model) -> np.ndarray:
     trained = model.batches[: len(model.batches) - model.vae.n_mapped]
     if len(trained) > 1:
         raise DataError(
-            f"{store.title}: {lacking}, but batches were mapped onto the model, so it needs the batch of every cell",
+            f"{store.title}: {lacking}, but a model onto which batches were mapped needs the batch of every cell",
             f"the batches of the model are: {', '.join(model.batches)}",
         )
-    message = f"{store.title}: {lacking}: the cells are taken as cells of {trained[0]!r}, the cells of the training"
+    message = f"{store.title}: {lacking}, so the cells are treated like the training cells, batch {trained[0]!r}"
     warnings.warn(ScvaeWarning(message), stacklevel=3)
     return np.where(missing, trained[0], batch)
 
 
 def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> None:
-    """Warn if cells come from batches that were not in the training data; such cells can still be embedded.
+    """Warn if cells come from batches that were not in the training data. Cells of new batches can still be embedded.
 
-    Also warn if values of continuous keys lie far outside of the training. `categories` is False if cells of new
-    batches are refused anyway.
+    Also warn if values of continuous keys lie far outside the range of the training values. `categories` is False if no
+    warning of new batches is needed, because cells of new batches will be refused.
     """
     design = model.vae.design
     keys = model.config.data.batch_keys
@@ -82,7 +82,7 @@ def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> 
             what = amount(len(new), f"{single} was", f"{plural} were")
             message = (
                 f"{what} not in the training data ({shown}): cells of new batches can be embedded, because the encoder "
-                "does not use the batch, but batch effects are not corrected"
+                "does not use the batch, but effects of new batches are not corrected"
             )
             warnings.warn(ScvaeWarning(message), stacklevel=3)
     for one in () if design is None else design.continuous:
@@ -93,7 +93,7 @@ def warn_of_new_batches(store: CellStore, model: Model, *, categories: bool) -> 
         n_far = int(((value_n < least) | (value_n > most)).sum())
         if n_far:
             message = (
-                f"{amount(n_far, 'cell has', 'cells have')} values of obs[{one.key!r}] far outside of the training, "
-                f"where they were {one.least:g} to {one.most:g}: the effect is extrapolated"
+                f"{amount(n_far, 'cell has', 'cells have')} values of obs[{one.key!r}] far outside of the training "
+                f"values ({one.least:g} to {one.most:g}): the effect of {one.key} is extrapolated"
             )
             warnings.warn(ScvaeWarning(message), stacklevel=3)

@@ -1,6 +1,6 @@
-"""Counts at latent positions: random draws from the likelihood, or the expectation of these draws.
+"""Counts at latent positions: random draws from the likelihood, or the expected values of the draws.
 
-Shapes: n cells, k latent dimensions, g genes.
+Letters in array shapes: n cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from scvae_cli.model.bundle import Model
 def drawn_counts(
     model: Model, z_nk: Tensor, library_n: np.ndarray, batch_n: np.ndarray | None, seeds: np.random.SeedSequence | None
 ) -> Iterator[sp.csr_matrix] | Iterator[np.ndarray]:
-    """Draw counts from p(x|z), in blocks of cells: CSR float32 for counts, dense float32 for real numbers.
+    """Draw counts from p(x|z), in blocks of cells. Blocks are CSR for counts and dense for real numbers, in float32.
 
     Parameters
     ----------
     model, z_nk
-        Model that decodes, and latent positions in the coordinates of the networks.
+        Model whose decoder is used, and latent positions in the coordinates of the networks (not along the canonical
+        axes).
     library_n, batch_n
-        Library size of each cell, and index of its batch; None for a model without batches.
+        Library size of each cell, and index of each cell's batch. For a model without batches, `batch_n` is None.
     seeds
         Seed sequence from which each block of fixed size gets its own random stream. If `seeds` is None, the blocks are
-        dense and hold the expectation of the draws, including zero inflation.
+        dense and contain the expected values of the draws, including zero inflation.
     """
     for start in range(0, len(z_nk), BLOCK_CELLS):
         rows = slice(start, start + BLOCK_CELLS)

@@ -1,6 +1,6 @@
-"""Expected counts at any latent positions, for example along a trajectory.
+"""Expected counts at any latent positions, for example at the steps of a trajectory.
 
-Shapes: t positions, k latent dimensions, g genes, s samples.
+Letters in array shapes: t positions, k latent dimensions, g genes, s samples.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ _SAMPLES = 100
 
 
 def decoder_at(model: Model, library: str | float, batch_as: str) -> Callable[[Tensor], Tensor]:
-    """Return a differentiable function that maps latent positions to expected counts. Shapes (t, k) → (t, g).
+    """Return a differentiable function that maps latent positions, shape (t, k), to expected counts, shape (t, g).
 
-    The expected counts include zero inflation, like those of denoised cells. The function takes positions on the device
-    of the model. `library` and `batch_as` have the same meaning as in `expected_counts`, but "observed" is not allowed:
-    a latent position has no observed library size or batch.
+    The expected counts include zero inflation, as denoised counts do. The returned function takes positions on the
+    device of the model. `library` and `batch_as` have the same meaning as in `expected_counts`. The value "observed" is
+    not allowed, because a latent position has no observed library size or batch.
 
     Raises
     ------
     DataError
-        If the model does not have the batch, or the library size is invalid.
+        If `batch_as` names a batch that the model does not have, or if the library size is invalid.
     """
     size = library_size(model, library, usual="median")
     if size is None:
@@ -50,7 +50,7 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
     Raises
     ------
     DataError
-        If the model does not have the batch, or if the library size is invalid or "observed".
+        If `batch_as` names a batch that the model does not have, or if the library size is invalid or "observed".
     """
     z = torch.as_tensor(z_tk, dtype=torch.float32, device=model.device)
     result: np.ndarray = decoder_at(model, library, batch_as)(z).cpu().numpy()
@@ -60,12 +60,11 @@ def decode(model: Model, z_tk: np.ndarray, library: str | float, batch_as: str) 
 def posterior_band(
     model: Model, z_tk: np.ndarray, var_tk: np.ndarray, library: str | float, batch_as: str, *, seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Compute how uncertain expected counts are at some latent positions: a 5% and a 95% quantile for every gene.
+    """Compute a 5% and a 95% quantile of the expected counts of every gene at some latent positions.
 
     `var_tk` is the posterior variance of a cell at each position z. Samples from N(z, var) are decoded, and the
-    quantiles of their expected counts are returned. The quantiles show how much the expected counts of the cell may
-    differ from those at z, because the latent position of the cell is uncertain. Both results have shape (t, g),
-    float32.
+    quantiles of their expected counts are returned. The quantiles show how uncertain the expected counts of the cell
+    are, because the latent position of the cell is uncertain. Each of the two results has the shape (t, g), in float32.
     """
     random = np.random.default_rng(seed)
     low_tg = np.empty((len(z_tk), len(model.genes)), dtype=np.float32)

@@ -1,6 +1,6 @@
 """The batch in which latent positions are decoded: `--batch-as`.
 
-Shapes: b batches, r effects.
+Letters in array shapes: b batches, r effects.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ AVERAGE = "average"
 
 
 def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mixture | None:
-    """Return the batches over which decoded counts are averaged; None if `batch_as` equals `usual`.
+    """Return the batches over which decoded counts are averaged, or None if `batch_as` equals `usual`.
 
-    For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, it fixes
-    some of them (see `fixed_covariates`); the others are averaged over the training cells.
+    For a model with one batch key, `batch_as` is the name of a batch. For a model with several covariates, `batch_as`
+    fixes some covariates (see `fixed_covariates`), and decoded counts are averaged over the other covariates as they
+    occur in the training cells.
 
     Raises
     ------
@@ -50,7 +51,7 @@ def decoding_mixture(model: Model, batch_as: str, *, usual: str = AVERAGE) -> Mi
 
 
 def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
-    """Return the batch of a model that `batch_as` names: the batch, or KEY=BATCH.
+    """Return the batch of a model that `batch_as` names. `batch_as` is the name of a batch, or KEY=BATCH.
 
     Raises
     ------
@@ -70,21 +71,25 @@ def one_batch(model: Model, batch_as: str, *, usual: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Fixed:
-    """Covariates that are fixed: the category of each batch key, and the value of each continuous key, None if free."""
+    """Covariates that `--batch-as` fixes: a category of each batch key, and a value of each continuous key.
+
+    The category or value of a key that is not fixed is None.
+    """
 
     design: Design
     categories: tuple[str | None, ...]
     values: tuple[float | None, ...]
 
     def combination(self, b: int) -> tuple[str, ...]:
-        """Return a combination of the training, with the fixed categories in place of its own."""
+        """Return combination `b` of the training, in which fixed categories replace the original categories."""
         own = self.design.combinations[b]
         return tuple(one if one is not None else mine for one, mine in zip(self.categories, own, strict=True))
 
     def rows(self, index_n: np.ndarray) -> np.ndarray:
-        """Return the rows of the design for some combinations of the training, with what is fixed; shape (n, r).
+        """Return the rows of the design matrix for some combinations of the training, shape (n, r).
 
-        Continuous keys that are not fixed are at their means. Without batch keys, there is one row.
+        Fixed categories replace those of the combinations. Continuous keys that are not fixed have their mean values.
+        For a model without batch keys, the result has one row.
         """
         design = self.design
         if not design.batch_keys:
@@ -103,7 +108,7 @@ class Fixed:
 
     @property
     def name(self) -> str:
-        """The fixed covariates, as `--batch-as` takes them."""
+        """The fixed covariates as text, in the form that `--batch-as` takes."""
         keys = (*self.design.batch_keys, *(one.key for one in self.design.continuous))
         given = [
             (key, quoted(value) if isinstance(value, str) else repr(value).removesuffix(".0"))
@@ -114,10 +119,11 @@ class Fixed:
 
 
 def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
-    """Read which covariates of a model with several of them are fixed, from the text KEY=VALUE[,KEY=VALUE…].
+    """Read from the text KEY=VALUE[,KEY=VALUE…] which covariates of a model with several covariates are fixed.
 
-    A category that occurs in the training only together with one category of another key (a donor at one site) also
-    fixes that key. The name of a combination, as `scvae info` lists it, fixes all of its keys.
+    A category that occurs in the training only together with one category of another key (for example a donor with a
+    single site) also fixes the other key. `batch_as` may also be the name of a combination of categories, as `scvae
+    info` lists it. The name of a combination fixes all batch keys.
 
     Raises
     ------
@@ -151,7 +157,7 @@ def fixed_covariates(model: Model, batch_as: str, *, usual: str) -> Fixed:
 
 
 def far_values(model: Model, batch_as: str | None) -> list[str]:
-    """Return warnings of continuous keys that `--batch-as` fixes far outside of the training.
+    """Return warnings of continuous keys that `--batch-as` fixes far outside the range of the training values.
 
     Raises
     ------
@@ -165,14 +171,14 @@ def far_values(model: Model, batch_as: str | None) -> list[str]:
     for one, value in zip(fixed.design.continuous, fixed.values, strict=True):
         if value is not None and not one.far[0] <= value <= one.far[1]:
             found.append(
-                f"--batch-as fixes {one.key} at {value:g}, far outside of the training, where it was {one.least:g} to "
-                f"{one.most:g}: its effect is extrapolated"
+                f"--batch-as fixes {one.key} at {value:g}, far outside of the training values ({one.least:g} to "
+                f"{one.most:g}): the effect of {one.key} is extrapolated"
             )
     return found
 
 
 def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]], hint: str) -> list[tuple[str, str]]:
-    """Split KEY=VALUE[,KEY=VALUE…] at the given keys; a value may contain commas, and may be quoted as in Python."""
+    """Split KEY=VALUE[,KEY=VALUE…] at the given keys. A value may contain commas, and may be quoted as in Python."""
     either = "|".join(re.escape(key) for key in sorted(keys, key=len, reverse=True))
     next_key, literal = (
         re.compile(rf",\s*(?=(?:{either})=)"),
@@ -198,7 +204,7 @@ def _pairs(text: str, keys: Sequence[str], categories: dict[str, Sequence[str]],
                     f"put the value in quotes: {name}={longer[0]!r}",
                 )
         if name in [other for other, _ in pairs]:
-            raise DataError(f"--batch-as is {text!r}, which fixes {name} twice", "fix each key once")
+            raise DataError(f"--batch-as is {text!r}, which fixes {name} twice", f"give one value for {name}")
         pairs.append((name, value))
     return pairs
 

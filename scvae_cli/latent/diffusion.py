@@ -1,14 +1,14 @@
-"""Diffusion of cells along a neighbor graph: a kernel, and coordinates that order cells along branches.
+"""Diffusion along a neighbor graph of cells: a kernel, and diffusion coordinates that order cells along branches.
 
-The kernel turns the distance d between two neighbors into a similarity, exp(−d²/(σ₁ σ₂)), where σ is the distance of
-each of the two cells to its fifth neighbor. The kernel therefore adapts to the density of the cells (Haghverdi et al.
-2016, doi:10.1038/nmeth.3971).
+The kernel computes the similarity exp(−d²/(σ₁ σ₂)) of two neighboring cells from their distance d, where σ₁ and σ₂ are
+the distances of the two cells to their fifth neighbors. The kernel therefore adapts to the density of the cells
+(Haghverdi et al. 2016, doi:10.1038/nmeth.3971).
 
-The diffusion coordinates are the eigenvectors of the diffusion that belong to the largest eigenvalues λ, each
-multiplied by λ/(1−λ). Euclidean distance in these coordinates is the multiscale distance of Palantir (Setty et al.
-2019, doi:10.1038/s41587-019-0068-4): it averages over all paths between two cells, of any length.
+The diffusion coordinates are the eigenvectors of the diffusion operator with the largest eigenvalues λ, each multiplied
+by λ/(1−λ). The Euclidean distance in diffusion coordinates is the multiscale distance of Palantir (Setty et al. 2019,
+doi:10.1038/s41587-019-0068-4). The multiscale distance averages over paths of any length between two cells.
 
-Shapes: m nodes, d coordinates, j neighbors.
+Letters in array shapes: m nodes, d coordinates, j neighbors.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import torch
 
 from scvae_cli.latent.neighbor_graph import CellGraph, euclidean_graph
 
-# Number of neighbors and of diffusion coordinates for the order of cells, as in Palantir.
+# Number of neighbors and number of diffusion coordinates from which the order of cells is computed, as in Palantir.
 ORDER_NEIGHBORS, _COORDINATES = 30, 10
-# The neighbor whose distance is the width of the kernel at a cell.
+# Rank of the neighbor whose distance from a cell is the width of the kernel at the cell.
 _WIDTH_NEIGHBOR = 5
-# Smallest similarity, for edges that join disconnected parts of the graph: small, but large enough for the solver.
+# Smallest similarity of an edge. Edges that join disconnected parts of the graph would otherwise have similarities too
+# small for the eigenvalue solver.
 _LEAST_SIMILARITY = 1e-6
 
 
 def order_graph(expression: CellGraph, n_ends: int = 0) -> CellGraph:
-    """Connect cells that are near in diffusion coordinates: lengths of paths in this graph order the cells.
+    """Connect cells that are near in diffusion coordinates. Lengths of paths in the resulting graph order the cells.
 
     Parameters
     ----------
     expression
-        Neighbor graph of the same cells in expression space, with `ORDER_NEIGHBORS` neighbors.
+        Neighbor graph of the cells in expression space, with `ORDER_NEIGHBORS` neighbors.
     n_ends
-        Number of ends among which the cells develop; more ends than usual need more coordinates.
+        Number of ends towards which the cells develop. If there are more than ten ends, more diffusion coordinates are
+        used.
     """
     if len(expression.cells) == 1:
         return expression
@@ -46,7 +48,7 @@ def order_graph(expression: CellGraph, n_ends: int = 0) -> CellGraph:
 
 
 def similarities(graph: CellGraph) -> sp.csr_matrix:
-    """Compute the similarity of connected nodes of a graph, a symmetric matrix of shape (m, m)."""
+    """Compute the similarities of connected nodes of a graph, as a symmetric matrix of shape (m, m)."""
     width_m = _widths(graph)
     edges = graph.lengths.tocoo()
     similarity = np.exp(-(edges.data.astype(np.float64) ** 2) / (width_m[edges.row] * width_m[edges.col]))
@@ -58,7 +60,7 @@ def _widths(graph: CellGraph) -> np.ndarray:
     at = min(_WIDTH_NEIGHBOR, graph.neighbors_mj.shape[1]) - 1
     m = len(graph.cells)
     width_m = np.asarray(graph.lengths[np.arange(m), graph.neighbors_mj[:, at]], dtype=np.float64).ravel()
-    # Without this minimum, a node with several identical neighbors would have no similarity to any other node.
+    # Without a smallest width, a node with several identical neighbors would have no similarity to any other node.
     least = float(np.median(width_m)) / 100
     floored: np.ndarray = np.maximum(width_m, max(least, 1e-6))
     return floored
@@ -67,13 +69,13 @@ def _widths(graph: CellGraph) -> np.ndarray:
 def diffusion_coordinates(similarity: sp.csr_matrix, n_coordinates: int, n_components: int = 1) -> np.ndarray:
     """Compute the coordinates whose Euclidean distances are multiscale diffusion distances, shape (m, d).
 
-    If the graph had several connected components before bridges were added, some coordinates only separate the
-    components: one fewer than there are components. These coordinates are computed in addition to the others, and
-    scaled to the width of the widest of the others. Otherwise, the gaps between components would dominate all
-    distances.
+    If the graph had c > 1 connected components before bridges were added, c − 1 coordinates only separate the
+    components. The c − 1 separating coordinates are computed in addition to the requested coordinates, and with the
+    same factor λ/(1−λ) as the first requested coordinate. With larger factors, the gaps between components would
+    dominate all distances.
 
-    The similarities are first divided by the densities of both nodes, so that the distances do not depend on how many
-    cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).
+    The similarity of two nodes is first divided by the densities of the two nodes, so that distances do not depend on
+    how many cells there are along a branch (Coifman & Lafon 2006, doi:10.1016/j.acha.2006.04.006, with α = 1).
     """
     from scipy.sparse.linalg import eigsh
 

@@ -1,6 +1,6 @@
 """Choice of the cells of a population that represent the end of a branch or of a trajectory.
 
-Shapes: n nodes of a population's core, p nodes of a population, d coordinates.
+Letters in array shapes: n nodes of a population's core, p nodes of a population, d coordinates.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.latent.populations import core, unusual
 from scvae_cli.model.density import LatentDensity
 
-# Fraction of the core of a population that represents the population.
+# Number of nodes of a population's core divided by the number of nodes that represent the population.
 _REPRESENTED = 10
-# The end lies among this fraction of the core, the nodes farthest from the start. The farthest node of all would often
-# be an outlier.
+# Fraction of a population's core, farthest from the start, from which the end of a trajectory is chosen. The single
+# farthest node would often be an outlier.
 _FARTHEST = 0.2
 
 
 def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_pd: np.ndarray) -> np.ndarray:
-    """Rank the nodes of one population, from 0 to 1, where 1 is the node that represents the end best.
+    """Rank the nodes of one population from 0 to 1. The node with rank 1 represents the end of a trajectory best.
 
     Parameters
     ----------
     kind
-        Which cells represent the end best. "extreme": those farthest along the order. "density": those where the
-        density is highest. "centroid": those nearest to the mean position.
+        Which cells represent the end best. "extreme": the cells farthest along the order. "density": the cells at the
+        highest latent density. "centroid": the cells nearest to the mean position.
     time_p, log_density_p, position_pd
         Position in the order, log density of cells, and position in expression space of each node.
 
@@ -45,18 +45,18 @@ def standing(kind: str, time_p: np.ndarray, log_density_p: np.ndarray, position_
 
 
 def best(nodes: np.ndarray, quality_p: np.ndarray) -> np.ndarray:
-    """Choose the tenth of some nodes with the highest quality; at least one node is chosen."""
+    """Choose the tenth of the nodes with the highest quality, but at least one node."""
     order = np.argsort(-quality_p, kind="stable")
     top: np.ndarray = nodes[order[: max(1, len(nodes) // _REPRESENTED)]]
     return top
 
 
 def extreme(graph: CellGraph, density: LatentDensity, cells: np.ndarray, start: int) -> int:
-    """Return the node where a population ends, for a trajectory that comes from the node `start`.
+    """Return the node of a population at which a trajectory from the node `start` ends.
 
-    Cells differentiate away from the start, so the most differentiated cells are those farthest from it. The distance
-    is the Fisher–Rao length along the neighbor graph. Among the fifth of the population's core that is farthest from
-    the start, the node with the highest latent density is chosen.
+    Cells differentiate away from the start, so the cells farthest from the start are the most differentiated cells.
+    Distances are Fisher–Rao lengths along the neighbor graph. Among the fifth of the population's core that is farthest
+    from the start, the node with the highest latent density is chosen.
     """
     nodes = core(graph, cells, ~unusual(graph, density))
     distance_n = graph.distances([start])[0, nodes]

@@ -1,18 +1,16 @@
 """Expected counts of a cell, given only its latent position, or given its latent position and its own counts.
 
-A negative binomial with mean μ is a Poisson whose rate λ varies between cells around μ. E_q is the mean over the
-posterior q(z|x) of a cell. E_q[μ] is the average expression of cells in the same state. E_q[E[λ | x]] is an estimate of
-the rate λ of the individual cell. This second estimate also uses the cell's own counts as evidence, as SAVER does
-(Huang et al. 2018, doi:10.1038/s41592-018-0033-z). The first estimate describes the cell state, and the second
-describes the individual cell.
+A negative binomial distribution with mean μ is a Poisson distribution whose rate λ varies between cells around μ. E_q
+is the mean over the posterior q(z|x) of a cell. E_q[μ] is the average expression of cells in the same state, and
+describes the cell state. E_q[E[λ | x]] is an estimate of the rate λ of the individual cell. The estimate of the
+individual rate also uses the cell's own counts, as SAVER does (Huang et al. 2018, doi:10.1038/s41592-018-0033-z).
 
-In a zero-inflated model, the expected count is (1 − π)μ, where π is the probability of an inflated zero. The decoder
-computes μ and π from the same latent position, and it describes a gene that is silent in a cell type partly by a small
-μ and partly by a large π. Where π is close to 1, the counts hardly depend on μ, so μ alone is not an estimate of
-expression: it is far above the counts of such a cell type. The expected counts are then scaled so that they again sum
-to the library size, which is given.
+In a zero-inflated model, the expected count is (1 − π)μ, where π is the probability of an inflated zero. If a gene is
+silent in a cell type, the decoder describes the zeros partly by a small μ and partly by a large π. If π is close to 1,
+the counts hardly depend on μ, and μ may be far above the counts. In zero-inflated models, μ alone is therefore not an
+estimate of expression. The expected counts (1 − π)μ of a cell are scaled such that their sum is the library size.
 
-Shapes: n cells, g modeled genes, k latent dimensions.
+Letters in array shapes: n cells, g modeled genes, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -49,27 +47,29 @@ def expected_counts(
     Parameters
     ----------
     model, counts
-        Model that decodes, and the counts of n cells in the genes of the model.
+        Model whose encoder and decoder are used, and counts of n cells in the genes of the model.
     estimate
         "state" for E_q[μ], or "cell" for E_q[E[λ | x]]. If the model has batches, "cell" needs the batches of the
         cells.
     n_samples
-        Number of seeded posterior samples that are averaged; 0 decodes the posterior mean instead.
+        Number of seeded posterior samples whose expected counts are averaged. If `n_samples` is 0, the posterior mean
+        is decoded instead.
     library
-        "observed" for the library size of each cell, "median" for the median of the training cells, or a number for one
-        library size for all cells.
+        "observed" for the library size of each cell, "median" for the median library size of the training cells, or a
+        number that is used as the library size of all cells.
     batch_as
         Batch in which cells are decoded: the name of a batch, "average" for the average over batches weighted by their
         proportions in the training cells, or "observed" for the batch of each cell. For a model with several
-        covariates, KEY=VALUE[,KEY=VALUE…] fixes some of them, and the others are averaged.
+        covariates, KEY=VALUE[,KEY=VALUE…] fixes the named covariates, and expected counts are averaged over all other
+        covariates.
     with_zero_inflation
-        Whether the probability of an inflated zero lowers the expectation. None lowers it if the model has zero
-        inflation.
+        Whether the probability of an inflated zero lowers the expected counts. If None, expected counts are lowered if
+        the model has zero inflation.
 
     Raises
     ------
     DataError
-        If the batch or library size is invalid, or if the batch of a cell is needed and the model does not have it.
+        If `batch_as` or `library` is invalid, or if the batch of a cell is needed and unknown to the model.
     ConfigError
         If a library size, zero inflation or the estimate "cell" is requested from a model of real numbers.
     """
@@ -112,15 +112,16 @@ def expected_counts(
                 mean_ng += expected_ng / len(points)
             yield mean_ng.cpu().numpy()
 
-    # The generator is an inner function, so that errors are raised before the first block is requested.
+    # The generator is an inner function, so that errors are raised when `expected_counts` is called, and not at the
+    # first block.
     return blocks()
 
 
 def library_size(model: Model, library: str | float, *, usual: str = "observed") -> float | None:
     """Return the library size at which cells are decoded. None means that each cell has its own library size.
 
-    `library` is "observed", "median" or a number of counts. `usual` is the default of the caller; a model of real
-    numbers has no library size, so `library` must then equal `usual`.
+    `library` is "observed", "median" or a number of counts. `usual` is the default of the calling function. For a model
+    of real numbers, which has no library size, `library` must equal `usual`.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """The embedding of cells in expression space (`scvae_cli.model.expression_space`), in blocks of cells.
 
-Shapes: n cells, k latent dimensions, j components, m random directions, g genes.
+Letters in array shapes: n cells, k latent dimensions, j components, m random directions, g genes.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ def expression_positions(
     mean_nk
         Posterior means of the cells, in the coordinates of the networks.
     missing
-        Names of the model's genes that the data lack; their residuals are 0.
+        Names of the model's genes that the data lack. The residuals of missing genes are 0.
 
     Raises
     ------
     DataError
         If a cell has no counts in the genes of the model.
     ModelError
-        If the model was trained by an earlier version, which did not compute the map.
+        If the model was trained by an earlier version of scvae, and therefore has no map to expression space.
     """
     space = _space(model)
     table, parts = cell_table(model, counts, batch_n=batches_where_known(model, counts)), []
@@ -59,12 +59,12 @@ def expression_positions(
 
 @torch.inference_mode()
 def state_positions(model: Model, mean_nk: Tensor, *, progress: Progress = silent) -> np.ndarray:
-    """Compute the position of every cell's decoded state along the components; shape (n, j), float32.
+    """Compute the position of every cell's decoded state along the components of expression space, shape (n, j).
 
     Raises
     ------
     ModelError
-        If the model was trained by an earlier version, which did not compute the map.
+        If the model was trained by an earlier version of scvae, and therefore has no map to expression space.
     """
     space, parts = _space(model), []
     with progress("Decoding", len(mean_nk)) as advance:

@@ -1,6 +1,6 @@
-"""Mean, variance and fraction of zeros of every gene, and how much these statistics differ between two sets of cells.
+"""Mean, variance and fraction of zeros of every gene, and their differences between two sets of cells.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-# A gene whose standard deviation is below this fraction of its mean is constant up to rounding.
+# Ratio of a gene's standard deviation to its mean below which the gene is regarded as constant, because of rounding
+# errors.
 _ROUNDING = 1e-6
 
 
@@ -22,7 +23,7 @@ class GeneMoments:
         self._sum_g, self._squares_g, self._seen_g = (np.zeros(n_genes) for _ in range(3))
 
     def add(self, block: sp.csr_matrix | np.ndarray) -> GeneMoments:
-        """Add a block of cells."""
+        """Add the counts of a block of cells to the statistics."""
         block = sp.csr_matrix(block)
         self.n_cells += block.shape[0]
         value = block.data.astype(np.float64)
@@ -39,7 +40,7 @@ class GeneMoments:
 
     @property
     def variance_g(self) -> np.ndarray:
-        """Unbiased variance of the counts of every gene, shape (g,); 0 for a single cell."""
+        """Unbiased variance of the counts of every gene, shape (g,). For a single cell, the variance is 0."""
         spread_g = self._squares_g - self.n_cells * np.square(self.mean_g)
         variance_g: np.ndarray = np.maximum(spread_g, 0) / max(self.n_cells - 1, 1)
         return variance_g
@@ -56,10 +57,10 @@ class GeneMoments:
         return 1 - self._seen_g / max(self.n_cells, 1)
 
     def differences(self, other: GeneMoments, *, real: bool = False) -> Differences:
-        """Compare these moments with the moments of other cells. `other` must have at least as many cells as `self`.
+        """Compare the moments with the moments of other cells. `other` must have at least as many cells as `self`.
 
         Real numbers may have any sign and unit. The means of real numbers are therefore compared in standard deviations
-        of the other cells, and fractions of zeros are not compared.
+        of the cells in `other`, and fractions of zeros are not compared.
         """
         if real:
             varies = other.varies_g
@@ -90,11 +91,11 @@ class Differences:
     Parameters
     ----------
     mean, variance
-        For counts, root mean square of the log2 ratio of the first set to the second set. Before division, 1/n is added
-        to both moments, where n is the number of cells of the smaller set. For real numbers, variances are also
-        compared by their log2 ratio, and means by their difference in standard deviations of the second set.
+        For counts, root mean square of the log2 ratio of the moments of the two sets. Before division, 1/n is added to
+        the moments, where n is the number of cells of the smaller set. For real numbers, variances are also compared by
+        their log2 ratio, but means are compared by their difference in standard deviations of the second set.
     zero_fraction
-        Root mean square of differences between fractions of zeros; None for real numbers.
+        Root mean square of the differences between fractions of zeros, or None for real numbers.
     """
 
     mean: float

@@ -1,15 +1,15 @@
 """The neighbor graph of the cells, in which the length of an edge is a Fisher–Rao distance.
 
-Nodes are cells, at their posterior means. The decoded state of a cell is the decoded expression at its posterior mean,
-in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes in latent space. The length
-of an edge is the distance between decoded states. If there are very many cells, only a random subset of the cells are
-nodes.
+The nodes of the graph are cells at their posterior means. The decoded state of a cell is the decoded expression at its
+posterior mean, in Fisher–Rao coordinates (`model/geometry.py`). Each node is connected to its nearest nodes in latent
+space. The length of an edge is the distance between the decoded states of its two cells. If there are very many cells,
+only a random subset of the cells are nodes.
 
-The prior makes all latent dimensions in use equally wide, whether many or few genes change along a dimension. A graph
-of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish the fates.
-`euclidean_graph` makes the same kind of graph in any other coordinates, such as those of expression space.
+Because of the prior, cells vary equally along every latent dimension in use, whether many or few genes change along the
+dimension. A graph of neighbors in latent space therefore separates two cell fates even if only a few genes distinguish
+the fates. `euclidean_graph` makes a neighbor graph in any other coordinates, such as positions in expression space.
 
-Shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.
+Letters in array shapes: n cells, k latent dimensions, d coordinates, g genes, m nodes, j neighbors.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ NEIGHBORS = 15
 # Largest number of nodes, and largest number of values in the decoded states of all nodes (half a GB in float32). More
 # nodes do not make paths smoother.
 MAX_NODES, MAX_VALUES = 20_000, 128_000_000
-# Number of values processed at once, 8 MB in float32. Larger blocks exceed the cache, and temporary arrays become slow.
+# Number of values that are processed at once, which take 8 MB in float32. Larger blocks exceed the processor's cache,
+# so that temporary arrays become slow.
 BLOCK_VALUES = 2_000_000
 
 
@@ -40,16 +41,15 @@ class CellGraph:
     Parameters
     ----------
     cells, mean_mk
-        Indices of the cells that are nodes, in ascending order, shape (m,); posterior means of these cells,
-        shape (m, k).
+        Indices of the cells that are nodes, in ascending order, shape (m,); posterior means of the nodes, shape (m, k).
     neighbors_mj
         Indices of the nearest nodes of each node, nearest first, without the node itself, shape (m, j).
     lengths
-        Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m). One unit is the standard deviation of a single
-        count around its expected value; for real numbers, it is the standard deviation of the noise.
+        Fisher–Rao lengths of the edges, symmetric CSR matrix (m, m). One unit of length is the standard deviation of a
+        single count around its expected value. For real numbers, one unit is the standard deviation of the noise.
     bridges, n_components
-        Number of edges that were added between disconnected components; number of connected components before these
-        edges were added, at least 1. There are no cells along the added edges.
+        Number of edges that were added between disconnected components; number of connected components before edges
+        were added, at least 1. There are no cells along the added edges.
     """
 
     cells: np.ndarray
@@ -66,7 +66,7 @@ class CellGraph:
         return node
 
     def nodes_of(self, cells: np.ndarray) -> np.ndarray:
-        """Return the indices of the nodes of some cells; cells that are not nodes are ignored."""
+        """Return the indices of the nodes of some cells. Cells that are not nodes are ignored."""
         return np.flatnonzero(np.isin(self.cells, cells))
 
     def distances(self, nodes: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -88,7 +88,10 @@ class CellGraph:
         return paths
 
     def spread(self, value_m: np.ndarray, mean_nk: Tensor) -> np.ndarray:
-        """Extend values of the nodes to all n cells; a cell that is not a node gets the mean over its nearest nodes."""
+        """Extend values of the nodes to all n cells.
+
+        A cell that is not a node gets the mean over its five nearest nodes, weighted by the inverse distances.
+        """
         if len(self.cells) == len(mean_nk):
             return value_m
         nearest_nj, distance_nj = nearest(mean_nk, self.mean_mk, 5)
@@ -107,7 +110,8 @@ def cell_graph(geometry: Geometry, mean_nk: Tensor, *, always: np.ndarray, seed:
     geometry, mean_nk
         Fisher–Rao geometry of the decoder, and posterior means of all cells in the coordinates of the networks.
     always
-        Indices of cells that must be nodes. If there are too many cells, `seed` determines which other cells are nodes.
+        Indices of cells that must be nodes. If there are more cells than possible nodes, `seed` determines which other
+        cells are nodes.
     """
     most = min(MAX_NODES, max(1000, MAX_VALUES // geometry.vae.n_genes))
     cells = np.arange(len(mean_nk))
@@ -125,14 +129,14 @@ def euclidean_graph(cells: np.ndarray, point_md: Tensor, n_neighbors: int = NEIG
     Parameters
     ----------
     cells, point_md
-        Indices of the cells that are nodes, in ascending order, shape (m,); their coordinates, which take the place of
-        `CellGraph.mean_mk`, shape (m, d).
+        Indices of the cells that are nodes, in ascending order, shape (m,); coordinates of the nodes, shape (m, d),
+        which are stored as `CellGraph.mean_mk`.
     """
     return _graph(cells, point_md, point_md, n_neighbors)
 
 
 def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) -> CellGraph:
-    """Connect the nearest of some points; the lengths of the edges are distances in y."""
+    """Connect each point to its nearest points. The lengths of the edges are distances in the coordinates y."""
     j = min(n_neighbors, len(cells) - 1)
     neighbors_mj = _without_itself(nearest(point_md, point_md, j + 1)[0])
     source = np.repeat(np.arange(len(cells)), j)
@@ -140,7 +144,7 @@ def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) 
     n_components = _components(edges, len(cells))[0]
     bridges = _bridges(point_md, edges)
     edges = np.concatenate([edges, bridges])
-    # In a sparse matrix, a length of exactly zero would not be an edge.
+    # In a sparse matrix, an edge with a length of exactly zero would be missing.
     length = np.maximum(_lengths(y_mg, edges), 1e-6)
     directed = sp.csr_matrix((length, (edges[:, 0], edges[:, 1])), shape=(len(cells), len(cells)))
     return CellGraph(
@@ -155,16 +159,19 @@ def _graph(cells: np.ndarray, point_md: Tensor, y_mg: Tensor, n_neighbors: int) 
 
 @torch.no_grad()
 def coordinates(geometry: Geometry, z_nk: Tensor) -> Tensor:
-    """Compute Fisher–Rao coordinates of many points, on the CPU, shape (n, g)."""
+    """Compute Fisher–Rao coordinates of many latent points, shape (n, g). The result is on the CPU."""
     size = max(1, BLOCK_VALUES // geometry.vae.n_genes)
     device = geometry.vae.reference_library.device
     return torch.cat([geometry.coordinates(block_nk.to(device)).cpu() for block_nk in torch.split(z_nk, size)])
 
 
 def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np.ndarray]:
-    """Find the j points of `among_mk` nearest to each of n points: indices and Euclidean distances, shape (n, j)."""
+    """Find the j points of `among_mk` nearest to each of n points.
+
+    The results are the indices and the Euclidean distances of the nearest points, each of shape (n, j).
+    """
     size = max(1, BLOCK_VALUES // len(among_mk))
-    # A matrix product would be too inaccurate to distinguish nearby points.
+    # Distances that are computed with a matrix product would be too inaccurate to distinguish nearby points.
     exact = "donot_use_mm_for_euclid_dist"
     found = [
         torch.cdist(block_nk, among_mk, compute_mode=exact).topk(min(j, len(among_mk)), largest=False)
@@ -176,7 +183,7 @@ def nearest(points_nk: Tensor, among_mk: Tensor, j: int) -> tuple[np.ndarray, np
 def _without_itself(neighbors: np.ndarray) -> np.ndarray:
     """Remove each node from its own neighbors.
 
-    If a node is not among its own neighbors, because identical nodes are listed instead, remove the farthest neighbor.
+    If a node is not among its own neighbors, because there are many identical nodes, the farthest neighbor is removed.
     """
     itself = neighbors == np.arange(len(neighbors))[:, None]
     itself[~itself.any(1), -1] = True
@@ -192,9 +199,10 @@ def _components(edges: np.ndarray, m: int) -> tuple[int, np.ndarray]:
 
 
 def _bridges(point_md: Tensor, edges: np.ndarray) -> np.ndarray:
-    """Add an edge from every component to the nearest outside node until one component is left. Shape (bridges, 2).
+    """Find edges that connect every component to the nearest node outside of it, until one component is left.
 
-    Two components that are nearest to each other get two edges, which may be identical.
+    The result has the shape (bridges, 2). Two components that are nearest to each other get two edges, which may be
+    identical.
     """
     bridges = np.empty((0, 2), dtype=edges.dtype)
     while True:

@@ -10,35 +10,36 @@ import torch
 from scvae_cli.latent.neighbor_graph import CellGraph
 from scvae_cli.model.density import LatentDensity
 
-# Number of neighbors that define the purity of a node. Smallest purity of a core node, relative to the highest purity.
+# Number of neighbors from which the purity of a node is computed; smallest purity of a core node, relative to the
+# highest purity in the population.
 _PURITY_NEIGHBORS, _PURE = 15, 0.9
-# A node is unusual if more than this fraction of the held-out cells lies at a higher density. Trajectories start at
-# unusual nodes only if a population has no other nodes.
+# Fraction of held-out cells at a higher density than a node, above which the node is regarded as unusual. A trajectory
+# starts at an unusual node only if all nodes of the population are unusual.
 _USUAL = 0.9
-# Number of cells of each population that are always nodes of the graph.
+# Largest number of cells of each population that are always nodes of the neighbor graph.
 _ALWAYS_NODES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Population:
-    """A group or a single cell: its name, as the user typed it, and the indices of its cells."""
+    """A group of cells or a single cell: the name that the user typed, and the indices of the cells."""
 
     label: str
     cells: np.ndarray
 
     def candidates(self) -> np.ndarray:
-        """Return the indices of the cells, or of a subset at regular intervals if there are very many cells."""
+        """Return the indices of the cells, or of cells at regular intervals if there are more than 500 cells."""
         return self.cells[:: -(-len(self.cells) // _ALWAYS_NODES)]
 
 
 def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None) -> np.ndarray:
     """Return the nodes of a population whose neighbors mostly belong to the same population.
 
-    The purity of a node is the fraction of its neighbors in the population; the core contains the nodes with nearly the
-    highest purity. Where a small population borders on a large one, the density of the cells may be highest at the
-    border, only because cells of the large population are near. Cells at the border are not typical of the small
-    population, and the core leaves them out. The core is chosen from the nodes in the mask `usual_m`, shape (m,),
-    unless the mask excludes the whole population.
+    The purity of a node is the fraction of its neighbors that belong to the population. The core contains the nodes
+    with nearly the highest purity. Where a small population borders on a large population, the density of the cells may
+    be highest at the border, only because cells of the large population are near. Cells at the border are not typical
+    of the small population, so the core does not contain them. Only nodes in the mask `usual_m`, shape (m,), are
+    chosen, unless the mask excludes the whole population.
     """
     members = graph.nodes_of(cells)
     inside_m = np.zeros(len(graph.cells), dtype=bool)
@@ -51,7 +52,7 @@ def core(graph: CellGraph, cells: np.ndarray, usual_m: np.ndarray | None = None)
 
 
 def unusual(graph: CellGraph, density: LatentDensity) -> np.ndarray:
-    """Return the mask of the nodes at an unusually low density, shape (m,)."""
+    """Return a mask of the nodes at an unusually low density, shape (m,)."""
     unusual_m: np.ndarray = density.off_manifold(graph.mean_mk).numpy() > _USUAL
     return unusual_m
 
@@ -59,7 +60,7 @@ def unusual(graph: CellGraph, density: LatentDensity) -> np.ndarray:
 def densest(graph: CellGraph, density: LatentDensity, cells: np.ndarray) -> int:
     """Return the node with the highest latent density in the core of a population.
 
-    Nodes at an unusually low density are left out of the core, unless the population has no other nodes.
+    Nodes at an unusually low density are left out, unless all nodes of the population have an unusually low density.
     """
     nodes = core(graph, cells, ~unusual(graph, density))
     return int(nodes[int(density.log_prob(graph.mean_mk[torch.as_tensor(nodes)]).argmax())])

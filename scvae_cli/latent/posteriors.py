@@ -1,6 +1,6 @@
-"""The posterior of each cell: its latent position and the uncertainty of that position.
+"""The posterior of each cell: the latent position of the cell and its uncertainty.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -20,31 +20,32 @@ from scvae_cli.model.design import Design
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.progress import Progress, silent
 
-# Number of cells encoded or decoded at once; constant, so that results do not depend on the machine.
+# Number of cells that are encoded or decoded at once. This number of cells is constant, so that results do not depend
+# on the machine.
 BLOCK_CELLS = 512
-# Number of cells refined at once. Refinement decodes them repeatedly: this number is small enough for the processor's
-# cache and large enough for its matrix units.
+# Number of cells whose posteriors are refined at once: few enough for the processor's cache, and enough for the
+# processor's matrix units.
 _REFINED_CELLS = 256
 
 
 def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = None) -> CellTable:
     """Make a table of cells on the device of the model. The genes of `counts` must be those of the model.
 
-    `batch_n` is the batch of each cell, as `known_batches` returns it. The encoder of a model onto which batches were
-    mapped uses the batch, so the table of such a model always has batches: if `batch_n` is None, those of `counts`,
-    with the index −1 for a batch that the model does not have.
+    `batch_n` is the batch of each cell, as `known_batches` returns it. If batches were mapped onto the model, the
+    encoder uses the batch of each cell, so the table always has batches. If batches were mapped and `batch_n` is None,
+    the batches are read from `counts`, and batches unknown to the model have the index −1.
 
     Raises
     ------
     DataError
-        If a cell has no counts in these genes, because the latent position of such a cell is unknown.
+        If a cell has no counts in the genes of the model, because its latent position would be unknown.
     """
     empty = np.flatnonzero(~counts.filled)
     if len(empty):
         raise DataError(
             f"{amount(len(empty), 'cell has', 'cells have')} no counts in the modeled genes; the first is "
             f"{counts.cell_names[empty[0]]!r}",
-            "filter these cells out first: scanpy.pp.filter_cells(adata, min_counts=1)",
+            "filter out cells without counts first: scanpy.pp.filter_cells(adata, min_counts=1)",
         )
     if batch_n is None and model.vae.n_mapped:
         assert counts.batch is not None, "a session of such a model reads the batches"
@@ -54,7 +55,10 @@ def cell_table(model: Model, counts: Counts, *, batch_n: np.ndarray | None = Non
 
 @torch.inference_mode()
 def posteriors(model: Model, counts: Counts, *, progress: Progress = silent) -> Posterior:
-    """Compute mean and variance of q(z|x) of every cell, in the coordinates of the networks. Shape (n, k), on CPU."""
+    """Compute the mean and the variance of q(z|x) of every cell, each of shape (n, k), on the CPU.
+
+    Positions are in the coordinates of encoder and decoder, not along the canonical axes.
+    """
     table, parts = cell_table(model, counts), []
     with progress("Encoding", table.n_cells) as advance:
         for rows, cells in table.in_order(BLOCK_CELLS):
@@ -71,7 +75,8 @@ def refined_posteriors(
     Raises
     ------
     DataError
-        If the model does not have the batch of a cell, because the likelihood of such a cell is not defined.
+        If a cell belongs to a batch that the model does not have, because the likelihood of the cell would be
+        undefined.
     """
     table, parts = cell_table(model, counts, batch_n=known_batches(model, counts)), []
     with progress("Refining", table.n_cells) as advance:
@@ -85,16 +90,17 @@ def refined_posteriors(
 
 
 def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return the batch of each cell in the model, as the decoder takes it; None for a model without batches.
+    """Return the batch of each cell in the form that the decoder takes, or None for a model without batches.
 
-    It is the index of the batch, shape (n,). For a model with several covariates, it is the cell's row of the design
-    (`scvae_cli.model.design`), shape (n, r): any combination of known categories has one.
+    For a model with one batch key, the result contains the index of each cell's batch, shape (n,). For a model with
+    several covariates, the result is the design matrix of the cells (`scvae_cli.model.design`), shape (n, r). The
+    categories of a cell may form a combination that is not in the training.
 
     Raises
     ------
     DataError
-        If the model has batches or continuous keys and the cells have none, or have a batch or category that the model
-        does not have.
+        If the model has batches or continuous keys that the data lack, or if a cell belongs to a batch or category that
+        the model does not have.
     """
     if model.vae.design is not None:
         return _known_rows(model.vae.design, counts)
@@ -104,7 +110,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
         key = next(iter(model.config.data.batch_keys), None)
         raise DataError(
             f"the model was trained with --batch-key {key}, but the data have no batches",
-            f"add the column with the batch of each cell to the data: obs[{key!r}]",
+            f"add a column obs[{key!r}] with the batch of each cell to the data",
         )
     batch_n = positions_in(model.batches, counts.batch)
     if (batch_n < 0).any():
@@ -117,7 +123,7 @@ def known_batches(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def batches_if_known(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return the batch of each cell as `known_batches` does; None if one is unknown, or without batches."""
+    """Return the result of `known_batches`, or None if the batch of a cell is unknown or the model has no batches."""
     design, covariates = model.vae.design, counts.covariates
     if design is None:
         known = counts.batch is not None and bool((positions_in(model.batches, counts.batch) >= 0).all())
@@ -129,10 +135,10 @@ def batches_if_known(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return the batch of each cell as `known_batches` does, for cells of which some have no batch or an unknown one.
+    """Return the batch of each cell as `known_batches` does, but accept cells without a batch or of unknown batches.
 
-    The index of such a cell is −1. With several covariates, its row has averages over the training instead. None if the
-    batch of no cell was read.
+    The index of a cell without a known batch is −1. For a model with several covariates, the cell's row of the design
+    matrix contains averages over the training cells. The result is None if no batches were read from the data.
     """
     design = model.vae.design
     if design is not None:
@@ -145,9 +151,10 @@ def batches_where_known(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def strata(model: Model, counts: Counts) -> np.ndarray | None:
-    """Return an index of each cell's batch, or combination of categories, shape (n,); None for a model without batches.
+    """Return an index of each cell's batch, or of each cell's combination of categories, shape (n,).
 
-    Cells are equal in these if and only if they have the same index. Indices need not be those of the model.
+    Two cells have the same index if and only if their batches, or combinations, are equal. The indices may differ from
+    those of the model. The result is None for a model without batches.
     """
     if not model.batches or counts.batch is None:
         return None
@@ -158,12 +165,12 @@ def strata(model: Model, counts: Counts) -> np.ndarray | None:
 
 
 def _known_rows(design: Design, counts: Counts) -> np.ndarray:
-    """Return the row of each cell in the design, or raise a DataError."""
+    """Return each cell's row of the design matrix, or raise a DataError if a category or value is unknown."""
     covariates = counts.covariates
     keys = (*design.batch_keys, *(one.key for one in design.continuous))
     if covariates is None:
         raise DataError(
-            f"the model was trained with the covariates {', '.join(keys)}, but the data have not all of them",
+            f"the model was trained with the covariates {', '.join(keys)}, but the data lack some of them",
             "add the missing columns to obs, with a value for each cell",
         )
     code_nq = design.code_nq(covariates)
@@ -174,13 +181,13 @@ def _known_rows(design: Design, counts: Counts) -> np.ndarray:
             raise DataError(
                 f"the model was not trained on {key} {unknown!r}, so the likelihood of cells of this batch is "
                 "undefined",
-                f"the model was trained on these: {', '.join(names)}",
+                f"the model was trained on these values of {key}: {', '.join(names)}",
             )
     lacking_n = np.isnan(covariates.value_nv).any(1)
     if lacking_n.any():
         raise DataError(
             f"{amount(int(lacking_n.sum()), 'cell has', 'cells have')} no value of "
             f"{', '.join(one.key for one in design.continuous)}, so the likelihood is undefined",
-            "drop these cells, or fill in the missing values",
+            "remove cells with missing values, or fill in the missing values",
         )
     return design.rows(covariates)

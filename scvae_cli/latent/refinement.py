@@ -1,16 +1,18 @@
-"""Refinement of posteriors: the best Gaussian posterior of each cell, found by gradient ascent.
+"""Refinement of posteriors: the best Gaussian posterior of each cell is found by gradient ascent.
 
-One encoder network serves all cells, so the posterior of a single cell can be improved. The ELBO that is gained in this
-way is called the amortization gap. Starting from the encoder's posterior, the mean and the log variance of every cell
-are optimized by gradient ascent on the ELBO of that cell, with the decoder held fixed. Means are measured in standard
-deviations of the encoder's posterior, so that one learning rate suits all cells and axes. The learning rate decreases
-to zero, so that the noise of the posterior samples averages out. All cells use the same noise, so the result for a cell
-does not depend on the other cells. The optimization multiplies matrices as training does, in bfloat16 if the device
-supports it. The ELBOs that decide whether the refined posterior of a cell is used are computed in float32.
+One encoder network computes the posteriors of all cells, so the posterior of a single cell can be improved. The
+resulting increase of the ELBO is called the amortization gap. Starting from the encoder's posterior, the mean and the
+log variance of every cell are optimized by gradient ascent on the ELBO of that cell, with the decoder held fixed. Means
+are measured in standard deviations of the encoder's posterior, so that one learning rate suits all cells and axes. The
+learning rate decreases to zero, so that the noise of the posterior samples averages out. The same noise is used for all
+cells, so the result for a cell does not depend on the other cells. In the optimization, as in training, matrix products
+are computed in bfloat16 if the device supports bfloat16. The ELBOs that decide whether the refined posterior of a cell
+is used are computed in float32.
 
-Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; Adam: Kingma & Ba 2015, arXiv:1412.6980.
+The amortization gap is described by Cremer, Li & Duvenaud 2018, arXiv:1801.03558, and the optimizer Adam by Kingma & Ba
+2015, arXiv:1412.6980.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -29,19 +31,19 @@ from scvae_cli.device import choose_compute
 from scvae_cli.model.posterior import MAX_LOG_VARIANCE, MIN_VARIANCE, Posterior
 from scvae_cli.model.vae import VAE
 
-# Size of the first step, for means (in standard deviations) and for log variances.
+# Size of the first step of the optimization, for means (in standard deviations) and for log variances.
 _RATE = 0.2
 _DECAYS = 0.8, 0.95
-# Smallest number of sample pairs (a sample and its mirror image) in a set. One set decides whether the refined
-# posterior of a cell is used.
+# Smallest number of pairs (a sample and its mirror image) in a set of posterior samples. One set is used to decide
+# whether a cell keeps its refined posterior.
 _LEAST_SET = 16
 
 
 class Refined(NamedTuple):
-    """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats. The increase is never negative.
+    """Refined posteriors, and the increase of each cell's ELBO, shape (n,), nats.
 
     The noise in the estimate of the increase is independent of the noise in the optimization. A cell whose ELBO did not
-    increase keeps the posterior of the encoder.
+    increase keeps the posterior of the encoder, so the increase is never negative.
     """
 
     posterior: Posterior
@@ -54,12 +56,13 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
     Parameters
     ----------
     vae, cells
-        Model whose decoder is used without dropout and is not changed; n cells, with their batches if the decoder is
+        Model whose decoder is used without dropout and is not changed; n cells, with batches if the decoder is
         conditioned on batches.
     start
         Posteriors of the encoder.
     n_steps
-        Number of steps of Adam; each step decodes all cells twice. 0 returns the posteriors of the encoder.
+        Number of steps of the optimizer Adam. Each step decodes all cells twice. With 0 steps, the posteriors of the
+        encoder are returned.
     """
     mean_nk = start.mean_nk
     if n_steps == 0:
@@ -67,7 +70,8 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
     noise = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed))
     with choose_compute(ComputeConfig(device=str(mean_nk.device))).matrix_products():
         found = _optimize(vae, cells, start, n_steps, noise)
-    # A new generator is needed, because the evaluation needs a complete set and the optimization may end within a set.
+    # A new generator is needed, because the evaluation needs a complete set of samples, and the optimization may end
+    # within a set.
     fresh = even_noise(mean_nk.shape[1], torch.Generator().manual_seed(seed + 1))
     gain_n = _gain(vae, cells, start, found, fresh)
     better_n1 = (gain_n > 0).to(mean_nk.device)[:, None]
@@ -78,7 +82,8 @@ def refine(vae: VAE, cells: Minibatch, start: Posterior, *, n_steps: int, seed: 
 def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise: Iterator[Tensor]) -> Posterior:
     mean_nk, var_nk = start
     sd_nk = var_nk.sqrt()
-    # The shift of the mean in standard deviations of the encoder's posterior, and the log of the variance.
+    # `place_2nk` contains the shift of the mean, in standard deviations of the encoder's posterior, and the log
+    # variance.
     place_2nk = torch.stack([torch.zeros_like(mean_nk), var_nk.log()])
     first_2nk, second_2nk = torch.zeros_like(place_2nk), torch.zeros_like(place_2nk)
     for step in range(n_steps):
@@ -96,14 +101,14 @@ def _optimize(vae: VAE, cells: Minibatch, start: Posterior, n_steps: int, noise:
 
 
 def even_noise(k: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Yield standard normal vectors without end, each of shape (k,), float64; callers also use the negated vectors.
+    """Yield an endless sequence of standard normal vectors of shape (k,) in float64.
 
-    The vectors come in sets of fixed size. Each vector is standard normal, but the vectors of a set are not
-    independent. The directions of the vectors are the axes of randomly rotated orthogonal frames, and their lengths are
-    stratified: one from each quantile interval, in random order. The average of a quadratic function over a set and its
-    negated vectors is therefore close to the expected value.
+    The vectors form sets of fixed size. Each vector is standard normal, but the vectors of a set are not independent.
+    The directions of the vectors are the axes of randomly rotated orthogonal frames. The lengths of the vectors are
+    stratified: one length is drawn from each quantile interval, in random order. The average of a quadratic function
+    over the vectors of a set and the negated vectors is therefore close to the expected value.
     """
-    # scipy is imported only here: every embedding imports this file, but few embeddings are refined.
+    # scipy is imported within the function, because every embedding imports this file, but few embeddings are refined.
     from scipy.special import gammaincinv
 
     n_frames = _set_size(k) // k
@@ -127,15 +132,16 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
         z_nk, mirrored_nk = (
             (posterior.mean_nk + sign * sd_nk * noise_k).detach().requires_grad_() for sign in (1.0, -1.0)
         )
-        # `nll` is the sum of two means over the cells. The gradients are scaled below to obtain sums over the cells.
-        # Only the gradients with respect to latent positions are scaled, because they are much smaller arrays than the
-        # gradients with respect to all outputs.
+        # `nll` is the sum of two means over the cells. To obtain the gradient of each cell's own loss, the gradients
+        # with respect to latent positions are later multiplied by the number of cells. Scaling the loss itself would
+        # take longer, because the gradients with respect to all outputs are much larger arrays.
         nll = vae.decode(z_nk, cells.batch_n).mean_nll(cells) + vae.decode(mirrored_nk, cells.batch_n).mean_nll(cells)
         d_z_nk, d_mirrored_nk = torch.autograd.grad(nll, (z_nk, mirrored_nk))
     half = 0.5 * len(z_nk)
     d_mean_nk = half * (d_z_nk + d_mirrored_nk) + posterior.mean_nk
     d_sd_nk = half * (d_z_nk - d_mirrored_nk) * noise_k
-    # KL = ½(m² + v − 1 − log v), and dv/d log v = v, d sd/d log v = sd/2.
+    # The KL is ½(m² + v − 1 − log v), where v is the variance. The derivatives with respect to log v are dv/d log v = v
+    # for the variance and d sd/d log v = sd/2 for the standard deviation.
     return d_mean_nk, 0.5 * (sd_nk * d_sd_nk + posterior.var_nk - 1)
 
 
@@ -143,7 +149,7 @@ def _descent(vae: VAE, cells: Minibatch, posterior: Posterior, noise_k: Tensor) 
 def _gain(vae: VAE, cells: Minibatch, start: Posterior, found: Posterior, noise: Iterator[Tensor]) -> Tensor:
     """Compute how much refinement raised the ELBO of each cell, shape (n,), float64, on the CPU.
 
-    The ELBO before and the ELBO after refinement are estimated with the same noise.
+    The ELBO before refinement and the ELBO after refinement are estimated with the same noise.
     """
     gain_n = (start.kl_nk() - found.kl_nk()).double().sum(1).cpu()
     n_pairs = _set_size(start.mean_nk.shape[1])

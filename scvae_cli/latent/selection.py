@@ -6,7 +6,7 @@ import numpy as np
 
 
 def even(rows: np.ndarray, most: int) -> np.ndarray:
-    """Return at most `most` of the rows, at regular intervals.
+    """Return at most `most` of the given rows, chosen at regular intervals.
 
     >>> even(np.arange(5), 2)
     array([0, 3])

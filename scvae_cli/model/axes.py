@@ -1,25 +1,25 @@
-"""Canonical latent axes: a coordinate frame on which two trainings of the same data agree.
+"""Canonical latent axes: a rotation of latent space after which two trainings on the same data agree.
 
-The prior is rotationally symmetric, so the latent axes of each training are rotated nearly at random. The decoded
-expression of the cells, in contrast, is nearly the same in each training. The canonical axes are therefore the axes
-along which the latent position of the cells explains most of the variance of their decoded expression. Expression is
-measured in the Fisher–Rao coordinate y (`geometry.py`). One unit of y is the standard deviation of a single count
-around its expected value; for real numbers, it is the standard deviation of the noise.
+The prior is the same in all directions, so the latent axes of each training are rotated nearly at random. The decoded
+expression of the cells is nearly the same in each training. The canonical axes are therefore the axes along which the
+latent position of the cells explains most of the variance of their decoded expression. Expression is measured in the
+Fisher–Rao coordinate y (`geometry.py`). One unit of y is the standard deviation of a single count around its expected
+value. For real numbers, one unit of y is the standard deviation of the noise.
 
-Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The axes are the left singular
-vectors of the matrix C^(−½) Cov(z, y). This matrix equals C^(½) B, where B = C⁻¹ Cov(z, y) are the slopes of a linear
-regression of y on z. The axes are sorted by explained variance, the largest first. Along each axis, the distribution of
-the cells usually has a longer and a shorter tail. The sign of the axis is chosen so that the longer tail is on the
-positive side.
+Let z be the latent positions of the cells, and let C = Cov(z, z) be their covariance. The canonical axes are the left
+singular vectors of the matrix C^(−½) Cov(z, y). The matrix C^(−½) Cov(z, y) equals C^(½) B, where B = C⁻¹ Cov(z, y) are
+the slopes of a linear regression of y on z. The canonical axes are sorted by explained variance in descending order.
+Along each axis, the distribution of the cells usually has a longer and a shorter tail. The sign of each canonical axis
+is chosen so that the longer tail of the cells is on the positive side.
 
-An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). These
-eigenvectors agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also depends on directions
-along which the cells do not vary, and on small irregularities of the decoder.
+An alternative would be the eigenvectors of the mean of J_yᵀJ_y over the cells, where J_y is the Jacobian of y(z). The
+eigenvectors of the mean of J_yᵀJ_y agree less between trainings than the canonical axes do. The mean of J_yᵀJ_y also
+depends on directions along which the cells do not vary, and on small irregularities of the decoder.
 
 The rotation to the canonical axes is applied only to results that users see. ELBOs, densities and distances do not
 depend on the rotation.
 
-Shapes: n cells, k latent dimensions, g genes.
+Letters in array shapes: n cells, k latent dimensions, g genes.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ from torch import Tensor
 
 from scvae_cli.model.geometry import Geometry
 
-# Largest number of cells that are decoded. More cells do not make the axes more reproducible.
+# Largest number of cells from which the axes are computed. More cells do not make the axes more reproducible.
 _CELLS = 5000
-# Number of values decoded at once; 8 MB in float32.
+# Number of values that are decoded at once, which take 8 MB in float32.
 _BLOCK_VALUES = 2_000_000
-# Two axes nearly tie when the weaker one has at least this fraction of the strength of the stronger one.
+# Smallest ratio between the strengths of a weaker and a stronger axis at which the two axes are regarded as equally
+# strong.
 NEAR_TIE = 0.95
 
 
 @dataclass(frozen=True)
 class CanonicalAxes:
-    """A rotation of latent space.
+    """A rotation of latent space to the canonical axes.
 
     Row i of `rotation_kk` is the ith canonical axis in the latent coordinates that encoder and decoder use. The
     strength of an axis is the variance of the coordinate y that this axis alone explains, summed over genes. Strengths
@@ -62,15 +63,15 @@ class CanonicalAxes:
     def variance(self, var_nk: Tensor) -> Tensor:
         """Compute variances along the canonical axes from variances along the axes of encoder and decoder.
 
-        The result has shape (n, k). If R is the rotation and σ² are the given variances of a point, the result for this
-        point is the diagonal of R diag(σ²) Rᵀ.
+        The result has shape (n, k). For a point with the given variances σ², the result is the diagonal of R diag(σ²)
+        Rᵀ, where R is the rotation.
         """
         return var_nk @ self.rotation_kk.square().T.to(var_nk)
 
     def near_ties(self) -> list[int]:
         """Return the indices of axes that are about as strong as the next axis.
 
-        Such an axis and the next axis may swap or mix between trainings. Very weak axes are ignored: an index is not
+        Two axes of similar strength may swap or mix between trainings. Very weak axes are ignored: an index is not
         returned if the next axis has at most a thousandth of the strength of the strongest axis.
 
         >>> CanonicalAxes(torch.eye(3), torch.tensor([4.0, 3.9, 1.0])).near_ties()
@@ -95,7 +96,8 @@ def canonical_axes(geometry: Geometry, mean_nk: Tensor) -> CanonicalAxes:
     for block_nk, some_nk in zip(torch.split(mean_nk, size), torch.split(centered_nk, size), strict=True):
         cross_kg += some_nk.T @ geometry.coordinates(block_nk).double().cpu() / n
     variance_k, columns_kk = torch.linalg.eigh(centered_nk.T @ centered_nk / n)
-    # Directions along which the cells do not vary explain no variance; without this mask they would give 0/0.
+    # Directions along which the cells do not vary explain no variance. The weight of such directions is set to 0,
+    # because it would otherwise be 0/0.
     inverse_root_k = torch.where(variance_k > 1e-9 * variance_k.max(), variance_k.clamp_min(1e-30).rsqrt(), 0.0)
     whitened_kg = (columns_kk * inverse_root_k) @ columns_kk.T @ cross_kg
     strength_k, axes_kk = torch.linalg.eigh(whitened_kg @ whitened_kg.T)

@@ -1,6 +1,6 @@
 """Difference between the latent positions of the cells of one batch and those of the other batches.
 
-Shapes: n cells, k latent dimensions, b batches.
+Letters in array shapes: n cells, k latent dimensions, b batches.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from torch import Tensor
 # the densities of the batches within a population of cells; wide kernels compare their means.
 SQUARED_WIDTHS = (0.1, 0.3, 1.0, 3.0)
 # Lower bound on the mean squared distance, in prior variances. In a model that uses three latent dimensions or more,
-# cells are further apart. Without the bound, the noise of the estimate would push the cells of a collapsed posterior
-# apart.
+# the mean squared distance is larger than the lower bound. If the posterior collapses, the lower bound prevents the
+# noise of the estimated discrepancy from pushing cells apart.
 LEAST_SQUARE = 5.0
 
 
 def batch_discrepancy(position_nk: Tensor, *members: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the maximum mean discrepancy between each batch and all other batches, and its gradient.
 
-    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w), where z and z' are two cells of the batch and w
-    and w' are two cells of other batches (Gretton et al. 2012, Journal of Machine Learning Research 13:723). The
-    estimate of the discrepancy has no bias, so it may be negative. The kernel k is the mean of four Gaussian kernels.
-    The result is the mean over the batches, weighted by their numbers of cells; batches with a single cell, and batches
-    that contain all other cells but one, are left out.
+    The discrepancy of a batch is E k(z, z') + E k(w, w') − 2 E k(z, w). In this formula, z and z' are the positions of
+    two cells of the batch, and w and w' those of two cells of other batches (Gretton et al. 2012, Journal of Machine
+    Learning Research 13:723). The estimate of the discrepancy is unbiased, and may therefore be negative. The kernel k
+    is the mean of four Gaussian kernels. The result is the mean discrepancy over the batches, weighted by their numbers
+    of cells. A batch is left out if it has a single cell, or if there is at most one cell outside the batch.
 
     Parameters
     ----------
     position_nk
         Latent positions of the cells of a minibatch.
     members
-        Indicator of each cell's batch, shape (n, b): 1 in the column of its batch and 0 elsewhere. Rows of zeros stand
-        for cells that only pad the minibatch. With several batch keys, there is one matrix for each key, and the
-        discrepancies of the keys are added.
+        Indicator of each cell's batch, shape (n, b): 1 in the column of its batch and 0 elsewhere. The rows of cells
+        that only pad a minibatch to its full size are zeros. With several batch keys, there is one matrix for each key,
+        and the discrepancies of the keys are added.
 
     Returns
     -------

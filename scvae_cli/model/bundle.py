@@ -63,13 +63,14 @@ from scvae_cli.strict_json import parse_json
 
 # Models of format 3 lack the map to expression space. Models of format 5 have batches that were mapped onto them,
 # models of format 6 have several covariates, and models of format 7 were trained with labels. A model is written in the
-# oldest format that can hold it, and all of these formats are read.
+# oldest format that can hold it. All formats from 3 to 7 can be read.
 FORMAT, WITHOUT_LABELS, WITHOUT_COVARIATES, WITHOUT_MAPPED, OLDEST_FORMAT = 7, 6, 5, 4, 3
 CONFIG, WEIGHTS, LATENT, LABELS = "config.json", "weights.safetensors", "latent.safetensors", "labels.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
-# Largest sizes in bytes of the configuration and of the other texts; names of a hundred million cells take 2 GiB.
+# Largest sizes, in bytes, of the configuration, of any other text file, and of the classifiers of labels. The names of a
+# hundred million cells take 2 GiB.
 _MOST_CONFIG, _MOST_TEXT, _MOST_LABELS = 1 << 26, 1 << 31, 1 << 32
-# All files of a model folder. scvae never removes any other file from a model folder.
+# Names of all files of a model folder. scvae never removes a file with another name from a model folder.
 FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, LABELS, HISTORY)
 
 
@@ -81,7 +82,7 @@ class Model:
     ----------
     vae, density, axes, expression
         The networks, in eval mode; the density of the training cells in latent space; the canonical axes; the map to
-        expression space, which is None for a model that an earlier version trained.
+        expression space, which is None for a model of an earlier version of scvae.
     genes, heldout_cells
         Names of the modeled genes, in the order of the decoder's outputs; names of the cells held out from training.
     config
@@ -91,7 +92,8 @@ class Model:
     labels
         Classifiers of labels; None for a model that was trained without labels.
     history, hash
-        Training history as CSV text, one row per epoch; hash of the saved model, empty for a model that was not saved.
+        Training history as CSV text, with one row per epoch; hash of the saved model, which is empty for a model that
+        was not saved.
     """
 
     vae: VAE
@@ -107,7 +109,7 @@ class Model:
     hash: str = ""
 
     def __repr__(self) -> str:
-        """Return the text that a notebook shows: likelihood, numbers of genes and dimensions, ELBO and hash."""
+        """Return the text that a notebook shows for a model: likelihood, numbers of genes and dimensions, ELBO."""
         shape, elbo = self.config.model, self.facts.get("heldout_elbo", float("nan"))
         size = f"{amount(len(self.genes), 'gene')}, {amount(self.vae.n_latent, 'latent dimension')}"
         return (
@@ -131,11 +133,11 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        """The device that holds the weights."""
+        """The device (CPU or GPU) on which the weights of the networks are stored."""
         return self.vae.reference_library.device
 
     def held_out(self, cell_names: Iterable[str]) -> np.ndarray:
-        """Return a boolean mask over the given names, True for each cell that was held out from training."""
+        """Return a boolean mask over the given cell names, which is True for cells that were held out from training."""
         known = set(self.heldout_cells)
         return np.asarray([name in known for name in cell_names], dtype=bool)
 
@@ -153,7 +155,8 @@ class Model:
         lost: list[str] = []
         try:
             with deferred(), only_writer(place, error=ModelError) as locked:
-                # The folder is checked again, because another training may have written the folder in the meantime.
+                # The folder is checked again, because another training may have written to the folder since the first
+                # check.
                 _check_place(place, force=force)
                 if locked:
                     for orphan in orphans(place):
@@ -171,8 +174,9 @@ class Model:
         warn_of_lost(place, lost)
 
     def _write_to(self, new: Path, place: Path) -> list[str]:
-        """Write the files to a new folder; return the properties of the folder `place` that the new folder could not
-        keep.
+        """Write the files of the model to the new folder `new`, which will replace the folder `place`.
+
+        The function returns the properties (such as permissions) of the old folder that could not be kept.
         """
         lost: list[str] = []
         for name, content in self._files().items():
@@ -235,7 +239,7 @@ class Model:
 
 
 def _covariates(vae: VAE) -> dict[str, Any]:
-    """Return the batches, and for models with several covariates also the continuous keys, as plain values."""
+    """Return the batches as plain values, and for models with several covariates also the continuous keys."""
     design = vae.design
     if design is None:
         return {"batches": list(vae.batches)}
@@ -244,9 +248,9 @@ def _covariates(vae: VAE) -> dict[str, Any]:
 
 
 def check_new_model(folder: Path, *, force: bool, spelled: str = "-m") -> None:
-    """Check that a model folder can be written and that nothing would be replaced by accident.
+    """Check that a model folder can be written and that no other file or model would be replaced by accident.
 
-    `spelled` is the option that names the folder, for the hints.
+    The hints of errors mention `spelled`, the option that names the folder.
 
     Raises
     ------
@@ -285,7 +289,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
     ------
     ModelError
         If the folder is missing, incomplete or damaged, if a file was changed after the model was saved, or if the
-        folder has a newer or older format.
+        format of the folder is too new or too old to be read.
     """
     folder = Path(folder)
     _recover(_place(folder))
@@ -318,7 +322,7 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         vae = empty_network(run.model, len(genes), batches, n_mapped=n_mapped, design=design, n_bytes=n_bytes)
         weights = read_tensors(_read_checked(folder, WEIGHTS, config, most=most_bytes(vae.state_dict().values())))
         check_shapes(weights, vae.state_dict())
-        # The tensors are copied, because torch aligns the memory of its own tensors.
+        # The tensors are copied, because the memory of the copies is aligned as torch needs it to compute fast.
         vae.load_state_dict({name: tensor.clone() for name, tensor in weights.items()}, assign=True)
         check_combinations(vae)
         most = most_latent_bytes(vae.n_latent, len(genes))
@@ -344,7 +348,8 @@ def load(folder: Path | str, *, device: torch.device | str = "cpu") -> Model:
         facts=config["facts"],
         history=history,
         labels=labels,
-        # config.json contains the hashes of all other files.
+        # The hash of config.json identifies the whole model, because config.json contains the hashes of all other
+        # files.
         hash=hashlib.sha256(_read(folder, CONFIG, most=_MOST_CONFIG)).hexdigest()[:12],
     )
 
@@ -360,7 +365,7 @@ def _labels(folder: Path, config: dict[str, Any]) -> StoredLabels:
 
 
 def _expression_space(latent: dict[str, torch.Tensor]) -> ExpressionSpace:
-    """Make the map of its tensors; one that may be missing is None."""
+    """Make the map to expression space from its tensors. Optional tensors that the file lacks are None."""
     given = {f.name: latent[f.name] for f in fields(ExpressionSpace) if f.default is MISSING or f.name in latent}
     return ExpressionSpace(**given)
 
@@ -392,7 +397,7 @@ def _check_hash(folder: Path, name: str, config: dict[str, Any], found: str) -> 
 
 
 def _own_sha256(config: dict[str, Any]) -> str:
-    """Compute the hash of the content of config.json, without the entry that stores this hash."""
+    """Compute the hash of the content of config.json, without the entry in which the hash itself is stored."""
     others = {name: value for name, value in config["sha256"].items() if name != CONFIG}
     return hashlib.sha256(json.dumps(config | {"sha256": others}, sort_keys=True).encode()).hexdigest()
 
@@ -406,12 +411,12 @@ def _lines(names: tuple[str, ...]) -> bytes:
 
 
 def _names(content: bytes) -> tuple[str, ...]:
-    # splitlines() also splits at characters that may occur within a name.
+    # The text is not split by splitlines(), which also splits at characters that may occur within a name.
     return tuple(content.decode().split("\n")[:-1])
 
 
 def _read_checked(folder: Path, name: str, config: dict[str, Any], *, most: int) -> bytes:
-    """Read a file whose hash is in config.json."""
+    """Read a file of a model folder, and compare the hash of the file with the hash that config.json contains."""
     content = _read(folder, name, most=most)
     _check_hash(folder, name, config, hashlib.sha256(content).hexdigest())
     return content
@@ -441,7 +446,10 @@ def _reading(folder: Path, name: str) -> Iterator[None]:
 
 
 def _place(folder: Path) -> Path:
-    """Return the path of a model folder without symbolic links and "..", so that a link to a folder remains a link."""
+    """Return the path of a model folder without symbolic links and "..".
+
+    A folder to which a link points can then be replaced without replacing the link.
+    """
     try:
         return resolved(folder)
     except DataError as error:
@@ -449,7 +457,7 @@ def _place(folder: Path) -> Path:
 
 
 def _is_model(folder: Path) -> bool:
-    """Whether scvae wrote a folder: its config.json has the entries of every model, also of earlier versions."""
+    """Return whether scvae wrote a folder: its config.json must have the entries that models of all versions have."""
     try:
         config = json.loads((folder / CONFIG).read_bytes()) if (folder / CONFIG).is_file() else None
     except (OSError, ValueError, RecursionError):
@@ -458,12 +466,15 @@ def _is_model(folder: Path) -> bool:
 
 
 def _refuse_others(folder: Path, stored_in: Path | None = None, *, spelled: str = "-m") -> None:
-    """Raise a ModelError if a model folder, now stored in `stored_in`, contains anything that scvae did not write."""
+    """Raise a ModelError if a model folder contains anything that scvae did not write.
+
+    `stored_in` is the current path of the folder if the folder was renamed, and otherwise None.
+    """
     for entry in sorted((stored_in or folder).iterdir()):
         if entry.name not in FILES or entry.is_symlink() or not entry.is_file():
             raise ModelError(
                 f"the model {folder} contains {entry.name!r}, which scvae did not write and which would be lost",
-                f"move it elsewhere, or choose another name for the model with {spelled}",
+                f"move {entry.name!r} elsewhere, or choose another name for the model with {spelled}",
             )
 
 
@@ -484,7 +495,7 @@ def _swap(new: Path, folder: Path) -> None:
             exchange(new, folder)
             raise
     else:
-        # If a crash interrupts these two renames, `_recover` restores the old folder.
+        # If a crash interrupts the replacement of a folder between its two renames, `_recover` restores the old folder.
         old = _previous(folder)
         folder.rename(old)
         new.rename(folder)
@@ -499,7 +510,7 @@ def _recover(folder: Path) -> None:
     previous = _previous(folder)
     if not previous.is_dir():
         return
-    # In a folder that is read-only, nothing can be recovered.
+    # If the parent folder is read-only, errors are ignored, because nothing can be recovered.
     with contextlib.suppress(OSError), deferred(), only_writer(folder, error=ModelError):
         if folder.exists():
             remove_folder(previous, FILES)

@@ -1,10 +1,11 @@
 """The negative log-probability of counts, computed from the decoder's raw outputs, with explicit gradients.
 
-Shapes: n cells, g genes. Symbols: count x, mean μ, inverse dispersion θ of a gene, zero-inflation logit a; the logistic
-function σ, the log gamma function lgΓ and its derivative ψ.
+Letters in array shapes: n cells, g genes. Symbols: x is a count, μ its mean, θ the inverse dispersion of a gene, a the
+zero-inflation logit, σ the logistic function, lgΓ the log gamma function and ψ its derivative.
 
 Let η = log μ, r = μ/θ, ℓ = log1p(r) and h = a + θℓ. Let w be the probability that a count came from the negative
-binomial: σ(−h) for zeros, 1 for other counts and for models without zero inflation. One count has the log-probability
+binomial distribution: σ(−h) for zeros, and 1 for other counts and for models without zero inflation. One count has the
+log-probability
 
     L = x·(η − log θ − ℓ) − h + [x = 0]·softplus(h) − softplus(−a) + lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1)
 
@@ -14,11 +15,11 @@ where [x = 0] is 1 for a count of zero, and 0 otherwise. The derivatives of L ar
 
 The mean μ is the library size times the softmax of the logits over genes. Let d_g be ∂L/∂η of gene g. The derivative of
 the log-probability of a cell with respect to the logit of gene g is then d_g − softmax_g · Σ d, with the sum over all
-genes. A Poisson is the limit of large θ. The log-probability and its derivatives share logarithms and exponentials, so
-one pass over the genes computes both.
+genes. The Poisson distribution is the limit of large θ. The log-probability and its derivatives share logarithms and
+exponentials, so one pass over the genes computes the log-probability and the derivatives.
 
-On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. In all other cases, `dense_nll` computes the
-same quantities in plain torch.
+On a CPU in float32, the compiled code of `compiled/count_nll.py` is used. On other devices and in other precisions,
+`dense_nll` computes the log-probability and its derivatives in plain torch.
 """
 
 from __future__ import annotations
@@ -38,9 +39,10 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
     """Compute the negative log-probability of a cell's counts, averaged over cells: a differentiable scalar, nats.
 
     `raw_ng` is the result of the last matrix product of the decoder, to which `bias_g` has not been added yet. The
-    first g columns of the sum are the logits of the genes, and μ = library size · softmax(logits). With zero inflation,
-    the next g columns are the zero-inflation logits of the genes. `raw_ng` and `bias_g` then have the shapes (n, 2g)
-    and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse dispersion of the genes; None for a Poisson.
+    first g columns of raw_ng + bias_g are the logits of the genes, and μ = library size · softmax(logits). With zero
+    inflation, the next g columns are the zero-inflation logits of the genes, and `raw_ng` and `bias_g` have the shapes
+    (n, 2g) and (2g,) instead of (n, g) and (g,). `log_theta_g` is the log inverse dispersion of the genes, or None for
+    a Poisson distribution.
     """
     inputs = (raw_ng, bias_g, log_theta_g, cells, torch.is_grad_enabled())
     mean: Tensor = _MeanNLL.apply(*inputs)  # type: ignore[no-untyped-call]  # torch's
@@ -50,8 +52,8 @@ def mean_nll(raw_ng: Tensor, bias_g: Tensor, log_theta_g: Tensor | None, cells: 
 class _MeanNLL(torch.autograd.Function):
     """Autograd function of the mean negative log-probability.
 
-    The forward pass computes the value and the gradients; the backward pass only multiplies the gradients by the
-    derivative of the loss with respect to the value.
+    The forward pass computes the mean and its gradients. The backward pass only multiplies the gradients by the
+    derivative of the loss with respect to the mean.
     """
 
     @staticmethod
@@ -63,7 +65,8 @@ class _MeanNLL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # The loss is nearly always this term plus other terms, so the factor is 1 and the product is skipped.
+        # The loss is nearly always a sum that contains the negative log-probability, so the factor `grad` is 1 and the
+        # product is skipped.
         if grad.device.type != "cpu" or float(grad) != 1.0:
             ctx.gradients = tuple(None if g is None else g * grad for g in ctx.gradients)
         return (*ctx.gradients, None, None)
@@ -74,7 +77,8 @@ def nll_and_gradients(
 ) -> tuple[Tensor, Gradients | None]:
     """Compute the same results as `dense_nll` for a minibatch. On a CPU in float32, compiled code is used."""
     if raw_ng.device.type == "cpu" and raw_ng.dtype == torch.float32:
-        # The module is imported only here, because compiled code is slow to import and trajectories need no likelihood.
+        # The compiled code is imported only where it is needed, because the import is slow and trajectories need no
+        # likelihood.
         from scvae_cli.model.compiled.count_nll import fused_nll
 
         return fused_nll(raw_ng, bias_g, log_theta_g, cells.library_n, cells.nonzeros, with_gradient=with_gradient)
@@ -88,11 +92,12 @@ def dense_nll(
     """Compute the negative log-probability of each cell's counts, and the gradients of the mean over the cells.
 
     The negative log-probabilities are in nats, shape (n,), float64. The counts `x_ng` are a dense matrix, on any device
-    and in any precision. `share_n` is the weight of each cell in the mean; None gives every cell the weight 1/n.
+    and in any precision. `share_n` is the weight of each cell in the mean. If `share_n` is None, every cell has the
+    weight 1/n.
 
     No operation waits for the device and no shape depends on the counts, so a training step that calls this function
-    can be recorded as a CUDA graph. The function does not use `torch.where` with a Python number, because that would
-    copy the number to the device and wait.
+    can be recorded as a CUDA graph. The function does not use `torch.where` with a Python number, because `torch.where`
+    would copy the number to the device and wait.
     """
     n_genes = x_ng.shape[1]
     outputs_ng = raw_ng + bias_g
@@ -126,7 +131,7 @@ def _negative_binomial(
     """Compute the log-probability of each count and its derivatives ∂/∂η, ∂/∂log θ and ∂/∂a, each of shape (n, g)."""
     theta_g = log_theta_g.exp()
     r_ng = mu_ng / theta_g
-    # log1p keeps the log-probability of zero accurate where θ is large and μ small.
+    # log1p keeps the log-probability of a zero count accurate where θ is large and μ is small.
     log1p_ng = torch.log1p(r_ng)
     log_gamma_ng, slope_ng = log_gamma_terms(x_ng, theta_g)
     log_prob_ng = x_ng * (eta_ng - log_theta_g - log1p_ng) + log_gamma_ng
@@ -135,7 +140,8 @@ def _negative_binomial(
         log_prob_ng = log_prob_ng - theta_g * log1p_ng
     else:
         h_ng = zero_logit_ng + theta_g * log1p_ng
-        # −logsigmoid(−h) is softplus(h). torch's softplus returns h for h above 20, which is less accurate.
+        # softplus(h) is computed as −logsigmoid(−h), because torch's softplus returns h for h above 20, which is less
+        # accurate.
         seen_ng = x_ng != 0
         log_prob_ng = log_prob_ng + logsigmoid(zero_logit_ng) - h_ng - logsigmoid(-h_ng).masked_fill(seen_ng, 0.0)
         from_nb_ng = torch.sigmoid(-h_ng).masked_fill(seen_ng, 1.0)

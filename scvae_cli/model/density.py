@@ -1,18 +1,17 @@
 """The density of the cells in latent space: a Gaussian mixture, and the off-manifold score of a point.
 
-The mixture is fitted to posterior samples of training cells. The number of components is chosen so that the posterior
-samples of held-out cells have the highest density. An alternative would be the aggregated posterior, that is, the
-mixture of the posteriors of all cells. The aggregated posterior is not used, because its density is very low at any
-point that is not close to a cell.
+The mixture is fitted to posterior samples of training cells. The number of mixture components is chosen so that the
+posterior samples of held-out cells have the highest density. The aggregated posterior, that is, the mixture of the
+posteriors of all cells, is not used, because its density is very low at any point that is not close to a cell.
 
 The off-manifold score of a point is the fraction of held-out cells whose posterior mean has a higher density than that
-point. With fewer than ten held-out cells, this fraction could take too few values. In that case, the score is the
-fraction of all cells, held-out and training.
+point. If there are fewer than ten held-out cells, this score could take too few values, so the score is the fraction of
+all cells, held-out and training.
 
-The mixture is fitted here by expectation–maximization in torch, because importing the mixture model of scikit-learn
-takes longer than this fit.
+The mixture is fitted by expectation–maximization in torch, because importing the mixture model of scikit-learn takes
+longer than the whole fit.
 
-Shapes: n points, k latent dimensions, c components.
+Letters in array shapes: n points, k latent dimensions, c components.
 """
 
 from __future__ import annotations
@@ -25,19 +24,19 @@ from torch import Tensor
 
 from scvae_cli.heldout import MIN_HELDOUT
 
-# Numbers of components, tried in this order. The search stops when the log density of the held-out cells increases by
-# less than _GAIN nats per cell. Mixtures with fewer than _FEW components never stop the search: they are fast to fit,
-# and one of them may have had a poor start.
+# Numbers of mixture components that are tried, in this order. The search for the best number stops when the log density
+# of the held-out cells increases by less than _GAIN nats per cell. Mixtures with fewer than _FEW components never stop
+# the search, because they are fast to fit and their density may be low only because of a poor random start.
 COMPONENTS, _FEW, _GAIN = (1, 4, 8, 16, 32, 64, 128), 16, 0.02
-# Largest number of training cells in the fit. More cells make the fit slower but no better.
+# Largest number of training cells to which the mixture is fitted. More cells make the fit slower but no better.
 MAX_FITTED = 20_000
 _MAX_ITERATIONS = 30
 _TOLERANCE = 3e-3  # nats per point
 # Smallest standard deviation of a component, in units of the standard deviation of the prior.
 _LEAST_SD = 0.05
-# The covariance of each component is shrunk towards the mean within-component covariance, which counts as this many
-# points per dimension. Small clusters then get components of their own instead of sharing a wide one with an empty
-# center.
+# Weight of the mean within-component covariance, toward which the covariance of each component is shrunk, in points per
+# dimension. Because of the shrinkage, small clusters get components of their own instead of sharing one wide component
+# with an empty center.
 _PRIOR_POINTS_PER_DIMENSION = 8.0
 
 
@@ -50,10 +49,11 @@ class LatentDensity:
     log_weight_c, mean_ck
         Log weights and means of the components.
     whiten_ckk
-        Upper triangular factors W of the precision matrices: Σ⁻¹ = W Wᵀ, where Σ is the covariance of a component.
+        Upper triangular factors W of the inverse covariance matrices: Σ⁻¹ = W Wᵀ, where Σ is the covariance of a
+        component.
     heldout_nll
-        Negative log density at the posterior means of the held-out cells, in ascending order, nats. With fewer than
-        ten held-out cells, the values of the training cells are included.
+        Negative log density at the posterior means of the held-out cells, in ascending order, nats. If there are fewer
+        than ten held-out cells, the densities at the training cells are included.
     """
 
     log_weight_c: Tensor
@@ -62,16 +62,17 @@ class LatentDensity:
     heldout_nll: Tensor
 
     def log_prob(self, z_nk: Tensor) -> Tensor:
-        """Compute the log density at some points, shape (n,), nats; differentiable."""
+        """Compute the log density at some points, shape (n,), nats. The result is differentiable."""
         return torch.logsumexp(self._log_joint(z_nk), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> Tensor:
-        """Draw points from the density, shape (n, k), on the CPU."""
+        """Draw points from the density. The result has shape (n, k) and is on the CPU."""
         component_n = torch.multinomial(self.log_weight_c.cpu().exp(), n, replacement=True, generator=generator)
         z_nk = torch.randn(n, self.mean_ck.shape[1], generator=generator, dtype=self.mean_ck.dtype)
         for c, (mean_k, whiten_kk) in enumerate(zip(self.mean_ck.cpu(), self.whiten_ckk.cpu(), strict=True)):
             in_component = component_n == c
-            # Σ⁻¹ = W Wᵀ, so white noise ε becomes z = mean + W⁻ᵀ ε.
+            # With Σ⁻¹ = W Wᵀ, the standard normal noise ε is transformed to z = mean + W⁻ᵀ ε, which has the covariance
+            # Σ.
             noise_kn = torch.linalg.solve_triangular(whiten_kk.T, z_nk[in_component].T, upper=False)
             z_nk[in_component] = mean_k + noise_kn.T
         return z_nk
@@ -79,16 +80,19 @@ class LatentDensity:
     def off_manifold(self, z_nk: Tensor) -> Tensor:
         """Compute the off-manifold score of each point, shape (n,).
 
-        The score is the fraction of held-out cells that lie at a higher density than the point. A score of 0.5 means
-        that the point has the density of the median held-out cell. A score near 1 means that nearly all held-out cells
-        have a higher density. If r of h held-out cells have a higher density, the score is (r + ½) / (h + 1). The score
-        is therefore never exactly 0 or 1.
+        The off-manifold score of a point is the fraction of held-out cells that lie at a higher density than the point.
+        A score of 0.5 means that the point has the density of the median held-out cell. A score near 1 means that
+        nearly all held-out cells have a higher density. If r of h held-out cells have a higher density, the score is (r
+        + ½) / (h + 1). An off-manifold score is therefore never exactly 0 or 1.
         """
         rank_n = torch.searchsorted(self.heldout_nll, -self.log_prob(z_nk.to(self.mean_ck)))
         return (rank_n + 0.5) / (len(self.heldout_nll) + 1)
 
     def covariance(self, z_nk: Tensor) -> Tensor:
-        """Compute the covariance of the components at some points, weighted by their probability, (n, k, k)."""
+        """Compute the mean covariance of the components at each point, shape (n, k, k).
+
+        Each component is weighted by the probability that the point belongs to the component.
+        """
         log_joint_nc = self._log_joint(z_nk.to(self.mean_ck))
         share_nc = (log_joint_nc - torch.logsumexp(log_joint_nc, dim=1, keepdim=True)).exp()
         identity_ckk = torch.eye(z_nk.shape[1]).to(self.whiten_ckk).expand_as(self.whiten_ckk)
@@ -100,11 +104,11 @@ class LatentDensity:
         return float(torch.quantile(self.heldout_nll.double(), share))
 
     def to(self, device: torch.device) -> LatentDensity:
-        """Return a copy on another device."""
+        """Return a copy of the density on another device."""
         return LatentDensity(*(getattr(self, name).to(device) for name in self.__dataclass_fields__))
 
     def _log_joint(self, z_nk: Tensor) -> Tensor:
-        """Compute log weight + log normal density of every component at every point, shape (n, c)."""
+        """Compute the sum of log weight and log normal density for every point and component, shape (n, c)."""
         k = z_nk.shape[1]
         offset_ck = torch.einsum("ck,ckj->cj", self.mean_ck, self.whiten_ckk)
         unit_ncj = torch.einsum("nk,ckj->ncj", z_nk, self.whiten_ckk) - offset_ck
@@ -118,7 +122,7 @@ def fit_density(training: tuple[Tensor, Tensor], heldout: tuple[Tensor, Tensor],
     `training` and `heldout` contain the posterior means and variances of cells, each of shape (n, k). If there are
     fewer than ten held-out cells, the off-manifold score also compares a point with the training cells, because scores
     from a few held-out cells alone never come close to 1. Training cells lie at a slightly higher density than unseen
-    cells, so these scores are slightly too high.
+    cells, so scores that use training cells are slightly too high.
     """
     noise = torch.Generator().manual_seed(seed)
 
@@ -180,7 +184,7 @@ def _expectation_maximization(x_nk: Tensor, n_components: int, noise: torch.Gene
 def _mixture(size_c: Tensor, mean_ck: Tensor, covariance_ckk: Tensor) -> LatentDensity:
     lower_ckk = torch.linalg.cholesky(covariance_ckk)
     identity_kk = torch.eye(mean_ck.shape[1], dtype=mean_ck.dtype).expand_as(lower_ckk)
-    # Σ = L Lᵀ, so Σ⁻¹ = W Wᵀ with W = L⁻ᵀ.
+    # The Cholesky factor L gives Σ = L Lᵀ, so Σ⁻¹ = W Wᵀ with W = L⁻ᵀ.
     whiten_ckk = torch.linalg.solve_triangular(lower_ckk, identity_kk, upper=False).transpose(1, 2)
     return LatentDensity((size_c / size_c.sum()).log(), mean_ck, whiten_ckk.contiguous(), mean_ck.new_empty(0))
 

@@ -1,20 +1,22 @@
-"""The design of a decoder that is conditioned on several covariates: which effects are added for which cell.
+"""The design matrix of a decoder with several covariates, which says which effects are added for each cell.
 
-The shift of the decoder for a cell is the sum of the effects of the cell's categories, one of each batch key, and of
-the effects of the continuous keys, each times the cell's standardized value:
+The decoder's output for a cell is shifted by a sum of effects. The sum contains one effect for the cell's category in
+each batch key, and for each continuous key an effect times the cell's standardized value:
 
     shift = Σ_q effect[category of the cell in batch key q] + Σ_v (value_v − mean_v) / sd_v · effect_v
 
-So the shifts of all cells are a product of a matrix D, cells × effects, with the effects. A row of D holds 1 for each
-category of the cell, 0 for other categories, and the standardized values. A combination of categories needs no effect
-of its own, and no cell in the training: its effect is known if its categories are.
+The shifts of all cells are the product of the design matrix D (cells × effects) with the effects. A row of D holds 1
+for each category of the cell, 0 for other categories, and the standardized values. A combination of categories has no
+effect of its own. The shift for a new combination of categories is therefore known if each of its categories occurred
+in the training.
 
-If one category of a key occurs only together with one category of another key (donors nested in sites), the data tell
-the sum of the two effects, but not the two effects.
+If one category of a key occurs only together with one category of another key (donors nested in sites), the data
+determine the sum of the two effects, but not each effect separately.
 
-A decoder with a single batch key and no continuous key has no design: each batch has its effect.
+A decoder with a single batch key and no continuous key has no design matrix, because each batch has an effect of its
+own.
 
-Shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
+Letters in array shapes: n cells, b combinations, q batch keys, v continuous keys, r effects.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ from scvae_cli.data.covariates import CellCovariates, combination_name
 from scvae_cli.data.labels import positions_in
 from scvae_cli.errors import DataError
 
-# Larger values of continuous keys could not be squared.
+# Largest absolute value of a continuous key. The squares of larger values would overflow.
 MOST_VALUE = 1e150
 
 
 @dataclass(frozen=True, kw_only=True)
 class Continuous:
-    """A continuous key: its name, and mean, standard deviation, least and largest value over the training cells."""
+    """Name of a continuous key, and mean, standard deviation, minimum and maximum of its values in training cells."""
 
     key: str
     mean: float
@@ -46,36 +48,39 @@ class Continuous:
 
     @property
     def far(self) -> tuple[float, float]:
-        """The values below and above which a cell is far outside of the training: by half of its range."""
+        """Lower and upper limit beyond which a value is far outside the range of the training values.
+
+        A limit is half the range below the minimum or above the maximum of the training values.
+        """
         margin = (self.most - self.least) / 2
         return self.least - margin, self.most + margin
 
     def refuse_beyond(self, value_n: np.ndarray) -> None:
-        """Raise a DataError for values that are outside of the training by more than ten times its range.
+        """Raise a DataError for values outside the range of the training values by more than ten times this range.
 
-        NaN, for a missing value, is accepted.
+        A missing value (NaN) is accepted.
         """
         margin = 10 * (self.most - self.least)
         beyond_n = (value_n < self.least - margin) | (value_n > self.most + margin)
         if beyond_n.any():
             raise DataError(
-                f"{self.key} is {value_n[beyond_n][0]:g}, too far from the values of the training, {self.least:g} to "
-                f"{self.most:g}, to extrapolate its effect",
+                f"{self.key} is {value_n[beyond_n][0]:g}, too far from the values of the training ({self.least:g} to "
+                f"{self.most:g}) to extrapolate the effect of {self.key}",
                 f"correct the values of {self.key}, for example their unit",
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """The covariates of a decoder.
+    """The covariates of a decoder, from which the design matrix is made.
 
     Parameters
     ----------
     batch_keys
         Names of the batch keys.
     combinations
-        The combinations of categories in the training, sorted; each has one category for each batch key. There are none
-        without batch keys.
+        The combinations of categories in the training, sorted. Each combination has one category for each batch key.
+        Without batch keys, the tuple is empty.
     continuous
         The continuous keys.
     """
@@ -86,7 +91,7 @@ class Design:
 
     @classmethod
     def of(cls, covariates: CellCovariates, training: np.ndarray) -> Design:
-        """Return the design for some cells, of which those with the indices `training` are training cells.
+        """Return the design for some cells. `training` contains the indices of the training cells.
 
         Raises
         ------
@@ -103,7 +108,7 @@ class Design:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the combinations."""
+        """Names of the combinations of categories."""
         return tuple(combination_name(self.batch_keys, combination) for combination in self.combinations)
 
     @cached_property
@@ -113,18 +118,18 @@ class Design:
 
     @cached_property
     def blocks(self) -> tuple[slice, ...]:
-        """The effects of each batch key, as columns of the matrix of the design."""
+        """The columns of the design matrix that contain the effects of each batch key, as one slice per key."""
         ends = np.cumsum([0, *map(len, self.categories)]).tolist()
         return tuple(slice(start, end) for start, end in pairwise(ends))
 
     @property
     def n_effects(self) -> int:
-        """Number of effects r: the categories of all batch keys, and then the continuous keys."""
+        """Number of effects r: one effect for each category of each batch key, and one for each continuous key."""
         return sum(map(len, self.categories)) + len(self.continuous)
 
     @cached_property
     def combination_br(self) -> np.ndarray:
-        """The rows of the combinations, at the mean of the continuous keys, float32, shape (b, r)."""
+        """The design matrix of the combinations, at the mean of each continuous key, float32, shape (b, r)."""
         row_br = np.zeros((len(self.combinations), self.n_effects), dtype=np.float32)
         for q, (names, block) in enumerate(zip(self.categories, self.blocks, strict=True)):
             position = {name: i for i, name in enumerate(names)}
@@ -133,16 +138,16 @@ class Design:
         return row_br
 
     def code_nq(self, covariates: CellCovariates) -> np.ndarray:
-        """Return the index of each cell's category in each batch key, shape (n, q); −1 for an unknown category."""
+        """Return the index of each cell's category in each batch key, shape (n, q). Unknown categories have −1."""
         columns = [positions_in(names, covariates.category_nq[:, q]) for q, names in enumerate(self.categories)]
         return np.column_stack(columns) if columns else np.empty((len(covariates.value_nv), 0), dtype=np.int64)
 
     def rows(self, covariates: CellCovariates, share_b: np.ndarray | None = None) -> np.ndarray:
-        """Return the matrix of the design for some cells, float32, shape (n, r).
+        """Return the design matrix for some cells, float32, shape (n, r).
 
-        Cells with an unknown category of a key get the average over this key's categories, weighted by the shares of
-        the combinations `share_b`. Cells without a value of a continuous key get its mean. A DataError is raised for
-        values far beyond those of the training.
+        Cells with an unknown category of a key get the average over this key's categories, weighted by the shares
+        `share_b` of the combinations. Cells without a value of a continuous key get the mean of the key. A DataError is
+        raised for values far outside the range of the training values.
         """
         row_nr = np.zeros((len(covariates.value_nv), self.n_effects), dtype=np.float32)
         average_r = None if share_b is None else share_b @ self.combination_br
@@ -165,7 +170,7 @@ def _continuous(key: str, value_n: np.ndarray) -> Continuous:
         mean, sd = float(value_n.mean()), float(value_n.std())
     if not (np.isfinite(sd) and np.abs(value_n).max(initial=0.0) < MOST_VALUE):
         raise DataError(f"obs[{key!r}] has values too large to compute with", "divide the values by a constant")
-    # What is left of a constant is rounding.
+    # The standard deviation of a constant is not exactly 0, because of rounding errors.
     if sd <= 1e-9 * np.abs(value_n).max(initial=0.0):
         constant = f"has the same value ({value_n[0]:g}) in all {len(value_n)} training cells"
         nearly = f"hardly varies around {mean:g} in the {len(value_n)} training cells"
@@ -177,7 +182,7 @@ def _continuous(key: str, value_n: np.ndarray) -> Continuous:
 
 
 def nested_keys(combinations: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    """Return the pairs (inner, outer) of batch keys of which the inner one determines the outer one.
+    """Return the pairs (inner, outer) of batch keys in which the inner category determines the outer category.
 
     >>> nested_keys([("d1", "Berlin"), ("d2", "Berlin"), ("d3", "Oslo")])
     [(0, 1)]

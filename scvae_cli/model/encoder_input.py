@@ -1,6 +1,6 @@
-"""The encoder's input: counts scaled to a common depth, log-transformed and centered, as a dense matrix.
+"""The encoder's input: counts scaled to a common library size, log-transformed and centered, as a dense matrix.
 
-Shapes: n cells, g genes.
+Letters in array shapes: n cells, g genes.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
     centre_g
         Value that is subtracted from the logarithms of each gene.
     fused
-        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. The compiled code takes a third of
-        the time of plain torch, but half a second to start, so it is worthwhile only for many passes. Compiled code and
-        plain torch differ only by rounding.
+        Whether to use the compiled code (`compiled/encoder_input.py`) on a CPU. The compiled code takes a third of the
+        time of plain torch, but half a second to start, so the compiled code is worthwhile only for many minibatches.
+        Compiled code and plain torch differ only by rounding.
     """
     scale_n = depth / cells.library_n
     if scale_n.device.type != "cpu":
@@ -35,5 +35,5 @@ def log1p_at_depth(cells: Minibatch, depth: Tensor, centre_g: Tensor, *, fused: 
 
         return fused_log1p(cells, scale_n, centre_g)
     nonzeros = cells.nonzeros
-    # Most counts are zero, so only the logarithms of the nonzero counts are computed and then written to the matrix.
+    # Most counts are zero, so logarithms are computed only for nonzero counts and then written to the dense matrix.
     return cells.dense(torch.log1p(nonzeros.value * scale_n[nonzeros.cell])).sub_(centre_g)

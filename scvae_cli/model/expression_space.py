@@ -1,35 +1,38 @@
 """Expression space: coordinates of cells in which Euclidean distance is a distance in expression.
 
-Equal latent distances may be small or large changes of expression, because the decoder is not isometric. Neighbors,
+The same distance in latent space may be a small or a large change of expression, depending on the position. Neighbors,
 clusters and UMAPs are therefore better computed from expression. The expression of a cell in gene g is
 
     e_g = y_g(z) + w · r_g
 
-- **y** is the decoded state of the cell: the isometric coordinate (`scvae_cli.model.geometry`) of the expected count at
-  the posterior mean, at the reference library size and with the average batch effect. Euclidean distance in y is the
-  Fisher–Rao distance between decoded states.
+- **y** is the decoded state of the cell: the isometric coordinate (`scvae_cli.model.geometry`) of the expected count.
+  The expected count is decoded from the posterior mean, at the reference library size and with the average batch
+  effect. The Euclidean distance between the decoded states y of two cells is the Fisher–Rao distance between their
+  decoded distributions.
 - **r** is the Pearson residual of the cell: its observed count minus the count that the model expects at the cell's own
-  library size and batch, in standard deviations of a count. A residual contains noise, and differences between cells
-  that the latent space does not describe. To first order, y + r is the isometric coordinate of the observed count,
-  without the effects of library size and batch.
+  library size and batch, in standard deviations of a count. A residual contains sampling noise, and also differences
+  between cells that the latent space does not describe. To first order, y + r is the isometric coordinate of the
+  observed count, corrected for library size and batch.
 - **w** is the weight of the residuals. With w = 0, cells lie on the smooth manifold of the decoder, and Leiden
-  clustering splits this manifold into too many pieces. w is at most 1, and the residuals add at most `NOISE_SHARE` of
-  the variance of the decoded states along the axes of the embedding.
+  clustering splits this manifold into too many clusters. The weight w is at most 1, and small enough that the residuals
+  add at most `NOISE_SHARE` of the variance of the decoded states along the axes of the embedding.
 
-The embedding consists of two groups of axes.
+The axes of the embedding form two groups.
 
-- The first axes are the projection of e on the first principal components of y over the training cells. Most components
-  of e itself would follow the noise in the residuals of these training cells. New cells, which have a quarter of the
-  variance along such components, would lie apart from the training cells.
-- The other axes are projections of the residuals on random directions, which hold noise of the same strength in all
+- The first axes are the projection of e on the first principal components of y over the training cells. The components
+  of y are used, because most components of e would follow the noise in the residuals of the training cells. Along
+  components that follow the noise of the training cells, new cells would have only a quarter of the variance and lie
+  apart from the training cells.
+- The other axes are projections of the residuals on random directions, and contain noise of equal strength in all
   cells. Leiden clustering finds communities in a graph of neighbors. Without noise, neighbors lie in order along the
-  manifold of the decoder, and at scanpy's default resolution a cell type is split into several clusters. The noise
-  makes cells neighbors of each other at random if their counts cannot distinguish them. It adds `NOISE_SHARE` of the
-  variance of the decoded states (`benchmarks/recipe.md`).
+  manifold of the decoder, and at scanpy's default resolution a cell type is split into several clusters. With the
+  noise, cells that cannot be distinguished by their counts become neighbors at random. The variance of the noise is
+  `NOISE_SHARE` times the variance of the decoded states (`benchmarks/recipe.md`).
 
-Components and random directions are stored in the model, so the same axes are used for new cells.
+Components and random directions are stored in the model, so new cells are embedded along the same axes as the training
+cells.
 
-Shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
+Letters in array shapes: n cells, g genes, k latent dimensions, j components, m random directions, b batches.
 """
 
 from __future__ import annotations
@@ -44,26 +47,28 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.device import seeded
 from scvae_cli.model.vae import VAE
 
-# Largest number of components. Scanpy users take 30 to 50 principal components.
+# Largest number of principal components. Users of scanpy usually take 30 to 50 principal components.
 COMPONENTS = 30
-# Largest number of random directions; there are no more of them than components.
+# Largest number of random directions. The number of random directions never exceeds the number of components.
 RANDOM_DIRECTIONS = 20
 # Largest number of training cells from which the components are computed.
 FITTED_CELLS = 5000
-# Number of cells decoded at once.
+# Number of cells whose positions are computed at once.
 BLOCK_CELLS = 512
-# The residuals add at most this fraction of the variance of the decoded states along the components, and this fraction
-# along the random directions (`benchmarks/recipe.md`).
+# Variance that the residuals add, as a fraction of the variance of the decoded states (`benchmarks/recipe.md`). Along
+# the components, residuals add at most this fraction, and along the random directions exactly this fraction.
 NOISE_SHARE = 0.2
-# Components along which the decoded states vary by no more than rounding, relative to the first one, are left out.
+# Smallest singular value of a component, as a fraction of the largest singular value. Weaker components are left out,
+# because the decoded states hardly vary along them.
 _LEAST_SINGULAR = 1e-5
-# Residuals are clipped at this number of standard deviations, so that one extreme count does not move a cell.
+# Largest absolute residual, in standard deviations. Residuals are clipped, so that one extreme count does not move a
+# cell.
 _MOST = 10.0
 
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """The map to the embedding: (e − center) projected on the components, and r projected on the random directions.
+    """The map to the embedding: e − center projected on the components, and r projected on the random directions.
 
     Parameters
     ----------
@@ -71,10 +76,11 @@ class ExpressionSpace:
         Mean of e over the training cells; principal components of y, with orthonormal rows, in descending order of
         variance.
     residual_weight
-        w, a scalar from 0 to 1.
+        Weight w of the residuals, a scalar from 0 to 1.
     random_mg
-        Random directions, orthogonal to the components and to each other. All have the same length, which is the weight
-        of the residuals along them. None if there are no more genes than components, and in models of earlier versions.
+        Random directions, orthogonal to the components and to each other. All random directions have the same length,
+        which is the weight of the residuals along these directions. `random_mg` is None if there are no more genes than
+        components, and in models of earlier versions.
     """
 
     center_g: Tensor
@@ -108,11 +114,11 @@ class ExpressionSpace:
 
 @torch.no_grad()
 def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the decoded states y and the Pearson residuals r of some cells, both of shape (n, g).
+    """Compute the decoded states y and the Pearson residuals r of some cells, each of shape (n, g).
 
     A cell of an unknown batch has the index −1 in `cells.batch_n`. The residuals of a cell of an unknown batch are
-    differences from the expectation in an average batch. The same holds for all cells if `cells.batch_n` is None. With
-    a design, its rows already contain these averages.
+    differences from the expectation in an average batch. If `cells.batch_n` is None, all cells are treated as cells of
+    an unknown batch. With a design matrix, the rows of cells of unknown batches already contain the average effects.
     """
     head, depth = vae.decoder.head, vae.reference_library
     average_ng = own_ng = _reference_mean(vae, mean_nk, _average_batch(vae, mean_nk))
@@ -121,14 +127,14 @@ def states_and_residuals(vae: VAE, cells: Minibatch, mean_nk: Tensor) -> tuple[T
         if cells.batch_n.dim() == 1:
             own_ng = torch.where((cells.batch_n >= 0)[:, None], own_ng, average_ng)
     state_ng = head.isometric(average_ng)
-    # Real numbers have no library size: the library size of every cell, and of the reference, is 1.
+    # For real numbers, the library size of every cell and the reference library size are 1.
     expected_ng = own_ng * (cells.library_n / depth)[:, None]
     residual_ng = (cells.x_ng - expected_ng) * head.isometric_slope(expected_ng)
     return state_ng, residual_ng.clamp_(-_MOST, _MOST)
 
 
 def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
-    """Return the weights of the average batch for each cell, shape (n, b); None for a model without batches."""
+    """Return the weights of the average batch for each cell, shape (n, b), or None for a model without batches."""
     average_b = vae.average_weights
     return None if average_b is None else average_b.expand(len(mean_nk), -1)
 
@@ -136,7 +142,8 @@ def _average_batch(vae: VAE, mean_nk: Tensor) -> Tensor | None:
 def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
     """Compute the expected counts at the reference library size, shape (n, g).
 
-    `batch` holds the batch of each cell, or the shares of the batches, or is None.
+    `batch` holds the index of each cell's batch or the weights of the batches. For a model without batches, `batch` is
+    None.
     """
     logits_ng, none_mng = vae.decoder.push_logits(mean_nk, mean_nk.new_empty(0, *mean_nk.shape), batch)
     return vae.decoder.head.push_mean(logits_ng, none_mng, share=1.0, library=vae.reference_library)[0]
@@ -144,9 +151,10 @@ def _reference_mean(vae: VAE, mean_nk: Tensor, batch: Tensor | None) -> Tensor:
 
 @torch.no_grad()
 def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
-    """Compute the weights of the residuals, the components and the random directions from some training cells.
+    """Compute the weight of the residuals, the components and the random directions from some training cells.
 
-    Signs are chosen such that the positions of these cells have a positive skewness along each component.
+    The sign of each component is chosen such that the positions of the training cells have a positive skewness along
+    the component.
     """
     n, g = training.n_cells, training.n_genes
     state_ng, residual_ng = torch.empty(n, g), torch.empty(n, g)
@@ -158,7 +166,7 @@ def fit_expression_space(vae: VAE, training: CellTable) -> ExpressionSpace:
     residual_ng -= residual_mean_g
     j = max(1, min(COMPONENTS, g, n - 1))
     component_jg, singular_q = _principal_components(state_ng, j)
-    # There are at most as many components as directions along which the decoded states vary.
+    # Components along which the decoded states do not vary are left out.
     component_jg = component_jg[: max(1, int((singular_q[:j] > _LEAST_SINGULAR * singular_q[0]).sum()))]
     noise = NOISE_SHARE * float(state_ng.square().sum())
     added = float((residual_ng @ component_jg.T).square().sum())
@@ -187,7 +195,7 @@ def _random_directions(component_jg: Tensor) -> Tensor:
 
 def _principal_components(centered_ng: Tensor, j: int) -> tuple[Tensor, Tensor]:
     """Compute the first j principal components, shape (j, g), and the singular values, in descending order."""
-    # The random start of the algorithm has a seed of its own, so the result depends only on the data.
+    # The random start of `svd_lowrank` has a fixed seed, so the result depends only on the data.
     with seeded(0):
         _, singular_q, component_gq = torch.svd_lowrank(centered_ng, q=min(j + 10, *centered_ng.shape), niter=6)
     return component_gq.T[:j], singular_q[:j]

@@ -1,9 +1,9 @@
-"""Checks of the files of a model folder. A folder may come from a stranger, so every part of it is checked.
+"""Checks of the files of a model folder. A folder may come from a stranger, so every part of the folder is checked.
 
-Sizes are compared with each other and with the sizes of the files before anything is built. All functions raise a
-ValueError that describes the fault.
+The sizes of the network in config.json are compared with each other and with the sizes of the files before a network is
+made. If a check fails, the function raises a ValueError that describes the fault.
 
-Shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
+Letters in array shapes: g genes, k latent dimensions, c components of the density, j components of expression space.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from scvae_cli.model.design import MOST_VALUE, Continuous, Design
 from scvae_cli.model.network import sizes
 from scvae_cli.model.vae import VAE
 
-# A tensor takes at least this many bytes in the header of a safetensors file.
+# Smallest number of bytes that a tensor takes in the header of a safetensors file.
 _HEADER_BYTES = 50
 _MOST_HEADER_BYTES = 1 << 24
 # Upper limits of the number of components of a density, and of the number of held-out densities.
 _MOST_COMPONENTS, _MOST_DENSITIES = 1024, 1 << 24
-# Tolerance for the log of the sum of the weights of a density.
+# Tolerance for the logarithm of the sum of the weights of a density, which should be 0.
 _WEIGHTS = 1e-2
 # Tolerance for the orthonormality of the rows of a rotation.
 _ORTHONORMAL = 1e-2
@@ -38,18 +38,18 @@ _TEXTS = ("counts_source", "genes_chosen", "compute")
 
 
 def check_facts(facts: Any) -> None:
-    """Check the results of a training: whole numbers, numbers and texts."""
+    """Check that the stored results of a training exist and have the right types: whole numbers, numbers and texts."""
     if not isinstance(facts, dict):
         raise ValueError("the facts are not a mapping")
     for keys, kinds in ((_COUNTED, int), (_MEASURED, (int, float)), (_TEXTS, str)):
         for key in keys:
             value = facts.get(key)
             if not isinstance(value, kinds) or isinstance(value, bool):
-                raise ValueError(f"the fact {key} is missing or of another type")
+                raise ValueError(f"the fact {key!r} is missing or has a wrong type")
 
 
 def check_names(what: str, names: Any) -> Sequence[str]:
-    """Return names after checking that they are texts, and different from each other."""
+    """Return names after checking that all names are texts and differ from each other."""
     if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
         raise ValueError(f"the names of the {what} are not all texts")
     if len(set(names)) < len(names):
@@ -58,7 +58,7 @@ def check_names(what: str, names: Any) -> Sequence[str]:
 
 
 def check_mapped(n_mapped: Any, batches: Sequence[str]) -> int:
-    """Return the number of batches that were mapped onto the model, after checking that it is possible."""
+    """Return the number of batches that were mapped onto the model, after checking that the number is possible."""
     if isinstance(n_mapped, bool) or not isinstance(n_mapped, int) or not 0 <= n_mapped <= len(batches):
         raise ValueError("the number of mapped batches is out of range")
     return n_mapped
@@ -70,7 +70,7 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
     if not isinstance(batches, list) or not all(isinstance(one, list) and len(one) == len(keys) for one in batches):
         raise ValueError("the combinations of categories do not fit the batch keys")
     if bool(batches) != bool(keys):
-        raise ValueError("there are batch keys without combinations of categories, or the reverse")
+        raise ValueError("there are batch keys but no combinations of categories, or combinations but no batch keys")
     for one in batches:
         if not all(isinstance(category, str) for category in one):
             raise ValueError("the categories of the batch keys are not all texts")
@@ -86,7 +86,7 @@ def check_design(batches: Any, continuous: Any, data: DataConfig) -> Design:
             check_number(f"{name} of {key!r}", value)
             if not abs(value) < MOST_VALUE:
                 raise ValueError(f"{name} of {key!r} is out of range")
-        # The standard deviation of n values is at least their range divided by the root of 2 n.
+        # The standard deviation of n values is at least their range divided by √(2n), so a smaller value is an error.
         extent = values["most"] - values["least"]
         if not (extent / 1e6 < values["sd"] <= extent and values["least"] <= values["mean"] <= values["most"]):
             raise ValueError(f"the values of the continuous key {key!r} contradict each other")
@@ -103,14 +103,14 @@ def empty_network(
     design: Design | None = None,
     n_bytes: int,
 ) -> VAE:
-    """Return a network without memory for its weights, which a file of `n_bytes` bytes can hold."""
+    """Return a network without memory for its weights, if a file of `n_bytes` bytes can contain all weights."""
     if config.n_latent is None or config.n_hidden is None:
         raise ValueError("the sizes of the network are missing")
     k, h = sizes(config)
-    # Smallest numbers of weights in a network of this size: first and other layers of the encoder, and last layer.
+    # Lower bounds on the size of a file with the weights of the encoder's first and other layers and of the last layer.
     parts = {"n_hidden": h * n_genes, "n_latent": 2 * k * h, "genes": n_genes * k}
     if design is not None:
-        # The rows of the combinations, and the effects on the genes; the sizes are known before there are any rows.
+        # The numbers of values in the design matrix and in the effects on genes are known before the matrix is made.
         parts["batches"] = design.n_effects * (len(design.combinations) + n_genes)
     parts["n_layers"] = config.n_layers * _HEADER_BYTES + 4 * (config.n_layers - 1) * h * h
     for part, least in parts.items():
@@ -121,27 +121,27 @@ def empty_network(
 
 
 def check_combinations(vae: VAE) -> None:
-    """Check that the rows of the combinations among the weights are those of the design."""
+    """Check that the design matrix of the combinations among the weights agrees with the categories in config.json."""
     effect = vae.decoder.batch
     if vae.design is None or effect is None or effect.combination_br is None:
         return
     if not torch.equal(effect.combination_br, torch.as_tensor(vae.design.combination_br)):
-        raise ValueError("the rows of the combinations are not those of the categories")
+        raise ValueError("the design matrix in the weights does not agree with the categories in config.json")
 
 
 def most_bytes(tensors: Iterable[Tensor]) -> int:
-    """Return the largest size of a file with tensors of these shapes."""
+    """Return the largest possible size of a safetensors file with tensors of the given shapes, in bytes."""
     return _MOST_HEADER_BYTES + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def most_latent_bytes(n_latent: int, n_genes: int) -> int:
-    """Return the largest size of the file with density, axes and map to expression space."""
+    """Return the largest possible size of the file with density, axes and map to expression space, in bytes."""
     values = _MOST_COMPONENTS * (1 + n_latent + n_latent**2) + _MOST_DENSITIES + 2 * n_latent**2 + 64 * n_genes
     return _MOST_HEADER_BYTES + 4 * values
 
 
 def read_tensors(content: bytes) -> dict[str, Tensor]:
-    """Return the tensors of a safetensors file; each is in float32 and finite."""
+    """Return the tensors of a safetensors file, after checking that each is in float32 and has finite values."""
     try:
         tensors: dict[str, Tensor] = load_tensors(content)
     except (SafetensorError, KeyError, OverflowError, RuntimeError, TypeError) as error:
@@ -155,7 +155,7 @@ def read_tensors(content: bytes) -> dict[str, Tensor]:
 
 
 def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Check that there are the expected tensors, and no others, of the expected shapes."""
+    """Check that exactly the expected tensors exist, and that each has the expected shape."""
     if found.keys() != expected.keys():
         other = sorted(found.keys() ^ expected.keys())[0]
         raise ValueError(f"{other} is {'missing' if other in expected else 'not a part of this model'}")
@@ -167,7 +167,8 @@ def check_shapes(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -> None:
     """Check the shapes of the density, the axes and the map to expression space, and that the axes are a rotation.
 
-    The suffix of a name gives the shape; `heldout_nll` has one dimension, and `residual_weight` has none.
+    The suffix of a tensor's name gives the expected shape. Two tensors have no suffix for their shape: `heldout_nll`
+    has one dimension, and `residual_weight` is a scalar.
     """
     lengths = {"k": n_latent, "g": n_genes}
     for name, tensor in latent.items():
@@ -187,7 +188,7 @@ def check_latent(latent: Mapping[str, Tensor], *, n_latent: int, n_genes: int) -
 
 
 def check_number(name: str, value: Any, *, whole: bool = False, least: float = -math.inf) -> None:
-    """Check a number; NaN is refused, infinity is not."""
+    """Check that a value is a number of at least `least`. Infinity is accepted, and NaN is refused."""
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds) or not value >= least:
         raise ValueError(f"{name} is missing or out of range")

@@ -6,19 +6,20 @@ the mean μ_g. The isometric coordinate y_g is the function of μ_g whose Fisher
     y_g = 2√θ_g · asinh(√(μ_g / θ_g)),    (dy/dμ)² = θ/(μ(μ+θ)) = Fisher information of μ
 
 The Fisher information of μ is one over the variance of the count. One unit of y_g is therefore the standard deviation
-of a single count around its expected value. The coordinate is 2√μ for a Poisson and μ/σ for a normal with the standard
-deviation σ. The last layer of the decoder (`CountHead` or `NormalHead`) computes the coordinate of its likelihood.
+of a single count around its expected value. The isometric coordinate is 2√μ for a Poisson distribution and μ/σ for a
+normal distribution with the standard deviation σ. The last layer of the decoder (`CountHead` or `NormalHead`) computes
+the isometric coordinate for its likelihood.
 
-y(z) is the vector of the coordinates of all genes at the latent point z. The Euclidean distance between y(z) at two
-points is the Fisher–Rao distance between the two decoded distributions, along a path that need not stay among the
-distributions that the decoder can produce. Lengths of paths in latent space follow from the metric M(z) = J_yᵀJ_y,
-where J_y is the Jacobian of y(z). The means μ are computed at one library size and averaged over batches. Zero
-inflation is ignored, because it is a technical effect.
+The vector y(z) contains the isometric coordinates of all genes at the latent point z. The Euclidean distance between
+y(z₁) and y(z₂) is the Fisher–Rao distance between the two decoded distributions. The Fisher–Rao distance is the length
+of the shortest path through all distributions, including distributions that the decoder cannot produce. Lengths of
+paths in latent space follow from the metric M(z) = J_yᵀJ_y, where J_y is the Jacobian of y(z). The means μ are computed
+at one library size and averaged over batches. Zero inflation is ignored, because zero inflation is a technical effect.
 
 The products J_y·v with tangent vectors v are computed by explicit formulas for each layer. Forward-mode differentiation
-in torch would import torch's compiler, and that import takes a second.
+in torch is not used, because it would import torch's compiler, which takes a second.
 
-Shapes: n points, m tangents at each point, k latent dimensions, h hidden units, g genes.
+Letters in array shapes: n points, m tangent vectors at each point, k latent dimensions, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from scvae_cli.model.vae import VAE
 
-# Number of points for which the metric is computed at once.
+# Number of latent points for which the metric is computed at once.
 _METRIC_POINTS = 64
 
 
@@ -38,19 +39,22 @@ _METRIC_POINTS = 64
 class Geometry:
     """Fisher–Rao geometry of a decoder. Dropout is never applied, not even in training mode.
 
-    Expression is compared at the library size `library`, in counts per cell; None stands for the median of the training
-    cells.
+    Expression is compared at the library size `library`, in counts per cell. If `library` is None, the median library
+    size of the training cells is used.
     """
 
     vae: VAE
     library: float | None = None
 
     def coordinates(self, z_nk: Tensor) -> Tensor:
-        """Compute the isometric coordinates y at some points, shape (n, g); differentiable."""
+        """Compute the isometric coordinates y at some latent points, shape (n, g). The result is differentiable."""
         return self.push(z_nk, z_nk.new_empty(0, *z_nk.shape))[0]
 
     def push(self, z_nk: Tensor, v_mnk: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute y at points, shape (n, g), and J_y·v for tangents v there, shape (m, n, g); differentiable."""
+        """Compute isometric coordinates y at latent points, and their derivatives J_y·v along tangent vectors v.
+
+        The coordinates have shape (n, g), the derivatives (m, n, g). The results are differentiable.
+        """
         vae, head = self.vae, self.vae.decoder.head
         library = vae.reference_library if self.library is None else self.library
         mean_ng, tangent_mng = z_nk.new_zeros(()), z_nk.new_zeros(())
@@ -62,12 +66,15 @@ class Geometry:
             mean_ng = mean_ng + part_ng
             tangent_mng = tangent_mng + d_part_mng
         y_ng = head.isometric(mean_ng)
-        # The slope is needed only if there are tangents.
+        # The slope of the isometric coordinate is needed only if there are tangent vectors.
         return y_ng, tangent_mng * head.isometric_slope(mean_ng) if len(v_mnk) else tangent_mng
 
     @torch.no_grad()
     def metric(self, z_nk: Tensor) -> Tensor:
-        """Compute the metric M(z) = J_yᵀJ_y at some points, shape (n, k, k). The unit is (unit of y / latent unit)²."""
+        """Compute the metric M(z) = J_yᵀJ_y at some latent points, shape (n, k, k).
+
+        The unit of the metric is (unit of y / latent unit)².
+        """
         k = z_nk.shape[1]
         parts = []
         for block_nk in torch.split(z_nk, _METRIC_POINTS):

@@ -1,6 +1,6 @@
 """Hidden layers: a linear map, normalization within each cell, SiLU and dropout.
 
-Shapes: n cells, h hidden units, m tangents per cell.
+Letters in array shapes: n cells, h hidden units, m tangent vectors per cell.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 
 class HiddenLayers(nn.Sequential):
-    """Linear → LayerNorm → SiLU → dropout, repeated.
+    """A sequence of hidden layers, each of which is linear → LayerNorm → SiLU → dropout.
 
     Layers are normalized within each cell, not across the minibatch. The embedding of a cell therefore does not depend
-    on the other cells in its minibatch, and a minibatch of one cell is no special case.
+    on the other cells in its minibatch, and a minibatch may consist of a single cell.
     """
 
     def __init__(self, n_in: int, n_hidden: int, n_layers: int, dropout: float) -> None:
@@ -32,13 +32,13 @@ class HiddenLayers(nn.Sequential):
         return a_nh
 
     def pairs(self) -> Iterator[tuple[nn.Linear, NormalizedHidden]]:
-        """Iterate over the layers, as pairs: the linear part of a layer, and its normalization and activation."""
+        """Iterate over the layers. Each layer is a pair of its linear part and its normalization and activation."""
         layers: list[Any] = list(self)
         return zip(layers[::2], layers[1::2], strict=True)
 
 
 class NormalizedHidden(nn.Module):
-    """LayerNorm → SiLU → dropout."""
+    """The part of a hidden layer after its linear map: LayerNorm → SiLU → dropout."""
 
     def __init__(self, n_hidden: int, dropout: float) -> None:
         super().__init__()
@@ -48,14 +48,18 @@ class NormalizedHidden(nn.Module):
     def forward(self, a_nh: Tensor) -> Tensor:
         """Compute hidden units from the output of the linear part."""
         if a_nh.device.type == "cpu" and a_nh.dtype == torch.float32 and self.training:
-            # Compiled code takes half a second to start, so it is used for training and not for a single pass.
+            # Compiled code takes half a second to start, so compiled code is used only for training and not for a
+            # single pass.
             from scvae_cli.model.compiled.hidden import normalized_hidden
 
             return normalized_hidden(a_nh, self.norm.weight, self.norm.bias, self.dropout)
         return nn.functional.dropout(nn.functional.silu(self.norm(a_nh)), self.dropout, self.training)
 
     def push(self, a_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute hidden units without dropout, and their changes along tangents d of the input; differentiable."""
+        """Compute hidden units without dropout, and their changes along tangent vectors d of the input.
+
+        The results are differentiable.
+        """
         centered_nh = a_nh - a_nh.mean(1, keepdim=True)
         scale_n = (centered_nh.square().mean(1, keepdim=True) + self.norm.eps).rsqrt()
         unit_nh = centered_nh * scale_n

@@ -1,6 +1,6 @@
 """The isometric coordinate of a negative binomial gene: the function of the mean whose Fisher information is 1.
 
-Shapes: n points, g genes.
+Letters in array shapes: n points, g genes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from torch import Tensor
 
 
 def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
-    """Compute the isometric coordinate y of some means, shape (n, g). θ is None for a Poisson and receives no gradient.
+    """Compute the isometric coordinate y of some means, shape (n, g).
+
+    The inverse dispersion θ receives no gradient, and is None for a Poisson distribution.
 
     >>> isometric(torch.tensor([[4.0]]), None)
     tensor([[4.]])
@@ -23,9 +25,9 @@ def isometric(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
 
 
 class _Isometric(torch.autograd.Function):
-    """Autograd function of the coordinate, computed in place and with an explicit derivative.
+    """Autograd function of the isometric coordinate, computed in place and with an explicit derivative.
 
-    With plain torch operations, the same formula takes three times as long.
+    With plain torch operations, the computation of the isometric coordinate would take three times as long.
     """
 
     @staticmethod
@@ -33,7 +35,8 @@ class _Isometric(torch.autograd.Function):
         ctx.save_for_backward(mean_ng, theta_g)
         if theta_g is None:
             return mean_ng.sqrt().mul_(2)
-        # asinh(√r) = log1p(√r + r / (1 + √(1 + r))). torch's asinh takes ten times as long as its log1p.
+        # The code uses asinh(√r) = log1p(√r + r / (1 + √(1 + r))), because torch's asinh takes ten times as long as its
+        # log1p.
         ratio_ng = mean_ng.div(theta_g)
         root_ng = ratio_ng.sqrt()
         ratio_ng = ratio_ng.div_(ratio_ng.add(1).sqrt_().add_(1))
@@ -46,7 +49,8 @@ class _Isometric(torch.autograd.Function):
 
 def slope(mean_ng: Tensor, theta_g: Tensor | None) -> Tensor:
     """Compute the derivative of the isometric coordinate: dy/dμ = √(θ/(μ(μ+θ))), shape (n, g)."""
-    # The floor keeps the slope finite for genes with nearly no expression, which contribute almost no length.
+    # The lower bound keeps the slope finite for genes with nearly no expression, which contribute almost nothing to
+    # distances.
     floored_ng = mean_ng.clamp_min(1e-12)
     if theta_g is None:
         return floored_ng.rsqrt()

@@ -3,10 +3,10 @@
 With small matrices on a CPU, the bookkeeping of autograd would take a quarter of the time of a training step. On a GPU,
 a step without autograd is one sequence of tensor operations, which can be compiled and recorded as a whole. The forward
 pass consists of the operations of `VAE.elbo_terms`, in the same order and with the same random numbers. The operations
-between the matrix products are implemented twice: compiled for the CPU (`compiled/operations.py`), and in plain torch
-(`torch_operations.py`).
+between the matrix products are implemented twice: as code compiled for the CPU (`compiled/operations.py`), and in plain
+torch (`torch_operations.py`).
 
-Shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
+Letters in array shapes: n cells, g genes, h hidden units, i inputs of a layer, k latent dimensions, b batches.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ class Operations(Protocol):
         """Compute the scaled, log-transformed and centered counts that the encoder receives, shape (n, g)."""
 
     def hidden(self, a_nh: Tensor, norm: NormalizedHidden) -> Hidden:
-        """Compute dropout(SiLU(LayerNorm(a)))."""
+        """Compute the hidden units dropout(SiLU(LayerNorm(a))) of a layer."""
 
     def hidden_gradients(self, d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Compute gradients with respect to the input of `hidden`, and to weight and bias of its LayerNorm.
 
-        The shapes are (n, h), (h,) and (h,). `d_hidden_nh` is the gradient with respect to the result of `hidden`.
+        The gradients have the shapes (n, h), (h,) and (h,). `d_hidden_nh` is the gradient of the loss with respect to
+        the result of `hidden`.
         """
 
     def draw(self, statistics_n2k: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
         """Draw a sample from each cell's posterior, shape (n, k), and compute the mean KL over cells, nats."""
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
-        """Compute the gradients of the loss with respect to `statistics_n2k`.
+        """Compute the gradients of the loss with respect to the posterior means and log variances `statistics_n2k`.
 
         `d_z_nk` are the gradients of the loss with respect to the sample. `d_kl` is the derivative of the loss with
         respect to the mean KL.
@@ -62,7 +63,7 @@ class Operations(Protocol):
         """
 
 
-# The two modules of a layer, the input of the layer, and its results.
+# A layer consists of its two modules, its input and its results.
 Layer = tuple[nn.Linear, NormalizedHidden, Tensor, Hidden]
 
 
@@ -77,8 +78,8 @@ class ElboGradients:
     Parameters
     ----------
     vae, batch, noise_nk, kl_weight
-        Model in training mode; batch of each cell as `BatchEffect` takes it, or None; standard normal noise; weight of
-        the KL.
+        Model in training mode; batch of each cell in the form that `BatchEffect` takes, or None; standard normal noise
+        for the posterior samples; weight of the KL.
     mixing
         Weight of the discrepancy between the batches (`batch_discrepancy.py`), nats. With a weight of 0, the
         discrepancy is not computed.
@@ -86,11 +87,11 @@ class ElboGradients:
         Index of each cell's label, −1 for cells without one, and weight of the cross-entropy of the labels
         (`label_loss.py`). With None or a weight of 0, the labels are not used.
     operations
-        Operations between the matrix products; this object also holds the cells of the minibatch.
+        Operations between the matrix products. The object `operations` also holds the cells of the minibatch.
     narrow
-        Whether the matrix products of the encoder's first layer and of the decoder's last layer are in bfloat16. These
-        products involve all genes. The other products are small and always in float32, because rounding their inputs
-        would cost more time than bfloat16 saves.
+        Whether matrix products over genes, in the encoder's first layer and the decoder's last layer, are in bfloat16.
+        All other matrix products are small and always in float32, because rounding their inputs would take more time
+        than bfloat16 saves.
 
     Attributes
     ----------
@@ -98,7 +99,7 @@ class ElboGradients:
         −log p(x|z) and KL(q(z|x) ‖ N(0, I)), means over the cells, scalars, nats.
     penalty
         `mixing` times the discrepancy between the batches, plus `labeling` times the cross-entropy of the labels,
-        scalar, nats; 0 if neither is computed.
+        scalar, nats. If both weights are 0, the penalty is 0.
     gradients
         Gradient of nll + kl_weight · kl + penalty with respect to every parameter. Gradients that are results of
         bfloat16 products are in bfloat16.
@@ -165,7 +166,7 @@ class ElboGradients:
         layers: list[Layer] = []
         for linear, norm in pairs:
             dtype = self._dtype_of_genes if of_genes and not layers else torch.float32
-            # The input is rounded only once here, because the backward pass uses it again.
+            # The input of the layer is rounded here, and the backward pass uses the rounded input again.
             x_ni = x_ni.to(dtype)
             a_nh = nn.functional.linear(x_ni, linear.weight.to(dtype)).float().add_(linear.bias)
             if shift_nh is not None and not layers:
@@ -178,8 +179,9 @@ class ElboGradients:
     def _back(self, layers: list[Layer], d_nh: Tensor, *, of_genes: bool = False) -> tuple[Tensor, Tensor]:
         """Run the backward pass through some layers, and store the gradients of their parameters.
 
-        Two gradients are returned: with respect to the output of the first linear map, and with respect to its input.
-        With `of_genes`, the inputs are genes. The second gradient is then not needed, and the first is returned twice.
+        The function returns the gradient with respect to the output of the first linear map, and the gradient with
+        respect to the input of this map. `of_genes` says whether the inputs are genes. If the inputs are genes, the
+        gradient with respect to the inputs is not needed, and the first gradient is returned twice.
         """
         d_a_nh = d_nh
         for index in reversed(range(len(layers))):

@@ -1,16 +1,17 @@
-"""Parameters of batches that were mapped onto a trained model, beyond the effects that all batches have.
+"""Additional parameters of batches that were mapped onto a trained model.
 
-- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells: the
-  difference is linear in the latent position, z·slope. A treatment, for example, may change other genes in T cells
-  than in monocytes.
-- **Encoder**: a shift of the first hidden layer, which has the same effect as a shift of the input, and an affine map
-  of the posterior mean, mean + mean·turn + move. They move cells of the batch to the positions of cells of the same
-  kind.
+- **Decoder**: the effect of a mapped batch on the log proportion of a gene may differ between populations of cells.
+  This additional effect, z·slope, is linear in the latent position z. A treatment, for example, may change other genes
+  in T cells than in monocytes.
+- **Encoder**: a mapped batch has a shift of the first hidden layer, which is equivalent to a shift of the input. A
+  mapped batch also has an affine map of the posterior mean, mean + mean·turn + move. Shift and affine map move the
+  cells of the batch to the latent positions of similar cells of the training.
 
-All these parameters are 0 for the batches of the training and for cells of unknown batches. The results for such cells
-therefore remain identical.
+The additional parameters are 0 for the batches of the training and for cells of unknown batches. The results for cells
+of the training and of unknown batches therefore remain identical.
 
-Shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangents per cell.
+Letters in array shapes: n cells, k latent dimensions, h hidden units, g genes, b batches, d mapped batches, m tangent
+vectors per cell.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from torch import Tensor, nn
 
 
 class Responses(nn.Module):
-    """How much the effects of the mapped batches, the last ones of a model, change along the latent axes."""
+    """The changes of the effects of the mapped batches along the latent axes.
+
+    The mapped batches are the last batches of a model.
+    """
 
     def __init__(self, n_mapped: int, n_latent: int, n_genes: int) -> None:
         super().__init__()
@@ -29,13 +33,13 @@ class Responses(nn.Module):
     def forward(self, z_nk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
         """Return the additional shift of the log proportions at some latent positions, shape (n, g).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b), of which
-        those of the last batches may be left out.
+        `batch` is the index of each cell's batch, shape (n,), or the weights of the batches, shape (n, b). Weights of
+        the last batches may be left out.
         """
         return self._along(z_nk, self._shares(batch, n_batches))
 
     def push(self, v_mnk: Tensor, batch: Tensor, n_batches: int) -> Tensor:
-        """Return the changes of that shift along m tangents per position, shape (m, n, g)."""
+        """Return the changes of the additional shift along m tangent vectors per position, shape (m, n, g)."""
         return self._along(v_mnk, self._shares(batch, n_batches))
 
     def _shares(self, batch: Tensor, n_batches: int) -> Tensor:
@@ -56,7 +60,7 @@ class Responses(nn.Module):
 
 
 class EncoderShifts(nn.Module):
-    """How the encoder sees cells of each batch: a shift of its first hidden layer, and an affine map of the mean."""
+    """Changes of the encoder for each batch: a shift of the first hidden layer, and an affine map of the mean."""
 
     def __init__(self, n_batches: int, n_hidden: int, n_latent: int) -> None:
         super().__init__()
@@ -69,6 +73,6 @@ class EncoderShifts(nn.Module):
         return first_nh + member_nb @ self.hidden_bh
 
     def mean_nk(self, mean_nk: Tensor, member_nb: Tensor) -> Tensor:
-        """Apply the affine maps to posterior means, shape (n, k)."""
+        """Apply the affine map of each cell's batch to its posterior mean, shape (n, k)."""
         turned_nk = torch.einsum("nb,nk,bkj->nj", member_nb, mean_nk, self.turn_bkk)
         return mean_nk + turned_nk + member_nb @ self.move_bk

@@ -1,6 +1,6 @@
 """The components of the variational autoencoder: encoder, decoder, batch effects and likelihood head.
 
-Shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
+Letters in array shapes: n cells, g genes, h hidden units, k latent dimensions, b batches.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from scvae_cli.model.isometric import isometric, slope
 from scvae_cli.model.mapped_batches import EncoderShifts, Responses
 from scvae_cli.model.normal import NormalHead, NormalOutput
 
-# Bounds on the inverse dispersion θ. Below the lower bound, float32 cannot distinguish a gene from pure noise; above
-# the upper bound, float32 cannot distinguish a gene from a Poisson.
+# Bounds on the inverse dispersion θ. Below the lower bound, float32 cannot distinguish the counts of a gene from pure
+# noise. Above the upper bound, float32 cannot distinguish the distribution of the counts from a Poisson distribution.
 LOG_THETA_MIN, LOG_THETA_MAX = -9.210340371976182, 9.210340371976182  # log(1e-4), log(1e4)
 
 
 class Encoder(nn.Module):
     """Network that maps a cell to its posterior. The batch is not an input, so cells of new batches can be embedded.
 
-    Only in a model onto which batches were mapped, these batches shift the first hidden layer and the posterior mean
+    If batches were mapped onto the model, the mapped batches shift the first hidden layer and the posterior mean
     (`mapped_batches.py`).
 
-    Counts are scaled to the reference library size, which is the median of the training cells. The scaled counts are
-    then log1p-transformed and centered on the mean of the training cells. Without centering, the part common to all
-    cells would dominate the normalization of the first layer.
+    Counts are scaled to the reference library size, which is the median library size of the training cells. The scaled
+    counts are then log1p-transformed and centered on the mean of the training cells. Without centering, the expression
+    that all cells have in common would dominate the normalization of the first layer.
     """
 
     centre_g: Tensor
@@ -74,7 +74,7 @@ class Encoder(nn.Module):
         return log1p_at_depth(cells, reference_library, self.centre_g, fused=self.training)
 
     def absent_g(self) -> np.ndarray | None:
-        """Return the value to use for each gene that new data lack, shape (g,); None stands for zeros."""
+        """Return the value to use for each gene that new data lack, shape (g,), or None if the value is 0."""
         return None
 
 
@@ -89,14 +89,14 @@ class RealEncoder(Encoder):
         super().__init__(n_genes, n_hidden, n_layers, n_latent, dropout, n_shifts=n_shifts)
         self.register_buffer("scale_g", torch.ones(n_genes))
 
-    def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # as all encoders
+    def seen(self, cells: Minibatch, reference_library: Tensor) -> Tensor:  # noqa: ARG002  # all encoders have this argument
         """Compute the input of the network, shape (n, g); real numbers are not scaled to a library size."""
         return (cells.x_ng - self.centre_g) / self.scale_g
 
     def absent_g(self) -> np.ndarray:
         """Return the value to use for each feature that new data lack: the mean over the training cells, shape (g,).
 
-        Zero is not used, because it may be far from the values of all cells.
+        Zero is not used for missing features, because zero may be far from the values of all cells.
         """
         return np.asarray(self.centre_g.cpu())
 
@@ -104,11 +104,12 @@ class RealEncoder(Encoder):
 class BatchEffect(nn.Module):
     """Effect of a batch on the decoder: a shift of the output for every gene, and a shift of the first hidden layer.
 
-    For counts, the output that is shifted is the log proportion of a gene. A linear decoder has no hidden layer.
+    For counts, the shifted output is the log proportion of a gene. In a linear decoder, which has no hidden layer, only
+    the output is shifted.
 
-    With a design (`design.py`), there is an effect for each category and each continuous key instead, and a shift is
-    the sum of the effects of a cell. Then b counts effects, and `combination_br` holds the rows of the batches, which
-    are combinations of categories.
+    With a design matrix (`design.py`), there is one effect for each category and each continuous key, and a shift is
+    the sum of the effects of a cell. With a design matrix, b is the number of effects, and the batches are combinations
+    of categories. `combination_br` is the design matrix of the combinations.
     """
 
     combination_br: Tensor | None
@@ -122,7 +123,10 @@ class BatchEffect(nn.Module):
         self._blocks = () if design is None else design.blocks
 
     def forward(self, batch: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Return the shifts of hidden layer and genes. Shapes (n, h) and (n, g); see `weights` for `batch`."""
+        """Return the shifts of the hidden layer, shape (n, h), and of the genes, shape (n, g).
+
+        The method `weights` describes the argument `batch`.
+        """
         weight_nb = self.weights(batch)
         b = weight_nb.shape[1]
         return None if self.hidden_bh is None else weight_nb @ self.hidden_bh[:b], weight_nb @ self.gene_bg[:b]
@@ -130,19 +134,20 @@ class BatchEffect(nn.Module):
     def weights(self, batch: Tensor) -> Tensor:
         """Return the weights of the effects for each cell, shape (n, b).
 
-        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). The weights of a
-        cell are 1 for its batch and 0 for the others; with a design, a row of the design. With weights that are shares
-        of batches, a shift is the weighted mean of the shifts of the batches. Weights of the last batches may be left
-        out; they are then 0.
+        `batch` is the index of each cell's batch, shape (n,), or the weights themselves, shape (n, b). For a batch
+        index, the weights of a cell are 1 for its batch and 0 for other batches, or the row of its batch in the design
+        matrix if there is a design matrix. If the weights are proportions of batches, the shift is the weighted mean of
+        the shifts of the batches. Weights of the last batches may be left out, and are then 0.
         """
         if batch.dim() == 2:
             return batch.to(self.gene_bg.dtype)
-        # The design is not trained, so indexing has no gradient (see `indicator`).
+        # The design matrix is not trained, so indexing it needs no gradient. (The function `indicator` says why
+        # gradients of indexing are avoided.)
         return indicator(batch, self.gene_bg) if self.combination_br is None else self.combination_br[batch]
 
     @property
     def of_numbers_alone(self) -> bool:
-        """Whether there are continuous keys and no batch keys; the average cell then has no effect."""
+        """Whether the model has only continuous keys, and no batch keys, so that the shift of an average cell is 0."""
         return self.combination_br is not None and len(self.combination_br) == 0
 
     def members(self, weight_nb: Tensor) -> list[Tensor]:
@@ -152,8 +157,9 @@ class BatchEffect(nn.Module):
 
 def indicator(batch_n: Tensor, like_bg: Tensor) -> Tensor:
     """Return the indicator of each cell's batch: 1 in the column of its batch and 0 elsewhere, shape (n, b)."""
-    # Batch effects are computed as a product with indicators and not by indexing. The gradient of indexing adds up the
-    # cells of a batch in the order in which threads happen to run, so two trainings with one seed would differ.
+    # Batch effects are computed as a matrix product with indicators and not by indexing. The gradient of indexing sums
+    # over the cells of a batch in the order in which threads happen to run. With indexing, two trainings with the same
+    # seed would therefore differ.
     batches_b = torch.arange(len(like_bg), device=batch_n.device)
     return (batch_n.unsqueeze(1) == batches_b).to(like_bg.dtype)
 
@@ -175,38 +181,39 @@ class CountHead(nn.Module):
     def start(self, log_proportion_g: Tensor) -> None:
         """Initialize the biases at given log proportions of the genes, shape (g,), and at a low zero inflation."""
         self.outputs.bias[: self.n_genes] = log_proportion_g
-        # Training raises the zero inflation only where the counts support it.
+        # Training raises the zero inflation if there are more zeros than a negative binomial distribution would give.
         self.outputs.bias[self.n_genes :] = -3.0
 
     @property
     def log_theta_g(self) -> Tensor | None:
-        """Log inverse dispersion, shape (g,); None for a Poisson."""
+        """Log inverse dispersion of each gene, shape (g,), or None for a Poisson distribution."""
         if self.raw_log_theta_g is None:
             return None
         return self.raw_log_theta_g.clamp(LOG_THETA_MIN, LOG_THETA_MAX)
 
     def forward(self, h_nh: Tensor) -> CountOutput:
         """Compute the decoder output, before library size and batch effect are applied."""
-        # The bias is added later, where the outputs are used. Adding the bias later saves two passes over the outputs.
+        # The bias is added only where the outputs are used, which saves two passes over the outputs.
         raw_ng = nn.functional.linear(h_nh, self.outputs.weight).float()
         return CountOutput(raw_ng, self.outputs.bias, self.log_theta_g, self.n_genes)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their changes along tangents d of the inputs, (m, n, g)."""
+        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors d, shape (m, n, g)."""
         weight, bias, g = self.outputs.weight, self.outputs.bias, self.n_genes
         return nn.functional.linear(h_nh, weight[:g], bias[:g]), d_mnh @ weight[:g].T
 
     def push_mean(
         self, logits_ng: Tensor, d_logits_mng: Tensor, *, share: float, library: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to expected counts, and the change of this contribution along tangents.
+        """Compute the contribution of one batch to expected counts, and its change along tangent vectors.
 
-        Expected counts are averaged over batches. `share` is the weight of this batch, by which its expected counts are
-        multiplied. The contribution has shape (n, g), and its changes have shape (m, n, g).
+        Expected counts are averaged over batches. `share` is the weight of the batch, by which the expected counts of
+        the batch are multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape
+        (m, n, g).
         """
         proportion_ng = torch.softmax(logits_ng, dim=1)
         part_ng = share * library * proportion_ng
-        # The difference in brackets is the derivative of the log-softmax.
+        # The difference in parentheses is the derivative of the log-softmax.
         return part_ng, part_ng * (d_logits_mng - (proportion_ng * d_logits_mng).sum(2, keepdim=True))
 
     def isometric(self, mean_ng: Tensor) -> Tensor:
@@ -223,8 +230,8 @@ class CountHead(nn.Module):
     def typical_loss(self, nll: Tensor) -> Tensor:
         """Return a typical size of the reconstruction loss −log p(x|z): for counts, the loss itself.
 
-        The flatness penalty (`training/flatness.py`) is weighted by this size, so that one value of `--flat` suits few
-        and many genes.
+        The flatness penalty (`training/flatness.py`) is weighted by the typical size of the loss, so that the same
+        value of `--flat` suits models with few and with many genes.
         """
         return nll
 
@@ -232,7 +239,7 @@ class CountHead(nn.Module):
 class CountOutput(NamedTuple):
     """The distribution of the counts of n cells, before their library sizes are applied.
 
-    The first three fields are arguments of `count_nll.mean_nll`, under the same names.
+    The fields `raw_ng`, `bias_g` and `log_theta_g` are arguments of `count_nll.mean_nll`, which describes them.
     """
 
     raw_ng: Tensor
@@ -242,12 +249,12 @@ class CountOutput(NamedTuple):
 
     @property
     def logits_ng(self) -> Tensor:
-        """Log proportions of the genes, up to a constant per cell, shape (n, g)."""
+        """Logits of the genes: log proportions up to a constant per cell, shape (n, g)."""
         return self.raw_ng[:, : self.n_genes] + self.bias_g[: self.n_genes]
 
     @property
     def zero_logit_ng(self) -> Tensor | None:
-        """Zero-inflation logits, shape (n, g); None without zero inflation."""
+        """Zero-inflation logits, shape (n, g), or None for a model without zero inflation."""
         if self.raw_ng.shape[1] == self.n_genes:
             return None
         return self.raw_ng[:, self.n_genes :] + self.bias_g[self.n_genes :]
@@ -267,7 +274,7 @@ class CountOutput(NamedTuple):
         return nll_and_gradients(self.raw_ng, self.bias_g, self.log_theta_g, cells, with_gradient=False)[0]
 
     def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:
-        """Compute expected counts μ at given library sizes, shape (n, g), optionally lowered by zero inflation."""
+        """Compute expected counts μ, shape (n, g), or (1 − π)μ if `with_zero_inflation` is True."""
         mean_ng = torch.softmax(self.logits_ng, dim=1) * library_n.unsqueeze(1)
         zero_logit_ng = self.zero_logit_ng
         if with_zero_inflation and zero_logit_ng is not None:
@@ -277,10 +284,11 @@ class CountOutput(NamedTuple):
     def own_factor_ng(self, cells: Minibatch, *, with_zero_inflation: bool = False) -> Tensor:
         """Compute the factor E[λ | x] / μ by which a cell's own count x changes the expected rate, shape (n, g).
 
-        A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x, m
-        is Gamma(θ + x, θ + μ). A technical zero, that is, a zero from zero inflation, carries no information about m,
-        so its factor is 1. With `with_zero_inflation`, the factor of a technical zero is 0 instead. Whether a zero is
-        technical is not known, so both cases are averaged by their probabilities.
+        A negative binomial count is a Poisson count with the rate λ = μ·m, where m ~ Gamma(θ, θ). Given the count x,
+        the distribution of m is Gamma(θ + x, θ + μ), with the mean (θ + x) / (θ + μ). A technical zero, that is, a zero
+        from zero inflation, says nothing about m, so the factor of a technical zero is 1. If `with_zero_inflation` is
+        True, the factor of a technical zero is 0. Whether a zero is technical is not known, so the factors of technical
+        and other zeros are averaged, weighted by their probabilities.
         """
         if self.log_theta_g is None:
             return torch.ones_like(self.logits_ng)
@@ -294,7 +302,7 @@ class CountOutput(NamedTuple):
         return factor_ng if with_zero_inflation else factor_ng + technical_ng
 
     def draw(self, library_n: Tensor, random: np.random.Generator) -> sp.csr_matrix:
-        """Draw every count once at given library sizes, CSR (n, g), float32."""
+        """Draw every count once at given library sizes. The result is a CSR matrix of shape (n, g) in float32."""
         mu_ng = self.mean_ng(library_n).cpu().numpy()
         if self.log_theta_g is None:
             return sp.csr_matrix(random.poisson(mu_ng).astype(np.float32))
@@ -317,10 +325,10 @@ def head_for(config: ModelConfig, n_inputs: int, n_genes: int) -> CountHead | No
 class Decoder(nn.Module):
     """Network that maps latent position and batch to the distribution of a cell's counts or features.
 
-    The inputs of the last layer are the hidden units and the latent position itself, so that linear effects need no
-    hidden layer. A linear decoder has no hidden units, and its weights are the loadings of the genes on the latent
-    axes. For counts, a loading is the change of the log proportion per latent unit. For real numbers, it is the change
-    of the feature per latent unit, in standard deviations of the feature.
+    The inputs of the last layer are the hidden units and the latent position itself, so that linear effects of the
+    latent position need no hidden layer. A linear decoder has no hidden units, and its weights are the loadings of the
+    genes on the latent axes. For counts, a loading is the change of the log proportion per latent unit. For real
+    numbers, a loading is the change of the feature per latent unit, in standard deviations of the feature.
     """
 
     def __init__(
@@ -342,17 +350,17 @@ class Decoder(nn.Module):
         self.responses = Responses(n_mapped, n_latent, n_genes) if n_mapped else None
 
     def pairs(self) -> list[tuple[nn.Linear, NormalizedHidden]]:
-        """Return the linear part of each hidden layer, with the normalization and activation after it."""
+        """Return the linear part of each hidden layer, together with its normalization and activation."""
         return [(self.first, self.first_norm), *self.hidden.pairs()] if self.n_hidden else []
 
     def forward(self, z_nk: Tensor, batch: Tensor | None) -> Output:
-        """Decode latent positions, each in its batch, given as `BatchEffect` takes it."""
+        """Decode latent positions. `batch` gives the batch of each position in the form that `BatchEffect` takes."""
         return self.shifted(z_nk, *self._shifts(z_nk, batch))
 
     def _shifts(self, z_nk: Tensor, batch: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the shifts of the first hidden layer and of the output for each cell; None stands for zeros.
+        """Return the shifts of the first hidden layer and of the output for each cell.
 
-        `batch` may be None for a decoder without batches.
+        A shift of 0 in all cells is returned as None. `batch` may be None for a decoder without batches.
         """
         if self.batch is None or (batch is None and self.batch.of_numbers_alone):
             return None, None
@@ -363,7 +371,7 @@ class Decoder(nn.Module):
         return shift_nh, shift_ng
 
     def shifted(self, z_nk: Tensor, shift_nh: Tensor | None, shift_ng: Tensor | None) -> Output:
-        """Decode latent positions with given shifts of the first hidden layer and of the output, or None."""
+        """Decode latent positions with given shifts of the first hidden layer and the output. None means no shift."""
         h_ni = z_nk
         if self.n_hidden:
             a_nh = self.first(z_nk) if shift_nh is None else self.first(z_nk) + shift_nh
@@ -372,17 +380,17 @@ class Decoder(nn.Module):
         return output if shift_ng is None else output.shifted(shift_ng)
 
     def push_logits(self, z_nk: Tensor, v_mnk: Tensor, batch: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Compute logits of the genes, shape (n, g), and their change along m tangents per position, shape (m, n, g).
+        """Compute logits of the genes, shape (n, g), and their changes along tangent vectors v, shape (m, n, g).
 
-        `batch` holds the indices or the weights of batches that `BatchEffect` takes. Dropout is not applied. The result
-        is differentiable.
+        `batch` holds the index of each cell's batch, or the weights that `BatchEffect` takes. Dropout is not applied.
+        The result is differentiable.
         """
         shift_nh, shift_ng = self._shifts(z_nk, batch)
         h_ni, d_mni = z_nk, v_mnk
         for linear, norm in self.pairs():
             a_nh = linear(h_ni) if shift_nh is None else linear(h_ni) + shift_nh
             h_ni, d_mni = norm.push(a_nh, d_mni @ linear.weight.T)
-            shift_nh = None  # Only the first layer is shifted.
+            shift_nh = None  # Batch effects shift only the first layer.
         if self.n_hidden:
             h_ni, d_mni = torch.cat([h_ni, z_nk], dim=1), torch.cat([d_mni, v_mnk], dim=2)
         logits_ng, d_mng = self.head.push(h_ni, d_mni)
@@ -392,14 +400,20 @@ class Decoder(nn.Module):
 
 
 def sizes(config: ModelConfig) -> tuple[int, int]:
-    """Return the numbers of latent dimensions and of hidden units; `settle` has replaced None by a default."""
+    """Return the numbers of latent dimensions and of hidden units.
+
+    `settle` (`training/recipe.py`) must have replaced values of None by defaults.
+    """
     assert config.n_latent is not None, "`settle` chooses the sizes before the network is made"
     assert config.n_hidden is not None, "`settle` chooses the sizes before the network is made"
     return config.n_latent, config.n_hidden
 
 
 def encoder_for(config: ModelConfig, n_genes: int, *, n_shifts: int = 0) -> Encoder:
-    """Return the encoder for a configuration; `n_shifts` is the number of batches if some of them shift its input."""
+    """Return the encoder for a configuration.
+
+    `n_shifts` is the number of batches if the encoder has shifts for mapped batches, and otherwise 0.
+    """
     kind = Encoder if config.of_counts else RealEncoder
     # Dropout is None only in a network that will not be trained.
     dropout = config.encoder_dropout or 0.0

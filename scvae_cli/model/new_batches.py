@@ -1,6 +1,6 @@
-"""Addition of batches to a trained network, before their effects are trained.
+"""Addition of new batches to a trained network, before the effects of the new batches are trained.
 
-Shapes: b batches, h hidden units, g genes.
+Letters in array shapes: b batches, h hidden units, g genes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ def with_new_batches(vae: VAE, new: Sequence[str], *, reference: str) -> VAE:
 
     The effects of a new batch on the decoder are the mean effects of the batches of the training, and all other
     parameters of mapped batches (`mapped_batches.py`) are 0. The new batches have no weight in averages over batches.
-    The results of the network for the cells of the other batches therefore remain identical.
+    The results of the network for cells of all other batches therefore remain identical.
 
     Parameters
     ----------
     reference
-        Name for the cells of the training, if the network was trained without batches: they become one batch.
+        Name of the batch that contains all training cells, if the network was trained without batches.
     """
     known = vae.batches or (reference,)
     wider = VAE(vae.config, vae.n_genes, (*known, *new), n_mapped=vae.n_mapped + len(new))

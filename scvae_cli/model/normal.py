@@ -2,15 +2,17 @@
 
     p(x_g|z) = N(μ_g(z), σ_g²)
 
-σ_g is either learned for each feature or fixed to one value for all features. The network computes u, from which μ =
-mean + sd · u follows. Here mean and sd are the mean and the standard deviation of a feature over the training cells.
-One learning rate then works for features of any scale. The Fisher information of μ is 1/σ². The Fisher information of y
-= μ/σ is therefore 1, so y is the isometric coordinate (`geometry.py`).
+σ_g is either learned for each feature or fixed to one value for all features. The network computes a standardized value
+u, and μ = mean + sd · u. In this formula, mean and sd are the mean and the standard deviation of a feature over the
+training cells. Because u is standardized, one learning rate works for features of any scale. The Fisher information of
+μ is 1/σ². The Fisher information of y = μ/σ is therefore 1, so y is the isometric coordinate that `geometry.py`
+defines.
 
-Real numbers have neither a library size nor zero inflation. The methods below accept arguments for both, because they
-have the same signatures as the methods for counts. These arguments have no effect here.
+Real numbers have neither a library size nor zero inflation. The methods accept arguments for library size and zero
+inflation only because the methods for counts have the same signatures. For real numbers, the arguments for library size
+and zero inflation have no effect.
 
-Shapes: n cells, m tangents, g features, h hidden units.
+Letters in array shapes: n cells, m tangent vectors, g features, h hidden units.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ from torch import Tensor, nn
 from scvae_cli.data.minibatches import Minibatch
 
 _HALF_LOG_2_PI = 0.5 * math.log(2 * math.pi)
-# Bounds on σ, in standard deviations of a feature. A feature that is an exact function of others would otherwise reach
-# an infinite density.
+# Bounds on σ, in standard deviations of a feature. Without a lower bound, a feature that is an exact function of other
+# features would reach an infinite density.
 _LEAST, _MOST = 1e-3, 10.0
 
 
@@ -49,14 +51,14 @@ class NormalHead(nn.Module):
 
     @torch.no_grad()
     def start(self, mean_g: Tensor, sd_g: Tensor) -> None:
-        """Initialize μ at the mean of each feature, and a learned σ at its standard deviation, both of shape (g,)."""
+        """Initialize μ at the mean of each feature, and a learned σ at the standard deviation, each of shape (g,)."""
         self.centre_g.copy_(mean_g)
         self.scale_g.copy_(sd_g)
         self.outputs.bias.zero_()
 
     @property
     def log_sd_g(self) -> Tensor:
-        """Logarithm of σ, shape (g,)."""
+        """Logarithm of the standard deviation σ of each feature, shape (g,)."""
         if self.raw_log_sd_g is None:
             assert self.variance is not None, "fixed or learned"
             return torch.full_like(self.scale_g, 0.5 * math.log(self.variance))
@@ -64,13 +66,13 @@ class NormalHead(nn.Module):
 
     def forward(self, h_nh: Tensor) -> NormalOutput:
         """Compute the decoder output, before the batch effect is applied."""
-        # This product is always in full precision, because σ may be small compared with the range of the mean.
+        # This matrix product is always in full precision, because σ may be small compared with the range of the mean.
         with torch.autocast(h_nh.device.type, enabled=False):
             unit_ng = self.outputs(h_nh.to(self.outputs.weight.dtype))
         return NormalOutput(unit_ng, self.centre_g, self.scale_g, self.log_sd_g)
 
     def push(self, h_nh: Tensor, d_mnh: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute u of the features, shape (n, g), and its changes along tangents d of the inputs, shape (m, n, g)."""
+        """Compute the output u, shape (n, g), and the changes of u along tangent vectors d, shape (m, n, g)."""
         unit_ng: Tensor = self.outputs(h_nh)
         return unit_ng, d_mnh @ self.outputs.weight.T
 
@@ -80,12 +82,12 @@ class NormalHead(nn.Module):
         d_unit_mng: Tensor,
         *,
         share: float,
-        library: Tensor | float,  # noqa: ARG002  # as all heads
+        library: Tensor | float,  # noqa: ARG002  # all heads have this argument
     ) -> tuple[Tensor, Tensor]:
-        """Compute the contribution of one batch to the means, and the change of this contribution along tangents.
+        """Compute the contribution of one batch to the means, and its change along tangent vectors.
 
-        Means are averaged over batches. `share` is the weight of this batch, by which its means are multiplied. The
-        contribution has shape (n, g), and its changes have shape (m, n, g).
+        Means are averaged over batches. `share` is the weight of the batch, by which the means of the batch are
+        multiplied. The contribution has shape (n, g), and the changes along m tangent vectors have shape (m, n, g).
         """
         return share * (self.centre_g + self.scale_g * unit_ng), share * self.scale_g * d_unit_mng
 
@@ -100,14 +102,14 @@ class NormalHead(nn.Module):
     def typical_loss(self, nll: Tensor) -> Tensor:
         """Return a typical size of the reconstruction loss −log p(x|z): the loss expected for standard normal features.
 
-        The flatness penalty (`training/flatness.py`) is weighted by this size. The loss itself would not be a suitable
-        weight, because it depends on the units of the features and may be negative.
+        The flatness penalty (`training/flatness.py`) is weighted by the typical size of the loss. The loss itself would
+        not be a suitable weight, because the loss depends on the units of the features and may be negative.
         """
         return torch.full_like(nll, self.outputs.out_features * (0.5 + _HALF_LOG_2_PI))
 
 
 class NormalOutput(NamedTuple):
-    """The distribution of the features of n cells: a normal with the mean μ and the standard deviation σ.
+    """The distribution of the features of n cells: a normal distribution with the mean μ and the standard deviation σ.
 
     The last layer of the decoder computes u (`unit_ng`), and μ = center + scale · u.
     """
@@ -135,11 +137,11 @@ class NormalOutput(NamedTuple):
     def _mean_ng(self) -> Tensor:
         return self.centre_g + self.scale_g * self.unit_ng
 
-    def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:  # noqa: ARG002  # as all heads
+    def mean_ng(self, library_n: Tensor, *, with_zero_inflation: bool = False) -> Tensor:  # noqa: ARG002  # all heads have this argument
         """Return the means μ, shape (n, g)."""
         return self._mean_ng
 
-    def draw(self, library_n: Tensor, random: np.random.Generator) -> np.ndarray:  # noqa: ARG002  # as all heads
+    def draw(self, library_n: Tensor, random: np.random.Generator) -> np.ndarray:  # noqa: ARG002  # all heads have this argument
         """Draw every feature once, shape (n, g), float32."""
         mean_ng, sd_g = self._mean_ng.double().cpu().numpy(), self.log_sd_g.double().exp().cpu().numpy()
         drawn_ng: np.ndarray = (mean_ng + sd_g * random.standard_normal(mean_ng.shape)).astype(np.float32)
@@ -147,7 +149,7 @@ class NormalOutput(NamedTuple):
 
 
 def normal_nll(x_ng: Tensor, mean_ng: Tensor, log_sd_g: Tensor) -> Tensor:
-    """Compute the negative log density of numbers under a normal, shape (n, g), nats.
+    """Compute the negative log density of numbers under a normal distribution, shape (n, g), nats.
 
     >>> normal_nll(torch.zeros(1, 1), torch.zeros(1, 1), torch.zeros(1))
     tensor([[0.9189]])

@@ -1,6 +1,6 @@
 """The approximate posterior q(z|x), a Gaussian with diagonal covariance.
 
-Shapes: n cells, k latent dimensions.
+Letters in array shapes: n cells, k latent dimensions.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 # The lower bound on the variance and the upper bound on its logarithm keep the KL finite for any network output.
 MIN_VARIANCE, MAX_LOG_VARIANCE = 1e-4, 10.0
-# A latent dimension is active if the variance of the posterior means over cells exceeds this bound (Burda et al. 2016).
+# Variance of the posterior means over cells above which a latent dimension is regarded as active (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -39,8 +39,8 @@ class Posterior(NamedTuple):
 def sample_and_kl(mean_nk: Tensor, log_var_nk: Tensor, noise_nk: Tensor) -> tuple[Tensor, Tensor]:
     """Draw a sample of the posterior, and compute the KL of the posterior to N(0, I), averaged over cells.
 
-    The sample has shape (n, k); the KL is in nats. The results equal those of the methods of `Posterior`. The gradients
-    are computed explicitly, with a few operations; autograd would need thirty operations.
+    The sample has shape (n, k), and the KL is in nats. The methods `sample` and `kl_nk` of `Posterior` give the same
+    results. The gradients are computed explicitly with a few operations, because autograd would need thirty operations.
     """
     z_nk, kl = _SampleAndKL.apply(mean_nk, log_var_nk, noise_nk)  # type: ignore[no-untyped-call]  # torch's
     return z_nk, kl
@@ -53,8 +53,9 @@ def _variance(log_var_nk: Tensor) -> Tensor:
 class _SampleAndKL(torch.autograd.Function):
     """Autograd function of a sample z = m + √v·ε and of KL = ½(m² + v − 1 − log v).
 
-    m is the mean, v is the variance and ε is the noise. The network computes m and the log variance s. The smallest
-    variance f = `MIN_VARIANCE` is added: v = eˢ + f. The derivative dv/ds is therefore v − f.
+    In the formulas for z and KL, m is the mean, v the variance and ε the noise. The network computes m and a log
+    variance s. The variance is v = eˢ + f with the smallest variance f = `MIN_VARIANCE`, so the derivative dv/ds is v −
+    f.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """A test of a network that was read from a folder: decoded expression must be encoded at plausible positions.
 
-Without this test, extreme weights could give meaningless results, or errors deep inside a computation.
+Without the test, extreme weights of a network could give meaningless results, or errors deep inside a computation.
 
-Shapes: c components of the density, k latent dimensions, g genes.
+Letters in array shapes: c components of the density, k latent dimensions, g genes.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from scvae_cli.data.minibatches import CellTable
 from scvae_cli.model.posterior import Posterior
 from scvae_cli.model.vae import VAE
 
-# The positions of cells have about the spread of the prior, which is 1. Without a KL term, the spread may be larger,
-# but never as large as this.
+# Largest latent coordinate that is accepted. Latent positions usually have about the standard deviation of the prior,
+# which is 1. In models trained without a KL term, the standard deviation of latent positions may be larger, but is
+# always far below the limit.
 FARTHEST = 1e6
 _MOST_LOG_VARIANCE, _MOST_LIBRARY = 80.0, 1e12
 _CELLS = 8
@@ -24,12 +25,13 @@ _CELLS = 8
 
 @torch.no_grad()
 def check_network(vae: VAE, mean_ck: Tensor) -> None:
-    """Decode the densest positions of a model, and encode the expected counts there.
+    """Decode the component means of the latent density, and encode the expected counts at these positions.
 
     Raises
     ------
     ValueError
-        If a library size, share of a batch, expected count or position is not a number that a training can give.
+        If a library size, proportion of a batch, expected count or latent position is outside the range that a training
+        can produce.
     """
     vae.eval()
     if not 0 < float(vae.reference_library) < _MOST_LIBRARY:
@@ -38,7 +40,7 @@ def check_network(vae: VAE, mean_ck: Tensor) -> None:
         raise ValueError("the shares of the batches do not add up to 1")
     z_ck = mean_ck[:_CELLS]
     if z_ck.abs().max() > FARTHEST:
-        raise ValueError("the density lies far from the prior")
+        raise ValueError("the latent density lies far from the prior")
     mean_cg = vae.expected_counts(z_ck, vae.reference_library.expand(len(z_ck)), None, with_zero_inflation=True)
     if not torch.isfinite(mean_cg).all():
         raise ValueError("the weights of the decoder give values that are not finite")

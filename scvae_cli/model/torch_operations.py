@@ -1,10 +1,10 @@
 """The operations between the matrix products of a training step, in plain torch, for GPUs.
 
-No shape depends on the cells, no operation makes the CPU wait for the GPU, and all random numbers come from given
-seeds. A step of these operations can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
-those of `compiled/operations.py` up to rounding; the dropout masks are identical.
+No tensor shape depends on the cells, no operation makes the CPU wait for the GPU, and all random numbers come from
+given seeds. A training step can therefore be compiled, or recorded as a CUDA graph and replayed. The results equal
+those of `compiled/operations.py` up to rounding errors, and the dropout masks are identical.
 
-Shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
+Letters in array shapes: n cells, g genes, h hidden units, k latent dimensions, l layers.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ _LOW = 0xFFFFFFFF
 class TorchOperations:
     """Implementation of `manual_backward.Operations` for dense counts on any device.
 
-    `share_n` is the weight of each cell in means over the cells; it is 0 for cells that only pad a minibatch. `seed_l`
-    holds one dropout seed (int64) for each layer, in the order in which the step evaluates the layers.
+    `share_n` is the weight of each cell in means over the cells. Cells that only pad a minibatch to its full size have
+    the weight 0. `seed_l` holds one dropout seed (int64) for each layer, in the order in which the step evaluates the
+    layers.
     """
 
     def __init__(self, x_ng: Tensor, library_n: Tensor, share_n: Tensor, seed_l: Tensor) -> None:
@@ -62,7 +63,7 @@ class TorchOperations:
 
     def draw_gradients(self, statistics_n2k: Tensor, noise_nk: Tensor, d_z_nk: Tensor, d_kl: Tensor | float) -> Tensor:
         mean_nk, log_var_nk = statistics_n2k.chunk(2, dim=1)
-        # The derivative of the variance with respect to the log variance is the variance without its floor.
+        # The derivative of the variance with respect to the log variance is the variance minus its lower bound.
         varying_nk = log_var_nk.clamp(max=MAX_LOG_VARIANCE).exp()
         var_nk = varying_nk + MIN_VARIANCE
         price_n1 = (d_kl * self._share_n).unsqueeze(1)
@@ -85,12 +86,13 @@ class TorchOperations:
 
 
 def _dropout_mask(seed: Tensor, like_nh: Tensor, dropout: float) -> Tensor:
-    """Return the mask of dropout, shape (n, h): 0 for dropped units and 1 for the others.
+    """Return the mask of dropout, shape (n, h): 0 for dropped hidden units and 1 for all other units.
 
     The random numbers are computed by the same hash function as in `compiled/hidden.py`.
     """
     x_nh = (seed + torch.arange(like_nh.numel(), device=like_nh.device)) & _LOW
-    # Subtracting 2³² from the factors does not change the low 32 bits and keeps products within 64 bits.
+    # Subtracting 2³² from the factors does not change the low 32 bits of the products and keeps the products within 64
+    # bits.
     x_nh = ((x_nh ^ (x_nh >> 16)) * (0x85EBCA6B - 2**32)) & _LOW
     x_nh = ((x_nh ^ (x_nh >> 13)) * (0xC2B2AE35 - 2**32)) & _LOW
     return ((x_nh ^ (x_nh >> 16)) >= int(dropout * 2**32)).to(like_nh.dtype).view_as(like_nh)

@@ -1,6 +1,6 @@
 """The variational autoencoder: one encoder, one latent space, one decoder with a likelihood.
 
-Shapes: n cells, g genes, k latent dimensions, b batches, s samples.
+Letters in array shapes: n cells, g genes, k latent dimensions, b batches, s samples.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scvae_cli.model.posterior import Posterior, sample_and_kl
 
 
 class Mixture(NamedTuple):
-    """Batches over which decoded counts are averaged: the batches as `BatchEffect` takes them, and their weights."""
+    """The batches over which decoded counts are averaged, in the form that `BatchEffect` takes, and their weights."""
 
     batch_b: Tensor
     share_b: tuple[float, ...]
@@ -44,13 +44,13 @@ class ElboTerms(NamedTuple):
 class VAE(nn.Module):
     """The encoder q(z|x) and the decoder p(x|z, library, batch). `batches` are the names of the decoder's batches.
 
-    The last `n_mapped` of the batches were mapped onto the trained model: `mapped_batches.py` says what else they
-    change. They have no weight in averages over batches.
+    The last `n_mapped` of the batches were mapped onto the trained model. `mapped_batches.py` describes the additional
+    parameters of mapped batches. Mapped batches have no weight in averages over batches.
 
     With `n_labels`, a classifier predicts labels from latent positions during the training (`label_loss.py`).
 
-    With a design (several batch keys, or continuous keys), the batches are the combinations of categories in the
-    training. Without batch keys, there are none.
+    With a design matrix (several batch keys, or continuous keys), the batches are the combinations of categories in the
+    training. A model without batch keys has no batches.
     """
 
     reference_library: Tensor
@@ -88,9 +88,11 @@ class VAE(nn.Module):
         Parameters
         ----------
         gene_sums_g, mean_log_g
-            Sum of the counts of each gene over the training cells, and mean of the encoder's input before centering.
+            Sum of the counts of each gene over the training cells, and mean of each gene in the encoder's input before
+            centering.
         depth, batch_n
-            Median library size of the training cells; index of the batch of each training cell, None without batches.
+            Median library size of the training cells; index of the batch of each training cell, or None for a model
+            without batches.
         """
         assert isinstance(self.decoder.head, CountHead), "counts have proportions"
         # Half a count keeps the log proportion of a gene without counts in the training cells finite.
@@ -122,12 +124,12 @@ class VAE(nn.Module):
 
     @property
     def trained_share_b(self) -> Tensor:
-        """Proportions of the batches of the training in the training cells; batches mapped later are left out."""
+        """Proportions of the batches in the training cells, without batches that were mapped after the training."""
         return self.batch_share_b[: len(self.batches) - self.n_mapped]
 
     @property
     def average(self) -> Mixture | None:
-        """The batches of the training, weighted by their proportions; None for a model without batches."""
+        """The batches of the training, weighted by their proportions, or None for a model without batches."""
         share_b = self.trained_share_b
         if not self.batches:
             return None
@@ -135,10 +137,11 @@ class VAE(nn.Module):
 
     @property
     def average_weights(self) -> Tensor | None:
-        """Weights of the effects in the average over the batches, shape (b,); None for a model without batches.
+        """Weights of the batch effects in the average over the batches, shape (b,).
 
-        Batches that were mapped onto the model have no share in the average, and are left out of it: with them,
-        rounding might differ from that of the model without them.
+        `average_weights` is None for a model without batches. Batches that were mapped onto the model are left out of
+        the average. If mapped batches were included with a weight of 0, rounding errors might change the averages
+        slightly.
         """
         effect = self.decoder.batch
         if not self.batches or effect is None:
@@ -155,11 +158,11 @@ class VAE(nn.Module):
                     module.dropout = share * (dropout or 0.0)
 
     def encode(self, cells: Minibatch) -> Posterior:
-        """Compute the posterior q(z|x) of some cells."""
+        """Compute the approximate posterior q(z|x) of some cells."""
         return Posterior.from_network(*self.encoder(cells, self.reference_library))
 
     def decode(self, z_nk: Tensor, batch: Tensor | None) -> Output:
-        """Compute p(x|z) at some latent positions, each in its batch, before the library size is applied.
+        """Compute p(x|z) at some latent positions, before the library size is applied.
 
         `batch` holds the index of each position's batch, or the weights of effects that `BatchEffect` takes.
         """
@@ -180,12 +183,13 @@ class VAE(nn.Module):
         *,
         with_zero_inflation: bool = False,
     ) -> Tensor:
-        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with zero inflation. Both sum to the library size.
+        """Compute expected counts, shape (n, g): μ, or (1 − π)μ with zero inflation.
 
-        Positions are in the coordinates of encoder and decoder, not along the canonical axes. Each position is decoded
-        in its batch, which `batch` gives as in `decode`. If `batch` is a mixture of batches, the counts are averaged
-        over these. If it is None, they are averaged over all batches, weighted by the proportions of the batches in the
-        training cells.
+        The expected counts of a cell are scaled such that their sum is the library size. Positions are in the
+        coordinates of encoder and decoder, not along the canonical axes. `batch` gives the batch of each position, as
+        in `decode`. If `batch` is a mixture of batches, the expected counts are averaged over the batches of the
+        mixture. If `batch` is None, the expected counts are averaged over all batches, weighted by the proportions of
+        the batches in the training cells.
         """
         lowered = with_zero_inflation and self.config.likelihood == "zinb"
         batch = self.average if batch is None else batch

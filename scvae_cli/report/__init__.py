@@ -1,1 +1,1 @@
-"""Drawing and saving of figures."""
+"""Parts of figures that several tools use, and the saving of figures."""

@@ -17,7 +17,7 @@ from scvae_cli.errors import ConfigError, DataError
 
 # Dots per inch of a PNG, and of rasterized points and images in a PDF or SVG.
 _DPI = {".png": 200, ".pdf": 300, ".svg": 300}
-# Metadata that remove the date, so that saving a figure twice gives identical files.
+# Metadata without the date, so that saving a figure twice gives identical files.
 _NO_DATE = {".png": {}, ".pdf": {"CreationDate": None}, ".svg": {"Date": None}}
 _STYLE = {
     "font.size": 7.0,
@@ -34,9 +34,10 @@ _STYLE = {
     "xtick.major.size": 2.5,
     "ytick.major.size": 2.5,
     "hatch.linewidth": 0.5,
-    # Names of groups and genes may contain a $, which must not start a formula.
+    # Names of groups and genes may contain a $, which matplotlib would otherwise interpret as the start of a formula.
     "text.parse_math": False,
-    # Text in a PDF can be edited; text in an SVG looks the same on every computer.
+    # Text in a PDF is stored as text, which can be edited. Text in an SVG is stored as outlines, which look the same on
+    # every computer.
     "pdf.fonttype": 42,
     "svg.fonttype": "path",
     "svg.hashsalt": "scvae",
@@ -60,19 +61,20 @@ def check_figure_file(path: Path | str, *, force: bool) -> None:
     ConfigError
         If the file format is not supported.
     DataError
-        If the file cannot be written, or it exists and `force` is False.
+        If the file cannot be written, or if the file exists and `force` is False.
     """
     target = Path(path)
     _kind(target)
     check_writable(target)
     if target.exists() and not force:
-        raise DataError(f"{target} exists", "use --force to replace it, or choose another name")
+        raise DataError(f"{target} exists", "use --force to replace the file, or choose another name")
 
 
 def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None:
     """Save a figure as PNG, SVG or PDF, depending on the extension of the file.
 
-    An existing file is replaced if `force` is True, and refused otherwise, also if it appeared during the computation.
+    An existing file is replaced if `force` is True. If `force` is False, an existing file causes an error, even if the
+    file was written during the computation.
 
     The figure must have been created without pyplot, so that no window opens and no current figure is set.
 
@@ -81,7 +83,8 @@ def save_figure(figure: Figure, path: Path | str, *, force: bool = True) -> None
     ConfigError
         If the file format is not supported.
     DataError
-        If the file cannot be written, or it exists and `force` is False; no file is changed in that case.
+        If the file cannot be written, or if the file exists and `force` is False. An existing file is not changed in
+        this case.
     """
     target = Path(path)
     kind = _kind(target)
@@ -93,7 +96,7 @@ def _kind(target: Path) -> str:
     kind = target.suffix.lower()
     if kind not in _DPI:
         raise ConfigError(
-            f"{target} does not have the extension of a figure",
+            f"{target} does not have the extension of a figure file",
             f"use --plot with a file that ends in {', '.join(_DPI)}",
         )
     return kind

@@ -1,4 +1,4 @@
-"""Parts of figures, placed at explicit positions in inches from the upper left corner, so that panels do not shift."""
+"""Parts of figures. Positions are given in inches from the upper left corner, so that panels do not shift."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from matplotlib.patches import Rectangle
 from matplotlib.textpath import TextPath
 
 WIDTH = 7.5
-# Color of the parts of a trajectory where there are no cells; no group has a similar color.
+# Color of the parts of a trajectory where there are no cells. No group has a similar color.
 OFF = "#D4002A"
-# Each color is as different as possible from the previous ones, from OFF, black and gray, for normal vision and for
-# red-, green- and blue-blindness. The colors were found by greedy search in CIELAB with Machado's simulations of color
-# blindness.
+# Each color is as different as possible from all previous colors, and from OFF, black and gray, both for normal vision
+# and for red-, green- and blue-blindness. The colors were found by greedy search in CIELAB with Machado's simulations
+# of color blindness.
 # fmt: off
 PALETTE = (
     "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#A6DE85", "#0B5959", "#7A90FF", "#374EBC", "#598543",
@@ -29,7 +29,7 @@ NO_GROUP, OTHER_GROUPS = "#CFCFCF", "#8C8C8C"
 
 
 def place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Add axes in a rectangle given in inches."""
+    """Add axes to a figure, in a rectangle given in inches from the upper left corner."""
     across, down = figure.get_size_inches()
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
@@ -48,7 +48,8 @@ def head(figure: Figure, left: float, middle: float, letter: str, text: str) -> 
 
 def text_width(texts: Iterable[str], size: float) -> float:
     """Return the width of the widest of some texts, in inches."""
-    # The width is that of the control points of the outlines; the exact extents of the curves take ten times as long.
+    # The width is computed from the control points of the outlines, because the exact width of the curves takes ten
+    # times as long to compute.
     widths = (TextPath((0, 0), text, size=size).vertices[:, 0].max() / 72 for text in texts if text.strip())
     return float(max(widths, default=0.0))
 
@@ -56,7 +57,7 @@ def text_width(texts: Iterable[str], size: float) -> float:
 def shortened(text: str, length: int, *, tail: int | None = None) -> str:
     """Shorten a long name to its beginning and its end, because names often differ at their ends.
 
-    `tail` is the length of the end, by default a third of `length`.
+    `tail` is the number of characters that are kept at the end, by default a third of `length`.
 
     >>> shortened("CD4 T", 20), shortened("CD4+, alpha-beta memory T cell, type 12", 20)
     ('CD4 T', 'CD4+, alpha-b…ype 12')
@@ -69,7 +70,7 @@ def shortened(text: str, length: int, *, tail: int | None = None) -> str:
 
 
 def legend_names(names: Sequence[str], length: int) -> list[str]:
-    """Shorten the names of a legend. Names that would become equal are numbered.
+    """Shorten the names of a legend. Shortened names that would be equal are numbered.
 
     >>> legend_names(["a long name, no 1, of cells", "a long name, no 2, of cells"], 12)
     ['a long …ells', 'a long …ells (2)']
@@ -88,9 +89,9 @@ def legend_names(names: Sequence[str], length: int) -> list[str]:
 def group_colors(groups_n: np.ndarray | None, passed: Sequence[str]) -> dict[str, str]:
     """Assign colors to groups until no colors are left.
 
-    Groups that the trajectory passes (`passed`) get colors first, then other groups, the largest first. The color of a
-    group depends on the names of all groups with a color, not on the trajectory. If there are enough colors for all
-    groups, a group therefore has the same color in every figure of the same cells.
+    Groups that the trajectory passes (`passed`) get colors first, and then all other groups in descending order of
+    size. The color of a group depends on the names of all groups with a color, not on the trajectory. If there are
+    enough colors for all groups, a group therefore has the same color in every figure of the same cells.
     """
     sizes = Counter(group for group in (() if groups_n is None else groups_n) if group is not None)
     by_size = sorted(sizes, key=lambda group: (-sizes[group], group))
@@ -112,10 +113,10 @@ def segments(mask_t: np.ndarray) -> list[tuple[int, int]]:
 
 
 def hatch_off(axes: Axes, off_t: np.ndarray, *, above: bool) -> None:
-    """Hatch the steps of a trajectory where there are no cells: the steps in the mask `off_t`.
+    """Hatch the steps of a trajectory where there are no cells, given by the mask `off_t`.
 
-    The x coordinate of the axes is the position along the trajectory. With `above`, the hatching covers the drawing and
-    makes it paler; otherwise it is behind the drawing.
+    The x coordinate of the axes is the position along the trajectory. If `above` is True, the hatching covers the
+    drawing and makes the drawing paler. If `above` is False, the hatching is behind the drawing.
     """
     half = 0.5 / (len(off_t) - 1)
     looks: list[dict[str, Any]] = [{"facecolor": "none", "edgecolor": OFF, "hatch": "////", "alpha": 0.55}]

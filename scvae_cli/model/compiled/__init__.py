@@ -1,1 +1,1 @@
-"""Implementations of the networks and likelihoods that are compiled for the CPU."""
+"""Implementations of networks and likelihoods that numba compiles for the CPU."""

@@ -1,10 +1,10 @@
 """The likelihood of counts on a CPU: one pass over the genes of a cell computes the likelihood and its gradients.
 
-The formulas are those of `model/count_nll.py`. This version processes one cell at a time, so that all values of the
-cell stay in the processor's cache. The code first evaluates all genes as if every count were zero, and then corrects
-the result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
+The formulas are those of `model/count_nll.py`. The compiled code processes one cell at a time, so that all values of
+the cell stay in the processor's cache. The code first evaluates all genes as if every count were zero, and then
+corrects the result for the sparse nonzero counts. Cells are divided among as many threads as torch uses.
 
-Shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
+Letters in array shapes: n cells, g genes, m nonzeros, p parts of the cells, one for each thread.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def fused_nll(
 ) -> tuple[Tensor, Gradients | None]:  # fmt: skip
     """Compute the same results as `model.count_nll.dense_nll` from the nonzero counts only, in float32 on the CPU.
 
-    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use
-    this gradient would round the gradient anyway.
+    With `narrow`, the gradient with respect to the raw outputs is rounded to bfloat16. The matrix products that use the
+    gradient with respect to the raw outputs would round it anyway.
     """
     n_cells, n_outputs = raw_ng.shape
     raw, bias = array(raw_ng), array(bias_g)
@@ -59,7 +59,8 @@ def fused_nll(
     d_bias, d_log_theta = np.zeros((n_parts, n_outputs), float32), np.zeros((n_parts, len(log_theta)), float32)
     row_start, gene = (array(indices, torch.int32) for indices in (nonzeros.row_start, nonzeros.gene))
     value = array(nonzeros.value)
-    # Numba has no bfloat16 and compiles again for every type. There is thus one array per precision, and one is empty.
+    # numba has no bfloat16, and compiles a function again for every type of its arguments. There is thus one array for
+    # each precision, and the array that is not needed is empty.
     d_wide, d_narrow = np.empty((n_cells, 0), float32), np.empty((n_cells, 0), uint16)
     shape = raw_ng.shape if with_gradient else (n_cells, 0)
     d_raw_ng = torch.empty(shape, dtype=torch.bfloat16 if narrow else torch.float32)
@@ -100,8 +101,8 @@ def _rows(
         for g in range(n_genes):
             theta[g] = exp(log_theta_g[g])
             inverse_theta[g] = exp(-log_theta_g[g])
-    # The arrays are allocated separately, and no loop below writes to more than two of them. Only under these
-    # conditions does the compiler detect that the arrays do not overlap and vectorize the loops.
+    # The arrays are allocated separately, and no loop writes to more than two of the arrays. If arrays were allocated
+    # together, the compiler would not detect that the arrays do not overlap, and would not vectorize the loops.
     logits, mu, log1p_r = np.empty(n_genes, float32), np.empty(n_genes, float32), _filled(n_genes, _ZERO)
     per_1r, d_eta = _filled(n_genes, _ONE), np.empty(n_genes, float32)
     from_nb, kept, per_1h = _filled(n_genes, _ONE), np.empty(n_genes, float32), np.empty(n_genes, float32)
@@ -129,8 +130,8 @@ def _rows(
                 log1p_r[g] = log1p_given(mu[g] * inverse_theta[g], per_1r[g])
             nll = float64(dot(theta, log1p_r))
         if kind == _ZINB:
-            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) plus the logarithm of a ratio. The logarithm of the
-            # product of the ratios of all genes needs very few logarithms.
+            # softplus(a) − softplus(h) is max(a, 0) − max(h, 0) plus the logarithm of a ratio. The ratios of many genes
+            # are multiplied before the logarithm is taken, so very few logarithms are needed.
             for g in range(n_genes):
                 h = zero_raw[g] + zero_bias[g] + theta[g] * log1p_r[g]
                 e_h = exp(-abs(h))
@@ -217,7 +218,7 @@ def _all_rows(
 
 @compiled()
 def _filled(n: int, value: Any) -> Any:
-    """Return an array filled with one number. The loop compiles faster than `np.full` would."""
+    """Return an array filled with one number. A loop is used, because it compiles faster than `np.full`."""
     made = np.empty(n, float32)
     for i in range(n):
         made[i] = value
@@ -242,7 +243,7 @@ def _store(values: Any, others: Any, wide: Any, narrow: Any) -> None:
 
 @compiled(inline=True)
 def _bfloat16(x: Any) -> Any:
-    # Round to nearest; ties go to the even number.
+    # The number is rounded to the nearest bfloat16 number; ties go to the even number.
     bits = float32(x).view(uint32)
     odd = uint32(uint32(bits >> uint32(16)) & uint32(1))
     return uint16(uint32(bits + uint32(uint32(0x7FFF) + odd)) >> uint32(16))
@@ -250,7 +251,7 @@ def _bfloat16(x: Any) -> Any:
 
 @compiled(any_order=True)
 def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> Any:
-    """Sum max(a, 0) − max(h, 0) over genes, with a and h as in `model/count_nll.py`."""
+    """Compute the sum of max(a, 0) − max(h, 0) over genes. `model/count_nll.py` defines a and h."""
     result = _ZERO
     for g in range(len(theta)):
         a = zero_raw[g] + zero_bias[g]
@@ -262,8 +263,8 @@ def _positive_parts(zero_raw: Any, zero_bias: Any, theta: Any, log1p_r: Any) -> 
 def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
     """Fill two tables of zeros, each of shape (counts, g), with terms of the log-probability.
 
-    Row x of `table` becomes lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative of this term
-    with respect to θ. For a Poisson, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
+    Row x of `table` becomes t = lgΓ(x+θ) − lgΓ(θ) − lgΓ(x+1), and row x of `slopes` becomes the derivative dt/dθ. For a
+    Poisson distribution, row x of `table` becomes −lgΓ(x+1), and `slopes` is not used.
     """
     n_genes = len(log_theta_g)
     theta, sums, slope_sums = _filled(n_genes, _ONE), _filled(n_genes, _ZERO), _filled(n_genes, _ZERO)
@@ -275,7 +276,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
             theta_j = _ONE if kind == _POISSON else theta[g] + float32(j)
             sums[g] += log(theta_j / float32(j + 1))
             slope_sums[g] += _ONE / theta_j
-        # This is a loop over numbers, because numba takes seconds to compile an assignment to a slice.
+        # The numbers are assigned in a loop, because numba takes seconds to compile an assignment to a slice.
         for g in range(n_genes):
             table[j + 1, g] = sums[g]
             slopes[j + 1, g] = slope_sums[g]
@@ -283,7 +284,7 @@ def _fill_tables(kind: int, log_theta_g: Any, table: Any, slopes: Any) -> None:
 
 @compiled()
 def _log_gamma_beyond(x: Any, log_theta: Any, kind: int) -> Any:
-    """Compute the entry that a larger `table` would have for the count x, minus the last entry of the actual table."""
+    """Compute the table entry that a count x beyond the table would have, minus the last entry of the table."""
     last = float64(TABLE_COUNTS)
     more = _stirling(last + 1.0) - _stirling(x + 1.0)
     if kind != _POISSON:
@@ -300,7 +301,7 @@ def _slope_beyond(x: Any, theta: Any) -> Any:
 
 @compiled()
 def _stirling(y: Any) -> Any:
-    """Compute lgΓ(y) for y ≥ 16, where the series is accurate to 1e-12 (Abramowitz & Stegun 6.1.41)."""
+    """Compute lgΓ(y) for y ≥ 16, where Stirling's series is accurate to 1e-12 (Abramowitz & Stegun 6.1.41)."""
     square = 1.0 / (y * y)
     series = (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square / 1680))) / y
     return (y - 0.5) * np.log(y) - y + _HALF_LOG_2PI + series

@@ -1,6 +1,6 @@
 """The encoder's input as a dense matrix, computed in one pass over the counts of each cell and compiled for the CPU.
 
-Shapes: n cells, g genes, m nonzeros.
+Letters in array shapes: n cells, g genes, m nonzeros.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def _scatter_part(
     for i in range(part * n_cells // n_parts, (part + 1) * n_cells // n_parts):
         stored, row, scale = slice(row_start[i], row_start[i + 1]), input_ng[i], scale_n[i]
         gene, value = gene_m[stored], value_m[stored]
-        # All logarithms are computed first, several at a time, and then written to their columns.
+        # All logarithms are computed in a first loop, which is vectorized, and then written to the columns of their
+        # genes.
         for j in range(len(value)):
             logged_g[j] = log1p(value[j] * scale)
         for g in range(n_genes):

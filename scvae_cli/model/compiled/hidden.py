@@ -1,9 +1,9 @@
 """LayerNorm → SiLU → dropout on a CPU, in one pass over the hidden units of each cell.
 
-Shapes: n cells, h hidden units. In plain torch, these functions would be a dozen operations on small matrices, and the
-overhead of the operations would take longer than their arithmetic. The random numbers of dropout are computed from a
-counter and a seed by a hash function, the finalizer of MurmurHash3. This hash takes a few instructions per unit; a
-random number from torch's generator takes about a hundred.
+Letters in array shapes: n cells, h hidden units. In plain torch, LayerNorm, SiLU and dropout are a dozen operations on
+small matrices, and the overhead of the operations takes longer than their arithmetic. The random numbers of dropout are
+computed from a counter and a seed by a hash function, the finalizer of MurmurHash3. The hash takes a few processor
+instructions per hidden unit, while a random number from torch's generator takes about a hundred instructions.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _EPSILON = float32(1e-5)  # the default of torch's LayerNorm
 
 
 def normalized_hidden(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float) -> Tensor:
-    """Compute dropout(SiLU(LayerNorm(a))) in float32 on the CPU; differentiable.
+    """Compute dropout(SiLU(LayerNorm(a))) in float32 on the CPU.
 
-    The seed of the dropout is drawn from torch's generator.
+    The result is differentiable. The seed of the dropout is drawn from torch's generator.
     """
     hidden: Tensor = _NormalizedHidden.apply(a_nh, weight_h, bias_h, dropout)  # type: ignore[no-untyped-call]  # torch's
     return hidden
@@ -44,7 +44,8 @@ def hidden_units(a_nh: Tensor, weight_h: Tensor, bias_h: Tensor, dropout: float)
 def hidden_gradients(d_hidden_nh: Tensor, made: Hidden, weight_h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute gradients with respect to the arguments a, weight and bias of `hidden_units`.
 
-    The shapes are (n, h), (h,) and (h,). `d_hidden_nh` is the gradient with respect to the hidden units.
+    The gradients have the shapes (n, h), (h,) and (h,). `d_hidden_nh` is the gradient of the loss with respect to the
+    hidden units.
     """
     gradients = (torch.empty_like(made.hidden_nh), torch.zeros(len(weight_h)), torch.zeros(len(weight_h)))
     slope, normal, inverse_sd = (t.numpy() for t in made[1:])
@@ -116,7 +117,8 @@ def _backward(
 
 @compiled(inline=True)
 def _hash(x: Any) -> Any:
-    # Every result is cast back to 32 bits: numba widens integers to 64 bits, and half as many of these fit in a vector.
+    # Every result is cast back to 32 bits, because numba widens integers to 64 bits, and a vector register holds only
+    # half as many 64-bit integers.
     x = uint32(uint32(x ^ uint32(x >> uint32(16))) * uint32(0x85EBCA6B))
     x = uint32(uint32(x ^ uint32(x >> uint32(13))) * uint32(0xC2B2AE35))
     return uint32(x ^ uint32(x >> uint32(16)))

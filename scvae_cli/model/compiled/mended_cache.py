@@ -1,7 +1,7 @@
 """numba's cache of compiled functions, repaired if it is damaged.
 
-The cache consists of pickles in a folder of the user. A truncated or empty file would end every training. A damaged
-file is therefore removed, and the function is compiled again.
+The cache consists of pickle files in a folder of the user. A truncated or empty pickle file would end every training
+with an error. If a file is damaged, the cache of the function is therefore emptied, and the function is compiled again.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any
 
 
 def mended(dispatcher: Any) -> Any:
-    """Return a function compiled with `cache=True`, after making its cache survive damaged files."""
+    """Change the cache of a function compiled with `cache=True` such that damaged files cause no error."""
     cache = dispatcher._cache
     load, save = cache.load_overload, cache.save_overload
 
     def load_overload(*arguments: Any, **named: Any) -> Any:
         try:
             return load(*arguments, **named)
-        except Exception:  # pickle raises errors of many types
+        except Exception:  # For a damaged file, pickle raises errors of many types.
             _forget(cache)
             return None
 
     def save_overload(*arguments: Any, **named: Any) -> None:
         try:
             save(*arguments, **named)
-        except Exception:  # the index is read again before it is written
+        except Exception:  # Saving may fail too, because numba reads the index of the cache before writing it.
             _forget(cache)
-            with contextlib.suppress(Exception):  # the next run compiles again
+            with contextlib.suppress(Exception):  # If saving fails again, the next run compiles the function again.
                 save(*arguments, **named)
 
     cache.load_overload, cache.save_overload = load_overload, save_overload
@@ -35,6 +35,6 @@ def mended(dispatcher: Any) -> Any:
 
 
 def _forget(cache: Any) -> None:
-    """Replace the index of the cache by an empty one; without an index, its other files are not read."""
-    with contextlib.suppress(Exception):  # the folder cannot be written to
+    """Replace the index of the cache by an empty one. Files that the index does not list are not read."""
+    with contextlib.suppress(Exception):  # An exception means that the folder of the cache cannot be written to.
         cache.flush()

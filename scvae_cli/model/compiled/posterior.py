@@ -1,7 +1,8 @@
 """Samples of q(z|x), the KL to the prior, and the gradients of samples and KL, computed on a CPU.
 
-Shapes: n cells, k latent dimensions. With mean m, variance v and noise ε, z = m + √v·ε and KL = ½(m² + v − 1 − log v).
-Compiled code replaces the thirty operations on a few thousand numbers that autograd in plain torch would need.
+Letters in array shapes: n cells, k latent dimensions. With mean m, variance v and noise ε, z = m + √v·ε and KL = ½(m² +
+v − 1 − log v). The operations on posteriors are compiled, because autograd in plain torch would need thirty operations
+on only a few thousand numbers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ def _draw_gradients(statistics_n2k: Any, noise_nk: Any, d_z_nk: Any, share: Any,
         mean, log_var, noise, d_z = statistics_n2k[i, :n_latent], statistics_n2k[i, n_latent:], noise_nk[i], d_z_nk[i]
         d_mean, d_log_var = d_statistics_n2k[i, :n_latent], d_statistics_n2k[i, n_latent:]
         for k in range(n_latent):
-            # The derivative of the variance with respect to the log variance is the variance without its floor.
+            # The derivative of the variance with respect to the log variance is the variance minus its lower bound.
             varying = exp(min(log_var[k], _CEILING))
             var = varying + _FLOOR
             d_var = _HALF * (d_z[k] * noise[k] / np.sqrt(var) + share * (_ONE - _ONE / var))

@@ -1,8 +1,9 @@
 """Logarithm and exponential in single precision, written so that a compiler can vectorize them.
 
-The functions are compiled with numba. A loop that calls a function of the C library is not vectorized: such a loop
-processes one number at a time. The functions here are plain arithmetic without branches. These functions use the
-polynomials of FreeBSD's `logf` and Cephes' `expf`, and are accurate to 2 units in the last place.
+The functions are compiled with numba. A loop that calls a function of the C library is not vectorized, so it processes
+one number at a time. The functions of this module are plain arithmetic without branches, so loops that call them are
+vectorized. The polynomials are those of FreeBSD's `logf` and Cephes' `expf`. Results are accurate to 2 units in the
+last place.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = False) -> Callable[[F], F]:
     """Return a decorator that compiles a function with numba.
 
-    The compiled function releases Python's global interpreter lock and is cached on disk. The function does not check
-    for division by zero, because a loop with such a check is not vectorized.
+    The compiled function releases Python's global interpreter lock and is cached on disk. The compiled function does
+    not check for division by zero, because a loop with checks is not vectorized.
 
     Parameters
     ----------
     parallel
         Whether `prange` loops run in parallel.
     any_order
-        Whether sums may be computed in any order. Sums are vectorized only in that case. Functions that correct
-        rounding errors rely on the order of the terms and must not set this option.
+        Whether sums may be computed in any order. A sum is vectorized only if its order may change. Functions that
+        correct rounding errors rely on the order of the terms and must not set `any_order`.
     inline
         Whether the function is inlined where it is called.
     """
@@ -48,7 +49,8 @@ def compiled(*, parallel: bool = False, any_order: bool = False, inline: bool = 
         try:
             result: F = mended(numba.njit(cache=True, **options)(function))
         except RuntimeError:
-            # Neither the package folder nor the user's cache folder is writable: the function is compiled in every run.
+            # If neither the package folder nor the user's cache folder is writable, the function is compiled in every
+            # run.
             result = numba.njit(**options)(function)
         return result
 
@@ -63,19 +65,19 @@ _E0, _E1, _E2, _E3, _E4, _E5 = (
     float32(v)
     for v in (5.0000001201e-1, 1.6666665459e-1, 4.1665795894e-2, 8.3334519073e-3, 1.3981999507e-3, 1.9875691500e-4)
 )
-# Arguments of exp are clipped to these bounds; beyond them the result would be a denormal or infinite.
+# Bounds to which arguments of `exp` are clipped. Beyond the bounds, the result would be infinite or a denormal number.
 _LOWEST, _HIGHEST = float32(-87.0), float32(88.0)
 _EXPONENT_BIAS, _MANTISSA_BITS, _MANTISSA = int32(127), uint32(23), uint32(0x007FFFFF)
-# Number of products computed in parallel, and number of factors in each product. Each factor lies between ½ and 2, so a
-# product lies between 2⁻¹⁰⁰ and 2¹⁰⁰, well within the range of float32.
+# Number of products that are computed in parallel, and number of factors in each product. Each factor lies between ½
+# and 2, so a product lies between 2⁻¹⁰⁰ and 2¹⁰⁰, well within the range of float32.
 LANES, _FACTORS = 64, 100
-# The bits of √½ and of 1 minus √½; mantissas are normalized to lie between √½ and √2.
+# The bits of √½, and the bits of 1 minus the bits of √½. Mantissas are normalized to lie between √½ and √2.
 _SQRT_HALF, _ONE_MINUS_SQRT_HALF = uint32(0x3F3504F3), uint32(0x3F800000 - 0x3F3504F3)
 
 
 @compiled(inline=True)
 def exp(x: Any) -> Any:
-    """Compute eˣ; x is first clipped to the range from −87 to 88."""
+    """Compute eˣ, after clipping x to the range from −87 to 88."""
     x = min(max(x, _LOWEST), _HIGHEST)
     n = np.rint(x * _LOG2_E)
     r = (x - n * _LN2_HIGH) - n * _LN2_LOW
@@ -92,7 +94,7 @@ def log(x: Any) -> Any:
 
 @compiled(inline=True)
 def log1p(x: Any) -> Any:
-    """Compute log(1 + x) of a nonnegative number x. The result is accurate even if x is close to zero."""
+    """Compute log(1 + x) of a nonnegative number x accurately, even if x is close to zero."""
     return log1p_given(x, _ONE / (_ONE + x))
 
 
@@ -100,13 +102,14 @@ def log1p(x: Any) -> Any:
 def log1p_given(x: Any, per_1x: Any) -> Any:
     """Compute log(1 + x) from x and 1 / (1 + x)."""
     u = _ONE + x
-    # The second argument corrects the rounding error of 1 + x.
+    # The second argument of `_log` corrects the rounding error of 1 + x.
     return _log(u, (x - (u - _ONE)) * per_1x)
 
 
 @compiled(inline=True)
 def _log(x: Any, correction: Any) -> Any:
-    # Every result is cast back to 32 bits: numba widens integers to 64 bits, and half as many of these fit in a vector.
+    # Every result is cast back to 32 bits, because numba widens integers to 64 bits, and a vector register holds only
+    # half as many 64-bit integers.
     bits = uint32(float32(x).view(uint32) + _ONE_MINUS_SQRT_HALF)
     exponent = int32(uint32(bits >> _MANTISSA_BITS)) - _EXPONENT_BIAS
     f = uint32(uint32(bits & _MANTISSA) + _SQRT_HALF).view(float32) - _ONE
@@ -119,10 +122,10 @@ def _log(x: Any, correction: Any) -> Any:
     return s * (half_square + series) + (k * _LN2_LOW + correction) - half_square + f + k * _LN2_HIGH
 
 
-# The order of the terms of the following reductions does not matter, so they can be vectorized.
+# The order of the terms in sums, dot products and maxima does not matter, so these functions can be vectorized.
 @compiled(any_order=True)
 def total(values: Any) -> Any:
-    """Sum an array of numbers."""
+    """Compute the sum of an array of numbers."""
     result = _ZERO
     for i in range(len(values)):
         result += values[i]
@@ -140,7 +143,10 @@ def dot(a: Any, b: Any) -> Any:
 
 @compiled(any_order=True)
 def sum_of_logs(values: Any) -> Any:
-    """Sum the natural logarithms of numbers between ½ and 2; `len(values)` must be a multiple of LANES."""
+    """Compute the sum of the natural logarithms of numbers between ½ and 2.
+
+    The number of values must be a multiple of `LANES`.
+    """
     result = _ZERO
     product = np.empty(LANES, float32)
     for first in range(0, len(values), LANES * _FACTORS):
@@ -156,7 +162,7 @@ def sum_of_logs(values: Any) -> Any:
 
 @compiled(any_order=True)
 def largest(values: Any) -> Any:
-    """Return the largest number, or −inf if there are none."""
+    """Return the largest number of an array, or −inf if the array is empty."""
     # There are eight running maxima, because the compiler does not vectorize a single running maximum.
     a = b = c = d = e = f = g = h = float32(-np.inf)
     whole = len(values) // 8 * 8

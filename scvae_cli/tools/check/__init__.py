@@ -1,1 +1,1 @@
-"""A check of the contents of a file, and of what training would refuse."""
+"""Check what a file contains, and whether a training would refuse the file."""

@@ -11,12 +11,13 @@ from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.shell_line import shell_line
 from scvae_cli.verb import Request
 
-# On two cores that nothing else used, 26 of 27 trainings (nine data sets of 283 to 4,271 cells in
-# `benchmarks/results/time_to_quality.md` and its unseen sets) took the estimated time within this factor.
+# Factor within which the duration of a training is estimated. On two cores without other load, 26 of 27 trainings took
+# between half and twice the estimated time. The 27 trainings used nine data sets of 283 to 4,271 cells
+# (`benchmarks/results/time_to_quality.md` and `time_to_quality_unseen.md`).
 _UNCERTAINTY = 2.0
 
 
-def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
+def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # a check takes seconds and shows no progress
     """Report what the data contain, and what training would refuse or warn about.
 
     Raises
@@ -24,12 +25,12 @@ def check(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it take
     DataError
         If a file cannot be opened.
     ConfigError
-        If real numbers are to be rounded.
+        If `round` is given with the likelihood "normal", because real numbers are not rounded.
     """
     options = request.options
     of_counts = ModelConfig(likelihood=options.likelihood).of_counts
     if options.round is not None and not of_counts:
-        raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; remove one")
+        raise ConfigError("--round was given with --likelihood normal", "real numbers are not rounded; leave one out")
     found = inspect(
         open_store(request.data, genome=options.genome, modality=options.modality),
         layer=options.layer,
@@ -83,7 +84,7 @@ def _text(found: Inspection, *, of_counts: bool) -> str:
 
 
 def _duration(minutes: float) -> str:
-    """Say a range: trainings stop at a plateau, and processors differ.
+    """Return a range of times, because trainings stop when they no longer improve, and processors differ in speed.
 
     >>> _duration(0.3), _duration(5)
     ('9 to 36 s', '2 to 10 min')

@@ -25,14 +25,15 @@ class CheckOptions(Options):
     modality: str | None = modality_option()
     batch_key: tuple[str, ...] | None = option(
         None,
-        help="Column of obs with the batch of each cell. May be given several times.",
+        help="Column of obs with the batch of each cell. This option may be used several times.",
         python_help="Column of obs with the batch of each cell, or several columns.",
         panel=INPUT,
         metavar="COLUMN",
     )
     continuous_key: tuple[str, ...] | None = option(
         None,
-        help="Column of obs with numbers on which the decoder would be conditioned. May be given several times.",
+        help="Column of obs with numbers on which the decoder would be conditioned. This option may be used several "
+        "times.",
         python_help="Column of obs with numbers on which the decoder would be conditioned, or several columns.",
         panel=INPUT,
         metavar="COLUMN",
@@ -61,5 +62,5 @@ CHECK = Verb(
     example="scvae check data.h5ad --batch-key donor",
     takes_model=False,
     inplace=False,
-    returns="What was found: a `scvae_cli.data.inspection.Inspection`.",
+    returns="The findings, an object of the class `scvae_cli.data.inspection.Inspection`.",
 )

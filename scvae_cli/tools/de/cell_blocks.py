@@ -1,4 +1,4 @@
-"""Expected counts of cells: from the decoder for the genes of the model, from library sizes alone for all other genes.
+"""Expected counts of cells, from the decoder for the genes of the model, and from library sizes for all other genes.
 
 Shapes: n cells of a block, g genes, s samples (groups of cells).
 """
@@ -16,14 +16,13 @@ from scvae_cli.data.minibatches import CellTable, Minibatch
 from scvae_cli.model.bundle import Model
 from scvae_cli.model.network import CountOutput
 
-# Number of cells in a block. This number limits the memory of the float64 arrays of a block: 20 MB each for 20,000
-# genes.
+# Number of cells in a block. With 20,000 genes, each float64 array of a block then needs 20 MB.
 _BLOCK_CELLS = 128
 _LEAST_EXPECTED = 1e-10
 
 
 class CellBlock(NamedTuple):
-    """Counts of some cells, and what is expected of them. All arrays are float64.
+    """Observed and expected counts of some cells; all arrays are float64.
 
     Parameters
     ----------
@@ -58,7 +57,7 @@ class DecodedGenes:
     model, table
         A model of counts, and cells. If the model has batches, the batch of every cell must be given.
     library_n
-        Library size of each cell of the table over all genes of the data.
+        Library size of each cell, over all genes of the data.
     n_samples, seed
         Number of posterior samples over which a cell's expected counts are averaged, and the random seed of these
         samples.
@@ -103,22 +102,22 @@ class DecodedGenes:
 
 
 class CountedGenes:
-    """Genes that a model lacks: a cell's expected count is its library size times the gene's share of the counts.
+    """Genes that a model lacks; an expected count is the cell's library size times the gene's share of all counts.
 
-    The share of a gene is its proportion of the summed counts of both compared groups. With batches, each batch has its
-    own shares, computed from its compared cells. The overdispersion of a gene is estimated by moments from the spread
-    of cells within samples.
+    The share of a gene is its proportion of the summed counts of both compared groups. With batches, the share is
+    computed for each batch from the compared cells of this batch. The overdispersion of a gene is estimated by the
+    method of moments from the variance between cells of the same sample.
 
     Parameters
     ----------
     matrix, rows
-        Counts of these genes as a CSR matrix, and the index of the cell of each row, in ascending order.
+        Counts of the genes as a CSR matrix, and the index of the cell of each row, in ascending order.
     library_n
         Library size of each cell over all genes of the data; the indices in `rows` refer to this array.
     samples
-        Indices of the cells of each sample. Together, these are the compared cells.
+        Indices of the cells of each sample. All samples together contain all compared cells.
     batch_n
-        Batch of each cell, to which the indices in `rows` refer too; None to ignore batches.
+        Batch of each cell, in the same order as `library_n`; None to ignore batches.
     """
 
     def __init__(
@@ -158,7 +157,7 @@ class CountedGenes:
         return share_g
 
     def _overdispersion(self, samples: Sequence[np.ndarray]) -> np.ndarray:
-        """Estimate (Var(x) − m) / m² by moments around the means of the samples, shape (g,), at least 0."""
+        """Estimate the overdispersion (Var(x) − m) / m² by the method of moments, shape (g,), at least 0."""
         beyond_g, square_g = np.zeros((2, self.n_genes))
         for cells in samples:
             if len(cells) < 2:

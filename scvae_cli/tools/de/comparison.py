@@ -1,16 +1,17 @@
 """Genes whose expression differs between two groups of cells, with the size and the certainty of each change.
 
-The mean expression of both groups at the same library size is estimated in `group_means`: for the genes of the model
-from the decoder and the counts, for all other genes of the data from the counts. The change of a gene is the log2 ratio
-of the two means. The error of the change comes from the spread of the cells or, with replicates, from the spread
-between replicates (`replicates`). The ratios of all genes are shrunk together in `posterior`, which gives the posterior
-of each change. A gene is tested for an absolute change above a threshold that the user chooses. The posterior
-probabilities are calibrated: among genes called at an expected false discovery rate of 5%, about 5% are false calls.
+The module `group_means` estimates the mean expression of both groups at the same library size. The means of the model's
+genes are estimated from the decoder and the counts, and the means of all other genes from the counts alone. The change
+of a gene is the log2 ratio of its two means. The error of the change is estimated from the spread of the cells or, with
+replicates, from the spread between replicates (`replicates`). The module `posterior_changes` shrinks the changes of all
+genes together, which gives the posterior of each change. A gene is tested for an absolute change above a threshold that
+the user chooses. The posterior probabilities are calibrated: among genes called at an expected false discovery rate of
+5%, about 5% are false calls.
 
-Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. This is not done here, for
-two reasons. First, the spread between cells is not the uncertainty of the groups' means. Second, the decoder makes an
-error because it smooths expression over similar cells, and the posterior of the latent position does not include this
-error.
+Boyeau et al. (2019, doi:10.1101/794289) compare the decoded expression of pairs of cells. scvae does not compare pairs
+of cells, because the spread between cells is not the uncertainty of a group's mean. Moreover, the decoder makes errors
+because it smooths expression over similar cells, and the posterior of the latent position does not include these
+errors.
 
 Shapes: g genes, t of them tested, s batches or replicates.
 """
@@ -42,7 +43,7 @@ from scvae_cli.tools.de.result import DifferentialExpression, Replicates
 
 @dataclass(frozen=True, kw_only=True)
 class OtherGenes:
-    """Counts of the genes that the model lacks, as a CSR matrix, and the index of the cell of each row, ascending."""
+    """Counts of the genes that the model lacks, a CSR matrix, and the ascending indices of the cells of its rows."""
 
     names: tuple[str, ...]
     matrix: sp.csr_matrix
@@ -60,11 +61,11 @@ def differential_expression(
 ) -> DifferentialExpression:
     """Compare two groups of cells, gene by gene.
 
-    With a model that has batches, groups are compared within batches: each batch has the same weight in both groups.
-    With several batch keys, batches are combinations of their categories.
-    The weight of a batch with n cells of one group and m cells of the other is proportional to n·m / (n + m), because
-    the precision of the difference between a mean of n cells and a mean of m cells is proportional to this number.
-    With replicates, see `replicates`.
+    If the model has batches, the groups are compared within batches: each batch has the same weight in both groups. If
+    the model has several batch keys, each combination of their categories is a batch. The weight of a batch with n
+    cells of one group and m cells of the other is proportional to n·m / (n + m). The precision of the difference
+    between a mean of n cells and a mean of m cells is also proportional to n·m / (n + m). The module `replicates`
+    explains how replicates are compared.
 
     Parameters
     ----------
@@ -72,9 +73,10 @@ def differential_expression(
         A model of counts, and cells with the genes of the model. If the model has batches, the batch of every cell must
         be known.
     contrast
-        The groups, all of whose cells are compared.
+        The two groups of cells to compare.
     others
-        The genes of the data that the model lacks, in all cells of the contrast; None if there are none.
+        Counts of the genes that the model lacks, in all cells of the contrast; None if the model has all genes of the
+        data.
 
     Raises
     ------
@@ -98,7 +100,7 @@ def differential_expression(
         modeled_g=np.arange(len(genes)) < len(model.genes),
         options=options,
     )
-    # The median library size of the training cells counts only the genes of the model.
+    # The reference library size of the model counts only the model's genes, so it is scaled to all genes of the data.
     library = float(model.vae.reference_library)
     library *= float(library_n[contrast.cells].sum() / counts.library_n[contrast.cells].sum())
     return DifferentialExpression(
@@ -119,7 +121,7 @@ def differential_expression(
 
 @dataclass(frozen=True, kw_only=True)
 class _Samples:
-    """Cells of each group, by batch or by replicate.
+    """The cells of both groups, split into samples: the cells of one batch or of one replicate.
 
     Parameters
     ----------
@@ -128,7 +130,7 @@ class _Samples:
     share_s
         Weight of each batch, the same in both groups; None with replicates.
     design
-        The replicates; None if cells are compared.
+        Design of the comparison between replicates; None if cells are compared.
     """
 
     group: Sequence[np.ndarray]
@@ -142,10 +144,10 @@ class _Samples:
 
 
 class _Means(NamedTuple):
-    """The means of both groups (natural logs), the log ratio with its error before shrinkage, and the raw ratio (log2).
+    """Means of both groups and their log ratio before shrinkage (natural logs), with its error, and the raw log2 ratio.
 
-    All arrays have shape (g,). `spread` is the standard deviation between replicates, natural log; 0 without
-    replicates.
+    All arrays have shape (g,). `spread` is the standard deviation of log expression (natural log) between replicates,
+    and 0 without replicates.
     """
 
     log_mean_g: np.ndarray
@@ -166,24 +168,24 @@ def _sums(
     options: DeOptions,
     progress: Progress,
 ) -> tuple[list[SampleSums], list[SampleSums]]:
-    """Compute the sums of every sample, for the genes of the model and then for the others."""
+    """Compute the `SampleSums` of every sample, first for the genes of the model and then for all other genes."""
     sources: list[Callable[[], ExpectedCounts]] = [
         lambda: DecodedGenes(model, table, library_n, n_samples=options.n_samples, seed=options.seed)
     ]
     if others is not None:
-        # Differences between batches are part of the differences between replicates.
+        # With replicates, batches are not separated here, because replicates include the differences between batches.
         within_n = batch_n if samples.design is None else None
         counted = CountedGenes(others.matrix, others.rows, library_n, samples.all, within_n)
         sources.append(lambda: counted)
     sides: tuple[list[SampleSums], list[SampleSums]] = ([], [])
     with progress("Comparing", sum(map(len, samples.all)) * len(sources)) as advance:
         for side, cells in zip(sides, (samples.group, samples.reference), strict=True):
-            # Both groups have the same random numbers.
+            # The expected counts of both groups are computed with the same random numbers.
             begun = [source() for source in sources]
             for rows in cells:
                 first, *rest = (sample_sums(source, rows, advance) for source in begun)
                 whole = first.with_genes_of(rest[0]) if rest else first
-                # The covariances are large, and replicates do not need them.
+                # The covariances need much memory, and a comparison of replicates does not use the covariances.
                 side.append(whole if samples.design is None else whole._replace(variance_33g=None))
     return sides
 
@@ -208,7 +210,7 @@ def _replicates(contrast: Contrast, design: ReplicateDesign, spread: float) -> R
 
 
 def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> _Means:
-    """Compare both groups, with errors from the spread of cells."""
+    """Compare the mean expression of both groups, with errors from the spread of cells."""
     assert samples.share_s is not None, "cells are compared within batches"
     group, reference = (group_mean(side, samples.share_s) for side in sums)
     return _Means(
@@ -222,7 +224,7 @@ def _means_of_cells(sums: Sequence[Sequence[SampleSums]], samples: _Samples) -> 
 
 
 def _means_of_replicates(sums: Sequence[Sequence[SampleSums]], design: ReplicateDesign) -> _Means:
-    """Compare both groups, with errors from the spread between replicates."""
+    """Compare the mean expression of both groups, with errors from the spread between replicates."""
     found = between_replicates(sums[0], sums[1], design)
     raw_g = _log2_ratio(*(np.mean([sample.raw_g for sample in side], axis=0) for side in sums))
     return _Means(
@@ -244,7 +246,7 @@ def _log2_ratio(group_g: np.ndarray, reference_g: np.ndarray) -> np.ndarray:
 def _by_batch(contrast: Contrast, batch_n: np.ndarray | None, model: Model) -> _Samples:
     """Split the cells of both groups by batch, and compute the weight of each batch.
 
-    Batches with fewer than two cells of one of the groups are left out.
+    Batches with fewer than two cells of either group are left out.
     """
     group, reference = contrast.group_cells, contrast.reference_cells
     if batch_n is None:

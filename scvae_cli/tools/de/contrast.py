@@ -15,25 +15,26 @@ from scvae_cli.tools.de.options import MIN_CELLS
 
 # Name of the reference that consists of all other cells, as in scanpy.
 REST = "rest"
-# With more replicates, the sums of all replicates would need too much memory. Data with so many donors are rare.
+# Largest number of replicates per group. The sums of more replicates would need too much memory, and data with more
+# donors are rare.
 MAX_REPLICATES = 500
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contrast:
-    """A group and a reference in a column of obs, and the indices of the cells of each.
+    """A group and a reference group in a column of obs, and the indices of the cells of both groups.
 
     The group and the reference have at least three cells each. The reference "rest" consists of all other cells.
 
     Parameters
     ----------
     groupby, group, reference
-        The column and the labels of the two groups.
+        Column of obs, and labels of the group and of the reference in this column.
     group_cells, reference_cells
-        Indices of the cells.
+        Indices of the cells of the group, and of the reference.
     replicate_key, replicate_n
-        Column of obs with the replicates, and the label of every cell of the data (None for a cell without a label);
-        both None if cells are compared.
+        Column of obs with the replicates, and the replicate of every cell of the data (None for a cell without a
+        replicate). `replicate_key` and `replicate_n` are None if cells are compared.
 
     Raises
     ------
@@ -55,7 +56,7 @@ class Contrast:
             if len(cells) < MIN_CELLS:
                 raise DataError(
                     f"{name!r} of obs[{self.groupby!r}] has {amount(len(cells), 'cell')} to compare",
-                    f"a group needs at least {MIN_CELLS} cells; merge groups, or choose others",
+                    f"a group needs at least {MIN_CELLS} cells; merge groups, or choose other groups",
                 )
         if self.replicate_n is None:
             return
@@ -85,8 +86,8 @@ class Contrast:
     def drawn(self, max_cells: int, seed: int) -> Contrast:
         """Return the contrast with at most `max_cells` random cells per group.
 
-        Cells without a label of a replicate are left out. Of large replicates, more cells are left out than of small
-        ones, so that no replicate is lost.
+        If replicates are compared, cells without a replicate are left out. More cells are dropped from large replicates
+        than from small replicates, so that no replicate is lost.
         """
         cells = (self._drawn(part, max_cells, seed) for part in (self.group_cells, self.reference_cells))
         group_cells, reference_cells = cells
@@ -102,8 +103,8 @@ class Contrast:
             return np.sort(random.choice(cells, max_cells, replace=False))
         shuffled = random.permutation(cells)
         _, replicate = np.unique(self.replicate_n[shuffled].astype(str), return_inverse=True)
-        # Take the first cell of every replicate, then the second cell of every replicate, and so on, until there are
-        # enough.
+        # Take the first cell of every replicate, then the second cell of every replicate, and so on, up to `max_cells`
+        # cells.
         rank = np.empty(len(shuffled), dtype=np.int64)
         for one in range(replicate.max() + 1):
             rank[replicate == one] = np.arange((replicate == one).sum())

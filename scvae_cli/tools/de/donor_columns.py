@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from scvae_cli.session import Session
 
-# Words in the names of columns with replicates, the most likely columns first. The words "sample" and "batch" come late
-# or are missing, because they often name a library of one donor under one condition.
+# Words in the names of columns with replicates, the most reliable words first. "sample" comes late and "batch" is
+# missing, because the two words often name a library of one donor under one condition.
 _WORDS = (
     "donor", "patient", "subject", "individual", "participant", "animal", "mouse", "replicate", "biorep", "sample",
     "specimen",
@@ -40,8 +40,8 @@ def warning_of_donors(session: Session, sides: Sequence[np.ndarray], *, groupby:
             )
         if confounded is None and fewest == 1 and len(labels[0] | labels[1]) > 1:
             confounded = (
-                f"obs[{key!r}] looks like replicates, and one of the groups has only one: differences between the "
-                "groups cannot be distinguished from differences between replicates"
+                f"obs[{key!r}] looks like replicates, and one of the groups has only one replicate: differences "
+                "between the groups cannot be distinguished from differences between replicates"
             )
     return confounded
 

@@ -63,7 +63,7 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
     axes.set_ylim(0, top * 1.12)
     ticks = [tick for tick in (0, 1, 3, 10, 30, 100, 300, 1000) if tick <= top]
     axes.set_yticks(ticks, [str(tick) for tick in ticks])
-    # Leave room for names on either side.
+    # Leave space for the names of genes on both sides.
     least = max(2 * result.options.threshold, 0.5)
     left, right = (1.3 * max(float((side * change_t).max(initial=0)), least) for side in (-1, 1))
     axes.set_xlim(-left - 0.1 * right, right + 0.1 * left)
@@ -73,9 +73,9 @@ def _draw_volcano(axes: Axes, result: DifferentialExpression) -> None:
 
 
 def _label(axes: Axes, result: DifferentialExpression, genes: list[int]) -> None:
-    """Write the names of `genes` beside their dots, in this order; omit a name that would overlap an earlier name."""
+    """Write the names of `genes` beside their dots; omit a name that would overlap the name of an earlier gene."""
     (left, right), (_, top) = axes.get_xlim(), axes.get_ylim()
-    # Size of a letter at 6 points, as a share of the axes.
+    # Height of a line and width of a letter of 6 points, as shares of the axes.
     line, letter = 0.036, 0.024
     placed: list[tuple[float, float, float]] = []
     for g in genes:

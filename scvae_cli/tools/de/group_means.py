@@ -1,33 +1,35 @@
 """Mean expression of a group of cells: the expected mean, corrected by the group's own counts.
 
-For the genes of a model, the decoder says which counts are expected. Decoded means alone are biased: a decoder smooths,
-and spreads the change of some genes over genes that do not change. This bias is the same in all cells, so averaging
-over more cells does not reduce it. Correcting each cell by its own counts does not help: where a gene's dispersion is
-low, a single count hardly moves the decoder's estimate. So the decoded mean R is multiplied by a correction C, which is
-computed from the counts of the whole group together. For one gene, x_n is the observed count of cell n, m_n is the
-expected count of this cell, zero inflation included, and ℓ_n is the library size of this cell:
+For the genes of a model, the decoder predicts the expected counts. Decoded means alone are biased, because a decoder
+smooths: it spreads the change of some genes over genes that do not change. The bias of the decoder is the same in all
+cells, so averaging over more cells does not reduce the bias. Correcting each cell by its own counts does not help,
+because a single count of a gene with low dispersion hardly changes the decoder's estimate. The decoded mean R of a
+group is therefore multiplied by a correction C, which is computed from the counts of the whole group together. In the
+formulas for one gene, x_n is the observed count of cell n, m_n is the expected count of cell n, zero inflation
+included, and ℓ_n is the library size of cell n:
 
     mean of the group  =  R · C,    R = Σ v_n m_n / ℓ_n,    C = (κ + E·X/M) / (κ + E),
 
     X = Σ a_n x_n,    M = Σ a_n m_n,    a_n = v_n · m_n / Var(x_n),    E = M² / Σ a_n² m_n.
 
-C is the posterior mean of the correction in a Gamma–Poisson model. C is a weighted average of X/M, which the counts
-suggest, and 1, which means no correction. The weight of X/M is the number E of counts that are expected in the group.
-The weight of the value 1 is κ = 1 count. The weights a_n of the cells are the statistically efficient ones, so cells
-with large libraries have larger weights. The shares v_n of all cells of a group sum to 1. The shares of the cells of
-one batch sum to the same number in both groups. The effect of a batch on a gene is therefore the same in both groups,
-even if the decoder does not model this effect.
+C is the posterior mean of the correction in a Gamma–Poisson model. C is a weighted average of X/M, the ratio of
+observed to expected counts, and of 1, which means no correction. The weight of X/M is the number E of counts that are
+expected in the group. The weight of the value 1 is κ = 1 count. The weights a_n of the cells are statistically
+efficient, so cells with large libraries have larger weights. The shares v_n of all cells of a group sum to 1. The
+shares of the cells of one batch sum to the same number in both groups. The effect of a batch on a gene is therefore the
+same in both groups, even if the decoder does not model this effect.
 
-For the genes that the model lacks, the formulas are the same. The expected count of a cell is then its library size
-times the share that the gene has in all compared cells. So R is the same in both groups, and only C describes the
-change.
+The formulas also hold for genes that the model lacks. The expected count of a gene that the model lacks is the cell's
+library size times the gene's share of the counts of all compared cells. For a gene that the model lacks, R is therefore
+the same in both groups, and only C describes the change.
 
-The standard error of the log of R · C describes the random sampling of cells within each batch. This error is estimated
-from the spread of the cells within each batch, but is never smaller than the error that the model's count distribution
-alone implies.
+The standard error of the log of R · C describes the random sampling of cells within each batch. The standard error is
+estimated from the spread of the cells within each batch, and is at least the error that the model's count distribution
+implies.
 
-All sums are made sample by sample, with shares that sum to 1 in each sample. A sample is the part of a group that is in
-one batch, or the cells of one replicate. Sums of a group are the samples' sums, weighted by the shares of the samples.
+In this module, a sample is the part of a group that is in one batch, or the cells of one replicate. All sums are
+computed for each sample, with shares v_n that sum to 1 in each sample. The sums of a group are the averages of the
+samples' sums, weighted by the shares of the samples.
 
 Shapes: n cells, g genes, s samples.
 """
@@ -43,27 +45,29 @@ from scipy.special import polygamma
 from scvae_cli.progress import Advance
 from scvae_cli.tools.de.cell_blocks import ExpectedCounts
 
-# κ is one count: a gene without counts in a group still has a mean, and hardly any gene follows the decoder alone.
+# The weight κ of the decoder, in counts. With κ = 1, a gene without counts in a group still has a mean above 0, and
+# almost every gene is corrected by its counts.
 PRIOR_COUNTS = 1.0
 
 
 class SampleSums(NamedTuple):
-    """The sums of one sample, with shares v_n = 1/n. The arrays have g as their last axis.
+    """The sums of one sample, with shares v_n = 1/n. The last axis of each array is that of the g genes.
 
     Parameters
     ----------
     n_cells
         Number of cells n.
     sum_3g
-        R, X and M.
+        The sums R, X and M of the module's formulas.
     variance_33g
-        Covariances of the three sums over random samples of as many cells; None for a single cell.
+        Covariances of the sums R, X and M, estimated for random samples of n cells; None if the sample has a single
+        cell.
     poisson_g, model_g
-        Σ a_n² m_n and Σ a_n² Var(x_n).
+        The sums Σ a_n² m_n and Σ a_n² Var(x_n).
     raw_g
-        Mean of the cells' counts divided by their library sizes.
+        Mean over the cells of a cell's count divided by its library size.
     n_counts_g
-        Total counts.
+        Total counts of each gene in the sample.
     """
 
     n_cells: int
@@ -92,10 +96,10 @@ class GroupMean(NamedTuple):
         Natural log of the gene's mean share of a cell's counts, and the squared standard error of this log. The mean
         share is R · C in the formulas of this module.
     raw_g
-        The gene's count divided by the library size, averaged over the cells without the model. The batches have the
-        same shares as in `log_mean_g`.
+        The gene's count divided by the library size, averaged over the cells without use of the model. The batches have
+        the same weights as in `log_mean_g`.
     n_counts_g
-        Total counts of the group's cells.
+        Total counts of each gene in the group.
     """
 
     log_mean_g: np.ndarray
@@ -114,7 +118,7 @@ def sample_sums(source: ExpectedCounts, rows: np.ndarray, advance: Advance) -> S
     rows
         Indices of the sample's cells.
     advance
-        Called after each block of cells with the number of cells in the block.
+        Function that is called after each block of cells, with the number of cells in the block.
     """
     n = len(rows)
     sum_3g, product_33g = np.zeros((3, source.n_genes)), np.zeros((3, 3, source.n_genes))
@@ -140,15 +144,15 @@ def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
     Parameters
     ----------
     samples, share_s
-        Sums of the group's cells in each batch, with at least two cells each; and weights of the batches, which sum
-        to 1.
+        Sums of the group's cells in each batch, and weights of the batches, which sum to 1. Each batch must have at
+        least two cells of the group.
     """
     pairs = list(zip(samples, share_s, strict=True))
     r_g, counted_g, predicted_g = sum(share * sample.sum_3g for sample, share in pairs)
     poisson_g = sum(share**2 * sample.poisson_g for sample, share in pairs)
     model_g = sum(share**2 * sample.model_g for sample, share in pairs)
     factor_g, counts_weight_g = correction(counted_g / predicted_g, predicted_g**2 / poisson_g)
-    # Gradient of log(R · C) with respect to the three sums (delta method).
+    # Gradient of log(R · C) with respect to the sums R, X and M (delta method).
     gradient_3g = np.stack([1 / r_g, counts_weight_g / (factor_g * predicted_g), -counts_weight_g / predicted_g])
     # The variances are taken around the means of each batch, because each batch is a separate sample.
     variance_33g = sum(share**2 * sample.variance_33g for sample, share in pairs if sample.variance_33g is not None)
@@ -162,15 +166,15 @@ def group_mean(samples: Sequence[SampleSums], share_s: np.ndarray) -> GroupMean:
 
 
 def correction(ratio_g: np.ndarray, expected_counts_g: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the correction C for the ratio X/M and the number E of expected counts, and the weight of the ratio."""
+    """Return the correction C and the weight of the ratio X/M, from this ratio and the number E of expected counts."""
     weight_g = expected_counts_g / (PRIOR_COUNTS + expected_counts_g)
     return 1 + weight_g * (ratio_g - 1), weight_g
 
 
 def least_variance(effective_counts_g: np.ndarray) -> np.ndarray:
-    """Compute the variance of the log of a mean of counts that sampling molecules alone causes, shape (g,).
+    """Compute the variance of the log of a mean count that is due to the sampling of molecules alone, shape (g,).
 
-    This variance is that of the log of a Gamma variable whose shape is the effective number of counts and κ.
+    The result is the variance of the log of a Gamma variable with the shape κ plus the effective number of counts.
     """
     least_g: np.ndarray = polygamma(1, PRIOR_COUNTS + effective_counts_g)
     return least_g

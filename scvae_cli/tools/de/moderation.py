@@ -1,8 +1,8 @@
-"""Variances of many genes from few replicates, moderated by each other.
+"""Moderate variances that are estimated from few replicates: shrink the variance of each gene toward a common value.
 
-Each gene's residual variance s² has `df` degrees of freedom. Over the genes, s² is distributed as s0² · F(df, df0).
-The moderated variance is the average of s0² and s², weighted by df0 and df, and has df0 + df degrees of freedom (Smyth
-2004, doi:10.2202/1544-6115.1027, "limma").
+Each gene's residual variance s² has `df` degrees of freedom. Over the genes, s² / s0² follows an F distribution with df
+and df0 degrees of freedom. The moderated variance is the average of s0² and s², weighted by df0 and df, and has df0 +
+df degrees of freedom (Smyth 2004, doi:10.2202/1544-6115.1027, "limma").
 
 Shapes: g genes.
 """
@@ -15,10 +15,10 @@ from scipy.special import digamma, ndtri_exp, polygamma
 from scipy.stats import norm
 from scipy.stats import t as student
 
-# Variances below this share of the median are raised to this share, as in limma. Variances of zero come from few
-# counts, and the log of zero would dominate the fit.
+# Smallest allowed variance as a share of the median variance; smaller variances are raised to this limit, as in limma.
+# Genes with few counts can have a variance of zero, and the log of zero would dominate the fit.
 _LEAST_OF_MEDIAN = 1e-5
-# With more degrees of freedom than this, Student's t distribution is practically a normal distribution.
+# Number of degrees of freedom above which Student's t distribution is practically a normal distribution.
 _MANY = 1e6
 _NEAR_ZERO = 1e-4
 
@@ -31,7 +31,7 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
     variance_g, df
         Residual variance of each gene, and degrees of freedom of these variances.
     fitted_to
-        Mask of the genes to which s0² and df0 are fitted, shape (g,).
+        Mask of the genes to which the common variance s0² and its degrees of freedom df0 are fitted, shape (g,).
     """
     known = variance_g[fitted_to]
     log_known = np.log(np.maximum(known, max(_LEAST_OF_MEDIAN * float(np.median(known)), np.finfo(float).tiny)))
@@ -45,23 +45,23 @@ def moderated(variance_g: np.ndarray, df: float, fitted_to: np.ndarray) -> tuple
 
 
 def normal_errors(estimate_g: np.ndarray, error_g: np.ndarray, df: float) -> np.ndarray:
-    """Return the errors with which a normal distribution gives each estimate the p-value that Student's t gives it.
+    """Return standard errors for which a normal distribution gives the same p-values as Student's t distribution.
 
-    A shrinkage that assumes known errors then also accounts for the uncertainty of estimated errors (Lu and Stephens
-    2019, arXiv:1901.10679).
+    With the returned errors, a shrinkage method that assumes known errors also accounts for the uncertainty of
+    estimated errors (Lu and Stephens 2019, arXiv:1901.10679).
     """
     t_g = np.abs(estimate_g / error_g)
-    # In the limit of small t, the ratio is that of the two densities at zero.
+    # For t near 0, the ratio of the two standard errors is the ratio of the two densities at zero.
     ratio_g = np.full(len(t_g), norm.pdf(0) / student.pdf(0, df))
     far = t_g > _NEAR_ZERO
-    # The quantile of the log of a probability is accurate far in the tail.
+    # `ndtri_exp` computes a quantile from the log of a probability, which is accurate even far in the tail.
     ratio_g[far] = t_g[far] / -ndtri_exp(student.logsf(t_g[far], df))
     errors_g: np.ndarray = error_g * ratio_g
     return errors_g
 
 
 def _inverse_trigamma(value: float) -> float:
-    """Find the x for which trigamma(x) is the given value, at most `_MANY`."""
+    """Find the x with trigamma(x) = value; the result is at most `_MANY`."""
     low, high = -15.0, float(np.log(_MANY))
     if value <= polygamma(1, np.exp(high)):
         return _MANY

@@ -31,7 +31,7 @@ def parse_within(flag: str, texts: str | Sequence[str]) -> dict[str, str]:
         if not (key and is_there and value):
             raise ConfigError(f"{flag} is {text!r}", f'it takes KEY=VALUE, for example: {flag} "cell_type=B cells"')
         if key in within:
-            raise ConfigError(f"{flag} is given twice for {key!r}", "a cell has one value in each column")
+            raise ConfigError(f"{flag} is given twice for {key!r}", "a cell has only one value in this column")
         within[key] = value
     return within
 
@@ -52,18 +52,20 @@ class DeOptions(Reading, Drawing, Writing):
         help="Compare only cells that have this VALUE in the column KEY of obs. This option may be used several "
         "times, each time with another column.",
         metavar="KEY=VALUE",
-        python_help="Compare only cells with these values: a mapping of columns of obs to values.",
+        python_help="Compare only cells with certain values: a mapping from columns of obs to values.",
         takes="columns of obs, each with one value", parse=parse_within, repeated=True, label=True,
     )  # fmt: skip
     replicate_key: str | None = option(
         None,
-        help="Column of obs with replicates, such as donors. Differences between replicates of a group then count as "
-        "uncertainty. At least two replicates per group are needed, better three.",
+        help="Column of obs with replicates, such as donors. With this option, differences between replicates of a "
+        "group count as uncertainty. Each group needs at least two replicates; three or more are better.",
         takes="a column of obs",
         shown_default="cells are compared",
     )
     threshold: float = option(
-        0.25, help="Absolute log2 ratio above which a gene counts as changed. With 0, any change counts.", least=0
+        0.25,
+        help="Absolute log2 ratio above which a gene counts as changed. With a threshold of 0, any change counts.",
+        least=0,
     )
     fdr: float = option(
         0.05,
@@ -80,8 +82,8 @@ class DeOptions(Reading, Drawing, Writing):
     sort: Sort = option(
         "bound",
         help="Order of the genes. bound: by the smallest change in the 90% interval, which combines effect size and "
-        "certainty. probability: the most certain first. change: the largest change first. Which genes are called does "
-        "not depend on the order.",
+        "certainty. probability: the most certain change first. change: the largest change first. The order does not "
+        "affect which genes are called.",
     )
     name: str | None = option(
         None,
@@ -107,11 +109,11 @@ class DeOptions(Reading, Drawing, Writing):
 
     @property
     def needs_batch(self) -> bool:
-        """Whether batches are needed: yes, because groups are compared within each batch."""
+        """Always True, because groups are compared within each batch."""
         return True
 
     def check(self) -> None:
-        """Require two different groups."""
+        """Raise a ConfigError if the group and the reference are the same."""
         if self.group == self.reference:
             raise compared_with_itself(self.group)
 
@@ -128,13 +130,13 @@ DE = Verb(
     home="scvae_cli.tools.de.question:De",
     about="""Test which genes differ in expression between two groups of cells.
 
-    All genes of the data are tested, also those that the model lacks. Writes the results to
+    All genes of the data are tested, also those that the model lacks. The results are written to
     uns["rank_genes_groups_scvae"], or with --name NAME to uns["rank_genes_groups_scvae_NAME"]. For every gene, the
-    results include the log2 ratio of the two groups, the posterior probability that the absolute log2 ratio exceeds
-    --threshold, and the expected false discovery rate if this gene and all more certain genes are called. scanpy's
-    functions sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read the results with
-    key="rank_genes_groups_scvae". There are no p-values: scanpy's field pvals is NaN, and pvals_adj is the expected
-    false discovery rate.
+    results include the log2 ratio of the two groups and the posterior probability that the absolute log2 ratio exceeds
+    --threshold. The results also include, for every gene, the expected false discovery rate if this gene and all more
+    certain genes are called. scanpy's functions sc.get.rank_genes_groups_df and sc.pl.rank_genes_groups read the
+    results with key="rank_genes_groups_scvae". The method has no p-values: scanpy's field pvals is NaN, and pvals_adj
+    is the expected false discovery rate.
 
     Without --replicate-key, cells are treated as independent, and differences between replicates, such as donors, count
     as differences between the groups.""",

@@ -1,8 +1,8 @@
 """Posterior of each gene's change: shrinkage, the change that most genes share, and expected false discovery rates.
 
-The genes of the model are the most variable ones, and more of them change than of the other genes. So each of the two
-kinds of genes has its own prior, and the false discovery rate is that of all genes together (Cai and Sun 2009,
-doi:10.1198/jasa.2009.tm08415).
+The genes of the model are the most variable genes, so they change more often than the genes that the model lacks. The
+genes of the model and all other genes therefore have separate priors. The false discovery rate is computed over all
+genes together (Cai and Sun 2009, doi:10.1198/jasa.2009.tm08415).
 
 Shapes: g genes, t of them tested.
 """
@@ -19,11 +19,11 @@ from scvae_cli.errors import DataError
 from scvae_cli.tools.de.options import DeOptions
 from scvae_cli.tools.de.shrinkage import ShrunkEffects, common_shift, expected_fdr, shrink
 
-# Smallest number of genes to which the prior of the changes is fitted, and smallest number of genes that the model
-# lacks for a second prior. A prior that is fitted to few genes is uncertain.
+# Smallest number of genes to which a prior of the changes is fitted. Smallest number of genes of each kind, in the
+# model or not, for two separate priors. A prior that is fitted to few genes is uncertain.
 _MIN_GENES, _MIN_GENES_OF_KIND = 10, 100
-# `auto` subtracts the common change if at least the share `_MOST` of the genes lies within `_NEAR_COMMON` (log2) of the
-# common change.
+# With --centre auto, the common change is subtracted if at least the share `_MOST` of the genes changes by the common
+# change, plus or minus `_NEAR_COMMON` (log2).
 _NEAR_COMMON, _MOST = 0.25, 0.5
 # Quantiles that bound the 90% interval of each change.
 _LOW, _HIGH = 0.05, 0.95
@@ -45,19 +45,20 @@ class PosteriorChanges:
     centre
         "bulk" if changes are relative to the common change, otherwise "none".
     unchanged_share
-        Estimated share of genes whose change is exactly zero. If `centre` is "bulk", these are the genes with the
-        common change.
+        Estimated share of genes whose change is exactly zero. If `centre` is "bulk", a change of zero means the common
+        change.
     change_g, sd_g, low_g, high_g
         Posterior of the change, log2: mean, standard deviation, 5% and 95% quantiles.
     probability_g
         Posterior probability that the absolute change is larger than the threshold.
     log_null_g
-        Natural log of the posterior probability that the absolute change is at most the threshold. With this
-        number, genes can be ordered even if `probability_g` is rounded to 1.
+        Natural log of the posterior probability that the absolute change is at most the threshold. `log_null_g`
+        distinguishes genes even if `probability_g` is rounded to 1.
     false_sign_g
         Local false sign rate: the probability that the change is zero or has the less probable of the two signs.
     expected_fdr_g
-        Expected share of false calls if this gene and all more certain genes are called, that is, reported as changed.
+        For each gene, the expected share of false calls if this gene and all more certain genes are called, that is,
+        reported as changed.
     """
 
     tested: np.ndarray
@@ -92,7 +93,7 @@ def posterior_of(
     Raises
     ------
     DataError
-        If there are too few tested genes.
+        If fewer than ten genes are tested.
     """
     if tested.sum() < _MIN_GENES:
         raise DataError(
@@ -135,7 +136,7 @@ def posterior_of(
 
 
 def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
-    """Return the indices of the genes that share a prior: those of the model, and the others if there are many."""
+    """Return the gene indices of each prior: one prior for all genes, or one for the model's and one for others."""
     kinds = [np.flatnonzero(modeled_t), np.flatnonzero(~modeled_t)]
     if min(map(len, kinds)) < _MIN_GENES_OF_KIND:
         return [np.arange(len(modeled_t))]
@@ -145,7 +146,7 @@ def _kinds(modeled_t: np.ndarray) -> list[np.ndarray]:
 def _by_kind(
     parts: Sequence[ShrunkEffects], kinds: Sequence[np.ndarray], of: Callable[[ShrunkEffects], np.ndarray]
 ) -> np.ndarray:
-    """Return a number for each tested gene, from the posterior of its kind, shape (t,)."""
+    """Return a number for each tested gene, computed from the posterior that belongs to its prior, shape (t,)."""
     values_t = np.empty(sum(map(len, kinds)))
     for part, kind in zip(parts, kinds, strict=True):
         values_t[kind] = of(part)

@@ -49,7 +49,7 @@ class De(Question[DeOptions, DifferentialExpression]):
             raise ConfigError(f"{table} does not end in .csv", "--table takes a file that ends in .csv")
         check_writable(table)
         if table.exists() and not request.options.force:
-            raise DataError(f"{table} exists", "use --force to replace it, or another name")
+            raise DataError(f"{table} exists", "use --force to replace the file, or choose another name")
 
     def prepare(self) -> None:
         options, session = self.options, self.session
@@ -58,7 +58,8 @@ class De(Question[DeOptions, DifferentialExpression]):
                 "differential expression needs a model of counts, but this model describes real numbers",
                 "train a model on the raw counts",
             )
-        # Labels as the data spells them, and the cells that have them.
+        # `within` holds the labels as the data spell them, and `inside` holds the indices of the cells with these
+        # labels.
         self.within: dict[str, str] = {}
         inside = np.arange(session.counts.n_cells)
         for key, value in (options.within or {}).items():
@@ -103,7 +104,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         return None if self.options.name is not None else {"groupby": self.options.groupby} | self._labels()
 
     def _labels(self) -> dict[str, Any]:
-        """Return the labels of the contrast, as the data spells them, by option."""
+        """Return the labels of the compared groups as the data spell them; the keys are the names of the options."""
         reference = None if self.options.reference is None else self.contrast.reference
         return {"group": self.contrast.group, "reference": reference, "within": self.within}
 
@@ -126,7 +127,7 @@ class De(Question[DeOptions, DifferentialExpression]):
         )
 
     def _other_genes(self) -> OtherGenes | None:
-        """Read the genes of the data that the model lacks, in the cells that are compared."""
+        """Read the counts of the genes that the model lacks, in the compared cells."""
         session, source = self.session, self.session.counts.source
         names = session.store.matrix_genes(source)
         # `adata.raw` may contain genes that are not in `var_names`.
@@ -172,17 +173,17 @@ class De(Question[DeOptions, DifferentialExpression]):
         if self.writes and (how := self._how_to_make_categories()) is not None:
             groupby = self.options.groupby
             column = f'adata.obs["{groupby}"]'
-            warned.append(f"scanpy's plots need categories of text in obs[{groupby!r}]: {column} = {column}{how}")
+            warned.append(f"scanpy's plots need categories of text in obs[{groupby!r}]; use {column} = {column}{how}")
         return warned
 
     def _how_to_make_categories(self) -> str | None:
-        """Return the code that converts a column of other values to categories of text; None for a column of text."""
+        """Return Python code that converts the column of groups to categories of text; None for a column of text."""
         store, key = self.session.store, self.options.groupby
         values = store.obs_column(key)
         present = values[~is_missing(values)]
         if not len(present) or isinstance(present[0], str | bytes):
             return None
-        # Labels have no decimals: the group of 1.0 is called "1".
+        # scvae writes whole numbers in labels without decimals: the label of the group 1.0 is "1".
         fractional = isinstance(present[0], float | np.floating)
         if store.obs_categories(key) is not None:
             return ".cat.rename_categories('{:g}'.format)" if fractional else ".cat.rename_categories(str)"

@@ -1,22 +1,23 @@
 """Comparison of groups by replicates, such as donors: each replicate is one sample, regardless of its number of cells.
 
-The cells of one replicate are more similar than cells of different replicates, so they are not independent. The unit of
-the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (`group_means`). The relative
-variance of y is τ² + σ². σ² is the sampling error of cells and molecules under the model's count distribution. τ² is
-the variance between replicates. At first, τ² is the same for all genes, and the weight of a replicate is 1 / (τ² + σ²):
-for genes with many counts, replicates have nearly equal weights, and for genes with few counts, the weights grow with
-the number of counts. The residual variance of each gene, relative to τ² + σ², is then moderated by that of all other
-genes (`moderation`): a gene whose replicates differ more than those of most genes has a larger error.
+Cells of one replicate are more similar than cells of different replicates, so cells are not independent. The unit of
+the comparison is therefore the mean y = R · X/M of all cells of a replicate in one group (R, X and M are defined in
+`group_means`). The relative variance of y is τ² + σ²: τ² is the variance between replicates, and σ² is the sampling
+variance of cells and molecules under the model's count distribution. At first, τ² is the same for all genes, and the
+weight of a replicate is 1 / (τ² + σ²). Replicates have nearly equal weights for genes with many counts. For genes with
+few counts, the weight of a replicate grows with its number of counts. The residual variance of each gene is then
+divided by τ² + σ², and the ratio is moderated by the ratios of all other genes (`moderation`). A gene whose replicates
+differ more than those of most genes gets a larger error.
 
-If at least half of the replicates are in both groups, as with cells of the same donors before and after a treatment,
-the difference within each of these replicates is one observation (paired). Otherwise, each replicate in a group is one
-observation. A batch of the model is then a further term, if each replicate is in one batch and both groups are in
-the batches.
+If at least half of the replicates are in both groups, the comparison is paired: each difference between the groups
+within one replicate is one observation. An example is cells of the same donors before and after a treatment. In a
+comparison that is not paired, each replicate in a group is one observation. A comparison that is not paired has terms
+for the batches of the model, if every replicate is in one batch and every batch contains both groups.
 
-The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). Here, ρ is y divided by the
-group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al. 2014,
-doi:10.1186/gb-2014-15-2-r29). The expression of a gene differs between donors by factors. Ratios without the log have a
-few very large values where donors differ much, and simulations then gave more false discoveries than expected.
+The means of the replicates are compared on the log scale, as log((½ + Eρ) / (½ + E)). In this formula, ρ is y divided
+by the group's mean, E = 1/σ² is the effective number of counts of the sample, and ½ is added as in voom (Law et al.
+2014, doi:10.1186/gb-2014-15-2-r29). The log is used because the expression of a gene differs between donors by factors.
+In simulations, ratios without the log gave more false discoveries than expected, because a few ratios were very large.
 
 Shapes: g genes, s samples, i observations, p columns of the design.
 """
@@ -34,14 +35,15 @@ from scipy.stats import chi2
 from scvae_cli.tools.de.group_means import SampleSums, correction, least_variance
 from scvae_cli.tools.de.moderation import moderated, normal_errors
 
-# The largest τ², in squared natural logs, that is searched for.
+# Upper limit of the search for τ², in squared natural logs.
 _LARGEST_SPREAD = 25.0
 # τ² and the moderation are fitted to genes with at least about this number of effective counts in a sample, because the
-# residuals of genes with fewer counts are far from normal. If there are too few such genes, all genes are used.
+# residuals of genes with fewer counts are far from normal. If fewer than `_MIN_FITTED` genes have so many counts, all
+# genes with counts are used.
 _FITTED_COUNTS, _MIN_FITTED = 3.0, 10
-# Added to the effective counts of a sample before the log, as in voom.
+# Number that is added to the effective counts of a sample before the log, as in voom.
 _HALF_COUNT = 0.5
-# A term for batches must leave this number of degrees of freedom.
+# Smallest number of degrees of freedom that must be left after terms for batches are added.
 _LEAST_FREEDOM = 2
 
 
@@ -52,14 +54,15 @@ class ReplicateDesign:
     Parameters
     ----------
     cells, reference_cells
-        Indices of the cells of each sample, for the group and for the reference. If `paired`, samples at the same
-        position are of the same replicate.
+        Indices of the cells of each sample, for the group and for the reference. If `paired` is True, samples at the
+        same position belong to the same replicate.
     paired
         Whether the same replicates are in both groups, so that the groups are compared within each replicate.
     left_out
-        Labels of the replicates in one group alone, which are left out if the others are paired.
+        Labels of the replicates that are left out of a paired comparison, because they are in only one group.
     batch_s
-        Batch of each sample, first of the group's samples, then of the reference's; None if batches are not a term.
+        Batch of each sample, first for the samples of the group and then for those of the reference; None if the
+        comparison has no terms for batches.
     """
 
     cells: tuple[np.ndarray, ...]
@@ -70,7 +73,7 @@ class ReplicateDesign:
 
 
 class Comparison(NamedTuple):
-    """Means and changes between replicates, natural logs, shape (g,), and the common spread τ between replicates."""
+    """Means of both groups and their change (natural logs, shape (g,)), and the common spread τ between replicates."""
 
     log_mean_g: np.ndarray
     reference_log_mean_g: np.ndarray
@@ -84,8 +87,8 @@ def design_of(
 ) -> ReplicateDesign:
     """Split both groups by replicate, and decide whether the replicates are paired.
 
-    Cells without a label of a replicate belong to no sample. If the replicates are paired, those in one group alone are
-    left out. `replicate_n` and `batch_n` have a value for every cell of the data.
+    Cells without a replicate belong to no sample. If the replicates are paired, replicates in only one group are left
+    out. `replicate_n` and `batch_n` have a value for every cell of the data.
     """
     sides = [_by_label(cells, replicate_n), _by_label(reference_cells, replicate_n)]
     both = [name for name in sides[0] if name in sides[1]]
@@ -140,7 +143,7 @@ def between_replicates(
 
 
 class _Side(NamedTuple):
-    """The samples of one group: their sums R, X, M, P and V (`SampleSums`), and relative sampling variances σ²."""
+    """The samples of one group: the sums of each sample (see `SampleSums`), and its relative sampling variance σ²."""
 
     r_sg: np.ndarray
     counted_sg: np.ndarray
@@ -153,8 +156,7 @@ class _Side(NamedTuple):
     def of(cls, samples: Sequence[SampleSums]) -> _Side:
         r_sg, counted_sg, predicted_sg = (np.stack([sample.sum_3g[k] for sample in samples]) for k in range(3))
         poisson_sg, model_sg = (np.stack([getattr(s, name) for s in samples]) for name in ("poisson_g", "model_g"))
-        # There is one correction for all samples together, so that a sample's variance does not depend on its own
-        # counts.
+        # All samples share one correction, so that the variance of a sample does not depend on the sample's own counts.
         n_s1 = np.asarray([sample.n_cells for sample in samples], dtype=float)[:, None]
         n_s1 /= n_s1.sum()
         predicted_g, counted_g = (n_s1 * predicted_sg).sum(0), (n_s1 * counted_sg).sum(0)
@@ -166,7 +168,7 @@ class _Side(NamedTuple):
         return _Side(*(values_sg[:, mask] for values_sg in self))
 
     def mean(self, weight_sg: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the log of the mean, the samples' logs relative to it, and the variance that counting alone causes."""
+        """Return the group's log mean, the samples' log ratios to this mean, and the variance due to counting alone."""
         share_sg = weight_sg / weight_sg.sum(0)
         r_g, predicted_g = (share_sg * self.r_sg).sum(0), (share_sg * self.predicted_sg).sum(0)
         counted_g, model_g = (share_sg * self.counted_sg).sum(0), (share_sg**2 * self.model_sg).sum(0)
@@ -181,7 +183,7 @@ class _Side(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A weighted least-squares fit: log means (2, g), change, its variance at unit scale, residual variances."""
+    """A weighted least-squares fit; `variance_g` is the variance of the change for a residual variance of 1."""
 
     log_mean_2g: np.ndarray
     estimate_g: np.ndarray
@@ -217,19 +219,19 @@ def _fit(sides: tuple[_Side, ...], design_ip: np.ndarray, spread2: float, *, pai
 
 
 def _columns(n_group: int, n_reference: int, design: ReplicateDesign) -> np.ndarray:
-    """Return the design, shape (i, p); the coefficient of its first column is the change."""
+    """Return the design matrix, shape (i, p); the coefficient of its first column is the change."""
     if design.paired:
         return np.ones((n_group, 1))
     in_group_i = np.repeat([1.0, 0.0], [n_group, n_reference])
     others_ip = np.ones((len(in_group_i), 1))
     if design.batch_s is not None:
-        # Each column marks the samples of one batch. The sum of these columns is the intercept.
+        # Each column marks the samples of one batch. The sum of the batch columns is the intercept.
         others_ip = (design.batch_s[:, None] == np.unique(design.batch_s)).astype(float)
     return np.column_stack([in_group_i, others_ip])
 
 
 def _batch_term(samples: Sequence[np.ndarray], n_group: int, batch_n: np.ndarray) -> np.ndarray | None:
-    """Return the batch of each sample; None if a term for batches is impossible or leaves too few replicates."""
+    """Return the batch of each sample; None if batches cannot be terms, or would leave too few degrees of freedom."""
     batches = [np.unique(batch_n[cells]) for cells in samples]
     if any(len(of_sample) > 1 for of_sample in batches):
         return None

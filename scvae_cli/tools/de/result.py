@@ -1,4 +1,4 @@
-"""Two groups of cells, and how the expression of every gene differs between them.
+"""The result of `de`: how the expression of every gene differs between two groups of cells.
 
 Shapes: g genes, t of them tested, f genes of the data.
 """
@@ -30,14 +30,15 @@ class Replicates:
     key
         Column of obs with the replicates.
     n_group, n_reference
-        Numbers of replicates compared. If `paired`, these are the same replicates.
+        Numbers of compared replicates in the group and in the reference. If `paired` is True, both groups have the same
+        replicates.
     paired
         Whether each replicate is in both groups, so that the groups were compared within each replicate.
     left_out
-        Labels of the replicates in one group alone, which were left out because the others are paired.
+        Labels of the replicates that were left out of a paired comparison, because they are in only one group.
     spread
-        Standard deviation between replicates that most genes have beyond the sampling of cells, log2. If `paired`, this
-        is the standard deviation of the changes of the replicates.
+        Typical standard deviation of a gene between replicates, log2, without the sampling error of the cells. If
+        `paired` is True, `spread` is the standard deviation of the changes within replicates.
     batches
         Whether differences between batches were separated from differences between groups.
     """
@@ -55,7 +56,7 @@ class Replicates:
 class DifferentialExpression(PosteriorChanges):
     """Change of g genes from a reference to a group, NaN for genes that are not tested.
 
-    The parameters are those of `PosteriorChanges`, and the following ones.
+    The class has the parameters of `PosteriorChanges` and the following parameters.
 
     Parameters
     ----------
@@ -68,8 +69,8 @@ class DifferentialExpression(PosteriorChanges):
         is 0.
     n_group, n_reference, n_left_out
         Numbers of cells compared in the group and in the reference, and number of cells left out. Cells are left out if
-        they belong to a batch with fewer than two cells of the group or of the reference, or to a replicate that is in
-        one group alone while the others are paired.
+        their batch has fewer than two cells of the group or of the reference. A paired comparison also leaves out cells
+        of replicates that are in only one group.
     replicates
         The replicates between which the groups were compared; None if cells were compared.
     """
@@ -96,16 +97,17 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def order(self) -> np.ndarray:
-        """Indices of the tested genes in the order in which they are called, the most certain first, shape (t,)."""
+        """Indices of the tested genes, sorted by the certainty of their change, the most certain first; shape (t,)."""
         tested = np.flatnonzero(self.tested)
         ordered: np.ndarray = tested[np.argsort(self.log_null_g[tested], kind="stable")]
         return ordered
 
     @property
     def ranked(self) -> np.ndarray:
-        """Indices of the tested genes, first the called genes, each part in the order of `options.sort`, shape (t,)."""
+        """Indices of the tested genes, shape (t,): the called genes, then the others, each sorted by `options.sort`."""
         order = self.order
-        # The sort is stable, so ties, such as intervals that include 0, stay in the order of certainty.
+        # The sort is stable, so genes of equal score, such as genes whose interval includes 0, stay in the order of
+        # certainty.
         ranked: np.ndarray = order[np.lexsort((-np.abs(self.score_g[order]), ~self.called[order]))]
         return ranked
 
@@ -117,13 +119,13 @@ class DifferentialExpression(PosteriorChanges):
 
     @property
     def certainty_g(self) -> np.ndarray:
-        """−log10 P(|change| ≤ threshold), shape (g,)."""
+        """Certainty of each change: −log10 of the probability that |change| ≤ threshold, shape (g,)."""
         certainty_g: np.ndarray = -self.log_null_g / math.log(10)
         return certainty_g
 
     @property
     def bound_g(self) -> np.ndarray:
-        """Size of the smallest change in the 90% interval, log2; 0 if the interval includes 0. Shape (g,)."""
+        """Smallest absolute change in the 90% interval, log2, shape (g,); 0 if the interval includes 0."""
         bound_g: np.ndarray = np.maximum(np.maximum(self.low_g, -self.high_g), 0)
         return bound_g
 
@@ -145,10 +147,10 @@ class DifferentialExpression(PosteriorChanges):
     def slots(self, names: SlotNames, file_genes: np.ndarray, name: str | None = None) -> list[Slot]:
         """Return a slot in the format of scanpy's `rank_genes_groups`, with all genes of the data by descending score.
 
-        Genes that are not tested are included, because some of scanpy's plots need every gene. These genes have a score
-        of 0 and NaN in all other numbers, so they stand between the genes with positive and with negative scores.
-        `pvals` are NaN, because a posterior has no p-values. `pvals_adj` are the expected false discovery rates, so
-        that scanpy's `pval_cutoff` selects the genes that are called at this rate.
+        Genes that are not tested are included, because some of scanpy's plots need every gene. Untested genes have a
+        score of 0 and NaN in all other numbers, so they are listed between the genes with positive and with negative
+        scores. The field `pvals` is NaN, because a posterior has no p-values. The field `pvals_adj` holds the expected
+        false discovery rates, so that scanpy's `pval_cutoff` selects the genes that are called at a given rate.
         """
         position = {gene: g for g, gene in enumerate(self.genes)}
         column_f = np.asarray([position.get(gene, -1) for gene in file_genes])
@@ -158,7 +160,7 @@ class DifferentialExpression(PosteriorChanges):
         numbers |= {"change_sd": self.sd_g} | {field: getattr(self, f"{field}_g") for field in same}
         fields = {field: np.where(column_f >= 0, values_g[column_f], np.nan) for field, values_g in numbers.items()}
         fields["scores"] = np.nan_to_num(fields["scores"])
-        # Where scores are equal, the more certain genes are farther from the middle.
+        # Among genes of equal score, the more certain genes are farther from the middle of the list.
         signed_f = np.nan_to_num((self.certainty_g * np.sign(self.change_g))[column_f]) * (column_f >= 0)
         order = np.lexsort((-signed_f, -fields["scores"]))
         columns = {"names": np.asarray(file_genes, dtype=object)} | fields

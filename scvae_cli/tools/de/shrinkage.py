@@ -1,11 +1,10 @@
 """Shrinkage of many effects, most of them zero, whose estimates have known standard errors.
 
-The prior of an effect β is a mixture. One component is a point mass at zero. The other components are normal
-distributions around zero, and the standard deviations of these distributions form a grid. The estimate of β is
-distributed as N(β, error²). The weights of the components are fitted to all estimates together by expectation
-maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). In the posterior, estimates that may be
-noise are shrunk toward zero, and clear estimates hardly change. Calibrated error rates are computed from the
-probability that the absolute value of each effect exceeds a threshold.
+The prior of an effect β is a mixture of a point mass at zero and of normal distributions around zero, whose standard
+deviations form a grid. The estimate of β is distributed as N(β, error²). The weights of the components are fitted to
+all estimates together by expectation maximization, after Stephens (2017, doi:10.1093/biostatistics/kxw041, "ash"). In
+the posterior, estimates that may be noise are shrunk toward zero, and clear estimates hardly change. Calibrated error
+rates are computed from the probability that the absolute value of each effect exceeds a threshold.
 
 `common_shift` fits a shift that is added to every effect: each estimate is then distributed as N(β + shift, error²).
 
@@ -19,8 +18,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_ndtr, logsumexp
 
-# Ratio of neighboring widths in the grid. The widths reach from `_BELOW_ERRORS` times the smallest error to an upper
-# bound of the effects' width.
+# Ratio of neighboring standard deviations in the grid. The grid reaches from `_BELOW_ERRORS` times the smallest error
+# to an upper bound of the effects' standard deviation.
 _STEP = np.sqrt(2.0)
 _BELOW_ERRORS = 0.1
 # Pseudo-counts of the zero component, which favor "no effect" in case of doubt (the default of ash).
@@ -117,7 +116,8 @@ def shrink(estimate_g: np.ndarray, error_g: np.ndarray) -> ShrunkEffects:
     Parameters
     ----------
     estimate_g, error_g
-        Estimates, and standard errors of the estimates. All are finite, and the errors are above zero. Shape (g,).
+        Estimates, and standard errors of the estimates, shape (g,). All values are finite, and the standard errors are
+        above zero.
     """
     sd_c = _grid(estimate_g, error_g)
     variance_gc = error_g[:, None] ** 2 + sd_c**2
@@ -160,8 +160,8 @@ def common_shift(estimate_g: np.ndarray, error_g: np.ndarray) -> float:
 def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
     """Compute, for each effect, the expected share of false calls if this and all more certain effects are called.
 
-    To call an effect is to report it as larger than a threshold. `log_null_g` contains, for each effect, the log
-    probability that its call is false. Shape (g,).
+    To call an effect is to report it as larger than a threshold. `log_null_g`, shape (g,), contains for each effect the
+    log probability that its call is false.
 
     >>> expected_fdr(np.log([0.5, 0.1, 0.3])).round(2)
     array([0.3, 0.1, 0.2])
@@ -173,7 +173,7 @@ def expected_fdr(log_null_g: np.ndarray) -> np.ndarray:
 
 
 def _grid(estimate_g: np.ndarray, error_g: np.ndarray) -> np.ndarray:
-    # Upper bound of the effects' width: the largest excess of an estimate over its error.
+    # Upper bound of the effects' standard deviation, from the estimate that exceeds its standard error the most.
     largest = 2 * np.sqrt(max(float((estimate_g**2 - error_g**2).max(initial=0)), 0.0))
     smallest = _BELOW_ERRORS * float(error_g.min())
     if largest <= smallest:
@@ -219,7 +219,7 @@ def _weighted_median(value_g: np.ndarray, weight_g: np.ndarray) -> float:
 
 
 def _log_within(threshold: float, mean_gc: np.ndarray, sd_gc: np.ndarray) -> np.ndarray:
-    """Compute log P(|b| ≤ threshold) for b ~ N(mean, sd²); the log is 0 where sd is 0, for the point mass at zero."""
+    """Compute log P(|b| ≤ threshold) for b ~ N(mean, sd²); the result is 0 where sd is 0 (the point mass at zero)."""
     with np.errstate(divide="ignore", invalid="ignore"):
         # By symmetry, the probability can be computed on the side where the tail is small, to avoid cancellation.
         away_gc = np.abs(mean_gc)

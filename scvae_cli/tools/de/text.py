@@ -1,4 +1,4 @@
-"""Text that the command line prints about a comparison."""
+"""Text that the command line prints about a comparison of two groups of cells."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from scvae_cli.data.gene_names import listed
 from scvae_cli.tools.de.result import DifferentialExpression
 
 SHOWN_GENES = 20
-# Smaller rates are printed as "<1e-06". Such rates depend on the far tails of normal distributions and say little about
-# real data.
+# Smaller false discovery rates are printed as "<1e-06", because they depend on the far tails of normal distributions
+# and say little about real data.
 _LEAST_SHOWN = 1e-6
-# With fewer replicates in a group, a warning says what cannot be known.
+# Number of replicates in a group below which a warning is given.
 _FEW_REPLICATES = 3
 
 
 def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
-    """Return the result as text: the groups, what was tested, and the first of the called genes."""
+    """Return the result as text: the groups, the numbers of tested genes, and the first called genes."""
     lines = [_groups(result, facts)]
     if result.replicates is not None:
         lines.append(_replicates(result))
@@ -52,7 +52,7 @@ def text_of(result: DifferentialExpression, facts: dict[str, Any]) -> str:
 
 
 def warnings_of_replicates(result: DifferentialExpression) -> list[str]:
-    """Return warnings about the replicates: which were left out, and what cannot be known from so few replicates."""
+    """Return warnings if replicates were left out, or if a group has too few replicates."""
     replicates, warned = result.replicates, []
     if replicates is None:
         return []
@@ -88,7 +88,7 @@ def _replicates(result: DifferentialExpression) -> str:
     replicates = result.replicates
     assert replicates is not None
     how = "groups compared within each replicate (paired)" if replicates.paired else "not paired"
-    spread = "their changes differ" if replicates.paired else "they differ"
+    spread = "the changes of the replicates differ" if replicates.paired else "replicates differ"
     batches = "; differences between batches are accounted for" if replicates.batches else ""
     return (
         f"replicates: obs[{replicates.key!r}], {how}{batches}; in most genes, {spread} by a standard deviation of "

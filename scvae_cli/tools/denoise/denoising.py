@@ -1,4 +1,4 @@
-"""Denoised counts of every cell, and comparison of their means in groups of cells with those of the raw counts.
+"""Denoise the counts of every cell, and compare denoised and raw mean counts in groups of cells.
 
 Shapes: n cells, g modeled genes, f genes of the data, d denoised genes, c columns of the result.
 """
@@ -21,14 +21,14 @@ from scvae_cli.progress import Progress, counted, silent
 from scvae_cli.tools.denoise.group_means import GroupMeans, GroupSums
 from scvae_cli.tools.denoise.options import DenoiseOptions
 
-# Smallest share of the data's genes that must be denoised for a layer, whose other columns are NaN. A layer works with
-# all figures of scanpy, and at this share, it is at most a ninth larger than the denoised genes alone.
+# Share of the data's genes above which the denoised counts are written to a layer, with NaN for the other genes. All
+# plots of scanpy can use a layer. The columns of NaN make the layer larger by at most a ninth.
 _LEAST_SHARE = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Columns of the result.
+    """Columns of the matrix of denoised counts.
 
     Parameters
     ----------
@@ -37,8 +37,8 @@ class Columns:
     modelled
         Mask of the denoised genes over the f genes of the data, shape (f,).
     in_layer
-        Whether the result has a column for each gene of the data, with NaN for genes that are not denoised. If not, it
-        has only columns for the denoised genes.
+        Whether the result has a column for each gene of the data, with NaN for genes that are not denoised. If
+        `in_layer` is False, the result has columns only for the denoised genes.
     """
 
     __repr__ = brief
@@ -51,7 +51,7 @@ class Columns:
     def of(
         cls, model: Model, file_genes: np.ndarray, genes: Sequence[str] | None, *, all_genes: bool = False
     ) -> Columns:
-        """Choose the columns for the genes of the data. `genes` are the modeled genes to denoise; None for all."""
+        """Choose the columns of the result; `genes` are the modeled genes to denoise, or None for all modeled genes."""
         chosen = set(model.genes if genes is None else genes)
         modelled = np.asarray([gene in chosen for gene in file_genes], dtype=bool)
         in_layer = all_genes or bool(modelled.mean() >= _LEAST_SHARE)
@@ -82,8 +82,8 @@ class Columns:
 class Denoised:
     """Expected counts of n cells.
 
-    `rows` holds the expected counts, float32, as blocks of rows, shape (n, c); `columns` says which genes they are. A
-    block is computed when it is read, and can be read only once.
+    `rows` holds the expected counts as blocks of rows, float32, shape (n, c), and `columns` says which genes the
+    columns are. A block is computed when it is read, and can be read only once.
     """
 
     __repr__ = brief
@@ -99,7 +99,7 @@ class Denoised:
 
     @property
     def n_bytes(self) -> int:
-        """Size of the expected counts before compression."""
+        """Size of the expected counts before compression, in bytes."""
         return int(np.prod(self.rows.shape)) * self.rows.dtype.itemsize
 
     def group_means(self) -> GroupMeans | None:
@@ -108,7 +108,7 @@ class Denoised:
         Raises
         ------
         ConfigError
-            If the rows have not been read.
+            If not all rows have been read.
         """
         if self.sums is None:
             return None
@@ -145,22 +145,24 @@ def denoise(
         A model, and n cells with the genes of the model. If the model has batches and `options.needs_batch` is True,
         the batch of every cell must be given.
     columns
-        Columns of the result. `options.genes` and `options.all_genes` are not read here.
+        Columns of the result. The options `genes` and `all_genes` are ignored, because they were used to choose these
+        columns.
     options
-        For the estimate "state", the expected counts are the decoder's mean: the average of cells in the same state.
-        For the estimate "cell", the decoder's mean is combined with the cell's own counts, and the expected counts are
-        those of this individual cell. The formulas are in `scvae_cli.latent.expected_counts`.
+        With the estimate "state", the expected counts are the decoder's means, which are averages over cells in the
+        same state. With the estimate "cell", the decoder's means are combined with a cell's own counts, which gives the
+        expected counts of this single cell. The formulas are in `scvae_cli.latent.expected_counts`.
     groupby, label_n
-        Column of obs, and the group of each cell in it; None for no comparison of means in groups. Raw counts show the
-        effect of the cell's batch. Raw counts are therefore compared with the expected counts in the cell's own batch,
-        even if the result is decoded in another batch.
+        Column of obs, and the group of each cell in this column; None if the means of groups are not compared. Raw
+        counts show the effect of the cell's batch. Raw counts are therefore compared with the expected counts in the
+        cell's own batch, even if the result is decoded in another batch.
 
     Raises
     ------
     DataError
         If `options.batch_as` is unknown to the model, or if a cell's own batch is needed and unknown to the model.
     ConfigError
-        If the model is of real numbers, and the options ask for a library size, zero inflation or the estimate "cell".
+        If the model describes real numbers, and the options ask for a library size, zero inflation or the estimate
+        "cell".
     """
     passed_on = ("estimate", "n_samples", "library", "batch_as", "with_zero_inflation", "seed")
     asked = {name: getattr(options, name) for name in passed_on}

@@ -1,13 +1,14 @@
-"""Comparison of the denoised counts of groups of cells with the raw counts of these groups.
+"""Compare the mean denoised counts and the mean raw counts of groups of cells.
 
 The raw mean of a gene in a group is noisy, but it is unbiased and does not depend on the model. If the denoised mean
-differs from it by more than the sampling error, then the denoised counts of this gene are wrong in this group.
+differs from the raw mean by more than the sampling error, the denoised counts of the gene are wrong in this group.
 
-The error of a difference is the standard error of the mean residual over the n cells of a group. If a group has no
-counts of a gene, its residuals hardly vary, even if the expected counts are wrong. The variance of a count is therefore
-assumed to be at least the expected count, as for a Poisson. The decoder was fitted to the same cells, so the
-differences are smaller than sampling error alone would make them. An agreement is therefore weaker evidence than a
-disagreement. Cells are treated as independent: variation between samples or donors is not part of the error.
+The error of the difference between the denoised and the raw mean of a group is the standard error of the mean residual
+over the n cells of the group. If a group has no counts of a gene, the residuals of this gene hardly vary, even if the
+expected counts are wrong. The variance of a count is therefore assumed to be at least the expected count, as in a
+Poisson distribution. The decoder was fitted to the compared cells, so denoised and raw means differ by less than the
+sampling error alone would imply. Agreement of denoised and raw means is therefore weaker evidence than disagreement.
+Cells are treated as independent: variation between samples or donors is not part of the error.
 
 Shapes: n cells, g modeled genes, p groups.
 """
@@ -23,7 +24,8 @@ import numpy as np
 from scvae_cli.brief import brief
 
 FDR = 0.05
-# In smaller groups, a mean of counts is far from normally distributed.
+# Smallest number of cells of a group that is compared. The mean counts of smaller groups are far from normally
+# distributed.
 LEAST_CELLS = 10
 # Half-width of a 95% interval, in standard errors.
 _HALF_WIDTH = 1.96
@@ -42,8 +44,8 @@ class GroupMeans:
     n_cells_p
         Number of cells in each group.
     raw_pg, denoised_pg, error_pg
-        Means of raw and denoised counts, and standard errors of their differences, in counts at the library sizes at
-        which the cells were decoded.
+        Means of raw and of denoised counts, and standard errors of their differences. All means and errors are in
+        counts, at the library sizes at which the cells were decoded.
     """
 
     __repr__ = brief
@@ -58,7 +60,7 @@ class GroupMeans:
 
     @cached_property
     def differs_pg(self) -> np.ndarray:
-        """Mask of the means that differ, at a false discovery rate of 5% (Benjamini & Hochberg) over all means."""
+        """Mask of denoised means that differ from the raw means, at a Benjamini–Hochberg FDR of 5% over all means."""
         from scipy.stats import false_discovery_control, norm
 
         difference_pg = np.abs(self.denoised_pg - self.raw_pg)
@@ -68,10 +70,10 @@ class GroupMeans:
 
     @cached_property
     def worst(self) -> list[tuple[int, int]]:
-        """Group and gene of each mean that differs, the worst first.
+        """Group and gene of each denoised mean that differs from the raw mean, the largest deviation first.
 
-        The worst is the one that lies farthest outside the 95% interval of the raw mean, as a multiple of the expected
-        counts of the gene in the group where it is highest.
+        The deviation is the distance of the denoised mean from the 95% interval of the raw mean, divided by the gene's
+        largest raw mean in any group.
         """
         beyond_pg = np.abs(self.denoised_pg - self.raw_pg) - _HALF_WIDTH * self.error_pg
         highest_g = np.maximum(np.abs(self.raw_pg).max(0), np.finfo(np.float64).tiny)
@@ -87,7 +89,7 @@ def groups_of(label_n: np.ndarray) -> list[str]:
 
 
 class GroupSums:
-    """Sums over the cells of each group, to which blocks of cells are added in order.
+    """Sums over the cells of each group; blocks of cells are added in the order of the cells.
 
     Parameters
     ----------
@@ -96,7 +98,7 @@ class GroupSums:
     genes
         Names of the genes.
     of_counts
-        Whether the values are counts, so that the variance of a count is at least its expectation.
+        Whether the values are counts. The variance of a count is assumed to be at least its expectation.
     """
 
     def __init__(self, groupby: str, label_n: np.ndarray, genes: Sequence[str], *, of_counts: bool) -> None:
@@ -111,7 +113,7 @@ class GroupSums:
     def add(self, raw_ng: np.ndarray, denoised_ng: np.ndarray, scale_n: np.ndarray) -> None:
         """Add a block of cells.
 
-        `scale_n` is the library size at which each cell was decoded, as a multiple of the library size of its raw
+        `scale_n` is the library size at which each cell was decoded, divided by the library size of the cell's raw
         counts.
         """
         group_n = self._group_n[self._n_added : self._n_added + len(raw_ng)]
@@ -123,7 +125,7 @@ class GroupSums:
             self._raw_pg[p] += scaled_ng[mine].sum(0)
             self._denoised_pg[p] += expected_ng.sum(0)
             self._square_pg[p] += ((scaled_ng[mine] - expected_ng) ** 2).sum(0)
-            # A Poisson count with mean m, times s, has the mean sm and the variance s²m.
+            # The product of a number s and a Poisson count with mean m has the mean sm and the variance s²m.
             self._poisson_pg[p] += (scale_n[mine, None] * expected_ng).sum(0)
 
     @property
@@ -133,7 +135,7 @@ class GroupSums:
 
     def means(self) -> GroupMeans:
         """Compute the means, after all cells were added."""
-        assert self.complete, "the caller checks this"
+        assert self.complete, "the caller checks that all cells were added"
         n_p = np.bincount(self._group_n[self._group_n >= 0], minlength=len(self._groups))
         size_p1 = n_p[:, None].astype(np.float64)
         raw_pg, denoised_pg = self._raw_pg / size_p1, self._denoised_pg / size_p1

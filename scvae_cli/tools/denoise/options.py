@@ -21,13 +21,14 @@ class DenoiseOptions(Reading, Writing):
     estimate: Estimate = option(
         "state",
         help="Expected counts to write. state: the mean counts of cells with the same latent position. cell: the "
-        "expected counts of this single cell, estimated from its latent position and its own counts.",
+        "expected counts of each single cell, estimated from its latent position and its own counts.",
         panel=DECODING,
     )
     n_samples: int = option(
         0,
         flags=("--samples",),
-        help="Number of posterior samples that are decoded and averaged. With 0, the posterior mean is decoded.",
+        help="Number of posterior samples that are decoded and averaged. If the number is 0, the posterior mean is "
+        "decoded.",
         least=0,
         most=10_000,
         panel=DECODING,
@@ -48,8 +49,8 @@ class DenoiseOptions(Reading, Writing):
     )
     all_genes: bool = option(
         False,
-        help="Write a column for every gene of the data, with NaN for genes that are not denoised. With many such "
-        "genes, the file becomes large.",
+        help="Write a column for every gene of the data, with NaN for genes that are not denoised. The file becomes "
+        "large if many genes are not denoised.",
         panel=OUTPUT,
     )
     groupby: str | None = option(
@@ -65,8 +66,8 @@ class DenoiseOptions(Reading, Writing):
     )
     with_zero_inflation: bool | None = option(
         None,
-        help="Include zero inflation: an expected count is lowered by the probability of an inflated zero. Without it, "
-        "genes appear to be expressed in cell types that lack them.",
+        help="Include zero inflation: an expected count is lowered by the probability of an inflated zero. Without "
+        "zero inflation, genes appear to be expressed in cell types that do not express them.",
         shown_default="included, if the model has zero inflation",
         panel=DECODING,
     )
@@ -75,7 +76,7 @@ class DenoiseOptions(Reading, Writing):
     def check(self) -> None:
         """Refuse an empty list of genes: an empty list does not mean all genes."""
         if self.genes == ():
-            raise ConfigError("--genes contains no gene names", "leave it out to denoise all modeled genes")
+            raise ConfigError("--genes contains no gene names", "leave out --genes to denoise all modeled genes")
 
     @property
     def needs_batch(self) -> bool:
@@ -90,12 +91,12 @@ DENOISE = Verb(
     home="scvae_cli.tools.denoise.question:Denoise",
     about="""Write the expected counts of every cell to layers["scvae_denoised"].
 
-    If less than nine tenths of the genes of the data are denoised, because the model does not contain the others or
-    because --genes names some, the expected counts are written to obsm["scvae_denoised"] instead. The names of the
-    genes are then in uns["scvae"]["denoised_genes"]. var["scvae_modelled"] is True for genes that were denoised.
+    Genes that the model lacks, or that --genes leaves out, are not denoised. If less than nine tenths of the data's
+    genes are denoised, the expected counts are written to obsm["scvae_denoised"] instead of a layer, and the names of
+    the denoised genes to uns["scvae"]["denoised_genes"]. var["scvae_modelled"] is True for genes that were denoised.
 
-    If groups are known, the mean denoised counts of each group are compared with its mean raw counts. Genes whose means
-    differ by more than the sampling error are shown.""",
+    If groups of cells are known, the mean denoised counts of each group are compared with its mean raw counts. Genes
+    whose denoised and raw means differ by more than the sampling error are shown.""",
     example="scvae denoise data.h5ad --groupby cell_type",
-    returns="None; with `inplace=False` the result: `result.rows.whole()` computes the whole matrix.",
+    returns="None. With `inplace=False`, the result is returned, and `result.rows.whole()` computes the whole matrix.",
 )

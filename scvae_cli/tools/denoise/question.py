@@ -16,7 +16,7 @@ from scvae_cli.tools.denoise.denoising import Columns, Denoised, denoise
 from scvae_cli.tools.denoise.group_means import FDR, LEAST_CELLS, groups_of
 from scvae_cli.tools.denoise.options import DenoiseOptions
 
-# Number of genes and groups that are shown on the screen, and number in --json.
+# Largest number of deviating means that are shown on the screen, and largest number in --json.
 _SHOWN, _LISTED = 3, 100
 
 
@@ -41,7 +41,8 @@ class Denoise(Question[DenoiseOptions, Denoised]):
     def _clusters(self) -> str | None:
         """Return the column with the clusters of `embed --leiden`.
 
-        Returns None if there are no clusters, or if the batches of the cells, which a comparison needs, were not read.
+        The result is None if the data have no clusters. The result is also None if the batches of the cells were not
+        read, because a comparison needs the batches.
         """
         known = self.options.needs_batch or not self.session.model.batches
         return self.names.leiden if known and self.names.leiden in self.session.store.obs_keys else None
@@ -95,7 +96,7 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         facts["n_compared"] = means.differs_pg.size
         return facts | {"n_different": differ, "fdr": FDR, "worst": worst}
 
-    def text(self, result: Denoised, facts: dict[str, Any]) -> str:  # noqa: ARG002  # they say it all
+    def text(self, result: Denoised, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the facts hold all that is shown
         unit = "counts" if self.session.model.of_counts else "values"
         what = "each cell's own rates" if self.options.estimate == "cell" else f"expected {unit}"
         samples = self.options.n_samples
@@ -109,18 +110,18 @@ class Denoise(Question[DenoiseOptions, Denoised]):
         other_batch = bool(self.session.model.batches) and self.options.batch_as != OBSERVED
         return "\n".join([line, *_comparison_lines(means, own_batches=other_batch)])
 
-    def warnings(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the model
+    def warnings(self, result: Denoised) -> list[str]:  # noqa: ARG002  # the warning depends on the model
         if not self.session.model.vae.n_mapped or self.options.batch_as == OBSERVED:
             return []
         return [
             (
                 "batches were mapped onto this model, and all cells are decoded in the batch "
-                f"{self.options.batch_as!r}: this removes all differences of a mapped batch, including the effect of "
-                "a treatment; --batch-as observed keeps these differences"
+                f"{self.options.batch_as!r}. A common batch removes all differences of a mapped batch, including the "
+                "effect of a treatment; --batch-as observed keeps these differences"
             )
         ]
 
-    def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # it depends on the options
+    def notes(self, result: Denoised) -> list[str]:  # noqa: ARG002  # the note depends on the options
         if self.groupby is not None:
             return []
         return ["--groupby COLUMN compares the mean denoised and raw counts of each cell type"]
@@ -138,9 +139,9 @@ class Denoise(Question[DenoiseOptions, Denoised]):
 
 
 def _comparison_lines(means: dict[str, Any], *, own_batches: bool) -> list[str]:
-    """Describe the comparison with the raw means.
+    """Describe how the denoised means differ from the raw means.
 
-    `own_batches` says whether cells were decoded in their own batches for this comparison.
+    `own_batches` says whether cells were decoded in their own batches for the comparison.
     """
     differ, compared = means["n_different"], means["n_compared"]
     where = f"mean counts of {amount(means['n_groups'], 'group')} of obs[{means['groupby']!r}]"

@@ -1,8 +1,8 @@
 """The advice for every finding of a diagnosis, in one table.
 
-A verdict names its finding. The table gives the text that is shown below the verdict, and a command that may help. A
-diagnosis recommends only one command, that of its most important verdict. The recommended command therefore never
-contradicts the verdicts.
+Each verdict names a finding. For each finding, the table has the text that is shown below the verdict, and for some
+findings a command that may help. A diagnosis recommends only one command, that of its most important verdict.
+Recommended commands therefore never contradict each other.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class Command:
     Parameters
     ----------
     verb
-        "embed", "train" or "sweep". The last two train with the options of the diagnosed model.
+        "embed", "train" or "sweep". "train" and "sweep" use the training options of the diagnosed model.
     options
-        Options of the verb, by name on the command line without dashes.
+        Options of the command, by their names without leading dashes.
     """
 
     verb: str
@@ -51,7 +51,7 @@ class Advice:
 
 
 def lower_beta(beta: float) -> float:
-    """Return the weight of the KL term to try if the latent space keeps too little information.
+    """Return a lower β, the weight of the KL term, to try if the latent space keeps too little information.
 
     >>> lower_beta(20), lower_beta(1), lower_beta(0.03)
     (1.0, 0.1, 0.003)
@@ -79,8 +79,8 @@ def _refine(_config: RunConfig) -> Command:
     return Command(verb="embed", options={"refine": 100})
 
 
-# Findings that change the model come first, because results of another model replace all other results. Within one
-# level, an earlier finding is more important than a later one.
+# Findings with advice that changes the model come first, because a new model replaces all results. Among verdicts of
+# the same level, an earlier finding is more important than a later one.
 ADVICE: dict[str, Advice] = {
     "unused": Advice(
         text="train with a lower --beta (now {beta:g}), such as {lower:g}, or longer (--patience, --max-epochs)",
@@ -110,10 +110,10 @@ ADVICE: dict[str, Advice] = {
     ),
     "encoder": Advice(
         text="refine the positions of the cells when you embed them (--refine 100); with more training cells or a "
-        "wider encoder (--n-hidden), the gap is smaller",
+        "wider encoder (--n-hidden), the amortization gap is smaller",
         command=_refine,
     ),
-    # The other findings say how to use results. They need no command.
+    # The advice for the following findings says how to use results, so it needs no command.
     "batches": Advice(
         text="check whether the batches contain the same kinds of cells; if they do, train with a larger "
         "--mix-batches (the default is 30), or use clusters of {best}"
@@ -122,7 +122,10 @@ ADVICE: dict[str, Advice] = {
         text="check whether the batches contain the same kinds of cells; if they do, train with a larger "
         "--mix-batches (the default is 30)"
     ),
-    "neighbors": Advice(text="check in PCA too what depends on neighbors: clusters, UMAP and trajectories"),
+    "neighbors": Advice(
+        text="compute clusters, UMAP and trajectories from PCA too, and compare the results, because they depend on "
+        "neighbors"
+    ),
     "distances": Advice(
         text="compare only nearby cells by their distance in the embedding; compare distant groups by the length of "
         "the trajectory between them"
@@ -132,7 +135,7 @@ ADVICE: dict[str, Advice] = {
         text="interpolate along geodesics, which is the default; train with --flat 1 only for straight lines or "
         "arithmetic in latent space"
     ),
-    "stability": Advice(text="rely on results that several seeds agree on; train with more cells"),
+    "stability": Advice(text="rely only on results in which trainings with several seeds agree; train with more cells"),
     "linear decoder": Advice(text="consider --decoder linear: each gene then has one loading per latent dimension"),
     "few held out": Advice(
         text="train with more cells, or hold out a larger fraction of the cells (--validation-fraction)"
@@ -141,7 +144,9 @@ ADVICE: dict[str, Advice] = {
     "holes": Advice(
         text="sample new cells from the density of the cells (--from density), or without the holes (--avoid-holes)"
     ),
-    "posterior": Advice(text="compare models by the importance-weighted bound, which does not include this gap"),
+    "posterior": Advice(
+        text="compare models by the importance-weighted bound, which does not include the variational gap"
+    ),
     "few detected": Advice(text="diagnose more cells (--cells), or cells with more counts"),
     "few varying": Advice(text="diagnose cells that differ more"),
 }

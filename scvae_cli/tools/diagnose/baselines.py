@@ -1,14 +1,15 @@
 """Comparison of a VAE with a mean model, PCA and a linear decoder on the same cells.
 
-The mean model gives every gene a fixed mean and dispersion. The linear decoder is that of a second VAE.
+The mean model gives every gene a fixed mean and dispersion. The linear decoder is part of a second VAE, which is
+trained for the comparison.
 
-Two quantities are compared. The first is the log-probability of held-out cells. This log-probability is exact for the
-mean model and a lower bound for the two VAEs; PCA defines no probability. The second quantity is the Poisson loss of
-molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
+The models are compared by two quantities. The first quantity is the log-probability of held-out cells, which is exact
+for the mean model and a lower bound for the two VAEs; PCA defines no probability. The second quantity is the Poisson
+loss of molecules that were withheld from the counts (`scvae_cli.evaluation.thinning`) and are predicted from the other
 molecules. Each model predicts the withheld molecules twice: from the state that the model assigns to the cell, and from
-this state combined with the cell's own counts. The weight of the own counts depends on the dispersion of the gene
-(`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from the cell's
-own counts alone. A latent space is useful if it predicts better than this baseline.
+this state combined with the cell's own counts. The weight of the cell's own counts depends on the dispersion of the
+gene (`scvae_cli.latent.expected_counts`). One more baseline, "no denoising", predicts the withheld molecules from the
+cell's own counts alone. A latent space is useful if its predictions are better than those of "no denoising".
 
 Shapes: n cells, g genes.
 """
@@ -36,7 +37,7 @@ VAE, LINEAR, PCA, MEAN, NO_DENOISING = "VAE", "linear decoder", "PCA", "mean mod
 # Largest number of held-out cells that are evaluated, and number of importance samples per cell.
 MAX_HELDOUT, N_SAMPLES = 1000, 50
 
-# Mean advantage and its standard error over cells, NaN for a single cell.
+# Mean advantage of the VAE over another model, and standard error of this mean over cells (NaN for a single cell).
 Advantage = tuple[float, float]
 # Poisson losses of every cell, shape (n,): predicted from the state alone, and with the cell's own counts.
 Losses = tuple[np.ndarray, np.ndarray | None]
@@ -50,15 +51,15 @@ class ComparedModel:
     ----------
     heldout_log_prob, vae_advantage_heldout
         Mean log-probability of a held-out cell, nats; and how much higher the mean log-probability is for the VAE. For
-        a model with a latent space, a lower bound takes the place of the log-probability. Both are None for a model
-        without probabilities.
+        a VAE, `heldout_log_prob` is a lower bound on the log-probability. `heldout_log_prob` and
+        `vae_advantage_heldout` are None for a model that defines no probability.
     thinned_loss_state, thinned_loss_cell
-        Poisson loss of the withheld counts, nats per cell up to a constant. The first is for a prediction from the
-        cell's state alone, the second for a prediction that also uses the cell's own counts. None if the model makes
-        no such prediction.
+        Poisson loss of the withheld counts, nats per cell up to a constant. `thinned_loss_state` is the loss of
+        predictions from the cell's state alone, and `thinned_loss_cell` is the loss of predictions that also use the
+        cell's own counts. A loss is None if the model makes no prediction of this kind.
     vae_advantage_thinned
-        Smaller of the two losses of this model minus the smaller of the two losses of the VAE, nats per cell; positive
-        if the VAE predicts better. None if no counts were withheld.
+        The smaller loss of this model minus the smaller loss of the VAE, nats per cell. `vae_advantage_thinned` is
+        positive if the VAE predicts better, and None if no counts were withheld.
     """
 
     name: str
@@ -76,13 +77,13 @@ class BaselineComparison:
     Parameters
     ----------
     models
-        A VAE whose own decoder is linear is not compared with a linear decoder.
+        The compared models. A VAE whose own decoder is linear is not compared with a second VAE with a linear decoder.
     n_heldout, n_thinned
-        Number of held-out cells that were evaluated, and number of cells from which molecules were withheld. The second
-        number is 0 for real numbers, from which no molecules can be withheld.
+        Number of held-out cells that were evaluated, and number of cells from which molecules were withheld.
+        `n_thinned` is 0 for real numbers, from which no molecules can be withheld.
     n_components
-        Number of principal components with the best prediction. This number is chosen on the withheld counts
-        themselves, which favors PCA.
+        Number of principal components with the best prediction. The number of components is chosen on the withheld
+        counts themselves, which favors PCA.
     """
 
     models: tuple[ComparedModel, ...]
@@ -114,17 +115,17 @@ def compare_with_baselines(
     ----------
     model, counts
         A VAE, and the n cells on which it was trained (`scvae_cli.evaluation.retraining.model_trained_on`), with
-        batches if the VAE has batches. All further trainings use the options of this VAE; the trainings of the VAE with
-        a linear decoder also use `--decoder linear`.
+        batches if the VAE has batches. All further trainings use the options of the given VAE; the trainings of the VAE
+        with a linear decoder also use `--decoder linear`.
 
     Raises
     ------
     ScvaeError
-        The errors of a training (`scvae_cli.training.fit.fit`).
+        If a training fails, with the errors of `scvae_cli.training.fit.fit`.
     """
     config = requested_config(model)
     runs, models = {VAE: config}, {VAE: model}
-    # If the VAE has a linear decoder, a second training with a linear decoder would be the same model.
+    # If the VAE has a linear decoder, a second training with a linear decoder would give the same model.
     if config.model.decoder != "linear":
         runs[LINEAR] = with_linear_decoder(config)
         models[LINEAR] = train("Training with a linear decoder", counts, runs[LINEAR])
@@ -143,7 +144,7 @@ def compare_with_baselines(
 def _heldout(
     models: dict[str, Model], counts: Counts, config: RunConfig, progress: Progress
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Compute the log-probability of each held-out cell under every model with probabilities, and count these cells."""
+    """Return the log-probability of each held-out cell under every probabilistic model, and the number of cells."""
     device = models[VAE].device
     out = models[VAE].held_out(counts.cell_names)
     rows = even(np.flatnonzero(out), MAX_HELDOUT)
@@ -159,7 +160,7 @@ def _heldout(
 def _thinned_losses(
     thinned: Thinned, runs: dict[str, RunConfig], model: Model, train: Train, progress: Progress
 ) -> tuple[dict[str, Losses], int]:
-    """Compute the Poisson losses of each cell's withheld counts with every model, and the best number of components."""
+    """Return the Poisson losses of each cell's withheld counts with every model, and the best number of components."""
     kept = thinned.kept
     mean = MeanModel(kept, None, runs[VAE], model.device)
     rows = (kept.matrix[start : start + 512].toarray() for start in range(0, kept.n_cells, 512))

@@ -11,10 +11,10 @@ from scvae_cli.tools.diagnose.baselines import LINEAR, MEAN, NO_DENOISING, PCA, 
 from scvae_cli.tools.diagnose.stability import Stability
 from scvae_cli.tools.diagnose.verdict import Verdict
 
-# A difference counts if it is larger than this number of standard errors.
+# Number of standard errors above which a difference counts as significant.
 SIGNIFICANT = 3.0
-# Limits of the fraction of variance that differs between two aligned embeddings. Up to ALIKE, the two embeddings look
-# alike in any plot. Above UNLIKE, structure in one training may be absent from another.
+# Limits of the fraction of variance that differs between two aligned embeddings. Up to the fraction ALIKE, two
+# embeddings look alike in any plot. Above the fraction UNLIKE, structure in one training may be absent from another.
 ALIKE, UNLIKE = 0.2, 0.5
 
 
@@ -58,7 +58,7 @@ def _likelihood_verdict(comparison: BaselineComparison, beta: float) -> Verdict:
         finding = "few held out"
     elif not _significant(mean.vae_advantage_heldout):
         level = "poor"
-        sentence += "; these cells can be explained without a latent space"
+        sentence += "; the VAE is not significantly better than the mean model, which has no latent space"
         finding = "like mean model" if beta > 0 else "untrained"
     elif linear is None or _significant(linear):
         level = "good"

@@ -1,7 +1,7 @@
 """The diagnosis of a trained model: all measurements, and the verdicts on them.
 
 A diagnosis consists of sections, each with its values and verdicts. Most sections describe only the diagnosed model.
-Two more sections compare this model with models from further trainings (`with_trainings`), which take longer.
+Two more sections compare the diagnosed model with models from further trainings (`with_trainings`), which take longer.
 
 Shapes: n cells, k latent dimensions, g genes.
 """
@@ -46,7 +46,7 @@ from scvae_cli.tools.diagnose.predictive import PredictiveCheck, predictive_chec
 from scvae_cli.tools.diagnose.stability import Stability, stability
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# Largest number of encoded cells. More cells would hardly make covariances and densities more precise.
+# Largest number of encoded cells. More encoded cells would hardly make covariances and densities more precise.
 _MAX_ENCODED = 20_000
 
 
@@ -73,7 +73,7 @@ class Diagnosis:
     gene_labels
         Names of the model's genes as they appear in the verdicts.
     baselines, stability
-        Comparisons with further trainings; None if there were none.
+        Comparisons with models from further trainings; None if no further models were trained.
     """
 
     __repr__ = brief
@@ -152,13 +152,13 @@ def diagnose(
     Parameters
     ----------
     model, counts
-        Model, and cells with the model's genes, and with batches if the model has them. The cells should include those
-        that were held out of the training.
+        The model, and cells with the model's genes, and with batches if the model has batches. The cells should include
+        cells that were held out of the training.
     gene_labels
         Names of the model's genes as they should appear in the verdicts; None for the names in the model.
     label_n
-        Labels of the cells in the column `options.labels`, with None for a cell without a label, shape (n,); None
-        without this option.
+        Label of each cell in the column `options.labels`, with None for a cell without a label, shape (n,); None if
+        `options.labels` is None.
 
     Raises
     ------
@@ -226,13 +226,13 @@ def with_trainings(
     Parameters
     ----------
     model, counts
-        The model, and cells with the model's genes, and with batches if the model has them. If the model was trained
-        on other cells, a new model is trained on these cells and is compared instead.
+        The model, and cells with the model's genes, and with batches if the model has batches. If the model was trained
+        on other cells, a new model is trained on the given cells and is compared instead.
 
     Raises
     ------
     ScvaeError
-        The errors of a training (`scvae_cli.training.fit.fit`).
+        If a training fails, with the errors of `scvae_cli.training.fit.fit`.
     """
     model, counts = model_trained_on(model, counts, train=train)
     return replace(

@@ -1,8 +1,9 @@
 """Distortion of distances: how well Euclidean distances between cells follow distances in expression.
 
-Two Euclidean distances are compared with the Fisher–Rao length of the straight line between two cells in latent space:
-the distance in latent space, and the distance in the embedding, which neighbors, clusters and UMAP use. The second part
-of the distortion is how unevenly the decoder scales the directions of the latent space.
+The distance in expression between two cells is the Fisher–Rao length of the straight line between the two cells in
+latent space. The Fisher–Rao length is compared with Euclidean distances in latent space, and with Euclidean distances
+in the embedding, which neighbors, clusters and UMAPs use. A second measure of distortion is how unevenly the decoder
+scales the directions of the latent space.
 
 The eigenvalues of the Fisher–Rao metric M(z) (`scvae_cli.model.geometry`) are the squared local scale factors of the
 decoder. The condition number of M(z) is the ratio of the largest to the smallest eigenvalue; it is 1 where the decoder
@@ -38,7 +39,7 @@ _LEAST_EIGENVALUE = 1e-7
 
 @dataclass(frozen=True, kw_only=True)
 class Distortion:
-    """Distortion of distances.
+    """Distortion of distances between cells, in latent space and in the embedding.
 
     Parameters
     ----------
@@ -47,9 +48,10 @@ class Distortion:
         restricted to the active dimensions; shape (n,). `active_condition_n` is None if fewer than two dimensions are
         active.
     rank_correlation, embedding_rank_correlation
-        Spearman correlation, over random pairs of cells, between the distance of the two cells and the Fisher–Rao
-        length of the straight line in latent space between the two cells; for distances in latent space, and for
-        distances in the embedding. None for fewer than ten cells.
+        Spearman correlations over random pairs of cells, between the Euclidean distance of two cells and the Fisher–Rao
+        length of the straight line between them in latent space. `rank_correlation` is for distances in latent space,
+        and `embedding_rank_correlation` is for distances in the embedding. A correlation is None if there are fewer
+        than ten cells.
     """
 
     condition_n: np.ndarray
@@ -58,7 +60,7 @@ class Distortion:
     embedding_rank_correlation: float | None
 
     def values(self) -> dict[str, Any]:
-        """Return the values that are not None as plain numbers and arrays."""
+        """Return the results that are not None as plain numbers and arrays."""
         values: dict[str, Any] = {
             "condition": float(self.condition_n.mean()),
             "median_condition": float(np.median(self.condition_n)),
@@ -113,7 +115,7 @@ def distortion(
 
 
 def condition_numbers(metric_nkk: Tensor) -> np.ndarray:
-    """Compute the ratios of the largest to the smallest eigenvalue, shape (n,)."""
+    """Compute the condition number of each metric: its largest divided by its smallest eigenvalue, shape (n,)."""
     value_nk = torch.linalg.eigvalsh(metric_nkk)
     largest_n = value_nk[:, -1].clamp_min(1e-30)
     condition_n: np.ndarray = (largest_n / value_nk[:, 0].clamp_min(_LEAST_EIGENVALUE * largest_n)).numpy()
@@ -123,7 +125,7 @@ def condition_numbers(metric_nkk: Tensor) -> np.ndarray:
 def _rank_correlations(
     geometry: Geometry, mean_nk: Tensor, embedding_nk: np.ndarray, random: np.random.Generator, progress: Progress
 ) -> tuple[float | None, float | None]:
-    """Compute the rank correlations of latent distances, and of distances in the embedding, with lengths."""
+    """Compute rank correlations with Fisher–Rao lengths, for distances in latent space and in the embedding."""
     if len(mean_nk) < MIN_HELDOUT:
         return None, None
     pair_p2 = np.stack([random.choice(len(mean_nk), 2, replace=False) for _ in range(_PAIRS)])

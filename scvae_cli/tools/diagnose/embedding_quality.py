@@ -1,8 +1,7 @@
-"""Quality of the embedding, compared with PCA and Harmony of the same cells: neighbors, known labels, mixing of
-batches.
+"""Compare the embedding with PCA and Harmony, by the neighbors of cells, known labels and the mixing of batches.
 
-PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects these components for batches.
-Harmony is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
+PCA has 30 components of log-normalized counts of the model's genes. Harmony corrects the principal components for
+batches. Harmony is left out if harmonypy is not installed, and Leiden clusters are left out if igraph is not installed.
 
 Shapes: n cells, k coordinates, m neighbors.
 """
@@ -30,10 +29,11 @@ LEIDEN = "Leiden clusters"
 # Packages of the extra "compare", by what they compute.
 PACKAGES = {HARMONY: "harmonypy", LEIDEN: "igraph"}
 MAX_CELLS = 5000
-# A label of fewer cells can hardly win a vote of 15 neighbors. It is left out.
+# Smallest number of cells of a label. Labels of fewer cells are left out, because they can hardly win a vote of 15
+# neighbors.
 LEAST_CELLS = 5
 
-# Mean advantage and its standard error over cells.
+# Mean advantage of the embedding over other coordinates, and standard error of this mean over cells.
 Advantage = tuple[float, float]
 
 
@@ -47,7 +47,7 @@ class Scores:
         "embedding", "PCA" or "Harmony".
     vote_accuracy, vote_advantage
         Fraction of cells whose label is found by a vote of 15 neighbors; and how much higher this fraction is for the
-        embedding, with its standard error.
+        embedding, with a standard error.
     ari, nmi
         Agreement of Leiden clusters with the labels.
     silhouette
@@ -78,16 +78,16 @@ class EmbeddingQuality:
         Mean fraction of a cell's 15 nearest neighbors in the embedding that are also among its 15 nearest neighbors in
         PCA; and this fraction for unrelated embeddings.
     pca_neighbors_shared
-        The same fraction for two PCAs of bootstrapped genes.
+        Mean fraction of nearest neighbors that two PCAs of bootstrapped genes share.
     scores
-        Scores of the embedding, of PCA and, if there are batches, of Harmony; the embedding is the first.
+        Scores of the embedding, of PCA and, if there are batches, of Harmony; the embedding comes first.
     labels, n_labels, n_labeled
-        Column of the labels, or None; number of labels and number of cells with these labels. Labels of fewer than five
+        Column of the labels or None, number of labels, and number of cells with a label. Labels of fewer than five
         cells are left out.
     n_batches
         Number of batches of the cells; 0 if mixing was not evaluated.
     not_installed
-        What was left out because its library is not installed: "Harmony", "Leiden clusters".
+        "Harmony" or "Leiden clusters", if they were left out because their library is not installed.
     """
 
     n_cells: int
@@ -102,7 +102,7 @@ class EmbeddingQuality:
     not_installed: tuple[str, ...] = ()
 
     def of(self, name: str) -> Scores | None:
-        """Return the scores of one set of coordinates, or None."""
+        """Return the scores of the coordinates with this name, or None."""
         return next((scores for scores in self.scores if scores.name == name), None)
 
     @property
@@ -144,7 +144,7 @@ def usable_labels(label_n: np.ndarray, *, column: str) -> np.ndarray:
     Raises
     ------
     DataError
-        If fewer than two labels are left, so there is nothing to tell apart.
+        If fewer than two labels have five or more cells.
     """
     names = [label for label in set(label_n) - {None} if (label_n == label).sum() >= LEAST_CELLS]
     if len(names) < 2:
@@ -176,10 +176,10 @@ def embedding_quality(
     Parameters
     ----------
     embedding_nk, counts
-        The embedding, and the counts of the same n cells in the model's genes. With two or more batches in the counts,
-        the mixing of the batches is evaluated.
+        The embedding of n cells, and the counts of the same cells in the model's genes. If the counts have two or more
+        batches, the mixing of the batches is evaluated.
     labels, label_n
-        Column of the labels, and the label of each cell, or None for a cell without a label; shape (n,).
+        Column of the labels, and the label of each cell (None for a cell without a label), shape (n,).
 
     Raises
     ------

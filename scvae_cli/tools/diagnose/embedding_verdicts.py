@@ -9,23 +9,25 @@ from scvae_cli.evaluation.neighbors import NEIGHBORS
 from scvae_cli.tools.diagnose.embedding_quality import EMBEDDING, EmbeddingQuality, Scores
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# Shared neighbors of embedding and PCA, as a fraction of those that two PCAs of bootstrapped genes share. Embeddings of
-# four data sets, three of them with batch effects in the PCA, had 0.6 to 1.3.
+# Neighbors that the embedding shares with PCA, as a fraction of the neighbors that two PCAs of bootstrapped genes
+# share. In four data sets, three of them with batch effects in the PCA, the embedding shared 0.6 to 1.3 times as many
+# neighbors with PCA as two PCAs of bootstrapped genes.
 NEIGHBORS_KEPT = 0.5, 0.25
-# A vote counts as worse if the difference is larger than this number of standard errors; by more than five percentage
-# points, clusters would differ visibly.
+# Number of standard errors above which a lower accuracy of the vote counts as worse. If the accuracy differs by more
+# than five percentage points, clusters would differ visibly.
 SIGNIFICANT, MUCH_WORSE = 3.0, 0.05
-# Clusters count as worse if their ARI is lower by more than this number. In four data sets, other weights of the same
-# neighbor graph changed the ARI of the embedding by 0.04 to 0.15.
+# Difference in ARI above which the clusters of the embedding count as worse. In four data sets, other weights of the
+# same neighbor graph changed the ARI of the embedding by 0.04 to 0.15.
 WORSE_CLUSTERS = 0.15
-# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference that is always ignored.
+# iLISI of the embedding as a fraction of the best iLISI of PCA and Harmony, and a difference in iLISI that is always
+# ignored.
 MIXING, ALIKE = (0.9, 0.5), 0.02
-# If no iLISI exceeds this value, hardly any cell has a neighbor of another batch.
+# Value of iLISI up to which hardly any cell has a neighbor of another batch.
 APART = 0.05
 
 
 def embedding_verdicts(quality: EmbeddingQuality) -> list[Verdict]:
-    """Judge the embedding; labels and batches are judged if the data have them."""
+    """Judge the embedding by neighbors, and by labels and batches if the data have labels and batches."""
     verdicts = [_neighbor_verdict(quality)]
     verdicts += [_label_verdict(quality)] if quality.by_labels else []
     return verdicts + ([_batch_verdict(quality)] if quality.by_batches else [])
@@ -68,7 +70,7 @@ def _label_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _worse_vote(others: Sequence[Scores]) -> tuple[str, Scores]:
-    """Compare the votes in the embedding with the best votes; return the level, and the scores with the best votes."""
+    """Compare the vote accuracy of the embedding with the best other accuracy; return the level and the best scores."""
     best = max(others, key=lambda scores: scores.vote_accuracy or 0.0)
     assert best.vote_advantage is not None
     advantage, error = best.vote_advantage
@@ -84,7 +86,7 @@ def _batch_verdict(quality: EmbeddingQuality) -> Verdict:
     mixing = own.ilisi or 0.0
     within = " within labels" if quality.by_labels else ""
     sentence = (
-        f"the mixing of {quality.n_batches} batches, from 0 for apart to 1 for mixed, is "
+        f"the mixing of {quality.n_batches} batches, from 0 (separate) to 1 (well mixed), is "
         f"{_beside(quality, lambda s: s.ilisi, '.2f', ' by iLISI')}"
     )
     if own.kbet is not None:
@@ -98,7 +100,7 @@ def _batch_verdict(quality: EmbeddingQuality) -> Verdict:
 
 
 def _beside(quality: EmbeddingQuality, score: Callable[[Scores], float | None], form: str, by: str = "") -> str:
-    """Return the score of the embedding as text, then `by`, then the scores of the others in parentheses."""
+    """Return the score of the embedding as text, then `by`, then the scores of PCA and Harmony in parentheses."""
     shown = {scores.name: format(value, form) for scores in quality.scores if (value := score(scores)) is not None}
     others = ", ".join(f"{name} {text}" for name, text in shown.items() if name != EMBEDDING)
     return f"{shown[EMBEDDING]}{by} ({others})"

@@ -1,7 +1,8 @@
-"""The figure of a diagnosis. The panels show the latent axes, the ELBO, the genes, prior samples, and a comparison.
+"""The figure of a diagnosis, with panels of the latent axes, the gaps, the genes, prior samples and the embedding.
 
 The panels of the latent axes show how much each axis is used, and the correlations between axes. A gap is a difference
-between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances.
+between two bounds on log p(x). The panels of the genes compare observed and simulated zero fractions and variances. The
+panel of the embedding compares the embedding with PCA and Harmony.
 
 Shapes: k latent dimensions, g genes, b bins.
 """
@@ -97,7 +98,7 @@ def _draw_correlations(figure: Figure, axes: Axes, aggregate: AggregatedPosterio
     active = np.flatnonzero(aggregate.active_k)
     active = active if len(active) > 1 else np.arange(len(aggregate.active_k))
     among = aggregate.correlation_kk[np.ix_(active, active)].copy()
-    # The correlation of an axis with itself is always 1.
+    # The correlation of an axis with itself is always 1, so it is not drawn.
     np.fill_diagonal(among, np.nan)
     image = axes.imshow(among, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     every = -(-len(active) // 16)
@@ -145,7 +146,7 @@ def _draw_genes(axes: Axes, statistic: GeneStatistic, name: str, *, logged: bool
     evaluated_g, outside_g = statistic.evaluated_g, statistic.outside_g
     observed_g, predicted_g = statistic.observed_g, statistic.predicted_g
     if logged:
-        # The logarithm of a variance of 0 is not defined: such genes are drawn at the edge.
+        # Genes with a variance of 0, whose logarithm is not defined, are drawn at the edge.
         shown = np.concatenate([part[evaluated_g & (part > 0)] for part in (observed_g, predicted_g)])
         # Without evaluated genes the axes are drawn empty.
         shown = shown if len(shown) else np.ones(1)
@@ -175,7 +176,7 @@ def _draw_prior(axes: Axes, aggregate: AggregatedPosterior) -> None:
     left_b = np.arange(len(share_b)) * width
     look: dict[str, Any] = {"width": width, "align": "edge", "linewidth": 0}
     axes.bar(left_b, share_b, color=_ACTIVE, **look)
-    # The prior samples in holes are part of the last bin.
+    # Prior samples in holes, regions with almost no cells, are part of the last bin of the histogram.
     axes.bar(left_b[-1], min(aggregate.holes, float(share_b[-1])), color=OFF, **look)
     axes.axhline(width, color="black", linewidth=0.6)
     axes.text(0.02, 0.97, f"in holes: {aggregate.holes:.1%}", transform=axes.transAxes, va="top", color=OFF)
@@ -191,7 +192,7 @@ def _shown(quality: EmbeddingQuality) -> list[str]:
 
 
 def _draw_comparison(axes: Axes, quality: EmbeddingQuality) -> None:
-    """Draw each score as a group of bars, one bar for each kind of coordinates."""
+    """Draw each score as a group of bars, one bar each for the embedding, PCA and Harmony."""
     shown = _shown(quality)
     width = 0.8 / len(quality.scores)
     for i, scores in enumerate(quality.scores):

@@ -5,13 +5,13 @@
 
 The refined posterior is the best diagonal Gaussian of each cell, found by optimization. The amortization gap arises
 because one encoder serves all cells. The variational gap arises because the true posterior is not a diagonal Gaussian.
-log p(x) is not known, so a lower bound from importance sampling takes its place. Half of the samples come from the
-encoder's posterior and half from the refined posterior. Every sample is weighted against the mixture of both
-posteriors. The bound is therefore never much looser than a bound from the better of the two posteriors alone. If few
-samples carry most of the weight, the bound is nevertheless loose, and the true variational gap is larger than the
-estimate.
+log p(x) is not known, so a lower bound from importance sampling takes its place. Half of the importance samples come
+from the encoder's posterior and half from the refined posterior. The weight of every importance sample is computed with
+the density of the mixture of both posteriors. The importance-weighted bound is therefore never much looser than a bound
+from the better of the two posteriors alone. If few importance samples have most of the weight, the importance-weighted
+bound is loose, and the true variational gap is larger than the estimate.
 
-Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights against a mixture: Owen & Zhou 2000.
+Source: Cremer, Li & Duvenaud 2018, arXiv:1801.03558; weights with the density of a mixture: Owen & Zhou 2000.
 
 Shapes: n cells, k latent dimensions, s samples.
 """
@@ -42,7 +42,7 @@ _BLOCK_CELLS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent, as `Gaps.scale` says."""
+    """Mean of a gap and standard error of this mean, nats per cell; and the mean in percent (see `Gaps.scale`)."""
 
     mean: float
     error: float
@@ -62,12 +62,12 @@ class Gaps:
     kl_n
         KL of the encoder's posterior to the prior.
     effective_n, n_samples
-        Effective number of importance samples of each cell; number of importance samples per cell, s.
+        Effective number of importance samples of each cell, and number s of importance samples per cell.
     scale
-        Value that counts as 100% in percentages, nats. For counts, `scale` is None, and the absolute mean of the
-        importance-weighted bound counts as 100%. For real numbers, this bound is a bound on a log-density and may be 0.
-        For real numbers, `scale` is therefore the expected negative log-density of independent standard normal
-        features, as many as the model has features.
+        Number of nats that counts as 100% in the percentages of gaps. For counts, `scale` is None, and the absolute
+        mean of the importance-weighted bound counts as 100%. For real numbers, the importance-weighted bound may be 0,
+        because it is a bound on a log-density. For real numbers, `scale` is therefore the expected negative log-density
+        of independent standard normal features, as many as the model has features.
     """
 
     encoder_n: np.ndarray
@@ -80,17 +80,17 @@ class Gaps:
 
     @property
     def amortization(self) -> Estimate:
-        """ELBO(refined) − ELBO(encoder)."""
+        """The amortization gap, ELBO(refined) − ELBO(encoder)."""
         return self._estimate(self.refined_n - self.encoder_n)
 
     @property
     def variational(self) -> Estimate:
-        """log p(x) − ELBO(refined)."""
+        """The variational gap, log p(x) − ELBO(refined)."""
         return self._estimate(self.bound_n - self.refined_n)
 
     @property
     def inference(self) -> Estimate:
-        """log p(x) − ELBO(encoder), the sum of the amortization gap and the variational gap."""
+        """The sum of the amortization gap and the variational gap, log p(x) − ELBO(encoder)."""
         return self._estimate(self.bound_n - self.encoder_n)
 
     @property
@@ -100,7 +100,7 @@ class Gaps:
 
     @property
     def distortion(self) -> float:
-        """Mean −E_q[log p(x|z)] with the encoder's posterior, nats per cell."""
+        """Mean reconstruction loss −E_q[log p(x|z)] with the encoder's posterior, nats per cell."""
         return float(-(self.encoder_n + self.kl_n).mean())
 
     @property
@@ -115,7 +115,7 @@ class Gaps:
         return Estimate(mean=mean, error=error, percent=100 * mean / scale)
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers."""
+        """Return the results as plain numbers."""
         return {
             "elbo": float(self.encoder_n.mean()),
             "refined_elbo": float(self.refined_n.mean()),
@@ -136,7 +136,7 @@ def gaps(model: Model, counts: Counts, options: DiagnoseOptions, *, progress: Pr
     Parameters
     ----------
     model, counts
-        Model, and n cells with the model's genes, and with batches if the model has them.
+        The model, and n cells with the model's genes, and with batches if the model has batches.
     options
         Number of refinement steps, number of importance samples per cell (from both posteriors together), and seed.
 
@@ -202,7 +202,7 @@ def _n_each(n_samples: int) -> int:
 
 
 def _log_density(q: Posterior, z_nk: Tensor) -> Tensor:
-    """Compute log q(z) up to the constant that it shares with the prior, shape (n,), float64, on the CPU."""
+    """Compute log q(z) up to a constant that the log of the prior contains too, shape (n,), float64, on the CPU."""
     var_nk = q.var_nk.double()
     unit_nk = (z_nk.double() - q.mean_nk.double()).square() / var_nk
     return -0.5 * (unit_nk + var_nk.log()).sum(1).cpu()

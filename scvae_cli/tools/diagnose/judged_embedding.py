@@ -1,4 +1,4 @@
-"""The embedding that is judged: the coordinates of cells that `scvae embed` writes for neighbors, clusters and UMAP.
+"""The embedding that a diagnosis judges: the coordinates that `scvae embed` writes for neighbors, clusters and UMAPs.
 
 Shapes: n cells, k coordinates.
 """

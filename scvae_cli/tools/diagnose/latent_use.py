@@ -2,12 +2,12 @@
 
 The aggregated posterior q(z) is the mixture of the posteriors of all cells. The covariance of q(z) is exact. The
 density of q(z) is estimated by a Gaussian mixture that was fitted at the end of the training
-(`scvae_cli.model.density`). This Gaussian mixture is evaluated at posterior samples of cells that were not used to fit
-it. If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too
-small. The estimate of the mutual information is then too large by the same number of nats.
+(`scvae_cli.model.density`). The Gaussian mixture is evaluated at posterior samples of cells to which it was not fitted.
+If the Gaussian mixture fits the cells imperfectly, the estimate of KL(q(z) ‖ p), where p is the prior, is too small,
+and the estimate of the mutual information is too large by the same number of nats.
 
 All values refer to the training axes, which are the latent axes of the encoder. The prior is invariant to rotations,
-but a posterior with a diagonal covariance is not. Along other axes, the values of single dimensions would therefore
+but a posterior with a diagonal covariance is not. Along rotated axes, the values of single dimensions would therefore
 have no meaning.
 
 Sources: active units, Burda et al. 2016, arXiv:1509.00519; mutual information, Hoffman & Johnson 2016, "ELBO surgery".
@@ -28,8 +28,7 @@ from torch import Tensor
 from scvae_cli.model.density import LatentDensity
 from scvae_cli.model.posterior import ACTIVE_VARIANCE, Posterior
 
-# A prior sample lies in a hole if the density there is below this quantile of the density at the posterior samples of
-# held-out cells.
+# Quantile of the density at posterior samples of held-out cells below which a prior sample lies in a hole.
 HOLE_SHARE = 0.01
 # Number of posterior samples per cell, and of prior samples.
 N_SAMPLES, N_PRIOR = 5, 10_000
@@ -65,13 +64,13 @@ class LatentUse:
 
     @property
     def collapse(self) -> str:
-        """Share of the dimensions that have collapsed to the prior: "none", "some" or "all"."""
+        """Whether "none", "some" or "all" of the dimensions have collapsed to the prior."""
         if self.n_active == len(self.active_k):
             return "none"
         return "some" if self.n_active else "all"
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers and arrays."""
+        """Return the results as plain numbers and arrays."""
         return {
             "kl": self.kl_k,
             "variance_of_means": self.mean_variance_k,
@@ -98,14 +97,14 @@ class AggregatedPosterior:
     mutual_information
         I_q(x; z) = E KL(q(z|x) ‖ p) − KL(q(z) ‖ p), nats, estimated.
     total_correlation
-        KL(q(z) ‖ Π q(z_d)), nats, estimated. This divergence is 0 if the latent dimensions d are independent of each
-        other.
+        KL(q(z) ‖ Π q(z_d)), nats, estimated. The total correlation is 0 if the latent dimensions d are independent of
+        each other.
     holes
-        Fraction of the prior samples with a lower density q(z) than 99% of the posterior samples of held-out cells.
-        This fraction is 0.01 if prior and aggregated posterior are identical.
+        Fraction of the prior samples with a lower density q(z) than 99% of the posterior samples of held-out cells. The
+        fraction in `holes` is 0.01 if prior and aggregated posterior are identical.
     prior_ranks_b
         Histogram of one number per prior sample: the fraction of posterior samples with a higher density q(z). The b
-        bins divide the range from 0 to 1 equally. Shape (b,), sum 1.
+        bins divide the range from 0 to 1 equally. The values have the shape (b,) and sum to 1.
     """
 
     covariance_kk: np.ndarray
@@ -142,7 +141,7 @@ class AggregatedPosterior:
         return None if pair is None else float(self.correlation_kk[pair])
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers and arrays."""
+        """Return the results as plain numbers and arrays."""
         values = {
             "covariance": self.covariance_kk,
             "kl_to_prior": self.kl_to_prior,
@@ -212,7 +211,7 @@ def _log_normal(z_mk: Tensor) -> Tensor:
 
 def _log_marginals(density: LatentDensity, z_mk: Tensor) -> Tensor:
     """Compute Σ_d log q(z_d), shape (m,); every marginal q(z_d) of a Gaussian mixture is also a Gaussian mixture."""
-    # Σ = W⁻ᵀ W⁻¹; the variances are its diagonal.
+    # The covariance of a component with the whitening matrix W is W⁻ᵀ W⁻¹. The diagonal of W⁻ᵀ W⁻¹ holds the variances.
     inverse_ckk = torch.linalg.inv(density.whiten_ckk)
     var_ck = inverse_ckk.square().sum(1)
     parts = []

@@ -1,7 +1,7 @@
 """Verdicts on a trained model that need no further trainings.
 
-The level of a verdict is "good", "watch" or "poor". The limits at which the level changes are defined here, each with
-its reason. The limits are matters of judgment, so every verdict also reports the measured number.
+The level of a verdict is "good", "watch" or "poor". The limits at which the level changes are defined in this module,
+each with its reason. The limits are matters of judgment, so every verdict also reports the measured number.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from scvae_cli.tools.diagnose.latent_use import AggregatedPosterior, LatentUse
 from scvae_cli.tools.diagnose.predictive import GeneStatistic, PredictiveCheck
 from scvae_cli.tools.diagnose.verdict import LEVELS, Verdict
 
-# With fewer active axes than this, the latent space is of little use: a single axis can only order the cells.
+# Number of active axes below which the latent space is of little use: a single axis can only order the cells.
 FEW_ACTIVE = 2
-# Two axes with a correlation of 0.3 share a tenth of their variance; with 0.6 they carry much the same information.
+# Two axes with a correlation of 0.3 share a tenth of their variance; two axes with a correlation of 0.6 carry much the
+# same information.
 CORRELATIONS = 0.3, 0.6
-# Fraction of prior samples in holes; 1% is expected. Above 5%, sampling needs --avoid-holes. Above 50%, the prior does
-# not describe the cells. In models trained with the default options, about 25% are in holes.
+# Fraction of prior samples in holes, which are regions with almost no cells; 1% is expected. If more than 5% of the
+# samples are in holes, sampling needs --avoid-holes. If more than 50% of the samples are in holes, the prior does not
+# describe the cells. In models trained with the default options, about 25% of the prior samples are in holes.
 HOLES = 0.05, 0.50
-# Gaps in percent of the bound. A change of the training procedure changes the bound by about 0.5%; good and bad models
-# differ by 2%.
+# Amortization and variational gaps, in percent of the bound on log p(x). A change of the training procedure changes the
+# bound by about 0.5%; the bounds of good and bad models differ by 2%.
 AMORTIZATION, VARIATIONAL = (0.5, 2.0), (0.5, 2.0)
-# Fraction of genes outside their band; 1% is expected. 5% is more than expected by chance. 20% means that the
-# likelihood does not fit.
+# Fraction of genes outside the 99% band of simulated cells; 1% is expected. More than 5% of genes outside the band are
+# more than expected by chance. More than 20% of genes outside the band mean that the likelihood does not fit.
 OUTSIDE = 0.05, 0.20
-# Spearman's ρ between Euclidean and Fisher–Rao distances. Latent spaces of models trained with --flat 1 reach 0.95.
-# Below 0.7, Euclidean distances explain less than half of the variance of the ranks.
+# Spearman's ρ between Euclidean and Fisher–Rao distances. Latent spaces of models trained with --flat 1 reach a ρ of
+# 0.95. If ρ is below 0.7, Euclidean distances explain less than half of the variance of the ranks.
 RANKS = 0.95, 0.70
 
 
@@ -37,7 +39,7 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
     """Judge whether the latent space is used."""
     k = len(use.active_k)
     numbers = f"KL {gaps.rate:.2f} and reconstruction loss {gaps.distortion:.2f} nats per cell at β = {beta:g}"
-    # Without a KL term, a lower weight is not possible.
+    # If β is 0, the weight of the KL term cannot be lowered.
     level, finding = "good", "unused" if beta > 0 else "untrained"
     if use.collapse == "all":
         level = "poor"
@@ -56,7 +58,7 @@ def use_verdict(use: LatentUse, gaps: Gaps, beta: float) -> Verdict:
 
 
 def axes_verdict(aggregate: AggregatedPosterior) -> Verdict:
-    """Judge whether the latent axes carry different information."""
+    """Judge whether different latent axes carry different information, that is, whether they are uncorrelated."""
     total = f"total correlation {aggregate.total_correlation:.2f} nats"
     if aggregate.most_correlated is None or aggregate.correlation is None:
         sentence = f"fewer than two axes are active, so there is no correlation between axes; {total}"
@@ -188,7 +190,7 @@ def _gene_verdict(
 
 
 def _gene_finding(likelihood: str, decoder: str, more: bool) -> str:
-    """Return the finding if observed values deviate from simulated values.
+    """Return the key of the finding for observed values that deviate from simulated values.
 
     `more` is True if most observed values are larger than the simulated values.
     """

@@ -25,7 +25,7 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
     refine: int = option(
         100,
         help="Number of gradient steps that improve the posterior of each cell. The encoder's posterior is compared "
-        "with this improved posterior.",
+        "with the improved posterior.",
         least=1,
         most=100_000,
     )
@@ -35,22 +35,22 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         flags=("--cells",),
         least=MIN_HELDOUT,
     )
-    quick: bool = option(False, help="Train no further models. The comparisons with other models are then left out.")
+    quick: bool = option(False, help="Train no further models, and leave out the comparisons with other models.")
     n_trainings: int = option(
         3,
-        help="Number of models to compare, each trained with another random seed. This model is one of them.",
+        help="Number of models to compare, each trained with another random seed. The diagnosed model counts too.",
         flags=("--trainings",),
         most=100,
     )
     labels: str | None = option(
         None,
         help="Column of obs with known labels, such as cell types. The embedding is evaluated by how well it separates "
-        "these labels.",
+        "the known labels.",
     )
     seed: int = option(0, help="Random seed.", least=0, most=2**32 - 1)
 
     def check(self) -> None:
-        """Refuse to compare fewer than two trainings, or trainings on all cells with trainings on some of them."""
+        """Refuse to compare fewer than two trainings, or trainings on different sets of cells."""
         if self.subset and not self.quick:
             raise ConfigError(
                 "--subset needs --quick: the further models would be trained on fewer cells than this model",
@@ -59,7 +59,7 @@ class DiagnoseOptions(Reading, Subset, Drawing, Writing):
         if not self.quick and self.n_trainings < 2:
             raise ConfigError(
                 f"--trainings is {self.n_trainings}",
-                "it takes a whole number, 2 or more, and counts this model too; use --quick to train no further models",
+                "it takes a whole number, 2 or more, that includes this model; use --quick to train no further models",
             )
 
     @property
@@ -73,19 +73,20 @@ DIAGNOSE = Verb(
     panel="Checks",
     options=DiagnoseOptions,
     home="scvae_cli.tools.diagnose.question:Diagnose",
-    about="""Diagnose a model. Prints verdicts on its quality, each with a number and advice.
+    about="""Diagnose a trained model: print verdicts on its quality, each with a number and advice.
 
-    The verdicts state whether the latent space is used, whether the prior matches the cells, how close the encoder
-    comes to the best posteriors, whether the likelihood reproduces the zeros and variances of the genes, and whether
-    distances follow distances in expression. The embedding is compared with PCA: by the neighbors of the cells, with
-    --labels by how well known labels are separated, and for a model with --batch-key by how well batches are mixed. If
-    harmonypy is installed, Harmony is compared too. If the data has at least ten held-out cells, the encoder and the
-    likelihood are evaluated on held-out cells only.
+    The verdicts state whether the latent space is used, whether the prior matches the cells, and how close the encoder
+    comes to the best posteriors. Further verdicts state whether the likelihood reproduces the zeros and variances of
+    the genes, and whether distances between cells follow distances in expression. The embedding is compared with PCA by
+    the neighbors of the cells. With --labels, the embedding and PCA are also compared by how well known labels are
+    separated, and for a model with --batch-key by how well batches are mixed. If the cells have batches and harmonypy
+    is installed, the embedding is compared with Harmony too. If the data has at least ten held-out cells, the encoder
+    and the likelihood are evaluated on held-out cells only.
 
-    Further models are trained unless --quick is given. Some of them show whether the VAE is better than simpler models:
-    a linear decoder, PCA, and a model that gives every gene a fixed mean. For a part of this comparison, some molecules
-    of every cell are withheld from the training, and the models predict these molecules. Other models are trained with
-    other random seeds and show how well trainings agree. All numbers are written to uns["scvae"]["diagnosis"].""",
+    Further models are trained unless --quick is given. The VAE is compared with simpler models: a VAE with a linear
+    decoder, PCA, and a model that gives every gene a fixed mean. In one part of the comparison, some molecules of every
+    cell are withheld from the training, and the models predict the withheld molecules. Models trained with other random
+    seeds show how well trainings agree. All numbers are written to uns["scvae"]["diagnosis"].""",
     example="scvae diagnose data.h5ad --plot diagnosis.png",
-    returns="None; with `inplace=False` the diagnosis, with its findings in `verdicts`, and nothing is written.",
+    returns="None. With `inplace=False`, the diagnosis with its `verdicts` is returned and nothing is written.",
 )

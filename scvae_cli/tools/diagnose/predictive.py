@@ -1,9 +1,10 @@
-"""Posterior predictive check: do cells simulated by the model have the zeros and variances of the observed genes?
+"""Posterior predictive check, which compares the zeros and variances of genes between simulated and observed cells.
 
-Each replicate simulates all cells: a posterior sample of each cell is decoded at the cell's own library size and in its
-batch, and a count of every gene is drawn from the likelihood. The same statistics are computed for the observed cells
-and for every replicate. If the likelihood is well calibrated, the observed value lies within the range of the
-replicates. The posterior samples already depend on the observed counts, so the agreement is slightly too good.
+A replicate is a simulation of all cells. For each cell, a posterior sample is decoded at the cell's own library size
+and in its batch, and a count of every gene is drawn from the likelihood. The same statistics are computed for the
+observed cells and for every replicate. If the likelihood is well calibrated, the observed statistics lie within the
+range of the replicates. The posterior samples depend on the observed counts, so simulated and observed cells agree
+slightly too well.
 
 Source: Gelman, Meng & Stern 1996.
 
@@ -30,12 +31,14 @@ from scvae_cli.progress import Progress, silent, tracked
 
 Scale = Callable[[np.ndarray], np.ndarray]
 N_REPLICATES = 25
-# Probability that a gene lies inside its band if the model is true.
+# Probability that the observed statistic of a gene lies inside the band of the simulated statistics if the model is
+# true.
 BAND = 0.99
-# A gene is not evaluated if it is detected in fewer cells than this (mean of the observed cells and the replicates).
+# Number of cells in which a gene must be detected to be evaluated, on average over the observed cells and the
+# replicates.
 _MIN_DETECTED = 5
-# Number that is added to variances of real numbers before the logarithm, as a fraction of the observed variance because
-# the features may have any units.
+# Fraction of the observed variance that is added to variances of real numbers before the logarithm. A fraction is used
+# because the features may have any unit.
 _LEAST_VARIANCE = 1e-6
 _WORST = 10
 
@@ -55,8 +58,9 @@ class GeneStatistic:
         Mask of the evaluated genes: for counts, the genes detected in enough cells; for real numbers, the genes that
         vary.
     limit, error_expected
-        Absolute score that a perfect model exceeds for 1% of the genes; and mean absolute difference between a new
-        replicate and the prediction, which is the expected value of `error` for a perfect model.
+        `limit` is the absolute score that 1% of the genes exceed under a perfect model. `error_expected` is the value
+        of `error` that is expected of a perfect model: the mean absolute difference between a new replicate and the
+        prediction.
     """
 
     observed_g: np.ndarray
@@ -99,7 +103,7 @@ class GeneStatistic:
         return order[: min(n, self.n_evaluated)]
 
     def summary(self) -> dict[str, Any]:
-        """Return plain numbers over all evaluated genes."""
+        """Return summary numbers over all evaluated genes."""
         names = ("outside", "error", "error_expected", "median_ratio", "n_evaluated")
         return {name: getattr(self, name) for name in names}
 
@@ -118,7 +122,7 @@ class GeneStatistic:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveCheck:
-    """Comparison of the genes of observed cells and of replicates.
+    """Comparison of gene statistics between observed cells and simulated replicates.
 
     Parameters
     ----------
@@ -135,7 +139,7 @@ class PredictiveCheck:
     variances: GeneStatistic
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers and arrays."""
+        """Return the results as plain numbers and arrays."""
         values: dict[str, Any] = {"genes": np.asarray(self.genes, dtype=object), "mean": self.mean_g}
         if self.zeros is not None:
             values["zeros"] = self.zeros.values(self.genes)
@@ -151,9 +155,9 @@ def predictive_check(
     seed: int = 0,
     progress: Progress = silent,
 ) -> PredictiveCheck:
-    """Compare n observed cells with 2 or more simulated replicates of them.
+    """Compare n observed cells with two or more simulated replicates of the same cells.
 
-    The cells have the model's genes, and batches if the model has batches. `posterior` is on the CPU.
+    The cells must have the model's genes, and batches if the model has batches. `posterior` must be on the CPU.
     """
     batch_n = known_batches(model, counts)
     library_n = counts.library_n
@@ -179,7 +183,8 @@ def compare(
     if zeros_are_counts:
         detected_rg = np.stack([1 - moments.zero_g for moments in replicates])
         evaluated_g = n * (detected_rg.mean(0) + 1 - observed.zero_g) / 2 >= _MIN_DETECTED
-        # Half a cell keeps the score finite for a gene that is detected in every cell of every replicate.
+        # A standard deviation of at least half a cell keeps the score finite for a gene that is detected in every
+        # simulated cell.
         zeros = _statistic(observed.zero_g, 1 - detected_rg, evaluated_g, least_sd=0.5 / n, scale=lambda value: value)
         # 1 / n is about the variance of a gene with a single count in n cells; it keeps the logarithm finite.
         least_g = np.full(len(evaluated_g), 1 / n)
@@ -199,7 +204,7 @@ def _statistic(
     n_replicates = len(value_rg)
     scaled_rg, predicted_g = scale(value_rg), value_rg.mean(0)
     sd_g = np.maximum(scaled_rg.std(0, ddof=1), least_sd)
-    # The mean of r replicates has a standard error too.
+    # The score also includes the standard error of the mean over the replicates.
     widened = np.sqrt(1 + 1 / n_replicates)
     # A replicate is closer to a mean that includes this replicate than a new replicate would be.
     corrected = np.sqrt((n_replicates + 1) / (n_replicates - 1))

@@ -37,7 +37,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         self.label_n: np.ndarray | None = None
         if column is not None:
             self.label_n = self.session.labels(column, purpose="--labels")
-            # Labels that cannot be compared are refused before the long computation.
+            # Unusable labels are refused before the long computation starts.
             usable_labels(self.label_n[evaluated_rows(len(self.label_n))], column=column)
 
     @property
@@ -108,7 +108,7 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     @property
     def of_training(self) -> bool:
-        """Whether the data are those of the training: they contain a cell that was held out of it."""
+        """Whether the data are those of the training: they contain a cell that was held out of the training."""
         return bool(self.session.model.held_out(self.session.counts.cell_names).any())
 
     def text(self, result: Diagnosis, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the verdicts have the numbers
@@ -122,9 +122,10 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
             cells = f"cells ({few})"
         return f"evaluated on {result.n_evaluated:,} {cells} of {result.n_cells:,}\n\n{page(result.verdicts)}\n"
 
-    def warnings(self, result: Diagnosis) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
+    def warnings(self, result: Diagnosis) -> Sequence[str]:  # noqa: ARG002  # the warnings depend on the data alone
         found: list[str] = []
-        # The store also contains the dropped cells, so its columns would not match the batches of the remaining cells.
+        # The columns of obs also contain the dropped cells, so the columns would not match the batches of the remaining
+        # cells.
         if self.session.kept.all():
             data = self.session.model.config.data
             warn_of_confounding(self.session.store, self.session.counts, data, found.append)
@@ -139,8 +140,8 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
 
     def next_step(self, result: Diagnosis) -> str:
         request, options, model = self.request, self.options, self.session.model
-        # No training is suggested if the model was trained on other cells: a training on these cells would not improve
-        # it.
+        # No training is suggested if the model was trained on other cells, because a training on these cells would not
+        # improve the model.
         command = next_command(result.verdicts, model.config) if self.of_training else Command(verb="embed")
         # `embed` can write into the .h5ad output, but needs the path of the model, which is not beside the output.
         data = options.output or request.data
@@ -166,6 +167,6 @@ class Diagnose(Question[DiagnoseOptions, Diagnosis]):
         own |= parts | {"round": options.round or own.get("round")}
         own |= {"layer": options.layer or own.get("layer"), "drop_empty": options.drop_empty or own.get("drop_empty")}
         if command.verb == "sweep":
-            # A sweep over β takes the number of latent dimensions only from a file.
+            # A sweep over β takes the number of latent dimensions only from a --config file.
             return shell_line("sweep", data, **{name: value for name, value in own.items() if name != "n_latent"})
         return shell_line("train", data, m=unused_folder(request.model_folder), **own)

@@ -1,10 +1,10 @@
 """Agreement of trainings that differ only in their random seeds.
 
 Two equally good latent spaces may differ by a translation, rotation, reflection and scale. Every pair of embeddings of
-the same cells is therefore aligned by the best of these transformations (Procrustes), and the variance that still
-differs measures instability. The fraction of nearest neighbors that two embeddings share shows how stable clusterings
-and two-dimensional layouts would be. This fraction is compared with the same fraction for pairs of PCAs, each of genes
-drawn with replacement (bootstrapped genes).
+the same cells is therefore aligned by Procrustes analysis, and the variance that still differs measures instability.
+The fraction of nearest neighbors that two embeddings share shows how stable clusterings and two-dimensional layouts
+would be. For comparison, the fraction of shared neighbors is also computed for pairs of PCAs, each of genes drawn with
+replacement (bootstrapped genes).
 
 Shapes: n cells, k latent dimensions.
 """
@@ -28,7 +28,7 @@ from scvae_cli.model.bundle import Model
 from scvae_cli.tools.diagnose.judged_embedding import embedding_of
 
 MAX_CELLS = 5000
-# A canonical axis is compared if its strength is above this fraction of the strength of the first axis.
+# Fraction of the first axis's variance of expression that a canonical axis must explain to be compared.
 _STRONG = 0.01
 
 
@@ -41,16 +41,17 @@ class Stability:
     n_trainings
         Number of trainings, the diagnosed model included.
     procrustes, procrustes_by_chance
-        Fraction of the variance that differs after the best alignment, 0 to 1; and the same fraction if the cells of
-        one embedding are put in random order.
+        Fraction of the variance, 0 to 1, that differs between two embeddings after the best alignment; and the same
+        fraction if the cells of one embedding are in random order.
     neighbors_shared
-        Fraction of a cell's 15 nearest neighbors that are among its 15 nearest neighbors in the other training.
+        Fraction of a cell's 15 nearest neighbors in one training that are also among its 15 nearest neighbors in
+        another training.
     pca_neighbors_shared
-        The same fraction for as many PCAs of bootstrapped genes as there are trainings.
+        Fraction of nearest neighbors that PCAs of bootstrapped genes share; there are as many PCAs as trainings.
     axis_correlation
-        Mean absolute correlation between an axis in one training and the axis of the same number in the other. The
-        axes are the canonical axes, which are ordered by the variance of expression that they explain. Only strong
-        axes are compared: those that explain more than a hundredth of the variance that the first axis explains.
+        Mean absolute correlation between canonical axes of the same number in two trainings. Canonical axes are ordered
+        by the variance of expression that they explain. Only axes that explain more than a hundredth of the variance of
+        the first axis are compared.
     heldout_elbo
         Mean ELBO of the held-out cells of each training, nats. Each training holds out different cells.
     """
@@ -64,7 +65,7 @@ class Stability:
     heldout_elbo: tuple[float, ...]
 
     def values(self) -> dict[str, Any]:
-        """Return plain numbers."""
+        """Return the results as plain numbers."""
         return {
             "n_trainings": self.n_trainings,
             "procrustes": self.procrustes,
@@ -83,8 +84,8 @@ def stability(model: Model, counts: Counts, *, n_trainings: int = 3, train: Trai
     ----------
     model, counts
         The first model, and the cells that it was trained on (`scvae_cli.evaluation.retraining.model_trained_on`). All
-        cells are used for training. If there are more than 5,000 cells, only 5,000 are embedded, at regular
-        intervals of the rows.
+        cells are used for training. If there are more than 5,000 cells, only 5,000 cells, at regular intervals of the
+        rows, are embedded.
     """
     config = requested_config(model)
     models = [model]

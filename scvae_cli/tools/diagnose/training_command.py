@@ -1,4 +1,4 @@
-"""A suggested training: the options of the diagnosed model, for a command line, and a folder for the new model."""
+"""The command line of a suggested training: the options of the diagnosed model, and a folder for the new model."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from scvae_cli.evaluation.retraining import requested_config
 from scvae_cli.model.bundle import Model
 from scvae_cli.options import declarations
 
-# Options that choose a part of a file. The diagnosed file may contain only this part.
+# Options that choose a part of a file, because the diagnosed file may contain only this part.
 _PARTS_OF_A_FILE = ("genome", "modality")
 
 
 def training_options(model: Model) -> dict[str, object]:
-    """Return the options that the user of a model chose for the training, by name.
+    """Return the options that the user chose for the training of a model, by name.
 
-    Options with their default value are left out, and so are options of the machine, options that the command line
-    does not have, and those that choose a part of a file.
+    Options with their default value are left out. Options of the machine, options that the command line lacks, and
+    options that choose a part of a file are left out too.
     """
     requested = requested_config(model)
     parts = {"data": model.config.data, "model": requested.model, "train": requested.train}
@@ -31,7 +31,7 @@ def training_options(model: Model) -> dict[str, object]:
 
 
 def unused_folder(folder: Path | str) -> Path:
-    """Return a folder beside a model folder, for another model, that does not exist yet."""
+    """Return a path for a new model folder that does not exist yet, next to an existing model folder."""
     folder = Path(folder)
     number = 2
     while (found := folder.with_name(f"{folder.stem}_{number}.scvae")).exists():

@@ -1,4 +1,4 @@
-"""A verdict, which is one finding of a diagnosis with a level and advice; and a page of verdicts as text."""
+"""The verdicts of a diagnosis: findings, each with a level and advice; and the verdicts as text."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class Verdict:
     topic
         Topic in a few words; no two verdicts of a diagnosis have the same topic.
     level
-        One of `LEVELS`.
+        "good", "watch" or "poor".
     sentence
         The finding, with the measured number.
     finding
         Key of the advice in `ADVICE`; empty if nothing needs to be done.
     values
-        Values that the advice names.
+        Values that are inserted into the text of the advice.
     """
 
     topic: str
@@ -51,7 +51,7 @@ def next_command(verdicts: Sequence[Verdict], config: RunConfig) -> Command:
     """Return the command that follows from the most important verdict.
 
     The most important verdict has the worst level and, among verdicts of this level, the first finding in `ADVICE`.
-    Verdicts whose advice needs no command are passed over. If no verdict is left, the cells can be embedded.
+    Verdicts whose advice has no command are ignored. If no verdict is left, the command is `embed`.
 
     Parameters
     ----------

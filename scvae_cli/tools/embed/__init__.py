@@ -1,1 +1,1 @@
-"""The latent position of every cell."""
+"""The embedding and the latent position of every cell."""

@@ -18,7 +18,7 @@ from scvae_cli.data.labels import as_label, labels_of
 from scvae_cli.data.store import CellStore
 from scvae_cli.errors import DataError
 
-# A column of whole numbers with at most this many different values names groups, such as replicates 1, 2 and 3.
+# Largest number of different values with which a column of whole numbers names groups, such as replicates 1, 2 and 3.
 _MAX_NUMBERED_GROUPS = 20
 _SHOWN_COLUMNS = 20
 
@@ -47,7 +47,7 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """A number of each cell: the panel's title, n floats that are NaN for missing values, and the unit of the scale."""
+    """A number for each cell, with the title of the panel and the unit of the color scale; missing values are NaN."""
 
     title: str
     value_n: np.ndarray
@@ -59,27 +59,27 @@ def colorings(
 ) -> dict[str, Groups | Values]:
     """Find the columns of obs and the genes that color a figure, and read their values.
 
-    A column is preferred to a gene with the same name.
+    If a column and a gene have the same name, the column is used.
 
     Parameters
     ----------
     kept
-        Mask of the store's cells that are drawn; n of the values in the mask are True.
+        Mask over all cells of the data; the mask is True for the n cells that are drawn.
     names
         Columns of obs, and genes by name or symbol.
     genes
         Names of the genes of the data.
     source, real
-        Arguments of `log_expression`.
+        Arguments `source` and `real` of `log_expression`.
 
     Returns
     -------
-    Name → groups or values of the n cells.
+    A dictionary from each name to the groups or values of the n cells.
 
     Raises
     ------
     DataError
-        If no column and no gene has one of the names, or several genes have it as a symbol.
+        If neither a column nor a gene has one of the names, or if several genes have this name as their symbol.
     """
     columns = [name for name in names if name in store.obs_keys]
     ids = {name: genes.ids_of([name])[0] for name in names if name not in columns and name in genes}
@@ -98,8 +98,8 @@ def colorings(
 def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Values:
     """Read a column of obs as groups or as numbers.
 
-    A categorical column, and a column of texts, dates or booleans names groups. A column of
-    whole numbers with few different values names groups, too. Other numbers are shown on a color scale.
+    A column of categories, texts, dates or booleans names groups. A column of whole numbers with few different values
+    names groups, too. Columns of other numbers are shown on a color scale.
     """
     categories = store.obs_categories(key)
     column = store.obs_column(key)[kept]
@@ -115,7 +115,7 @@ def column_coloring(store: CellStore, kept: np.ndarray, key: str) -> Groups | Va
 
 
 def _numbers(column: np.ndarray) -> np.ndarray | None:
-    """Return a column as floats, NaN for missing and infinite values; None if the column does not contain numbers."""
+    """Return a column as floats, with NaN for missing and infinite values, or None if the column is not numeric."""
     if column.dtype.kind == "O":
         # The column may contain numbers, some of which are missing.
         missing_n = np.asarray([as_label(value) is None for value in column], dtype=bool)
@@ -135,7 +135,7 @@ def _number_groups(value_n: np.ndarray) -> bool:
 
 
 def _natural(label: str) -> list[str | int]:
-    """Sort key that compares the numbers in labels by value, so that "10" comes after "9"."""
+    """Return a sort key that compares numbers in labels by their value, so that "10" comes after "9"."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", label)]
 
 

@@ -28,14 +28,14 @@ class Embedding:
     Parameters
     ----------
     position_nj
-        Coordinates for neighbors, clusters and UMAPs, in the space that was chosen; shape (n, j).
+        Coordinates for neighbors, clusters and UMAPs, in expression space or in latent space; shape (n, j).
     mean_nk, var_nk
         Means and variances of the cells' posteriors along the chosen latent axes; shape (n, k).
     gain
         Mean increase of the ELBO by the refinement of the posteriors, in nats per cell; None if the posteriors were not
         refined.
     umap_leiden
-        UMAP and clusters of the cells; None if neither was asked for.
+        UMAP and clusters of the cells; None if neither a UMAP nor clusters were requested.
     """
 
     __repr__ = brief
@@ -57,7 +57,7 @@ class Embedding:
 
 
 def embed(session: Session, options: EmbedOptions) -> Embedding:
-    """Embed the cells of a session.
+    """Embed the cells of a session, which holds the opened data and model.
 
     Raises
     ------
@@ -87,7 +87,7 @@ def embed(session: Session, options: EmbedOptions) -> Embedding:
 
 
 def _refuse_not_finite(counts: Counts, *coordinates: np.ndarray) -> None:
-    """Refuse coordinates that are NaN or infinite: they would spoil the neighbors of all cells."""
+    """Refuse coordinates that are NaN or infinite, because the neighbors of all cells would then be wrong."""
     broken = np.flatnonzero(~np.logical_and.reduce([np.isfinite(values).all(axis=1) for values in coordinates]))
     if len(broken):
         first = counts.cell_names[broken[0]]

@@ -28,14 +28,16 @@ from scvae_cli.report.page import (
 )
 from scvae_cli.tools.embed.coloring import Groups, Values
 
-# Inches. The width of a panel depends on the number of panels in a row.
+# All lengths are in inches. The width of a panel depends on the number of panels in a row.
 _WIDTHS = {1: 4.6, 2: 3.45, 3: 2.25}
 _MARGIN, _GAP, _TITLE, _AXIS, _BOTTOM = 0.15, 0.2, 0.25, 0.2, 0.15
 _LINE, _BAR = 0.13, 0.07
 _NAME_SIZE, _DOT, _MAX_COLUMNS = 6.5, 0.28, 8
-# Names of groups are shortened more if there are many groups; at least this number of letters stays.
+# Names of at most `_FEW_GROUPS` groups have at most `_LONG_NAME` letters, and names of more groups at most
+# `_SHORT_NAME` letters. Names that are still too wide are shortened further, but not below `_LEAST_NAME` letters.
 _LONG_NAME, _SHORT_NAME, _FEW_GROUPS, _LEAST_NAME = 30, 16, 20, 6
-# With taller legends, a row has at most two panels, so that a legend can have several columns.
+# Largest number of lines of a legend with which a row has three panels. With taller legends, a row has two panels,
+# which are wide enough for legends with several columns.
 _MAX_ROWS_OF_THREE = 16
 # Largest number of groups with a legend and colors that do not repeat, and largest number of groups whose names are
 # written at the cells.
@@ -49,8 +51,9 @@ _HALO = withStroke(linewidth=1.8, foreground="white")
 def umap_figure(umap_n2: np.ndarray, colorings: Sequence[Groups | Values]) -> Figure:
     """Draw the UMAP once for each coloring; with no coloring, all cells have one color.
 
-    Cells of groups are drawn in random order, so that no group hides another; cells with numbers are drawn in ascending
-    order, as scanpy does. The figure is not registered with pyplot, so save it with `save_figure`.
+    If the colors show groups, the cells are drawn in random order, so that no group hides another. If the colors show
+    numbers, the cells are drawn in ascending order of the numbers, as in scanpy. The figure is not registered with
+    pyplot, so save it with `save_figure`.
     """
     with house_style():
         panels: list[_Panel] = [_panel_of(coloring) for coloring in colorings] or [_OneColor(len(umap_n2))]
@@ -77,8 +80,8 @@ class _OneColor:
     def __init__(self, n_cells: int) -> None:
         self.title = amount(n_cells, "cell")
 
-    def key_height(self, wide: float) -> float:  # noqa: ARG002  # the other panels have a key
-        """Height of the legend or of the color scale, in inches."""
+    def key_height(self, wide: float) -> float:  # noqa: ARG002  # a legend depends on the width
+        """Return the height of the legend or of the color scale, in inches."""
         return 0.0
 
     def draw_cells(self, axes: Axes, umap_n2: np.ndarray, look: dict[str, Any]) -> None:
@@ -97,7 +100,7 @@ class _GroupPanel(_OneColor):
         self.colors = _colors(groups)
 
     def _names(self, wide: float) -> list[tuple[str, str]]:
-        """Names and colors of the legend, with names that fit into a panel of this width."""
+        """Return the names and colors of the legend, with names that fit into a panel of this width in inches."""
         order = self.groups.order
         few = len(order) <= _FEW_GROUPS
         names = [(name, self.colors[group]) for name, group in zip(_fitted(order, wide, few=few), order, strict=True)]
@@ -118,7 +121,7 @@ class _GroupPanel(_OneColor):
         label_n = self.groups.label_n
         missing_n = np.asarray([label is None for label in label_n], dtype=bool)
         order = np.random.default_rng(0).permutation(len(label_n))
-        # Cells without a group are behind all other cells.
+        # Cells without a group are drawn behind all other cells.
         order = np.concatenate([order[missing_n[order]], order[~missing_n[order]]])
         rgb = {group: to_rgb(color) for group, color in self.colors.items()} | {None: to_rgb(NO_GROUP)}
         axes.scatter(umap_n2[order, 0], umap_n2[order, 1], c=np.asarray([rgb[label_n[i]] for i in order]), **look)
@@ -143,10 +146,10 @@ class _ValuePanel(_OneColor):
 
     def draw_cells(self, axes: Axes, umap_n2: np.ndarray, look: dict[str, Any]) -> None:
         axes.scatter(umap_n2[self.missing_n, 0], umap_n2[self.missing_n, 1], color=NO_GROUP, **look)
-        # Cells of equal value, such as 0, are in random order.
+        # Cells of equal value, such as 0, are drawn in random order.
         order = np.random.default_rng(0).permutation(np.flatnonzero(~self.missing_n))
         order = order[np.argsort(self.values.value_n[order], kind="stable")]
-        # Dots are opaque, so that a color means the same number in the figure and on the scale.
+        # Dots are opaque, so that a color has the same meaning in the UMAP and on the color scale.
         look = look | {"c": self.values.value_n[order], "cmap": _COLOR_MAP, "norm": self.scale, "alpha": 1}
         self.drawn = axes.scatter(umap_n2[order, 0], umap_n2[order, 1], **look)
 
@@ -193,7 +196,7 @@ def _fitted(names: Sequence[str], wide: float, *, few: bool = True, size: float 
 def _draw_legend(
     figure: Figure, names: Sequence[tuple[str, str]], left: float, top: float, wide: float, n_columns: int
 ) -> None:
-    """Draw names and colors in columns; every line has the height `_LINE`, which a legend of matplotlib would round."""
+    """Draw a legend in columns with lines of the exact height `_LINE`, which matplotlib's own legend would round."""
     if not names:
         return
     n_rows = -(-len(names) // n_columns)
@@ -223,11 +226,11 @@ def _write_names(axes: Axes, groups: Groups, umap_n2: np.ndarray) -> None:
 
 
 def _colors(groups: Groups) -> dict[str, str]:
-    """Assign a color to every group; up to 30 groups have the colors of the other figures of scvae."""
+    """Assign a color to every group; up to 30 groups get the same colors as in the other figures of scvae."""
     if len(groups.order) <= len(PALETTE):
         return group_colors(groups.label_n, ())
     from scanpy.plotting.palettes import default_102
 
-    # Colors that are nearly white cannot be seen on paper.
+    # Nearly white colors are left out, because they cannot be seen on paper.
     palette = [*PALETTE, *(color for color in default_102 if np.dot(to_rgb(color), _LUMINANCE) < _LIGHTEST)]
     return {group: palette[i % len(palette)] for i, group in enumerate(groups.order)}

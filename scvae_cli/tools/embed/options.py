@@ -19,7 +19,7 @@ Axes = Literal["canonical", "training"]
 
 
 def parse_colors(flag: str, texts: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the names in one or several texts A,B,C; repeated names are returned once, in order.
+    """Split one or several texts A,B,C at the commas, and return each name once, in the given order.
 
     >>> parse_colors("--color", ["cell_type, batch", "CD3D"])
     ('cell_type', 'batch', 'CD3D')
@@ -43,21 +43,21 @@ class EmbedOptions(Reading, Writing):
     axes: Axes = option(
         "canonical",
         help="Axes of the latent position. canonical: rotated axes, ordered by the variance of expression that they "
-        "explain. These axes are similar between trainings. training: the axes of the encoder and the decoder.",
+        "explain. Canonical axes are similar between trainings. training: the axes of the encoder and the decoder.",
     )
     refine: int = option(
         0,
-        help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are plenty. The "
-        "cells must come from batches that the model was trained on.",
+        help="Number of gradient steps that improve the encoder's posterior of each cell. 100 steps are "
+        "enough. Refinement needs cells of batches that the model was trained on.",
         least=0,
         most=100_000,
-        takes="a number of steps, 0 or more; 100 is plenty",
+        takes="a number of steps, 0 or more; 100 is enough",
     )
     umap: bool = option(False, help="Also compute a UMAP of the embedding with scanpy.", panel=UMAP, in_record=False)
     leiden: bool = option(
         False,
-        help="Also cluster the cells with scanpy: Leiden clusters of the neighbor graph of the embedding. Needs the "
-        "package igraph.",
+        help="Also cluster the cells with scanpy: Leiden clusters of the neighbor graph of the embedding. This option "
+        "needs the package igraph.",
         panel=UMAP,
         in_record=False,
     )
@@ -73,15 +73,15 @@ class EmbedOptions(Reading, Writing):
     )
     plot: Path | None = option(
         None,
-        help="Also draw a figure of the UMAP: .png, .svg or .pdf. Implies --umap.",
+        help="Also draw the UMAP into a .png, .svg or .pdf file. This option implies --umap.",
         panel=OUTPUT,
         metavar="FILE",
         in_record=False,
     )
     color: tuple[str, ...] = option(
         (),
-        help="Columns of obs and genes that color the cells in the figure, one panel each. Genes are shown as log1p of "
-        "normalized counts.",
+        help="Columns of obs and genes that color the cells in the figure, which has a panel for each. Genes are shown "
+        "as log1p of normalized counts.",
         metavar="A,B,C",
         shown_default="the clusters and the batches",
         takes="columns of obs and genes",
@@ -124,13 +124,13 @@ EMBED = Verb(
     home="scvae_cli.tools.embed.question:Embed",
     about="""Write coordinates of every cell to obsm["X_scvae"], for neighbors, clusters and UMAPs.
 
-    Distances between these coordinates are distances in expression, without the effects of batch and library size. The
-    latent position of each cell, from which the model decodes, goes to obsm["scvae_latent"], and the variances of its
-    posterior go to obsm["scvae_latent_var"]. The cells need not be those of the training. The encoder does not use the
-    batch, so cells of new batches can be embedded too.
+    Distances in obsm["X_scvae"] are distances in expression, without the effects of batch and library size. The
+    posterior mean of each cell's latent position, from which the model decodes, goes to obsm["scvae_latent"], and the
+    posterior variances go to obsm["scvae_latent_var"]. The embedded cells need not be the training cells. The encoder
+    does not use the batch, so cells of new batches can be embedded too.
 
     With --umap, the UMAP of the embedding goes to obsm["X_umap_scvae"]. With --leiden, clusters of the cells go to
-    obs["scvae_leiden"]. Both come from the same neighbor graph. --plot draws the UMAP, one panel for each
-    column of obs and each gene of --color.""",
+    obs["scvae_leiden"]. The UMAP and the clusters come from the same neighbor graph. --plot draws the UMAP, with one
+    panel for each column of obs and each gene of --color.""",
     example="scvae embed data.h5ad --umap --leiden --plot umap.png",
 )

@@ -38,7 +38,8 @@ class Embed(Question[EmbedOptions, Embedding]):
         if options.plot is None:
             return
         self.color = options.color or self._default_color()
-        # The new clusters do not exist yet. If obs has a column of this name, the column holds older clusters.
+        # The new clusters do not exist yet, so they are not read here. A column of obs with the name of the new
+        # clusters holds older clusters.
         named = [name for name in self.color if not (options.leiden and name == self.names.leiden)]
         if not options.leiden and self.names.leiden in named and self.names.leiden not in session.store.obs_keys:
             raise DataError(f"there are no clusters {self.names.leiden!r} to color by", "add --leiden")
@@ -133,7 +134,7 @@ class Embed(Question[EmbedOptions, Embedding]):
             notes.append(f"there are fewer than {self.options.n_neighbors} cells, so all cells are neighbors")
         return notes
 
-    def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # depends on the data alone
+    def warnings(self, result: Embedding) -> Sequence[str]:  # noqa: ARG002  # the warnings depend on the data alone
         session, found = self.session, []
         if self.options.space == "latent" or not session.model.conditioned or session.model.vae.n_mapped:
             return ()  # If batches were mapped onto the model, the session already warns about cells without a batch.

@@ -22,7 +22,7 @@ from scvae_cli.progress import Progress, silent
 if TYPE_CHECKING:
     from pandas import Categorical
 
-# UMAP starts from three eigenvectors of the neighbor graph, so the graph needs more cells than that.
+# UMAP starts from three eigenvectors of the neighbor graph, so the graph needs at least four cells.
 MIN_CELLS = 4
 
 
@@ -33,11 +33,11 @@ class UmapLeiden:
     Parameters
     ----------
     umap_n2
-        Positions of the cells, float32, shape (n, 2); None if no UMAP was asked for.
+        Positions of the cells, float32, shape (n, 2); None if no UMAP was requested.
     cluster_n
-        Cluster of each cell, a categorical of n strings, "0", "1", …; None if no clusters were asked for.
+        Cluster of each cell, a categorical of n strings, "0", "1", …; None if no clusters were requested.
     settings
-        The settings that were used and the versions of the packages, for the provenance.
+        Settings of the computation and versions of the packages, for the provenance.
     """
 
     __repr__ = brief
@@ -71,13 +71,13 @@ def umap_leiden(
 ) -> UmapLeiden:
     """Compute the UMAP and the Leiden clusters of an embedding.
 
-    The functions are scanpy's: `sc.pp.neighbors`, `sc.tl.umap`, and `sc.tl.leiden` with `flavor="igraph"` and
+    The computation uses scanpy's `sc.pp.neighbors`, `sc.tl.umap`, and `sc.tl.leiden` with `flavor="igraph"` and
     `n_iterations=2`. If there are fewer than `n_neighbors` cells, the number of neighbors is the number of cells.
 
     Raises
     ------
     ConfigError
-        If clusters are asked for, and igraph is not installed.
+        If clusters are requested, and igraph is not installed.
     DataError
         If there are fewer than `MIN_CELLS` cells.
     """
@@ -90,7 +90,8 @@ def umap_leiden(
 
     n_neighbors = min(n_neighbors, n_cells)
     cells = ad.AnnData(np.zeros((n_cells, 0), dtype=np.float32), obsm={"embedding": np.asarray(embedding_nk)})
-    # scanpy and umap-learn warn about their own defaults and about threads, which the user did not choose.
+    # Warnings of scanpy and umap-learn about their defaults and about threads are hidden, because the user did not
+    # choose these settings.
     with warnings.catch_warnings(), progress("neighbor graph", 1 + umap + leiden) as advance:
         warnings.simplefilter("ignore")
         sc.pp.neighbors(cells, n_neighbors=n_neighbors, use_rep="embedding", random_state=seed)

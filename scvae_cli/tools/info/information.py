@@ -15,8 +15,8 @@ from scvae_cli.question import Outcome, Report, Shell
 from scvae_cli.verb import Request
 
 
-def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes no time to speak of
-    """Describe a model, or list the runs that are recorded in a data file.
+def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # the command takes seconds and shows no progress
+    """Describe a model, or list the runs of scvae that are recorded in a data file.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def info(request: Request, shell: Shell) -> Outcome:  # noqa: ARG001  # it takes
 
 
 def _covariates(model: Model) -> dict[str, Any]:
-    """Return the categories of each batch key, and the range of each continuous key, in the training."""
+    """Return the categories of each batch key and the range of each continuous key in the training data."""
     design, keys = model.vae.design, model.config.data.batch_keys
     if design is None:
         return {key: list(model.batches) for key in keys if model.batches}

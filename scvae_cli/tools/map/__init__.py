@@ -1,1 +1,1 @@
-"""New batches in a trained model, without a new training of the model."""
+"""Add new batches to a trained model, without training the model again."""

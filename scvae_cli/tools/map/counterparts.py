@@ -1,4 +1,4 @@
-"""Which cells have no counterpart among the cells that the model was trained on.
+"""Find cells without a counterpart: cells whose state does not occur among the training cells of the model.
 
 Shapes: n cells, k latent dimensions.
 """
@@ -14,22 +14,23 @@ from scvae_cli.model.density import LatentDensity
 from scvae_cli.tools.score.options import ScoreOptions
 from scvae_cli.tools.score.scoring import score
 
-# A cell is unexplained if only this share of the cells that are simulated in its batch fit the model worse.
+# A cell is unexplained if at most the share `UNEXPLAINED` of the cells simulated in its batch fit the model worse.
 UNEXPLAINED = 0.05
-# Numbers of cells, simulated cells and posterior samples by which the share of unexplained cells is estimated.
+# Numbers of cells, simulated cells and posterior samples that are used to estimate the share of unexplained cells.
 _CELLS, _SIMULATED, _SAMPLES = 500, 500, 5
 
 
 def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
-    """Compute the share of held-out cells of the training whose latent positions are as rare as a cell's, or rarer.
+    """Compute, for each cell, the share of held-out cells whose latent positions are as rare as its own, or rarer.
 
-    Rare positions are those where the density of the training cells is low. Among cells that come from the same
-    populations as the held-out cells, at most the share a has a value of at most a, on the average over samples of
-    held-out cells (a conformal p-value; Bates et al. 2023, doi:10.1214/22-AOS2244).
+    Rare positions are those where the density of the training cells is low. The share is a conformal p-value (Bates et
+    al. 2023, doi:10.1214/22-AOS2244): of cells from the same populations as the held-out cells, at most 5% have a share
+    of at most 0.05, for example. The guarantee of a conformal p-value holds on average over random choices of the
+    held-out cells.
 
     Returns
     -------
-    One value a cell, shape (n,), above 0 and at most 1.
+    One share per cell, shape (n,), above 0 and at most 1.
     """
     heldout_nll = density.heldout_nll.double().cpu().numpy()
     nll_n = -density.log_prob(mean_nk.to(density.mean_ck)).double().cpu().numpy()
@@ -39,11 +40,11 @@ def counterpart_p(density: LatentDensity, mean_nk: Tensor) -> np.ndarray:
 
 
 def unexplained_share(model: Model, counts: Counts, *, seed: int) -> float:
-    """Compute the share of cells whose counts the model explains worse than those of most cells that it simulates.
+    """Compute the share of cells whose counts fit the model worse than 95% of the cells that the model simulates.
 
-    Effects of batches can move cells of another tissue to latent positions of the training cells, but cannot explain
-    their counts. The share is computed from at most 500 cells. If the model describes all cells, it is about
-    `UNEXPLAINED`.
+    Batch effects can move cells of another tissue to the latent positions of training cells, but the counts of the
+    moved cells still fit the model badly. The share of unexplained cells is computed from at most 500 cells. If the
+    model describes all cells well, about 5% of the cells are unexplained.
     """
     some = counts.cells(np.arange(0, counts.n_cells, -(-counts.n_cells // _CELLS)))
     scores = score(model, some, ScoreOptions(n_samples=_SAMPLES, n_simulated=_SIMULATED, seed=seed))

@@ -10,7 +10,7 @@ from scvae_cli.options import INPUT, OUTPUT, option
 from scvae_cli.shared_options import Reading
 from scvae_cli.verb import Verb
 
-# Largest number of characters of the name of a batch.
+# Largest number of characters in the name of a batch.
 _LONGEST_NAME = 200
 
 
@@ -20,37 +20,36 @@ class MapOptions(Reading):
 
     batch_key: str | None = option(
         None,
-        help="Column of obs with the batch of each cell. The effects of batches that the model already has are kept.",
+        help="Column of obs with the batch of each cell. Only batches that the model lacks are added to the model.",
         panel=INPUT,
         shown_default="the batch key of the model",
     )
     batch: str | None = option(
         None,
-        help="Name of the one new batch to which all cells belong, if there is no column. The name is also written to "
-        "obs.",
+        help="Name of the new batch, if all cells belong to one batch and obs has no column of batches. The name "
+        "of the batch is also written to obs.",
         panel=INPUT,
         metavar="NAME",
         label=True,
     )
     reference_batch: str = option(
         "reference",
-        help="Name of the batch to which the cells of the training belong, for a model that was trained without "
-        "batches.",
+        help="Name to give to the batch of the training cells, if the model was trained without batches.",
         panel=INPUT,
         metavar="NAME",
         label=True,
     )
     false_alarms: float = option(
         0.05,
-        help="Rate of false alarms: share of cells like those of the training that may be reported to have no "
-        "counterpart. The rate is calibrated on held-out cells of the training.",
+        help="Rate of false alarms: the share of cells that are reported to have no counterpart, among cells of the "
+        "same populations as the training cells. The rate is calibrated on held-out cells of the training.",
         above=0,
         below=1,
     )
     output: Path | None = option(
         None,
         flags=("--output", "-o"),
-        help="Model folder to write: the model with the new batches.",
+        help="Model folder to which the model with the new batches is written.",
         panel=OUTPUT,
         metavar="NEW.scvae",
         in_python=False,
@@ -67,7 +66,7 @@ class MapOptions(Reading):
     )
     key_added: str = option(
         "scvae",
-        help='Text that replaces "scvae" in the names of the columns.',
+        help='Text that replaces "scvae" in the names of the new columns of obs.',
         panel=OUTPUT,
         in_record=False,
     )
@@ -81,13 +80,13 @@ class MapOptions(Reading):
 
     @property
     def maps_batches(self) -> bool:
-        """Always True: batches that the model lacks are expected."""
+        """Always True, because `map` expects batches that the model lacks."""
         return True
 
     def check(self) -> None:
         """Refuse --batch together with --batch-key, and invalid names of batches."""
         if self.batch is not None and self.batch_key is not None:
-            raise ConfigError("--batch and --batch-key were both given", "use --batch-key for a column of obs")
+            raise ConfigError("--batch and --batch-key were both given", "give only --batch-key for a column of obs")
         _check_name("--batch", self.batch)
         _check_name("--reference-batch", self.reference_batch)
 
@@ -99,9 +98,9 @@ def _check_name(spelled: str, name: str | None) -> None:
         raise ConfigError(f"{spelled} is an empty text", "give the batch a name")
     if len(name) > _LONGEST_NAME:
         short = f"{name[:20]}..."
-        raise ConfigError(f"{spelled} has {len(name):,} characters ({short})", f"at most {_LONGEST_NAME} are allowed")
+        raise ConfigError(f"{spelled} has {len(name):,} characters ({short})", f"use a name of at most {_LONGEST_NAME}")
     if one_line(name) != name:
-        raise ConfigError(f"{spelled} is {name!r}, with control characters", "give the batch a name of one line")
+        raise ConfigError(f"{spelled} is {name!r}, with control characters", "use a name without line breaks and tabs")
 
 
 MAP = Verb(
@@ -111,25 +110,25 @@ MAP = Verb(
     home="scvae_cli.tools.map.question:Map",
     about="""Add new batches to a trained model, without training the model again.
 
-    Only the parameters of the new batches are trained: their effects on the decoder, which may differ between cell
-    populations, and shifts of the encoder, which place new cells near training cells of their kind. The fewer
-    cells a new batch has, the more its effects are shrunk toward those of the batches that the model already has. The
-    rest of the model does not change, so the embedding of the training cells remains identical. The
-    new model can be used like any other model, for the cells of the training and for the new cells.
+    Only parameters of the new batches are trained: effects on the decoder and shifts of the encoder. The effects of a
+    new batch may differ between cell populations. The shifts of the encoder place new cells near training cells of the
+    same kind. The fewer cells a new batch has, the more its effects are shrunk toward the effects of the model's own
+    batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
+    The new model can be used like any other model, for the cells of the training and for the new cells.
 
-    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
-    of held-out cells whose states are at least as rare as that of the cell. Cells with a small share are reported
-    to have no counterpart, in obs["scvae_no_counterpart"].""",
+    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells of the training whose states are at least
+    as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
+    counterpart among the training cells.""",
     python_about="""Add new batches to a trained model, without training the model again.
 
-    Only the parameters of the new batches are trained: their effects on the decoder, which may differ between cell
-    populations, and shifts of the encoder, which place new cells near training cells of their kind. The fewer
-    cells a new batch has, the more its effects are shrunk toward those of the batches that the model already has. The
-    rest of the model does not change, so the embedding of the training cells remains identical.
+    Only parameters of the new batches are trained: effects on the decoder and shifts of the encoder. The effects of a
+    new batch may differ between cell populations. The shifts of the encoder place new cells near training cells of the
+    same kind. The fewer cells a new batch has, the more its effects are shrunk toward the effects of the model's own
+    batches. All other parameters of the model stay unchanged, so the embedding of the training cells stays identical.
 
-    obs["scvae_counterpart_p"] says how common the state of a cell is among the cells of the training: it is the share
-    of held-out cells whose states are at least as rare as that of the cell. Cells with a small share have no
-    counterpart, and obs["scvae_no_counterpart"] is True for them.""",
+    For each cell, obs["scvae_counterpart_p"] is the share of held-out cells of the training whose states are at least
+    as rare as the state of this cell. obs["scvae_no_counterpart"] is True for cells with a small share, which have no
+    counterpart among the training cells.""",
     example="scvae map query.h5ad -m reference.scvae --batch-key donor -o both.scvae",
     argument="QUERY",
     argument_help="Cells of new batches: an .h5ad file; with --cells, also a 10x .h5 file or an mtx folder.",

@@ -27,14 +27,16 @@ from scvae_cli.tools.map.result import Mapped
 from scvae_cli.training.mapping import map_batches
 from scvae_cli.verb import Request
 
-# Name of the column of the batches, if neither the model nor the user names one.
+# Column of obs for the batches, if neither the model nor the user names a column.
 USUAL_KEY = "batch"
-# With fewer cells than this, differences from the reference are known only for the most abundant genes.
+# Number of cells of a new batch below which batch effects are known only for the most abundant genes.
 FEW_CELLS = 50
-# If more than this share of the cells lack a counterpart or are unexplained, the cells are probably of another tissue.
+# Share of cells without a counterpart, or not explained by the model, above which the cells are probably of another
+# tissue.
 FOREIGN_SHARE = 0.5
-# The cells are also probably of another tissue if the log proportions of genes typically differ from those of the
-# training by more than this. Between technologies, conditions or donors, the largest observed difference is about 0.8.
+# Typical difference between the log proportions of genes in new cells and in training cells above which the new cells
+# are probably of another tissue. Between technologies, conditions or donors, the largest typical difference observed is
+# about 0.8.
 FOREIGN_DIFFERENCE = 1.0
 _SHOWN = 3
 
@@ -52,7 +54,8 @@ class Map(Question[MapOptions, Mapped]):
             raise ModelError("the model describes real numbers", "new batches can be mapped onto models of counts only")
         if self.session.model.vae.design is not None:
             raise ModelError(
-                "the model has several covariates", "new batches can be mapped onto models with one batch key or none"
+                "the model has several covariates",
+                "new batches can be mapped only onto models with at most one covariate, a batch key",
             )
         self.batch_key, self.batch_n = _batches(self.session, self.options)
 
@@ -76,8 +79,9 @@ class Map(Question[MapOptions, Mapped]):
         model, folder = result.model, self.options.output
         if folder is not None:
             model.save(folder, force=self.options.force)
-            model = load(folder)  # loaded with its hash
-        # The record names the new model, because results of this model may be written to the same file later.
+            model = load(folder)  # a model has a hash only after it was loaded
+        # The record of this run in the file names the new model, because later results in this file may come from the
+        # new model.
         self.session = replace(self.session, model=model)
         return super().write(result)
 
@@ -121,7 +125,7 @@ class Map(Question[MapOptions, Mapped]):
     def places(self, slots: list[str]) -> Sequence[str]:
         return (str(self.options.output), *super().places(slots))
 
-    def next_step(self, result: Mapped) -> str:  # noqa: ARG002  # the same after every mapping
+    def next_step(self, result: Mapped) -> str:  # noqa: ARG002  # the next step is the same after every mapping
         return shell_line("embed", self.options.cells or self.request.data, m=self.options.output)
 
 
@@ -177,23 +181,25 @@ def _check_folders(request: Request) -> None:
     if request.model is None:
         raise ConfigError("there is no model to map onto", "name its folder with -m REFERENCE.scvae")
     if output is None:
-        raise ConfigError("the new model needs a folder", "name it with -o NEW.scvae")
+        raise ConfigError("the new model needs a folder", "name the folder with -o NEW.scvae")
     if output.resolve() == Path(request.model).resolve():
         raise ConfigError(f"-o is {output}, the model to map onto", "choose another folder for the new model")
     cells = request.options.cells
     for folder in (output, Path(request.model)):
         if cells is not None and folder.resolve() in (resolved(cells), *resolved(cells).parents):
-            raise ConfigError(f"--cells is {cells}, in the model folder {folder}", "choose a file outside of it")
+            raise ConfigError(
+                f"--cells is {cells}, in the model folder {folder}", "choose a file outside of this folder"
+            )
     check_new_model(output, force=request.options.force, spelled="-o")
 
 
 def _described(difference: float) -> str:
-    """Describe how much the genes of a batch differ from those of the training."""
+    """Describe how much the gene proportions of a batch differ from those of the training."""
     if not difference:
         return "gene proportions differ from those of the training by no more than chance"
     return (
         f"gene proportions typically differ from those of the training by a factor of {np.exp(difference):.2f} "
-        f"(more than {np.exp(FOREIGN_DIFFERENCE):.1f} is much: it suggests another tissue or species)"
+        f"(a factor above {np.exp(FOREIGN_DIFFERENCE):.1f} suggests another tissue or species)"
     )
 
 
@@ -236,10 +242,14 @@ def _warnings(result: Mapped, options: MapOptions) -> list[str]:
     warnings = []
     if known:
         n_known = int((positions_in(known, result.batch_n) >= 0).sum())
-        fate = "they were not trained again" if result.new else "there are no new batches, so the model was not changed"
+        fate = (
+            "these batches were not trained again"
+            if result.new
+            else "there are no new batches, so the model was not changed"
+        )
         warnings.append(
             f"{amount(n_known, 'cell is', 'cells are')} of batches that the model has already ({_shown(known)}): "
-            f"{fate}. If these are other batches of the same names, rename them"
+            f"{fate}. If the cells come from other batches of the same names, rename the batches"
         )
     few = [name for name, n in zip(result.new, result.n_cells_b, strict=True) if n < FEW_CELLS]
     if few:

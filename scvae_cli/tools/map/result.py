@@ -1,4 +1,4 @@
-"""The result of `map`: the model with the new batches, and how common the state of every cell is."""
+"""The result of `map`: the model with the new batches, and how common the state of each cell is in the training."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ class Mapped:
     Parameters
     ----------
     model
-        The model.
+        The model with the new batches.
     batch_key, batch_n
-        Column of the batches, and the batch of each cell, shape (n,).
+        Column of obs with the batches, and the batch of each cell, shape (n,).
     new, n_cells_b, difference_b
-        Names of the new batches; number of cells of each; and typical difference of a gene's log proportion from the
-        batches that the model had, natural logarithm. 0 where the genes differ by no more than chance.
+        Name and number of cells of each new batch, and the typical difference between the log proportions of genes in
+        the new batch and in the earlier batches of the model (natural logarithm). A difference of 0 means that the
+        genes differ by no more than chance.
     counterpart_p
-        Share of held-out cells of the training whose states are as rare as the state of a cell, or rarer; shape (n,).
+        For each cell, the share of held-out cells whose states are as rare as the state of this cell, or rarer; shape
+        (n,).
     unexplained
-        Share of the cells whose counts the model explains worse than those of 95% of the cells that it simulates.
+        Share of the cells whose counts fit the model worse than 95% of the cells that the model simulates.
     seconds
-        Time of the training, in seconds.
+        Duration of the training of the new batches, in seconds.
     """
 
     __repr__ = brief
@@ -45,7 +47,7 @@ class Mapped:
     seconds: float
 
     def lacking(self, false_alarms: float) -> np.ndarray:
-        """Return a mask of the cells without a counterpart, shape (n,), at a rate of false alarms."""
+        """Return a mask of the cells that have no counterpart at this rate of false alarms, shape (n,)."""
         result: np.ndarray = self.counterpart_p <= false_alarms
         return result
 
