@@ -67,8 +67,8 @@ from scvae_cli.strict_json import parse_json
 FORMAT, WITHOUT_LABELS, WITHOUT_COVARIATES, WITHOUT_MAPPED, OLDEST_FORMAT = 7, 6, 5, 4, 3
 CONFIG, WEIGHTS, LATENT, LABELS = "config.json", "weights.safetensors", "latent.safetensors", "labels.safetensors"
 GENES, HELDOUT, HISTORY = "genes.txt", "heldout_cells.txt", "history.csv"
-# Largest sizes, in bytes, of the configuration, of any other text file, and of the classifiers of labels. The names of a
-# hundred million cells take 2 GiB.
+# Largest sizes, in bytes, of the configuration, of any other text file, and of the classifiers of labels. The names of
+# a hundred million cells take 2 GiB.
 _MOST_CONFIG, _MOST_TEXT, _MOST_LABELS = 1 << 26, 1 << 31, 1 << 32
 # Names of all files of a model folder. scvae never removes a file with another name from a model folder.
 FILES = (CONFIG, GENES, HELDOUT, WEIGHTS, LATENT, LABELS, HISTORY)
