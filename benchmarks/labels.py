@@ -47,10 +47,10 @@ from sklearn.preprocessing import StandardScaler
 from timed import describe_machine
 
 import scvae_cli as scvae
+from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.evaluation.log_pca import log_normalized
 from scvae_cli.session import Session
 from scvae_cli.tools.annotate.annotation import annotate
-from scvae_cli.data.known_labels import KnownLabels
 from scvae_cli.tools.annotate.options import AnnotateOptions
 from scvae_cli.tools.annotate.quality import reliability
 

@@ -1,0 +1,150 @@
+"""What do labels change in the training of a model, and does the rest of the model suffer?
+
+    python benchmarks/label_training.py [--seeds 0,1,2] [--sets mixology,kang,paul15,pbmc68k] [--threads 2]
+
+Half of the cells of a set, drawn at random, have their label. A tenth of every cell's molecules is withheld
+(`scvae_cli.evaluation.thinning`). Two models are trained on the same cells and molecules with the same seed: one
+without labels, and one with labels (`train --labels-key`, with its defaults). Both are measured on
+
+- elbo: held-out ELBO, nats per cell;
+- loss: Poisson loss of the withheld molecules, nats per cell up to a constant (the expected counts of the states);
+- votes and silhouette, in `scvae_latent` and in `X_scvae`, of the cells whose label was not given. Votes are the
+  accuracy of the 15 nearest labeled cells;
+- accuracy, macro_f1, ece and coverage of `annotate` for these cells, with the classifiers that are saved with the model
+  (with labels), or from the labeled cells (without);
+- seconds of the training, without the classifiers of labels, and of these classifiers.
+
+Results are written to results/label_training.json and .md; results of sets and seeds that are not requested are kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import anndata
+import numpy as np
+from labels import Answer, scores
+from labels_tasks import SETS, Task
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import KNeighborsClassifier
+from timed import describe_machine
+
+import scvae_cli as scvae
+from scvae_cli.config import RunConfig
+from scvae_cli.data.counts import read_counts
+from scvae_cli.data.formats import open_store
+from scvae_cli.data.gene_selection import select_genes
+from scvae_cli.evaluation.thinning import predicted, thin
+from scvae_cli.latent.expected_counts import STATE
+from scvae_cli.model.bundle import Model
+
+RESULTS = Path(__file__).parent / "results" / "label_training.json"
+LABELS = {"mixology": "cell_line", "kang": "cell_type", "paul15": "cell_type", "pbmc68k": "bulk_labels"}
+NEIGHBORS = 15
+COLUMNS = (
+    "elbo", "loss", "votes_latent", "votes_X", "silhouette_latent", "silhouette_X", "accuracy", "macro_f1", "ece",
+    "coverage", "seconds", "seconds_of_classifiers",
+)  # fmt: skip
+
+
+def measure(name: str, seed: int, threads: int) -> list[dict[str, Any]]:
+    """Train both models and return their rows."""
+    path, batch_key = SETS[name]
+    adata = anndata.read_h5ad(path)
+    counts = read_counts(open_store(adata))
+    counts = counts.genes(select_genes(counts, np.arange(counts.n_cells), RunConfig().data)[0])
+    thinned = thin(counts, seed=seed)
+    kept = thinned.kept
+    cells = anndata.AnnData(kept.matrix, obs=adata.obs.loc[kept.cell_names], var=adata.var.loc[kept.gene_names])
+    label_n = cells.obs[LABELS[name]].astype(str).to_numpy()
+    given_n = np.random.default_rng(seed).random(len(label_n)) < 0.5
+    cells.obs["given"] = cells.obs[LABELS[name]].astype(object).where(given_n)
+    task = Task(name=name, label_n=label_n, given_n=given_n, scored_n=~given_n, exchangeable=True)
+    rows = []
+    for with_labels in (False, True):
+        asked: dict[str, Any] = {"seed": seed, "threads": threads, "device": "cpu", "genes": "all"}
+        asked |= {"batch_key": batch_key} if batch_key else {}
+        asked |= {"labels_key": "given"} if with_labels else {}
+        start = time.perf_counter()
+        model = scvae.train(cells, **asked)
+        whole = time.perf_counter() - start
+        row = {"set": name, "seed": seed, "labels": with_labels, "elbo": model.facts["heldout_elbo"]}
+        row |= {"seconds": model.facts["seconds"], "seconds_of_classifiers": whole - model.facts["seconds"]}
+        row["loss"] = float(thinned.poisson_loss(predicted(model, _in_batches(kept, cells, batch_key), STATE)).mean())
+        rows.append(row | _of_cells(cells, model, task, with_labels=with_labels))
+        print({key: round(value, 3) if isinstance(value, float) else value for key, value in rows[-1].items()})
+    return rows
+
+
+def _in_batches(kept: Any, cells: anndata.AnnData, batch_key: str | None) -> Any:
+    """Return counts with their batches."""
+    return kept if batch_key is None else read_counts(open_store(cells), batch_key=batch_key)
+
+
+def _of_cells(cells: anndata.AnnData, model: Model, task: Task, *, with_labels: bool) -> dict[str, float]:
+    """Score the positions of the cells without a label, and their predicted labels."""
+    embedding = scvae.embed(cells, model, inplace=False)
+    found: dict[str, float] = {}
+    label_n, given_n = task.label_n, task.given_n
+    for where, position_nj in (("latent", embedding.mean_nk), ("X", embedding.position_nj)):
+        voters = KNeighborsClassifier(NEIGHBORS).fit(position_nj[given_n], label_n[given_n])
+        found[f"votes_{where}"] = float((voters.predict(position_nj[~given_n]) == label_n[~given_n]).mean())
+        found[f"silhouette_{where}"] = float(silhouette_score(position_nj[~given_n], label_n[~given_n]))
+    asked = {} if with_labels else {"labels_key": "given"}
+    result = scvae.annotate(cells, model, inplace=False, **asked)
+    order = np.argsort(result.labels)
+    answer = Answer(
+        result.probability_nc[:, order].astype(float), np.asarray(result.labels)[order], -result.p_n,
+        result.set_nc[:, order], result.unknown_n,
+    )  # fmt: skip
+    return found | scores([(task, answer)])
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Format means over the seeds, and the difference that labels make with its standard error."""
+    lines = [f"| set | labels | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
+    for name in dict.fromkeys(row["set"] for row in rows):
+        without, with_labels = (
+            np.asarray([[row[c] for c in COLUMNS] for row in rows if row["set"] == name and row["labels"] == labels])
+            for labels in (False, True)
+        )
+        for labels, values in (("no", without), ("yes", with_labels)):
+            lines.append(f"| {name} | {labels} | {' | '.join(f'{value:.3f}' for value in values.mean(axis=0))} |")
+        change = with_labels - without
+        error = change.std(axis=0, ddof=1) / np.sqrt(len(change)) if len(change) > 1 else np.full(len(COLUMNS), np.nan)
+        cells = [f"{mean:+.3f} ± {of:.3f}" for mean, of in zip(change.mean(axis=0), error, strict=True)]
+        lines.append(f"| {name} | difference | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, and write the results; rows that were measured before are kept."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", default="0,1,2", type=lambda text: [int(part) for part in text.split(",")])
+    parser.add_argument("--sets", default=",".join(SETS), type=lambda text: text.split(","))
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    for seed in arguments.seeds:
+        for name in arguments.sets:
+            new = measure(name, seed, arguments.threads)
+            rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+            rows = [row for row in rows if (row["set"], row["seed"]) != (name, seed)] + new
+            rows.sort(key=lambda row: (list(SETS).index(row["set"]), row["seed"]))
+            machine = describe_machine(arguments.threads)
+            stored = {"date": str(date.today()), "machine": machine, "rows": rows}
+            RESULTS.write_text(json.dumps(stored, indent=1) + "\n")
+            text = [
+                "# Training with labels",
+                "",
+                f"{date.today()}; {machine}. `label_training.py` says what is measured.",
+            ]
+            RESULTS.with_suffix(".md").write_text("\n".join([*text, "", *table(rows)]) + "\n")
+
+
+if __name__ == "__main__":
+    main()
