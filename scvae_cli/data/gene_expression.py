@@ -1,7 +1,7 @@
 """Expression of a few genes, for figures: log1p of normalized counts, as scanpy computes it.
 
-Only the columns of these genes are kept, so a gene that the model lacks can be shown without reading the counts again
-into memory.
+The counts are read in blocks of cells, and only the columns of the requested genes are kept in memory. Genes that the
+model lacks can therefore be shown, too.
 
 Shapes: n cells of the store, c chosen genes.
 """
@@ -30,7 +30,7 @@ def log_expression(store: CellStore, source: str, genes: Sequence[str], *, real:
     genes
         Names of c genes, as in var_names.
     real
-        Whether the matrix contains real numbers, which are returned as they are.
+        Whether the matrix contains real numbers, which are returned unchanged.
 
     Raises
     ------

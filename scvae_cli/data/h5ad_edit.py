@@ -23,9 +23,9 @@ def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fin
     """Write slots to a copy of `source` and save it as `target`, which may be the same file.
 
     Existing elements with the same names are replaced. The caller must have checked that these elements and `target`
-    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` is whether
-    another file than `source` may be replaced. If the target cannot be written, the disk is full, or `source` has
-    changed, a DataError is raised and the target is not changed.
+    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` says whether
+    an existing file other than `source` may be replaced. If the target cannot be written, the disk is full, or `source`
+    has changed, a DataError is raised and the target is not changed.
     """
     with (
         replacing(target, copy_of=source, read_as=read_as, force=force) as sibling,

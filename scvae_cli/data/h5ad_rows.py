@@ -79,7 +79,7 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
 def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
     """Read indices of columns (CSR) or rows (CSC), and raise a ValueError if one of them is not in [0, n)."""
     indices = whole_numbers(item["indices"][values], "indices")
-    # scipy's C code does not check indices, and its check_format would look at each of them twice.
+    # scipy's C code does not check indices, and scipy's check_format would read each index twice.
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):
         raise ValueError(f"an index of {item.name} is out of range")
     return indices
@@ -148,7 +148,7 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
         after = filled + int(np.count_nonzero(inside))
         data[filled:after] = item["data"][values][inside]
         rows[filled:after] = row[inside] - start
-        # The number of values of each column in this segment, and the number of those in the requested rows.
+        # The number of values that each column has in this segment, and the number of values in the requested rows.
         in_segment = np.diff(np.clip(indptr, values.start, values.stop))
         lengths += np.bincount(np.repeat(columns, in_segment)[inside], minlength=len(columns))
         filled = after

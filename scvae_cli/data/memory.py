@@ -57,7 +57,7 @@ class AnnDataStore:
 
     @property
     def layer_keys(self) -> list[str]:
-        # anndata 0.13 also lists X, as None.
+        # In anndata 0.13, layers also has the key None, which means X.
         return [str(key) for key in self.adata.layers if key is not None]
 
     @property

@@ -50,9 +50,9 @@ class Nonzeros:
 class Minibatch:
     """The counts of some cells, on the device of the model.
 
-    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64; for a
-    model with several covariates, it is the matrix of the design (`model/design.py`), float32, cells × effects. It is
-    None if the cells have no batches.
+    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64. For a
+    model with several covariates, `batch_n` is the design matrix (`model/design.py`), float32, cells × effects.
+    `batch_n` is None if the cells have no batches.
     """
 
     n_genes: int
@@ -67,7 +67,7 @@ class Minibatch:
 
     @property
     def x_ng(self) -> Tensor:
-        """The counts, dense, float32, shape (n, g)."""
+        """The counts as a dense matrix, float32, shape (n, g)."""
         return self.dense(self.nonzeros.value)
 
     def dense(self, value_m: Tensor) -> Tensor:
@@ -91,10 +91,10 @@ class CellTable:
     device
         Device of the minibatches.
     cells
-        Rows of the matrix that belong to this table; None for all. The methods number the cells of the table from 0, in
-        this order.
+        Rows of the matrix that belong to this table; None for all rows. The methods number the cells from 0, in the
+        order of `cells`.
     resident
-        Whether the whole matrix is copied to the device; with None, `fits` decides.
+        Whether the whole matrix is copied to the device. If None, the function `fits` decides.
     real
         Whether the values are real numbers; the library size of every cell is then 1.
 
@@ -122,7 +122,7 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinning the whole matrix would need a second copy of it in the memory of the host.
+        # Pinning the whole matrix would need a second copy of the matrix in the memory of the host.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:

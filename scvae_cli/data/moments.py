@@ -13,7 +13,7 @@ import scipy.sparse as sp
 CELLS_AT_ONCE = 4096
 # Blocks are smaller if values are also transformed in float64.
 _TRANSFORMED_AT_ONCE = 256
-# The standard error of a mean over this many cells is a hundredth of the standard deviation.
+# The standard error of a mean over 10,000 cells is a hundredth of the standard deviation.
 _ENOUGH_CELLS = 10_000
 # A feature whose standard deviation is below this fraction of its mean is constant up to rounding to float32.
 _ROUNDING = 1e-6

@@ -1,4 +1,4 @@
-"""Columns of obs: batches, groups and numbers."""
+"""Functions that read columns of obs: batches, groups and numbers."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndarray:
     """Read a column of numbers, as n values in float64.
 
-    Raises a DataError if the column does not exist or holds anything else. Values that are missing or not finite are
-    NaN with `partly`, and are refused without it.
+    Raises a DataError if the column does not exist or contains values that are not numbers. If `partly` is True,
+    missing and infinite values become NaN. If `partly` is False, missing and infinite values raise a DataError.
     """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if _numbers_of(store, name) is not None]
@@ -98,7 +98,7 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
 
 
 def _numbers_of(store: CellStore, key: str) -> np.ndarray | None:
-    """Return a column as float64, with NaN for missing values; None if it holds anything but numbers."""
+    """Return a column as float64, with NaN for missing values, or None if some values are not numbers."""
     try:
         values = store.obs_column(key)
     except DataError:  # a column that cannot be read, or shares its name with another

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-# Number of values in a piece: 64 MiB. The operating system allocates and frees arrays of this size directly, and a part
-# that has not been written to needs no memory.
+# Number of values in each array of `_Pieces`: 64 MiB. The operating system allocates and frees arrays of this size
+# directly, and a part that has not been written to needs no memory.
 PIECE_VALUES = 1 << 24
 
 
@@ -17,7 +17,7 @@ class RowStack:
     """A CSR matrix of float32 that is assembled from blocks of rows.
 
     scipy's vstack needs memory for all blocks and for the result. In addition, the process may keep the memory of freed
-    small blocks. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
+    small blocks. This class stores the values in large arrays, and each array is freed as soon as it has been copied.
     """
 
     def __init__(self, n_columns: int) -> None:

@@ -1,6 +1,6 @@
 """The cells of many minibatches (a segment), stored on a device so that training steps need no data from the host.
 
-A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same
+A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same memory
 addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
 with cells of weight zero.
 
@@ -23,7 +23,7 @@ class DenseCells(NamedTuple):
     """One minibatch with dense counts (float32).
 
     `share_n` is the weight of each cell in a mean over the minibatch; cells that were added as padding have weight 0.
-    `batch_n` is the index of each cell's batch, or a row of the design for each cell, as in `Minibatch`.
+    `batch_n` is the index of each cell's batch, or a row of the design matrix for each cell, as in `Minibatch`.
     """
 
     x_ng: Tensor
@@ -44,7 +44,7 @@ class Segment:
         device = table.device
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
         length = table.stored_counts()
-        # At least 1, so that the arrays below are never empty.
+        # The number is at least 1, so that the arrays below are never empty.
         self._longest = max(1, int(length.max(initial=0)))
         shape = (size, n_cells)
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)
@@ -52,7 +52,8 @@ class Segment:
         self._batch_sn = None if table.batch_n is None else _room(table.batch_n, shape, device)
         self._sent = table.resident is None
         if table.resident is None:
-            # This upper bound assumes the cells with most counts, and padding of every minibatch to the longest row.
+            # This upper bound assumes that the segment contains the cells with most counts, and that every minibatch is
+            # padded to the longest row.
             most = int(np.sort(length)[::-1][: size * n_cells].sum()) + size * self._longest
             self._nonzeros = Nonzeros(
                 row_start=torch.zeros(size * n_cells + 1, dtype=torch.long, device=device),
@@ -85,8 +86,8 @@ class Segment:
     def send_in_turn(self) -> None:
         """From now on, copy data between training steps, and not in parallel with the steps.
 
-        This is needed after the recording of a step has failed. torch may then assume that the recording is still
-        active, and in this case it does not free memory that two streams have used.
+        Call this method after the recording of a step has failed. After a failed recording, torch may assume that the
+        recording is still active, and does not free memory that two streams have used.
         """
         self._side = None
 
@@ -111,7 +112,7 @@ class Segment:
 
 
 def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return memory for the batches of all cells of a segment: indices, or rows of a design."""
+    """Return memory for the batches of all cells of a segment: indices, or rows of a design matrix."""
     return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 

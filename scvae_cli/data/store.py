@@ -73,7 +73,10 @@ class CellStore(Protocol):
         """Read a matrix as consecutive CSR blocks of rows, so that a dense matrix is converted in small parts."""
 
     def existing(self, group: str) -> list[str]:
-        """Return the keys of an AnnData mapping, such as "obs" or "uns/scvae/runs"; none if there is no mapping."""
+        """Return the keys of an AnnData mapping, such as "obs" or "uns/scvae/runs".
+
+        The list is empty if the mapping does not exist.
+        """
 
     def uns_text(self, key: str) -> str | None:
         """Read the string at the path `key` in uns, such as "a/b"; None if there is no string."""

@@ -33,7 +33,8 @@ def most_variable(
         found = (_standardized_variance(matrix, group, columns) for group in groups)
         return [variance_g for variance_g in found if variance_g is not None]
 
-    # Batches with too few or too sparse cells are ignored. If all are ignored, all cells are treated as one batch.
+    # Batches with too few or too sparse cells are ignored. If all batches are ignored, all cells are treated as one
+    # batch.
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
