@@ -1,4 +1,4 @@
-"""The `scvae` command: its subcommands, and the one place where errors become messages and exit codes."""
+"""The command line `scvae` with all its subcommands; the only module that turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
-# Number of new objects after which Python searches for garbage; Python's default is some hundreds or thousands.
+# Number of new objects after which Python runs a garbage collection. Python's default is some hundreds or thousands.
 _GARBAGE = 10_000
-# The class of Typer's usage errors. Up to typer 0.2x, this class belongs to click; later versions of typer contain a
-# copy of the class.
+# The class of Typer's usage errors. Older versions of typer take this class from click; later versions contain a copy
+# of the class.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command print a message when Ctrl-C ends it; Typer alone would print nothing."""
+    """Make a command print a message when Ctrl-C ends the command. (Typer would print nothing.)"""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -73,7 +73,10 @@ def _options(
 
 @functools.cache
 def _parser() -> Any:
-    """Build the parsers of all subcommands, once in a process that runs several commands."""
+    """Build the parsers of all subcommands.
+
+    The parsers are built only once, even if a process runs several commands.
+    """
     return typer.main.get_command(app)
 
 
@@ -110,7 +113,7 @@ def main() -> None:
     end_on_signals()
     streams = replace_streams()
     bound_spinning()
-    # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
+    # Most objects of a command, such as compiled functions, are needed until the command ends, so garbage is rare.
     gc.set_threshold(_GARBAGE)
     code = run()
     try:
