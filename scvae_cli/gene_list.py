@@ -1,4 +1,7 @@
-"""Lists of genes on the command line: A,B,C or @FILE. Every command imports this module, so it has few imports."""
+"""Lists of genes on the command line: names such as A,B,C, or @FILE for a file with names.
+
+Every command imports this module, so the module itself imports little.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ def importing() -> Iterator[None]:
         yield
     finally:
         if gc.get_freeze_count() == 0:
-            # These two calls move all new objects to the oldest generation, which the next collection does not examine.
+            # `freeze` and `unfreeze` move all new objects to the oldest generation of objects, which the next garbage
+            # collection does not examine.
             gc.freeze()
             gc.unfreeze()
         if was_enabled:

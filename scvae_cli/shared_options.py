@@ -18,8 +18,9 @@ def round_option(*, shown_default: str = "fractions are refused") -> Any:
     """Make the option that rounds fractions of counts."""
     return option(
         None,
-        help="How to round fractions of counts (SoupX, alevin, kallisto, RSEM): to the nearest whole number, or up or "
-        "down at random, so that sums are kept on average (stochastic). Normalized values are refused.",
+        help="How to round fractions of counts, such as those of SoupX, alevin, kallisto and RSEM. With nearest, "
+        "values are rounded to the nearest whole number. With stochastic, values are rounded up or down at random, so "
+        "that sums stay the same on average. Normalized values are refused.",
         panel=INPUT,
         shown_default=shown_default,
         in_record=False,
@@ -89,10 +90,10 @@ class Subset(Options):
 
     subset: tuple[str, ...] = option(
         (),
-        help="Use only the cells with one of these values in a column of obs. This option may be used "
-        "several times; a cell must then fulfill all conditions. The results of the other cells are NaN.",
-        python_help="Use only the cells with certain values in a column of obs. Texts of the form KEY=VALUE[,VALUE…]; "
-        "a cell must fulfill all conditions. The results of the other cells are NaN.",
+        help="Use only the cells with one of these values in a column of obs. If --subset is given several times, a "
+        "cell must fulfill all conditions. The results of cells that are not used are NaN.",
+        python_help="Use only the cells that fulfill all conditions. A condition is a text KEY=VALUE[,VALUE…], where "
+        "KEY is a column of obs. The results of cells that are not used are NaN.",
         panel=INPUT,
         metavar="KEY=VALUE[,VALUE…]",
     )
@@ -144,7 +145,7 @@ class Drawing(Options):
 
     plot: Path | None = option(
         None,
-        help="Also draw a figure: .png, .svg or .pdf.",
+        help="Also draw a figure, and save it to this .png, .svg or .pdf file.",
         panel=OUTPUT,
         metavar="FILE",
         in_record=False,
@@ -166,7 +167,7 @@ def library_option(
     )
 
 
-# What `--batch-as` takes for a model of several covariates.
+# The values that `--batch-as` takes if the model has several covariates.
 SEVERAL_COVARIATES = (
     "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some of them."
 )
