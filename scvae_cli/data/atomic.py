@@ -159,7 +159,7 @@ def resolved(path: Path) -> Path:
     try:
         result = path.resolve()
         circle = result.is_symlink()
-    except RuntimeError:  # raised by versions of Python before 3.13
+    except RuntimeError:  # Python before 3.13 raises this error
         circle = True
     if circle:
         raise DataError(f"{path} is a symbolic link that leads back to itself", "remove the link")

@@ -2,9 +2,9 @@
 
 Correcting for the batch also removes differences in a column that is confounded with the batch.
 
-Three relations between the batch B and a column C are found. In the first, the batch determines the value of C: H(C|B)
-/ H(C) is near 0, where H is the entropy. In the second, most of the variance of a numeric column C lies between
-batches: η² is near 1. In the third, the value of C determines the batch: H(B|C) / H(B) is near 0.
+Three relations between the batch B and a column C are found. In the first relation, the batch determines the value of
+C: H(C|B) / H(C) is near 0, where H is the entropy. In the second relation, most of the variance of a numeric column C
+lies between batches: η² is near 1. In the third relation, the value of C determines the batch: H(B|C) / H(B) is near 0.
 
 If many batches have few cells each, all three relations occur by chance. A column is therefore reported only if its
 values differ much less within batches than after a random assignment of the values to the cells. Formulas give the mean
@@ -37,8 +37,8 @@ HINT = (
 _UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
 _BETWEEN_BATCHES = 0.9
 _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
-# By Cantelli's inequality, a random column lies this many standard deviations below the mean in at most 1 of 50 cases,
-# for any sizes of the batches. In most cases, the probability is below one in a million.
+# By Cantelli's inequality, a random column lies seven standard deviations below the mean with a probability of at most
+# 1/50, for any sizes of the batches. In most data, the probability is below one in a million.
 _DEVIATIONS = 7.0
 # A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
 _REPEATS_LIBRARY = 0.9
@@ -204,7 +204,10 @@ def _is_number(value: object) -> bool:
 
 
 def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confounded | None:
-    """Test whether a column with few values is confounded with the batch. Return None if it is not."""
+    """Test whether a column with few values is confounded with the batch.
+
+    The result is None if the column is not confounded.
+    """
     known = (batch_n >= 0) & (value_n >= 0)
     if not known.any():
         return None
@@ -227,7 +230,10 @@ def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confound
 def among_numbers(
     key: str, batch_n: np.ndarray, number_n: np.ndarray, library_n: np.ndarray | None
 ) -> Confounded | None:
-    """Test whether a column of numbers is confounded with the batch. Return None if it is not."""
+    """Test whether a column of numbers is confounded with the batch.
+
+    The result is None if the column is not confounded.
+    """
     known = (batch_n >= 0) & ~np.isnan(number_n)
     if known.sum() < 2:
         return None
@@ -318,16 +324,14 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return the number of standard deviations by which Σ groups·differences lies below its mean over random
-    assignments.
+    """Return how many standard deviations Σ groups·differences lies below its mean over random assignments of cells.
 
     `n` is the number of cells. The result is 0 if all random assignments of the cells give the same sum.
     """
     if n < 4:
         return 0.0
     pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    # Both measures are centered, so that their totals are 0. Otherwise, differences of large numbers would lose
-    # precision.
+    # Both measures are centered, so that their totals are 0 and differences of large numbers do not lose precision.
     (squares, rows), (squares_of_differences, rows_of_differences) = (
         (sums.squares - sums.total**2 / pairs, sums.rows - sums.total**2 / n) for sums in (groups, differences)
     )

@@ -49,7 +49,7 @@ class ForeignFile(AnnDataStore):
         self.path = path
         self.kind = kind
 
-    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has it
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # an argument of every `CellStore`
         """Check before a computation that `write` will be possible."""
         if output is None:
             raise ConfigError(f"{self.path} is {self.kind}, so results cannot be written into it", "use -o OUT.h5ad")

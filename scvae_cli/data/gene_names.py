@@ -155,7 +155,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
 def _is_text(store: CellStore, key: str) -> bool:
     try:
         return store.var_column(key).dtype.kind not in "biuf"
-    except DataError:  # a column that cannot be read, or has the same name as another column
+    except DataError:  # the column cannot be read, or another column has the same name
         return False
 
 

@@ -123,8 +123,9 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose the real-valued features that vary between training cells. If there are many, choose the most variable
-    features.
+    """Choose the real-valued features that vary between training cells.
+
+    If many features vary, only the most variable features are chosen.
 
     Returns the column indices, and a description of how the features were chosen.
     """

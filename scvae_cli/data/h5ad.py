@@ -195,7 +195,7 @@ class H5adFile:
             edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         except (ScvaeError, MemoryError):
             raise
-        except Exception as error:  # a damaged part that was not read before
+        except Exception as error:  # the file has a damaged part that was not read before
             reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
             raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         if same:
@@ -240,7 +240,7 @@ class H5adFile:
         """Read a categorical column in the format of anndata before 0.8, which stored codes and categories in
         different places.
 
-        anndata itself can only read all columns of a data frame in this old format at once.
+        anndata itself can read a data frame in the format before 0.8 only as a whole.
         """
         import pandas as pd
 
@@ -315,7 +315,7 @@ def _location(name: str, file: h5py.File) -> str:
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
     """Read a column of a data frame that anndata before 0.7 wrote as a compound array.
 
-    The categories of a categorical column in this old format are in uns.
+    The categories of a categorical column that anndata before 0.7 wrote are in uns.
     """
     values: np.ndarray = frame[key]
     if categories is not None:

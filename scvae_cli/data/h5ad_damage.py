@@ -55,7 +55,10 @@ def _factor(item: h5py.Dataset) -> int:
 
 
 def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
-    """Return a dataset with one dimension (of the given length); raises a ValueError for anything else."""
+    """Return a dataset after checking that it has one dimension and, if `length` is given, this length.
+
+    Raises a ValueError for any other dataset.
+    """
     shape = check_stored(item).shape
     if shape is None or len(shape) != 1:
         raise ValueError(f"{item.name} has shape {shape}, not one dimension")

@@ -19,7 +19,7 @@ from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
 BLOCK_VALUES = 1 << 23
-# A CSC matrix is read completely for every block of rows. A large matrix therefore gets larger blocks.
+# A CSC matrix is read completely for every block of rows. A large CSC matrix is therefore read in larger blocks.
 _MAX_PASSES = 16
 
 
@@ -124,7 +124,7 @@ def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
 def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     """Read a CSC matrix in blocks of rows.
 
-    One pass over the matrix counts the values per row. Each block then needs another pass.
+    One pass over the matrix counts the values per row. Each block of rows needs another pass over the matrix.
     """
     n_rows, n_columns = shape_of(item)
     indptr = _pointers(item, n_columns)

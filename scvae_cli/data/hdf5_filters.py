@@ -1,4 +1,4 @@
-"""Compression filters of HDF5 that h5py does not contain, such as Blosc. The package hdf5plugin adds them."""
+"""Compression filters of HDF5, such as Blosc, that h5py lacks and that the package hdf5plugin adds."""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ def values_of(column: Any) -> np.ndarray:
 
 
 def are_measurements(values: np.ndarray) -> bool:
-    """Whether a column contains floats that are not all whole numbers. Such a column cannot name groups of cells.
+    """Whether a column contains floats that are not all whole numbers.
+
+    A column of measurements cannot name groups of cells.
 
     >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
     [True, False, False]

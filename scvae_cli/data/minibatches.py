@@ -27,7 +27,7 @@ class Nonzeros:
     row_start
         Index of the first nonzero count of each cell, followed by m; shape (n + 1,).
     gene, value
-        Index of the gene of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
+        Index of the gene (int32 or int64) and value (float32) of each nonzero count; both arrays have shape (m,).
     """
 
     row_start: Tensor
@@ -80,8 +80,9 @@ class Minibatch:
 class CellTable:
     """Counts from which minibatches are taken.
 
-    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. Otherwise
-    several thousand rows are gathered on the host at a time, and minibatches are consecutive parts of these rows.
+    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. If the
+    matrix does not fit, several thousand rows at a time are gathered on the host, and minibatches are consecutive parts
+    of these rows.
 
     Parameters
     ----------

@@ -79,8 +79,8 @@ def _is_record(value: Any) -> bool:
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
     """Raise a DataError if an element that scvae did not write would be overwritten; the error names this element.
 
-    scvae wrote an element if the record of a run under the same `key_added` lists this element. `paths` are the
-    paths (`Slot.path`) of the slots that will be written.
+    An element counts as written by scvae if the record of a run under the same `key_added` lists the element. `paths`
+    are the paths (`Slot.path`) of the slots that will be written.
     """
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}

@@ -122,8 +122,9 @@ def sign_of_normalization(block: sp.csr_matrix) -> str | None:
 
     Returns a description of the sign that was found, or None.
 
-    In the first sign, all cells have the same total, before or after a logarithm is undone. In the second sign, all
-    values of a cell are multiples of one number, the value of a single molecule, which differs from cell to cell.
+    One sign of a normalization is that all cells have the same total, before or after a logarithm is undone. Another
+    sign of a normalization is that all values of a cell are multiples of one number (the value of a single molecule),
+    which differs from cell to cell.
     """
     undone: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "normalized": lambda x: x,
@@ -165,7 +166,7 @@ def _unit(values: np.ndarray) -> float:
     """Return the smallest value or difference of values, which is the value of a molecule in a normalized cell."""
     ordered = np.sort(values)
     steps = np.diff(ordered)
-    # Smaller differences are rounding errors of float32.
+    # Differences below 1e-5 of a value are rounding errors of float32.
     steps = steps[steps > 1e-5 * ordered[1:]]
     return float(min(ordered[0], steps.min(initial=np.inf)))
 

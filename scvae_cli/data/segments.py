@@ -35,16 +35,16 @@ class DenseCells(NamedTuple):
 class Segment:
     """Device memory for `size` minibatches, each with `n_cells` cells of a table.
 
-    If the matrix of the table is on the device, cells are read from this matrix. Otherwise the rows of a
-    segment are copied from pinned memory while the device processes the previous segment.
+    If the matrix of the table is on the device, cells are read from this matrix. If the matrix is not on the device,
+    the rows of a segment are copied from pinned memory while the device processes the previous segment.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
         self._table, self._n_genes = table, table.n_genes
         device = table.device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch does not annotate it
         length = table.stored_counts()
-        # The number is at least 1, so that the arrays below are never empty.
+        # The largest number of counts of a cell is at least 1, so that no array is empty.
         self._longest = max(1, int(length.max(initial=0)))
         shape = (size, n_cells)
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)

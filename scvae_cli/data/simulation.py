@@ -48,7 +48,8 @@ THETA_RANGE = (0.2, 100.0)  # moment estimates outside of this range are mostly 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
 SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that all lineages are exactly equal on the trunk
 GRID_STEPS = 51
-# Names of the stages, and the pseudotime at which each stage ends. The number of the branch is added to the last two.
+# Names of the stages, and the pseudotime at which each stage ends. The number of the branch is added to the names of
+# the last two stages.
 STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature", 1.0))
 
 # Numbers of the random streams. Counts are drawn in chunks of fixed size, each with its own stream, so that the result
@@ -164,8 +165,8 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     obs
         Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        As in `Simulation.varm`, or in an AnnData that was read from a file. A subset of the genes gives the same
-        μ for these genes.
+        As in `Simulation.varm`, or in an AnnData that was read from a file. The means of a gene do not depend on the
+        other genes in `varm`.
 
     Returns
     -------

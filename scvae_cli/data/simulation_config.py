@@ -1,4 +1,4 @@
-"""Configuration of a simulation. This module imports no large libraries, because the command line reads it."""
+"""Configuration of a simulation. The module imports no large libraries, because every command imports the module."""
 
 from __future__ import annotations
 

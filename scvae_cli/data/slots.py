@@ -39,7 +39,7 @@ class RowBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One element to be written.
+    """One element of an AnnData that scvae writes.
 
     Parameters
     ----------
@@ -160,8 +160,8 @@ class SlotNames:
     label_names = _Key("{}/label_names")
     # obs: position along a path, 0 to 1, NaN for cells far from the path.
     pseudotime = _NamedKey("{}_pseudotime_{}")
-    # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the most probable end
-    # of a cell, or "uncommitted". obsm: probability of each end (fate) for each cell, cells × ends.
+    # obs: Fisher–Rao distance from the root of an ordering, in standard deviations of a count. obs: the most probable
+    # end of a cell, or "uncommitted". obsm: probability of each end (fate) for each cell, cells × ends.
     root_distance = _NamedKey("{}_distance_{}")
     branch = _NamedKey("{}_branch_{}")
     end_weights = _NamedKey("{}_ends_{}")
@@ -169,7 +169,7 @@ class SlotNames:
     # genes along the path.
     path_genes = _NamedKey("{}_path_{}")
     path_latent = _NamedKey("{}/paths/{}")
-    # uns: results of a sweep over a training option (the name), one array per column.
+    # uns: results of a sweep over one training option, which names the result; one array per column.
     sweep = _NamedKey("{}/sweep/{}")
     # uns: settings of a perturbation prediction; and the accuracy of the prediction, if the true response is known.
     perturbation = _NamedKey("{}/perturbations/{}")

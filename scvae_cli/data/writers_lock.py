@@ -1,9 +1,9 @@
 """One writer at a time: a lock next to the file or folder that is written, or that a training will write.
 
 The lock is a file next to the target, on which the writer holds an advisory lock of the operating system (flock). The
-system releases the lock when the process ends, even if the process is killed. The lock also works between containers
-that share a folder, where process ids and host names may coincide. The lock file is removed after the write. If a
-killed process left a lock file behind, the next writer uses this file.
+operating system releases the lock when the process ends, even if the process is killed. The lock also works between
+containers that share a folder, where process ids and host names may coincide. The lock file is removed after the write.
+If a killed process left a lock file behind, the next writer uses this file.
 """
 
 from __future__ import annotations
