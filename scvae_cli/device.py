@@ -139,8 +139,8 @@ def choose_compute(config: ComputeConfig) -> Compute:
             # CUDA graphs are recorded on the current device, so the chosen GPU is made the current device.
             torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        # cuBLAS computes matrix products on the GPU. Its results are reproducible only if this environment variable
-        # is set before the first product.
+        # cuBLAS, which computes matrix products on the GPU, gives reproducible results only if this environment
+        # variable is set before the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Compute(
         device=device,
@@ -172,10 +172,10 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 
 
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Return whether the CPU has instructions for bfloat16 products. (torch has no function that reports this.)
+    """Return whether the CPU has instructions for bfloat16 products, which torch does not report.
 
-    The instructions are Intel's AMX or the bfloat16 products of AVX-512, which AMD has from Zen 4 on. With AMX or
-    AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
+    Instructions for bfloat16 products are Intel's AMX, and those of AVX-512, which AMD CPUs have from Zen 4 on. With
+    AMX or AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
     """
     if not cpuinfo.exists():
         return False
@@ -206,7 +206,7 @@ def _keep_freed_memory() -> None:
 
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has this function
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has `mallopt`
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, 32 << 20)

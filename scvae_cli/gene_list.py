@@ -10,7 +10,7 @@ from pathlib import Path
 from scvae_cli.errors import ConfigError
 from scvae_cli.regular_file import read_regular
 
-# Largest size of a file with gene names.
+# Largest size of a file with gene names, in bytes.
 MOST_BYTES = 1 << 26
 
 

@@ -2,8 +2,8 @@
 
 Signals are delayed while files are written. When a signal ends a command, a message says which files were written.
 
-After Ctrl-C, Python raises a KeyboardInterrupt at any point of the program. If the exception is raised in a callback of
-HDF5, HDF5 ignores the exception and leaves a wrong file. While files are written, signals are therefore only recorded.
+After Ctrl-C, Python raises a KeyboardInterrupt at any point of the program. If a KeyboardInterrupt is raised in a
+callback of HDF5, HDF5 ignores it and leaves a wrong file. While files are written, signals are therefore only recorded.
 A recorded signal takes effect after the write, or at the next call of `stop_if_asked`, where the unfinished file can be
 discarded.
 """
@@ -68,7 +68,7 @@ def deferred() -> Iterator[None]:
         # SIGINT is restored last, because from then on a KeyboardInterrupt can be raised at any point.
         for number in reversed(SIGNALS):
             if number in _handlers:
-                signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # `getsignal` returned it
+                signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # `getsignal` returned this handler
         if waiting:
             signal.raise_signal(waiting[0])
 

@@ -39,7 +39,7 @@ def free_bytes() -> int | None:
 def refuse_small_limit() -> None:
     """Raise a DeviceError if `ulimit -v` leaves too little memory to load torch and other libraries.
 
-    Without this check, some libraries would end the process without a message.
+    If memory is missing, some libraries end the process without a message.
     """
     free = _of_process()
     if free is not None and free < _LIBRARIES:

@@ -58,12 +58,12 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             kind = context.call_conv.get_function_type(numba.types.none, given)
             target = builder.inttoptr(arguments[0], kind.as_pointer())
-            unpacked = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]  # numba's
+            unpacked = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]  # numba has no annotations
             status, _ = context.call_conv.call_function(builder, target, numba.types.none, given, unpacked)
-            with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]  # numba's
+            with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]  # numba has no annotations
                 context.call_conv.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return numba.void(pointer, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba's
+        return numba.void(pointer, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba has no annotations
 
     return address, numba.extending.intrinsic(call)

@@ -2,7 +2,7 @@
 
 `ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
 
-Each command that uses a trained model is a subclass of `Question`. The subclass implements only the steps in which the
+Each command that uses a trained model is a subclass of `Question`. Each subclass implements only the steps in which the
 commands differ. Every other command of scvae is a function that takes a `Request` and a `Shell` and returns an
 `Outcome`.
 """
@@ -165,7 +165,7 @@ class Question(Generic[AnyOptions, Result]):
         recorded: dict[str, Any] = self.request.options.record()
         return recorded
 
-    def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most commands write none
+    def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most commands write no additional files
         """Return a context manager that writes additional files when its `with` block ends.
 
         The results are written within the block.
@@ -176,7 +176,7 @@ class Question(Generic[AnyOptions, Result]):
         """Make the figure that `--plot` saves."""
         raise NotImplementedError
 
-    def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give none
+    def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give no warnings
         """Return warnings about the result."""
         return ()
 
@@ -188,7 +188,7 @@ class Question(Generic[AnyOptions, Result]):
         """Return the result as text."""
         raise NotImplementedError
 
-    def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give none
+    def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give no remarks
         """Return remarks that are shown after the text."""
         return ()
 
@@ -299,7 +299,7 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
     Raises
     ------
     ScvaeError
-        If the data, the model or the options cannot be used. After this error, nothing was written.
+        If the data, the model or the options cannot be used, in which case nothing is written.
     """
     options = request.options
     plot = getattr(options, "plot", None)
@@ -366,7 +366,7 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
     """Raise a ConfigError if an additional file, such as a figure, is also the data, the output or another additional
     file.
 
-    Without this check, one result would overwrite the data or another result.
+    If two options named the same file, one result would overwrite the other result or the data.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]

@@ -257,8 +257,7 @@ class Session:
         """Raise a ModelError if the latent position of a cell is not finite, or is far outside the range of trained
         models.
 
-        With such a position, a computation may fail with an error that does not name the cause. The ModelError names
-        the cause.
+        A computation with an extreme position may fail with an obscure error; the ModelError names the cause instead.
         """
         mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
         usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)

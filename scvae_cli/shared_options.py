@@ -1,4 +1,4 @@
-"""Options that several verbs share: options for reading cells, writing results, drawing figures and decoding."""
+"""Options that several commands share: options for reading cells, writing results, drawing figures and decoding."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Reading(Options):
     modality: str | None = modality_option()
     gene_symbols: str | None = option(
         None,
-        help="Column of var with gene symbols. In options and results, genes are then named by these symbols.",
+        help="Column of var with gene symbols, by which genes are named in options and results.",
         panel=INPUT,
         shown_default="var_names",
         in_record=False,

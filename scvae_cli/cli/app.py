@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command print a message when Ctrl-C ends the command. (Typer would print nothing.)"""
+    """Make a command print a message when Ctrl-C ends the command, because Typer alone prints nothing."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -121,5 +121,5 @@ def main() -> None:
     except ScvaeError as error:
         print_error(error)
         code = code or error.exit_code
-    gc.freeze()  # so that Python does not examine all objects again at exit
+    gc.freeze()  # at exit, Python then does not examine all objects again
     sys.exit(code)

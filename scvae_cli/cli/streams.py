@@ -39,7 +39,7 @@ class PatientStream(io.RawIOBase):
         return True
 
     def fileno(self) -> int:
-        """The file descriptor."""
+        """The number of the file descriptor."""
         return self.descriptor
 
     def isatty(self) -> bool:
@@ -62,7 +62,7 @@ class PatientStream(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The streams of this process.
+    """The replaced standard output of this process.
 
     Parameters
     ----------
@@ -93,8 +93,8 @@ class Streams:
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    A stream that is closed is first opened on the null device. Otherwise, the next file that the command opens would
-    get the number of the closed stream, and messages would be written into this file.
+    A stream that is closed is first opened on the null device. If a stream stayed closed, the next file that the
+    command opens would get the number of the stream, and messages would be written into the file.
     """
     register_plain_characters()
     for descriptor in range(3):
