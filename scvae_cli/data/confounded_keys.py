@@ -26,8 +26,8 @@ _CORRELATED = 0.95
 def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
     """Warn before a training if covariates are confounded with columns of obs, or with each other.
 
-    A column whose values each occur in one batch only, such as samples nested in donors, causes no warning before a
-    training. `scvae check` reports such a column.
+    Columns whose values each occur in one batch only, such as samples nested in donors, cause no warning before a
+    training, but `scvae check` reports them.
     """
     library_n = None if counts.real else counts.library_n
     keys = (*data.batch_keys, *data.continuous_keys)

@@ -96,7 +96,7 @@ def quoted(category: str) -> str:
 def read_covariates(
     store: CellStore, batch_keys: Sequence[str], continuous_keys: Sequence[str] = (), *, partly: bool = False
 ) -> CellCovariates:
-    """Read the covariates of every cell of a store.
+    """Read the covariates of every cell in the data.
 
     If `partly` is True, values may be missing, in some cells or in all. If `partly` is False, a DataError is raised if
     a column does not exist or lacks a value. A DataError is also raised if a continuous key has values that are not

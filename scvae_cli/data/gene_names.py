@@ -25,7 +25,7 @@ class GeneNames:
         Unique ids, and the symbol of each gene. The symbol is None if a gene has no symbol. `symbols` is None if only
         ids are used.
     column, place
-        Used in messages: the column of var that contains the symbols, and where the genes are ("the data" or "the
+        Words for messages: the column of var that contains the symbols, and the place of the genes ("the data" or "the
         model").
     others
         Names (ids and symbols) of genes that are in the data but not in the model.
@@ -118,7 +118,7 @@ class GeneNames:
 
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
-    """Return the names of the genes of a store.
+    """Return the names of the genes in the data or in a model.
 
     Parameters
     ----------

@@ -63,7 +63,7 @@ class Inspection:
     memory_gib, cpu_minutes
         Rough estimates of the memory and time of a training.
     findings
-        Problems; those with the level "refuse" come first.
+        Problems of the data, beginning with those of the level "refuse".
     """
 
     title: str

@@ -81,14 +81,14 @@ class CellTable:
     """Counts from which minibatches are taken.
 
     If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. If the
-    matrix does not fit, several thousand rows at a time are gathered on the host, and minibatches are consecutive parts
+    matrix does not fit, several thousand rows at a time are gathered on the CPU, and minibatches are consecutive parts
     of these rows.
 
     Parameters
     ----------
     matrix, batch_n
-        Counts as a CSR matrix, cells × g genes, and the batch of each row, as in `Minibatch`. The matrix is not copied
-        on the host. `batch_n` is None if the cells have no batches.
+        Counts as a CSR matrix, cells × g genes, and the batch of each row, as in `Minibatch`. On the CPU, the matrix is
+        used without a copy. `batch_n` is None if the cells have no batches.
     device
         Device of the minibatches.
     cells
@@ -104,7 +104,7 @@ class CellTable:
     library_n, batch_n
         Library size (float64) and batch of each cell of the table; `batch_n` may be None.
     resident
-        The whole matrix on the device, or None.
+        The whole matrix on the device, or None if the matrix was not copied to the device.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinning the whole matrix would need a second copy of the matrix in the memory of the host.
+        # Pinning the whole matrix would need a second copy of the matrix in the memory of the CPU.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
@@ -181,7 +181,8 @@ class CellTable:
         if self.resident is None:
             counts = self._matrix[index]
             block = self._on_device(counts)
-            # Row starts are read on the host, because reading them from the device would wait for the device.
+            # Row starts are read on the CPU, because reading them from a GPU would wait for the computations of the
+            # GPU.
             starts = counts.indptr.tolist()
         else:
             index_n = self._to_device(index)

@@ -54,7 +54,7 @@ _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": s
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Return the records of all runs that a store contains under `key_added`, by the name of the run."""
+    """Return the records of all runs that the data contain under `key_added`, by the name of the run."""
     folder = f"{key_added}/runs"
     runs = {}
     for name in store.existing(f"uns/{folder}"):
@@ -106,7 +106,7 @@ def refuse_another(
     Parameters
     ----------
     paths, run
-        Paths of the slots that the new run will write; command and name of the new run.
+        Paths of the slots that the new run will write, and command and name of the new run.
     made_of
         Options from which the automatic name of the result was made. Different options may give the same automatic
         name, because the name contains only the first and the last of the waypoints, and no special characters such as

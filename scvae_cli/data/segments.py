@@ -1,4 +1,4 @@
-"""The cells of many minibatches (a segment), stored on a device so that training steps need no data from the host.
+"""The cells of many minibatches (a segment), stored on a device so that training steps need no data from the CPU.
 
 A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same memory
 addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
@@ -130,7 +130,7 @@ def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) ->
     # Positions without a count are written to extra columns after the genes, so that no element is written twice.
     column_nj = torch.where(stored_nj, nonzeros.gene[position_nj].long(), n_genes + j_j)
     n_columns = n_genes + longest
-    # The matrix is filled as one long row, because torch's reproducible scatter along several rows involves the host.
+    # The matrix is filled as one long row, because torch's reproducible scatter along several rows involves the CPU.
     flat_nj = column_nj + n_columns * torch.arange(len(row_n), device=row_n.device).unsqueeze(1)
     x_c = torch.zeros(len(row_n) * n_columns, dtype=nonzeros.value.dtype, device=row_n.device)
     x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[position_nj].view(-1)).view(-1, n_columns)

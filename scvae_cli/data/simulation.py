@@ -10,7 +10,7 @@ binomial:
 Here t_n, lineage_n, batch_n and ℓ_n are the pseudotime, the lineage, the batch and the library size of cell n. ρ_g is
 the proportion of gene g at a pseudotime along a lineage, e is the batch effect, and π_g is the probability of zero
 inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between
-grid points. This piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
+grid points. The piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
 expected library size before batch effects and zero inflation.
 
 Array names carry their shape: n cells, g genes, b batches, s grid steps.
@@ -165,7 +165,7 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     obs
         Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        As in `Simulation.varm`, or in an AnnData that was read from a file. The means of a gene do not depend on the
+        The varm of a `Simulation`, or of an AnnData that was read from a file. The means of a gene do not depend on the
         other genes in `varm`.
 
     Returns

@@ -145,10 +145,10 @@ class SlotNames:
     rank_genes_groups_named = _NamedKey("rank_genes_groups_{}_{}")
     # uns: results of a diagnosis, with its sections and verdicts.
     diagnosis = _Key("{}/diagnosis")
-    # obs: predicted label, or "unknown"; probability of the most probable label; labels of the prediction set, joined
-    # by " | "; p-value of belonging to a known type; coarse label and its probability; label, or coarse label where the
-    # label is uncertain. obsm: probability of each label, cells × labels. uns: the labels, in the order of the columns
-    # of the probabilities.
+    # obs: predicted label, or "unknown". obs: probability of the most probable label. obs: labels of the prediction
+    # set, joined by " | ". obs: p-value of belonging to a known type. obs: coarse label and its probability. obs:
+    # label, or coarse label for cells whose label is uncertain. obsm: probability of each label, cells × labels. uns:
+    # the labels, in the order of the columns of the probabilities.
     label = _Key("{}_label")
     label_probability = _Key("{}_label_probability")
     label_set = _Key("{}_label_set")

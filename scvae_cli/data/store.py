@@ -85,7 +85,7 @@ class CellStore(Protocol):
         """Check before a computation that `write` will be possible; `paths` are the paths of the slots."""
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
-        """Write results to the store, either all or none."""
+        """Write results to the file or AnnData, either all or none."""
 
 
 def category_labels(column: Any) -> list[str] | None:
