@@ -142,7 +142,7 @@ def _docstring(verb: Verb) -> str:
             lines += [declared.name, f"    {help}{default}"]
     lines += ["config", "    TOML file with options. Arguments of the function override the options in the file."]
     if verb.inplace:
-        lines += ["inplace", "    Write the result into the data. If False, return the result and write nothing."]
+        lines += ["inplace", "    Whether to write the result into the data instead of returning the result."]
     lines += ["", "Returns", "-------", verb.returns]
     lines += ["", "Raises", "------", "ScvaeError", "    If the data, the model or an option cannot be used."]
     return "\n".join(lines)

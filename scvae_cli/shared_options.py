@@ -79,7 +79,7 @@ class Reading(Options):
         in_record=False,
     )
     drop_empty: bool = option(
-        False, help="Skip cells without any counts. The results of these cells are NaN.", panel=INPUT, in_record=False
+        False, help="Skip cells without any counts, whose results are NaN.", panel=INPUT, in_record=False
     )
     device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE, in_record=False)
 
@@ -169,7 +169,7 @@ def library_option(
 
 # The values that `--batch-as` takes if the model has several covariates.
 SEVERAL_COVARIATES = (
-    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some of them."
+    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some keys."
 )
 
 

@@ -47,7 +47,7 @@ class Verb:
     inplace
         Whether results are written into the data, so that the Python function has the argument `inplace`.
     returns
-        What the Python function returns, for its docstring.
+        Text for the docstring of the Python function that says what the function returns.
     """
 
     name: str
