@@ -19,7 +19,7 @@ _HOMES = {
     **dict.fromkeys(("Model", "load"), "scvae_cli.model.bundle"),
 }
 
-__all__ = [  # noqa: RUF022  # verbs in the order they are used, then types
+__all__ = [  # noqa: RUF022  # functions in the order of an analysis, then classes
     "check",
     "train",
     "load",

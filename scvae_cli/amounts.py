@@ -1,10 +1,10 @@
-"""Numbers with a noun in the singular or plural, for messages."""
+"""Text for messages: a number followed by a noun in the singular or plural, such as "2 cells"."""
 
 from __future__ import annotations
 
 
 def amount(n: int, one: str, many: str | None = None) -> str:
-    """Return a number and its noun, or its noun and verb.
+    """Return a number followed by a noun in the singular or plural, such as "2 cells". The noun may include a verb.
 
     >>> amount(1, "cell"), amount(2000, "batch"), amount(0, "anomaly")
     ('1 cell', '2,000 batches', '0 anomalies')
@@ -15,7 +15,8 @@ def amount(n: int, one: str, many: str | None = None) -> str:
 
 
 def noun(n: int, one: str, many: str | None = None) -> str:
-    """Return `one` if the number is 1, and otherwise `many`, which by default is the regular plural of `one`.
+    """Return the singular noun `one` if `n` is 1, and otherwise the plural `many` (by default the regular plural of
+    `one`).
 
     >>> noun(1, "gene"), noun(2, "gene"), noun(2, "epoch")
     ('gene', 'genes', 'epochs')
@@ -26,5 +27,5 @@ def noun(n: int, one: str, many: str | None = None) -> str:
 def _plural(one: str) -> str:
     if one.endswith("y") and not one.endswith(("ay", "ey", "oy")):
         return f"{one[:-1]}ies"
-    # "epoch" ends with the sound k.
+    # A noun that ends in "ch" may need only an "s" ("epochs"), but a noun that ends in "tch" needs "es" ("batches").
     return one + ("es" if one.endswith(("s", "x", "tch", "sh")) else "s")

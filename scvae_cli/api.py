@@ -1,7 +1,7 @@
-"""The Python API: one function for each verb. A verb is a command of scvae, and its options become the arguments.
+"""The Python API: one function for each command of scvae, with the options of the command as arguments.
 
 As in scanpy, the first argument of a function is the data, and the results are written into the data. With
-`inplace=False`, the function returns the result instead.
+`inplace=False`, a function returns its result and leaves the data unchanged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from scvae_cli.verbs import VERBS
 
 
 class PythonShell:
-    """The `Shell` of the Python API: it shows no progress bar, and it issues warnings as Python warnings.
+    """The way the Python API talks to its caller (a `Shell`): without progress bars, and with warnings as Python
+    warnings.
 
     Warnings name the Python arguments of `verb` instead of command-line flags.
     """
@@ -44,12 +45,15 @@ class PythonShell:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Yield a function that always returns False. In Python, Ctrl-C raises a KeyboardInterrupt at once."""
+        """Yield a function that always returns False, which means that no stop was requested.
+
+        In Python, Ctrl-C raises a KeyboardInterrupt at once.
+        """
         yield lambda: False
 
 
 def function_of(verb: Verb) -> Callable[..., Any]:
-    """Make the Python function of a verb."""
+    """Make the Python function that corresponds to a command of scvae."""
     signature = inspect.Signature(_parameters(verb))
 
     def function(*args: Any, **kwargs: Any) -> Any:
@@ -83,17 +87,20 @@ def function_of(verb: Verb) -> Callable[..., Any]:
     function.__name__ = function.__qualname__ = verb.name
     function.__doc__ = _docstring(verb)
     function.__module__ = "scvae_cli"
-    function.__signature__ = signature  # type: ignore[attr-defined]  # a function may have one
+    function.__signature__ = signature  # type: ignore[attr-defined]  # mypy does not know this attribute
     return function
 
 
 def respell(text: str, verb: Verb) -> str:
-    """Replace the command-line options in a message by the names of the arguments of the verb's Python function."""
+    """Replace command-line options in a message by the names of the corresponding arguments in Python."""
     return respelled(text, verb.options, [other.options for other in VERBS])
 
 
 def _bound(verb: Verb, signature: inspect.Signature, args: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments as a dict by name. For an unknown name, raise a TypeError that suggests a similar name."""
+    """Return the arguments of a call as a dict.
+
+    If an argument has an unknown name, raise a TypeError that suggests a similar name.
+    """
     try:
         return signature.bind(*args, **kwargs).arguments
     except TypeError as error:
@@ -125,7 +132,7 @@ def _parameter(declared: Declared, kind: Any) -> inspect.Parameter:
 def _docstring(verb: Verb) -> str:
     about = verb.python_about or respell(inspect.cleandoc(verb.about), verb)
     lines = [*inspect.cleandoc(about).splitlines(), "", "Parameters", "----------"]
-    lines += ["data", "    Cells × genes: an AnnData, or a path."]
+    lines += ["data", "    The cells and their counts: an AnnData, or the path of a file or folder."]
     if verb.takes_model and not verb.trains:
         lines += ["model", "    A trained model, or its folder."]
     for declared in declarations(verb.options):
@@ -133,11 +140,11 @@ def _docstring(verb: Verb) -> str:
             help = declared.python_help or respell(declared.help, verb)
             default = f" Default: {declared.shown_default}." if declared.shown_default else ""
             lines += [declared.name, f"    {help}{default}"]
-    lines += ["config", "    A TOML file with options; arguments override it."]
+    lines += ["config", "    TOML file with options. Arguments of the function override the options in the file."]
     if verb.inplace:
-        lines += ["inplace", "    Write into the data and return None. If False, write nothing and return the result."]
+        lines += ["inplace", "    Whether to write the result into the data instead of returning the result."]
     lines += ["", "Returns", "-------", verb.returns]
-    lines += ["", "Raises", "------", "ScvaeError", "    For data, models or options that cannot be used."]
+    lines += ["", "Raises", "------", "ScvaeError", "    If the data, the model or an option cannot be used."]
     return "\n".join(lines)
 
 

@@ -9,7 +9,7 @@ _LENGTH = 60
 
 
 def brief(result: Any) -> str:
-    """Represent a dataclass in a few lines of text."""
+    """Return a short text that shows the fields of a dataclass."""
     shown = ", ".join(f"{field.name}={_shown(getattr(result, field.name))}" for field in fields(result) if field.repr)
     return f"{type(result).__name__}({shown})"
 

@@ -1,9 +1,10 @@
 """Reading options from a TOML file.
 
-The values in the file override the defaults. Options on the command line, or arguments in Python, override the file.
+Values in a TOML file override the default values of the options. Options on the command line, and arguments in Python,
+override the values in the file.
 
-One file may contain the options of a whole analysis. The options of a training are in the sections [data], [model],
-[train] and [compute]. All other options of a verb (a command) are in a section with the name of the verb.
+One TOML file may contain the options for a whole analysis. The options of a training are in the sections [data],
+[model], [train] and [compute]. All other options of a command are in a section with the name of the command.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _MOST_BYTES = 1 << 24
 
 
 def resolve(verb: Verb, given: Mapping[str, Any], file: Path | str | None = None) -> Any:
-    """Make the options of a verb. Values in `given` override values in `file`, which override the defaults.
+    """Make the options object of a command. Values in `given` override values in `file`, which override the defaults.
 
     Raises
     ------
@@ -40,7 +41,7 @@ def _section_of(verb: Verb, declared: Declared) -> str:
 
 
 def _stated(verb: Verb, file: Path) -> dict[str, Any]:
-    """Return the values that a file sets for options of the verb, by section and name."""
+    """Return the values that a TOML file sets for the options of a command, as a dict by section and name."""
     sections: dict[str, set[str]] = {}
     for one in VERBS:
         for declared in declarations(one.options):
@@ -81,7 +82,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _belongs(key: str, sections: dict[str, set[str]], known: set[str]) -> str:
-    """Return a hint for an unknown key: its section, or a similar key. `known` are the allowed keys of this section."""
+    """Return a hint for an unknown key: the section that has such a key, or the most similar key of `known`."""
     places = [f"[{section}]" for section, keys in sections.items() if key in keys]
     return f"this key belongs under {' or '.join(places)}" if places else _closest(key, known)
 

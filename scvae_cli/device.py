@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from scvae_cli.config import ComputeConfig
 
 
-# Compiling takes about as long as a training on this many cells.
+# Compiling the training steps takes about as long as training on this number of cells.
 CELLS_WORTH_COMPILING = 100_000
 
 
@@ -38,8 +38,8 @@ class Compute:
     compiles
         Whether torch compiles the training steps.
     deterministic
-        Whether a GPU uses only algorithms that give identical results in every run. Results on a CPU are always
-        identical.
+        Whether a GPU uses only algorithms that give identical results in every run. On a CPU, every run gives identical
+        results anyway.
     """
 
     device: torch.device
@@ -136,10 +136,11 @@ def choose_compute(config: ComputeConfig) -> Compute:
     precision, precision_why = _choose_precision(config.precision, device)
     if device.type == "cuda":
         if device.index is not None:
-            # CUDA graphs are recorded on the current device.
+            # CUDA graphs are recorded on the current device, so the chosen GPU is made the current device.
             torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-        # cuBLAS is reproducible only with this setting, and reads it once per process, at the first matrix product.
+        # cuBLAS, which computes matrix products on the GPU, gives reproducible results only if this environment
+        # variable is set before the first product.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     return Compute(
         device=device,
@@ -171,10 +172,10 @@ def decide_compiling(compute: Compute, config: ComputeConfig, n_cells: int) -> C
 
 
 def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the CPU has instructions that multiply bfloat16; torch does not report this.
+    """Return whether the CPU has instructions for bfloat16 products, which torch does not report.
 
-    Such instructions are Intel's AMX, and the AVX-512 dot products, which AMD has from Zen 4 on. With either of them,
-    the matrix products of a training are four times as fast as in float32.
+    Instructions for bfloat16 products are Intel's AMX, and those of AVX-512, which AMD CPUs have from Zen 4 on. With
+    AMX or AVX-512, the matrix products of a training are four times as fast in bfloat16 as in float32.
     """
     if not cpuinfo.exists():
         return False
@@ -183,10 +184,10 @@ def _multiplies_bf16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def bound_spinning() -> None:
-    """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this before torch is imported.
+    """Limit how long idle OpenMP threads spin in a loop before they sleep. Call this function before torch is imported.
 
-    By default, idle threads spin forever, and a training that takes 10 s by itself takes minutes beside another
-    training. On an idle machine, a limit costs no time if it is longer than the pauses between the computations of a
+    By default, idle threads spin forever. A training that takes 10 s alone then takes minutes while another training
+    runs. On an idle machine, a limit costs no time if it is longer than the pauses between the computations of a
     training. While other processes are running, training is faster with a shorter limit, so a shorter limit is set.
     """
     loadavg = Path("/proc/loadavg")
@@ -197,15 +198,15 @@ def bound_spinning() -> None:
 def _keep_freed_memory() -> None:
     """Make glibc reuse freed memory instead of returning it to the operating system at once.
 
-    Every training step frees and allocates the same temporary arrays of several megabytes. Whenever memory is
-    returned, the next allocation costs one page fault per 4 KiB.
+    Every training step frees and allocates the same temporary arrays of several megabytes. If freed memory is returned
+    to the operating system, the next allocation causes one page fault per 4 KiB, which takes time.
     """
     import ctypes
     import sys
 
     if not sys.platform.startswith("linux"):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have no such function
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has `mallopt`
     if mallopt is not None:
         m_trim_threshold, m_mmap_threshold = -1, -3
         mallopt(m_mmap_threshold, 32 << 20)

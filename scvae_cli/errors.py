@@ -1,7 +1,8 @@
-"""Errors that a user can fix. Each has a message, a hint and an exit code.
+"""Errors that a user can fix. Each error has a message, a hint and an exit code.
 
-Library code raises these errors, and one function of the command line prints them. Any other exception is a bug and
-keeps its traceback. `assert` checks invariants of the code and never input from the user.
+Library code raises errors of the class `ScvaeError`, and one function of the command line prints them. An exception of
+any other class is a bug, and its traceback is shown. `assert` checks invariants of the code and never input from the
+user.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from unicodedata import category
 
 
 def one_line(text: str) -> str:
-    """Return a text with control characters escaped, so that names from a file cannot forge lines of a message.
+    """Escape the control characters of a text, so that a name read from a file cannot add forged lines to a message.
 
     >>> one_line("CD4\\nerror: all is lost")
     'CD4\\\\nerror: all is lost'
@@ -21,7 +22,7 @@ def one_line(text: str) -> str:
 
 
 def _is_shown(character: str) -> bool:
-    # Bytes of a file name that is not UTF-8 are kept, so that the name can be pasted.
+    # Bytes of a file name that are not UTF-8 are not escaped, so that the user can paste the name into a shell.
     of_name = "\udca0" <= character <= "\udcff"
     return character.isprintable() or category(character) == "Zs" or of_name
 

@@ -1,4 +1,7 @@
-"""Lists of genes on the command line: A,B,C or @FILE. Every command imports this module, so it has few imports."""
+"""Lists of genes on the command line: names such as A,B,C, or @FILE for a file with names.
+
+Every command imports this module, so the module itself imports little.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from pathlib import Path
 from scvae_cli.errors import ConfigError
 from scvae_cli.regular_file import read_regular
 
-# Largest size of a file with gene names.
+# Largest size of a file with gene names, in bytes.
 MOST_BYTES = 1 << 26
 
 

@@ -1,12 +1,13 @@
-"""Two thresholds for the off-manifold score of a latent position.
+"""Two thresholds for the off-manifold score, which says how unusual a latent position is.
 
-The score is the fraction of the held-out cells that lie in denser parts of latent space than the position. If the score
-exceeds OFF_MANIFOLD, the position lies in a hole of latent space. If a model has fewer than MIN_HELDOUT held-out cells,
-its training cells are used for the score too.
+The off-manifold score is the fraction of held-out cells that lie in denser parts of latent space than the position. A
+position whose score exceeds OFF_MANIFOLD lies in a hole of latent space, where almost no cells are. If a model has
+fewer than MIN_HELDOUT held-out cells, its training cells are used for the off-manifold score too.
 """
 
-# A latent position lies in a hole (off the manifold) if more than this fraction of the held-out cells lies at a higher
-# density.
+# A latent position is off the manifold of the cells (in a hole of latent space) if more than this fraction of the
+# held-out cells lies in denser parts of latent space.
 OFF_MANIFOLD = 0.95
-# With nine held-out cells the largest possible score is (9 + 0.5)/(9 + 1) = 0.95, so no position could be a hole.
+# With nine held-out cells, the largest possible off-manifold score is (9 + 0.5)/(9 + 1) = 0.95, so no score could
+# exceed OFF_MANIFOLD.
 MIN_HELDOUT = 10

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def importing() -> Iterator[None]:
     """Context manager that turns off garbage collection while modules are imported.
 
-    Importing the libraries that scvae uses creates a million objects that are never freed. Garbage collection examines
-    these objects again and again, which took a quarter of the import time.
+    Importing the libraries that scvae uses creates a million objects that are never freed. Garbage collections that
+    examined the million objects again and again took a quarter of the import time.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -20,7 +20,8 @@ def importing() -> Iterator[None]:
         yield
     finally:
         if gc.get_freeze_count() == 0:
-            # These two calls move all new objects to the oldest generation, which the next collection does not examine.
+            # `freeze` and `unfreeze` move all new objects to the oldest generation of objects, which the next garbage
+            # collection does not examine.
             gc.freeze()
             gc.unfreeze()
         if was_enabled:

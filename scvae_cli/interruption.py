@@ -1,9 +1,11 @@
-"""Handling of signals that end a command: they are delayed while files are written, and a message says what was
-written.
+"""Handling of signals, such as Ctrl-C, that end a command.
 
-Python raises KeyboardInterrupt at any point of the program. If this point is a callback of HDF5, HDF5 swallows the
-exception and leaves a wrong file. While files are written, signals are therefore only noted. The signals take effect at
-the next safe point (`stop_if_asked`), where the unfinished file is discarded, or after the write.
+Signals are delayed while files are written. When a signal ends a command, a message says which files were written.
+
+After Ctrl-C, Python raises a KeyboardInterrupt at any point of the program. If a KeyboardInterrupt is raised in a
+callback of HDF5, HDF5 ignores it and leaves a wrong file. While files are written, signals are therefore only recorded.
+A recorded signal takes effect after the write, or at the next call of `stop_if_asked`, where the unfinished file can be
+discarded.
 """
 
 from __future__ import annotations
@@ -18,21 +20,23 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-# The signals of Ctrl-C, of a request by the system or a scheduler to end, and of a terminal that was closed.
+# SIGINT is sent by Ctrl-C, SIGTERM by a system or scheduler that ends the process, and SIGHUP by a terminal that is
+# closed.
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# The signals that arrived during the current write, the handlers that they will be passed to, and the files written.
+# Three variables: the signals that arrived during the current write, the handlers that will receive the signals after
+# the write, and the files that were written.
 _waiting: list[int] | None = None
 _handlers: dict[int, object] = {}
 _written: list[str] = []
-# The process that prints a message when a signal ends it. Its child processes print nothing.
+# Id of the process that prints a message when a signal ends the command. Child processes print nothing.
 _process = 0
 # The signal that asked a training to stop.
 _asked = signal.SIGINT
 
 
 class Interruption(KeyboardInterrupt):
-    """Raised when a write is abandoned at a safe point, because a signal has arrived."""
+    """Raised in `stop_if_asked` if a signal has arrived, so that the unfinished file is discarded."""
 
 
 @contextlib.contextmanager
@@ -64,15 +68,15 @@ def deferred() -> Iterator[None]:
         # SIGINT is restored last, because from then on a KeyboardInterrupt can be raised at any point.
         for number in reversed(SIGNALS):
             if number in _handlers:
-                signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # what `getsignal` returned
+                signal.signal(number, _handlers[number])  # type: ignore[arg-type]  # `getsignal` returned this handler
         if waiting:
             signal.raise_signal(waiting[0])
 
 
 def stop_if_asked() -> None:
-    """Raise an `Interruption` if a signal has arrived during this write, and the signal would end the process.
+    """Raise an `Interruption` if a signal that ends the process has arrived while a file is written.
 
-    Call this function where an unfinished write can be abandoned, and never inside a callback of HDF5.
+    Call this function where an unfinished file can be discarded, and never inside a callback of HDF5.
     """
     if _waiting and threading.current_thread() is threading.main_thread():
         handler = _handlers[_waiting[0]]
@@ -81,18 +85,18 @@ def stop_if_asked() -> None:
 
 
 def note_written(path: Path) -> None:
-    """Note that a file or folder was written, for the message of an interruption."""
+    """Record that a file or folder was written, so that the message about an interruption can name it."""
     _written.append(str(path))
 
 
 def note_asked(number: int) -> None:
-    """Note which signal asked a training to stop, for the exit code."""
+    """Record which signal asked a training to stop, because the exit code depends on the signal."""
     global _asked
     _asked = signal.Signals(number)
 
 
 def begin() -> None:
-    """Forget what earlier commands of this process wrote."""
+    """Forget which files earlier commands of this process wrote."""
     global _asked
     _written.clear()
     _asked = signal.SIGINT
@@ -111,7 +115,7 @@ def message() -> str:
 
 
 def end_on_signals() -> None:
-    """From now on, let a signal end this process with a message. Signals that the process ignores remain ignored."""
+    """Make signals end this process with a message from now on. Signals that the process ignores remain ignored."""
     global _process
     _process = os.getpid()
     for number in SIGNALS:
@@ -125,7 +129,7 @@ def end(number: int, _frame: FrameType | None = None) -> NoReturn:
     No exception is raised, because other code could catch it. No clean-up is needed, because temporary files exist only
     while signals are delayed.
     """
-    if os.getpid() != _process:  # a child process; only the command itself prints a message
+    if os.getpid() != _process:  # in a child process; only the main process prints a message
         os._exit(128 + number)
     with contextlib.suppress(OSError, ValueError, AttributeError):
         # A progress bar may have hidden the cursor and left an incomplete line.

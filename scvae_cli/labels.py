@@ -1,10 +1,10 @@
 """Conversion of values to labels. A label is the text that names a group of cells.
 
-The same rules hold for columns of obs and for values that a caller gives. A missing value (None, NaN, NA) has no label.
-A string is its own label, so "1.0" in a column of strings stays "1.0". The numbers 1 and 1.0 have the same label "1",
-because pandas turns the integers of a column into floats if a value is missing. This also holds for the categories of a
-categorical column. The labels of True and False are "True" and "False". Bytes are decoded as UTF-8. The label of a date
-without a time of day has the form "2024-05-31".
+The rules for labels are the same for columns of obs and for values that a caller passes. A missing value (None, NaN,
+NA) has no label. A string is its own label, so "1.0" in a column of strings stays "1.0". The numbers 1 and 1.0 have the
+same label "1", because pandas turns the integers of a column into floats if a value is missing. The categories 1 and
+1.0 of a categorical column have the label "1", too. The labels of True and False are "True" and "False". Bytes are
+decoded as UTF-8. The label of a date without a time of day has the form "2024-05-31".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def as_label(value: Any) -> str | None:
     ['1', '1', '1', 'False', 'B']
     """
     if isinstance(value, str):
-        # For a member of a string enumeration, this expression is the plain string.
+        # For a member of a string enumeration, `str.__str__` returns the plain string.
         return str.__str__(value)
     if isinstance(value, bytes):
         return value.decode("utf-8", "backslashreplace")

@@ -17,10 +17,11 @@ from scvae_cli.errors import ConfigError, DeviceError, ScvaeError
 # Files in which Linux reports the free memory, and the memory limit and the memory use of a container.
 _MEMINFO, _CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 _STATM = Path("/proc/self/statm")
-# Address space that torch, numba and their threads need. If less is free, C++ code ends the process without a message.
+# Address space in bytes that torch, numba and their threads need. If less address space is free, C++ code ends the
+# process without a message.
 _LIBRARIES = 2**30
-# Messages of systems and libraries if they cannot allocate memory. (ENOMEM has the same text in every C library of
-# Linux.)
+# Messages of operating systems and libraries that could not allocate memory. (The error ENOMEM has the same text in
+# every C library of Linux.)
 _REFUSALS = re.compile(
     r"can(no|')t allocate memory|unable to allocate|out of memory|failed to map segment|std::bad_alloc|"
     r"can't start new thread|resource temporarily unavailable",
@@ -30,13 +31,16 @@ _ASKED = re.compile(r"tried to allocate (?P<bytes>\d+) bytes|allocate (?P<size>[
 
 
 def free_bytes() -> int | None:
-    """Return the number of bytes that this process can still allocate; None if the system does not report it."""
+    """Return the number of bytes that this process can still allocate, or None if the system does not report it."""
     limits = [_of_machine(), _of_container(), _of_process()]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def refuse_small_limit() -> None:
-    """Raise a DeviceError if `ulimit -v` leaves too little memory to load the libraries; some would end the process."""
+    """Raise a DeviceError if `ulimit -v` leaves too little memory to load torch and other libraries.
+
+    If memory is missing, some libraries end the process without a message.
+    """
     free = _of_process()
     if free is not None and free < _LIBRARIES:
         raise DeviceError(
@@ -55,7 +59,8 @@ def refuse_too_large(n_bytes: float, what: str, hint: str | Callable[[int], str]
     what
         The computation and its size, as the subject of a sentence: "--steps 1000000".
     hint
-        Hint that says what would fit, or a function that makes this hint from the number of free bytes.
+        Hint that says which size would fit into memory, or a function that makes this hint from the number of free
+        bytes.
     """
     free = free_bytes()
     if free is None or n_bytes <= free:
@@ -74,7 +79,8 @@ def out_of_memory(error: BaseException) -> ScvaeError | None:
     kinds = (MemoryError, RuntimeError, OSError, ImportError, SystemError)
     if not isinstance(error, kinds):
         return None
-    # Some libraries raise their own exception instead of that of the system, and their message is less specific.
+    # Some libraries replace the exception of the system by their own exception, whose message is less specific. The
+    # messages of all exceptions in the chain are therefore searched.
     chain: list[BaseException] = [error]
     while (earlier := chain[-1].__cause__ or chain[-1].__context__) is not None and earlier not in chain:
         chain.append(earlier)
@@ -127,7 +133,7 @@ def _of_container() -> int | None:
 
 
 def _of_process() -> int | None:
-    """Return the number of bytes that `ulimit -v` leaves."""
+    """Return the number of bytes that `ulimit -v` still allows this process to allocate, or None without a limit."""
     import resource
 
     most, _ = resource.getrlimit(resource.RLIMIT_AS)

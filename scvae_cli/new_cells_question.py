@@ -1,4 +1,4 @@
-"""Base class of questions to a model whose answer is new cells.
+"""Base class of the commands that use a trained model to create new cells.
 
 New cells are written to a new file, or returned to the Python caller as an AnnData.
 """
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class NewCellsQuestion(Question[AnyOptions, Result]):
-    """A question whose answer is cells that are not in the data. The class of its options inherits `WritingNewCells`.
+    """Base class of the commands whose result is new cells, and whose options inherit from `WritingNewCells`.
 
     If an output file is given, the cells are written to this file. If no output file is given in Python, the cells are
-    returned as an AnnData. If no output file is given on the command line, the command ends with an error if
-    `needs_file` is True, and only prints a report if `needs_file` is False.
+    returned as an AnnData. On the command line, a missing output file is an error if `needs_file` is True. If
+    `needs_file` is False, a command without an output file only prints a report.
     """
 
     # Whether the command requires an output file.
@@ -34,14 +34,14 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
     _in_memory: AnnData | None = None
 
     def new_cells(self, result: Result) -> NewCells:
-        """Return the new cells, with all slots except the provenance. The counts of the cells can be read only once."""
+        """Return the new cells with all their annotations except the provenance. The counts can be read only once."""
         raise NotImplementedError
 
     @classmethod
     def check_files(cls, request: Request) -> None:
-        """Check that the output file can be written, and that it was given if a command needs it.
+        """Check that an output file was given if the command needs one, and that the output file can be written.
 
-        Raises the errors of `check_output`, for example if the file already exists.
+        Raises the errors of `check_output`, for example if the output file already exists.
         """
         output = request.options.output
         if output is not None or (cls.needs_file and request.reported):
@@ -49,16 +49,17 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Always True: the cells are written to a file or into an AnnData in memory."""
+        """Always True, because new cells are always written: to a file, or into an AnnData in memory."""
         return True
 
     def check_destination(self) -> None:
         """Check nothing: a new file has no slots that could be overwritten, and `check_files` has checked the file."""
 
     def write(self, result: Result) -> list[str]:
-        """Write the cells to the output file, or make an AnnData of them if there is none.
+        """Write the new cells to the output file, or into a new AnnData if no output file was given.
 
-        Returns the paths of the slots. A command without an output file writes nothing and returns no paths.
+        Returns the paths of the slots (elements of the AnnData). On the command line, nothing is written and no path is
+        returned if no output file was given.
         """
         output = self.destination()
         if output is None and self.request.reported:
@@ -76,16 +77,16 @@ class NewCellsQuestion(Question[AnyOptions, Result]):
                 cells.write(output, force=self.request.options.force)
         return [slot.path for slot in self.slots(result)]
 
-    def value(self, result: Result) -> AnnData | None:  # noqa: ARG002  # made while it was written
-        """Return the cells as an AnnData, or None if they were written to a file."""
+    def value(self, result: Result) -> AnnData | None:  # noqa: ARG002  # `write` has made the AnnData
+        """Return the new cells as an AnnData, or None if the cells were written to a file."""
         return self._in_memory
 
     def output(self) -> str | None:
-        """Return the path of the file that the cells were written to, or None."""
+        """Return the path of the file with the new cells, or None if there is no file."""
         output = self.destination()
         return None if output is None else str(output)
 
     def places(self, slots: list[str]) -> Sequence[str]:  # noqa: ARG002  # the whole file is new
-        """Return the path of the file that the cells were written to; empty if there is no file."""
+        """Return a tuple with the path of the file with the new cells. The tuple is empty if there is no file."""
         output = self.output()
         return () if output is None else (output,)

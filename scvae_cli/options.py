@@ -1,7 +1,7 @@
 """Declaration of options: each option is a dataclass field with a type, default, range, help text and spelling.
 
 The command line, the Python functions, the keys of `--config` files, the checks of values and the reference pages are
-all made from these declarations.
+all made from the declarations of the options.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scvae_cli.labels import as_label
 
 # Whole numbers must be smaller than _LARGEST, to fit into int64. Messages show at most _SHOWN characters of a value.
 _LARGEST, _SHOWN = 2**63, 80
-# The default of an option that must be given.
+# REQUIRED replaces the default of an option for which the user must give a value.
 REQUIRED: Any = ...
 
 INPUT, OUTPUT, COMPUTE, DECODING = "Input", "Output", "Compute", "Decoding"
@@ -58,16 +58,17 @@ class Declared:
     python_help
         Text that replaces `help` in docstrings, if `help` would be wrong for the Python function.
     panel
-        Heading under which `--help` shows the option; "" for an option that only one verb (command) has.
+        Heading under which `--help` shows the option; "" for an option that only one command has.
     flags
-        Spellings on the command line; if empty, the spelling is made from the name. If the tuple contains `Flag`s,
-        these flags set the field together.
+        Spellings on the command line. If the tuple is empty, the spelling is made from the name of the option. If the
+        tuple contains `Flag`s, the values of all these flags are joined into one value.
     least, most, above, below
         Range of a number; the bounds `least` and `most` are allowed values, the bounds `above` and `below` are not.
     choices
         Allowed words, for a field that takes a word or a number.
     takes
-        Description of the allowed values for the hint of an error; if empty, it is made from the type and range.
+        Description of the allowed values for the hint of an error. If the description is empty, one is made from the
+        type and the range of the option.
     metavar, shown_default
         Placeholder for the value, and text for the default, in `--help`.
     parse
@@ -111,7 +112,7 @@ class Declared:
 
     @property
     def joined(self) -> tuple[Flag, ...]:
-        """The `Flag`s that set the field together; empty if the option has a single flag (and its short form)."""
+        """The `Flag`s whose values are joined into one value; the tuple is empty if the option has a single flag."""
         return tuple(flag for flag in self.flags if isinstance(flag, Flag))
 
     @property
@@ -141,7 +142,7 @@ class Declared:
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The words that the option accepts; empty if it accepts any text or no text."""
+        """The words that the option accepts; the tuple is empty if the option accepts any text, or no text at all."""
         for kind in self.alternatives:
             if get_origin(kind) is Literal:
                 return get_args(kind)
@@ -274,7 +275,7 @@ def section(options: type[Options], *, without: frozenset[str] = frozenset()) ->
     options
         Class of the options in the group.
     without
-        Names of the options that can be set only in a file.
+        Names of the options that can be set only in a `--config` file.
     """
     return field(default_factory=options, metadata={"section": (options, without)})
 
@@ -299,12 +300,12 @@ class Options:
 
     @property
     def needs_batch(self) -> bool:
-        """Whether the verb needs the batch of each cell if the model has batches."""
+        """Whether the command needs the batch of each cell if the model has batches."""
         return False
 
     @property
     def maps_batches(self) -> bool:
-        """True if batches that the model lacks are mapped onto it, so that they need no warning."""
+        """Whether the command maps new batches onto the model, so that new batches cause no warning."""
         return False
 
     def record(self) -> dict[str, Any]:
@@ -324,7 +325,7 @@ def declarations(options: type[Options], *, nested: bool = True, hidden: bool = 
     nested
         Whether to include the options of sections.
     hidden
-        Whether to include the options that can be set only in a file.
+        Whether to include the options that can be set only in a `--config` file.
     """
     reading: Any = options  # mypy confuses the class with its instances, which cannot be hashed
     return tuple(declared for declared in _read_once(reading, nested) if hidden or not declared.hidden)
@@ -354,21 +355,22 @@ def _declared(ordered: list[Any], kinds: dict[str, Any], *, nested: bool) -> Ite
 def build(
     options: type[Options], given: Mapping[str, Any], *, within: str = "", hidden: frozenset[str] = frozenset()
 ) -> Any:
-    """Make an options object, and the options objects of its sections, from a mapping of names to values.
+    """Make an options object, including the options objects of its sections, from a mapping of names to values.
 
     Parameters
     ----------
     given
-        Values by name ("beta"), or by section and name ("train/beta"). If both keys are given, the value of the key
-        without a section is used.
-    within, hidden
-        Section whose options are made (such as "train/"; "" outside sections), and names of the options that can be
-        set only by section and name.
+        Values by name ("beta"), or by section and name ("train/beta"). If both keys of an option are given, the value
+        of the key without a section is used.
+    within
+        Section whose options are made, such as "train/"; "" for options outside sections.
+    hidden
+        Names of the options that can be set only by a key with section and name.
 
     Raises
     ------
     ConfigError
-        In the same cases as `Options`.
+        If a value is missing, has the wrong type or is out of range, or if two values exclude each other.
     """
     values: dict[str, Any] = {}
     for f in fields(options):

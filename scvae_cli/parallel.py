@@ -1,8 +1,8 @@
 """Compiled functions that run on several threads.
 
 When numba compiles a function, it also compiles a copy of every function that is called in it. Numba compiles a
-function with a parallel loop four times. A function called in such a loop would therefore be compiled four times in
-addition to its own compilation. A function that is called by its address is compiled only once.
+function with a parallel loop four times. A function that is called in a parallel loop would therefore be compiled four
+times in addition to its own compilation. A function that is called by its address is compiled only once.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 def use_threads() -> int:
     """Make numba use as many threads as torch if numba has enough, and return torch's number of threads.
 
-    Callers divide their work by the returned number alone, so that sums are computed in the same order in every run.
+    Callers divide their work according to the returned number alone, so that every run computes sums in the same order.
     """
     n_threads = torch.get_num_threads()
-    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # set at run time
+    numba.set_num_threads(min(n_threads, numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]  # numba sets this attribute at run time
     # If numba and torch share one OpenMP library, starting numba's threads changes the number of torch's threads.
     if torch.get_num_threads() != n_threads:
         torch.set_num_threads(n_threads)
@@ -39,10 +39,10 @@ def array(tensor: Tensor, dtype: torch.dtype = torch.float32) -> Any:
 def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., int], Callable[..., None]]:
     """Return a function that looks up the address of `function`, and a function that calls `function` by its address.
 
-    `function` is compiled by numba and returns nothing. `types` are the numba types of its arguments, with one tuple
-    for each signature. Calls with other types raise an error. The first returned function is called from Python with
-    the index of the signature. The second returned function is called from compiled code with the address, followed by
-    the arguments.
+    `function` is compiled by numba and returns nothing. `types` are the numba types of the arguments of `function`,
+    with one tuple for each signature (combination of types). Calls with other types of arguments raise an error. The
+    first returned function is called from Python with the index of the signature. The second returned function is
+    called from compiled code with the address, followed by the arguments.
     """
 
     @functools.cache
@@ -58,12 +58,12 @@ def by_address(function: Any, *types: tuple[Any, ...]) -> tuple[Callable[..., in
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             kind = context.call_conv.get_function_type(numba.types.none, given)
             target = builder.inttoptr(arguments[0], kind.as_pointer())
-            unpacked = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]  # numba's
+            unpacked = cgutils.unpack_tuple(builder, arguments[1])  # type: ignore[no-untyped-call]  # numba has no annotations
             status, _ = context.call_conv.call_function(builder, target, numba.types.none, given, unpacked)
-            with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]  # numba's
+            with cgutils.if_unlikely(builder, status.is_error):  # type: ignore[no-untyped-call]  # numba has no annotations
                 context.call_conv.return_status_propagate(builder, status)
             return context.get_dummy_value()
 
-        return numba.void(pointer, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba's
+        return numba.void(pointer, numba.types.BaseTuple.from_types(given)), generate  # type: ignore[no-untyped-call]  # numba has no annotations
 
     return address, numba.extending.intrinsic(call)

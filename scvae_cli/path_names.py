@@ -1,6 +1,6 @@
-"""Names of files and folders that the file system accepts.
+"""Checks whether the name of a file or folder is too long for the file system.
 
-A name that is too long is refused before a training or another long computation, not when its result is written.
+A name that is too long is refused before a training or another long computation starts, not when the result is written.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ FOR_A_MODEL = 40
 
 
 def refuse_long_name(path: Path, *, reserve: int = 0) -> None:
-    """Raise a ConfigError if a file or folder cannot have this name.
+    """Raise a ConfigError if the name of a file or folder is too long for the file system.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Progress of a long computation, reported to a progress bar or to nothing."""
+"""Functions that report the progress of a long computation, with or without a progress bar."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Progress(Protocol):
 
 @contextlib.contextmanager
 def silent(title: str, total: float | None) -> Iterator[Advance]:  # noqa: ARG001  # the signature is Progress's
-    """Implement `Progress` without showing anything."""
+    """Show no progress bar, but accept the same arguments as functions that show one (`Progress`)."""
 
     def advance(amount: float = 1, note: str = "", total: float | None = None) -> None:
         pass

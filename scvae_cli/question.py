@@ -1,10 +1,10 @@
-"""The common procedure of commands and Python functions that ask a trained model about cells.
+"""The steps that all commands with a trained model have in common.
 
 `ask` opens the data and the model, checks the destination, computes the answer, writes it and makes the report.
 
-A verb is a command of scvae, and the Python function of the same name. Each verb that asks a trained model is a
-subclass of `Question`, and the subclass implements what differs between these verbs. Every other verb is a function
-that takes a `Request` and a `Shell` and returns an `Outcome`.
+Each command that uses a trained model is a subclass of `Question`. Each subclass implements only the steps in which the
+commands differ. Every other command of scvae is a function that takes a `Request` and a `Shell` and returns an
+`Outcome`.
 """
 
 from __future__ import annotations
@@ -56,20 +56,20 @@ class Shell(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Report on an answer, as the command line shows it.
+    """Report on the result of a command, as the command line shows it.
 
     Parameters
     ----------
     facts
-        The answer as plain values, for `--json`.
+        The result as plain values, for `--json`.
     text
-        The answer as text.
+        The result as text.
     next_step
         The command to run next, or None.
     notes
         Remarks shown after the text.
     exit_code
-        Exit code of the command. The exit code is not 0 if the answer says that the data cannot be used.
+        Exit code of the command. The exit code is not 0 if the result says that the data cannot be used.
     """
 
     facts: dict[str, Any]
@@ -81,7 +81,7 @@ class Report:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """The outcome of a request.
+    """The outcome of a command or of its Python function.
 
     Parameters
     ----------
@@ -99,16 +99,16 @@ class Outcome:
 
 
 class Question(Generic[AnyOptions, Result]):
-    """A question to a trained model about the cells of one file or AnnData.
+    """Base class of the commands that use a trained model and the cells of one file or AnnData.
 
     Parameters
     ----------
     session
         The opened data and model.
     request
-        The verb, its options, the data and the model.
+        The command, its options, the data and the model.
     shell
-        Shows the progress.
+        Interface to the user, which shows progress and messages.
 
     Raises
     ------
@@ -134,9 +134,9 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def run(self) -> str:
-        """Name of this use of the verb (the run) in the provenance.
+        """Name of this run of the command in the provenance.
 
-        One file can contain the results of two runs of the same verb if the names of the runs differ.
+        One file can contain the results of two runs of one command if the names of the runs differ.
         """
         return self.request.verb.name
 
@@ -147,12 +147,12 @@ class Question(Generic[AnyOptions, Result]):
     def made_of(self) -> dict[str, Any] | None:
         """Return the options from which the automatic name of the result was made, for `refuse_another`.
 
-        Returns None if the user chose the name, or if the results of this verb have no names.
+        The return value is None if the user chose the name of the result, or if results of the command have no names.
         """
         return None
 
     def answer(self) -> Result:
-        """Compute the answer."""
+        """Compute the result of the command."""
         raise NotImplementedError
 
     def slots(self, result: Result) -> list[Slot]:
@@ -160,20 +160,23 @@ class Question(Generic[AnyOptions, Result]):
         slots: list[Slot] = cast("Any", result).slots(self.names)
         return slots
 
-    def record(self, result: Result) -> dict[str, Any]:  # noqa: ARG002  # some record what was found
+    def record(self, result: Result) -> dict[str, Any]:  # noqa: ARG002  # some commands also record their result
         """Return the options to record in the provenance of the result."""
         recorded: dict[str, Any] = self.request.options.record()
         return recorded
 
-    def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most have none
-        """Return a context manager that writes additional files when its block ends. The block writes the results."""
+    def files(self, result: Result) -> AbstractContextManager[None]:  # noqa: ARG002  # most commands write no additional files
+        """Return a context manager that writes additional files when its `with` block ends.
+
+        The results are written within the block.
+        """
         return contextlib.nullcontext()
 
     def figure(self, result: Result) -> Figure:
         """Make the figure that `--plot` saves."""
         raise NotImplementedError
 
-    def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
+    def warnings(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give no warnings
         """Return warnings about the result."""
         return ()
 
@@ -185,11 +188,11 @@ class Question(Generic[AnyOptions, Result]):
         """Return the result as text."""
         raise NotImplementedError
 
-    def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most have none
+    def notes(self, result: Result) -> Sequence[str]:  # noqa: ARG002  # most commands give no remarks
         """Return remarks that are shown after the text."""
         return ()
 
-    def next_step(self, result: Result) -> str | None:  # noqa: ARG002  # most know it beforehand
+    def next_step(self, result: Result) -> str | None:  # noqa: ARG002  # most next steps do not depend on the result
         """Return the command to run next, or None."""
         return None
 
@@ -204,9 +207,10 @@ class Question(Generic[AnyOptions, Result]):
         return f'sc.pl.embedding(adata, basis="{self.names.umap.removeprefix("X_")}", color="{column}")'
 
     def _embed_umap(self) -> str:
-        """Return the command that adds a UMAP of the same cells to the file with the results."""
+        """Return the command that adds a UMAP of the cells to the file with the results."""
         options, output = self.request.options, self.destination()
-        # The output contains only the genome or modality that was read, and the model may lie in another folder.
+        # The output file contains only the genome or modality that was read, and the model may be in another folder
+        # than the output file.
         parts = {} if output else {"genome": options.genome, "modality": options.modality}
         return shell_line(
             "embed",
@@ -256,7 +260,7 @@ class Question(Generic[AnyOptions, Result]):
 
     @property
     def writes(self) -> bool:
-        """Whether the result is written. Otherwise, the result is returned to the Python caller."""
+        """Whether the result is written. If False, the result is returned to the Python caller."""
         return self.request.inplace
 
     def value(self, result: Result) -> Any:
@@ -290,12 +294,12 @@ class Question(Generic[AnyOptions, Result]):
 
 
 def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outcome:
-    """Open data and model, answer a question, and write the answer with its provenance.
+    """Open the data and the model, compute the result of a command, and write the result with its provenance.
 
     Raises
     ------
     ScvaeError
-        If the data, the model or the options cannot be used. In this case, nothing is written.
+        If the data, the model or the options cannot be used, in which case nothing is written.
     """
     options = request.options
     plot = getattr(options, "plot", None)
@@ -333,9 +337,9 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
         result = question.answer()
     except (ScvaeError, MemoryError):
         raise
-    except Exception as error:  # the cause is extreme weights or counts, or a bug, which keeps its traceback
+    except Exception as error:  # extreme weights or counts can cause any exception; a bug keeps its traceback
         session.refuse_far_cells()
-        if "non-finite" in str(error):  # errors of linear algebra on such numbers
+        if "non-finite" in str(error):  # error of linear algebra for NaN or infinite numbers
             raise ModelError(
                 "the model gives numbers that are not finite, so nothing was written", "train the model again"
             ) from error
@@ -359,9 +363,10 @@ def ask(kind: type[Question[Any, Any]], request: Request, shell: Shell) -> Outco
 
 
 def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> None:
-    """Raise a ConfigError if an additional file is also the data, the output, or another additional file.
+    """Raise a ConfigError if an additional file, such as a figure, is also the data, the output or another additional
+    file.
 
-    Otherwise, one of the two files would overwrite the other.
+    If two options named the same file, one result would overwrite the other result or the data.
     """
     options = request.options
     taken = [resolved(file) for file in (request.data, options.output) if isinstance(file, Path)]
@@ -379,12 +384,12 @@ def _refuse_shared_files(kind: type[Question[Any, Any]], request: Request) -> No
 
 
 def perform(request: Request, shell: Shell) -> Outcome:
-    """Run the verb of a request.
+    """Run the command that a request names.
 
     Raises
     ------
     ScvaeError
-        In the same cases as `ask`.
+        If the data, the model or the options cannot be used.
     """
     work = request.verb.load()
     if isinstance(work, type) and issubclass(work, Question):

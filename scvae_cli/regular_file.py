@@ -1,6 +1,6 @@
 """Safe reading of files that may come from strangers: only regular files are read, and only up to a maximum size.
 
-Without these checks, a named pipe could block forever, and a device could supply data without end.
+Without the checks of this module, reading a named pipe could wait forever, and a device could supply data without end.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def read_regular(path: Path, *, most: int) -> bytes:
     Raises
     ------
     OSError
-        If the file cannot be opened, is not a regular file, or is larger than `most`. The attribute `strerror` says
-        why.
+        If the file cannot be opened, is not a regular file, or is larger than `most`. The attribute `strerror` of the
+        error gives the reason.
     """
     refuse_irregular(path)
     # The kind of the file is checked again after opening, because the file may have been replaced in between.
@@ -60,7 +60,8 @@ def refuse_irregular(path: Path) -> None:
 def refuse_irregular_within(folder: Path) -> None:
     """Raise an OSError if a folder contains, at any depth, an entry that is neither a regular file nor a folder.
 
-    Links are followed. A folder that is reached twice is refused as well, for example by a link to a folder above it.
+    Symbolic links are followed. An OSError is also raised if a folder is reached twice, for example through a link to
+    its parent folder.
     """
     seen = {_identity(folder.stat())}
     waiting = [folder]

@@ -27,7 +27,7 @@ def respelled(text: str, options: type[Options], others: Iterable[type[Options]]
         names |= {flag: declared.name for declared in declarations(one) for flag in declared.spellings}
 
     def spelled(part: str) -> str:
-        # "--from and --to" set the same argument, whose name replaces the whole phrase.
+        # The flags --from and --to set one Python argument, whose name replaces the phrase "--from and --to".
         for declared in declarations(options):
             part = part.replace(declared.spelled, declared.name) if declared.joined else part
         return re.sub(r"(?<![\w-])--?[a-z][a-z0-9-]*", lambda found: names.get(found[0], found[0]), part)
@@ -35,5 +35,5 @@ def respelled(text: str, options: type[Options], others: Iterable[type[Options]]
     # Command lines and quoted values are not changed.
     parts = re.split(r"(\bscvae [a-z]+[^;,)]*|(?<!\w)'[^']*'(?!\w))", text)
     joined = "".join(part if i % 2 else spelled(part) for i, part in enumerate(parts))
-    # If several flags of one argument were replaced, its name is shown only once.
+    # If several flags of one argument were replaced, the name of the argument is shown only once.
     return re.sub(r"\b(\w+)(?:, \1)*,? (?:and|or) \1\b", r"\1", joined)

@@ -42,14 +42,15 @@ from scvae_cli.shared_options import Rounding
 if TYPE_CHECKING:
     from anndata import AnnData
 
-# With a larger share of missing genes, results would depend more on the model than on the cells.
+# Largest share of the model's genes that may be missing in the data. With a larger share, results would depend more on
+# the model than on the cells.
 MAX_MISSING_GENES = 0.2
 _SHOWN_GROUPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """A model, a store of cells, and the cells' counts in the model's genes.
+    """A model, a source of cells (a file or AnnData), and the counts of the model's genes in these cells.
 
     Parameters
     ----------
@@ -58,12 +59,12 @@ class Session:
     model
         The model, on its device.
     counts
-        Counts of the model's genes, in the cells of the subset that have counts.
+        Counts of the model's genes in the selected cells. Cells without counts are left out.
     kept
-        Mask of the store's cells that are in `counts`, shape (cells of the store,).
+        Boolean mask over all cells of `store`, True for the cells in `counts`; shape (cells of `store`,).
     missing_genes
-        Genes of the model that the data lacks. Missing counts are set to 0, and missing real numbers to the mean over
-        the training cells.
+        Genes of the model that the data lack. In a model of counts, the counts of missing genes are set to 0. In a
+        model of real numbers, the values of missing genes are set to the mean over the training cells.
     genes
         Names and symbols of the model's genes.
     progress
@@ -97,7 +98,7 @@ class Session:
         maps_batches: bool = False,
         progress: Progress = silent,
     ) -> Session:
-        """Open data for a model.
+        """Open data and a trained model together.
 
         Parameters
         ----------
@@ -106,20 +107,22 @@ class Session:
         model
             A trained model, or its folder.
         layer
-            Layer to read. With None, the layer of the training is read. If the training had no layer, `read_counts`
-            chooses the matrix.
+            AnnData layer to read. If `layer` is None, the layer that was used for the training is read. If the training
+            used no layer, `read_counts` chooses the matrix.
         rounding
-            How to round fractions of counts; None for the choice of the training.
+            How to round fractions of counts. If None, fractions are rounded as in the training.
         genome, modality
-            Genome or modality to read from a file that has several (see `open_store`); None for that of the training.
+            Genome or modality to read from a file that has several (see `open_store`). If None, the genome or modality
+            of the training is read.
         gene_symbols
-            Column of var with gene symbols, by which options and results then name genes; None for var_names.
+            Column of var with gene symbols, which then name the genes in options and results. If None, genes are named
+            by var_names.
         device
             Device to compute on.
         allow_missing_genes
             Accept any number of missing genes.
         drop_empty
-            Skip cells without counts; their results are NaN.
+            Skip cells without counts. The results of these cells are NaN.
         subset
             Conditions KEY=VALUE[,VALUE…] on columns of obs; only cells that fulfill all of them are used.
         needs_batch
@@ -199,7 +202,7 @@ class Session:
         allow_missing_genes: bool = False,
         drop_empty: bool = False,
     ) -> Session:
-        """Open other data with the same model, on the same device; the matrix is chosen as in the training.
+        """Open further data with the model and the device of this session; the matrix is chosen as in the training.
 
         Raises
         ------
@@ -223,7 +226,7 @@ class Session:
 
     @cached_property
     def embedding(self) -> np.ndarray:
-        """Positions of the cells in expression space, shape (n, j + m): the default embedding, computed once."""
+        """The default embedding of the cells: j principal components and m random directions, shape (n, j + m)."""
         counts = self.counts_and_batches(partly=True)
         return expression_positions(
             self.model, counts, self.cells.mean_nk, missing=self.missing_genes, progress=self.progress
@@ -231,15 +234,16 @@ class Session:
 
     @property
     def expression(self) -> np.ndarray:
-        """Positions along the principal components alone, shape (n, j): the embedding without its random directions."""
+        """The first j columns of the embedding: principal components without random directions, shape (n, j)."""
         embedding, space = self.embedding, self.model.expression
-        assert space is not None, "the embedding is refused for models without the map"
+        assert space is not None, "a model without expression space has no embedding"
         return embedding[:, : len(space.component_jg)]
 
     def umap(self) -> np.ndarray | None:
-        """Return the positions of the cells on the UMAP of `embed --umap`, or else on scanpy's; shape (n, 2).
+        """Return the positions of the cells on the UMAP of `scvae embed --umap`, or otherwise on scanpy's UMAP; shape
+        (n, 2).
 
-        The result is None if the data have neither, or if some cells lack a position.
+        The result is None if the data have no UMAP, or if some cells have no position on the UMAP.
         """
         for key in (SlotNames().umap, "X_umap"):
             xy = self.store.obsm(key)
@@ -250,9 +254,10 @@ class Session:
         return None
 
     def refuse_far_cells(self) -> None:
-        """Raise a ModelError if the latent position of a cell is not finite, or far beyond the range of any training.
+        """Raise a ModelError if the latent position of a cell is not finite, or is far outside the range of trained
+        models.
 
-        With such positions, any computation may fail. This error names the cause of the failure.
+        A computation with an extreme position may fail with an obscure error; the ModelError names the cause instead.
         """
         mean_nk, var_nk = self.cells.mean_nk, self.cells.var_nk
         usable_n = (mean_nk.abs() <= FARTHEST).all(1) & torch.isfinite(var_nk).all(1) & (var_nk > 0).all(1)
@@ -266,7 +271,10 @@ class Session:
 
     @property
     def position_n2(self) -> np.ndarray:
-        """Positions of the cells on the first two latent axes, for figures; without a second axis, its values are 0."""
+        """Positions of the cells on the first two latent axes, for figures, shape (n, 2).
+
+        If the model has only one latent axis, the second value is 0.
+        """
         mean_nk = self.model.axes.position(self.cells.mean_nk).numpy()
         return np.column_stack([mean_nk, np.zeros(len(mean_nk))])[:, :2].astype(np.float64)
 
@@ -326,7 +334,7 @@ class Session:
         if len(present) < 2:
             raise DataError(
                 f"{self.store.title}: obs[{key!r}] has {amount(len(present), 'time point')}",
-                "a trajectory needs two or more",
+                "a trajectory needs two or more time points",
             )
         order = self.store.obs_order(key)
         if order is not None:
@@ -346,11 +354,12 @@ class Session:
         Parameters
         ----------
         purpose
-            Option that names the column, for the message if there is no such column.
+            Option with which the user named the column. If the column does not exist, the error message names this
+            option.
 
         Returns
         -------
-        Strings, or None for a cell without a group; shape (n,).
+        Labels of the cells, shape (n,). The label of a cell without a group is None.
         """
         values = obs_values(self.store, key, purpose="--time-key" if of_times else purpose, measured=of_times)[
             self.kept
@@ -379,8 +388,8 @@ class Session:
         Raises
         ------
         DataError
-            If the destination cannot be written to. If `force` is False, also if one of the slots already contains an
-            element that scvae did not write, or another result (see `refuse_another`).
+            If the destination cannot be written to. If `force` is False, the error is also raised if a slot already
+            contains an element that scvae did not write, or another result (see `refuse_another`).
         """
         self.store.check_destination(paths, output=output, force=force)
         if force:
@@ -408,7 +417,8 @@ class Session:
         Raises
         ------
         DataError
-            In the same cases as `check_destination`, and if writing fails.
+            If the destination cannot be written to, if an existing element must not be replaced (see
+            `check_destination`), or if writing fails.
         ModelError
             If a result is not a finite number.
         """
@@ -421,7 +431,10 @@ class Session:
     def record(
         self, slots: Sequence[Slot], *, names: SlotNames, run: str, options: dict[str, Any], new_file: bool = False
     ) -> Slot:
-        """Return the slot with the provenance of results; `new_file` says whether these are written to a new file."""
+        """Return the slot with the provenance of results.
+
+        `new_file` says whether the results are written to a new file.
+        """
         facts = {
             "command": run,
             "scvae_version": __version__,
@@ -435,9 +448,10 @@ class Session:
         return provenance(None if new_file else self.store, names, run, slots, facts)
 
     def counts_and_batches(self, *, partly: bool = False) -> Counts:
-        """Return the counts, with the covariates of each cell if the model has some and the data have their columns.
+        """Return the counts, with the covariates of the cells if the model uses covariates that the data contain.
 
-        If some cells lack a value, all cells get their covariates if `partly` is True, and none if it is False.
+        If covariates are missing, in some cells or in all, the other covariates are returned if `partly` is True, and
+        none if `partly` is False.
         """
         data, known = self.model.config.data, self.counts.batch is not None or self.counts.covariates is not None
         keys = (*data.batch_keys, *data.continuous_keys)

@@ -1,4 +1,4 @@
-"""Options that several verbs share: options for reading cells, writing results, drawing figures and decoding."""
+"""Options that several commands share: options for reading cells, writing results, drawing figures and decoding."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ def round_option(*, shown_default: str = "fractions are refused") -> Any:
     """Make the option that rounds fractions of counts."""
     return option(
         None,
-        help="How to round fractions of counts (SoupX, alevin, kallisto, RSEM): to the nearest whole number, or up or "
-        "down at random, so that sums are kept on average (stochastic). Normalized values are refused.",
+        help="How to round fractions of counts, such as those of SoupX, alevin, kallisto and RSEM. With nearest, "
+        "values are rounded to the nearest whole number. With stochastic, values are rounded up or down at random, so "
+        "that sums stay the same on average. Normalized values are refused.",
         panel=INPUT,
         shown_default=shown_default,
         in_record=False,
@@ -65,7 +66,7 @@ class Reading(Options):
     modality: str | None = modality_option()
     gene_symbols: str | None = option(
         None,
-        help="Column of var with gene symbols. In options and results, genes are then named by these symbols.",
+        help="Column of var with gene symbols, by which genes are named in options and results.",
         panel=INPUT,
         shown_default="var_names",
         in_record=False,
@@ -78,7 +79,7 @@ class Reading(Options):
         in_record=False,
     )
     drop_empty: bool = option(
-        False, help="Skip cells without any counts. The results of these cells are NaN.", panel=INPUT, in_record=False
+        False, help="Skip cells without any counts, whose results are NaN.", panel=INPUT, in_record=False
     )
     device: str = option("auto", help=f"Device to compute on: {DEVICES}.", panel=COMPUTE, in_record=False)
 
@@ -89,10 +90,10 @@ class Subset(Options):
 
     subset: tuple[str, ...] = option(
         (),
-        help="Use only the cells with one of these values in a column of obs. This option may be used "
-        "several times; a cell must then fulfill all conditions. The results of the other cells are NaN.",
-        python_help="Use only the cells with certain values in a column of obs. Texts of the form KEY=VALUE[,VALUE…]; "
-        "a cell must fulfill all conditions. The results of the other cells are NaN.",
+        help="Use only the cells with one of these values in a column of obs. If --subset is given several times, a "
+        "cell must fulfill all conditions. The results of cells that are not used are NaN.",
+        python_help="Use only the cells that fulfill all conditions. A condition is a text KEY=VALUE[,VALUE…], where "
+        "KEY is a column of obs. The results of cells that are not used are NaN.",
         panel=INPUT,
         metavar="KEY=VALUE[,VALUE…]",
     )
@@ -144,7 +145,7 @@ class Drawing(Options):
 
     plot: Path | None = option(
         None,
-        help="Also draw a figure: .png, .svg or .pdf.",
+        help="Also draw a figure, and save it to this .png, .svg or .pdf file.",
         panel=OUTPUT,
         metavar="FILE",
         in_record=False,
@@ -166,9 +167,9 @@ def library_option(
     )
 
 
-# What `--batch-as` takes for a model of several covariates.
+# The values that `--batch-as` takes if the model has several covariates.
 SEVERAL_COVARIATES = (
-    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some of them."
+    "If the model was trained with several batch keys or continuous keys, KEY=VALUE[,KEY=VALUE…] fixes some keys."
 )
 
 

@@ -11,10 +11,10 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
     Parameters
     ----------
     verb, arguments
-        The verb and its positional arguments.
+        The command, such as "embed", and its positional arguments.
     options
-        Options by name. None and False leave an option out; True gives a flag without a value. A tuple repeats the
-        flag.
+        Options by name. An option with the value None or False is left out. For True, the flag is given without a
+        value. For a tuple, the flag is repeated for each value.
 
     >>> shell_line("embed", "my cells.h5ad", m="a.scvae", refine=100, drop_empty=True, layer=None)
     "scvae embed 'my cells.h5ad' -m a.scvae --refine 100 --drop-empty"
@@ -31,6 +31,6 @@ def shell_line(verb: str, *arguments: object, **options: object) -> str:
                 words.append(flag)
             elif not text.startswith("-"):
                 words += [flag, text]
-            else:  # all options with a one-letter flag are files
+            else:  # every option with a one-letter flag takes a file
                 words += [flag, f"./{text}"] if len(name) == 1 else [f"{flag}={text}"]
     return shlex.join(words)

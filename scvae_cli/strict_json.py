@@ -1,11 +1,14 @@
-"""Safe reading of JSON that may come from strangers: depth and numbers are limited, and any fault is a ValueError."""
+"""Safe reading of JSON that may come from strangers.
+
+The depth of nesting and the number of digits are limited, and every fault of the text raises a ValueError.
+"""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-# The deepest file of scvae has four levels; 18 digits fit into int64.
+# JSON files of scvae are nested at most four levels deep. An integer of 18 digits fits into int64.
 _DEPTH, _DIGITS = 32, 18
 
 

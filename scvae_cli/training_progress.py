@@ -22,12 +22,12 @@ def follow(
     title
         Title of the progress bar.
     brief
-        Whether to leave out the messages about the data, the device and the end of the improvement (the plateau). These
-        messages are left out if the training is one of a series.
+        Whether to leave out the messages about the data, the device and the end of the improvement (the plateau).
+        Commands that run a series of trainings set `brief` to True.
 
     Returns
     -------
-    The last event, or None if there was no event.
+    The last event of the training, or None if there was no event.
     """
     event: FitEvent | None = None
     steps_done = 0

@@ -1,6 +1,6 @@
 """Definition of a verb: a command of scvae, and the Python function of the same name.
 
-This module imports little, because `scvae --help` needs the definitions of all verbs.
+This module imports little, because `scvae --help` loads the definitions of all commands and should start quickly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Verb:
     panel
         Heading under which `scvae --help` lists the command.
     options
-        Class of the verb's options.
+        Class of the command's options.
     home
         Place of the implementation, as "module:name". The module is imported when it is first needed. The
         implementation is a subclass of `scvae_cli.question.Question`, or a function that takes a `Request` and a
@@ -39,15 +39,15 @@ class Verb:
     argument, argument_help
         Placeholder and help text of the first argument on the command line.
     takes_model
-        Whether the verb has the option `--model`, which names a trained model.
+        Whether the command has the option `--model`, which names a trained model.
     trains
         Whether `--model` names the model folder to write; otherwise it names a folder to read.
     in_python
-        Whether the Python API has a function for this verb. The function is made from the verb's options.
+        Whether the Python API has a function that corresponds to the command.
     inplace
         Whether results are written into the data, so that the Python function has the argument `inplace`.
     returns
-        What the Python function returns, for its docstring.
+        Text for the docstring of the Python function that says what the function returns.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Verb:
     example: str
     python_about: str = ""
     argument: str = "DATA"
-    argument_help: str = "Cells: an .h5ad file; with --output, also a 10x .h5, an mtx folder, an .h5mu or a .zarr."
+    argument_help: str = "File with the cells: .h5ad or, with --output, also 10x .h5, .h5mu, .zarr or a 10x mtx folder."
     takes_model: bool = True
     trains: bool = False
     in_python: bool = True
@@ -66,7 +66,7 @@ class Verb:
     returns: str = "None. With `inplace=False`, the result is returned and nothing is written."
 
     def load(self) -> Any:
-        """Import and return the implementation."""
+        """Import and return the implementation of the command."""
         module, _, name = self.home.partition(":")
         with importing():
             return getattr(importlib.import_module(module), name)
@@ -74,16 +74,16 @@ class Verb:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """One use of a verb.
+    """One call of a command or of its Python function.
 
     Parameters
     ----------
     verb
-        The verb to run.
+        The command to run.
     data
         An AnnData, or a path.
     model
-        A model in memory, a model folder, or None for the model folder beside the data.
+        A model in memory, a model folder, or None for the folder DATA.scvae next to the data.
     options
         The checked options.
     inplace
@@ -104,9 +104,9 @@ class Request:
 
     @property
     def model_folder(self) -> Any:
-        """The model that was given. If none was given, the folder DATA.scvae beside the data file DATA.
+        """The model that was given or, if no model was given, the folder DATA.scvae next to the data file.
 
-        None if no model was given and the data is not a path.
+        The result is None if no model was given and the data are not a file.
         """
         if self.model is not None or not isinstance(self.data, Path):
             return self.model

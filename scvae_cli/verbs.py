@@ -1,4 +1,7 @@
-"""All verbs, in the order of `scvae --help`. To add a verb, add a folder in `tools` and a line to VERBS."""
+"""All verbs (commands of scvae), in the order of `scvae --help`.
+
+To add a verb, add a folder in `tools` and a line to VERBS.
+"""
 
 from __future__ import annotations
 

@@ -336,7 +336,7 @@ def test_full_disk(bench, verb, share):
     assert done.returncode == DATA, done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("writing")]
     assert [line.split(":")[0] for line in errors] == ["error", "hint"], done.stderr
-    assert "no room to write" in errors[0]
+    assert "quota) is full" in errors[0]
     assert contents(bench.folder) == before
 
 
@@ -346,7 +346,7 @@ def test_full_disk_while_writing_the_steps_leaves_the_data_alone(bench):
     # The limit is larger than the data and smaller than the file of steps.
     done = full_disk(bench.data.stat().st_size + 100_000, *bench.ask("interpolate", *ASKED["interpolate"], *steps))
     assert done.returncode == DATA, done.stderr
-    assert "no room to write" in done.stderr
+    assert "quota) is full" in done.stderr
     assert "steps.h5ad" in done.stderr
     assert contents(bench.folder) == before
 

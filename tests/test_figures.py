@@ -319,7 +319,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path, monkeypatch, kind):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Figure, "savefig", fail)
-    with pytest.raises(DataError, match="no room"):
+    with pytest.raises(DataError, match="is full"):
         save_figure(Figure(), target)
     assert target.read_text() == "before"
     assert [path.name for path in tmp_path.iterdir()] == [target.name]

@@ -364,7 +364,7 @@ except DataError as error:
         [sys.executable, "-c", script, str(tmp_path / "new.h5ad")], capture_output=True, text=True, check=True
     )
     assert done.stderr == ""
-    assert "no room" in done.stdout
+    assert "is full" in done.stdout
     assert done.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

@@ -1,1 +1,1 @@
-"""The command line. Each verb becomes one Typer command."""
+"""The command line, in which Typer runs the commands of scvae."""

@@ -1,4 +1,4 @@
-"""The `scvae` command: its subcommands, and the one place where errors become messages and exit codes."""
+"""The command line `scvae` with all its subcommands; the only module that turns errors into messages and exit codes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from scvae_cli.path_names import name_too_long
 from scvae_cli.verbs import VERBS
 
 INTERRUPTED = 130
-# Number of new objects after which Python searches for garbage; Python's default is some hundreds or thousands.
+# Number of new objects after which Python runs a garbage collection, instead of some hundreds or thousands.
 _GARBAGE = 10_000
-# The class of Typer's usage errors. Up to typer 0.2x, this class belongs to click; later versions of typer contain a
-# copy of the class.
+# The class of Typer's usage errors, which older versions of typer take from click, and of which later versions contain
+# a copy.
 UsageProblem: Any = typer.BadParameter.__mro__[2]
 
 app = typer.Typer(
     name="scvae",
-    help="Variational autoencoders for raw single-cell counts: .h5ad in, results back into the same .h5ad.",
+    help="Train a variational autoencoder on the raw counts of an .h5ad file, and write results into the same file.",
     epilog="Start with: scvae check DATA.h5ad",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 def _interruptible(command: Callable[..., None]) -> Callable[..., None]:
-    """Make a command print a message when Ctrl-C ends it; Typer alone would print nothing."""
+    """Make a command print a message when Ctrl-C ends the command, because Typer alone prints nothing."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> None:
@@ -73,16 +73,19 @@ def _options(
 
 @functools.cache
 def _parser() -> Any:
-    """Build the parsers of all subcommands, once in a process that runs several commands."""
+    """Build the parsers of all subcommands.
+
+    The parsers are built only once, even if a process runs several commands.
+    """
     return typer.main.get_command(app)
 
 
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
-    The exit code is 0 for success, 2 for a wrong option, 3 for a problem with the data, 4 with the model, 5 with the
-    device, and 130 for Ctrl-C (143 and 129 for SIGTERM and SIGHUP). A bug raises an exception, so that Python shows the
-    traceback and exits with 1.
+    The exit code is 0 for success, 2 for a wrong option, 3 for a problem with the data, 4 for a problem with the model,
+    and 5 for a problem with the device. The exit code is 130 after Ctrl-C, 143 after SIGTERM, and 129 after SIGHUP. A
+    bug raises an exception, so that Python shows the traceback and exits with 1.
     """
     begin()
     print_warnings()
@@ -110,7 +113,7 @@ def main() -> None:
     end_on_signals()
     streams = replace_streams()
     bound_spinning()
-    # Most objects of a short run, such as compiled functions, are needed until its end, so garbage is rare.
+    # Most objects of a command, such as compiled functions, are needed until the command ends, so garbage is rare.
     gc.set_threshold(_GARBAGE)
     code = run()
     try:
@@ -118,5 +121,5 @@ def main() -> None:
     except ScvaeError as error:
         print_error(error)
         code = code or error.exit_code
-    gc.freeze()  # so that Python does not examine all objects again at exit
+    gc.freeze()  # Python does not examine frozen objects again at exit
     sys.exit(code)

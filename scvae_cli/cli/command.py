@@ -1,4 +1,4 @@
-"""Making a Typer command from a verb: the verb's options become parameters, and the command prints its report."""
+"""Functions that make a Typer command from the declaration of a command of scvae (a `Verb`)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from scvae_cli.verb import Request, Verb
 
 
 def command_of(verb: Verb) -> Callable[..., None]:
-    """Return the function from which Typer makes a command."""
+    """Return the Python function from which Typer makes a command."""
 
     def command(**typed: Any) -> None:
         console = Console(json=typed.pop("json"), quiet=typed.pop("quiet"))
@@ -50,7 +50,7 @@ def command_of(verb: Verb) -> Callable[..., None]:
     paragraphs = [" ".join(paragraph.split()) for paragraph in verb.about.split("\n\n")]
     command.__doc__ = "\n\n".join([*paragraphs, f"Example: {verb.example}"])
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # a function may have one
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # mypy does not know this attribute
     return command
 
 
@@ -66,14 +66,14 @@ def _parameters(verb: Verb) -> Iterator[inspect.Parameter]:
     for declared in own:
         yield from _of(declared)
     if verb.takes_model:
-        help = "Model folder to write." if verb.trains else "Model folder."
+        help = "Model folder to write." if verb.trains else "Folder of the trained model."
         default = "DATA.scvae beside the data"
         flag = typer.Option("--model", "-m", help=f"{help} \\[default: {default}]", rich_help_panel=INPUT)
         yield _keyword("model", Path | None, flag, None)
     for declared in shown:
         if declared.panel:
             yield from _of(declared)
-    help = "TOML file with options; the command line overrides it."
+    help = "TOML file with options. Options on the command line override those in the file."
     yield _keyword("config", Path | None, typer.Option(help=help, metavar="FILE", rich_help_panel=INPUT), None)
     help = "Print the result as one JSON object."
     yield _keyword("json", bool, typer.Option("--json", metavar="", help=help, rich_help_panel=OUTPUT), False)
@@ -87,7 +87,7 @@ def _keyword(name: str, kind: Any, option: Any, default: Any) -> inspect.Paramet
 
 
 def _of(declared: Declared) -> Iterator[inspect.Parameter]:
-    """Yield the parameters of one option: a parameter per `Flag` if the option has several, otherwise one parameter."""
+    """Yield the Typer parameters of one option: one for each of its `Flag`s, or a single one if it has no `Flag`s."""
     panel = declared.panel or None
     for flag in declared.joined:
         kind = list[str] | None if flag.repeated else str | None
@@ -114,12 +114,12 @@ def _slot(declared: Declared, flag: Flag) -> str:
 
 
 def _typed(declared: Declared) -> Any:
-    """Return the type that Typer parses. The type allows None, which means that the option was not given."""
+    """Return the type of an option for Typer. The type allows None, which means that the option was not given."""
     kinds = declared.alternatives
     if declared.parse is not None:
         return list[str] | None if declared.repeated else str | None
     if any(get_origin(kind) is tuple for kind in kinds):
-        return list[get_args(kinds[0])[0]] | None  # type: ignore[misc]  # made when the program runs
+        return list[get_args(kinds[0])[0]] | None  # type: ignore[misc]  # mypy cannot check types that are made at run time
     # Typer passes numbers on as text, so that the same check is used on the command line and in Python.
     return next((kind for kind in (bool, Path) if kind in kinds), str) | None
 
@@ -142,7 +142,7 @@ def _shown_default(declared: Declared) -> str:
     text = declared.shown_default
     if not text and declared.default not in (None, ()) and declared.default is not False:
         text = f"{declared.default:g}" if isinstance(declared.default, float) else str(declared.default)
-    # Without the backslash, the brackets would be read as markup.
+    # Without the backslash, rich would read the brackets as markup.
     return f" \\[default: {text}]" if text else ""
 
 
@@ -170,7 +170,7 @@ def _given(verb: Verb, typed: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _number(declared: Declared, text: str) -> Any:
-    """Convert a text to a number if the option takes one. Any other text is returned unchanged and checked later."""
+    """Convert a text to a number if the option takes a number. A text that is not a number is returned unchanged."""
     for kind in (int, float):
         if kind in declared.alternatives and (str not in declared.alternatives or declared.choices):
             with contextlib.suppress(ValueError):

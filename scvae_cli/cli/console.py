@@ -1,4 +1,4 @@
-"""Output of the command line: results go to stdout, everything else goes to stderr.
+"""Output of the command line: results are printed to stdout, and all other messages to stderr.
 
 With `--json`, stdout contains one JSON object and nothing else. With `--quiet`, stderr contains only warnings and
 errors. Progress bars are shown only if stderr is a terminal.
@@ -20,7 +20,7 @@ from scvae_cli.progress import Advance, silent
 
 
 class Console:
-    """The `Shell` of the command line, which prints results, messages and progress bars.
+    """The output of the command line (a `Shell`): results, messages and progress bars.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class Console:
 
     @contextlib.contextmanager
     def stoppable(self) -> Iterator[Callable[[], bool]]:
-        """Treat the first Ctrl-C, SIGTERM or SIGHUP as a request to stop; a second one ends the command at once."""
+        """Treat the first Ctrl-C, SIGTERM or SIGHUP as a request to stop; a second signal ends the command at once."""
         asked = False
         before: dict[int, Any] = {}
 
@@ -115,7 +115,7 @@ def print_error(error: ScvaeError) -> None:
 
 
 def print_warnings() -> None:
-    """From now on, print each warning of scvae as one line, and hide the warnings of other packages."""
+    """Make Python print each warning of scvae as one line, and hide the warnings of other packages."""
 
     def show(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
         if issubclass(category, ScvaeWarning):

@@ -1,9 +1,10 @@
-"""The entry of the command line: from the first moment on, a signal ends the command without a traceback."""
+"""The entry point of the command line, in which Ctrl-C never shows a traceback, not even while modules are imported."""
 
 
 def main() -> None:
     """Run the `scvae` command, and exit with its exit code."""
-    # Nothing else is imported before this line, because Ctrl-C during an import would show a traceback.
+    # No other module is imported before the handling of Ctrl-C is set, because Ctrl-C during an import would show a
+    # traceback.
     import signal
 
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -11,7 +12,7 @@ def main() -> None:
     from scvae_cli.interruption import end_on_signals
 
     end_on_signals()
-    # Typer takes a tenth of a second.
+    # Importing Typer takes a tenth of a second, so the handling of Ctrl-C is set before the import.
     from scvae_cli.cli.app import main as run_and_exit
 
     run_and_exit()

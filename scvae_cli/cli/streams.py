@@ -1,8 +1,9 @@
 """Standard output and standard error that accept any text and never interrupt a command.
 
 A terminal or pipe may lack characters such as "→", may be closed, or may be full. A command that has finished its work
-must not fail because its last line cannot be shown, so the streams of the process are replaced by streams that keep the
-first error. `Streams.finish` then reports a result that was lost.
+must not fail because its last line cannot be printed. Standard output and standard error are therefore replaced by
+streams that store the first error of writing. At the end of the command, `Streams.finish` raises an error if the result
+could not be printed.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import Any, TextIO
 
 from scvae_cli.errors import DataError
 
-# ASCII text that replaces characters that the encoding of a stream lacks.
+# ASCII text that replaces a character, if the encoding of a stream lacks the character.
 _PLAIN = {"→": "->", "×": "x", "–": "-", "—": "-", "−": "-", "…": "...", "≤": "<=", "≥": ">=", "≈": "~", "β": "beta"}
 _PLAIN |= {"‘": "'", "’": "'", "“": '"', "”": '"', "·": ".", "•": "*"}
-# Name of the error handler that makes these replacements.
+# Name of the error handler (as in `codecs.register_error`) that replaces missing characters by ASCII text.
 ERRORS = "scvae_plain"
 
 
 class PatientStream(io.RawIOBase):
-    """A file descriptor that is written to until the first error. The error is kept, and later data are discarded."""
+    """A stream that stores its first error of writing, instead of raising the error, and discards all later data."""
 
     def __init__(self, descriptor: int) -> None:
         super().__init__()
@@ -34,11 +35,11 @@ class PatientStream(io.RawIOBase):
         self.error: OSError | None = None
 
     def writable(self) -> bool:
-        """Whether the stream accepts data: always True."""
+        """Always True: the stream accepts data."""
         return True
 
     def fileno(self) -> int:
-        """The file descriptor."""
+        """The number of the file descriptor."""
         return self.descriptor
 
     def isatty(self) -> bool:
@@ -46,7 +47,7 @@ class PatientStream(io.RawIOBase):
         return os.isatty(self.descriptor)
 
     def write(self, data: Any) -> int:
-        """Write all of the data, or keep the error."""
+        """Write all data; if this fails, store the error."""
         view = memoryview(data).cast("B")
         done = 0
         while self.error is None and done < len(view):
@@ -61,18 +62,18 @@ class PatientStream(io.RawIOBase):
 
 @dataclass(frozen=True, kw_only=True)
 class Streams:
-    """The streams of this process.
+    """The replaced standard output of this process.
 
     Parameters
     ----------
     out
-        The stream that replaces standard output, and that keeps the first error of writing.
+        The stream that replaces standard output and stores the first error of writing.
     """
 
     out: PatientStream
 
     def finish(self) -> None:
-        """Write what is still buffered.
+        """Write the buffered output to standard output.
 
         A pipe whose reader has ended, as in `scvae ... | head`, is not an error.
 
@@ -85,15 +86,15 @@ class Streams:
         if self.out.error is not None and self.out.error.errno != errno.EPIPE:
             raise DataError(
                 f"the result could not be written to standard output: {self.out.error.strerror}",
-                "the files of the command are complete; send standard output to another place",
+                "all files of the command were written; send standard output to another place",
             )
 
 
 def replace_streams() -> Streams:
     """Replace standard output and standard error of this process.
 
-    Closed streams are opened on the null device first. Otherwise, the next file that is opened would get the number of
-    the closed stream, and messages would be written into this file.
+    A stream that is closed is first opened on the null device. If a stream stayed closed, the next file that the
+    command opens would get the number of the stream, and messages would be written into the file.
     """
     register_plain_characters()
     for descriptor in range(3):
@@ -109,18 +110,18 @@ def replace_streams() -> Streams:
 
 
 def register_plain_characters() -> None:
-    """Make `ERRORS` an error handler of text encodings, which replaces missing characters by ASCII."""
+    """Register the error handler `ERRORS`, which replaces characters that a text encoding lacks by ASCII text."""
     codecs.register_error(ERRORS, _plainly)
 
 
 def _text(stream: PatientStream, old: TextIO | None, *, line_buffering: bool) -> TextIO:
-    # Python sets a stream that was closed when the process started to None.
+    # If a stream was closed when the process started, Python sets the stream to None.
     encoding = "utf-8" if old is None else old.encoding
     return io.TextIOWrapper(io.BufferedWriter(stream), encoding=encoding, errors=ERRORS, line_buffering=line_buffering)
 
 
 def _plainly(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Replace a character that an encoding lacks. Bytes of a file name that are not UTF-8 are written as they are."""
+    """Replace a character that an encoding lacks. Bytes of file names that are not UTF-8 are written unchanged."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     character, after = error.object[error.start], error.start + 1

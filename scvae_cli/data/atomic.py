@@ -1,8 +1,8 @@
 """Writing a file completely or not at all.
 
 A temporary file next to the target is written, flushed to the disk, and renamed to the target. After a crash at any
-moment, the target is therefore either the old or the new file. A killed process may leave its temporary file behind.
-The next write to the same target removes this file.
+moment, the target is therefore either the old or the new file. If a killed process leaves its temporary file behind,
+the next write to the same target removes the temporary file.
 
 Temporary files have random names, are created exclusively, and can only be read by their owner until they are complete.
 During a write, signals are delayed (`scvae_cli.interruption`), and other writers of the same target wait
@@ -31,7 +31,7 @@ from scvae_cli.interruption import deferred, note_written, stop_if_asked
 # size and set the modification time back, but not the time of the status change.
 Fingerprint = tuple[int, int, int, int, int]
 
-# From linux/fs.h: share the blocks of the source instead of copying them, if the file system supports this.
+# Request code from linux/fs.h: a copy shares the disk blocks of the source, if the file system supports this.
 _FICLONE = 0x40049409
 _COPIED_AT_ONCE = 1 << 24
 
@@ -47,29 +47,31 @@ def replacing(
 ) -> Iterator[Path]:
     """Context manager that yields a temporary path and renames it to `target` if the `with` block raises no error.
 
-    The block must write to the existing file at the temporary path, and must not replace it by another one. The new
-    file gets the owner, group, permissions, ACLs and extended attributes of the old one; a warning names those that
-    could not be kept. During the block, signals are deferred, and another scvae that writes the same target waits.
+    The `with` block must write to the existing file at the temporary path, and must not replace this file by another
+    one. The new file gets the owner, group, permissions, ACLs and extended attributes of the old file. A warning names
+    the attributes that could not be kept. During the `with` block, signals are deferred, and another process of scvae
+    that writes the same target waits.
 
     Parameters
     ----------
     target
         File to write. If the path is a symbolic link, the file to which the link points is written.
     copy_of
-        File that is copied to the temporary path first. If another program changes this file before the block ends,
-        the target is not written.
+        File that is copied to the temporary path first. If another program changes the copied file before the `with`
+        block ends, the target is not written.
     read_as
         Fingerprint of `copy_of` at the time when the caller read the file; by default the current fingerprint.
     force
-        Whether an existing file is replaced. If False, a file that appears during the block is kept as well.
+        Whether an existing file is replaced. If False, a file that another program creates at the path `target` during
+        the `with` block is kept, too.
     result
-        Whether the user asked for this file, so that the message of an interruption names it.
+        Whether the user asked for the file. If True, the message about an interruption names the file.
 
     Raises
     ------
     DataError
-        If the folder cannot be written to, the disk is full, another scvae is writing the target for more than a
-        minute, or another program changed `copy_of` or the target.
+        If the folder cannot be written to, if the disk is full, if another process of scvae writes the target for more
+        than a minute, or if another program changed `copy_of` or the target.
     """
     target = resolved(target)
     check_writable(target)
@@ -106,7 +108,7 @@ def write_error(target: Path, error: OSError) -> ScvaeError:
     text = str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "No space left" in text or "File too large" in text:
         return DataError(
-            f"no room to write {target}: the disk (or your quota) is full; nothing was changed",
+            f"cannot write {target}: the disk (or your quota) is full; nothing was changed",
             "free some space, or choose an output file on another disk",
         )
     reason = error.strerror or text.splitlines()[0]
@@ -157,7 +159,7 @@ def resolved(path: Path) -> Path:
     try:
         result = path.resolve()
         circle = result.is_symlink()
-    except RuntimeError:  # raised by versions of Python before 3.13
+    except RuntimeError:  # Python before 3.13 raises this error
         circle = True
     if circle:
         raise DataError(f"{path} is a symbolic link that leads back to itself", "remove the link")
@@ -171,7 +173,7 @@ def may_write(path: Path) -> bool:
 
 
 def fingerprint(path: Path) -> Fingerprint:
-    """Return what identifies the current state of a file."""
+    """Return numbers that identify the current state of a file, so that a later change is noticed."""
     status = path.stat()
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
@@ -195,7 +197,7 @@ def discard(target: Path) -> None:
 
 
 def remove_folder(folder: Path, names: Collection[str]) -> None:
-    """Remove the files `names` of a folder, and the folder unless it has other files; nothing is raised."""
+    """Remove the files `names` of a folder, and then the folder if it is empty. Errors are ignored."""
     for name in names:
         with contextlib.suppress(OSError):
             (folder / name).unlink()
@@ -204,7 +206,7 @@ def remove_folder(folder: Path, names: Collection[str]) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make sure that the names in a folder survive a power failure; some file systems cannot do this for a folder."""
+    """Flush the names of the files in a folder to the disk, if the file system can do this for a folder."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -319,7 +321,8 @@ def _put(sibling: Path, target: Path, *, force: bool) -> None:
     """Give the temporary file the name of the target."""
     if not force and not target.exists():
         try:
-            # A rename would replace a file that another program creates at this moment; a link does not.
+            # A rename would replace a file that another program creates at this moment; a hard link does not replace a
+            # file.
             os.link(sibling, target)
             return
         except FileExistsError:

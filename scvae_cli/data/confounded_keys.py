@@ -1,7 +1,7 @@
 """Warnings that covariates are confounded: with other columns of obs, or with each other.
 
-The effects of several covariates are added. If a category of one key occurs only with one category of another key, the
-data tell the sum of the two effects, but not the two effects.
+The effects of several covariates are added. If a category of one key occurs only together with one category of another
+key, the data determine only the sum of the two effects.
 
 Shapes: n cells, q batch keys, v continuous keys.
 """
@@ -26,7 +26,8 @@ _CORRELATED = 0.95
 def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn: Callable[[str], None]) -> None:
     """Warn before a training if covariates are confounded with columns of obs, or with each other.
 
-    Columns whose values occur in one batch only are left to `scvae check`: samples nested in donors are the usual case.
+    Columns whose values each occur in one batch only, such as samples nested in donors, cause no warning before a
+    training, but `scvae check` reports them.
     """
     library_n = None if counts.real else counts.library_n
     keys = (*data.batch_keys, *data.continuous_keys)
@@ -44,7 +45,10 @@ def warn_of_confounding(store: CellStore, counts: Counts, data: DataConfig, warn
 
 
 def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
-    """Find covariates that have no effect or whose effects cannot be distinguished; each with a hint."""
+    """Find covariates that have no effect, or whose effects cannot be distinguished.
+
+    Returns a message and a hint for each problem.
+    """
     keys, numbers = covariates.batch_keys, covariates.continuous_keys
     code_nq = np.empty(covariates.category_nq.shape, dtype=np.int64)
     for q, category_n in enumerate(covariates.category_nq.T):
@@ -64,7 +68,7 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
                     (
                         f"{int(100 * one.share)}% of the variance of continuous key {number!r} is between the "
                         f"categories of batch key {key!r}",
-                        "their effects can hardly be distinguished; name only one of them to remove both",
+                        "the two effects can hardly be distinguished; name only one of the two keys, to remove both",
                     )
                 )
     for i, j in combinations(range(len(numbers)), 2):
@@ -72,7 +76,7 @@ def confounded_keys(covariates: CellCovariates) -> list[tuple[str, str]]:
             found.append(
                 (
                     f"continuous keys {numbers[i]!r} and {numbers[j]!r} are nearly proportional",
-                    "their effects can hardly be distinguished; name only one of them",
+                    "the two effects can hardly be distinguished; name only one of the two keys",
                 )
             )
     return found
@@ -83,14 +87,14 @@ def _between_batches(first: str, second: str, code_n: np.ndarray, other_n: np.nd
     inside = [len(np.unique(codes_n)) == n_joint for codes_n in (code_n, other_n)]
     if all(inside):
         same = f"batch keys {first!r} and {second!r} divide the cells in the same way"
-        return [(same, "name only one of them: the result is the same")]
+        return [(same, "name only one of the two keys: the result is the same")]
     for (inner, outer), nested in zip(((first, second), (second, first)), inside, strict=True):
         if nested:
             return [
                 (
                     f"batch key {inner!r} is nested in {outer!r}: all cells of a {inner} have the same {outer}",
-                    f"both are corrected, but only the sum of their effects is known: decode in a {inner}, which also "
-                    f"fixes its {outer}",
+                    f"both effects are corrected, but only their sum is known; with --batch-as, name a {inner}, which "
+                    f"also fixes the {outer}",
                 )
             ]
     for (inner, outer), pair in zip(

@@ -1,14 +1,17 @@
-"""Columns of obs that are confounded with the batch: correcting for the batch also removes the differences in them.
+"""Search for columns of obs that are confounded with the batch.
 
-Three relations between the batch B and a column C are found. Either the batch determines the value of C
-(H(C|B) / H(C) is near 0, where H is the entropy), or most of the variance of a numeric C lies between batches (η² is
-near 1), or the value of C determines the batch (H(B|C) / H(B) is near 0).
+Correcting for the batch also removes differences in a column that is confounded with the batch.
 
-If many batches have few cells each, all three occur by chance. A column therefore counts only if its values differ much
-less within batches than they would if the same values were assigned to the cells at random. The mean and the variance
-of such random assignments are known (N. Mantel, Cancer Research 27:209, 1967), so no values need to be shuffled.
+Three relations between the batch B and a column C are found. In the first relation, the batch determines the value of
+C: H(C|B) / H(C) is near 0, where H is the entropy. In the second relation, most of the variance of a numeric column C
+lies between batches: η² is near 1. In the third relation, the value of C determines the batch: H(B|C) / H(B) is near 0.
 
-Shapes: n cells, b batches, c values of a column. All costs are linear in n.
+If many batches have few cells each, all three relations occur by chance. A column is therefore reported only if its
+values differ much less within batches than after a random assignment of the values to the cells. Formulas give the mean
+and the variance over all random assignments (N. Mantel, Cancer Research 27:209, 1967), so no values need to be
+shuffled.
+
+Shapes: n cells, b batches, c values of a column. The computing time is linear in n.
 """
 
 from __future__ import annotations
@@ -27,15 +30,15 @@ from scvae_cli.data.store import CellStore
 Relation = Literal["one_value_per_batch", "variance_between_batches", "one_batch_per_value"]
 
 HINT = (
-    "if these differences matter, choose a --batch-key whose batches hold several of these values, or train without "
-    "--batch-key"
+    "if these differences matter, choose a --batch-key whose batches each contain several values of the column, or "
+    "train without --batch-key"
 )
-# Largest H(C|B) / H(C) and largest H(B|C) / H(B) of a confounded column C, where B is the batch.
+# Largest H(C|B) / H(C) and largest H(B|C) / H(B) of a confounded column C, where H is the entropy and B is the batch.
 _UNDETERMINED, _UNDETERMINED_BATCH = 0.05, 0.1
 _BETWEEN_BATCHES = 0.9
 _MAX_VALUES, _CELLS_PER_VALUE = 100, 5
-# By Cantelli's inequality, a random column lies this many standard deviations below the mean in at most 1 of 50 cases,
-# for any sizes of the batches. In most cases, the probability is below one in a million.
+# By Cantelli's inequality, a random column lies seven standard deviations below the mean with a probability of at most
+# 1/50, for any sizes of the batches. In most data, the probability is below one in a million.
 _DEVIATIONS = 7.0
 # A column that has nearly the same order of cells in each batch as the library size is a measure of the library size.
 _REPEATS_LIBRARY = 0.9
@@ -74,8 +77,8 @@ def confounded_columns(
 ) -> list[Confounded]:
     """Find the columns of obs that are confounded with the batch, the most confounded first.
 
-    Missing values are left out. A column that cannot be read, has only one value, or repeats the library size is not
-    found.
+    Missing values are left out. A column is not reported if it cannot be read, has only one value, or repeats the
+    library size.
 
     Parameters
     ----------
@@ -107,13 +110,14 @@ def confounded_columns(
             one = among_numbers(key, batch_n, number_n, library_n) or one
         if one is not None:
             found.append((one, n_values or len(batch_n)))
-    # Of columns that are equally confounded, a column with few values is more likely to be a condition.
+    # Among columns that are equally confounded, columns with few values come first, because they are more likely to be
+    # conditions.
     found.sort(key=lambda pair: (pair[0].relation == "one_batch_per_value", -pair[0].share, pair[1], pair[0].column))
     return [one for one, _ in found]
 
 
 def confounding_message(batch_key: str, found: Sequence[Confounded]) -> str:
-    """Say with which columns the batch is confounded, and what follows; at most five columns are named.
+    """Return a message about the columns that are confounded with the batch; at most five columns are named.
 
     >>> condition = Confounded(column="condition", relation="one_value_per_batch", share=1.0)
     >>> print(confounding_message("sample", [condition]))
@@ -169,8 +173,8 @@ def _read(values: np.ndarray) -> tuple[np.ndarray, int, np.ndarray | None]:
     Returns
     -------
     Index of each cell's value (−1 for a missing value), the number of different values, and the values as float64 (NaN
-    for a missing or infinite value). Measurements have no groups: their number of different values is 0. If some
-    of the values are not numbers, None replaces the floats.
+    for a missing or infinite value). For a column of measurements, which defines no groups, the number of different
+    values is given as 0. If some values are not numbers, None is returned in place of the float64 values.
     """
     import pandas as pd
 
@@ -200,7 +204,10 @@ def _is_number(value: object) -> bool:
 
 
 def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confounded | None:
-    """Compare the batches with a column of few values."""
+    """Test whether a column with few values is confounded with the batch.
+
+    The result is None if the column is not confounded.
+    """
     known = (batch_n >= 0) & (value_n >= 0)
     if not known.any():
         return None
@@ -223,7 +230,10 @@ def among_values(key: str, batch_n: np.ndarray, value_n: np.ndarray) -> Confound
 def among_numbers(
     key: str, batch_n: np.ndarray, number_n: np.ndarray, library_n: np.ndarray | None
 ) -> Confounded | None:
-    """Compare the batches with a column of numbers."""
+    """Test whether a column of numbers is confounded with the batch.
+
+    The result is None if the column is not confounded.
+    """
     known = (batch_n >= 0) & ~np.isnan(number_n)
     if known.sum() < 2:
         return None
@@ -271,7 +281,7 @@ def _repeats(number_n: np.ndarray, library_n: np.ndarray, of_batch_n: np.ndarray
 
 
 def _entropy_left(joint: sp.csr_matrix) -> float:
-    """Return H(column | row) / H(column), from the number of cells of each row and column; no row is empty."""
+    """Return H(column | row) / H(column), where H is the entropy, for a table of cell numbers without empty rows."""
     n = joint.data.sum()
     size_row = np.asarray(joint.sum(axis=1)).ravel()
     share_column = np.asarray(joint.sum(axis=0)).ravel() / n
@@ -314,23 +324,23 @@ def _is_no_chance(joint: sp.csr_matrix) -> bool:
 
 
 def _deviations_below(observed: float, groups: _PairSums, differences: _PairSums, n: float) -> float:
-    """Return by how many standard deviations Σ groups·differences is below its mean if cells were assigned at random.
+    """Return how many standard deviations Σ groups·differences lies below its mean over random assignments of cells.
 
-    `n` is the number of cells. The result is 0 if random assignments do not differ.
+    `n` is the number of cells. The result is 0 if all random assignments of the cells give the same sum.
     """
     if n < 4:
         return 0.0
     pairs, triples = n * (n - 1), n * (n - 1) * (n - 2)
-    # Both measures are centered, so that no large numbers cancel: their totals are then 0.
+    # Both measures are centered, so that their totals are 0 and differences of large numbers do not lose precision.
     (squares, rows), (squares_of_differences, rows_of_differences) = (
         (sums.squares - sums.total**2 / pairs, sums.rows - sums.total**2 / n) for sums in (groups, differences)
     )
-    # Two pairs are the same pair, share one cell, or share none.
+    # The variance has three terms, because two pairs of cells are the same pair, share one cell, or share no cell.
     variance = (
         2 * squares * squares_of_differences / pairs
         + 4 * (rows - squares) * (rows_of_differences - squares_of_differences) / triples
         + (2 * squares - 4 * rows) * (2 * squares_of_differences - 4 * rows_of_differences) / (triples * (n - 3))
     )
     mean = groups.total * differences.total / pairs
-    # A smaller deviation, relative to the mean, is a rounding error.
+    # A standard deviation below 1e-10 of the mean is a rounding error.
     return (mean - observed) / variance**0.5 if variance > (1e-10 * mean) ** 2 else 0.0

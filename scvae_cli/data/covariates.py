@@ -45,7 +45,10 @@ class CellCovariates:
 
     @property
     def batch_n(self) -> np.ndarray | None:
-        """Name of each cell's combination of categories, or None where one is missing; None without batch keys."""
+        """Name of each cell's combination of categories; None for a cell that lacks a category.
+
+        The result is None if there are no batch keys.
+        """
         if len(self.batch_keys) < 2:
             return self.category_nq[:, 0] if self.batch_keys else None
         names_n: np.ndarray = np.empty(len(self.category_nq), dtype=object)
@@ -69,7 +72,7 @@ class CellCovariates:
 
 
 def combination_name(keys: Sequence[str], categories: Sequence[str]) -> str:
-    """Return the name of a combination of categories, which no other combination has.
+    """Return a unique name for a combination of categories of one or several batch keys.
 
     >>> combination_name(["donor"], ["d1"]), combination_name(["donor", "lane"], ["d1", "2"])
     ('d1', 'donor=d1, lane=2')
@@ -80,7 +83,9 @@ def combination_name(keys: Sequence[str], categories: Sequence[str]) -> str:
 
 
 def quoted(category: str) -> str:
-    """Return a category as a part of the name of a combination, with quotes if it looks like several parts.
+    """Put a category in quotes if it contains a comma, "=" or a quote.
+
+    The quotes keep the name of a combination of categories unambiguous.
 
     >>> quoted("d1"), quoted("d1,lane=2")
     ('d1', "'d1,lane=2'")
@@ -91,10 +96,11 @@ def quoted(category: str) -> str:
 def read_covariates(
     store: CellStore, batch_keys: Sequence[str], continuous_keys: Sequence[str] = (), *, partly: bool = False
 ) -> CellCovariates:
-    """Read the covariates of every cell of a store.
+    """Read the covariates of every cell in the data.
 
-    With `partly`, values may be missing, also of all cells. Otherwise, a DataError is raised if a column does not exist
-    or lacks a value. It is also raised if a continuous key has values that are not numbers.
+    If `partly` is True, values may be missing, in some cells or in all. If `partly` is False, a DataError is raised if
+    a column does not exist or lacks a value. A DataError is also raised if a continuous key has values that are not
+    numbers.
     """
     n = len(store.cell_names)
     categories: list[np.ndarray] = []

@@ -14,7 +14,9 @@ _UNSUPPORTED = (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP)
 
 
 def exchange(one: Path, other: Path) -> bool:
-    """Exchange two files or folders. Returns False, and does nothing, if the system cannot exchange them at once.
+    """Exchange the names of two files or folders in one step.
+
+    Returns False, and does nothing, if the system cannot exchange two names in one step.
 
     Raises an OSError for other failures, for example if permission is denied.
     """

@@ -19,8 +19,8 @@ from scvae_cli.labels import as_label
 
 # Column of var with the type of each feature.
 COLUMN = "feature_types"
-# Types that are not genes, from the documentation of Cell Ranger and of muon. All other types, such as "gene", count as
-# genes, because other tools use them for genes.
+# Types that are not genes, from the documentation of Cell Ranger and of muon. Features of any other type, such as
+# "gene", count as genes, because many tools have their own names for genes.
 _OTHERS = {
     "antibody capture", "antigen capture", "crispr guide capture", "custom", "multiplexing capture", "peaks", "peak",
     "chromatin accessibility", "vdj", "vdj-t", "vdj-b", "protein expression",
@@ -36,7 +36,7 @@ class FeatureTypes:
     are_genes
         Mask of the features that are genes, shape (f,).
     left_out
-        Number of features of each other type.
+        Number of features of each type that is not a gene.
     """
 
     are_genes: np.ndarray

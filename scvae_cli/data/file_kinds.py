@@ -1,7 +1,7 @@
 """Recognition of the format of a file by its content, with advice for formats that scvae does not read.
 
-Users give scvae files that a colleague, a database or another program gave them, often with a misleading name: an
-AnnData called .h5, a MuData called .h5ad, a table, an R object, or a compressed file.
+Many files have a misleading name. For example, an AnnData may be called .h5, and a MuData may be called .h5ad. Other
+files are tables, R objects or compressed files.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scvae_cli.errors import DataError, ScvaeError
 Kind = Literal["anndata", "mudata", "10x", "10x v2"]
 
 _UNPACK = "unpack it first: {}"
-# Beginnings of files in formats that hold other files, with the command that unpacks them.
+# First bytes of compressed files, with the command that unpacks the file.
 _PACKED = {
     b"\x1f\x8b": "gunzip",
     b"PK\x03\x04": "unzip",
@@ -24,10 +24,13 @@ _PACKED = {
     b"\xfd7zXZ\x00": "unxz",
     b"(\xb5/\xfd": "unzstd",
 }
-_TABLE = ("a text table", "convert it once, genes as columns: scanpy.read_csv(FILE, delimiter=...).T.write_h5ad(OUT)")
+_TABLE = (
+    "a text table",
+    "convert it once, so that genes are columns: scanpy.read_csv(FILE, delimiter=...).T.write_h5ad(OUT)",
+)
 _R = (
     "an R object",
-    "convert it once in R: zellkonverter::writeH5AD(sce, OUT), for Seurat of as.SingleCellExperiment(x)",
+    "convert it once in R: zellkonverter::writeH5AD(x, OUT); for a Seurat object, x is as.SingleCellExperiment(object)",
 )
 _BY_SUFFIX = {
     ".csv": _TABLE,
@@ -40,7 +43,7 @@ _BY_SUFFIX = {
     ".xlsx": ("a spreadsheet", "convert it once: scanpy.read_excel(FILE, SHEET).write_h5ad(OUT)"),
     ".parquet": ("a Parquet table", "convert it once: anndata.AnnData(pandas.read_parquet(FILE)).write_h5ad(OUT)"),
 }  # fmt: skip
-# HDF5 files of other programs, by groups or datasets that they have.
+# HDF5 files of other programs, which are recognized by the names of their groups or datasets.
 _OTHER_HDF5 = {
     ("row_attrs", "col_attrs"): ("a loom file", "pip install loompy; anndata.io.read_loom(FILE).write_h5ad(OUT)"),
     ("assays", "cell.names"): ("a Seurat file", 'convert it once in R: SeuratDisk::Convert(FILE, dest = "h5ad")'),
@@ -49,7 +52,9 @@ _OTHER_HDF5 = {
 
 
 def kind_of(path: Path) -> Kind:
-    """Find out what a file contains. An unrecognized file counts as an AnnData, and its reader reports the problem.
+    """Recognize the format of a file.
+
+    A file that is not recognized is treated as an AnnData, so that the reader of .h5ad files reports the problem.
 
     Raises
     ------
@@ -66,7 +71,7 @@ def kind_of(path: Path) -> Kind:
             return _kind_of_hdf5(path, file)
     except ScvaeError:
         raise
-    except Exception:  # damaged or not readable; the reader reports this
+    except Exception:  # the file is damaged or not readable; the reader reports this
         return "anndata"
 
 
@@ -87,14 +92,14 @@ def _kind_of_hdf5(path: Path, file: h5py.File) -> Kind:
     if path.suffix == ".h5":
         found = ", ".join(sorted(names)[:8]) or "nothing"
         raise DataError(
-            f"{path} is HDF5, but neither a 10x .h5 nor an AnnData: it has {found}",
+            f"{path} is HDF5, but neither a 10x .h5 nor an AnnData: it contains {found}",
             "use a file that Cell Ranger or anndata wrote",
         )
     return "anndata"
 
 
 def _refuse_other(path: Path) -> None:
-    """Raise a DataError if the file has another format, by its name or its first bytes."""
+    """Raise a DataError if the name or the first bytes of a file show a format that scvae does not read."""
     with path.open("rb") as file:
         start = file.read(8)
     packed = next((command for magic, command in _PACKED.items() if start.startswith(magic)), None)

@@ -35,7 +35,7 @@ def keep_metadata(descriptor: int, of: Path) -> list[str]:
 
 def new_file_mode() -> int:
     """Return the permissions of a new file: reading and writing, as far as the umask of the process allows."""
-    # The umask can only be read by setting it. The temporary value is stricter than any other.
+    # A process can read its umask only by setting another umask, for which the strictest umask is used.
     umask = os.umask(0o777)
     os.umask(umask)
     return 0o666 & ~umask

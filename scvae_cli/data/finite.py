@@ -1,4 +1,4 @@
-"""Results must be finite numbers. NaN stands only for values that are missing, where the documentation says so."""
+"""Checks that results are finite numbers. NaN is allowed only in results that may have missing values."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _GROUPS = ("obs", "var", "obsm", "varm", "layers")
 def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
     """Return slots after checking their values; blocks of rows are checked when they are read.
 
-    Tables of results in uns may have missing values, so they are not checked here.
+    Tables of results in uns are not checked, because they may have missing values.
 
     Raises
     ------
@@ -37,7 +37,7 @@ def finite_slots(slots: Sequence[Slot]) -> list[Slot]:
 
 
 def refuse_not_finite(values: Any, what: str, *, may_lack: bool = False) -> None:
-    """Raise a ModelError if an array of floats holds values that are not finite, except NaN if `may_lack` is True."""
+    """Raise a ModelError if an array of floats contains infinity or NaN. If `may_lack` is True, NaN is allowed."""
     if not isinstance(values, np.ndarray) or values.dtype.kind != "f":
         return
     if np.isinf(values).any() if may_lack else not np.isfinite(values).all():

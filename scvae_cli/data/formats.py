@@ -1,6 +1,7 @@
-"""Opening all supported inputs.
+"""Functions that open data in all supported formats.
 
-These are .h5ad and .zarr of anndata, modalities of .h5mu, 10x .h5 files and mtx folders, and AnnData in memory.
+The supported formats are .h5ad and .zarr of anndata, modalities of .h5mu, 10x .h5 files, 10x mtx folders, and AnnData
+in memory.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ T = TypeVar("T")
 
 
 class ForeignFile(AnnDataStore):
-    """Cells in another format than .h5ad, which cannot store results. Cells and results are written to a new .h5ad.
+    """Cells in a format other than .h5ad, which cannot store results.
+
+    Cells and results are written to a new .h5ad file.
 
     Parameters
     ----------
@@ -46,7 +49,7 @@ class ForeignFile(AnnDataStore):
         self.path = path
         self.kind = kind
 
-    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has it
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # an argument of every `CellStore`
         """Check before a computation that `write` will be possible."""
         if output is None:
             raise ConfigError(f"{self.path} is {self.kind}, so results cannot be written into it", "use -o OUT.h5ad")
@@ -73,7 +76,7 @@ def open_store(data: AnnData | Path | str, *, genome: str | None = None, modalit
         An AnnData, or the path of an .h5ad, .h5mu, .zarr or 10x .h5, or of a 10x mtx folder. The format is recognized
         by the content, not by the name.
     genome, modality
-        Genome to read from a 10x .h5, and modality to read from an .h5mu; None for the only one.
+        Genome to read from a 10x .h5, and modality to read from an .h5mu; None if the file has only one.
 
     Raises
     ------
@@ -159,7 +162,7 @@ def _open_zarr(path: Path, modality: str | None) -> CellStore:
 
 
 def _read(path: Path, what: str, reader: Callable[[], T], hint: str) -> T:
-    """Return what a reader returns; other errors than scvae's become a DataError."""
+    """Call a reader and return its result. An exception that is not an error of scvae becomes a DataError."""
     try:
         if path.is_file():
             check_all_stored(path)
@@ -178,7 +181,7 @@ def _genes_of(adata: AnnData, path: Path, kind: str) -> ForeignFile:
         if types.about is not None:
             adata = adata[:, types.are_genes].copy()
             notes = (f"only genes are read; left out: {types.about}",)
-    # 10x names genes by their symbols, and a few symbols belong to two genes. scanpy's readers do not make them unique.
+    # 10x names genes by symbols, and a few symbols belong to two genes. scanpy's readers do not make the names unique.
     adata.var_names_make_unique()
     return ForeignFile(adata, path, kind, notes)
 

@@ -1,9 +1,9 @@
 """Expression of a few genes, for figures: log1p of normalized counts, as scanpy computes it.
 
-Only the columns of these genes are kept, so a gene that the model lacks can be shown without reading the counts again
-into memory.
+The counts are read in blocks of cells, and only the columns of the requested genes are kept in memory. Genes that the
+model lacks can therefore be shown, too.
 
-Shapes: n cells of the store, c chosen genes.
+Shapes: n cells of the data, c chosen genes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from scvae_cli.errors import DataError
 
 
 def log_expression(store: CellStore, source: str, genes: Sequence[str], *, real: bool = False) -> np.ndarray:
-    """Compute the expression of some genes in every cell of a store, shape (n, c), float64.
+    """Compute the expression of some genes in every cell of the data, shape (n, c), float64.
 
     The counts of a cell are divided by the cell's total count and multiplied by the median total count; the result is
     log1p of this number (`sc.pp.normalize_total` and `sc.pp.log1p` with their defaults). The total count of a cell is
@@ -30,7 +30,7 @@ def log_expression(store: CellStore, source: str, genes: Sequence[str], *, real:
     genes
         Names of c genes, as in var_names.
     real
-        Whether the matrix contains real numbers, which are returned as they are.
+        Whether the matrix contains real numbers, which are returned unchanged.
 
     Raises
     ------

@@ -22,10 +22,10 @@ class GeneNames:
     Parameters
     ----------
     ids, symbols
-        Unique ids, and the symbol of each gene; None stands for a gene without a symbol. `symbols` is None if only ids
-        are used.
+        Unique ids, and the symbol of each gene. The symbol is None if a gene has no symbol. `symbols` is None if only
+        ids are used.
     column, place
-        Used in messages: the column of var that contains the symbols, and where the genes are ("the data" or "the
+        Words for messages: the column of var that contains the symbols, and the place of the genes ("the data" or "the
         model").
     others
         Names (ids and symbols) of genes that are in the data but not in the model.
@@ -71,7 +71,7 @@ class GeneNames:
         return name in self._ids_by_name
 
     def names(self) -> list[str]:
-        """Return all names by which a gene can be named."""
+        """Return all names that `ids_of` accepts for a gene: ids, symbols, and the names that `shown` returns."""
         return list(self._ids_by_name)
 
     def shown(self, ids: Iterable[str]) -> list[str]:
@@ -101,7 +101,8 @@ class GeneNames:
         for gene, symbol in self._symbol_by_id.items():
             by_symbol[symbol] = (*by_symbol.get(symbol, ()), gene)
         shown = {name: (gene,) for gene, name in self._name_by_id.items()}
-        # Later dictionaries take precedence: symbols over the form of `shown`, and ids over both.
+        # A later dictionary overrides an earlier one: symbols override the names of `shown`, and ids override all other
+        # names.
         return shown | by_symbol | {gene: (gene,) for gene in self.ids}
 
     def _why_unknown(self, unknown: Sequence[str]) -> tuple[str, str]:
@@ -117,7 +118,7 @@ class GeneNames:
 
 
 def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str] | None = None) -> GeneNames:
-    """Return the names of the genes of a store.
+    """Return the names of the genes in the data or in a model.
 
     Parameters
     ----------
@@ -154,7 +155,7 @@ def gene_names(store: CellStore, column: str | None = None, *, ids: Sequence[str
 def _is_text(store: CellStore, key: str) -> bool:
     try:
         return store.var_column(key).dtype.kind not in "biuf"
-    except DataError:  # a column that cannot be read, or has the same name as another column
+    except DataError:  # the column cannot be read, or another column has the same name
         return False
 
 

@@ -1,4 +1,4 @@
-"""Selection of the genes to model, and matching of a model's genes to other data.
+"""Functions that select the genes to model, and that find the genes of a model in other data.
 
 Shapes: n cells, g genes.
 """
@@ -22,9 +22,11 @@ from scvae_cli.errors import DataError
 from scvae_cli.gene_list import MOST_BYTES
 from scvae_cli.regular_file import read_regular
 
-# A gene that is expressed in fewer training cells than this carries no information that a model could learn.
+# A gene that is expressed in fewer training cells than this number is not modeled, because a model could not learn
+# anything about the gene.
 MIN_CELLS = 3
-# If at most this many genes are expressed, all of them are modeled; otherwise, only the most variable ones.
+# If at most this number of genes are expressed, all expressed genes are modeled; otherwise, only the most variable
+# genes.
 MAX_ALL_GENES = 5000
 DEFAULT_TOP_GENES = 4000
 
@@ -72,7 +74,7 @@ def select_genes(
     if len(columns) < 2:
         raise DataError(
             f"{amount(len(columns), 'gene is', 'genes are')} left to model",
-            "a model needs at least two; check the counts or --genes",
+            "a model needs at least two genes; check the counts or --genes",
         )
     return columns, how
 
@@ -89,8 +91,8 @@ def match_genes(
     max_missing
         Largest fraction of the model's genes that may be missing in the data; a larger fraction raises a DataError.
     absent_g
-        Values that missing genes get in every cell, one per gene of the model, shape (len(genes),). With None, missing
-        genes get zero counts.
+        Values that missing genes get in every cell, one per gene of the model, shape (len(genes),). If `absent_g` is
+        None, missing genes get zero counts.
 
     Returns
     -------
@@ -121,7 +123,9 @@ def match_genes(
 
 
 def _varying(counts: Counts, training: np.ndarray, n_top: int | None) -> tuple[np.ndarray, str]:
-    """Choose the real-valued features that vary between training cells; if there are many, those of highest variance.
+    """Choose the real-valued features that vary between training cells.
+
+    If many features vary, only the most variable features are chosen.
 
     Returns the column indices, and a description of how the features were chosen.
     """

@@ -182,7 +182,7 @@ class H5adFile:
                         f"{self.path}: {group} is in the format of anndata before 0.7, to which nothing can be added",
                         "convert it once: anndata.read_h5ad(FILE).write_h5ad(FILE)",
                     )
-            # The record of the run goes into uns.
+            # The record of the run is written to uns.
             refuse_links(file, [*paths, f"uns/{DEFAULT_KEY}/runs"], self.title)
             refuse_relative_links(file, resolved(target).parent, self.title)
 
@@ -195,7 +195,7 @@ class H5adFile:
             edit_h5ad(self.path, target, slots, read_as=self._read_as, force=force or same)
         except (ScvaeError, MemoryError):
             raise
-        except Exception as error:  # a damaged part that was not read before
+        except Exception as error:  # the file has a damaged part that was not read before
             reason = f"{self.path} is damaged: results cannot be written into it: {reason_of(error)}"
             raise DataError(f"{reason}; nothing was changed", "copy or download it again") from error
         if same:
@@ -215,7 +215,10 @@ class H5adFile:
             return np.asarray([n.decode() if isinstance(n, bytes) else str(n) for n in np.asarray(names)], dtype=object)
 
     def _strings(self, item: h5py.Group | h5py.Dataset) -> Any:
-        """Read names; names in the usual format are read without anndata, because anndata is slow to import."""
+        """Read the names of cells or genes.
+
+        The usual format is read without anndata, because anndata is slow to import.
+        """
         refuse_outside(item, self.title)
         if isinstance(item, h5py.Dataset):
             check_vector(item)
@@ -237,7 +240,7 @@ class H5adFile:
         """Read a categorical column in the format of anndata before 0.8, which stored codes and categories in
         different places.
 
-        anndata itself can only read all columns of such a data frame at once.
+        anndata itself can read a data frame in the format before 0.8 only as a whole.
         """
         import pandas as pd
 
@@ -247,7 +250,7 @@ class H5adFile:
 
     @contextlib.contextmanager
     def _open(self, element: str) -> Iterator[h5py.File]:
-        """Context manager that opens the file to read one element, which the error names if this fails."""
+        """Context manager that opens the file to read one element. If reading fails, the error names the element."""
         if not self.path.exists():
             raise DataError(f"{self.path} does not exist", "check the path")
         if self.path.is_dir():
@@ -299,7 +302,7 @@ def _columns(frame: h5py.Group | h5py.Dataset) -> list[str]:
 
 
 def _has_raw(file: h5py.File) -> bool:
-    # A missing raw may be stored as null.
+    # If an AnnData has no raw, the file may contain a null element called raw.
     return isinstance(file.get("raw"), h5py.Group) and "X" in file["raw"]
 
 
@@ -312,7 +315,7 @@ def _location(name: str, file: h5py.File) -> str:
 def _field(frame: h5py.Dataset, key: str, categories: h5py.Dataset | None = None) -> np.ndarray:
     """Read a column of a data frame that anndata before 0.7 wrote as a compound array.
 
-    The categories of such a column are in uns.
+    The categories of a categorical column that anndata before 0.7 wrote are in uns.
     """
     values: np.ndarray = frame[key]
     if categories is not None:

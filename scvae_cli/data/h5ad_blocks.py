@@ -11,7 +11,8 @@ import scipy.sparse as sp
 
 # Every HDF5 build supports gzip, but not lzf. Level 1 is fast after the byte shuffle, since most counts need one byte.
 FILTERS: dict[str, Any] = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-# Number of values in a chunk of a sparse matrix: a few hundred cells, so that reading single cells remains fast.
+# Number of values in a chunk of a sparse matrix. A chunk contains a few hundred cells, so that reading single cells
+# remains fast.
 _SPARSE_CHUNK = 1 << 16
 _DENSE_CHUNK_BYTES = 1 << 20
 

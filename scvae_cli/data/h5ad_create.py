@@ -1,7 +1,7 @@
 """Writing a new .h5ad file, either from an AnnData or from blocks of rows.
 
 If blocks of rows are written, the whole matrix need not fit in memory.
-The layout is that of anndata, so anndata, scanpy and R can read the file.
+The layout of the file is that of anndata, so anndata, scanpy and R can read the file.
 """
 
 from __future__ import annotations
@@ -99,6 +99,6 @@ def new_h5ad(path: Path, adata: AnnData, *, force: bool) -> Iterator[None]:
     with replacing(path, force=force) as sibling:
         with open_to_write(sibling, new=True) as (file, _):
             write_elem(file, "/", adata)
-            if adata.raw is None and "raw" in file:  # older readers do not expect a null here
+            if adata.raw is None and "raw" in file:  # older readers do not accept a null raw
                 del file["raw"]
         yield

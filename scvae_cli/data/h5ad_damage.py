@@ -1,7 +1,7 @@
 """Detection of damage in an .h5ad file: checks before memory is allocated, and messages for errors of libraries.
 
-A few bytes of a file can declare an array of any size. The checks here compare the declared size of an element with the
-number of bytes that are stored.
+A few bytes of a file can declare an array of any size. The checks of this module compare the declared size of an
+element with the number of bytes that are stored.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 from scvae_cli.errors import DataError
 
-# Arrays up to this size need no check. Compression by gzip saves at most a factor of 1,032, so a larger array that
-# takes less than a two-thousandth of its size in the file was not written by a program that had its values. Without
-# compression, chunks of zeros may still be left out.
+# Arrays of at most _SMALL_BYTES are not checked. gzip compresses at most by a factor of 1,032, so a compressed array is
+# damaged if its declared size is more than _MOST_COMPRESSED times the stored size. For an array without compression, in
+# which chunks of zeros may be left out, the limit is _MOST_LEFT_OUT.
 _SMALL_BYTES, _MOST_COMPRESSED, _MOST_LEFT_OUT = 1 << 26, 2000, 4
 # Largest size, in bytes, of a text or number of fixed size.
 _LONGEST_VALUE = 1 << 16
@@ -29,7 +29,7 @@ def damaged(path: Path, element: str, reason: str) -> DataError:
 
 
 def reason_of(error: Exception) -> str:
-    """Return the first line of an error of a library, or its type if it says nothing."""
+    """Return the first line of an error message of a library, or the type of the error if the message is empty."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
@@ -55,7 +55,10 @@ def _factor(item: h5py.Dataset) -> int:
 
 
 def check_vector(item: Any, length: int | None = None) -> h5py.Dataset:
-    """Return a dataset with one dimension (of the given length); raises a ValueError for anything else."""
+    """Return a dataset after checking that it has one dimension and, if `length` is given, this length.
+
+    Raises a ValueError for any other dataset.
+    """
     shape = check_stored(item).shape
     if shape is None or len(shape) != 1:
         raise ValueError(f"{item.name} has shape {shape}, not one dimension")
@@ -84,7 +87,7 @@ def check_column(item: Any, length: int) -> None:
 
 
 def text_attribute(item: h5py.Group | h5py.Dataset, name: str) -> str | None:
-    """Return an attribute that must be a text; None if there is none. Raises a ValueError for any other type."""
+    """Return an attribute that must be a text, or None if it does not exist. Raises a ValueError for any other type."""
     value = item.attrs.get(name)
     if value is not None and not isinstance(value, str):
         raise ValueError(f"the attribute {name} of {item.name} is not a text")
@@ -105,7 +108,7 @@ def keys_of(group: Any) -> list[str]:
 def whole_numbers(values: np.ndarray, name: str) -> np.ndarray:
     """Return indices or pointers as integers; raises a ValueError if they are not whole numbers.
 
-    Some programs store them as floats.
+    Some programs store indices and pointers as floats.
     """
     if values.dtype.kind == "i" or (values.dtype.kind == "u" and values.dtype.itemsize < 8):
         return values

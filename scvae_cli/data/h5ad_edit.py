@@ -22,10 +22,10 @@ from scvae_cli.data.slots import RowBlocks, Slot
 def edit_h5ad(source: Path, target: Path, slots: Sequence[Slot], *, read_as: Fingerprint, force: bool = True) -> None:
     """Write slots to a copy of `source` and save it as `target`, which may be the same file.
 
-    Existing elements with the same names are replaced. The caller must have checked that these elements and `target`
-    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` is whether
-    another file than `source` may be replaced. If the target cannot be written, the disk is full, or `source` has
-    changed, a DataError is raised and the target is not changed.
+    Existing elements with the same names are replaced. The caller must have checked that existing elements and `target`
+    may be replaced. `read_as` is the fingerprint that `source` had when the results were computed. `force` says whether
+    an existing file other than `source` may be replaced. If the target cannot be written, the disk is full, or `source`
+    has changed, a DataError is raised and the target is not changed.
     """
     with (
         replacing(target, copy_of=source, read_as=read_as, force=force) as sibling,
@@ -65,7 +65,7 @@ def _write_column(frame: h5py.Group, slot: Slot) -> None:
 
 
 def _dict_group(parent: h5py.Group, key: str) -> h5py.Group:
-    """Return the subgroup `key`, which anndata reads as a dict. If there is none, create it.
+    """Return the subgroup `key`, which anndata reads as a dict. The subgroup is created if it does not exist.
 
     An element called `key` that is not a dict is replaced.
     """

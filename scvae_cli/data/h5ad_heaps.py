@@ -1,8 +1,8 @@
 """A check for a kind of damage that makes HDF5 run forever: an object without a size in a heap of texts.
 
 HDF5 stores texts of variable length in "global heaps", and goes through a heap from object to object. If the header of
-an object was overwritten by zeros, HDF5 stays at this object forever. This module therefore goes through the heaps
-first. Large files are not checked, because that would take too long.
+an object was overwritten by zeros, HDF5 stays at this object forever. This module therefore checks all heaps before
+HDF5 reads them. Large files are not checked, because that would take too long.
 
 The layout of a heap is described in the HDF5 File Format Specification, section III.E.
 """
@@ -36,11 +36,11 @@ def _check_heap(content: mmap.mmap, start: int) -> None:
     _, version, length = _HEADER.unpack_from(content, start)
     end = start + length
     if version != _VERSION or end > len(content):
-        return  # HDF5 refuses this heap, or it is not a heap
+        return  # HDF5 refuses such a heap, or the bytes are not a heap
     at = start + _HEADER.size
     while at + _OBJECT.size <= end:
         index, _, size = _OBJECT.unpack_from(content, at)
-        # The size of free space, which has index 0, includes its header.
+        # Free space in a heap has the index 0, and its size includes its header.
         step = size if index == 0 else _OBJECT.size + (size + 7) // 8 * 8
         if step == 0:
             raise ValueError("a heap of texts has an object without a size")

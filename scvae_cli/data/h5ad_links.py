@@ -1,8 +1,8 @@
 """Parts of an .h5ad file that lie in other files: external links, virtual datasets and external storage.
 
-When data are read, links to other HDF5 files are followed. Results are never written through such a link, because only
-one file can be replaced at once, and a link is never replaced. Data in a missing file, and data stored as raw bytes
-outside HDF5, are refused.
+When data are read, links to other HDF5 files are followed. Results are never written through a link to another file,
+because only one file can be replaced at once. A link is never replaced by a result. Data in a missing file, and data
+stored as raw bytes outside HDF5, are refused.
 """
 
 from __future__ import annotations
@@ -59,13 +59,13 @@ def refuse_links(file: h5py.File, paths: Sequence[str], title: str) -> None:
                 )
             if isinstance(link, h5py.SoftLink) and (depth == len(parts) or there is None):
                 raise DataError(
-                    f"{title}: {place} is a link to {link.path!r} of the same file, which would be replaced",
+                    f"{title}: {place} is a link to {link.path!r} of the same file; results would replace the link",
                     "remove the link, or use --key-added NAME to write under another name",
                 )
 
 
 def refuse_relative_links(file: h5py.File, folder: Path, title: str) -> None:
-    """Refuse to copy a file to another folder, if what it refers to would not be found from there."""
+    """Refuse to copy a file to another folder if relative links in the copy would point to missing files."""
     here = Path(os.fsdecode(file.filename)).resolve().parent
     if folder.resolve() == here:
         return
@@ -87,7 +87,7 @@ def refuse_relative_links(file: h5py.File, folder: Path, title: str) -> None:
 
 
 def describe_dangling(file: h5py.File, path: str) -> str | None:
-    """Return what a path is linked to, if it is a link to something that does not exist; otherwise None."""
+    """Describe a link whose target does not exist. Return None if the path is no link, or if the target exists."""
     link = file.get(path, getlink=True) if path in file else None
     if isinstance(link, h5py.ExternalLink) and file.get(path) is None:
         return f"{path} is a link to {link.filename!r}, which is missing"

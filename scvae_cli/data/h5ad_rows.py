@@ -19,7 +19,7 @@ from scvae_cli.errors import DataError
 
 # Approximate number of values in a block of rows (stored values, or all values of a dense matrix): 32 MiB of float32.
 BLOCK_VALUES = 1 << 23
-# A CSC matrix is read completely for every block of rows. A large matrix therefore gets larger blocks.
+# A CSC matrix is read completely for every block of rows. A large CSC matrix is therefore read in larger blocks.
 _MAX_PASSES = 16
 
 
@@ -79,7 +79,7 @@ def _pointers(item: h5py.Group, n: int) -> np.ndarray:
 def _indices(item: h5py.Group, values: slice, n: int) -> np.ndarray:
     """Read indices of columns (CSR) or rows (CSC), and raise a ValueError if one of them is not in [0, n)."""
     indices = whole_numbers(item["indices"][values], "indices")
-    # scipy's C code does not check indices, and its check_format would look at each of them twice.
+    # scipy's C code does not check indices, and scipy's check_format would read each index twice.
     if len(indices) and not (indices.min() >= 0 and indices.max() < n):
         raise ValueError(f"an index of {item.name} is out of range")
     return indices
@@ -124,7 +124,7 @@ def _csr_rows(item: h5py.Group, indptr: np.ndarray) -> sp.csr_matrix:
 def _blocks_of_columns(item: h5py.Group) -> Iterator[sp.csr_matrix]:
     """Read a CSC matrix in blocks of rows.
 
-    One pass over the matrix counts the values per row. Each block then needs another pass.
+    One pass over the matrix counts the values per row. Each block of rows needs another pass over the matrix.
     """
     n_rows, n_columns = shape_of(item)
     indptr = _pointers(item, n_columns)
@@ -148,7 +148,7 @@ def _csc_rows(item: h5py.Group, indptr: np.ndarray, start: int, end: int, stored
         after = filled + int(np.count_nonzero(inside))
         data[filled:after] = item["data"][values][inside]
         rows[filled:after] = row[inside] - start
-        # The number of values of each column in this segment, and the number of those in the requested rows.
+        # The number of values that each column has in this segment, and the number of values in the requested rows.
         in_segment = np.diff(np.clip(indptr, values.start, values.stop))
         lengths += np.bincount(np.repeat(columns, in_segment)[inside], minlength=len(columns))
         filled = after

@@ -14,7 +14,7 @@ from scvae_cli.data.h5ad_heaps import check_heaps
 def check_all_stored(path: Path) -> None:
     """Raise a ValueError if an array of the file declares a size that its stored bytes cannot hold.
 
-    Errors of h5py are passed on.
+    Errors of h5py are not caught.
     """
 
     def check(_: str, item: Any) -> None:

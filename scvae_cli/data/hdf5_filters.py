@@ -1,4 +1,4 @@
-"""Compression filters of HDF5 that h5py does not contain, such as Blosc. The package hdf5plugin adds them."""
+"""Compression filters of HDF5, such as Blosc, that h5py lacks and that the package hdf5plugin adds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def load_filters() -> None:
 def refuse_missing_filter(path: Path) -> None:
     """Raise a DataError if an element of a file needs a compression filter that is not installed.
 
-    Call this when reading has failed: HDF5 reports a missing filter in the same way as damage.
+    Call this function when reading has failed, because HDF5 reports a missing filter in the same way as damage.
     """
     found: list[str] = []
 
@@ -36,7 +36,7 @@ def refuse_missing_filter(path: Path) -> None:
             codes = [settings.get_filter(i)[0] for i in range(settings.get_nfilters())]
             found.extend(_NAMES.get(code, f"number {code}") for code in codes if not h5py.h5z.filter_avail(code))
 
-    # The caller reports a file that is really damaged.
+    # If the file is damaged, the caller reports the damage.
     with contextlib.suppress(Exception), h5py.File(path, "r") as file:
         file.visititems(look)
     if found:

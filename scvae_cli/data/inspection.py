@@ -22,8 +22,9 @@ from scvae_cli.shared_options import Rounding
 
 MIN_TRAINING_CELLS = 10
 FEW_CELLS = 500
-# Rough estimates for two CPU cores: cells × genes per second, and the number of cells in all steps of a training. A
-# small data set takes about 1,400 steps; larger ones take 40 passes, up to the largest number of cells below.
+# Rough estimates for two CPU cores: the number of values (cells × genes) per second, and the number of cells in all
+# steps of a training. Training takes _PASSES passes over the cells, but processes at least _CELLS_AT_LEAST cells (about
+# 1,400 steps) and at most _CELLS_AT_MOST cells.
 _CPU_VALUES_PER_SECOND = 2e7
 _CELLS_AT_LEAST = 90_000
 _PASSES = 40
@@ -62,7 +63,7 @@ class Inspection:
     memory_gib, cpu_minutes
         Rough estimates of the memory and time of a training.
     findings
-        Problems; those with the level "refuse" come first.
+        Problems of the data, beginning with those of the level "refuse".
     """
 
     title: str
@@ -100,9 +101,9 @@ def inspect(
     real: bool = False,
     rounding: Rounding | None = None,
 ) -> Inspection:
-    """Run the checks of a training on data, without stopping at the first problem.
+    """Check data as a training does, but without stopping at the first problem.
 
-    The options mean the same as in `read_counts`. Raises a DataError if the file cannot be read.
+    The options have the same meaning as in `read_counts`. Raises a DataError if the file cannot be read.
     """
     findings: list[Finding] = []
     seen: dict[str, Any] = {
@@ -169,7 +170,8 @@ def _figures(counts: Counts) -> dict[str, Any]:
     expressed = _varying(counts) if counts.real else int((counts.seen_in_g() >= MIN_CELLS).sum())
     modelled = expressed if expressed <= MAX_ALL_GENES else DEFAULT_TOP_GENES
     stored = counts.matrix.nnz
-    # Counts (8 bytes for value and column), a second copy if genes are selected, and the interpreter and torch.
+    # Memory for the counts (8 bytes for each value and its column), for a second copy if genes are selected, and for
+    # Python and torch (0.6 GiB).
     memory = 8 * stored * (1 if modelled == counts.n_genes else 2) + 0.6 * 2**30
     cells = max(min(max(_PASSES * counts.n_cells, _CELLS_AT_LEAST), _CELLS_AT_MOST), counts.n_cells)
     return {

@@ -1,10 +1,10 @@
 """Labels of the cells in a column of obs, and the lookup of a label that a caller names.
 
-A label is the text that stands for a value of a column. Another module, `scvae_cli/labels.py`, turns values of every
-type into labels. The function `matching`, in this module, looks up a label in two steps. First, it searches for a label
-with the text that the caller gave. If no label has this text, and all labels are numbers, True or False, it searches
-for the label with the same value. The values 1, 1.0, "1", "1.0" and True therefore all find the label "1". If a column
-of strings contains both "1.0" and "1", these remain different labels.
+A label is the text form of a value of a column. Another module, `scvae_cli/labels.py`, turns values of every type into
+labels. The function `matching`, in this module, looks up a label in two steps. First, `matching` searches for a label
+with the text that the caller gave. If no label has this text, and all labels are numbers, True or False, `matching`
+then searches for the label with the same numeric value. The values 1, 1.0, "1", "1.0" and True therefore all find the
+label "1". If a column of strings contains both "1.0" and "1", the two strings remain different labels.
 
 Shapes: n cells.
 """
@@ -69,7 +69,9 @@ def values_of(column: Any) -> np.ndarray:
 
 
 def are_measurements(values: np.ndarray) -> bool:
-    """Whether a column contains floats that are not all whole numbers. Such a column cannot name groups of cells.
+    """Whether a column contains floats that are not all whole numbers.
+
+    A column of measurements cannot name groups of cells.
 
     >>> [are_measurements(np.array(values)) for values in ([0.5, 1.0], [1.0, np.nan], [1, 2])]
     [True, False, False]
@@ -81,7 +83,7 @@ def are_measurements(values: np.ndarray) -> bool:
 
 
 def matching(given: object, labels: Collection[str]) -> str | None:
-    """Return the one of `labels` that a caller means by `given`, or None if there is no such label.
+    """Return the label in `labels` that matches the value `given` of a caller, or None if no label matches.
 
     >>> matching(1.0, ["1", "2"]), matching("1.0", ["1", "2"]), matching("2", ["1.0", "2.0"])
     ('1', '1', '2.0')
@@ -112,7 +114,7 @@ def matching(given: object, labels: Collection[str]) -> str | None:
 def in_natural_order(labels: Collection[str]) -> list[str] | None:
     """Sort labels that are numbers, or that differ only in one number or range of numbers; return None for others.
 
-    A number in a label has no sign, because a hyphen may stand for "to". Dates have three numbers and are not sorted.
+    A number in a label has no sign, because a hyphen may mean "to". Dates have three numbers and are not sorted.
 
     >>> in_natural_order(["10", "9", "-1"]), in_natural_order(["E10", "E9.5"]), in_natural_order(["day 3", "day 12"])
     (['-1', '9', '10'], ['E9.5', 'E10'], ['day 3', 'day 12'])
@@ -148,7 +150,7 @@ def _objects(items: Sequence[Any]) -> np.ndarray:
 
 
 def _number_given(label: str) -> float | None:
-    """Return the number that a caller may mean by a label, or None."""
+    """Return the number that the text of a caller denotes, or None if the text is not a number."""
     text = label.strip().casefold()
     if text in ("true", "false"):
         return int(text == "true")

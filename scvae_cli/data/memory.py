@@ -1,4 +1,4 @@
-"""An AnnData in memory as a source of cells. The Python API uses this source."""
+"""An AnnData in memory as a source of cells, for the Python API."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AnnDataStore:
 
     @property
     def layer_keys(self) -> list[str]:
-        # anndata 0.13 also lists X, as None.
+        # In anndata 0.13, layers also has the key None, which means X.
         return [str(key) for key in self.adata.layers if key is not None]
 
     @property
@@ -129,7 +129,7 @@ class AnnDataStore:
             value = value[part]
         return value if isinstance(value, str) else None
 
-    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # a `CellStore` has them
+    def check_destination(self, paths: Sequence[str], *, output: Path | None, force: bool) -> None:  # noqa: ARG002  # arguments of every `CellStore`
         """Raise a ConfigError if an output file is given, because an AnnData in memory is changed in place."""
         if output is not None:
             raise ConfigError(

@@ -27,7 +27,7 @@ class Nonzeros:
     row_start
         Index of the first nonzero count of each cell, followed by m; shape (n + 1,).
     gene, value
-        Index of the gene of each nonzero count, int32 or int64, and value of the count, float32. Both have shape (m,).
+        Index of the gene (int32 or int64) and value (float32) of each nonzero count; both arrays have shape (m,).
     """
 
     row_start: Tensor
@@ -50,10 +50,10 @@ class Nonzeros:
 class Minibatch:
     """The counts of some cells, on the device of the model.
 
-    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64; for a
-    model with several covariates, it is the matrix of the design (`model/design.py`), float32, cells × effects. It is
-    None if the cells have no batches. `label_n` is the index of each cell's label, int64, −1 for cells without one;
-    None if no labels are known.
+    `library_n` is the library size of each cell, float32. `batch_n` is the index of each cell's batch, int64. For a
+    model with several covariates, `batch_n` is the design matrix (`model/design.py`), float32, cells × effects.
+    `batch_n` is None if the cells have no batches. `label_n` is the index of each cell's label, int64, and −1 for cells
+    without a label. `label_n` is None if no labels are known.
     """
 
     n_genes: int
@@ -69,7 +69,7 @@ class Minibatch:
 
     @property
     def x_ng(self) -> Tensor:
-        """The counts, dense, float32, shape (n, g)."""
+        """The counts as a dense matrix, float32, shape (n, g)."""
         return self.dense(self.nonzeros.value)
 
     def dense(self, value_m: Tensor) -> Tensor:
@@ -82,21 +82,22 @@ class Minibatch:
 class CellTable:
     """Counts from which minibatches are taken.
 
-    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. Otherwise
-    several thousand rows are gathered on the host at a time, and minibatches are consecutive parts of these rows.
+    If the matrix fits on a GPU, the whole matrix is copied to the GPU, and minibatches are gathered there. If the
+    matrix does not fit, several thousand rows at a time are gathered on the CPU, and minibatches are consecutive parts
+    of these rows.
 
     Parameters
     ----------
     matrix, batch_n
-        Counts as a CSR matrix, cells × g genes, and the batch of each row, as in `Minibatch`. The matrix is not copied
-        on the host. `batch_n` is None if the cells have no batches.
+        Counts as a CSR matrix, cells × g genes, and the batch of each row, as in `Minibatch`. On the CPU, the matrix is
+        used without a copy. `batch_n` is None if the cells have no batches.
     device
         Device of the minibatches.
     cells
-        Rows of the matrix that belong to this table; None for all. The methods number the cells of the table from 0, in
-        this order.
+        Rows of the matrix that belong to this table; None for all rows. The methods number the cells from 0, in the
+        order of `cells`.
     resident
-        Whether the whole matrix is copied to the device; with None, `fits` decides.
+        Whether the whole matrix is copied to the device. If None, the function `fits` decides.
     real
         Whether the values are real numbers; the library size of every cell is then 1.
     label_n
@@ -107,7 +108,7 @@ class CellTable:
     library_n, batch_n, label_n
         Library size (float64), batch and label of each cell of the table; `batch_n` and `label_n` may be None.
     resident
-        The whole matrix on the device, or None.
+        The whole matrix on the device, or None if the matrix was not copied to the device.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class CellTable:
         self._choose(np.arange(n_rows) if cells is None else cells)
         if resident is None:
             resident = fits(matrix, device)
-        # Pinning the whole matrix would need a second copy of it in the memory of the host.
+        # Pinning the whole matrix would need a second copy of the matrix in the memory of the CPU.
         self.resident = self._on_device(matrix, pinned=False) if resident else None
 
     def of_cells(self, cells: np.ndarray) -> CellTable:
@@ -187,7 +188,8 @@ class CellTable:
         if self.resident is None:
             counts = self._matrix[index]
             block = self._on_device(counts)
-            # Row starts are read on the host, because reading them from the device would wait for the device.
+            # Row starts are read on the CPU, because reading them from a GPU would wait for the computations of the
+            # GPU.
             starts = counts.indptr.tolist()
         else:
             index_n = self._to_device(index)

@@ -46,7 +46,7 @@ def choose_modality(path: Path, names: Sequence[str], modality: str | None) -> s
     if modality in names and modality is not None:
         return modality
     known = ", ".join(names) or "none"
-    hint = f"use --modality {'rna' if 'rna' in names or not names else names[0]}, the one with the counts of genes"
+    hint = f"use --modality {'rna' if 'rna' in names or not names else names[0]}, the modality with the counts of genes"
     if modality is None:
         raise ChoiceError(f"{path} has several modalities: {known}", hint)
     raise DataError(f"{path} has no modality {modality!r}", f"modalities: {known}")

@@ -13,7 +13,7 @@ import scipy.sparse as sp
 CELLS_AT_ONCE = 4096
 # Blocks are smaller if values are also transformed in float64.
 _TRANSFORMED_AT_ONCE = 256
-# The standard error of a mean over this many cells is a hundredth of the standard deviation.
+# The standard error of a mean over 10,000 cells is a hundredth of the standard deviation.
 _ENOUGH_CELLS = 10_000
 # A feature whose standard deviation is below this fraction of its mean is constant up to rounding to float32.
 _ROUNDING = 1e-6
@@ -22,9 +22,9 @@ _ROUNDING = 1e-6
 def moments(matrix: sp.csr_matrix, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Compute the mean and the variance of each feature over the cells with the indices `cells`.
 
-    Both results have shape (g,) and type float64. The variance has the divisor n, not n − 1. The variance of a constant
-    feature is exactly 0. Two passes over the data avoid a loss of precision for features whose values are far from
-    zero.
+    The means and the variances have shape (g,) and type float64. The variance has the divisor n, not n − 1. The
+    variance of a constant feature is exactly 0. Two passes over the data avoid a loss of precision for features whose
+    values are far from zero.
     """
     n, n_features = len(cells), matrix.shape[1]
     sum_g, seen_g, spread_g = np.zeros(n_features), np.zeros(n_features), np.zeros(n_features)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class NewCells:
-    """n new cells × g genes from a model.
+    """New cells from a model, n cells × g genes.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Columns of obs: batches, groups and numbers."""
+"""Functions that read columns of obs: batches, groups and numbers."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def obs_values(
     """Read a column of obs.
 
     If the column does not exist, raises a DataError, whose hint lists the columns that the option `purpose` can take.
-    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and those in
-    `without` are not listed.
+    Columns of measurements (floats that are not all whole numbers) are listed only if `measured` is True, and columns
+    in `without` are never listed.
     """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if name not in without]
@@ -56,7 +56,7 @@ def obs_values(
 def _could_name_groups(store: CellStore, key: str, *, measured: bool) -> bool:
     try:
         return not are_measurements(store.obs_column(key)) or measured
-    except DataError:  # a column that cannot be read, or shares its name with another
+    except DataError:  # the column cannot be read, or another column has the same name
         return False
 
 
@@ -72,8 +72,8 @@ def is_missing(values: np.ndarray) -> np.ndarray:
 def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndarray:
     """Read a column of numbers, as n values in float64.
 
-    Raises a DataError if the column does not exist or holds anything else. Values that are missing or not finite are
-    NaN with `partly`, and are refused without it.
+    Raises a DataError if the column does not exist or contains values that are not numbers. If `partly` is True,
+    missing and infinite values become NaN. If `partly` is False, missing and infinite values raise a DataError.
     """
     if key not in store.obs_keys:
         names = [name for name in store.obs_keys if _numbers_of(store, name) is not None]
@@ -98,10 +98,10 @@ def read_numbers(store: CellStore, key: str, *, partly: bool = False) -> np.ndar
 
 
 def _numbers_of(store: CellStore, key: str) -> np.ndarray | None:
-    """Return a column as float64, with NaN for missing values; None if it holds anything but numbers."""
+    """Return a column as float64, with NaN for missing values, or None if some values are not numbers."""
     try:
         values = store.obs_column(key)
-    except DataError:  # a column that cannot be read, or shares its name with another
+    except DataError:  # the column cannot be read, or another column has the same name
         return None
     if values.dtype.kind in "iuf":
         return values.astype(np.float64)

@@ -20,10 +20,10 @@ class PatientFile(io.FileIO):
     """A file that stores the errors of its operations and raises them after HDF5 has closed the file.
 
     HDF5 cannot handle a failed write: closing its objects then also fails, with a page of messages and sometimes a
-    segmentation fault. HDF5 calls the functions of this class. If one of them raises another exception, HDF5 swallows
-    the exception and leaves a wrong file. Data that cannot be written are therefore kept in memory, HDF5 closes the
-    file normally, and `check` then raises the error. The data in memory are at most the rest of one block and the
-    caches of HDF5. If `new` is True, an empty file is created; otherwise an existing file is opened.
+    segmentation fault. HDF5 calls the functions of this class. If a function of this class raised an exception, HDF5
+    would ignore the exception and leave a wrong file. Data that cannot be written are therefore kept in memory, HDF5
+    closes the file normally, and `check` then raises the error. The data in memory are at most the rest of one block
+    and the caches of HDF5. If `new` is True, an empty file is created; otherwise an existing file is opened.
     """
 
     def __init__(self, path: Path, *, new: bool) -> None:
@@ -78,7 +78,7 @@ class PatientFile(io.FileIO):
             return self.tell() if size is None else size
 
     def flush(self) -> None:
-        """Do nothing: the file has no buffer, and this must not raise an error."""
+        """Do nothing, because the file has no buffer, and because HDF5 must not see an error."""
 
     def check(self) -> None:
         """Raise the stored error, if there is one."""

@@ -1,6 +1,6 @@
 """Records of the results that scvae wrote to a store (a file or an AnnData).
 
-These records determine which slots (elements of the store) scvae may replace.
+The records of earlier results determine which slots (elements of the store) scvae may replace.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def provenance(
 ) -> Slot:
     """Create the record of one run of a command. The record lists all slots that the run writes.
 
-    An earlier run with the same name may have written slots that this run does not replace. The record lists these
-    slots separately, each with the hash of the model that gave the old result. A warning names these slots, because
-    users could mistake the old results for results of this run. `store` is None if the slots are written to a new file.
+    Slots that an earlier run of the same name wrote, and that this run does not replace, are listed separately, each
+    with the hash of the model that gave the old result. A warning names the slots with old results, because users could
+    mistake old results for results of this run. `store` is None if the slots are written to a new file.
     """
     paths = [slot.path for slot in slots]
     record = facts | {"slots": paths}
@@ -49,12 +49,12 @@ def _plain(value: object) -> object:
     raise TypeError(f"a record cannot contain a {type(value).__name__}")
 
 
-# Every record of scvae has at least these entries; a value without them was written by the user.
+# Entries that every record of scvae has. A value that lacks one of these entries was written by the user.
 _RECORD = {"slots": list, "options": dict, "model_hash": str, "counts_source": str, "device": str}
 
 
 def read_runs(store: CellStore, key_added: str = DEFAULT_KEY) -> dict[str, dict[str, Any]]:
-    """Return the records of all runs that a store contains under `key_added`, by the name of the run."""
+    """Return the records of all runs that the data contain under `key_added`, by the name of the run."""
     folder = f"{key_added}/runs"
     runs = {}
     for name in store.existing(f"uns/{folder}"):
@@ -72,15 +72,15 @@ def _is_record(value: Any) -> bool:
         return False
     earlier = value.get("earlier", {})
     texts = [*value["slots"], *(earlier.values() if isinstance(earlier, dict) else [None])]
-    # The slots of a record are AnnData keys such as "obsm/X_scvae".
+    # The slots of a record are paths such as "obsm/X_scvae".
     return all(isinstance(text, str) for text in texts) and all("/" in path for path in value["slots"])
 
 
 def refuse_foreign(store: CellStore, paths: Sequence[str], names: SlotNames) -> None:
     """Raise a DataError if an element that scvae did not write would be overwritten; the error names this element.
 
-    scvae wrote an element if the record of a run under the same `key_added` lists this element. `paths` are the
-    paths (`Slot.path`) of the slots that will be written.
+    An element counts as written by scvae if the record of a run under the same `key_added` lists the element. `paths`
+    are the paths (`Slot.path`) of the slots that will be written.
     """
     runs = read_runs(store, names.key_added)
     ours = {path for run in runs.values() for path in (*run["slots"], *run.get("earlier", {}))}
@@ -106,11 +106,12 @@ def refuse_another(
     Parameters
     ----------
     paths, run
-        Paths of the slots that the new run will write; command and name of the new run.
+        Paths of the slots that the new run will write, and command and name of the new run.
     made_of
         Options from which the automatic name of the result was made. Different options may give the same automatic
         name, because the name contains only the first and the last of the waypoints, and no special characters such as
-        "+". None if the user chose the name; an earlier result of the same command and name is then replaced.
+        "+". If the user chose the name, `made_of` is None, and an earlier result of the same command and name is
+        replaced.
     """
     there = [old for old in read_runs(store, names.key_added).values() if not set(paths).isdisjoint(old["slots"])]
     options = made_of or {}
@@ -124,7 +125,7 @@ def refuse_another(
     taken = next(path for path in paths if path in other["slots"])
     raise DataError(
         f"{store.title}: {taken} holds another result, of {other.get('command')!r}{described}",
-        "use --name NAME to keep both, or --force to replace it",
+        "use --name NAME to keep both results, or --force to replace the old one",
     )
 
 

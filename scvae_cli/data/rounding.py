@@ -1,8 +1,8 @@
-"""Rounding of nearly whole values to whole counts and, if the user asks for it, of fractions of counts.
+"""Rounding of nearly whole values to whole counts and, if the user requests it, rounding of fractions of counts.
 
-A logarithm and its inverse, or a scaling and its inverse, leave counts that differ slightly from whole numbers. Such
-counts are always rounded. Tools that share a molecule between genes (alevin, kallisto, RSEM) or subtract ambient
-molecules (SoupX) give fractions of counts, which are rounded only with `--round`.
+Counts that were transformed and transformed back, for example by a logarithm and its inverse, differ slightly from
+whole numbers. Nearly whole counts are always rounded. Tools that share a molecule between genes (alevin, kallisto,
+RSEM) or subtract ambient molecules (SoupX) give fractions of counts, which are rounded only with `--round`.
 
 Shapes: n cells, g genes.
 """
@@ -18,10 +18,10 @@ from scvae_cli.shared_options import Rounding
 
 # Number of values of a large matrix that are examined at once, which limits the memory needed.
 VALUES_AT_ONCE = 1 << 20
-# A value counts as whole if it is at most this far from a whole number: NEAR, and a millionth of the value. float32 has
-# seven digits, and a transformation and its inverse lose the last one.
+# A value x counts as whole if it differs from a whole number by at most NEAR + NEAR_SHARE · |x|. float32 has seven
+# digits, and a transformation and its inverse lose the last digit.
 NEAR, NEAR_SHARE = 1e-3, 1e-6
-# Cells that are examined for signs of a normalization, and the values that such a cell must have.
+# Number of cells that are examined for signs of a normalization, and smallest number of values in an examined cell.
 _EXAMINED_CELLS, _FEWEST_VALUES = 200, 5
 _LARGEST_RATIO = 200
 
@@ -45,10 +45,11 @@ class Rounder:
     Parameters
     ----------
     how
-        How fractions are rounded: to the nearest whole number (half to even), or, with "stochastic", up with a
-        probability that equals the fraction, so that sums are kept on average. Stochastic rounding depends only on the
-        names of cell and gene, so that every command reads the same counts. With None, only values within the tolerance
-        of a whole number are rounded, and there must be no fractions.
+        How fractions are rounded. With "nearest", values are rounded to the nearest whole number (half to even). With
+        "stochastic", a value is rounded up with a probability that equals its fractional part, so that sums stay the
+        same on average. Stochastic rounding depends only on the names of the cell and the gene, so that every command
+        reads the same counts. With None, only nearly whole values are rounded, and the matrix must not contain
+        fractions.
     gene_names
         Names of the columns.
 
@@ -65,12 +66,12 @@ class Rounder:
         self._gene_hash_g: np.ndarray | None = None
 
     def rounded(self, block: sp.csr_matrix, cell_names: np.ndarray) -> sp.csr_matrix:
-        """Return a block of rows with whole values; a block that has whole values already is returned itself.
+        """Return a block of rows with whole values. A block that already has whole values is returned unchanged.
 
         Parameters
         ----------
         block
-            CSR, finite values.
+            CSR matrix with finite values.
         cell_names
             Names of the rows.
         """
@@ -101,7 +102,7 @@ class Rounder:
         if self.how is None:
             return f"rounded to the nearest whole numbers, which are at most {self.farthest:.1g} away"
         return {"nearest": "fractions rounded to the nearest whole number"}.get(
-            self.how, "fractions rounded up or down at random, so that sums are kept on average"
+            self.how, "fractions rounded up or down at random, so that sums stay the same on average"
         )
 
     def _drawn(self, block: sp.csr_matrix, at: np.ndarray, cell_names: np.ndarray) -> np.ndarray:
@@ -117,10 +118,13 @@ class Rounder:
 
 
 def sign_of_normalization(block: sp.csr_matrix) -> str | None:
-    """Look for signs that values are normalized counts and not fractions of counts; return them as text, or None.
+    """Look for signs that values are normalized counts and not fractions of counts.
 
-    The signs are cells that all have the same total, before or after undoing a logarithm, and cells in which all values
-    are multiples of one number, the value of a single molecule, which differs from cell to cell.
+    Returns a description of the sign that was found, or None.
+
+    One sign of a normalization is that all cells have the same total, before or after a logarithm is undone. Another
+    sign of a normalization is that all values of a cell are multiples of one number (the value of a single molecule),
+    which differs from cell to cell.
     """
     undone: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "normalized": lambda x: x,
@@ -130,7 +134,7 @@ def sign_of_normalization(block: sp.csr_matrix) -> str | None:
     for name, undo in undone.items():
         cells = []
         for row in _rows_of(block):
-            # Larger values are not logarithms of counts, and undoing a logarithm would overflow.
+            # Values of 500 or more are not logarithms of counts, and undoing a logarithm would overflow.
             if row.max() < 500 or name == "normalized":
                 cells.append(undo(row.astype(np.float64)))
         if len(cells) < 2:
@@ -162,13 +166,13 @@ def _unit(values: np.ndarray) -> float:
     """Return the smallest value or difference of values, which is the value of a molecule in a normalized cell."""
     ordered = np.sort(values)
     steps = np.diff(ordered)
-    # Smaller differences are rounding errors of float32.
+    # Differences below 1e-5 of a value are rounding errors of float32.
     steps = steps[steps > 1e-5 * ordered[1:]]
     return float(min(ordered[0], steps.min(initial=np.inf)))
 
 
 def _are_whole(ratios: np.ndarray) -> bool:
-    # Every number is near a multiple of a much smaller number, so large ratios are no evidence.
+    # Every number is near a multiple of a much smaller number, so large ratios are no evidence of a normalization.
     small = ratios[ratios < _LARGEST_RATIO]
     return bool(len(small) > 0.8 * len(ratios) and (np.abs(small - np.rint(small)) < 0.05).mean() > 0.95)
 

@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 
-# Number of values in a piece: 64 MiB. The operating system allocates and frees arrays of this size directly, and a part
-# that has not been written to needs no memory.
+# Number of values in each array of `_Pieces`: 64 MiB. The operating system allocates and frees arrays of this size
+# directly, and a part that has not been written to needs no memory.
 PIECE_VALUES = 1 << 24
 
 
 class RowStack:
     """A CSR matrix of float32 that is assembled from blocks of rows.
 
-    scipy's vstack needs memory for all blocks and for the result. In addition, the process may keep the memory of freed
-    small blocks. Here the values are stored in large pieces, and each piece is freed as soon as it has been copied.
+    scipy's vstack needs memory for all blocks and for the result. With vstack, the process may also keep the memory of
+    small blocks that were freed. This class stores the values in large arrays, and each array is freed as soon as it
+    has been copied.
     """
 
     def __init__(self, n_columns: int) -> None:

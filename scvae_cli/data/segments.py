@@ -1,6 +1,6 @@
-"""The cells of many minibatches (a segment), stored on a device so that training steps need no data from the host.
+"""The cells of many minibatches (a segment), stored on a device so that training steps need no data from the CPU.
 
-A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same
+A training step may be recorded (as a CUDA graph) and replayed, which requires that all minibatches have the same memory
 addresses and shapes. The memory is therefore allocated once, and reused for every segment. Short minibatches are padded
 with cells of weight zero.
 
@@ -23,8 +23,8 @@ class DenseCells(NamedTuple):
     """One minibatch with dense counts (float32).
 
     `share_n` is the weight of each cell in a mean over the minibatch; cells that were added as padding have weight 0.
-    `batch_n` is the index of each cell's batch, or a row of the design for each cell, and `label_n` the index of its
-    label, as in `Minibatch`.
+    `batch_n` is the index of each cell's batch, or a row of the design matrix for each cell, as in `Minibatch`.
+    `label_n` is the index of each cell's label, as in `Minibatch`.
     """
 
     x_ng: Tensor
@@ -37,16 +37,16 @@ class DenseCells(NamedTuple):
 class Segment:
     """Device memory for `size` minibatches, each with `n_cells` cells of a table.
 
-    If the matrix of the table is on the device, cells are read from this matrix. Otherwise the rows of a
-    segment are copied from pinned memory while the device processes the previous segment.
+    If the matrix of the table is on the device, cells are read from this matrix. If the matrix is not on the device,
+    the rows of a segment are copied from pinned memory while the device processes the previous segment.
     """
 
     def __init__(self, table: CellTable, size: int, n_cells: int) -> None:
         self._table, self._n_genes = table, table.n_genes
         device = table.device
-        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch's
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]  # torch does not annotate it
         length = table.stored_counts()
-        # At least 1, so that the arrays below are never empty.
+        # The largest number of counts of a cell is at least 1, so that no array is empty.
         self._longest = max(1, int(length.max(initial=0)))
         shape = (size, n_cells)
         self._row_sn = torch.zeros(shape, dtype=torch.long, device=device)
@@ -55,7 +55,8 @@ class Segment:
         self._label_sn = None if table.label_n is None else _room(table.label_n, shape, device)
         self._sent = table.resident is None
         if table.resident is None:
-            # This upper bound assumes the cells with most counts, and padding of every minibatch to the longest row.
+            # This upper bound assumes that the segment contains the cells with most counts, and that every minibatch is
+            # padded to the longest row.
             most = int(np.sort(length)[::-1][: size * n_cells].sum()) + size * self._longest
             self._nonzeros = Nonzeros(
                 row_start=torch.zeros(size * n_cells + 1, dtype=torch.long, device=device),
@@ -90,8 +91,8 @@ class Segment:
     def send_in_turn(self) -> None:
         """From now on, copy data between training steps, and not in parallel with the steps.
 
-        This is needed after the recording of a step has failed. torch may then assume that the recording is still
-        active, and in this case it does not free memory that two streams have used.
+        Call this method after the recording of a step has failed. After a failed recording, torch may assume that the
+        recording is still active, and does not free memory that two streams have used.
         """
         self._side = None
 
@@ -117,7 +118,7 @@ class Segment:
 
 
 def _room(batch_n: np.ndarray, shape: tuple[int, int], device: torch.device) -> Tensor:
-    """Return memory for the batches or labels of all cells of a segment: indices, or rows of a design."""
+    """Return memory for the batches or labels of all cells of a segment: indices, or rows of a design matrix."""
     return torch.zeros((*shape, *batch_n.shape[1:]), dtype=torch.as_tensor(batch_n[:0]).dtype, device=device)
 
 
@@ -135,7 +136,7 @@ def dense_rows(nonzeros: Nonzeros, row_n: Tensor, n_genes: int, longest: int) ->
     # Positions without a count are written to extra columns after the genes, so that no element is written twice.
     column_nj = torch.where(stored_nj, nonzeros.gene[position_nj].long(), n_genes + j_j)
     n_columns = n_genes + longest
-    # The matrix is filled as one long row, because torch's reproducible scatter along several rows involves the host.
+    # The matrix is filled as one long row, because torch's reproducible scatter along several rows involves the CPU.
     flat_nj = column_nj + n_columns * torch.arange(len(row_n), device=row_n.device).unsqueeze(1)
     x_c = torch.zeros(len(row_n) * n_columns, dtype=nonzeros.value.dtype, device=row_n.device)
     x_nc = x_c.scatter(0, flat_nj.view(-1), nonzeros.value[position_nj].view(-1)).view(-1, n_columns)

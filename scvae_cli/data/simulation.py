@@ -10,7 +10,7 @@ binomial:
 Here t_n, lineage_n, batch_n and ℓ_n are the pseudotime, the lineage, the batch and the library size of cell n. ρ_g is
 the proportion of gene g at a pseudotime along a lineage, e is the batch effect, and π_g is the probability of zero
 inflation. The expected count is therefore (1 − π_g) μ_ng. ρ is defined on a grid of pseudotimes and is linear between
-grid points. This piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
+grid points. The piecewise linear ρ is the exact ground truth, not an approximation. Since Σ_g ρ_g = 1, ℓ_n is the
 expected library size before batch effects and zero inflation.
 
 Array names carry their shape: n cells, g genes, b batches, s grid steps.
@@ -39,20 +39,21 @@ from scvae_cli.memory_limit import refuse_too_large
 # brackets. θ is estimated by moments within the largest annotated group of each data set, over genes with a mean above
 # 0.5 counts per cell.
 LOG_LIBRARY_SD = 0.55  # [0.43, 0.74]
-LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; skewness near 0, so a log-normal
+LOG_PROPORTION_SD = 1.6  # [1.1, 2.1]; the skewness is near 0, so proportions are log-normal
 LOG_THETA_MEAN = 1.5  # [0.8, 2.3]
 LOG_THETA_SD = 1.0  # [1.0, 1.5] as measured, which includes the noise of each estimate
 THETA_MEAN_CORRELATION = 0.33  # [0.09, 0.57], between log θ and the log mean
 THETA_RANGE = (0.2, 100.0)  # moment estimates outside of this range are mostly noise
 
 PATTERNS = {"constant": 0.55, "rise": 0.10, "fall": 0.10, "transient": 0.08, "switch": 0.05, "branch": 0.12}
-SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that the lineages are exactly equal up to it
+SPLIT = 0.4  # pseudotime at which the trunk ends; a grid point, so that all lineages are exactly equal on the trunk
 GRID_STEPS = 51
-# Names of the stages, and the pseudotime at which each stage ends. The number of the branch is added to the last two.
+# Names of the stages, and the pseudotime at which each stage ends. The number of the branch is added to the names of
+# the last two stages.
 STAGES = (("stem", 0.2), ("progenitor", SPLIT), ("intermediate", 0.7), ("mature", 1.0))
 
-# Random streams. Counts are drawn in chunks of fixed size, each with its own stream, so that the result does not depend
-# on the block size that the caller requests. 256 cells × 2,000 genes in float32 fit in the cache.
+# Numbers of the random streams. Counts are drawn in chunks of fixed size, each with its own stream, so that the result
+# does not depend on the block size that the caller requests. 256 cells × 2,000 genes in float32 fit in the cache.
 _GENES, _CELLS, _COUNTS, _BATCHES = range(4)
 _CHUNK_CELLS = 256
 
@@ -164,8 +165,8 @@ def true_mean(obs: pd.DataFrame, varm: Mapping[str, Any]) -> FloatArray:
     obs
         Cells (all, a subset, or new ones) with `true_pseudotime`, `true_branch`, `batch` and `true_library`.
     varm
-        As in `Simulation.varm`, or in an AnnData that was read from a file. A subset of the genes gives the same
-        μ for these genes.
+        The varm of a `Simulation`, or of an AnnData that was read from a file. The means of a gene do not depend on the
+        other genes in `varm`.
 
     Returns
     -------
@@ -284,7 +285,7 @@ def _shapes(rng: np.random.Generator, pattern_g: IntArray) -> tuple[FloatArray, 
     g = pattern_g.size
     grid_s = np.linspace(0, 1, GRID_STEPS)[None, :]
     is_a = {name: (pattern_g == number)[:, None] for number, name in enumerate(PATTERNS)}
-    # Mostly 2- to 10-fold changes.
+    # Most changes are 2- to 10-fold.
     size_g = np.maximum(rng.normal(1.6, 0.6, (g, 1)), 0.5)
     centre_g = rng.uniform(0.15, 0.85, (g, 1))
     width_g = rng.uniform(0.06, 0.15, (g, 1))

@@ -1,4 +1,4 @@
-"""Configuration of a simulation. This module imports no large libraries, because the command line reads it."""
+"""Configuration of a simulation. The module imports no large libraries, because every command imports the module."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 
 from scvae_cli.options import Options, option
 
-# Measured in six public UMI data sets, which `simulation.py` lists.
-DEFAULT_DEPTH = 1500.0  # medians of the two data sets with 2,000 to 3,000 genes: 900 and 1,700
-# Fraction of zeros beyond those of the NB: 0.00 for the median gene, and 0.03 to 0.10 at the 95th percentile. The 95th
-# percentile of Beta(1, 49) is 0.06.
+# The defaults were measured in six public UMI data sets, which `simulation.py` lists.
+DEFAULT_DEPTH = 1500.0  # the two data sets with 2,000 to 3,000 genes have medians of 900 and 1,700
+# Fraction of zeros in excess of a negative binomial: 0.00 for the median gene, and 0.03 to 0.10 at the 95th percentile
+# of genes. The fraction of a simulated gene is drawn from Beta(1, 49), whose 95th percentile is 0.06.
 DEFAULT_ZERO_INFLATION = 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
 class SimulationConfig(Options):
-    """Cells that differentiate along a tree.
+    """Options of a simulation of cells that differentiate along a tree.
 
     The parameters of the genes do not depend on the number of cells.
     """

@@ -1,7 +1,7 @@
 """Names of all elements (slots) of an AnnData to which scvae writes.
 
-Each result lists its slots with these names. One writer writes slots to an AnnData in memory, another to a file.
-`key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
+Each result lists its slots with the names in this module. One writer writes slots to an AnnData in memory, another to a
+file. `key_added` replaces "scvae" in every name, so that one file can contain the results of several models.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class RowBlocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Slot:
-    """One element to be written.
+    """One element of an AnnData that scvae writes.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class Slot:
         A numeric array, a `pandas.Categorical`, a string, an array of strings (uns only), a number, a dict of these, or
         (layers and obsm only) a `RowBlocks`.
     may_lack
-        Whether NaN may stand for missing values. Results for cells that were left out are NaN in any case.
+        Whether the value may contain NaN for missing values. Results for cells that were left out are always NaN.
     """
 
     group: str
@@ -76,7 +76,10 @@ class _Key:
 
 @dataclass(frozen=True)
 class _NamedKey:
-    """A key of `SlotNames` that also contains the name of a result. The value is a function of this name."""
+    """A key of `SlotNames` that also contains the name of a result.
+
+    The value of the key is a function that takes the name of the result.
+    """
 
     template: str
 
@@ -107,7 +110,8 @@ class SlotNames:
     # obsm: posterior means and variances, cells × latent dimensions.
     latent = _Key("{}_latent")
     latent_var = _Key("{}_latent_var")
-    # obsm: UMAP of the embedding, cells × 2. obs: Leiden cluster of each cell. Both come from one neighbor graph.
+    # obsm: UMAP of the embedding, cells × 2. obs: Leiden cluster of each cell. The UMAP and the clusters come from one
+    # neighbor graph.
     umap = _Key("X_umap_{}")
     leiden = _Key("{}_leiden")
     # layers, or obsm if only some genes are denoised: expected counts, cells × genes. var: True for the denoised genes.
@@ -115,24 +119,25 @@ class SlotNames:
     denoised = _Key("{}_denoised")
     modelled = _Key("{}_modelled")
     denoised_genes = _Key("{}/denoised_genes")
-    # obs, nats: evidence lower bound; importance-weighted bound; the same bound with the density of the cells in latent
-    # space as the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the prior.
+    # obs, nats: evidence lower bound; importance-weighted bound; importance-weighted bound with the density of the
+    # cells in latent space as the prior; expected log-likelihood E_q[log p(x|z)]; KL of a cell's posterior to the
+    # prior.
     elbo = _Key("{}_elbo")
     iwae = _Key("{}_iwae")
     iwae_density = _Key("{}_iwae_density")
     reconstruction = _Key("{}_reconstruction")
     kl = _Key("{}_kl")
-    # obs: how much less likely a cell is than simulated cells of its kind, standard deviations; the p-value, which is
-    # the fraction of simulated cells that are as unlikely as the cell or more unlikely; and the p-value adjusted for
-    # the number of cells by Benjamini and Hochberg's method.
+    # obs: how much less likely a cell is than simulated cells of its kind, in standard deviations. obs: p-value, the
+    # fraction of simulated cells that are at least as unlikely as the cell. obs: p-value adjusted for the number of
+    # cells by Benjamini and Hochberg's method.
     anomaly_score = _Key("{}_anomaly_score")
     anomaly_p = _Key("{}_anomaly_p")
     anomaly_p_adjusted = _Key("{}_anomaly_p_adjusted")
-    # obs: share of held-out cells of a model's training whose states are as rare as a cell's, and whether this share is
-    # so small that the cell has no counterpart in the training.
+    # obs: share of the held-out cells of the training whose states are at least as rare as the state of the cell. obs:
+    # whether the share is so small that the training has no cells with a state like that of the cell.
     counterpart_p = _Key("{}_counterpart_p")
     no_counterpart = _Key("{}_no_counterpart")
-    # obs: off-manifold score of sampled cells, 0 to 1, and the library size at which they were decoded.
+    # obs: off-manifold score of sampled cells, 0 to 1, and the library size at which the sampled cells were decoded.
     off_manifold = _Key("{}_off_manifold")
     library = _Key("{}_library")
     # uns: differential expression between two groups, in the format of scanpy.
@@ -140,9 +145,10 @@ class SlotNames:
     rank_genes_groups_named = _NamedKey("rank_genes_groups_{}_{}")
     # uns: results of a diagnosis, with its sections and verdicts.
     diagnosis = _Key("{}/diagnosis")
-    # obs: predicted label, or "unknown"; probability of the most probable label; labels of the prediction set, joined
-    # by " | "; p-value of belonging to a known type; coarse label and its probability; label, or coarse label where the
-    # label is uncertain. obsm: probability of each label, cells × labels. uns: the labels, in the order of its columns.
+    # obs: predicted label, or "unknown". obs: probability of the most probable label. obs: labels of the prediction
+    # set, joined by " | ". obs: p-value of belonging to a known type. obs: coarse label and its probability. obs:
+    # label, or coarse label for cells whose label is uncertain. obsm: probability of each label, cells × labels. uns:
+    # the labels, in the order of the columns of the probabilities.
     label = _Key("{}_label")
     label_probability = _Key("{}_label_probability")
     label_set = _Key("{}_label_set")
@@ -152,10 +158,10 @@ class SlotNames:
     label_backed_off = _Key("{}_label_backed_off")
     label_probabilities = _Key("{}_label_probabilities")
     label_names = _Key("{}/label_names")
-    # obs: position along a path, 0 to 1, NaN for cells far from it.
+    # obs: position along a path, 0 to 1, NaN for cells far from the path.
     pseudotime = _NamedKey("{}_pseudotime_{}")
-    # obs: Fisher–Rao distance from the root of an ordering, standard deviations of a count; and the most probable end
-    # of a cell, or "uncommitted". obsm: probability of each end (fate) for each cell, cells × ends.
+    # obs: Fisher–Rao distance from the root of an ordering, in standard deviations of a count. obs: the most probable
+    # end of a cell, or "uncommitted". obsm: probability of each end (fate) for each cell, cells × ends.
     root_distance = _NamedKey("{}_distance_{}")
     branch = _NamedKey("{}_branch_{}")
     end_weights = _NamedKey("{}_ends_{}")
@@ -163,7 +169,7 @@ class SlotNames:
     # genes along the path.
     path_genes = _NamedKey("{}_path_{}")
     path_latent = _NamedKey("{}/paths/{}")
-    # uns: results of a sweep over a training option (the name), one array per column.
+    # uns: results of a sweep over one training option, which names the result; one array per column.
     sweep = _NamedKey("{}/sweep/{}")
     # uns: settings of a perturbation prediction; and the accuracy of the prediction, if the true response is known.
     perturbation = _NamedKey("{}/perturbations/{}")
@@ -225,7 +231,7 @@ def _spread(value: Any, kept: np.ndarray) -> Any:
 def _spread_blocks(rows: RowBlocks, kept: np.ndarray) -> Iterator[np.ndarray]:
     start = 0
     for block in rows.blocks:
-        # The segment of all cells that ends with the last cell of this block.
+        # Among all cells, `end` is the position after the last cell of this block.
         end = start + int(np.searchsorted(np.cumsum(kept[start:]), len(block), side="left")) + 1
         whole = np.full((end - start, rows.shape[1]), np.nan, dtype=rows.dtype)
         whole[kept[start:end]] = block

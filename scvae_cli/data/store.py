@@ -43,7 +43,7 @@ class CellStore(Protocol):
 
     @property
     def matrix_names(self) -> list[str]:
-        """The matrices in which counts are searched for: 'layers["counts"]', "X" and "raw", as far as they exist."""
+        """Names of the matrices that may contain counts: those of 'layers["counts"]', "X" and "raw" that exist."""
 
     def obs_column(self, key: str) -> np.ndarray:
         """Read a column of obs as n values; missing values are NaN or None.
@@ -67,13 +67,16 @@ class CellStore(Protocol):
         """Read a dense element of obsm; None if it does not exist."""
 
     def matrix_genes(self, name: str) -> np.ndarray:
-        """Return the gene names of the columns of a matrix; only those of raw may differ from `gene_names`."""
+        """Return the gene names of the columns of a matrix; only the genes of raw may differ from `gene_names`."""
 
     def row_blocks(self, name: str) -> Iterator[sp.csr_matrix]:
         """Read a matrix as consecutive CSR blocks of rows, so that a dense matrix is converted in small parts."""
 
     def existing(self, group: str) -> list[str]:
-        """Return the keys of an AnnData mapping, such as "obs" or "uns/scvae/runs"; none if there is no mapping."""
+        """Return the keys of an AnnData mapping, such as "obs" or "uns/scvae/runs".
+
+        The list is empty if the mapping does not exist.
+        """
 
     def uns_text(self, key: str) -> str | None:
         """Read the string at the path `key` in uns, such as "a/b"; None if there is no string."""
@@ -82,7 +85,7 @@ class CellStore(Protocol):
         """Check before a computation that `write` will be possible; `paths` are the paths of the slots."""
 
     def write(self, slots: Sequence[Slot], *, output: Path | None, force: bool) -> None:
-        """Write results to the store, either all or none."""
+        """Write results to the file or AnnData, either all or none."""
 
 
 def category_labels(column: Any) -> list[str] | None:
@@ -100,7 +103,7 @@ def category_order(column: Any) -> list[str] | None:
 
 
 def refuse_twins(title: str, group: str, keys: Sequence[str], key: str) -> None:
-    """Check that exactly one column is called `key`; raises a DataError otherwise.
+    """Raise a DataError unless exactly one column is called `key`.
 
     `group` is "obs" or "var", and `keys` are the names of all columns of this data frame.
     """

@@ -20,8 +20,8 @@ _SHOWN_VALUES = 20
 def subset_mask(store: CellStore, conditions: Sequence[str]) -> np.ndarray:
     """Return which cells fulfill all conditions, a mask of shape (n,).
 
-    A condition is KEY=VALUE[,VALUE…]. Values are compared like the labels of groups. If the whole text after "=" is a
-    value of the column, its commas belong to the value.
+    A condition is KEY=VALUE[,VALUE…]. Each value is matched to the labels of the column (see `matching`). If the whole
+    text after "=" is a value of the column, the commas in the text belong to the value.
 
     Raises
     ------

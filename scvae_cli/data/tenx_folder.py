@@ -1,7 +1,7 @@
 """Reading a folder of three text files (counts, features, barcodes) written by Cell Ranger, STARsolo and other tools.
 
 scanpy's reader is not used, because it accepts fewer folders. scanpy's reader requires a type for every feature. In the
-format of Cell Ranger 2, it accepts only files that are not gzipped; in later formats, it expects gzipped files.
+format of Cell Ranger 2, scanpy accepts only files that are not gzipped. In later formats, scanpy expects gzipped files.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scvae_cli.data.tenx_text import check_matrix, read_rows
 from scvae_cli.errors import DataError
 
 _MATRIX, _FEATURES, _BARCODES = ("matrix.mtx",), ("features.tsv", "genes.tsv"), ("barcodes.tsv",)
-# Least size of a value in a matrix.mtx: a line such as "1 1 1", or in a dense matrix "1".
+# Smallest number of bytes that a value needs in a matrix.mtx: a line such as "1 1 1", or "1" in a dense matrix.
 _LINE_BYTES = 2
 
 
@@ -73,7 +73,7 @@ def read_tenx_folder(folder: Path) -> AnnData:
 
 
 def _check_widths(lines: list[list[str]], name: str) -> None:
-    """Refuse lines with different numbers of fields: types would be read as missing, or from another field."""
+    """Refuse lines with different numbers of fields, from which the types of features would be read incorrectly."""
     widths = [len(line) for line in lines]
     # If a table has genomic positions (fields 4 to 6), some features may lack a position.
     if len(set(widths)) <= 1 or set(widths) == {3, 6}:

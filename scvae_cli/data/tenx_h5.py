@@ -24,7 +24,7 @@ def read_tenx_h5(path: Path, genome: str | None, *, version_2: bool) -> AnnData:
     Parameters
     ----------
     genome
-        Genome to read; None for the only one, or, in a file of Cell Ranger 3 or later, for all.
+        Genome to read. If None, the only genome is read, or all genomes of a file of Cell Ranger 3 or later.
     version_2
         Whether each genome is a group of the file, with a matrix of its own.
 
@@ -80,9 +80,10 @@ def _check_matrix(group: h5py.Group, *, features: str) -> None:
 
 
 def _refuse_twins(matrix: h5py.Group) -> None:
-    """Refuse parts of a matrix in subgroups, because scanpy would read them instead of the checked parts.
+    """Refuse a matrix with parts in subgroups, because scanpy would read these parts instead of the checked parts.
 
-    Links are followed, as scanpy does. A group with several names is refused, as such groups may be nested without end.
+    Links are followed, as scanpy does. A group with several names is refused, because such a group could contain
+    itself.
     """
     seen, waiting = {matrix}, [matrix]
     while waiting:

@@ -1,7 +1,7 @@
 """Reading the three text files of a 10x mtx folder; the header of the matrix limits how much of each file is read.
 
-Without this limit, a few bytes of a gzipped file may become gigabytes. A broken download often ends in zeros, and
-scipy's reader of matrices crashes on zeros.
+Without a limit, a few bytes of a gzipped file may become gigabytes. A broken download often ends in zeros, and scipy's
+reader of matrices crashes on zeros.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import io
 from pathlib import Path
 
 _BLOCK_BYTES = 1 << 20
-# Longest line: names have tens of characters, and a value of a matrix has fewer.
+# Largest number of bytes in a line. Names have tens of characters, and values of a matrix have fewer.
 _LONGEST_LINE = 1 << 12
-# Empty lines that a table may have.
+# Largest number of empty lines in a table.
 _EMPTY_LINES = 100
 
 
@@ -25,15 +25,15 @@ def open_text(path: Path) -> io.BufferedIOBase:
 def check_matrix(matrix: Path) -> tuple[int, int, int]:
     """Return the numbers of rows, columns and values that the header of a matrix.mtx declares.
 
-    Raises a ValueError if the header is not in the first MiB, the file has NUL bytes, or it is longer than its header
-    allows.
+    Raises a ValueError if the header is not in the first MiB, if the file has NUL bytes, or if the file is longer than
+    its header allows.
     """
     from scipy.io import mminfo
 
     with open_text(matrix) as file:
         head = file.read(_BLOCK_BYTES)
         _refuse_nul(head, matrix)
-        # A line that is cut off would be read as smaller numbers.
+        # If the last line were cut off, its numbers would be read as smaller numbers.
         whole = head[: head.rfind(b"\n") + 1] if len(head) == _BLOCK_BYTES else head
         n_rows, n_columns, n_values = mminfo(io.BytesIO(whole))[:3]
         left = n_values * _LONGEST_LINE

@@ -23,7 +23,7 @@ def most_variable(
 ) -> np.ndarray:
     """Choose the `n_top` most variable of the genes `columns`, and return them in their original order.
 
-    Only the cells with the indices `cells` are used. `batch` has the name of the batch of each of these cells. If
+    Only the cells with the indices `cells` are used. `batch` has the name of the batch of each cell in `cells`. If
     `batch` is given, genes are ranked within each batch, and the genes with the best median ranks are chosen. Raises a
     DataError if the cells are too few or too sparse.
     """
@@ -33,7 +33,8 @@ def most_variable(
         found = (_standardized_variance(matrix, group, columns) for group in groups)
         return [variance_g for variance_g in found if variance_g is not None]
 
-    # Batches with too few or too sparse cells are ignored. If all are ignored, all cells are treated as one batch.
+    # Batches with too few or too sparse cells are ignored. If all batches are ignored, all cells are treated as one
+    # batch.
     variance_per_batch = variances(groups) or variances([cells])
     if not variance_per_batch:
         raise DataError(
@@ -44,7 +45,7 @@ def most_variable(
     # Rank of each gene, 0 for the most variable.
     rank_bg = np.argsort(np.argsort(-spread_bg, axis=1), axis=1).astype(np.float32)
     rank_bg[rank_bg >= n_top] = np.nan
-    median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy leaves it untyped
+    median_g = np.ma.median(np.ma.masked_invalid(rank_bg), axis=0)  # type: ignore[no-untyped-call]  # numpy does not annotate it
     n_batches_g = (~np.isnan(rank_bg)).sum(0)
     # Sort by median rank, and then by the number of batches. Genes that are top genes in no batch come last.
     order = np.lexsort((-n_batches_g, median_g.filled(np.nan)))
@@ -63,7 +64,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     n, n_genes = len(cells), matrix.shape[1]
     sum_g, square_g = np.zeros(n_genes), np.zeros(n_genes)
     for block in cell_blocks(matrix, cells):
-        # The order of these sums does not matter, because their terms are whole numbers.
+        # Sums of whole numbers do not depend on the order of the terms.
         sum_g += np.bincount(block.indices, block.data, n_genes)
         square_g += np.bincount(block.indices, np.square(block.data), n_genes)
     mean_g = sum_g[columns] / n
@@ -77,7 +78,7 @@ def _standardized_variance(matrix: sp.csr_matrix, cells: np.ndarray, columns: np
     fit = loess(np.log10(mean_g[varies]), np.log10(var_g[varies]), span=_SPAN, degree=2)
     try:
         fit.fit()
-    except ValueError:  # too few different means
+    except ValueError:  # there are too few different means
         return None
     log_var_g[varies] = fit.outputs.fitted_values
     sd_g = np.sqrt(10**log_var_g)

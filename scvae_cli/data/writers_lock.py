@@ -1,9 +1,9 @@
-"""One writer at a time: a lock beside the file or folder that is written, or that a training will write.
+"""One writer at a time: a lock next to the file or folder that is written, or that a training will write.
 
 The lock is a file next to the target, on which the writer holds an advisory lock of the operating system (flock). The
-system releases the lock when the process ends, even if the process is killed. The lock also works between containers
-that share a folder, where process ids and host names may coincide. The lock file is removed after the write. If a
-killed process left a lock file behind, the next writer uses this file.
+operating system releases the lock when the process ends, even if the process is killed. The lock also works between
+containers that share a folder, where process ids and host names may coincide. The lock file is removed after the write.
+If a killed process left a lock file behind, the next writer uses this file.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _SILENT_SECONDS = 2.0
 _PAUSE_SECONDS = 0.02
 # Errors of file systems that have no locks, such as some network file systems.
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EBADF)
-# Names of files may have 255 bytes; longer ones than this are shortened in the names of locks and temporary files.
+# File names of more than this number of bytes are shortened in the names of lock files and temporary files, because a
+# file name may have at most 255 bytes.
 _LONGEST = 180
 
 
@@ -35,17 +36,17 @@ _LONGEST = 180
 def only_writer(
     target: Path, *, wait: float | None = None, error: type[ScvaeError] = DataError, work: str = "writing"
 ) -> Iterator[bool]:
-    """Context manager in whose block no other scvae writes `target`.
+    """Context manager in whose block no other process of scvae writes `target`.
 
     The context manager yields True, or False if the file system has no locks. If another process is writing, scvae
-    waits for it, at most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has a
+    waits for at most `wait` seconds (WAIT_SECONDS by default). A signal ends the waiting. Each kind of `work` has a
     lock of its own, and the error message names the work.
 
     Raises
     ------
     ScvaeError
-        If another process holds the lock for longer, or the path of the lock file is not a file. The
-        class of the error is `error`.
+        If another process holds the lock for more than `wait` seconds, or if the path of the lock file is not a file.
+        The class of the error is `error`.
     OSError
         If the lock file cannot be created.
     """
@@ -64,7 +65,7 @@ def only_writer(
 
 
 def stem(target: Path) -> str:
-    """Return the name of a file, for the names of its lock and of its temporary files; long names are shortened."""
+    """Return the name of a file, shortened if it is long, for the names of the lock file and temporary files."""
     name = os.fsencode(target.name)
     if len(name) <= _LONGEST:
         return target.name
@@ -113,7 +114,10 @@ def _lock(path: Path, target: Path, wait: float, error: type[ScvaeError], work: 
 
 
 def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
-    """Open the lock file, or create it. A link or anything else with its name is neither followed nor changed."""
+    """Open the lock file, or create it.
+
+    A link or a folder with the name of the lock file is neither followed nor changed.
+    """
     flags = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     while True:
         try:
@@ -124,8 +128,8 @@ def _open(path: Path, target: Path, error: type[ScvaeError]) -> int:
         except FileNotFoundError:
             with contextlib.suppress(FileExistsError):
                 descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | flags, 0o644)
-                # With these permissions, other users of the folder can lock the file too; the umask does not change
-                # this.
+                # With the permissions 0o644, other users of the folder can lock the file too. `fchmod` sets permissions
+                # regardless of the umask.
                 os.fchmod(descriptor, 0o644)
                 return descriptor
             continue

@@ -27,10 +27,10 @@ def draw_zinb(
     """Draw zero-inflated negative binomial (NB) counts x from their exact distribution, n × g, float32.
 
     One uniform number u in [0, 1) is drawn for each count. If u/(1 − π) ≥ 1, the count is a zero from zero inflation;
-    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, every count with u ≥ (1 − π)μ can be set
-    to zero at once. In sparse data, most counts are set to zero in this way. If μ is small, each other count is drawn
-    by inversion: x is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each other count is drawn
-    from a Poisson distribution with a gamma-distributed mean.
+    otherwise u/(1 − π) is again uniform in [0, 1). Since P(x > 0) ≤ (1 − π)μ, every count with u ≥ (1 − π)μ is set to
+    zero at once, which in sparse data applies to most counts. If μ is small, each remaining count is drawn by
+    inversion: x is the number of integers k ≥ 0 with u/(1 − π) < P(NB > k). If μ is large, each remaining count is
+    drawn from a Poisson distribution with a gamma-distributed mean.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def draw_zinb(
     maybe = np.flatnonzero(coarse_ng < bound_ng)
     row, gene = np.divmod(maybe.astype(np.int32) if mu_ng.size < 2**31 else maybe, n_genes)
     mu = mu_ng.ravel()[maybe].astype(np.float64)
-    # The float32 uniform lies on a grid of 2⁻²⁴; adding a second one fills the gaps down to 2⁻⁷⁷.
+    # The float32 uniform numbers lie on a grid of 2⁻²⁴; adding second uniform numbers fills the gaps down to 2⁻⁷⁷.
     u = coarse_ng.ravel()[maybe] + rng.random(maybe.size) * 2.0**-24
     u /= keep[gene] if keep.ndim == 1 else keep.ravel()[maybe]
     theta = np.asarray(theta_g, np.float64)[gene]
