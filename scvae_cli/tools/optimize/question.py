@@ -35,7 +35,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         self.shown = _renamed(self.by_id, lambda ids: tuple(genes.shown(ids)))
         self.groups_n = None if options.groupby is None else self.session.labels(options.groupby)
         label = options.from_cell or options.group
-        assert label is not None, "the options check this"
+        assert label is not None, "OptimizeOptions.check requires a start"
         groupby = None if options.from_cell is not None else options.groupby
         [self.start] = self.session.populations([label], groupby=groupby)
 
@@ -83,7 +83,8 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
     def text(self, result: Optimization, facts: dict[str, Any]) -> str:
         lines = [
             f"{facts['start']} → {self.shown.target}: {amount(facts['n_steps'], 'step')}, length {facts['length']:.1f} "
-            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to it",
+            f"{self.session.distance_unit}; {facts['n_cells_on_path']:,} of {facts['n_cells']:,} cells belong to the "
+            "trajectory",
             f"score {facts['score_start']:.2f} → {facts['score_end']:.2f}; best cell {facts['best_score']:.2f}; "
             f"{facts['share_below']:.1%} of the cells have a lower score than the end",
             f"ends at {_ENDS[facts['stopped']]}",
@@ -98,7 +99,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         lines = [f"starts at {first.cell}{typical}"]
         if result.through_cells:
             lines.append(
-                f"the gradient alone ends at a score of {first.end:.2f}, so the trajectory leads through cells to a "
+                f"gradient ascent alone ends at a score of {first.end:.2f}, so the trajectory leads through cells to a "
                 "higher maximum"
             )
         if others:
