@@ -185,9 +185,11 @@ def accepted(
 ) -> tuple[Tensor, np.ndarray | None, np.ndarray, int]:
     """Draw until n positions are accepted; with `avoid_holes`, draws in holes are rejected.
 
-    Returns ------- Positions, shape (n, k); indices of the real cells from which the positions are drawn, shape (n,);
-    off-manifold scores of the positions, shape (n,); and the number of draws made. The indices are None if the
-    positions are not drawn from real cells.
+    Returns
+    -------
+    Positions, shape (n, k); indices of the real cells from which the positions are drawn, shape (n,); off-manifold
+    scores of the positions, shape (n,); and the number of draws made. The indices are None if the positions are not
+    drawn from real cells.
 
     Raises
     ------
