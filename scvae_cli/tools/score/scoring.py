@@ -32,13 +32,13 @@ _FIT_SAMPLES = 25
 
 @torch.inference_mode()
 def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Progress = silent) -> Scores:
-    """Score cells.
+    """Compute bounds on the log-likelihood of each cell, and p-values for cells that fit the model badly.
 
     The importance-weighted bound from S posterior samples z_s of a cell is
 
         log p̂(x) = logsumexp_s[log p(x|z_s) + log p(z_s) − log q(z_s|x)] − log S.
 
-    p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
+    In this formula, p(z) is the prior for `iwae`, and the latent density of the training cells for `iwae_density`.
 
     The fit of a cell has two parts: E_q[log p(x|z)], how well the decoder explains the counts of the cell, and
     −KL(q ‖ density), how common the latent position of the cell is. `scvae_cli.tools.score.anomalies` compares both
@@ -49,8 +49,8 @@ def score(model: Model, counts: Counts, options: ScoreOptions, *, progress: Prog
     model, counts
         Model, and n cells with the model's genes, and with batches if the model has them.
     options
-        S is `options.n_samples`. Equally many cells are simulated in every batch. The library sizes of the simulated
-        cells are drawn from the cells of the same batch.
+        The number S of posterior samples is `options.n_samples`. Equally many cells are simulated in every batch. The
+        library sizes of the simulated cells are drawn from the cells of the same batch.
 
     Raises
     ------
