@@ -1,4 +1,4 @@
-"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints after it."""
+"""Implementation of `sweep` for the command line and for Python, and the text that the command line prints."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sweep_and_write(request: Request, shell: Shell) -> Outcome:
     Raises
     ------
     ScvaeError
-        Before any training, if data or options cannot be used, or if a result could not be written.
+        If data or options cannot be used, or if a result could not be written; the error is raised before any training.
     """
     options: SweepOptions = request.options
     run, names = options.training, SlotNames(key_added=options.key_added)
