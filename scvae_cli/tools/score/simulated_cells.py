@@ -34,7 +34,7 @@ def simulate_cells(model: Model, library_n: np.ndarray, batch_n: np.ndarray | No
         output = model.vae.decode(z_nk[rows].to(model.device), batch)
         library = torch.as_tensor(library_n[rows], dtype=torch.float32).to(model.device)
         if model.of_counts:
-            # Zero inflation removes counts. The decoder gets a larger library size, so that the given size remains after
+            # Zero inflation removes counts. The library size is therefore raised, so that the given size remains after
             # zero inflation.
             library = library / output.mean_ng(torch.ones_like(library), with_zero_inflation=True).sum(1)
         blocks.append(sp.csr_matrix(output.draw(library, rng)))
