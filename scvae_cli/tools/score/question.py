@@ -47,7 +47,7 @@ class Score(Question[ScoreOptions, Scores]):
             "simulated": len(result.simulated_score),
         }
 
-    def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002 # the text needs only the facts
+    def text(self, result: Scores, facts: dict[str, Any]) -> str:  # noqa: ARG002  # the text needs only the facts
         lines = [
             f"scored {amount(facts['n_cells'], 'cell')}; means in nats per cell:",
             f"  ELBO {facts['mean_elbo']:.2f} (reconstruction {facts['mean_reconstruction']:.2f}, KL "
