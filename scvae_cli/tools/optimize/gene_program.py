@@ -1,4 +1,4 @@
-"""The score that a trajectory increases: a gene program, or any differentiable function of decoded values.
+"""The score along a trajectory: that of a gene program, or any differentiable function of decoded values.
 
 A gene program consists of genes to increase and genes to decrease. The decoded values of each gene are standardized:
 the mean over the cells is subtracted, and the difference is divided by the standard deviation over the cells. The score
@@ -24,8 +24,8 @@ from scvae_cli.latent.posteriors import BLOCK_CELLS
 from scvae_cli.model.bundle import Model
 from scvae_cli.tools.optimize.options import OptimizeOptions
 
-# Smaller standard deviations of a gene over the cells are replaced by this value, in standard deviations of a count.
-# Otherwise, a gene with nearly equal decoded values in all cells could dominate the score.
+# The standard deviation of a gene's decoded values over the cells is raised to at least this value, in units of the
+# noise of a count. Otherwise, a gene with nearly equal decoded values in all cells could dominate the score.
 _LEAST_SD = 1e-3
 
 

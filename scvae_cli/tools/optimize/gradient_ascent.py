@@ -110,8 +110,8 @@ def ascend(
             break
         added = length(z_k, moved)
         if total + added >= max_length:
-            # The last step is shortened to the maximum length. Its score still increases if the score is nearly linear
-            # along the step.
+            # The last step is shortened to the maximum length. The score increases along the shortened step if the
+            # score is nearly linear there.
             z_k = z_k + (max_length - total) / added * (moved - z_k)
             points.append(z_k)
             values.append(_with_slope(score, z_k)[0])

@@ -58,14 +58,14 @@ def optimize(
     target: str,
     groups_n: np.ndarray | None,
 ) -> Optimization:
-    """Increase the score of a gene program from a population or a cell, and decode every step.
+    """Find a trajectory from a population or a cell along which the score of a gene program increases, and decode it.
 
-    Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of this path,
-    gradient ascent is repeated from other cells of the population that are far from each other, `options.n_starts`
-    cells in all. Unless the trajectory is unconstrained, gradient ascent also starts at the cell of the region with the
-    highest score. If gradient ascent from another cell ends at a higher maximum, the result is a path from the typical
-    cell across a saddle point to the highest maximum within the maximum length. The trajectory always starts at the
-    typical cell.
+    Gradient ascent starts at a typical cell of the population. If a cell has a higher score than the end of the path
+    from the typical cell, gradient ascent is repeated from other cells of the population that are far from each other,
+    `options.n_starts` cells in all. Unless the trajectory is unconstrained, gradient ascent also starts at the cell of
+    the region with the highest score. If gradient ascent from another cell ends at a higher maximum, the result is a
+    path from the typical cell across a saddle point to the highest maximum that a path of at most the maximum length
+    reaches. The trajectory always starts at the typical cell.
 
     Parameters
     ----------

@@ -24,7 +24,7 @@ _ENDS = {
 
 
 class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
-    """Optimize a trajectory toward a gene program."""
+    """Find a trajectory along which the score of a gene program increases."""
 
     def prepare(self) -> None:
         options = self.options
@@ -93,7 +93,7 @@ class Optimize(AlongTrajectory[OptimizeOptions, Optimization]):
         return "\n".join([*lines, *self.shared_lines(result.trajectory, facts)])
 
     def _starts(self, result: Optimization) -> list[str]:
-        """Say at which cell the trajectory starts, and where other starts lead."""
+        """Say at which cell the trajectory starts, and which scores gradient ascent from other cells reaches."""
         first, *others = result.starts
         typical = "" if self.options.from_cell is not None else f", a typical cell of {self.start.label}"
         lines = [f"starts at {first.cell}{typical}"]
@@ -112,6 +112,6 @@ def _listed(starts: Sequence[Start]) -> str:
 
 
 def _renamed(options: OptimizeOptions, rename: Callable[[tuple[str, ...]], tuple[str, ...]]) -> OptimizeOptions:
-    """Rename the genes of a program."""
+    """Rename the genes of a gene program."""
     toward = options.toward if callable(options.toward) else rename(options.toward)
     return replace(options, toward=toward, away=rename(options.away))

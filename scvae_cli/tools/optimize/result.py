@@ -45,7 +45,7 @@ class Optimization:
     share_below
         Fraction of the cells whose score is lower than the score of the last step.
     stopped
-        Why the trajectory ends: "maximum", "max_length" or "max_steps" (`Ascent.stopped`).
+        Why the trajectory ends: "maximum", "max_length" or "max_steps" (see `Ascent`).
     through_cells
         Whether gradient ascent from the start ended at a lower maximum, so that the trajectory leads through cells to a
         higher one.
@@ -112,7 +112,7 @@ class Optimization:
         return texts
 
     def slots(self, names: SlotNames, file_genes: np.ndarray) -> list[Slot]:
-        """List the slots of the data to which the trajectory is written. The scores are added to the slot in uns."""
+        """List the slots of the data to which the trajectory is written. The slot in uns also contains the scores."""
         sides = {"toward": self.toward, "away": self.away}
         facts: dict[str, Any] = {side: np.asarray(genes, dtype=object) for side, genes in sides.items() if genes}
         facts |= {"score": self.score_t, "best_score": self.best_score, "best_cell": self.best_cell}

@@ -1,11 +1,11 @@
-"""Paths between two latent positions, across a saddle point of the density, where it stays as high as possible.
+"""Paths between two latent positions along which the density stays as high as possible, across a saddle point.
 
 If two regions with cells are connected only by a narrow bridge, gradient ascent rarely finds the path from one region
-to the other. A path between two given positions is therefore constructed. The neighbor graph of the cells yields a
-first path, whose lowest density is as high as possible (a bottleneck path). The string method (E, Ren & Vanden-Eijnden
-2007, doi:10.1063/1.2720838) then moves the points of the path to higher densities, perpendicular to the path, until the
-density is high enough at all points. If the maximum number of iterations is reached, the result is the path whose
-lowest density is highest.
+to the other. Instead of gradient ascent, a path between two given positions is therefore constructed. The neighbor
+graph of the cells yields a first path, whose lowest density is as high as possible (a bottleneck path). The string
+method (E, Ren & Vanden-Eijnden 2007, doi:10.1063/1.2720838) then moves the points of the path to higher densities,
+perpendicular to the path, until the density is high enough at all points. If the maximum number of iterations is
+reached, the result is the path whose lowest density is highest.
 
 Shapes: t points of the path, k latent dimensions, e edges, m nodes.
 """

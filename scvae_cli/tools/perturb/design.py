@@ -6,12 +6,12 @@ single perturbation has one term: the change under the perturbation in the other
 
 For a combination B+C that other groups have undergone, the prediction is the mean of two estimates. The first estimate
 is the change of the other groups under B+C. The second estimate is the sum of the target's own change under B, the
-target's own change under C, and the interaction of B and C in the other groups. The interaction is the change of these
-groups under B+C minus their changes under B and under C. The first estimate is more certain; the second estimate is
-specific to the target. Only the first estimate is used if the target has not undergone both B and C, or if no other
-group has undergone all of B, C and B+C. For a combination B+C that no other group has undergone, the changes under B
-and under C are added. The change under B is the target's own change if the target has undergone B, and otherwise the
-change of the other groups.
+target's own change under C, and the interaction of B and C in the other groups. The interaction of B and C in a group
+is its change under B+C minus its changes under B and under C. The first estimate, from the other groups, is more
+certain; the second estimate is specific to the target group. Only the change of the other groups under B+C is used if
+the target has not undergone both B and C, or if no other group has undergone all of B, C and B+C. For a combination B+C
+that no other group has undergone, the changes under B and under C are added. The change under B is the target's own
+change if the target has undergone B, and otherwise the change of the other groups.
 
 A label names a combination by its parts, joined by plus signs: B+C. Neither the order of the parts nor spaces around
 the parts matter: cells labeled B+C and C + B have the same perturbation. The control label, such as ctrl, does not
@@ -162,9 +162,9 @@ def design(
     Parameters
     ----------
     group, control, treated
-        Target group, control label and label of the perturbation, as the user wrote them; `scvae_cli.data.labels` says
-        how they are compared with the labels of the data. The treated label is split into parts at its plus signs, and
-        the parts may be in any order.
+        Target group, control label and label of the perturbation, as the user wrote them. `scvae_cli.data.labels` says
+        how labels from the user are compared with labels of the data. The treated label is split into parts at its plus
+        signs, and the parts may be in any order.
     group_n, label_n, perturbation_key
         Group and label of every cell, each a string or None, shape (n,); and name of the obs column with the labels.
 
@@ -233,7 +233,7 @@ def _resolved(
             f"--treated and --control are both {control!r}"
             if str(treated) == str(control)
             else f"--treated {treated!r} and --control {control!r} are the same label",
-            "a perturbation compares two labels",
+            "choose different labels for treated and control cells",
         )
     if start is None:
         raise DataError(f"no cells with obs[{key!r}] == {control!r}", f"labels: {listed}")

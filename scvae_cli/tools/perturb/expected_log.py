@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 TARGET_SUM = 1e4
-# Counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over their
-# logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard deviations on
-# both sides of the mean. The upper limit of the integral is raised by `_BEYOND` times the ratio of variance to mean,
-# because gamma distributions have long upper tails. The relative error of the result is at most 2 in 10,000.
+# The terms of counts below `_COUNTS` are summed one by one. The sum over larger counts is replaced by an integral over
+# their logarithm (Gauss–Legendre quadrature with `_POINTS` points). The integral spans `_DEVIATIONS` standard
+# deviations on both sides of the mean. The upper limit of the integral is raised by `_BEYOND` times the ratio of
+# variance to mean, because gamma distributions have long upper tails. The relative error of the result is at most 2 in
+# 10,000.
 _COUNTS, _POINTS, _DEVIATIONS, _BEYOND = 32, 20, 4.5, 7.0
 # If the probability of all counts of `_COUNTS` or more is below this share of the sum over smaller counts, log(1 + s·x)
 # of these counts is replaced by its value at x = `_COUNTS`.

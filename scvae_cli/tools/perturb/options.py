@@ -52,7 +52,8 @@ class PerturbOptions(Reading, Drawing, WritingNewCells):
             )
         if self.treated == self.control:
             raise ConfigError(
-                f"--treated and --control are both {self.control!r}", "a perturbation compares two labels"
+                f"--treated and --control are both {self.control!r}",
+                "choose different labels for treated and control cells",
             )
 
 
@@ -70,8 +71,8 @@ PERTURB = Verb(
     First, a permutation test shows whether the perturbation changes the expression of any gene in the other groups. If
     the test detects no change, the prediction is no change.
 
-    As a check, the response of every group with treated cells is predicted, too. The correlation of predicted and
-    observed changes is printed, and how much the size of the changes is underestimated. Two simple predictions are
+    As a check, the response of every group with treated cells is predicted, too. The command prints how well predicted
+    and observed changes correlate, and whether the size of the changes is underestimated. Two simple predictions are
     judged for comparison: the mean change of the other groups and, for combinations, the sum of the changes under the
     single perturbations.""",
     example="scvae perturb data.h5ad --perturbation-key condition --control ctrl --treated stim --groupby cell_type "

@@ -2,11 +2,11 @@
 
 The target is the group whose response is predicted; source groups are the groups from which the response is learned. A
 control cell of the target shifts in latent space (`latent_shift.py`). The decoder gives the log ratio of each gene's
-expression rate after the shift to the rate before. Because a decoder smooths, the decoded log ratio is mixed with the
-mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in the source
-groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are left out. The
-mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled so that their
-mean over the control cells equals the observed mean. For real numbers, differences replace log ratios.
+expression rate after the shift to the rate before. A decoder predicts smoothed changes, so the decoded log ratio is
+mixed with the mean shift. The mean shift is the mean log ratio of treated to control expression that was observed in
+the source groups. The share of the mean shift in the mixture is chosen by predicting groups whose treated cells are
+left out. The mixed log ratio is applied to the target's own expression profile: the decoded rates of each gene, scaled
+so that their mean over the control cells equals the observed mean. For real numbers, differences replace log ratios.
 
 Models underestimate the change of cells that they were not trained on. If models were trained without the treated cells
 of each group, the mixed log ratio is multiplied by the scale with which these models predict the left-out cells best.
@@ -266,7 +266,7 @@ class Predictor:
         return (low_g + high_g) / 2
 
     def _shift_of(self, design: Design, term: Term) -> np.ndarray:
-        """Compute the observed shift of one term, shape (g,).
+        """Compute the observed mean shift of one term of the predicted change, shape (g,).
 
         For a term of the target alone, the shift of the target is pooled with the shifts of the other groups. For any
         other term, the result is the mean over the groups of the term, with more weight on groups near the target.

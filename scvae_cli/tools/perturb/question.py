@@ -40,7 +40,7 @@ _HEADINGS = {"log2_fold_change": "log2 fold", "change": "change"} | _BASELINES |
 
 
 class Perturb(NewCellsQuestion[PerturbOptions, Perturbation]):
-    """Predict the response of a group."""
+    """Predict the response of a group to a perturbation."""
 
     needs_file: ClassVar[bool] = False
     doing: ClassVar[str] = "Predicting"

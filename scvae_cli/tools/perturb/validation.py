@@ -25,8 +25,8 @@ from scvae_cli.training.fit import Finished, FitEvent, fit, last_event
 
 # If the result of `relative_agreement` is below this limit, the prediction is the mean shift alone.
 LEAST_AGREEMENT = 0.75
-# Shares of the mean shift to choose from. A model looks too accurate on cells that it was trained on, so the share is
-# at least one half unless the models are trained without the treated cells.
+# Shares of the mean shift among which a recipe is chosen. A model looks too accurate on cells that it was trained on,
+# so the share is at least one half unless the models are trained without the treated cells.
 SHARES, LEAST_SHARE_IF_SEEN = (0.5, 0.25, 0.75, 0.0, 1.0), 0.5
 # Smallest and largest scale of a prediction.
 _SCALES = (0.5, 2.0)
@@ -50,8 +50,7 @@ def candidates(method: str, *, held_out: bool, only_own_parts: bool = False) -> 
 class Trial:
     """A group whose response was observed, and a predictor that does not learn from its treated cells.
 
-    The change is learned without the treated cells of the group. `held_out` says whether the model was also trained
-    without the treated cells of the group.
+    `held_out` says whether the model was also trained without the treated cells of the group.
     """
 
     predictor: Predictor
@@ -114,7 +113,7 @@ def retrained_trials(
     Raises
     ------
     DataError
-        If the model has batches and the data has none. Also raises the errors of `fit`.
+        If the model has batches and the data has no batches. Also raises the errors of `fit`.
     """
     if model.conditioned and counts.batch is None and counts.covariates is None:
         data = model.config.data

@@ -117,7 +117,7 @@ def _stopped(steps: sp.csr_matrix, stop_me: np.ndarray) -> np.ndarray:
     before = LinearOperator((m, m), triangle.solve)
     solved_me = np.zeros_like(stop_me)
     for e in range(stop_me.shape[1]):
-        # The second solution corrects the error of the first solution.
+        # The second solution of the linear system corrects the error of the first solution.
         for _ in range(2):
             rest_m = stop_me[:, e] - system @ solved_me[:, e]
             correction_m, unsolved = gmres(system, rest_m, M=before, atol=1e-14, restart=50, maxiter=200)

@@ -67,7 +67,7 @@ def pseudotime_figure(
     xy_n2, axes_names
         Positions of the cells in a plane, and the names of its axes.
     groups_n
-        Group of each cell, None for a cell without a group; None without groups.
+        Group of each cell, None for a cell without a group. `groups_n` is None if there are no groups.
     genes, count_nc
         Names of the genes whose means along the order are drawn, and their counts in the cells at the same library
         size, or their values in a model of real numbers.

@@ -58,8 +58,8 @@ def pseudotime(
     """Order cells by their distance from a root, and compute the probability of each end.
 
     The core of a population consists of the cells whose neighbors mostly belong to the same population. A population is
-    represented by a tenth of the core. The root is represented by the tenth of its core that is farthest from the ends.
-    Without ends, the root is represented by the tenth that is farthest from the cells outside the root.
+    represented by a tenth of its core. The root is represented by the tenth of its core that is farthest from the ends.
+    Without ends, the root is represented by the tenth of its core that is farthest from the cells outside the root.
 
     Parameters
     ----------

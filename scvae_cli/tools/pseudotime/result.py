@@ -32,8 +32,9 @@ class Pseudotime:
         Order of the cells from 0 to 1, shape (n,): the length of the shortest path from the root in diffusion
         coordinates of expression space, divided by the largest length.
     distance_n
-        Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit is the standard deviation
-        of a single count around its expected value; for real numbers, it is the standard deviation of the noise.
+        Mean length of the shortest paths from the cells in `root_cells`, shape (n,). One unit of distance is the
+        standard deviation of a single count around its expected value; for real numbers, it is the standard deviation
+        of the noise.
     probability_ne
         Probability that a cell develops into each end, shape (n, e); rows sum to 1.
     branch_n

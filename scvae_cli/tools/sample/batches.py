@@ -29,8 +29,8 @@ class NewBatches:
         Name of each cell's batch, or combination of categories; None for a model without batches.
     decoded_n
         Batch of each cell in the form that the decoder takes: the index of the batch, shape (n,). With several
-        covariates, it is the cell's row of the design matrix, shape (n, r). None for a model without batches and
-        continuous keys.
+        covariates, `decoded_n` contains the cell's row of the design matrix, shape (n, r). `decoded_n` is None for a
+        model without batches and continuous keys.
     columns
         Category or value of each cell, by column of obs.
     """

@@ -49,7 +49,7 @@ class Sampled:
     ----------
     source, scores
         Where the latent positions come from: "prior", "density" or "group"; and scores that compare the prior with the
-        density. The density is the mixture fitted to the training cells. The scores are None for a group.
+        density. The density is the mixture fitted to the training cells. The scores are None if a group was sampled.
     group
         Column of obs that names groups, and label of the group that was sampled; None without a group.
     z_nk

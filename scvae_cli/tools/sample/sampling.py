@@ -2,8 +2,8 @@
 
 Latent positions are drawn from one of three sources: the prior, a density fitted to the training cells, or a group of
 real cells. A hole is a region of latent space where no cells were observed. The off-manifold score of a position is the
-share of the held-out cells' posterior samples that lie at a higher density. A position with a score above 0.95 lies in
-a hole.
+share of the held-out cells' posterior samples that lie at a higher density. A position with an off-manifold score above
+0.95 lies in a hole.
 
 A group is sampled from its own cells, because the density describes small groups badly. A cell of the group is picked
 at random, and a position is drawn from the posterior of that cell. The positions of a group are therefore draws from
@@ -76,9 +76,9 @@ def sample(
     Parameters
     ----------
     model, counts
-        The model that decodes, and c real cells with the genes of the model. The real cells are used to choose the
-        source. The real cells also provide the library sizes of the new cells, and the posteriors from which a group is
-        sampled. `counts.batch` may be None.
+        The model that decodes, and c real cells with the genes of the model. The real cells are used to choose between
+        the prior and the fitted density. The real cells also provide the library sizes of the new cells, and the
+        posteriors from which a group is sampled. `counts.batch` may be None.
     options
         `n` must be given. `source` "auto" takes the prior or the fitted density, whichever makes held-out cells more
         likely. `library` "observed" takes the library size of a real cell near each new cell; this real cell is of the

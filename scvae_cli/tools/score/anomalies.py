@@ -3,8 +3,8 @@
 A cell can fit the model badly in two ways: the decoder explains its counts badly, or few training cells lie near its
 latent position. A lower bound on log p(x) is the sum of two terms: E_q[log p(x|z)] for the counts, and −KL(q ‖ density)
 for the latent position. In these terms, q is the posterior of the cell, and the density is that of the training cells
-in latent space. The two terms are evaluated separately. In their sum, the term of the counts, which varies by tens of
-nats between cells by chance, would hide the term of the position.
+in latent space. The two terms are evaluated separately. In the sum of the two terms, the term of the counts would hide
+the term of the position, because it varies by tens of nats between cells by chance.
 
 How well the decoder explains the counts of a cell depends on the library size and on the cell's state: cells with few
 counts, and cells of a type that expresses few genes, are easier to explain. Cells are therefore not compared with all

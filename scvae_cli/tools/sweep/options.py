@@ -17,7 +17,7 @@ BETAS, DIMENSIONS = "0.1,0.3,1,3,10", "2,5,10,20,40"
 
 
 def _numbers(flag: str, text: str) -> tuple[float, ...]:
-    """Read the numbers of a list.
+    """Read a list of numbers that are separated by commas.
 
     >>> _numbers("--beta", "0.1, 1,10")
     (0.1, 1.0, 10.0)

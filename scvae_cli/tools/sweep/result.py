@@ -87,7 +87,7 @@ class Sweep:
         suggested if its run is as good as the best run. Otherwise, the suggestion is the largest β, or the smallest
         number of dimensions, whose run is as good as the best run.
     default
-        The default of the varied option for these cells.
+        The default of the varied option for the number of training cells.
     criterion
         Criterion by which runs are compared: "thinning" (prediction of withheld molecules) or "bound"
         (importance-weighted bound of held-out cells).
@@ -166,7 +166,7 @@ class Sweep:
 def compare(
     loss_rn: np.ndarray, *, prefer_last: bool, noise: float = 0.0, default: int | None = None
 ) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Compare runs cell by cell.
+    """Compare the losses of runs, paired by cell.
 
     Parameters
     ----------

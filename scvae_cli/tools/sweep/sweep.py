@@ -67,7 +67,7 @@ def sweep(
     follow: Callable[[Training, Iterator[FitEvent]], FitEvent | None] = last_event,
     on_model: Callable[[float, Model], None] = lambda _value, _model: None,
 ) -> Sweep:
-    """Train with every value, and suggest one of the values.
+    """Train a model with every value of the varied option, and suggest one of the values.
 
     If β is varied, the largest β is trained first, and each later run starts from the weights of the previous run. If
     the number of latent dimensions is varied, every run starts from random weights.
@@ -201,7 +201,7 @@ def _put_together(
 
 
 def _default(options: SweepOptions, run: _Evaluated) -> float:
-    """Return the default of the varied option for these cells."""
+    """Return the default of the varied option for the number of training cells."""
     if options.varied == "beta":
         return RunConfig().train.beta
     unset = replace(run.config, model=replace(run.config.model, n_latent=None))

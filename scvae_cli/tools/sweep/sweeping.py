@@ -171,7 +171,7 @@ def _text(result: Sweep) -> str:
 
 
 def _suggestion(result: Sweep) -> list[str]:
-    """Return one recommendation, and the reason for it."""
+    """Return the suggested value, and the reason for the suggestion."""
     task = "predicting withheld molecules" if result.criterion == "thinning" else "explaining held-out cells"
     chosen = result.suggested_run
     if result.suggested == result.best:

@@ -86,7 +86,7 @@ def cost(density: LatentDensity, z_nk: Tensor) -> Tensor:
 
     The factor is large where there are few cells. Wherever the density is at least the median density of the held-out
     cells, the factor is 1. Below the median, the factor increases with −log density to an upper limit of 6. A path
-    through a region without cells is therefore taken if all other paths are six times as long.
+    through a region without cells is therefore taken if all other paths are more than six times as long.
     """
     usual = density.nll_at(0.5)
     scale = max(density.nll_at(OFF_MANIFOLD) - usual, 1e-6)

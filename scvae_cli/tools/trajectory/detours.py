@@ -32,9 +32,9 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
     """Find the longest excursion of a trajectory that comes back to where it began.
 
     `y_tg` are the Fisher–Rao coordinates of the decoded steps. Returns three steps: where the excursion begins, where
-    it is farthest, and where it has come back. Returns None if no excursion comes back. How far the excursion goes is
-    the smaller distance of its farthest step from the other two steps. If there are very many steps, only some are
-    compared, at regular intervals.
+    it is farthest, and where it has come back. Returns None if no excursion comes back. The distance of a step from the
+    other two steps is the distance from the nearer one. If there are very many steps, only some are compared, at
+    regular intervals.
 
     >>> there_and_back = np.array([[0.0], [1], [2], [3], [2], [1], [0.1]])
     >>> returning_steps(there_and_back), returning_steps(there_and_back[:4])
@@ -58,7 +58,7 @@ def returning_steps(y_tg: np.ndarray) -> tuple[int, int, int] | None:
 
 
 def empty_steps(position_n: np.ndarray, n_steps: int) -> tuple[int, int] | None:
-    """Find the longest gap, a part of a trajectory in which no cell lies, as its first and last step.
+    """Find the longest part of a trajectory without cells (a gap), and return its first and last step.
 
     `position_n` are the positions, from 0 to 1, of the cells that belong to the trajectory. Returns None if the longest
     gap is short.

@@ -25,7 +25,7 @@ class GeneChanges:
     ----------
     effect_g, net_g
         The effect is the highest minus the lowest value along the trajectory. The net change is the value at the end
-        minus the value at the start. The unit of effect and net change is that of the Fisher–Rao coordinate y.
+        minus the value at the start. Effect and net change are differences of the Fisher–Rao coordinate y.
     direction_g
         "up" or "down" if the absolute net change is at least half of the effect, and otherwise "peak" or "dip".
     monotonicity_g

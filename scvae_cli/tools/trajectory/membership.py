@@ -12,8 +12,9 @@ cell belongs to the trajectory in two cases:
    ends.
 
 A cell outside the tube and the clouds also belongs to the trajectory if at least half of its nearest cells lie in the
-tube or the clouds. If groups are known, the nearest cells of each cell must also have mostly the groups of the cells
-around the nearest steps. This requirement leaves out the cells of a sister fate that borders on the trajectory.
+tube or the clouds. If groups are known, most of the nearest cells of a cell must also belong to groups that occur
+around the nearest steps. The requirement on the groups leaves out the cells of a sister fate that borders on the
+trajectory.
 
 Shapes: n cells, t steps, k latent dimensions, g genes, d directions of expression, j nearest cells, r reference cells,
 c components or groups.
@@ -45,8 +46,8 @@ _NEIGHBORS, _MAJORITY = 15, 0.5
 # Nearest cells are looked up only for cells within this multiple of the width of the tube; cells farther away cannot
 # belong to the trajectory.
 _CANDIDATES = 2.0
-# Number of directions of expression in which distances are measured. These directions keep all but a hundredth of a
-# percent of the variance, and are computed from at most `_DIRECTION_CELLS` cells.
+# Number of directions of expression in which distances are measured. The directions keep all but a hundredth of a
+# percent of the variance of expression, and are computed from at most `_DIRECTION_CELLS` cells.
 _DIRECTIONS, _DIRECTION_CELLS = 64, 1000
 # Two steps are nearby if the part of the trajectory between them is at most this fraction of the trajectory.
 _NEARBY = 0.1

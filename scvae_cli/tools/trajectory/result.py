@@ -155,8 +155,9 @@ class Trajectory:
             f"{step} (near {group!r})" if (group := self.steps.group_t[step]) else str(step) for step in self.returning
         )
         return (
-            f"the trajectory returns to an earlier state: after step {farthest}, the expression at step {end} is "
-            f"like that at step {begin}; check the order of the groups, or end the trajectory at an earlier group"
+            f"the trajectory returns to an earlier state: it moves away until step {farthest}, but the expression at "
+            f"step {end} is similar to that at step {begin} again; check the order of the groups, or end the "
+            "trajectory at an earlier group"
         )
 
     def warning_of_sisters(self) -> str | None:
@@ -178,9 +179,9 @@ class Trajectory:
         step, root = self.turning
         where = f" (near {group!r})" if (group := self.steps.group_t[step]) else ""
         return (
-            f"the trajectory goes back toward {root!r}, where the order of scvae pseudotime in these data begins, up "
-            f"to step {step}{where}, and then forward: the trajectory joins two ends through their progenitors, and no "
-            f"cell develops along this path; start at {root!r} to follow a differentiation"
+            f"up to step {step}{where}, the trajectory goes back toward {root!r}, where an order of scvae pseudotime "
+            "begins, and then it goes forward: the trajectory joins two ends through their progenitors, and no cell "
+            f"develops along this path; start at {root!r} to follow a differentiation"
         )
 
     def warning_of_groups(self) -> str | None:

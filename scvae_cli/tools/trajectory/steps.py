@@ -29,8 +29,8 @@ class Steps:
     Parameters
     ----------
     length
-        Fisher–Rao length of the trajectory. One unit is the standard deviation of a single count around its expected
-        value; for real numbers, it is the standard deviation of the noise.
+        Fisher–Rao length of the trajectory. One unit of length is the standard deviation of a single count around its
+        expected value; for real numbers, it is the standard deviation of the noise.
     position_t, speed_t
         Position along the trajectory, from 0 to 1, and Fisher–Rao speed: the Fisher–Rao length per unit of
         position.
